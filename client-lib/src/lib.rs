@@ -1,0 +1,14 @@
+//! The bottom of Heliotrope: the words, the wire and the transport that every other crate shares.
+//!
+//! Owns the identifiers and positions ([`types`]), sizes ([`geometry`]), the error that callers act on
+//! ([`error`]), the seam to the network ([`transport`]) and the frames that cross it ([`wire`]). It links
+//! neither RocksDB, openraft nor io_uring, and never will, so that outside programs can link it.
+
+pub mod error;
+pub mod geometry;
+pub mod transport;
+pub mod types;
+
+pub use error::{Error, ErrorKind};
+pub use geometry::{BLOCK_SIZE, BlockIndex, SECTOR_SIZE, VolumeSize};
+pub use types::{Epoch, GroupId, Lsn, NodeId, NodeName, ProviderId, VolumeId, VolumeName};

@@ -1,0 +1,106 @@
+//! The seam to the network: calls between nodes, each a request and a reply.
+//!
+//! Everything that nodes say to each other is a call of one frame each way, in one of three traffic
+//! classes, so that a simulator can replace the network by a queue of messages. Streams, if a transport has
+//! them, stay below this seam. Retries, routing and the meaning of frames stay above it.
+
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::types::NodeId;
+
+/// A boxed future, as the object-safe seams return it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The largest frame that a call may carry in either direction, in bytes. A larger one is refused before
+/// it is sent and before it is received, so that a peer cannot make us allocate more.
+pub const FRAME_SIZE_MAX: usize = 40 << 20;
+
+/// What a call competes with. Each class has a connection of its own, with its own congestion window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// Raft, heartbeats, handover: small and urgent.
+    Control,
+    /// A guest waits: pulls of stale blocks, reads and writes passed on to the owner.
+    Pull,
+    /// Background propagation: may wait for all others.
+    Bulk,
+}
+
+impl Class {
+    /// All classes, most urgent first.
+    pub const ALL: [Class; 3] = [Class::Control, Class::Pull, Class::Bulk];
+}
+
+/// Why a call brought no reply.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransportError {
+    /// No address is known for the node: it is not a member, or membership has not arrived yet.
+    #[error("no address is known for node {0}")]
+    UnknownPeer(NodeId),
+    /// The node could not be reached; the request was not delivered.
+    #[error("node {node} cannot be reached: {reason}")]
+    Unreachable {
+        /// The node that was called.
+        node: NodeId,
+        /// What the network said.
+        reason: String,
+    },
+    /// The connection broke or the deadline passed after the request was sent: it may have been carried out.
+    #[error("no reply from node {node}, the outcome is unknown: {reason}")]
+    OutcomeUnknown {
+        /// The node that was called.
+        node: NodeId,
+        /// What the network said.
+        reason: String,
+    },
+    /// The frame is larger than [`FRAME_SIZE_MAX`]; nothing was sent.
+    #[error("a frame of {0} bytes is over the limit of {FRAME_SIZE_MAX}")]
+    TooLarge(usize),
+    /// The transport was closed.
+    #[error("the transport is closed")]
+    Closed,
+}
+
+/// The calling end: reaches other nodes by id.
+///
+/// Implementers: quinn (`transport::quic`) and the simulator; one conformance suite runs on both.
+pub trait Transport: Send + Sync + fmt::Debug + 'static {
+    /// Sends `request` to `node` and returns its reply. Connects when needed and shares connections.
+    ///
+    /// # Errors
+    /// As [`TransportError`] says; after `OutcomeUnknown` the request may have been carried out or may still be.
+    ///
+    /// # Cancel safety
+    /// Dropping the future abandons the call: the request may have been carried out, the reply is discarded.
+    fn call(
+        &self,
+        node: NodeId,
+        class: Class,
+        request: Bytes,
+        deadline: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, TransportError>>;
+
+    /// Tells where `node` listens; replaces what was known. Calls under way are not disturbed.
+    fn set_peer(&self, node: NodeId, address: SocketAddr);
+
+    /// Forgets `node` and closes its connections.
+    fn remove_peer(&self, node: NodeId);
+
+    /// The smoothed round-trip time of the control connection to `node`; `None` before the first connection.
+    fn rtt(&self, node: NodeId) -> Option<Duration>;
+}
+
+/// The answering end, implemented by the node and handed to the transport when it starts.
+///
+/// Implementers must answer every request (an application error is a reply, not a missing one) and must not
+/// block the calling task: requests of one connection run concurrently.
+pub trait Service: Send + Sync + 'static {
+    /// Answers `request` from `peer`. `None` for a caller without a certificate, who may only ask to join.
+    fn serve(&self, peer: Option<NodeId>, class: Class, request: Bytes) -> BoxFuture<'_, Bytes>;
+}

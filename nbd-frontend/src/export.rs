@@ -1,0 +1,106 @@
+//! What the NBD server serves: a directory of exports, and one session per connection.
+//!
+//! This is the seam between the protocol and the disk behind it. Implementers are the node (a volume in
+//! process), a client-lib volume (a volume elsewhere) and the memory export of the tests. The server has
+//! validated every request against [`ExportInfo`] before it calls; implementers answer in any order.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use client_lib::Error;
+use client_lib::transport::BoxFuture;
+
+/// What a client is told about an export before it transmits (NBD protocol, `NBD_OPT_INFO`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// The name that clients ask for.
+    pub name: String,
+    /// One line for people, shown by `nbdinfo`; may be empty.
+    pub description: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Whether every write is refused for ever, as on a snapshot. A volume owned elsewhere is *not* read-only:
+    /// ownership may move here while the client is connected.
+    pub read_only: bool,
+    /// Smallest request unit in bytes, a power of two.
+    pub block_size_min: u32,
+    /// Best request unit in bytes, a power of two.
+    pub block_size_preferred: u32,
+    /// Largest payload of one request in bytes.
+    pub block_size_max: u32,
+}
+
+/// Part of a read's answer; parts follow each other without gap and together cover the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadPart {
+    /// These bytes.
+    Data(Bytes),
+    /// This many zero bytes, which occupy no space.
+    Hole(u32),
+}
+
+/// A run of bytes in one state, for BLOCK_STATUS with `base:allocation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllocationExtent {
+    /// Length in bytes, above 0.
+    pub length: u64,
+    /// Whether space is allocated (not `NBD_STATE_HOLE`).
+    pub allocated: bool,
+    /// Whether the bytes read as zeroes (`NBD_STATE_ZERO`).
+    pub zero: bool,
+}
+
+/// How zeroes are to be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ZeroOptions {
+    /// Durable before the reply (`NBD_CMD_FLAG_FUA`).
+    pub fua: bool,
+    /// Keep the range allocated (`NBD_CMD_FLAG_NO_HOLE`).
+    pub no_hole: bool,
+}
+
+/// The exports of a server.
+pub trait ExportDirectory: Send + Sync + 'static {
+    /// Every export, for `NBD_OPT_LIST`.
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ExportInfo>, Error>>;
+
+    /// What is known of the export `name`, without opening it, for `NBD_OPT_INFO`. The empty name asks for
+    /// the default export; a directory without one answers `NotFound`.
+    fn info<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ExportInfo, Error>>;
+
+    /// Opens `name` for one connection.
+    fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>>;
+}
+
+/// One connection's use of an export. Dropped when the connection ends.
+///
+/// Offsets and lengths are bytes, multiples of `block_size_min`, and inside the export.
+///
+/// # Cancel safety
+/// Dropping a returned future abandons the reply; the operation may or may not have been carried out.
+pub trait Session: Send + Sync + 'static {
+    /// The export as it is now; the size may have grown since the handshake.
+    fn info(&self) -> ExportInfo;
+
+    /// Reads `length` bytes at `offset`: the newest acked write of every byte, wherever it was acked.
+    fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>>;
+
+    /// Writes `data` at `offset`.
+    ///
+    /// # Durability
+    /// On return the data survives the death of the process; with `fua` also a power cut.
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Makes `length` bytes at `offset` read as zeroes.
+    fn write_zeroes(&self, offset: u64, length: u32, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Tells that `length` bytes at `offset` are not needed; they read as zeroes afterwards.
+    fn trim(&self, offset: u64, length: u32, fua: bool) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Makes durable every write that any connection of this export had acked before this call.
+    fn flush(&self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// The allocation of `length` bytes at `offset`. The extents start at `offset`, cover at least one byte, and
+    /// may stop short of `length` or pass it.
+    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>>;
+}

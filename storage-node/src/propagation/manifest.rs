@@ -1,0 +1,69 @@
+//! A delta's table: which blocks changed, at which LSN, with which checksum. No data.
+//!
+//! A manifest covers the LSNs `(from, to]` of a volume and names each changed block once, in its newest version.
+//! Manifests of one volume reach a replica in order and without gap: `from` of the next is `to` of the last.
+
+use client_lib::{BlockIndex, Lsn};
+use serde::{Deserialize, Serialize};
+
+/// Neighbouring blocks that one write left in one version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestRun {
+    /// The first block.
+    pub start: BlockIndex,
+    /// The write that made this version.
+    pub lsn: Lsn,
+    /// What the blocks hold.
+    pub content: RunContent,
+}
+
+/// What the blocks of a run hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RunContent {
+    /// Data with these CRC-32s, one per block.
+    Data(Vec<u32>),
+    /// This many blocks of zeroes; there is nothing to fetch.
+    Zero(u32),
+}
+
+impl ManifestRun {
+    /// How many blocks the run has.
+    #[must_use]
+    pub fn blocks(&self) -> u32 {
+        match &self.content {
+            RunContent::Data(checksums) => checksums.len() as u32,
+            RunContent::Zero(count) => *count,
+        }
+    }
+}
+
+/// The table of the delta `(from, to]`. Runs are sorted by `start` and do not overlap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The position the receiver must be at.
+    pub from: Lsn,
+    /// The position the receiver knows of afterwards.
+    pub to: Lsn,
+    /// The changed blocks.
+    pub runs: Vec<ManifestRun>,
+}
+
+/// A run of neighbouring blocks, whatever their versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BlockRun {
+    /// The first block.
+    pub start: BlockIndex,
+    /// How many, above 0.
+    pub count: u32,
+}
+
+/// One block in one version, with its data: what a push or a pull carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionedBlock {
+    /// Which block.
+    pub block: BlockIndex,
+    /// Which version.
+    pub lsn: Lsn,
+    /// Its content; `None` is a block of zeroes.
+    pub data: Option<bytes::Bytes>,
+}

@@ -1,0 +1,3 @@
+//! One single-threaded data path: a log, a map and the volumes pinned to it.
+
+pub mod handle;

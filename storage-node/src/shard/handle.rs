@@ -1,0 +1,345 @@
+//! The way into a shard from other threads: typed requests over a bounded queue, each with a reply.
+//!
+//! A [`ShardHandle`] is cheap to clone and safe from any task. Every operation is serialised by its shard;
+//! concurrency comes from having many under way. The shard is the authority on whether a write may happen
+//! (role, epoch, freeze): no caller needs to check first.
+
+use bytes::Bytes;
+use client_lib::{BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
+use tokio::sync::oneshot;
+
+use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
+
+/// Why a shard refused or failed an operation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The volume is not in this shard.
+    #[error("volume {0} is not stored here")]
+    UnknownVolume(VolumeId),
+    /// This node does not own the volume.
+    #[error("this node does not own volume {volume} (it is in epoch {epoch})")]
+    NotOwner {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch the shard knows.
+        epoch: Epoch,
+    },
+    /// Writes are held while the volume is handed over: wait for the outcome, then try again.
+    #[error("volume {0} is frozen for a handover")]
+    Frozen(VolumeId),
+    /// These blocks exist in a newer version elsewhere: fetch them, `receive` them, then try again.
+    #[error("{} runs of blocks are stale", runs.len())]
+    Stale {
+        /// The stale blocks among those asked for.
+        runs: Vec<BlockRun>,
+    },
+    /// A manifest does not continue where the last one ended.
+    #[error("a manifest from {found} does not continue at {expected}")]
+    ManifestGap {
+        /// What the shard knows up to.
+        expected: Lsn,
+        /// Where the manifest starts.
+        found: Lsn,
+    },
+    /// Stored bytes do not match their checksum.
+    #[error("block {block} of volume {volume} is corrupt in segment {segment} at byte {offset}: checksum {found:08x}, expected {expected:08x}")]
+    Corrupt {
+        /// The volume.
+        volume: VolumeId,
+        /// The block.
+        block: BlockIndex,
+        /// The segment file's number.
+        segment: u64,
+        /// The byte within the segment file.
+        offset: u64,
+        /// The checksum in the map.
+        expected: u32,
+        /// The checksum of what was read.
+        found: u32,
+    },
+    /// No segment is free and the file system has no space for another.
+    #[error("the data directory is full")]
+    OutOfSpace,
+    /// The log failed before and takes no more writes until the node is restarted.
+    #[error("the log is poisoned: {0}")]
+    Poisoned(String),
+    /// The device or file system failed.
+    #[error("input or output failed: {0}")]
+    Io(String),
+    /// The shard has stopped.
+    #[error("the shard has stopped")]
+    Stopped,
+}
+
+/// What the shard does with a volume here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// This node owns the volume under this epoch and serves it.
+    Owner,
+    /// This node follows; the shard refuses guest I/O.
+    Replica,
+}
+
+/// A volume's positions and counts in this shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeReport {
+    /// The size it was opened with.
+    pub size: VolumeSize,
+    /// What this node is to the volume.
+    pub role: Role,
+    /// The epoch of the last activation or deactivation; `Epoch(0)` when new.
+    pub epoch: Epoch,
+    /// Owner: the newest assigned LSN. Replica: equal to `known`.
+    pub head: Lsn,
+    /// Owner: up to where writes are synced. Replica: equal to `known`.
+    pub durable: Lsn,
+    /// Up to where this node knows what changed (manifests received); on an owner equal to `head`.
+    pub known: Lsn,
+    /// Up to where this node holds a complete prefix of the volume; on an owner without stale blocks equal to `head`.
+    pub watermark: Lsn,
+    /// Blocks known in a newer version than is held.
+    pub stale_blocks: u64,
+    /// Blocks that occupy space here.
+    pub mapped_blocks: u64,
+}
+
+/// A delta pinned at an owner: the versions at `to` stay readable until it is released.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedDelta {
+    /// Names the pin.
+    pub pin: u64,
+    /// The watermark it starts from.
+    pub from: Lsn,
+    /// The position it ends at.
+    pub to: Lsn,
+    /// The blocks that hold data, to be sent; zero runs travel in the manifest alone.
+    pub blocks: u64,
+}
+
+/// A part of a read: block data as stored or a run of zeroes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadChunk {
+    /// These bytes.
+    Data(Bytes),
+    /// This many zero bytes.
+    Zero(u32),
+}
+
+/// A run of bytes in one state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedExtent {
+    /// Length in bytes.
+    pub length: u64,
+    /// Whether a block of data is mapped (here or, stale, elsewhere); else it reads as zeroes.
+    pub mapped: bool,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// What a shard can be asked. The methods of [`ShardHandle`] document each.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "each variant is documented at the method of the same name")]
+pub enum Request {
+    Open { volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport> },
+    Delete { volume: VolumeId, reply: Reply<()> },
+    Report { volume: VolumeId, reply: Reply<VolumeReport> },
+    Read { volume: VolumeId, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
+    Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, reply: Reply<Lsn> },
+    Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, reply: Reply<Lsn> },
+    Flush { volume: VolumeId, reply: Reply<Lsn> },
+    Extents { volume: VolumeId, offset: u64, length: u64, reply: Reply<Vec<MappedExtent>> },
+    Activate { volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport> },
+    Deactivate { volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport> },
+    Freeze { volume: VolumeId, reply: Reply<Lsn> },
+    Thaw { volume: VolumeId, reply: Reply<()> },
+    SealManifest { volume: VolumeId, from: Lsn, delta_from: Option<Lsn>, reply: Reply<(Manifest, Option<SealedDelta>)> },
+    ReadSealed { volume: VolumeId, pin: u64, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
+    Release { volume: VolumeId, pin: u64, reply: Reply<()> },
+    ChangedBlocks { volume: VolumeId, since: Lsn, reply: Reply<u64> },
+    Prune { volume: VolumeId, up_to: Lsn, reply: Reply<()> },
+    ApplyManifest { volume: VolumeId, manifest: Manifest, seal: bool, durable: bool, reply: Reply<Lsn> },
+    Missing { volume: VolumeId, sealed_only: bool, after: BlockIndex, limit: u32, reply: Reply<Vec<BlockRun>> },
+    Receive { volume: VolumeId, blocks: Vec<VersionedBlock>, reply: Reply<u64> },
+    ApplySealed { volume: VolumeId, to: Lsn, reply: Reply<Lsn> },
+    ReadNewest { volume: VolumeId, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
+    Checkpoint { reply: Reply<()> },
+    Stop { reply: Reply<()> },
+}
+
+/// How many requests may wait for a shard; more make their callers wait.
+pub const QUEUE_DEPTH: usize = 1024;
+
+/// Wakes a shard that sleeps in its I/O engine.
+pub trait Doorbell: Send + Sync + 'static {
+    /// Makes the shard look at its queue. Cheap when it is awake already.
+    fn ring(&self);
+}
+
+/// The way into one shard.
+#[derive(Clone)]
+pub struct ShardHandle {
+    queue: tokio::sync::mpsc::Sender<Request>,
+    doorbell: std::sync::Arc<dyn Doorbell>,
+}
+
+impl ShardHandle {
+    /// A handle that feeds `queue` and rings `doorbell`.
+    #[must_use]
+    pub fn new(queue: tokio::sync::mpsc::Sender<Request>, doorbell: std::sync::Arc<dyn Doorbell>) -> ShardHandle {
+        ShardHandle { queue, doorbell }
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.send(request(reply)).await.map_err(|_| StoreError::Stopped)?;
+        self.doorbell.ring();
+        answer.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    /// Opens `volume`, creating it empty as a [`Role::Replica`] of epoch 0 when the shard does not have it. A volume
+    /// that was [`Role::Owner`] when the process ended comes back as `Replica` at its recovered position, with
+    /// `known` = `head` = the last LSN in the log: only [`activate`](Self::activate) makes an owner.
+    pub async fn open(&self, volume: VolumeId, size: VolumeSize) -> Result<VolumeReport, StoreError> {
+        self.ask(|reply| Request::Open { volume, size, reply }).await
+    }
+
+    /// Forgets `volume` and frees its space. Durable on return. Idempotent.
+    pub async fn delete(&self, volume: VolumeId) -> Result<(), StoreError> {
+        self.ask(|reply| Request::Delete { volume, reply }).await
+    }
+
+    /// The volume's positions and counts.
+    pub async fn report(&self, volume: VolumeId) -> Result<VolumeReport, StoreError> {
+        self.ask(|reply| Request::Report { volume, reply }).await
+    }
+
+    /// Reads as the owner: the newest acked write of each byte. `length` may be any number of sectors.
+    ///
+    /// # Errors
+    /// `NotOwner` on a replica; `Stale` names the blocks to fetch first. Served while frozen.
+    pub async fn read(&self, volume: VolumeId, offset: u64, length: u32) -> Result<Vec<ReadChunk>, StoreError> {
+        self.ask(|reply| Request::Read { volume, offset, length, reply }).await
+    }
+
+    /// Writes as the owner: answered once the log file holds it, with its LSN; `fua` waits until it is synced.
+    /// Partial blocks are read, merged and written whole, in the order of arrival.
+    ///
+    /// # Errors
+    /// `NotOwner`, `Frozen`; `Stale` when a partly written block must be fetched first; `OutOfSpace`, `Poisoned`, `Io`.
+    pub async fn write(&self, volume: VolumeId, offset: u64, data: Bytes, fua: bool) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::Write { volume, offset, data, fua, reply }).await
+    }
+
+    /// Makes a range read as zeroes and frees the whole blocks in it. Otherwise as [`write`](Self::write).
+    pub async fn zero(&self, volume: VolumeId, offset: u64, length: u64, fua: bool) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::Zero { volume, offset, length, fua, reply }).await
+    }
+
+    /// Syncs everything acked before; returns the durable LSN. On a replica: syncs what it has received.
+    pub async fn flush(&self, volume: VolumeId) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::Flush { volume, reply }).await
+    }
+
+    /// What is mapped in a range, as the owner.
+    pub async fn extents(&self, volume: VolumeId, offset: u64, length: u64) -> Result<Vec<MappedExtent>, StoreError> {
+        self.ask(|reply| Request::Extents { volume, offset, length, reply }).await
+    }
+
+    /// Becomes owner under `epoch`, logged and synced; the next write gets sequence `known.sequence + 1`. Serves at
+    /// once, whatever is stale. Refused with `NotOwner` if `epoch` is below the volume's. Idempotent. Thaws.
+    pub async fn activate(&self, volume: VolumeId, epoch: Epoch) -> Result<VolumeReport, StoreError> {
+        self.ask(|reply| Request::Activate { volume, epoch, reply }).await
+    }
+
+    /// Becomes a replica under `epoch` (the new owner's), logged and synced. Idempotent.
+    pub async fn deactivate(&self, volume: VolumeId, epoch: Epoch) -> Result<VolumeReport, StoreError> {
+        self.ask(|reply| Request::Deactivate { volume, epoch, reply }).await
+    }
+
+    /// Refuses new writes with `Frozen`, waits for those under way, syncs, and returns the final LSN. Idempotent.
+    pub async fn freeze(&self, volume: VolumeId) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::Freeze { volume, reply }).await
+    }
+
+    /// Ends a freeze without a change of owner.
+    pub async fn thaw(&self, volume: VolumeId) -> Result<(), StoreError> {
+        self.ask(|reply| Request::Thaw { volume, reply }).await
+    }
+
+    /// Owner: the manifest `(from, durable]` (syncing first if something acked is not yet durable). With
+    /// `delta_from`, also pins the delta `(delta_from, durable]`: its versions stay readable until
+    /// [`release`](Self::release)d or the process ends. A `from` or `delta_from` older than the change history
+    /// yields every mapped block.
+    pub async fn seal_manifest(
+        &self,
+        volume: VolumeId,
+        from: Lsn,
+        delta_from: Option<Lsn>,
+    ) -> Result<(Manifest, Option<SealedDelta>), StoreError> {
+        self.ask(|reply| Request::SealManifest { volume, from, delta_from, reply }).await
+    }
+
+    /// Reads blocks of a pinned delta, in its versions. Blocks that are stale here come as `Stale`.
+    pub async fn read_sealed(&self, volume: VolumeId, pin: u64, runs: Vec<BlockRun>) -> Result<Vec<VersionedBlock>, StoreError> {
+        self.ask(|reply| Request::ReadSealed { volume, pin, runs, reply }).await
+    }
+
+    /// Lets go of a pinned delta. Idempotent.
+    pub async fn release(&self, volume: VolumeId, pin: u64) -> Result<(), StoreError> {
+        self.ask(|reply| Request::Release { volume, pin, reply }).await
+    }
+
+    /// How many distinct blocks changed after `since`.
+    pub async fn changed_blocks(&self, volume: VolumeId, since: Lsn) -> Result<u64, StoreError> {
+        self.ask(|reply| Request::ChangedBlocks { volume, since, reply }).await
+    }
+
+    /// Every replica has applied `up_to`: the change history before it may go.
+    pub async fn prune(&self, volume: VolumeId, up_to: Lsn) -> Result<(), StoreError> {
+        self.ask(|reply| Request::Prune { volume, up_to, reply }).await
+    }
+
+    /// Replica: takes note of `manifest`. With `seal`, everything known up to `manifest.to` becomes the delta to
+    /// apply next (merging with one that was sealed and not yet applied). With `durable`, returns after a sync.
+    /// Returns the new `known`. A manifest that ends at or before `known` changes nothing but still seals.
+    ///
+    /// # Errors
+    /// `ManifestGap` when it starts after `known`. One that starts before and ends after `known` is taken whole.
+    pub async fn apply_manifest(&self, volume: VolumeId, manifest: Manifest, seal: bool, durable: bool) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::ApplyManifest { volume, manifest, seal, durable, reply }).await
+    }
+
+    /// Stale blocks at or after `after`, at most `limit` runs, in block order; with `sealed_only` those of the sealed
+    /// delta (in its versions), else those needed to be up to date with `known`. Works in both roles.
+    pub async fn missing(&self, volume: VolumeId, sealed_only: bool, after: BlockIndex, limit: u32) -> Result<Vec<BlockRun>, StoreError> {
+        self.ask(|reply| Request::Missing { volume, sealed_only, after, limit, reply }).await
+    }
+
+    /// Stores fetched or pushed blocks; answered once the log file holds them. Blocks in a version that is not
+    /// wanted (any more) are dropped. Checks each against the manifest's checksum; a mismatch is `Corrupt`. Returns how
+    /// many were wanted. Works in both roles.
+    pub async fn receive(&self, volume: VolumeId, blocks: Vec<VersionedBlock>) -> Result<u64, StoreError> {
+        self.ask(|reply| Request::Receive { volume, blocks, reply }).await
+    }
+
+    /// Replica: moves the watermark to the sealed delta's end `to`, logged and synced, if nothing of it is missing.
+    /// Returns the watermark, moved or not.
+    pub async fn apply_sealed(&self, volume: VolumeId, to: Lsn) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::ApplySealed { volume, to, reply }).await
+    }
+
+    /// Reads the newest version held of each block, in either role; `Stale` if a newer one is known elsewhere.
+    pub async fn read_newest(&self, volume: VolumeId, runs: Vec<BlockRun>) -> Result<Vec<VersionedBlock>, StoreError> {
+        self.ask(|reply| Request::ReadNewest { volume, runs, reply }).await
+    }
+
+    /// Writes a checkpoint now.
+    pub async fn checkpoint(&self) -> Result<(), StoreError> {
+        self.ask(|reply| Request::Checkpoint { reply }).await
+    }
+
+    /// Finishes what is under way, syncs, checkpoints and ends the shard's thread.
+    pub async fn stop(&self) -> Result<(), StoreError> {
+        self.ask(|reply| Request::Stop { reply }).await
+    }
+}
