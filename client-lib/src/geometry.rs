@@ -3,6 +3,7 @@
 //! A volume's map works in blocks of [`BLOCK_SIZE`]; clients may write single sectors of
 //! [`SECTOR_SIZE`]. This module owns every conversion between the two, so that no other module divides.
 
+use std::fmt;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,12 @@ impl BlockIndex {
     #[must_use]
     pub fn byte_offset(self) -> u64 {
         u64::from(self.0) * u64::from(BLOCK_SIZE)
+    }
+}
+
+impl fmt::Display for BlockIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
     }
 }
 

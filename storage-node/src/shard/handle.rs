@@ -141,6 +141,7 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 #[expect(missing_docs, reason = "each variant is documented at the method of the same name")]
 pub enum Request {
     Open { volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport> },
+    List { reply: Reply<Vec<VolumeId>> },
     Delete { volume: VolumeId, reply: Reply<()> },
     Report { volume: VolumeId, reply: Reply<VolumeReport> },
     Read { volume: VolumeId, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
@@ -201,6 +202,11 @@ impl ShardHandle {
     /// `known` = `head` = the last LSN in the log: only [`activate`](Self::activate) makes an owner.
     pub async fn open(&self, volume: VolumeId, size: VolumeSize) -> Result<VolumeReport, StoreError> {
         self.ask(|reply| Request::Open { volume, size, reply }).await
+    }
+
+    /// Every volume in this shard.
+    pub async fn list(&self) -> Result<Vec<VolumeId>, StoreError> {
+        self.ask(|reply| Request::List { reply }).await
     }
 
     /// Forgets `volume` and frees its space. Durable on return. Idempotent.
