@@ -1,0 +1,115 @@
+//! The node's answering end: sorts frames by service to consensus, volumes and the join handler.
+//!
+//! The transport needs its service before the parts behind it exist (they need the transport to start), so
+//! each part is put in its place once; until then its frames are answered with "not ready".
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use client_lib::transport::{BoxFuture, Class, Service, Transport, TransportError};
+use client_lib::wire::frame::{Frame, ServiceId};
+use client_lib::{Error, ErrorKind, GroupId, NodeId};
+use consensus::{MetaRaft, RaftCalls};
+
+use crate::join::JoinHandler;
+use crate::peer::message::{Message, PeerReply};
+use crate::peer::server::PeerServer;
+
+/// What the transport of a node answers with.
+#[derive(Default)]
+pub struct NodeService {
+    meta: OnceLock<MetaRaft>,
+    peers: OnceLock<PeerServer>,
+    join: OnceLock<JoinHandler>,
+}
+
+impl NodeService {
+    /// Consensus is ready to be asked.
+    pub fn set_meta(&self, meta: MetaRaft) {
+        assert!(self.meta.set(meta).is_ok(), "consensus is set once");
+    }
+
+    /// The volumes are ready to be asked.
+    pub fn set_peers(&self, peers: PeerServer) {
+        assert!(self.peers.set(peers).is_ok(), "the peer server is set once");
+    }
+
+    /// This node can admit new nodes.
+    pub fn set_join(&self, join: JoinHandler) {
+        assert!(self.join.set(join).is_ok(), "the join handler is set once");
+    }
+
+    async fn answer(&self, peer: Option<NodeId>, request: Bytes) -> Bytes {
+        let frame = match Frame::decode(request) {
+            Ok(frame) => frame,
+            Err(error) => {
+                return refusal(Error::new(ErrorKind::Corrupt, "the frame cannot be read").caused_by(error));
+            }
+        };
+        match (frame.service, peer) {
+            (ServiceId::Raft, Some(_)) => match self.meta.get() {
+                Some(meta) => Frame {
+                    service: ServiceId::Raft,
+                    group: GroupId::META,
+                    head: Bytes::new(),
+                    payload: meta.serve(frame.payload).await,
+                }
+                .encode(),
+                None => refusal(not_ready()),
+            },
+            (ServiceId::Peer, Some(peer)) => match self.peers.get() {
+                Some(peers) => peers.serve(peer, frame).await,
+                None => refusal(not_ready()),
+            },
+            (ServiceId::Join, _) => match self.join.get() {
+                Some(join) => join.answer(frame).await,
+                None => refusal(Error::new(
+                    ErrorKind::InvalidRequest,
+                    "this node cannot admit others: it does not hold the cluster's certificate authority; use the address in the join token",
+                )),
+            },
+            (service, peer) => refusal(Error::new(
+                ErrorKind::InvalidRequest,
+                format!("service {service:?} is not offered to {}", peer.map_or("a caller without certificate".into(), |id| format!("node {id}"))),
+            )),
+        }
+    }
+}
+
+fn not_ready() -> Error {
+    Error::new(ErrorKind::Unavailable, "the node is still starting")
+}
+
+fn refusal(error: Error) -> Bytes {
+    Message { head: PeerReply::Failed(error), payload: Bytes::new() }.encode()
+}
+
+impl Service for NodeService {
+    fn serve(&self, peer: Option<NodeId>, _class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(self.answer(peer, request))
+    }
+}
+
+/// Consensus's calls, as frames over the node's transport.
+#[derive(Clone, Debug)]
+pub struct RaftTransport(pub Arc<dyn Transport>);
+
+impl RaftCalls for RaftTransport {
+    fn call(
+        &self,
+        to: NodeId,
+        request: Bytes,
+        deadline: std::time::Duration,
+    ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
+        Box::pin(async move {
+            let frame = Frame { service: ServiceId::Raft, group: GroupId::META, head: Bytes::new(), payload: request };
+            let reply = self.0.call(to, Class::Control, frame.encode(), deadline).await?;
+            match Frame::decode(reply) {
+                Ok(Frame { service: ServiceId::Raft, payload, .. }) => Ok(payload),
+                // A peer that is still starting answers in another service's name: as good as not there.
+                Ok(_) => Err(TransportError::Unreachable { node: to, reason: "its consensus is not running yet".into() }),
+                Err(error) => Err(TransportError::OutcomeUnknown { node: to, reason: error.to_string() }),
+            }
+        })
+    }
+}
