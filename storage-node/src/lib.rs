@@ -1,4 +1,7 @@
 //! The Heliotrope node: the block store, propagation, ownership and the composition of all parts.
 
+pub mod ownership;
+pub mod peer;
 pub mod propagation;
+pub mod serve;
 pub mod shard;

@@ -13,7 +13,7 @@ use consensus::{MetaRaft, RaftCalls};
 
 use crate::join::JoinHandler;
 use crate::peer::message::{Message, PeerReply};
-use crate::peer::server::PeerServer;
+use crate::peer::server::{PeerServer, encode_reply};
 
 /// What the transport of a node answers with.
 #[derive(Default)]
@@ -40,7 +40,7 @@ impl NodeService {
     }
 
     async fn answer(&self, peer: Option<NodeId>, request: Bytes) -> Bytes {
-        let frame = match Frame::decode(request) {
+        let frame = match Frame::decode(&request) {
             Ok(frame) => frame,
             Err(error) => {
                 return refusal(Error::new(ErrorKind::Corrupt, "the frame cannot be read").caused_by(error));
@@ -48,13 +48,12 @@ impl NodeService {
         };
         match (frame.service, peer) {
             (ServiceId::Raft, Some(_)) => match self.meta.get() {
-                Some(meta) => Frame {
-                    service: ServiceId::Raft,
-                    group: GroupId::META,
-                    head: Bytes::new(),
-                    payload: meta.serve(frame.payload).await,
+                Some(meta) => {
+                    let reply = raft_frame(meta.serve(frame.payload).await).encode();
+                    reply.unwrap_or_else(|error| {
+                        refusal(Error::new(ErrorKind::Internal, "an answer of consensus cannot be sent").caused_by(error))
+                    })
                 }
-                .encode(),
                 None => refusal(not_ready()),
             },
             (ServiceId::Peer, Some(peer)) => match self.peers.get() {
@@ -81,7 +80,11 @@ fn not_ready() -> Error {
 }
 
 fn refusal(error: Error) -> Bytes {
-    Message { head: PeerReply::Failed(error), payload: Bytes::new() }.encode()
+    encode_reply(Message { head: PeerReply::Failed(error), payload: Bytes::new() })
+}
+
+fn raft_frame(payload: Bytes) -> Frame {
+    Frame { service: ServiceId::Raft, group: GroupId::META, head: Bytes::new(), payload }
 }
 
 impl Service for NodeService {
@@ -102,9 +105,10 @@ impl RaftCalls for RaftTransport {
         deadline: std::time::Duration,
     ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
         Box::pin(async move {
-            let frame = Frame { service: ServiceId::Raft, group: GroupId::META, head: Bytes::new(), payload: request };
-            let reply = self.0.call(to, Class::Control, frame.encode(), deadline).await?;
-            match Frame::decode(reply) {
+            let size = request.len();
+            let frame = raft_frame(request).encode().map_err(|_| TransportError::TooLarge(size))?;
+            let reply = self.0.call(to, Class::Control, frame, deadline).await?;
+            match Frame::decode(&reply) {
                 Ok(Frame { service: ServiceId::Raft, payload, .. }) => Ok(payload),
                 // A peer that is still starting answers in another service's name: as good as not there.
                 Ok(_) => Err(TransportError::Unreachable { node: to, reason: "its consensus is not running yet".into() }),

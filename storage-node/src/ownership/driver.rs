@@ -187,7 +187,7 @@ impl Driver {
                 format!("the last manifest ends at {}, the epoch at {final_lsn}", manifest.to),
             ));
         }
-        self.digest = digest(&manifest);
+        self.digest = digest(&manifest)?;
         let claim = self.volume.writers.claimed();
         self.position = self.ask(PeerRequest::Prepare { volume: self.volume.id, epoch: self.epoch, manifest, claim }).await?;
         if self.position.known != final_lsn {
@@ -237,6 +237,8 @@ impl Driver {
     }
 }
 
-fn digest(manifest: &Manifest) -> u64 {
-    u64::from(crc32fast::hash(&encode_head(manifest)))
+fn digest(manifest: &Manifest) -> Result<u64, Error> {
+    let encoded = encode_head(manifest)
+        .map_err(|error| Error::new(ErrorKind::Internal, "a manifest cannot be encoded").caused_by(error))?;
+    Ok(u64::from(crc32fast::hash(&encoded)))
 }

@@ -32,12 +32,10 @@ impl PeerError {
     /// Whether the request certainly was not carried out.
     #[must_use]
     pub fn not_delivered(&self) -> bool {
-        matches!(
-            self,
-            PeerError::Transport(
-                TransportError::Unreachable { .. } | TransportError::UnknownPeer(_) | TransportError::TooLarge(_)
-            )
-        )
+        match self {
+            PeerError::Transport(TransportError::OutcomeUnknown { .. } | TransportError::Closed) | PeerError::Reply(_) => false,
+            PeerError::Transport(_) => true,
+        }
     }
 }
 
@@ -83,9 +81,9 @@ impl PeerClient {
         head: PeerRequest,
         payload: Bytes,
     ) -> Result<Message<PeerReply>, PeerError> {
-        let request = Message { head, payload }.encode();
+        let request = Message { head, payload }.encode().map_err(PeerError::Reply)?;
         let reply = self.transport.call(node, class, request, CALL_DEADLINE).await?;
-        let frame = Frame::decode(reply).map_err(|error| {
+        let frame = Frame::decode(&reply).map_err(|error| {
             PeerError::Reply(Error::new(ErrorKind::Corrupt, format!("node {node} sent a frame that cannot be read")).caused_by(error))
         })?;
         Message::decode(frame).map_err(PeerError::Reply)

@@ -127,10 +127,14 @@ pub struct Message<T> {
 
 impl<T: Serialize> Message<T> {
     /// The message as one frame of the peer service.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let head = encode_head(&self.head);
-        Frame { service: ServiceId::Peer, group: GroupId::META, head, payload: self.payload.clone() }.encode()
+    ///
+    /// # Errors
+    /// `InvalidRequest` when it is over the limit of a frame.
+    pub fn encode(&self) -> Result<Bytes, Error> {
+        let too_large = |error| Error::new(ErrorKind::InvalidRequest, "a message for a peer cannot be encoded").caused_by(error);
+        let head = encode_head(&self.head).map_err(too_large)?;
+        let frame = Frame { service: ServiceId::Peer, group: GroupId::META, head, payload: self.payload.clone() };
+        frame.encode().map_err(too_large)
     }
 }
 

@@ -47,7 +47,7 @@ impl PeerServer {
             },
             Err(error) => (PeerReply::Failed(error), Bytes::new()),
         };
-        Message { head, payload }.encode()
+        encode_reply(Message { head, payload })
     }
 
     fn volume(&self, id: VolumeId) -> Result<Arc<ServedVolume>, Error> {
@@ -131,6 +131,15 @@ impl PeerServer {
             _ => receiver::reply_position(&volume).await,
         })
     }
+}
+
+/// The reply as a frame; one that is too large is answered with the reason instead.
+#[must_use]
+pub fn encode_reply(reply: Message<PeerReply>) -> Bytes {
+    reply.encode().unwrap_or_else(|error| {
+        let small = Message { head: PeerReply::Failed(error), payload: Bytes::new() };
+        small.encode().expect("an error is far below the limit of a frame")
+    })
 }
 
 /// Carries out a forwarded write, if its writer still may.
