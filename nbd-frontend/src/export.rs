@@ -92,7 +92,12 @@ pub trait Session: Send + Sync + 'static {
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Makes `length` bytes at `offset` read as zeroes.
-    fn write_zeroes(&self, offset: u64, length: u32, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>>;
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u32,
+        options: ZeroOptions,
+    ) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Tells that `length` bytes at `offset` are not needed; they read as zeroes afterwards.
     fn trim(&self, offset: u64, length: u32, fua: bool) -> BoxFuture<'_, Result<(), Error>>;
@@ -102,5 +107,9 @@ pub trait Session: Send + Sync + 'static {
 
     /// The allocation of `length` bytes at `offset`. The extents start at `offset`, cover at least one byte, and
     /// may stop short of `length` or pass it.
-    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>>;
+    fn allocation(
+        &self,
+        offset: u64,
+        length: u32,
+    ) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>>;
 }
