@@ -10,25 +10,12 @@ use nbd_frontend::{MemoryDirectory, MemoryExport, Server, ServerOptions};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let mut arguments = std::env::args().skip(1);
-    let unix = PathBuf::from(
-        arguments
-            .next()
-            .context("usage: memory_server SOCKET [SIZE_BYTES]")?,
-    );
-    let size = arguments
-        .next()
-        .map_or(Ok(1 << 30), |size| size.parse())
-        .context("SIZE_BYTES is not a number")?;
+    let unix = PathBuf::from(arguments.next().context("usage: memory_server SOCKET [SIZE_BYTES]")?);
+    let size = arguments.next().map_or(Ok(1 << 30), |size| size.parse()).context("SIZE_BYTES is not a number")?;
     let directory = MemoryDirectory::new(vec![Arc::new(MemoryExport::new("disk", size))]);
-    let options = ServerOptions {
-        unix: Some(unix),
-        tcp: Some(([127, 0, 0, 1], 0).into()),
-        ..ServerOptions::default()
-    };
+    let options = ServerOptions { unix: Some(unix), tcp: Some(([127, 0, 0, 1], 0).into()), ..ServerOptions::default() };
     let server = Server::bind(options, Arc::new(directory)).await?;
     tokio::signal::ctrl_c().await?;
     server.shutdown().await;

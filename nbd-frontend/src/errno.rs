@@ -75,11 +75,7 @@ mod tests {
             (ErrorKind::Closed, ESHUTDOWN, REP_ERR_SHUTDOWN),
             (ErrorKind::Internal, EIO, REP_ERR_POLICY),
         ] {
-            assert_eq!(
-                (of_request(kind), of_option(kind)),
-                (request, option),
-                "{kind:?}"
-            );
+            assert_eq!((of_request(kind), of_option(kind)), (request, option), "{kind:?}");
         }
     }
 }

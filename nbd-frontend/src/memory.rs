@@ -13,9 +13,7 @@ use client_lib::geometry::{BLOCK_SIZE, IO_SIZE_MAX, SECTOR_SIZE};
 use client_lib::transport::BoxFuture;
 use client_lib::{Error, ErrorKind};
 
-use crate::export::{
-    AllocationExtent, ExportDirectory, ExportInfo, ReadPart, Session, ZeroOptions,
-};
+use crate::export::{AllocationExtent, ExportDirectory, ExportInfo, ReadPart, Session, ZeroOptions};
 
 /// The unit of allocation in bytes.
 pub const CHUNK_LEN: usize = 64 << 10;
@@ -56,10 +54,7 @@ impl MemoryExport {
     /// An export that tells `info` about itself.
     #[must_use]
     pub fn with_info(info: ExportInfo) -> MemoryExport {
-        MemoryExport {
-            info,
-            shards: (0..SHARDS).map(|_| Mutex::new(Chunks::new())).collect(),
-        }
+        MemoryExport { info, shards: (0..SHARDS).map(|_| Mutex::new(Chunks::new())).collect() }
     }
 
     fn pieces(offset: u64, length: u32) -> impl Iterator<Item = Piece> {
@@ -71,34 +66,21 @@ impl MemoryExport {
                 let piece = ((end - at) as usize).min(CHUNK_LEN - start);
                 let chunk = at / CHUNK_LEN as u64;
                 at += piece as u64;
-                Piece {
-                    chunk,
-                    start,
-                    length: piece,
-                }
+                Piece { chunk, start, length: piece }
             })
         })
     }
 
     fn shard(&self, chunk: u64) -> MutexGuard<'_, Chunks> {
         // Bytes cannot be half-valid: a panic elsewhere leaves them usable.
-        self.shards[chunk as usize % SHARDS]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shards[chunk as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_now(&self, offset: u64, length: u32) -> Vec<ReadPart> {
         let mut parts = Vec::with_capacity(1);
-        for Piece {
-            chunk,
-            start,
-            length,
-        } in Self::pieces(offset, length)
-        {
+        for Piece { chunk, start, length } in Self::pieces(offset, length) {
             match self.shard(chunk).get(&chunk) {
-                Some(bytes) => parts.push(ReadPart::Data(Bytes::copy_from_slice(
-                    &bytes[start..start + length],
-                ))),
+                Some(bytes) => parts.push(ReadPart::Data(Bytes::copy_from_slice(&bytes[start..start + length]))),
                 None => match parts.last_mut() {
                     Some(ReadPart::Hole(hole)) => *hole += length as u32,
                     _ => parts.push(ReadPart::Hole(length as u32)),
@@ -110,34 +92,20 @@ impl MemoryExport {
 
     fn write_now(&self, offset: u64, data: &[u8]) {
         let mut rest = data;
-        for Piece {
-            chunk,
-            start,
-            length,
-        } in Self::pieces(offset, data.len() as u32)
-        {
+        for Piece { chunk, start, length } in Self::pieces(offset, data.len() as u32) {
             let (head, tail) = rest.split_at(length);
             rest = tail;
             let mut shard = self.shard(chunk);
-            let bytes = shard
-                .entry(chunk)
-                .or_insert_with(|| vec![0; CHUNK_LEN].into_boxed_slice());
+            let bytes = shard.entry(chunk).or_insert_with(|| vec![0; CHUNK_LEN].into_boxed_slice());
             bytes[start..start + length].copy_from_slice(head);
         }
     }
 
     fn zero_now(&self, offset: u64, length: u32, keep: bool) {
-        for Piece {
-            chunk,
-            start,
-            length,
-        } in Self::pieces(offset, length)
-        {
+        for Piece { chunk, start, length } in Self::pieces(offset, length) {
             let mut shard = self.shard(chunk);
             if keep {
-                shard
-                    .entry(chunk)
-                    .or_insert_with(|| vec![0; CHUNK_LEN].into_boxed_slice());
+                shard.entry(chunk).or_insert_with(|| vec![0; CHUNK_LEN].into_boxed_slice());
             } else if length == CHUNK_LEN {
                 shard.remove(&chunk);
             }
@@ -153,11 +121,7 @@ impl MemoryExport {
             let allocated = self.shard(chunk).contains_key(&chunk);
             match extents.last_mut() {
                 Some(last) if last.allocated == allocated => last.length += length as u64,
-                _ => extents.push(AllocationExtent {
-                    length: length as u64,
-                    allocated,
-                    zero: !allocated,
-                }),
+                _ => extents.push(AllocationExtent { length: length as u64, allocated, zero: !allocated }),
             }
         }
         extents
@@ -191,12 +155,7 @@ impl Session for MemoryExport {
         Box::pin(future::ready(Ok(())))
     }
 
-    fn write_zeroes(
-        &self,
-        offset: u64,
-        length: u32,
-        options: ZeroOptions,
-    ) -> BoxFuture<'_, Result<(), Error>> {
+    fn write_zeroes(&self, offset: u64, length: u32, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
         self.zero_now(offset, length, options.no_hole);
         Box::pin(future::ready(Ok(())))
     }
@@ -210,11 +169,7 @@ impl Session for MemoryExport {
         Box::pin(future::ready(Ok(())))
     }
 
-    fn allocation(
-        &self,
-        offset: u64,
-        length: u32,
-    ) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
+    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
         Box::pin(future::ready(Ok(self.allocation_now(offset, length))))
     }
 }
@@ -242,24 +197,15 @@ impl MemoryDirectory {
 
 impl ExportDirectory for MemoryDirectory {
     fn list(&self) -> BoxFuture<'_, Result<Vec<ExportInfo>, Error>> {
-        Box::pin(future::ready(Ok(self
-            .exports
-            .iter()
-            .map(|export| export.info.clone())
-            .collect())))
+        Box::pin(future::ready(Ok(self.exports.iter().map(|export| export.info.clone()).collect())))
     }
 
     fn info<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ExportInfo, Error>> {
-        Box::pin(future::ready(
-            self.find(name).map(|export| export.info.clone()),
-        ))
+        Box::pin(future::ready(self.find(name).map(|export| export.info.clone())))
     }
 
     fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
-        Box::pin(future::ready(
-            self.find(name)
-                .map(|export| Arc::clone(export) as Arc<dyn Session>),
-        ))
+        Box::pin(future::ready(self.find(name).map(|export| Arc::clone(export) as Arc<dyn Session>)))
     }
 }
 
@@ -277,16 +223,8 @@ mod tests {
         assert_eq!(
             export.allocation_now(0, 1 << 20),
             [
-                AllocationExtent {
-                    length: 2 * CHUNK_LEN as u64,
-                    allocated: true,
-                    zero: false
-                },
-                AllocationExtent {
-                    length: (1 << 20) - 2 * CHUNK_LEN as u64,
-                    allocated: false,
-                    zero: true
-                },
+                AllocationExtent { length: 2 * CHUNK_LEN as u64, allocated: true, zero: false },
+                AllocationExtent { length: (1 << 20) - 2 * CHUNK_LEN as u64, allocated: false, zero: true },
             ]
         );
         export.zero_now(0, 3 * CHUNK_LEN as u32, false);

@@ -11,15 +11,13 @@ use client_lib::{Error, ErrorKind};
 use crate::errno;
 use crate::export::ExportInfo;
 use crate::proto::constants::{
-    FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_CAN_MULTI_CONN, FLAG_HAS_FLAGS, FLAG_READ_ONLY,
-    FLAG_SEND_DF, FLAG_SEND_FAST_ZERO, FLAG_SEND_FLUSH, FLAG_SEND_FUA, FLAG_SEND_TRIM,
-    FLAG_SEND_WRITE_ZEROES, INFO_DESCRIPTION, INFO_NAME, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO,
-    OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK,
-    REP_ERR_INVALID, REP_ERR_POLICY, REP_ERR_TOO_BIG, REP_ERR_UNSUP,
+    FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_CAN_MULTI_CONN, FLAG_HAS_FLAGS, FLAG_READ_ONLY, FLAG_SEND_DF,
+    FLAG_SEND_FAST_ZERO, FLAG_SEND_FLUSH, FLAG_SEND_FUA, FLAG_SEND_TRIM, FLAG_SEND_WRITE_ZEROES, INFO_DESCRIPTION,
+    INFO_NAME, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT,
+    OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_INVALID, REP_ERR_POLICY, REP_ERR_TOO_BIG, REP_ERR_UNSUP,
 };
 use crate::proto::handshake::{
-    self, CLIENT_FLAGS_LEN, InfoRequest, MetaContextRequest, OPTION_HEADER_LEN, OptionHeader,
-    option_reply,
+    self, CLIENT_FLAGS_LEN, InfoRequest, MetaContextRequest, OPTION_HEADER_LEN, OptionHeader, option_reply,
 };
 
 /// The longest option data that is read, in bytes. Longer data is skipped and answered with `ERR_TOO_BIG`.
@@ -100,19 +98,9 @@ pub fn transmission_flags(info: &ExportInfo, structured: bool) -> u16 {
 #[derive(Debug)]
 enum Pending {
     List,
-    Info {
-        option: u32,
-        name: String,
-        requests: Vec<u16>,
-    },
-    ExportName {
-        name: String,
-    },
-    MetaContext {
-        option: u32,
-        name: String,
-        selected: bool,
-    },
+    Info { option: u32, name: String, requests: Vec<u16> },
+    ExportName { name: String },
+    MetaContext { option: u32, name: String, selected: bool },
 }
 
 #[derive(Debug)]
@@ -241,15 +229,10 @@ impl Negotiation {
             self.phase = Phase::Close("an option's data is far too long");
         } else if length > OPTION_DATA_LEN_MAX {
             input.advance(OPTION_HEADER_LEN);
-            self.phase = Phase::Skip {
-                option,
-                remaining: length as usize,
-            };
+            self.phase = Phase::Skip { option, remaining: length as usize };
         } else if !self.fixed && option != OPT_EXPORT_NAME {
             // "Newstyle negotiation": without the fixed flag there is one option only.
-            self.phase = Phase::Close(
-                "an option other than EXPORT_NAME from a client without fixed newstyle",
-            );
+            self.phase = Phase::Close("an option other than EXPORT_NAME from a client without fixed newstyle");
         }
         true
     }
@@ -266,10 +249,7 @@ impl Negotiation {
             OPT_EXPORT_NAME => match handshake::string(&data) {
                 Ok(name) => {
                     let name = name.to_owned();
-                    Some(self.ask(
-                        Pending::ExportName { name: name.clone() },
-                        Question::Open(name),
-                    ))
+                    Some(self.ask(Pending::ExportName { name: name.clone() }, Question::Open(name)))
                 }
                 Err(malformed) => {
                     self.phase = Phase::Close(malformed.0);
@@ -288,25 +268,13 @@ impl Negotiation {
                 self.acknowledge(option);
                 None
             }
-            OPT_LIST | OPT_STRUCTURED_REPLY => {
-                self.refuse(option, REP_ERR_INVALID, "the option has no data")
-            }
+            OPT_LIST | OPT_STRUCTURED_REPLY => self.refuse(option, REP_ERR_INVALID, "the option has no data"),
             OPT_INFO | OPT_GO => match InfoRequest::decode(&data) {
                 Ok(request) => {
                     let name = request.name.to_owned();
-                    let question = if option == OPT_GO {
-                        Question::Open(name.clone())
-                    } else {
-                        Question::Info(name.clone())
-                    };
-                    Some(self.ask(
-                        Pending::Info {
-                            option,
-                            name,
-                            requests: request.requests,
-                        },
-                        question,
-                    ))
+                    let question =
+                        if option == OPT_GO { Question::Open(name.clone()) } else { Question::Info(name.clone()) };
+                    Some(self.ask(Pending::Info { option, name, requests: request.requests }, question))
                 }
                 Err(malformed) => self.refuse(option, REP_ERR_INVALID, malformed.0),
             },
@@ -323,11 +291,7 @@ impl Negotiation {
         }
         // "Option types": structured replies must have been negotiated before.
         if !self.structured {
-            return self.refuse(
-                option,
-                REP_ERR_INVALID,
-                "structured replies must be negotiated first",
-            );
+            return self.refuse(option, REP_ERR_INVALID, "structured replies must be negotiated first");
         }
         let request = match MetaContextRequest::decode(data) {
             Ok(request) => request,
@@ -337,19 +301,9 @@ impl Negotiation {
         // "The `base:` metadata namespace": `base:` is a wildcard in a list and ignored in a selection;
         // no query at all lists everything and selects nothing. Unknown queries are ignored.
         let selected = (listing && request.queries.is_empty())
-            || request
-                .queries
-                .iter()
-                .any(|query| *query == ALLOCATION_CONTEXT || (listing && *query == "base:"));
+            || request.queries.iter().any(|query| *query == ALLOCATION_CONTEXT || (listing && *query == "base:"));
         let name = request.name.to_owned();
-        Some(self.ask(
-            Pending::MetaContext {
-                option,
-                name: name.clone(),
-                selected,
-            },
-            Question::Info(name),
-        ))
+        Some(self.ask(Pending::MetaContext { option, name: name.clone(), selected }, Question::Info(name)))
     }
 
     fn ask(&mut self, pending: Pending, question: Question) -> Question {
@@ -366,38 +320,20 @@ impl Negotiation {
         match (pending, answer) {
             (Pending::List, Answer::List(Ok(exports))) => {
                 for export in exports.iter().take(LIST_LEN_MAX) {
-                    handshake::rep_server(
-                        &mut self.output,
-                        OPT_LIST,
-                        &export.name,
-                        &export.description,
-                    );
+                    handshake::rep_server(&mut self.output, OPT_LIST, &export.name, &export.description);
                 }
                 self.acknowledge(OPT_LIST);
             }
             (Pending::List, Answer::List(Err(error))) => {
                 // "Option reply types": a list has no export that could be unknown.
-                let kind = if error.kind() == ErrorKind::Closed {
-                    errno::of_option(error.kind())
-                } else {
-                    REP_ERR_POLICY
-                };
+                let kind =
+                    if error.kind() == ErrorKind::Closed { errno::of_option(error.kind()) } else { REP_ERR_POLICY };
                 self.refuse(OPT_LIST, kind, &error.to_string());
             }
-            (
-                Pending::Info {
-                    option,
-                    name,
-                    requests,
-                },
-                Answer::Export(Ok(info)),
-            ) => {
+            (Pending::Info { option, name, requests }, Answer::Export(Ok(info))) => {
                 self.describe(option, &name, &requests, info);
             }
-            (
-                Pending::Info { option, .. } | Pending::MetaContext { option, .. },
-                Answer::Export(Err(error)),
-            ) => {
+            (Pending::Info { option, .. } | Pending::MetaContext { option, .. }, Answer::Export(Err(error))) => {
                 self.refuse(option, errno::of_option(error.kind()), &error.to_string());
             }
             (Pending::ExportName { name }, Answer::Export(Ok(info))) => {
@@ -409,21 +345,9 @@ impl Negotiation {
                 // "Newstyle negotiation": EXPORT_NAME cannot be refused but by closing.
                 self.phase = Phase::Close("the export that EXPORT_NAME asked for cannot be opened");
             }
-            (
-                Pending::MetaContext {
-                    option,
-                    name,
-                    selected,
-                },
-                Answer::Export(Ok(_)),
-            ) => {
+            (Pending::MetaContext { option, name, selected }, Answer::Export(Ok(_))) => {
                 if selected {
-                    handshake::rep_meta_context(
-                        &mut self.output,
-                        option,
-                        ALLOCATION_CONTEXT_ID,
-                        ALLOCATION_CONTEXT,
-                    );
+                    handshake::rep_meta_context(&mut self.output, option, ALLOCATION_CONTEXT_ID, ALLOCATION_CONTEXT);
                     if option == OPT_SET_META_CONTEXT {
                         self.allocation_for = Some(name);
                     }
@@ -462,11 +386,7 @@ impl Negotiation {
     fn negotiated(&self, name: &str, info: ExportInfo) -> Negotiated {
         // "Metadata querying": contexts hold for the export they were selected for, by the name the client used.
         let allocation = self.allocation_for.as_deref() == Some(name);
-        Negotiated {
-            info,
-            structured: self.structured,
-            allocation,
-        }
+        Negotiated { info, structured: self.structured, allocation }
     }
 
     fn acknowledge(&mut self, option: u32) {

@@ -94,31 +94,19 @@ impl Server {
     /// # Errors
     /// `InvalidRequest` if there is nothing to listen on or the address or path is not usable, `Busy` if another process
     /// listens there.
-    pub async fn bind(
-        options: ServerOptions,
-        directory: Arc<dyn ExportDirectory>,
-    ) -> Result<Server, Error> {
+    pub async fn bind(options: ServerOptions, directory: Arc<dyn ExportDirectory>) -> Result<Server, Error> {
         let ServerOptions { tcp, unix, limits } = options;
         if tcp.is_none() && unix.is_none() {
-            return Err(Error::new(
-                ErrorKind::InvalidRequest,
-                "an NBD server needs a TCP address or a Unix socket",
-            ));
+            return Err(Error::new(ErrorKind::InvalidRequest, "an NBD server needs a TCP address or a Unix socket"));
         }
         let tcp = match tcp {
-            Some(address) => Some(
-                TcpListener::bind(address)
-                    .await
-                    .map_err(|error| cannot_listen(&address.to_string(), error))?,
-            ),
+            Some(address) => {
+                Some(TcpListener::bind(address).await.map_err(|error| cannot_listen(&address.to_string(), error))?)
+            }
             None => None,
         };
         let tcp_address = match &tcp {
-            Some(listener) => Some(
-                listener
-                    .local_addr()
-                    .map_err(|error| cannot_listen("the TCP address", error))?,
-            ),
+            Some(listener) => Some(listener.local_addr().map_err(|error| cannot_listen("the TCP address", error))?),
             None => None,
         };
         let (unix_listener, unix) = match unix {
@@ -143,12 +131,7 @@ impl Server {
             acceptors.push(tokio::spawn(accept(listener, shared)));
         }
         tracing::info!(tcp = ?tcp_address, unix = ?unix.as_ref().map(SocketFile::path), "NBD server listens");
-        Ok(Server {
-            tcp_address,
-            unix,
-            closing,
-            acceptors,
-        })
+        Ok(Server { tcp_address, unix, closing, acceptors })
     }
 
     /// The TCP address that the server listens on.
@@ -202,8 +185,7 @@ impl Listener for TcpListener {
         // Replies are small and waited for: without this, Nagle's algorithm (RFC 896) and delayed
         // acknowledgements hold each for up to 40 ms.
         stream.set_nodelay(true)?;
-        SockRef::from(&stream)
-            .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_AFTER))?;
+        SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_AFTER))?;
         Ok((stream, peer.to_string()))
     }
 }
@@ -213,11 +195,7 @@ impl Listener for UnixListener {
 
     async fn next(&self) -> std::io::Result<(Self::Stream, String)> {
         let (stream, _) = self.accept().await?;
-        let peer = match stream
-            .peer_cred()
-            .ok()
-            .and_then(|credentials| credentials.pid())
-        {
+        let peer = match stream.peer_cred().ok().and_then(|credentials| credentials.pid()) {
             Some(pid) => format!("unix:pid={pid}"),
             None => "unix".to_owned(),
         };
@@ -262,10 +240,7 @@ async fn accept<L: Listener>(listener: L, shared: Arc<Shared>) {
         while connections.join_next().await.is_some() {}
     });
     if drained.await.is_err() {
-        tracing::warn!(
-            connections = connections.len(),
-            "NBD connections are cut off: they did not drain in time"
-        );
+        tracing::warn!(connections = connections.len(), "NBD connections are cut off: they did not drain in time");
         connections.shutdown().await;
     }
 }

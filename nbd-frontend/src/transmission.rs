@@ -107,18 +107,9 @@ enum Incoming {
     /// Before a header.
     Header,
     /// Inside a large payload.
-    Payload {
-        header: RequestHeader,
-        offset: u64,
-        fua: bool,
-        payload: BytesMut,
-    },
+    Payload { header: RequestHeader, offset: u64, fua: bool, payload: BytesMut },
     /// Inside the payload of a refused write; the refusal goes out after it, as clients expect no reply while they send.
-    Discard {
-        header: RequestHeader,
-        remaining: usize,
-        refusal: Refusal,
-    },
+    Discard { header: RequestHeader, remaining: usize, refusal: Refusal },
     /// No more requests are read.
     Ended(End),
 }
@@ -242,11 +233,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             return;
         }
         // One registration serves as long as the waker is the same, which for a task it is.
-        if !self
-            .wakes_on_closing
-            .as_ref()
-            .is_some_and(|(waker, _)| waker.will_wake(cx.waker()))
-        {
+        if !self.wakes_on_closing.as_ref().is_some_and(|(waker, _)| waker.will_wake(cx.waker())) {
             let mut registration = Box::pin(self.closing.token.clone().cancelled_owned());
             // Ready is no loss: the flag was set before.
             let _ = registration.as_mut().poll(cx);
@@ -260,8 +247,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
 
     fn start_deadline(&mut self) {
         let drain = self.bounds.drain;
-        self.deadline
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(drain)));
+        self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(drain)));
     }
 
     fn end(&mut self, end: End) {
@@ -277,19 +263,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
     /// Reads once, into the payload or the buffer, whichever is next.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
         match &mut self.incoming {
-            Incoming::Payload {
-                header, payload, ..
-            } => {
+            Incoming::Payload { header, payload, .. } => {
                 let missing = header.length as usize - payload.len();
                 pin!(self.stream.read_buf(&mut (&mut *payload).limit(missing))).poll(cx)
             }
             _ => {
                 if self.input.capacity() - self.input.len() < READ_SPACE_MIN {
-                    self.input.reserve(
-                        READ_BUFFER_LEN
-                            .saturating_sub(self.input.len())
-                            .max(READ_SPACE_MIN),
-                    );
+                    self.input.reserve(READ_BUFFER_LEN.saturating_sub(self.input.len()).max(READ_SPACE_MIN));
                 }
                 pin!(self.stream.read_buf(&mut self.input)).poll(cx)
             }
@@ -301,9 +281,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         loop {
             match &mut self.incoming {
                 Incoming::Ended(_) => return Ok(Wants::Nothing),
-                Incoming::Payload {
-                    header, payload, ..
-                } if payload.len() < header.length as usize => return Ok(Wants::Bytes),
+                Incoming::Payload { header, payload, .. } if payload.len() < header.length as usize => {
+                    return Ok(Wants::Bytes);
+                }
                 Incoming::Discard { remaining, .. } if *remaining > 0 => {
                     let discarded = self.input.len().min(*remaining);
                     self.input.advance(discarded);
@@ -319,23 +299,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
                 }
                 Incoming::Payload { .. } | Incoming::Discard { .. } => {
                     match std::mem::replace(&mut self.incoming, Incoming::Header) {
-                        Incoming::Payload {
-                            header,
-                            offset,
-                            fua,
-                            payload,
-                        } => {
-                            self.start(Operation::write(
-                                self.session,
-                                &header,
-                                offset,
-                                payload.freeze(),
-                                fua,
-                            ));
+                        Incoming::Payload { header, offset, fua, payload } => {
+                            self.start(Operation::write(self.session, &header, offset, payload.freeze(), fua));
                         }
-                        Incoming::Discard {
-                            header, refusal, ..
-                        } => self.refuse(&header, refusal),
+                        Incoming::Discard { header, refusal, .. } => self.refuse(&header, refusal),
                         Incoming::Header | Incoming::Ended(_) => {}
                     }
                 }
@@ -345,8 +312,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
 
     /// Takes one request off the buffer; `Some` if it cannot be taken yet.
     fn take_header(&mut self) -> Result<Option<Wants>, Broken> {
-        if self.in_flight.len() >= self.bounds.requests || self.output.unsent() >= REPLY_BACKLOG_MAX
-        {
+        if self.in_flight.len() >= self.bounds.requests || self.output.unsent() >= REPLY_BACKLOG_MAX {
             return Ok(Some(Wants::Room));
         }
         let Some(header) = RequestHeader::decode(&self.input)? else {
@@ -363,11 +329,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
                         "a refused write has too large a payload to skip",
                     )));
                 } else {
-                    self.incoming = Incoming::Discard {
-                        header,
-                        remaining: header.length as usize,
-                        refusal,
-                    };
+                    self.incoming = Incoming::Discard { header, remaining: header.length as usize, refusal };
                 }
                 return Ok(None);
             }
@@ -379,12 +341,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         if self.bytes_in_flight > 0 && self.bytes_in_flight + cost > self.bounds.bytes {
             return Ok(Some(Wants::Room));
         }
-        if let Request::Write {
-            offset,
-            length,
-            fua,
-        } = request
-        {
+        if let Request::Write { offset, length, fua } = request {
             return Ok(self.take_write(&header, offset, length as usize, fua));
         }
         self.input.advance(REQUEST_HEADER_LEN);
@@ -399,13 +356,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         Ok(None)
     }
 
-    fn take_write(
-        &mut self,
-        header: &RequestHeader,
-        offset: u64,
-        length: usize,
-        fua: bool,
-    ) -> Option<Wants> {
+    fn take_write(&mut self, header: &RequestHeader, offset: u64, length: usize, fua: bool) -> Option<Wants> {
         let whole = REQUEST_HEADER_LEN + length;
         if self.input.len() >= whole {
             self.input.advance(REQUEST_HEADER_LEN);
@@ -422,12 +373,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             payload.put_slice(&self.input);
             self.input.clear();
             self.bytes_in_flight += length as u64;
-            self.incoming = Incoming::Payload {
-                header: *header,
-                offset,
-                fua,
-                payload,
-            };
+            self.incoming = Incoming::Payload { header: *header, offset, fua, payload };
         }
         None
     }
@@ -435,10 +381,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
     fn judge(&mut self, header: &RequestHeader) -> Result<Request, Refusal> {
         if self.is_closing && header.command != CMD_DISC {
             // "Terminating the transmission phase": new requests are answered with ESHUTDOWN.
-            return Err(Refusal {
-                errno: ESHUTDOWN,
-                reason: "the server is shutting down",
-            });
+            return Err(Refusal { errno: ESHUTDOWN, reason: "the server is shutting down" });
         }
         validate(header, &self.constraints).or_else(|refusal| {
             if refusal != READ_BEYOND_END && refusal != WRITE_BEYOND_END {
@@ -478,67 +421,29 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
                 self.output.simple(done.cookie, 0);
                 return;
             }
-            Outcome::Read {
-                offset,
-                length,
-                one_chunk,
-                result: Ok(parts),
-            } => {
-                let fits =
-                    self.output
-                        .read(done.cookie, structured, offset, length, one_chunk, parts);
-                fits.err()
-                    .map(|reason| Error::new(ErrorKind::Internal, reason))
+            Outcome::Read { offset, length, one_chunk, result: Ok(parts) } => {
+                let fits = self.output.read(done.cookie, structured, offset, length, one_chunk, parts);
+                fits.err().map(|reason| Error::new(ErrorKind::Internal, reason))
             }
-            Outcome::Status {
-                offset,
-                length,
-                one_extent,
-                result: Ok(extents),
-            } => {
+            Outcome::Status { offset, length, one_extent, result: Ok(extents) } => {
                 let unit = self.constraints.block_size_min;
                 let end = self.constraints.size;
-                let fits = self.output.block_status(
-                    done.cookie,
-                    offset,
-                    length,
-                    one_extent,
-                    &extents,
-                    end,
-                    unit,
-                );
-                fits.err()
-                    .map(|reason| Error::new(ErrorKind::Internal, reason))
+                let fits = self.output.block_status(done.cookie, offset, length, one_extent, &extents, end, unit);
+                fits.err().map(|reason| Error::new(ErrorKind::Internal, reason))
             }
             Outcome::Done(Err(error))
-            | Outcome::Read {
-                result: Err(error), ..
-            }
-            | Outcome::Status {
-                result: Err(error), ..
-            } => Some(error),
+            | Outcome::Read { result: Err(error), .. }
+            | Outcome::Status { result: Err(error), .. } => Some(error),
         };
         if let Some(error) = failure {
             let reason = error.to_string();
-            self.fail(
-                done.command,
-                done.cookie,
-                errno::of_request(error.kind()),
-                &reason,
-                true,
-            );
+            self.fail(done.command, done.cookie, errno::of_request(error.kind()), &reason, true);
         }
     }
 
     fn refuse(&mut self, header: &RequestHeader, refusal: Refusal) {
         // Only a refused write is worth a warning: a client that sends what it should not is told on the wire.
-        self.fail(
-            header.command,
-            header.cookie,
-            refusal.errno,
-            refusal.reason,
-            header.command == CMD_WRITE,
-        );
+        self.fail(header.command, header.cookie, refusal.errno, refusal.reason, header.command == CMD_WRITE);
     }
 
     fn fail(&mut self, command: u16, cookie: u64, errno: u32, reason: &str, warn: bool) {

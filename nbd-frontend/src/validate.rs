@@ -6,9 +6,8 @@
 
 use crate::export::{ExportInfo, ZeroOptions};
 use crate::proto::constants::{
-    CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_DF, CMD_FLAG_FAST_ZERO, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE,
-    CMD_FLAG_REQ_ONE, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, ENOSPC,
-    ENOTSUP, EPERM,
+    CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_DF, CMD_FLAG_FAST_ZERO, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_REQ_ONE,
+    CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, ENOSPC, ENOTSUP, EPERM,
 };
 use crate::proto::request::RequestHeader;
 
@@ -116,23 +115,14 @@ const fn refusal(errno: u32, reason: &'static str) -> Refusal {
 /// The range reaches past the end of the export. The caller may look whether the export has grown and ask again.
 pub const READ_BEYOND_END: Refusal = refusal(EINVAL, "the range lies beyond the end of the export");
 /// As [`READ_BEYOND_END`], for writes.
-pub const WRITE_BEYOND_END: Refusal = refusal(
-    ENOSPC,
-    "the range to write lies beyond the end of the export",
-);
+pub const WRITE_BEYOND_END: Refusal = refusal(ENOSPC, "the range to write lies beyond the end of the export");
 
 /// Judges `header`.
 ///
 /// # Errors
 /// The number and the reason to answer with. The payload of a refused write is still on its way.
 pub fn validate(header: &RequestHeader, constraints: &Constraints) -> Result<Request, Refusal> {
-    let &RequestHeader {
-        flags,
-        command,
-        offset,
-        length,
-        ..
-    } = header;
+    let &RequestHeader { flags, command, offset, length, .. } = header;
     let allowed_flags = match command {
         // "Command flags": DF is for reads, and only after structured replies were negotiated.
         CMD_READ if constraints.structured => CMD_FLAG_DF,
@@ -171,72 +161,37 @@ pub fn validate(header: &RequestHeader, constraints: &Constraints) -> Result<Req
     // a range that is wrong in both ways has one answer whatever the size.
     let mask = u64::from(constraints.block_size_min.max(1)) - 1;
     if (offset | u64::from(length)) & mask != 0 {
-        return Err(refusal(
-            EINVAL,
-            "offset or length is not a multiple of the minimum block size",
-        ));
+        return Err(refusal(EINVAL, "offset or length is not a multiple of the minimum block size"));
     }
     // `<=`: a range may end exactly at the end of the export.
-    if !offset
-        .checked_add(u64::from(length))
-        .is_some_and(|end| end <= constraints.size)
-    {
+    if !offset.checked_add(u64::from(length)).is_some_and(|end| end <= constraints.size) {
         // "Error values": ENOSPC for writes beyond the end, EINVAL for reads and trims.
-        return Err(if matches!(command, CMD_WRITE | CMD_WRITE_ZEROES) {
-            WRITE_BEYOND_END
-        } else {
-            READ_BEYOND_END
-        });
+        return Err(if matches!(command, CMD_WRITE | CMD_WRITE_ZEROES) { WRITE_BEYOND_END } else { READ_BEYOND_END });
     }
     let fua = flags & CMD_FLAG_FUA != 0;
     match command {
         CMD_BLOCK_STATUS if !constraints.allocation => {
             // "Metadata querying": EINVAL without a selected context.
-            Err(refusal(
-                EINVAL,
-                "no metadata context was negotiated for this export",
-            ))
+            Err(refusal(EINVAL, "no metadata context was negotiated for this export"))
         }
         // "Request types", NBD_CMD_BLOCK_STATUS: the length must not be zero; an answer has at least one extent.
         CMD_BLOCK_STATUS if length == 0 => Err(refusal(EINVAL, "the range is empty")),
-        CMD_BLOCK_STATUS => Ok(Request::BlockStatus {
-            offset,
-            length,
-            one_extent: flags & CMD_FLAG_REQ_ONE != 0,
-        }),
+        CMD_BLOCK_STATUS => Ok(Request::BlockStatus { offset, length, one_extent: flags & CMD_FLAG_REQ_ONE != 0 }),
         // "Command flags", FAST_ZERO: NBD_ENOTSUP where zeroing would be no faster than writing. Zeroes are a
         // record of the map unless space must be held for them.
         CMD_WRITE_ZEROES if flags & CMD_FLAG_FAST_ZERO != 0 && flags & CMD_FLAG_NO_HOLE != 0 => {
-            Err(refusal(
-                ENOTSUP,
-                "zeroes that must stay allocated cannot be written fast",
-            ))
+            Err(refusal(ENOTSUP, "zeroes that must stay allocated cannot be written fast"))
         }
         // The effect of an empty read or write is unspecified ("Request types"); doing nothing suits every client.
         _ if length == 0 => Ok(Request::Nothing),
-        CMD_READ => Ok(Request::Read {
-            offset,
-            length,
-            one_chunk: flags & CMD_FLAG_DF != 0,
-        }),
-        CMD_WRITE => Ok(Request::Write {
-            offset,
-            length,
-            fua,
-        }),
-        CMD_TRIM => Ok(Request::Trim {
-            offset,
-            length,
-            fua,
-        }),
+        CMD_READ => Ok(Request::Read { offset, length, one_chunk: flags & CMD_FLAG_DF != 0 }),
+        CMD_WRITE => Ok(Request::Write { offset, length, fua }),
+        CMD_TRIM => Ok(Request::Trim { offset, length, fua }),
         // All other commands were refused above.
         _ => Ok(Request::WriteZeroes {
             offset,
             length,
-            options: ZeroOptions {
-                fua,
-                no_hole: flags & CMD_FLAG_NO_HOLE != 0,
-            },
+            options: ZeroOptions { fua, no_hole: flags & CMD_FLAG_NO_HOLE != 0 },
         }),
     }
 }
@@ -263,18 +218,11 @@ mod tests {
     }
 
     fn header(command: u16, flags: u16, offset: u64, length: u32) -> RequestHeader {
-        RequestHeader {
-            flags,
-            command,
-            cookie: 1,
-            offset,
-            length,
-        }
+        RequestHeader { flags, command, cookie: 1, offset, length }
     }
 
     fn errno(command: u16, flags: u16, offset: u64, length: u32, constraints: &Constraints) -> u32 {
-        validate(&header(command, flags, offset, length), constraints)
-            .map_or_else(|refusal| refusal.errno, |_| 0)
+        validate(&header(command, flags, offset, length), constraints).map_or_else(|refusal| refusal.errno, |_| 0)
     }
 
     #[test]
@@ -303,13 +251,7 @@ mod tests {
             (CMD_TRIM, 0, 512, SIZE as u32, EINVAL),
             (CMD_WRITE_ZEROES, CMD_FLAG_NO_HOLE, 0, SIZE as u32, 0),
             (CMD_WRITE_ZEROES, CMD_FLAG_FAST_ZERO, 0, SIZE as u32, 0),
-            (
-                CMD_WRITE_ZEROES,
-                CMD_FLAG_FAST_ZERO | CMD_FLAG_NO_HOLE,
-                0,
-                512,
-                ENOTSUP,
-            ),
+            (CMD_WRITE_ZEROES, CMD_FLAG_FAST_ZERO | CMD_FLAG_NO_HOLE, 0, 512, ENOTSUP),
             (CMD_WRITE_ZEROES, 0, 512, SIZE as u32, ENOSPC),
             (CMD_BLOCK_STATUS, CMD_FLAG_REQ_ONE, 0, 512, 0),
             (CMD_BLOCK_STATUS, 0, 0, 0, EINVAL),
@@ -327,21 +269,14 @@ mod tests {
 
     #[test]
     fn what_was_not_negotiated_is_refused() {
-        let plain = Constraints {
-            structured: false,
-            allocation: false,
-            ..constraints()
-        };
+        let plain = Constraints { structured: false, allocation: false, ..constraints() };
         assert_eq!(errno(CMD_READ, CMD_FLAG_DF, 0, 512, &plain), EINVAL);
         assert_eq!(errno(CMD_BLOCK_STATUS, 0, 0, 512, &plain), EINVAL);
     }
 
     #[test]
     fn a_read_only_export_refuses_all_that_writes() {
-        let read_only = Constraints {
-            read_only: true,
-            ..constraints()
-        };
+        let read_only = Constraints { read_only: true, ..constraints() };
         for command in [CMD_WRITE, CMD_TRIM, CMD_WRITE_ZEROES] {
             assert_eq!(errno(command, 0, 0, 512, &read_only), EPERM);
         }

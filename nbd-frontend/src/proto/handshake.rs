@@ -2,9 +2,8 @@
 
 use super::Malformed;
 use super::constants::{
-    FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_EXPORT, INFO_NAME,
-    INIT_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_INFO, REP_META_CONTEXT, REP_SERVER,
-    STRING_LEN_MAX,
+    FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_EXPORT, INFO_NAME, INIT_MAGIC,
+    OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_INFO, REP_META_CONTEXT, REP_SERVER, STRING_LEN_MAX,
 };
 
 /// Length of the client's flags.
@@ -29,10 +28,7 @@ struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (head, rest) = self
-            .0
-            .split_first_chunk::<N>()
-            .ok_or(Malformed("the option's data is too short"))?;
+        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(Malformed("the option's data is too short"))?;
         self.0 = rest;
         Ok(*head)
     }
@@ -57,11 +53,7 @@ impl<'a> Fields<'a> {
     }
 
     fn end(&self) -> Result<(), Malformed> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(Malformed("the option's data is too long"))
-        }
+        if self.0.is_empty() { Ok(()) } else { Err(Malformed("the option's data is too long")) }
     }
 }
 
@@ -104,10 +96,7 @@ impl OptionHeader {
             return Ok(None);
         }
         let mut fields = Fields(&bytes[magic.len()..]);
-        Ok(Some(OptionHeader {
-            option: fields.u32()?,
-            length: fields.u32()?,
-        }))
+        Ok(Some(OptionHeader { option: fields.u32()?, length: fields.u32()? }))
     }
 }
 
@@ -131,9 +120,7 @@ impl InfoRequest<'_> {
         let count = usize::from(fields.u16()?);
         // Checked before anything is allocated: the count is the peer's word.
         if fields.0.len() != 2 * count {
-            return Err(Malformed(
-                "the number of information requests does not fit the option's length",
-            ));
+            return Err(Malformed("the number of information requests does not fit the option's length"));
         }
         let requests = (0..count).map(|_| fields.u16()).collect::<Result<_, _>>()?;
         Ok(InfoRequest { name, requests })
@@ -160,13 +147,9 @@ impl MetaContextRequest<'_> {
         let count = fields.u32()? as usize;
         // A query takes at least its length field; checked before anything is allocated.
         if count > fields.0.len() / 4 {
-            return Err(Malformed(
-                "the number of queries does not fit the option's length",
-            ));
+            return Err(Malformed("the number of queries does not fit the option's length"));
         }
-        let queries = (0..count)
-            .map(|_| fields.string())
-            .collect::<Result<_, _>>()?;
+        let queries = (0..count).map(|_| fields.string()).collect::<Result<_, _>>()?;
         fields.end()?;
         Ok(MetaContextRequest { name, queries })
     }
@@ -187,72 +170,33 @@ pub fn option_reply(out: &mut Vec<u8>, option: u32, kind: u32, data: &[&[u8]]) {
 /// Appends one export of a list.
 pub fn rep_server(out: &mut Vec<u8>, option: u32, name: &str, description: &str) {
     let length = (name.len() as u32).to_be_bytes();
-    option_reply(
-        out,
-        option,
-        REP_SERVER,
-        &[&length, name.as_bytes(), description.as_bytes()],
-    );
+    option_reply(out, option, REP_SERVER, &[&length, name.as_bytes(), description.as_bytes()]);
 }
 
 /// Appends size and transmission flags.
 pub fn info_export(out: &mut Vec<u8>, option: u32, size: u64, flags: u16) {
-    option_reply(
-        out,
-        option,
-        REP_INFO,
-        &[
-            &INFO_EXPORT.to_be_bytes(),
-            &size.to_be_bytes(),
-            &flags.to_be_bytes(),
-        ],
-    );
+    option_reply(out, option, REP_INFO, &[&INFO_EXPORT.to_be_bytes(), &size.to_be_bytes(), &flags.to_be_bytes()]);
 }
 
 /// Appends the export's canonical name.
 pub fn info_name(out: &mut Vec<u8>, option: u32, name: &str) {
-    option_reply(
-        out,
-        option,
-        REP_INFO,
-        &[&INFO_NAME.to_be_bytes(), name.as_bytes()],
-    );
+    option_reply(out, option, REP_INFO, &[&INFO_NAME.to_be_bytes(), name.as_bytes()]);
 }
 
 /// Appends the export's description.
 pub fn info_description(out: &mut Vec<u8>, option: u32, description: &str) {
-    option_reply(
-        out,
-        option,
-        REP_INFO,
-        &[&INFO_DESCRIPTION.to_be_bytes(), description.as_bytes()],
-    );
+    option_reply(out, option, REP_INFO, &[&INFO_DESCRIPTION.to_be_bytes(), description.as_bytes()]);
 }
 
 /// Appends the block size constraints.
 pub fn info_block_size(out: &mut Vec<u8>, option: u32, min: u32, preferred: u32, max: u32) {
     let kind = INFO_BLOCK_SIZE.to_be_bytes();
-    option_reply(
-        out,
-        option,
-        REP_INFO,
-        &[
-            &kind,
-            &min.to_be_bytes(),
-            &preferred.to_be_bytes(),
-            &max.to_be_bytes(),
-        ],
-    );
+    option_reply(out, option, REP_INFO, &[&kind, &min.to_be_bytes(), &preferred.to_be_bytes(), &max.to_be_bytes()]);
 }
 
 /// Appends one metadata context.
 pub fn rep_meta_context(out: &mut Vec<u8>, option: u32, id: u32, name: &str) {
-    option_reply(
-        out,
-        option,
-        REP_META_CONTEXT,
-        &[&id.to_be_bytes(), name.as_bytes()],
-    );
+    option_reply(out, option, REP_META_CONTEXT, &[&id.to_be_bytes(), name.as_bytes()]);
 }
 
 /// Appends the answer to `OPT_EXPORT_NAME`.
@@ -333,13 +277,7 @@ mod tests {
         for cut in 0..bytes.len() {
             assert_eq!(OptionHeader::decode(&bytes[..cut]), Ok(None));
         }
-        assert_eq!(
-            OptionHeader::decode(&bytes),
-            Ok(Some(OptionHeader {
-                option: 7,
-                length: 9
-            }))
-        );
+        assert_eq!(OptionHeader::decode(&bytes), Ok(Some(OptionHeader { option: 7, length: 9 })));
         assert!(OptionHeader::decode(b"x").is_err());
     }
 }

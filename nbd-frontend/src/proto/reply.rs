@@ -4,8 +4,8 @@
 //! never copied here.
 
 use super::constants::{
-    REPLY_FLAG_DONE, REPLY_TYPE_BLOCK_STATUS, REPLY_TYPE_ERROR, REPLY_TYPE_NONE,
-    REPLY_TYPE_OFFSET_DATA, REPLY_TYPE_OFFSET_HOLE, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
+    REPLY_FLAG_DONE, REPLY_TYPE_BLOCK_STATUS, REPLY_TYPE_ERROR, REPLY_TYPE_NONE, REPLY_TYPE_OFFSET_DATA,
+    REPLY_TYPE_OFFSET_HOLE, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
 };
 
 /// Length of a simple reply without data: magic 4, error 4, cookie 8.
@@ -55,13 +55,7 @@ pub fn offset_hole(out: &mut Vec<u8>, cookie: u64, done: bool, offset: u64, leng
 
 /// Appends the extents (length, flags) of one metadata context, the last chunk of its reply.
 pub fn block_status(out: &mut Vec<u8>, cookie: u64, context: u32, extents: &[(u32, u32)]) {
-    chunk(
-        out,
-        cookie,
-        true,
-        REPLY_TYPE_BLOCK_STATUS,
-        4 + 8 * extents.len() as u32,
-    );
+    chunk(out, cookie, true, REPLY_TYPE_BLOCK_STATUS, 4 + 8 * extents.len() as u32);
     out.extend_from_slice(&context.to_be_bytes());
     for (length, flags) in extents {
         out.extend_from_slice(&length.to_be_bytes());
@@ -73,13 +67,7 @@ pub fn block_status(out: &mut Vec<u8>, cookie: u64, context: u32, extents: &[(u3
 /// [`ERROR_MESSAGE_LEN_MAX`].
 pub fn error(out: &mut Vec<u8>, cookie: u64, error: u32, message: &str) {
     let message = cut(message);
-    chunk(
-        out,
-        cookie,
-        true,
-        REPLY_TYPE_ERROR,
-        6 + message.len() as u32,
-    );
+    chunk(out, cookie, true, REPLY_TYPE_ERROR, 6 + message.len() as u32);
     out.extend_from_slice(&error.to_be_bytes());
     out.extend_from_slice(&(message.len() as u16).to_be_bytes());
     out.extend_from_slice(message.as_bytes());
@@ -109,9 +97,7 @@ mod tests {
         );
         let head = |flags: u8, kind: [u8; 2], length: u8| {
             let [k0, k1] = kind;
-            vec![
-                0x66, 0x8e, 0x33, 0xef, 0, flags, k0, k1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, length,
-            ]
+            vec![0x66, 0x8e, 0x33, 0xef, 0, flags, k0, k1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, length]
         };
         assert_eq!(encoded(|out| none(out, 9)), head(1, [0, 0], 0));
         let mut data = head(0, [0, 1], 13);

@@ -5,10 +5,7 @@ use super::constants::REQUEST_MAGIC;
 
 /// The bytes of a request before its payload: magic 4, flags 2, type 2, cookie 8, offset 8, length 4.
 pub const REQUEST_HEADER_LEN: usize = 28;
-const _: () = assert!(
-    REQUEST_HEADER_LEN == 4 + 2 + 2 + 8 + 8 + 4,
-    "the layout of \"Request message\""
-);
+const _: () = assert!(REQUEST_HEADER_LEN == 4 + 2 + 2 + 8 + 8 + 4, "the layout of \"Request message\"");
 
 /// A request as it came: nothing in it has been judged yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,38 +32,13 @@ impl RequestHeader {
             // A wrong magic is told as soon as it is seen: a peer that speaks something else may never send 28 bytes.
             let magic = REQUEST_MAGIC.to_be_bytes();
             let seen = bytes.len().min(magic.len());
-            return if bytes[..seen] == magic[..seen] {
-                Ok(None)
-            } else {
-                Err(WRONG_MAGIC)
-            };
+            return if bytes[..seen] == magic[..seen] { Ok(None) } else { Err(WRONG_MAGIC) };
         };
         let [m0, m1, m2, m3, f0, f1, t0, t1, rest @ ..] = *header;
         if u32::from_be_bytes([m0, m1, m2, m3]) != REQUEST_MAGIC {
             return Err(WRONG_MAGIC);
         }
-        let [
-            c0,
-            c1,
-            c2,
-            c3,
-            c4,
-            c5,
-            c6,
-            c7,
-            o0,
-            o1,
-            o2,
-            o3,
-            o4,
-            o5,
-            o6,
-            o7,
-            l0,
-            l1,
-            l2,
-            l3,
-        ] = rest;
+        let [c0, c1, c2, c3, c4, c5, c6, c7, o0, o1, o2, o3, o4, o5, o6, o7, l0, l1, l2, l3] = rest;
         Ok(Some(RequestHeader {
             flags: u16::from_be_bytes([f0, f1]),
             command: u16::from_be_bytes([t0, t1]),
@@ -117,19 +89,10 @@ mod tests {
 
     #[test]
     fn the_layout_is_that_of_the_document() {
-        let header = RequestHeader {
-            flags: 0x0102,
-            command: 0x0304,
-            cookie: 0x05,
-            offset: 0x06,
-            length: 0x07,
-        };
+        let header = RequestHeader { flags: 0x0102, command: 0x0304, cookie: 0x05, offset: 0x06, length: 0x07 };
         assert_eq!(
             header.encode(),
-            [
-                0x25, 0x60, 0x95, 0x13, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6,
-                0, 0, 0, 7
-            ]
+            [0x25, 0x60, 0x95, 0x13, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 7]
         );
     }
 

@@ -16,20 +16,13 @@ struct PanicLog<'a>(&'a str);
 impl Drop for PanicLog<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            tracing::error!(
-                peer = self.0,
-                "NBD connection ended by a panic; others are not affected"
-            );
+            tracing::error!(peer = self.0, "NBD connection ended by a panic; others are not affected");
         }
     }
 }
 
 /// Serves one client until it leaves, errs, or the server closes.
-pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: S,
-    peer: String,
-    shared: &Shared,
-) {
+pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, peer: String, shared: &Shared) {
     let _log = PanicLog(&peer);
     let limits = &shared.limits;
     let mut input = BytesMut::with_capacity(READ_BUFFER_LEN);
@@ -50,28 +43,13 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         }
     };
     let export = &negotiated.info.name;
-    tracing::info!(
-        peer,
-        export,
-        structured = negotiated.structured,
-        "NBD client connected"
-    );
+    tracing::info!(peer, export, structured = negotiated.structured, "NBD client connected");
     let bounds = Bounds {
-        requests: limits.requests_in_flight_max,
+        requests: limits.requests_in_flight_max.max(1),
         bytes: limits.bytes_in_flight_max,
         drain: limits.drain_timeout,
     };
-    match transmit(
-        &mut stream,
-        &*session,
-        &negotiated,
-        input,
-        bounds,
-        &shared.closing,
-        &peer,
-    )
-    .await
-    {
+    match transmit(&mut stream, &*session, &negotiated, input, bounds, &shared.closing, &peer).await {
         Ok(end) => tracing::info!(peer, export, ?end, "NBD client gone"),
         Err(error) => tracing::info!(peer, export, %error, "NBD connection broken"),
     }
@@ -104,13 +82,11 @@ async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
             let answer = match question {
                 Question::List => Answer::List(directory.list().await),
                 Question::Info(name) => Answer::Export(directory.info(&name).await),
-                Question::Open(name) => {
-                    Answer::Export(directory.open(&name).await.map(|session| {
-                        let info = session.info();
-                        opened = Some(session);
-                        info
-                    }))
-                }
+                Question::Open(name) => Answer::Export(directory.open(&name).await.map(|session| {
+                    let info = session.info();
+                    opened = Some(session);
+                    info
+                })),
             };
             negotiation.answer(answer);
             continue;
@@ -127,9 +103,7 @@ async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
             }
             Step::Close(reason) => return Err(Unagreed::Refused(reason)),
             Step::Transmit(negotiated) => {
-                let session = opened
-                    .take()
-                    .ok_or(Unagreed::Refused("the export was not opened"))?;
+                let session = opened.take().ok_or(Unagreed::Refused("the export was not opened"))?;
                 return Ok((session, negotiated));
             }
             Step::Ask(_) => {}

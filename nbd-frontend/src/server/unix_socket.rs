@@ -35,9 +35,7 @@ impl Drop for SocketFile {
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::symlink_metadata(path)
-        .ok()
-        .map(|file| (file.dev(), file.ino()))
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// Listens at `path`, replacing the file of a server that is dead.
@@ -56,12 +54,7 @@ pub(super) async fn bind(path: PathBuf) -> Result<(UnixListener, SocketFile), Er
 
 /// Removes what lies at `path` if it is the socket of a dead server.
 async fn make_way(path: &Path) -> Result<(), Error> {
-    let refuse = |kind, why: &str| {
-        Err(Error::new(
-            kind,
-            format!("cannot listen for NBD on {}: {why}", path.display()),
-        ))
-    };
+    let refuse = |kind, why: &str| Err(Error::new(kind, format!("cannot listen for NBD on {}: {why}", path.display())));
     match std::fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => {
             return refuse(
@@ -86,9 +79,6 @@ async fn make_way(path: &Path) -> Result<(), Error> {
         }
         Err(error) if error.kind() == IoKind::NotFound => Ok(()),
         // Connected, or alive but unable to take us.
-        Ok(_) | Err(_) => refuse(
-            ErrorKind::Busy,
-            "another server is listening there; stop it or choose another path",
-        ),
+        Ok(_) | Err(_) => refuse(ErrorKind::Busy, "another server is listening there; stop it or choose another path"),
     }
 }

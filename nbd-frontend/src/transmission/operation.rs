@@ -53,83 +53,37 @@ pub(super) struct Done {
 pub(super) enum Outcome {
     Done(Result<(), Error>),
     Nothing,
-    Read {
-        offset: u64,
-        length: u32,
-        one_chunk: bool,
-        result: Result<Vec<ReadPart>, Error>,
-    },
-    Status {
-        offset: u64,
-        length: u32,
-        one_extent: bool,
-        result: Result<Vec<AllocationExtent>, Error>,
-    },
+    Read { offset: u64, length: u32, one_chunk: bool, result: Result<Vec<ReadPart>, Error> },
+    Status { offset: u64, length: u32, one_extent: bool, result: Result<Vec<AllocationExtent>, Error> },
 }
 
 impl Done {
     pub(super) fn nothing(header: &RequestHeader) -> Done {
-        Done {
-            cookie: header.cookie,
-            command: header.command,
-            cost: 0,
-            outcome: Outcome::Nothing,
-        }
+        Done { cookie: header.cookie, command: header.command, cost: 0, outcome: Outcome::Nothing }
     }
 }
 
 impl<'a> Operation<'a> {
     /// Hands a request without payload to the session.
-    pub(super) fn new(
-        session: &'a dyn Session,
-        header: &RequestHeader,
-        request: Request,
-    ) -> Operation<'a> {
+    pub(super) fn new(session: &'a dyn Session, header: &RequestHeader, request: Request) -> Operation<'a> {
         let mut cost = 0;
         let work = match request {
-            Request::Read {
-                offset,
-                length,
-                one_chunk,
-            } => {
+            Request::Read { offset, length, one_chunk } => {
                 cost = u64::from(length);
-                Work::Read {
-                    offset,
-                    length,
-                    one_chunk,
-                    future: session.read(offset, length),
-                }
+                Work::Read { offset, length, one_chunk, future: session.read(offset, length) }
             }
             Request::Flush => Work::Unit(session.flush()),
-            Request::Trim {
-                offset,
-                length,
-                fua,
-            } => Work::Unit(session.trim(offset, length, fua)),
-            Request::WriteZeroes {
-                offset,
-                length,
-                options,
-            } => Work::Unit(session.write_zeroes(offset, length, options)),
-            Request::BlockStatus {
-                offset,
-                length,
-                one_extent,
-            } => Work::Status {
-                offset,
-                length,
-                one_extent,
-                future: session.allocation(offset, length),
-            },
+            Request::Trim { offset, length, fua } => Work::Unit(session.trim(offset, length, fua)),
+            Request::WriteZeroes { offset, length, options } => {
+                Work::Unit(session.write_zeroes(offset, length, options))
+            }
+            Request::BlockStatus { offset, length, one_extent } => {
+                Work::Status { offset, length, one_extent, future: session.allocation(offset, length) }
+            }
             // A write comes through `write`, a disconnect has no reply; neither reaches this.
             Request::Write { .. } | Request::Nothing | Request::Disconnect => Work::Nothing,
         };
-        Operation {
-            cookie: header.cookie,
-            command: header.command,
-            cost,
-            work,
-        }
+        Operation { cookie: header.cookie, command: header.command, cost, work }
     }
 
     /// Hands a write to the session.
@@ -142,12 +96,7 @@ impl<'a> Operation<'a> {
     ) -> Operation<'a> {
         let cost = payload.len() as u64;
         let work = Work::Unit(session.write(offset, payload, fua));
-        Operation {
-            cookie: header.cookie,
-            command: header.command,
-            cost,
-            work,
-        }
+        Operation { cookie: header.cookie, command: header.command, cost, work }
     }
 }
 
@@ -156,21 +105,11 @@ impl Future for Operation<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
         let outcome = match &mut self.work {
-            Work::Read {
-                offset,
-                length,
-                one_chunk,
-                future,
-            } => {
+            Work::Read { offset, length, one_chunk, future } => {
                 let Poll::Ready(result) = future.as_mut().poll(cx) else {
                     return Poll::Pending;
                 };
-                Outcome::Read {
-                    offset: *offset,
-                    length: *length,
-                    one_chunk: *one_chunk,
-                    result,
-                }
+                Outcome::Read { offset: *offset, length: *length, one_chunk: *one_chunk, result }
             }
             Work::Unit(future) => {
                 let Poll::Ready(result) = future.as_mut().poll(cx) else {
@@ -178,29 +117,14 @@ impl Future for Operation<'_> {
                 };
                 Outcome::Done(result)
             }
-            Work::Status {
-                offset,
-                length,
-                one_extent,
-                future,
-            } => {
+            Work::Status { offset, length, one_extent, future } => {
                 let Poll::Ready(result) = future.as_mut().poll(cx) else {
                     return Poll::Pending;
                 };
-                Outcome::Status {
-                    offset: *offset,
-                    length: *length,
-                    one_extent: *one_extent,
-                    result,
-                }
+                Outcome::Status { offset: *offset, length: *length, one_extent: *one_extent, result }
             }
             Work::Nothing => Outcome::Nothing,
         };
-        Poll::Ready(Done {
-            cookie: self.cookie,
-            command: self.command,
-            cost: self.cost,
-            outcome,
-        })
+        Poll::Ready(Done { cookie: self.cookie, command: self.command, cost: self.cost, outcome })
     }
 }

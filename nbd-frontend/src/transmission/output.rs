@@ -103,9 +103,7 @@ impl Output {
     ) -> Result<(), String> {
         let covered: u64 = parts.iter().map(part_len).sum();
         if covered != u64::from(length) {
-            return Err(format!(
-                "the export answered a read of {length} bytes with {covered}"
-            ));
+            return Err(format!("the export answered a read of {length} bytes with {covered}"));
         }
         if !structured {
             self.simple(cookie, 0);
@@ -127,18 +125,13 @@ impl Output {
     /// One chunk for every run of data and of hole. `parts` are not all empty.
     fn chunks(&mut self, cookie: u64, mut offset: u64, parts: Vec<ReadPart>) {
         let mut left: u64 = parts.iter().map(part_len).sum();
-        let mut parts = parts
-            .into_iter()
-            .filter(|part| part_len(part) > 0)
-            .peekable();
+        let mut parts = parts.into_iter().filter(|part| part_len(part) > 0).peekable();
         let mut run = Vec::new();
         while let Some(part) = parts.next() {
             let is_hole = matches!(part, ReadPart::Hole(_));
             let mut length = part_len(&part);
             run.push(part);
-            while let Some(next) =
-                parts.next_if(|next| matches!(next, ReadPart::Hole(_)) == is_hole)
-            {
+            while let Some(next) = parts.next_if(|next| matches!(next, ReadPart::Hole(_)) == is_hole) {
                 length += part_len(&next);
                 run.push(next);
             }
@@ -163,10 +156,7 @@ impl Output {
     ///
     /// # Errors
     /// The session told no extents; nothing was added.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "facts of one request, passed once"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "facts of one request, passed once")]
     pub(super) fn block_status(
         &mut self,
         cookie: u64,
@@ -182,8 +172,7 @@ impl Output {
         let mut at = offset;
         let mut told: Vec<(u32, u32)> = Vec::with_capacity(extents.len().min(EXTENTS_MAX));
         for extent in extents {
-            let flags = if extent.allocated { 0 } else { STATE_HOLE }
-                | if extent.zero { STATE_ZERO } else { 0 };
+            let flags = if extent.allocated { 0 } else { STATE_HOLE } | if extent.zero { STATE_ZERO } else { 0 };
             // An extent may pass the request, but never the end of the export.
             let run = extent.length.min(export_size.saturating_sub(at));
             if run == 0 {
@@ -192,9 +181,7 @@ impl Output {
             at += run;
             let count = told.len();
             match told.last_mut() {
-                Some((last, last_flags))
-                    if *last_flags == flags && u64::from(*last) + run <= longest =>
-                {
+                Some((last, last_flags)) if *last_flags == flags && u64::from(*last) + run <= longest => {
                     *last += run as u32
                 }
                 _ if count == EXTENTS_MAX || (one_extent && count == 1) => break,
