@@ -29,6 +29,9 @@ pub const OPTIONS_MAX: u32 = 256;
 /// How many exports a list names; the rest of a longer list is left out.
 pub const LIST_LEN_MAX: usize = 10_000;
 
+/// The longest message of a refusal, in bytes; longer ones are cut ("Conventions" allows 4096).
+const REFUSAL_LEN_MAX: usize = 512;
+
 /// The one metadata context that is offered.
 pub const ALLOCATION_CONTEXT: &str = "base:allocation";
 /// Its number in replies.
@@ -394,8 +397,8 @@ impl Negotiation {
     }
 
     fn refuse(&mut self, option: u32, kind: u32, message: &str) -> Option<Question> {
-        let end = message.floor_char_boundary(message.len().min(512));
-        option_reply(&mut self.output, option, kind, &[message[..end].as_bytes()]);
+        let end = message.floor_char_boundary(message.len().min(REFUSAL_LEN_MAX));
+        option_reply(&mut self.output, option, kind, &[&message.as_bytes()[..end]]);
         None
     }
 }

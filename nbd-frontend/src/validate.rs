@@ -163,8 +163,8 @@ pub fn validate(header: &RequestHeader, constraints: &Constraints) -> Result<Req
     if (offset | u64::from(length)) & mask != 0 {
         return Err(refusal(EINVAL, "offset or length is not a multiple of the minimum block size"));
     }
-    // `<=`: a range may end exactly at the end of the export.
-    if !offset.checked_add(u64::from(length)).is_some_and(|end| end <= constraints.size) {
+    // `>`: a range may end exactly at the end of the export.
+    if offset.checked_add(u64::from(length)).is_none_or(|end| end > constraints.size) {
         // "Error values": ENOSPC for writes beyond the end, EINVAL for reads and trims.
         return Err(if matches!(command, CMD_WRITE | CMD_WRITE_ZEROES) { WRITE_BEYOND_END } else { READ_BEYOND_END });
     }

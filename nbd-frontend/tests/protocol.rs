@@ -149,6 +149,22 @@ async fn payloads_of_every_size_arrive_whole_however_they_are_cut() {
     }
 }
 
+#[tokio::test]
+async fn a_read_only_export_refuses_writes_and_says_why() {
+    let info = ExportInfo { read_only: true, ..MemoryExport::new("disk", SIZE).info() };
+    let exports = MemoryDirectory::new(vec![Arc::new(MemoryExport::with_info(info))]);
+    let server = TestServer::start(Arc::new(exports), limits()).await;
+    let mut client = server.unix().await;
+    client.go("disk", true).await;
+    client.send(&[&request(CMD_WRITE, 0, 1, 0, 512)[..], &[1; 512]].concat()).await;
+    let reply = client.reply(0).await;
+    assert_eq!(reply.error, EPERM);
+    assert!(String::from_utf8_lossy(&reply.chunks[0].1).contains("read-only"));
+    assert_eq!(client.call(CMD_TRIM, 0, 0, 512, &[]).await, EPERM);
+    assert_eq!(client.call(CMD_FLUSH, 0, 0, 0, &[]).await, 0);
+    assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0);
+}
+
 /// A session whose writes wait for permits and then end as told; everything else is answered at once.
 struct Gate {
     permits: Semaphore,
@@ -188,11 +204,19 @@ impl Gate {
     }
 }
 
-struct GateSession(Arc<Gate>);
+/// Twice as large after the first look, as an export that is grown while a client is connected.
+struct GateSession(Arc<Gate>, AtomicUsize);
+
+impl GateSession {
+    fn new(gate: &Arc<Gate>) -> GateSession {
+        GateSession(Arc::clone(gate), AtomicUsize::new(0))
+    }
+}
 
 impl Session for GateSession {
     fn info(&self) -> ExportInfo {
-        MemoryExport::new("gate", SIZE).info()
+        let grown = self.1.fetch_add(1, Ordering::SeqCst).min(1) as u32;
+        MemoryExport::new("gate", SIZE << grown).info()
     }
 
     fn read(&self, _: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
@@ -237,11 +261,11 @@ impl ExportDirectory for GateDirectory {
     }
 
     fn info<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<ExportInfo, Error>> {
-        Box::pin(async { Ok(GateSession(Arc::clone(&self.0)).info()) })
+        Box::pin(async { Ok(GateSession::new(&self.0).info()) })
     }
 
     fn open<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
-        Box::pin(async { Ok(Arc::new(GateSession(Arc::clone(&self.0))) as Arc<dyn Session>) })
+        Box::pin(async { Ok(Arc::new(GateSession::new(&self.0)) as Arc<dyn Session>) })
     }
 }
 
@@ -254,6 +278,15 @@ fn write(cookie: u64, length: u32) -> Vec<u8> {
     let mut bytes = request(CMD_WRITE, 0, cookie, 0, length);
     bytes.resize(bytes.len() + length as usize, 1);
     bytes
+}
+
+#[tokio::test]
+async fn an_export_that_grows_is_served_to_its_new_end() {
+    let (server, _) = gate_server(ErrorOrOk::Ok, limits()).await;
+    let mut client = server.unix().await;
+    client.go("gate", false).await;
+    assert_eq!(client.call(CMD_READ, 0, 2 * SIZE - 512, 512, &[]).await, 0);
+    assert_eq!(client.call(CMD_READ, 0, 2 * SIZE, 512, &[]).await, EINVAL);
 }
 
 #[tokio::test]
@@ -492,8 +525,8 @@ async fn hostile_bytes_hurt_nobody_else() {
                         (word >> 8) as u16 % 10,
                         (word >> 16) as u16 % 64,
                         word,
-                        random(&mut seed) >> (word >> 32) % 64,
-                        (random(&mut seed) >> 32) as u32 >> (word >> 40) % 32,
+                        random(&mut seed) >> ((word >> 32) % 64),
+                        (random(&mut seed) >> 32) as u32 >> ((word >> 40) % 32),
                     ));
                 }
                 (0 | 1, _) => {

@@ -278,3 +278,6 @@ fn part_len(part: &ReadPart) -> u64 {
         ReadPart::Hole(hole) => u64::from(*hole),
     }
 }
+
+#[cfg(test)]
+mod tests;
