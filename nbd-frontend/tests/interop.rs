@@ -1,5 +1,6 @@
 //! Real NBD clients against the server: each test skips, saying so, where the client is not installed.
 
+#[path = "support/client.rs"]
 mod common;
 
 use std::process::Stdio;

@@ -1,5 +1,6 @@
 //! The server as seen by a raw client: what clients may do, what they should not, and what nobody should.
 
+#[path = "support/client.rs"]
 mod common;
 
 use std::sync::Arc;
@@ -354,6 +355,44 @@ async fn failures_of_the_export_become_their_numbers() {
                 assert_eq!(reply.chunks[0].1[6..], *b"as told", "the reason reaches the client");
             }
         }
+    }
+}
+
+/// Where the log of a test goes.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_refused_write_is_logged_once_with_peer_export_and_reason() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    // For this thread, on which the whole test runs.
+    let _log = tracing::subscriber::set_default(subscriber);
+    let (server, gate) = gate_server(ErrorOrOk::Error(ErrorKind::NotOwner), limits()).await;
+    gate.permits.add_permits(3);
+    let mut client = server.tcp().await;
+    client.go("gate", false).await;
+    for cookie in 0..3 {
+        client.send(&write(cookie, 512)).await;
+        assert_eq!(client.reply(0).await.error, EPERM);
+    }
+    let text = String::from_utf8(log.0.lock().expect("not poisoned").clone()).expect("UTF-8");
+    let refusals: Vec<_> = text.lines().filter(|line| line.contains("WRITE refused")).collect();
+    assert_eq!(refusals.len(), 1, "{text}");
+    for expected in ["WARN", "peer=\"127.0.0.1:", "export=\"gate\"", "as told"] {
+        assert!(refusals[0].contains(expected), "{expected} in {refusals:?}");
     }
 }
 
