@@ -2,3 +2,4 @@
 
 pub mod propagation;
 pub mod shard;
+pub mod wan;
