@@ -45,10 +45,11 @@ const UNAUTHENTICATED_REQUEST_MAX: usize = 64 << 10;
 const UNAUTHENTICATED_LIFETIME: Duration = Duration::from_secs(30);
 /// How long a handshake that someone else started may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection with a call under way that hears nothing for this long plus some round trips is given up: an idle
-/// but living peer would have acknowledged within one.
+/// A connection whose packets go unanswered for this long plus some round trips is given up: a living peer would
+/// have acknowledged within one. The idle timeout would take much longer.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 const SILENCE_RTTS: u32 = 4;
+const SILENCE_TICK: Duration = Duration::from_millis(500);
 /// How long [`QuicTransport::close`] waits for calls being answered.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -356,10 +357,6 @@ impl QuicTransport {
         let outcome = tokio::select! {
             outcome = exchange::call(&connection, class, request) => outcome,
             () = tokio::time::sleep_until(end) => Err(CallError::Sent("the deadline passed".to_owned())),
-            () = silence(&connection) => {
-                peer.give_up(&connection);
-                Err(CallError::Sent("the peer has gone silent".to_owned()))
-            }
         };
         outcome.map_err(|error| match error {
             CallError::NotSent(reason) => unreachable(reason),
@@ -368,14 +365,25 @@ impl QuicTransport {
     }
 }
 
-/// Returns once nothing has come in for [`SILENCE_MAX`] and some round trips.
-async fn silence(connection: &Connection) {
-    loop {
-        let before = connection.stats().udp_rx.datagrams;
-        tokio::time::sleep(SILENCE_MAX + connection.rtt() * SILENCE_RTTS).await;
-        if connection.stats().udp_rx.datagrams == before && connection.stats().path.sent_packets > 0
-        {
-            return;
+/// Closes `connection` once what it sends has gone unanswered for [`SILENCE_MAX`] and some round trips. Watches the
+/// connection and not a call, so that calls with short deadlines notice a dead peer too.
+async fn close_when_silent(connection: Connection) {
+    let datagrams = || {
+        let stats = connection.stats();
+        (stats.udp_rx.datagrams, stats.udp_tx.datagrams)
+    };
+    let (mut heard, mut sent) = datagrams();
+    let mut unanswered_since = None;
+    while connection.close_reason().is_none() {
+        tokio::time::sleep(SILENCE_TICK).await;
+        let (heard_now, sent_now) = datagrams();
+        if heard_now != heard {
+            (heard, sent, unanswered_since) = (heard_now, sent_now, None);
+        } else if sent_now != sent {
+            let since: &tokio::time::Instant = unanswered_since.get_or_insert_with(tokio::time::Instant::now);
+            if since.elapsed() > SILENCE_MAX + connection.rtt() * SILENCE_RTTS {
+                connection.close(VarInt::from_u32(0), b"silent");
+            }
         }
     }
 }

@@ -88,7 +88,7 @@ pub(super) async fn serve(
         return;
     };
     // All at once: requests that wait for memory hold none.
-    let Ok(_reserved) = budget.acquire_many(length as u32).await else {
+    let Ok(reserved) = budget.acquire_many(length as u32).await else {
         return;
     };
     let Some(request) = receive_request(&mut receive, length).await else {
@@ -102,8 +102,10 @@ pub(super) async fn serve(
         return;
     }
     let _ = send.set_priority(priority(class));
-    if send.write_chunk(reply).await.is_ok() {
-        let _ = send.finish();
+    drop(reserved);
+    if send.write_chunk(reply).await.is_ok() && send.finish().is_ok() {
+        // Until the reply is acknowledged, closing the endpoint would drop it.
+        let _ = send.stopped().await;
     }
 }
 

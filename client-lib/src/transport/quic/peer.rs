@@ -115,6 +115,7 @@ impl Peer {
             Ok(connection) if state.removed => connection.close(VarInt::from_u32(0), b"removed"),
             Ok(connection) => {
                 state.failures = 0;
+                tokio::spawn(super::close_when_silent(connection.clone()));
                 state.connection = Some(connection.clone());
             }
             Err(reason) => {
@@ -162,19 +163,6 @@ impl Peer {
                 self.address,
                 DIAL_TIMEOUT.as_secs()
             )),
-        }
-    }
-
-    /// Gives up on `connection` if it is still the current one: the next call dials. The peer has proved silent.
-    pub(super) fn give_up(&self, connection: &Connection) {
-        connection.close(VarInt::from_u32(0), b"silent");
-        let mut state = self.state();
-        if state
-            .connection
-            .as_ref()
-            .is_some_and(|current| current.stable_id() == connection.stable_id())
-        {
-            state.connection = None;
         }
     }
 
