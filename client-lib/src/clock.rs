@@ -27,9 +27,7 @@ impl SystemClock {
     /// A clock that starts now.
     #[must_use]
     pub fn new() -> SystemClock {
-        SystemClock {
-            start: Instant::now(),
-        }
+        SystemClock { start: Instant::now() }
     }
 }
 
@@ -45,9 +43,7 @@ impl Clock for SystemClock {
     }
 
     fn unix_ms(&self) -> u64 {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 }
@@ -63,28 +59,19 @@ impl VirtualClock {
     /// A clock at zero whose calendar starts at `unix_start_ms`.
     #[must_use]
     pub fn new(unix_start_ms: u64) -> VirtualClock {
-        VirtualClock {
-            now: Mutex::new(Duration::ZERO),
-            unix_start_ms,
-        }
+        VirtualClock { now: Mutex::new(Duration::ZERO), unix_start_ms }
     }
 
     /// Moves time on by `step`.
     pub fn advance(&self, step: Duration) {
-        let mut now = self
-            .now
-            .lock()
-            .expect("no code panics while holding the clock");
+        let mut now = self.now.lock().expect("no code panics while holding the clock");
         *now = now.saturating_add(step);
     }
 }
 
 impl Clock for VirtualClock {
     fn now(&self) -> Duration {
-        *self
-            .now
-            .lock()
-            .expect("no code panics while holding the clock")
+        *self.now.lock().expect("no code panics while holding the clock")
     }
 
     fn unix_ms(&self) -> u64 {
@@ -102,10 +89,7 @@ mod tests {
         let clock = VirtualClock::new(1_000);
         assert_eq!((clock.now(), clock.unix_ms()), (Duration::ZERO, 1_000));
         clock.advance(Duration::from_millis(250));
-        assert_eq!(
-            (clock.now(), clock.unix_ms()),
-            (Duration::from_millis(250), 1_250)
-        );
+        assert_eq!((clock.now(), clock.unix_ms()), (Duration::from_millis(250), 1_250));
     }
 
     #[test]
@@ -113,9 +97,6 @@ mod tests {
         let clock = SystemClock::new();
         let first = clock.now();
         assert!(clock.now() >= first);
-        assert!(
-            clock.unix_ms() > 1_600_000_000_000,
-            "the machine's calendar is set"
-        );
+        assert!(clock.unix_ms() > 1_600_000_000_000, "the machine's calendar is set");
     }
 }

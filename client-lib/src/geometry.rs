@@ -20,15 +20,10 @@ pub const VOLUME_SIZE_MAX: u64 = 1 << 44;
 /// (NBD protocol, "Block size constraints").
 pub const IO_SIZE_MAX: u32 = 32 << 20;
 
-const _: () = assert!(
-    VOLUME_SIZE_MAX / BLOCK_SIZE as u64 <= u32::MAX as u64 + 1,
-    "block numbers fit u32 bitmaps"
-);
+const _: () = assert!(VOLUME_SIZE_MAX / BLOCK_SIZE as u64 <= u32::MAX as u64 + 1, "block numbers fit u32 bitmaps");
 
 /// The number of a block within its volume.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BlockIndex(pub u32);
 
@@ -75,12 +70,7 @@ impl TryFrom<u64> for VolumeSize {
     type Error = Error;
 
     fn try_from(bytes: u64) -> Result<VolumeSize, Error> {
-        let refuse = |why: &str| {
-            Err(Error::new(
-                ErrorKind::InvalidRequest,
-                format!("a volume of {bytes} bytes is not possible: {why}"),
-            ))
-        };
+        let refuse = |why: &str| Err(Error::new(ErrorKind::InvalidRequest, format!("a volume of {bytes} bytes is not possible: {why}")));
         if bytes == 0 {
             return refuse("the size must be above 0");
         }
@@ -108,16 +98,9 @@ impl From<VolumeSize> for u64 {
 pub fn blocks_touched(offset: u64, length: u64) -> Range<u32> {
     let block = u64::from(BLOCK_SIZE);
     let end = offset + length;
-    assert!(
-        end <= VOLUME_SIZE_MAX,
-        "range {offset}+{length} lies beyond the largest volume"
-    );
+    assert!(end <= VOLUME_SIZE_MAX, "range {offset}+{length} lies beyond the largest volume");
     let first = offset / block;
-    let last = if length == 0 {
-        first
-    } else {
-        end.div_ceil(block)
-    };
+    let last = if length == 0 { first } else { end.div_ceil(block) };
     first as u32..last as u32
 }
 
@@ -129,10 +112,7 @@ pub fn blocks_touched(offset: u64, length: u64) -> Range<u32> {
 pub fn blocks_covered(offset: u64, length: u64) -> Range<u32> {
     let block = u64::from(BLOCK_SIZE);
     let end = offset + length;
-    assert!(
-        end <= VOLUME_SIZE_MAX,
-        "range {offset}+{length} lies beyond the largest volume"
-    );
+    assert!(end <= VOLUME_SIZE_MAX, "range {offset}+{length} lies beyond the largest volume");
     let first = offset.div_ceil(block);
     let last = (end / block).max(first);
     first as u32..last as u32
@@ -152,16 +132,8 @@ mod tests {
             (4096, 8192, 1..3, 1..3),
             (8192, 0, 2..2, 2..2),
         ] {
-            assert_eq!(
-                blocks_touched(offset, length),
-                touched,
-                "touched by {offset}+{length}"
-            );
-            assert_eq!(
-                blocks_covered(offset, length),
-                covered,
-                "covered by {offset}+{length}"
-            );
+            assert_eq!(blocks_touched(offset, length), touched, "touched by {offset}+{length}");
+            assert_eq!(blocks_covered(offset, length), covered, "covered by {offset}+{length}");
         }
     }
 

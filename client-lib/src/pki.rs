@@ -14,8 +14,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -76,10 +76,7 @@ impl ClusterId {
     /// [`PkiError::Random`].
     pub fn random() -> Result<ClusterId, PkiError> {
         let mut bytes = [0u8; 16];
-        provider()
-            .secure_random
-            .fill(&mut bytes)
-            .map_err(|_| PkiError::Random)?;
+        provider().secure_random.fill(&mut bytes).map_err(|_| PkiError::Random)?;
         Ok(ClusterId(hex(&bytes)))
     }
 
@@ -142,9 +139,7 @@ pub struct ClusterAuthority {
 
 impl fmt::Debug for ClusterAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClusterAuthority")
-            .field("cluster", &self.cluster)
-            .finish_non_exhaustive()
+        f.debug_struct("ClusterAuthority").field("cluster", &self.cluster).finish_non_exhaustive()
     }
 }
 
@@ -162,9 +157,7 @@ impl ClusterAuthority {
     pub fn create(cluster: ClusterId) -> Result<ClusterAuthority, PkiError> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("{CA_NAME_PREFIX}{cluster}"));
+        params.distinguished_name.push(DnType::CommonName, format!("{CA_NAME_PREFIX}{cluster}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key)?;
@@ -186,12 +179,7 @@ impl ClusterAuthority {
         let certificate = certificate_from_pem(&certificate_pem)?;
         let cluster = ca_cluster(&certificate)?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
-        Ok(ClusterAuthority {
-            cluster,
-            certificate,
-            certificate_pem,
-            issuer,
-        })
+        Ok(ClusterAuthority { cluster, certificate, certificate_pem, issuer })
     }
 
     /// Writes certificate and key into `dir`, which must exist.
@@ -231,11 +219,7 @@ impl ClusterAuthority {
     pub fn issue(&self, node: NodeId) -> Result<NodeIdentity, PkiError> {
         let key = KeyPair::generate()?;
         let certificate = self.params(node)?.signed_by(&key, &self.issuer)?;
-        NodeIdentity::from_pem(
-            &self.certificate_pem,
-            &certificate.pem(),
-            &key.serialize_pem(),
-        )
+        NodeIdentity::from_pem(&self.certificate_pem, &certificate.pem(), &key.serialize_pem())
     }
 
     /// Signs a joining node's request. Only its public key is taken; names and usages are ours.
@@ -250,17 +234,10 @@ impl ClusterAuthority {
 
     fn params(&self, node: NodeId) -> Result<CertificateParams, PkiError> {
         let mut params = CertificateParams::new(vec![server_name(&self.cluster, node)])?;
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("Heliotrope node {node}"));
-        params.subject_alt_names.push(SanType::URI(
-            format!("helio://{}/node/{node}", self.cluster).try_into()?,
-        ));
+        params.distinguished_name.push(DnType::CommonName, format!("Heliotrope node {node}"));
+        params.subject_alt_names.push(SanType::URI(format!("helio://{}/node/{node}", self.cluster).try_into()?));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         Ok(params)
     }
@@ -282,10 +259,7 @@ impl JoinKey {
     pub fn create() -> Result<JoinKey, PkiError> {
         let key = KeyPair::generate()?;
         let request = CertificateParams::default().serialize_request(&key)?;
-        Ok(JoinKey {
-            key_pem: key.serialize_pem(),
-            request_pem: request.pem()?,
-        })
+        Ok(JoinKey { key_pem: key.serialize_pem(), request_pem: request.pem()? })
     }
 
     /// The identity, once the authority has signed.
@@ -322,10 +296,7 @@ impl Clone for NodeIdentity {
 
 impl fmt::Debug for NodeIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NodeIdentity")
-            .field("node", &self.node)
-            .field("cluster", &self.cluster)
-            .finish_non_exhaustive()
+        f.debug_struct("NodeIdentity").field("node", &self.node).field("cluster", &self.cluster).finish_non_exhaustive()
     }
 }
 
@@ -334,18 +305,11 @@ impl NodeIdentity {
     ///
     /// # Errors
     /// [`PkiError::Parse`]; [`PkiError::WrongCluster`] when the CA is another cluster's.
-    pub fn from_pem(
-        ca_pem: &str,
-        certificate_pem: &str,
-        key_pem: &str,
-    ) -> Result<NodeIdentity, PkiError> {
+    pub fn from_pem(ca_pem: &str, certificate_pem: &str, key_pem: &str) -> Result<NodeIdentity, PkiError> {
         let ca = certificate_from_pem(ca_pem)?;
         let certificate = certificate_from_pem(certificate_pem)?;
-        let key =
-            PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|error| PkiError::Parse {
-                what: "node key",
-                reason: error.to_string(),
-            })?;
+        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
+            .map_err(|error| PkiError::Parse { what: "node key", reason: error.to_string() })?;
         let cluster = ca_cluster(&ca)?;
         let node = certificate_node(&certificate, &cluster)?;
         Ok(NodeIdentity {
@@ -354,11 +318,7 @@ impl NodeIdentity {
             ca,
             certificate,
             key,
-            pems: [
-                ca_pem.to_owned(),
-                certificate_pem.to_owned(),
-                key_pem.to_owned(),
-            ],
+            pems: [ca_pem.to_owned(), certificate_pem.to_owned(), key_pem.to_owned()],
         })
     }
 
@@ -368,11 +328,7 @@ impl NodeIdentity {
     /// [`PkiError::Io`], [`PkiError::Parse`], [`PkiError::WrongCluster`].
     pub fn load(dir: &Path) -> Result<NodeIdentity, PkiError> {
         let file = |name| read(&dir.join(name));
-        NodeIdentity::from_pem(
-            &file(CA_CERTIFICATE_FILE)?,
-            &file(NODE_CERTIFICATE_FILE)?,
-            &file(NODE_KEY_FILE)?,
-        )
+        NodeIdentity::from_pem(&file(CA_CERTIFICATE_FILE)?, &file(NODE_CERTIFICATE_FILE)?, &file(NODE_KEY_FILE)?)
     }
 
     /// Writes the three files into `dir`, which must exist; the key with mode 0600.
@@ -432,42 +388,23 @@ impl NodeIdentity {
 ///
 /// # Errors
 /// [`PkiError::Parse`], [`PkiError::WrongCluster`].
-pub fn certificate_node(
-    certificate: &CertificateDer<'_>,
-    cluster: &ClusterId,
-) -> Result<NodeId, PkiError> {
-    let wrong = |reason: String| PkiError::Parse {
-        what: "node certificate",
-        reason,
-    };
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
-        .map_err(|error| wrong(error.to_string()))?;
-    let names = parsed
-        .subject_alternative_name()
-        .map_err(|error| wrong(error.to_string()))?;
-    let names = names
-        .map(|extension| extension.value.general_names.as_slice())
-        .unwrap_or_default();
+pub fn certificate_node(certificate: &CertificateDer<'_>, cluster: &ClusterId) -> Result<NodeId, PkiError> {
+    let wrong = |reason: String| PkiError::Parse { what: "node certificate", reason };
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| wrong(error.to_string()))?;
+    let names = parsed.subject_alternative_name().map_err(|error| wrong(error.to_string()))?;
+    let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
     let mut found = None;
     for name in names {
         let x509_parser::extensions::GeneralName::URI(uri) = name else {
             continue;
         };
-        let Some((of, node)) = uri
-            .strip_prefix("helio://")
-            .and_then(|rest| rest.split_once("/node/"))
-        else {
+        let Some((of, node)) = uri.strip_prefix("helio://").and_then(|rest| rest.split_once("/node/")) else {
             continue;
         };
         if of != cluster.as_str() {
-            return Err(PkiError::WrongCluster {
-                found: of.to_owned(),
-                expected: cluster.to_string(),
-            });
+            return Err(PkiError::WrongCluster { found: of.to_owned(), expected: cluster.to_string() });
         }
-        let node = node
-            .parse()
-            .map_err(|_| wrong(format!("{uri:?} names no node")))?;
+        let node = node.parse().map_err(|_| wrong(format!("{uri:?} names no node")))?;
         if found.replace(NodeId(node)).is_some() {
             return Err(wrong("it names more than one node".to_owned()));
         }
@@ -478,25 +415,17 @@ pub fn certificate_node(
 /// SHA-256 of a certificate, in hex.
 #[must_use]
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
-    hex(sha256_suite()
-        .common
-        .hash_provider
-        .hash(certificate)
-        .as_ref())
+    hex(sha256_suite().common.hash_provider.hash(certificate).as_ref())
 }
 
 /// The suite that lends SHA-256 and HMAC to the fingerprint and to derived keys.
 fn sha256_suite() -> &'static rustls::Tls13CipherSuite {
-    rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256
-        .tls13()
-        .expect("the suite is a TLS 1.3 suite")
+    rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().expect("the suite is a TLS 1.3 suite")
 }
 
 /// HMAC-SHA256 of `message` under a key of at most 64 bytes.
 pub(crate) fn hmac_sha256(key: &[u8], message: &[u8]) -> [u8; 32] {
-    let tag = sha256_suite()
-        .hkdf_provider
-        .hmac_sign(&rustls::crypto::tls13::OkmBlock::new(key), message);
+    let tag = sha256_suite().hkdf_provider.hmac_sign(&rustls::crypto::tls13::OkmBlock::new(key), message);
     tag.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
@@ -505,35 +434,21 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn ca_cluster(ca: &CertificateDer<'_>) -> Result<ClusterId, PkiError> {
-    let wrong = |reason: String| PkiError::Parse {
-        what: "CA certificate",
-        reason,
-    };
-    let (_, parsed) =
-        x509_parser::parse_x509_certificate(ca).map_err(|error| wrong(error.to_string()))?;
-    let names = parsed
-        .subject()
-        .iter_common_name()
-        .filter_map(|name| name.as_str().ok());
-    let cluster = names
-        .filter_map(|name| name.strip_prefix(CA_NAME_PREFIX))
-        .next();
+    let wrong = |reason: String| PkiError::Parse { what: "CA certificate", reason };
+    let (_, parsed) = x509_parser::parse_x509_certificate(ca).map_err(|error| wrong(error.to_string()))?;
+    let names = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+    let cluster = names.filter_map(|name| name.strip_prefix(CA_NAME_PREFIX)).next();
     let cluster = cluster.ok_or_else(|| wrong("it names no Heliotrope cluster".to_owned()))?;
     ClusterId::try_from(cluster.to_owned())
 }
 
 fn certificate_from_pem(pem: &str) -> Result<CertificateDer<'static>, PkiError> {
-    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| PkiError::Parse {
-        what: "certificate",
-        reason: error.to_string(),
-    })
+    CertificateDer::from_pem_slice(pem.as_bytes())
+        .map_err(|error| PkiError::Parse { what: "certificate", reason: error.to_string() })
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {
-    fs::read_to_string(path).map_err(|source| PkiError::Io {
-        path: path.to_owned(),
-        source,
-    })
+    fs::read_to_string(path).map_err(|source| PkiError::Io { path: path.to_owned(), source })
 }
 
 /// Writes a synced temporary file of the final mode and renames it: the key is never readable by others, and a
@@ -546,20 +461,13 @@ fn write_atomically(dir: &Path, name: &str, text: &str, mode: u32) -> Result<(),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
         fs::File::open(dir)?.sync_all()
     };
-    attempt().map_err(|source| PkiError::Io {
-        path: path.clone(),
-        source,
-    })
+    attempt().map_err(|source| PkiError::Io { path: path.clone(), source })
 }
 
 #[cfg(test)]
@@ -576,29 +484,18 @@ mod tests {
     fn an_identity_survives_its_files_and_keeps_its_key_private() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let authority = ClusterAuthority::create(cluster("one")).expect("made");
-        authority
-            .issue(NodeId(7))
-            .expect("issued")
-            .save(dir.path())
-            .expect("saved");
+        authority.issue(NodeId(7)).expect("issued").save(dir.path()).expect("saved");
         let identity = NodeIdentity::load(dir.path()).expect("loaded");
-        assert_eq!(
-            (identity.node(), identity.cluster()),
-            (NodeId(7), &cluster("one"))
-        );
+        assert_eq!((identity.node(), identity.cluster()), (NodeId(7), &cluster("one")));
         assert_eq!(identity.ca_fingerprint(), authority.fingerprint());
-        let mode = fs::metadata(dir.path().join(NODE_KEY_FILE))
-            .expect("present")
-            .permissions()
-            .mode();
+        let mode = fs::metadata(dir.path().join(NODE_KEY_FILE)).expect("present").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]
     fn an_authority_survives_its_files() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let authority =
-            ClusterAuthority::create(ClusterId::random().expect("random")).expect("made");
+        let authority = ClusterAuthority::create(ClusterId::random().expect("random")).expect("made");
         authority.save(dir.path()).expect("saved");
         let again = ClusterAuthority::load(dir.path()).expect("loaded");
         assert_eq!(again.cluster(), authority.cluster());
@@ -611,21 +508,15 @@ mod tests {
         let authority = ClusterAuthority::create(cluster("one")).expect("made");
         let key = JoinKey::create().expect("made");
         let signed = authority.sign(NodeId(9), &key.request_pem).expect("signed");
-        let identity = key
-            .complete(authority.certificate_pem(), &signed)
-            .expect("complete");
+        let identity = key.complete(authority.certificate_pem(), &signed).expect("complete");
         assert_eq!(identity.node(), NodeId(9));
         assert!(authority.sign(NodeId(9), "nonsense").is_err());
     }
 
     #[test]
     fn another_clusters_certificate_is_named() {
-        let identity = ClusterAuthority::create(cluster("one"))
-            .expect("made")
-            .issue(NodeId(1))
-            .expect("issued");
-        let error =
-            certificate_node(&identity.certificate, &cluster("two")).expect_err("another cluster");
+        let identity = ClusterAuthority::create(cluster("one")).expect("made").issue(NodeId(1)).expect("issued");
+        let error = certificate_node(&identity.certificate, &cluster("two")).expect_err("another cluster");
         assert!(matches!(error, PkiError::WrongCluster { .. }), "{error}");
     }
 

@@ -62,9 +62,7 @@ impl Epoch {
 /// Ordered by epoch, then sequence. The sequence goes on across epochs (a new epoch starts one above
 /// the final sequence of the last), so within one history the sequence alone orders writes; the epoch
 /// tells two histories apart that forked at a takeover.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Lsn {
     /// The ownership under which the write was made.
     pub epoch: Epoch,
@@ -74,10 +72,7 @@ pub struct Lsn {
 
 impl Lsn {
     /// The position before any write.
-    pub const ZERO: Lsn = Lsn {
-        epoch: Epoch(0),
-        sequence: 0,
-    };
+    pub const ZERO: Lsn = Lsn { epoch: Epoch(0), sequence: 0 };
 
     /// The position `sequence` under `epoch`.
     #[must_use]
@@ -96,12 +91,7 @@ impl FromStr for Lsn {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Lsn, Error> {
-        let wrong = || {
-            Error::new(
-                ErrorKind::InvalidRequest,
-                format!("{text:?} is not an LSN; write EPOCH.SEQUENCE, as in 3.1042"),
-            )
-        };
+        let wrong = || Error::new(ErrorKind::InvalidRequest, format!("{text:?} is not an LSN; write EPOCH.SEQUENCE, as in 3.1042"));
         let (epoch, sequence) = text.split_once('.').ok_or_else(wrong)?;
         Ok(Lsn::new(
             Epoch(epoch.parse().map_err(|_| wrong())?),
@@ -190,10 +180,7 @@ fn check_name(what: &str, text: &str) -> Result<(), Error> {
     if text.len() > NAME_LEN_MAX {
         return refuse(format!("it has {} bytes", text.len()));
     }
-    if let Some(odd) = text
-        .chars()
-        .find(|c| !(c.is_ascii_alphanumeric() || "-_.".contains(*c)))
-    {
+    if let Some(odd) = text.chars().find(|c| !(c.is_ascii_alphanumeric() || "-_.".contains(*c))) {
         return refuse(format!("it contains {odd:?}"));
     }
     if !first.is_ascii_alphanumeric() {

@@ -184,8 +184,13 @@ impl WanLink {
         let (arrived, queue) = sync_channel(HANDOVER_MAX);
         let mut link = WanLink { address, shared: shared.clone(), threads: Vec::new() };
         let delaying = shared.clone();
-        link.threads.push(std::thread::Builder::new().name("wan-delay".into()).spawn(move || deliver(&delaying, &queue))?);
-        link.threads.push(std::thread::Builder::new().name("wan-front".into()).spawn(move || receive_front(&shared, &front, &arrived))?);
+        link.threads
+            .push(std::thread::Builder::new().name("wan-delay".into()).spawn(move || deliver(&delaying, &queue))?);
+        link.threads.push(
+            std::thread::Builder::new()
+                .name("wan-front".into())
+                .spawn(move || receive_front(&shared, &front, &arrived))?,
+        );
         Ok(link)
     }
 
@@ -250,7 +255,9 @@ fn receive_front(shared: &Arc<Shared>, front: &Arc<UdpSocket>, arrived: &SyncSen
         let (answering, arrived) = (shared.clone(), arrived.clone());
         let thread = std::thread::Builder::new().name("wan-back".into()).spawn(move || {
             let target = answering.target;
-            receive(&answering, &back, Direction::FromTarget, &arrived, |from| (from == target).then(|| answer.clone()));
+            receive(&answering, &back, Direction::FromTarget, &arrived, |from| {
+                (from == target).then(|| answer.clone())
+            });
         });
         threads.push(thread.ok()?);
         clients.insert(from, exit.clone());
@@ -318,7 +325,8 @@ fn deliver(shared: &Shared, queue: &Receiver<Arrived>) {
 }
 
 fn loopback_socket(target: SocketAddr) -> io::Result<UdpSocket> {
-    let local: SocketAddr = if target.is_ipv4() { ([127, 0, 0, 1], 0).into() } else { (std::net::Ipv6Addr::LOCALHOST, 0).into() };
+    let local: SocketAddr =
+        if target.is_ipv4() { ([127, 0, 0, 1], 0).into() } else { (std::net::Ipv6Addr::LOCALHOST, 0).into() };
     let socket = UdpSocket::bind(local)?;
     // Best effort: with less the relay drops under bursts, and counts nothing of it.
     let options = socket2::SockRef::from(&socket);
@@ -342,7 +350,8 @@ mod tests {
     fn datagrams_cross_the_link_and_answers_come_back_late() {
         let (client, target) = (socket(), socket());
         let delay = Duration::from_millis(20);
-        let link = WanLink::start(target.local_addr().expect("bound"), LinkSettings::rtt(delay * 2, 0)).expect("started");
+        let link =
+            WanLink::start(target.local_addr().expect("bound"), LinkSettings::rtt(delay * 2, 0)).expect("started");
         let mut buffer = [0; 16];
         let start = Instant::now();
         client.send_to(b"ping", link.address()).expect("sent");
@@ -360,7 +369,8 @@ mod tests {
     #[test]
     fn a_partition_set_later_takes_effect() {
         let (client, target) = (socket(), socket());
-        let link = WanLink::start(target.local_addr().expect("bound"), LinkSettings::rtt(Duration::ZERO, 0)).expect("started");
+        let link =
+            WanLink::start(target.local_addr().expect("bound"), LinkSettings::rtt(Duration::ZERO, 0)).expect("started");
         link.settings().partition(true);
         client.send_to(b"lost", link.address()).expect("sent");
         while link.counters(Direction::ToTarget).dropped_packets == 0 {

@@ -27,10 +27,7 @@ struct Probe {
 
 impl Probe {
     fn new() -> Arc<Probe> {
-        Arc::new(Probe {
-            held: AtomicUsize::new(0),
-            release: Semaphore::new(0),
-        })
+        Arc::new(Probe { held: AtomicUsize::new(0), release: Semaphore::new(0) })
     }
 }
 
@@ -69,17 +66,10 @@ fn authority(name: &str) -> ClusterAuthority {
     ClusterAuthority::create(ClusterId::try_from(name.to_owned()).expect("valid")).expect("made")
 }
 
-fn quic_on(
-    address: SocketAddr,
-    identity: NodeIdentity,
-    probe: Arc<Probe>,
-) -> (Arc<QuicTransport>, SocketAddr) {
+fn quic_on(address: SocketAddr, identity: NodeIdentity, probe: Arc<Probe>) -> (Arc<QuicTransport>, SocketAddr) {
     let socket = UdpSocket::bind(address).expect("bound");
     let address = socket.local_addr().expect("bound");
-    (
-        QuicTransport::start(QuicOptions { socket, identity }, probe).expect("started"),
-        address,
-    )
+    (QuicTransport::start(QuicOptions { socket, identity }, probe).expect("started"), address)
 }
 
 fn quic(identity: NodeIdentity, probe: Arc<Probe>) -> (Arc<QuicTransport>, SocketAddr) {
@@ -92,20 +82,10 @@ fn quic_pair() -> (Pair, [Arc<QuicTransport>; 2]) {
     let (a, _) = quic(authority.issue(A).expect("issued"), Probe::new());
     let (b, address) = quic(authority.issue(B).expect("issued"), probe.clone());
     a.set_peer(B, address);
-    (
-        Pair {
-            caller: a.clone(),
-            probe,
-        },
-        [a, b],
-    )
+    (Pair { caller: a.clone(), probe }, [a, b])
 }
 
-async fn ask(
-    transport: &dyn Transport,
-    class: Class,
-    request: impl Into<Bytes>,
-) -> Result<Bytes, TransportError> {
+async fn ask(transport: &dyn Transport, class: Class, request: impl Into<Bytes>) -> Result<Bytes, TransportError> {
     transport.call(B, class, request.into(), PATIENCE).await
 }
 
@@ -116,35 +96,17 @@ async fn conforms(pair: Pair) {
         assert_eq!(ask(caller, class, "").await.expect("echoed"), "");
     }
     let who = ask(caller, Class::Pull, "who").await.expect("answered");
-    assert_eq!(
-        who, "Some(NodeId(1)) Pull",
-        "the service learns who calls, in which class"
-    );
+    assert_eq!(who, "Some(NodeId(1)) Pull", "the service learns who calls, in which class");
     assert!(caller.rtt(B).is_some());
 
-    let large = Bytes::from(
-        (0..32usize << 20)
-            .map(|at| (at / 7) as u8)
-            .collect::<Vec<_>>(),
-    );
-    assert!(
-        ask(caller, Class::Bulk, large.clone())
-            .await
-            .expect("echoed")
-            == large,
-        "32 MiB come back as sent"
-    );
+    let large = Bytes::from((0..32usize << 20).map(|at| (at / 7) as u8).collect::<Vec<_>>());
+    assert!(ask(caller, Class::Bulk, large.clone()).await.expect("echoed") == large, "32 MiB come back as sent");
 
     let over = FRAME_SIZE_MAX + 1;
-    assert_eq!(
-        ask(caller, Class::Bulk, vec![0; over]).await,
-        Err(TransportError::TooLarge(over))
-    );
+    assert_eq!(ask(caller, Class::Bulk, vec![0; over]).await, Err(TransportError::TooLarge(over)));
     let unknown = NodeId(99);
     assert_eq!(
-        caller
-            .call(unknown, Class::Control, Bytes::new(), PATIENCE)
-            .await,
+        caller.call(unknown, Class::Control, Bytes::new(), PATIENCE).await,
         Err(TransportError::UnknownPeer(unknown))
     );
 
@@ -158,28 +120,16 @@ async fn conforms(pair: Pair) {
     while pair.probe.held.load(Ordering::SeqCst) < 64 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(
-        ask(caller, Class::Control, "beat").await.expect("answered"),
-        "beat",
-        "control passes held bulk calls"
-    );
-    let late = caller
-        .call(B, Class::Control, "hold".into(), Duration::from_millis(50))
-        .await;
-    assert!(
-        matches!(late, Err(TransportError::OutcomeUnknown { .. })),
-        "{late:?}"
-    );
+    assert_eq!(ask(caller, Class::Control, "beat").await.expect("answered"), "beat", "control passes held bulk calls");
+    let late = caller.call(B, Class::Control, "hold".into(), Duration::from_millis(50)).await;
+    assert!(matches!(late, Err(TransportError::OutcomeUnknown { .. })), "{late:?}");
     pair.probe.release.add_permits(Semaphore::MAX_PERMITS / 2);
     for call in calls {
         assert_eq!(call.await.expect("no panic").expect("answered"), "hold");
     }
 
     caller.remove_peer(B);
-    assert_eq!(
-        ask(caller, Class::Control, "x").await,
-        Err(TransportError::UnknownPeer(B))
-    );
+    assert_eq!(ask(caller, Class::Control, "x").await, Err(TransportError::UnknownPeer(B)));
 }
 
 #[tokio::test]
@@ -208,23 +158,14 @@ async fn the_memory_network_delays_and_partitions_one_way() {
     ask(&*caller, Class::Control, "x").await.expect("answered");
     assert_eq!(start.elapsed(), Duration::from_millis(30));
     network.set_blocked(B, A, true);
-    assert!(matches!(
-        ask(&*caller, Class::Control, "x").await,
-        Err(TransportError::OutcomeUnknown { .. })
-    ));
+    assert!(matches!(ask(&*caller, Class::Control, "x").await, Err(TransportError::OutcomeUnknown { .. })));
     network.set_blocked(A, B, true);
-    assert!(matches!(
-        ask(&*caller, Class::Control, "x").await,
-        Err(TransportError::Unreachable { .. })
-    ));
+    assert!(matches!(ask(&*caller, Class::Control, "x").await, Err(TransportError::Unreachable { .. })));
     assert_eq!(network.count(A, B).frames, 2);
     assert_eq!(network.count(A, B).lost, 1);
     network.stop(B);
     network.set_blocked(A, B, false);
-    assert!(matches!(
-        ask(&*caller, Class::Control, "x").await,
-        Err(TransportError::Unreachable { .. })
-    ));
+    assert!(matches!(ask(&*caller, Class::Control, "x").await, Err(TransportError::Unreachable { .. })));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -233,13 +174,8 @@ async fn a_peer_that_does_not_listen_is_unreachable() {
     // Bound and never read: nobody else can take the port.
     let silent = UdpSocket::bind("127.0.0.1:0").expect("bound");
     a.set_peer(B, silent.local_addr().expect("bound"));
-    let outcome = a
-        .call(B, Class::Control, Bytes::new(), Duration::from_millis(100))
-        .await;
-    assert!(
-        matches!(outcome, Err(TransportError::Unreachable { .. })),
-        "{outcome:?}"
-    );
+    let outcome = a.call(B, Class::Control, Bytes::new(), Duration::from_millis(100)).await;
+    assert!(matches!(outcome, Err(TransportError::Unreachable { .. })), "{outcome:?}");
     a.close().await;
 }
 
@@ -259,8 +195,7 @@ async fn a_peer_restarted_on_the_same_address_answers_again() {
             tokio::task::yield_now().await;
             continue;
         };
-        break QuicTransport::start(QuicOptions { socket, identity }, Probe::new())
-            .expect("started");
+        break QuicTransport::start(QuicOptions { socket, identity }, Probe::new()).expect("started");
     };
     let mut attempts = 0;
     while ask(&*a, Class::Control, "x").await.is_err() {
@@ -278,18 +213,12 @@ async fn nodes_of_another_cluster_and_other_nodes_are_refused() {
     let (stranger, address) = quic(theirs.issue(B).expect("issued"), Probe::new());
     a.set_peer(B, address);
     let outcome = ask(&*a, Class::Control, "x").await;
-    assert!(
-        matches!(outcome, Err(TransportError::Unreachable { .. })),
-        "another CA: {outcome:?}"
-    );
+    assert!(matches!(outcome, Err(TransportError::Unreachable { .. })), "another CA: {outcome:?}");
     // Our CA, but another node than the one dialled.
     let (other, address) = quic(ours.issue(NodeId(3)).expect("issued"), Probe::new());
     a.set_peer(B, address);
     let outcome = ask(&*a, Class::Control, "x").await;
-    assert!(
-        matches!(outcome, Err(TransportError::Unreachable { .. })),
-        "another node: {outcome:?}"
-    );
+    assert!(matches!(outcome, Err(TransportError::Unreachable { .. })), "another node: {outcome:?}");
     for end in [a, stranger, other] {
         end.close().await;
     }
@@ -299,14 +228,9 @@ async fn nodes_of_another_cluster_and_other_nodes_are_refused() {
 async fn a_joining_node_is_served_without_a_certificate_and_pins_the_authority() {
     let authority = authority("one");
     let (b, address) = quic(authority.issue(B).expect("issued"), Probe::new());
-    let reply = join_call(address, &authority.fingerprint(), "who".into(), PATIENCE)
-        .await
-        .expect("answered");
+    let reply = join_call(address, &authority.fingerprint(), "who".into(), PATIENCE).await.expect("answered");
     assert_eq!(reply, "None Control");
     let refused = join_call(address, &"0".repeat(64), "who".into(), PATIENCE).await;
-    assert!(
-        matches!(refused, Err(TransportError::Unreachable { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(TransportError::Unreachable { .. })), "{refused:?}");
     b.close().await;
 }

@@ -63,11 +63,7 @@ impl MemoryNetwork {
     /// Puts `node` on the network, answering with `service`; replaces its former endpoint, as a restart does.
     pub fn endpoint(&self, node: NodeId, service: Arc<dyn Service>) -> Arc<MemoryTransport> {
         self.state().services.insert(node, service);
-        Arc::new(MemoryTransport {
-            node,
-            network: self.clone(),
-            peers: Mutex::default(),
-        })
+        Arc::new(MemoryTransport { node, network: self.clone(), peers: Mutex::default() })
     }
 
     /// Takes `node` off the network: calls to it fail as unreachable.
@@ -93,17 +89,11 @@ impl MemoryNetwork {
     /// What went from `from` to `to` so far.
     #[must_use]
     pub fn count(&self, from: NodeId, to: NodeId) -> LinkCount {
-        self.state()
-            .links
-            .get(&(from, to))
-            .map(|link| link.count)
-            .unwrap_or_default()
+        self.state().links.get(&(from, to)).map(|link| link.count).unwrap_or_default()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("no code panics while holding the network")
+        self.state.lock().expect("no code panics while holding the network")
     }
 
     /// Sends something of `bytes`: the delay until it arrives, or `None` if it is lost.
@@ -130,34 +120,18 @@ pub struct MemoryTransport {
 
 impl fmt::Debug for MemoryTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryTransport")
-            .field("node", &self.node)
-            .finish_non_exhaustive()
+        f.debug_struct("MemoryTransport").field("node", &self.node).finish_non_exhaustive()
     }
 }
 
 impl MemoryTransport {
     fn peers(&self) -> MutexGuard<'_, HashSet<NodeId>> {
-        self.peers
-            .lock()
-            .expect("no code panics while holding the peers")
+        self.peers.lock().expect("no code panics while holding the peers")
     }
 
-    async fn exchange(
-        &self,
-        to: NodeId,
-        class: Class,
-        request: Bytes,
-        end: Instant,
-    ) -> Result<Bytes, TransportError> {
-        let lost = |reason: &str| TransportError::OutcomeUnknown {
-            node: to,
-            reason: reason.to_owned(),
-        };
-        let unreachable = |reason: &str| TransportError::Unreachable {
-            node: to,
-            reason: reason.to_owned(),
-        };
+    async fn exchange(&self, to: NodeId, class: Class, request: Bytes, end: Instant) -> Result<Bytes, TransportError> {
+        let lost = |reason: &str| TransportError::OutcomeUnknown { node: to, reason: reason.to_owned() };
+        let unreachable = |reason: &str| TransportError::Unreachable { node: to, reason: reason.to_owned() };
         let Some(delay) = self.network.pass(self.node, to, request.len()) else {
             tokio::time::sleep_until(end).await;
             return Err(unreachable("the link is down"));
@@ -178,9 +152,7 @@ impl MemoryTransport {
             Ok(reply)
         });
         match tokio::time::timeout_at(end, answer).await {
-            Ok(Ok(Ok(reply))) if reply.len() > FRAME_SIZE_MAX => {
-                Err(lost("the reply is over the frame limit"))
-            }
+            Ok(Ok(Ok(reply))) if reply.len() > FRAME_SIZE_MAX => Err(lost("the reply is over the frame limit")),
             Ok(Ok(Ok(reply))) => Ok(reply),
             Ok(Ok(Err(true))) => Err(unreachable("nobody listens")),
             Ok(Ok(Err(false))) => {
@@ -208,8 +180,7 @@ impl Transport for MemoryTransport {
             if !self.peers().contains(&node) {
                 return Err(TransportError::UnknownPeer(node));
             }
-            self.exchange(node, class, request, Instant::now() + deadline)
-                .await
+            self.exchange(node, class, request, Instant::now() + deadline).await
         })
     }
 
@@ -223,15 +194,7 @@ impl Transport for MemoryTransport {
 
     fn rtt(&self, node: NodeId) -> Option<Duration> {
         let state = self.network.state();
-        let delay = |from, to| {
-            state
-                .links
-                .get(&(from, to))
-                .map(|link| link.delay)
-                .unwrap_or_default()
-        };
-        self.peers()
-            .contains(&node)
-            .then(|| delay(self.node, node) + delay(node, self.node))
+        let delay = |from, to| state.links.get(&(from, to)).map(|link| link.delay).unwrap_or_default();
+        self.peers().contains(&node).then(|| delay(self.node, node) + delay(node, self.node))
     }
 }

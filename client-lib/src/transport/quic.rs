@@ -89,18 +89,11 @@ pub(crate) struct Shared {
 
 impl Shared {
     fn note_rtt(&self, node: NodeId, rtt: Duration) {
-        self.rtts
-            .lock()
-            .expect("no code panics while holding the table")
-            .insert(node, rtt);
+        self.rtts.lock().expect("no code panics while holding the table").insert(node, rtt);
     }
 
     fn known_rtt(&self, node: NodeId) -> Option<Duration> {
-        self.rtts
-            .lock()
-            .expect("no code panics while holding the table")
-            .get(&node)
-            .copied()
+        self.rtts.lock().expect("no code panics while holding the table").get(&node).copied()
     }
 
     fn client_config(&self, congestion: Congestion) -> quinn::ClientConfig {
@@ -129,9 +122,7 @@ pub struct QuicTransport {
 
 impl fmt::Debug for QuicTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QuicTransport")
-            .field("node", &self.shared.identity.node())
-            .finish_non_exhaustive()
+        f.debug_struct("QuicTransport").field("node", &self.shared.identity.node()).finish_non_exhaustive()
     }
 }
 
@@ -140,10 +131,7 @@ impl QuicTransport {
     ///
     /// # Errors
     /// [`StartError`] when the socket or the identity cannot be used.
-    pub fn start(
-        options: QuicOptions,
-        service: Arc<dyn Service>,
-    ) -> Result<Arc<QuicTransport>, StartError> {
+    pub fn start(options: QuicOptions, service: Arc<dyn Service>) -> Result<Arc<QuicTransport>, StartError> {
         let QuicOptions { socket, identity } = options;
         enlarge_buffers(&socket)?;
         let endpoint = Endpoint::new(
@@ -154,12 +142,7 @@ impl QuicTransport {
         )?;
         let crypto = tls::client_crypto(&identity)?;
         let transport = Arc::new(QuicTransport {
-            shared: Arc::new(Shared {
-                endpoint,
-                identity,
-                crypto,
-                rtts: Mutex::default(),
-            }),
+            shared: Arc::new(Shared { endpoint, identity, crypto, rtts: Mutex::default() }),
             service,
             peers: Mutex::default(),
             accepted: Mutex::default(),
@@ -193,21 +176,15 @@ impl QuicTransport {
     }
 
     fn peers(&self) -> MutexGuard<'_, HashMap<NodeId, PeerEntry>> {
-        self.peers
-            .lock()
-            .expect("no code panics while holding the peers")
+        self.peers.lock().expect("no code panics while holding the peers")
     }
 
     fn accepted(&self) -> MutexGuard<'_, HashMap<usize, (NodeId, Connection)>> {
-        self.accepted
-            .lock()
-            .expect("no code panics while holding the connections")
+        self.accepted.lock().expect("no code panics while holding the connections")
     }
 
     fn peer(&self, node: NodeId, class: Class) -> Option<Arc<Peer>> {
-        self.peers()
-            .get(&node)
-            .map(|entry| entry.classes[class as usize].clone())
+        self.peers().get(&node).map(|entry| entry.classes[class as usize].clone())
     }
 
     async fn accept(self: Arc<Self>) {
@@ -239,17 +216,13 @@ impl QuicTransport {
                 if let Some(entry) = self.peers().get(&node) {
                     entry.classes.iter().for_each(|peer| peer.heard_of());
                 }
-                self.accepted()
-                    .insert(connection.stable_id(), (node, connection.clone()));
+                self.accepted().insert(connection.stable_id(), (node, connection.clone()));
                 self.serve(&connection, Some(node), FRAME_SIZE_MAX).await;
                 self.accepted().remove(&connection.stable_id());
             }
             Ok(None) => {
                 let Ok(_place) = self.unauthenticated.clone().try_acquire_owned() else {
-                    connection.close(
-                        VarInt::from_u32(1),
-                        b"too many callers without a certificate",
-                    );
+                    connection.close(VarInt::from_u32(1), b"too many callers without a certificate");
                     return;
                 };
                 connection.set_max_concurrent_bi_streams(VarInt::from_u32(1));
@@ -265,12 +238,9 @@ impl QuicTransport {
     }
 
     async fn accept_one(&self, incoming: Incoming) -> Result<Connection, String> {
-        let mut config =
-            tls::server_config(&self.shared.identity).map_err(|error| error.to_string())?;
+        let mut config = tls::server_config(&self.shared.identity).map_err(|error| error.to_string())?;
         config.transport_config(tls::transport_config(self.answering_congestion(), false));
-        let connecting = incoming
-            .accept_with(Arc::new(config))
-            .map_err(|error| error.to_string())?;
+        let connecting = incoming.accept_with(Arc::new(config)).map_err(|error| error.to_string())?;
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
             Ok(connection) => connection.map_err(|error| error.to_string()),
             Err(_) => Err("the handshake took too long".to_owned()),
@@ -279,29 +249,18 @@ impl QuicTransport {
 
     /// Who calls is not known yet when replies' congestion control must be chosen: BBR once any known path is long.
     fn answering_congestion(&self) -> Congestion {
-        let rtts = self
-            .shared
-            .rtts
-            .lock()
-            .expect("no code panics while holding the table");
-        if rtts.values().any(|rtt| *rtt > peer::WAN_RTT) {
-            Congestion::Bbr
-        } else {
-            Congestion::Cubic
-        }
+        let rtts = self.shared.rtts.lock().expect("no code panics while holding the table");
+        if rtts.values().any(|rtt| *rtt > peer::WAN_RTT) { Congestion::Bbr } else { Congestion::Cubic }
     }
 
     fn identify(&self, connection: &Connection) -> Result<Option<NodeId>, String> {
         let Some(identity) = connection.peer_identity() else {
             return Ok(None);
         };
-        let chain = identity
-            .downcast::<Vec<CertificateDer<'static>>>()
-            .map_err(|_| "no certificate chain".to_owned())?;
+        let chain =
+            identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "no certificate chain".to_owned())?;
         let certificate = chain.first().ok_or("an empty certificate chain")?;
-        pki::certificate_node(certificate, self.shared.identity.cluster())
-            .map(Some)
-            .map_err(|error| error.to_string())
+        pki::certificate_node(certificate, self.shared.identity.cluster()).map(Some).map_err(|error| error.to_string())
     }
 
     /// Answers calls until the connection or the transport closes. Their number is bounded by QUIC's stream limit.
@@ -315,14 +274,7 @@ impl QuicTransport {
             let Ok((send, receive)) = accepted else {
                 return;
             };
-            let answer = exchange::serve(
-                send,
-                receive,
-                peer,
-                request_size_max,
-                budget.clone(),
-                self.service.clone(),
-            );
+            let answer = exchange::serve(send, receive, peer, request_size_max, budget.clone(), self.service.clone());
             self.tasks.spawn(answer);
         }
     }
@@ -340,18 +292,14 @@ impl QuicTransport {
         if request.len() > FRAME_SIZE_MAX {
             return Err(TransportError::TooLarge(request.len()));
         }
-        let peer = self
-            .peer(node, class)
-            .ok_or(TransportError::UnknownPeer(node))?;
+        let peer = self.peer(node, class).ok_or(TransportError::UnknownPeer(node))?;
         let end = tokio::time::Instant::now() + deadline;
         let unreachable = |reason: String| TransportError::Unreachable { node, reason };
         let connection = match tokio::time::timeout_at(end, peer.connect(&self.shared)).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(reason)) => return Err(unreachable(reason)),
             Err(_) => {
-                return Err(unreachable(
-                    "the deadline passed while connecting".to_owned(),
-                ));
+                return Err(unreachable("the deadline passed while connecting".to_owned()));
             }
         };
         let outcome = tokio::select! {
@@ -401,11 +349,7 @@ impl Transport for QuicTransport {
 
     fn set_peer(&self, node: NodeId, address: SocketAddr) {
         let mut peers = self.peers();
-        if self.closing.is_cancelled()
-            || peers
-                .get(&node)
-                .is_some_and(|entry| entry.address == address)
-        {
+        if self.closing.is_cancelled() || peers.get(&node).is_some_and(|entry| entry.address == address) {
             return;
         }
         let classes = Class::ALL.map(|class| Peer::new(node, class, address));
@@ -419,11 +363,7 @@ impl Transport for QuicTransport {
         if let Some(entry) = self.peers().remove(&node) {
             entry.classes.iter().for_each(|peer| peer.remove(true));
         }
-        self.shared
-            .rtts
-            .lock()
-            .expect("no code panics while holding the table")
-            .remove(&node);
+        self.shared.rtts.lock().expect("no code panics while holding the table").remove(&node);
         for (of, connection) in self.accepted().values() {
             if *of == node {
                 connection.close(VarInt::from_u32(0), b"removed");
@@ -432,9 +372,7 @@ impl Transport for QuicTransport {
     }
 
     fn rtt(&self, node: NodeId) -> Option<Duration> {
-        self.peer(node, Class::Control)?
-            .connected()
-            .map(|connection| connection.rtt())
+        self.peer(node, Class::Control)?.connected().map(|connection| connection.rtt())
     }
 }
 
@@ -453,40 +391,29 @@ pub async fn join_call(
     if request.len() > UNAUTHENTICATED_REQUEST_MAX {
         return Err(TransportError::TooLarge(request.len()));
     }
-    let local: SocketAddr = if address.is_ipv4() {
-        ([0, 0, 0, 0], 0).into()
-    } else {
-        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
-    };
+    let local: SocketAddr =
+        if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (std::net::Ipv6Addr::UNSPECIFIED, 0).into() };
     let endpoint = Endpoint::client(local).map_err(|error| unreachable(error.to_string()))?;
-    let mut config = quinn::ClientConfig::new(
-        tls::joining_crypto(ca_fingerprint).map_err(|error| unreachable(error.to_string()))?,
-    );
+    let mut config =
+        quinn::ClientConfig::new(tls::joining_crypto(ca_fingerprint).map_err(|error| unreachable(error.to_string()))?);
     config.transport_config(tls::transport_config(Congestion::Cubic, true));
     let end = tokio::time::Instant::now() + deadline;
-    let connecting = endpoint
-        .connect_with(config, address, "join.helio")
-        .map_err(|error| unreachable(error.to_string()))?;
+    let connecting =
+        endpoint.connect_with(config, address, "join.helio").map_err(|error| unreachable(error.to_string()))?;
     let connection = match tokio::time::timeout_at(end, connecting).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return Err(unreachable(error.to_string())),
         Err(_) => {
-            return Err(unreachable(
-                "the deadline passed while connecting".to_owned(),
-            ));
+            return Err(unreachable("the deadline passed while connecting".to_owned()));
         }
     };
-    let outcome =
-        tokio::time::timeout_at(end, exchange::call(&connection, Class::Control, request)).await;
+    let outcome = tokio::time::timeout_at(end, exchange::call(&connection, Class::Control, request)).await;
     connection.close(VarInt::from_u32(0), b"done");
     match outcome {
         Ok(Ok(reply)) => Ok(reply),
         Ok(Err(CallError::NotSent(reason))) => Err(unreachable(reason)),
         Ok(Err(CallError::Sent(reason))) => Err(TransportError::OutcomeUnknown { node, reason }),
-        Err(_) => Err(TransportError::OutcomeUnknown {
-            node,
-            reason: "the deadline passed".to_owned(),
-        }),
+        Err(_) => Err(TransportError::OutcomeUnknown { node, reason: "the deadline passed".to_owned() }),
     }
 }
 

@@ -25,10 +25,7 @@ const HEAD_LENGTH_AT: usize = GROUP_AT + 8;
 const PAYLOAD_LENGTH_AT: usize = HEAD_LENGTH_AT + 4;
 const RESERVED_AT: usize = PAYLOAD_LENGTH_AT + 4;
 const CHECKSUM_AT: usize = RESERVED_AT + 4;
-const _: () = assert!(
-    CHECKSUM_AT + 4 == FRAME_HEADER_SIZE,
-    "the fields fill the header"
-);
+const _: () = assert!(CHECKSUM_AT + 4 == FRAME_HEADER_SIZE, "the fields fill the header");
 
 /// Who answers a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,9 +71,7 @@ pub enum FrameError {
         found: [u8; 4],
     },
     /// The peer runs another version.
-    #[error(
-        "frame version {found} found, version {expected} expected: the nodes run different releases"
-    )]
+    #[error("frame version {found} found, version {expected} expected: the nodes run different releases")]
     Version {
         /// The frame's version.
         found: u16,
@@ -136,12 +131,7 @@ impl Frame {
     /// A frame of a head alone, in the metadata group.
     #[must_use]
     pub fn new(service: ServiceId, head: Bytes) -> Frame {
-        Frame {
-            service,
-            group: GroupId::META,
-            head,
-            payload: Bytes::new(),
-        }
+        Frame { service, group: GroupId::META, head, payload: Bytes::new() }
     }
 
     /// The same frame with `payload`.
@@ -194,19 +184,13 @@ impl Frame {
         // The version comes before everything it governs, so that a newer layout is named and not called corrupt.
         let version = u16::from_le_bytes(field(bytes, VERSION_AT));
         if version != FRAME_VERSION {
-            return Err(FrameError::Version {
-                found: version,
-                expected: FRAME_VERSION,
-            });
+            return Err(FrameError::Version { found: version, expected: FRAME_VERSION });
         }
         let head = u32::from_le_bytes(field(bytes, HEAD_LENGTH_AT));
         let payload = u32::from_le_bytes(field(bytes, PAYLOAD_LENGTH_AT));
         let announced = FRAME_HEADER_SIZE as u64 + u64::from(head) + u64::from(payload);
         if announced != bytes.len() as u64 {
-            return Err(FrameError::Length {
-                announced,
-                found: bytes.len(),
-            });
+            return Err(FrameError::Length { announced, found: bytes.len() });
         }
         let expected = u32::from_le_bytes(field(bytes, CHECKSUM_AT));
         let found = checksum(bytes);
@@ -233,9 +217,7 @@ impl Frame {
 /// # Errors
 /// [`FrameError::Head`] for a type that postcard cannot serialise.
 pub fn encode_head<T: Serialize>(message: &T) -> Result<Bytes, FrameError> {
-    postcard::to_stdvec(message)
-        .map(Bytes::from)
-        .map_err(|error| FrameError::Head(error.to_string()))
+    postcard::to_stdvec(message).map(Bytes::from).map_err(|error| FrameError::Head(error.to_string()))
 }
 
 /// Reads a head; bytes left over are an error.
@@ -243,22 +225,16 @@ pub fn encode_head<T: Serialize>(message: &T) -> Result<Bytes, FrameError> {
 /// # Errors
 /// [`FrameError::Head`].
 pub fn decode_head<T: DeserializeOwned>(head: &[u8]) -> Result<T, FrameError> {
-    let (message, rest) =
-        postcard::take_from_bytes(head).map_err(|error| FrameError::Head(error.to_string()))?;
+    let (message, rest) = postcard::take_from_bytes(head).map_err(|error| FrameError::Head(error.to_string()))?;
     if rest.is_empty() {
         Ok(message)
     } else {
-        Err(FrameError::Head(format!(
-            "{} bytes follow the message",
-            rest.len()
-        )))
+        Err(FrameError::Head(format!("{} bytes follow the message", rest.len())))
     }
 }
 
 fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    bytes[at..at + N]
-        .try_into()
-        .expect("the slice has the array's length")
+    bytes[at..at + N].try_into().expect("the slice has the array's length")
 }
 
 /// Over everything but the checksum itself.
@@ -292,9 +268,7 @@ mod tests {
         let bytes = sample().encode().expect("small");
         let mut golden = Vec::new();
         golden.extend_from_slice(b"HELF");
-        golden.extend_from_slice(&[
-            1, 0, 2, 0, 7, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0,
-        ]);
+        golden.extend_from_slice(&[1, 0, 2, 0, 7, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]);
         golden.extend_from_slice(&GOLDEN_CHECKSUM.to_le_bytes());
         golden.extend_from_slice(b"headdata!");
         assert_eq!(&bytes[..], &golden[..]);
@@ -305,18 +279,8 @@ mod tests {
         let mut bytes = sample().encode().expect("small").to_vec();
         bytes[VERSION_AT] = 9;
         let error = Frame::decode(&bytes.into()).expect_err("another version");
-        assert_eq!(
-            error,
-            FrameError::Version {
-                found: 9,
-                expected: 1
-            }
-        );
-        assert!(
-            error
-                .to_string()
-                .contains("version 9 found, version 1 expected")
-        );
+        assert_eq!(error, FrameError::Version { found: 9, expected: 1 });
+        assert!(error.to_string().contains("version 9 found, version 1 expected"));
     }
 
     #[test]
@@ -328,15 +292,9 @@ mod tests {
     #[test]
     fn heads_round_trip_and_leftovers_are_refused() {
         let head = encode_head(&(5u32, "name")).expect("plain");
-        assert_eq!(
-            decode_head::<(u32, String)>(&head).expect("same type"),
-            (5, "name".to_owned())
-        );
+        assert_eq!(decode_head::<(u32, String)>(&head).expect("same type"), (5, "name".to_owned()));
         let longer = [&head[..], &[0]].concat();
-        assert!(matches!(
-            decode_head::<(u32, String)>(&longer),
-            Err(FrameError::Head(_))
-        ));
+        assert!(matches!(decode_head::<(u32, String)>(&longer), Err(FrameError::Head(_))));
     }
 
     proptest! {

@@ -77,7 +77,13 @@ impl<E: Clone> Relay<E> {
     }
 
     /// Takes a datagram that arrived at `now`. `false` if it is lost.
-    pub fn offer(&mut self, direction: Direction, settings: &DirectionSettings, now: Duration, packet: Packet<E>) -> bool {
+    pub fn offer(
+        &mut self,
+        direction: Direction,
+        settings: &DirectionSettings,
+        now: Duration,
+        packet: Packet<E>,
+    ) -> bool {
         if settings.partition || self.chance(settings.loss) {
             return false;
         }
@@ -100,10 +106,19 @@ impl<E: Clone> Relay<E> {
         }
         let copies = 1 + u64::from(self.chance(settings.duplicate));
         for _ in 0..copies {
-            let late = if self.chance(settings.reorder) { Duration::ZERO } else { settings.delay + self.jitter(settings.jitter) };
+            let late = if self.chance(settings.reorder) {
+                Duration::ZERO
+            } else {
+                settings.delay + self.jitter(settings.jitter)
+            };
             self.lanes[direction as usize].in_flight_bytes += size;
             self.order += 1;
-            self.waiting.push(Reverse(Waiting { due: leaves + late, order: self.order, direction, packet: packet.clone() }));
+            self.waiting.push(Reverse(Waiting {
+                due: leaves + late,
+                order: self.order,
+                direction,
+                packet: packet.clone(),
+            }));
         }
         true
     }
@@ -173,7 +188,8 @@ mod tests {
         // 1000 bytes take 1 ms; the queue holds two.
         let settings = DirectionSettings { rate_bits: 8_000_000, queue_bytes: 2000, ..Default::default() };
         let mut relay = Relay::new(1);
-        let taken: Vec<bool> = (0..5).map(|exit| relay.offer(TO, &settings, Duration::ZERO, packet(1000, exit))).collect();
+        let taken: Vec<bool> =
+            (0..5).map(|exit| relay.offer(TO, &settings, Duration::ZERO, packet(1000, exit))).collect();
         assert_eq!(taken, [true, true, false, false, false]);
         assert_eq!(drain(&mut relay, MS), [0]);
         assert_eq!(drain(&mut relay, MS * 2), [1]);

@@ -27,18 +27,9 @@ pub(super) enum CallError {
     Sent(String),
 }
 
-pub(super) async fn call(
-    connection: &Connection,
-    class: Class,
-    request: Bytes,
-) -> Result<Bytes, CallError> {
-    let (send, receive) = connection
-        .open_bi()
-        .await
-        .map_err(|error| CallError::NotSent(error.to_string()))?;
-    send_request(send, class, request)
-        .await
-        .map_err(CallError::NotSent)?;
+pub(super) async fn call(connection: &Connection, class: Class, request: Bytes) -> Result<Bytes, CallError> {
+    let (send, receive) = connection.open_bi().await.map_err(|error| CallError::NotSent(error.to_string()))?;
+    send_request(send, class, request).await.map_err(CallError::NotSent)?;
     receive_reply(receive).await.map_err(CallError::Sent)
 }
 
@@ -54,11 +45,7 @@ async fn send_request(mut send: SendStream, class: Class, request: Bytes) -> Res
 }
 
 async fn receive_reply(mut receive: RecvStream) -> Result<Bytes, String> {
-    receive
-        .read_to_end(FRAME_SIZE_MAX)
-        .await
-        .map(Bytes::from)
-        .map_err(|error| error.to_string())
+    receive.read_to_end(FRAME_SIZE_MAX).await.map(Bytes::from).map_err(|error| error.to_string())
 }
 
 /// Answers one call. Reserves the request's size from `budget` (in bytes) for as long as it is being served.
@@ -75,14 +62,8 @@ pub(super) async fn serve(
         return;
     }
     let length = u32::from_le_bytes(header[4..].try_into().expect("four bytes")) as usize;
-    let class = Class::ALL
-        .into_iter()
-        .find(|class| class_number(*class) == header[0]);
-    let (Some(class), [0, 0, 0], true) = (
-        class,
-        [header[1], header[2], header[3]],
-        length <= request_size_max,
-    ) else {
+    let class = Class::ALL.into_iter().find(|class| class_number(*class) == header[0]);
+    let (Some(class), [0, 0, 0], true) = (class, [header[1], header[2], header[3]], length <= request_size_max) else {
         let _ = receive.stop(CODE_REFUSED);
         let _ = send.reset(CODE_REFUSED);
         return;

@@ -45,33 +45,20 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn new(node: NodeId, class: Class, address: SocketAddr) -> Arc<Peer> {
-        Arc::new(Peer {
-            node,
-            class,
-            address,
-            state: Mutex::default(),
-        })
+        Arc::new(Peer { node, class, address, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("no code panics while holding the peer")
+        self.state.lock().expect("no code panics while holding the peer")
     }
 
     /// The live connection, if there is one.
     pub(super) fn connected(&self) -> Option<Connection> {
-        self.state()
-            .connection
-            .clone()
-            .filter(|connection| connection.close_reason().is_none())
+        self.state().connection.clone().filter(|connection| connection.close_reason().is_none())
     }
 
     /// A live connection; waits for the dial under way or starts one. Cancel safe.
-    pub(super) async fn connect(
-        self: &Arc<Self>,
-        shared: &Arc<Shared>,
-    ) -> Result<Connection, String> {
+    pub(super) async fn connect(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<Connection, String> {
         let mut dialled = {
             let mut state = self.state();
             if state.removed {
@@ -94,19 +81,12 @@ impl Peer {
             }
         };
         match dialled.wait_for(Option::is_some).await {
-            Ok(result) => result
-                .clone()
-                .unwrap_or_else(|| Err("no result".to_owned())),
+            Ok(result) => result.clone().unwrap_or_else(|| Err("no result".to_owned())),
             Err(_) => Err("dialling was abandoned".to_owned()),
         }
     }
 
-    async fn dial(
-        self: Arc<Self>,
-        shared: Arc<Shared>,
-        pause: Duration,
-        done: watch::Sender<Dialled>,
-    ) {
+    async fn dial(self: Arc<Self>, shared: Arc<Shared>, pause: Duration, done: watch::Sender<Dialled>) {
         tokio::time::sleep(pause).await;
         let result = self.handshake(&shared).await;
         let mut state = self.state();
@@ -151,18 +131,12 @@ impl Peer {
     async fn attempt(&self, shared: &Shared, congestion: Congestion) -> Result<Connection, String> {
         let name = pki::server_name(shared.identity.cluster(), self.node);
         let config = shared.client_config(congestion);
-        let connecting = shared
-            .endpoint
-            .connect_with(config, self.address, &name)
-            .map_err(|error| error.to_string())?;
+        let connecting =
+            shared.endpoint.connect_with(config, self.address, &name).map_err(|error| error.to_string())?;
         match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!(
-                "no answer from {} within {} s",
-                self.address,
-                DIAL_TIMEOUT.as_secs()
-            )),
+            Err(_) => Err(format!("no answer from {} within {} s", self.address, DIAL_TIMEOUT.as_secs())),
         }
     }
 
@@ -193,8 +167,6 @@ fn backoff(failures: u32, failed_at: Option<Instant>) -> Duration {
     let Some(failed_at) = failed_at.filter(|_| failures > 0) else {
         return Duration::ZERO;
     };
-    let pause = BACKOFF_MIN
-        .saturating_mul(1 << (failures - 1).min(10))
-        .min(BACKOFF_MAX);
+    let pause = BACKOFF_MIN.saturating_mul(1 << (failures - 1).min(10)).min(BACKOFF_MAX);
     pause.saturating_sub(failed_at.elapsed())
 }

@@ -62,12 +62,8 @@ pub(super) fn transport_config(congestion: Congestion, client: bool) -> Arc<Tran
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None);
     match congestion {
-        Congestion::Cubic => {
-            config.congestion_controller_factory(Arc::new(congestion::CubicConfig::default()))
-        }
-        Congestion::Bbr => {
-            config.congestion_controller_factory(Arc::new(congestion::BbrConfig::default()))
-        }
+        Congestion::Cubic => config.congestion_controller_factory(Arc::new(congestion::CubicConfig::default())),
+        Congestion::Bbr => config.congestion_controller_factory(Arc::new(congestion::BbrConfig::default())),
     };
     Arc::new(config)
 }
@@ -76,18 +72,9 @@ pub(super) fn transport_config(congestion: Congestion, client: bool) -> Arc<Tran
 /// its former life: the peer learns at once instead of after the idle timeout.
 pub(super) fn endpoint_config(identity: &NodeIdentity) -> Result<EndpointConfig, StartError> {
     let seed = pki::hmac_sha256(b"heliotrope reset", identity.key().secret_der());
-    let mut config = EndpointConfig::new(Arc::new(ResetKey(pki::hmac_sha256(
-        &seed,
-        b"stateless reset",
-    ))));
-    config.cid_generator(|| {
-        Box::new(RandomIds {
-            random: pki::provider().secure_random,
-        })
-    });
-    config
-        .max_udp_payload_size(MTU_MAX)
-        .map_err(|error| StartError::Config(error.to_string()))?;
+    let mut config = EndpointConfig::new(Arc::new(ResetKey(pki::hmac_sha256(&seed, b"stateless reset"))));
+    config.cid_generator(|| Box::new(RandomIds { random: pki::provider().secure_random }));
+    config.max_udp_payload_size(MTU_MAX).map_err(|error| StartError::Config(error.to_string()))?;
     Ok(config)
 }
 
@@ -104,23 +91,16 @@ impl HmacKey for ResetKey {
 
     fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
         // Only guards against accidents: reset tokens are compared by quinn, not here.
-        if pki::hmac_sha256(&self.0, data) == signature {
-            Ok(())
-        } else {
-            Err(CryptoError)
-        }
+        if pki::hmac_sha256(&self.0, data) == signature { Ok(()) } else { Err(CryptoError) }
     }
 }
 
 pub(super) fn server_config(identity: &NodeIdentity) -> Result<quinn::ServerConfig, StartError> {
     let provider = Arc::new(pki::provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(
-        Arc::new(roots(identity.ca())?),
-        provider.clone(),
-    )
-    .allow_unauthenticated()
-    .build()
-    .map_err(StartError::config)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity.ca())?), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(StartError::config)?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(StartError::config)?
@@ -141,12 +121,9 @@ pub(super) fn server_config(identity: &NodeIdentity) -> Result<quinn::ServerConf
 
 pub(super) fn client_crypto(identity: &NodeIdentity) -> Result<Arc<QuicClientConfig>, StartError> {
     let provider = Arc::new(pki::provider());
-    let verifier = WebPkiServerVerifier::builder_with_provider(
-        Arc::new(roots(identity.ca())?),
-        provider.clone(),
-    )
-    .build()
-    .map_err(StartError::config)?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(identity.ca())?), provider.clone())
+        .build()
+        .map_err(StartError::config)?;
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(StartError::config)?
@@ -159,10 +136,8 @@ pub(super) fn client_crypto(identity: &NodeIdentity) -> Result<Arc<QuicClientCon
 /// For a node that has no certificate yet and knows only the CA's fingerprint.
 pub(super) fn joining_crypto(ca_fingerprint: &str) -> Result<Arc<QuicClientConfig>, StartError> {
     let provider = Arc::new(pki::provider());
-    let verifier = Arc::new(PinnedAuthority {
-        fingerprint: ca_fingerprint.to_ascii_lowercase(),
-        provider: provider.clone(),
-    });
+    let verifier =
+        Arc::new(PinnedAuthority { fingerprint: ca_fingerprint.to_ascii_lowercase(), provider: provider.clone() });
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(StartError::config)?
@@ -175,9 +150,7 @@ pub(super) fn joining_crypto(ca_fingerprint: &str) -> Result<Arc<QuicClientConfi
 fn finish_client(mut tls: rustls::ClientConfig) -> Result<Arc<QuicClientConfig>, StartError> {
     tls.alpn_protocols = vec![ALPN.to_vec()];
     tls.resumption = Resumption::disabled();
-    Ok(Arc::new(
-        QuicClientConfig::try_from(tls).map_err(StartError::config)?,
-    ))
+    Ok(Arc::new(QuicClientConfig::try_from(tls).map_err(StartError::config)?))
 }
 
 fn roots(ca: &CertificateDer<'static>) -> Result<RootCertStore, StartError> {
@@ -197,9 +170,7 @@ const CONNECTION_ID_SIZE: usize = 8;
 impl quinn::ConnectionIdGenerator for RandomIds {
     fn generate_cid(&mut self) -> quinn::ConnectionId {
         let mut bytes = [0; CONNECTION_ID_SIZE];
-        self.random
-            .fill(&mut bytes)
-            .expect("the library's generator was seeded during the handshake set-up");
+        self.random.fill(&mut bytes).expect("the library's generator was seeded during the handshake set-up");
         quinn::ConnectionId::new(&bytes)
     }
 
@@ -228,13 +199,9 @@ impl ServerCertVerifier for PinnedAuthority {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let pinned = intermediates
-            .iter()
-            .find(|certificate| pki::fingerprint(certificate) == self.fingerprint);
+        let pinned = intermediates.iter().find(|certificate| pki::fingerprint(certificate) == self.fingerprint);
         let Some(ca) = pinned else {
-            return Err(rustls::Error::General(
-                "the server's CA does not have the expected fingerprint".into(),
-            ));
+            return Err(rustls::Error::General("the server's CA does not have the expected fingerprint".into()));
         };
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone().into_owned())?;
@@ -264,8 +231,6 @@ impl ServerCertVerifier for PinnedAuthority {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
