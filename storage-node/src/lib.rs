@@ -5,3 +5,4 @@ pub mod peer;
 pub mod propagation;
 pub mod serve;
 pub mod shard;
+pub mod wan;
