@@ -1,5 +1,7 @@
 //! The Heliotrope node: the block store, propagation, ownership and the composition of all parts.
 
+pub mod io;
+pub mod log;
 pub mod ownership;
 pub mod peer;
 pub mod propagation;

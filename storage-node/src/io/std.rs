@@ -49,7 +49,10 @@ impl StdEngine {
     /// When the directory is not one.
     pub fn open(directory: &Path) -> io::Result<StdEngine> {
         if !directory.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is not a directory", directory.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::NotADirectory,
+                format!("{} is not a directory", directory.display()),
+            ));
         }
         let (bell, events) = channel();
         let (jobs, queue) = channel::<Job>();
@@ -57,10 +60,19 @@ impl StdEngine {
         let threads = (0..THREADS)
             .map(|number| {
                 let (queue, done, directory) = (queue.clone(), bell.clone(), directory.to_owned());
-                std::thread::Builder::new().name(format!("helio-io-{number}")).spawn(move || work(&queue, &done, &directory))
+                std::thread::Builder::new()
+                    .name(format!("helio-io-{number}"))
+                    .spawn(move || work(&queue, &done, &directory))
             })
             .collect::<io::Result<_>>()?;
-        Ok(StdEngine { directory: directory.to_owned(), files: Files::default(), jobs: Some(jobs), events, bell, threads })
+        Ok(StdEngine {
+            directory: directory.to_owned(),
+            files: Files::default(),
+            jobs: Some(jobs),
+            events,
+            bell,
+            threads,
+        })
     }
 }
 

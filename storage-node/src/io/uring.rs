@@ -102,7 +102,10 @@ impl UringEngine {
             IoKind::Write { offset, buffer, durable } => {
                 let rest = &buffer[done..];
                 let flags = if *durable { rustix::io::ReadWriteFlags::DSYNC.bits() as i32 } else { 0 };
-                opcode::Write::new(file, rest.as_ptr(), rest.len() as u32).offset(*offset + done as u64).rw_flags(flags).build()
+                opcode::Write::new(file, rest.as_ptr(), rest.len() as u32)
+                    .offset(*offset + done as u64)
+                    .rw_flags(flags)
+                    .build()
             }
             IoKind::Sync => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
             IoKind::Create { .. } => unreachable!("files are made by threads"),
@@ -120,13 +123,15 @@ impl UringEngine {
             return;
         }
         let event = types::Fd(self.bell.event.as_raw_fd());
-        let entry = opcode::Read::new(event, std::ptr::from_mut(&mut *self.bell_buffer).cast(), 8).build().user_data(DOORBELL);
+        let entry =
+            opcode::Read::new(event, std::ptr::from_mut(&mut *self.bell_buffer).cast(), 8).build().user_data(DOORBELL);
         // SAFETY: the eight bytes are boxed in the engine, which waits for the read before it goes (`drop`).
         self.bell_armed = unsafe { self.ring.submission().push(&entry) }.is_ok();
     }
 
     fn reap(&mut self, completions: &mut Vec<IoCompletion>) {
-        let finished: Vec<(u64, i32)> = self.ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
+        let finished: Vec<(u64, i32)> =
+            self.ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
         for (token, result) in finished {
             if token == DOORBELL {
                 self.bell_armed = false;
@@ -166,7 +171,9 @@ impl UringEngine {
             match &pending.kind {
                 IoKind::Sync => Ok(()),
                 _ if pending.done == length => Ok(()),
-                _ if result == 0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before the operation")),
+                _ if result == 0 => {
+                    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before the operation"))
+                }
                 _ => return self.enqueue(index),
             }
         };
@@ -200,7 +207,11 @@ impl UringEngine {
         let arguments = types::SubmitArgs::new().timespec(&time);
         match self.ring.submitter().submit_with_args(1, &arguments) {
             Ok(_) => Ok(()),
-            Err(error) if matches!(error.raw_os_error(), Some(libc_errno::ETIME | libc_errno::EINTR | libc_errno::EBUSY)) => Ok(()),
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc_errno::ETIME | libc_errno::EINTR | libc_errno::EBUSY)) =>
+            {
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }

@@ -88,7 +88,13 @@ pub struct Driver {
 impl Driver {
     /// A handover of `volume`, owned here in `epoch`, to node `to`. `cancel` is heeded until the proposal.
     #[must_use]
-    pub fn new(volume: Arc<ServedVolume>, to: NodeId, epoch: Epoch, log: Arc<dyn OwnershipLog>, cancel: CancellationToken) -> Driver {
+    pub fn new(
+        volume: Arc<ServedVolume>,
+        to: NodeId,
+        epoch: Epoch,
+        log: Arc<dyn OwnershipLog>,
+        cancel: CancellationToken,
+    ) -> Driver {
         Driver { volume, to, epoch, log, cancel, position: ReplicaPosition::default(), digest: 0 }
     }
 
@@ -189,7 +195,8 @@ impl Driver {
         }
         self.digest = digest(&manifest)?;
         let claim = self.volume.writers.claimed();
-        self.position = self.ask(PeerRequest::Prepare { volume: self.volume.id, epoch: self.epoch, manifest, claim }).await?;
+        self.position =
+            self.ask(PeerRequest::Prepare { volume: self.volume.id, epoch: self.epoch, manifest, claim }).await?;
         if self.position.known != final_lsn {
             return Err(Error::new(
                 ErrorKind::Unavailable,

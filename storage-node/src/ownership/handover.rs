@@ -108,13 +108,17 @@ impl Handover {
         let state = std::mem::replace(&mut self.state, State::SteppedDown);
         let (next, effect) = match (state, event) {
             (State::Serving, Event::Start) => (State::Freezing, Some(Effect::Freeze)),
-            (State::Freezing, Event::Frozen(final_lsn)) => (State::Preparing { final_lsn }, Some(Effect::Prepare { final_lsn })),
+            (State::Freezing, Event::Frozen(final_lsn)) => {
+                (State::Preparing { final_lsn }, Some(Effect::Prepare { final_lsn }))
+            }
             (State::Preparing { final_lsn }, Event::Prepared(known)) => {
                 // The destination may not know more than the source wrote, and must not know less.
                 assert_eq!(known, final_lsn, "the destination is prepared up to the final LSN");
                 (State::Proposing { final_lsn }, Some(Effect::Propose { final_lsn }))
             }
-            (State::Freezing | State::Preparing { .. }, Event::Failed(error)) => (State::Serving, Some(Effect::Thaw(error))),
+            (State::Freezing | State::Preparing { .. }, Event::Failed(error)) => {
+                (State::Serving, Some(Effect::Thaw(error)))
+            }
             (State::Proposing { .. }, Event::Refused(error)) => (State::Serving, Some(Effect::Thaw(error))),
             (State::Proposing { .. }, Event::Committed(epoch)) => {
                 assert_eq!(epoch, self.epoch.next(), "a transfer raises the epoch by one");
@@ -127,7 +131,10 @@ impl Handover {
                 if epoch == self.epoch {
                     let error = Error::new(
                         client_lib::ErrorKind::Unavailable,
-                        format!("the transfer to node {} was not committed; the volume stays where it was, try again", self.to),
+                        format!(
+                            "the transfer to node {} was not committed; the volume stays where it was, try again",
+                            self.to
+                        ),
                     );
                     (State::Serving, Some(Effect::Thaw(error)))
                 } else {

@@ -33,7 +33,8 @@ impl PeerError {
     #[must_use]
     pub fn not_delivered(&self) -> bool {
         match self {
-            PeerError::Transport(TransportError::OutcomeUnknown { .. } | TransportError::Closed) | PeerError::Reply(_) => false,
+            PeerError::Transport(TransportError::OutcomeUnknown { .. } | TransportError::Closed)
+            | PeerError::Reply(_) => false,
             PeerError::Transport(_) => true,
         }
     }
@@ -84,7 +85,10 @@ impl PeerClient {
         let request = Message { head, payload }.encode().map_err(PeerError::Reply)?;
         let reply = self.transport.call(node, class, request, CALL_DEADLINE).await?;
         let frame = Frame::decode(&reply).map_err(|error| {
-            PeerError::Reply(Error::new(ErrorKind::Corrupt, format!("node {node} sent a frame that cannot be read")).caused_by(error))
+            PeerError::Reply(
+                Error::new(ErrorKind::Corrupt, format!("node {node} sent a frame that cannot be read"))
+                    .caused_by(error),
+            )
         })?;
         Message::decode(frame).map_err(PeerError::Reply)
     }
@@ -98,9 +102,10 @@ pub fn unexpected(node: NodeId, reply: &PeerReply) -> Error {
         PeerReply::NotOwner(epoch) => {
             Error::new(ErrorKind::NotOwner, format!("node {node} does not own the volume (it knows epoch {epoch})"))
         }
-        PeerReply::Superseded(epoch) => {
-            Error::new(ErrorKind::Fenced, format!("node {node} refused: a newer writer or epoch ({epoch}) has taken over"))
-        }
+        PeerReply::Superseded(epoch) => Error::new(
+            ErrorKind::Fenced,
+            format!("node {node} refused: a newer writer or epoch ({epoch}) has taken over"),
+        ),
         other => Error::new(ErrorKind::Internal, format!("node {node} answered out of turn: {other:?}")),
     }
 }

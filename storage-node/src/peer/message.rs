@@ -131,7 +131,8 @@ impl<T: Serialize> Message<T> {
     /// # Errors
     /// `InvalidRequest` when it is over the limit of a frame.
     pub fn encode(&self) -> Result<Bytes, Error> {
-        let too_large = |error| Error::new(ErrorKind::InvalidRequest, "a message for a peer cannot be encoded").caused_by(error);
+        let too_large =
+            |error| Error::new(ErrorKind::InvalidRequest, "a message for a peer cannot be encoded").caused_by(error);
         let head = encode_head(&self.head).map_err(too_large)?;
         let frame = Frame { service: ServiceId::Peer, group: GroupId::META, head, payload: self.payload.clone() };
         frame.encode().map_err(too_large)
@@ -144,8 +145,9 @@ impl<T: for<'de> Deserialize<'de>> Message<T> {
     /// # Errors
     /// `Corrupt` when the head is not one of `T`.
     pub fn decode(frame: Frame) -> Result<Message<T>, Error> {
-        let head = decode_head(&frame.head)
-            .map_err(|error| Error::new(ErrorKind::Corrupt, "a peer sent a message that cannot be read").caused_by(error))?;
+        let head = decode_head(&frame.head).map_err(|error| {
+            Error::new(ErrorKind::Corrupt, "a peer sent a message that cannot be read").caused_by(error)
+        })?;
         Ok(Message { head, payload: frame.payload })
     }
 }

@@ -52,7 +52,9 @@ impl PeerServer {
 
     fn volume(&self, id: VolumeId) -> Result<Arc<ServedVolume>, Error> {
         // Metadata may arrive here a moment after the peer has it: the peer tries again.
-        self.volumes.get(id).ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("volume {id} is not (yet) known here")))
+        self.volumes
+            .get(id)
+            .ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("volume {id} is not (yet) known here")))
     }
 
     async fn answer(&self, peer: NodeId, request: Message<PeerRequest>) -> Result<(PeerReply, Bytes), Error> {
@@ -82,13 +84,19 @@ impl PeerServer {
             }
             PeerRequest::Flush { volume, epoch } => {
                 let volume = self.volume(volume)?;
-                if volume.flush_for_peer(epoch).await? { PeerReply::Done } else { PeerReply::NotOwner(volume.gate.view().epoch) }
+                if volume.flush_for_peer(epoch).await? {
+                    PeerReply::Done
+                } else {
+                    PeerReply::NotOwner(volume.gate.view().epoch)
+                }
             }
             PeerRequest::Extents { volume, epoch, offset, length } => {
                 let volume = self.volume(volume)?;
                 check_range(&volume, offset, length)?;
                 match volume.extents_for_peer(epoch, offset, length).await? {
-                    Some(extents) => PeerReply::Extents(extents.iter().map(|extent| (extent.length, extent.mapped)).collect()),
+                    Some(extents) => {
+                        PeerReply::Extents(extents.iter().map(|extent| (extent.length, extent.mapped)).collect())
+                    }
                     None => PeerReply::NotOwner(volume.gate.view().epoch),
                 }
             }
@@ -161,7 +169,10 @@ async fn write(volume: &ServedVolume, epoch: Epoch, writer: Writer, change: Chan
 async fn pull(volume: &ServedVolume, runs: Vec<BlockRun>, visited: &[NodeId]) -> Result<(PeerReply, Bytes), Error> {
     let blocks: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
     if blocks > u64::from(PULL_BLOCKS_MAX) {
-        return Err(Error::new(ErrorKind::InvalidRequest, format!("a pull of {blocks} blocks is over the limit of {PULL_BLOCKS_MAX}")));
+        return Err(Error::new(
+            ErrorKind::InvalidRequest,
+            format!("a pull of {blocks} blocks is over the limit of {PULL_BLOCKS_MAX}"),
+        ));
     }
     for run in &runs {
         check_range(volume, run.start.byte_offset(), 0)?;

@@ -83,7 +83,8 @@ impl Puller {
             match self.peers.ask(holder, class, request, Bytes::new()).await {
                 Ok(Message { head: PeerReply::Blocks(heads), payload }) => {
                     let blocks = unpack_blocks(&heads, payload)?;
-                    let wanted = self.shard.receive(self.volume, blocks).await.map_err(crate::serve::volume::store_failure)?;
+                    let wanted =
+                        self.shard.receive(self.volume, blocks).await.map_err(crate::serve::volume::store_failure)?;
                     if wanted > 0 {
                         return Ok(());
                     }
@@ -96,8 +97,11 @@ impl Puller {
         }
         // Nothing was wanted any more is success too: another pull or an overwrite was faster.
         if self.still_missing(&runs).await? {
-            Err(Error::new(ErrorKind::Unavailable, format!("no holder of volume {} could send a stale block", self.volume))
-                .caused_by(last.map_or_else(|| "there is no other holder".to_owned(), |error| error.to_string())))
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("no holder of volume {} could send a stale block", self.volume),
+            )
+            .caused_by(last.map_or_else(|| "there is no other holder".to_owned(), |error| error.to_string())))
         } else {
             Ok(())
         }

@@ -156,7 +156,11 @@ impl Sender {
         }
     }
 
-    async fn send_manifest(&self, position: ReplicaPosition, seal: bool) -> Result<(ReplicaPosition, Option<SealedDelta>), Error> {
+    async fn send_manifest(
+        &self,
+        position: ReplicaPosition,
+        seal: bool,
+    ) -> Result<(ReplicaPosition, Option<SealedDelta>), Error> {
         let volume = self.volume.id;
         let (manifest, delta) = self
             .volume
@@ -191,7 +195,8 @@ impl Sender {
 
     /// Records where the replica is, and lets go of history that nobody needs any more.
     async fn note(&self, position: ReplicaPosition) -> Result<(), Error> {
-        let changed = self.volume.shard.changed_blocks(self.volume.id, position.watermark).await.map_err(store_failure)?;
+        let changed =
+            self.volume.shard.changed_blocks(self.volume.id, position.watermark).await.map_err(store_failure)?;
         self.watermarks.with(self.replica, |progress| {
             progress.heard(position);
             progress.bytes_behind = changed * u64::from(BLOCK_SIZE);
@@ -207,9 +212,9 @@ impl Sender {
 /// Waits for the transfer under way; for ever when there is none.
 async fn finished(transfer: &mut Option<Transfer>) -> Result<ReplicaPosition, Error> {
     match transfer {
-        Some(transfer) => (&mut transfer.task)
-            .await
-            .unwrap_or_else(|error| Err(Error::new(client_lib::ErrorKind::Internal, "a push ended early").caused_by(error))),
+        Some(transfer) => (&mut transfer.task).await.unwrap_or_else(|error| {
+            Err(Error::new(client_lib::ErrorKind::Internal, "a push ended early").caused_by(error))
+        }),
         None => std::future::pending().await,
     }
 }

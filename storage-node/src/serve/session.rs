@@ -61,7 +61,10 @@ impl Volumes {
     pub fn named(&self, name: &str) -> Result<Arc<ServedVolume>, Error> {
         let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
         by_id.values().find(|volume| volume.name.as_str() == name).cloned().ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("there is no volume {name:?}; `helio volume list` shows those that exist"))
+            Error::new(
+                ErrorKind::NotFound,
+                format!("there is no volume {name:?}; `helio volume list` shows those that exist"),
+            )
         })
     }
 
@@ -118,7 +121,11 @@ struct VolumeSession {
 impl SessionWriter for VolumeSession {
     fn credentials(&self) -> Option<Writer> {
         let right = Epoch(self.right.load(Ordering::Relaxed));
-        (right > Epoch(0)).then(|| Writer { session: self.id, generation: self.generation.load(Ordering::Acquire), right })
+        (right > Epoch(0)).then(|| Writer {
+            session: self.id,
+            generation: self.generation.load(Ordering::Acquire),
+            right,
+        })
     }
 
     fn wrote_at_owner(&self, epoch: Epoch) {
@@ -174,7 +181,11 @@ impl Session for VolumeSession {
             let extents = self.volume.extents(offset, u64::from(length)).await?;
             Ok(extents
                 .into_iter()
-                .map(|extent| AllocationExtent { length: extent.length, allocated: extent.mapped, zero: !extent.mapped })
+                .map(|extent| AllocationExtent {
+                    length: extent.length,
+                    allocated: extent.mapped,
+                    zero: !extent.mapped,
+                })
                 .collect())
         })
     }

@@ -95,7 +95,9 @@ impl ServedVolume {
                 Err(Detour::Elsewhere(view)) => {
                     let request = PeerRequest::Read { volume: self.id, epoch: view.epoch, offset, length };
                     match self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await {
-                        Ok(Message { head: PeerReply::Read(parts), payload }) => return unpack_read(&parts, payload, length),
+                        Ok(Message { head: PeerReply::Read(parts), payload }) => {
+                            return unpack_read(&parts, payload, length);
+                        }
                         answer => self.after_detour(view, answer, &mut patience).await?,
                     }
                 }
@@ -202,7 +204,9 @@ impl ServedVolume {
         loop {
             let view = self.gate.view();
             match view.phase {
-                Phase::Closed => return Err(Error::new(ErrorKind::Closed, format!("volume {} was deleted", self.name))),
+                Phase::Closed => {
+                    return Err(Error::new(ErrorKind::Closed, format!("volume {} was deleted", self.name)));
+                }
                 Phase::Owner | Phase::Transferring | Phase::Activating => {
                     match self.shard.flush(self.id).await {
                         Ok(_) => {}
@@ -256,7 +260,10 @@ impl ServedVolume {
                     let request = PeerRequest::Extents { volume: self.id, epoch: view.epoch, offset, length };
                     match self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await {
                         Ok(Message { head: PeerReply::Extents(extents), .. }) => {
-                            return Ok(extents.into_iter().map(|(length, mapped)| MappedExtent { length, mapped }).collect());
+                            return Ok(extents
+                                .into_iter()
+                                .map(|(length, mapped)| MappedExtent { length, mapped })
+                                .collect());
                         }
                         answer => self.after_detour(view, answer, &mut patience).await?,
                     }
@@ -265,7 +272,12 @@ impl ServedVolume {
         }
     }
 
-    async fn extents_here(&self, epoch: Epoch, offset: u64, length: u64) -> Result<Result<Vec<MappedExtent>, Detour>, Error> {
+    async fn extents_here(
+        &self,
+        epoch: Epoch,
+        offset: u64,
+        length: u64,
+    ) -> Result<Result<Vec<MappedExtent>, Detour>, Error> {
         let view = self.gate.settled(epoch).await?;
         if view.phase == Phase::Elsewhere {
             return Ok(Err(Detour::Elsewhere(view)));
@@ -278,7 +290,12 @@ impl ServedVolume {
     }
 
     /// As [`extents`](Self::extents), asked by another node; `None` when this node is not the owner.
-    pub async fn extents_for_peer(&self, epoch: Epoch, offset: u64, length: u64) -> Result<Option<Vec<MappedExtent>>, Error> {
+    pub async fn extents_for_peer(
+        &self,
+        epoch: Epoch,
+        offset: u64,
+        length: u64,
+    ) -> Result<Option<Vec<MappedExtent>>, Error> {
         loop {
             match self.extents_here(epoch, offset, length).await? {
                 Ok(extents) => return Ok(Some(extents)),
