@@ -1,7 +1,7 @@
 //! The cluster's own certificate authority, and the identities of its nodes.
 //!
 //! A node is who its certificate says: the URI `helio://CLUSTER/node/ID`, signed by the cluster's CA
-//! (docs/format-wire.md). Owns making, storing and reading certificates. Does not revoke: a node leaves the
+//! (docs/format.md). Owns making, storing and reading certificates. Does not revoke: a node leaves the
 //! cluster by leaving its membership, which the layers above check. Keys are stored with mode 0600.
 //!
 //! Certificates do not expire in practice (year 4096, as `rcgen` sets it): nothing renews them yet, and a cluster

@@ -1,6 +1,6 @@
 //! The frame: a fixed header of 32 bytes, a head (a small serialised message) and a payload (raw block data).
 //!
-//! Owns the layout (docs/format-wire.md), its version and its checksum. Decoding copies nothing: head and
+//! Owns the layout (docs/format.md), its version and its checksum. Decoding copies nothing: head and
 //! payload are slices of the received buffer. Bytes from the network never panic here. The head's meaning is
 //! not known to this module.
 
