@@ -363,6 +363,14 @@ impl Core {
             && self.volumes.values().all(VolumeRun::is_quiet)
     }
 
+    /// What [`run`](Self::run) does after each turn, for tests that take the turns themselves.
+    #[cfg(test)]
+    pub(super) fn stop_if_asked(&mut self) {
+        if self.is_stopping {
+            self.stop_step();
+        }
+    }
+
     /// Ends what is under way, then writes a checkpoint; true when all is done.
     fn stop_step(&mut self) -> bool {
         let broken = self.failed.as_deref().or(self.log.poisoned()).map(str::to_owned);

@@ -106,6 +106,12 @@ impl Core {
             for run in self.volumes.values_mut() {
                 run.syncing = run.state.known;
             }
+            if let Some(reason) = self.log.poisoned() {
+                // Perhaps all that was acked is durable, but nobody should build on a log that has failed.
+                let error = LogError::Poisoned(reason.to_owned());
+                self.fail_all(served, &error);
+                continue;
+            }
             if self.log.durable() {
                 self.serve(served, position);
                 continue;
