@@ -105,9 +105,15 @@ impl Shard {
         std::thread::Builder::new()
             .name("shard".to_owned())
             .spawn(move || match open(options) {
-                Ok(mut core) => {
+                Ok(core) => {
                     if ready.send(Ok(core.doorbell())).is_ok() {
-                        core.run(requests);
+                        // Told only when the files are closed: the same process may open them again at once.
+                        let (reply, outcome) = core.run(requests);
+                        match (reply, outcome) {
+                            (Some(reply), outcome) => drop(reply.send(outcome)),
+                            (None, Err(error)) => tracing::error!(%error, "a shard did not stop cleanly"),
+                            (None, Ok(())) => {}
+                        }
                     }
                 }
                 Err(error) => drop(ready.send(Err(error))),

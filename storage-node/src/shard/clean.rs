@@ -16,6 +16,7 @@ use super::sync::Done;
 use super::write::ENTRY_BLOCKS_MAX;
 use crate::log::Entry;
 use crate::map::page::{PAGE_ENTRIES, Version};
+use crate::map::store::MapError;
 
 /// The log may hold this many times its live blocks before cleaning starts.
 const GARBAGE_FACTOR: u64 = 2;
@@ -30,13 +31,16 @@ const VICTIM_FULL_MAX: u64 = 80;
 /// Pages looked at per turn.
 const PAGES_PER_STEP: u32 = 32;
 
+/// Blocks with the versions that lie in a victim.
+type Found = Vec<(u32, Version)>;
+
 #[derive(Debug)]
 struct Pass {
     victims: BTreeSet<u32>,
     /// Volumes still to walk, the first from the page.
     volumes: VecDeque<VolumeId>,
     page: u32,
-    found: VecDeque<(VolumeId, Vec<(u32, Version)>)>,
+    found: VecDeque<(VolumeId, Found)>,
     is_copying: bool,
 }
 
@@ -99,17 +103,12 @@ impl Core {
     }
 
     /// What of `volume` lies in `victims`, from `page` on, and the page to go on at. The layers come with page 0.
-    fn walk(
-        &mut self,
-        volume: VolumeId,
-        page: u32,
-        victims: &BTreeSet<u32>,
-    ) -> Result<(Vec<(u32, Version)>, Option<u32>), crate::map::store::MapError> {
+    fn walk(&mut self, volume: VolumeId, page: u32, victims: &BTreeSet<u32>) -> Result<(Found, Option<u32>), MapError> {
         let Some(run) = self.volumes.get(&volume) else { return Ok((Vec::new(), None)) };
         let lies_there = |(_, version): &(u32, Version)| {
             version.content.place().is_some_and(|place| victims.contains(&place.segment))
         };
-        let mut found: Vec<(u32, Version)> = Vec::new();
+        let mut found = Found::new();
         if page == 0 {
             found.extend(run.state.layers.entries().filter(lies_there));
         }

@@ -112,8 +112,9 @@ impl Core {
         self.log.doorbell()
     }
 
-    /// Serves `requests` until told to stop or nobody can ask any more.
-    pub(super) fn run(&mut self, mut requests: mpsc::Receiver<Request>) {
+    /// Serves `requests` until told to stop or nobody can ask any more. Returns whom to tell, and what, once everything
+    /// is closed.
+    pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) -> (Option<Reply<()>>, Result<(), StoreError>) {
         loop {
             let mut taken = 0;
             while taken < REQUESTS_PER_TURN && !self.is_stopping && !self.map.cache.is_full() {
@@ -126,8 +127,10 @@ impl Core {
             }
             let sleep = if taken > 0 || self.has_background_work() { Duration::ZERO } else { IDLE_SLEEP };
             self.turn(sleep);
-            if self.is_stopping && self.stop_step() {
-                return;
+            if self.is_stopping
+                && let Some(outcome) = self.stop_step()
+            {
+                return (self.stopping.take(), outcome);
             }
         }
     }
@@ -366,32 +369,20 @@ impl Core {
     /// What [`run`](Self::run) does after each turn, for tests that take the turns themselves.
     #[cfg(test)]
     pub(super) fn stop_if_asked(&mut self) {
-        if self.is_stopping {
-            self.stop_step();
+        if self.is_stopping
+            && let Some(outcome) = self.stop_step()
+            && let Some(reply) = self.stopping.take()
+        {
+            drop(reply.send(outcome));
         }
     }
 
-    /// Ends what is under way, then writes a checkpoint; true when all is done.
-    fn stop_step(&mut self) -> bool {
-        let broken = self.failed.as_deref().or(self.log.poisoned()).map(str::to_owned);
-        if let Some(reason) = broken {
-            if let Some(reply) = self.stopping.take() {
-                drop(reply.send(Err(StoreError::Poisoned(reason))));
-            }
-            return true;
+    /// Ends what is under way, then writes a checkpoint; tells how it went when all is done.
+    fn stop_step(&mut self) -> Option<Result<(), StoreError>> {
+        if let Some(reason) = self.failed.as_deref().or(self.log.poisoned()) {
+            return Some(Err(StoreError::Poisoned(reason.to_owned())));
         }
-        if !self.is_quiet() {
-            return false;
-        }
-        match self.checkpoints.final_outcome() {
-            None => false,
-            Some(outcome) => {
-                if let Some(reply) = self.stopping.take() {
-                    drop(reply.send(outcome));
-                }
-                true
-            }
-        }
+        if self.is_quiet() { self.checkpoints.final_outcome() } else { None }
     }
 }
 

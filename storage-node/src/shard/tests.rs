@@ -4,3 +4,4 @@ mod faults;
 mod model;
 mod replica;
 mod rig;
+mod threads;

@@ -354,6 +354,7 @@ fn entry_of(volume: VolumeId, lsn: Lsn, first: u32, last: u32, data: Option<Vec<
 mod tests {
     use super::*;
 
+    #[expect(clippy::type_complexity, reason = "whole blocks, and edges with whether they merge")]
     fn shape(offset: u64, length: u64, pads: bool) -> (Option<(u32, u32)>, Vec<(u32, bool)>) {
         // Ten blocks and a sector.
         let size = VolumeSize::try_from(10 * 4096 + 512).expect("valid");

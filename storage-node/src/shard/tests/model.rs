@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::rig::{Rig, VOLUME, joined};
+use super::rig::{Rig, VOLUME, cases, joined};
 use crate::map::cache::PAGES_MIN;
 use crate::map::page::PAGE_ENTRIES;
 use crate::shard::handle::{MappedExtent, Request};
@@ -88,7 +88,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(cases(96))]
 
     #[test]
     fn a_volume_reads_as_an_array_of_bytes(ops in ops(), seed in any::<u64>()) {

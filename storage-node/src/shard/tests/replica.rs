@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use client_lib::{BlockIndex, Lsn};
 use proptest::prelude::*;
 
-use super::rig::{Rig, VOLUME};
+use super::rig::{Rig, VOLUME, cases};
 use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
 use crate::shard::handle::{Request, SealedDelta, StoreError};
 
@@ -222,7 +222,7 @@ impl Pair {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 0, ..ProptestConfig::default() })]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn a_replica_is_a_prefix_at_every_moment_and_handovers_lose_nothing(seed in any::<u32>()) {

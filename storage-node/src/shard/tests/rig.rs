@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
+use proptest::prelude::ProptestConfig;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
@@ -18,6 +19,12 @@ use crate::shard::{ShardOptions, recover};
 pub(super) const VOLUME: VolumeId = VolumeId(7);
 const TURNS_MAX: usize = 100_000;
 const BLOCK: usize = BLOCK_SIZE as usize;
+
+/// How many histories a property is tried on: `usual`, or as `PROPTEST_CASES` says for a soak.
+pub(super) fn cases(usual: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(usual);
+    ProptestConfig { cases, max_shrink_iters: 2000, ..ProptestConfig::default() }
+}
 
 type Answer<T> = oneshot::Receiver<Result<T, StoreError>>;
 
