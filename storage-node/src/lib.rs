@@ -2,9 +2,11 @@
 
 pub mod io;
 pub mod log;
+pub mod map;
 pub mod ownership;
 pub mod peer;
 pub mod propagation;
 pub mod serve;
 pub mod shard;
+pub mod volume;
 pub mod wan;
