@@ -1,8 +1,11 @@
 //! The Heliotrope node: the block store, propagation, ownership and the composition of all parts.
 
+pub mod config;
+pub mod data_dir;
 pub mod io;
 pub mod log;
 pub mod map;
+pub mod node;
 pub mod ownership;
 pub mod peer;
 pub mod propagation;

@@ -14,7 +14,7 @@ use client_lib::pki::NodeIdentity;
 use client_lib::transport::Transport;
 use client_lib::transport::quic::{QuicOptions, QuicTransport};
 use client_lib::{Error, ErrorKind, GroupId, NodeId, NodeName, ProviderId};
-use consensus::{Command, Member, MetaOptions, MetaRaft, Response, Timings};
+use consensus::{Command, Member, MetaOptions, MetaRaft, Response};
 use nbd_frontend::server::{Server, ServerOptions};
 use tokio::task::JoinHandle;
 
@@ -30,7 +30,7 @@ use crate::serve::admin::Admin;
 use crate::serve::http::HttpServer;
 use crate::serve::session::Volumes;
 use crate::shard::handle::ShardHandle;
-use crate::shard::{Shard, ShardOptions};
+use crate::shard::Shard;
 
 pub mod admin;
 pub mod ownership_log;
@@ -82,6 +82,18 @@ pub struct NodeOptions {
     pub bootstrap: Option<Vec<BootstrapMember>>,
     /// Settings of the store.
     pub store: StoreSettings,
+    /// Counts what crosses the WAN emulator, if there is one.
+    pub wan_bytes: Option<WanBytes>,
+}
+
+/// Tells how many bytes crossed the WAN emulator.
+#[derive(Clone)]
+pub struct WanBytes(pub Arc<dyn Fn() -> u64 + Send + Sync>);
+
+impl std::fmt::Debug for WanBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WanBytes({})", (self.0)())
+    }
 }
 
 /// A running node.
@@ -109,12 +121,11 @@ impl Node {
         let me = identity.node();
 
         let service = Arc::new(NodeService::default());
-        let transport = QuicTransport::start(QuicOptions::new(options.socket, identity), service.clone())?;
+        let transport = QuicTransport::start(QuicOptions { socket: options.socket, identity }, service.clone())?;
         let peers = PeerClient::new(transport.clone());
         set_bootstrap_peers(&*transport, me, &options.bootstrap, &options.peer_overrides);
 
-        let shard = Shard::start(ShardOptions::new(options.data.join("shard-0"), &options.store))
-            .await?;
+        let shard = Shard::start(options.store.shard(options.data.join("shard-0"))).await?;
         let meta_options = MetaOptions {
             node: me,
             group: GroupId::META,
@@ -136,11 +147,8 @@ impl Node {
         let reconciler =
             Arc::new(Reconciler::new(me, volumes.clone(), shard.clone(), peers.clone(), options.peer_overrides));
         let log: Arc<dyn OwnershipLog> = Arc::new(ownership_log::RaftOwnership::new(meta.clone(), me, incarnation));
-        let admin = Arc::new(NodeAdmin::new(this, meta.clone(), volumes.clone(), reconciler.clone(), peers.clone(), log));
+        let admin = Arc::new(NodeAdmin::new(this, options.wan_bytes, meta.clone(), volumes.clone(), reconciler.clone(), peers.clone(), log));
         service.set_peers(PeerServer::new(volumes.clone(), admin.clone()));
-        if let Some(join) = crate::join::JoinHandler::load(&options.data, meta.clone())? {
-            service.set_join(join);
-        }
         let tasks = vec![
             tokio::spawn(reconciler.clone().run(meta.subscribe())),
             tokio::spawn(rtt::follow(meta.clone(), peers.clone(), me)),
@@ -234,8 +242,8 @@ async fn initialize(meta: &MetaRaft, me: NodeId, members: &[BootstrapMember]) ->
         .iter()
         .map(|member| {
             let value = Member {
-                name: member.name.clone(),
-                provider: member.provider.clone(),
+                name: member.name.to_string(),
+                provider: member.provider.to_string(),
                 address: member.address.to_string(),
             };
             (member.id, value)

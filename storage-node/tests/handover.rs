@@ -21,7 +21,7 @@ use storage_node::peer::message::AdminForward;
 use storage_node::peer::server::{ForwardedAdmin, PeerServer};
 use storage_node::serve::session::Volumes;
 use storage_node::shard::handle::ShardHandle;
-use storage_node::shard::{Shard, ShardOptions};
+use storage_node::shard::Shard;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -148,7 +148,7 @@ impl Cluster {
         for id in 1..=3u64 {
             let directory = tempfile::tempdir().expect("a directory");
             let settings = StoreSettings { segment_bytes: 8 << 20, ..StoreSettings::default() };
-            let shard = Shard::start(ShardOptions::new(directory.path().join("shard-0"), &settings)).await.expect("starts");
+            let shard = Shard::start(settings.shard(directory.path().join("shard-0"))).await.expect("starts");
             let service = Arc::new(TestService::default());
             let transport: Arc<dyn Transport> = network.endpoint(NodeId(id), service.clone());
             for other in (1..=3).filter(|other| *other != id) {

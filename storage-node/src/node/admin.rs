@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use super::reconcile::Reconciler;
-use super::{METADATA_DEADLINE, ThisNode};
+use super::{METADATA_DEADLINE, ThisNode, WanBytes};
 use crate::ownership::driver::{Driver, OwnershipLog};
 use crate::ownership::gate::Phase;
 use crate::peer::client::{PeerClient, unexpected};
@@ -34,6 +34,7 @@ const OWNER_PATIENCE: Duration = Duration::from_secs(20);
 /// The node's administrative face.
 pub struct NodeAdmin {
     this: ThisNode,
+    wan_bytes: Option<WanBytes>,
     meta: MetaRaft,
     volumes: Arc<Volumes>,
     reconciler: Arc<Reconciler>,
@@ -48,13 +49,14 @@ impl NodeAdmin {
     #[must_use]
     pub fn new(
         this: ThisNode,
+        wan_bytes: Option<WanBytes>,
         meta: MetaRaft,
         volumes: Arc<Volumes>,
         reconciler: Arc<Reconciler>,
         peers: PeerClient,
         ownership: Arc<dyn OwnershipLog>,
     ) -> NodeAdmin {
-        NodeAdmin { this, meta, volumes, reconciler, peers, ownership, moving: Arc::default() }
+        NodeAdmin { this, wan_bytes, meta, volumes, reconciler, peers, ownership, moving: Arc::default() }
     }
 
     async fn create(&self, request: CreateVolume) -> Result<VolumeStatus, Error> {
@@ -249,7 +251,8 @@ impl NodeAdmin {
                 }
             })
             .collect();
-        Ok(ClusterStatus { node: self.this.name.to_string(), term: self.meta.term(), members, ..ClusterStatus::default() })
+        let wan_bytes = self.wan_bytes.as_ref().map_or(0, |bytes| (bytes.0)());
+        Ok(ClusterStatus { node: self.this.name.to_string(), term: self.meta.term(), members, wan_bytes })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The node's answering end: sorts frames by service to consensus, volumes and the join handler.
+//! The node's answering end: sorts frames by service to consensus and volumes.
 //!
 //! The transport needs its service before the parts behind it exist (they need the transport to start), so
 //! each part is put in its place once; until then its frames are answered with "not ready".
@@ -11,7 +11,6 @@ use client_lib::wire::frame::{Frame, ServiceId};
 use client_lib::{Error, ErrorKind, GroupId, NodeId};
 use consensus::{MetaRaft, RaftCalls};
 
-use crate::join::JoinHandler;
 use crate::peer::message::{Message, PeerReply};
 use crate::peer::server::{PeerServer, encode_reply};
 
@@ -20,7 +19,6 @@ use crate::peer::server::{PeerServer, encode_reply};
 pub struct NodeService {
     meta: OnceLock<MetaRaft>,
     peers: OnceLock<PeerServer>,
-    join: OnceLock<JoinHandler>,
 }
 
 impl NodeService {
@@ -32,11 +30,6 @@ impl NodeService {
     /// The volumes are ready to be asked.
     pub fn set_peers(&self, peers: PeerServer) {
         assert!(self.peers.set(peers).is_ok(), "the peer server is set once");
-    }
-
-    /// This node can admit new nodes.
-    pub fn set_join(&self, join: JoinHandler) {
-        assert!(self.join.set(join).is_ok(), "the join handler is set once");
     }
 
     async fn answer(&self, peer: Option<NodeId>, request: Bytes) -> Bytes {
@@ -59,13 +52,6 @@ impl NodeService {
             (ServiceId::Peer, Some(peer)) => match self.peers.get() {
                 Some(peers) => peers.serve(peer, frame).await,
                 None => refusal(not_ready()),
-            },
-            (ServiceId::Join, _) => match self.join.get() {
-                Some(join) => join.answer(frame).await,
-                None => refusal(Error::new(
-                    ErrorKind::InvalidRequest,
-                    "this node cannot admit others: it does not hold the cluster's certificate authority; use the address in the join token",
-                )),
             },
             (service, peer) => refusal(Error::new(
                 ErrorKind::InvalidRequest,

@@ -179,7 +179,7 @@ mod tests {
             assert!(relay.offer(TO, &settings, MS, packet(100, exit)));
         }
         assert_eq!(relay.next_due(), Some(MS * 31));
-        assert_eq!(drain(&mut relay, MS * 30), []);
+        assert_eq!(drain(&mut relay, MS * 30), Vec::<u32>::new());
         assert_eq!(drain(&mut relay, MS * 31), [0, 1, 2]);
     }
 
