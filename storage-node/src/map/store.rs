@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use client_lib::VolumeId;
+use client_lib::{Lsn, VolumeId};
 use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 
 use super::page::{Page, PageError};
@@ -84,6 +84,19 @@ pub enum MapError {
         page: u32,
         /// Why.
         source: PageError,
+    },
+    /// The log position does not decode.
+    #[error("the map's log position is damaged")]
+    Position,
+    /// The log goes on from another state than the map has.
+    #[error("the log contradicts the map: {found} of volume {volume} follows {known}")]
+    Order {
+        /// The volume.
+        volume: VolumeId,
+        /// The map's position.
+        known: Lsn,
+        /// The log's.
+        found: Lsn,
     },
     /// Another value does not decode.
     #[error("the map's {what} of volume {volume} is damaged")]
@@ -378,8 +391,6 @@ fn layer_key(volume: VolumeId, layer: u64, chunk: Option<u32>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use client_lib::Lsn;
-
     use super::*;
     use crate::map::page::{Content, Version};
 

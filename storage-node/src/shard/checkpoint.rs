@@ -290,7 +290,7 @@ fn encode_position(position: &LogPosition) -> Vec<u8> {
 /// When it is not one.
 pub(super) fn decode_position(mut bytes: &[u8]) -> Result<LogPosition, MapError> {
     if bytes.len() != 32 || crc32fast::hash(&bytes[..28]) != (&bytes[28..]).get_u32_le() {
-        return Err(MapError::Value { what: "log position, for example,", volume: VolumeId(0) });
+        return Err(MapError::Position);
     }
     Ok(LogPosition {
         generation: bytes.get_u64_le(),

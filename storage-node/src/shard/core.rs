@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use client_lib::VolumeId;
+use client_lib::{Lsn, VolumeId};
 use tokio::sync::mpsc;
 
 use super::ShardOptions;
@@ -417,12 +417,9 @@ pub(super) fn volume_of(entry: &Entry) -> VolumeId {
 /// # Errors
 /// When a page cannot be read or the entry does not follow the volume's state.
 pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mut Map) -> Result<(), MapError> {
-    let in_order = |lsn| {
-        if lsn > state.known {
-            Ok(())
-        } else {
-            Err(MapError::Value { what: "position, which the log contradicts,", volume: state.id })
-        }
+    let in_order = |found: Lsn| {
+        let known = state.known;
+        if found > known { Ok(()) } else { Err(MapError::Order { volume: state.id, known, found }) }
     };
     match entry {
         Entry::Write { lsn, start, checksums, .. } => {
