@@ -70,7 +70,9 @@ impl TryFrom<u64> for VolumeSize {
     type Error = Error;
 
     fn try_from(bytes: u64) -> Result<VolumeSize, Error> {
-        let refuse = |why: &str| Err(Error::new(ErrorKind::InvalidRequest, format!("a volume of {bytes} bytes is not possible: {why}")));
+        let refuse = |why: &str| {
+            Err(Error::new(ErrorKind::InvalidRequest, format!("a volume of {bytes} bytes is not possible: {why}")))
+        };
         if bytes == 0 {
             return refuse("the size must be above 0");
         }

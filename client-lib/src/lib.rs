@@ -4,10 +4,13 @@
 //! ([`error`]), the seam to the network ([`transport`]) and the frames that cross it ([`wire`]). It links
 //! neither RocksDB, openraft nor io_uring, and never will, so that outside programs can link it.
 
+pub mod clock;
 pub mod error;
 pub mod geometry;
+pub mod pki;
 pub mod transport;
 pub mod types;
+pub mod wire;
 
 pub use error::{Error, ErrorKind};
 pub use geometry::{BLOCK_SIZE, BlockIndex, SECTOR_SIZE, VolumeSize};

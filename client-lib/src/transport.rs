@@ -4,6 +4,11 @@
 //! classes, so that a simulator can replace the network by a queue of messages. Streams, if a transport has
 //! them, stay below this seam. Retries, routing and the meaning of frames stay above it.
 
+#[cfg(test)]
+mod conformance;
+pub mod memory;
+pub mod quic;
+
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;

@@ -91,12 +91,11 @@ impl FromStr for Lsn {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Lsn, Error> {
-        let wrong = || Error::new(ErrorKind::InvalidRequest, format!("{text:?} is not an LSN; write EPOCH.SEQUENCE, as in 3.1042"));
+        let wrong = || {
+            Error::new(ErrorKind::InvalidRequest, format!("{text:?} is not an LSN; write EPOCH.SEQUENCE, as in 3.1042"))
+        };
         let (epoch, sequence) = text.split_once('.').ok_or_else(wrong)?;
-        Ok(Lsn::new(
-            Epoch(epoch.parse().map_err(|_| wrong())?),
-            sequence.parse().map_err(|_| wrong())?,
-        ))
+        Ok(Lsn::new(Epoch(epoch.parse().map_err(|_| wrong())?), sequence.parse().map_err(|_| wrong())?))
     }
 }
 

@@ -91,7 +91,8 @@ pub trait Session: Send + Sync + 'static {
     /// On return the data survives the death of the process; with `fua` also a power cut.
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Makes `length` bytes at `offset` read as zeroes.
+    /// Makes `length` bytes at `offset` read as zeroes. Without `no_hole` this must be faster than writing them: the
+    /// server promises `NBD_CMD_FLAG_FAST_ZERO` to its clients.
     fn write_zeroes(&self, offset: u64, length: u32, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Tells that `length` bytes at `offset` are not needed; they read as zeroes afterwards.

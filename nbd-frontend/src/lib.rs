@@ -1,2 +1,22 @@
-//! placeholder
+//! An NBD server over any set of exports.
+//!
+//! Owns the NBD protocol: the wire ([`proto`]), the handshake, the judgement of requests, the request loop and
+//! the listening sockets ([`server`]). What is served is behind [`export::ExportDirectory`]; the crate knows
+//! neither volumes nor logs, only `client-lib`'s types. [`memory`] is an export in memory for tests and
+//! benchmarks.
+//!
+//! Comments and constants cite the protocol document by its section names:
+//! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
+
+pub mod errno;
 pub mod export;
+pub mod memory;
+pub mod negotiation;
+pub mod proto;
+pub mod server;
+mod transmission;
+pub mod validate;
+
+pub use export::{AllocationExtent, ExportDirectory, ExportInfo, ReadPart, Session, ZeroOptions};
+pub use memory::{MemoryDirectory, MemoryExport};
+pub use server::{Limits, Server, ServerOptions};

@@ -1,4 +1,15 @@
 //! The Heliotrope node: the block store, propagation, ownership and the composition of all parts.
 
+pub mod config;
+pub mod data_dir;
+pub mod io;
+pub mod log;
+pub mod map;
+pub mod node;
+pub mod ownership;
+pub mod peer;
 pub mod propagation;
+pub mod serve;
 pub mod shard;
+pub mod volume;
+pub mod wan;

@@ -1,3 +1,7 @@
-//! Carrying what was written at the owner to the other nodes.
+//! Carrying what was written at the owner to the other nodes: manifests ahead, data behind, pulls on demand.
 
 pub mod manifest;
+pub mod progress;
+pub mod pull;
+pub mod receiver;
+pub mod sender;

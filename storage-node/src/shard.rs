@@ -1,3 +1,132 @@
 //! One single-threaded data path: a log, a map and the volumes pinned to it.
+//!
+//! [`Shard::start`] recovers the directory on a thread of its own and returns a [`handle::ShardHandle`]; everything
+//! after that happens on that thread. [`core`] is the loop: requests in, log entries out, events applied in log
+//! order, replies. [`write`], [`fetch`], [`replica`] and [`control`] hold what the requests do, [`sync`] who waits for
+//! what to be durable, [`checkpoint`] and [`recover`] how the state gets into the map store and back, [`clean`] how
+//! segments come free under random overwrites. No lock is held anywhere: volumes of a shard share nothing with others.
 
 pub mod handle;
+
+mod checkpoint;
+mod clean;
+mod control;
+mod core;
+mod fetch;
+mod recover;
+mod replica;
+mod run;
+mod sync;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::io::{EngineKind, open_engine};
+use crate::log::{LogError, LogSettings};
+use crate::map::store::MapError;
+use core::Core;
+use handle::{QUEUE_DEPTH, ShardHandle};
+
+/// Settings of a shard.
+#[derive(Clone, Debug)]
+pub struct ShardOptions {
+    /// Where it lives: `FORMAT`, `segments/` and `map/` are made in it.
+    pub directory: PathBuf,
+    /// Which I/O engine to use.
+    pub engine: EngineKind,
+    /// How segments are laid out and how much they may take together.
+    pub log: LogSettings,
+    /// Memory for pages of the block map. Less means more look-ups in RocksDB and more frequent checkpoints.
+    pub map_cache_bytes: usize,
+    /// Log written before a checkpoint begins by itself. More means longer recovery and fewer checkpoints.
+    pub checkpoint_log_bytes: u64,
+}
+
+impl ShardOptions {
+    /// The usual settings for a shard in `directory`.
+    #[must_use]
+    pub fn new(directory: PathBuf) -> ShardOptions {
+        ShardOptions {
+            directory,
+            engine: EngineKind::default(),
+            log: LogSettings::default(),
+            map_cache_bytes: 64 << 20,
+            checkpoint_log_bytes: 512 << 20,
+        }
+    }
+}
+
+/// Why a shard could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The map cannot be used; a newer format is refused here.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The log cannot be used.
+    #[error("the log in {}: {source}", directory.display())]
+    Log {
+        /// The segments' directory.
+        directory: PathBuf,
+        /// Why.
+        source: LogError,
+    },
+    /// The directory, the I/O engine or the thread cannot be had.
+    #[error("{}: {source}", directory.display())]
+    Io {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The thread ended before it had recovered: a bug; its panic is in the log.
+    #[error("the shard's thread ended during recovery")]
+    Died,
+}
+
+/// A shard, before it is a handle.
+#[derive(Debug)]
+pub struct Shard;
+
+impl Shard {
+    /// Recovers the shard in `options.directory`, or makes a new one, and returns the way into it when it is ready.
+    /// The shard stops when asked to, or when the last handle is gone.
+    ///
+    /// # Errors
+    /// When the directory is of a newer format (and then left untouched), damaged, or cannot be used.
+    pub async fn start(options: ShardOptions) -> Result<ShardHandle, StartError> {
+        let (queue, requests) = mpsc::channel(QUEUE_DEPTH);
+        let (ready, started) = oneshot::channel();
+        let directory = options.directory.clone();
+        std::thread::Builder::new()
+            .name("shard".to_owned())
+            .spawn(move || match open(options) {
+                Ok(core) => {
+                    if ready.send(Ok(core.doorbell())).is_ok() {
+                        // Told only when the files are closed: the same process may open them again at once.
+                        let (reply, outcome) = core.run(requests);
+                        match (reply, outcome) {
+                            (Some(reply), outcome) => drop(reply.send(outcome)),
+                            (None, Err(error)) => tracing::error!(%error, "a shard did not stop cleanly"),
+                            (None, Ok(())) => {}
+                        }
+                    }
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            })
+            .map_err(|source| StartError::Io { directory, source })?;
+        let doorbell = started.await.map_err(|_| StartError::Died)??;
+        Ok(ShardHandle::new(queue, doorbell))
+    }
+}
+
+fn open(options: ShardOptions) -> Result<Core, StartError> {
+    let segments = recover::prepare(&options)?;
+    let engine = open_engine(options.engine, &segments)
+        .map_err(|source| StartError::Io { directory: segments.clone(), source })?;
+    recover::recover(options, engine)
+}

@@ -42,7 +42,9 @@ pub enum StoreError {
         found: Lsn,
     },
     /// Stored bytes do not match their checksum.
-    #[error("block {block} of volume {volume} is corrupt in segment {segment} at byte {offset}: checksum {found:08x}, expected {expected:08x}")]
+    #[error(
+        "block {block} of volume {volume} is corrupt in segment {segment} at byte {offset}: checksum {found:08x}, expected {expected:08x}"
+    )]
     Corrupt {
         /// The volume.
         volume: VolumeId,
@@ -286,7 +288,12 @@ impl ShardHandle {
     }
 
     /// Reads blocks of a pinned delta, in its versions. Blocks that are stale here come as `Stale`.
-    pub async fn read_sealed(&self, volume: VolumeId, pin: u64, runs: Vec<BlockRun>) -> Result<Vec<VersionedBlock>, StoreError> {
+    pub async fn read_sealed(
+        &self,
+        volume: VolumeId,
+        pin: u64,
+        runs: Vec<BlockRun>,
+    ) -> Result<Vec<VersionedBlock>, StoreError> {
         self.ask(|reply| Request::ReadSealed { volume, pin, runs, reply }).await
     }
 
@@ -311,13 +318,25 @@ impl ShardHandle {
     ///
     /// # Errors
     /// `ManifestGap` when it starts after `known`. One that starts before and ends after `known` is taken whole.
-    pub async fn apply_manifest(&self, volume: VolumeId, manifest: Manifest, seal: bool, durable: bool) -> Result<Lsn, StoreError> {
+    pub async fn apply_manifest(
+        &self,
+        volume: VolumeId,
+        manifest: Manifest,
+        seal: bool,
+        durable: bool,
+    ) -> Result<Lsn, StoreError> {
         self.ask(|reply| Request::ApplyManifest { volume, manifest, seal, durable, reply }).await
     }
 
     /// Stale blocks at or after `after`, at most `limit` runs, in block order; with `sealed_only` those of the sealed
     /// delta (in its versions), else those needed to be up to date with `known`. Works in both roles.
-    pub async fn missing(&self, volume: VolumeId, sealed_only: bool, after: BlockIndex, limit: u32) -> Result<Vec<BlockRun>, StoreError> {
+    pub async fn missing(
+        &self,
+        volume: VolumeId,
+        sealed_only: bool,
+        after: BlockIndex,
+        limit: u32,
+    ) -> Result<Vec<BlockRun>, StoreError> {
         self.ask(|reply| Request::Missing { volume, sealed_only, after, limit, reply }).await
     }
 

@@ -1,0 +1,236 @@
+//! What every [`Transport`] must do, run on each implementation, and what only the real one can show.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use super::memory::MemoryNetwork;
+use super::quic::{QuicOptions, QuicTransport, join_call};
+use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
+use crate::pki::{ClusterAuthority, ClusterId, NodeIdentity};
+use crate::types::NodeId;
+
+/// Long enough never to decide a test that passes.
+const PATIENCE: Duration = Duration::from_secs(60);
+const A: NodeId = NodeId(1);
+const B: NodeId = NodeId(2);
+
+/// Echoes; `who` names the caller; `hold` waits until released; `bulk` counts itself and waits.
+struct Probe {
+    held: AtomicUsize,
+    release: Semaphore,
+}
+
+impl Probe {
+    fn new() -> Arc<Probe> {
+        Arc::new(Probe { held: AtomicUsize::new(0), release: Semaphore::new(0) })
+    }
+}
+
+impl Service for Probe {
+    fn serve(&self, peer: Option<NodeId>, class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(async move {
+            match &request[..] {
+                b"who" => format!("{peer:?} {class:?}").into(),
+                b"hold" => {
+                    self.held.fetch_add(1, Ordering::SeqCst);
+                    let _permit = self.release.acquire().await;
+                    request
+                }
+                _ => request,
+            }
+        })
+    }
+}
+
+/// A caller A and an answering node B that A knows.
+struct Pair {
+    caller: Arc<dyn Transport>,
+    probe: Arc<Probe>,
+}
+
+fn memory_pair() -> Pair {
+    let network = MemoryNetwork::new();
+    let probe = Probe::new();
+    let caller = network.endpoint(A, Probe::new());
+    network.endpoint(B, probe.clone());
+    caller.set_peer(B, ([127, 0, 0, 1], 1).into());
+    Pair { caller, probe }
+}
+
+fn authority(name: &str) -> ClusterAuthority {
+    ClusterAuthority::create(ClusterId::try_from(name.to_owned()).expect("valid")).expect("made")
+}
+
+fn quic_on(address: SocketAddr, identity: NodeIdentity, probe: Arc<Probe>) -> (Arc<QuicTransport>, SocketAddr) {
+    let socket = UdpSocket::bind(address).expect("bound");
+    let address = socket.local_addr().expect("bound");
+    (QuicTransport::start(QuicOptions { socket, identity }, probe).expect("started"), address)
+}
+
+fn quic(identity: NodeIdentity, probe: Arc<Probe>) -> (Arc<QuicTransport>, SocketAddr) {
+    quic_on(([127, 0, 0, 1], 0).into(), identity, probe)
+}
+
+fn quic_pair() -> (Pair, [Arc<QuicTransport>; 2]) {
+    let authority = authority("one");
+    let probe = Probe::new();
+    let (a, _) = quic(authority.issue(A).expect("issued"), Probe::new());
+    let (b, address) = quic(authority.issue(B).expect("issued"), probe.clone());
+    a.set_peer(B, address);
+    (Pair { caller: a.clone(), probe }, [a, b])
+}
+
+async fn ask(transport: &dyn Transport, class: Class, request: impl Into<Bytes>) -> Result<Bytes, TransportError> {
+    transport.call(B, class, request.into(), PATIENCE).await
+}
+
+async fn conforms(pair: Pair) {
+    let caller = &*pair.caller;
+    for class in Class::ALL {
+        assert_eq!(ask(caller, class, "hello").await.expect("echoed"), "hello");
+        assert_eq!(ask(caller, class, "").await.expect("echoed"), "");
+    }
+    let who = ask(caller, Class::Pull, "who").await.expect("answered");
+    assert_eq!(who, "Some(NodeId(1)) Pull", "the service learns who calls, in which class");
+    assert!(caller.rtt(B).is_some());
+
+    let large = Bytes::from((0..32usize << 20).map(|at| (at / 7) as u8).collect::<Vec<_>>());
+    assert!(ask(caller, Class::Bulk, large.clone()).await.expect("echoed") == large, "32 MiB come back as sent");
+
+    let over = FRAME_SIZE_MAX + 1;
+    assert_eq!(ask(caller, Class::Bulk, vec![0; over]).await, Err(TransportError::TooLarge(over)));
+    let unknown = NodeId(99);
+    assert_eq!(
+        caller.call(unknown, Class::Control, Bytes::new(), PATIENCE).await,
+        Err(TransportError::UnknownPeer(unknown))
+    );
+
+    // Many at once, none of which can end before all have begun.
+    let calls: Vec<_> = (0..64)
+        .map(|_| {
+            let caller = pair.caller.clone();
+            tokio::spawn(async move { ask(&*caller, Class::Bulk, "hold").await })
+        })
+        .collect();
+    while pair.probe.held.load(Ordering::SeqCst) < 64 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(ask(caller, Class::Control, "beat").await.expect("answered"), "beat", "control passes held bulk calls");
+    let late = caller.call(B, Class::Control, "hold".into(), Duration::from_millis(50)).await;
+    assert!(matches!(late, Err(TransportError::OutcomeUnknown { .. })), "{late:?}");
+    pair.probe.release.add_permits(Semaphore::MAX_PERMITS / 2);
+    for call in calls {
+        assert_eq!(call.await.expect("no panic").expect("answered"), "hold");
+    }
+
+    caller.remove_peer(B);
+    assert_eq!(ask(caller, Class::Control, "x").await, Err(TransportError::UnknownPeer(B)));
+}
+
+#[tokio::test]
+async fn the_memory_network_conforms() {
+    conforms(memory_pair()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quic_conforms() {
+    let (pair, ends) = quic_pair();
+    conforms(pair).await;
+    for end in ends {
+        end.close().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_memory_network_delays_and_partitions_one_way() {
+    let network = MemoryNetwork::new();
+    let probe = Probe::new();
+    let caller = network.endpoint(A, Probe::new());
+    network.endpoint(B, probe);
+    caller.set_peer(B, ([127, 0, 0, 1], 1).into());
+    network.set_delay(A, B, Duration::from_millis(30));
+    let start = tokio::time::Instant::now();
+    ask(&*caller, Class::Control, "x").await.expect("answered");
+    assert_eq!(start.elapsed(), Duration::from_millis(30));
+    network.set_blocked(B, A, true);
+    assert!(matches!(ask(&*caller, Class::Control, "x").await, Err(TransportError::OutcomeUnknown { .. })));
+    network.set_blocked(A, B, true);
+    assert!(matches!(ask(&*caller, Class::Control, "x").await, Err(TransportError::Unreachable { .. })));
+    assert_eq!(network.count(A, B).frames, 2);
+    assert_eq!(network.count(A, B).lost, 1);
+    network.stop(B);
+    network.set_blocked(A, B, false);
+    assert!(matches!(ask(&*caller, Class::Control, "x").await, Err(TransportError::Unreachable { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_does_not_listen_is_unreachable() {
+    let (a, _) = quic(authority("one").issue(A).expect("issued"), Probe::new());
+    // Bound and never read: nobody else can take the port.
+    let silent = UdpSocket::bind("127.0.0.1:0").expect("bound");
+    a.set_peer(B, silent.local_addr().expect("bound"));
+    let outcome = a.call(B, Class::Control, Bytes::new(), Duration::from_millis(100)).await;
+    assert!(matches!(outcome, Err(TransportError::Unreachable { .. })), "{outcome:?}");
+    a.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_restarted_on_the_same_address_answers_again() {
+    let authority = authority("one");
+    let identity = authority.issue(B).expect("issued");
+    let (a, _) = quic(authority.issue(A).expect("issued"), Probe::new());
+    let (b, address) = quic(identity.clone(), Probe::new());
+    a.set_peer(B, address);
+    ask(&*a, Class::Control, "x").await.expect("answered");
+    b.close().await;
+    drop(b);
+    // The socket is freed when quinn's driver ends, shortly after the last handle.
+    let b = loop {
+        let Ok(socket) = UdpSocket::bind(address) else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        break QuicTransport::start(QuicOptions { socket, identity }, Probe::new()).expect("started");
+    };
+    let mut attempts = 0;
+    while ask(&*a, Class::Control, "x").await.is_err() {
+        attempts += 1;
+        assert!(attempts < 10, "the restarted peer does not answer");
+    }
+    a.close().await;
+    b.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_of_another_cluster_and_other_nodes_are_refused() {
+    let (ours, theirs) = (authority("one"), authority("one"));
+    let (a, _) = quic(ours.issue(A).expect("issued"), Probe::new());
+    let (stranger, address) = quic(theirs.issue(B).expect("issued"), Probe::new());
+    a.set_peer(B, address);
+    let outcome = ask(&*a, Class::Control, "x").await;
+    assert!(matches!(outcome, Err(TransportError::Unreachable { .. })), "another CA: {outcome:?}");
+    // Our CA, but another node than the one dialled.
+    let (other, address) = quic(ours.issue(NodeId(3)).expect("issued"), Probe::new());
+    a.set_peer(B, address);
+    let outcome = ask(&*a, Class::Control, "x").await;
+    assert!(matches!(outcome, Err(TransportError::Unreachable { .. })), "another node: {outcome:?}");
+    for end in [a, stranger, other] {
+        end.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joining_node_is_served_without_a_certificate_and_pins_the_authority() {
+    let authority = authority("one");
+    let (b, address) = quic(authority.issue(B).expect("issued"), Probe::new());
+    let reply = join_call(address, &authority.fingerprint(), "who".into(), PATIENCE).await.expect("answered");
+    assert_eq!(reply, "None Control");
+    let refused = join_call(address, &"0".repeat(64), "who".into(), PATIENCE).await;
+    assert!(matches!(refused, Err(TransportError::Unreachable { .. })), "{refused:?}");
+    b.close().await;
+}

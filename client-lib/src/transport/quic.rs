@@ -1,0 +1,434 @@
+//! The transport over QUIC; the only module that uses quinn.
+//!
+//! Each (peer, class) has a connection of its own, so that bulk data never delays a heartbeat: separate congestion
+//! windows, separate flow control. A call is one bidirectional stream. Connections are mutually authenticated; the
+//! caller's id that a service sees is the one in the certificate. A caller without a certificate gets in under hard
+//! limits, for joining. Does not retry a request that may have been delivered.
+
+mod exchange;
+mod peer;
+mod tls;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{Connection, Endpoint, Incoming, TokioRuntime, VarInt};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::exchange::CallError;
+use self::peer::Peer;
+use self::tls::Congestion;
+use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
+use crate::pki::{self, NodeIdentity};
+use crate::types::NodeId;
+
+/// Asked of the kernel for each direction; less means losses under bursts, and a warning.
+const SOCKET_BUFFER: usize = 8 << 20;
+const SOCKET_BUFFER_ENOUGH: usize = 4 << 20;
+/// Request bytes that one connection may have in memory at a time; further requests wait unread.
+const REQUEST_BUDGET: usize = 2 * FRAME_SIZE_MAX;
+/// Connections accepted at a time; more are refused.
+const CONNECTIONS_MAX: usize = 1024;
+/// Connections of callers without a certificate at a time; more are refused.
+const UNAUTHENTICATED_MAX: usize = 8;
+/// The largest request of a caller without a certificate, in bytes.
+const UNAUTHENTICATED_REQUEST_MAX: usize = 64 << 10;
+/// How long a caller without a certificate may stay.
+const UNAUTHENTICATED_LIFETIME: Duration = Duration::from_secs(30);
+/// How long a handshake that someone else started may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection whose packets go unanswered for this long plus some round trips is given up: a living peer would
+/// have acknowledged within one. The idle timeout would take much longer.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+const SILENCE_RTTS: u32 = 4;
+const SILENCE_TICK: Duration = Duration::from_millis(500);
+/// How long [`QuicTransport::close`] waits for calls being answered.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a transport cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The socket cannot be used.
+    #[error("socket: {0}")]
+    Io(#[from] io::Error),
+    /// Certificates or settings do not fit.
+    #[error("transport set-up: {0}")]
+    Config(String),
+}
+
+impl StartError {
+    fn config(error: impl fmt::Display) -> StartError {
+        StartError::Config(error.to_string())
+    }
+}
+
+/// What a transport needs to start.
+#[derive(Debug)]
+pub struct QuicOptions {
+    /// A bound socket; its buffers are set here.
+    pub socket: UdpSocket,
+    /// Who this node is and whom it trusts.
+    pub identity: NodeIdentity,
+}
+
+pub(crate) struct Shared {
+    endpoint: Endpoint,
+    identity: NodeIdentity,
+    crypto: Arc<quinn::crypto::rustls::QuicClientConfig>,
+    /// Round trips measured when connecting, for the choice of congestion control.
+    rtts: Mutex<HashMap<NodeId, Duration>>,
+}
+
+impl Shared {
+    fn note_rtt(&self, node: NodeId, rtt: Duration) {
+        self.rtts.lock().expect("no code panics while holding the table").insert(node, rtt);
+    }
+
+    fn known_rtt(&self, node: NodeId) -> Option<Duration> {
+        self.rtts.lock().expect("no code panics while holding the table").get(&node).copied()
+    }
+
+    fn client_config(&self, congestion: Congestion) -> quinn::ClientConfig {
+        let mut config = quinn::ClientConfig::new(self.crypto.clone());
+        config.transport_config(tls::transport_config(congestion, true));
+        config
+    }
+}
+
+struct PeerEntry {
+    address: SocketAddr,
+    classes: [Arc<Peer>; 3],
+}
+
+/// Node-to-node calls over QUIC. Made by [`QuicTransport::start`]; ends with [`QuicTransport::close`].
+pub struct QuicTransport {
+    shared: Arc<Shared>,
+    service: Arc<dyn Service>,
+    peers: Mutex<HashMap<NodeId, PeerEntry>>,
+    /// Accepted connections, by quinn's id, so that a removed peer loses them too.
+    accepted: Mutex<HashMap<usize, (NodeId, Connection)>>,
+    unauthenticated: Arc<Semaphore>,
+    closing: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl fmt::Debug for QuicTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicTransport").field("node", &self.shared.identity.node()).finish_non_exhaustive()
+    }
+}
+
+impl QuicTransport {
+    /// Starts to listen on the socket and to answer calls with `service`. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`StartError`] when the socket or the identity cannot be used.
+    pub fn start(options: QuicOptions, service: Arc<dyn Service>) -> Result<Arc<QuicTransport>, StartError> {
+        let QuicOptions { socket, identity } = options;
+        enlarge_buffers(&socket)?;
+        let endpoint = Endpoint::new(
+            tls::endpoint_config(&identity)?,
+            Some(tls::server_config(&identity)?),
+            socket,
+            Arc::new(TokioRuntime),
+        )?;
+        let crypto = tls::client_crypto(&identity)?;
+        let transport = Arc::new(QuicTransport {
+            shared: Arc::new(Shared { endpoint, identity, crypto, rtts: Mutex::default() }),
+            service,
+            peers: Mutex::default(),
+            accepted: Mutex::default(),
+            unauthenticated: Arc::new(Semaphore::new(UNAUTHENTICATED_MAX)),
+            closing: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        transport.tasks.spawn(transport.clone().accept());
+        Ok(transport)
+    }
+
+    /// The address the socket is bound to.
+    ///
+    /// # Errors
+    /// As the system's.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.shared.endpoint.local_addr()
+    }
+
+    /// Takes no more calls, lets those being answered finish for a short while, closes every connection and frees
+    /// the socket. Idempotent.
+    pub async fn close(&self) {
+        self.closing.cancel();
+        self.tasks.close();
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await;
+        for (_, entry) in self.peers().drain() {
+            entry.classes.iter().for_each(|peer| peer.remove(true));
+        }
+        self.shared.endpoint.close(VarInt::from_u32(0), b"closed");
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.shared.endpoint.wait_idle()).await;
+    }
+
+    fn peers(&self) -> MutexGuard<'_, HashMap<NodeId, PeerEntry>> {
+        self.peers.lock().expect("no code panics while holding the peers")
+    }
+
+    fn accepted(&self) -> MutexGuard<'_, HashMap<usize, (NodeId, Connection)>> {
+        self.accepted.lock().expect("no code panics while holding the connections")
+    }
+
+    fn peer(&self, node: NodeId, class: Class) -> Option<Arc<Peer>> {
+        self.peers().get(&node).map(|entry| entry.classes[class as usize].clone())
+    }
+
+    async fn accept(self: Arc<Self>) {
+        loop {
+            let incoming = tokio::select! {
+                () = self.closing.cancelled() => return,
+                incoming = self.shared.endpoint.accept() => incoming,
+            };
+            let Some(incoming) = incoming else { return };
+            if self.shared.endpoint.open_connections() > CONNECTIONS_MAX {
+                incoming.refuse();
+                continue;
+            }
+            self.tasks.spawn(self.clone().accepted_connection(incoming));
+        }
+    }
+
+    async fn accepted_connection(self: Arc<Self>, incoming: Incoming) {
+        let address = incoming.remote_address();
+        let connection = match self.accept_one(incoming).await {
+            Ok(connection) => connection,
+            Err(reason) => {
+                tracing::debug!(%address, reason, "a connection was not accepted");
+                return;
+            }
+        };
+        match self.identify(&connection) {
+            Ok(Some(node)) => {
+                if let Some(entry) = self.peers().get(&node) {
+                    entry.classes.iter().for_each(|peer| peer.heard_of());
+                }
+                self.accepted().insert(connection.stable_id(), (node, connection.clone()));
+                self.serve(&connection, Some(node), FRAME_SIZE_MAX).await;
+                self.accepted().remove(&connection.stable_id());
+            }
+            Ok(None) => {
+                let Ok(_place) = self.unauthenticated.clone().try_acquire_owned() else {
+                    connection.close(VarInt::from_u32(1), b"too many callers without a certificate");
+                    return;
+                };
+                connection.set_max_concurrent_bi_streams(VarInt::from_u32(1));
+                let serving = self.serve(&connection, None, UNAUTHENTICATED_REQUEST_MAX);
+                let _ = tokio::time::timeout(UNAUTHENTICATED_LIFETIME, serving).await;
+                connection.close(VarInt::from_u32(0), b"done");
+            }
+            Err(reason) => {
+                tracing::warn!(%address, reason, "a caller's certificate was refused");
+                connection.close(VarInt::from_u32(1), b"certificate refused");
+            }
+        }
+    }
+
+    async fn accept_one(&self, incoming: Incoming) -> Result<Connection, String> {
+        let mut config = tls::server_config(&self.shared.identity).map_err(|error| error.to_string())?;
+        config.transport_config(tls::transport_config(self.answering_congestion(), false));
+        let connecting = incoming.accept_with(Arc::new(config)).map_err(|error| error.to_string())?;
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
+            Ok(connection) => connection.map_err(|error| error.to_string()),
+            Err(_) => Err("the handshake took too long".to_owned()),
+        }
+    }
+
+    /// Who calls is not known yet when replies' congestion control must be chosen: BBR once any known path is long.
+    fn answering_congestion(&self) -> Congestion {
+        let rtts = self.shared.rtts.lock().expect("no code panics while holding the table");
+        if rtts.values().any(|rtt| *rtt > peer::WAN_RTT) { Congestion::Bbr } else { Congestion::Cubic }
+    }
+
+    fn identify(&self, connection: &Connection) -> Result<Option<NodeId>, String> {
+        let Some(identity) = connection.peer_identity() else {
+            return Ok(None);
+        };
+        let chain =
+            identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "no certificate chain".to_owned())?;
+        let certificate = chain.first().ok_or("an empty certificate chain")?;
+        pki::certificate_node(certificate, self.shared.identity.cluster()).map(Some).map_err(|error| error.to_string())
+    }
+
+    /// Answers calls until the connection or the transport closes. Their number is bounded by QUIC's stream limit.
+    async fn serve(&self, connection: &Connection, peer: Option<NodeId>, request_size_max: usize) {
+        let budget = Arc::new(Semaphore::new(REQUEST_BUDGET));
+        loop {
+            let accepted = tokio::select! {
+                () = self.closing.cancelled() => return,
+                accepted = connection.accept_bi() => accepted,
+            };
+            let Ok((send, receive)) = accepted else {
+                return;
+            };
+            let answer = exchange::serve(send, receive, peer, request_size_max, budget.clone(), self.service.clone());
+            self.tasks.spawn(answer);
+        }
+    }
+
+    async fn exchange(
+        &self,
+        node: NodeId,
+        class: Class,
+        request: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, TransportError> {
+        if self.closing.is_cancelled() {
+            return Err(TransportError::Closed);
+        }
+        if request.len() > FRAME_SIZE_MAX {
+            return Err(TransportError::TooLarge(request.len()));
+        }
+        let peer = self.peer(node, class).ok_or(TransportError::UnknownPeer(node))?;
+        let end = tokio::time::Instant::now() + deadline;
+        let unreachable = |reason: String| TransportError::Unreachable { node, reason };
+        let connection = match tokio::time::timeout_at(end, peer.connect(&self.shared)).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(reason)) => return Err(unreachable(reason)),
+            Err(_) => {
+                return Err(unreachable("the deadline passed while connecting".to_owned()));
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = exchange::call(&connection, class, request) => outcome,
+            () = tokio::time::sleep_until(end) => Err(CallError::Sent("the deadline passed".to_owned())),
+        };
+        outcome.map_err(|error| match error {
+            CallError::NotSent(reason) => unreachable(reason),
+            CallError::Sent(reason) => TransportError::OutcomeUnknown { node, reason },
+        })
+    }
+}
+
+/// Closes `connection` once what it sends has gone unanswered for [`SILENCE_MAX`] and some round trips. Watches the
+/// connection and not a call, so that calls with short deadlines notice a dead peer too.
+async fn close_when_silent(connection: Connection) {
+    let datagrams = || {
+        let stats = connection.stats();
+        (stats.udp_rx.datagrams, stats.udp_tx.datagrams)
+    };
+    let (mut heard, mut sent) = datagrams();
+    let mut unanswered_since = None;
+    while connection.close_reason().is_none() {
+        tokio::time::sleep(SILENCE_TICK).await;
+        let (heard_now, sent_now) = datagrams();
+        if heard_now != heard {
+            (heard, sent, unanswered_since) = (heard_now, sent_now, None);
+        } else if sent_now != sent {
+            let since: &tokio::time::Instant = unanswered_since.get_or_insert_with(tokio::time::Instant::now);
+            if since.elapsed() > SILENCE_MAX + connection.rtt() * SILENCE_RTTS {
+                connection.close(VarInt::from_u32(0), b"silent");
+            }
+        }
+    }
+}
+
+impl Transport for QuicTransport {
+    fn call(
+        &self,
+        node: NodeId,
+        class: Class,
+        request: Bytes,
+        deadline: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
+        Box::pin(self.exchange(node, class, request, deadline))
+    }
+
+    fn set_peer(&self, node: NodeId, address: SocketAddr) {
+        let mut peers = self.peers();
+        if self.closing.is_cancelled() || peers.get(&node).is_some_and(|entry| entry.address == address) {
+            return;
+        }
+        let classes = Class::ALL.map(|class| Peer::new(node, class, address));
+        if let Some(old) = peers.insert(node, PeerEntry { address, classes }) {
+            // Calls under way hold their connection, which closes when the last lets go of it.
+            old.classes.iter().for_each(|peer| peer.remove(false));
+        }
+    }
+
+    fn remove_peer(&self, node: NodeId) {
+        if let Some(entry) = self.peers().remove(&node) {
+            entry.classes.iter().for_each(|peer| peer.remove(true));
+        }
+        self.shared.rtts.lock().expect("no code panics while holding the table").remove(&node);
+        for (of, connection) in self.accepted().values() {
+            if *of == node {
+                connection.close(VarInt::from_u32(0), b"removed");
+            }
+        }
+    }
+
+    fn rtt(&self, node: NodeId) -> Option<Duration> {
+        self.peer(node, Class::Control)?.connected().map(|connection| connection.rtt())
+    }
+}
+
+/// One call by a node that has no certificate yet, to any node whose cluster's CA has this fingerprint.
+///
+/// # Errors
+/// [`TransportError`]; its node id is 0, since the caller does not know whom it asks.
+pub async fn join_call(
+    address: SocketAddr,
+    ca_fingerprint: &str,
+    request: Bytes,
+    deadline: Duration,
+) -> Result<Bytes, TransportError> {
+    let node = NodeId(0);
+    let unreachable = |reason: String| TransportError::Unreachable { node, reason };
+    if request.len() > UNAUTHENTICATED_REQUEST_MAX {
+        return Err(TransportError::TooLarge(request.len()));
+    }
+    let local: SocketAddr =
+        if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (std::net::Ipv6Addr::UNSPECIFIED, 0).into() };
+    let endpoint = Endpoint::client(local).map_err(|error| unreachable(error.to_string()))?;
+    let mut config =
+        quinn::ClientConfig::new(tls::joining_crypto(ca_fingerprint).map_err(|error| unreachable(error.to_string()))?);
+    config.transport_config(tls::transport_config(Congestion::Cubic, true));
+    let end = tokio::time::Instant::now() + deadline;
+    let connecting =
+        endpoint.connect_with(config, address, "join.helio").map_err(|error| unreachable(error.to_string()))?;
+    let connection = match tokio::time::timeout_at(end, connecting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return Err(unreachable(error.to_string())),
+        Err(_) => {
+            return Err(unreachable("the deadline passed while connecting".to_owned()));
+        }
+    };
+    let outcome = tokio::time::timeout_at(end, exchange::call(&connection, Class::Control, request)).await;
+    connection.close(VarInt::from_u32(0), b"done");
+    match outcome {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(CallError::NotSent(reason))) => Err(unreachable(reason)),
+        Ok(Err(CallError::Sent(reason))) => Err(TransportError::OutcomeUnknown { node, reason }),
+        Err(_) => Err(TransportError::OutcomeUnknown { node, reason: "the deadline passed".to_owned() }),
+    }
+}
+
+fn enlarge_buffers(socket: &UdpSocket) -> io::Result<()> {
+    let socket = socket2::SockRef::from(socket);
+    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
+    socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    // The kernel reports twice what it grants (socket(7), SO_RCVBUF).
+    let granted = socket.recv_buffer_size()?.min(socket.send_buffer_size()?) / 2;
+    if granted < SOCKET_BUFFER_ENOUGH {
+        tracing::warn!(
+            granted,
+            wanted = SOCKET_BUFFER,
+            "small UDP socket buffers lose packets; run: sysctl -w net.core.rmem_max={SOCKET_BUFFER} net.core.wmem_max={SOCKET_BUFFER}"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! One call on one stream: the request behind a small header, then the reply until the stream's end.
+//!
+//! The header carries the class and the request's length, so that the server reserves memory before it reads,
+//! and so that a request which was cut off (its caller gave up) is never taken for a whole one.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tokio::sync::Semaphore;
+
+use crate::transport::{Class, FRAME_SIZE_MAX, Service};
+use crate::types::NodeId;
+
+const HEADER_SIZE: usize = 8;
+/// The reply is larger than a frame may be.
+pub(super) const CODE_TOO_LARGE: VarInt = VarInt::from_u32(1);
+/// The stream's header makes no sense, or the caller may not send it.
+const CODE_REFUSED: VarInt = VarInt::from_u32(2);
+const CHUNK_MAX: usize = 1 << 20;
+
+/// How far a call came before it failed.
+pub(super) enum CallError {
+    /// The peer cannot have received the whole request.
+    NotSent(String),
+    /// It may have.
+    Sent(String),
+}
+
+pub(super) async fn call(connection: &Connection, class: Class, request: Bytes) -> Result<Bytes, CallError> {
+    let (send, receive) = connection.open_bi().await.map_err(|error| CallError::NotSent(error.to_string()))?;
+    send_request(send, class, request).await.map_err(CallError::NotSent)?;
+    receive_reply(receive).await.map_err(CallError::Sent)
+}
+
+async fn send_request(mut send: SendStream, class: Class, request: Bytes) -> Result<(), String> {
+    let fail = |error: quinn::WriteError| error.to_string();
+    let _ = send.set_priority(priority(class));
+    let mut header = [0; HEADER_SIZE];
+    header[0] = class_number(class);
+    header[4..].copy_from_slice(&(request.len() as u32).to_le_bytes());
+    send.write_all(&header).await.map_err(fail)?;
+    send.write_chunk(request).await.map_err(fail)?;
+    send.finish().map_err(|error| error.to_string())
+}
+
+async fn receive_reply(mut receive: RecvStream) -> Result<Bytes, String> {
+    receive.read_to_end(FRAME_SIZE_MAX).await.map(Bytes::from).map_err(|error| error.to_string())
+}
+
+/// Answers one call. Reserves the request's size from `budget` (in bytes) for as long as it is being served.
+pub(super) async fn serve(
+    mut send: SendStream,
+    mut receive: RecvStream,
+    peer: Option<NodeId>,
+    request_size_max: usize,
+    budget: Arc<Semaphore>,
+    service: Arc<dyn Service>,
+) {
+    let mut header = [0; HEADER_SIZE];
+    if receive.read_exact(&mut header).await.is_err() {
+        return;
+    }
+    let length = u32::from_le_bytes(header[4..].try_into().expect("four bytes")) as usize;
+    let class = Class::ALL.into_iter().find(|class| class_number(*class) == header[0]);
+    let (Some(class), [0, 0, 0], true) = (class, [header[1], header[2], header[3]], length <= request_size_max) else {
+        let _ = receive.stop(CODE_REFUSED);
+        let _ = send.reset(CODE_REFUSED);
+        return;
+    };
+    // All at once: requests that wait for memory hold none.
+    let Ok(reserved) = budget.acquire_many(length as u32).await else {
+        return;
+    };
+    let Some(request) = receive_request(&mut receive, length).await else {
+        let _ = send.reset(CODE_REFUSED);
+        return;
+    };
+    let reply = service.serve(peer, class, request).await;
+    if reply.len() > FRAME_SIZE_MAX {
+        tracing::error!(peer = ?peer, bytes = reply.len(), "a reply is over the frame limit and was not sent");
+        let _ = send.reset(CODE_TOO_LARGE);
+        return;
+    }
+    let _ = send.set_priority(priority(class));
+    drop(reserved);
+    if send.write_chunk(reply).await.is_ok() && send.finish().is_ok() {
+        // Until the reply is acknowledged, closing the endpoint would drop it.
+        let _ = send.stopped().await;
+    }
+}
+
+async fn receive_request(receive: &mut RecvStream, length: usize) -> Option<Bytes> {
+    let mut request = Vec::with_capacity(length);
+    while let Some(chunk) = receive.read_chunk(CHUNK_MAX, true).await.ok()? {
+        if request.len() + chunk.bytes.len() > length {
+            return None;
+        }
+        request.extend_from_slice(&chunk.bytes);
+    }
+    (request.len() == length).then(|| Bytes::from(request))
+}
+
+fn class_number(class: Class) -> u8 {
+    match class {
+        Class::Control => 1,
+        Class::Pull => 2,
+        Class::Bulk => 3,
+    }
+}
+
+fn priority(class: Class) -> i32 {
+    match class {
+        Class::Control => 2,
+        Class::Pull => 1,
+        Class::Bulk => 0,
+    }
+}

@@ -1,0 +1,7 @@
+//! What crosses the network: the frame ([`frame`]). Owns no meaning beyond the header; the messages inside
+//! belong to the services that exchange them.
+
+pub mod admin;
+pub mod frame;
+
+pub use frame::{Frame, FrameError, ServiceId, decode_head, encode_head};

@@ -1,0 +1,142 @@
+//! What administrators ask and are answered, as JSON of the HTTP admin API and of the commands' `--json`.
+//!
+//! Names are names, sizes are bytes, LSNs are text (`EPOCH.SEQUENCE`). Fields are only ever added.
+
+use serde::{Deserialize, Serialize};
+
+/// Asks for a new volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes, a multiple of 512.
+    pub size_bytes: u64,
+    /// The node that owns it; the node asked, if none is given.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// The nodes that follow; all others, if none are given.
+    #[serde(default)]
+    pub replicas: Option<Vec<String>>,
+}
+
+/// Asks for a handover.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migrate {
+    /// The node that is to own the volume.
+    pub to: String,
+}
+
+/// What a handover came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MigrateReport {
+    /// How long writers were held, in milliseconds.
+    pub handover_ms: f64,
+    /// The new epoch.
+    pub epoch: u64,
+    /// Bytes that the new owner knew of and did not hold yet.
+    pub stale_bytes_at_handover: u64,
+}
+
+/// A volume in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSummary {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The node that owns it.
+    pub owner: String,
+    /// The epoch of that ownership.
+    pub epoch: u64,
+    /// The nodes that follow.
+    pub replicas: Vec<String>,
+}
+
+/// A replica of a volume, as its owner sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// The node.
+    pub node: String,
+    /// Its provider.
+    pub provider: String,
+    /// Up to where it holds a complete prefix.
+    pub watermark: String,
+    /// Up to where it knows what changed.
+    pub known: String,
+    /// Bytes of distinct blocks changed since its watermark.
+    pub bytes_behind: u64,
+    /// Age of the oldest write that it has not applied.
+    pub seconds_behind: f64,
+    /// Bytes it knows in a newer version than it holds.
+    pub stale_bytes: u64,
+    /// Whether the last call to it succeeded.
+    pub reachable: bool,
+}
+
+/// Everything about a volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The node that owns it.
+    pub owner: String,
+    /// The epoch of that ownership.
+    pub epoch: u64,
+    /// The newest LSN.
+    pub head: String,
+    /// Bytes that occupy space at the owner.
+    pub mapped_bytes: u64,
+    /// Bytes that the owner has yet to fetch.
+    pub stale_bytes: u64,
+    /// The nodes that follow.
+    pub replicas: Vec<ReplicaStatus>,
+    /// The node whose loss would cost data now; `null` when there is none.
+    pub source_needed: Option<String>,
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its id.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Its provider.
+    pub provider: String,
+    /// Where other nodes reach it.
+    pub address: String,
+    /// Whether it votes on metadata.
+    pub voter: bool,
+    /// Whether it leads the metadata group.
+    pub leader: bool,
+    /// Whether the node asked has a connection to it.
+    pub reachable: bool,
+    /// Round trip from the node asked, in milliseconds.
+    pub rtt_ms: Option<f64>,
+}
+
+/// The cluster, as the node asked sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The node that answered.
+    pub node: String,
+    /// The Raft term it is in.
+    pub term: u64,
+    /// The members.
+    pub members: Vec<MemberStatus>,
+    /// Bytes that crossed the emulated WAN of `helio up`, both ways; 0 without one.
+    pub wan_bytes: u64,
+}
+
+/// A failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What to do about it.
+    pub kind: crate::ErrorKind,
+    /// What happened.
+    pub message: String,
+}

@@ -1,0 +1,236 @@
+//! What can be changed in the metadata, and what comes of it.
+//!
+//! Commands are entries of the Raft log: encoded with postcard behind a version byte ([`COMMAND_VERSION`]). A new
+//! command goes at the end of the enum; an old one never changes. Applying cannot fail: a refusal is a response.
+
+use std::collections::BTreeSet;
+
+use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, NodeName, ProviderId, VolumeId, VolumeName, VolumeSize};
+use serde::{Deserialize, Serialize};
+
+/// The version in front of every encoded command.
+pub const COMMAND_VERSION: u8 = 1;
+
+/// A change of the metadata.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// A node is a member under this name, and reached here. Repeated at every start with the present address.
+    RegisterNode {
+        /// Its id; `None` has one allocated, for a node that joins.
+        id: Option<NodeId>,
+        /// Its name; unique.
+        name: NodeName,
+        /// Its failure domain.
+        provider: ProviderId,
+        /// Socket address for other nodes.
+        address: String,
+    },
+    /// A process of this node begins: whatever an earlier one proposed for it and is not applied yet is void.
+    NodeStarted {
+        /// The node.
+        node: NodeId,
+    },
+    /// A new volume.
+    CreateVolume {
+        /// Its name; unique.
+        name: VolumeName,
+        /// Its size.
+        size: VolumeSize,
+        /// The node that may write it.
+        owner: NodeId,
+        /// The nodes that follow.
+        replicas: BTreeSet<NodeId>,
+        /// Tells a repeated proposal from another volume of the same name.
+        nonce: u64,
+    },
+    /// The volume and its data are not needed any more.
+    DeleteVolume {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// The owner ends its epoch and gives the volume to another node.
+    Transfer {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner who proposes.
+        from: NodeId,
+        /// The process of the owner that proposes, as numbered by [`Command::NodeStarted`].
+        incarnation: u64,
+        /// The epoch that ends.
+        epoch: Epoch,
+        /// The new owner: a replica that was prepared.
+        to: NodeId,
+        /// The last LSN of the epoch.
+        final_lsn: Lsn,
+        /// Digest of the last manifest that `to` took.
+        manifest_digest: u64,
+    },
+}
+
+impl Command {
+    /// The command as bytes of the Raft log.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![COMMAND_VERSION];
+        bytes.extend(postcard::to_stdvec(self).expect("commands are plain data"));
+        bytes
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote.
+    ///
+    /// # Errors
+    /// `Corrupt`, saying which version was found where it is another.
+    pub fn decode(bytes: &[u8]) -> Result<Command, Error> {
+        match bytes.split_first() {
+            Some((&COMMAND_VERSION, body)) => postcard::from_bytes(body)
+                .map_err(|error| Error::new(ErrorKind::Corrupt, "a metadata command cannot be read").caused_by(error)),
+            Some((version, _)) => Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "a metadata command has version {version}, this program reads {COMMAND_VERSION}: use the newer program"
+                ),
+            )),
+            None => Err(Error::new(ErrorKind::Corrupt, "a metadata command is empty")),
+        }
+    }
+}
+
+/// What a command came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// An entry without a command: nothing changed.
+    Nothing,
+    /// The node is a member under this id.
+    Registered {
+        /// Its id.
+        node: NodeId,
+    },
+    /// The node's process has this number.
+    Started {
+        /// Rises with every start.
+        incarnation: u64,
+    },
+    /// The volume exists.
+    VolumeCreated {
+        /// Its id.
+        volume: VolumeId,
+    },
+    /// The volume does not exist any more.
+    VolumeDeleted,
+    /// The volume has its new owner, under this epoch.
+    Transferred {
+        /// The new epoch.
+        epoch: Epoch,
+    },
+    /// Nothing changed, and why.
+    Refused(Refusal),
+}
+
+impl Response {
+    /// The response, with a refusal as the caller's error.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn into_result(self) -> Result<Response, Error> {
+        match self {
+            Response::Refused(refusal) => Err(refusal.into()),
+            response => Ok(response),
+        }
+    }
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// Another node has the name.
+    #[error("node name {name} belongs to node {holder} already; choose another")]
+    NodeNameTaken {
+        /// The name.
+        name: NodeName,
+        /// Who has it.
+        holder: NodeId,
+    },
+    /// The id belongs to a node of another provider or name.
+    #[error("node id {node} belongs to node {name} already; a wiped node joins under a new id")]
+    NodeIdTaken {
+        /// The id.
+        node: NodeId,
+        /// Who has it.
+        name: NodeName,
+    },
+    /// No such node.
+    #[error("there is no node {0}")]
+    UnknownNode(NodeId),
+    /// Another volume has the name.
+    #[error("volume {0} exists already; choose another name or delete it first")]
+    VolumeNameTaken(VolumeName),
+    /// No such volume.
+    #[error("there is no volume {0}; it may have been deleted")]
+    UnknownVolume(VolumeId),
+    /// The proposer's epoch is over.
+    #[error(
+        "volume {volume} is in epoch {current} of node {owner}; what was proposed for epoch {proposed} of node {from} is void"
+    )]
+    NotOwner {
+        /// The volume.
+        volume: VolumeId,
+        /// Who proposed.
+        from: NodeId,
+        /// For which epoch.
+        proposed: Epoch,
+        /// The owner.
+        owner: NodeId,
+        /// The epoch.
+        current: Epoch,
+    },
+    /// The process that proposed has been succeeded by another.
+    #[error("node {node} has started again since (process {current}); what its process {proposed} proposed is void")]
+    OldIncarnation {
+        /// The node.
+        node: NodeId,
+        /// Which process proposed.
+        proposed: u64,
+        /// Which one runs.
+        current: u64,
+    },
+    /// The new owner holds no replica.
+    #[error("node {to} holds no replica of volume {volume}")]
+    NotReplica {
+        /// The volume.
+        volume: VolumeId,
+        /// The node.
+        to: NodeId,
+    },
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Error {
+        let kind = match &refusal {
+            Refusal::NodeNameTaken { .. } | Refusal::NodeIdTaken { .. } | Refusal::VolumeNameTaken(_) => {
+                ErrorKind::AlreadyExists
+            }
+            Refusal::UnknownNode(_) | Refusal::UnknownVolume(_) => ErrorKind::NotFound,
+            Refusal::NotOwner { .. } => ErrorKind::NotOwner,
+            Refusal::OldIncarnation { .. } => ErrorKind::Fenced,
+            Refusal::NotReplica { .. } => ErrorKind::InvalidRequest,
+        };
+        Error::new(kind, refusal.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_reads_back_and_other_versions_are_named() {
+        let command = Command::NodeStarted { node: NodeId(7) };
+        let mut bytes = command.encode();
+        assert_eq!(Command::decode(&bytes).expect("reads back"), command);
+        bytes[0] = 9;
+        let error = Command::decode(&bytes).expect_err("another version");
+        assert!(error.to_string().contains("version 9"), "{error}");
+        assert!(Command::decode(&[]).is_err());
+        assert!(Command::decode(&[COMMAND_VERSION, 200, 1]).is_err());
+    }
+}

@@ -1,0 +1,57 @@
+//! What holds in every state, by name. Checked after every apply in debug builds and by the property tests.
+
+use std::collections::BTreeSet;
+
+use client_lib::Epoch;
+
+use crate::state::MetaState;
+
+/// Whether something holds in a state.
+type Predicate = fn(&MetaState) -> bool;
+
+/// The first invariant that does not hold, if any.
+#[must_use]
+pub fn violated(state: &MetaState) -> Option<&'static str> {
+    let all: [(&str, Predicate); 6] = [
+        ("node names are unique", node_names_are_unique),
+        ("volume names are unique", volume_names_are_unique),
+        ("holders are members", holders_are_members),
+        ("the owner is not its own replica", the_owner_is_not_its_own_replica),
+        ("epochs only rise", epochs_only_rise),
+        ("final LSNs belong to ended epochs", final_lsns_belong_to_ended_epochs),
+    ];
+    all.into_iter().find(|(_, holds)| !holds(state)).map(|(name, _)| name)
+}
+
+fn node_names_are_unique(state: &MetaState) -> bool {
+    let names: BTreeSet<_> = state.nodes().map(|node| &node.name).collect();
+    names.len() == state.nodes().count()
+}
+
+fn volume_names_are_unique(state: &MetaState) -> bool {
+    let names: BTreeSet<_> = state.volumes().map(|volume| &volume.name).collect();
+    names.len() == state.volumes().count()
+}
+
+fn holders_are_members(state: &MetaState) -> bool {
+    state.volumes().all(|volume| {
+        std::iter::once(&volume.owner).chain(&volume.replicas).all(|holder| state.node(*holder).is_some())
+    })
+}
+
+fn the_owner_is_not_its_own_replica(state: &MetaState) -> bool {
+    state.volumes().all(|volume| !volume.replicas.contains(&volume.owner))
+}
+
+fn epochs_only_rise(state: &MetaState) -> bool {
+    state.volumes().all(|volume| {
+        let ended = volume.history.iter().map(|record| record.epoch);
+        let epochs: Vec<Epoch> = ended.chain([volume.epoch]).collect();
+        epochs.windows(2).all(|pair| pair[0].next() == pair[1])
+    })
+}
+
+/// `<=` and not `==`: an epoch in which nothing was written ends where an earlier one did.
+fn final_lsns_belong_to_ended_epochs(state: &MetaState) -> bool {
+    state.volumes().all(|volume| volume.final_lsn.epoch < volume.epoch)
+}

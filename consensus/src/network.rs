@@ -1,0 +1,233 @@
+//! Raft's calls, and the metadata's own, over a small byte-call trait.
+//!
+//! One request type carries both: openraft's RPCs, proposals passed on to the leader, and read positions asked of it.
+//! Encoded with postcard behind a version byte and the group id. Every call keeps the deadline openraft gives it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use client_lib::transport::{BoxFuture, TransportError};
+use client_lib::{Error, ErrorKind, GroupId, NodeId};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::command::{Command, Response};
+use crate::store::types::{LogId, Member, MetaTypes, Snapshot, SnapshotMeta, StoredMembership, Vote};
+
+/// The version of requests and replies.
+const WIRE_VERSION: u8 = 1;
+
+/// Longest time for sending a snapshot, which is one call of at most
+/// [`SNAPSHOT_BYTES_MAX`](crate::store::state_machine::SNAPSHOT_BYTES_MAX).
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How consensus reaches other nodes. Implemented by the node over its transport.
+pub trait RaftCalls: Send + Sync + 'static {
+    /// Sends `request` to consensus at node `to` and returns its answer.
+    ///
+    /// # Errors
+    /// As the transport says.
+    ///
+    /// # Cancel safety
+    /// The request may have been carried out.
+    fn call(&self, to: NodeId, request: Bytes, deadline: Duration) -> BoxFuture<'_, Result<Bytes, TransportError>>;
+}
+
+/// What consensus asks of another node.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum Request {
+    Append(AppendEntriesRequest<MetaTypes>),
+    Vote(VoteRequest<MetaTypes>),
+    PreVote(VoteRequest<MetaTypes>),
+    Snapshot {
+        vote: Vote,
+        last_log_id: Option<LogId>,
+        membership: StoredMembership,
+        data: Vec<u8>,
+    },
+    TransferLeader(TransferLeaderRequest<MetaTypes>),
+    /// Apply this as the leader.
+    Propose(Command),
+    /// Up to where must be applied for a linearizable read?
+    ReadIndex,
+    /// Make this node a voter.
+    AddVoter(u64, Member),
+}
+
+/// The answers.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum Reply {
+    Append(AppendEntriesResponse<MetaTypes>),
+    Vote(VoteResponse<MetaTypes>),
+    Snapshot(SnapshotResponse<MetaTypes>),
+    TransferLeader(TransferLeaderResponse<MetaTypes>),
+    /// Applied at this index, with this response.
+    Proposed(u64, Response),
+    /// Applied up to here is new enough.
+    ReadIndex(Option<u64>),
+    Added,
+    /// Not the leader; perhaps this one is.
+    NotLeader(Option<u64>),
+    /// Consensus does not run here, or failed.
+    Failed(String),
+}
+
+/// A message with version and group.
+pub(crate) fn encode<T: Serialize>(group: GroupId, message: &T) -> Bytes {
+    let mut bytes = vec![WIRE_VERSION];
+    bytes.extend(group.0.to_le_bytes());
+    bytes.extend(postcard::to_stdvec(message).expect("messages are plain data"));
+    bytes.into()
+}
+
+/// Reads what [`encode`] wrote.
+///
+/// # Errors
+/// `Corrupt` for another version or group, or bytes that are no message.
+pub(crate) fn decode<T: DeserializeOwned>(group: GroupId, bytes: &[u8]) -> Result<T, Error> {
+    let corrupt =
+        |what: String| Error::new(ErrorKind::Corrupt, format!("a message of consensus cannot be read: {what}"));
+    let (version, rest) = bytes.split_first().ok_or_else(|| corrupt("it is empty".into()))?;
+    if *version != WIRE_VERSION {
+        return Err(corrupt(format!("it has version {version}, this program speaks {WIRE_VERSION}")));
+    }
+    let (found, body) = rest.split_first_chunk::<8>().ok_or_else(|| corrupt("it is too short".into()))?;
+    let found = GroupId(u64::from_le_bytes(*found));
+    if found != group {
+        return Err(corrupt(format!("it is for group {found}, this is group {group}")));
+    }
+    postcard::from_bytes(body).map_err(|error| corrupt(error.to_string()))
+}
+
+/// Sends a request and reads the answer.
+pub(crate) async fn ask(
+    calls: &dyn RaftCalls,
+    group: GroupId,
+    to: NodeId,
+    request: &Request,
+    deadline: Duration,
+) -> Result<Reply, TransportError> {
+    let answer = calls.call(to, encode(group, request), deadline).await?;
+    decode(group, &answer).map_err(|error| TransportError::OutcomeUnknown { node: to, reason: error.to_string() })
+}
+
+/// Makes openraft's clients.
+#[derive(Clone)]
+pub(crate) struct Network {
+    pub(crate) calls: Arc<dyn RaftCalls>,
+    pub(crate) group: GroupId,
+}
+
+impl RaftNetworkFactory<MetaTypes> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, _node: &Member) -> Client {
+        Client { network: self.clone(), target: NodeId(target) }
+    }
+}
+
+/// openraft's client for one node.
+pub(crate) struct Client {
+    network: Network,
+    target: NodeId,
+}
+
+impl Client {
+    async fn ask(&self, request: Request, deadline: Duration) -> Result<Reply, RPCError<MetaTypes>> {
+        let asked = ask(&*self.network.calls, self.network.group, self.target, &request, deadline);
+        // The transport keeps the deadline as well; openraft's core must never hang on a call (its issue 1810).
+        match tokio::time::timeout(deadline, asked).await {
+            Ok(Ok(Reply::Failed(reason))) => Err(network_error(reason)),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(error @ (TransportError::Unreachable { .. } | TransportError::UnknownPeer(_)))) => {
+                Err(RPCError::Unreachable(Unreachable::new(&error)))
+            }
+            Ok(Err(error)) => Err(RPCError::Network(NetworkError::new(&error))),
+            Err(_) => Err(network_error(format!("node {} did not answer within {deadline:?}", self.target))),
+        }
+    }
+}
+
+fn network_error(reason: String) -> RPCError<MetaTypes> {
+    RPCError::Network(NetworkError::new(&std::io::Error::other(reason)))
+}
+
+fn out_of_turn() -> RPCError<MetaTypes> {
+    network_error("the peer answered out of turn".to_owned())
+}
+
+impl RaftNetworkV2<MetaTypes> for Client {
+    type SnapshotData = Vec<u8>;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<MetaTypes>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<MetaTypes>, RPCError<MetaTypes>> {
+        match self.ask(Request::Append(rpc), option.hard_ttl()).await? {
+            Reply::Append(reply) => Ok(reply),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<MetaTypes>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<MetaTypes>, RPCError<MetaTypes>> {
+        match self.ask(Request::Vote(rpc), option.hard_ttl()).await? {
+            Reply::Vote(reply) => Ok(reply),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<MetaTypes>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<MetaTypes>, RPCError<MetaTypes>> {
+        match self.ask(Request::PreVote(rpc), option.hard_ttl()).await? {
+            Reply::Vote(reply) => Ok(reply),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<MetaTypes>, StreamingError<MetaTypes>> {
+        let SnapshotMeta { last_log_id, last_membership } = snapshot.meta;
+        let request = Request::Snapshot { vote, last_log_id, membership: last_membership, data: snapshot.snapshot };
+        tokio::select! {
+            biased;
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            answer = self.ask(request, SNAPSHOT_DEADLINE) => match answer {
+                Ok(Reply::Snapshot(reply)) => Ok(reply),
+                Ok(_) => Err(StreamingError::from(NetworkError::new(&std::io::Error::other("the peer answered out of turn")))),
+                Err(RPCError::Unreachable(error)) => Err(StreamingError::Unreachable(error)),
+                Err(error) => Err(StreamingError::from(NetworkError::new(&error))),
+            },
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<MetaTypes>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<MetaTypes>, RPCError<MetaTypes>> {
+        match self.ask(Request::TransferLeader(request), option.hard_ttl()).await? {
+            Reply::TransferLeader(reply) => Ok(reply),
+            _ => Err(out_of_turn()),
+        }
+    }
+}

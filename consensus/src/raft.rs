@@ -1,0 +1,445 @@
+//! The handle of the metadata group that the node uses: propose, read, watch, grow.
+//!
+//! Any node may propose and read: a follower passes it on to the leader and waits until its own state has caught up,
+//! so that what a caller did is visible to that caller here. Calls retry while there is no leader, until their
+//! deadline; proposals are safe to repeat (see [`crate::Command`]).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use client_lib::{Error, ErrorKind, GroupId, NodeId};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
+use openraft::raft::linearizable_read::Linearizer;
+use openraft::{Config, Raft, ReadPolicy, SnapshotPolicy};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::command::{Command, Refusal, Response};
+use crate::network::{Network, RaftCalls, Reply, Request, ask, decode, encode};
+use crate::state::MetaState;
+use crate::store::state_machine::{Published, StateMachine, Stores, open};
+use crate::store::types::{Member, MetaTypes, Snapshot, SnapshotMeta};
+use crate::timings::Timings;
+
+/// Entries after which a snapshot is taken; older entries are purged then.
+const SNAPSHOT_ENTRIES: u64 = 5_000;
+
+/// Pause between attempts to find a leader.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Longest wait for the first membership to be committed.
+const INITIALIZE_DEADLINE: Duration = Duration::from_secs(60);
+
+type Core = Raft<MetaTypes, StateMachine>;
+
+/// What the group is started with.
+#[derive(Clone, Debug)]
+pub struct MetaOptions {
+    /// This node.
+    pub node: NodeId,
+    /// The group.
+    pub group: GroupId,
+    /// Where log and state are kept; made when missing.
+    pub directory: PathBuf,
+    /// Timings to begin with.
+    pub timings: Timings,
+}
+
+/// The metadata group at this node. Cheap to clone.
+#[derive(Clone)]
+pub struct MetaRaft {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: NodeId,
+    network: Network,
+    stores: Stores,
+    published: watch::Receiver<Published>,
+    states: watch::Sender<Arc<MetaState>>,
+    core: Mutex<(Core, Timings)>,
+    /// One change of the core or of the membership at a time.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl MetaRaft {
+    /// Opens the stores and starts the group's core at this node.
+    ///
+    /// # Errors
+    /// When the stores cannot be opened.
+    pub async fn start(options: MetaOptions, calls: Arc<dyn RaftCalls>) -> Result<MetaRaft, Error> {
+        let stores = open(&options.directory, options.group).map_err(failed)?;
+        let network = Network { calls, group: options.group };
+        let core = start_core(options.node, &options.timings, &network, &stores).await?;
+        let published = stores.published();
+        let states = watch::Sender::new(published.borrow().state.clone());
+        let inner = Inner {
+            node: options.node,
+            network,
+            stores,
+            published: published.clone(),
+            states: states.clone(),
+            core: Mutex::new((core, options.timings)),
+            changing: tokio::sync::Mutex::new(()),
+        };
+        tokio::spawn(forward_states(published, states));
+        Ok(MetaRaft { inner: Arc::new(inner) })
+    }
+
+    fn core(&self) -> Core {
+        self.inner.core.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Founds the group with `members` as its voters, and waits until that is committed. Nothing to do when it is
+    /// founded already.
+    ///
+    /// # Errors
+    /// `Unavailable` when the members do not come up.
+    pub async fn initialize(&self, members: BTreeMap<NodeId, Member>) -> Result<(), Error> {
+        let members: BTreeMap<u64, Member> = members.into_iter().map(|(node, member)| (node.0, member)).collect();
+        match self.core().initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let founded = async {
+            while self.core().metrics().borrow_watched().current_leader.is_none()
+                || self.inner.published.borrow().index.is_none()
+            {
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        };
+        tokio::time::timeout(INITIALIZE_DEADLINE, founded).await.map_err(|_| {
+            Error::new(ErrorKind::Unavailable, "no leader was elected: are a majority of the first members up?")
+        })
+    }
+
+    /// Answers a request of consensus at another node.
+    pub async fn serve(&self, request: Bytes) -> Bytes {
+        let group = self.inner.network.group;
+        let reply = match decode(group, &request) {
+            Ok(request) => self.answer(request).await,
+            Err(error) => Reply::Failed(error.to_string()),
+        };
+        encode(group, &reply)
+    }
+
+    async fn answer(&self, request: Request) -> Reply {
+        let core = self.core();
+        let failed = |error: String| Reply::Failed(error);
+        match request {
+            Request::Append(rpc) => {
+                core.append_entries(rpc).await.map_or_else(|e| failed(e.to_string()), Reply::Append)
+            }
+            Request::Vote(rpc) => core.vote(rpc).await.map_or_else(|e| failed(e.to_string()), Reply::Vote),
+            Request::PreVote(rpc) => core.pre_vote(rpc).await.map_or_else(|e| failed(e.to_string()), Reply::Vote),
+            Request::Snapshot { vote, last_log_id, membership, data } => {
+                let meta = SnapshotMeta { last_log_id, last_membership: membership };
+                let installed = core.install_full_snapshot(vote, Snapshot { meta, snapshot: data }).await;
+                installed.map_or_else(|e| failed(e.to_string()), Reply::Snapshot)
+            }
+            Request::TransferLeader(request) => {
+                core.handle_transfer_leader(request).await.map_or_else(|e| failed(e.to_string()), Reply::TransferLeader)
+            }
+            Request::Propose(command) => match self.propose_here(command).await {
+                Ok((index, response)) => Reply::Proposed(index, response),
+                Err(NotHere::Leader(leader)) => Reply::NotLeader(leader),
+                Err(NotHere::Failed(reason)) => failed(reason),
+            },
+            Request::ReadIndex => match self.read_index_here().await {
+                Ok(index) => Reply::ReadIndex(index),
+                Err(NotHere::Leader(leader)) => Reply::NotLeader(leader),
+                Err(NotHere::Failed(reason)) => failed(reason),
+            },
+            Request::AddVoter(node, member) => match self.add_voter_here(node, member).await {
+                Ok(()) => Reply::Added,
+                Err(NotHere::Leader(leader)) => Reply::NotLeader(leader),
+                Err(NotHere::Failed(reason)) => failed(reason),
+            },
+        }
+    }
+
+    /// Proposes `command` and returns its response once it is applied at the leader and here.
+    ///
+    /// # Errors
+    /// `Unavailable` when no leader answered within `deadline`: the command may or may not be applied, now or later.
+    ///
+    /// # Cancel safety
+    /// The command may be applied all the same.
+    pub async fn propose(&self, command: Command, deadline: Duration) -> Result<Response, Error> {
+        let until = Instant::now() + deadline;
+        let mut attempts = 0;
+        let (index, response) = loop {
+            attempts += 1;
+            let outcome = match self.leader() {
+                Some(leader) if leader == self.inner.node => within(until, self.propose_here(command.clone())).await,
+                Some(leader) => match self.ask(leader, &Request::Propose(command.clone()), until).await {
+                    Ok(Reply::Proposed(index, response)) => Ok((index, response)),
+                    other => Err(not_here(other)),
+                },
+                None => Err(NotHere::Leader(None)),
+            };
+            match outcome {
+                Ok(done) => break done,
+                Err(why) => self.pause(why, until).await?,
+            }
+        };
+        self.applied(Some(index), until).await?;
+        Ok(match response {
+            // A repeated deletion whose first answer was lost.
+            Response::Refused(Refusal::UnknownVolume(_))
+                if attempts > 1 && matches!(command, Command::DeleteVolume { .. }) =>
+            {
+                Response::VolumeDeleted
+            }
+            response => response,
+        })
+    }
+
+    async fn propose_here(&self, command: Command) -> Result<(u64, Response), NotHere> {
+        match self.core().client_write(command).await {
+            Ok(written) => Ok((written.log_id.index, written.data)),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(NotHere::Leader(forward.leader_id))
+            }
+            Err(error) => Err(NotHere::Failed(error.to_string())),
+        }
+    }
+
+    /// The state as of now: everything that was applied anywhere before this call is in it.
+    ///
+    /// # Errors
+    /// `Unavailable` when no leader answered within `deadline`.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn linearizable(&self, deadline: Duration) -> Result<Arc<MetaState>, Error> {
+        let until = Instant::now() + deadline;
+        loop {
+            let outcome = match self.leader() {
+                Some(leader) if leader == self.inner.node => within(until, self.read_index_here()).await,
+                Some(leader) => match self.ask(leader, &Request::ReadIndex, until).await {
+                    Ok(Reply::ReadIndex(index)) => Ok(index),
+                    other => Err(not_here(other)),
+                },
+                None => Err(NotHere::Leader(None)),
+            };
+            match outcome {
+                Ok(index) => {
+                    self.applied(index, until).await?;
+                    return Ok(self.state());
+                }
+                Err(why) => self.pause(why, until).await?,
+            }
+        }
+    }
+
+    /// Up to where must be applied to read what is newest now; confirmed with a quorum.
+    async fn read_index_here(&self) -> Result<Option<u64>, NotHere> {
+        let linearizer: Linearizer<MetaTypes> = match self.core().get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => linearizer,
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                return Err(NotHere::Leader(forward.leader_id));
+            }
+            Err(error) => return Err(NotHere::Failed(error.to_string())),
+        };
+        Ok(Some(linearizer.read_log_id().index()))
+    }
+
+    /// The state as applied here; may be old.
+    #[must_use]
+    pub fn state(&self) -> Arc<MetaState> {
+        self.inner.published.borrow().state.clone()
+    }
+
+    /// The state as applied here, as it changes.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<MetaState>> {
+        self.inner.states.subscribe()
+    }
+
+    /// Makes `node` a voter: it follows first, and votes once it has caught up. Nothing to do when it is one.
+    ///
+    /// # Errors
+    /// `Unavailable` when no leader could do so within `deadline`.
+    pub async fn add_voter(&self, node: NodeId, member: Member, deadline: Duration) -> Result<(), Error> {
+        let until = Instant::now() + deadline;
+        loop {
+            let outcome = match self.leader() {
+                Some(leader) if leader == self.inner.node => {
+                    within(until, self.add_voter_here(node.0, member.clone())).await
+                }
+                Some(leader) => match self.ask(leader, &Request::AddVoter(node.0, member.clone()), until).await {
+                    Ok(Reply::Added) => Ok(()),
+                    other => Err(not_here(other)),
+                },
+                None => Err(NotHere::Leader(None)),
+            };
+            match outcome {
+                Ok(()) => return Ok(()),
+                Err(why) => self.pause(why, until).await?,
+            }
+        }
+    }
+
+    async fn add_voter_here(&self, node: u64, member: Member) -> Result<(), NotHere> {
+        let _one_at_a_time = self.inner.changing.lock().await;
+        let core = self.core();
+        let voters: std::collections::BTreeSet<u64> = core.voter_ids().collect();
+        if voters.contains(&node) {
+            return Ok(());
+        }
+        let refused = |error: RaftError<MetaTypes, ClientWriteError<MetaTypes>>| match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => NotHere::Leader(forward.leader_id),
+            error => NotHere::Failed(error.to_string()),
+        };
+        core.add_learner(node, member, true).await.map_err(refused)?;
+        let voters: std::collections::BTreeSet<u64> = voters.into_iter().chain([node]).collect();
+        core.change_membership(voters, false).await.map_err(refused)?;
+        Ok(())
+    }
+
+    /// The leader, as far as this node knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        self.core().metrics().borrow_watched().current_leader.map(NodeId)
+    }
+
+    /// The term this node is in.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.core().metrics().borrow_watched().current_term
+    }
+
+    /// The voters.
+    #[must_use]
+    pub fn voters(&self) -> Vec<NodeId> {
+        self.core().voter_ids().map(NodeId).collect()
+    }
+
+    /// The timings in force.
+    #[must_use]
+    pub fn timings(&self) -> Timings {
+        self.inner.core.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+
+    /// Puts other timings in force. openraft fixes them for the life of a core, so the core is stopped and another is
+    /// started on the same stores; to the group it looks like a pause of this node.
+    ///
+    /// # Errors
+    /// When the new core cannot be started; this node then takes no part until it is restarted.
+    pub async fn retime(&self, timings: Timings) -> Result<(), Error> {
+        let _one_at_a_time = self.inner.changing.lock().await;
+        self.core().shutdown().await.map_err(failed)?;
+        let core = start_core(self.inner.node, &timings, &self.inner.network, &self.inner.stores).await?;
+        *self.inner.core.lock().unwrap_or_else(PoisonError::into_inner) = (core, timings);
+        Ok(())
+    }
+
+    /// Stops taking part. What was answered is on disk.
+    ///
+    /// # Errors
+    /// When the core had failed before.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        self.core().shutdown().await.map_err(failed)
+    }
+
+    async fn ask(&self, to: NodeId, request: &Request, until: Instant) -> Result<Reply, String> {
+        let network = &self.inner.network;
+        let left = until.saturating_duration_since(Instant::now());
+        // One attempt must not use up the whole deadline: the leader may just have died.
+        let deadline = left.min(self.timings().election_max);
+        ask(&*network.calls, network.group, to, request, deadline).await.map_err(|error| error.to_string())
+    }
+
+    /// Waits until `index` is applied here.
+    async fn applied(&self, index: Option<u64>, until: Instant) -> Result<(), Error> {
+        let mut published = self.inner.published.clone();
+        let applied = published.wait_for(|published| published.index >= index);
+        match tokio::time::timeout_at(until, applied).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::new(ErrorKind::Closed, "consensus has stopped")),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "it was carried out, but this node's metadata does not catch up: is the leader in reach?",
+            )),
+        }
+    }
+
+    /// Waits a moment before the next attempt, or gives up.
+    async fn pause(&self, why: NotHere, until: Instant) -> Result<(), Error> {
+        if Instant::now() + RETRY_PAUSE >= until {
+            let reason = match why {
+                NotHere::Leader(_) => {
+                    "the metadata has no leader: a majority of the voters must be up and reach each other".into()
+                }
+                NotHere::Failed(reason) => {
+                    format!("the metadata leader did not answer, the outcome is unknown: {reason}")
+                }
+            };
+            return Err(Error::new(ErrorKind::Unavailable, reason));
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+        Ok(())
+    }
+}
+
+/// Why something was not carried out here.
+enum NotHere {
+    /// This node does not lead; perhaps this one does.
+    Leader(Option<u64>),
+    /// It failed, and may have been carried out.
+    Failed(String),
+}
+
+/// Bounds what waits for a quorum by itself: a leader that lost its majority never answers.
+async fn within<T>(until: Instant, work: impl Future<Output = Result<T, NotHere>>) -> Result<T, NotHere> {
+    tokio::time::timeout_at(until, work)
+        .await
+        .unwrap_or_else(|_| Err(NotHere::Failed("a majority of the voters is out of reach".into())))
+}
+
+fn not_here(answer: Result<Reply, String>) -> NotHere {
+    match answer {
+        Ok(Reply::NotLeader(leader)) => NotHere::Leader(leader),
+        Ok(Reply::Failed(reason)) | Err(reason) => NotHere::Failed(reason),
+        Ok(_) => NotHere::Failed("the leader answered out of turn".into()),
+    }
+}
+
+async fn start_core(node: NodeId, timings: &Timings, network: &Network, stores: &Stores) -> Result<Core, Error> {
+    let millis = |duration: Duration| duration.as_millis() as u64;
+    let config = Config {
+        cluster_name: "heliotrope".into(),
+        heartbeat_interval: millis(timings.heartbeat),
+        election_timeout_min: millis(timings.election_min),
+        election_timeout_max: millis(timings.election_max),
+        install_snapshot_timeout: 120_000,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
+        replication_lag_threshold: SNAPSHOT_ENTRIES * 2,
+        enable_pre_vote: Some(true),
+        quorum_loss_probe_interval: Some(2 * millis(timings.election_max)),
+        ..Config::default()
+    };
+    let config = Arc::new(config.validate().map_err(failed)?);
+    let (log, machine) = stores.storages().map_err(failed)?;
+    Raft::new(node.0, config, network.clone(), log, machine).await.map_err(failed)
+}
+
+/// Shows each applied state to those who watch only the state.
+async fn forward_states(mut published: watch::Receiver<Published>, states: watch::Sender<Arc<MetaState>>) {
+    while published.changed().await.is_ok() {
+        let state = published.borrow_and_update().state.clone();
+        states.send_replace(state);
+    }
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::Internal, "consensus failed").caused_by(error)
+}
+
+#[cfg(test)]
+mod tests;

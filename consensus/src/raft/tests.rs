@@ -1,0 +1,199 @@
+//! Three nodes over in-memory calls with a delay: election, forwarding, reads, loss of the leader, restart.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use client_lib::transport::{BoxFuture, TransportError};
+use client_lib::{GroupId, NodeId};
+
+use super::{MetaOptions, MetaRaft};
+use crate::command::{Command, Response};
+use crate::network::RaftCalls;
+use crate::store::types::Member;
+use crate::timings::Timings;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Calls by a table, each way delayed by half a round trip.
+#[derive(Clone)]
+struct Calls {
+    nodes: Arc<Mutex<BTreeMap<NodeId, MetaRaft>>>,
+    rtt: Duration,
+}
+
+impl RaftCalls for Calls {
+    fn call(&self, to: NodeId, request: Bytes, deadline: Duration) -> BoxFuture<'_, Result<Bytes, TransportError>> {
+        Box::pin(async move {
+            let node = self.nodes.lock().expect("no test panics with the lock held").get(&to).cloned();
+            let Some(node) = node else {
+                return Err(TransportError::Unreachable { node: to, reason: "it is down".into() });
+            };
+            let exchange = async {
+                tokio::time::sleep(self.rtt / 2).await;
+                let reply = node.serve(request).await;
+                tokio::time::sleep(self.rtt / 2).await;
+                reply
+            };
+            tokio::time::timeout(deadline, exchange)
+                .await
+                .map_err(|_| TransportError::OutcomeUnknown { node: to, reason: "no answer in time".into() })
+        })
+    }
+}
+
+struct Group {
+    calls: Calls,
+    directories: BTreeMap<NodeId, tempfile::TempDir>,
+}
+
+impl Group {
+    async fn start(rtt: Duration) -> Group {
+        let calls = Calls { nodes: Arc::default(), rtt };
+        let ids = [1, 2, 3].map(NodeId);
+        let directories = ids.map(|id| (id, tempfile::tempdir().expect("a directory"))).into();
+        let group = Group { calls, directories };
+        for id in ids {
+            group.start_node(id).await;
+        }
+        let members = ids.map(|id| (id, Member { name: format!("n{id}"), ..Member::default() })).into();
+        group.node(1).initialize(members).await.expect("is founded");
+        group
+    }
+
+    async fn start_node(&self, id: NodeId) {
+        let options = MetaOptions {
+            node: id,
+            group: GroupId::META,
+            directory: self.directories[&id].path().to_owned(),
+            timings: Timings::for_rtt(self.calls.rtt),
+        };
+        let node = MetaRaft::start(options, Arc::new(self.calls.clone())).await.expect("starts");
+        self.calls.nodes.lock().expect("no test panics with the lock held").insert(id, node);
+    }
+
+    fn node(&self, id: u64) -> MetaRaft {
+        self.calls.nodes.lock().expect("no test panics with the lock held")[&NodeId(id)].clone()
+    }
+
+    async fn stop_node(&self, id: NodeId) {
+        let node = self.calls.nodes.lock().expect("no test panics with the lock held").remove(&id);
+        node.expect("it runs").shutdown().await.expect("stops");
+    }
+
+    async fn stop(self) {
+        let ids: Vec<NodeId> =
+            self.calls.nodes.lock().expect("no test panics with the lock held").keys().copied().collect();
+        for id in ids {
+            self.stop_node(id).await;
+        }
+    }
+}
+
+fn register(id: u64) -> Command {
+    Command::RegisterNode {
+        id: Some(NodeId(id)),
+        name: format!("n{id}").parse().expect("a name"),
+        provider: "p".parse().expect("a name"),
+        address: "127.0.0.1:1".into(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_node_proposes_and_every_node_reads_the_newest() {
+    let group = Group::start(Duration::from_millis(2)).await;
+    for id in 1..=3 {
+        let response = group.node(id).propose(register(id), PATIENCE).await.expect("is applied");
+        assert_eq!(response, Response::Registered { node: NodeId(id) });
+        assert!(group.node(id).state().node(NodeId(id)).is_some(), "visible to the proposer at once");
+        for reader in 1..=3 {
+            let state = group.node(reader).linearizable(PATIENCE).await.expect("reads");
+            assert!(state.node(NodeId(id)).is_some(), "node {reader} reads what {id} proposed");
+        }
+    }
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_across_300_ms_keeps_its_leader() {
+    let group = Group::start(Duration::from_millis(300)).await;
+    let (leader, term) = (group.node(1).leader(), group.node(1).term());
+    for round in 0..10 {
+        let follower = 1 + round % 3;
+        group.node(follower).propose(register(follower), PATIENCE).await.expect("is applied");
+    }
+    for id in 1..=3 {
+        assert_eq!((group.node(id).leader(), group.node(id).term()), (leader, term), "node {id} saw no election");
+    }
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_group_goes_on_without_its_leader_and_takes_it_back() {
+    let group = Group::start(Duration::from_millis(2)).await;
+    group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
+    let leader = group.node(1).leader().expect("there is one");
+    group.stop_node(leader).await;
+    let other = if leader == NodeId(1) { 2 } else { 1 };
+    group.node(other).propose(register(2), PATIENCE).await.expect("is applied without it");
+    group.start_node(leader).await;
+    let state = group.node(leader.0).linearizable(PATIENCE).await.expect("has caught up");
+    assert!(state.node(NodeId(2)).is_some());
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_all_nodes_keeps_everything() {
+    let group = Group::start(Duration::ZERO).await;
+    group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
+    group.node(1).propose(Command::NodeStarted { node: NodeId(1) }, PATIENCE).await.expect("is applied");
+    for id in [1, 2, 3].map(NodeId) {
+        group.stop_node(id).await;
+    }
+    for id in [1, 2, 3].map(NodeId) {
+        group.start_node(id).await;
+    }
+    let state = group.node(3).linearizable(PATIENCE).await.expect("reads");
+    assert_eq!(state.node(NodeId(1)).expect("is known").incarnation, 1);
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_timings_take_force_without_losing_anything() {
+    let group = Group::start(Duration::from_millis(2)).await;
+    group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
+    let timings = Timings::for_rtt(Duration::from_millis(300));
+    for id in 1..=3 {
+        group.node(id).retime(timings).await.expect("goes on");
+        assert_eq!(group.node(id).timings(), timings);
+    }
+    group.node(2).propose(register(2), PATIENCE).await.expect("is applied");
+    assert!(group.node(2).state().node(NodeId(1)).is_some());
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fourth_node_becomes_a_voter() {
+    let mut group = Group::start(Duration::from_millis(2)).await;
+    group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
+    group.directories.insert(NodeId(4), tempfile::tempdir().expect("a directory"));
+    group.start_node(NodeId(4)).await;
+    let member = Member { name: "n4".into(), ..Member::default() };
+    group.node(2).add_voter(NodeId(4), member.clone(), PATIENCE).await.expect("joins");
+    group.node(3).add_voter(NodeId(4), member, PATIENCE).await.expect("is one already");
+    let state = group.node(4).linearizable(PATIENCE).await.expect("reads");
+    assert!(state.node(NodeId(1)).is_some());
+    assert!(group.node(4).voters().contains(&NodeId(4)));
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_a_proposal_says_so() {
+    let group = Group::start(Duration::ZERO).await;
+    group.stop_node(NodeId(2)).await;
+    group.stop_node(NodeId(3)).await;
+    let error = group.node(1).propose(register(1), Duration::from_secs(2)).await.expect_err("no majority");
+    assert_eq!(error.kind(), client_lib::ErrorKind::Unavailable);
+    group.stop().await;
+}

@@ -1,0 +1,144 @@
+//! The metadata as a pure state machine: [`MetaState::apply`] is the only way it changes.
+//!
+//! Deterministic: it reads no clock, draws no randomness, and every replica that applies the same commands at the
+//! same log indices holds the same state. Applying never fails.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use client_lib::{Epoch, Lsn, NodeId, NodeName, ProviderId, VolumeId, VolumeName, VolumeSize};
+use serde::{Deserialize, Serialize};
+
+use crate::command::{Command, Response};
+
+mod members;
+mod ownership;
+mod volumes;
+
+#[cfg(test)]
+mod tests;
+
+/// How many ended epochs a volume remembers; the oldest are forgotten.
+pub const EPOCH_HISTORY_MAX: usize = 16;
+
+/// A member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its id, for ever.
+    pub id: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// Its failure domain.
+    pub provider: ProviderId,
+    /// Socket address for other nodes.
+    pub address: String,
+    /// How often it has started.
+    pub incarnation: u64,
+}
+
+/// An ended ownership.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Who owned the volume.
+    pub owner: NodeId,
+    /// Up to where.
+    pub final_lsn: Lsn,
+    /// Digest of the last manifest the next owner took.
+    pub manifest_digest: u64,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its id, for ever.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// Its size.
+    pub size: VolumeSize,
+    /// The one node that may write it.
+    pub owner: NodeId,
+    /// The fencing number of that ownership.
+    pub epoch: Epoch,
+    /// The nodes that follow; never the owner.
+    pub replicas: BTreeSet<NodeId>,
+    /// Who owned it before: where stale blocks are.
+    pub source: Option<NodeId>,
+    /// The last LSN of the epoch before: what the owner must know before it serves.
+    pub final_lsn: Lsn,
+    /// Ended epochs, oldest first, at most [`EPOCH_HISTORY_MAX`].
+    pub history: Vec<EpochRecord>,
+    /// Tells repeated creations apart.
+    pub nonce: u64,
+}
+
+impl Volume {
+    /// A volume for tests and documentation.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn example() -> Volume {
+        Volume {
+            id: VolumeId(9),
+            name: "example".parse().expect("a name"),
+            size: VolumeSize::try_from(1 << 20).expect("a size"),
+            owner: NodeId(1),
+            epoch: Epoch(1),
+            replicas: BTreeSet::new(),
+            source: None,
+            final_lsn: Lsn::ZERO,
+            history: Vec::new(),
+            nonce: 0,
+        }
+    }
+}
+
+/// All metadata of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetaState {
+    nodes: BTreeMap<NodeId, Node>,
+    volumes: BTreeMap<VolumeId, Volume>,
+}
+
+impl MetaState {
+    /// Applies the command at `log_index`.
+    pub fn apply(&mut self, log_index: u64, command: Command) -> Response {
+        let result = match command {
+            Command::RegisterNode { id, name, provider, address } => {
+                self.register_node(log_index, id, name, provider, address)
+            }
+            Command::NodeStarted { node } => self.node_started(node),
+            Command::CreateVolume { name, size, owner, replicas, nonce } => {
+                self.create_volume(log_index, name, size, owner, replicas, nonce)
+            }
+            Command::DeleteVolume { volume } => self.delete_volume(volume),
+            Command::Transfer { volume, from, incarnation, epoch, to, final_lsn, manifest_digest } => {
+                self.transfer(ownership::Transfer { volume, from, incarnation, epoch, to, final_lsn, manifest_digest })
+            }
+        };
+        debug_assert_eq!(crate::invariants::violated(self), None);
+        result.unwrap_or_else(Response::Refused)
+    }
+
+    /// The members, by id.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// The member `id`.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    /// The volumes, by id.
+    pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
+        self.volumes.values()
+    }
+
+    /// The volume `id`.
+    #[must_use]
+    pub fn volume(&self, id: VolumeId) -> Option<&Volume> {
+        self.volumes.get(&id)
+    }
+}

@@ -1,0 +1,165 @@
+//! The state machine by tables and properties.
+
+use client_lib::{Epoch, ErrorKind, Lsn, NodeId, VolumeId, VolumeSize};
+use proptest::prelude::*;
+
+use super::MetaState;
+use crate::command::{Command, Refusal, Response};
+
+fn register(id: u64, name: &str) -> Command {
+    Command::RegisterNode {
+        id: Some(NodeId(id)),
+        name: name.parse().expect("a name"),
+        provider: name.parse().expect("a name"),
+        address: format!("127.0.0.1:{id}"),
+    }
+}
+
+fn create(name: &str, owner: u64, replicas: &[u64], nonce: u64) -> Command {
+    Command::CreateVolume {
+        name: name.parse().expect("a name"),
+        size: VolumeSize::try_from(1 << 20).expect("a size"),
+        owner: NodeId(owner),
+        replicas: replicas.iter().copied().map(NodeId).collect(),
+        nonce,
+    }
+}
+
+fn transfer(epoch: u64, from: u64, to: u64, incarnation: u64) -> Command {
+    Command::Transfer {
+        volume: VolumeId(10),
+        from: NodeId(from),
+        incarnation,
+        epoch: Epoch(epoch),
+        to: NodeId(to),
+        final_lsn: Lsn::new(Epoch(epoch), 5),
+        manifest_digest: 77,
+    }
+}
+
+/// Nodes 1 to 3, each started once, and volume 10 owned by node 1.
+fn cluster() -> MetaState {
+    let mut state = MetaState::default();
+    for (id, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        assert_eq!(state.apply(id, register(id, name)), Response::Registered { node: NodeId(id) });
+        assert_eq!(state.apply(id, Command::NodeStarted { node: NodeId(id) }), Response::Started { incarnation: 1 });
+    }
+    assert_eq!(state.apply(10, create("v", 1, &[2, 3], 1)), Response::VolumeCreated { volume: VolumeId(10) });
+    state
+}
+
+#[test]
+fn a_transfer_moves_the_volume_and_remembers_the_source() {
+    let mut state = cluster();
+    assert_eq!(state.apply(11, transfer(1, 1, 2, 1)), Response::Transferred { epoch: Epoch(2) });
+    let volume = state.volume(VolumeId(10)).expect("exists");
+    assert_eq!((volume.owner, volume.source), (NodeId(2), Some(NodeId(1))));
+    assert_eq!(volume.replicas, [NodeId(1), NodeId(3)].into());
+    assert_eq!(volume.final_lsn, Lsn::new(Epoch(1), 5));
+}
+
+#[test]
+fn a_repeated_transfer_answers_as_the_first_and_changes_nothing() {
+    let mut state = cluster();
+    state.apply(11, transfer(1, 1, 2, 1));
+    let before = state.clone();
+    assert_eq!(state.apply(12, transfer(1, 1, 2, 1)), Response::Transferred { epoch: Epoch(2) });
+    assert_eq!(state, before);
+}
+
+#[test]
+fn transfers_that_are_void_are_refused() {
+    for (command, what) in [
+        (transfer(2, 1, 2, 1), "another epoch"),
+        (transfer(1, 2, 3, 1), "not the owner"),
+        (transfer(1, 1, 2, 0), "an earlier process"),
+        (transfer(1, 1, 9, 1), "not a replica"),
+        (transfer(1, 1, 1, 1), "to itself"),
+    ] {
+        let mut state = cluster();
+        let before = state.clone();
+        assert!(matches!(state.apply(11, command), Response::Refused(_)), "{what}");
+        assert_eq!(state, before, "{what}");
+    }
+}
+
+#[test]
+fn a_transfer_proposed_before_a_restart_is_void_after_it() {
+    let mut state = cluster();
+    state.apply(11, Command::NodeStarted { node: NodeId(1) });
+    let refused = state.apply(12, transfer(1, 1, 2, 1));
+    assert_eq!(refused, Response::Refused(Refusal::OldIncarnation { node: NodeId(1), proposed: 1, current: 2 }));
+    assert_eq!(refused.into_result().expect_err("refused").kind(), ErrorKind::Fenced);
+}
+
+#[test]
+fn a_repeated_creation_is_the_same_volume_and_another_is_refused() {
+    let mut state = cluster();
+    assert_eq!(state.apply(11, create("v", 1, &[2, 3], 1)), Response::VolumeCreated { volume: VolumeId(10) });
+    let refused = state.apply(12, create("v", 1, &[], 2)).into_result().expect_err("taken");
+    assert_eq!(refused.kind(), ErrorKind::AlreadyExists);
+    let stranger = state.apply(13, create("w", 1, &[9], 3)).into_result().expect_err("no such node");
+    assert_eq!(stranger.kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_node_may_move_but_not_take_anothers_name_or_id() {
+    let mut state = cluster();
+    let moved = Command::RegisterNode {
+        id: Some(NodeId(1)),
+        name: "a".parse().expect("a name"),
+        provider: "a".parse().expect("a name"),
+        address: "127.0.0.1:99".into(),
+    };
+    assert_eq!(state.apply(20, moved), Response::Registered { node: NodeId(1) });
+    assert_eq!(state.node(NodeId(1)).expect("known").address, "127.0.0.1:99");
+    assert_eq!(state.node(NodeId(1)).expect("known").incarnation, 1, "registering is not starting");
+    assert!(state.apply(21, register(7, "a")).into_result().is_err(), "the name is taken");
+    assert!(state.apply(22, register(1, "x")).into_result().is_err(), "the id is taken");
+}
+
+#[test]
+fn a_joining_node_gets_an_id_that_was_never_used() {
+    let mut state = cluster();
+    let join = |name: &str| Command::RegisterNode {
+        id: None,
+        name: name.parse().expect("a name"),
+        provider: name.parse().expect("a name"),
+        address: "127.0.0.1:9".into(),
+    };
+    assert_eq!(state.apply(30, join("d")), Response::Registered { node: NodeId(30) });
+    assert_eq!(state.apply(31, join("d")), Response::Registered { node: NodeId(30) }, "the same node again");
+}
+
+fn any_command() -> impl Strategy<Value = Command> {
+    let node = 1..5u64;
+    prop_oneof![
+        (node.clone(), prop::sample::select(vec!["a", "b", "c", "d"])).prop_map(|(id, name)| register(id, name)),
+        node.clone().prop_map(|node| Command::NodeStarted { node: NodeId(node) }),
+        (prop::sample::select(vec!["v", "w"]), node.clone(), prop::collection::vec(node.clone(), 0..3), 0..3u64)
+            .prop_map(|(name, owner, replicas, nonce)| create(name, owner, &replicas, nonce)),
+        (1..30u64).prop_map(|volume| Command::DeleteVolume { volume: VolumeId(volume) }),
+        (1..4u64, node.clone(), node, 0..3u64).prop_map(|(epoch, from, to, inc)| transfer(epoch, from, to, inc)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn invariants_hold_whatever_is_proposed(commands in prop::collection::vec(any_command(), 0..60)) {
+        let (mut state, mut twin) = (cluster(), cluster());
+        for (index, command) in commands.into_iter().enumerate() {
+            let before = state.clone();
+            let response = state.apply(100 + index as u64, command.clone());
+            prop_assert_eq!(crate::invariants::violated(&state), None);
+            if matches!(response, Response::Refused(_)) {
+                prop_assert_eq!(&state, &before, "a refusal changes nothing");
+            }
+            prop_assert_eq!(twin.apply(100 + index as u64, command), response, "the same on every replica");
+            for volume in before.volumes() {
+                if let Some(after) = state.volume(volume.id) {
+                    prop_assert!(after.epoch >= volume.epoch);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The listening sockets, and what becomes of each connection.
+//!
+//! Owns accepting, the limits on connections and handshakes, the Unix socket file, and shutdown. Each connection is a
+//! task of its own: whatever a client sends, and even a panic in an export, ends that connection alone. What is said
+//! on a connection is for `negotiation` and `transmission`.
+
+mod connection;
+mod unix_socket;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client_lib::{Error, ErrorKind};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+
+use self::unix_socket::SocketFile;
+use crate::export::ExportDirectory;
+use crate::transmission::Closing;
+
+/// How long accepting rests after it failed for want of something, such as file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// After how much silence the kernel probes a TCP client, so that one that vanished does not hold a connection for ever.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+/// How much longer than [`Limits::drain_timeout`] shutdown waits before it cuts connections off: they end by
+/// themselves at the time-out, unless an export blocks its thread.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// The bounds of a server. Each says what happens when it is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time, over all sockets; a further one is closed at once.
+    pub connections_max: usize,
+    /// How long a handshake may take; then the connection is closed.
+    pub handshake_timeout: Duration,
+    /// Requests in flight of one connection; at the bound nothing more is read from it.
+    pub requests_in_flight_max: usize,
+    /// Bytes of payloads and reads in flight of one connection; at the bound nothing more is read from it. A single
+    /// request may be larger.
+    pub bytes_in_flight_max: u64,
+    /// How long requests in flight may take once a client has disconnected or the server shuts down; then they
+    /// are abandoned.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections_max: 4096,
+            handshake_timeout: Duration::from_secs(30),
+            requests_in_flight_max: 256,
+            bytes_in_flight_max: 64 << 20,
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Where to listen, and within which bounds.
+#[derive(Clone, Debug, Default)]
+pub struct ServerOptions {
+    /// The TCP address; port 0 takes a free one ([`Server::tcp_address`]).
+    pub tcp: Option<SocketAddr>,
+    /// The path of the Unix socket. The file of a dead server is replaced, a live server's is refused.
+    pub unix: Option<PathBuf>,
+    /// The bounds.
+    pub limits: Limits,
+}
+
+/// A running NBD server. Dropping it stops it without waiting; [`Server::shutdown`] waits.
+#[derive(Debug)]
+pub struct Server {
+    tcp_address: Option<SocketAddr>,
+    unix: Option<SocketFile>,
+    closing: Closing,
+    acceptors: Vec<JoinHandle<()>>,
+}
+
+/// What all connections of a server share.
+struct Shared {
+    directory: Arc<dyn ExportDirectory>,
+    limits: Limits,
+    closing: Closing,
+    connections: Arc<Semaphore>,
+}
+
+impl Server {
+    /// Listens as `options` say and serves `directory`. Must be called inside a tokio runtime, on which everything runs.
+    ///
+    /// # Errors
+    /// `InvalidRequest` if there is nothing to listen on or the address or path is not usable, `Busy` if another process
+    /// listens there.
+    pub async fn bind(options: ServerOptions, directory: Arc<dyn ExportDirectory>) -> Result<Server, Error> {
+        let ServerOptions { tcp, unix, limits } = options;
+        if tcp.is_none() && unix.is_none() {
+            return Err(Error::new(ErrorKind::InvalidRequest, "an NBD server needs a TCP address or a Unix socket"));
+        }
+        let tcp = match tcp {
+            Some(address) => {
+                Some(TcpListener::bind(address).await.map_err(|error| cannot_listen(&address.to_string(), error))?)
+            }
+            None => None,
+        };
+        let tcp_address = match &tcp {
+            Some(listener) => Some(listener.local_addr().map_err(|error| cannot_listen("the TCP address", error))?),
+            None => None,
+        };
+        let (unix_listener, unix) = match unix {
+            Some(path) => {
+                let (listener, file) = unix_socket::bind(path).await?;
+                (Some(listener), Some(file))
+            }
+            None => (None, None),
+        };
+        let closing = Closing::default();
+        let shared = Arc::new(Shared {
+            directory,
+            limits,
+            closing: closing.clone(),
+            connections: Arc::new(Semaphore::new(limits.connections_max)),
+        });
+        let mut acceptors = Vec::new();
+        if let Some(listener) = tcp {
+            acceptors.push(tokio::spawn(accept(listener, Arc::clone(&shared))));
+        }
+        if let Some(listener) = unix_listener {
+            acceptors.push(tokio::spawn(accept(listener, shared)));
+        }
+        tracing::info!(tcp = ?tcp_address, unix = ?unix.as_ref().map(SocketFile::path), "NBD server listens");
+        Ok(Server { tcp_address, unix, closing, acceptors })
+    }
+
+    /// The TCP address that the server listens on.
+    #[must_use]
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp_address
+    }
+
+    /// Stops: accepts no more, answers new requests with `ESHUTDOWN`, waits for those in flight at most
+    /// [`Limits::drain_timeout`] and a little, closes every connection, removes the socket file.
+    pub async fn shutdown(mut self) {
+        self.closing.close();
+        self.unix = None;
+        for acceptor in std::mem::take(&mut self.acceptors) {
+            // An acceptor that panicked has been logged by the runtime, and its connections are gone with it.
+            let _ = acceptor.await;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.closing.close();
+    }
+}
+
+fn cannot_listen(place: &str, error: std::io::Error) -> Error {
+    let kind = match error.kind() {
+        std::io::ErrorKind::AddrInUse => ErrorKind::Busy,
+        std::io::ErrorKind::AddrNotAvailable
+        | std::io::ErrorKind::PermissionDenied
+        | std::io::ErrorKind::NotFound
+        | std::io::ErrorKind::InvalidInput => ErrorKind::InvalidRequest,
+        _ => ErrorKind::Internal,
+    };
+    Error::new(kind, format!("cannot listen for NBD on {place}")).caused_by(error)
+}
+
+/// A listening socket of either family.
+trait Listener: Send + 'static {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn next(&self) -> impl Future<Output = std::io::Result<(Self::Stream, String)>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = tokio::net::TcpStream;
+
+    async fn next(&self) -> std::io::Result<(Self::Stream, String)> {
+        let (stream, peer) = self.accept().await?;
+        // Replies are small and waited for: without this, Nagle's algorithm (RFC 896) and delayed
+        // acknowledgements hold each for up to 40 ms.
+        stream.set_nodelay(true)?;
+        SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_AFTER))?;
+        Ok((stream, peer.to_string()))
+    }
+}
+
+impl Listener for UnixListener {
+    type Stream = tokio::net::UnixStream;
+
+    async fn next(&self) -> std::io::Result<(Self::Stream, String)> {
+        let (stream, _) = self.accept().await?;
+        let peer = match stream.peer_cred().ok().and_then(|credentials| credentials.pid()) {
+            Some(pid) => format!("unix:pid={pid}"),
+            None => "unix".to_owned(),
+        };
+        Ok((stream, peer))
+    }
+}
+
+/// Accepts until the server closes, then waits for its connections.
+async fn accept<L: Listener>(listener: L, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    let closed = shared.closing.token().clone();
+    loop {
+        tokio::select! {
+            biased;
+            () = closed.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.next() => match accepted {
+                Ok((stream, peer)) => match Arc::clone(&shared.connections).try_acquire_owned() {
+                    Ok(permit) => {
+                        let shared = Arc::clone(&shared);
+                        connections.spawn(async move {
+                            connection::serve(stream, peer, &shared).await;
+                            drop(permit);
+                        });
+                    }
+                    Err(_) => {
+                        tracing::warn!(peer, limit = shared.limits.connections_max, "NBD connection refused: too many");
+                    }
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept an NBD connection");
+                    tokio::select! {
+                        () = closed.cancelled() => break,
+                        () = tokio::time::sleep(ACCEPT_RETRY) => {}
+                    }
+                }
+            }
+        }
+    }
+    drop(listener);
+    let drained = tokio::time::timeout(shared.limits.drain_timeout + DRAIN_GRACE, async {
+        while connections.join_next().await.is_some() {}
+    });
+    if drained.await.is_err() {
+        tracing::warn!(connections = connections.len(), "NBD connections are cut off: they did not drain in time");
+        connections.shutdown().await;
+    }
+}

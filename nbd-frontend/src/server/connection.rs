@@ -1,0 +1,112 @@
+//! One connection from accept to close: handshake, then transmission.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::Shared;
+use crate::export::{ExportDirectory, Session};
+use crate::negotiation::{Answer, Negotiated, Negotiation, Question, Step};
+use crate::transmission::{Bounds, READ_BUFFER_LEN, transmit};
+
+/// Logs a panic with the peer: the runtime confines it to the connection, but does not know whose it was.
+struct PanicLog<'a>(&'a str);
+
+impl Drop for PanicLog<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(peer = self.0, "NBD connection ended by a panic; others are not affected");
+        }
+    }
+}
+
+/// Serves one client until it leaves, errs, or the server closes.
+pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, peer: String, shared: &Shared) {
+    let _log = PanicLog(&peer);
+    let limits = &shared.limits;
+    let mut input = BytesMut::with_capacity(READ_BUFFER_LEN);
+    let handshake = tokio::select! {
+        biased;
+        () = shared.closing.token().cancelled() => return,
+        handshake = tokio::time::timeout(limits.handshake_timeout, negotiate(&mut stream, &mut input, &*shared.directory)) => handshake,
+    };
+    let (session, negotiated) = match handshake {
+        Ok(Ok(agreed)) => agreed,
+        Ok(Err(reason)) => {
+            tracing::debug!(peer, %reason, "NBD handshake ended without an export");
+            return;
+        }
+        Err(_) => {
+            tracing::info!(peer, limit = ?limits.handshake_timeout, "NBD handshake took too long");
+            return;
+        }
+    };
+    let export = &negotiated.info.name;
+    tracing::info!(peer, export, structured = negotiated.structured, "NBD client connected");
+    let bounds = Bounds {
+        requests: limits.requests_in_flight_max.max(1),
+        bytes: limits.bytes_in_flight_max,
+        drain: limits.drain_timeout,
+    };
+    match transmit(&mut stream, &*session, &negotiated, input, bounds, &shared.closing, &peer).await {
+        Ok(end) => tracing::info!(peer, export, ?end, "NBD client gone"),
+        Err(error) => tracing::info!(peer, export, %error, "NBD connection broken"),
+    }
+    // A closing handshake where the transport has one; the peer may be gone.
+    let _ = stream.shutdown().await;
+}
+
+/// Why a handshake ended without an export.
+#[derive(Debug, thiserror::Error)]
+enum Unagreed {
+    #[error("socket: {0}")]
+    Socket(#[from] std::io::Error),
+    #[error("the client closed the connection")]
+    ClientClosed,
+    #[error("{0}")]
+    Refused(&'static str),
+}
+
+/// Drives a handshake: moves bytes and asks the directory.
+async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    input: &mut BytesMut,
+    directory: &dyn ExportDirectory,
+) -> Result<(Arc<dyn Session>, Negotiated), Unagreed> {
+    let mut negotiation = Negotiation::new();
+    let mut opened = None;
+    loop {
+        let step = negotiation.advance(input);
+        if let Step::Ask(question) = step {
+            let answer = match question {
+                Question::List => Answer::List(directory.list().await),
+                Question::Info(name) => Answer::Export(directory.info(&name).await),
+                Question::Open(name) => Answer::Export(directory.open(&name).await.map(|session| {
+                    let info = session.info();
+                    opened = Some(session);
+                    info
+                })),
+            };
+            negotiation.answer(answer);
+            continue;
+        }
+        let output = negotiation.take_output();
+        if !output.is_empty() {
+            stream.write_all(&output).await?;
+        }
+        match step {
+            Step::Read => {
+                if stream.read_buf(input).await? == 0 {
+                    return Err(Unagreed::ClientClosed);
+                }
+            }
+            Step::Close(reason) => return Err(Unagreed::Refused(reason)),
+            Step::Transmit(negotiated) => {
+                let session = opened.take().ok_or(Unagreed::Refused("the export was not opened"))?;
+                return Ok((session, negotiated));
+            }
+            Step::Ask(_) => {}
+        }
+    }
+}

@@ -1,0 +1,480 @@
+//! The request loop of one connection: requests in, replies out of order.
+//!
+//! One task does everything for a connection. It reads into a buffer that holds many pipelined requests, starts each
+//! on the session, polls all that are in flight itself (no task per request, no lock, no channel), and sends
+//! every reply that is ready in one vectored write. A payload is read once, into the buffer that the session is given;
+//! data replies are sent from the session's own buffers.
+//!
+//! Bounds: requests and bytes in flight ([`Bounds`]), unsent replies ([`REPLY_BACKLOG_MAX`]). At a bound the loop stops
+//! reading, so the client's socket fills and the client waits. Whether a request is allowed is for `validate`; sockets
+//! are opened and closed by `server`.
+
+mod operation;
+mod output;
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, BytesMut};
+use client_lib::{Error, ErrorKind};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::time::Sleep;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use self::operation::{Done, Operation, Outcome};
+use self::output::Output;
+use crate::errno;
+use crate::export::Session;
+use crate::negotiation::Negotiated;
+use crate::proto::constants::{CMD_DISC, CMD_READ, CMD_WRITE, ESHUTDOWN};
+use crate::proto::request::{REQUEST_HEADER_LEN, RequestHeader};
+use crate::validate::{Constraints, READ_BEYOND_END, Refusal, Request, WRITE_BEYOND_END, validate};
+
+/// The read buffer in bytes: some fifteen pipelined writes of 4 KiB per system call, and small enough for a cache.
+pub(crate) const READ_BUFFER_LEN: usize = 64 << 10;
+/// The free space below which a new read buffer is taken rather than a short read done.
+const READ_SPACE_MIN: usize = 16 << 10;
+/// Payloads up to this many bytes arrive in the read buffer and are handed on as a part of it; larger ones get a
+/// buffer of their own.
+const SHARED_PAYLOAD_MAX: usize = READ_BUFFER_LEN / 2;
+/// Unsent reply bytes above which no further request is taken. More would not make the socket busier.
+const REPLY_BACKLOG_MAX: u64 = 4 << 20;
+/// The payload of a refused write that is read and thrown away so that the connection can go on, in bytes. A client
+/// that announces more is disconnected ("Block size constraints" allows it above 32 MiB).
+const DISCARD_LEN_MAX: u32 = 64 << 20;
+/// How many different refusals one connection logs at all.
+const LOGGED_REFUSALS_MAX: usize = 16;
+
+/// What one connection may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) requests: usize,
+    /// Payloads and lengths of reads in flight. A single request is always let in when nothing else is in flight.
+    pub(crate) bytes: u64,
+    /// How long requests in flight and unsent replies may take once the connection is ending.
+    pub(crate) drain: Duration,
+}
+
+/// Tells every connection of a server that it is shutting down.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Closing {
+    /// Read per wake-up, so a plain flag; the token only wakes.
+    flag: Arc<AtomicBool>,
+    token: CancellationToken,
+}
+
+impl Closing {
+    pub(crate) fn close(&self) {
+        self.flag.store(true, Ordering::Release);
+        self.token.cancel();
+    }
+
+    pub(crate) fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The client said `DISC`.
+    Disconnected,
+    /// The client closed its end.
+    ClientClosed,
+    /// The server is shutting down.
+    Shutdown,
+    /// Requests or replies were left when the time to drain was over.
+    DrainTimedOut,
+}
+
+/// Why a connection broke.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("socket: {0}")]
+    Socket(#[from] std::io::Error),
+    #[error("{0}")]
+    Malformed(#[from] crate::proto::Malformed),
+}
+
+/// Where the stream of requests stands.
+enum Incoming {
+    /// Before a header.
+    Header,
+    /// Inside a large payload.
+    Payload { header: RequestHeader, offset: u64, fua: bool, payload: BytesMut },
+    /// Inside the payload of a refused write; the refusal goes out after it, as clients expect no reply while they send.
+    Discard { header: RequestHeader, remaining: usize, refusal: Refusal },
+    /// No more requests are read.
+    Ended(End),
+}
+
+/// What the parser wants before it can go on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wants {
+    Bytes,
+    /// Room: something in flight must finish or be sent.
+    Room,
+    Nothing,
+}
+
+/// Serves requests until the connection ends. `input` is what was read past the handshake.
+pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    session: &dyn Session,
+    negotiated: &Negotiated,
+    input: BytesMut,
+    bounds: Bounds,
+    closing: &Closing,
+    peer: &str,
+) -> Result<End, Broken> {
+    let mut transmission = Transmission {
+        stream,
+        session,
+        constraints: Constraints {
+            structured: negotiated.structured,
+            allocation: negotiated.allocation,
+            ..Constraints::of(&negotiated.info)
+        },
+        bounds,
+        input,
+        incoming: Incoming::Header,
+        in_flight: FuturesUnordered::new(),
+        bytes_in_flight: 0,
+        output: Output::default(),
+        closing: closing.clone(),
+        is_closing: false,
+        wakes_on_closing: None,
+        deadline: None,
+        logged: Vec::new(),
+        peer,
+        export: &negotiated.info.name,
+    };
+    std::future::poll_fn(|cx| transmission.poll(cx)).await
+}
+
+struct Transmission<'a, S> {
+    stream: &'a mut S,
+    session: &'a dyn Session,
+    constraints: Constraints,
+    bounds: Bounds,
+    input: BytesMut,
+    incoming: Incoming,
+    in_flight: FuturesUnordered<Operation<'a>>,
+    bytes_in_flight: u64,
+    output: Output,
+    closing: Closing,
+    is_closing: bool,
+    /// The waker that the closing token knows, and the registration itself.
+    wakes_on_closing: Option<(Waker, Pin<Box<WaitForCancellationFutureOwned>>)>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// The refusals already logged, as (command, errno).
+    logged: Vec<(u16, u32)>,
+    peer: &'a str,
+    export: &'a str,
+}
+
+impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
+    /// Does all that can be done now. Ends in `Pending` only when every source was asked last with `cx`'s waker:
+    /// requests in flight, the socket's readability where bytes are wanted, its writability where replies are left.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, Broken>> {
+        self.watch_closing(cx);
+        loop {
+            let wants = self.take_requests()?;
+            let mut freed = false;
+            while !self.in_flight.is_empty() {
+                let Poll::Ready(Some(done)) = self.in_flight.poll_next_unpin(cx) else {
+                    break;
+                };
+                self.finish(done);
+                freed = true;
+            }
+            if !self.output.is_empty() {
+                freed |= self.output.poll_write(self.stream, cx)?.is_ready();
+            }
+            match wants {
+                Wants::Room if freed => continue,
+                Wants::Bytes => match self.poll_fill(cx)? {
+                    Poll::Ready(0) => {
+                        self.end(End::ClientClosed);
+                        continue;
+                    }
+                    Poll::Ready(_) => continue,
+                    // What the client had sent is answered; it is not kept waiting for more.
+                    Poll::Pending if self.is_closing => {
+                        self.end(End::Shutdown);
+                    }
+                    Poll::Pending => {}
+                },
+                Wants::Room | Wants::Nothing => {}
+            }
+            if let Incoming::Ended(end) = self.incoming
+                && self.in_flight.is_empty()
+                && self.output.is_empty()
+            {
+                return Poll::Ready(Ok(end));
+            }
+            if let Some(deadline) = &mut self.deadline
+                && deadline.as_mut().poll(cx).is_ready()
+            {
+                return Poll::Ready(Ok(End::DrainTimedOut));
+            }
+            return Poll::Pending;
+        }
+    }
+
+    fn watch_closing(&mut self, cx: &mut Context<'_>) {
+        if self.is_closing {
+            return;
+        }
+        // One registration serves as long as the waker is the same, which for a task it is.
+        if !self.wakes_on_closing.as_ref().is_some_and(|(waker, _)| waker.will_wake(cx.waker())) {
+            let mut registration = Box::pin(self.closing.token.clone().cancelled_owned());
+            // Ready is no loss: the flag was set before.
+            let _ = registration.as_mut().poll(cx);
+            self.wakes_on_closing = Some((cx.waker().clone(), registration));
+        }
+        if self.closing.flag.load(Ordering::Acquire) {
+            self.is_closing = true;
+            self.start_deadline();
+        }
+    }
+
+    fn start_deadline(&mut self) {
+        let drain = self.bounds.drain;
+        self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(drain)));
+    }
+
+    fn end(&mut self, end: End) {
+        // While the server closes, the client may still send; requests in flight keep the connection open and
+        // later ones are answered until they are done.
+        if end == End::Shutdown && !(self.in_flight.is_empty() && self.output.is_empty()) {
+            return;
+        }
+        self.incoming = Incoming::Ended(end);
+        self.start_deadline();
+    }
+
+    /// Reads once, into the payload or the buffer, whichever is next.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        match &mut self.incoming {
+            Incoming::Payload { header, payload, .. } => {
+                let missing = header.length as usize - payload.len();
+                pin!(self.stream.read_buf(&mut (&mut *payload).limit(missing))).poll(cx)
+            }
+            _ => {
+                if self.input.capacity() - self.input.len() < READ_SPACE_MIN {
+                    self.input.reserve(READ_BUFFER_LEN.saturating_sub(self.input.len()).max(READ_SPACE_MIN));
+                }
+                pin!(self.stream.read_buf(&mut self.input)).poll(cx)
+            }
+        }
+    }
+
+    /// Starts every request that is in the buffer and has room.
+    fn take_requests(&mut self) -> Result<Wants, Broken> {
+        loop {
+            match &mut self.incoming {
+                Incoming::Ended(_) => return Ok(Wants::Nothing),
+                Incoming::Payload { header, payload, .. } if payload.len() < header.length as usize => {
+                    return Ok(Wants::Bytes);
+                }
+                Incoming::Discard { remaining, .. } if *remaining > 0 => {
+                    let discarded = self.input.len().min(*remaining);
+                    self.input.advance(discarded);
+                    *remaining -= discarded;
+                    if *remaining > 0 {
+                        return Ok(Wants::Bytes);
+                    }
+                }
+                Incoming::Header => {
+                    if let Some(wants) = self.take_header()? {
+                        return Ok(wants);
+                    }
+                }
+                Incoming::Payload { .. } | Incoming::Discard { .. } => {
+                    match std::mem::replace(&mut self.incoming, Incoming::Header) {
+                        Incoming::Payload { header, offset, fua, payload } => {
+                            self.start(Operation::write(self.session, &header, offset, payload.freeze(), fua));
+                        }
+                        Incoming::Discard { header, refusal, .. } => self.refuse(&header, refusal),
+                        Incoming::Header | Incoming::Ended(_) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes one request off the buffer; `Some` if it cannot be taken yet.
+    fn take_header(&mut self) -> Result<Option<Wants>, Broken> {
+        if self.in_flight.len() >= self.bounds.requests || self.output.unsent() >= REPLY_BACKLOG_MAX {
+            return Ok(Some(Wants::Room));
+        }
+        let Some(header) = RequestHeader::decode(&self.input)? else {
+            return Ok(Some(Wants::Bytes));
+        };
+        let request = match self.judge(&header) {
+            Ok(request) => request,
+            Err(refusal) => {
+                self.input.advance(REQUEST_HEADER_LEN);
+                if header.command != CMD_WRITE {
+                    self.refuse(&header, refusal);
+                } else if header.length > DISCARD_LEN_MAX {
+                    return Err(Broken::Malformed(crate::proto::Malformed(
+                        "a refused write has too large a payload to skip",
+                    )));
+                } else {
+                    self.incoming = Incoming::Discard { header, remaining: header.length as usize, refusal };
+                }
+                return Ok(None);
+            }
+        };
+        let cost = match request {
+            Request::Read { length, .. } | Request::Write { length, .. } => u64::from(length),
+            _ => 0,
+        };
+        if self.bytes_in_flight > 0 && self.bytes_in_flight + cost > self.bounds.bytes {
+            return Ok(Some(Wants::Room));
+        }
+        if let Request::Write { offset, length, fua } = request {
+            return Ok(self.take_write(&header, offset, length as usize, fua));
+        }
+        self.input.advance(REQUEST_HEADER_LEN);
+        match request {
+            Request::Disconnect => self.end(End::Disconnected),
+            Request::Nothing => self.finish(Done::nothing(&header)),
+            request => {
+                self.bytes_in_flight += cost;
+                self.start(Operation::new(self.session, &header, request));
+            }
+        }
+        Ok(None)
+    }
+
+    fn take_write(&mut self, header: &RequestHeader, offset: u64, length: usize, fua: bool) -> Option<Wants> {
+        let whole = REQUEST_HEADER_LEN + length;
+        if self.input.len() >= whole {
+            self.input.advance(REQUEST_HEADER_LEN);
+            let payload = self.input.split_to(length).freeze();
+            self.bytes_in_flight += length as u64;
+            self.start(Operation::write(self.session, header, offset, payload, fua));
+        } else if length <= SHARED_PAYLOAD_MAX {
+            // The rest must lie behind what is here; the header is decoded again when it has come.
+            self.input.reserve(whole - self.input.len());
+            return Some(Wants::Bytes);
+        } else {
+            self.input.advance(REQUEST_HEADER_LEN);
+            let mut payload = BytesMut::with_capacity(length);
+            payload.put_slice(&self.input);
+            self.input.clear();
+            self.bytes_in_flight += length as u64;
+            self.incoming = Incoming::Payload { header: *header, offset, fua, payload };
+        }
+        None
+    }
+
+    fn judge(&mut self, header: &RequestHeader) -> Result<Request, Refusal> {
+        if self.is_closing && header.command != CMD_DISC {
+            // "Terminating the transmission phase": new requests are answered with ESHUTDOWN.
+            return Err(Refusal { errno: ESHUTDOWN, reason: "the server is shutting down" });
+        }
+        validate(header, &self.constraints).or_else(|refusal| {
+            if refusal != READ_BEYOND_END && refusal != WRITE_BEYOND_END {
+                return Err(refusal);
+            }
+            // The export may have grown since the handshake; asked only here, as it costs an allocation.
+            self.constraints.size = self.session.info().size;
+            validate(header, &self.constraints)
+        })
+    }
+
+    /// Polls an operation once: one that is ready at once never enters the set.
+    fn start(&mut self, mut operation: Operation<'a>) {
+        // Without a waker: the set polls whatever it is given with its own before this wake-up ends.
+        match Pin::new(&mut operation).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(done) => self.finish(done),
+            Poll::Pending => self.in_flight.push(operation),
+        }
+    }
+
+    /// Puts the reply of a finished request into the output.
+    fn finish(&mut self, done: Done) {
+        self.bytes_in_flight -= done.cost;
+        let structured = self.constraints.structured;
+        let failure = match done.outcome {
+            Outcome::Done(Ok(())) => {
+                // "Simple reply message": allowed for a reply without payload even after structured replies were
+                // negotiated, and shorter.
+                self.output.simple(done.cookie, 0);
+                return;
+            }
+            Outcome::Nothing if structured && done.command == CMD_READ => {
+                self.output.none(done.cookie);
+                return;
+            }
+            Outcome::Nothing => {
+                self.output.simple(done.cookie, 0);
+                return;
+            }
+            Outcome::Read { offset, length, one_chunk, result: Ok(parts) } => {
+                let fits = self.output.read(done.cookie, structured, offset, length, one_chunk, parts);
+                fits.err().map(|reason| Error::new(ErrorKind::Internal, reason))
+            }
+            Outcome::Status { offset, length, one_extent, result: Ok(extents) } => {
+                let unit = self.constraints.block_size_min;
+                let end = self.constraints.size;
+                let fits = self.output.block_status(done.cookie, offset, length, one_extent, &extents, end, unit);
+                fits.err().map(|reason| Error::new(ErrorKind::Internal, reason))
+            }
+            Outcome::Done(Err(error))
+            | Outcome::Read { result: Err(error), .. }
+            | Outcome::Status { result: Err(error), .. } => Some(error),
+        };
+        if let Some(error) = failure {
+            let reason = error.to_string();
+            self.fail(done.command, done.cookie, errno::of_request(error.kind()), &reason, true);
+        }
+    }
+
+    fn refuse(&mut self, header: &RequestHeader, refusal: Refusal) {
+        // Only a refused write is worth a warning: a client that sends what it should not is told on the wire.
+        self.fail(header.command, header.cookie, refusal.errno, refusal.reason, header.command == CMD_WRITE);
+    }
+
+    fn fail(&mut self, command: u16, cookie: u64, errno: u32, reason: &str, warn: bool) {
+        if self.logged.len() < LOGGED_REFUSALS_MAX && !self.logged.contains(&(command, errno)) {
+            self.logged.push((command, errno));
+            let (peer, export) = (self.peer, self.export);
+            if command == CMD_WRITE {
+                tracing::warn!(
+                    peer,
+                    export,
+                    errno,
+                    reason,
+                    "WRITE refused; later ones on this connection are not logged"
+                );
+            } else if warn {
+                tracing::warn!(
+                    peer,
+                    export,
+                    command,
+                    errno,
+                    reason,
+                    "request failed; later ones on this connection are not logged"
+                );
+            } else {
+                tracing::debug!(peer, export, command, errno, reason, "request refused");
+            }
+        }
+        if self.constraints.structured {
+            self.output.error(cookie, errno, reason);
+        } else {
+            self.output.simple(cookie, errno);
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Replies that wait for the socket, and the one vectored write that sends many of them.
+//!
+//! Headers of successive replies lie in one piece of memory; data stays in the buffers the session gave. Nothing is
+//! sent in part and forgotten: what the socket did not take stays, in order.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::AsyncWrite;
+
+use crate::export::{AllocationExtent, ReadPart};
+use crate::negotiation::ALLOCATION_CONTEXT_ID;
+use crate::proto::constants::{STATE_HOLE, STATE_ZERO};
+use crate::proto::reply;
+
+/// How many pieces one write hands to the kernel; it takes up to 1024 (`IOV_MAX`), but the array is on the stack.
+const SLICES_MAX: usize = 64;
+/// Sent header bytes above which the rest is moved to the front.
+const SENT_HEADS_MAX: usize = 64 << 10;
+/// The most extents of one BLOCK_STATUS answer; a client asks again for the rest.
+const EXTENTS_MAX: usize = 4096;
+/// The source of zeroes where a hole must be sent as data.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+enum Segment {
+    /// So many bytes of `heads`.
+    Heads(usize),
+    Data(Bytes),
+}
+
+#[derive(Default)]
+pub(super) struct Output {
+    heads: Vec<u8>,
+    /// How much of `heads` was sent.
+    heads_sent: usize,
+    segments: VecDeque<Segment>,
+    unsent: u64,
+}
+
+impl Output {
+    pub(super) fn is_empty(&self) -> bool {
+        self.unsent == 0
+    }
+
+    /// Bytes that the socket has not taken.
+    pub(super) fn unsent(&self) -> u64 {
+        self.unsent
+    }
+
+    fn head(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+        let before = self.heads.len();
+        encode(&mut self.heads);
+        let added = self.heads.len() - before;
+        self.unsent += added as u64;
+        match self.segments.back_mut() {
+            Some(Segment::Heads(length)) => *length += added,
+            _ => self.segments.push_back(Segment::Heads(added)),
+        }
+    }
+
+    fn data(&mut self, data: Bytes) {
+        if !data.is_empty() {
+            self.unsent += data.len() as u64;
+            self.segments.push_back(Segment::Data(data));
+        }
+    }
+
+    fn zeroes(&mut self, mut length: usize) {
+        while length > 0 {
+            let piece = length.min(ZEROES.len());
+            self.data(Bytes::from_static(&ZEROES[..piece]));
+            length -= piece;
+        }
+    }
+
+    pub(super) fn simple(&mut self, cookie: u64, error: u32) {
+        self.head(|out| reply::simple(out, cookie, error));
+    }
+
+    pub(super) fn none(&mut self, cookie: u64) {
+        self.head(|out| reply::none(out, cookie));
+    }
+
+    pub(super) fn error(&mut self, cookie: u64, error: u32, message: &str) {
+        self.head(|out| reply::error(out, cookie, error, message));
+    }
+
+    /// The answer to a read.
+    ///
+    /// # Errors
+    /// The session's parts do not cover the request; nothing was added.
+    pub(super) fn read(
+        &mut self,
+        cookie: u64,
+        structured: bool,
+        offset: u64,
+        length: u32,
+        one_chunk: bool,
+        parts: Vec<ReadPart>,
+    ) -> Result<(), String> {
+        let covered: u64 = parts.iter().map(part_len).sum();
+        if covered != u64::from(length) {
+            return Err(format!("the export answered a read of {length} bytes with {covered}"));
+        }
+        if !structured {
+            self.simple(cookie, 0);
+        } else if !one_chunk || parts.iter().all(|part| matches!(part, ReadPart::Hole(_))) {
+            self.chunks(cookie, offset, parts);
+            return Ok(());
+        } else {
+            self.head(|out| reply::offset_data(out, cookie, true, offset, length));
+        }
+        for part in parts {
+            match part {
+                ReadPart::Data(data) => self.data(data),
+                ReadPart::Hole(hole) => self.zeroes(hole as usize),
+            }
+        }
+        Ok(())
+    }
+
+    /// One chunk for every run of data and of hole. `parts` are not all empty.
+    fn chunks(&mut self, cookie: u64, mut offset: u64, parts: Vec<ReadPart>) {
+        let mut left: u64 = parts.iter().map(part_len).sum();
+        let mut parts = parts.into_iter().filter(|part| part_len(part) > 0).peekable();
+        let mut run = Vec::new();
+        while let Some(part) = parts.next() {
+            let is_hole = matches!(part, ReadPart::Hole(_));
+            let mut length = part_len(&part);
+            run.push(part);
+            while let Some(next) = parts.next_if(|next| matches!(next, ReadPart::Hole(_)) == is_hole) {
+                length += part_len(&next);
+                run.push(next);
+            }
+            left -= length;
+            let done = left == 0;
+            // A run is no longer than the request, whose length is 32 bits wide.
+            self.head(|out| match is_hole {
+                true => reply::offset_hole(out, cookie, done, offset, length as u32),
+                false => reply::offset_data(out, cookie, done, offset, length as u32),
+            });
+            for part in run.drain(..) {
+                if let ReadPart::Data(data) = part {
+                    self.data(data);
+                }
+            }
+            offset += length;
+        }
+    }
+
+    /// The answer to a BLOCK_STATUS: adjacent extents of one state become one; with `one_extent` only the first is told
+    /// and not past the request ("Request types", NBD_CMD_BLOCK_STATUS).
+    ///
+    /// # Errors
+    /// The session told no extents; nothing was added.
+    #[expect(clippy::too_many_arguments, reason = "facts of one request, passed once")]
+    pub(super) fn block_status(
+        &mut self,
+        cookie: u64,
+        offset: u64,
+        length: u32,
+        one_extent: bool,
+        extents: &[AllocationExtent],
+        export_size: u64,
+        unit: u32,
+    ) -> Result<(), String> {
+        // An extent's length has 32 bits; a longer run is cut at a multiple of the unit.
+        let longest = u64::from(u32::MAX / unit * unit);
+        let mut at = offset;
+        let mut told: Vec<(u32, u32)> = Vec::with_capacity(extents.len().min(EXTENTS_MAX));
+        for extent in extents {
+            let flags = if extent.allocated { 0 } else { STATE_HOLE } | if extent.zero { STATE_ZERO } else { 0 };
+            // An extent may pass the request, but never the end of the export.
+            let run = extent.length.min(export_size.saturating_sub(at));
+            if run == 0 {
+                continue;
+            }
+            at += run;
+            let count = told.len();
+            match told.last_mut() {
+                Some((last, last_flags)) if *last_flags == flags && u64::from(*last) + run <= longest => {
+                    *last += run as u32
+                }
+                _ if count == EXTENTS_MAX || (one_extent && count == 1) => break,
+                _ => told.push((run.min(longest) as u32, flags)),
+            }
+            if run > longest {
+                break;
+            }
+        }
+        if one_extent && let Some((first, _)) = told.first_mut() {
+            *first = (*first).min(length);
+        }
+        // Only the last extent may reach past the request; what lies wholly behind it was not asked for.
+        let mut reached = 0;
+        told.retain(|(run, _)| {
+            let starts_inside = reached < u64::from(length);
+            reached += u64::from(*run);
+            starts_inside
+        });
+        if told.is_empty() {
+            return Err("the export told no allocation".to_owned());
+        }
+        self.head(|out| reply::block_status(out, cookie, ALLOCATION_CONTEXT_ID, &told));
+        Ok(())
+    }
+
+    /// Sends until nothing is left or the socket takes no more.
+    pub(super) fn poll_write<S: AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.unsent > 0 {
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let mut used = 0;
+            let mut head = self.heads_sent;
+            for segment in self.segments.iter().take(SLICES_MAX) {
+                slices[used] = match segment {
+                    Segment::Heads(length) => {
+                        let start = head;
+                        head += length;
+                        IoSlice::new(&self.heads[start..head])
+                    }
+                    Segment::Data(data) => IoSlice::new(data),
+                };
+                used += 1;
+            }
+            let written = ready!(Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..used]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn sent(&mut self, mut written: usize) {
+        self.unsent -= written as u64;
+        while written > 0 {
+            let Some(segment) = self.segments.front_mut() else {
+                break;
+            };
+            let (taken, is_done) = match segment {
+                Segment::Heads(length) => {
+                    let taken = written.min(*length);
+                    *length -= taken;
+                    self.heads_sent += taken;
+                    (taken, *length == 0)
+                }
+                Segment::Data(data) => {
+                    let taken = written.min(data.len());
+                    data.advance(taken);
+                    (taken, data.is_empty())
+                }
+            };
+            written -= taken;
+            if is_done {
+                self.segments.pop_front();
+            }
+        }
+        if self.segments.is_empty() {
+            self.heads.clear();
+            self.heads_sent = 0;
+        } else if self.heads_sent > SENT_HEADS_MAX {
+            self.heads.drain(..self.heads_sent);
+            self.heads_sent = 0;
+        }
+    }
+}
+
+fn part_len(part: &ReadPart) -> u64 {
+    match part {
+        ReadPart::Data(data) => data.len() as u64,
+        ReadPart::Hole(hole) => u64::from(*hole),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,311 @@
+//! The one place where a request is accepted or refused.
+//!
+//! Judges a request header against what was negotiated: command, flags, range, alignment, payload. Pure. What
+//! comes out as a [`Request`] keeps every promise that [`crate::export::Session`] makes to its implementers; whether
+//! the export then carries it out (owner, space) is not decided here.
+
+use crate::export::{ExportInfo, ZeroOptions};
+use crate::proto::constants::{
+    CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_DF, CMD_FLAG_FAST_ZERO, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_REQ_ONE,
+    CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, ENOSPC, ENOTSUP, EPERM,
+};
+use crate::proto::request::RequestHeader;
+
+/// What the requests of one connection are judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Constraints {
+    /// Size of the export in bytes; may grow.
+    pub size: u64,
+    /// Whether every write is refused.
+    pub read_only: bool,
+    /// Smallest unit in bytes, a power of two.
+    pub block_size_min: u32,
+    /// Largest payload in bytes.
+    pub payload_max: u32,
+    /// Whether structured replies were negotiated.
+    pub structured: bool,
+    /// Whether `base:allocation` was negotiated for this export.
+    pub allocation: bool,
+}
+
+impl Constraints {
+    /// The constraints of `info`, before anything was negotiated.
+    #[must_use]
+    pub fn of(info: &ExportInfo) -> Constraints {
+        Constraints {
+            size: info.size,
+            read_only: info.read_only,
+            block_size_min: info.block_size_min,
+            payload_max: info.block_size_max,
+            structured: false,
+            allocation: false,
+        }
+    }
+}
+
+/// A request that may be carried out. Lengths are above 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Read.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u32,
+        /// The whole answer in one chunk.
+        one_chunk: bool,
+    },
+    /// Write the payload that follows the header.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u32,
+        /// Durable before the reply.
+        fua: bool,
+    },
+    /// Make earlier writes durable.
+    Flush,
+    /// Forget a range.
+    Trim {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u32,
+        /// Durable before the reply.
+        fua: bool,
+    },
+    /// Write zeroes.
+    WriteZeroes {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u32,
+        /// How.
+        options: ZeroOptions,
+    },
+    /// Tell the allocation.
+    BlockStatus {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u32,
+        /// One extent only, not longer than asked.
+        one_extent: bool,
+    },
+    /// An empty range: nothing to do but to answer.
+    Nothing,
+    /// Finish what is in flight and close.
+    Disconnect,
+}
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The protocol's number.
+    pub errno: u32,
+    /// The reason, for the error chunk and the log.
+    pub reason: &'static str,
+}
+
+const fn refusal(errno: u32, reason: &'static str) -> Refusal {
+    Refusal { errno, reason }
+}
+
+/// The range reaches past the end of the export. The caller may look whether the export has grown and ask again.
+pub const READ_BEYOND_END: Refusal = refusal(EINVAL, "the range lies beyond the end of the export");
+/// As [`READ_BEYOND_END`], for writes.
+pub const WRITE_BEYOND_END: Refusal = refusal(ENOSPC, "the range to write lies beyond the end of the export");
+
+/// Judges `header`.
+///
+/// # Errors
+/// The number and the reason to answer with. The payload of a refused write is still on its way.
+pub fn validate(header: &RequestHeader, constraints: &Constraints) -> Result<Request, Refusal> {
+    let &RequestHeader { flags, command, offset, length, .. } = header;
+    let allowed_flags = match command {
+        // "Command flags": DF is for reads, and only after structured replies were negotiated.
+        CMD_READ if constraints.structured => CMD_FLAG_DF,
+        CMD_WRITE_ZEROES => CMD_FLAG_NO_HOLE | CMD_FLAG_FAST_ZERO,
+        CMD_BLOCK_STATUS => CMD_FLAG_REQ_ONE,
+        CMD_READ | CMD_WRITE | CMD_FLUSH | CMD_TRIM => 0,
+        // "Request types", NBD_CMD_DISC: has no reply, so there is nothing to refuse it with.
+        CMD_DISC => return Ok(Request::Disconnect),
+        // "Error values": "The server SHOULD return NBD_EINVAL if it receives an unknown command."
+        _ => return Err(refusal(EINVAL, "the command is not known")),
+    };
+    // "Command flags": where FUA was advertised it is valid on every command, and without meaning on those that do not write.
+    if flags & !(allowed_flags | CMD_FLAG_FUA) != 0 {
+        // "Error values": EINVAL for an unknown command flag.
+        return Err(refusal(EINVAL, "a flag is not known for this command"));
+    }
+    if command == CMD_FLUSH {
+        // "Request types", NBD_CMD_FLUSH: length and offset are reserved and must be zero.
+        return if offset == 0 && length == 0 {
+            Ok(Request::Flush)
+        } else {
+            Err(refusal(EINVAL, "a flush has neither offset nor length"))
+        };
+    }
+
+    let writes = matches!(command, CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES);
+    // "Error values": EPERM for a write or trim of a read-only export.
+    if writes && constraints.read_only {
+        return Err(refusal(EPERM, "the export is read-only"));
+    }
+    // "Block size constraints": the maximum limits payloads. Commands without payload may cover more.
+    if matches!(command, CMD_READ | CMD_WRITE) && length > constraints.payload_max {
+        return Err(refusal(EINVAL, "the length is over the advertised maximum"));
+    }
+    // "Block size constraints": offset and length are multiples of the minimum. Before the range, so that
+    // a range that is wrong in both ways has one answer whatever the size.
+    let mask = u64::from(constraints.block_size_min.max(1)) - 1;
+    if (offset | u64::from(length)) & mask != 0 {
+        return Err(refusal(EINVAL, "offset or length is not a multiple of the minimum block size"));
+    }
+    // `>`: a range may end exactly at the end of the export.
+    if offset.checked_add(u64::from(length)).is_none_or(|end| end > constraints.size) {
+        // "Error values": ENOSPC for writes beyond the end, EINVAL for reads and trims.
+        return Err(if matches!(command, CMD_WRITE | CMD_WRITE_ZEROES) { WRITE_BEYOND_END } else { READ_BEYOND_END });
+    }
+    let fua = flags & CMD_FLAG_FUA != 0;
+    match command {
+        CMD_BLOCK_STATUS if !constraints.allocation => {
+            // "Metadata querying": EINVAL without a selected context.
+            Err(refusal(EINVAL, "no metadata context was negotiated for this export"))
+        }
+        // "Request types", NBD_CMD_BLOCK_STATUS: the length must not be zero; an answer has at least one extent.
+        CMD_BLOCK_STATUS if length == 0 => Err(refusal(EINVAL, "the range is empty")),
+        CMD_BLOCK_STATUS => Ok(Request::BlockStatus { offset, length, one_extent: flags & CMD_FLAG_REQ_ONE != 0 }),
+        // "Command flags", FAST_ZERO: NBD_ENOTSUP where zeroing would be no faster than writing. Zeroes are a
+        // record of the map unless space must be held for them.
+        CMD_WRITE_ZEROES if flags & CMD_FLAG_FAST_ZERO != 0 && flags & CMD_FLAG_NO_HOLE != 0 => {
+            Err(refusal(ENOTSUP, "zeroes that must stay allocated cannot be written fast"))
+        }
+        // The effect of an empty read or write is unspecified ("Request types"); doing nothing suits every client.
+        _ if length == 0 => Ok(Request::Nothing),
+        CMD_READ => Ok(Request::Read { offset, length, one_chunk: flags & CMD_FLAG_DF != 0 }),
+        CMD_WRITE => Ok(Request::Write { offset, length, fua }),
+        CMD_TRIM => Ok(Request::Trim { offset, length, fua }),
+        // All other commands were refused above.
+        _ => Ok(Request::WriteZeroes {
+            offset,
+            length,
+            options: ZeroOptions { fua, no_hole: flags & CMD_FLAG_NO_HOLE != 0 },
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::proto::constants::CMD_CACHE;
+
+    const SIZE: u64 = 1 << 20;
+    const MAX: u32 = 64 << 10;
+
+    fn constraints() -> Constraints {
+        Constraints {
+            size: SIZE,
+            read_only: false,
+            block_size_min: 512,
+            payload_max: MAX,
+            structured: true,
+            allocation: true,
+        }
+    }
+
+    fn header(command: u16, flags: u16, offset: u64, length: u32) -> RequestHeader {
+        RequestHeader { flags, command, cookie: 1, offset, length }
+    }
+
+    fn errno(command: u16, flags: u16, offset: u64, length: u32, constraints: &Constraints) -> u32 {
+        validate(&header(command, flags, offset, length), constraints).map_or_else(|refusal| refusal.errno, |_| 0)
+    }
+
+    #[test]
+    fn requests_are_judged_as_the_document_says() {
+        let all = constraints();
+        for (command, flags, offset, length, expected) in [
+            (CMD_READ, 0, 0, 512, 0),
+            (CMD_READ, 0, SIZE - 512, 512, 0),
+            (CMD_READ, 0, SIZE, 512, EINVAL),
+            (CMD_READ, 0, SIZE, 0, 0),
+            (CMD_READ, 0, u64::MAX - 511, 512, EINVAL),
+            (CMD_READ, 0, 1, 512, EINVAL),
+            (CMD_READ, 0, 0, 511, EINVAL),
+            (CMD_READ, 0, 0, MAX, 0),
+            (CMD_READ, 0, 0, MAX + 512, EINVAL),
+            (CMD_READ, CMD_FLAG_FUA | CMD_FLAG_DF, 0, 512, 0),
+            (CMD_READ, CMD_FLAG_NO_HOLE, 0, 512, EINVAL),
+            (CMD_WRITE, CMD_FLAG_FUA, 0, 512, 0),
+            (CMD_WRITE, CMD_FLAG_DF, 0, 512, EINVAL),
+            (CMD_WRITE, 0, SIZE, 512, ENOSPC),
+            (CMD_WRITE, 0, 0, MAX + 512, EINVAL),
+            (CMD_FLUSH, 0, 0, 0, 0),
+            (CMD_FLUSH, 0, 512, 0, EINVAL),
+            (CMD_FLUSH, 0, 0, 512, EINVAL),
+            (CMD_TRIM, CMD_FLAG_FUA, 0, SIZE as u32, 0),
+            (CMD_TRIM, 0, 512, SIZE as u32, EINVAL),
+            (CMD_WRITE_ZEROES, CMD_FLAG_NO_HOLE, 0, SIZE as u32, 0),
+            (CMD_WRITE_ZEROES, CMD_FLAG_FAST_ZERO, 0, SIZE as u32, 0),
+            (CMD_WRITE_ZEROES, CMD_FLAG_FAST_ZERO | CMD_FLAG_NO_HOLE, 0, 512, ENOTSUP),
+            (CMD_WRITE_ZEROES, 0, 512, SIZE as u32, ENOSPC),
+            (CMD_BLOCK_STATUS, CMD_FLAG_REQ_ONE, 0, 512, 0),
+            (CMD_BLOCK_STATUS, 0, 0, 0, EINVAL),
+            (CMD_CACHE, 0, 0, 512, EINVAL),
+            (99, 0, 0, 512, EINVAL),
+            (CMD_DISC, 0xffff, 7, 7, 0),
+        ] {
+            assert_eq!(
+                errno(command, flags, offset, length, &all),
+                expected,
+                "command {command} flags {flags:#x} {offset}+{length}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_was_not_negotiated_is_refused() {
+        let plain = Constraints { structured: false, allocation: false, ..constraints() };
+        assert_eq!(errno(CMD_READ, CMD_FLAG_DF, 0, 512, &plain), EINVAL);
+        assert_eq!(errno(CMD_BLOCK_STATUS, 0, 0, 512, &plain), EINVAL);
+    }
+
+    #[test]
+    fn a_read_only_export_refuses_all_that_writes() {
+        let read_only = Constraints { read_only: true, ..constraints() };
+        for command in [CMD_WRITE, CMD_TRIM, CMD_WRITE_ZEROES] {
+            assert_eq!(errno(command, 0, 0, 512, &read_only), EPERM);
+        }
+        assert_eq!(errno(CMD_READ, 0, 0, 512, &read_only), 0);
+        assert_eq!(errno(CMD_FLUSH, 0, 0, 0, &read_only), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn an_accepted_range_is_aligned_and_inside(
+            flags in 0..32u16, command in 0..9u16, offset in 0..2 * SIZE, length in 0..2 * SIZE as u32, aligned: bool,
+        ) {
+            let (offset, length) = if aligned { (offset & !511, length & !511) } else { (offset, length) };
+            match validate(&header(command, flags, offset, length), &constraints()) {
+                Ok(Request::Read { offset, length, .. } | Request::Write { offset, length, .. }) => {
+                    prop_assert!(length > 0 && length <= MAX && offset + u64::from(length) <= SIZE);
+                    prop_assert!(offset % 512 == 0 && length % 512 == 0);
+                }
+                Ok(
+                    Request::Trim { offset, length, .. }
+                    | Request::WriteZeroes { offset, length, .. }
+                    | Request::BlockStatus { offset, length, .. },
+                ) => {
+                    prop_assert!(length > 0 && offset + u64::from(length) <= SIZE);
+                    prop_assert!(offset % 512 == 0 && length % 512 == 0);
+                }
+                Ok(Request::Flush | Request::Nothing | Request::Disconnect) => {}
+                Err(refusal) => prop_assert!(refusal.errno != 0 && !refusal.reason.is_empty()),
+            }
+        }
+    }
+}

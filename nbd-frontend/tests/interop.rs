@@ -1,0 +1,150 @@
+//! Real NBD clients against the server: each test skips, saying so, where the client is not installed.
+
+#[path = "support/client.rs"]
+mod common;
+
+use std::process::Stdio;
+use std::sync::Arc;
+
+use common::{TestServer, limits};
+use nbd_frontend::{MemoryDirectory, MemoryExport};
+
+const SIZE: u64 = 64 << 20;
+
+async fn server() -> TestServer {
+    let exports = ["disk", "other"].map(|name| Arc::new(MemoryExport::new(name, SIZE)));
+    TestServer::start(Arc::new(MemoryDirectory::new(exports.to_vec())), limits()).await
+}
+
+/// Runs a client; `None`, with a line on the test's output, where it is not installed.
+async fn run(program: &str, arguments: &[&str]) -> Option<String> {
+    let mut command = std::process::Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    let client = tokio::task::spawn_blocking(move || command.output());
+    let output = match tokio::time::timeout(common::HUNG, client).await.expect("the client ends").expect("no panic") {
+        Ok(output) => output,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            println!("skipped: {program} is not installed");
+            return None;
+        }
+        Err(error) => panic!("{program}: {error}"),
+    };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}\n{text}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Some(text)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nbdinfo_sees_exports_flags_and_sizes() {
+    let server = server().await;
+    for uri in [server.unix_uri("disk"), server.tcp_uri("disk")] {
+        let Some(text) = run("nbdinfo", &["--json", &uri]).await else {
+            return;
+        };
+        for expected in [
+            "\"export-size\": 67108864",
+            "\"can_multi_conn\": true",
+            "\"can_df\": true",
+            "\"can_fast_zero\": true",
+            "\"is_read_only\": false",
+            "\"block_size_minimum\": 512",
+            "\"base:allocation\"",
+            "structured",
+        ] {
+            assert!(text.contains(expected), "{expected} in {text}");
+        }
+    }
+    let list = run("nbdinfo", &["--list", "--json", &server.unix_uri("")]).await;
+    let list = list.expect("installed");
+    assert!(list.contains("disk") && list.contains("other"), "{list}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nbdcopy_brings_an_image_in_and_out() {
+    let server = server().await;
+    let image = server.directory.path().join("in.img");
+    let copy = server.directory.path().join("out.img");
+    // Data, a hole, and more data: 24 MiB that repeat with no power of two.
+    let mut bytes: Vec<u8> = (0..24u32 << 20).map(|i| (i % 251) as u8).collect();
+    bytes[8 << 20..12 << 20].fill(0);
+    bytes.resize(SIZE as usize, 0);
+    std::fs::write(&image, &bytes).expect("writes");
+    let (image, copy) = (image.to_str().expect("UTF-8"), copy.to_str().expect("UTF-8"));
+    let args = ["--connections=4", "--flush", image, &server.tcp_uri("disk")];
+    if run("nbdcopy", &args).await.is_none() {
+        return;
+    }
+    run("nbdcopy", &[&server.unix_uri("disk"), copy]).await;
+    assert!(std::fs::read(copy).expect("reads") == bytes, "the image came back changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qemu_reads_writes_zeroes_and_maps() {
+    let server = server().await;
+    let uri = server.unix_uri("disk");
+    let script = [
+        "-f",
+        "raw",
+        "-t",
+        "none",
+        "-c",
+        "write -P 5 512 8192",
+        "-c",
+        "read -P 5 512 8192",
+        "-c",
+        "write -f -P 6 1M 64k",
+        "-c",
+        "write -z 1M 32k",
+        "-c",
+        "read -P 0 1M 32k",
+        "-c",
+        "read -P 6 1056k 32k",
+        "-c",
+        "discard 0 1M",
+        "-c",
+        "read -P 0 0 1M",
+        "-c",
+        "write -z -u 2M 4M",
+        "-c",
+        "flush",
+        &uri,
+    ];
+    let Some(text) = run("qemu-io", &script).await else {
+        return;
+    };
+    assert!(!text.contains("failed"), "{text}");
+    let map = run("qemu-img", &["map", "--output=json", "-f", "raw", &uri]).await;
+    let map = map.expect("installed");
+    assert!(map.contains("\"zero\": true") && map.contains("\"zero\": false"), "{map}");
+    let other = server.tcp_uri("other");
+    run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", &uri, &other]).await;
+    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &uri, &other]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fio_verifies_what_it_wrote() {
+    let server = server().await;
+    let uri = format!("--uri={}", server.unix_uri("disk"));
+    let arguments = [
+        "--name=verify",
+        "--ioengine=nbd",
+        &uri,
+        "--rw=randrw",
+        "--bsrange=512-256k",
+        "--bs_unaligned=0",
+        "--blockalign=512",
+        "--iodepth=32",
+        "--size=32m",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--randseed=1",
+    ];
+    if let Some(text) = run("fio", &arguments).await {
+        assert!(text.contains("err= 0"), "{text}");
+    }
+}

@@ -1,0 +1,586 @@
+//! The server as seen by a raw client: what clients may do, what they should not, and what nobody should.
+
+#[path = "support/client.rs"]
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use client_lib::transport::BoxFuture;
+use client_lib::{Error, ErrorKind};
+use common::{HUNG, TestServer, limits, option, request};
+use nbd_frontend::proto::constants::*;
+use nbd_frontend::{
+    AllocationExtent, ExportDirectory, ExportInfo, Limits, MemoryDirectory, MemoryExport, ReadPart, Server,
+    ServerOptions, Session, ZeroOptions,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+
+const SIZE: u64 = 1 << 30;
+
+async fn memory_server(limits: Limits) -> (TestServer, Arc<MemoryExport>) {
+    let export = Arc::new(MemoryExport::new("disk", SIZE));
+    let server = TestServer::start(Arc::new(MemoryDirectory::new(vec![Arc::clone(&export)])), limits).await;
+    (server, export)
+}
+
+#[tokio::test]
+async fn writes_are_read_back_on_both_sockets_with_both_kinds_of_reply() {
+    let (server, export) = memory_server(limits()).await;
+    let payload = vec![9; 4096];
+    for structured in [false, true] {
+        let mut tcp = server.tcp().await;
+        tcp.go("disk", structured).await;
+        assert_eq!(tcp.call(CMD_WRITE, CMD_FLAG_FUA, 8192, 4096, &payload).await, 0);
+        assert_eq!(tcp.call(CMD_FLUSH, 0, 0, 0, &[]).await, 0);
+        let mut unix = server.unix().await;
+        unix.go("disk", structured).await;
+        unix.send(&request(CMD_READ, 0, 3, 4096, 65536)).await;
+        let reply = unix.reply(65536).await;
+        assert_eq!((reply.cookie, reply.error), (3, 0));
+        let (_, data) = &reply.chunks[0];
+        let data = if structured { &data[8..] } else { &data[..] };
+        assert_eq!(data[4096..8192], payload[..]);
+        assert!(data[..4096].iter().all(|byte| *byte == 0));
+        assert_eq!(unix.call(CMD_TRIM, 0, 8192, 4096, &[]).await, 0);
+        assert_eq!(unix.call(CMD_WRITE_ZEROES, 0, 8192, 4096, &[]).await, 0);
+        assert_eq!(export.contents(8192, 4096), vec![0; 4096]);
+        assert_eq!(tcp.call(CMD_READ, 0, 0, 0, &[]).await, 0, "an empty read");
+    }
+}
+
+#[tokio::test]
+async fn a_read_comes_in_data_and_hole_chunks_or_in_one() {
+    let (server, _) = memory_server(limits()).await;
+    let mut client = server.unix().await;
+    client.go("disk", true).await;
+    assert_eq!(client.call(CMD_WRITE, 0, 0, 512, &[1; 512]).await, 0);
+    client.send(&request(CMD_READ, 0, 1, 0, 3 * 65536)).await;
+    let reply = client.reply(0).await;
+    let kinds: Vec<_> = reply.chunks.iter().map(|(kind, payload)| (*kind, payload.len())).collect();
+    assert_eq!(kinds, [(REPLY_TYPE_OFFSET_DATA, 8 + 65536), (REPLY_TYPE_OFFSET_HOLE, 12)]);
+    assert_eq!(reply.chunks[1].1, [&65536u64.to_be_bytes()[..], &(2 * 65536u32).to_be_bytes()].concat());
+    client.send(&request(CMD_READ, CMD_FLAG_DF, 2, 0, 3 * 65536)).await;
+    let reply = client.reply(0).await;
+    assert_eq!(reply.chunks.len(), 1);
+    assert_eq!((reply.chunks[0].0, reply.chunks[0].1.len()), (REPLY_TYPE_OFFSET_DATA, 8 + 3 * 65536));
+}
+
+#[tokio::test]
+async fn block_status_tells_holes_and_one_extent_when_asked() {
+    let (server, _) = memory_server(limits()).await;
+    let mut client = server.unix().await;
+    client.go("disk", true).await;
+    assert_eq!(client.call(CMD_WRITE, 0, 65536, 512, &[1; 512]).await, 0);
+    let hole = STATE_HOLE | STATE_ZERO;
+    for (flags, length, expected) in [
+        (0, 3 * 65536, vec![65536, hole, 65536, 0, 65536, hole]),
+        (CMD_FLAG_REQ_ONE, 3 * 65536, vec![65536, hole]),
+        (CMD_FLAG_REQ_ONE, 512, vec![512, hole]),
+    ] {
+        client.send(&request(CMD_BLOCK_STATUS, flags, 1, 0, length)).await;
+        let reply = client.reply(0).await;
+        let words: Vec<u32> = reply.chunks[0]
+            .1
+            .chunks_exact(4)
+            .map(|word| u32::from_be_bytes(word.try_into().expect("four bytes")))
+            .collect();
+        assert_eq!(reply.chunks[0].0, REPLY_TYPE_BLOCK_STATUS);
+        assert_eq!((words[0], &words[1..]), (1, &expected[..]));
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_is_answered_and_the_connection_goes_on() {
+    let (server, _) = memory_server(limits()).await;
+    for structured in [false, true] {
+        let mut client = server.tcp().await;
+        client.go("disk", structured).await;
+        let large = vec![1; (32 << 20) + 512];
+        for (command, flags, offset, length, payload, errno) in [
+            (CMD_CACHE, 0, 0, 512, &[][..], EINVAL),
+            (99, 0, 0, 512, &[], EINVAL),
+            (CMD_READ, CMD_FLAG_NO_HOLE, 0, 512, &[], EINVAL),
+            (CMD_READ, 0, SIZE, 512, &[], EINVAL),
+            (CMD_READ, 0, u64::MAX - 511, 512, &[], EINVAL),
+            (CMD_READ, 0, 0, u32::MAX - 511, &[], EINVAL),
+            (CMD_READ, 0, 1, 512, &[], EINVAL),
+            (CMD_WRITE, 0, SIZE - 512, 1024, &large[..1024], ENOSPC),
+            (CMD_WRITE, 0, 3, 5, &large[..5], EINVAL),
+            (CMD_WRITE, 0, 0, large.len() as u32, &large, EINVAL),
+            (CMD_FLUSH, 0, 512, 0, &[], EINVAL),
+            (CMD_WRITE_ZEROES, CMD_FLAG_FAST_ZERO | CMD_FLAG_NO_HOLE, 0, 512, &[], ENOTSUP),
+        ] {
+            assert_eq!(
+                client.call(command, flags, offset, length, payload).await,
+                errno,
+                "{command} {offset}+{length}"
+            );
+            assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0, "the connection goes on");
+        }
+    }
+}
+
+#[tokio::test]
+async fn payloads_of_every_size_arrive_whole_however_they_are_cut() {
+    let (server, export) = memory_server(limits()).await;
+    let mut client = server.unix().await;
+    client.go("disk", false).await;
+    // Below, at and above the sizes where the buffer changes.
+    let mut stream = Vec::new();
+    let lengths = [512u32, 4096, 32 << 10, (32 << 10) + 512, 64 << 10, 1 << 20, 512, 5 << 20, 4096, 4096];
+    for (number, length) in lengths.iter().enumerate() {
+        stream.extend(request(CMD_WRITE, 0, number as u64, (number as u64) << 23, *length));
+        stream.extend((0..*length).map(|i| (i % 253) as u8 ^ number as u8));
+    }
+    // Cuts at places that drift against every length.
+    for piece in stream.chunks(40_007) {
+        client.send(piece).await;
+    }
+    for _ in lengths {
+        assert_eq!(client.reply(0).await.error, 0);
+    }
+    for (number, length) in lengths.iter().enumerate() {
+        let expected: Vec<u8> = (0..*length).map(|i| (i % 253) as u8 ^ number as u8).collect();
+        assert!(export.contents((number as u64) << 23, *length) == expected, "payload {number} of {length}");
+    }
+}
+
+#[tokio::test]
+async fn a_read_only_export_refuses_writes_and_says_why() {
+    let info = ExportInfo { read_only: true, ..MemoryExport::new("disk", SIZE).info() };
+    let exports = MemoryDirectory::new(vec![Arc::new(MemoryExport::with_info(info))]);
+    let server = TestServer::start(Arc::new(exports), limits()).await;
+    let mut client = server.unix().await;
+    client.go("disk", true).await;
+    client.send(&[&request(CMD_WRITE, 0, 1, 0, 512)[..], &[1; 512]].concat()).await;
+    let reply = client.reply(0).await;
+    assert_eq!(reply.error, EPERM);
+    assert!(String::from_utf8_lossy(&reply.chunks[0].1).contains("read-only"));
+    assert_eq!(client.call(CMD_TRIM, 0, 0, 512, &[]).await, EPERM);
+    assert_eq!(client.call(CMD_FLUSH, 0, 0, 0, &[]).await, 0);
+    assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0);
+}
+
+/// A session whose writes wait for permits and then end as told; everything else is answered at once.
+struct Gate {
+    permits: Semaphore,
+    started: AtomicUsize,
+    started_signal: tokio::sync::Notify,
+    ends: ErrorOrOk,
+}
+
+#[derive(Clone, Copy)]
+enum ErrorOrOk {
+    Ok,
+    Error(ErrorKind),
+    Panic,
+}
+
+impl Gate {
+    fn new(ends: ErrorOrOk) -> Arc<Gate> {
+        Arc::new(Gate {
+            permits: Semaphore::new(0),
+            started: AtomicUsize::new(0),
+            started_signal: tokio::sync::Notify::new(),
+            ends,
+        })
+    }
+
+    async fn until_started(&self, count: usize) {
+        let wait = async {
+            loop {
+                let signalled = self.started_signal.notified();
+                if self.started.load(Ordering::SeqCst) >= count {
+                    return;
+                }
+                signalled.await;
+            }
+        };
+        tokio::time::timeout(HUNG, wait).await.expect("the requests start");
+    }
+}
+
+/// Twice as large after the first look, as an export that is grown while a client is connected.
+struct GateSession(Arc<Gate>, AtomicUsize);
+
+impl GateSession {
+    fn new(gate: &Arc<Gate>) -> GateSession {
+        GateSession(Arc::clone(gate), AtomicUsize::new(0))
+    }
+}
+
+impl Session for GateSession {
+    fn info(&self) -> ExportInfo {
+        let grown = self.1.fetch_add(1, Ordering::SeqCst).min(1) as u32;
+        MemoryExport::new("gate", SIZE << grown).info()
+    }
+
+    fn read(&self, _: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
+        Box::pin(async move { Ok(vec![ReadPart::Hole(length)]) })
+    }
+
+    fn write(&self, _: u64, _: Bytes, _: bool) -> BoxFuture<'_, Result<(), Error>> {
+        self.0.started.fetch_add(1, Ordering::SeqCst);
+        self.0.started_signal.notify_waiters();
+        Box::pin(async {
+            self.0.permits.acquire().await.expect("open").forget();
+            match self.0.ends {
+                ErrorOrOk::Ok => Ok(()),
+                ErrorOrOk::Error(kind) => Err(Error::new(kind, "as told")),
+                ErrorOrOk::Panic => panic!("as told"),
+            }
+        })
+    }
+
+    fn write_zeroes(&self, _: u64, _: u32, _: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn trim(&self, _: u64, _: u32, _: bool) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn allocation(&self, _: u64, _: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
+        Box::pin(async { Ok(vec![]) })
+    }
+}
+
+struct GateDirectory(Arc<Gate>);
+
+impl ExportDirectory for GateDirectory {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ExportInfo>, Error>> {
+        Box::pin(async { Ok(vec![]) })
+    }
+
+    fn info<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<ExportInfo, Error>> {
+        Box::pin(async { Ok(GateSession::new(&self.0).info()) })
+    }
+
+    fn open<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
+        Box::pin(async { Ok(Arc::new(GateSession::new(&self.0)) as Arc<dyn Session>) })
+    }
+}
+
+async fn gate_server(ends: ErrorOrOk, limits: Limits) -> (TestServer, Arc<Gate>) {
+    let gate = Gate::new(ends);
+    (TestServer::start(Arc::new(GateDirectory(Arc::clone(&gate))), limits).await, gate)
+}
+
+fn write(cookie: u64, length: u32) -> Vec<u8> {
+    let mut bytes = request(CMD_WRITE, 0, cookie, 0, length);
+    bytes.resize(bytes.len() + length as usize, 1);
+    bytes
+}
+
+#[tokio::test]
+async fn an_export_that_grows_is_served_to_its_new_end() {
+    let (server, _) = gate_server(ErrorOrOk::Ok, limits()).await;
+    let mut client = server.unix().await;
+    client.go("gate", false).await;
+    assert_eq!(client.call(CMD_READ, 0, 2 * SIZE - 512, 512, &[]).await, 0);
+    assert_eq!(client.call(CMD_READ, 0, 2 * SIZE, 512, &[]).await, EINVAL);
+}
+
+#[tokio::test]
+async fn replies_overtake_requests_that_wait() {
+    let (server, gate) = gate_server(ErrorOrOk::Ok, limits()).await;
+    let mut client = server.unix().await;
+    client.go("gate", false).await;
+    client.send(&write(1, 512)).await;
+    client.send(&request(CMD_READ, 0, 2, 0, 512)).await;
+    assert_eq!(client.reply(512).await.cookie, 2);
+    gate.permits.add_permits(1);
+    assert_eq!(client.reply(0).await.cookie, 1);
+}
+
+#[tokio::test]
+async fn requests_in_flight_are_bounded_and_go_on_as_others_finish() {
+    let (server, gate) = gate_server(ErrorOrOk::Ok, Limits { requests_in_flight_max: 4, ..limits() }).await;
+    let mut client = server.unix().await;
+    client.go("gate", false).await;
+    let all: Vec<u8> = (0..20).flat_map(|cookie| write(cookie, 512)).collect();
+    client.send(&all).await;
+    gate.until_started(4).await;
+    for finished in 1..=20 {
+        assert!(gate.started.load(Ordering::SeqCst) <= 3 + finished, "over the bound");
+        gate.permits.add_permits(1);
+        assert_eq!(client.reply(0).await.error, 0);
+    }
+    assert_eq!(gate.started.load(Ordering::SeqCst), 20);
+}
+
+#[tokio::test]
+async fn bytes_in_flight_are_bounded_but_a_single_large_request_passes() {
+    let (server, gate) = gate_server(ErrorOrOk::Ok, Limits { bytes_in_flight_max: 8192, ..limits() }).await;
+    let mut client = server.unix().await;
+    client.go("gate", false).await;
+    let all: Vec<u8> = [write(0, 4096), write(1, 4096), write(2, 512), write(3, 65536)].concat();
+    client.send(&all).await;
+    gate.until_started(2).await;
+    for finished in 1..=4 {
+        gate.permits.add_permits(1);
+        assert_eq!(client.reply(0).await.error, 0);
+        assert!(gate.started.load(Ordering::SeqCst) <= 2 + finished);
+    }
+}
+
+#[tokio::test]
+async fn failures_of_the_export_become_their_numbers() {
+    for (kind, errno) in [
+        (ErrorKind::NotOwner, EPERM),
+        (ErrorKind::Fenced, EPERM),
+        (ErrorKind::OutOfSpace, ENOSPC),
+        (ErrorKind::InvalidRequest, EINVAL),
+        (ErrorKind::Closed, ESHUTDOWN),
+        (ErrorKind::Internal, EIO),
+    ] {
+        let (server, gate) = gate_server(ErrorOrOk::Error(kind), limits()).await;
+        gate.permits.add_permits(2);
+        for structured in [false, true] {
+            let mut client = server.unix().await;
+            client.go("gate", structured).await;
+            client.send(&write(1, 512)).await;
+            let reply = client.reply(0).await;
+            assert_eq!(reply.error, errno);
+            if structured {
+                assert_eq!(reply.chunks[0].1[6..], *b"as told", "the reason reaches the client");
+            }
+        }
+    }
+}
+
+/// Where the log of a test goes.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_refused_write_is_logged_once_with_peer_export_and_reason() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    // For this thread, on which the whole test runs.
+    let _log = tracing::subscriber::set_default(subscriber);
+    let (server, gate) = gate_server(ErrorOrOk::Error(ErrorKind::NotOwner), limits()).await;
+    gate.permits.add_permits(3);
+    let mut client = server.tcp().await;
+    client.go("gate", false).await;
+    for cookie in 0..3 {
+        client.send(&write(cookie, 512)).await;
+        assert_eq!(client.reply(0).await.error, EPERM);
+    }
+    let text = String::from_utf8(log.0.lock().expect("not poisoned").clone()).expect("UTF-8");
+    let refusals: Vec<_> = text.lines().filter(|line| line.contains("WRITE refused")).collect();
+    assert_eq!(refusals.len(), 1, "{text}");
+    for expected in ["WARN", "peer=\"127.0.0.1:", "export=\"gate\"", "as told"] {
+        assert!(refusals[0].contains(expected), "{expected} in {refusals:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_ends_its_connection_alone() {
+    let (server, gate) = gate_server(ErrorOrOk::Panic, limits()).await;
+    let mut bystander = server.unix().await;
+    bystander.go("gate", false).await;
+    let mut victim = server.unix().await;
+    victim.go("gate", false).await;
+    gate.permits.add_permits(1);
+    victim.send(&write(1, 512)).await;
+    assert!(victim.is_closed().await);
+    assert_eq!(bystander.call(CMD_READ, 0, 0, 512, &[]).await, 0);
+    let mut newcomer = server.tcp().await;
+    newcomer.go("gate", false).await;
+}
+
+#[tokio::test]
+async fn disconnect_and_half_close_finish_what_is_in_flight() {
+    let (server, gate) = gate_server(ErrorOrOk::Ok, limits()).await;
+    for say_goodbye in [true, false] {
+        let mut client = server.unix().await;
+        client.go("gate", false).await;
+        client.send(&write(1, 512)).await;
+        if say_goodbye {
+            client.send(&request(CMD_DISC, 0, 2, 0, 0)).await;
+        } else {
+            client.stream.shutdown().await.expect("half-closes");
+        }
+        gate.permits.add_permits(1);
+        assert_eq!(client.reply(0).await.cookie, 1);
+        assert!(client.is_closed().await);
+    }
+}
+
+#[tokio::test]
+async fn shutdown_refuses_new_requests_and_drains_old_ones() {
+    let (server, gate) = gate_server(ErrorOrOk::Ok, Limits { drain_timeout: HUNG, ..limits() }).await;
+    let mut client = server.unix().await;
+    client.go("gate", false).await;
+    let mut idle = server.tcp().await;
+    idle.go("gate", false).await;
+    client.send(&write(1, 512)).await;
+    gate.until_started(1).await;
+    let path = server.socket();
+    let TestServer { server, directory } = server;
+    let shutdown = tokio::spawn(server.shutdown());
+    assert!(idle.is_closed().await, "an idle connection is closed at once");
+    // The token is set before any connection closes, so this comes after the shutdown began.
+    client.send(&request(CMD_READ, 0, 2, 0, 512)).await;
+    let refused = client.reply(0).await;
+    assert_eq!((refused.cookie, refused.error), (2, ESHUTDOWN));
+    gate.permits.add_permits(1);
+    assert_eq!(client.reply(0).await.cookie, 1);
+    assert!(client.is_closed().await);
+    shutdown.await.expect("ends");
+    assert!(!path.exists(), "the socket file is removed");
+    drop(directory);
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_ever() {
+    let (server, gate) = gate_server(ErrorOrOk::Ok, Limits { drain_timeout: Duration::ZERO, ..limits() }).await;
+    let mut client = server.unix().await;
+    client.go("gate", false).await;
+    client.send(&write(1, 512)).await;
+    gate.until_started(1).await;
+    tokio::time::timeout(HUNG, server.server.shutdown()).await.expect("bounded");
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_does_not_hold_others_up() {
+    let (server, _) = memory_server(limits()).await;
+    let mut slow = server.unix().await;
+    slow.go("disk", false).await;
+    // Far more replies than sockets and the backlog hold; the server stops reading, so sending blocks at some point.
+    let flood: Vec<u8> = (0..64).flat_map(|cookie| request(CMD_READ, 0, cookie, 0, 1 << 20)).collect();
+    slow.send(&flood).await;
+    let mut other = server.unix().await;
+    other.go("disk", false).await;
+    for _ in 0..100 {
+        assert_eq!(other.call(CMD_READ, 0, 0, 4096, &[]).await, 0);
+    }
+    for cookie in 0..64 {
+        assert_eq!(slow.reply(1 << 20).await.cookie, cookie, "and nothing is lost");
+    }
+}
+
+#[tokio::test]
+async fn handshakes_time_out_and_connections_are_limited() {
+    let (server, _) = memory_server(Limits { handshake_timeout: Duration::from_millis(1), ..limits() }).await;
+    let mut silent = server.unix().await;
+    silent.bytes(18).await;
+    assert!(silent.is_closed().await);
+
+    let (server, _) = memory_server(Limits { connections_max: 1, ..limits() }).await;
+    let mut first = server.unix().await;
+    first.go("disk", false).await;
+    assert!(server.tcp().await.is_closed().await);
+    assert_eq!(first.call(CMD_READ, 0, 0, 512, &[]).await, 0);
+}
+
+#[tokio::test]
+async fn a_dead_servers_socket_is_replaced_and_a_live_ones_is_refused() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("nbd.sock");
+    let bind = |path: &std::path::Path| {
+        let options = ServerOptions { unix: Some(path.to_owned()), ..ServerOptions::default() };
+        Server::bind(options, Arc::new(MemoryDirectory::default()))
+    };
+    // What a killed server leaves: a socket file that nobody listens on.
+    drop(std::os::unix::net::UnixListener::bind(&path).expect("binds"));
+    assert!(path.exists());
+    let server = bind(&path).await.expect("replaces the dead one");
+    let refused = bind(&path).await.expect_err("a live one");
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    assert!(refused.to_string().contains("another server"), "{refused}");
+    assert!(UnixStream::connect(&path).await.is_ok(), "the live one lives on");
+    server.shutdown().await;
+    assert!(!path.exists());
+
+    std::fs::write(&path, "precious").expect("writes");
+    assert_eq!(bind(&path).await.expect_err("a file").kind(), ErrorKind::InvalidRequest);
+    assert_eq!(std::fs::read(&path).expect("reads"), b"precious");
+    let nothing = Server::bind(ServerOptions::default(), Arc::new(MemoryDirectory::default())).await;
+    assert_eq!(nothing.expect_err("nowhere").kind(), ErrorKind::InvalidRequest);
+}
+
+#[tokio::test]
+async fn a_taken_port_is_told() {
+    let (server, _) = memory_server(limits()).await;
+    let options = ServerOptions { tcp: server.server.tcp_address(), ..ServerOptions::default() };
+    let refused = Server::bind(options, Arc::new(MemoryDirectory::default())).await.expect_err("taken");
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    assert!(refused.to_string().contains("127.0.0.1"), "{refused}");
+}
+
+/// splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014): a fixed seed replays.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_bytes_hurt_nobody_else() {
+    let (server, _) = memory_server(limits()).await;
+    let mut bystander = server.unix().await;
+    bystander.go("disk", true).await;
+    let mut seed = 0x5eed;
+    for round in 0..300u32 {
+        let mut hostile = server.unix().await;
+        if round % 3 == 0 {
+            hostile.go("disk", round % 2 == 0).await;
+        } else {
+            hostile.greet().await;
+        }
+        let mut bytes = Vec::new();
+        for _ in 0..random(&mut seed) % 20 {
+            let word = random(&mut seed);
+            match (word % 4, round % 3) {
+                // Headers that look right around fields that are not.
+                (0 | 1, 0) => {
+                    bytes.extend(request(
+                        (word >> 8) as u16 % 10,
+                        (word >> 16) as u16 % 64,
+                        word,
+                        random(&mut seed) >> ((word >> 32) % 64),
+                        (random(&mut seed) >> 32) as u32 >> ((word >> 40) % 32),
+                    ));
+                }
+                (0 | 1, _) => {
+                    let junk: Vec<u8> = (0..word >> 8 & 0x3f).map(|i| (word >> (i % 8 * 8)) as u8 & 0x0f).collect();
+                    bytes.extend(option((word >> 16) as u32 % 12, &junk));
+                }
+                _ => bytes.extend(word.to_be_bytes()),
+            }
+        }
+        // The server may have had enough before the end; then writing fails.
+        let _ = hostile.stream.write_all(&bytes).await;
+        let _ = hostile.stream.shutdown().await;
+        let mut answers = Vec::new();
+        let read = tokio::time::timeout(HUNG, hostile.stream.read_to_end(&mut answers)).await;
+        assert!(read.is_ok(), "round {round}: the server neither answered nor closed");
+        assert_eq!(bystander.call(CMD_READ, 0, 0, 512, &[]).await, 0, "round {round}");
+    }
+}

@@ -1,0 +1,148 @@
+//! A data directory: ours, of a format we know, and used by one process at a time.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use client_lib::{Error, ErrorKind};
+use rustix::fs::{FlockOperation, flock};
+
+/// The layout this program writes, and the only one it uses.
+const FORMAT: u32 = 1;
+/// What the marker says in front of the number.
+const MARKER: &str = "heliotrope ";
+
+/// A directory that this process holds locked.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    /// Locked while it is open.
+    _lock: File,
+}
+
+impl DataDir {
+    /// Locks `path` for this process; makes it when it is not there or empty.
+    ///
+    /// # Errors
+    /// `Busy`, naming the process, when another one uses it; `InvalidRequest` when it is not ours or of another
+    /// format: nothing in it was touched then.
+    pub fn open(path: &Path) -> Result<DataDir, Error> {
+        let denied = |what: &str, error: io::Error| {
+            Error::new(ErrorKind::InvalidRequest, format!("the data directory {} cannot be {what}", path.display())).caused_by(error)
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| denied("made", error))?;
+        check(path)?;
+        let lock = path.join("lock");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock)
+            .map_err(|error| denied("locked", error))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut holder = String::new();
+            // Without a readable number the message is only less helpful.
+            let _ = file.read_to_string(&mut holder);
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("the data directory {} is in use by process {}; stop that one first", path.display(), holder.trim()),
+            ));
+        }
+        let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+        written.map_err(|error| denied("locked", error))?;
+        let format = path.join("FORMAT");
+        if !format.exists() {
+            std::fs::write(&format, format!("{MARKER}{FORMAT}\n")).map_err(|error| denied("marked", error))?;
+        }
+        Ok(DataDir { path: path.to_owned(), _lock: file })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Deletes a data directory with everything in it; nothing to do when there is none.
+    ///
+    /// # Errors
+    /// `InvalidRequest` when it is not ours, `Busy` when it is in use.
+    pub fn wipe(path: &Path) -> Result<(), Error> {
+        if !path.exists() {
+            return Ok(());
+        }
+        let held = DataDir::open(path)?;
+        std::fs::remove_dir_all(held.path()).map_err(|error| {
+            Error::new(ErrorKind::Internal, format!("the data directory {} cannot be deleted", path.display())).caused_by(error)
+        })
+    }
+}
+
+/// Refuses a directory that is not ours or of another format. Changes nothing.
+fn check(path: &Path) -> Result<(), Error> {
+    let refuse = |why: String| Err(Error::new(ErrorKind::InvalidRequest, format!("{} {why}", path.display())));
+    match std::fs::read_to_string(path.join("FORMAT")) {
+        Ok(text) => match text.trim().strip_prefix(MARKER).and_then(|number| number.parse::<u32>().ok()) {
+            Some(FORMAT) => Ok(()),
+            Some(found) => refuse(format!(
+                "has data of format {found}, this program uses {FORMAT}: use the helio that wrote it (nothing was changed)"
+            )),
+            None => refuse("has a FORMAT file that is not Heliotrope's: choose another directory".into()),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // `identity` and `lock` are what starting a node may leave before the marker is written.
+            let foreign = std::fs::read_dir(path)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.file_name())
+                .find(|name| name != "identity" && name != "lock");
+            match foreign {
+                None => Ok(()),
+                Some(name) => refuse(format!(
+                    "holds other files ({}): choose an empty or new directory",
+                    name.to_string_lossy()
+                )),
+            }
+        }
+        Err(error) => refuse(format!("cannot be read: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_used_by_one_at_a_time() {
+        let root = tempfile::tempdir().expect("a directory");
+        let path = root.path().join("data");
+        let held = DataDir::open(&path).expect("is made");
+        let error = DataDir::open(&path).expect_err("in use");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        drop(held);
+        DataDir::open(&path).expect("is free again");
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_and_left_untouched() {
+        let root = tempfile::tempdir().expect("a directory");
+        std::fs::write(root.path().join("FORMAT"), "heliotrope 2\n").expect("is written");
+        let error = DataDir::open(root.path()).expect_err("newer");
+        assert!(error.to_string().contains("format 2"), "{error}");
+        assert!(DataDir::wipe(root.path()).is_err());
+        assert_eq!(std::fs::read_dir(root.path()).expect("lists").count(), 1, "untouched");
+    }
+
+    #[test]
+    fn a_directory_with_other_files_is_not_ours() {
+        let root = tempfile::tempdir().expect("a directory");
+        std::fs::write(root.path().join("thesis.tex"), "years of work").expect("is written");
+        assert!(DataDir::open(root.path()).expect_err("foreign").to_string().contains("thesis.tex"));
+        assert!(DataDir::wipe(root.path()).is_err());
+        assert!(root.path().join("thesis.tex").exists());
+    }
+}

@@ -1,0 +1,125 @@
+//! The seam to the disk: one engine per shard, completion-based, used from one thread.
+//!
+//! An engine owns a directory of flat files and carries out aligned reads, writes and syncs on them. A buffer
+//! moves into its operation and comes back with its completion, so nothing can free what the kernel still
+//! writes. Engines decide nothing: no retries of failed operations, no caching, no ordering between operations
+//! under way. Implementations: io_uring ([`uring`]), threads and system calls ([`std`]), and a simulated disk
+//! ([`sim`]); one conformance suite runs on all three.
+
+use ::std::fmt;
+use ::std::io;
+use ::std::path::Path;
+use ::std::sync::Arc;
+use ::std::time::Duration;
+
+use crate::shard::handle::Doorbell;
+use buffer::AlignedBuffer;
+
+pub mod buffer;
+#[cfg(test)]
+mod conformance;
+pub mod sim;
+pub mod std;
+pub mod uring;
+
+/// Offsets, lengths and buffers of direct I/O are multiples of this; the block size, and no device here asks for more.
+pub const ALIGNMENT: usize = 4096;
+
+/// An open file of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub u32);
+
+/// What an operation does.
+#[derive(Debug)]
+pub enum IoKind {
+    /// Fills the whole buffer from `offset`.
+    Read { offset: u64, buffer: AlignedBuffer },
+    /// Writes the whole buffer at `offset`; with `durable` it is on stable storage at completion.
+    Write { offset: u64, buffer: AlignedBuffer, durable: bool },
+    /// Makes durable every write of the file that completed before this was submitted.
+    Sync,
+    /// Makes the file `name` of `size` zero bytes, written through and synced, replacing nothing. `file` is ignored.
+    Create { name: String, size: u64 },
+}
+
+/// An operation.
+#[derive(Debug)]
+pub struct IoOp {
+    /// Comes back with the completion.
+    pub token: u64,
+    /// On which file.
+    pub file: FileId,
+    /// What.
+    pub kind: IoKind,
+}
+
+/// A finished operation. The buffer comes back whether or not it succeeded.
+#[derive(Debug)]
+pub struct IoCompletion {
+    /// The operation's token.
+    pub token: u64,
+    /// Whether it was carried out whole.
+    pub result: io::Result<()>,
+    /// The operation's buffer, if it had one.
+    pub buffer: Option<AlignedBuffer>,
+}
+
+/// A disk, as a shard uses it. Dropping it waits for the operations under way.
+pub trait IoEngine: fmt::Debug + Send {
+    /// The files of the directory with their sizes, sorted by name. Blocks; used at start.
+    fn list(&mut self) -> io::Result<Vec<(String, u64)>>;
+
+    /// Opens an existing file for direct reading and writing. Blocks briefly.
+    fn open(&mut self, name: &str) -> io::Result<FileId>;
+
+    /// Closes and deletes a file; nothing may be under way on it. Blocks briefly.
+    fn remove(&mut self, name: &str, file: Option<FileId>) -> io::Result<()>;
+
+    /// Starts an operation. Completions come from [`wait`](Self::wait) in any order.
+    ///
+    /// # Panics
+    /// If offset or buffer is not aligned: that is a mistake of ours.
+    fn submit(&mut self, op: IoOp);
+
+    /// Collects completions; if there are none, sleeps until there is one, the doorbell rings or `timeout` passes.
+    fn wait(&mut self, timeout: Duration, completions: &mut Vec<IoCompletion>) -> io::Result<()>;
+
+    /// Ends a sleep in [`wait`](Self::wait) from any thread; a ring before the sleep is not lost.
+    fn doorbell(&self) -> Arc<dyn Doorbell>;
+}
+
+/// Which engine to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// io_uring where the kernel allows it, else threads.
+    #[default]
+    Auto,
+    /// io_uring, or fail.
+    Uring,
+    /// Threads and system calls.
+    Std,
+}
+
+/// Opens an engine on `directory`, which must exist.
+///
+/// # Errors
+/// When io_uring was demanded and is not to be had, or the directory cannot be used.
+pub fn open_engine(kind: EngineKind, directory: &Path) -> io::Result<Box<dyn IoEngine>> {
+    match kind {
+        EngineKind::Std => Ok(Box::new(std::StdEngine::open(directory)?)),
+        EngineKind::Uring => Ok(Box::new(uring::UringEngine::open(directory)?)),
+        EngineKind::Auto => match uring::UringEngine::open(directory) {
+            Ok(engine) => Ok(Box::new(engine)),
+            Err(error) => {
+                tracing::warn!(%error, "io_uring is not available (kernel.io_uring_disabled or a seccomp profile?): using threads");
+                Ok(Box::new(std::StdEngine::open(directory)?))
+            }
+        },
+    }
+}
+
+fn assert_aligned(offset: u64, buffer: &AlignedBuffer) {
+    assert!(offset.is_multiple_of(ALIGNMENT as u64), "offset {offset} is not aligned");
+    assert!(!buffer.is_empty(), "an operation moves at least one block");
+}

@@ -1,0 +1,324 @@
+//! The io_uring engine: one ring per shard thread, no thread hops on the data path.
+//!
+//! Rules of the ring (io_uring(7), and `docs/decisions/0004`): a buffer belongs to the kernel from submission
+//! to completion, so operations live in a slab until then; an operation that came back short is finished by
+//! another; `EINTR` and `EAGAIN` are tried again; every other failure is the caller's. The doorbell is an
+//! eventfd that the ring reads; it is written only while the shard sleeps.
+
+#![expect(unsafe_code, reason = "submission hands pointers to the kernel; the only other place is io::buffer")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use io_uring::{IoUring, opcode, types};
+
+use super::buffer::AlignedBuffer;
+use super::std::{Files, create_zeroed, list};
+use super::{FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
+use crate::shard::handle::Doorbell;
+
+/// Entries of the ring. More operations than this wait in a queue of ours.
+const ENTRIES: u32 = 256;
+
+/// The token of the doorbell's read; slab indices stay far below.
+const DOORBELL: u64 = u64::MAX;
+
+/// The io_uring engine.
+pub struct UringEngine {
+    directory: PathBuf,
+    ring: IoUring,
+    files: Files,
+    slab: Vec<Option<Pending>>,
+    free: Vec<usize>,
+    under_way: usize,
+    /// Operations that found the ring full.
+    backlog: std::collections::VecDeque<usize>,
+    bell: Arc<EventBell>,
+    bell_buffer: Box<u64>,
+    bell_armed: bool,
+    /// Files are made by threads: it is rare, long, and blocks.
+    created: Receiver<IoCompletion>,
+    created_sender: Sender<IoCompletion>,
+}
+
+/// An operation between submission and completion.
+struct Pending {
+    token: u64,
+    file: FileId,
+    kind: IoKind,
+    /// Bytes done so far.
+    done: usize,
+}
+
+impl std::fmt::Debug for UringEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "UringEngine({}, {} under way)", self.directory.display(), self.under_way)
+    }
+}
+
+impl UringEngine {
+    /// An engine on `directory`.
+    ///
+    /// # Errors
+    /// When the kernel refuses a ring.
+    pub fn open(directory: &Path) -> io::Result<UringEngine> {
+        let ring = IoUring::builder()
+            .setup_coop_taskrun()
+            .setup_single_issuer()
+            .build(ENTRIES)
+            .or_else(|_| IoUring::new(ENTRIES))?;
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        let (created_sender, created) = channel();
+        Ok(UringEngine {
+            directory: directory.to_owned(),
+            ring,
+            files: Files::default(),
+            slab: Vec::new(),
+            free: Vec::new(),
+            under_way: 0,
+            backlog: std::collections::VecDeque::new(),
+            bell: Arc::new(EventBell { event, sleeping: AtomicBool::new(false), rung: AtomicBool::new(false) }),
+            bell_buffer: Box::new(0),
+            bell_armed: false,
+            created,
+            created_sender,
+        })
+    }
+
+    fn enqueue(&mut self, index: usize) {
+        let pending = self.slab[index].as_mut().expect("enqueued operations are in the slab");
+        let done = pending.done;
+        let file = types::Fd(self.files.get(pending.file).as_raw_fd());
+        let entry = match &mut pending.kind {
+            IoKind::Read { offset, buffer } => {
+                let rest = &mut buffer[done..];
+                opcode::Read::new(file, rest.as_mut_ptr(), rest.len() as u32).offset(*offset + done as u64).build()
+            }
+            IoKind::Write { offset, buffer, durable } => {
+                let rest = &buffer[done..];
+                let flags = if *durable { rustix::io::ReadWriteFlags::DSYNC.bits() as i32 } else { 0 };
+                opcode::Write::new(file, rest.as_ptr(), rest.len() as u32)
+                    .offset(*offset + done as u64)
+                    .rw_flags(flags)
+                    .build()
+            }
+            IoKind::Sync => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+            IoKind::Create { .. } => unreachable!("files are made by threads"),
+        };
+        let entry = entry.user_data(index as u64);
+        // SAFETY: the buffer lives in the slab, unmoved on the heap, until the completion of this index is seen; the
+        // file stays open because the shard removes no file with an operation under way.
+        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.backlog.push_back(index);
+        }
+    }
+
+    fn arm_doorbell(&mut self) {
+        if self.bell_armed {
+            return;
+        }
+        let event = types::Fd(self.bell.event.as_raw_fd());
+        let entry =
+            opcode::Read::new(event, std::ptr::from_mut(&mut *self.bell_buffer).cast(), 8).build().user_data(DOORBELL);
+        // SAFETY: the eight bytes are boxed in the engine, which waits for the read before it goes (`drop`).
+        self.bell_armed = unsafe { self.ring.submission().push(&entry) }.is_ok();
+    }
+
+    fn reap(&mut self, completions: &mut Vec<IoCompletion>) {
+        let finished: Vec<(u64, i32)> =
+            self.ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
+        for (token, result) in finished {
+            if token == DOORBELL {
+                self.bell_armed = false;
+            } else {
+                self.finish(token as usize, result, completions);
+            }
+        }
+        while let Some(index) = self.backlog.pop_front() {
+            let waiting = self.backlog.len();
+            self.enqueue(index);
+            if self.backlog.len() > waiting {
+                // Still full: it went to the back; keep the order of the others behind it.
+                self.backlog.rotate_right(1);
+                break;
+            }
+        }
+        while let Ok(completion) = self.created.try_recv() {
+            self.under_way -= 1;
+            completions.push(completion);
+        }
+    }
+
+    fn finish(&mut self, index: usize, result: i32, completions: &mut Vec<IoCompletion>) {
+        let pending = self.slab[index].as_mut().expect("a completion belongs to an operation under way");
+        let length = match &pending.kind {
+            IoKind::Read { buffer, .. } | IoKind::Write { buffer, .. } => buffer.len(),
+            IoKind::Sync | IoKind::Create { .. } => 0,
+        };
+        let outcome = if result < 0 {
+            let error = io::Error::from_raw_os_error(-result);
+            match error.kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => return self.enqueue(index),
+                _ => Err(error),
+            }
+        } else {
+            pending.done += result as usize;
+            match &pending.kind {
+                IoKind::Sync => Ok(()),
+                _ if pending.done == length => Ok(()),
+                _ if result == 0 => {
+                    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before the operation"))
+                }
+                _ => return self.enqueue(index),
+            }
+        };
+        let pending = self.slab[index].take().expect("looked at above");
+        self.free.push(index);
+        self.under_way -= 1;
+        let buffer = match pending.kind {
+            IoKind::Read { buffer, .. } | IoKind::Write { buffer, .. } => Some(buffer),
+            IoKind::Sync | IoKind::Create { .. } => None,
+        };
+        completions.push(IoCompletion { token: pending.token, result: outcome, buffer });
+    }
+
+    fn create(&mut self, token: u64, name: String, size: u64) {
+        let (directory, done, bell) = (self.directory.clone(), self.created_sender.clone(), self.bell.clone());
+        self.under_way += 1;
+        let made = std::thread::Builder::new().name("helio-segment".into()).spawn(move || {
+            let result = create_zeroed(&directory, &name, size);
+            // The engine waits for what is under way before it goes, so the receiver is there.
+            let _ = done.send(IoCompletion { token, result, buffer: None });
+            bell.ring();
+        });
+        if let Err(error) = made {
+            let _ = self.created_sender.send(IoCompletion { token, result: Err(error), buffer: None });
+        }
+    }
+
+    /// Submits what is queued and sleeps until something completes, at most `timeout`.
+    fn sleep(&mut self, timeout: Duration) -> io::Result<()> {
+        let time = types::Timespec::new().sec(timeout.as_secs()).nsec(timeout.subsec_nanos());
+        let arguments = types::SubmitArgs::new().timespec(&time);
+        match self.ring.submitter().submit_with_args(1, &arguments) {
+            Ok(_) => Ok(()),
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc_errno::ETIME | libc_errno::EINTR | libc_errno::EBUSY)) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The three errno values that end a sleep without harm (errno(3), Linux).
+mod libc_errno {
+    pub(super) const EINTR: i32 = 4;
+    pub(super) const EBUSY: i32 = 16;
+    pub(super) const ETIME: i32 = 62;
+}
+
+impl IoEngine for UringEngine {
+    fn list(&mut self) -> io::Result<Vec<(String, u64)>> {
+        list(&self.directory)
+    }
+
+    fn open(&mut self, name: &str) -> io::Result<FileId> {
+        self.files.open(&self.directory.join(name))
+    }
+
+    fn remove(&mut self, name: &str, file: Option<FileId>) -> io::Result<()> {
+        if let Some(file) = file {
+            self.files.close(file);
+        }
+        std::fs::remove_file(self.directory.join(name))
+    }
+
+    fn submit(&mut self, op: IoOp) {
+        match &op.kind {
+            IoKind::Read { offset, buffer } | IoKind::Write { offset, buffer, .. } => assert_aligned(*offset, buffer),
+            IoKind::Sync => {}
+            IoKind::Create { name, size } => return self.create(op.token, name.clone(), *size),
+        }
+        let pending = Pending { token: op.token, file: op.file, kind: op.kind, done: 0 };
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slab.push(None);
+            self.slab.len() - 1
+        });
+        self.slab[index] = Some(pending);
+        self.under_way += 1;
+        self.enqueue(index);
+    }
+
+    fn wait(&mut self, timeout: Duration, completions: &mut Vec<IoCompletion>) -> io::Result<()> {
+        self.arm_doorbell();
+        self.bell.sleeping.store(true, Ordering::SeqCst);
+        let rung = self.bell.rung.swap(false, Ordering::SeqCst);
+        let slept = if rung || timeout.is_zero() { self.ring.submit().map(drop) } else { self.sleep(timeout) };
+        self.bell.sleeping.store(false, Ordering::SeqCst);
+        self.bell.rung.store(false, Ordering::SeqCst);
+        slept?;
+        self.reap(completions);
+        Ok(())
+    }
+
+    fn doorbell(&self) -> Arc<dyn Doorbell> {
+        self.bell.clone()
+    }
+}
+
+impl Drop for UringEngine {
+    fn drop(&mut self) {
+        // The kernel may still write into our buffers: wait, also for the doorbell's read.
+        self.bell.wake();
+        let mut completions = Vec::new();
+        while self.under_way > 0 || self.bell_armed {
+            if self.sleep(Duration::from_millis(100)).is_err() {
+                // A ring that cannot be waited for: leak what it may still use rather than free it under the kernel.
+                std::mem::forget(std::mem::take(&mut self.slab));
+                std::mem::forget(std::mem::replace(&mut self.bell_buffer, Box::new(0)));
+                return;
+            }
+            self.reap(&mut completions);
+        }
+    }
+}
+
+/// An eventfd that the ring reads.
+///
+/// The flag saves the system call while the shard is awake. It loses no ring: the shard says that it sleeps before
+/// it looks at `rung`, the ringer sets `rung` before it looks at `sleeping`, all in one order (SeqCst), so
+/// at least one of them sees the other. The shard looks at its queue after every [`IoEngine::wait`].
+struct EventBell {
+    event: OwnedFd,
+    sleeping: AtomicBool,
+    rung: AtomicBool,
+}
+
+impl EventBell {
+    fn wake(&self) {
+        // Fails only when the counter is at its limit, and then the reader is awake anyway.
+        let _ = rustix::io::write(self.event.as_fd(), &1u64.to_ne_bytes());
+    }
+}
+
+impl Doorbell for EventBell {
+    fn ring(&self) {
+        self.rung.store(true, Ordering::SeqCst);
+        if self.sleeping.load(Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+}
+
+// The buffer type is only moved here; naming it keeps the slab's contents obvious to a reader.
+const _: fn(Pending) -> Option<AlignedBuffer> = |pending| match pending.kind {
+    IoKind::Read { buffer, .. } | IoKind::Write { buffer, .. } => Some(buffer),
+    IoKind::Sync | IoKind::Create { .. } => None,
+};

@@ -1,0 +1,155 @@
+//! The segment log of a shard: append-only records in pre-written, recycled files. The log *is* the data.
+//!
+//! [`record`] is the format, [`segment`] the files, [`writer`] gathers entries into appends and syncs,
+//! [`recovery`] replays. What holds:
+//!
+//! - an append is reported done only when every earlier one is, so what was acked is a prefix of the log;
+//! - a sync reported done covers every append that was reported done before it was asked for;
+//! - after a failed write or sync the log takes nothing more until it is opened again (fsync failures cannot be
+//!   retried: the kernel may have dropped the pages, see Rebello et al., "Can Applications Recover from fsync
+//!   Failures?", USENIX ATC 2020).
+//!
+//! The log knows nothing of volumes beyond what its entries say; which segments are still needed is told from above.
+
+use bytes::Bytes;
+
+use crate::io::buffer::AlignedBuffer;
+
+pub mod record;
+pub mod recovery;
+pub mod segment;
+pub mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use record::Entry;
+pub use writer::Log;
+
+/// How a log is laid out. Settings, fixed for the life of a data directory except where noted.
+#[derive(Clone, Debug)]
+pub struct LogSettings {
+    /// Size of a segment file in bytes; may change between starts, old files keep theirs. Larger segments cost less
+    /// bookkeeping, smaller ones come free sooner.
+    pub segment_bytes: u64,
+    /// Prepared segments kept ready beyond the one in use. More of them ride out longer bursts.
+    pub spare_segments: usize,
+    /// Most bytes of segment files; `None` leaves it to the file system. When reached, writes fail with
+    /// [`LogError::OutOfSpace`] until segments come free.
+    pub capacity_bytes: Option<u64>,
+}
+
+impl Default for LogSettings {
+    fn default() -> LogSettings {
+        LogSettings { segment_bytes: 64 << 20, spare_segments: 2, capacity_bytes: None }
+    }
+}
+
+/// Where the next record goes, and what it must continue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct LogPosition {
+    /// The generation of the segment: rises with every segment taken into use.
+    pub generation: u64,
+    /// The segment's number.
+    pub segment: u32,
+    /// The block within it.
+    pub block: u32,
+    /// The sequence number of the next record.
+    pub sequence: u64,
+    /// The header checksum of the record before.
+    pub chain: u32,
+}
+
+/// What the log could not do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    /// No segment has room and none can be made.
+    #[error("no segment is free and the data directory has no room for another")]
+    OutOfSpace,
+    /// A write or sync failed earlier.
+    #[error("{0}")]
+    Poisoned(String),
+    /// The file system or device failed.
+    #[error("{0}")]
+    Io(String),
+    /// The files are not what a log can be.
+    #[error("segment {segment} is corrupt at block {block}: {reason}")]
+    Corrupt {
+        /// The segment's number.
+        segment: u32,
+        /// The block within it.
+        block: u32,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Where an entry's data lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// The segment.
+    pub segment: u32,
+    /// The first data block; means nothing for entries without data.
+    pub first_block: u32,
+    /// Whether the append is durable already.
+    pub durable: bool,
+}
+
+/// Something the log was asked for is done.
+#[derive(Debug)]
+pub enum Event {
+    /// An append, in the order of the appends.
+    Appended {
+        /// The ticket it was asked with.
+        ticket: u64,
+        /// Where it is.
+        result: Result<Placed, LogError>,
+    },
+    /// A sync.
+    Synced {
+        /// The ticket it was asked with.
+        ticket: u64,
+        /// Whether everything appended before it was asked for is durable.
+        result: Result<(), LogError>,
+    },
+    /// A read.
+    Read {
+        /// The ticket it was asked with.
+        ticket: u64,
+        /// The blocks.
+        result: Result<AlignedBuffer, LogError>,
+    },
+}
+
+/// An entry found at recovery.
+#[derive(Debug)]
+pub struct Replayed {
+    /// The entry.
+    pub entry: Entry,
+    /// The segment of its data.
+    pub segment: u32,
+    /// The first block of its data.
+    pub first_block: u32,
+}
+
+/// What is known of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// Its number.
+    pub segment: u32,
+    /// When it was taken into use; 0 for never.
+    pub generation: u64,
+    /// Whether appends go there now.
+    pub active: bool,
+    /// Whether it waits to be used (again).
+    pub free: bool,
+}
+
+/// An entry on its way: with its data and what to say when it is done.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) entry: Entry,
+    pub(crate) data: Vec<Bytes>,
+    pub(crate) durable: bool,
+    pub(crate) ticket: u64,
+}

@@ -1,0 +1,269 @@
+//! The record: one append, many entries, their data behind them. The codec is pure.
+//!
+//! ```text
+//! ┌ header: 40 bytes ┬ entries (postcard) ┬ zero padding to a block ┬ data blocks, 4 KiB each ┐
+//! ```
+//!
+//! A record belongs where it lies only if its generation, sequence and chain fit: segments are recycled without
+//! being wiped, and the chain (the checksum of the record before) keeps a cut tail from coming back behind new
+//! records. The offsets are in `docs/format-log.md`.
+
+use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
+use serde::{Deserialize, Serialize};
+
+use crate::io::buffer::AlignedBuffer;
+use crate::propagation::manifest::Manifest;
+
+/// Marks a record header.
+pub const RECORD_MAGIC: [u8; 4] = *b"HELR";
+/// The version this code writes, and the only one it reads.
+pub const RECORD_VERSION: u16 = 1;
+/// Bytes of the fixed header.
+pub const HEADER_BYTES: usize = 40;
+/// Most bytes of a record's header and entries: a manifest of [`MANIFEST_BLOCKS_MAX`] lone blocks fits.
+pub const ENTRIES_BYTES_MAX: usize = 1 << 20;
+/// Most data blocks of a record: two mebibytes, so that one append does not hold up those behind it.
+pub const DATA_BLOCKS_MAX: u32 = 512;
+/// Most changed blocks in one manifest entry; who has more splits the manifest.
+pub const MANIFEST_BLOCKS_MAX: u32 = 16_384;
+
+const BLOCK: usize = BLOCK_SIZE as usize;
+
+/// What is recorded. New kinds go at the end; old ones never change (`docs/format-log.md`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entry {
+    /// The owner wrote these blocks; data follows.
+    Write { volume: VolumeId, lsn: Lsn, start: BlockIndex, checksums: Vec<u32> },
+    /// The owner zeroed these blocks.
+    Zero { volume: VolumeId, lsn: Lsn, start: BlockIndex, count: u32 },
+    /// Blocks in these versions came from another node; data follows.
+    Received { volume: VolumeId, blocks: Vec<(BlockIndex, Lsn, u32)> },
+    /// The owner told what changed; with `seal`, everything known becomes the delta to apply next.
+    Manifest { volume: VolumeId, manifest: Manifest, seal: bool },
+    /// The sealed delta was applied.
+    Applied { volume: VolumeId, to: Lsn },
+    /// This node became owner or replica.
+    Role { volume: VolumeId, epoch: Epoch, owner: bool },
+    /// The volume came to this node.
+    Opened { volume: VolumeId, size: VolumeSize },
+    /// The volume left this node.
+    Deleted { volume: VolumeId },
+}
+
+impl Entry {
+    /// How many data blocks belong to the entry.
+    #[must_use]
+    pub fn data_blocks(&self) -> u32 {
+        match self {
+            Entry::Write { checksums, .. } => checksums.len() as u32,
+            Entry::Received { blocks, .. } => blocks.len() as u32,
+            _ => 0,
+        }
+    }
+
+    /// The checksum of each of its data blocks, in order.
+    fn checksums(&self) -> Vec<u32> {
+        match self {
+            Entry::Write { checksums, .. } => checksums.clone(),
+            Entry::Received { blocks, .. } => blocks.iter().map(|(_, _, checksum)| *checksum).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The fixed part of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The generation of the segment it was written to.
+    pub generation: u64,
+    /// Its number in the log.
+    pub sequence: u64,
+    /// The checksum of the record before.
+    pub chain: u32,
+    /// Bytes of the encoded entries.
+    pub entries_bytes: u32,
+    /// Its own checksum: over header and entries.
+    pub checksum: u32,
+}
+
+impl Header {
+    /// Blocks that header and entries take.
+    #[must_use]
+    pub fn blocks(&self) -> u32 {
+        (HEADER_BYTES + self.entries_bytes as usize).div_ceil(BLOCK) as u32
+    }
+}
+
+/// Why bytes are not the record that was expected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Not a record, or one of another life of the segment: the log ends here.
+    #[error("no record of this log begins here")]
+    NotHere,
+    /// A record begins here and is not whole: the log ends here too.
+    #[error("the record is torn: {0}")]
+    Torn(&'static str),
+    /// Written by a newer program.
+    #[error("the record has format {found}, this program reads {RECORD_VERSION}: use the newer program")]
+    Version {
+        /// What the record says.
+        found: u16,
+    },
+}
+
+/// Lays out a record in an aligned buffer with room for `prefix_blocks` in front and the data behind.
+/// Returns the buffer, the first data block relative to the record, and the checksum for the chain.
+#[must_use]
+pub fn encode(
+    generation: u64,
+    sequence: u64,
+    chain: u32,
+    entries: &[&Entry],
+    data_blocks: u32,
+    prefix_blocks: u32,
+) -> (AlignedBuffer, u32, u32) {
+    let body = postcard::to_stdvec(entries).expect("entries are plain data");
+    assert!(body.len() <= ENTRIES_BYTES_MAX, "{} bytes of entries are over the limit", body.len());
+    let header_blocks = (HEADER_BYTES + body.len()).div_ceil(BLOCK) as u32;
+    let total = (prefix_blocks + header_blocks + data_blocks) as usize * BLOCK;
+    let mut buffer = AlignedBuffer::zeroed(total);
+    let record = &mut buffer[prefix_blocks as usize * BLOCK..];
+    record[0..4].copy_from_slice(&RECORD_MAGIC);
+    record[4..6].copy_from_slice(&RECORD_VERSION.to_le_bytes());
+    record[8..16].copy_from_slice(&generation.to_le_bytes());
+    record[16..24].copy_from_slice(&sequence.to_le_bytes());
+    record[24..28].copy_from_slice(&chain.to_le_bytes());
+    record[28..32].copy_from_slice(&(body.len() as u32).to_le_bytes());
+    record[HEADER_BYTES..HEADER_BYTES + body.len()].copy_from_slice(&body);
+    let checksum = checksum(record, body.len());
+    record[32..36].copy_from_slice(&checksum.to_le_bytes());
+    (buffer, header_blocks, checksum)
+}
+
+/// The record's checksum: over what stands before it, and the entries.
+fn checksum(record: &[u8], entries_bytes: usize) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&record[..32]);
+    hasher.update(&record[HEADER_BYTES..HEADER_BYTES + entries_bytes]);
+    hasher.finalize()
+}
+
+/// Reads the fixed header at the start of `block`, if it is the one expected there. The checksum is not
+/// verified yet: that needs the entries ([`decode_entries`]).
+///
+/// # Errors
+/// As [`RecordError`] says; never panics, whatever the bytes.
+pub fn decode_header(block: &[u8], generation: u64, sequence: u64, chain: u32) -> Result<Header, RecordError> {
+    let field = |range: std::ops::Range<usize>| block.get(range).ok_or(RecordError::NotHere);
+    let u32_at = |at: usize| field(at..at + 4).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")));
+    let u64_at = |at: usize| field(at..at + 8).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")));
+    if field(0..4)? != RECORD_MAGIC {
+        return Err(RecordError::NotHere);
+    }
+    let header = Header {
+        generation: u64_at(8)?,
+        sequence: u64_at(16)?,
+        chain: u32_at(24)?,
+        entries_bytes: u32_at(28)?,
+        checksum: u32_at(32)?,
+    };
+    if header.generation != generation || header.sequence != sequence || header.chain != chain {
+        return Err(RecordError::NotHere);
+    }
+    // After the identity, so that a stale record of another version is not mistaken for a newer program's.
+    let version = u16::from_le_bytes(field(4..6)?.try_into().expect("two bytes"));
+    if version != RECORD_VERSION {
+        return Err(RecordError::Version { found: version });
+    }
+    if header.entries_bytes as usize > ENTRIES_BYTES_MAX {
+        return Err(RecordError::Torn("more entries than a record may have"));
+    }
+    Ok(header)
+}
+
+/// Reads the entries of a record whose header is `header`; `record` holds its header blocks.
+///
+/// # Errors
+/// `Torn` when the checksum does not fit or the entries cannot be read.
+pub fn decode_entries(header: &Header, record: &[u8]) -> Result<Vec<Entry>, RecordError> {
+    let entries_bytes = header.entries_bytes as usize;
+    if record.len() < HEADER_BYTES + entries_bytes {
+        return Err(RecordError::Torn("it ends within its entries"));
+    }
+    if checksum(record, entries_bytes) != header.checksum {
+        return Err(RecordError::Torn("its checksum does not fit"));
+    }
+    let entries: Vec<Entry> = postcard::from_bytes(&record[HEADER_BYTES..HEADER_BYTES + entries_bytes])
+        .map_err(|_| RecordError::Torn("its entries cannot be read"))?;
+    let blocks: u64 = entries.iter().map(|entry| u64::from(entry.data_blocks())).sum();
+    if blocks > u64::from(DATA_BLOCKS_MAX) {
+        return Err(RecordError::Torn("more data than a record may have"));
+    }
+    Ok(entries)
+}
+
+/// Checks the data of `entries` against their checksums.
+#[must_use]
+pub fn data_fits(entries: &[Entry], data: &[u8]) -> bool {
+    let checksums = entries.iter().flat_map(Entry::checksums);
+    let mut blocks = data.chunks_exact(BLOCK);
+    checksums.into_iter().all(|checksum| blocks.next().is_some_and(|block| crc32fast::hash(block) == checksum))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn write() -> Entry {
+        let checksums = vec![crc32fast::hash(&[7; BLOCK]), crc32fast::hash(&[8; BLOCK])];
+        Entry::Write { volume: VolumeId(3), lsn: Lsn::new(Epoch(1), 9), start: BlockIndex(5), checksums }
+    }
+
+    #[test]
+    fn a_record_reads_back_what_was_laid_out() {
+        let entries =
+            [write(), Entry::Zero { volume: VolumeId(3), lsn: Lsn::new(Epoch(1), 10), start: BlockIndex(1), count: 4 }];
+        let (mut buffer, data, checksum) = encode(4, 77, 0xabcd, &[&entries[0], &entries[1]], 2, 1);
+        assert_eq!(data, 1);
+        let at = (1 + data) as usize * BLOCK;
+        buffer[at..at + BLOCK].fill(7);
+        buffer[at + BLOCK..].fill(8);
+        let record = &buffer[BLOCK..];
+        let header = decode_header(record, 4, 77, 0xabcd).expect("the header");
+        assert_eq!((header.checksum, header.blocks()), (checksum, 1));
+        assert_eq!(decode_entries(&header, record).expect("the entries"), entries);
+        assert!(data_fits(&entries, &record[BLOCK..]));
+        assert!(!data_fits(&entries, &record[BLOCK..2 * BLOCK]), "a block is missing");
+    }
+
+    #[test]
+    fn a_record_of_another_life_of_the_segment_is_not_here() {
+        let (buffer, _, _) = encode(4, 77, 1, &[&write()], 2, 0);
+        for (generation, sequence, chain) in [(5, 77, 1), (4, 78, 1), (4, 77, 2)] {
+            assert_eq!(decode_header(&buffer, generation, sequence, chain), Err(RecordError::NotHere));
+        }
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        let entries = [write()];
+        let (buffer, _, _) = encode(4, 77, 1, &[&entries[0]], 2, 0);
+        let body = decode_header(&buffer, 4, 77, 1).expect("the header").entries_bytes as usize;
+        for at in 0..HEADER_BYTES + body {
+            let mut bytes = buffer.to_vec();
+            bytes[at] ^= 0x40;
+            let read = decode_header(&bytes, 4, 77, 1).and_then(|header| decode_entries(&header, &bytes));
+            assert!(read.is_err() || (36..HEADER_BYTES).contains(&at), "byte {at} flipped: {read:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            let _ = decode_header(&bytes, 1, 2, 3);
+            let header = Header { generation: 1, sequence: 2, chain: 3, entries_bytes: 100, checksum: 0 };
+            prop_assert!(decode_entries(&header, &bytes).is_err());
+        }
+    }
+}

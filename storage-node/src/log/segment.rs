@@ -1,0 +1,249 @@
+//! Segment files: numbered, written through once, taken into use under a rising generation, recycled.
+//!
+//! The pool knows every segment and which are free; it asks the engine for new ones ahead of need and never
+//! waits for them. A segment's first block says its number and generation; it is written together with the first
+//! record, so taking a segment into use costs no write of its own.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+use client_lib::BLOCK_SIZE;
+
+use super::{LogSettings, SegmentInfo};
+use crate::io::{FileId, IoEngine, IoKind, IoOp};
+
+/// Marks a segment's first block.
+const SEGMENT_MAGIC: [u8; 4] = *b"HELS";
+/// The format of segment headers.
+const SEGMENT_VERSION: u16 = 1;
+/// Blocks in front of a segment's first record.
+pub const SEGMENT_HEADER_BLOCKS: u32 = 1;
+/// Smallest segment: the largest record and the header must fit twice.
+pub const SEGMENT_BYTES_MIN: u64 = 8 << 20;
+
+/// A segment's first block, decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// The segment's number, equal to its file's.
+    pub segment: u32,
+    /// When it was taken into use.
+    pub generation: u64,
+}
+
+impl SegmentHeader {
+    /// Lays the header out at the start of `block`.
+    pub fn encode(self, block: &mut [u8]) {
+        block[0..4].copy_from_slice(&SEGMENT_MAGIC);
+        block[4..6].copy_from_slice(&SEGMENT_VERSION.to_le_bytes());
+        block[8..12].copy_from_slice(&self.segment.to_le_bytes());
+        block[16..24].copy_from_slice(&self.generation.to_le_bytes());
+        let checksum = crc32fast::hash(&block[..24]);
+        block[24..28].copy_from_slice(&checksum.to_le_bytes());
+    }
+
+    /// Reads a header; `None` for a segment that was never used or whose first write was torn.
+    ///
+    /// # Errors
+    /// The version found, when a newer program wrote it.
+    pub fn decode(block: &[u8]) -> Result<Option<SegmentHeader>, u16> {
+        let Some(header) = block.get(..28) else { return Ok(None) };
+        let u32_at = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
+        if header[..4] != SEGMENT_MAGIC || crc32fast::hash(&header[..24]) != u32_at(24) {
+            return Ok(None);
+        }
+        let version = u16::from_le_bytes([header[4], header[5]]);
+        if version != SEGMENT_VERSION {
+            return Err(version);
+        }
+        let generation = u64::from_le_bytes(header[16..24].try_into().expect("eight bytes"));
+        Ok(Some(SegmentHeader { segment: u32_at(8), generation }))
+    }
+}
+
+/// A segment file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    pub(super) file: FileId,
+    pub(super) blocks: u32,
+    pub(super) generation: u64,
+}
+
+/// All segment files.
+#[derive(Debug)]
+pub(super) struct Pool {
+    settings: LogSettings,
+    segments: BTreeMap<u32, Segment>,
+    free: VecDeque<u32>,
+    making: Option<u32>,
+    next_number: u32,
+    /// The newest generation seen in any header, also in segments that are free now: none is given out twice.
+    newest_generation: u64,
+    /// Why the last segment could not be made; `None` after a success or when something came free.
+    full: bool,
+}
+
+/// The file name of segment `number`.
+pub(super) fn file_name(number: u32) -> String {
+    format!("{number:08}.seg")
+}
+
+impl Pool {
+    /// Opens every segment file there is; which are in use is told later.
+    pub(super) fn open(engine: &mut dyn IoEngine, settings: LogSettings) -> io::Result<Pool> {
+        let mut segments = BTreeMap::new();
+        for (name, size) in engine.list()? {
+            let Some(number) = name.strip_suffix(".seg").and_then(|number| number.parse().ok()) else { continue };
+            let blocks = (size / u64::from(BLOCK_SIZE)) as u32;
+            segments.insert(number, Segment { file: engine.open(&name)?, blocks, generation: 0 });
+        }
+        let next_number = segments.last_key_value().map_or(1, |(number, _)| number + 1);
+        Ok(Pool {
+            settings,
+            segments,
+            free: VecDeque::new(),
+            making: None,
+            next_number,
+            newest_generation: 0,
+            full: false,
+        })
+    }
+
+    pub(super) fn get(&self, number: u32) -> Option<&Segment> {
+        self.segments.get(&number)
+    }
+
+    pub(super) fn numbers(&self) -> Vec<u32> {
+        self.segments.keys().copied().collect()
+    }
+
+    pub(super) fn set_generation(&mut self, number: u32, generation: u64) {
+        self.segments.get_mut(&number).expect("a segment that exists").generation = generation;
+        self.saw_generation(generation);
+    }
+
+    /// A header on disk says this generation, whether or not its segment is in use.
+    pub(super) fn saw_generation(&mut self, generation: u64) {
+        self.newest_generation = self.newest_generation.max(generation);
+    }
+
+    /// The newest generation ever given out, as far as the files tell.
+    pub(super) fn newest_generation(&self) -> u64 {
+        self.newest_generation
+    }
+
+    /// Takes a free segment into use under `generation`.
+    pub(super) fn take(&mut self, generation: u64) -> Option<(u32, Segment)> {
+        let number = self.free.pop_front()?;
+        self.set_generation(number, generation);
+        Some((number, self.segments[&number]))
+    }
+
+    /// A segment is not needed any more; more free ones than [`LogSettings::spare_segments`] are deleted.
+    pub(super) fn give_back(&mut self, engine: &mut dyn IoEngine, number: u32) -> io::Result<()> {
+        assert!(!self.free.contains(&number), "segment {number} is free already");
+        self.full = false;
+        let segment = *self.segments.get(&number).expect("a segment that exists");
+        let fits = u64::from(segment.blocks) * u64::from(BLOCK_SIZE) >= self.settings.segment_bytes;
+        if self.free.len() < self.settings.spare_segments.max(1) && fits {
+            self.free.push_back(number);
+            return Ok(());
+        }
+        self.segments.remove(&number);
+        engine.remove(&file_name(number), Some(segment.file))
+    }
+
+    /// Marks a segment as free at recovery.
+    pub(super) fn add_free(&mut self, number: u32) {
+        self.free.push_back(number);
+    }
+
+    /// Free segments at hand.
+    pub(super) fn free_count(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Whether no further segment can be made at present.
+    pub(super) fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Tries again to make segments after the file system was full.
+    pub(super) fn retry(&mut self) {
+        self.full = false;
+    }
+
+    /// Asks the engine for one more segment if fewer are free than should be. `token` comes back with its completion.
+    pub(super) fn make_ahead(&mut self, engine: &mut dyn IoEngine, token: u64) {
+        if self.making.is_some() || self.full || self.free.len() >= self.settings.spare_segments.max(1) {
+            return;
+        }
+        let held: u64 = self.segments.values().map(|segment| u64::from(segment.blocks) * u64::from(BLOCK_SIZE)).sum();
+        if self.settings.capacity_bytes.is_some_and(|capacity| held + self.settings.segment_bytes > capacity) {
+            self.full = true;
+            return;
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        self.making = Some(number);
+        let kind = IoKind::Create { name: file_name(number), size: self.settings.segment_bytes };
+        engine.submit(IoOp { token, file: FileId(0), kind });
+    }
+
+    /// Whether a segment is being made.
+    pub(super) fn is_making(&self) -> bool {
+        self.making.is_some()
+    }
+
+    /// The segment that was asked for is there, or not.
+    pub(super) fn made(&mut self, engine: &mut dyn IoEngine, result: io::Result<()>) {
+        let number = self.making.take().expect("a segment was being made");
+        match result.and_then(|()| engine.open(&file_name(number))) {
+            Ok(file) => {
+                let blocks = (self.settings.segment_bytes / u64::from(BLOCK_SIZE)) as u32;
+                self.segments.insert(number, Segment { file, blocks, generation: 0 });
+                self.free.push_back(number);
+            }
+            Err(error) => {
+                // Full or not, nothing is lost yet: writes go on in the segments that are there.
+                tracing::warn!(%error, segment = number, "no further segment can be made");
+                self.full = true;
+            }
+        }
+    }
+
+    pub(super) fn infos(&self, active: Option<u32>) -> Vec<SegmentInfo> {
+        let info = |(number, segment): (&u32, &Segment)| SegmentInfo {
+            segment: *number,
+            generation: segment.generation,
+            active: active == Some(*number),
+            free: self.free.contains(number),
+        };
+        self.segments.iter().map(info).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_reads_back_and_a_torn_one_is_none() {
+        let mut block = vec![0; BLOCK_SIZE as usize];
+        let header = SegmentHeader { segment: 7, generation: 9 };
+        header.encode(&mut block);
+        assert_eq!(SegmentHeader::decode(&block), Ok(Some(header)));
+        block[9] ^= 1;
+        assert_eq!(SegmentHeader::decode(&block), Ok(None));
+        assert_eq!(SegmentHeader::decode(&[0; 10]), Ok(None));
+    }
+
+    #[test]
+    fn a_newer_format_is_told_apart_from_garbage() {
+        let mut block = vec![0; BLOCK_SIZE as usize];
+        SegmentHeader { segment: 7, generation: 9 }.encode(&mut block);
+        block[4] = 2;
+        let checksum = crc32fast::hash(&block[..24]);
+        block[24..28].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(SegmentHeader::decode(&block), Err(2));
+    }
+}

@@ -1,0 +1,458 @@
+//! The log in use: group commit, ordered completion, syncs shared by all who wait.
+//!
+//! Entries queue until an append may start; what has gathered by then goes out as one record. With one writer that
+//! is one entry per record, with many it is many, without a timer. At most [`APPENDS_MAX`] appends are under way.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use client_lib::BLOCK_SIZE;
+
+use super::record::{DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, HEADER_BYTES, encode};
+use super::segment::{Pool, SEGMENT_HEADER_BLOCKS, SegmentHeader};
+use super::{Event, LogError, LogPosition, Placed, Queued, SegmentInfo};
+use crate::io::buffer::AlignedBuffer;
+use crate::io::{FileId, IoCompletion, IoEngine, IoKind, IoOp};
+use crate::shard::handle::Doorbell;
+
+/// Appends under way at once. Two keep the device busy while the next one gathers; more would only make records
+/// smaller.
+const APPENDS_MAX: usize = 2;
+
+/// Blocks of the last segment that only entries without data may use, so that TRIM, handover and shutdown work on
+/// a full disk. A mebibyte.
+const RESERVE_BLOCKS: u32 = 256;
+
+const BLOCK: usize = BLOCK_SIZE as usize;
+
+const TOKEN_KIND_SHIFT: u32 = 56;
+const TOKEN_APPEND: u64 = 1;
+const TOKEN_SYNC: u64 = 2;
+const TOKEN_READ: u64 = 3;
+const TOKEN_MAKE: u64 = 4;
+
+fn token(kind: u64, number: u64) -> u64 {
+    (kind << TOKEN_KIND_SHIFT) | number
+}
+
+/// An append under way.
+#[derive(Debug)]
+struct Flight {
+    position_after: LogPosition,
+    file: FileId,
+    segment: u32,
+    tickets: Vec<(u64, u32)>,
+    durable: bool,
+    done: bool,
+}
+
+/// The segment that appends go to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Active {
+    pub(super) segment: u32,
+    pub(super) file: FileId,
+    pub(super) blocks: u32,
+}
+
+/// The log of a shard. Used from the shard's thread alone.
+#[derive(Debug)]
+pub struct Log {
+    pub(super) engine: Box<dyn IoEngine>,
+    pub(super) pool: Pool,
+    pub(super) active: Option<Active>,
+    /// Where the next record will be laid out.
+    pub(super) next: LogPosition,
+    /// After the last append that was reported done.
+    pub(super) completed: LogPosition,
+    queue: VecDeque<Queued>,
+    queued_blocks: u32,
+    flights: VecDeque<Flight>,
+    dirty: BTreeSet<FileId>,
+    sync_waiters: Vec<u64>,
+    sync_flight: Option<SyncFlight>,
+    reads: HashMap<u64, u64>,
+    next_read: u64,
+    poisoned: Option<String>,
+    ready: Vec<Event>,
+    completions: Vec<IoCompletion>,
+}
+
+#[derive(Debug)]
+struct SyncFlight {
+    files: usize,
+    tickets: Vec<u64>,
+}
+
+impl Log {
+    /// A log that goes on at `position`. `dirty` are the files whose records may still be in the device's cache only.
+    pub(super) fn at(
+        engine: Box<dyn IoEngine>,
+        pool: Pool,
+        active: Option<Active>,
+        position: LogPosition,
+        dirty: BTreeSet<FileId>,
+    ) -> Log {
+        Log {
+            engine,
+            pool,
+            active,
+            next: position,
+            completed: position,
+            queue: VecDeque::new(),
+            queued_blocks: 0,
+            flights: VecDeque::new(),
+            dirty,
+            sync_waiters: Vec::new(),
+            sync_flight: None,
+            reads: HashMap::new(),
+            next_read: 0,
+            poisoned: None,
+            ready: Vec::new(),
+            completions: Vec::new(),
+        }
+    }
+
+    /// Queues `entry` with its data: whole blocks, as many as the entry says. Never blocks. [`Event::Appended`] brings
+    /// `ticket` back. With `durable` the append is made durable itself where that is the cheapest way; the event tells.
+    ///
+    /// # Errors
+    /// `OutOfSpace` or `Poisoned`: nothing was queued.
+    ///
+    /// # Panics
+    /// If data and entry do not fit each other or are over the limits of a record: the shard splits.
+    pub fn append(&mut self, entry: Entry, data: Vec<Bytes>, durable: bool, ticket: u64) -> Result<(), LogError> {
+        let bytes: usize = data.iter().map(Bytes::len).sum();
+        let blocks = entry.data_blocks();
+        assert_eq!(bytes, blocks as usize * BLOCK, "an entry of {blocks} blocks came with {bytes} bytes");
+        assert!(blocks <= DATA_BLOCKS_MAX, "an entry of {blocks} blocks is over the limit of a record");
+        if let Some(reason) = &self.poisoned {
+            return Err(LogError::Poisoned(reason.clone()));
+        }
+        let needed = blocks + entries_blocks(&entry);
+        if self.pool.is_full() && self.pool.free_count() == 0 {
+            let room = self.room().saturating_sub(self.queued_blocks);
+            let reserve = if blocks > 0 { RESERVE_BLOCKS } else { 0 };
+            if room < needed + reserve {
+                // Perhaps there is space by now: the next turn asks again.
+                self.pool.retry();
+                return Err(LogError::OutOfSpace);
+            }
+        }
+        self.queued_blocks += needed;
+        self.queue.push_back(Queued { entry, data, durable, ticket });
+        Ok(())
+    }
+
+    /// Asks for everything appended (reported done) so far to be durable; [`Event::Synced`] brings `ticket` back.
+    ///
+    /// # Errors
+    /// `Poisoned`.
+    pub fn sync(&mut self, ticket: u64) -> Result<(), LogError> {
+        if let Some(reason) = &self.poisoned {
+            return Err(LogError::Poisoned(reason.clone()));
+        }
+        if self.durable() {
+            self.ready.push(Event::Synced { ticket, result: Ok(()) });
+        } else {
+            self.sync_waiters.push(ticket);
+        }
+        Ok(())
+    }
+
+    /// Reads `count` neighbouring blocks of a segment; [`Event::Read`] brings `ticket` back. Verifying is the caller's.
+    ///
+    /// # Panics
+    /// If the segment does not exist: the caller's map points to nothing.
+    pub fn read(&mut self, segment: u32, first_block: u32, count: u32, ticket: u64) {
+        let file = self.pool.get(segment).unwrap_or_else(|| panic!("segment {segment} does not exist")).file;
+        let number = self.next_read;
+        self.next_read += 1;
+        self.reads.insert(number, ticket);
+        let kind = IoKind::Read {
+            offset: u64::from(first_block) * u64::from(BLOCK_SIZE),
+            buffer: AlignedBuffer::zeroed(count as usize * BLOCK),
+        };
+        self.engine.submit(IoOp { token: token(TOKEN_READ, number), file, kind });
+    }
+
+    /// Starts what can start, waits at most `timeout` for something to finish or for the doorbell, and reports.
+    ///
+    /// # Errors
+    /// When the engine itself fails; the log is poisoned then.
+    pub fn turn(&mut self, timeout: Duration, events: &mut Vec<Event>) -> Result<(), LogError> {
+        self.pump();
+        let timeout = if self.ready.is_empty() { timeout } else { Duration::ZERO };
+        let mut completions = std::mem::take(&mut self.completions);
+        let waited = self.engine.wait(timeout, &mut completions);
+        for completion in completions.drain(..) {
+            self.complete(completion);
+        }
+        self.completions = completions;
+        self.pump();
+        events.append(&mut self.ready);
+        waited.map_err(|error| {
+            self.poison(&format!("the I/O engine failed: {error}"));
+            events.append(&mut self.ready);
+            LogError::Io(error.to_string())
+        })
+    }
+
+    /// Where the log stands after the last append that was reported done: what a checkpoint stores.
+    #[must_use]
+    pub fn position(&self) -> LogPosition {
+        self.completed
+    }
+
+    /// Whether nothing is queued or under way, reads included.
+    #[must_use]
+    pub fn idle(&self) -> bool {
+        self.queue.is_empty()
+            && self.flights.is_empty()
+            && self.sync_flight.is_none()
+            && self.sync_waiters.is_empty()
+            && self.reads.is_empty()
+            && self.ready.is_empty()
+    }
+
+    /// Whether everything that was reported done is durable.
+    #[must_use]
+    pub fn durable(&self) -> bool {
+        self.dirty.is_empty() && self.sync_flight.is_none()
+    }
+
+    /// Why the log takes nothing more, if so.
+    #[must_use]
+    pub fn poisoned(&self) -> Option<&str> {
+        self.poisoned.as_deref()
+    }
+
+    /// Gives `segment` back: by a committed checkpoint nothing in it is needed, and no read of it is under way.
+    ///
+    /// # Panics
+    /// If it is where appends go.
+    pub fn free(&mut self, segment: u32) {
+        assert_ne!(self.active.map(|active| active.segment), Some(segment), "the active segment is in use");
+        if let Some(known) = self.pool.get(segment) {
+            self.dirty.remove(&known.file);
+            if let Err(error) = self.pool.give_back(&mut *self.engine, segment) {
+                tracing::warn!(segment, %error, "a segment that is not needed cannot be deleted");
+            }
+        }
+    }
+
+    /// Every segment.
+    #[must_use]
+    pub fn segments(&self) -> Vec<SegmentInfo> {
+        self.pool.infos(self.active.map(|active| active.segment))
+    }
+
+    /// Wakes [`turn`](Self::turn).
+    #[must_use]
+    pub fn doorbell(&self) -> Arc<dyn Doorbell> {
+        self.engine.doorbell()
+    }
+
+    /// Blocks left in the active segment.
+    fn room(&self) -> u32 {
+        self.active.map_or(0, |active| active.blocks - self.next.block)
+    }
+
+    fn pump(&mut self) {
+        if self.poisoned.is_some() {
+            return;
+        }
+        self.pool.make_ahead(&mut *self.engine, token(TOKEN_MAKE, 0));
+        while self.flights.len() < APPENDS_MAX && !self.queue.is_empty() {
+            if !self.start_append() {
+                break;
+            }
+        }
+        self.start_sync();
+    }
+
+    /// Lays out and submits one record of what has gathered; false when there is no room for it yet.
+    fn start_append(&mut self) -> bool {
+        let (mut count, mut data_blocks, mut entries_bytes) = (0, 0, HEADER_BYTES);
+        for queued in &self.queue {
+            let (blocks, bytes) = (queued.entry.data_blocks(), entry_bytes_max(&queued.entry));
+            if count > 0 && (data_blocks + blocks > DATA_BLOCKS_MAX || entries_bytes + bytes > ENTRIES_BYTES_MAX) {
+                break;
+            }
+            (count, data_blocks, entries_bytes) = (count + 1, data_blocks + blocks, entries_bytes + bytes);
+        }
+        let needed = data_blocks + entries_bytes.div_ceil(BLOCK) as u32;
+        let fresh = self.active.is_none() || self.room() < needed;
+        if fresh && !self.roll_over() {
+            return false;
+        }
+        let active = self.active.expect("there is an active segment");
+        let gathered: Vec<Queued> = self.queue.drain(..count).collect();
+        for queued in &gathered {
+            self.queued_blocks -= queued.entry.data_blocks() + entries_blocks(&queued.entry);
+        }
+        let prefix = if fresh { SEGMENT_HEADER_BLOCKS } else { 0 };
+        let entries: Vec<&Entry> = gathered.iter().map(|queued| &queued.entry).collect();
+        let (mut buffer, header_blocks, checksum) =
+            encode(self.next.generation, self.next.sequence, self.next.chain, &entries, data_blocks, prefix);
+        if fresh {
+            SegmentHeader { segment: active.segment, generation: self.next.generation }.encode(&mut buffer);
+        }
+        let first_data = self.next.block + header_blocks;
+        let mut filled = (prefix + header_blocks) as usize * BLOCK;
+        let mut tickets = Vec::with_capacity(count);
+        let mut at = first_data;
+        for queued in &gathered {
+            tickets.push((queued.ticket, at));
+            at += queued.entry.data_blocks();
+            for data in &queued.data {
+                buffer[filled..filled + data.len()].copy_from_slice(data);
+                filled += data.len();
+            }
+        }
+        // One request instead of a write and a sync, when nothing else waits to be synced.
+        let durable = gathered.iter().any(|queued| queued.durable) && self.flights.is_empty() && self.durable();
+        let offset = u64::from(self.next.block - prefix) * u64::from(BLOCK_SIZE);
+        let sequence = self.next.sequence;
+        self.next = LogPosition { block: at, sequence: sequence + 1, chain: checksum, ..self.next };
+        self.flights.push_back(Flight {
+            position_after: self.next,
+            file: active.file,
+            segment: active.segment,
+            tickets,
+            durable,
+            done: false,
+        });
+        let kind = IoKind::Write { offset, buffer, durable };
+        self.engine.submit(IoOp { token: token(TOKEN_APPEND, sequence), file: active.file, kind });
+        true
+    }
+
+    /// Makes a free segment the active one. Without any, waits for one being made, or fails what is queued.
+    fn roll_over(&mut self) -> bool {
+        let generation = self.pool.newest_generation() + 1;
+        match self.pool.take(generation) {
+            Some((segment, taken)) => {
+                self.active = Some(Active { segment, file: taken.file, blocks: taken.blocks });
+                self.next = LogPosition { generation, segment, block: SEGMENT_HEADER_BLOCKS, ..self.next };
+                true
+            }
+            None => {
+                if !self.pool.is_making() && self.pool.is_full() {
+                    for queued in self.queue.drain(..) {
+                        self.ready.push(Event::Appended { ticket: queued.ticket, result: Err(LogError::OutOfSpace) });
+                    }
+                    self.queued_blocks = 0;
+                    self.pool.retry();
+                }
+                false
+            }
+        }
+    }
+
+    fn start_sync(&mut self) {
+        if self.sync_flight.is_some() || self.sync_waiters.is_empty() {
+            return;
+        }
+        let tickets = std::mem::take(&mut self.sync_waiters);
+        let files = std::mem::take(&mut self.dirty);
+        if files.is_empty() {
+            self.ready.extend(tickets.into_iter().map(|ticket| Event::Synced { ticket, result: Ok(()) }));
+            return;
+        }
+        self.sync_flight = Some(SyncFlight { files: files.len(), tickets });
+        for file in files {
+            self.engine.submit(IoOp { token: token(TOKEN_SYNC, 0), file, kind: IoKind::Sync });
+        }
+    }
+
+    fn complete(&mut self, completion: IoCompletion) {
+        let number = completion.token & ((1 << TOKEN_KIND_SHIFT) - 1);
+        match completion.token >> TOKEN_KIND_SHIFT {
+            TOKEN_APPEND => self.append_finished(number, completion.result),
+            TOKEN_SYNC => self.sync_finished(completion.result),
+            TOKEN_READ => {
+                let ticket = self.reads.remove(&number).expect("a read under way");
+                let result = match completion.result {
+                    Ok(()) => Ok(completion.buffer.expect("a read brings its buffer back")),
+                    Err(error) => Err(LogError::Io(error.to_string())),
+                };
+                self.ready.push(Event::Read { ticket, result });
+            }
+            TOKEN_MAKE => self.pool.made(&mut *self.engine, completion.result),
+            kind => panic!("a completion of unknown kind {kind}"),
+        }
+    }
+
+    fn append_finished(&mut self, sequence: u64, result: io::Result<()>) {
+        if let Err(error) = result {
+            return self.poison(&format!("a write to the log failed: {error}"));
+        }
+        // After poisoning, late successes change nothing: their order is broken.
+        let Some(flight) = self.flights.iter_mut().find(|flight| flight.position_after.sequence == sequence + 1) else {
+            return;
+        };
+        flight.done = true;
+        while self.flights.front().is_some_and(|flight| flight.done) {
+            let flight = self.flights.pop_front().expect("looked at");
+            self.completed = flight.position_after;
+            if !flight.durable {
+                self.dirty.insert(flight.file);
+            }
+            for (ticket, first_block) in flight.tickets {
+                let placed = Placed { segment: flight.segment, first_block, durable: flight.durable };
+                self.ready.push(Event::Appended { ticket, result: Ok(placed) });
+            }
+        }
+    }
+
+    fn sync_finished(&mut self, result: io::Result<()>) {
+        if let Err(error) = result {
+            return self.poison(&format!("a sync of the log failed: {error}"));
+        }
+        let Some(flight) = &mut self.sync_flight else { return };
+        flight.files -= 1;
+        if flight.files == 0 {
+            let flight = self.sync_flight.take().expect("looked at");
+            self.ready.extend(flight.tickets.into_iter().map(|ticket| Event::Synced { ticket, result: Ok(()) }));
+        }
+    }
+
+    /// Fails everything that waits, and everything that comes, for ever.
+    fn poison(&mut self, reason: &str) {
+        if self.poisoned.is_some() {
+            return;
+        }
+        tracing::error!(reason, "the log is poisoned: restart the node after the cause is removed");
+        self.poisoned = Some(reason.to_owned());
+        let failed = || LogError::Poisoned(reason.to_owned());
+        let flights = self.flights.drain(..).flat_map(|flight| flight.tickets).map(|(ticket, _)| ticket);
+        let queued = self.queue.drain(..).map(|queued| queued.ticket);
+        self.ready.extend(flights.chain(queued).map(|ticket| Event::Appended { ticket, result: Err(failed()) }));
+        self.queued_blocks = 0;
+        let syncs = self.sync_flight.take().map(|flight| flight.tickets).unwrap_or_default();
+        let waiters = std::mem::take(&mut self.sync_waiters);
+        self.ready
+            .extend(syncs.into_iter().chain(waiters).map(|ticket| Event::Synced { ticket, result: Err(failed()) }));
+    }
+}
+
+/// Most bytes that postcard needs for the entry: varints of at most ten bytes.
+fn entry_bytes_max(entry: &Entry) -> usize {
+    const FIXED: usize = 64;
+    FIXED
+        + match entry {
+            Entry::Write { checksums, .. } => checksums.len() * 5,
+            Entry::Received { blocks, .. } => blocks.len() * 30,
+            Entry::Manifest { manifest, .. } => {
+                manifest.runs.iter().map(|run| 36 + 5 * run.blocks() as usize).sum::<usize>()
+            }
+            _ => 0,
+        }
+}
+
+fn entries_blocks(entry: &Entry) -> u32 {
+    (HEADER_BYTES + entry_bytes_max(entry)).div_ceil(BLOCK) as u32
+}

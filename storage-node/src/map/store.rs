@@ -1,0 +1,397 @@
+//! The map on disk: the only user of RocksDB in this crate.
+//!
+//! Everything a shard must find again at its start, as of one position of the log: pages, volume records, layers,
+//! change history, usage. A checkpoint is one synced write batch that moves all of it from one position to the next,
+//! so what is on disk is always exactly the state at `position`, and recovery replays the log from there. RocksDB's
+//! own log is only the carrier of these batches. Knows keys and bytes, not what they mean to a volume.
+//! `docs/format-map.md` has the tables.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use client_lib::VolumeId;
+use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
+
+use super::page::{Page, PageError};
+
+/// The version of the shard directory as a whole: layout, keys and values.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The file beside segments and map that names the version. Checked before anything else is touched.
+pub const FORMAT_FILE: &str = "FORMAT";
+
+/// What the file starts with.
+const FORMAT_WORD: &str = "heliotrope-shard";
+
+const TABLE_POSITION: u8 = 1;
+const TABLE_VOLUME: u8 = 2;
+const TABLE_PAGE: u8 = 3;
+const TABLE_PAGE_SET: u8 = 4;
+const TABLE_LAYER: u8 = 5;
+const TABLE_HISTORY: u8 = 6;
+const TABLE_USAGE: u8 = 7;
+
+/// Memory for RocksDB's own blocks; the pages are cached above it.
+const BLOCK_CACHE_BYTES: usize = 8 << 20;
+/// A write buffer; two of them at most.
+const WRITE_BUFFER_BYTES: usize = 16 << 20;
+
+/// Why the map could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// A newer version wrote the directory. Nothing in it was changed.
+    #[error(
+        "{} has format {found}; this version of heliotrope reads up to {FORMAT_VERSION} and leaves it as it is: use the version that wrote it, or a newer one",
+        directory.display()
+    )]
+    NewerFormat {
+        /// The shard's directory.
+        directory: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// The format file is not one.
+    #[error("{} should read {FORMAT_WORD:?} and a number, but reads {found:?}", path.display())]
+    NoFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its text.
+        found: String,
+    },
+    /// The file system failed.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// RocksDB failed.
+    #[error("the map store failed: {0}")]
+    Store(#[from] rocksdb::Error),
+    /// A page does not decode.
+    #[error("page {page} of volume {volume} in the map: {source}")]
+    Page {
+        /// The volume.
+        volume: VolumeId,
+        /// The page.
+        page: u32,
+        /// Why.
+        source: PageError,
+    },
+    /// Another value does not decode.
+    #[error("the map's {what} of volume {volume} is damaged")]
+    Value {
+        /// What it should be.
+        what: &'static str,
+        /// The volume.
+        volume: VolumeId,
+    },
+}
+
+/// Creates or checks the shard's directory before anything in it is opened.
+///
+/// # Errors
+/// `NewerFormat` and `NoFormat` leave the directory as it is.
+pub fn prepare_directory(directory: &Path) -> Result<(), MapError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| MapError::File { path, source }
+    };
+    let path = directory.join(FORMAT_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let number = text.trim_end().strip_prefix(FORMAT_WORD).and_then(|rest| rest.trim().parse::<u32>().ok());
+            match number {
+                None => Err(MapError::NoFormat { path, found: text.chars().take(80).collect() }),
+                Some(found) if found > FORMAT_VERSION => {
+                    Err(MapError::NewerFormat { directory: directory.to_owned(), found })
+                }
+                Some(_) => Ok(()),
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(directory).map_err(failed(directory))?;
+            // Written aside and renamed, so that a crash leaves no half of it.
+            let aside = directory.join("FORMAT.new");
+            let mut file = std::fs::File::create(&aside).map_err(failed(&aside))?;
+            std::io::Write::write_all(&mut file, format!("{FORMAT_WORD} {FORMAT_VERSION}\n").as_bytes())
+                .and_then(|()| file.sync_all())
+                .map_err(failed(&aside))?;
+            std::fs::rename(&aside, &path).map_err(failed(&path))?;
+            std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(directory))
+        }
+        Err(error) => Err(failed(&path)(error)),
+    }
+}
+
+/// A volume's values as the store has them, still encoded.
+#[derive(Debug, Default)]
+pub struct StoredVolume {
+    /// The record.
+    pub record: Vec<u8>,
+    /// The set of pages that exist.
+    pub page_set: Vec<u8>,
+    /// Layer, chunk, entries.
+    pub layers: Vec<(u64, u32, Vec<u8>)>,
+    /// Id, interval.
+    pub history: Vec<(u64, Vec<u8>)>,
+    /// Segment, live blocks.
+    pub usage: Vec<(u32, u32)>,
+}
+
+/// One change of the store.
+#[derive(Debug)]
+pub enum Change {
+    /// The log position that everything else belongs to.
+    Position(Vec<u8>),
+    /// A volume's record.
+    Volume(VolumeId, Vec<u8>),
+    /// A page, encoded when it is written.
+    Page(VolumeId, u32, Arc<Page>),
+    /// Which pages exist.
+    PageSet(VolumeId, Vec<u8>),
+    /// A chunk of a layer; `None` deletes it.
+    Layer(VolumeId, u64, u32, Option<Vec<u8>>),
+    /// A layer is gone.
+    DropLayer(VolumeId, u64),
+    /// An interval of the history; `None` deletes it.
+    History(VolumeId, u64, Option<Vec<u8>>),
+    /// Live blocks in a segment; 0 deletes the value.
+    Usage(VolumeId, u32, u32),
+    /// The volume and everything of it is gone.
+    Forget(VolumeId),
+}
+
+/// The open store. Cheap to clone: the shard reads, the committer writes.
+#[derive(Clone)]
+pub struct MapStore {
+    db: Arc<DB>,
+}
+
+impl std::fmt::Debug for MapStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MapStore({})", self.db.path().display())
+    }
+}
+
+impl MapStore {
+    /// Opens or creates the store in `directory`.
+    ///
+    /// # Errors
+    /// When RocksDB cannot: another process has it open, the disk fails.
+    pub fn open(directory: &Path) -> Result<MapStore, MapError> {
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+        options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+        options.set_max_background_jobs(2);
+        options.set_bytes_per_sync(1 << 20);
+        options.set_wal_bytes_per_sync(1 << 20);
+        options.set_max_total_wal_size(64 << 20);
+        // A recycled log needs no journal commit per sync (measured in STACK.md: +45 %).
+        options.set_recycle_log_file_num(2);
+        options.set_paranoid_checks(true);
+        options.set_keep_log_file_num(2);
+        options.set_max_open_files(128);
+        let mut table = rocksdb::BlockBasedOptions::default();
+        table.set_block_cache(&rocksdb::Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+        options.set_block_based_table_factory(&table);
+        Ok(MapStore { db: Arc::new(DB::open(&options, directory)?) })
+    }
+
+    /// The position of the last checkpoint; `None` before the first.
+    ///
+    /// # Errors
+    /// When RocksDB fails.
+    pub fn position(&self) -> Result<Option<Vec<u8>>, MapError> {
+        Ok(self.db.get([TABLE_POSITION])?)
+    }
+
+    /// A page.
+    ///
+    /// # Errors
+    /// When RocksDB fails or the page is damaged.
+    pub fn page(&self, volume: VolumeId, page: u32) -> Result<Option<Page>, MapError> {
+        let Some(bytes) = self.db.get_pinned(key(TABLE_PAGE, volume, &page.to_be_bytes()))? else { return Ok(None) };
+        Page::decode(&bytes).map(Some).map_err(|source| MapError::Page { volume, page, source })
+    }
+
+    /// Every volume with its values, without its pages.
+    ///
+    /// # Errors
+    /// When RocksDB fails or a key has another length than it should.
+    pub fn volumes(&self) -> Result<Vec<(VolumeId, StoredVolume)>, MapError> {
+        let mut volumes = Vec::new();
+        for (volume, rest, record) in self.scan(&[TABLE_VOLUME])? {
+            if !rest.is_empty() {
+                return Err(MapError::Value { what: "record key", volume });
+            }
+            let mut stored = StoredVolume { record: record.into(), ..StoredVolume::default() };
+            let wrong = |what| move || MapError::Value { what, volume };
+            let page_set = self.db.get(key(TABLE_PAGE_SET, volume, &[]))?;
+            stored.page_set = page_set.unwrap_or_default();
+            for (_, rest, value) in self.scan(&key(TABLE_LAYER, volume, &[]))? {
+                let (layer, chunk) = rest.split_at_checked(8).ok_or_else(wrong("layer key"))?;
+                let layer = u64::from_be_bytes(layer.try_into().map_err(|_| wrong("layer key")())?);
+                let chunk = u32::from_be_bytes(chunk.try_into().map_err(|_| wrong("layer key")())?);
+                stored.layers.push((layer, chunk, value.into()));
+            }
+            for (_, rest, value) in self.scan(&key(TABLE_HISTORY, volume, &[]))? {
+                let id = u64::from_be_bytes(rest.as_slice().try_into().map_err(|_| wrong("history key")())?);
+                stored.history.push((id, value.into()));
+            }
+            for (_, rest, value) in self.scan(&key(TABLE_USAGE, volume, &[]))? {
+                let segment = u32::from_be_bytes(rest.as_slice().try_into().map_err(|_| wrong("usage key")())?);
+                let live = u32::from_le_bytes(value.as_ref().try_into().map_err(|_| wrong("usage")())?);
+                stored.usage.push((segment, live));
+            }
+            volumes.push((volume, stored));
+        }
+        Ok(volumes)
+    }
+
+    /// Carries out `changes` all together, durably.
+    ///
+    /// # Errors
+    /// When RocksDB fails; then none of them happened, or (after a crash) all of them.
+    pub fn commit(&self, changes: &[Change]) -> Result<(), MapError> {
+        let mut batch = WriteBatch::default();
+        for change in changes {
+            match change {
+                Change::Position(position) => batch.put([TABLE_POSITION], position),
+                Change::Volume(volume, record) => batch.put(key(TABLE_VOLUME, *volume, &[]), record),
+                Change::Page(volume, page, content) => {
+                    batch.put(key(TABLE_PAGE, *volume, &page.to_be_bytes()), content.encode());
+                }
+                Change::PageSet(volume, pages) => batch.put(key(TABLE_PAGE_SET, *volume, &[]), pages),
+                Change::Layer(volume, layer, chunk, Some(entries)) => {
+                    batch.put(layer_key(*volume, *layer, Some(*chunk)), entries);
+                }
+                Change::Layer(volume, layer, chunk, None) => batch.delete(layer_key(*volume, *layer, Some(*chunk))),
+                Change::DropLayer(volume, layer) => {
+                    batch.delete_range(layer_key(*volume, *layer, None), layer_key(*volume, layer + 1, None));
+                }
+                Change::History(volume, id, Some(interval)) => {
+                    batch.put(key(TABLE_HISTORY, *volume, &id.to_be_bytes()), interval);
+                }
+                Change::History(volume, id, None) => batch.delete(key(TABLE_HISTORY, *volume, &id.to_be_bytes())),
+                Change::Usage(volume, segment, 0) => batch.delete(key(TABLE_USAGE, *volume, &segment.to_be_bytes())),
+                Change::Usage(volume, segment, live) => {
+                    batch.put(key(TABLE_USAGE, *volume, &segment.to_be_bytes()), live.to_le_bytes());
+                }
+                Change::Forget(volume) => {
+                    for table in TABLE_VOLUME..=TABLE_USAGE {
+                        // Volume ids end far below the largest number: the metadata log counts them.
+                        batch.delete_range(key(table, *volume, &[]), key(table, VolumeId(volume.0 + 1), &[]));
+                    }
+                }
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        Ok(self.db.write_opt(batch, &options)?)
+    }
+
+    /// Volume, rest of the key, and value of every key that starts with `prefix`.
+    #[expect(clippy::type_complexity, reason = "a row")]
+    fn scan(&self, prefix: &[u8]) -> Result<Vec<(VolumeId, Vec<u8>, Box<[u8]>)>, MapError> {
+        let mut rows = Vec::new();
+        for row in self.db.iterator(IteratorMode::From(prefix, Direction::Forward)) {
+            let (found, value) = row?;
+            if !found.starts_with(prefix) {
+                break;
+            }
+            let Some((volume, rest)) = found[1..].split_first_chunk::<8>() else {
+                return Err(MapError::Value { what: "key", volume: VolumeId(0) });
+            };
+            rows.push((VolumeId(u64::from_be_bytes(*volume)), rest.to_vec(), value));
+        }
+        Ok(rows)
+    }
+}
+
+/// Table (1), volume (8), and what the table adds; big-endian, so that keys sort as numbers do.
+fn key(table: u8, volume: VolumeId, rest: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(9 + rest.len());
+    key.push(table);
+    key.extend_from_slice(&volume.0.to_be_bytes());
+    key.extend_from_slice(rest);
+    key
+}
+
+fn layer_key(volume: VolumeId, layer: u64, chunk: Option<u32>) -> Vec<u8> {
+    let mut key = key(TABLE_LAYER, volume, &layer.to_be_bytes());
+    key.extend(chunk.into_iter().flat_map(u32::to_be_bytes));
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use client_lib::Lsn;
+
+    use super::*;
+    use crate::map::page::{Content, Version};
+
+    #[test]
+    fn a_checkpoint_reads_back_whole() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let (a, b) = (VolumeId(1), VolumeId(2));
+        let mut page = Page::default();
+        page.set(3, Version { lsn: Lsn::ZERO, content: Content::Zero });
+        {
+            let store = MapStore::open(directory.path()).expect("opens");
+            assert_eq!(store.position().expect("reads"), None);
+            let mut changes = vec![Change::Position(vec![1])];
+            for volume in [a, b] {
+                changes.extend([
+                    Change::Volume(volume, vec![2]),
+                    Change::Page(volume, 7, Arc::new(page.clone())),
+                    Change::PageSet(volume, vec![3]),
+                    Change::Layer(volume, 5, 0, Some(vec![4])),
+                    Change::Layer(volume, 5, 1, Some(vec![5])),
+                    Change::Layer(volume, 6, 0, Some(vec![6])),
+                    Change::History(volume, 0, Some(vec![7])),
+                    Change::Usage(volume, 4, 9),
+                    Change::Usage(volume, 5, 9),
+                ]);
+            }
+            store.commit(&changes).expect("commits");
+            store
+                .commit(&[
+                    Change::DropLayer(a, 5),
+                    Change::Usage(a, 5, 0),
+                    Change::History(a, 0, None),
+                    Change::Forget(b),
+                ])
+                .expect("commits");
+        }
+        let store = MapStore::open(directory.path()).expect("opens again");
+        assert_eq!(store.position().expect("reads"), Some(vec![1]));
+        assert_eq!(store.page(a, 7).expect("reads"), Some(page));
+        assert_eq!(store.page(b, 7).expect("reads"), None);
+        let volumes = store.volumes().expect("reads");
+        assert_eq!(volumes.len(), 1);
+        let (id, stored) = &volumes[0];
+        assert_eq!((*id, &stored.record, &stored.page_set), (a, &vec![2], &vec![3]));
+        assert_eq!(stored.layers, vec![(6, 0, vec![6])]);
+        assert_eq!((stored.history.len(), &stored.usage), (0, &vec![(4, 9)]));
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let shard = directory.path().join("shard-0");
+        prepare_directory(&shard).expect("creates");
+        prepare_directory(&shard).expect("accepts its own");
+        std::fs::write(shard.join(FORMAT_FILE), "heliotrope-shard 2\n").expect("writes");
+        let error = prepare_directory(&shard).expect_err("newer");
+        assert!(matches!(error, MapError::NewerFormat { found: 2, .. }), "{error}");
+        assert!(error.to_string().contains("has format 2"), "{error}");
+        std::fs::write(shard.join(FORMAT_FILE), "what?").expect("writes");
+        assert!(matches!(prepare_directory(&shard), Err(MapError::NoFormat { .. })));
+        let names: Vec<_> =
+            std::fs::read_dir(&shard).expect("lists").map(|entry| entry.expect("entry").file_name()).collect();
+        assert_eq!(names, [FORMAT_FILE], "nothing was added");
+    }
+}

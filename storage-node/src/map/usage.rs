@@ -1,0 +1,154 @@
+//! Which segments are still needed: live blocks per volume and segment, and pins.
+//!
+//! A block is live once per map entry that points to it. A segment without live blocks and without pins is free for
+//! recycling once a checkpoint that says so is committed: nothing can come to point into it again, since new
+//! entries only come from appends. Counting per volume makes deletion of a volume cost segments, not blocks.
+//! Deliberately knows nothing of segment files; a cleaner would read [`Usage::emptiest`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use client_lib::VolumeId;
+
+use crate::map::page::Place;
+
+/// Reference counts of one segment over all volumes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    live: u64,
+    pinned: u64,
+}
+
+/// The reference counts of a shard.
+#[derive(Clone, Debug, Default)]
+pub struct Usage {
+    volumes: BTreeMap<VolumeId, BTreeMap<u32, u32>>,
+    segments: BTreeMap<u32, Counts>,
+    changed: BTreeSet<(VolumeId, u32)>,
+}
+
+impl Usage {
+    /// Takes over a count from a checkpoint.
+    pub fn restore(&mut self, volume: VolumeId, segment: u32, live: u32) {
+        self.volumes.entry(volume).or_default().insert(segment, live);
+        self.segments.entry(segment).or_default().live += u64::from(live);
+    }
+
+    /// An entry of `volume` now points to `place`.
+    pub fn add(&mut self, volume: VolumeId, place: Place) {
+        *self.volumes.entry(volume).or_default().entry(place.segment).or_default() += 1;
+        self.segments.entry(place.segment).or_default().live += 1;
+        self.changed.insert((volume, place.segment));
+    }
+
+    /// An entry of `volume` no longer points to `place`.
+    ///
+    /// # Panics
+    /// If none did: the counts guard data against being overwritten.
+    pub fn remove(&mut self, volume: VolumeId, place: Place) {
+        let table = self.volumes.get_mut(&volume).expect("the volume has live blocks");
+        let live = table.get_mut(&place.segment).expect("the segment has live blocks of the volume");
+        *live -= 1;
+        if *live == 0 {
+            table.remove(&place.segment);
+        }
+        let counts = self.segments.get_mut(&place.segment).expect("the segment has live blocks");
+        counts.live -= 1;
+        self.changed.insert((volume, place.segment));
+    }
+
+    /// Every entry of `volume` is gone.
+    pub fn forget(&mut self, volume: VolumeId) {
+        for (segment, live) in self.volumes.remove(&volume).unwrap_or_default() {
+            self.segments.get_mut(&segment).expect("the segment has live blocks").live -= u64::from(live);
+        }
+        self.changed.retain(|(changed, _)| *changed != volume);
+    }
+
+    /// Something reads from `segment`, or will.
+    pub fn pin(&mut self, segment: u32) {
+        self.segments.entry(segment).or_default().pinned += 1;
+    }
+
+    /// The opposite of [`pin`](Self::pin), once for each.
+    ///
+    /// # Panics
+    /// If nothing pinned it.
+    pub fn unpin(&mut self, segment: u32) {
+        let counts = self.segments.get_mut(&segment).expect("the segment is pinned");
+        assert!(counts.pinned > 0, "segment {segment} is not pinned");
+        counts.pinned -= 1;
+    }
+
+    /// Blocks of `volume` that occupy space.
+    #[must_use]
+    pub fn mapped(&self, volume: VolumeId) -> u64 {
+        self.volumes.get(&volume).map_or(0, |table| table.values().map(|live| u64::from(*live)).sum())
+    }
+
+    /// Whether nothing needs `segment`.
+    #[must_use]
+    pub fn is_free(&self, segment: u32) -> bool {
+        self.segments.get(&segment).is_none_or(|counts| *counts == Counts::default())
+    }
+
+    /// Live blocks of `segment`.
+    #[must_use]
+    pub fn live(&self, segment: u32) -> u64 {
+        self.segments.get(&segment).map_or(0, |counts| counts.live)
+    }
+
+    /// The segment among `candidates` with the fewest live blocks and no pins: what a cleaner would empty next.
+    #[must_use]
+    pub fn emptiest(&self, candidates: impl Iterator<Item = u32>) -> Option<u32> {
+        candidates
+            .filter(|segment| self.segments.get(segment).is_none_or(|counts| counts.pinned == 0))
+            .min_by_key(|segment| self.live(*segment))
+    }
+
+    /// The counts that changed since the last call, for the checkpoint.
+    pub fn take_changed(&mut self) -> Vec<(VolumeId, u32, u32)> {
+        std::mem::take(&mut self.changed)
+            .into_iter()
+            .map(|(volume, segment)| {
+                let live = self.volumes.get(&volume).and_then(|table| table.get(&segment)).copied().unwrap_or(0);
+                (volume, segment, live)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: VolumeId = VolumeId(1);
+    const B: VolumeId = VolumeId(2);
+
+    fn place(segment: u32) -> Place {
+        Place { segment, block: 0 }
+    }
+
+    #[test]
+    fn a_segment_is_free_when_neither_live_nor_pinned() {
+        let mut usage = Usage::default();
+        usage.add(A, place(7));
+        usage.add(B, place(7));
+        usage.pin(7);
+        usage.remove(A, place(7));
+        usage.forget(B);
+        assert!(!usage.is_free(7), "a pin holds it");
+        usage.unpin(7);
+        assert!(usage.is_free(7));
+        assert!(usage.is_free(8), "never used");
+    }
+
+    #[test]
+    fn a_deleted_volume_takes_only_its_own_counts() {
+        let mut usage = Usage::default();
+        usage.restore(A, 1, 10);
+        usage.restore(B, 1, 5);
+        usage.forget(A);
+        assert_eq!((usage.live(1), usage.mapped(A), usage.mapped(B)), (5, 0, 5));
+        assert_eq!(usage.emptiest([1, 2].into_iter()), Some(2));
+    }
+}

@@ -1,0 +1,285 @@
+//! The composition root: builds a node from its parts, starts them in order, stops them in reverse.
+//!
+//! Order matters. The transport comes up first (others may call while this node starts and are told so), then
+//! the store recovers, then consensus; only when this process has proposed its own start and seen it applied
+//! does it take up ownerships, and only then do the faces open: NBD and HTTP never show a half-started node.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client_lib::pki::NodeIdentity;
+use client_lib::transport::Transport;
+use client_lib::transport::quic::{QuicOptions, QuicTransport};
+use client_lib::{Error, ErrorKind, GroupId, NodeId, NodeName, ProviderId};
+use consensus::{Command, Member, MetaOptions, MetaRaft, Response};
+use nbd_frontend::server::{Server, ServerOptions};
+use tokio::task::JoinHandle;
+
+use crate::config::StoreSettings;
+use crate::data_dir::DataDir;
+use crate::node::admin::NodeAdmin;
+use crate::node::reconcile::Reconciler;
+use crate::node::service::{NodeService, RaftTransport};
+use crate::ownership::driver::OwnershipLog;
+use crate::peer::client::PeerClient;
+use crate::peer::server::PeerServer;
+use crate::serve::admin::Admin;
+use crate::serve::http::HttpServer;
+use crate::serve::session::Volumes;
+use crate::shard::handle::ShardHandle;
+use crate::shard::Shard;
+
+pub mod admin;
+pub mod ownership_log;
+pub mod reconcile;
+pub mod rtt;
+pub mod service;
+
+/// How long a proposal or a linearizable read may wait for a leader.
+pub const METADATA_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Pause between attempts to reach the metadata at start.
+const START_PAUSE: Duration = Duration::from_millis(200);
+
+/// A node of the first set of voters.
+#[derive(Clone, Debug)]
+pub struct BootstrapMember {
+    /// Its id, as in its certificate.
+    pub id: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// Its provider.
+    pub provider: ProviderId,
+    /// Where it listens for other nodes.
+    pub address: SocketAddr,
+}
+
+/// What a node is started with.
+#[derive(Debug)]
+pub struct NodeOptions {
+    /// What people call it.
+    pub name: NodeName,
+    /// Its failure domain.
+    pub provider: ProviderId,
+    /// Its own data directory.
+    pub data: PathBuf,
+    /// The bound socket for other nodes.
+    pub socket: UdpSocket,
+    /// Where other nodes reach that socket.
+    pub advertise: SocketAddr,
+    /// Where to listen for NBD over TCP.
+    pub nbd_tcp: Option<SocketAddr>,
+    /// Where to listen for NBD over a Unix socket.
+    pub nbd_unix: Option<PathBuf>,
+    /// Where to listen for administration.
+    pub http: Option<SocketAddr>,
+    /// Addresses to use instead of those the members announce: the WAN emulator's.
+    pub peer_overrides: BTreeMap<NodeName, SocketAddr>,
+    /// The first voters, when the cluster is new; ignored by a node that is a member already.
+    pub bootstrap: Option<Vec<BootstrapMember>>,
+    /// Settings of the store.
+    pub store: StoreSettings,
+    /// Counts what crosses the WAN emulator, if there is one.
+    pub wan_bytes: Option<WanBytes>,
+}
+
+/// Tells how many bytes crossed the WAN emulator.
+#[derive(Clone)]
+pub struct WanBytes(pub Arc<dyn Fn() -> u64 + Send + Sync>);
+
+impl std::fmt::Debug for WanBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WanBytes({})", (self.0)())
+    }
+}
+
+/// A running node.
+pub struct Node {
+    admin: Arc<NodeAdmin>,
+    nbd: Option<Server>,
+    http: Option<HttpServer>,
+    reconciler: Arc<Reconciler>,
+    meta: MetaRaft,
+    shard: ShardHandle,
+    transport: Arc<QuicTransport>,
+    tasks: Vec<JoinHandle<()>>,
+    /// Held until everything above has stopped.
+    _data: DataDir,
+}
+
+impl Node {
+    /// Starts a node and returns when it serves. Waits for a leader as long as it takes.
+    ///
+    /// # Errors
+    /// When the data directory, a certificate, a port or the disk is not as it must be; nothing is left running.
+    pub async fn start(options: NodeOptions) -> anyhow::Result<Node> {
+        let data = DataDir::open(&options.data)?;
+        let identity = NodeIdentity::load(&options.data.join("identity"))?;
+        let me = identity.node();
+
+        let service = Arc::new(NodeService::default());
+        let transport = QuicTransport::start(QuicOptions { socket: options.socket, identity }, service.clone())?;
+        let peers = PeerClient::new(transport.clone());
+        set_bootstrap_peers(&*transport, me, &options.bootstrap, &options.peer_overrides);
+
+        let shard = Shard::start(options.store.shard(options.data.join("shard-0"))).await?;
+        let meta_options = MetaOptions {
+            node: me,
+            group: GroupId::META,
+            directory: options.data.join("meta"),
+            timings: rtt::first_timings(&peers, me, options.bootstrap.as_deref()).await,
+        };
+        let meta = MetaRaft::start(meta_options, Arc::new(RaftTransport(transport.clone()))).await?;
+        service.set_meta(meta.clone());
+        if let Some(members) = &options.bootstrap {
+            initialize(&meta, me, members).await?;
+        }
+
+        let this = ThisNode { id: me, name: options.name, provider: options.provider, advertise: options.advertise };
+        let incarnation = announce(&meta, &this).await?;
+        tracing::info!(node = %this.name, id = %me, incarnation, "started");
+
+        // Session numbers are unique over the cluster's life: node, incarnation, count.
+        let volumes = Arc::new(Volumes::new((me.0 << 48) | ((incarnation & 0xffff) << 32)));
+        let reconciler =
+            Arc::new(Reconciler::new(me, volumes.clone(), shard.clone(), peers.clone(), options.peer_overrides));
+        let log: Arc<dyn OwnershipLog> = Arc::new(ownership_log::RaftOwnership::new(meta.clone(), me, incarnation));
+        let admin = Arc::new(NodeAdmin::new(this, options.wan_bytes, meta.clone(), volumes.clone(), reconciler.clone(), peers.clone(), log));
+        service.set_peers(PeerServer::new(volumes.clone(), admin.clone()));
+        let tasks = vec![
+            tokio::spawn(reconciler.clone().run(meta.subscribe())),
+            tokio::spawn(rtt::follow(meta.clone(), peers.clone(), me)),
+        ];
+
+        let nbd_options = ServerOptions { tcp: options.nbd_tcp, unix: options.nbd_unix, ..ServerOptions::default() };
+        let nbd = if nbd_options.tcp.is_some() || nbd_options.unix.is_some() {
+            Some(Server::bind(nbd_options, volumes.clone()).await?)
+        } else {
+            None
+        };
+        let http = match options.http {
+            Some(address) => Some(HttpServer::bind(address, admin.clone()).await?),
+            None => None,
+        };
+        Ok(Node { admin, nbd, http, reconciler, meta, shard, transport, tasks, _data: data })
+    }
+
+    /// What an administrator can ask of this node.
+    #[must_use]
+    pub fn admin(&self) -> Arc<dyn Admin> {
+        self.admin.clone()
+    }
+
+    /// Where NBD listens over TCP.
+    #[must_use]
+    pub fn nbd_address(&self) -> Option<SocketAddr> {
+        self.nbd.as_ref().and_then(Server::tcp_address)
+    }
+
+    /// Where HTTP listens.
+    #[must_use]
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(HttpServer::address)
+    }
+
+    /// Stops: faces first, so that nothing new comes in; then what runs for volumes; then the store, which
+    /// syncs and writes a checkpoint; consensus and the transport last. A second failure does not hide the first.
+    pub async fn stop(self) {
+        if let Some(http) = self.http {
+            http.stop().await;
+        }
+        if let Some(nbd) = self.nbd {
+            nbd.shutdown().await;
+        }
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.reconciler.stop();
+        if let Err(error) = self.shard.stop().await {
+            tracing::error!(%error, "the store did not stop cleanly; it will recover at the next start");
+        }
+        if let Err(error) = self.meta.shutdown().await {
+            tracing::error!(%error, "consensus did not stop cleanly; it will recover at the next start");
+        }
+        self.transport.close().await;
+    }
+}
+
+/// Who this node is.
+#[derive(Clone, Debug)]
+pub struct ThisNode {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// Its provider.
+    pub provider: ProviderId,
+    /// Where others reach it.
+    pub advertise: SocketAddr,
+}
+
+fn set_bootstrap_peers(
+    transport: &dyn Transport,
+    me: NodeId,
+    bootstrap: &Option<Vec<BootstrapMember>>,
+    overrides: &BTreeMap<NodeName, SocketAddr>,
+) {
+    for member in bootstrap.iter().flatten().filter(|member| member.id != me) {
+        transport.set_peer(member.id, overrides.get(&member.name).copied().unwrap_or(member.address));
+    }
+}
+
+/// Founds the cluster, if this is its first node and it does not exist yet.
+async fn initialize(meta: &MetaRaft, me: NodeId, members: &[BootstrapMember]) -> anyhow::Result<()> {
+    let first = members.iter().map(|member| member.id).min();
+    if first != Some(me) {
+        return Ok(());
+    }
+    let voters = members
+        .iter()
+        .map(|member| {
+            let value = Member {
+                name: member.name.to_string(),
+                provider: member.provider.to_string(),
+                address: member.address.to_string(),
+            };
+            (member.id, value)
+        })
+        .collect();
+    meta.initialize(voters).await?;
+    Ok(())
+}
+
+/// Tells the cluster where this node is now and that a new process runs it; returns its incarnation.
+async fn announce(meta: &MetaRaft, this: &ThisNode) -> anyhow::Result<u64> {
+    let mut told = false;
+    loop {
+        let register = Command::RegisterNode {
+            id: Some(this.id),
+            name: this.name.clone(),
+            provider: this.provider.clone(),
+            address: this.advertise.to_string(),
+        };
+        let started = async {
+            meta.propose(register, METADATA_DEADLINE).await.and_then(|response| response.into_result())?;
+            match meta.propose(Command::NodeStarted { node: this.id }, METADATA_DEADLINE).await?.into_result()? {
+                Response::Started { incarnation } => Ok(incarnation),
+                other => Err(Error::new(ErrorKind::Internal, format!("a start was answered with {other:?}"))),
+            }
+        };
+        match started.await {
+            Ok(incarnation) => return Ok(incarnation),
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                if !told {
+                    tracing::warn!(node = %this.name, %error, "waiting for a metadata leader (a majority of the voters must be up)");
+                    told = true;
+                }
+                tokio::time::sleep(START_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

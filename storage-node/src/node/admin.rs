@@ -1,0 +1,363 @@
+//! What administrators ask of this node: answered from metadata, from the shard, or by the volume's owner.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use client_lib::transport::{BoxFuture, Class};
+use client_lib::wire::admin::{
+    ClusterStatus, CreateVolume, MemberStatus, Migrate, MigrateReport, ReplicaStatus, VolumeStatus, VolumeSummary,
+};
+use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, NodeName, VolumeId, VolumeName, VolumeSize};
+use consensus::{Command, MetaRaft, MetaState, Response, Volume};
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use super::reconcile::Reconciler;
+use super::{METADATA_DEADLINE, ThisNode, WanBytes};
+use crate::ownership::driver::{Driver, OwnershipLog};
+use crate::ownership::gate::Phase;
+use crate::peer::client::{PeerClient, unexpected};
+use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest};
+use crate::peer::server::ForwardedAdmin;
+use crate::serve::admin::Admin;
+use crate::serve::session::Volumes;
+use crate::serve::volume::{ServedVolume, store_failure};
+
+/// How long a new volume may take to be served at its owner before `create` says so.
+const CREATE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an administrative request waits for the owner to be known, across a handover under way.
+const OWNER_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The node's administrative face.
+pub struct NodeAdmin {
+    this: ThisNode,
+    wan_bytes: Option<WanBytes>,
+    meta: MetaRaft,
+    volumes: Arc<Volumes>,
+    reconciler: Arc<Reconciler>,
+    peers: PeerClient,
+    ownership: Arc<dyn OwnershipLog>,
+    /// Volumes that are being handed over by this node.
+    moving: Arc<Mutex<BTreeSet<VolumeId>>>,
+}
+
+impl NodeAdmin {
+    /// The face of `this` node.
+    #[must_use]
+    pub fn new(
+        this: ThisNode,
+        wan_bytes: Option<WanBytes>,
+        meta: MetaRaft,
+        volumes: Arc<Volumes>,
+        reconciler: Arc<Reconciler>,
+        peers: PeerClient,
+        ownership: Arc<dyn OwnershipLog>,
+    ) -> NodeAdmin {
+        NodeAdmin { this, wan_bytes, meta, volumes, reconciler, peers, ownership, moving: Arc::default() }
+    }
+
+    async fn create(&self, request: CreateVolume) -> Result<VolumeStatus, Error> {
+        let name: VolumeName = request.name.parse()?;
+        let size = VolumeSize::try_from(request.size_bytes)?;
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let owner = match &request.owner {
+            Some(owner) => node_named(&state, owner)?,
+            None => self.this.id,
+        };
+        let replicas: BTreeSet<NodeId> = match &request.replicas {
+            Some(names) => names.iter().map(|name| node_named(&state, name)).collect::<Result<_, _>>()?,
+            None => state.nodes().map(|node| node.id).collect(),
+        };
+        let replicas = replicas.into_iter().filter(|replica| *replica != owner).collect();
+        let command = Command::CreateVolume { name: name.clone(), size, owner, replicas, nonce: nonce() };
+        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+            Response::VolumeCreated { volume } => self.created(volume).await,
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    /// Waits until the owner serves the new volume, so that a client may connect at once.
+    async fn created(&self, id: VolumeId) -> Result<VolumeStatus, Error> {
+        let ready = async {
+            loop {
+                match self.status_of(id).await {
+                    Ok(status) => return Ok(status),
+                    Err(error) if error.kind() == ErrorKind::Unavailable || error.kind() == ErrorKind::Busy => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        tokio::time::timeout(CREATE_PATIENCE, ready).await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                "the volume was created, but its owner does not serve it yet: is that node up? `helio cluster status` tells",
+            ))
+        })
+    }
+
+    async fn list(&self) -> Result<Vec<VolumeSummary>, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        Ok(state
+            .volumes()
+            .map(|volume| VolumeSummary {
+                name: volume.name.to_string(),
+                size_bytes: volume.size.bytes(),
+                owner: name_of(&state, volume.owner),
+                epoch: volume.epoch.0,
+                replicas: volume.replicas.iter().map(|replica| name_of(&state, *replica)).collect(),
+            })
+            .collect())
+    }
+
+    async fn delete(&self, name: &str) -> Result<(), Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?.id;
+        self.meta.propose(Command::DeleteVolume { volume }, METADATA_DEADLINE).await?.into_result().map(drop)
+    }
+
+    async fn status_of(&self, id: VolumeId) -> Result<VolumeStatus, Error> {
+        self.at_owner(id, AdminForward::Status { volume: id }, |served| self.status_here(served)).await
+    }
+
+    async fn migrate_to(&self, name: &str, to: &str) -> Result<MigrateReport, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?;
+        let to = node_named(&state, to)?;
+        if volume.owner != to && !volume.replicas.contains(&to) {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                format!(
+                    "node {} holds no replica of volume {name}; its replicas are at {}",
+                    name_of(&state, to),
+                    volume.replicas.iter().map(|node| name_of(&state, *node)).collect::<Vec<_>>().join(", ")
+                ),
+            ));
+        }
+        let forward = AdminForward::Migrate { volume: volume.id, to };
+        self.at_owner(volume.id, forward, |served| self.migrate_here(served, to)).await
+    }
+
+    /// Carries out `here` if this node owns the volume, else asks the owner for `forward`; follows the volume
+    /// when it moves meanwhile.
+    async fn at_owner<T, F, R>(&self, id: VolumeId, forward: AdminForward, here: F) -> Result<T, Error>
+    where
+        T: DeserializeOwned,
+        F: Fn(Arc<ServedVolume>) -> R,
+        R: Future<Output = Result<T, Error>>,
+    {
+        let served = self
+            .volumes
+            .get(id)
+            .ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("volume {id} is not served here yet")))?;
+        let view = tokio::time::timeout(OWNER_PATIENCE, served.gate.settled(client_lib::Epoch(0)))
+            .await
+            .map_err(|_| Error::new(ErrorKind::Busy, format!("volume {} has been changing its owner for {OWNER_PATIENCE:?}", served.name)))??;
+        if view.phase == Phase::Owner {
+            return here(served).await;
+        }
+        match self.peers.ask(view.owner, Class::Control, PeerRequest::Admin { request: forward }, Bytes::new()).await? {
+            Message { head: PeerReply::Admin(json), .. } => serde_json::from_str(&json)
+                .map_err(|error| Error::new(ErrorKind::Internal, "the owner's answer cannot be read").caused_by(error)),
+            message => Err(unexpected(view.owner, &message.head)),
+        }
+    }
+
+    async fn status_here(&self, volume: Arc<ServedVolume>) -> Result<VolumeStatus, Error> {
+        let state = self.meta.state();
+        let meta = state
+            .volume(volume.id)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("volume {} was deleted", volume.name)))?;
+        let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
+        let progress = self.reconciler.watermarks(volume.id).map(|marks| (marks.now(), marks.snapshot()));
+        let replicas = meta
+            .replicas
+            .iter()
+            .map(|replica| {
+                let (now, seen) = match &progress {
+                    Some((now, all)) => (*now, all.get(replica).cloned().unwrap_or_default()),
+                    None => Default::default(),
+                };
+                ReplicaStatus {
+                    node: name_of(&state, *replica),
+                    provider: state.node(*replica).map(|node| node.provider.to_string()).unwrap_or_default(),
+                    watermark: seen.position.watermark.to_string(),
+                    known: seen.position.known.to_string(),
+                    bytes_behind: seen.bytes_behind,
+                    seconds_behind: seen.behind_for(now).as_secs_f64(),
+                    stale_bytes: seen.position.stale_blocks * u64::from(BLOCK_SIZE),
+                    reachable: seen.reachable,
+                }
+            })
+            .collect();
+        let source_needed = if report.stale_blocks > 0 { meta.source.map(|source| name_of(&state, source)) } else { None };
+        Ok(VolumeStatus {
+            name: meta.name.to_string(),
+            size_bytes: meta.size.bytes(),
+            owner: name_of(&state, meta.owner),
+            epoch: meta.epoch.0,
+            head: report.head.to_string(),
+            mapped_bytes: report.mapped_blocks * u64::from(BLOCK_SIZE),
+            stale_bytes: report.stale_blocks * u64::from(BLOCK_SIZE),
+            replicas,
+            source_needed,
+        })
+    }
+
+    async fn migrate_here(&self, volume: Arc<ServedVolume>, to: NodeId) -> Result<MigrateReport, Error> {
+        let view = volume.gate.view();
+        if to == self.this.id {
+            // Already there: a repeated request is a success that took no time.
+            return Ok(MigrateReport { handover_ms: 0.0, epoch: view.epoch.0, stale_bytes_at_handover: 0 });
+        }
+        let moving = Moving::begin(self.moving.clone(), &volume)?;
+        let driver = Driver::new(volume.clone(), to, view.epoch, self.ownership.clone(), CancellationToken::new());
+        // A task of its own: it goes on, and stays marked, when the one who asked stops waiting.
+        let task = tokio::spawn(async move {
+            let _moving = moving;
+            driver.run().await
+        });
+        let report = task
+            .await
+            .map_err(|error| Error::new(ErrorKind::Internal, "the handover ended early").caused_by(error))??;
+        tracing::info!(volume = %volume.name, epoch = %report.epoch, to = %to, held = ?report.held, stale_bytes = report.stale_bytes, "handed over");
+        Ok(MigrateReport {
+            handover_ms: report.held.as_secs_f64() * 1000.0,
+            epoch: report.epoch.0,
+            stale_bytes_at_handover: report.stale_bytes,
+        })
+    }
+
+    async fn cluster_status(&self) -> Result<ClusterStatus, Error> {
+        let state = self.meta.state();
+        let (leader, voters) = (self.meta.leader(), self.meta.voters());
+        let members = state
+            .nodes()
+            .map(|node| {
+                let rtt = self.peers.transport().rtt(node.id);
+                MemberStatus {
+                    id: node.id.0,
+                    name: node.name.to_string(),
+                    provider: node.provider.to_string(),
+                    address: node.address.clone(),
+                    voter: voters.contains(&node.id),
+                    leader: leader == Some(node.id),
+                    reachable: node.id == self.this.id || rtt.is_some(),
+                    rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+                }
+            })
+            .collect();
+        let wan_bytes = self.wan_bytes.as_ref().map_or(0, |bytes| (bytes.0)());
+        Ok(ClusterStatus { node: self.this.name.to_string(), term: self.meta.term(), members, wan_bytes })
+    }
+}
+
+/// Marks a volume as being handed over; a second handover meanwhile is refused.
+struct Moving {
+    moving: Arc<Mutex<BTreeSet<VolumeId>>>,
+    volume: VolumeId,
+}
+
+impl Moving {
+    fn begin(moving: Arc<Mutex<BTreeSet<VolumeId>>>, volume: &ServedVolume) -> Result<Moving, Error> {
+        if !moving.lock().unwrap_or_else(PoisonError::into_inner).insert(volume.id) {
+            return Err(Error::new(ErrorKind::Busy, format!("volume {} is being handed over already; wait for that to end", volume.name)));
+        }
+        Ok(Moving { moving, volume: volume.id })
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.volume);
+    }
+}
+
+impl Admin for NodeAdmin {
+    fn create_volume(&self, request: CreateVolume) -> BoxFuture<'_, Result<VolumeStatus, Error>> {
+        Box::pin(self.create(request))
+    }
+
+    fn volumes(&self) -> BoxFuture<'_, Result<Vec<VolumeSummary>, Error>> {
+        Box::pin(self.list())
+    }
+
+    fn volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumeStatus, Error>> {
+        Box::pin(async move {
+            let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+            self.status_of(volume_named(&state, name)?.id).await
+        })
+    }
+
+    fn migrate<'a>(&'a self, name: &'a str, request: Migrate) -> BoxFuture<'a, Result<MigrateReport, Error>> {
+        Box::pin(async move { self.migrate_to(name, &request.to).await })
+    }
+
+    fn delete_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.delete(name))
+    }
+
+    fn cluster(&self) -> BoxFuture<'_, Result<ClusterStatus, Error>> {
+        Box::pin(self.cluster_status())
+    }
+}
+
+impl ForwardedAdmin for NodeAdmin {
+    fn forwarded(&self, request: AdminForward) -> BoxFuture<'_, Result<String, Error>> {
+        Box::pin(async move {
+            match request {
+                AdminForward::Status { volume } => json(&self.status_here(self.owned(volume).await?).await?),
+                AdminForward::Migrate { volume, to } => json(&self.migrate_here(self.owned(volume).await?, to).await?),
+            }
+        })
+    }
+}
+
+impl NodeAdmin {
+    /// The volume, if this node owns it; never passes the request on again.
+    async fn owned(&self, id: VolumeId) -> Result<Arc<ServedVolume>, Error> {
+        let moved = || Error::new(ErrorKind::Unavailable, format!("volume {id} is not owned here (any more or yet); try again"));
+        let volume = self.volumes.get(id).ok_or_else(moved)?;
+        let view = volume.gate.settled(client_lib::Epoch(0)).await?;
+        if view.phase == Phase::Owner { Ok(volume) } else { Err(moved()) }
+    }
+}
+
+fn json<T: serde::Serialize>(answer: &T) -> Result<String, Error> {
+    serde_json::to_string(answer).map_err(|error| Error::new(ErrorKind::Internal, "an answer cannot be encoded").caused_by(error))
+}
+
+fn volume_named<'a>(state: &'a MetaState, name: &str) -> Result<&'a Volume, Error> {
+    state
+        .volumes()
+        .find(|volume| volume.name.as_str() == name)
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no volume {name:?}; `helio volume list` shows those that exist")))
+}
+
+fn node_named(state: &MetaState, name: &str) -> Result<NodeId, Error> {
+    let known = || state.nodes().map(|node| node.name.to_string()).collect::<Vec<_>>().join(", ");
+    let wanted: NodeName = name.parse()?;
+    state
+        .nodes()
+        .find(|node| node.name == wanted)
+        .map(|node| node.id)
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no node {name:?}; the nodes are {}", known())))
+}
+
+fn name_of(state: &MetaState, node: NodeId) -> String {
+    state.node(node).map_or_else(|| format!("#{node}"), |node| node.name.to_string())
+}
+
+fn out_of_turn(response: &Response) -> Error {
+    Error::new(ErrorKind::Internal, format!("metadata answered out of turn: {response:?}"))
+}
+
+/// A number that no other creation has, so that a repeated proposal is known as such.
+fn nonce() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,72 @@
+//! The handover's view of consensus: propose a transfer, and settle what became of one.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use client_lib::transport::BoxFuture;
+use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId};
+use consensus::{Command, MetaRaft, Response};
+
+use super::METADATA_DEADLINE;
+use crate::ownership::driver::{OwnershipLog, Transfer, TransferOutcome};
+
+/// [`OwnershipLog`] over the metadata group.
+pub struct RaftOwnership {
+    meta: MetaRaft,
+    me: NodeId,
+    incarnation: AtomicU64,
+}
+
+impl RaftOwnership {
+    /// Proposes as node `me`, whose present process is `incarnation`.
+    #[must_use]
+    pub fn new(meta: MetaRaft, me: NodeId, incarnation: u64) -> RaftOwnership {
+        RaftOwnership { meta, me, incarnation: AtomicU64::new(incarnation) }
+    }
+
+    async fn propose_transfer(&self, transfer: Transfer) -> TransferOutcome {
+        let command = Command::Transfer {
+            volume: transfer.volume,
+            from: self.me,
+            incarnation: self.incarnation.load(Ordering::Acquire),
+            epoch: transfer.epoch,
+            to: transfer.to,
+            final_lsn: transfer.final_lsn,
+            manifest_digest: transfer.manifest_digest,
+        };
+        match self.meta.propose(command, METADATA_DEADLINE).await {
+            Ok(response) => match response.into_result() {
+                Ok(Response::Transferred { epoch }) => TransferOutcome::Committed(epoch),
+                Ok(other) => {
+                    tracing::error!(volume = %transfer.volume, ?other, "a transfer was answered out of turn");
+                    TransferOutcome::Unknown
+                }
+                Err(refusal) => TransferOutcome::Refused(refusal),
+            },
+            Err(_) => TransferOutcome::Unknown,
+        }
+    }
+
+    /// A new incarnation of this node makes every transfer proposed under the old one void, so what a read shows
+    /// afterwards is final.
+    async fn settle_volume(&self, volume: VolumeId) -> Result<(NodeId, Epoch), Error> {
+        let response = self.meta.propose(Command::NodeStarted { node: self.me }, METADATA_DEADLINE).await?.into_result()?;
+        if let Response::Started { incarnation } = response {
+            self.incarnation.fetch_max(incarnation, Ordering::AcqRel);
+        }
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = state
+            .volume(volume)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("volume {volume} was deleted")))?;
+        Ok((volume.owner, volume.epoch))
+    }
+}
+
+impl OwnershipLog for RaftOwnership {
+    fn propose(&self, transfer: Transfer) -> BoxFuture<'_, TransferOutcome> {
+        Box::pin(self.propose_transfer(transfer))
+    }
+
+    fn settle(&self, volume: VolumeId) -> BoxFuture<'_, Result<(NodeId, Epoch), Error>> {
+        Box::pin(self.settle_volume(volume))
+    }
+}

@@ -1,0 +1,235 @@
+//! Makes this node do what the metadata says: volumes open and closed, owned or followed, peers known.
+//!
+//! One task, woken by every metadata change, compares what is with what should be. It runs only after this
+//! process has proposed its own start and seen it applied, so what it acts on is never older than the process:
+//! an ownership that was given away before a crash is not taken up again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use client_lib::{Epoch, Error, ErrorKind, NodeId, NodeName, VolumeId};
+use consensus::{MetaState, Volume};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::ownership::gate::{Phase, View};
+use crate::peer::client::PeerClient;
+use crate::propagation::pull::Puller;
+use crate::propagation::sender::{Sender, Watermarks};
+use crate::serve::session::Volumes;
+use crate::serve::volume::{ServedVolume, store_failure};
+use crate::shard::handle::ShardHandle;
+
+/// What an owner runs for a volume, until its epoch ends.
+struct Propagation {
+    epoch: Epoch,
+    watermarks: Arc<Watermarks>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Propagation {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// Follows the metadata.
+pub struct Reconciler {
+    me: NodeId,
+    volumes: Arc<Volumes>,
+    shard: ShardHandle,
+    peers: PeerClient,
+    peer_overrides: BTreeMap<NodeName, SocketAddr>,
+    propagation: Mutex<BTreeMap<VolumeId, Propagation>>,
+}
+
+impl Reconciler {
+    /// A reconciler of node `me`.
+    #[must_use]
+    pub fn new(
+        me: NodeId,
+        volumes: Arc<Volumes>,
+        shard: ShardHandle,
+        peers: PeerClient,
+        peer_overrides: BTreeMap<NodeName, SocketAddr>,
+    ) -> Reconciler {
+        Reconciler { me, volumes, shard, peers, peer_overrides, propagation: Mutex::default() }
+    }
+
+    /// Where the replicas of an owned volume are; `None` when it is not owned here.
+    #[must_use]
+    pub fn watermarks(&self, volume: VolumeId) -> Option<Arc<Watermarks>> {
+        let propagation = self.propagation.lock().unwrap_or_else(PoisonError::into_inner);
+        propagation.get(&volume).map(|running| running.watermarks.clone())
+    }
+
+    /// Follows `states` until the sender is gone.
+    pub async fn run(self: Arc<Self>, mut states: watch::Receiver<Arc<MetaState>>) {
+        loop {
+            let state = states.borrow_and_update().clone();
+            self.apply(&state).await;
+            if states.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Ends everything that is sent; for shutdown.
+    pub fn stop(&self) {
+        self.propagation.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        for volume in self.volumes.all() {
+            volume.gate.close();
+        }
+    }
+
+    async fn apply(self: &Arc<Self>, state: &MetaState) {
+        self.learn_peers(state);
+        for volume in state.volumes() {
+            if let Err(error) = self.apply_volume(volume).await {
+                tracing::error!(volume = %volume.name, epoch = %volume.epoch, %error, "the volume cannot be served");
+            }
+        }
+        let wanted: BTreeSet<VolumeId> = state.volumes().map(|volume| volume.id).collect();
+        for gone in self.volumes.all().into_iter().filter(|volume| !wanted.contains(&volume.id)) {
+            self.volumes.remove(gone.id);
+            self.stop_propagation(gone.id);
+        }
+        // Also what was deleted while this node was down.
+        match self.shard.list().await {
+            Ok(stored) => {
+                for id in stored.into_iter().filter(|id| !wanted.contains(id)) {
+                    match self.shard.delete(id).await {
+                        Ok(()) => tracing::info!(volume = %id, "deleted"),
+                        Err(error) => tracing::error!(volume = %id, %error, "a deleted volume still takes space"),
+                    }
+                }
+            }
+            Err(error) => tracing::error!(%error, "the stored volumes cannot be listed"),
+        }
+    }
+
+    /// Tells the transport where the other nodes are.
+    pub fn learn_peers(&self, state: &MetaState) {
+        for node in state.nodes().filter(|node| node.id != self.me) {
+            let address = self.peer_overrides.get(&node.name).copied().or_else(|| node.address.parse().ok());
+            match address {
+                Some(address) => self.peers.transport().set_peer(node.id, address),
+                None => tracing::error!(node = %node.name, address = %node.address, "not an address"),
+            }
+        }
+    }
+
+    async fn apply_volume(self: &Arc<Self>, meta: &Volume) -> Result<(), Error> {
+        let owned = meta.owner == self.me;
+        let (volume, view) = match self.volumes.get(meta.id) {
+            Some(volume) => {
+                let view = volume.gate.view();
+                (volume, view)
+            }
+            None => {
+                self.shard.open(meta.id, meta.size).await.map_err(store_failure)?;
+                let phase = if owned { Phase::Activating } else { Phase::Elsewhere };
+                let view = View { owner: meta.owner, epoch: meta.epoch, phase };
+                let puller = Puller::new(meta.id, self.me, self.shard.clone(), self.peers.clone());
+                let volume = ServedVolume::new(
+                    meta.id,
+                    meta.name.clone(),
+                    meta.size,
+                    self.me,
+                    self.shard.clone(),
+                    self.peers.clone(),
+                    puller,
+                    view,
+                );
+                self.volumes.insert(volume.clone());
+                (volume, View { epoch: Epoch(0), ..view })
+            }
+        };
+        volume.puller.set_holders(holders(meta));
+        if view.epoch >= meta.epoch && view.phase != Phase::Activating {
+            return Ok(());
+        }
+        if owned {
+            volume.gate.set(View { owner: self.me, epoch: meta.epoch, phase: Phase::Activating });
+            self.activate(&volume, meta).await
+        } else {
+            self.stop_propagation(meta.id);
+            volume.shard.deactivate(meta.id, meta.epoch).await.map_err(store_failure)?;
+            volume.gate.set(View { owner: meta.owner, epoch: meta.epoch, phase: Phase::Elsewhere });
+            Ok(())
+        }
+    }
+
+    /// Takes up an ownership that consensus gave this node.
+    async fn activate(self: &Arc<Self>, volume: &Arc<ServedVolume>, meta: &Volume) -> Result<(), Error> {
+        let report = volume.shard.report(meta.id).await.map_err(store_failure)?;
+        if report.known < meta.final_lsn {
+            // The source proposes only after this node made the last manifest durable: something lost it.
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("this node knows the volume only up to {}, but was handed it up to {}", report.known, meta.final_lsn),
+            ));
+        }
+        let report = volume.shard.activate(meta.id, meta.epoch).await.map_err(store_failure)?;
+        volume.gate.set_phase(meta.epoch, Phase::Owner);
+        tracing::info!(volume = %meta.name, epoch = %meta.epoch, head = %report.head, stale_blocks = report.stale_blocks, "owner");
+        self.start_propagation(volume, meta);
+        Ok(())
+    }
+
+    fn start_propagation(&self, volume: &Arc<ServedVolume>, meta: &Volume) {
+        let watermarks = Arc::new(Watermarks::new(meta.replicas.iter().copied()));
+        let mut tasks: Vec<_> = meta
+            .replicas
+            .iter()
+            .map(|replica| tokio::spawn(Sender::new(volume.clone(), *replica, meta.epoch, watermarks.clone()).run()))
+            .collect();
+        let backfill = volume.clone();
+        tasks.push(tokio::spawn(async move {
+            match backfill.puller.backfill().await {
+                Ok(()) => tracing::info!(volume = %backfill.name, "every block is here"),
+                Err(error) => tracing::error!(volume = %backfill.name, %error, "filling in stale blocks has ended"),
+            }
+        }));
+        let running = Propagation { epoch: meta.epoch, watermarks, tasks };
+        let mut propagation = self.propagation.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = propagation.insert(meta.id, running) {
+            debug_assert!(before.epoch < meta.epoch, "an ownership is taken up once");
+        }
+    }
+
+    fn stop_propagation(&self, volume: VolumeId) {
+        self.propagation.lock().unwrap_or_else(PoisonError::into_inner).remove(&volume);
+    }
+}
+
+/// Whom to ask for stale blocks: the last owner first, then the other holders.
+fn holders(meta: &Volume) -> Vec<NodeId> {
+    let first = meta.source.into_iter().chain(std::iter::once(meta.owner));
+    let mut holders: Vec<NodeId> = first.collect();
+    for replica in &meta.replicas {
+        if !holders.contains(replica) {
+            holders.push(*replica);
+        }
+    }
+    holders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_owner_is_asked_first() {
+        let volume = Volume {
+            owner: NodeId(2),
+            replicas: [NodeId(1), NodeId(3)].into(),
+            source: Some(NodeId(1)),
+            ..Volume::example()
+        };
+        assert_eq!(holders(&volume), [NodeId(1), NodeId(2), NodeId(3)]);
+    }
+}

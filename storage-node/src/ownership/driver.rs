@@ -1,0 +1,251 @@
+//! Carries out a handover: the effects of [`Handover`] on the real shard, peers and consensus.
+//!
+//! Runs as a task of its own, never inside a caller's future: once the source is frozen, someone must see it
+//! through, whoever stops waiting for the report.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use client_lib::transport::{BoxFuture, Class};
+use client_lib::wire::frame::encode_head;
+use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
+use tokio_util::sync::CancellationToken;
+
+use super::gate::{Phase, View};
+use super::handover::{Effect, Event, Handover};
+use crate::peer::client::unexpected;
+use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition};
+use crate::propagation::manifest::Manifest;
+use crate::serve::volume::{ServedVolume, store_failure};
+
+/// How long the destination may take to answer the last manifest before the handover is given up.
+const PREPARE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Pause before consensus is asked again for an outcome that nobody could tell.
+const RESOLVE_PAUSE: Duration = Duration::from_millis(200);
+
+/// What consensus said to a proposed transfer.
+#[derive(Debug)]
+pub enum TransferOutcome {
+    /// Committed under this epoch.
+    Committed(Epoch),
+    /// Refused: did not and will not happen.
+    Refused(Error),
+    /// Nobody knows yet.
+    Unknown,
+}
+
+/// The end of an epoch, as it is proposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The epoch that ends.
+    pub epoch: Epoch,
+    /// The new owner.
+    pub to: NodeId,
+    /// The last LSN of the epoch.
+    pub final_lsn: Lsn,
+    /// CRC-32 of the last manifest that the destination took.
+    pub manifest_digest: u64,
+}
+
+/// What a handover needs from consensus.
+pub trait OwnershipLog: Send + Sync + 'static {
+    /// Proposes `transfer`.
+    fn propose(&self, transfer: Transfer) -> BoxFuture<'_, TransferOutcome>;
+
+    /// Makes sure that no transfer proposed before can be committed after, then reads the owner of `volume`.
+    ///
+    /// # Errors
+    /// When consensus cannot be reached: try again.
+    fn settle(&self, volume: VolumeId) -> BoxFuture<'_, Result<(NodeId, Epoch), Error>>;
+}
+
+/// What a handover came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandoverReport {
+    /// The new epoch.
+    pub epoch: Epoch,
+    /// From the freeze to the release: how long writers were held.
+    pub held: Duration,
+    /// Bytes that the destination knew of and did not hold when it was prepared.
+    pub stale_bytes: u64,
+}
+
+/// One handover of one volume.
+pub struct Driver {
+    volume: Arc<ServedVolume>,
+    to: NodeId,
+    epoch: Epoch,
+    log: Arc<dyn OwnershipLog>,
+    cancel: CancellationToken,
+    position: ReplicaPosition,
+    digest: u64,
+}
+
+impl Driver {
+    /// A handover of `volume`, owned here in `epoch`, to node `to`. `cancel` is heeded until the proposal.
+    #[must_use]
+    pub fn new(
+        volume: Arc<ServedVolume>,
+        to: NodeId,
+        epoch: Epoch,
+        log: Arc<dyn OwnershipLog>,
+        cancel: CancellationToken,
+    ) -> Driver {
+        Driver { volume, to, epoch, log, cancel, position: ReplicaPosition::default(), digest: 0 }
+    }
+
+    /// Hands over, or leaves the volume where it was and says why.
+    ///
+    /// # Errors
+    /// The volume stays owned here and goes on.
+    ///
+    /// # Cancel safety
+    /// Not safe: run it as a task.
+    pub async fn run(mut self) -> Result<HandoverReport, Error> {
+        // Before anything is held: is the destination there, and near? What is sent now need not be sent frozen.
+        self.position = self.ask(PeerRequest::ReplicaStatus { volume: self.volume.id, epoch: self.epoch }).await?;
+        self.send_manifest().await?;
+
+        let began = Instant::now();
+        let mut machine = Handover::new(self.to, self.epoch);
+        let mut effect = machine.on(Event::Start);
+        let mut report = None;
+        let mut failure = None;
+        while let Some(next) = effect {
+            effect = match next {
+                Effect::Thaw(error) => {
+                    self.volume.shard.thaw(self.volume.id).await.map_err(store_failure)?;
+                    self.volume.gate.set_phase(self.epoch, Phase::Owner);
+                    failure = Some(error);
+                    None
+                }
+                Effect::StepDown(epoch) => {
+                    report = Some(self.step_down(epoch, began).await?);
+                    None
+                }
+                step => machine.on(self.carry_out(step).await),
+            };
+        }
+        match (report, failure) {
+            (Some(report), _) => Ok(report),
+            (None, failure) => Err(failure.expect("a handover ends stepped down or thawed")),
+        }
+    }
+
+    async fn carry_out(&mut self, step: Effect) -> Event {
+        match step {
+            Effect::Freeze => match self.volume.shard.freeze(self.volume.id).await {
+                Ok(final_lsn) => Event::Frozen(final_lsn),
+                Err(error) => Event::Failed(store_failure(error)),
+            },
+            Effect::Prepare { final_lsn } => {
+                let cancel = self.cancel.clone();
+                tokio::select! {
+                    biased;
+                    () = cancel.cancelled() => Event::Failed(Error::new(ErrorKind::Closed, "the handover was cancelled")),
+                    prepared = tokio::time::timeout(PREPARE_DEADLINE, self.prepare(final_lsn)) => match prepared {
+                        Ok(Ok(known)) => Event::Prepared(known),
+                        Ok(Err(error)) => Event::Failed(error),
+                        Err(_) => Event::Failed(Error::new(
+                            ErrorKind::Unavailable,
+                            format!("node {} did not take the last manifest within {PREPARE_DEADLINE:?}", self.to),
+                        )),
+                    },
+                }
+            }
+            Effect::Propose { final_lsn } => {
+                // From here on this node must not answer reads from its own copy either.
+                self.volume.gate.set_phase(self.epoch, Phase::Transferring);
+                let transfer = Transfer {
+                    volume: self.volume.id,
+                    epoch: self.epoch,
+                    to: self.to,
+                    final_lsn,
+                    manifest_digest: self.digest,
+                };
+                match self.log.propose(transfer).await {
+                    TransferOutcome::Committed(epoch) => Event::Committed(epoch),
+                    TransferOutcome::Refused(error) => Event::Refused(error),
+                    TransferOutcome::Unknown => Event::Unknown,
+                }
+            }
+            Effect::Resolve => match self.log.settle(self.volume.id).await {
+                Ok((owner, epoch)) => Event::Resolved { owner, epoch },
+                Err(error) => {
+                    tracing::warn!(volume = %self.volume.name, epoch = %self.epoch, %error, "the outcome of a handover is not known yet; I/O is held");
+                    tokio::time::sleep(RESOLVE_PAUSE).await;
+                    Event::Unknown
+                }
+            },
+            Effect::Thaw(_) | Effect::StepDown(_) => unreachable!("handled by the caller"),
+        }
+    }
+
+    async fn prepare(&mut self, final_lsn: Lsn) -> Result<Lsn, Error> {
+        let manifest = self.manifest().await?;
+        if manifest.to != final_lsn {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("the last manifest ends at {}, the epoch at {final_lsn}", manifest.to),
+            ));
+        }
+        self.digest = digest(&manifest)?;
+        let claim = self.volume.writers.claimed();
+        self.position =
+            self.ask(PeerRequest::Prepare { volume: self.volume.id, epoch: self.epoch, manifest, claim }).await?;
+        if self.position.known != final_lsn {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("node {} knows the volume up to {}, not {final_lsn}", self.to, self.position.known),
+            ));
+        }
+        Ok(self.position.known)
+    }
+
+    async fn step_down(&self, epoch: Epoch, began: Instant) -> Result<HandoverReport, Error> {
+        // The shard first: once the gate is open, what was held must not be admitted here.
+        self.volume.shard.deactivate(self.volume.id, epoch).await.map_err(store_failure)?;
+        self.volume.gate.set(View { owner: self.to, epoch, phase: Phase::Elsewhere });
+        Ok(HandoverReport {
+            epoch,
+            held: began.elapsed(),
+            stale_bytes: self.position.stale_blocks * u64::from(BLOCK_SIZE),
+        })
+    }
+
+    async fn send_manifest(&mut self) -> Result<(), Error> {
+        let manifest = self.manifest().await?;
+        let request = PeerRequest::Manifest {
+            volume: self.volume.id,
+            epoch: self.epoch,
+            manifest,
+            seal: false,
+            durable: true,
+            prune: Lsn::ZERO,
+        };
+        self.position = self.ask(request).await?;
+        Ok(())
+    }
+
+    async fn manifest(&self) -> Result<Manifest, Error> {
+        let sealed = self.volume.shard.seal_manifest(self.volume.id, self.position.known, None).await;
+        sealed.map(|(manifest, _)| manifest).map_err(store_failure)
+    }
+
+    async fn ask(&self, request: PeerRequest) -> Result<ReplicaPosition, Error> {
+        match self.volume.peers.ask(self.to, Class::Control, request, Bytes::new()).await? {
+            Message { head: PeerReply::Position(position), .. } => Ok(position),
+            message => Err(unexpected(self.to, &message.head)),
+        }
+    }
+}
+
+fn digest(manifest: &Manifest) -> Result<u64, Error> {
+    let encoded = encode_head(manifest)
+        .map_err(|error| Error::new(ErrorKind::Internal, "a manifest cannot be encoded").caused_by(error))?;
+    Ok(u64::from(crc32fast::hash(&encoded)))
+}

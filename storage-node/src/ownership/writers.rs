@@ -1,0 +1,133 @@
+//! Which sessions may write a volume they do not sit at: the rule of the travelling writer.
+//!
+//! A session that was opened at the owner, or wrote there, holds the right to write of that epoch, and keeps
+//! it through handovers: its writes are passed on to the new owner. The first write by a session *at* the new owner
+//! claims the volume; rights of older epochs end there (docs/decisions/0007). The registry also keeps a
+//! session's attempts apart: after an unknown outcome the session raises its generation, and an older attempt
+//! that was still on its way is refused rather than carried out late, over newer data.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use client_lib::Epoch;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+
+use crate::peer::message::Writer;
+
+/// How many forwarding sessions a volume remembers; the lowest session numbers are forgotten first. A forgotten
+/// session starts over at whatever generation it shows next.
+const SESSIONS_MAX: usize = 4096;
+
+/// Why a forwarded write is not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A session at the owner has claimed the volume in this epoch.
+    Claimed(Epoch),
+    /// A later attempt of the same session was seen.
+    Outrun,
+}
+
+/// Held while an admitted write is carried out, so that a later attempt waits for it.
+#[derive(Debug)]
+pub struct Admission {
+    _attempt: OwnedRwLockReadGuard<u64>,
+}
+
+/// The writers of one volume, at its owner.
+#[derive(Debug, Default)]
+pub struct Writers {
+    claim: AtomicU64,
+    sessions: Mutex<BTreeMap<u64, Arc<RwLock<u64>>>>,
+}
+
+impl Writers {
+    /// A session at the owner writes in `epoch`: rights of older epochs end.
+    pub fn claim(&self, epoch: Epoch) {
+        // Read first: the claim is set once per epoch and this is on the path of every write.
+        if self.claim.load(Ordering::Relaxed) < epoch.0 {
+            self.claim.fetch_max(epoch.0, Ordering::Relaxed);
+        }
+    }
+
+    /// The epoch of the last claim; travels with a handover.
+    #[must_use]
+    pub fn claimed(&self) -> Epoch {
+        Epoch(self.claim.load(Ordering::Relaxed))
+    }
+
+    /// Admits a forwarded write, after every earlier attempt of its session has ended.
+    ///
+    /// # Errors
+    /// As [`Refusal`] says.
+    ///
+    /// # Cancel safety
+    /// Safe: a dropped wait admits nothing.
+    pub async fn admit(&self, writer: Writer) -> Result<Admission, Refusal> {
+        let claimed = self.claimed();
+        if writer.right < claimed {
+            return Err(Refusal::Claimed(claimed));
+        }
+        let attempt = self.session(writer.session);
+        loop {
+            let current = attempt.clone().read_owned().await;
+            match writer.generation.cmp(&current) {
+                std::cmp::Ordering::Less => return Err(Refusal::Outrun),
+                std::cmp::Ordering::Equal => return Ok(Admission { _attempt: current }),
+                std::cmp::Ordering::Greater => {
+                    drop(current);
+                    let mut newest = attempt.write().await;
+                    *newest = (*newest).max(writer.generation);
+                }
+            }
+        }
+    }
+
+    fn session(&self, id: u64) -> Arc<RwLock<u64>> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if sessions.len() >= SESSIONS_MAX && !sessions.contains_key(&id) {
+            sessions.pop_first();
+        }
+        sessions.entry(id).or_default().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writer(generation: u64, right: u64) -> Writer {
+        Writer { session: 7, generation, right: Epoch(right) }
+    }
+
+    #[tokio::test]
+    async fn a_right_lasts_until_a_session_at_the_new_owner_writes() {
+        let writers = Writers::default();
+        writers.claim(Epoch(1));
+        assert!(writers.admit(writer(0, 1)).await.is_ok(), "handed over, nobody wrote there yet");
+        writers.claim(Epoch(2));
+        assert_eq!(writers.admit(writer(0, 1)).await.expect_err("claimed"), Refusal::Claimed(Epoch(2)));
+        assert!(writers.admit(writer(0, 2)).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_late_first_attempt_is_refused_after_its_retry() {
+        let writers = Writers::default();
+        drop(writers.admit(writer(1, 1)).await.expect("the retry"));
+        assert_eq!(writers.admit(writer(0, 1)).await.expect_err("late"), Refusal::Outrun);
+    }
+
+    #[tokio::test]
+    async fn a_retry_waits_for_the_attempt_under_way() {
+        let writers = Arc::new(Writers::default());
+        let first = writers.admit(writer(0, 1)).await.expect("first");
+        let retry = tokio::spawn({
+            let writers = writers.clone();
+            async move { writers.admit(writer(1, 1)).await.is_ok() }
+        });
+        tokio::task::yield_now().await;
+        assert!(!retry.is_finished());
+        drop(first);
+        assert!(retry.await.expect("joins"));
+    }
+}

@@ -1,0 +1,270 @@
+//! What nodes ask of each other about volumes, and how it is laid into frames.
+//!
+//! A message is a postcard head (these types) and a payload of raw block data, so that data is neither
+//! copied into nor parsed out of the head. Versions: the frame header carries the protocol version; new
+//! requests go at the end of [`PeerRequest`], old ones never change.
+
+use bytes::{Bytes, BytesMut};
+use client_lib::wire::frame::{Frame, ServiceId, decode_head, encode_head};
+use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
+use crate::shard::handle::ReadChunk;
+
+/// Who sends a forwarded write: one session of a client, and which of its attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writer {
+    /// Unique per session, over the life of the cluster.
+    pub session: u64,
+    /// Rises when the session retries after an unknown outcome, so that a late first attempt is refused.
+    pub generation: u64,
+    /// The epoch in which the session got its right to write.
+    pub right: Epoch,
+}
+
+/// A request to another node. Offsets and lengths are bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerRequest {
+    /// Are you there?
+    Ping,
+    /// Read as the owner. `epoch` is the sender's: a receiver that knows less waits until it knows as much.
+    Read { volume: VolumeId, epoch: Epoch, offset: u64, length: u32 },
+    /// Write the payload as the owner, for a session of another node.
+    Write { volume: VolumeId, epoch: Epoch, writer: Writer, offset: u64, fua: bool },
+    /// Make a range read as zeroes, as the owner.
+    Zero { volume: VolumeId, epoch: Epoch, writer: Writer, offset: u64, length: u64, fua: bool },
+    /// Make forwarded writes durable, as the owner.
+    Flush { volume: VolumeId, epoch: Epoch },
+    /// What is mapped, as the owner.
+    Extents { volume: VolumeId, epoch: Epoch, offset: u64, length: u64 },
+    /// A replica's positions, asked by the owner of `epoch`.
+    ReplicaStatus { volume: VolumeId, epoch: Epoch },
+    /// Take note of a manifest from the owner of `epoch`; all replicas have applied up to `prune`.
+    Manifest { volume: VolumeId, epoch: Epoch, manifest: Manifest, seal: bool, durable: bool, prune: Lsn },
+    /// Which blocks of the sealed delta the replica still misses.
+    Missing { volume: VolumeId, epoch: Epoch, after: BlockIndex, limit: u32 },
+    /// Data of the sealed delta; the payload holds the blocks with data one after the other.
+    Blocks { volume: VolumeId, epoch: Epoch, blocks: Vec<BlockHead> },
+    /// Apply the sealed delta, which ends at `to`.
+    Apply { volume: VolumeId, epoch: Epoch, to: Lsn },
+    /// Send the newest version you hold; `visited` have been asked already.
+    Pull { volume: VolumeId, runs: Vec<BlockRun>, visited: Vec<client_lib::NodeId> },
+    /// The last manifest before a handover to the receiver: durable on reply.
+    Prepare { volume: VolumeId, epoch: Epoch, manifest: Manifest, claim: Epoch },
+    /// An administrative request for the owner, as JSON of `serve::admin` (slow path, human-paced).
+    Admin { request: AdminForward },
+}
+
+/// Administrative requests that only the owner of a volume can carry out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdminForward {
+    /// Status of a volume.
+    Status { volume: VolumeId },
+    /// Hand a volume over to a node.
+    Migrate { volume: VolumeId, to: client_lib::NodeId },
+}
+
+/// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockHead {
+    /// Which block.
+    pub block: BlockIndex,
+    /// Which version.
+    pub lsn: Lsn,
+    /// Whether it is a block of zeroes, absent from the payload.
+    pub zero: bool,
+}
+
+/// A replica's positions, as it reports them with every reply of propagation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaPosition {
+    /// Up to where it knows what changed.
+    pub known: Lsn,
+    /// Up to where it holds a complete prefix.
+    pub watermark: Lsn,
+    /// Blocks it knows in a newer version than it holds.
+    pub stale_blocks: u64,
+}
+
+/// The answer to a [`PeerRequest`].
+#[derive(Debug, Serialize, Deserialize)]
+pub enum PeerReply {
+    /// Done.
+    Done,
+    /// Written, under this epoch.
+    Written(Epoch),
+    /// The parts of a read, in order: `(length, zero)`; data parts are in the payload.
+    Read(Vec<(u32, bool)>),
+    /// Lengths and whether mapped.
+    Extents(Vec<(u64, bool)>),
+    /// A replica's positions.
+    Position(ReplicaPosition),
+    /// Missing blocks.
+    Missing(Vec<BlockRun>),
+    /// Pulled blocks; data in the payload.
+    Blocks(Vec<BlockHead>),
+    /// An administrative answer as JSON.
+    Admin(String),
+    /// The receiver does not own the volume; it knows this epoch.
+    NotOwner(Epoch),
+    /// The sender's epoch or generation is over.
+    Superseded(Epoch),
+    /// The replica's position does not fit: ask for its status and go on from there.
+    Gap(ReplicaPosition),
+    /// It failed.
+    Failed(Error),
+}
+
+/// A head with its payload.
+#[derive(Debug)]
+pub struct Message<T> {
+    /// The typed part.
+    pub head: T,
+    /// Raw block data; empty for most.
+    pub payload: Bytes,
+}
+
+impl<T: Serialize> Message<T> {
+    /// The message as one frame of the peer service.
+    ///
+    /// # Errors
+    /// `InvalidRequest` when it is over the limit of a frame.
+    pub fn encode(&self) -> Result<Bytes, Error> {
+        let too_large =
+            |error| Error::new(ErrorKind::InvalidRequest, "a message for a peer cannot be encoded").caused_by(error);
+        let head = encode_head(&self.head).map_err(too_large)?;
+        let frame = Frame { service: ServiceId::Peer, group: GroupId::META, head, payload: self.payload.clone() };
+        frame.encode().map_err(too_large)
+    }
+}
+
+impl<T: for<'de> Deserialize<'de>> Message<T> {
+    /// Reads a message out of a decoded frame.
+    ///
+    /// # Errors
+    /// `Corrupt` when the head is not one of `T`.
+    pub fn decode(frame: Frame) -> Result<Message<T>, Error> {
+        let head = decode_head(&frame.head).map_err(|error| {
+            Error::new(ErrorKind::Corrupt, "a peer sent a message that cannot be read").caused_by(error)
+        })?;
+        Ok(Message { head, payload: frame.payload })
+    }
+}
+
+/// Splits blocks into heads and one payload.
+#[must_use]
+pub fn pack_blocks(blocks: &[VersionedBlock]) -> (Vec<BlockHead>, Bytes) {
+    let mut payload = BytesMut::with_capacity(blocks.len() * BLOCK_SIZE as usize);
+    let heads = blocks
+        .iter()
+        .map(|block| {
+            if let Some(data) = &block.data {
+                payload.extend_from_slice(data);
+            }
+            BlockHead { block: block.block, lsn: block.lsn, zero: block.data.is_none() }
+        })
+        .collect();
+    (heads, payload.freeze())
+}
+
+/// Joins heads and payload into blocks.
+///
+/// # Errors
+/// `Corrupt` when the payload does not have one block for each head with data.
+pub fn unpack_blocks(heads: &[BlockHead], mut payload: Bytes) -> Result<Vec<VersionedBlock>, Error> {
+    let with_data = heads.iter().filter(|head| !head.zero).count();
+    if payload.len() != with_data * BLOCK_SIZE as usize {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("a peer announced {with_data} blocks and sent {} bytes", payload.len()),
+        ));
+    }
+    Ok(heads
+        .iter()
+        .map(|head| VersionedBlock {
+            block: head.block,
+            lsn: head.lsn,
+            data: (!head.zero).then(|| payload.split_to(BLOCK_SIZE as usize)),
+        })
+        .collect())
+}
+
+/// Splits the chunks of a read into a head and one payload.
+#[must_use]
+pub fn pack_read(chunks: &[ReadChunk]) -> (Vec<(u32, bool)>, Bytes) {
+    let data_bytes = chunks.iter().map(|chunk| if let ReadChunk::Data(data) = chunk { data.len() } else { 0 }).sum();
+    let mut payload = BytesMut::with_capacity(data_bytes);
+    let parts = chunks
+        .iter()
+        .map(|chunk| match chunk {
+            ReadChunk::Data(data) => {
+                payload.extend_from_slice(data);
+                (data.len() as u32, false)
+            }
+            ReadChunk::Zero(length) => (*length, true),
+        })
+        .collect();
+    (parts, payload.freeze())
+}
+
+/// Joins the head and payload of a read; together they must cover `length` bytes.
+///
+/// # Errors
+/// `Corrupt` when they do not.
+pub fn unpack_read(parts: &[(u32, bool)], mut payload: Bytes, length: u32) -> Result<Vec<ReadChunk>, Error> {
+    let wrong = || Error::new(ErrorKind::Corrupt, "a peer answered a read with parts that do not cover it");
+    let mut covered = 0u64;
+    let mut chunks = Vec::with_capacity(parts.len());
+    for &(part, zero) in parts {
+        covered += u64::from(part);
+        if zero {
+            chunks.push(ReadChunk::Zero(part));
+        } else {
+            if payload.len() < part as usize {
+                return Err(wrong());
+            }
+            chunks.push(ReadChunk::Data(payload.split_to(part as usize)));
+        }
+    }
+    if covered != u64::from(length) || !payload.is_empty() {
+        return Err(wrong());
+    }
+    Ok(chunks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(index: u32, fill: Option<u8>) -> VersionedBlock {
+        VersionedBlock {
+            block: BlockIndex(index),
+            lsn: Lsn::new(Epoch(1), u64::from(index)),
+            data: fill.map(|fill| Bytes::from(vec![fill; BLOCK_SIZE as usize])),
+        }
+    }
+
+    #[test]
+    fn blocks_come_out_as_they_went_in() {
+        let blocks = vec![block(3, Some(7)), block(4, None), block(9, Some(8))];
+        let (heads, payload) = pack_blocks(&blocks);
+        assert_eq!(unpack_blocks(&heads, payload).expect("unpacks"), blocks);
+    }
+
+    #[test]
+    fn a_payload_of_the_wrong_size_is_corrupt() {
+        let (heads, payload) = pack_blocks(&[block(3, Some(7))]);
+        let error = unpack_blocks(&heads, payload.slice(1..)).expect_err("too short");
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn read_parts_must_cover_the_request() {
+        let chunks = vec![ReadChunk::Zero(512), ReadChunk::Data(Bytes::from(vec![1; 1024]))];
+        let (parts, payload) = pack_read(&chunks);
+        assert_eq!(unpack_read(&parts, payload.clone(), 1536).expect("covers"), chunks);
+        assert!(unpack_read(&parts, payload.clone(), 2048).is_err(), "too little");
+        assert!(unpack_read(&parts, payload.slice(..100), 1536).is_err(), "payload cut");
+    }
+}

@@ -1,0 +1,202 @@
+//! Answers other nodes' requests about volumes.
+//!
+//! Dispatch only: guest I/O passed on goes to [`ServedVolume`], propagation to its receiver, administrative
+//! requests to whoever implements [`ForwardedAdmin`]. Every request gets an answer; an error is one.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use client_lib::transport::{BoxFuture, Class};
+use client_lib::wire::frame::Frame;
+use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId};
+
+use super::message::{AdminForward, Message, PeerReply, PeerRequest, Writer, pack_blocks, pack_read, unpack_blocks};
+use crate::ownership::writers::Refusal;
+use crate::propagation::manifest::BlockRun;
+use crate::propagation::pull::PULL_BLOCKS_MAX;
+use crate::propagation::receiver;
+use crate::serve::session::Volumes;
+use crate::serve::volume::{Change, ServedVolume, store_failure};
+use crate::shard::handle::StoreError;
+
+/// Carries out what only the owner of a volume can do for an administrator; answers in JSON.
+pub trait ForwardedAdmin: Send + Sync + 'static {
+    /// Carries out `request` at this node.
+    fn forwarded(&self, request: AdminForward) -> BoxFuture<'_, Result<String, Error>>;
+}
+
+/// The answering end of [`super::client::PeerClient`].
+pub struct PeerServer {
+    volumes: Arc<Volumes>,
+    admin: Arc<dyn ForwardedAdmin>,
+}
+
+impl PeerServer {
+    /// A server of `volumes`.
+    #[must_use]
+    pub fn new(volumes: Arc<Volumes>, admin: Arc<dyn ForwardedAdmin>) -> PeerServer {
+        PeerServer { volumes, admin }
+    }
+
+    /// Answers one frame from `peer`.
+    pub async fn serve(&self, peer: NodeId, frame: Frame) -> Bytes {
+        let (head, payload) = match Message::<PeerRequest>::decode(frame) {
+            Ok(request) => match self.answer(peer, request).await {
+                Ok(answer) => answer,
+                Err(error) => (PeerReply::Failed(error), Bytes::new()),
+            },
+            Err(error) => (PeerReply::Failed(error), Bytes::new()),
+        };
+        encode_reply(Message { head, payload })
+    }
+
+    fn volume(&self, id: VolumeId) -> Result<Arc<ServedVolume>, Error> {
+        // Metadata may arrive here a moment after the peer has it: the peer tries again.
+        self.volumes
+            .get(id)
+            .ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("volume {id} is not (yet) known here")))
+    }
+
+    async fn answer(&self, peer: NodeId, request: Message<PeerRequest>) -> Result<(PeerReply, Bytes), Error> {
+        let Message { head, payload } = request;
+        let reply = match head {
+            PeerRequest::Ping => PeerReply::Done,
+            PeerRequest::Read { volume, epoch, offset, length } => {
+                let volume = self.volume(volume)?;
+                check_range(&volume, offset, u64::from(length))?;
+                match volume.read_for_peer(epoch, offset, length).await? {
+                    Some(chunks) => {
+                        let (parts, payload) = pack_read(&chunks);
+                        return Ok((PeerReply::Read(parts), payload));
+                    }
+                    None => PeerReply::NotOwner(volume.gate.view().epoch),
+                }
+            }
+            PeerRequest::Write { volume, epoch, writer, offset, fua } => {
+                let volume = self.volume(volume)?;
+                check_range(&volume, offset, payload.len() as u64)?;
+                write(&volume, epoch, writer, Change::Data { offset, data: payload, fua }).await?
+            }
+            PeerRequest::Zero { volume, epoch, writer, offset, length, fua } => {
+                let volume = self.volume(volume)?;
+                check_range(&volume, offset, length)?;
+                write(&volume, epoch, writer, Change::Zero { offset, length, fua }).await?
+            }
+            PeerRequest::Flush { volume, epoch } => {
+                let volume = self.volume(volume)?;
+                if volume.flush_for_peer(epoch).await? {
+                    PeerReply::Done
+                } else {
+                    PeerReply::NotOwner(volume.gate.view().epoch)
+                }
+            }
+            PeerRequest::Extents { volume, epoch, offset, length } => {
+                let volume = self.volume(volume)?;
+                check_range(&volume, offset, length)?;
+                match volume.extents_for_peer(epoch, offset, length).await? {
+                    Some(extents) => {
+                        PeerReply::Extents(extents.iter().map(|extent| (extent.length, extent.mapped)).collect())
+                    }
+                    None => PeerReply::NotOwner(volume.gate.view().epoch),
+                }
+            }
+            PeerRequest::Pull { volume, runs, visited } => return pull(&*self.volume(volume)?, runs, &visited).await,
+            PeerRequest::Admin { request } => PeerReply::Admin(self.admin.forwarded(request).await?),
+            propagation => return Ok((self.propagate(peer, propagation, payload).await?, Bytes::new())),
+        };
+        Ok((reply, Bytes::new()))
+    }
+
+    /// Requests of the owner to a replica.
+    async fn propagate(&self, peer: NodeId, request: PeerRequest, payload: Bytes) -> Result<PeerReply, Error> {
+        let (id, epoch) = match &request {
+            PeerRequest::ReplicaStatus { volume, epoch }
+            | PeerRequest::Manifest { volume, epoch, .. }
+            | PeerRequest::Missing { volume, epoch, .. }
+            | PeerRequest::Blocks { volume, epoch, .. }
+            | PeerRequest::Apply { volume, epoch, .. }
+            | PeerRequest::Prepare { volume, epoch, .. } => (*volume, *epoch),
+            other => return Err(Error::new(ErrorKind::Internal, format!("not a request of propagation: {other:?}"))),
+        };
+        let volume = self.volume(id)?;
+        if let Err(refusal) = receiver::admit(&volume, epoch).await {
+            return Ok(refusal);
+        }
+        if volume.gate.view().owner != peer {
+            return Ok(PeerReply::Superseded(volume.gate.view().epoch));
+        }
+        Ok(match request {
+            PeerRequest::Manifest { manifest, seal, durable, prune, .. } => {
+                receiver::manifest(&volume, manifest, seal, durable, prune).await
+            }
+            PeerRequest::Missing { after, limit, .. } => receiver::missing(&volume, after, limit).await,
+            PeerRequest::Blocks { blocks, .. } => receiver::blocks(&volume, unpack_blocks(&blocks, payload)?).await,
+            PeerRequest::Apply { to, .. } => receiver::apply(&volume, to).await,
+            PeerRequest::Prepare { manifest, claim, .. } => {
+                volume.writers.claim(claim);
+                receiver::manifest(&volume, manifest, false, true, client_lib::Lsn::ZERO).await
+            }
+            _ => receiver::reply_position(&volume).await,
+        })
+    }
+}
+
+/// The reply as a frame; one that is too large is answered with the reason instead.
+#[must_use]
+pub fn encode_reply(reply: Message<PeerReply>) -> Bytes {
+    reply.encode().unwrap_or_else(|error| {
+        let small = Message { head: PeerReply::Failed(error), payload: Bytes::new() };
+        small.encode().expect("an error is far below the limit of a frame")
+    })
+}
+
+/// Carries out a forwarded write, if its writer still may.
+async fn write(volume: &ServedVolume, epoch: Epoch, writer: Writer, change: Change) -> Result<PeerReply, Error> {
+    let admission = match volume.writers.admit(writer).await {
+        Ok(admission) => admission,
+        Err(Refusal::Claimed(epoch)) => return Ok(PeerReply::Superseded(epoch)),
+        Err(Refusal::Outrun) => return Ok(PeerReply::Done),
+    };
+    let written = volume.write_for_peer(epoch, &change).await;
+    drop(admission);
+    Ok(match written? {
+        Some(epoch) => PeerReply::Written(epoch),
+        None => PeerReply::NotOwner(volume.gate.view().epoch),
+    })
+}
+
+/// Sends the newest versions held here, fetching first what this node itself knows to be stale.
+async fn pull(volume: &ServedVolume, runs: Vec<BlockRun>, visited: &[NodeId]) -> Result<(PeerReply, Bytes), Error> {
+    let blocks: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
+    if blocks > u64::from(PULL_BLOCKS_MAX) {
+        return Err(Error::new(
+            ErrorKind::InvalidRequest,
+            format!("a pull of {blocks} blocks is over the limit of {PULL_BLOCKS_MAX}"),
+        ));
+    }
+    for run in &runs {
+        check_range(volume, run.start.byte_offset(), 0)?;
+    }
+    loop {
+        match volume.shard.read_newest(volume.id, runs.clone()).await {
+            Ok(blocks) => {
+                let (heads, payload) = pack_blocks(&blocks);
+                return Ok((PeerReply::Blocks(heads), payload));
+            }
+            Err(StoreError::Stale { runs }) => volume.puller.pull(&runs, Class::Bulk, visited).await?,
+            Err(error) => return Err(store_failure(error)),
+        }
+    }
+}
+
+/// Peers are trusted to be nodes, not to be right.
+fn check_range(volume: &ServedVolume, offset: u64, length: u64) -> Result<(), Error> {
+    if volume.size.contains(offset, length) {
+        Ok(())
+    } else {
+        Err(Error::new(
+            ErrorKind::InvalidRequest,
+            format!("bytes {offset}+{length} lie outside volume {} of {} bytes", volume.name, volume.size.bytes()),
+        ))
+    }
+}

@@ -1,0 +1,90 @@
+//! How far a replica is behind, in LSNs, bytes and seconds. Pure: time is an argument.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use client_lib::Lsn;
+
+use crate::peer::message::ReplicaPosition;
+
+/// How many manifests are remembered with their time. Beyond it the oldest are merged, which makes
+/// `seconds_behind` too large rather than too small.
+const MARKS_MAX: usize = 1024;
+
+/// A replica as its owner sees it.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The replica's last word.
+    pub position: ReplicaPosition,
+    /// Bytes of distinct blocks changed since its watermark.
+    pub bytes_behind: u64,
+    /// Whether the last call to it succeeded.
+    pub reachable: bool,
+    /// For each manifest that is not applied yet, when it was sealed.
+    marks: VecDeque<(Lsn, Duration)>,
+}
+
+impl Progress {
+    /// A manifest that ends at `to` was sealed at `now`.
+    pub fn sealed(&mut self, to: Lsn, now: Duration) {
+        if self.marks.back().is_none_or(|(last, _)| *last < to) {
+            if self.marks.len() == MARKS_MAX {
+                // The second-oldest takes the oldest's time: later LSNs then count from the earlier moment.
+                if let (Some((_, time)), Some(next)) = (self.marks.pop_front(), self.marks.front_mut()) {
+                    next.1 = time;
+                }
+            }
+            self.marks.push_back((to, now));
+        }
+    }
+
+    /// The replica said where it is.
+    pub fn heard(&mut self, position: ReplicaPosition) {
+        self.position = position;
+        self.reachable = true;
+        while self.marks.front().is_some_and(|(to, _)| *to <= position.watermark) {
+            self.marks.pop_front();
+        }
+    }
+
+    /// How old the oldest write is that the replica has not applied; zero when it has all.
+    #[must_use]
+    pub fn behind_for(&self, now: Duration) -> Duration {
+        self.marks.front().map_or(Duration::ZERO, |(_, sealed)| now.saturating_sub(*sealed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use client_lib::Epoch;
+
+    fn lsn(sequence: u64) -> Lsn {
+        Lsn::new(Epoch(1), sequence)
+    }
+
+    fn at(sequence: u64) -> ReplicaPosition {
+        ReplicaPosition { known: lsn(sequence), watermark: lsn(sequence), stale_blocks: 0 }
+    }
+
+    #[test]
+    fn the_age_is_that_of_the_oldest_write_not_applied() {
+        let mut progress = Progress::default();
+        progress.sealed(lsn(10), Duration::from_secs(1));
+        progress.sealed(lsn(20), Duration::from_secs(3));
+        assert_eq!(progress.behind_for(Duration::from_secs(5)), Duration::from_secs(4));
+        progress.heard(at(10));
+        assert_eq!(progress.behind_for(Duration::from_secs(5)), Duration::from_secs(2));
+        progress.heard(at(20));
+        assert_eq!(progress.behind_for(Duration::from_secs(9)), Duration::ZERO);
+    }
+
+    #[test]
+    fn forgotten_marks_only_make_it_look_older() {
+        let mut progress = Progress::default();
+        for mark in 1..=(MARKS_MAX as u64 + 10) {
+            progress.sealed(lsn(mark), Duration::from_secs(mark));
+        }
+        assert_eq!(progress.behind_for(Duration::from_secs(2000)), Duration::from_secs(1999));
+    }
+}

@@ -1,0 +1,98 @@
+//! The replica's side of propagation: what the owner sends goes into the shard, if the owner is who it says.
+//!
+//! Nothing of an older epoch is accepted; something of a newer one waits until metadata has arrived here. The
+//! shard keeps what is shown a prefix: this module only checks the sender's epoch and reports positions.
+
+use std::time::Duration;
+
+use client_lib::{BlockIndex, Epoch, Error, ErrorKind, Lsn};
+
+use super::manifest::{Manifest, VersionedBlock};
+use crate::ownership::gate::Phase;
+use crate::peer::message::{PeerReply, ReplicaPosition};
+use crate::serve::volume::{ServedVolume, store_failure};
+use crate::shard::handle::StoreError;
+
+/// How long a request of a newer epoch waits for metadata to arrive here before the sender must try again.
+const METADATA_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Makes sure that the owner of `epoch` may tell this replica anything.
+///
+/// # Errors
+/// The reply to send instead.
+pub async fn admit(volume: &ServedVolume, epoch: Epoch) -> Result<(), PeerReply> {
+    let view = match tokio::time::timeout(METADATA_PATIENCE, volume.gate.settled(epoch)).await {
+        Ok(Ok(view)) => view,
+        Ok(Err(closed)) => return Err(PeerReply::Failed(closed)),
+        Err(_) => {
+            return Err(PeerReply::Failed(Error::new(
+                ErrorKind::Unavailable,
+                format!("volume {} has not reached epoch {epoch} at node {}", volume.name, volume.me),
+            )));
+        }
+    };
+    if view.epoch > epoch || view.phase == Phase::Owner {
+        return Err(PeerReply::Superseded(view.epoch));
+    }
+    Ok(())
+}
+
+/// This replica's positions.
+pub async fn position(volume: &ServedVolume) -> Result<ReplicaPosition, StoreError> {
+    let report = volume.shard.report(volume.id).await?;
+    Ok(ReplicaPosition { known: report.known, watermark: report.watermark, stale_blocks: report.stale_blocks })
+}
+
+/// Takes note of a manifest and lets go of history up to `prune`.
+pub async fn manifest(volume: &ServedVolume, manifest: Manifest, seal: bool, durable: bool, prune: Lsn) -> PeerReply {
+    let applied = volume.shard.apply_manifest(volume.id, manifest, seal, durable).await;
+    match applied {
+        Ok(_) => {
+            if let Err(error) = volume.shard.prune(volume.id, prune).await {
+                return failed(error);
+            }
+            reply_position(volume).await
+        }
+        Err(StoreError::ManifestGap { .. }) => match position(volume).await {
+            Ok(position) => PeerReply::Gap(position),
+            Err(error) => failed(error),
+        },
+        Err(error) => failed(error),
+    }
+}
+
+/// Which blocks of the sealed delta are still missing.
+pub async fn missing(volume: &ServedVolume, after: BlockIndex, limit: u32) -> PeerReply {
+    match volume.shard.missing(volume.id, true, after, limit).await {
+        Ok(runs) => PeerReply::Missing(runs),
+        Err(error) => failed(error),
+    }
+}
+
+/// Stores pushed blocks.
+pub async fn blocks(volume: &ServedVolume, blocks: Vec<VersionedBlock>) -> PeerReply {
+    match volume.shard.receive(volume.id, blocks).await {
+        Ok(_) => reply_position(volume).await,
+        Err(error) => failed(error),
+    }
+}
+
+/// Applies the sealed delta, if it is complete.
+pub async fn apply(volume: &ServedVolume, to: Lsn) -> PeerReply {
+    match volume.shard.apply_sealed(volume.id, to).await {
+        Ok(_) => reply_position(volume).await,
+        Err(error) => failed(error),
+    }
+}
+
+/// The positions as a reply.
+pub async fn reply_position(volume: &ServedVolume) -> PeerReply {
+    match position(volume).await {
+        Ok(position) => PeerReply::Position(position),
+        Err(error) => failed(error),
+    }
+}
+
+fn failed(error: StoreError) -> PeerReply {
+    PeerReply::Failed(store_failure(error))
+}

@@ -1,0 +1,29 @@
+//! What an administrator can ask of a node: the seam between the node and its HTTP face.
+
+use client_lib::Error;
+use client_lib::transport::BoxFuture;
+use client_lib::wire::admin::{ClusterStatus, CreateVolume, Migrate, MigrateReport, VolumeStatus, VolumeSummary};
+
+/// The administrative requests. Any node answers; those that only a volume's owner can carry out are passed on.
+///
+/// # Cancel safety
+/// Dropping a future stops waiting; what was begun goes on.
+pub trait Admin: Send + Sync + 'static {
+    /// Creates a volume and waits until its owner serves it.
+    fn create_volume(&self, request: CreateVolume) -> BoxFuture<'_, Result<VolumeStatus, Error>>;
+
+    /// Every volume.
+    fn volumes(&self) -> BoxFuture<'_, Result<Vec<VolumeSummary>, Error>>;
+
+    /// One volume, by name.
+    fn volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumeStatus, Error>>;
+
+    /// Hands a volume over.
+    fn migrate<'a>(&'a self, name: &'a str, request: Migrate) -> BoxFuture<'a, Result<MigrateReport, Error>>;
+
+    /// Deletes a volume and its data.
+    fn delete_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// The cluster.
+    fn cluster(&self) -> BoxFuture<'_, Result<ClusterStatus, Error>>;
+}

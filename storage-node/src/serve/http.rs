@@ -1,0 +1,128 @@
+//! The HTTP admin API: JSON over what [`Admin`] offers. Not authenticated yet, so it listens on loopback only.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use client_lib::wire::admin::{CreateVolume, Failure, Migrate};
+use client_lib::{Error, ErrorKind};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::admin::Admin;
+
+/// Largest request body, in bytes; requests are a few names.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+type Shared = State<Arc<dyn Admin>>;
+
+/// A listening admin API.
+pub struct HttpServer {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl HttpServer {
+    /// Listens on `address` and serves `admin`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for an address beyond loopback; `Busy` when the port is in use.
+    pub async fn bind(address: SocketAddr, admin: Arc<dyn Admin>) -> Result<HttpServer, Error> {
+        if !address.ip().is_loopback() {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                format!("the admin API is not authenticated yet and listens on loopback only, not on {address}"),
+            ));
+        }
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            Error::new(ErrorKind::Busy, format!("the admin API cannot listen on {address}; choose another port with --http-port"))
+                .caused_by(error)
+        })?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| Error::new(ErrorKind::Internal, "the admin API has no address").caused_by(error))?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            let serving = axum::serve(listener, router(admin)).with_graceful_shutdown(async {
+                // Also when the sender is gone.
+                let _ = stopped.await;
+            });
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the admin API has ended");
+            }
+        });
+        Ok(HttpServer { address, stop, task })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops listening; requests under way are cut off, what they began goes on.
+    pub async fn stop(self) {
+        drop(self.stop);
+        self.task.abort();
+        // Aborted or ended, it is gone now.
+        let _ = self.task.await;
+    }
+}
+
+fn router(admin: Arc<dyn Admin>) -> Router {
+    Router::new()
+        .route("/v1/volumes", get(volumes).post(create))
+        .route("/v1/volumes/{name}", get(volume).delete(delete))
+        .route("/v1/volumes/{name}/migrate", post(migrate))
+        .route("/v1/cluster", get(cluster))
+        .route("/health", get(|| async { "ok\n" }))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(admin)
+}
+
+async fn volumes(State(admin): Shared) -> Response {
+    answer(admin.volumes().await)
+}
+
+async fn create(State(admin): Shared, Json(request): Json<CreateVolume>) -> Response {
+    answer(admin.create_volume(request).await)
+}
+
+async fn volume(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.volume(&name).await)
+}
+
+async fn delete(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.delete_volume(&name).await)
+}
+
+async fn migrate(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Migrate>) -> Response {
+    answer(admin.migrate(&name, request).await)
+}
+
+async fn cluster(State(admin): Shared) -> Response {
+    answer(admin.cluster().await)
+}
+
+fn answer<T: serde::Serialize>(result: Result<T, Error>) -> Response {
+    match result {
+        Ok(body) => Json(body).into_response(),
+        Err(error) => {
+            let status = match error.kind() {
+                ErrorKind::InvalidRequest => StatusCode::BAD_REQUEST,
+                ErrorKind::NotFound => StatusCode::NOT_FOUND,
+                ErrorKind::AlreadyExists | ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Fenced => StatusCode::CONFLICT,
+                ErrorKind::Unavailable | ErrorKind::Closed => StatusCode::SERVICE_UNAVAILABLE,
+                ErrorKind::OutOfSpace => StatusCode::INSUFFICIENT_STORAGE,
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            (status, Json(Failure { kind: error.kind(), message: error.to_string() })).into_response()
+        }
+    }
+}

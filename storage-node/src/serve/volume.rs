@@ -1,0 +1,428 @@
+//! One volume at one node: guest I/O served here, or passed on to the owner.
+//!
+//! [`ServedVolume`] joins the shard (the data), the gate (who serves), the writers (who may write from afar)
+//! and the peers. Reads anywhere return the newest acked write; a read that raced a handover is done over
+//! rather than answered from a copy that may be old. I/O waits through a handover and fails only when the
+//! owner stays out of reach for [`PATIENCE`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use client_lib::transport::Class;
+use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId, VolumeName, VolumeSize};
+
+use crate::ownership::gate::{Gate, Phase, View};
+use crate::ownership::writers::Writers;
+use crate::peer::client::{PeerClient, PeerError, unexpected};
+use crate::peer::message::{Message, PeerReply, PeerRequest, Writer, unpack_read};
+use crate::propagation::pull::Puller;
+use crate::shard::handle::{MappedExtent, ReadChunk, ShardHandle, StoreError};
+
+/// How long an operation waits for an owner that cannot be reached before it fails. Long enough for a node
+/// to restart and recover; a guest's own disk time-out is usually 30 s, so a dead link shows there first.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pause between attempts to reach the owner.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// A volume as this node serves it.
+pub struct ServedVolume {
+    /// The volume's id.
+    pub id: VolumeId,
+    /// The volume's name.
+    pub name: VolumeName,
+    /// The volume's size.
+    pub size: VolumeSize,
+    /// This node.
+    pub me: NodeId,
+    /// The data held here; every node that serves a volume has a place for it.
+    pub shard: ShardHandle,
+    /// Who serves it now.
+    pub gate: Gate,
+    /// Who may write it from afar, while this node owns it.
+    pub writers: Writers,
+    /// The other nodes.
+    pub peers: PeerClient,
+    /// Fetches stale blocks.
+    pub puller: Puller,
+    /// Whether writes were passed on that a FLUSH here must make durable there.
+    forwarded: AtomicBool,
+}
+
+/// What a served request came to when it has to be tried again or elsewhere.
+enum Detour {
+    Again,
+    Elsewhere(View),
+}
+
+impl ServedVolume {
+    /// A volume that starts with `view`.
+    #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "the composition root names each part once")]
+    pub fn new(
+        id: VolumeId,
+        name: VolumeName,
+        size: VolumeSize,
+        me: NodeId,
+        shard: ShardHandle,
+        peers: PeerClient,
+        puller: Puller,
+        view: View,
+    ) -> Arc<ServedVolume> {
+        Arc::new(ServedVolume {
+            id,
+            name,
+            size,
+            me,
+            shard,
+            gate: Gate::new(view),
+            writers: Writers::default(),
+            peers,
+            puller,
+            forwarded: AtomicBool::new(false),
+        })
+    }
+
+    /// Reads the newest acked bytes, wherever they are.
+    pub async fn read(&self, offset: u64, length: u32) -> Result<Vec<ReadChunk>, Error> {
+        let mut patience = Patience::new();
+        loop {
+            match self.read_here(Epoch(0), offset, length).await? {
+                Ok(chunks) => return Ok(chunks),
+                Err(Detour::Again) => {}
+                Err(Detour::Elsewhere(view)) => {
+                    let request = PeerRequest::Read { volume: self.id, epoch: view.epoch, offset, length };
+                    match self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await {
+                        Ok(Message { head: PeerReply::Read(parts), payload }) => {
+                            return unpack_read(&parts, payload, length);
+                        }
+                        answer => self.after_detour(view, answer, &mut patience).await?,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Serves a read as the owner of at least `epoch`, for this node's sessions and for other nodes.
+    async fn read_here(&self, epoch: Epoch, offset: u64, length: u32) -> Result<Result<Vec<ReadChunk>, Detour>, Error> {
+        let view = self.gate.settled(epoch).await?;
+        if view.phase == Phase::Elsewhere {
+            return Ok(Err(Detour::Elsewhere(view)));
+        }
+        match self.shard.read(self.id, offset, length).await {
+            // Still the owner after the read: no transfer was proposed before it ended, so what it saw was the newest.
+            Ok(chunks) if self.gate.view() == view => Ok(Ok(chunks)),
+            Ok(_) => Ok(Err(Detour::Again)),
+            Err(error) => self.recover(view, error).await.map(Err),
+        }
+    }
+
+    /// As [`read`](Self::read), asked by another node; `None` when this node is not the owner.
+    pub async fn read_for_peer(&self, epoch: Epoch, offset: u64, length: u32) -> Result<Option<Vec<ReadChunk>>, Error> {
+        loop {
+            match self.read_here(epoch, offset, length).await? {
+                Ok(chunks) => return Ok(Some(chunks)),
+                Err(Detour::Again) => {}
+                Err(Detour::Elsewhere(_)) => return Ok(None),
+            }
+        }
+    }
+
+    /// Writes for a session with `writer`'s right; a session of this node passes a right that may be too old
+    /// for a forwarded write, and is told so.
+    pub async fn write(&self, change: Change, writer: &dyn SessionWriter) -> Result<(), Error> {
+        let mut patience = Patience::new();
+        loop {
+            match self.write_here(Epoch(0), &change).await? {
+                Ok(epoch) => {
+                    self.writers.claim(epoch);
+                    writer.wrote_at_owner(epoch);
+                    return Ok(());
+                }
+                Err(Detour::Again) => {}
+                Err(Detour::Elsewhere(view)) => {
+                    let credentials = writer.credentials().ok_or_else(|| self.not_owner(view))?;
+                    let (request, payload) = change.to_request(self.id, view.epoch, credentials);
+                    self.forwarded.store(true, Ordering::Release);
+                    match self.peers.ask(view.owner, Class::Pull, request, payload).await {
+                        Ok(Message { head: PeerReply::Written(_), .. }) => return Ok(()),
+                        // An older attempt of this very session: try again with the present generation.
+                        Ok(Message { head: PeerReply::Done, .. }) => {}
+                        Ok(Message { head: PeerReply::Superseded(epoch), .. }) => {
+                            return Err(Error::new(
+                                ErrorKind::Fenced,
+                                format!(
+                                    "volume {} is written at node {} since epoch {epoch}: this connection lost its right to write",
+                                    self.name, view.owner
+                                ),
+                            ));
+                        }
+                        answer => {
+                            if matches!(&answer, Err(error) if !error.not_delivered()) {
+                                writer.outcome_unknown(credentials.generation);
+                            }
+                            self.after_detour(view, answer, &mut patience).await?;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn write_here(&self, epoch: Epoch, change: &Change) -> Result<Result<Epoch, Detour>, Error> {
+        let view = self.gate.settled(epoch).await?;
+        if view.phase == Phase::Elsewhere {
+            return Ok(Err(Detour::Elsewhere(view)));
+        }
+        let written = match change {
+            Change::Data { offset, data, fua } => self.shard.write(self.id, *offset, data.clone(), *fua).await,
+            Change::Zero { offset, length, fua } => self.shard.zero(self.id, *offset, *length, *fua).await,
+        };
+        match written {
+            Ok(lsn) => Ok(Ok(lsn.epoch)),
+            Err(error) => self.recover(view, error).await.map(Err),
+        }
+    }
+
+    /// As [`write`](Self::write), for a session of another node; `None` when this node is not the owner.
+    pub async fn write_for_peer(&self, epoch: Epoch, change: &Change) -> Result<Option<Epoch>, Error> {
+        loop {
+            match self.write_here(epoch, change).await? {
+                Ok(epoch) => return Ok(Some(epoch)),
+                Err(Detour::Again) => {}
+                Err(Detour::Elsewhere(_)) => return Ok(None),
+            }
+        }
+    }
+
+    /// Makes every acked write durable. At a node that does not own the volume and passed nothing on, there is
+    /// nothing to do: the handover synced what was written here (DESIGN, "late FLUSH").
+    pub async fn flush(&self) -> Result<(), Error> {
+        let mut patience = Patience::new();
+        loop {
+            let view = self.gate.view();
+            match view.phase {
+                Phase::Closed => {
+                    return Err(Error::new(ErrorKind::Closed, format!("volume {} was deleted", self.name)));
+                }
+                Phase::Owner | Phase::Transferring | Phase::Activating => {
+                    match self.shard.flush(self.id).await {
+                        Ok(_) => {}
+                        Err(error) => {
+                            self.recover(view, error).await?;
+                            continue;
+                        }
+                    }
+                    if !self.forwarded.load(Ordering::Acquire) {
+                        return Ok(());
+                    }
+                    // Writes went elsewhere before the volume came here: they were synced by that handover.
+                    if view.phase == Phase::Owner {
+                        self.forwarded.store(false, Ordering::Release);
+                        return Ok(());
+                    }
+                    self.gate.settled(Epoch(0)).await?;
+                }
+                Phase::Elsewhere => {
+                    if !self.forwarded.load(Ordering::Acquire) {
+                        return Ok(());
+                    }
+                    let request = PeerRequest::Flush { volume: self.id, epoch: view.epoch };
+                    match self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await {
+                        Ok(Message { head: PeerReply::Done, .. }) => return Ok(()),
+                        answer => self.after_detour(view, answer, &mut patience).await?,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Flushes as the owner of at least `epoch`, for another node; false when this node is not the owner.
+    pub async fn flush_for_peer(&self, epoch: Epoch) -> Result<bool, Error> {
+        let view = self.gate.settled(epoch).await?;
+        if view.phase == Phase::Elsewhere {
+            return Ok(false);
+        }
+        self.shard.flush(self.id).await.map_err(store_failure)?;
+        Ok(true)
+    }
+
+    /// What is mapped in a range, as the owner knows it.
+    pub async fn extents(&self, offset: u64, length: u64) -> Result<Vec<MappedExtent>, Error> {
+        let mut patience = Patience::new();
+        loop {
+            match self.extents_here(Epoch(0), offset, length).await? {
+                Ok(extents) => return Ok(extents),
+                Err(Detour::Again) => {}
+                Err(Detour::Elsewhere(view)) => {
+                    let request = PeerRequest::Extents { volume: self.id, epoch: view.epoch, offset, length };
+                    match self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await {
+                        Ok(Message { head: PeerReply::Extents(extents), .. }) => {
+                            return Ok(extents
+                                .into_iter()
+                                .map(|(length, mapped)| MappedExtent { length, mapped })
+                                .collect());
+                        }
+                        answer => self.after_detour(view, answer, &mut patience).await?,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn extents_here(
+        &self,
+        epoch: Epoch,
+        offset: u64,
+        length: u64,
+    ) -> Result<Result<Vec<MappedExtent>, Detour>, Error> {
+        let view = self.gate.settled(epoch).await?;
+        if view.phase == Phase::Elsewhere {
+            return Ok(Err(Detour::Elsewhere(view)));
+        }
+        match self.shard.extents(self.id, offset, length).await {
+            Ok(extents) if self.gate.view() == view => Ok(Ok(extents)),
+            Ok(_) => Ok(Err(Detour::Again)),
+            Err(error) => self.recover(view, error).await.map(Err),
+        }
+    }
+
+    /// As [`extents`](Self::extents), asked by another node; `None` when this node is not the owner.
+    pub async fn extents_for_peer(
+        &self,
+        epoch: Epoch,
+        offset: u64,
+        length: u64,
+    ) -> Result<Option<Vec<MappedExtent>>, Error> {
+        loop {
+            match self.extents_here(epoch, offset, length).await? {
+                Ok(extents) => return Ok(Some(extents)),
+                Err(Detour::Again) => {}
+                Err(Detour::Elsewhere(_)) => return Ok(None),
+            }
+        }
+    }
+
+    /// Deals with what the shard refused: fetches stale blocks, waits out a freeze, or fails for good.
+    async fn recover(&self, seen: View, error: StoreError) -> Result<Detour, Error> {
+        match error {
+            StoreError::Stale { runs } => {
+                self.puller.pull(&runs, Class::Pull, &[]).await?;
+                Ok(Detour::Again)
+            }
+            StoreError::Frozen(_) | StoreError::NotOwner { .. } => {
+                // The gate follows within moments; if it does not (a handover still preparing), look again.
+                self.gate.changed_from(seen, RETRY_PAUSE).await;
+                Ok(Detour::Again)
+            }
+            other => Err(store_failure(other)),
+        }
+    }
+
+    /// After a forwarded request that was not answered as hoped: waits for a change and returns to try again, or fails.
+    async fn after_detour(
+        &self,
+        view: View,
+        answer: Result<Message<PeerReply>, PeerError>,
+        patience: &mut Patience,
+    ) -> Result<(), Error> {
+        let error = match answer {
+            Ok(Message { head: head @ PeerReply::NotOwner(_), .. }) => unexpected(view.owner, &head),
+            Ok(message) => return Err(unexpected(view.owner, &message.head)),
+            Err(error) => Error::from(error),
+        };
+        if patience.exhausted() {
+            return Err(error);
+        }
+        self.gate.changed_from(view, RETRY_PAUSE).await;
+        Ok(())
+    }
+
+    fn not_owner(&self, view: View) -> Error {
+        Error::new(
+            ErrorKind::NotOwner,
+            format!(
+                "volume {} is owned by node {} (epoch {}); a write here needs `helio volume migrate {} --to` this node first",
+                self.name, view.owner, view.epoch, self.name
+            ),
+        )
+    }
+}
+
+/// A write as it is carried to wherever it belongs.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// These bytes at `offset`.
+    Data {
+        /// The first byte.
+        offset: u64,
+        /// What to write.
+        data: Bytes,
+        /// Durable before the answer.
+        fua: bool,
+    },
+    /// Zeroes.
+    Zero {
+        /// The first byte.
+        offset: u64,
+        /// How many.
+        length: u64,
+        /// Durable before the answer.
+        fua: bool,
+    },
+}
+
+impl Change {
+    fn to_request(&self, volume: VolumeId, epoch: Epoch, writer: Writer) -> (PeerRequest, Bytes) {
+        match self {
+            Change::Data { offset, data, fua } => {
+                (PeerRequest::Write { volume, epoch, writer, offset: *offset, fua: *fua }, data.clone())
+            }
+            Change::Zero { offset, length, fua } => {
+                (PeerRequest::Zero { volume, epoch, writer, offset: *offset, length: *length, fua: *fua }, Bytes::new())
+            }
+        }
+    }
+}
+
+/// What a session knows of its own right to write.
+pub trait SessionWriter: Sync {
+    /// What to show the owner; `None` without a right.
+    fn credentials(&self) -> Option<Writer>;
+    /// The session wrote at the owner, under `epoch`: its right is renewed.
+    fn wrote_at_owner(&self, epoch: Epoch);
+    /// A forwarded attempt of `generation` may still be on its way.
+    fn outcome_unknown(&self, generation: u64);
+}
+
+/// How long an operation has been waiting for an owner out of reach.
+struct Patience {
+    since: Instant,
+}
+
+impl Patience {
+    fn new() -> Patience {
+        Patience { since: Instant::now() }
+    }
+
+    fn exhausted(&self) -> bool {
+        self.since.elapsed() >= PATIENCE
+    }
+}
+
+/// The caller's error for what the store could not do.
+#[must_use]
+pub fn store_failure(error: StoreError) -> Error {
+    let kind = match &error {
+        StoreError::UnknownVolume(_) | StoreError::Stopped => ErrorKind::Closed,
+        StoreError::NotOwner { .. } => ErrorKind::NotOwner,
+        StoreError::Frozen(_) => ErrorKind::Busy,
+        StoreError::Stale { .. } | StoreError::ManifestGap { .. } => ErrorKind::Unavailable,
+        StoreError::Corrupt { .. } => ErrorKind::Corrupt,
+        StoreError::OutOfSpace => ErrorKind::OutOfSpace,
+        StoreError::Poisoned(_) | StoreError::Io(_) => ErrorKind::Internal,
+    };
+    Error::new(kind, error.to_string())
+}

@@ -1,0 +1,285 @@
+//! Checkpoints: the state at one durable position of the log, written to the map store beside the running shard.
+//!
+//! A checkpoint begins with a snapshot sync (see [`super::sync`]), so that it never points to what a power cut could
+//! take away. On the shard's thread it takes references to dirty pages and encodes what is small; a committer thread
+//! encodes the pages and writes one synced batch. When that is done, segments that were free of references at the
+//! snapshot go back to the log. A batch that could not be written is kept and tried again as it is.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut};
+use client_lib::VolumeId;
+
+use super::core::Core;
+use super::handle::{Doorbell, StoreError};
+use super::run::Reply;
+use super::sync::Done;
+use crate::log::{Entry, LogPosition};
+use crate::map::store::{Change, MapError, MapStore};
+use crate::volume::record;
+
+/// Changed chunks of layers that make a checkpoint begin: with a page's size, some mebibytes.
+const LAYER_CHUNKS_MAX: usize = 2048;
+/// Pause before a batch that could not be written is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+type Batch = Vec<Change>;
+
+/// A batch on its way to the store.
+#[derive(Debug)]
+enum Committing {
+    /// Nothing is on its way.
+    Idle,
+    /// Waiting for the snapshot sync.
+    Syncing,
+    /// With the committer.
+    Running { free: Vec<u32> },
+    /// Failed, to be tried again.
+    Failed { batch: Batch, free: Vec<u32>, at: Instant },
+}
+
+/// Checkpoints of a shard.
+#[derive(Debug)]
+pub(super) struct Checkpoints {
+    state: Committing,
+    wanted: bool,
+    /// Who waits for a checkpoint that begins from now on.
+    waiting: Vec<Reply<()>>,
+    /// Who waits for the one under way.
+    served: Vec<Reply<()>>,
+    log_bytes: u64,
+    log_bytes_max: u64,
+    completed: u64,
+    last_outcome: Result<(), StoreError>,
+    is_final: bool,
+    jobs: Option<Sender<Batch>>,
+    results: Receiver<Result<(), (MapError, Batch)>>,
+    committer: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Checkpoints {
+    /// Starts the committer, which rings `doorbell` when it has finished something.
+    pub(super) fn start(
+        store: MapStore,
+        log_bytes_max: u64,
+        doorbell: Arc<dyn Doorbell>,
+    ) -> std::io::Result<Checkpoints> {
+        let (jobs, batches) = channel::<Batch>();
+        let (done, results) = channel();
+        let committer = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(move || {
+            for batch in batches {
+                let result = store.commit(&batch).map_err(|error| (error, batch));
+                if done.send(result).is_err() {
+                    return;
+                }
+                doorbell.ring();
+            }
+        })?;
+        Ok(Checkpoints {
+            state: Committing::Idle,
+            wanted: false,
+            waiting: Vec::new(),
+            served: Vec::new(),
+            log_bytes: 0,
+            log_bytes_max,
+            completed: 0,
+            last_outcome: Ok(()),
+            is_final: false,
+            jobs: Some(jobs),
+            results,
+            committer: Some(committer),
+        })
+    }
+
+    /// Asks for a checkpoint of everything applied by now.
+    pub(super) fn request(&mut self, reply: Option<Reply<()>>) {
+        self.wanted = true;
+        self.waiting.extend(reply);
+    }
+
+    /// An entry was applied.
+    pub(super) fn note_appended(&mut self, entry: &Entry) {
+        // A block for the header; entries that share a record are counted too high, which only makes it earlier.
+        self.log_bytes += u64::from(entry.data_blocks() + 1) * 4096;
+    }
+
+    /// How many were written.
+    pub(super) fn completed(&self) -> u64 {
+        self.completed
+    }
+
+    /// Whether the log has grown since the last one began.
+    pub(super) fn has_news(&self) -> bool {
+        self.log_bytes > 0
+    }
+
+    /// Whether one should begin now.
+    pub(super) fn is_due(&self) -> bool {
+        match &self.state {
+            Committing::Idle => self.wanted,
+            Committing::Failed { at, .. } => Instant::now() >= *at,
+            Committing::Syncing | Committing::Running { .. } => false,
+        }
+    }
+
+    /// Called when everything else is done: begins the last checkpoint, then tells how it went.
+    pub(super) fn final_outcome(&mut self) -> Option<Result<(), StoreError>> {
+        if !self.is_final {
+            self.is_final = true;
+            self.wanted = true;
+        }
+        match &self.state {
+            Committing::Idle if !self.wanted => Some(self.last_outcome.clone()),
+            Committing::Failed { .. } => Some(self.last_outcome.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Checkpoints {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(committer) = self.committer.take()
+            && committer.join().is_err()
+        {
+            tracing::error!("the checkpoint thread panicked");
+        }
+    }
+}
+
+impl Core {
+    /// Takes note of finished checkpoints and begins one when it is time.
+    pub(super) fn checkpoint_step(&mut self) {
+        while let Ok(result) = self.checkpoints.results.try_recv() {
+            self.committed(result);
+        }
+        let layers = || self.volumes.values().map(|run| run.state.layers.dirty_chunks()).sum::<usize>();
+        if self.map.cache.wants_checkpoint()
+            || self.checkpoints.log_bytes >= self.checkpoints.log_bytes_max
+            || layers() >= LAYER_CHUNKS_MAX
+        {
+            self.checkpoints.wanted = true;
+        }
+        if !self.checkpoints.is_due() {
+            return;
+        }
+        match std::mem::replace(&mut self.checkpoints.state, Committing::Idle) {
+            Committing::Failed { batch, free, .. } => self.commit(batch, free),
+            _ if self.volumes.values().any(|run| run.state.is_between_entries()) => {}
+            _ => {
+                self.checkpoints.state = Committing::Syncing;
+                self.syncs.wait(VolumeId(0), Done::Checkpoint);
+            }
+        }
+    }
+
+    /// Everything applied is durable at this moment, and the log stood at `position`.
+    pub(super) fn checkpoint_snapshot(&mut self, position: LogPosition) {
+        self.checkpoints.state = Committing::Idle;
+        if self.volumes.values().any(|run| run.state.is_between_entries()) {
+            // The rest of the manifest is on its way; the next turn tries again.
+            return;
+        }
+        self.checkpoints.wanted = false;
+        self.checkpoints.log_bytes = 0;
+        self.checkpoints.served = std::mem::take(&mut self.checkpoints.waiting);
+        let mut batch: Batch = self.forgotten.drain(..).map(Change::Forget).collect();
+        batch.push(Change::Position(encode_position(&position)));
+        self.map.cache.begin_checkpoint(&mut batch);
+        for run in self.volumes.values_mut() {
+            record::checkpoint(&mut run.state, &mut batch);
+        }
+        let changed = self.map.usage.take_changed();
+        batch.extend(changed.into_iter().map(|(volume, segment, live)| Change::Usage(volume, segment, live)));
+        let free = self
+            .log
+            .segments()
+            .into_iter()
+            .filter(|info| !info.active && !info.free && info.generation < position.generation)
+            .map(|info| info.segment)
+            .filter(|segment| self.map.usage.is_free(*segment))
+            .collect();
+        self.commit(batch, free);
+    }
+
+    /// The snapshot could not be taken.
+    pub(super) fn checkpoint_failed(&mut self, error: StoreError) {
+        self.checkpoints.state = Committing::Idle;
+        self.checkpoints.wanted = false;
+        self.checkpoints.last_outcome = Err(error.clone());
+        for reply in self.checkpoints.waiting.drain(..) {
+            drop(reply.send(Err(error.clone())));
+        }
+    }
+
+    /// An append found no space: a checkpoint may give segments back, a cleaner may empty some.
+    pub(super) fn space_is_short(&mut self) {
+        if self.checkpoints.has_news() {
+            self.checkpoints.request(None);
+        }
+        self.cleaner.hurry();
+    }
+
+    fn commit(&mut self, batch: Batch, free: Vec<u32>) {
+        self.checkpoints.state = Committing::Running { free };
+        let sent = self.checkpoints.jobs.as_ref().is_some_and(|jobs| jobs.send(batch).is_ok());
+        assert!(sent, "the checkpoint thread lives as long as the shard");
+    }
+
+    fn committed(&mut self, result: Result<(), (MapError, Batch)>) {
+        let Committing::Running { free } = std::mem::replace(&mut self.checkpoints.state, Committing::Idle) else {
+            panic!("a checkpoint finished that was not under way");
+        };
+        let outcome = match result {
+            Ok(()) => {
+                self.map.cache.end_checkpoint();
+                self.checkpoints.completed += 1;
+                for segment in free {
+                    self.log.free(segment);
+                }
+                Ok(())
+            }
+            Err((error, batch)) => {
+                tracing::error!(%error, "a checkpoint could not be written; it is tried again");
+                self.checkpoints.state = Committing::Failed { batch, free, at: Instant::now() + RETRY_PAUSE };
+                Err(StoreError::from(error))
+            }
+        };
+        for reply in self.checkpoints.served.drain(..) {
+            drop(reply.send(outcome.clone()));
+        }
+        self.checkpoints.last_outcome = outcome;
+    }
+}
+
+/// A position as a value: 28 bytes and a checksum.
+fn encode_position(position: &LogPosition) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(32);
+    bytes.put_u64_le(position.generation);
+    bytes.put_u32_le(position.segment);
+    bytes.put_u32_le(position.block);
+    bytes.put_u64_le(position.sequence);
+    bytes.put_u32_le(position.chain);
+    let crc = crc32fast::hash(&bytes);
+    bytes.put_u32_le(crc);
+    bytes
+}
+
+/// The position of a value.
+///
+/// # Errors
+/// When it is not one.
+pub(super) fn decode_position(mut bytes: &[u8]) -> Result<LogPosition, MapError> {
+    if bytes.len() != 32 || crc32fast::hash(&bytes[..28]) != (&bytes[28..]).get_u32_le() {
+        return Err(MapError::Value { what: "log position, for example,", volume: VolumeId(0) });
+    }
+    Ok(LogPosition {
+        generation: bytes.get_u64_le(),
+        segment: bytes.get_u32_le(),
+        block: bytes.get_u32_le(),
+        sequence: bytes.get_u64_le(),
+        chain: bytes.get_u32_le(),
+    })
+}

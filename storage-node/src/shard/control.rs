@@ -1,0 +1,158 @@
+//! What owners and the node ask: open, delete, activate, deactivate, freeze, seal, and the change history.
+//!
+//! Changes of role are log entries like writes: they take effect in log order and are answered when durable. A
+//! deactivation refuses writes from the moment it is asked for, an activation admits them from the moment it is applied.
+
+use client_lib::{Epoch, Lsn, VolumeId, VolumeSize};
+
+use super::core::Core;
+use super::handle::{Role, SealedDelta, StoreError, VolumeReport};
+use super::run::Reply;
+use super::sync::Done;
+use crate::log::Entry;
+use crate::propagation::manifest::Manifest;
+use crate::volume::manifest_of;
+
+/// A manifest to be made when everything acked is durable.
+#[derive(Debug)]
+pub(super) struct SealJob {
+    volume: VolumeId,
+    from: Lsn,
+    delta_from: Option<Lsn>,
+    pub(super) reply: Reply<(Manifest, Option<SealedDelta>)>,
+}
+
+impl Core {
+    pub(super) fn open(&mut self, volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport>) {
+        if self.volumes.contains_key(&volume) {
+            self.answer(volume, Done::Report(reply));
+        } else {
+            self.append_plain(Entry::Opened { volume, size }, false, Done::Report(reply));
+        }
+    }
+
+    pub(super) fn delete(&mut self, volume: VolumeId, reply: Reply<()>) {
+        if self.volumes.contains_key(&volume) {
+            self.append_plain(Entry::Deleted { volume }, true, Done::Unit(reply));
+        } else {
+            // A deletion before this one may not be durable yet.
+            self.syncs.wait(volume, Done::Unit(reply));
+        }
+    }
+
+    pub(super) fn activate(&mut self, volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport>) {
+        let Some(run) = self.volumes.get_mut(&volume) else {
+            return Done::Report(reply).fail(StoreError::UnknownVolume(volume));
+        };
+        if epoch < run.epoch {
+            return Done::Report(reply).fail(StoreError::NotOwner { volume, epoch: run.epoch });
+        }
+        if run.role == Role::Owner && run.epoch == epoch {
+            run.frozen = false;
+            self.finish_freeze(volume);
+            return self.syncs.wait(volume, Done::Report(reply));
+        }
+        run.epoch = epoch;
+        self.append_plain(Entry::Role { volume, epoch, owner: true }, true, Done::Report(reply));
+    }
+
+    pub(super) fn deactivate(&mut self, volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport>) {
+        let Some(run) = self.volumes.get_mut(&volume) else {
+            return Done::Report(reply).fail(StoreError::UnknownVolume(volume));
+        };
+        if epoch < run.epoch {
+            return Done::Report(reply).fail(StoreError::NotOwner { volume, epoch: run.epoch });
+        }
+        if run.role == Role::Replica && run.state.role == Role::Replica && run.state.epoch == epoch {
+            return self.syncs.wait(volume, Done::Report(reply));
+        }
+        run.role = Role::Replica;
+        run.epoch = epoch;
+        let refusal = StoreError::NotOwner { volume, epoch };
+        for job in std::mem::take(&mut run.waiting) {
+            job.fail(refusal.clone());
+        }
+        self.append_plain(Entry::Role { volume, epoch, owner: false }, true, Done::Report(reply));
+        self.finish_freeze(volume);
+    }
+
+    pub(super) fn freeze(&mut self, volume: VolumeId, reply: Reply<Lsn>) {
+        let Some(run) = self.volumes.get_mut(&volume) else {
+            return Done::Durable(reply).fail(StoreError::UnknownVolume(volume));
+        };
+        if let Err(error) = run.require_owner() {
+            return Done::Durable(reply).fail(error);
+        }
+        run.frozen = true;
+        run.freezers.push(reply);
+        self.finish_freeze(volume);
+    }
+
+    pub(super) fn thaw(&mut self, volume: VolumeId) -> Result<(), StoreError> {
+        self.volumes.get_mut(&volume).ok_or(StoreError::UnknownVolume(volume))?.frozen = false;
+        self.finish_freeze(volume);
+        Ok(())
+    }
+
+    pub(super) fn seal_manifest(
+        &mut self,
+        volume: VolumeId,
+        from: Lsn,
+        delta_from: Option<Lsn>,
+        reply: Reply<(Manifest, Option<SealedDelta>)>,
+    ) {
+        self.syncs.wait(volume, Done::Seal(SealJob { volume, from, delta_from, reply }));
+    }
+
+    /// Everything applied is durable at this moment.
+    pub(super) fn seal_snapshot(&mut self, job: SealJob) {
+        let sealed = self.seal_now(&job);
+        if let Err(Ok((_, Some(delta)))) = job.reply.send(sealed) {
+            // Nobody is there to release it.
+            drop(self.release(job.volume, delta.pin));
+        }
+    }
+
+    fn seal_now(&mut self, job: &SealJob) -> Result<(Manifest, Option<SealedDelta>), StoreError> {
+        let pin = self.ticket();
+        let run = self.volumes.get_mut(&job.volume).ok_or(StoreError::UnknownVolume(job.volume))?;
+        run.require_owner()?;
+        let to = run.state.known;
+        if job.from > to {
+            return Err(StoreError::ManifestGap { expected: to, found: job.from });
+        }
+        let changed = run.state.changed_since(job.from, &mut self.map)?;
+        let manifest = manifest_of(job.from, to, &changed);
+        let delta = match job.delta_from {
+            None => None,
+            Some(from) => {
+                let versions = if from == job.from { changed } else { run.state.changed_since(from, &mut self.map)? };
+                let blocks = versions.iter().filter(|(_, version)| version.content.crc().is_some()).count() as u64;
+                run.state.pins.insert(pin, versions, &mut self.map.usage);
+                Some(SealedDelta { pin, from, to, blocks })
+            }
+        };
+        run.state.changes.cut();
+        Ok((manifest, delta))
+    }
+
+    pub(super) fn release(&mut self, volume: VolumeId, pin: u64) -> Result<(), StoreError> {
+        let run = self.volumes.get_mut(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        run.state.pins.release(pin, &mut self.map.usage);
+        Ok(())
+    }
+
+    pub(super) fn changed_blocks(&mut self, volume: VolumeId, since: Lsn) -> Result<u64, StoreError> {
+        let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        Ok(match run.state.changes.since(since) {
+            Some(blocks) => blocks.len(),
+            None => self.map.usage.mapped(volume) + run.state.layers.stale(),
+        })
+    }
+
+    pub(super) fn prune(&mut self, volume: VolumeId, up_to: Lsn) -> Result<(), StoreError> {
+        let run = self.volumes.get_mut(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        run.state.changes.prune(up_to);
+        Ok(())
+    }
+}

@@ -1,0 +1,439 @@
+//! The loop of a shard: requests, log, events, replies; and the bookkeeping that all of them share.
+//!
+//! Every turn takes what waits in the queue, lets the log start and finish things, applies finished appends in log
+//! order, serves who waits for durability and does a bounded step of background work (folding, checkpoint, cleaning).
+//! An entry that cannot be applied (the map store cannot be read) ends all writing: the state would no longer be
+//! what the log says.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use client_lib::VolumeId;
+use tokio::sync::mpsc;
+
+use super::ShardOptions;
+use super::checkpoint::Checkpoints;
+use super::clean::Cleaner;
+use super::fetch::Fetches;
+use super::handle::{Doorbell, Request, Role, StoreError};
+use super::run::{Busy, Reply, VolumeRun};
+use super::sync::{Done, Syncs};
+use crate::log::{Entry, Event, Log, LogError, Placed};
+use crate::map::Map;
+use crate::map::page::Place;
+use crate::map::store::MapError;
+use crate::volume::Volume;
+
+/// Requests taken from the queue per turn, so that completions are never starved.
+const REQUESTS_PER_TURN: usize = 256;
+/// Entries folded into the base per turn and volume.
+const FOLD_STEP: usize = 128;
+/// The longest sleep of an idle shard; the doorbell ends it at once.
+const IDLE_SLEEP: Duration = Duration::from_secs(1);
+
+/// An entry in the log's hands.
+#[derive(Debug)]
+struct InFlight {
+    volume: VolumeId,
+    entry: Entry,
+    durable: bool,
+    done: Done,
+}
+
+/// A shard's whole state. Used from one thread.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) options: ShardOptions,
+    pub(super) log: Log,
+    pub(super) map: Map,
+    pub(super) volumes: BTreeMap<VolumeId, VolumeRun>,
+    pub(super) forgotten: Vec<VolumeId>,
+    pub(super) fetches: Fetches,
+    pub(super) syncs: Syncs,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) cleaner: Cleaner,
+    in_flight: HashMap<u64, InFlight>,
+    next_ticket: u64,
+    /// Why nothing is written any more, if so.
+    failed: Option<String>,
+    stopping: Option<Reply<()>>,
+    is_stopping: bool,
+    events: Vec<Event>,
+}
+
+impl From<LogError> for StoreError {
+    fn from(error: LogError) -> StoreError {
+        match error {
+            LogError::OutOfSpace => StoreError::OutOfSpace,
+            LogError::Poisoned(reason) => StoreError::Poisoned(reason),
+            LogError::Io(reason) => StoreError::Io(reason),
+            corrupt @ LogError::Corrupt { .. } => StoreError::Io(corrupt.to_string()),
+        }
+    }
+}
+
+impl From<MapError> for StoreError {
+    fn from(error: MapError) -> StoreError {
+        StoreError::Io(error.to_string())
+    }
+}
+
+impl Core {
+    pub(super) fn new(
+        options: ShardOptions,
+        log: Log,
+        map: Map,
+        volumes: BTreeMap<VolumeId, VolumeRun>,
+        forgotten: Vec<VolumeId>,
+        checkpoints: Checkpoints,
+    ) -> Core {
+        Core {
+            options,
+            log,
+            map,
+            volumes,
+            forgotten,
+            fetches: Fetches::default(),
+            syncs: Syncs::default(),
+            checkpoints,
+            cleaner: Cleaner::default(),
+            in_flight: HashMap::new(),
+            next_ticket: 1,
+            failed: None,
+            stopping: None,
+            is_stopping: false,
+            events: Vec::new(),
+        }
+    }
+
+    pub(super) fn doorbell(&self) -> Arc<dyn Doorbell> {
+        self.log.doorbell()
+    }
+
+    /// Serves `requests` until told to stop or nobody can ask any more. Returns whom to tell, and what, once everything
+    /// is closed.
+    pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) -> (Option<Reply<()>>, Result<(), StoreError>) {
+        loop {
+            let mut taken = 0;
+            while taken < REQUESTS_PER_TURN && !self.is_stopping && !self.map.cache.is_full() {
+                match requests.try_recv() {
+                    Ok(request) => self.handle(request),
+                    Err(mpsc::error::TryRecvError::Empty) => break,
+                    Err(mpsc::error::TryRecvError::Disconnected) => self.is_stopping = true,
+                }
+                taken += 1;
+            }
+            let sleep = if taken > 0 || self.has_background_work() { Duration::ZERO } else { IDLE_SLEEP };
+            self.turn(sleep);
+            if self.is_stopping
+                && let Some(outcome) = self.stop_step()
+            {
+                return (self.stopping.take(), outcome);
+            }
+        }
+    }
+
+    /// Lets everything that is under way go on; sleeps at most `sleep` when there is nothing to do.
+    pub(super) fn turn(&mut self, sleep: Duration) {
+        let mut events = std::mem::take(&mut self.events);
+        if let Err(error) = self.log.turn(sleep, &mut events) {
+            tracing::error!(%error, "the log's engine failed");
+        }
+        for event in events.drain(..) {
+            self.event(event);
+        }
+        self.events = events;
+        self.pump_syncs();
+        self.background();
+        self.pump_syncs();
+    }
+
+    /// Takes note of something that the log finished.
+    pub(super) fn event(&mut self, event: Event) {
+        match event {
+            Event::Appended { .. } if self.syncs.is_holding() => self.syncs.hold(event),
+            Event::Appended { ticket, result } => self.appended(ticket, result),
+            Event::Synced { ticket, result } => self.synced(ticket, result),
+            Event::Read { ticket, result } => self.read_done(ticket, result),
+        }
+    }
+
+    pub(super) fn handle(&mut self, request: Request) {
+        match request {
+            Request::Open { volume, size, reply } => self.open(volume, size, reply),
+            Request::List { reply } => drop(reply.send(Ok(self.volumes.keys().copied().collect()))),
+            Request::Delete { volume, reply } => self.delete(volume, reply),
+            Request::Report { volume, reply } => self.answer(volume, Done::Report(reply)),
+            Request::Read { volume, offset, length, reply } => self.read(volume, offset, length, reply),
+            Request::Write { volume, offset, data, fua, reply } => self.write(volume, offset, data, fua, reply),
+            Request::Zero { volume, offset, length, fua, reply } => self.zero(volume, offset, length, fua, reply),
+            Request::Flush { volume, reply } => self.syncs.wait(volume, Done::Durable(reply)),
+            Request::Extents { volume, offset, length, reply } => {
+                drop(reply.send(self.extents(volume, offset, length)));
+            }
+            Request::Activate { volume, epoch, reply } => self.activate(volume, epoch, reply),
+            Request::Deactivate { volume, epoch, reply } => self.deactivate(volume, epoch, reply),
+            Request::Freeze { volume, reply } => self.freeze(volume, reply),
+            Request::Thaw { volume, reply } => drop(reply.send(self.thaw(volume))),
+            Request::SealManifest { volume, from, delta_from, reply } => {
+                self.seal_manifest(volume, from, delta_from, reply);
+            }
+            Request::ReadSealed { volume, pin, runs, reply } => self.read_sealed(volume, pin, &runs, reply),
+            Request::Release { volume, pin, reply } => drop(reply.send(self.release(volume, pin))),
+            Request::ChangedBlocks { volume, since, reply } => drop(reply.send(self.changed_blocks(volume, since))),
+            Request::Prune { volume, up_to, reply } => drop(reply.send(self.prune(volume, up_to))),
+            Request::ApplyManifest { volume, manifest, seal, durable, reply } => {
+                self.apply_manifest(volume, manifest, seal, durable, reply);
+            }
+            Request::Missing { volume, sealed_only, after, limit, reply } => {
+                drop(reply.send(self.missing(volume, sealed_only, after, limit)));
+            }
+            Request::Receive { volume, blocks, reply } => self.receive(volume, blocks, reply),
+            Request::ApplySealed { volume, to, reply } => self.apply_sealed(volume, to, reply),
+            Request::ReadNewest { volume, runs, reply } => self.read_newest(volume, &runs, reply),
+            Request::Checkpoint { reply } => self.checkpoints.request(Some(reply)),
+            Request::Stop { reply } => {
+                self.is_stopping = true;
+                self.stopping = Some(reply);
+            }
+        }
+    }
+
+    /// Gives `entry` to the log. `blocks` are those that a write changes.
+    ///
+    /// # Errors
+    /// Nothing was queued; `done` comes back.
+    pub(super) fn append(
+        &mut self,
+        entry: Entry,
+        data: Vec<Bytes>,
+        durable: bool,
+        blocks: Option<(u32, u32)>,
+        done: Done,
+    ) -> Result<(), (StoreError, Done)> {
+        if let Some(reason) = &self.failed {
+            return Err((StoreError::Poisoned(reason.clone()), done));
+        }
+        let ticket = self.ticket();
+        let volume = volume_of(&entry);
+        match self.log.append(entry.clone(), data, durable, ticket) {
+            Ok(()) => {
+                if let (Some((first, last)), Some(run)) = (blocks, self.volumes.get_mut(&volume)) {
+                    run.flights.push_back(Busy { ticket, first, last });
+                }
+                self.in_flight.insert(ticket, InFlight { volume, entry, durable, done });
+                Ok(())
+            }
+            Err(error) => {
+                if error == LogError::OutOfSpace {
+                    self.space_is_short();
+                }
+                Err((error.into(), done))
+            }
+        }
+    }
+
+    /// As [`append`](Self::append) for entries without data, answering a failure itself.
+    pub(super) fn append_plain(&mut self, entry: Entry, durable: bool, done: Done) {
+        if let Err((error, done)) = self.append(entry, Vec::new(), durable, None, done) {
+            done.fail(error);
+        }
+    }
+
+    pub(super) fn ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket - 1
+    }
+
+    fn appended(&mut self, ticket: u64, result: Result<Placed, LogError>) {
+        let InFlight { volume, entry, durable, done } =
+            self.in_flight.remove(&ticket).expect("the log answers each append once");
+        let outcome = match result {
+            Ok(placed) => match &self.failed {
+                None => {
+                    self.checkpoints.note_appended(&entry);
+                    self.apply(&entry, placed).map(|()| placed).map_err(|error| {
+                        tracing::error!(%volume, %error, "an entry cannot be applied: nothing is written until the node is restarted");
+                        self.failed = Some(error.to_string());
+                        StoreError::from(error)
+                    })
+                }
+                Some(reason) => Err(StoreError::Poisoned(reason.clone())),
+            },
+            Err(error) => {
+                if error == LogError::OutOfSpace {
+                    self.space_is_short();
+                }
+                Err(error.into())
+            }
+        };
+        if let Some(run) = self.volumes.get_mut(&volume) {
+            run.flights.retain(|flight| flight.ticket != ticket);
+            match outcome {
+                Ok(_) => {}
+                Err(_) => {
+                    // What was admitted on top of the failed entry is refused by the same failure or by its gap.
+                    run.known = run.state.known;
+                    run.epoch = run.state.epoch;
+                    if run.role == Role::Replica {
+                        run.head = run.state.known;
+                    }
+                }
+            }
+        }
+        match outcome {
+            Ok(placed) if durable && !placed.durable => self.syncs.wait(volume, done),
+            Ok(placed) => {
+                if placed.durable
+                    && let Some(run) = self.volumes.get_mut(&volume)
+                {
+                    // A durable append is only made when everything before it was durable.
+                    run.durable = run.durable.max(run.state.known);
+                }
+                self.answer(volume, done);
+            }
+            Err(error) => done.fail(error),
+        }
+        self.wake_writes(volume);
+    }
+
+    fn apply(&mut self, entry: &Entry, placed: Placed) -> Result<(), MapError> {
+        let place = Place { segment: placed.segment, block: placed.first_block };
+        match entry {
+            Entry::Opened { volume, size } => {
+                self.volumes.entry(*volume).or_insert_with(|| VolumeRun::new(Volume::new(*volume, *size)));
+            }
+            Entry::Deleted { volume } => {
+                if let Some(mut run) = self.volumes.remove(volume) {
+                    run.state.pins.release_all(&mut self.map.usage);
+                    self.map.usage.forget(*volume);
+                    self.map.cache.forget(*volume);
+                    self.forgotten.push(*volume);
+                    self.refuse_waiting(run, &StoreError::UnknownVolume(*volume));
+                }
+            }
+            entry => {
+                if let Some(run) = self.volumes.get_mut(&volume_of(entry)) {
+                    apply_to(&mut run.state, entry, place, &mut self.map)?;
+                    if let Entry::Role { owner, .. } = entry {
+                        run.role = run.state.role;
+                        if *owner {
+                            run.frozen = false;
+                            run.head = run.state.known;
+                            run.known = run.state.known;
+                        } else {
+                            run.known = run.known.max(run.state.known);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn background(&mut self) {
+        if self.failed.is_some() || self.syncs.is_holding() {
+            return;
+        }
+        if !self.map.cache.wants_checkpoint() {
+            for run in self.volumes.values_mut() {
+                if let Err(error) = run.state.fold(FOLD_STEP, &mut self.map) {
+                    tracing::error!(%error, "folding failed: nothing is written until the node is restarted");
+                    self.failed = Some(error.to_string());
+                    return;
+                }
+            }
+        }
+        self.clean_step();
+        self.checkpoint_step();
+    }
+
+    /// Whether the next turn has something to do even if nothing happens.
+    pub(super) fn has_background_work(&self) -> bool {
+        let may_fold = self.failed.is_none() && !self.map.cache.wants_checkpoint() && !self.syncs.is_holding();
+        self.checkpoints.is_due()
+            || self.cleaner.is_working()
+            || (may_fold && self.volumes.values().any(|run| run.state.layers.is_folding()))
+    }
+
+    /// Whether nothing is under way for any caller.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.in_flight.is_empty()
+            && self.fetches.is_empty()
+            && self.syncs.is_idle()
+            && self.volumes.values().all(VolumeRun::is_quiet)
+    }
+
+    /// What [`run`](Self::run) does after each turn, for tests that take the turns themselves.
+    #[cfg(test)]
+    pub(super) fn stop_if_asked(&mut self) {
+        if self.is_stopping
+            && let Some(outcome) = self.stop_step()
+            && let Some(reply) = self.stopping.take()
+        {
+            drop(reply.send(outcome));
+        }
+    }
+
+    /// Ends what is under way, then writes a checkpoint; tells how it went when all is done.
+    fn stop_step(&mut self) -> Option<Result<(), StoreError>> {
+        if let Some(reason) = self.failed.as_deref().or(self.log.poisoned()) {
+            return Some(Err(StoreError::Poisoned(reason.to_owned())));
+        }
+        if self.is_quiet() { self.checkpoints.final_outcome() } else { None }
+    }
+}
+
+/// Which volume an entry is of.
+pub(super) fn volume_of(entry: &Entry) -> VolumeId {
+    match entry {
+        Entry::Write { volume, .. }
+        | Entry::Zero { volume, .. }
+        | Entry::Received { volume, .. }
+        | Entry::Manifest { volume, .. }
+        | Entry::Applied { volume, .. }
+        | Entry::Role { volume, .. }
+        | Entry::Opened { volume, .. }
+        | Entry::Deleted { volume } => *volume,
+    }
+}
+
+/// Lets an entry of a volume take effect; live and in recovery.
+///
+/// # Errors
+/// When a page cannot be read or the entry does not follow the volume's state.
+pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mut Map) -> Result<(), MapError> {
+    let in_order = |lsn| {
+        if lsn > state.known {
+            Ok(())
+        } else {
+            Err(MapError::Value { what: "position, which the log contradicts,", volume: state.id })
+        }
+    };
+    match entry {
+        Entry::Write { lsn, start, checksums, .. } => {
+            in_order(*lsn)?;
+            state.apply_write(*lsn, start.0, checksums, place, map)
+        }
+        Entry::Zero { lsn, start, count, .. } => {
+            in_order(*lsn)?;
+            state.apply_zero(*lsn, start.0, *count, map)
+        }
+        Entry::Received { blocks, .. } => state.apply_received(blocks, place, map).map(drop),
+        Entry::Manifest { manifest, seal, .. } => {
+            state.apply_manifest(manifest.clone(), *seal, map);
+            Ok(())
+        }
+        Entry::Applied { to, .. } => {
+            state.apply_applied(*to);
+            Ok(())
+        }
+        Entry::Role { epoch, owner, .. } => {
+            state.apply_role(*epoch, *owner, map);
+            Ok(())
+        }
+        Entry::Opened { .. } | Entry::Deleted { .. } => Ok(()),
+    }
+}

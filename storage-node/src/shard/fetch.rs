@@ -1,0 +1,369 @@
+//! Reading blocks from the log: neighbours in one read, every checksum verified, segments held meanwhile.
+//!
+//! A fetch is a list of runs, zeroes or data, and what to do with them when all are here. A failed read or checksum
+//! fails the whole fetch with the first place; nothing is retried here.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
+
+use super::core::Core;
+use super::handle::{MappedExtent, ReadChunk, StoreError};
+use super::run::Reply;
+use super::write::{Shape, WriteJob, outside};
+use crate::io::buffer::AlignedBuffer;
+use crate::log::LogError;
+use crate::map::page::{Content, Place, Version};
+use crate::propagation::manifest::{BlockRun, VersionedBlock};
+
+/// Blocks per read of the disk: a mebibyte, so that one large read does not keep the device from small ones.
+const READ_BLOCKS_MAX: u32 = 256;
+
+/// Most blocks that one request may ask for, as many as fit a frame.
+pub(super) const REQUEST_BLOCKS_MAX: u32 = 8192;
+
+const BLOCK: usize = BLOCK_SIZE as usize;
+
+/// What happens with the blocks of a fetch.
+#[derive(Debug)]
+pub(super) enum Then {
+    /// A guest's read is answered.
+    Read { offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
+    /// Versions are sent to another node.
+    Versions { lsns: Vec<Lsn>, reply: Reply<Vec<VersionedBlock>> },
+    /// A partial write goes on.
+    Merge { job: WriteJob, shape: Shape, ticket: u64 },
+    /// Live blocks are copied out of a segment.
+    Clean { versions: Vec<(u32, Version)> },
+}
+
+/// Neighbouring blocks from one source.
+#[derive(Debug)]
+struct Run {
+    first: u32,
+    count: u32,
+    /// Zeroes if `None`.
+    disk: Option<Disk>,
+}
+
+#[derive(Debug)]
+struct Disk {
+    place: Place,
+    checksums: Vec<u32>,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+struct Fetch {
+    volume: VolumeId,
+    runs: Vec<Run>,
+    outstanding: usize,
+    failure: Option<StoreError>,
+    then: Then,
+}
+
+/// The fetches under way.
+#[derive(Debug, Default)]
+pub(super) struct Fetches {
+    fetches: HashMap<u64, Fetch>,
+    /// Which fetch and run a read belongs to.
+    reads: HashMap<u64, (u64, usize)>,
+}
+
+impl Fetches {
+    pub(super) fn is_empty(&self) -> bool {
+        self.fetches.is_empty()
+    }
+}
+
+impl Core {
+    pub(super) fn read(&mut self, volume: VolumeId, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>>) {
+        match self.read_versions(volume, offset, length) {
+            Ok(versions) => self.fetch(volume, &versions, Then::Read { offset, length, reply }),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn read_versions(
+        &mut self,
+        volume: VolumeId,
+        offset: u64,
+        length: u32,
+    ) -> Result<Vec<(u32, Option<Version>)>, StoreError> {
+        let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        run.require_owner()?;
+        if !run.state.size.contains(offset, u64::from(length)) {
+            return Err(outside(offset, u64::from(length)));
+        }
+        if length == 0 {
+            return Ok(Vec::new());
+        }
+        let first = (offset / u64::from(BLOCK_SIZE)) as u32;
+        let last = ((offset + u64::from(length) - 1) / u64::from(BLOCK_SIZE)) as u32;
+        let mut versions = Vec::with_capacity((last - first + 1) as usize);
+        for block in first..=last {
+            versions.push((block, run.state.view(block, &mut self.map)?));
+        }
+        refuse_stale(&versions)?;
+        Ok(versions)
+    }
+
+    pub(super) fn read_newest(&mut self, volume: VolumeId, runs: &[BlockRun], reply: Reply<Vec<VersionedBlock>>) {
+        let versions = (|| {
+            let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+            let mut versions = Vec::new();
+            for block in blocks_of(runs, run.state.last_block())? {
+                versions.push((block, run.state.view(block, &mut self.map)?));
+            }
+            refuse_stale(&versions)?;
+            Ok(versions)
+        })();
+        self.send_versions(volume, versions, reply);
+    }
+
+    pub(super) fn read_sealed(
+        &mut self,
+        volume: VolumeId,
+        pin: u64,
+        runs: &[BlockRun],
+        reply: Reply<Vec<VersionedBlock>>,
+    ) {
+        let versions = (|| {
+            let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+            if !run.state.pins.contains(pin) {
+                return Err(StoreError::Io(format!(
+                    "delta {pin} of volume {volume} is not pinned (any more): seal anew"
+                )));
+            }
+            // Blocks outside the delta are left out: the replica asked for what this delta does not carry.
+            let versions: Vec<_> = blocks_of(runs, run.state.last_block())?
+                .filter_map(|block| run.state.pins.version(pin, block).map(|version| (block, Some(version))))
+                .collect();
+            refuse_stale(&versions)?;
+            Ok(versions)
+        })();
+        self.send_versions(volume, versions, reply);
+    }
+
+    fn send_versions(
+        &mut self,
+        volume: VolumeId,
+        versions: Result<Vec<(u32, Option<Version>)>, StoreError>,
+        reply: Reply<Vec<VersionedBlock>>,
+    ) {
+        match versions {
+            Ok(versions) => {
+                let lsns =
+                    versions.iter().map(|(_, version)| version.map_or(Lsn::ZERO, |version| version.lsn)).collect();
+                self.fetch(volume, &versions, Then::Versions { lsns, reply });
+            }
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    /// Reads `versions`, none of them stale, and goes on with `then`, at once if no disk is needed.
+    pub(super) fn fetch(&mut self, volume: VolumeId, versions: &[(u32, Option<Version>)], then: Then) {
+        let runs = coalesce(versions);
+        let id = self.ticket();
+        let mut outstanding = 0;
+        for (index, run) in runs.iter().enumerate() {
+            let Some(disk) = &run.disk else { continue };
+            let ticket = self.ticket();
+            self.map.usage.pin(disk.place.segment);
+            self.fetches.reads.insert(ticket, (id, index));
+            self.log.read(disk.place.segment, disk.place.block, run.count, ticket);
+            outstanding += 1;
+        }
+        let fetch = Fetch { volume, runs, outstanding, failure: None, then };
+        if outstanding == 0 {
+            self.finish_fetch(fetch);
+        } else {
+            self.fetches.fetches.insert(id, fetch);
+        }
+    }
+
+    pub(super) fn read_done(&mut self, ticket: u64, result: Result<AlignedBuffer, LogError>) {
+        let (id, index) = self.fetches.reads.remove(&ticket).expect("the log answers each read once");
+        let fetch = self.fetches.fetches.get_mut(&id).expect("a fetch lives until its last read");
+        let run = &mut fetch.runs[index];
+        let disk = run.disk.as_mut().expect("only data is read");
+        self.map.usage.unpin(disk.place.segment);
+        let failure = match result {
+            Err(error) => Some(StoreError::from(error)),
+            Ok(buffer) => {
+                disk.bytes = buffer.into_bytes();
+                verify(fetch.volume, run.first, disk)
+            }
+        };
+        if let Some(failure) = failure {
+            tracing::error!(volume = %fetch.volume, %failure, "a read failed");
+            fetch.failure.get_or_insert(failure);
+        }
+        fetch.outstanding -= 1;
+        if fetch.outstanding == 0
+            && let Some(fetch) = self.fetches.fetches.remove(&id)
+        {
+            self.finish_fetch(fetch);
+        }
+    }
+
+    fn finish_fetch(&mut self, fetch: Fetch) {
+        let Fetch { volume, runs, failure, then, .. } = fetch;
+        match then {
+            Then::Read { offset, length, reply } => {
+                drop(reply.send(failure.map_or_else(|| Ok(chunks(&runs, offset, length)), Err)));
+            }
+            Then::Versions { lsns, reply } => {
+                let blocks = lsns.into_iter().zip(blocks(&runs)).map(|(lsn, (block, data))| VersionedBlock {
+                    block: BlockIndex(block),
+                    lsn,
+                    data,
+                });
+                drop(reply.send(failure.map_or_else(|| Ok(blocks.collect()), Err)));
+            }
+            Then::Merge { job, shape, ticket } => {
+                let old = failure.map_or_else(|| Ok(blocks(&runs).collect()), Err);
+                self.finish_write(job, &shape, ticket, old);
+                self.wake_writes(volume);
+            }
+            Then::Clean { versions } => {
+                let data: Vec<Option<Bytes>> = blocks(&runs).map(|(_, data)| data).collect();
+                self.copy_out(volume, &versions, failure.is_none().then_some(data));
+            }
+        }
+    }
+
+    pub(super) fn extents(
+        &mut self,
+        volume: VolumeId,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<MappedExtent>, StoreError> {
+        let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        run.require_owner()?;
+        if !run.state.size.contains(offset, length) {
+            return Err(outside(offset, length));
+        }
+        let mut extents: Vec<MappedExtent> = Vec::new();
+        if length == 0 {
+            return Ok(extents);
+        }
+        let block_bytes = u64::from(BLOCK_SIZE);
+        let end = offset + length;
+        let mut push = |length: u64, mapped: bool| match extents.last_mut() {
+            _ if length == 0 => {}
+            Some(last) if last.mapped == mapped => last.length += length,
+            _ => extents.push(MappedExtent { length, mapped }),
+        };
+        let mut at = offset;
+        let last = ((end - 1) / block_bytes) as u32;
+        for (block, version) in run.state.mapped((offset / block_bytes) as u32, last, &mut self.map)? {
+            if version.content == Content::Zero {
+                continue;
+            }
+            let start = (u64::from(block) * block_bytes).max(offset);
+            push(start - at, false);
+            let stop = ((u64::from(block) + 1) * block_bytes).min(end);
+            push(stop - start, true);
+            at = stop;
+        }
+        push(end - at, false);
+        Ok(extents)
+    }
+}
+
+/// The blocks of `runs`, if they lie inside the volume and are not too many.
+fn blocks_of(runs: &[BlockRun], last_block: u32) -> Result<impl Iterator<Item = u32> + '_, StoreError> {
+    let mut total = 0u64;
+    for run in runs {
+        total += u64::from(run.count);
+        if u64::from(run.start.0) + u64::from(run.count) > u64::from(last_block) + 1 {
+            return Err(StoreError::Io(format!("{} blocks at {} are outside the volume", run.count, run.start)));
+        }
+    }
+    if total > u64::from(REQUEST_BLOCKS_MAX) {
+        return Err(StoreError::Io(format!("{total} blocks are over the limit of {REQUEST_BLOCKS_MAX} per request")));
+    }
+    Ok(runs.iter().flat_map(|run| run.start.0..run.start.0 + run.count))
+}
+
+fn refuse_stale(versions: &[(u32, Option<Version>)]) -> Result<(), StoreError> {
+    let mut runs: Vec<BlockRun> = Vec::new();
+    for (block, _) in versions.iter().filter(|(_, version)| version.is_some_and(|version| version.content.is_stale())) {
+        match runs.last_mut() {
+            Some(last) if last.start.0 + last.count == *block => last.count += 1,
+            _ => runs.push(BlockRun { start: BlockIndex(*block), count: 1 }),
+        }
+    }
+    if runs.is_empty() { Ok(()) } else { Err(StoreError::Stale { runs }) }
+}
+
+fn coalesce(versions: &[(u32, Option<Version>)]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (block, version) in versions {
+        let local = match version.map(|version| version.content) {
+            Some(Content::Local { place, crc }) => Some((place, crc)),
+            Some(Content::Stale { .. }) => panic!("stale block {block} cannot be read"),
+            Some(Content::Zero) | None => None,
+        };
+        let last = runs.last_mut().filter(|last| last.first + last.count == *block);
+        match (last, local) {
+            (Some(last), None) if last.disk.is_none() => last.count += 1,
+            (Some(Run { count, disk: Some(disk), .. }), Some((place, crc)))
+                if *count < READ_BLOCKS_MAX
+                    && disk.place.segment == place.segment
+                    && disk.place.block + *count == place.block =>
+            {
+                disk.checksums.push(crc);
+                *count += 1;
+            }
+            (_, local) => {
+                let disk = local.map(|(place, crc)| Disk { place, checksums: vec![crc], bytes: Bytes::new() });
+                runs.push(Run { first: *block, count: 1, disk });
+            }
+        }
+    }
+    runs
+}
+
+/// The first block whose bytes are not what the map says.
+fn verify(volume: VolumeId, first: u32, disk: &Disk) -> Option<StoreError> {
+    (0u32..).zip(disk.bytes.chunks(BLOCK).zip(&disk.checksums)).find_map(|(index, (bytes, expected))| {
+        let found = crc32fast::hash(bytes);
+        (found != *expected).then(|| StoreError::Corrupt {
+            volume,
+            block: BlockIndex(first + index),
+            segment: u64::from(disk.place.segment),
+            offset: u64::from(disk.place.block + index) * u64::from(BLOCK_SIZE),
+            expected: *expected,
+            found,
+        })
+    })
+}
+
+/// Each block with its data; `None` is zeroes.
+fn blocks(runs: &[Run]) -> impl Iterator<Item = (u32, Option<Bytes>)> + '_ {
+    runs.iter().flat_map(|run| {
+        (0..run.count).map(|index| {
+            let start = index as usize * BLOCK;
+            (run.first + index, run.disk.as_ref().map(|disk| disk.bytes.slice(start..start + BLOCK)))
+        })
+    })
+}
+
+/// The bytes asked for, without what the first and last block have beyond.
+fn chunks(runs: &[Run], offset: u64, length: u32) -> Vec<ReadChunk> {
+    let end = offset + u64::from(length);
+    runs.iter()
+        .map(|run| {
+            let start = u64::from(run.first) * u64::from(BLOCK_SIZE);
+            let from = offset.max(start);
+            let to = end.min(start + u64::from(run.count) * u64::from(BLOCK_SIZE));
+            match &run.disk {
+                None => ReadChunk::Zero((to - from) as u32),
+                Some(disk) => ReadChunk::Data(disk.bytes.slice((from - start) as usize..(to - start) as usize)),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,113 @@
+//! Starting: the state of the last checkpoint, then the log from there.
+//!
+//! Takes time in proportion to the log since the checkpoint, not to the volumes. Entries are applied by the same code
+//! as live ones. A volume that was owned when the process ended comes back as a replica, and the log says so before
+//! anything else is appended, so that another recovery decides alike.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use client_lib::VolumeId;
+
+use super::checkpoint::{Checkpoints, decode_position};
+use super::core::{Core, apply_to, volume_of};
+use super::handle::Role;
+use super::run::VolumeRun;
+use super::sync::Done;
+use super::{ShardOptions, StartError};
+use crate::io::IoEngine;
+use crate::log::{Entry, Log, LogError, Replayed};
+use crate::map::Map;
+use crate::map::cache::{PageCache, decode_set};
+use crate::map::page::Place;
+use crate::map::store::{MapError, MapStore, prepare_directory};
+use crate::map::usage::Usage;
+use crate::volume::{Volume, record};
+
+/// Checks the format and makes the directories; returns that of the segments.
+///
+/// # Errors
+/// A newer format leaves everything as it is.
+pub(super) fn prepare(options: &ShardOptions) -> Result<PathBuf, StartError> {
+    prepare_directory(&options.directory)?;
+    let segments = options.directory.join("segments");
+    std::fs::create_dir_all(&segments).map_err(|source| StartError::Io { directory: segments.clone(), source })?;
+    Ok(segments)
+}
+
+/// Brings the shard back to where its log ends.
+///
+/// # Errors
+/// When the map or the log is damaged or cannot be read.
+pub(super) fn recover(options: ShardOptions, engine: Box<dyn IoEngine>) -> Result<Core, StartError> {
+    let store = MapStore::open(&options.directory.join("map"))?;
+    let mut map = Map { cache: PageCache::new(store.clone(), options.map_cache_bytes), usage: Usage::default() };
+    let position = store.position()?.map(|bytes| decode_position(&bytes)).transpose()?;
+    let mut states: BTreeMap<VolumeId, Volume> = BTreeMap::new();
+    for (id, stored) in store.volumes()? {
+        let pages = decode_set(&stored.page_set).ok_or(MapError::Value { what: "page set", volume: id })?;
+        map.cache.restore(id, pages);
+        for (segment, live) in &stored.usage {
+            map.usage.restore(id, *segment, *live);
+        }
+        states.insert(id, record::restore(id, &stored)?);
+    }
+
+    let mut forgotten = Vec::new();
+    let mut failure: Option<MapError> = None;
+    let mut entries = 0u64;
+    let log = Log::recover(engine, options.log.clone(), position, &mut |replayed| {
+        if failure.is_none() {
+            entries += 1;
+            failure = replay(&replayed, &mut states, &mut map, &mut forgotten).err();
+        }
+    })
+    .map_err(|source: LogError| StartError::Log { directory: options.directory.join("segments"), source })?;
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    tracing::info!(directory = %options.directory.display(), volumes = states.len(), entries, "the shard is recovered");
+
+    let volumes = states.into_iter().map(|(id, state)| (id, VolumeRun::new(state))).collect();
+    let checkpoints = Checkpoints::start(store, options.checkpoint_log_bytes, log.doorbell())
+        .map_err(|source| StartError::Io { directory: options.directory.clone(), source })?;
+    let mut core = Core::new(options, log, map, volumes, forgotten, checkpoints);
+    let owned: Vec<Entry> = core
+        .volumes
+        .values()
+        .filter(|run| run.state.role == Role::Owner)
+        .map(|run| Entry::Role { volume: run.state.id, epoch: run.state.epoch, owner: false })
+        .collect();
+    for entry in owned {
+        core.append_plain(entry, false, Done::Nothing);
+    }
+    // What a killed process had appended may be in the device's cache only.
+    core.syncs.wait(VolumeId(0), Done::Nothing);
+    Ok(core)
+}
+
+fn replay(
+    replayed: &Replayed,
+    states: &mut BTreeMap<VolumeId, Volume>,
+    map: &mut Map,
+    forgotten: &mut Vec<VolumeId>,
+) -> Result<(), MapError> {
+    match &replayed.entry {
+        Entry::Opened { volume, size } => {
+            states.entry(*volume).or_insert_with(|| Volume::new(*volume, *size));
+        }
+        Entry::Deleted { volume } => {
+            states.remove(volume);
+            map.usage.forget(*volume);
+            map.cache.forget(*volume);
+            forgotten.push(*volume);
+        }
+        entry => {
+            if let Some(state) = states.get_mut(&volume_of(entry)) {
+                let place = Place { segment: replayed.segment, block: replayed.first_block };
+                apply_to(state, entry, place, map)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! What a replica is told, and what either role receives: manifests, fetched blocks, applied deltas.
+//!
+//! Everything is an entry of the log and takes effect in log order, so that a restart comes back to a state the
+//! replica was in. What arrives is checked here, before it is logged: positions, ranges and checksums.
+
+use bytes::Bytes;
+use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
+
+use super::core::Core;
+use super::handle::{Role, StoreError};
+use super::run::Reply;
+use super::sync::Done;
+use super::write::ENTRY_BLOCKS_MAX;
+use crate::log::Entry;
+use crate::log::record::MANIFEST_BLOCKS_MAX;
+use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
+use crate::volume::manifest_fault;
+
+/// The segment named when bytes that came from elsewhere, and lie in no segment, do not match.
+pub(super) const RECEIVED_SEGMENT: u64 = u64::MAX;
+
+impl Core {
+    pub(super) fn apply_manifest(
+        &mut self,
+        volume: VolumeId,
+        manifest: Manifest,
+        seal: bool,
+        durable: bool,
+        reply: Reply<Lsn>,
+    ) {
+        let done = Done::Known(reply);
+        let Some(run) = self.volumes.get(&volume) else { return done.fail(StoreError::UnknownVolume(volume)) };
+        if let Some(fault) = manifest_fault(&manifest, run.state.size) {
+            return done.fail(StoreError::Io(format!("a manifest of volume {volume} was refused: {fault}")));
+        }
+        let known = if run.role == Role::Owner { run.head } else { run.known };
+        let news = manifest.to > known;
+        if manifest.from > known || (news && run.role == Role::Owner) {
+            return done.fail(StoreError::ManifestGap { expected: known, found: manifest.from });
+        }
+        if run.role == Role::Owner || !(news || seal) {
+            return if durable { self.syncs.wait(volume, done) } else { self.answer(volume, done) };
+        }
+        let Manifest { from, to, runs } = manifest;
+        let runs: Vec<ManifestRun> =
+            if news { runs.into_iter().filter(|run| run.lsn > known).collect() } else { Vec::new() };
+        let mut parts = split_runs(runs);
+        let last = parts.pop().unwrap_or_default();
+        for runs in parts {
+            // A part that ends where it starts takes effect with the last one.
+            let manifest = Manifest { from, to: from, runs };
+            if let Err((error, _)) =
+                self.append(Entry::Manifest { volume, manifest, seal: false }, Vec::new(), false, None, Done::Nothing)
+            {
+                return done.fail(error);
+            }
+        }
+        let manifest = Manifest { from, to, runs: last };
+        match self.append(Entry::Manifest { volume, manifest, seal }, Vec::new(), durable, None, done) {
+            Err((error, done)) => done.fail(error),
+            Ok(()) => {
+                if let Some(run) = self.volumes.get_mut(&volume) {
+                    run.known = run.known.max(to);
+                }
+            }
+        }
+    }
+
+    pub(super) fn missing(
+        &self,
+        volume: VolumeId,
+        sealed_only: bool,
+        after: BlockIndex,
+        limit: u32,
+    ) -> Result<Vec<BlockRun>, StoreError> {
+        let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        Ok(run.state.layers.missing(sealed_only, after.0, limit as usize))
+    }
+
+    pub(super) fn receive(&mut self, volume: VolumeId, blocks: Vec<VersionedBlock>, reply: Reply<u64>) {
+        let (heads, data) = match self.wanted(volume, blocks) {
+            Ok(wanted) => wanted,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let count = heads.len() as u64;
+        let mut done = Some(Done::Count(reply, count));
+        let last = heads.len().div_ceil(ENTRY_BLOCKS_MAX);
+        for (index, (heads, data)) in heads.chunks(ENTRY_BLOCKS_MAX).zip(data.chunks(ENTRY_BLOCKS_MAX)).enumerate() {
+            let entry = Entry::Received { volume, blocks: heads.to_vec() };
+            let then = done.take_if(|_| index + 1 == last).unwrap_or(Done::Nothing);
+            if let Err((error, then)) = self.append(entry, data.to_vec(), false, None, then) {
+                then.fail(error.clone());
+                if let Some(done) = done.take() {
+                    done.fail(error);
+                }
+                return;
+            }
+        }
+        if let Some(done) = done {
+            self.answer(volume, done);
+        }
+    }
+
+    /// Those of `blocks` that a layer or a pin waits for, verified.
+    #[expect(clippy::type_complexity, reason = "the halves of a log entry")]
+    fn wanted(
+        &self,
+        volume: VolumeId,
+        blocks: Vec<VersionedBlock>,
+    ) -> Result<(Vec<(BlockIndex, Lsn, u32)>, Vec<Bytes>), StoreError> {
+        let state = &self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?.state;
+        let (mut heads, mut wanted) = (Vec::with_capacity(blocks.len()), Vec::with_capacity(blocks.len()));
+        for VersionedBlock { block, lsn, data } in blocks {
+            let by_pin = || state.pins.wants(block.0, lsn);
+            let Some(expected) = state.layers.wants(block.0, lsn).or_else(by_pin) else { continue };
+            let data = data.unwrap_or_else(|| Bytes::from_static(&[0; BLOCK_SIZE as usize]));
+            let found = crc32fast::hash(&data);
+            if data.len() != BLOCK_SIZE as usize || found != expected {
+                return Err(StoreError::Corrupt {
+                    volume,
+                    block,
+                    segment: RECEIVED_SEGMENT,
+                    offset: 0,
+                    expected,
+                    found,
+                });
+            }
+            heads.push((block, lsn, expected));
+            wanted.push(data);
+        }
+        Ok((heads, wanted))
+    }
+
+    pub(super) fn apply_sealed(&mut self, volume: VolumeId, to: Lsn, reply: Reply<Lsn>) {
+        let done = Done::Watermark(reply);
+        let Some(run) = self.volumes.get(&volume) else { return done.fail(StoreError::UnknownVolume(volume)) };
+        let layers = &run.state.layers;
+        if run.role == Role::Replica && layers.sealed_to() == Some(to) && layers.sealed_complete() {
+            self.append_plain(Entry::Applied { volume, to }, true, done);
+        } else {
+            // The watermark that is told must be durable, whoever moved it.
+            self.syncs.wait(volume, done);
+        }
+    }
+}
+
+/// Runs in groups of at most [`MANIFEST_BLOCKS_MAX`] blocks with data, in order. Zero runs weigh one.
+fn split_runs(runs: Vec<ManifestRun>) -> Vec<Vec<ManifestRun>> {
+    let mut groups = Vec::new();
+    let (mut group, mut weight) = (Vec::new(), 0);
+    let max = MANIFEST_BLOCKS_MAX as usize;
+    for run in runs {
+        let mut rest = Some(run);
+        while let Some(mut run) = rest.take() {
+            let blocks = match &mut run.content {
+                RunContent::Zero(_) => 1,
+                RunContent::Data(checksums) => {
+                    let fits = max - weight;
+                    if checksums.len() > fits {
+                        let tail = checksums.split_off(fits);
+                        let start = BlockIndex(run.start.0 + fits as u32);
+                        rest = Some(ManifestRun { start, lsn: run.lsn, content: RunContent::Data(tail) });
+                    }
+                    checksums.len()
+                }
+            };
+            weight += blocks;
+            group.push(run);
+            if weight >= max {
+                groups.push(std::mem::take(&mut group));
+                weight = 0;
+            }
+        }
+    }
+    if !group.is_empty() {
+        groups.push(group);
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_manifest_falls_into_parts_that_fit_an_entry() {
+        let max = MANIFEST_BLOCKS_MAX;
+        let run = |start: u32, blocks: u32| ManifestRun {
+            start: BlockIndex(start),
+            lsn: Lsn::ZERO,
+            content: RunContent::Data((0..blocks).collect()),
+        };
+        let zero = ManifestRun { start: BlockIndex(3 * max), lsn: Lsn::ZERO, content: RunContent::Zero(max) };
+        let parts = split_runs(vec![run(0, 1), run(10, 2 * max), zero.clone()]);
+        let shape: Vec<Vec<(u32, u32)>> =
+            parts.iter().map(|part| part.iter().map(|run| (run.start.0, run.blocks())).collect()).collect();
+        assert_eq!(
+            shape,
+            vec![vec![(0, 1), (10, max - 1)], vec![(9 + max, max)], vec![(9 + 2 * max, 1), (3 * max, max)]]
+        );
+        assert!(split_runs(Vec::new()).is_empty());
+    }
+}

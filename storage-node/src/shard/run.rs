@@ -1,0 +1,106 @@
+//! A volume while the shard runs: its state, and what is under way on it.
+//!
+//! The *applied* state ([`Volume`]) follows the log. Admission is ahead of it: a role, an epoch, a position that
+//! entries still under way will bring about. A request is admitted against admission and takes effect on the applied
+//! state, in log order.
+
+use std::collections::VecDeque;
+
+use client_lib::{Epoch, Lsn};
+use tokio::sync::oneshot;
+
+use super::handle::{Role, StoreError, VolumeReport};
+use super::write::WriteJob;
+use crate::map::Map;
+use crate::volume::Volume;
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// Blocks from `first` to `last` that something named by `ticket` is under way on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Busy {
+    pub(super) ticket: u64,
+    pub(super) first: u32,
+    pub(super) last: u32,
+}
+
+impl Busy {
+    pub(super) fn overlaps(&self, first: u32, last: u32) -> bool {
+        self.first <= last && first <= self.last
+    }
+}
+
+/// A volume and what is under way on it.
+#[derive(Debug)]
+pub(super) struct VolumeRun {
+    pub(super) state: Volume,
+    /// What the volume will be when everything under way is applied; a new owner becomes so only then.
+    pub(super) role: Role,
+    pub(super) epoch: Epoch,
+    /// Replica: up to where manifests were admitted.
+    pub(super) known: Lsn,
+    /// Owner: the newest assigned LSN.
+    pub(super) head: Lsn,
+    /// Up to where entries are durable.
+    pub(super) durable: Lsn,
+    /// What `durable` will be when the sync under way is done.
+    pub(super) syncing: Lsn,
+    pub(super) frozen: bool,
+    pub(super) freezers: Vec<Reply<Lsn>>,
+    /// Writes and zeroes in the log's hands.
+    pub(super) flights: VecDeque<Busy>,
+    /// Writes that wait for the old content of a partly written block.
+    pub(super) merging: Vec<Busy>,
+    /// Writes that wait for others on the same blocks, in order of arrival.
+    pub(super) waiting: VecDeque<WriteJob>,
+}
+
+impl VolumeRun {
+    /// A volume after recovery or creation: nobody's, until activated.
+    pub(super) fn new(state: Volume) -> VolumeRun {
+        VolumeRun {
+            role: Role::Replica,
+            epoch: state.epoch,
+            known: state.known,
+            head: state.known,
+            durable: Lsn::ZERO,
+            syncing: Lsn::ZERO,
+            frozen: false,
+            freezers: Vec::new(),
+            flights: VecDeque::new(),
+            merging: Vec::new(),
+            waiting: VecDeque::new(),
+            state,
+        }
+    }
+
+    /// Whether no write is under way.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.flights.is_empty() && self.merging.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Refuses what only an owner may do.
+    pub(super) fn require_owner(&self) -> Result<(), StoreError> {
+        match self.role {
+            Role::Owner => Ok(()),
+            Role::Replica => Err(StoreError::NotOwner { volume: self.state.id, epoch: self.epoch }),
+        }
+    }
+
+    /// The positions and counts.
+    pub(super) fn report(&self, map: &Map) -> VolumeReport {
+        let owner = self.role == Role::Owner;
+        let head = if owner { self.head } else { self.state.known };
+        VolumeReport {
+            size: self.state.size,
+            role: self.role,
+            epoch: self.state.epoch,
+            head,
+            durable: if owner { self.durable } else { self.state.known },
+            known: head,
+            watermark: if owner && self.state.layers.stale() == 0 { head } else { self.state.watermark() },
+            stale_blocks: self.state.layers.stale(),
+            mapped_blocks: map.usage.mapped(self.state.id),
+        }
+    }
+}

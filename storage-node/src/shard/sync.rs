@@ -1,0 +1,184 @@
+//! Who waits for what: replies that go out when their entry is applied, and those that wait until it is durable.
+//!
+//! One sync runs at a time and serves everybody who waited when it began. A *snapshot* (a sealed manifest, a
+//! checkpoint) needs more: the state must be exactly what the sync made durable. While such a sync runs, finished
+//! appends are held back unapplied, so that at its end nothing applied is newer than what is durable. That delays
+//! acks by one sync at most.
+
+use std::collections::VecDeque;
+
+use client_lib::{Lsn, VolumeId};
+
+use super::control::SealJob;
+use super::core::Core;
+use super::handle::{StoreError, VolumeReport};
+use super::run::Reply;
+use crate::log::{Event, LogError, LogPosition};
+
+/// What to do when something is done.
+#[derive(Debug)]
+pub(super) enum Done {
+    /// Nobody waits.
+    Nothing,
+    /// Answer with this LSN.
+    Lsn(Reply<Lsn>, Lsn),
+    /// Answer with the volume's known position.
+    Known(Reply<Lsn>),
+    /// Answer with the volume's watermark.
+    Watermark(Reply<Lsn>),
+    /// Answer with up to where the volume is durable.
+    Durable(Reply<Lsn>),
+    /// Answer with the volume's report.
+    Report(Reply<VolumeReport>),
+    /// Answer with this number.
+    Count(Reply<u64>, u64),
+    /// Answer that it is done.
+    Unit(Reply<()>),
+    /// Take the snapshot for a manifest.
+    Seal(SealJob),
+    /// Take the snapshot for a checkpoint.
+    Checkpoint,
+}
+
+impl Done {
+    /// Answers with `error`. A receiver that is gone has abandoned its call.
+    pub(super) fn fail(self, error: StoreError) {
+        match self {
+            Done::Nothing | Done::Checkpoint => {}
+            Done::Lsn(reply, _) | Done::Known(reply) | Done::Watermark(reply) | Done::Durable(reply) => {
+                drop(reply.send(Err(error)));
+            }
+            Done::Report(reply) => drop(reply.send(Err(error))),
+            Done::Count(reply, _) => drop(reply.send(Err(error))),
+            Done::Unit(reply) => drop(reply.send(Err(error))),
+            Done::Seal(job) => drop(job.reply.send(Err(error))),
+        }
+    }
+
+    fn is_snapshot(&self) -> bool {
+        matches!(self, Done::Seal(_) | Done::Checkpoint)
+    }
+}
+
+/// A sync under way.
+#[derive(Debug)]
+struct Running {
+    ticket: u64,
+    served: Vec<(VolumeId, Done)>,
+    snapshot: bool,
+    position: LogPosition,
+}
+
+/// Everybody who waits for durability.
+#[derive(Debug, Default)]
+pub(super) struct Syncs {
+    next: Vec<(VolumeId, Done)>,
+    running: Option<Running>,
+    held: VecDeque<Event>,
+}
+
+impl Syncs {
+    /// `done` waits until everything applied by now is durable.
+    pub(super) fn wait(&mut self, volume: VolumeId, done: Done) {
+        self.next.push((volume, done));
+    }
+
+    /// Whether finished appends must be held back.
+    pub(super) fn is_holding(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.snapshot)
+    }
+
+    pub(super) fn hold(&mut self, event: Event) {
+        self.held.push_back(event);
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.next.is_empty() && self.running.is_none() && self.held.is_empty()
+    }
+}
+
+impl Core {
+    /// Serves who waits, or begins a sync for them. Called when every event that is not held back is applied.
+    pub(super) fn pump_syncs(&mut self) {
+        while self.syncs.running.is_none() && !self.syncs.next.is_empty() {
+            let served = std::mem::take(&mut self.syncs.next);
+            let position = self.log.position();
+            for run in self.volumes.values_mut() {
+                run.syncing = run.state.known;
+            }
+            if let Some(reason) = self.log.poisoned() {
+                // Perhaps all that was acked is durable, but nobody should build on a log that has failed.
+                let error = LogError::Poisoned(reason.to_owned());
+                self.fail_all(served, &error);
+                continue;
+            }
+            if self.log.durable() {
+                self.serve(served, position);
+                continue;
+            }
+            let ticket = self.ticket();
+            let snapshot = served.iter().any(|(_, done)| done.is_snapshot());
+            match self.log.sync(ticket) {
+                Ok(()) => self.syncs.running = Some(Running { ticket, served, snapshot, position }),
+                Err(error) => self.fail_all(served, &error),
+            }
+        }
+    }
+
+    /// The sync `ticket` is done.
+    pub(super) fn synced(&mut self, ticket: u64, result: Result<(), LogError>) {
+        let Some(running) = self.syncs.running.take_if(|running| running.ticket == ticket) else { return };
+        match result {
+            Ok(()) => self.serve(running.served, running.position),
+            Err(error) => self.fail_all(running.served, &error),
+        }
+        while !self.syncs.is_holding()
+            && let Some(event) = self.syncs.held.pop_front()
+        {
+            self.event(event);
+        }
+    }
+
+    fn serve(&mut self, served: Vec<(VolumeId, Done)>, position: LogPosition) {
+        for run in self.volumes.values_mut() {
+            run.durable = run.durable.max(run.syncing);
+        }
+        for (volume, done) in served {
+            match done {
+                Done::Seal(job) => self.seal_snapshot(job),
+                Done::Checkpoint => self.checkpoint_snapshot(position),
+                done => self.answer(volume, done),
+            }
+        }
+    }
+
+    fn fail_all(&mut self, served: Vec<(VolumeId, Done)>, error: &LogError) {
+        for (_, done) in served {
+            if matches!(done, Done::Checkpoint) {
+                self.checkpoint_failed(StoreError::from(error.clone()));
+            }
+            done.fail(StoreError::from(error.clone()));
+        }
+    }
+
+    /// Answers from the applied state.
+    pub(super) fn answer(&mut self, volume: VolumeId, done: Done) {
+        let Some(run) = self.volumes.get(&volume) else {
+            return match done {
+                Done::Unit(reply) => drop(reply.send(Ok(()))),
+                done => done.fail(StoreError::UnknownVolume(volume)),
+            };
+        };
+        match done {
+            Done::Nothing => {}
+            Done::Lsn(reply, lsn) => drop(reply.send(Ok(lsn))),
+            Done::Known(reply) => drop(reply.send(Ok(run.state.known))),
+            Done::Watermark(reply) => drop(reply.send(Ok(run.state.watermark()))),
+            Done::Durable(reply) => drop(reply.send(Ok(run.durable))),
+            Done::Report(reply) => drop(reply.send(Ok(run.report(&self.map)))),
+            Done::Count(reply, count) => drop(reply.send(Ok(count))),
+            Done::Unit(reply) => drop(reply.send(Ok(()))),
+            Done::Seal(_) | Done::Checkpoint => unreachable!("snapshots are taken when a sync is served"),
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The shard on the simulated disk, driven turn by turn on the test's own thread.
+
+mod faults;
+mod model;
+mod replica;
+mod rig;
+mod threads;

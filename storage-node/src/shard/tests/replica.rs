@@ -1,0 +1,331 @@
+//! Two shards, one owning: what the replica shows is a prefix at every moment, and a handover loses nothing.
+
+use std::collections::BTreeMap;
+
+use client_lib::{BlockIndex, Lsn};
+use proptest::prelude::*;
+
+use super::rig::{Rig, VOLUME, cases};
+use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
+use crate::shard::handle::{Request, SealedDelta, StoreError};
+
+const BLOCKS: u32 = 600;
+const SIZE: u64 = BLOCKS as u64 * 4096;
+
+/// A small generator of choices, so that one seed is one history.
+struct Choices(u64);
+
+impl Choices {
+    fn below(&mut self, bound: u32) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) as u32) % bound
+    }
+}
+
+/// Owner and replica of one volume, and what the volume was at every LSN.
+struct Pair {
+    owner: Rig,
+    replica: Rig,
+    choices: Choices,
+    epoch: u64,
+    content: Vec<u8>,
+    history: BTreeMap<Lsn, Vec<u8>>,
+    delta: Option<SealedDelta>,
+    fill: u8,
+}
+
+impl Pair {
+    fn new(seed: u64) -> Pair {
+        let mut pair = Pair {
+            owner: Rig::new(seed),
+            replica: Rig::new(seed + 1),
+            choices: Choices(seed),
+            epoch: 1,
+            content: vec![0; BLOCKS as usize],
+            history: BTreeMap::from([(Lsn::ZERO, vec![0; BLOCKS as usize])]),
+            delta: None,
+            fill: 0,
+        };
+        pair.owner.open(SIZE);
+        pair.replica.open(SIZE);
+        pair.owner.activate(1);
+        pair
+    }
+
+    fn write(&mut self) {
+        let start = self.choices.below(BLOCKS);
+        let count = (1 + self.choices.below(12)).min(BLOCKS - start);
+        self.fill = self.fill % 250 + 1;
+        let (offset, length) = (u64::from(start) * 4096, u64::from(count) * 4096);
+        let (fill, written) = if self.choices.below(5) == 0 {
+            (0, self.owner.zero(offset, length))
+        } else {
+            (self.fill, self.owner.write(offset, vec![self.fill; length as usize]))
+        };
+        let lsn = written.expect("writes");
+        self.content[start as usize..(start + count) as usize].fill(fill);
+        self.history.insert(lsn, self.content.clone());
+    }
+
+    /// What a sender does next: a manifest, with a seal when no delta is on its way.
+    fn send_manifest(&mut self, durable: bool) {
+        let at = self.replica.report();
+        let seal = self.delta.is_none();
+        let (manifest, delta) = self.owner.seal(at.known, seal.then_some(at.watermark));
+        assert!(manifest.to <= self.owner.report().durable, "only what is durable leaves the owner");
+        let known = self.replica.apply_manifest(&manifest, seal, durable).expect("is taken");
+        assert_eq!(known, manifest.to);
+        if self.choices.below(4) == 0 {
+            assert_eq!(self.replica.apply_manifest(&manifest, false, false).expect("is taken twice"), known);
+        }
+        self.delta = delta.or(self.delta.take());
+    }
+
+    fn push(&mut self, calls: u32) {
+        let Some(delta) = self.delta.clone() else { return };
+        for _ in 0..calls {
+            let runs = self.replica.missing(true, 3);
+            if runs.is_empty() {
+                return;
+            }
+            let blocks = loop {
+                match self.owner.read_sealed(delta.pin, runs.clone()) {
+                    Err(StoreError::Stale { runs }) => {
+                        let blocks = self.replica.read_newest(runs).expect("one of the two has it");
+                        assert!(self.owner.receive(blocks).expect("takes it") > 0);
+                    }
+                    blocks => break blocks.expect("reads"),
+                }
+            };
+            assert!(!blocks.is_empty(), "a delta holds what the replica misses of it");
+            self.replica.receive(blocks).expect("receives");
+        }
+    }
+
+    fn apply(&mut self) {
+        let Some(delta) = self.delta.clone() else { return };
+        let complete = self.replica.missing(true, 1).is_empty();
+        let watermark = self.replica.apply_sealed(delta.to);
+        if complete && watermark >= delta.to {
+            self.owner.ask(|reply| Request::Release { volume: VOLUME, pin: delta.pin, reply }).expect("releases");
+            self.owner.ask(|reply| Request::Prune { volume: VOLUME, up_to: watermark, reply }).expect("prunes");
+            self.delta = None;
+        } else {
+            assert!(watermark < delta.to, "incomplete deltas are not applied");
+        }
+    }
+
+    fn restart_replica(&mut self) {
+        let before = self.replica.report();
+        match self.choices.below(3) {
+            0 => self.replica.kill(),
+            1 => self.replica.restart(),
+            _ => self.replica.crash(),
+        }
+        // A power cut right after the volume came here may have taken even that.
+        let after = self.replica.open(SIZE);
+        assert!(after.watermark >= before.watermark, "a watermark that was told does not move back");
+        // A seal that was lost is made anew.
+        self.delta = None;
+    }
+
+    fn restart_owner(&mut self) {
+        self.owner.kill();
+        self.delta = None;
+        self.epoch += 1;
+        self.owner.activate(self.epoch);
+    }
+
+    fn check_prefix(&mut self) {
+        let watermark = self.replica.report().watermark;
+        let (_, expected) = self.history.range(..=watermark).next_back().expect("starts at zero");
+        assert!(self.replica.applied_prefix() == *expected, "the prefix at {watermark} is not the owner's");
+    }
+
+    /// Moves the ownership to the replica; it serves at once, whatever is stale.
+    fn hand_over(&mut self) {
+        let last = self.owner.ask(|reply| Request::Freeze { volume: VOLUME, reply }).expect("freezes");
+        self.send_manifest(true);
+        assert_eq!(self.replica.report().known, last);
+        self.epoch += 1;
+        self.owner.deactivate(self.epoch);
+        let report = self.replica.activate(self.epoch);
+        assert_eq!(report.head, last);
+        std::mem::swap(&mut self.owner, &mut self.replica);
+        self.delta = None;
+    }
+
+    /// Reads some blocks as a guest would, pulling what is stale.
+    fn read(&mut self) {
+        let start = self.choices.below(BLOCKS);
+        let count = (1 + self.choices.below(20)).min(BLOCKS - start);
+        let found = loop {
+            match self.owner.read(u64::from(start) * 4096, count * 4096) {
+                Err(StoreError::Stale { runs }) => self.pull(runs),
+                found => break found.expect("reads"),
+            }
+        };
+        for (block, found) in (start..).zip(found.chunks(4096)) {
+            assert_eq!(found, [self.content[block as usize]; 4096], "block {block}");
+        }
+    }
+
+    fn pull(&mut self, runs: Vec<BlockRun>) {
+        let blocks = self.replica.read_newest(runs).expect("the other holder has what is stale");
+        self.owner.receive(blocks).expect("receives");
+    }
+
+    fn backfill(&mut self) {
+        loop {
+            let runs = self.owner.missing(false, 4);
+            if runs.is_empty() {
+                break;
+            }
+            self.pull(runs);
+        }
+        let report = self.owner.report();
+        assert_eq!((report.stale_blocks, report.watermark), (0, report.head));
+    }
+
+    fn step(&mut self) {
+        match self.choices.below(24) {
+            0..8 => self.write(),
+            8..12 => self.send_manifest(false),
+            12..16 => self.push(3),
+            16..18 => self.apply(),
+            18..20 => self.check_prefix(),
+            20..22 => self.read(),
+            22 => self.restart_replica(),
+            _ => match self.choices.below(4) {
+                0 => self.restart_owner(),
+                1 => self.hand_over(),
+                2 => self.owner.checkpoint().expect("is written"),
+                _ => self.replica.checkpoint().expect("is written"),
+            },
+        }
+    }
+
+    /// Lets the replica catch up.
+    fn drain(&mut self) {
+        // Whatever delta is on its way, a new one merges with it.
+        self.delta = None;
+        loop {
+            self.send_manifest(false);
+            self.push(u32::MAX);
+            self.apply();
+            self.check_prefix();
+            if self.replica.report().watermark >= self.owner.report().head {
+                return;
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn a_replica_is_a_prefix_at_every_moment_and_handovers_lose_nothing(seed in any::<u32>()) {
+        let mut pair = Pair::new(u64::from(seed));
+        for _ in 0..250 {
+            pair.step();
+        }
+        pair.backfill();
+        pair.drain();
+        let content = pair.content.clone();
+        prop_assert!(pair.replica.applied_prefix() == content);
+        pair.hand_over();
+        pair.backfill();
+        for (block, fill) in content.iter().enumerate() {
+            let found = pair.owner.read(block as u64 * 4096, 4096).expect("reads");
+            prop_assert_eq!(found, vec![*fill; 4096]);
+        }
+    }
+}
+
+#[test]
+fn a_handover_of_a_replica_that_has_no_data_serves_at_once_and_returns() {
+    let mut pair = Pair::new(11);
+    for _ in 0..100 {
+        pair.write();
+    }
+    pair.send_manifest(false);
+    let watermark = pair.replica.report().watermark;
+    assert_eq!(watermark, Lsn::ZERO);
+    pair.hand_over();
+    let report = pair.owner.report();
+    assert!(report.stale_blocks > 0);
+    // A whole block is overwritten without a pull, part of one is not.
+    let stale = pair.owner.missing(false, 1)[0].start;
+    let partial = pair.owner.write(stale.byte_offset() + 512, vec![1; 512]);
+    assert_eq!(partial, Err(StoreError::Stale { runs: vec![BlockRun { start: stale, count: 1 }] }));
+    pair.owner.write_block(stale.0, 77).expect("writes");
+    pair.content[stale.0 as usize] = 77;
+    assert_eq!(pair.owner.report().stale_blocks, report.stale_blocks - 1);
+    for _ in 0..50 {
+        pair.read();
+    }
+    pair.owner.kill();
+    pair.epoch += 1;
+    pair.owner.activate(pair.epoch);
+    pair.backfill();
+    pair.history.insert(pair.owner.report().head, pair.content.clone());
+    // The way back carries only what changed.
+    let at = pair.replica.report();
+    assert_eq!(at.watermark, at.known, "the old owner is complete up to the handover");
+    let (manifest, delta) = pair.owner.seal(at.known, Some(at.watermark));
+    assert_eq!(manifest.runs.iter().map(ManifestRun::blocks).sum::<u32>(), 1);
+    assert_eq!(delta.expect("was asked for").blocks, 1);
+    pair.drain();
+    pair.hand_over();
+    assert_eq!(pair.owner.report().stale_blocks, 0);
+    pair.read();
+}
+
+#[test]
+fn manifests_with_a_gap_and_blocks_with_a_wrong_checksum_are_refused() {
+    let mut pair = Pair::new(3);
+    pair.write();
+    pair.send_manifest(false);
+    let known = pair.replica.report().known;
+    let later = Manifest {
+        from: Lsn::new(known.epoch, known.sequence + 1),
+        to: Lsn::new(known.epoch, known.sequence + 2),
+        runs: vec![],
+    };
+    let expected = StoreError::ManifestGap { expected: known, found: later.from };
+    assert_eq!(pair.replica.apply_manifest(&later, false, false), Err(expected));
+    let run = ManifestRun { start: BlockIndex(BLOCKS), lsn: known, content: RunContent::Zero(1) };
+    let outside = Manifest { from: known, to: Lsn::new(known.epoch, known.sequence + 1), runs: vec![run] };
+    assert!(matches!(pair.replica.apply_manifest(&outside, false, false), Err(StoreError::Io(_))));
+    let lsn = Lsn::new(known.epoch, known.sequence + 1);
+    let run = ManifestRun { start: BlockIndex(0), lsn, content: RunContent::Data(vec![5]) };
+    pair.replica.apply_manifest(&Manifest { from: known, to: lsn, runs: vec![run] }, false, false).expect("is taken");
+    let block = VersionedBlock { block: BlockIndex(0), lsn, data: Some(vec![1; 4096].into()) };
+    assert!(matches!(pair.replica.receive(vec![block.clone()]), Err(StoreError::Corrupt { expected: 5, .. })));
+    let old = VersionedBlock { lsn: Lsn::ZERO, ..block };
+    assert_eq!(pair.replica.receive(vec![old]), Ok(0), "another version is not wanted");
+}
+
+#[test]
+fn a_manifest_of_many_thousands_of_blocks_comes_in_parts_and_counts_whole() {
+    const COUNT: u32 = 40_000;
+    let mut replica = Rig::new(1);
+    replica.open(u64::from(COUNT) * 2 * 4096);
+    let to = Lsn::new(client_lib::Epoch(1), u64::from(COUNT));
+    let runs = (0..COUNT)
+        .map(|index| ManifestRun {
+            start: BlockIndex(index * 2),
+            lsn: Lsn::new(to.epoch, u64::from(index) + 1),
+            content: RunContent::Data(vec![index]),
+        })
+        .collect();
+    replica.apply_manifest(&Manifest { from: Lsn::ZERO, to, runs }, true, true).expect("is taken");
+    replica.crash();
+    let report = replica.report();
+    assert_eq!((report.known, report.stale_blocks), (to, u64::from(COUNT)));
+    assert_eq!(replica.missing(true, 10).len(), 10);
+    assert_eq!(replica.missing(false, u32::MAX).len(), COUNT as usize);
+    replica.restart();
+    assert_eq!(replica.report().stale_blocks, u64::from(COUNT));
+}

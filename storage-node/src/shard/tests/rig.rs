@@ -1,0 +1,245 @@
+//! A shard without its thread: requests go in, turns are taken until the answer is there.
+
+use bytes::Bytes;
+use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
+use proptest::prelude::ProptestConfig;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+use crate::io::EngineKind;
+use crate::io::sim::SimDisk;
+use crate::log::LogSettings;
+use crate::log::segment::SEGMENT_BYTES_MIN;
+use crate::map::page::Content;
+use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
+use crate::shard::core::Core;
+use crate::shard::handle::{ReadChunk, Request, SealedDelta, StoreError, VolumeReport};
+use crate::shard::{ShardOptions, recover};
+
+pub(super) const VOLUME: VolumeId = VolumeId(7);
+const TURNS_MAX: usize = 100_000;
+const BLOCK: usize = BLOCK_SIZE as usize;
+
+/// How many histories a property is tried on: `usual`, or as `PROPTEST_CASES` says for a soak.
+pub(super) fn cases(usual: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(usual);
+    ProptestConfig { cases, max_shrink_iters: 2000, ..ProptestConfig::default() }
+}
+
+type Answer<T> = oneshot::Receiver<Result<T, StoreError>>;
+
+/// A shard on a disk that can fail.
+pub(super) struct Rig {
+    pub(super) disk: SimDisk,
+    pub(super) options: ShardOptions,
+    core: Option<Core>,
+    _directory: TempDir,
+}
+
+impl Rig {
+    pub(super) fn new(seed: u64) -> Rig {
+        Rig::with(seed, |_| {})
+    }
+
+    pub(super) fn with(seed: u64, change: impl FnOnce(&mut ShardOptions)) -> Rig {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let mut options = ShardOptions {
+            directory: directory.path().join("shard-0"),
+            engine: EngineKind::Std,
+            log: LogSettings { segment_bytes: SEGMENT_BYTES_MIN, spare_segments: 1, capacity_bytes: None },
+            map_cache_bytes: 0,
+            checkpoint_log_bytes: 1 << 20,
+        };
+        change(&mut options);
+        let mut rig = Rig { disk: SimDisk::new(seed), options, core: None, _directory: directory };
+        rig.start();
+        rig
+    }
+
+    pub(super) fn start(&mut self) {
+        assert!(self.core.is_none(), "runs already");
+        recover::prepare(&self.options).expect("prepares");
+        self.core = Some(recover::recover(self.options.clone(), Box::new(self.disk.engine())).expect("recovers"));
+    }
+
+    /// The process is killed and started again.
+    pub(super) fn kill(&mut self) {
+        self.disk.kill();
+        self.core = None;
+        self.start();
+    }
+
+    /// The power is cut, and the process started again.
+    pub(super) fn crash(&mut self) {
+        self.disk.crash();
+        self.core = None;
+        self.start();
+    }
+
+    /// The process stops in good order and starts again.
+    pub(super) fn restart(&mut self) {
+        self.ask(|reply| Request::Stop { reply }).expect("stops");
+        self.core = None;
+        self.start();
+    }
+
+    pub(super) fn core(&mut self) -> &mut Core {
+        self.core.as_mut().expect("runs")
+    }
+
+    pub(super) fn turn(&mut self) {
+        self.core().turn(std::time::Duration::ZERO);
+    }
+
+    /// Asks without waiting.
+    pub(super) fn send<T>(
+        &mut self,
+        request: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Request,
+    ) -> Answer<T> {
+        // As the loop does.
+        while self.core().map.cache.is_full() {
+            self.core().turn(std::time::Duration::from_millis(1));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.core().handle(request(reply));
+        answer
+    }
+
+    /// Takes turns until `answer` is there.
+    pub(super) fn wait<T>(&mut self, mut answer: Answer<T>) -> Result<T, StoreError> {
+        for _ in 0..TURNS_MAX {
+            match answer.try_recv() {
+                Ok(result) => return result,
+                Err(oneshot::error::TryRecvError::Closed) => return Err(StoreError::Stopped),
+                Err(oneshot::error::TryRecvError::Empty) => {}
+            }
+            let core = self.core();
+            core.turn(std::time::Duration::from_millis(1));
+            core.stop_if_asked();
+        }
+        panic!("no answer in {TURNS_MAX} turns");
+    }
+
+    pub(super) fn ask<T>(
+        &mut self,
+        request: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Request,
+    ) -> Result<T, StoreError> {
+        let answer = self.send(request);
+        self.wait(answer)
+    }
+
+    pub(super) fn open(&mut self, bytes: u64) -> VolumeReport {
+        let size = VolumeSize::try_from(bytes).expect("valid");
+        self.ask(|reply| Request::Open { volume: VOLUME, size, reply }).expect("opens")
+    }
+
+    pub(super) fn activate(&mut self, epoch: u64) -> VolumeReport {
+        self.ask(|reply| Request::Activate { volume: VOLUME, epoch: Epoch(epoch), reply }).expect("activates")
+    }
+
+    pub(super) fn deactivate(&mut self, epoch: u64) -> VolumeReport {
+        self.ask(|reply| Request::Deactivate { volume: VOLUME, epoch: Epoch(epoch), reply }).expect("deactivates")
+    }
+
+    pub(super) fn report(&mut self) -> VolumeReport {
+        self.ask(|reply| Request::Report { volume: VOLUME, reply }).expect("reports")
+    }
+
+    pub(super) fn send_write(&mut self, offset: u64, data: Vec<u8>, fua: bool) -> Answer<Lsn> {
+        self.send(|reply| Request::Write { volume: VOLUME, offset, data: Bytes::from(data), fua, reply })
+    }
+
+    pub(super) fn write(&mut self, offset: u64, data: Vec<u8>) -> Result<Lsn, StoreError> {
+        let answer = self.send_write(offset, data, false);
+        self.wait(answer)
+    }
+
+    pub(super) fn write_block(&mut self, block: u32, fill: u8) -> Result<Lsn, StoreError> {
+        self.write(u64::from(block) * BLOCK as u64, vec![fill; BLOCK])
+    }
+
+    pub(super) fn zero(&mut self, offset: u64, length: u64) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, reply })
+    }
+
+    pub(super) fn flush(&mut self) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::Flush { volume: VOLUME, reply })
+    }
+
+    pub(super) fn checkpoint(&mut self) -> Result<(), StoreError> {
+        self.ask(|reply| Request::Checkpoint { reply })
+    }
+
+    pub(super) fn read(&mut self, offset: u64, length: u32) -> Result<Vec<u8>, StoreError> {
+        let chunks = self.ask(|reply| Request::Read { volume: VOLUME, offset, length, reply })?;
+        Ok(joined(chunks))
+    }
+
+    pub(super) fn seal(&mut self, from: Lsn, delta_from: Option<Lsn>) -> (Manifest, Option<SealedDelta>) {
+        self.ask(|reply| Request::SealManifest { volume: VOLUME, from, delta_from, reply }).expect("seals")
+    }
+
+    pub(super) fn apply_manifest(&mut self, manifest: &Manifest, seal: bool, durable: bool) -> Result<Lsn, StoreError> {
+        let manifest = manifest.clone();
+        self.ask(|reply| Request::ApplyManifest { volume: VOLUME, manifest, seal, durable, reply })
+    }
+
+    pub(super) fn missing(&mut self, sealed_only: bool, limit: u32) -> Vec<BlockRun> {
+        let after = BlockIndex(0);
+        self.ask(|reply| Request::Missing { volume: VOLUME, sealed_only, after, limit, reply }).expect("lists")
+    }
+
+    pub(super) fn receive(&mut self, blocks: Vec<VersionedBlock>) -> Result<u64, StoreError> {
+        self.ask(|reply| Request::Receive { volume: VOLUME, blocks, reply })
+    }
+
+    pub(super) fn apply_sealed(&mut self, to: Lsn) -> Lsn {
+        self.ask(|reply| Request::ApplySealed { volume: VOLUME, to, reply }).expect("applies")
+    }
+
+    pub(super) fn read_sealed(&mut self, pin: u64, runs: Vec<BlockRun>) -> Result<Vec<VersionedBlock>, StoreError> {
+        self.ask(|reply| Request::ReadSealed { volume: VOLUME, pin, runs, reply })
+    }
+
+    pub(super) fn read_newest(&mut self, runs: Vec<BlockRun>) -> Result<Vec<VersionedBlock>, StoreError> {
+        self.ask(|reply| Request::ReadNewest { volume: VOLUME, runs, reply })
+    }
+
+    /// The first byte of every block of the applied prefix: what a takeover of this replica would show. Blocks are
+    /// filled with one byte in the tests that use it, and all bytes are compared.
+    pub(super) fn applied_prefix(&mut self) -> Vec<u8> {
+        let core = self.core();
+        let state = &core.volumes[&VOLUME].state;
+        let last = state.last_block();
+        let versions: Vec<_> =
+            (0..=last).map(|block| (block, state.applied_view(block, &mut core.map).expect("reads"))).collect();
+        let (reply, answer) = oneshot::channel();
+        let lsns = versions.iter().map(|_| Lsn::ZERO).collect();
+        for (block, version) in &versions {
+            let stale = version.is_some_and(|version| matches!(version.content, Content::Stale { .. }));
+            assert!(!stale, "block {block} of the applied prefix is stale");
+        }
+        core.fetch(VOLUME, &versions, crate::shard::fetch::Then::Versions { lsns, reply });
+        let blocks = self.wait(answer).expect("reads");
+        blocks.iter().map(|block| uniform(block.data.as_ref())).collect()
+    }
+}
+
+/// The byte that fills a block.
+pub(super) fn uniform(data: Option<&Bytes>) -> u8 {
+    data.map_or(0, |data| {
+        assert!(data.iter().all(|byte| *byte == data[0]), "a block is torn");
+        data[0]
+    })
+}
+
+pub(super) fn joined(chunks: Vec<ReadChunk>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for chunk in chunks {
+        match chunk {
+            ReadChunk::Data(data) => bytes.extend_from_slice(&data),
+            ReadChunk::Zero(count) => bytes.resize(bytes.len() + count as usize, 0),
+        }
+    }
+    bytes
+}

@@ -1,0 +1,371 @@
+//! A volume in a shard: what its log entries do to its state, live and in recovery alike.
+//!
+//! [`Volume`] is the whole persistent state of a volume except its base map. Every change goes through one of the
+//! `apply_*` methods, in the order of the log, so that replaying the log from a checkpoint gives the state that the
+//! process had: they decide from the state and the entry alone. No I/O but page look-ups, no clock, no replies.
+//!
+//! [`layers`] holds what is known above the base, [`changes`] the change history, [`pins`] the sealed deltas of an
+//! owner (in memory only), [`record`] the encoding for the map store.
+
+pub mod changes;
+pub mod layers;
+pub mod pins;
+pub mod record;
+
+use std::collections::BTreeSet;
+
+use client_lib::{BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
+use roaring::RoaringBitmap;
+
+use crate::map::Map;
+use crate::map::page::{Content, PAGE_ENTRIES, Place, Version};
+use crate::map::store::MapError;
+use crate::propagation::manifest::{Manifest, ManifestRun, RunContent};
+use crate::shard::handle::Role;
+use changes::Changes;
+use layers::Layers;
+use pins::Pins;
+
+/// A volume's state as of the last applied log entry.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    /// Which volume.
+    pub id: VolumeId,
+    /// Its size.
+    pub size: VolumeSize,
+    /// What this node is to it.
+    pub role: Role,
+    /// Under which ownership.
+    pub epoch: Epoch,
+    /// Up to where this node knows what changed; on an owner the newest applied write.
+    pub known: Lsn,
+    /// What is known above the base.
+    pub layers: Layers,
+    /// Which blocks changed when.
+    pub changes: Changes,
+    /// The deltas being sent.
+    pub pins: Pins,
+    watermark: Lsn,
+    /// The runs of a manifest that came in several entries, until the last one.
+    partial: Vec<ManifestRun>,
+}
+
+impl Volume {
+    /// A volume that was never written.
+    #[must_use]
+    pub fn new(id: VolumeId, size: VolumeSize) -> Volume {
+        Volume {
+            id,
+            size,
+            role: Role::Replica,
+            epoch: Epoch(0),
+            known: Lsn::ZERO,
+            layers: Layers::new(id),
+            changes: Changes::default(),
+            pins: Pins::default(),
+            watermark: Lsn::ZERO,
+            partial: Vec::new(),
+        }
+    }
+
+    /// Up to where this node holds a complete prefix.
+    #[must_use]
+    pub fn watermark(&self) -> Lsn {
+        self.watermark
+    }
+
+    /// The last block.
+    #[must_use]
+    pub fn last_block(&self) -> u32 {
+        (self.size.blocks() - 1) as u32
+    }
+
+    /// Whether the state lies between two entries that belong together; no checkpoint may be taken then.
+    #[must_use]
+    pub fn is_between_entries(&self) -> bool {
+        !self.partial.is_empty()
+    }
+
+    /// The newest known version of `block`.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn view(&self, block: u32, map: &mut Map) -> Result<Option<Version>, MapError> {
+        match self.layers.view(block) {
+            Some(version) => Ok(Some(version)),
+            None => map.cache.version(self.id, block),
+        }
+    }
+
+    /// The version of `block` in the applied prefix.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn applied_view(&self, block: u32, map: &mut Map) -> Result<Option<Version>, MapError> {
+        match self.layers.applied(block) {
+            Some(version) => Ok(Some(version)),
+            None => map.cache.version(self.id, block),
+        }
+    }
+
+    /// Blocks from `first` to `last` that have any version, with their view, in order.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn mapped(&self, first: u32, last: u32, map: &mut Map) -> Result<Vec<(u32, Version)>, MapError> {
+        let mut blocks: BTreeSet<u32> = self.layers.blocks(first, last);
+        let mut next = Some(first / PAGE_ENTRIES);
+        while let Some(page) =
+            next.and_then(|page| map.cache.next_page(self.id, page)).filter(|page| *page <= last / PAGE_ENTRIES)
+        {
+            if let Some(entries) = map.cache.page(self.id, page)? {
+                let base = page * PAGE_ENTRIES;
+                blocks.extend(
+                    entries
+                        .iter()
+                        .map(|(index, _)| base + u32::from(index))
+                        .filter(|block| (first..=last).contains(block)),
+                );
+            }
+            next = page.checked_add(1);
+        }
+        let mut mapped = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            if let Some(version) = self.view(block, map)? {
+                mapped.push((block, version));
+            }
+        }
+        Ok(mapped)
+    }
+
+    /// The newest version of every block that changed after `from`, in block order. Reaches back by every mapped block
+    /// when the history does not.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn changed_since(&self, from: Lsn, map: &mut Map) -> Result<Vec<(u32, Version)>, MapError> {
+        let mut changed = match self.changes.since(from) {
+            None => self.mapped(0, self.last_block(), map)?,
+            Some(blocks) => {
+                let mut versions = Vec::with_capacity(blocks.len() as usize);
+                for block in blocks {
+                    if let Some(version) = self.view(block, map)? {
+                        versions.push((block, version));
+                    }
+                }
+                versions
+            }
+        };
+        changed.retain(|(_, version)| version.lsn > from);
+        Ok(changed)
+    }
+
+    /// A write left these checksums in the blocks from `start`; their data lies at `place` and after it.
+    ///
+    /// # Errors
+    /// When a page cannot be read; the state is then between two entries and good for nothing.
+    pub fn apply_write(
+        &mut self,
+        lsn: Lsn,
+        start: u32,
+        checksums: &[u32],
+        place: Place,
+        map: &mut Map,
+    ) -> Result<(), MapError> {
+        assert!(lsn > self.known, "write {lsn} of volume {} does not follow {}", self.id, self.known);
+        for (index, crc) in (0u32..).zip(checksums) {
+            let place = Place { segment: place.segment, block: place.block + index };
+            self.put(start + index, Version { lsn, content: Content::Local { place, crc: *crc } }, map)?;
+        }
+        self.changes.record(lsn, (0u32..).zip(checksums).map(|(index, _)| start + index));
+        self.known = lsn;
+        self.settle_owner();
+        Ok(())
+    }
+
+    /// A write left zeroes in `count` blocks from `start`. What reads as zeroes already is not touched.
+    ///
+    /// # Errors
+    /// As [`apply_write`](Self::apply_write).
+    pub fn apply_zero(&mut self, lsn: Lsn, start: u32, count: u32, map: &mut Map) -> Result<(), MapError> {
+        assert!(lsn > self.known, "zeroes {lsn} of volume {} do not follow {}", self.id, self.known);
+        let mut changed = Vec::new();
+        if count > 0 {
+            let last = start.saturating_add(count - 1).min(self.last_block());
+            for (block, version) in self.mapped(start, last, map)? {
+                if version.content != Content::Zero {
+                    self.put(block, Version { lsn, content: Content::Zero }, map)?;
+                    changed.push(block);
+                }
+            }
+        }
+        self.changes.record(lsn, changed);
+        self.known = lsn;
+        self.settle_owner();
+        Ok(())
+    }
+
+    /// A manifest became known. One that comes in several entries starts and ends at the same position in all but
+    /// the last, and takes effect with the last. Blocks known already are left alone.
+    pub fn apply_manifest(&mut self, manifest: Manifest, seal: bool, map: &mut Map) {
+        if manifest.to == manifest.from && !manifest.runs.is_empty() {
+            self.partial.extend(manifest.runs);
+            return;
+        }
+        let mut runs = std::mem::take(&mut self.partial);
+        runs.extend(manifest.runs);
+        if manifest.to > self.known {
+            let mut changed = RoaringBitmap::new();
+            for run in runs.iter().filter(|run| run.lsn > self.known) {
+                for index in 0..run.blocks() {
+                    let block = run.start.0 + index;
+                    let content = match &run.content {
+                        RunContent::Data(checksums) => Content::Stale { crc: checksums[index as usize] },
+                        RunContent::Zero(_) => Content::Zero,
+                    };
+                    if self.layers.view(block).is_none_or(|view| view.lsn < run.lsn) {
+                        self.layers.note(block, Version { lsn: run.lsn, content }, &mut map.usage);
+                        changed.insert(block);
+                    }
+                }
+            }
+            self.changes.append(manifest.to, changed);
+            self.known = manifest.to;
+        }
+        let beyond_sealed = self.layers.sealed_to().is_none_or(|sealed| manifest.to > sealed);
+        if seal && beyond_sealed && manifest.to > self.watermark {
+            self.layers.seal(self.known, &mut map.usage);
+        }
+    }
+
+    /// Fetched blocks are in the log, at `place` and after it. Returns how many were wanted. A copy of a version that
+    /// is here already moves it: that is how segments are cleaned.
+    ///
+    /// # Errors
+    /// As [`apply_write`](Self::apply_write).
+    pub fn apply_received(
+        &mut self,
+        blocks: &[(BlockIndex, Lsn, u32)],
+        place: Place,
+        map: &mut Map,
+    ) -> Result<u64, MapError> {
+        let mut wanted = 0;
+        for (index, (block, lsn, crc)) in (0u32..).zip(blocks) {
+            let place = Place { segment: place.segment, block: place.block + index };
+            let block = block.0;
+            let by_layer = self.layers.receive(block, *lsn, place, &mut map.usage);
+            let by_pin = self.pins.receive(block, *lsn, place, &mut map.usage);
+            if by_layer || by_pin {
+                wanted += 1;
+            } else if !self.layers.relocate(block, *lsn, place, &mut map.usage) {
+                let base = map.cache.version(self.id, block)?;
+                if base.is_some_and(|base| base.lsn == *lsn && base.content.place().is_some()) {
+                    let content = Content::Local { place, crc: *crc };
+                    map.replace(self.id, block, Version { lsn: *lsn, content })?;
+                }
+            }
+        }
+        self.settle_owner();
+        Ok(wanted)
+    }
+
+    /// The sealed delta up to `to` was found complete.
+    pub fn apply_applied(&mut self, to: Lsn) {
+        if self.layers.apply_sealed(to) {
+            self.watermark = to;
+        }
+    }
+
+    /// The volume changed hands.
+    pub fn apply_role(&mut self, epoch: Epoch, owner: bool, map: &mut Map) {
+        self.epoch = epoch;
+        self.role = if owner { Role::Owner } else { Role::Replica };
+        self.changes.cut();
+        if !owner {
+            self.pins.release_all(&mut map.usage);
+        }
+        self.settle_owner();
+    }
+
+    /// Moves up to `max` applied entries into the base; what is seen does not change. Returns whether more is left.
+    ///
+    /// # Errors
+    /// As [`apply_write`](Self::apply_write).
+    pub fn fold(&mut self, max: usize, map: &mut Map) -> Result<bool, MapError> {
+        for (block, version) in self.layers.fold(max) {
+            map.absorb(self.id, block, version)?;
+        }
+        Ok(self.layers.is_folding())
+    }
+
+    /// A version newer than all others of `block`.
+    fn put(&mut self, block: u32, version: Version, map: &mut Map) -> Result<(), MapError> {
+        if self.layers.settled() {
+            self.layers.supersede(block, &mut map.usage);
+            map.replace(self.id, block, version)
+        } else {
+            // The base stays the prefix it is until everything stale below the new writes has arrived.
+            self.layers.note(block, version, &mut map.usage);
+            Ok(())
+        }
+    }
+
+    /// An owner to whom nothing is stale holds a complete prefix, up to its newest write.
+    fn settle_owner(&mut self) {
+        if self.role == Role::Owner && self.layers.stale() == 0 {
+            if !self.layers.settled() {
+                self.layers.settle();
+            }
+            self.watermark = self.known;
+        }
+    }
+}
+
+/// The manifest `(from, to]` of versions in block order.
+#[must_use]
+pub fn manifest_of(from: Lsn, to: Lsn, versions: &[(u32, Version)]) -> Manifest {
+    let mut runs: Vec<ManifestRun> = Vec::new();
+    for (block, version) in versions {
+        if let Some(last) = runs.last_mut()
+            && last.lsn == version.lsn
+            && u64::from(last.start.0) + u64::from(last.blocks()) == u64::from(*block)
+        {
+            match (&mut last.content, version.content.crc()) {
+                (RunContent::Data(checksums), Some(crc)) => {
+                    checksums.push(crc);
+                    continue;
+                }
+                (RunContent::Zero(count), None) => {
+                    *count += 1;
+                    continue;
+                }
+                _ => {}
+            }
+        }
+        let content = version.content.crc().map_or(RunContent::Zero(1), |crc| RunContent::Data(vec![crc]));
+        runs.push(ManifestRun { start: BlockIndex(*block), lsn: version.lsn, content });
+    }
+    Manifest { from, to, runs }
+}
+
+/// Why a manifest from outside cannot be taken; `None` when it can.
+#[must_use]
+pub fn manifest_fault(manifest: &Manifest, size: VolumeSize) -> Option<&'static str> {
+    if manifest.from > manifest.to {
+        return Some("it ends before it starts");
+    }
+    let mut end = 0;
+    for run in &manifest.runs {
+        if u64::from(run.start.0) < end {
+            return Some("its runs are not in order");
+        }
+        end = u64::from(run.start.0) + u64::from(run.blocks());
+        if run.blocks() == 0 || end > size.blocks() {
+            return Some("a run is empty or lies outside the volume");
+        }
+        if run.lsn > manifest.to {
+            return Some("a run is newer than its end");
+        }
+    }
+    None
+}

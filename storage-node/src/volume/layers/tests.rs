@@ -1,0 +1,135 @@
+//! The layers against a list of versions per block.
+
+use std::collections::BTreeMap;
+
+use client_lib::Epoch;
+use proptest::prelude::*;
+
+use super::*;
+
+const VOLUME: VolumeId = VolumeId(1);
+const BLOCKS: u32 = 300;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Note(u32, bool),
+    Receive(u32),
+    Seal,
+    Apply,
+    Fold(usize),
+    Store,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0..BLOCKS, any::<bool>()).prop_map(|(block, zero)| Step::Note(block, zero)),
+        8 => (0..BLOCKS).prop_map(Step::Receive),
+        2 => Just(Step::Seal),
+        3 => Just(Step::Apply),
+        2 => (0..40usize).prop_map(Step::Fold),
+        1 => Just(Step::Store),
+    ];
+    proptest::collection::vec(step, 0..400)
+}
+
+fn at(sequence: u64) -> Lsn {
+    Lsn::new(Epoch(1), sequence)
+}
+
+/// The store's side of the layers.
+#[derive(Default)]
+struct Stored(BTreeMap<(u64, u32), Vec<u8>>);
+
+impl Stored {
+    fn take(&mut self, delta: LayersDelta) {
+        self.0.retain(|(layer, _), _| !delta.dropped.contains(layer));
+        for (layer, chunk, value) in delta.chunks {
+            match value {
+                Some(value) => drop(self.0.insert((layer, chunk), value)),
+                None => drop(self.0.remove(&(layer, chunk))),
+            }
+        }
+    }
+
+    fn layer(&self, id: u64) -> BTreeMap<u32, Version> {
+        let chunks = self.0.range((id, 0)..=(id, u32::MAX));
+        chunks
+            .flat_map(|((_, chunk), value)| {
+                let entries = crate::map::page::decode_entries(value).expect("decodes");
+                entries.into_iter().map(move |(index, version)| (chunk * PAGE_ENTRIES + u32::from(index), version))
+            })
+            .collect()
+    }
+}
+
+proptest! {
+    /// The view is the newest version noted, what is applied the newest at the watermark; counts are exact; the stored
+    /// form comes back; references never go below zero and are as many as places.
+    #[test]
+    fn layers_show_the_newest_version_and_the_applied_prefix(steps in steps()) {
+        let mut usage = Usage::default();
+        let mut layers = Layers::new(VOLUME);
+        let mut stored = Stored::default();
+        let mut base: BTreeMap<u32, Version> = BTreeMap::new();
+        let mut noted: BTreeMap<u32, Vec<Lsn>> = BTreeMap::new();
+        let (mut known, mut watermark, mut next_place) = (0, Lsn::ZERO, 0);
+        for step in steps {
+            match step {
+                Step::Note(block, zero) => {
+                    known += 1;
+                    let content = if zero { Content::Zero } else { Content::Stale { crc: known as u32 } };
+                    layers.note(block, Version { lsn: at(known), content }, &mut usage);
+                    noted.entry(block).or_default().push(at(known));
+                }
+                Step::Receive(block) => {
+                    for lsn in noted.get(&block).into_iter().flatten() {
+                        let wanted = layers.wants(block, *lsn);
+                        prop_assert_eq!(wanted.is_some(), wanted == Some(lsn.sequence as u32));
+                        next_place += 1;
+                        let place = Place { segment: next_place / 10, block: next_place % 10 };
+                        prop_assert_eq!(layers.receive(block, *lsn, place, &mut usage), wanted.is_some());
+                    }
+                }
+                Step::Seal => layers.seal(at(known), &mut usage),
+                Step::Apply => {
+                    if let Some(to) = layers.sealed_to() {
+                        let complete = layers.missing(true, 0, 1).is_empty();
+                        prop_assert_eq!(layers.sealed_complete(), complete);
+                        prop_assert_eq!(layers.apply_sealed(to), complete);
+                        watermark = if complete { to } else { watermark };
+                    }
+                }
+                Step::Fold(max) => {
+                    for (block, version) in layers.fold(max) {
+                        let before = base.insert(block, version);
+                        prop_assert!(before.is_none_or(|before| before.lsn < version.lsn));
+                        if let Some(place) = before.and_then(|before| before.content.place()) {
+                            usage.remove(VOLUME, place);
+                        }
+                    }
+                }
+                Step::Store => {
+                    stored.take(layers.take_delta());
+                    layers = Layers::restore(VOLUME, &layers.shape(), |id| stored.layer(id));
+                }
+            }
+            let mut stale = 0;
+            for block in 0..BLOCKS {
+                let view = layers.view(block).or_else(|| base.get(&block).copied());
+                let newest = noted.get(&block).and_then(|lsns| lsns.last().copied());
+                prop_assert_eq!(view.map(|view| view.lsn), newest);
+                stale += u64::from(view.is_some_and(|view| view.content.is_stale()));
+                let applied = layers.applied(block).or_else(|| base.get(&block).copied());
+                let prefix = noted.get(&block).and_then(|lsns| lsns.iter().rev().find(|lsn| **lsn <= watermark).copied());
+                prop_assert_eq!(applied.map(|applied| applied.lsn), prefix, "block {} at {}", block, watermark);
+                prop_assert!(applied.is_none_or(|applied| !applied.content.is_stale()));
+            }
+            prop_assert_eq!(layers.stale(), stale);
+            let missing = layers.missing(false, 0, usize::MAX);
+            prop_assert_eq!(missing.iter().map(|run| u64::from(run.count)).sum::<u64>(), stale);
+            let places = layers.entries().map(|(_, version)| version).chain(base.values().copied());
+            let places = places.filter(|version| version.content.place().is_some()).count() as u64;
+            prop_assert_eq!(usage.mapped(VOLUME), places);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Sealed deltas at the owner: the versions at seal time, kept readable while they are sent.
+//!
+//! A pin holds the version of every block of its delta and a reference to the segment of each, so that the log does
+//! not recycle what a replica still needs. Pins live in memory: after a restart the owner seals anew. A block that was
+//! stale when it was sealed can be filled in later. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use client_lib::Lsn;
+
+use crate::map::page::{Content, Place, Version};
+use crate::map::usage::Usage;
+
+/// The versions of one delta, by block.
+#[derive(Clone, Debug)]
+struct Pin {
+    versions: Vec<(u32, Version)>,
+}
+
+impl Pin {
+    fn find(&self, block: u32) -> Option<usize> {
+        self.versions.binary_search_by_key(&block, |(block, _)| *block).ok()
+    }
+}
+
+/// The pinned deltas of a volume.
+#[derive(Clone, Debug, Default)]
+pub struct Pins {
+    pins: BTreeMap<u64, Pin>,
+}
+
+impl Pins {
+    /// Pins `versions`, sorted by block, as `pin`.
+    pub fn insert(&mut self, pin: u64, versions: Vec<(u32, Version)>, usage: &mut Usage) {
+        for place in versions.iter().filter_map(|(_, version)| version.content.place()) {
+            usage.pin(place.segment);
+        }
+        assert!(self.pins.insert(pin, Pin { versions }).is_none(), "pin {pin} is new");
+    }
+
+    /// The version of `block` under `pin`; `None` if the pin or the block in it does not exist.
+    #[must_use]
+    pub fn version(&self, pin: u64, block: u32) -> Option<Version> {
+        let pin = self.pins.get(&pin)?;
+        pin.find(block).map(|at| pin.versions[at].1)
+    }
+
+    /// Whether `pin` exists.
+    #[must_use]
+    pub fn contains(&self, pin: u64) -> bool {
+        self.pins.contains_key(&pin)
+    }
+
+    /// The checksum under which a pin wants the data of `block` at `lsn`, if one does.
+    #[must_use]
+    pub fn wants(&self, block: u32, lsn: Lsn) -> Option<u32> {
+        self.pins.values().find_map(|pin| match pin.versions[pin.find(block)?].1 {
+            Version { lsn: found, content: Content::Stale { crc } } if found == lsn => Some(crc),
+            _ => None,
+        })
+    }
+
+    /// The data of `block` at `lsn` is now at `place`. Returns whether a pin wanted it.
+    pub fn receive(&mut self, block: u32, lsn: Lsn, place: Place, usage: &mut Usage) -> bool {
+        let mut wanted = false;
+        for pin in self.pins.values_mut() {
+            let Some(at) = pin.find(block) else { continue };
+            let version = &mut pin.versions[at].1;
+            if let Content::Stale { crc } = version.content
+                && version.lsn == lsn
+            {
+                version.content = Content::Local { place, crc };
+                usage.pin(place.segment);
+                wanted = true;
+            }
+        }
+        wanted
+    }
+
+    /// Lets go of `pin`.
+    pub fn release(&mut self, pin: u64, usage: &mut Usage) {
+        for (_, version) in self.pins.remove(&pin).into_iter().flat_map(|pin| pin.versions) {
+            if let Some(place) = version.content.place() {
+                usage.unpin(place.segment);
+            }
+        }
+    }
+
+    /// Lets go of everything.
+    pub fn release_all(&mut self, usage: &mut Usage) {
+        let pins: BTreeSet<u64> = self.pins.keys().copied().collect();
+        for pin in pins {
+            self.release(pin, usage);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use client_lib::Epoch;
+
+    use super::*;
+
+    #[test]
+    fn a_pin_holds_its_segments_and_takes_what_was_stale() {
+        let mut usage = Usage::default();
+        let mut pins = Pins::default();
+        let lsn = Lsn::new(Epoch(1), 9);
+        let local = Content::Local { place: Place { segment: 3, block: 1 }, crc: 7 };
+        pins.insert(
+            1,
+            vec![(4, Version { lsn, content: local }), (6, Version { lsn, content: Content::Stale { crc: 8 } })],
+            &mut usage,
+        );
+        assert!(!usage.is_free(3));
+        assert_eq!(pins.wants(4, lsn), None, "it is here");
+        assert_eq!(pins.wants(6, Lsn::ZERO), None, "another version");
+        assert_eq!(pins.wants(6, lsn), Some(8));
+        assert!(pins.receive(6, lsn, Place { segment: 5, block: 0 }, &mut usage));
+        assert!(!pins.receive(6, lsn, Place { segment: 6, block: 0 }, &mut usage), "once");
+        assert_eq!(pins.version(1, 6).expect("pinned").content.place(), Some(Place { segment: 5, block: 0 }));
+        pins.release(1, &mut usage);
+        assert!(usage.is_free(3) && usage.is_free(5) && usage.is_free(6));
+        pins.release(1, &mut usage);
+    }
+}

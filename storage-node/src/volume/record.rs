@@ -1,0 +1,196 @@
+//! A volume's state as values of the map store, and back.
+//!
+//! Fixed layouts with a version and a checksum; `docs/format-map.md` has the tables. What does not decode is reported
+//! as damaged, never guessed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut};
+use client_lib::{Epoch, Lsn, VolumeId, VolumeSize};
+
+use super::Volume;
+use super::changes::{Changes, Interval};
+use super::layers::{Layers, LayersShape};
+use super::pins::Pins;
+use crate::map::cache::{decode_set, encode_set};
+use crate::map::page::{PAGE_ENTRIES, Version, decode_entries};
+use crate::map::store::{Change, MapError, StoredVolume};
+use crate::shard::handle::Role;
+
+/// The layout of the record.
+const RECORD_VERSION: u16 = 1;
+
+/// What a checkpoint writes of `volume`, and marks as written.
+pub fn checkpoint(volume: &mut Volume, changes: &mut Vec<Change>) {
+    let id = volume.id;
+    assert!(!volume.is_between_entries(), "half a manifest is in no checkpoint");
+    for (layer, chunk, value) in {
+        let delta = volume.layers.take_delta();
+        changes.extend(delta.dropped.into_iter().map(|layer| Change::DropLayer(id, layer)));
+        delta.chunks
+    } {
+        changes.push(Change::Layer(id, layer, chunk, value));
+    }
+    let delta = volume.changes.take_delta();
+    changes.extend(delta.deletes.into_iter().map(|interval| Change::History(id, interval, None)));
+    for interval in delta.puts {
+        changes.push(Change::History(id, interval.id, Some(encode_interval(&interval))));
+    }
+    changes.push(Change::Volume(id, encode_record(volume)));
+}
+
+/// The volume from its values.
+///
+/// # Errors
+/// `Value` names what is damaged.
+pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> {
+    let damaged = |what| MapError::Value { what, volume: id };
+    let record = decode_record(&stored.record).ok_or_else(|| damaged("record"))?;
+    let mut entries: BTreeMap<u64, BTreeMap<u32, Version>> = BTreeMap::new();
+    for (layer, chunk, value) in &stored.layers {
+        let first = chunk.checked_mul(PAGE_ENTRIES).ok_or_else(|| damaged("layer"))?;
+        let decoded = decode_entries(value).map_err(|_| damaged("layer"))?;
+        let layer = entries.entry(*layer).or_default();
+        layer.extend(decoded.into_iter().map(|(index, version)| (first + u32::from(index), version)));
+    }
+    let mut intervals = Vec::with_capacity(stored.history.len());
+    for (interval, value) in &stored.history {
+        intervals.push(decode_interval(*interval, value).ok_or_else(|| damaged("history"))?);
+    }
+    Ok(Volume {
+        id,
+        size: record.size,
+        role: record.role,
+        epoch: record.epoch,
+        known: record.known,
+        layers: Layers::restore(id, &record.shape, |layer| entries.remove(&layer).unwrap_or_default()),
+        changes: Changes::restore(record.history_start, intervals),
+        pins: Pins::default(),
+        watermark: record.watermark,
+        partial: Vec::new(),
+    })
+}
+
+struct Record {
+    size: VolumeSize,
+    role: Role,
+    epoch: Epoch,
+    known: Lsn,
+    watermark: Lsn,
+    history_start: Lsn,
+    shape: LayersShape,
+}
+
+fn encode_record(volume: &Volume) -> Vec<u8> {
+    let shape = volume.layers.shape();
+    let mut bytes = Vec::with_capacity(128);
+    bytes.put_u16_le(RECORD_VERSION);
+    bytes.put_u8(match volume.role {
+        Role::Replica => 0,
+        Role::Owner => 1,
+    });
+    bytes.put_u8(u8::from(shape.sealed_to.is_some()));
+    bytes.put_u32_le(shape.folding.len() as u32);
+    bytes.put_u64_le(volume.size.bytes());
+    bytes.put_u64_le(volume.epoch.0);
+    for lsn in [volume.known, volume.watermark, volume.changes.start(), shape.sealed_to.unwrap_or(Lsn::ZERO)] {
+        put_lsn(&mut bytes, lsn);
+    }
+    for id in [shape.next_id, shape.sealed, shape.open] {
+        bytes.put_u64_le(id);
+    }
+    for id in shape.folding {
+        bytes.put_u64_le(id);
+    }
+    seal(bytes)
+}
+
+/// Bytes of the record before the folding layers: 2+1+1+4, size and epoch, four LSNs, three ids.
+const RECORD_LEN: usize = 8 + 16 + 4 * 16 + 3 * 8;
+
+fn decode_record(bytes: &[u8]) -> Option<Record> {
+    let mut bytes = unseal(bytes)?;
+    if bytes.len() < RECORD_LEN || bytes.get_u16_le() != RECORD_VERSION {
+        return None;
+    }
+    let role = match bytes.get_u8() {
+        0 => Role::Replica,
+        1 => Role::Owner,
+        _ => return None,
+    };
+    let is_sealed = bytes.get_u8() == 1;
+    let folding = bytes.get_u32_le() as usize;
+    let size = VolumeSize::try_from(bytes.get_u64_le()).ok()?;
+    let epoch = Epoch(bytes.get_u64_le());
+    let [known, watermark, history_start, sealed_to] = std::array::from_fn(|_| get_lsn(&mut bytes));
+    let [next_id, sealed, open] = std::array::from_fn(|_| bytes.get_u64_le());
+    if bytes.len() != folding.checked_mul(8)? {
+        return None;
+    }
+    let folding = (0..folding).map(|_| bytes.get_u64_le()).collect();
+    let shape = LayersShape { next_id, sealed_to: is_sealed.then_some(sealed_to), sealed, open, folding };
+    Some(Record { size, role, epoch, known, watermark, history_start, shape })
+}
+
+fn encode_interval(interval: &Interval) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(64);
+    put_lsn(&mut bytes, interval.from);
+    put_lsn(&mut bytes, interval.to);
+    bytes.extend(encode_set(&interval.blocks));
+    seal(bytes)
+}
+
+fn decode_interval(id: u64, bytes: &[u8]) -> Option<Interval> {
+    let mut bytes = unseal(bytes)?;
+    if bytes.len() < 32 {
+        return None;
+    }
+    let (from, to) = (get_lsn(&mut bytes), get_lsn(&mut bytes));
+    Some(Interval { id, from, to, blocks: Arc::new(decode_set(bytes)?) })
+}
+
+fn put_lsn(bytes: &mut Vec<u8>, lsn: Lsn) {
+    bytes.put_u64_le(lsn.epoch.0);
+    bytes.put_u64_le(lsn.sequence);
+}
+
+fn get_lsn(bytes: &mut &[u8]) -> Lsn {
+    Lsn::new(Epoch(bytes.get_u64_le()), bytes.get_u64_le())
+}
+
+/// Appends the checksum.
+fn seal(mut bytes: Vec<u8>) -> Vec<u8> {
+    let crc = crc32fast::hash(&bytes);
+    bytes.put_u32_le(crc);
+    bytes
+}
+
+/// The bytes before a checksum that fits.
+fn unseal(bytes: &[u8]) -> Option<&[u8]> {
+    let (body, mut crc) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
+    (crc32fast::hash(body) == crc.get_u32_le()).then_some(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_reads_back_and_damage_is_noticed() {
+        let size = VolumeSize::try_from(1 << 30).expect("valid");
+        let mut volume = Volume::new(VolumeId(3), size);
+        volume.known = Lsn::new(Epoch(2), 9);
+        volume.watermark = Lsn::new(Epoch(1), 4);
+        let bytes = encode_record(&volume);
+        let record = decode_record(&bytes).expect("decodes");
+        assert_eq!((record.size, record.known, record.watermark), (size, volume.known, volume.watermark));
+        assert_eq!(record.shape, volume.layers.shape());
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            assert!(decode_record(&damaged).is_none(), "byte {at}");
+            assert!(decode_record(&bytes[..at]).is_none(), "cut at {at}");
+        }
+    }
+}

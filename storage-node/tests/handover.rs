@@ -1,0 +1,367 @@
+//! Whole nodes without Raft and without a network: real shards, propagation and ownership over the in-memory
+//! transport, with the real metadata state machine behind a lock in place of consensus. What is tested here is what
+//! clients see: reads anywhere are the newest, writers travel, handovers do not depend on the backlog.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use client_lib::transport::memory::MemoryNetwork;
+use client_lib::transport::{BoxFuture, Class, Service, Transport};
+use client_lib::wire::frame::Frame;
+use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId, VolumeSize};
+use consensus::{Command, MetaState, Response};
+use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
+use storage_node::config::StoreSettings;
+use storage_node::node::reconcile::Reconciler;
+use storage_node::ownership::driver::{Driver, HandoverReport, OwnershipLog, Transfer, TransferOutcome};
+use storage_node::peer::client::PeerClient;
+use storage_node::peer::message::AdminForward;
+use storage_node::peer::server::{ForwardedAdmin, PeerServer};
+use storage_node::serve::session::Volumes;
+use storage_node::shard::handle::ShardHandle;
+use storage_node::shard::Shard;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const SIZE: u64 = 64 << 20;
+const BLOCK: usize = 4096;
+
+/// Consensus reduced to a lock: commands are applied at once, in one order, and everybody sees the result.
+#[derive(Clone)]
+struct Meta {
+    state: Arc<Mutex<(u64, MetaState)>>,
+    published: watch::Sender<Arc<MetaState>>,
+}
+
+impl Meta {
+    fn new() -> Meta {
+        let state = MetaState::default();
+        Meta { published: watch::Sender::new(Arc::new(state.clone())), state: Arc::new(Mutex::new((0, state))) }
+    }
+
+    fn propose(&self, command: Command) -> Result<Response, Error> {
+        let mut guard = self.state.lock().expect("no test panics with the lock held");
+        guard.0 += 1;
+        let index = guard.0;
+        let response = guard.1.apply(index, command);
+        self.published.send_replace(Arc::new(guard.1.clone()));
+        response.into_result()
+    }
+
+    fn state(&self) -> MetaState {
+        self.state.lock().expect("no test panics with the lock held").1.clone()
+    }
+}
+
+/// One node's view of [`Meta`]; may pretend that answers get lost.
+struct TestLog {
+    meta: Meta,
+    me: NodeId,
+    lose_answers: bool,
+}
+
+impl OwnershipLog for TestLog {
+    fn propose(&self, transfer: Transfer) -> BoxFuture<'_, TransferOutcome> {
+        Box::pin(async move {
+            let incarnation = self.meta.state().node(self.me).expect("a member").incarnation;
+            let answer = self.meta.propose(Command::Transfer {
+                volume: transfer.volume,
+                from: self.me,
+                incarnation,
+                epoch: transfer.epoch,
+                to: transfer.to,
+                final_lsn: transfer.final_lsn,
+                manifest_digest: transfer.manifest_digest,
+            });
+            match answer {
+                _ if self.lose_answers => TransferOutcome::Unknown,
+                Ok(Response::Transferred { epoch }) => TransferOutcome::Committed(epoch),
+                Ok(other) => panic!("out of turn: {other:?}"),
+                Err(error) => TransferOutcome::Refused(error),
+            }
+        })
+    }
+
+    fn settle(&self, volume: VolumeId) -> BoxFuture<'_, Result<(NodeId, Epoch), Error>> {
+        Box::pin(async move {
+            self.meta.propose(Command::NodeStarted { node: self.me })?;
+            let state = self.meta.state();
+            let volume = state.volume(volume).expect("the volume exists");
+            Ok((volume.owner, volume.epoch))
+        })
+    }
+}
+
+struct NoAdmin;
+
+impl ForwardedAdmin for NoAdmin {
+    fn forwarded(&self, _request: AdminForward) -> BoxFuture<'_, Result<String, Error>> {
+        Box::pin(async { Err(Error::new(ErrorKind::InvalidRequest, "not in this test")) })
+    }
+}
+
+#[derive(Default)]
+struct TestService(std::sync::OnceLock<PeerServer>);
+
+impl Service for TestService {
+    fn serve(&self, peer: Option<NodeId>, _class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(async move {
+            let frame = Frame::decode(&request).expect("our own frames");
+            self.0.get().expect("set at start").serve(peer.expect("nodes are known"), frame).await
+        })
+    }
+}
+
+struct TestNode {
+    id: NodeId,
+    volumes: Arc<Volumes>,
+    shard: ShardHandle,
+    reconciler: Arc<Reconciler>,
+    running: tokio::task::JoinHandle<()>,
+    _directory: tempfile::TempDir,
+}
+
+struct Cluster {
+    meta: Meta,
+    network: MemoryNetwork,
+    nodes: BTreeMap<u64, TestNode>,
+    volume: VolumeId,
+}
+
+impl Cluster {
+    async fn start(one_way: Duration) -> Cluster {
+        let (meta, network) = (Meta::new(), MemoryNetwork::new());
+        let mut nodes = BTreeMap::new();
+        for id in 1..=3 {
+            let name = ["a", "b", "c"][id as usize - 1];
+            let command = Command::RegisterNode {
+                id: Some(NodeId(id)),
+                name: name.parse().expect("a name"),
+                provider: name.parse().expect("a name"),
+                address: format!("127.0.0.1:{id}"),
+            };
+            meta.propose(command).expect("registers");
+            meta.propose(Command::NodeStarted { node: NodeId(id) }).expect("starts");
+        }
+        for id in 1..=3u64 {
+            let directory = tempfile::tempdir().expect("a directory");
+            let settings = StoreSettings { segment_bytes: 8 << 20, ..StoreSettings::default() };
+            let shard = Shard::start(settings.shard(directory.path().join("shard-0"))).await.expect("starts");
+            let service = Arc::new(TestService::default());
+            let transport: Arc<dyn Transport> = network.endpoint(NodeId(id), service.clone());
+            for other in (1..=3).filter(|other| *other != id) {
+                network.set_delay(NodeId(id), NodeId(other), one_way);
+            }
+            let peers = PeerClient::new(transport);
+            let volumes = Arc::new(Volumes::new(id << 48));
+            let reconciler =
+                Arc::new(Reconciler::new(NodeId(id), volumes.clone(), shard.clone(), peers, BTreeMap::new()));
+            assert!(service.0.set(PeerServer::new(volumes.clone(), Arc::new(NoAdmin))).is_ok());
+            let running = tokio::spawn(reconciler.clone().run(meta.published.subscribe()));
+            nodes.insert(id, TestNode { id: NodeId(id), volumes, shard, reconciler, running, _directory: directory });
+        }
+        let created = meta.propose(Command::CreateVolume {
+            name: "v".parse().expect("a name"),
+            size: VolumeSize::try_from(SIZE).expect("a size"),
+            owner: NodeId(1),
+            replicas: [NodeId(2), NodeId(3)].into(),
+            nonce: 7,
+        });
+        let Ok(Response::VolumeCreated { volume }) = created else { panic!("{created:?}") };
+        let cluster = Cluster { meta, network, nodes, volume };
+        for id in 1..=3 {
+            cluster.until(|| async { cluster.nodes[&id].volumes.get(volume).is_some() }).await;
+        }
+        cluster
+    }
+
+    async fn until<F: Future<Output = bool>>(&self, condition: impl Fn() -> F) {
+        let met = async {
+            while !condition().await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), met).await.expect("happens within a minute");
+    }
+
+    async fn session(&self, node: u64) -> Arc<dyn Session> {
+        ExportDirectory::open(&*self.nodes[&node].volumes, "v").await.expect("opens")
+    }
+
+    async fn migrate(&self, from: u64, to: u64) -> Result<HandoverReport, Error> {
+        self.migrate_with(from, to, false).await
+    }
+
+    async fn migrate_with(&self, from: u64, to: u64, lose_answers: bool) -> Result<HandoverReport, Error> {
+        let volume = self.nodes[&from].volumes.get(self.volume).expect("is served");
+        let view = volume.gate.settled(Epoch(0)).await?;
+        let log = Arc::new(TestLog { meta: self.meta.clone(), me: NodeId(from), lose_answers });
+        Driver::new(volume, NodeId(to), view.epoch, log, CancellationToken::new()).run().await
+    }
+
+    async fn in_step(&self, node: u64) -> bool {
+        let owner = self.meta.state().volume(self.volume).expect("exists").owner;
+        let head = self.nodes[&owner.0].shard.report(self.volume).await.expect("reports");
+        let here = self.nodes[&node].shard.report(self.volume).await.expect("reports");
+        here.watermark == head.head && here.stale_blocks == 0 && head.stale_blocks == 0
+    }
+
+    async fn stop(self) {
+        for node in self.nodes.values() {
+            node.running.abort();
+            node.reconciler.stop();
+        }
+        for node in self.nodes.values() {
+            node.shard.stop().await.unwrap_or_else(|error| panic!("node {}: {error}", node.id));
+        }
+    }
+}
+
+fn block(fill: u8) -> Bytes {
+    Bytes::from(vec![fill; BLOCK])
+}
+
+async fn read(session: &Arc<dyn Session>, index: u64) -> Vec<u8> {
+    let parts = session.read(index * BLOCK as u64, BLOCK as u32).await.expect("is read");
+    let mut bytes = Vec::new();
+    for part in parts {
+        match part {
+            ReadPart::Data(data) => bytes.extend_from_slice(&data),
+            ReadPart::Hole(length) => bytes.resize(bytes.len() + length as usize, 0),
+        }
+    }
+    bytes
+}
+
+async fn write(session: &Arc<dyn Session>, index: u64, fill: u8) {
+    session.write(index * BLOCK as u64, block(fill), false).await.expect("is written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_anywhere_are_the_newest_and_a_stranger_may_not_write() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let (at_a, at_b) = (cluster.session(1).await, cluster.session(2).await);
+    for round in 1..=20 {
+        write(&at_a, 5, round).await;
+        assert_eq!(read(&at_b, 5).await, block(round));
+    }
+    let refused = at_b.write(0, block(1), false).await.expect_err("a stranger");
+    assert_eq!(refused.kind(), ErrorKind::NotOwner);
+    assert!(refused.message().contains("helio volume migrate v"), "says what to do: {refused}");
+    at_b.flush().await.expect("a flush at a non-owner is answered");
+    assert_eq!(read(&at_b, 0).await, block(0));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_catch_up_to_the_owner() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let at_a = cluster.session(1).await;
+    for index in 0..300 {
+        write(&at_a, index * 7 % 2000, index as u8).await;
+    }
+    for node in [2, 3] {
+        cluster.until(|| cluster.in_step(node)).await;
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handover_carries_everything_and_the_writer_travels_along() {
+    let cluster = Cluster::start(Duration::from_millis(5)).await;
+    let at_a = cluster.session(1).await;
+    for index in 0..200 {
+        write(&at_a, index, 1 + (index % 200) as u8).await;
+    }
+    let report = cluster.migrate(1, 2).await.expect("is handed over");
+    assert_eq!(report.epoch, Epoch(2));
+
+    // The writer at a goes on without a reconnect; what it writes is seen at b at once.
+    let at_b = cluster.session(2).await;
+    write(&at_a, 3, 250).await;
+    at_a.flush().await.expect("flushes where the volume is");
+    assert_eq!(read(&at_b, 3).await, block(250));
+    for index in (0..200).filter(|index| *index != 3) {
+        assert_eq!(read(&at_b, index).await, block(1 + (index % 200) as u8), "block {index}");
+    }
+
+    // A session at the owner writes: the traveller's right ends.
+    write(&at_b, 4, 251).await;
+    let fenced = at_a.write(0, block(9), false).await.expect_err("lost its right");
+    assert_eq!(fenced.kind(), ErrorKind::Fenced);
+    assert_eq!(read(&at_a, 4).await, block(251), "and still reads the newest");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_goes_round_all_nodes_under_load() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let writer = cluster.session(1).await;
+    let stop = CancellationToken::new();
+    let load = tokio::spawn({
+        let (writer, stop) = (writer.clone(), stop.clone());
+        async move {
+            let mut newest = BTreeMap::new();
+            let mut count = 0u64;
+            while !stop.is_cancelled() {
+                let index = count * 13 % 500;
+                let fill = 1 + (count % 250) as u8;
+                write(&writer, index, fill).await;
+                newest.insert(index, fill);
+                if count.is_multiple_of(17) {
+                    writer.flush().await.expect("flushes");
+                }
+                assert_eq!(read(&writer, index).await[0], fill, "reads its own write");
+                count += 1;
+            }
+            newest
+        }
+    });
+    let mut at = 1;
+    for to in [2, 3, 1, 3, 2, 1] {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        cluster.migrate(at, to).await.unwrap_or_else(|error| panic!("{at} to {to}: {error}"));
+        cluster.until(|| async { cluster.nodes[&to].volumes.get(cluster.volume).expect("served").gate.view().owner == NodeId(to) }).await;
+        at = to;
+    }
+    stop.cancel();
+    let newest = load.await.expect("the load saw no error");
+    for node in 1..=3 {
+        let session = cluster.session(node).await;
+        for (index, fill) in &newest {
+            assert_eq!(read(&session, *index).await, block(*fill), "block {index} at node {node}");
+        }
+    }
+    for node in [2, 3] {
+        cluster.until(|| cluster.in_step(node)).await;
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handover_whose_answer_was_lost_still_ends() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let at_a = cluster.session(1).await;
+    write(&at_a, 1, 1).await;
+    let report = cluster.migrate_with(1, 2, true).await.expect("consensus tells that it happened");
+    assert_eq!(report.epoch, Epoch(2));
+    write(&at_a, 1, 2).await;
+    assert_eq!(read(&cluster.session(2).await, 1).await, block(2));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handover_to_a_node_out_of_reach_leaves_the_volume_where_it_is() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let at_a = cluster.session(1).await;
+    write(&at_a, 1, 1).await;
+    cluster.network.set_blocked(NodeId(1), NodeId(2), true);
+    cluster.network.set_blocked(NodeId(2), NodeId(1), true);
+    cluster.migrate(1, 2).await.expect_err("out of reach");
+    write(&at_a, 1, 2).await;
+    assert_eq!(read(&at_a, 1).await, block(2));
+    assert_eq!(cluster.meta.state().volume(cluster.volume).expect("exists").owner, NodeId(1));
+    cluster.stop().await;
+}
