@@ -3,11 +3,7 @@
 //!
 //! Owns everything it starts and ends it by id when it leaves, on success, failure and Ctrl-C alike. It talks
 //! to the cluster only through the `helio` command and independent NBD clients.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a report for people"
-)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report for people")]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -43,9 +39,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 fn main() {
     std::thread::spawn(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         if let Ok(runtime) = runtime
             && runtime.block_on(tokio::signal::ctrl_c()).is_ok()
         {
@@ -74,18 +68,12 @@ fn demo() -> Result<()> {
         if bytes >= TREE_LIMIT {
             break;
         }
-        run(Command::new("cp")
-            .args(["-r", "--no-dereference", "--parents", source])
-            .arg(&tree))?;
+        run(Command::new("cp").args(["-r", "--no-dereference", "--parents", source]).arg(&tree))?;
         bytes = hashes(&tree)?.1;
     }
     let (mut expected, bytes) = hashes(&tree)?;
     println!("   {} files, {} MiB", expected.len(), bytes >> 20);
-    run(tool("mke2fs")
-        .args(["-q", "-t", "ext4", "-d"])
-        .arg(&tree)
-        .arg(&image)
-        .arg(format!("{IMAGE_MIB}M")))?;
+    run(tool("mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(&tree).arg(&image).arg(format!("{IMAGE_MIB}M")))?;
 
     step("starting three providers, 60 ms round trip apart");
     let helio = helio_binary()?;
@@ -93,65 +81,25 @@ fn demo() -> Result<()> {
     let log = dir.join("helio.log");
     // Port 0 asks for free ports; the demo itself uses the Unix sockets.
     let mut up = Command::new(&helio);
-    up.args([
-        "up",
-        "--rtt",
-        "60",
-        "--nbd-port",
-        "0",
-        "--http-port",
-        "0",
-        "--data",
-    ])
-    .arg(&data);
+    up.args(["up", "--rtt", "60", "--nbd-port", "0", "--http-port", "0", "--data"]).arg(&data);
     up.stdout(Stdio::piped()).stderr(File::create(&log)?);
     let mut up = Owned::start(&mut up, "helio up")?;
-    wait_ready(&mut up).with_context(|| {
-        format!(
-            "helio up said: {}",
-            fs::read_to_string(&log).unwrap_or_default()
-        )
-    })?;
+    wait_ready(&mut up).with_context(|| format!("helio up said: {}", fs::read_to_string(&log).unwrap_or_default()))?;
     let cli = |args: &[&str]| {
-        run(Command::new(&helio)
-            .args(args)
-            .env("HELIO_DATA", &data)
-            .current_dir(dir)
-            .args(["--data"])
-            .arg(&data))
+        run(Command::new(&helio).args(args).env("HELIO_DATA", &data).current_dir(dir).args(["--data"]).arg(&data))
     };
-    cli(&[
-        "volume",
-        "create",
-        "disk",
-        "--size",
-        &format!("{IMAGE_MIB}M"),
-        "--owner",
-        "a",
-    ])?;
+    cli(&["volume", "create", "disk", "--size", &format!("{IMAGE_MIB}M"), "--owner", "a"])?;
     cli(&["volume", "create", "load", "--size", "128M", "--owner", "a"])?;
     let uri = |node: &str, volume: &str| {
-        format!(
-            "nbd+unix:///{volume}?socket={}",
-            data.join(node).join("nbd.sock").display()
-        )
+        format!("nbd+unix:///{volume}?socket={}", data.join(node).join("nbd.sock").display())
     };
 
     step("writing the image at provider a (nbdcopy)");
-    run(Command::new("nbdcopy")
-        .args(["--connections=4", "--flush"])
-        .arg(&image)
-        .arg(uri("a", "disk")))?;
+    run(Command::new("nbdcopy").args(["--connections=4", "--flush"]).arg(&image).arg(uri("a", "disk")))?;
 
-    let changes = [
-        ("/demo-new", dir.join("new-1")),
-        ("/demo-second", dir.join("new-2")),
-    ];
+    let changes = [("/demo-new", dir.join("new-1")), ("/demo-second", dir.join("new-2"))];
     for (index, (_, file)) in changes.iter().enumerate() {
-        fs::write(
-            file,
-            format!("written through a mount, {index}\n").repeat(200_000),
-        )?;
+        fs::write(file, format!("written through a mount, {index}\n").repeat(200_000))?;
     }
     let removed = expected.keys().next().context("the tree is empty")?.clone();
     if root {
@@ -164,22 +112,14 @@ fn demo() -> Result<()> {
         mount.finish()?;
     } else {
         step("changing it with debugfs (not root: no mount), copied back with nbdcopy");
-        run(Command::new("nbdcopy")
-            .arg(uri("a", "disk"))
-            .arg(dir.join("edit")))?;
+        run(Command::new("nbdcopy").arg(uri("a", "disk")).arg(dir.join("edit")))?;
         let mut script = format!("rm \"/{removed}\"\n");
         for (name, file) in &changes {
             script += &format!("write {} {name}\n", file.display());
         }
         fs::write(dir.join("script"), script)?;
-        run(tool("debugfs")
-            .args(["-w", "-f"])
-            .arg(dir.join("script"))
-            .arg(dir.join("edit")))?;
-        run(Command::new("nbdcopy")
-            .arg("--flush")
-            .arg(dir.join("edit"))
-            .arg(uri("a", "disk")))?;
+        run(tool("debugfs").args(["-w", "-f"]).arg(dir.join("script")).arg(dir.join("edit")))?;
+        run(Command::new("nbdcopy").arg("--flush").arg(dir.join("edit")).arg(uri("a", "disk")))?;
     }
     expected.remove(&removed);
     for (name, file) in &changes {
@@ -198,25 +138,21 @@ fn demo() -> Result<()> {
         "--iodepth=8",
         "--verify=crc32c",
         "--verify_fatal=1",
-        "--rate_iops=1000,1000",
-        "--time_based",
-        "--runtime=25",
+        "--verify_state_save=0",
+        // Every block once, so verification has a defined end; the rate makes it outlast both handovers.
+        "--rate_iops=600,600",
+        // In fio's own process: ending the one child ends the job.
+        "--thread",
     ]);
-    fio.arg(format!("--uri={}", uri("a", "load")))
-        .current_dir(dir);
-    fio.stdout(File::create(&fio_log)?)
-        .stderr(File::create(dir.join("fio.err"))?);
+    fio.arg(format!("--uri={}", uri("a", "load"))).current_dir(dir);
+    fio.stdout(File::create(&fio_log)?).stderr(File::create(dir.join("fio.err"))?);
     let mut fio = Owned::start(&mut fio, "fio")?;
     pause(Duration::from_secs(5))?;
     let mut report = Vec::new();
     for to in ["b", "c"] {
         for volume in ["load", "disk"] {
-            ensure!(
-                fio.child.try_wait()?.is_none(),
-                "fio ended before the handover to {to}"
-            );
-            let reply: Value =
-                serde_json::from_str(&cli(&["volume", "migrate", volume, "--to", to, "--json"])?)?;
+            ensure!(fio.child.try_wait()?.is_none(), "fio ended before the handover to {to}");
+            let reply: Value = serde_json::from_str(&cli(&["volume", "migrate", volume, "--to", to, "--json"])?)?;
             report.push(format!(
                 "{volume} to {to}: handover {} ms, {} bytes stale then, epoch {}",
                 reply["handover_ms"], reply["stale_bytes_at_handover"], reply["epoch"]
@@ -234,45 +170,22 @@ fn demo() -> Result<()> {
 
     step("reading the image back at provider c (nbdcopy) and checking it");
     let back = dir.join("back");
-    run(Command::new("nbdcopy")
-        .arg("--connections=4")
-        .arg(uri("c", "disk"))
-        .arg(&back))?;
+    run(Command::new("nbdcopy").arg("--connections=4").arg(uri("c", "disk")).arg(&back))?;
     run(tool("e2fsck").args(["-f", "-n"]).arg(&back))?;
     let out = dir.join("out");
     fs::create_dir(&out)?;
-    run(tool("debugfs")
-        .arg("-R")
-        .arg(format!("rdump / {}", out.display()))
-        .arg(&back))?;
+    run(tool("debugfs").arg("-R").arg(format!("rdump / {}", out.display())).arg(&back))?;
     let (found, _) = hashes(&out)?;
-    let different: Vec<_> = expected
-        .iter()
-        .filter(|(name, hash)| found.get(*name) != Some(hash))
-        .map(|(n, _)| n)
-        .collect();
-    let extra: Vec<_> = found
-        .keys()
-        .filter(|name| !expected.contains_key(*name))
-        .collect();
+    let different: Vec<_> =
+        expected.iter().filter(|(name, hash)| found.get(*name) != Some(hash)).map(|(n, _)| n).collect();
+    let extra: Vec<_> = found.keys().filter(|name| !expected.contains_key(*name)).collect();
 
     println!("\nreport");
     report.iter().for_each(|line| println!("   {line}"));
     let cluster: Value = serde_json::from_str(&cli(&["cluster", "status", "--json"])?)?;
-    println!(
-        "   WAN bytes: {}",
-        cluster
-            .get("wan_bytes")
-            .map_or("not reported".into(), Value::to_string)
-    );
-    println!(
-        "   e2fsck clean, fio without error, {} files compared",
-        expected.len()
-    );
-    ensure!(
-        different.is_empty() && extra.is_empty(),
-        "files differ: {different:?}; not expected: {extra:?}"
-    );
+    println!("   WAN bytes: {}", cluster.get("wan_bytes").map_or("not reported".into(), Value::to_string));
+    println!("   e2fsck clean, fio without error, {} files compared", expected.len());
+    ensure!(different.is_empty() && extra.is_empty(), "files differ: {different:?}; not expected: {extra:?}");
     Ok(())
 }
 
@@ -292,19 +205,13 @@ fn pause(time: Duration) -> Result<()> {
 
 /// A tool that may live in an sbin directory outside an ordinary user's PATH.
 fn tool(name: &str) -> Command {
-    let path = ["/usr/sbin", "/sbin"]
-        .iter()
-        .map(|d| Path::new(d).join(name))
-        .find(|p| p.exists());
+    let path = ["/usr/sbin", "/sbin"].iter().map(|d| Path::new(d).join(name)).find(|p| p.exists());
     Command::new(path.unwrap_or_else(|| PathBuf::from(name)))
 }
 
 fn run(command: &mut Command) -> Result<String> {
     ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("{command:?}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
     if !output.status.success() {
         bail!(
             "{command:?}: {}\n{}{}",
@@ -336,9 +243,7 @@ fn wait_ready(up: &mut Owned) -> Result<()> {
             }
         }
     });
-    receive
-        .recv_timeout(PATIENCE)
-        .context("helio up never said ready")
+    receive.recv_timeout(PATIENCE).context("helio up never said ready")
 }
 
 /// SHA-256 of a file, by coreutils.
@@ -349,15 +254,11 @@ fn sum(file: &Path) -> Result<String> {
 
 /// Hash of every regular file below `tree`, by relative path, and their bytes.
 fn hashes(tree: &Path) -> Result<(BTreeMap<String, String>, u64)> {
-    let text = run(Command::new("find")
-        .args([".", "-type", "f", "-exec", "sha256sum", "{}", "+"])
-        .current_dir(tree))?;
+    let text = run(Command::new("find").args([".", "-type", "f", "-exec", "sha256sum", "{}", "+"]).current_dir(tree))?;
     let mut map = BTreeMap::new();
     let mut bytes = 0;
     for line in text.lines() {
-        let (hash, name) = line
-            .split_once("  ./")
-            .with_context(|| format!("odd line {line}"))?;
+        let (hash, name) = line.split_once("  ./").with_context(|| format!("odd line {line}"))?;
         bytes += fs::metadata(tree.join(name)).map_or(0, |m| m.len());
         map.insert(name.to_owned(), hash.to_owned());
     }
@@ -371,11 +272,7 @@ struct Owned {
 
 impl Owned {
     fn start(command: &mut Command, name: &str) -> Result<Self> {
-        let child = command
-            .stdin(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .with_context(|| name.to_owned())?;
+        let child = command.stdin(Stdio::null()).process_group(0).spawn().with_context(|| name.to_owned())?;
         Ok(Self { child })
     }
 
@@ -413,21 +310,13 @@ impl Mounted {
         fs::create_dir(&point)?;
         File::create(&disk)?;
         let fuse = Owned::start(Command::new("nbdfuse").arg(&disk).arg(uri), "nbdfuse")?;
-        let mut this = Self {
-            point,
-            disk,
-            device: String::new(),
-            mounted: false,
-            fuse,
-        };
+        let mut this = Self { point, disk, device: String::new(), mounted: false, fuse };
         let end = Instant::now() + PATIENCE;
         while fs::metadata(&this.disk)?.len() == 0 {
             ensure!(Instant::now() < end, "nbdfuse shows no disk");
             pause(Duration::from_millis(50))?;
         }
-        this.device = run(tool("losetup").args(["-f", "--show"]).arg(&this.disk))?
-            .trim()
-            .to_owned();
+        this.device = run(tool("losetup").args(["-f", "--show"]).arg(&this.disk))?.trim().to_owned();
         run(Command::new("mount").arg(&this.device).arg(&this.point))?;
         this.mounted = true;
         Ok(this)
