@@ -4,28 +4,41 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # RocksDB's archive is built once per machine and linked by every build (docs/decisions/0002-rocksdb-archive.md).
-CARGO = export ROCKSDB_LIB_DIR="$$(.ci/rocksdb-archive)" ROCKSDB_STATIC=1 && cargo
+# Only recipes that compile expand this; the assignment stands apart from `export` so that its failure stops the recipe.
+CARGO = ROCKSDB_LIB_DIR="$$(.ci/rocksdb-archive)" && export ROCKSDB_LIB_DIR ROCKSDB_STATIC=1 && cargo
 
-.PHONY: help tools test check unit soak fmt
+.PHONY: help demo test check unit soak bench tools fmt
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
-tools: ## install what the build and the tests need
-	@.ci/install-tools
+demo: tools ## a file system written at one provider, handed over twice under load, compared
+	$(CARGO) build --package storage-node --package tests --bins
+	$(CARGO) run --quiet --package tests --bin demo
 
-test: tools check unit ## run every check and test
+test: tools check unit ## every check and every test
 
 check: tools ## format, lints and documentation, without writing to the tree
 	cargo fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	export RUSTDOCFLAGS="-D warnings" && $(CARGO) doc --workspace --no-deps --quiet
 
-unit: tools ## unit, conformance, crash and interoperability tests
-	$(CARGO) test --workspace
+unit: tools ## unit, conformance, crash and process-level tests
+	$(CARGO) build --workspace --bins
+	if cargo nextest --version >/dev/null 2>&1; then \
+		$(CARGO) nextest run --workspace && cargo test --workspace --doc; \
+	else \
+		$(CARGO) test --workspace; \
+	fi
 
 soak: tools ## the same tests with many more seeds
 	export HELIO_SEEDS=20000 && $(CARGO) test --workspace
+
+bench: tools ## measure beside other NBD servers, optimised build
+	$(CARGO) run --release --package bench
+
+tools: ## install what the build and the tests need
+	@.ci/install-tools
 
 fmt: ## format the tree
 	cargo fmt --all
