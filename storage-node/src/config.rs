@@ -23,7 +23,12 @@ pub struct StoreSettings {
 
 impl Default for StoreSettings {
     fn default() -> StoreSettings {
-        StoreSettings { segment_bytes: 64 << 20, capacity_bytes: None, map_cache_bytes: 64 << 20, engine: EngineKind::Auto }
+        StoreSettings {
+            segment_bytes: 64 << 20,
+            capacity_bytes: None,
+            map_cache_bytes: 64 << 20,
+            engine: EngineKind::Auto,
+        }
     }
 }
 
@@ -31,8 +36,11 @@ impl StoreSettings {
     /// A shard in `directory` with these settings.
     #[must_use]
     pub fn shard(&self, directory: PathBuf) -> ShardOptions {
-        let log =
-            LogSettings { segment_bytes: self.segment_bytes, capacity_bytes: self.capacity_bytes, ..LogSettings::default() };
+        let log = LogSettings {
+            segment_bytes: self.segment_bytes,
+            capacity_bytes: self.capacity_bytes,
+            ..LogSettings::default()
+        };
         ShardOptions { log, map_cache_bytes: self.map_cache_bytes, engine: self.engine, ..ShardOptions::new(directory) }
     }
 }

@@ -29,7 +29,8 @@ impl DataDir {
     /// format: nothing in it was touched then.
     pub fn open(path: &Path) -> Result<DataDir, Error> {
         let denied = |what: &str, error: io::Error| {
-            Error::new(ErrorKind::InvalidRequest, format!("the data directory {} cannot be {what}", path.display())).caused_by(error)
+            Error::new(ErrorKind::InvalidRequest, format!("the data directory {} cannot be {what}", path.display()))
+                .caused_by(error)
         };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| denied("made", error))?;
         check(path)?;
@@ -47,10 +48,15 @@ impl DataDir {
             let _ = file.read_to_string(&mut holder);
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("the data directory {} is in use by process {}; stop that one first", path.display(), holder.trim()),
+                format!(
+                    "the data directory {} is in use by process {}; stop that one first",
+                    path.display(),
+                    holder.trim()
+                ),
             ));
         }
-        let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+        let written =
+            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(|error| denied("locked", error))?;
         let format = path.join("FORMAT");
         if !format.exists() {
@@ -75,7 +81,8 @@ impl DataDir {
         }
         let held = DataDir::open(path)?;
         std::fs::remove_dir_all(held.path()).map_err(|error| {
-            Error::new(ErrorKind::Internal, format!("the data directory {} cannot be deleted", path.display())).caused_by(error)
+            Error::new(ErrorKind::Internal, format!("the data directory {} cannot be deleted", path.display()))
+                .caused_by(error)
         })
     }
 }
@@ -101,10 +108,9 @@ fn check(path: &Path) -> Result<(), Error> {
                 .find(|name| name != "identity" && name != "lock");
             match foreign {
                 None => Ok(()),
-                Some(name) => refuse(format!(
-                    "holds other files ({}): choose an empty or new directory",
-                    name.to_string_lossy()
-                )),
+                Some(name) => {
+                    refuse(format!("holds other files ({}): choose an empty or new directory", name.to_string_lossy()))
+                }
             }
         }
         Err(error) => refuse(format!("cannot be read: {error}")),

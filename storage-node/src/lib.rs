@@ -1,5 +1,6 @@
 //! The Heliotrope node: the block store, propagation, ownership and the composition of all parts.
 
+pub mod cli;
 pub mod config;
 pub mod data_dir;
 pub mod io;

@@ -29,8 +29,8 @@ use crate::peer::server::PeerServer;
 use crate::serve::admin::Admin;
 use crate::serve::http::HttpServer;
 use crate::serve::session::Volumes;
-use crate::shard::handle::ShardHandle;
 use crate::shard::Shard;
+use crate::shard::handle::ShardHandle;
 
 pub mod admin;
 pub mod ownership_log;
@@ -147,7 +147,15 @@ impl Node {
         let reconciler =
             Arc::new(Reconciler::new(me, volumes.clone(), shard.clone(), peers.clone(), options.peer_overrides));
         let log: Arc<dyn OwnershipLog> = Arc::new(ownership_log::RaftOwnership::new(meta.clone(), me, incarnation));
-        let admin = Arc::new(NodeAdmin::new(this, options.wan_bytes, meta.clone(), volumes.clone(), reconciler.clone(), peers.clone(), log));
+        let admin = Arc::new(NodeAdmin::new(
+            this,
+            options.wan_bytes,
+            meta.clone(),
+            volumes.clone(),
+            reconciler.clone(),
+            peers.clone(),
+            log,
+        ));
         service.set_peers(PeerServer::new(volumes.clone(), admin.clone()));
         let tasks = vec![
             tokio::spawn(reconciler.clone().run(meta.subscribe())),

@@ -20,8 +20,8 @@ use storage_node::peer::client::PeerClient;
 use storage_node::peer::message::AdminForward;
 use storage_node::peer::server::{ForwardedAdmin, PeerServer};
 use storage_node::serve::session::Volumes;
-use storage_node::shard::handle::ShardHandle;
 use storage_node::shard::Shard;
+use storage_node::shard::handle::ShardHandle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -323,7 +323,11 @@ async fn a_volume_goes_round_all_nodes_under_load() {
     for to in [2, 3, 1, 3, 2, 1] {
         tokio::time::sleep(Duration::from_millis(50)).await;
         cluster.migrate(at, to).await.unwrap_or_else(|error| panic!("{at} to {to}: {error}"));
-        cluster.until(|| async { cluster.nodes[&to].volumes.get(cluster.volume).expect("served").gate.view().owner == NodeId(to) }).await;
+        cluster
+            .until(|| async {
+                cluster.nodes[&to].volumes.get(cluster.volume).expect("served").gate.view().owner == NodeId(to)
+            })
+            .await;
         at = to;
     }
     stop.cancel();

@@ -7,9 +7,9 @@
 //! `docs/format-map.md` has the tables.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use client_lib::VolumeId;
+use client_lib::{Lsn, VolumeId};
 use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 
 use super::page::{Page, PageError};
@@ -35,6 +35,9 @@ const TABLE_USAGE: u8 = 7;
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
 /// A write buffer; two of them at most.
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
+
+/// Room on the file system below which opening again is not tried: a write buffer, its log and their files.
+const REOPEN_BYTES_MIN: u64 = 48 << 20;
 
 /// Why the map could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +72,9 @@ pub enum MapError {
     /// RocksDB failed.
     #[error("the map store failed: {0}")]
     Store(#[from] rocksdb::Error),
+    /// It could not be opened again after a failure.
+    #[error("the map store is closed after a failure: restart the node")]
+    Closed,
     /// A page does not decode.
     #[error("page {page} of volume {volume} in the map: {source}")]
     Page {
@@ -78,6 +84,19 @@ pub enum MapError {
         page: u32,
         /// Why.
         source: PageError,
+    },
+    /// The log position does not decode.
+    #[error("the map's log position is damaged")]
+    Position,
+    /// The log goes on from another state than the map has.
+    #[error("the log contradicts the map: {found} of volume {volume} follows {known}")]
+    Order {
+        /// The volume.
+        volume: VolumeId,
+        /// The map's position.
+        known: Lsn,
+        /// The log's.
+        found: Lsn,
     },
     /// Another value does not decode.
     #[error("the map's {what} of volume {volume} is damaged")]
@@ -166,12 +185,14 @@ pub enum Change {
 /// The open store. Cheap to clone: the shard reads, the committer writes.
 #[derive(Clone)]
 pub struct MapStore {
-    db: Arc<DB>,
+    directory: PathBuf,
+    /// Replaced only by [`MapStore::reopen`]; `None` when that could not open it again.
+    db: Arc<RwLock<Option<DB>>>,
 }
 
 impl std::fmt::Debug for MapStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "MapStore({})", self.db.path().display())
+        write!(f, "MapStore({})", self.directory.display())
     }
 }
 
@@ -181,23 +202,41 @@ impl MapStore {
     /// # Errors
     /// When RocksDB cannot: another process has it open, the disk fails.
     pub fn open(directory: &Path) -> Result<MapStore, MapError> {
-        let mut options = Options::default();
-        options.create_if_missing(true);
-        options.set_compression_type(rocksdb::DBCompressionType::Lz4);
-        options.set_write_buffer_size(WRITE_BUFFER_BYTES);
-        options.set_max_background_jobs(2);
-        options.set_bytes_per_sync(1 << 20);
-        options.set_wal_bytes_per_sync(1 << 20);
-        options.set_max_total_wal_size(64 << 20);
-        // A recycled log needs no journal commit per sync (measured in STACK.md: +45 %).
-        options.set_recycle_log_file_num(2);
-        options.set_paranoid_checks(true);
-        options.set_keep_log_file_num(2);
-        options.set_max_open_files(128);
-        let mut table = rocksdb::BlockBasedOptions::default();
-        table.set_block_cache(&rocksdb::Cache::new_lru_cache(BLOCK_CACHE_BYTES));
-        options.set_block_based_table_factory(&table);
-        Ok(MapStore { db: Arc::new(DB::open(&options, directory)?) })
+        let db = DB::open(&options(), directory)?;
+        Ok(MapStore { directory: directory.to_owned(), db: Arc::new(RwLock::new(Some(db))) })
+    }
+
+    /// Opens the database again: after a failed write it takes no more, whatever the cause becomes. Waits for readers
+    /// and keeps them out meanwhile. Without room for that nothing is done, so that reads go on.
+    ///
+    /// # Errors
+    /// When there is no room, or RocksDB cannot open it to write; then it is open to read, if that much is possible.
+    pub fn reopen(&self) -> Result<(), MapError> {
+        let failed = |error: rustix::io::Errno| MapError::File { path: self.directory.clone(), source: error.into() };
+        let space = rustix::fs::statvfs(&self.directory).map_err(failed)?;
+        if space.f_bavail.saturating_mul(space.f_frsize) < REOPEN_BYTES_MIN {
+            return Err(failed(rustix::io::Errno::NOSPC));
+        }
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        // The lock on the directory is given up first.
+        *db = None;
+        match DB::open(&options(), &self.directory) {
+            Ok(opened) => {
+                *db = Some(opened);
+                Ok(())
+            }
+            Err(error) => {
+                *db = DB::open_for_read_only(&options(), &self.directory, false).ok();
+                Err(error.into())
+            }
+        }
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&DB) -> Result<T, MapError>) -> Result<T, MapError> {
+        match &*self.db.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(db) => f(db),
+            None => Err(MapError::Closed),
+        }
     }
 
     /// The position of the last checkpoint; `None` before the first.
@@ -205,7 +244,7 @@ impl MapStore {
     /// # Errors
     /// When RocksDB fails.
     pub fn position(&self) -> Result<Option<Vec<u8>>, MapError> {
-        Ok(self.db.get([TABLE_POSITION])?)
+        self.with(|db| Ok(db.get([TABLE_POSITION])?))
     }
 
     /// A page.
@@ -213,8 +252,10 @@ impl MapStore {
     /// # Errors
     /// When RocksDB fails or the page is damaged.
     pub fn page(&self, volume: VolumeId, page: u32) -> Result<Option<Page>, MapError> {
-        let Some(bytes) = self.db.get_pinned(key(TABLE_PAGE, volume, &page.to_be_bytes()))? else { return Ok(None) };
-        Page::decode(&bytes).map(Some).map_err(|source| MapError::Page { volume, page, source })
+        self.with(|db| {
+            let Some(bytes) = db.get_pinned(key(TABLE_PAGE, volume, &page.to_be_bytes()))? else { return Ok(None) };
+            Page::decode(&bytes).map(Some).map_err(|source| MapError::Page { volume, page, source })
+        })
     }
 
     /// Every volume with its values, without its pages.
@@ -229,7 +270,7 @@ impl MapStore {
             }
             let mut stored = StoredVolume { record: record.into(), ..StoredVolume::default() };
             let wrong = |what| move || MapError::Value { what, volume };
-            let page_set = self.db.get(key(TABLE_PAGE_SET, volume, &[]))?;
+            let page_set = self.with(|db| Ok(db.get(key(TABLE_PAGE_SET, volume, &[]))?))?;
             stored.page_set = page_set.unwrap_or_default();
             for (_, rest, value) in self.scan(&key(TABLE_LAYER, volume, &[]))? {
                 let (layer, chunk) = rest.split_at_checked(8).ok_or_else(wrong("layer key"))?;
@@ -290,25 +331,47 @@ impl MapStore {
         }
         let mut options = WriteOptions::default();
         options.set_sync(true);
-        Ok(self.db.write_opt(batch, &options)?)
+        self.with(|db| Ok(db.write_opt(batch, &options)?))
     }
 
     /// Volume, rest of the key, and value of every key that starts with `prefix`.
     #[expect(clippy::type_complexity, reason = "a row")]
     fn scan(&self, prefix: &[u8]) -> Result<Vec<(VolumeId, Vec<u8>, Box<[u8]>)>, MapError> {
-        let mut rows = Vec::new();
-        for row in self.db.iterator(IteratorMode::From(prefix, Direction::Forward)) {
-            let (found, value) = row?;
-            if !found.starts_with(prefix) {
-                break;
+        self.with(|db| {
+            let mut rows = Vec::new();
+            for row in db.iterator(IteratorMode::From(prefix, Direction::Forward)) {
+                let (found, value) = row?;
+                if !found.starts_with(prefix) {
+                    break;
+                }
+                let Some((volume, rest)) = found[1..].split_first_chunk::<8>() else {
+                    return Err(MapError::Value { what: "key", volume: VolumeId(0) });
+                };
+                rows.push((VolumeId(u64::from_be_bytes(*volume)), rest.to_vec(), value));
             }
-            let Some((volume, rest)) = found[1..].split_first_chunk::<8>() else {
-                return Err(MapError::Value { what: "key", volume: VolumeId(0) });
-            };
-            rows.push((VolumeId(u64::from_be_bytes(*volume)), rest.to_vec(), value));
-        }
-        Ok(rows)
+            Ok(rows)
+        })
     }
+}
+
+fn options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_max_background_jobs(2);
+    options.set_bytes_per_sync(1 << 20);
+    options.set_wal_bytes_per_sync(1 << 20);
+    options.set_max_total_wal_size(64 << 20);
+    // A recycled log needs no journal commit per sync (measured: +45 % of synced writes).
+    options.set_recycle_log_file_num(2);
+    options.set_paranoid_checks(true);
+    options.set_keep_log_file_num(2);
+    options.set_max_open_files(128);
+    let mut table = rocksdb::BlockBasedOptions::default();
+    table.set_block_cache(&rocksdb::Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+    options.set_block_based_table_factory(&table);
+    options
 }
 
 /// Table (1), volume (8), and what the table adds; big-endian, so that keys sort as numbers do.
@@ -328,8 +391,6 @@ fn layer_key(volume: VolumeId, layer: u64, chunk: Option<u32>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use client_lib::Lsn;
-
     use super::*;
     use crate::map::page::{Content, Version};
 
@@ -367,6 +428,7 @@ mod tests {
                 .expect("commits");
         }
         let store = MapStore::open(directory.path()).expect("opens again");
+        store.reopen().expect("opens while it is open");
         assert_eq!(store.position().expect("reads"), Some(vec![1]));
         assert_eq!(store.page(a, 7).expect("reads"), Some(page));
         assert_eq!(store.page(b, 7).expect("reads"), None);

@@ -154,9 +154,13 @@ impl NodeAdmin {
             .volumes
             .get(id)
             .ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("volume {id} is not served here yet")))?;
-        let view = tokio::time::timeout(OWNER_PATIENCE, served.gate.settled(client_lib::Epoch(0)))
-            .await
-            .map_err(|_| Error::new(ErrorKind::Busy, format!("volume {} has been changing its owner for {OWNER_PATIENCE:?}", served.name)))??;
+        let view =
+            tokio::time::timeout(OWNER_PATIENCE, served.gate.settled(client_lib::Epoch(0))).await.map_err(|_| {
+                Error::new(
+                    ErrorKind::Busy,
+                    format!("volume {} has been changing its owner for {OWNER_PATIENCE:?}", served.name),
+                )
+            })??;
         if view.phase == Phase::Owner {
             return here(served).await;
         }
@@ -194,7 +198,8 @@ impl NodeAdmin {
                 }
             })
             .collect();
-        let source_needed = if report.stale_blocks > 0 { meta.source.map(|source| name_of(&state, source)) } else { None };
+        let source_needed =
+            if report.stale_blocks > 0 { meta.source.map(|source| name_of(&state, source)) } else { None };
         Ok(VolumeStatus {
             name: meta.name.to_string(),
             size_bytes: meta.size.bytes(),
@@ -265,7 +270,10 @@ struct Moving {
 impl Moving {
     fn begin(moving: Arc<Mutex<BTreeSet<VolumeId>>>, volume: &ServedVolume) -> Result<Moving, Error> {
         if !moving.lock().unwrap_or_else(PoisonError::into_inner).insert(volume.id) {
-            return Err(Error::new(ErrorKind::Busy, format!("volume {} is being handed over already; wait for that to end", volume.name)));
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("volume {} is being handed over already; wait for that to end", volume.name),
+            ));
         }
         Ok(Moving { moving, volume: volume.id })
     }
@@ -320,7 +328,9 @@ impl ForwardedAdmin for NodeAdmin {
 impl NodeAdmin {
     /// The volume, if this node owns it; never passes the request on again.
     async fn owned(&self, id: VolumeId) -> Result<Arc<ServedVolume>, Error> {
-        let moved = || Error::new(ErrorKind::Unavailable, format!("volume {id} is not owned here (any more or yet); try again"));
+        let moved = || {
+            Error::new(ErrorKind::Unavailable, format!("volume {id} is not owned here (any more or yet); try again"))
+        };
         let volume = self.volumes.get(id).ok_or_else(moved)?;
         let view = volume.gate.settled(client_lib::Epoch(0)).await?;
         if view.phase == Phase::Owner { Ok(volume) } else { Err(moved()) }
@@ -328,14 +338,17 @@ impl NodeAdmin {
 }
 
 fn json<T: serde::Serialize>(answer: &T) -> Result<String, Error> {
-    serde_json::to_string(answer).map_err(|error| Error::new(ErrorKind::Internal, "an answer cannot be encoded").caused_by(error))
+    serde_json::to_string(answer)
+        .map_err(|error| Error::new(ErrorKind::Internal, "an answer cannot be encoded").caused_by(error))
 }
 
 fn volume_named<'a>(state: &'a MetaState, name: &str) -> Result<&'a Volume, Error> {
-    state
-        .volumes()
-        .find(|volume| volume.name.as_str() == name)
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no volume {name:?}; `helio volume list` shows those that exist")))
+    state.volumes().find(|volume| volume.name.as_str() == name).ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("there is no volume {name:?}; `helio volume list` shows those that exist"),
+        )
+    })
 }
 
 fn node_named(state: &MetaState, name: &str) -> Result<NodeId, Error> {

@@ -49,7 +49,8 @@ impl RaftOwnership {
     /// A new incarnation of this node makes every transfer proposed under the old one void, so what a read shows
     /// afterwards is final.
     async fn settle_volume(&self, volume: VolumeId) -> Result<(NodeId, Epoch), Error> {
-        let response = self.meta.propose(Command::NodeStarted { node: self.me }, METADATA_DEADLINE).await?.into_result()?;
+        let response =
+            self.meta.propose(Command::NodeStarted { node: self.me }, METADATA_DEADLINE).await?.into_result()?;
         if let Response::Started { incarnation } = response {
             self.incarnation.fetch_max(incarnation, Ordering::AcqRel);
         }

@@ -170,7 +170,10 @@ impl Reconciler {
             // The source proposes only after this node made the last manifest durable: something lost it.
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                format!("this node knows the volume only up to {}, but was handed it up to {}", report.known, meta.final_lsn),
+                format!(
+                    "this node knows the volume only up to {}, but was handed it up to {}",
+                    report.known, meta.final_lsn
+                ),
             ));
         }
         let report = volume.shard.activate(meta.id, meta.epoch).await.map_err(store_failure)?;

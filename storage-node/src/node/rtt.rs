@@ -39,7 +39,11 @@ pub async fn first_timings(peers: &PeerClient, me: NodeId, bootstrap: Option<&[B
 
 /// Calls `node` until it answers; any answer will do.
 async fn reach(peers: &PeerClient, node: NodeId) -> Option<Duration> {
-    while peers.ask(node, Class::Control, PeerRequest::Ping, Bytes::new()).await.is_err_and(|error| error.not_delivered()) {
+    while peers
+        .ask(node, Class::Control, PeerRequest::Ping, Bytes::new())
+        .await
+        .is_err_and(|error| error.not_delivered())
+    {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     peers.transport().rtt(node)
@@ -50,7 +54,8 @@ pub async fn follow(meta: MetaRaft, peers: PeerClient, me: NodeId) {
     let mut look = tokio::time::interval(LOOK_INTERVAL);
     loop {
         look.tick().await;
-        let farthest = meta.voters().into_iter().filter(|node| *node != me).filter_map(|node| peers.transport().rtt(node)).max();
+        let farthest =
+            meta.voters().into_iter().filter(|node| *node != me).filter_map(|node| peers.transport().rtt(node)).max();
         let Some(farthest) = farthest else { continue };
         let wanted = Timings::for_rtt(farthest);
         // Only a clear change is worth a restart of the consensus core.

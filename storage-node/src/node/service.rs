@@ -44,7 +44,9 @@ impl NodeService {
                 Some(meta) => {
                     let reply = raft_frame(meta.serve(frame.payload).await).encode();
                     reply.unwrap_or_else(|error| {
-                        refusal(Error::new(ErrorKind::Internal, "an answer of consensus cannot be sent").caused_by(error))
+                        refusal(
+                            Error::new(ErrorKind::Internal, "an answer of consensus cannot be sent").caused_by(error),
+                        )
                     })
                 }
                 None => refusal(not_ready()),
@@ -55,7 +57,10 @@ impl NodeService {
             },
             (service, peer) => refusal(Error::new(
                 ErrorKind::InvalidRequest,
-                format!("service {service:?} is not offered to {}", peer.map_or("a caller without certificate".into(), |id| format!("node {id}"))),
+                format!(
+                    "service {service:?} is not offered to {}",
+                    peer.map_or("a caller without certificate".into(), |id| format!("node {id}"))
+                ),
             )),
         }
     }
@@ -97,7 +102,9 @@ impl RaftCalls for RaftTransport {
             match Frame::decode(&reply) {
                 Ok(Frame { service: ServiceId::Raft, payload, .. }) => Ok(payload),
                 // A peer that is still starting answers in another service's name: as good as not there.
-                Ok(_) => Err(TransportError::Unreachable { node: to, reason: "its consensus is not running yet".into() }),
+                Ok(_) => {
+                    Err(TransportError::Unreachable { node: to, reason: "its consensus is not running yet".into() })
+                }
                 Err(error) => Err(TransportError::OutcomeUnknown { node: to, reason: error.to_string() }),
             }
         })

@@ -41,8 +41,11 @@ impl HttpServer {
             ));
         }
         let listener = TcpListener::bind(address).await.map_err(|error| {
-            Error::new(ErrorKind::Busy, format!("the admin API cannot listen on {address}; choose another port with --http-port"))
-                .caused_by(error)
+            Error::new(
+                ErrorKind::Busy,
+                format!("the admin API cannot listen on {address}; choose another port with --http-port"),
+            )
+            .caused_by(error)
         })?;
         let address = listener
             .local_addr()
@@ -117,7 +120,9 @@ fn answer<T: serde::Serialize>(result: Result<T, Error>) -> Response {
             let status = match error.kind() {
                 ErrorKind::InvalidRequest => StatusCode::BAD_REQUEST,
                 ErrorKind::NotFound => StatusCode::NOT_FOUND,
-                ErrorKind::AlreadyExists | ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Fenced => StatusCode::CONFLICT,
+                ErrorKind::AlreadyExists | ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Fenced => {
+                    StatusCode::CONFLICT
+                }
                 ErrorKind::Unavailable | ErrorKind::Closed => StatusCode::SERVICE_UNAVAILABLE,
                 ErrorKind::OutOfSpace => StatusCode::INSUFFICIENT_STORAGE,
                 _ => StatusCode::INTERNAL_SERVER_ERROR,

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut};
-use client_lib::VolumeId;
+use client_lib::{BLOCK_SIZE, VolumeId};
 
 use super::core::Core;
 use super::handle::{Doorbell, StoreError};
@@ -51,6 +51,7 @@ pub(super) struct Checkpoints {
     served: Vec<Reply<()>>,
     log_bytes: u64,
     log_bytes_max: u64,
+    log_bytes_total: u64,
     completed: u64,
     last_outcome: Result<(), StoreError>,
     is_final: bool,
@@ -69,8 +70,11 @@ impl Checkpoints {
         let (jobs, batches) = channel::<Batch>();
         let (done, results) = channel();
         let committer = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(move || {
+            let mut has_failed = false;
             for batch in batches {
-                let result = store.commit(&batch).map_err(|error| (error, batch));
+                let result = if has_failed { store.reopen() } else { Ok(()) };
+                let result = result.and_then(|()| store.commit(&batch)).map_err(|error| (error, batch));
+                has_failed = result.is_err();
                 if done.send(result).is_err() {
                     return;
                 }
@@ -84,6 +88,7 @@ impl Checkpoints {
             served: Vec::new(),
             log_bytes: 0,
             log_bytes_max,
+            log_bytes_total: 0,
             completed: 0,
             last_outcome: Ok(()),
             is_final: false,
@@ -102,7 +107,19 @@ impl Checkpoints {
     /// An entry was applied.
     pub(super) fn note_appended(&mut self, entry: &Entry) {
         // A block for the header; entries that share a record are counted too high, which only makes it earlier.
-        self.log_bytes += u64::from(entry.data_blocks() + 1) * 4096;
+        let bytes = u64::from(entry.data_blocks() + 1) * u64::from(BLOCK_SIZE);
+        self.log_bytes += bytes;
+        self.log_bytes_total += bytes;
+    }
+
+    /// Bytes appended since the start.
+    pub(super) fn log_bytes_total(&self) -> u64 {
+        self.log_bytes_total
+    }
+
+    /// Whether the last checkpoint could not be written.
+    pub(super) fn is_failing(&self) -> bool {
+        self.last_outcome.is_err()
     }
 
     /// How many were written.
@@ -273,7 +290,7 @@ fn encode_position(position: &LogPosition) -> Vec<u8> {
 /// When it is not one.
 pub(super) fn decode_position(mut bytes: &[u8]) -> Result<LogPosition, MapError> {
     if bytes.len() != 32 || crc32fast::hash(&bytes[..28]) != (&bytes[28..]).get_u32_le() {
-        return Err(MapError::Value { what: "log position, for example,", volume: VolumeId(0) });
+        return Err(MapError::Position);
     }
     Ok(LogPosition {
         generation: bytes.get_u64_le(),

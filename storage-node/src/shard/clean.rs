@@ -28,6 +28,8 @@ const SPARE_SEGMENTS: u64 = 4;
 const VICTIMS_MAX: usize = 8;
 /// A segment more than this full (in percent) is not worth emptying.
 const VICTIM_FULL_MAX: u64 = 80;
+/// How often the segments are looked at while one of them is filled.
+const LOOKS_PER_SEGMENT: u64 = 4;
 /// Pages looked at per turn.
 const PAGES_PER_STEP: u32 = 32;
 
@@ -49,6 +51,8 @@ struct Pass {
 pub(super) struct Cleaner {
     pass: Option<Pass>,
     hurried: bool,
+    /// How much log there must be for the next look at the segments.
+    look_at: u64,
     /// Passes start only after the checkpoint that frees what the last one emptied.
     after_checkpoint: u64,
 }
@@ -151,9 +155,12 @@ impl Core {
     }
 
     fn choose_victims(&mut self) {
-        if self.checkpoints.completed() < self.cleaner.after_checkpoint {
+        let written = self.checkpoints.log_bytes_total();
+        let is_time = self.cleaner.hurried || written >= self.cleaner.look_at;
+        if !is_time || self.checkpoints.completed() < self.cleaner.after_checkpoint {
             return;
         }
+        self.cleaner.look_at = written + self.options.log.segment_bytes / LOOKS_PER_SEGMENT;
         let segments: Vec<u32> = self
             .log
             .segments()
@@ -188,10 +195,10 @@ impl Core {
                 victims.insert(victim);
             }
         }
-        // The checkpoint frees what is empty already; without victims and without news there is nothing to gain.
-        self.cleaner.after_checkpoint = self.checkpoints.completed() + 1;
         if victims.is_empty() {
+            // A checkpoint frees what is empty already; without news there is nothing to gain from one.
             if self.checkpoints.has_news() {
+                self.cleaner.after_checkpoint = self.checkpoints.completed() + 1;
                 self.checkpoints.request(None);
             }
             return;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use client_lib::VolumeId;
+use client_lib::{Lsn, VolumeId};
 use tokio::sync::mpsc;
 
 use super::ShardOptions;
@@ -117,7 +117,7 @@ impl Core {
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) -> (Option<Reply<()>>, Result<(), StoreError>) {
         loop {
             let mut taken = 0;
-            while taken < REQUESTS_PER_TURN && !self.is_stopping && !self.map.cache.is_full() {
+            while taken < REQUESTS_PER_TURN && !self.is_stopping && !self.must_hold_back() {
                 match requests.try_recv() {
                     Ok(request) => self.handle(request),
                     Err(mpsc::error::TryRecvError::Empty) => break,
@@ -125,7 +125,8 @@ impl Core {
                 }
                 taken += 1;
             }
-            let sleep = if taken > 0 || self.has_background_work() { Duration::ZERO } else { IDLE_SLEEP };
+            let is_busy = taken == REQUESTS_PER_TURN || self.is_stopping || self.has_background_work();
+            let sleep = if is_busy { Duration::ZERO } else { IDLE_SLEEP };
             self.turn(sleep);
             if self.is_stopping
                 && let Some(outcome) = self.stop_step()
@@ -137,6 +138,7 @@ impl Core {
 
     /// Lets everything that is under way go on; sleeps at most `sleep` when there is nothing to do.
     pub(super) fn turn(&mut self, sleep: Duration) {
+        self.pump_syncs();
         let mut events = std::mem::take(&mut self.events);
         if let Err(error) = self.log.turn(sleep, &mut events) {
             tracing::error!(%error, "the log's engine failed");
@@ -215,6 +217,10 @@ impl Core {
     ) -> Result<(), (StoreError, Done)> {
         if let Some(reason) = &self.failed {
             return Err((StoreError::Poisoned(reason.clone()), done));
+        }
+        let changes_pages = matches!(entry, Entry::Write { .. } | Entry::Zero { .. } | Entry::Received { .. });
+        if changes_pages && self.map.cache.is_full() && self.checkpoints.is_failing() {
+            return Err((StoreError::OutOfSpace, done));
         }
         let ticket = self.ticket();
         let volume = volume_of(&entry);
@@ -333,6 +339,12 @@ impl Core {
         Ok(())
     }
 
+    /// Whether requests must wait for a checkpoint. While checkpoints fail they need not: reads are served, and what
+    /// would change pages is refused.
+    fn must_hold_back(&self) -> bool {
+        self.map.cache.is_full() && !self.checkpoints.is_failing()
+    }
+
     fn background(&mut self) {
         if self.failed.is_some() || self.syncs.is_holding() {
             return;
@@ -405,12 +417,9 @@ pub(super) fn volume_of(entry: &Entry) -> VolumeId {
 /// # Errors
 /// When a page cannot be read or the entry does not follow the volume's state.
 pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mut Map) -> Result<(), MapError> {
-    let in_order = |lsn| {
-        if lsn > state.known {
-            Ok(())
-        } else {
-            Err(MapError::Value { what: "position, which the log contradicts,", volume: state.id })
-        }
+    let in_order = |found: Lsn| {
+        let known = state.known;
+        if found > known { Ok(()) } else { Err(MapError::Order { volume: state.id, known, found }) }
     };
     match entry {
         Entry::Write { lsn, start, checksums, .. } => {

@@ -68,12 +68,33 @@ impl Pair {
     }
 
     /// What a sender does next: a manifest, with a seal when no delta is on its way.
-    fn send_manifest(&mut self, durable: bool) {
+    fn send_manifest(&mut self, is_last: bool) {
         let at = self.replica.report();
         let seal = self.delta.is_none();
-        let (manifest, delta) = self.owner.seal(at.known, seal.then_some(at.watermark));
+        // Some writes are under way while the snapshot is taken.
+        let mut under_way = Vec::new();
+        for _ in 0..self.choices.below(8) * u32::from(!is_last) {
+            let block = self.choices.below(BLOCKS / 8);
+            self.fill = self.fill % 250 + 1;
+            under_way.push((
+                block,
+                self.fill,
+                self.owner.send_write(u64::from(block) * 4096, vec![self.fill; 4096], false),
+            ));
+            if self.choices.below(3) == 0 {
+                self.owner.turn();
+            }
+        }
+        let (from, delta_from) = (at.known, seal.then_some(at.watermark));
+        let sealed = self.owner.send(|reply| Request::SealManifest { volume: VOLUME, from, delta_from, reply });
+        for (block, fill, answer) in under_way {
+            let lsn = self.owner.wait(answer).expect("writes");
+            self.content[block as usize] = fill;
+            self.history.insert(lsn, self.content.clone());
+        }
+        let (manifest, delta) = self.owner.wait(sealed).expect("seals");
         assert!(manifest.to <= self.owner.report().durable, "only what is durable leaves the owner");
-        let known = self.replica.apply_manifest(&manifest, seal, durable).expect("is taken");
+        let known = self.replica.apply_manifest(&manifest, seal, is_last).expect("is taken");
         assert_eq!(known, manifest.to);
         if self.choices.below(4) == 0 {
             assert_eq!(self.replica.apply_manifest(&manifest, false, false).expect("is taken twice"), known);
@@ -210,7 +231,7 @@ impl Pair {
         // Whatever delta is on its way, a new one merges with it.
         self.delta = None;
         loop {
-            self.send_manifest(false);
+            self.send_manifest(true);
             self.push(u32::MAX);
             self.apply();
             self.check_prefix();

@@ -1,0 +1,109 @@
+//! The `helio` command line: one module per noun.
+//!
+//! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+mod client;
+mod cluster;
+mod size;
+mod up;
+mod volume;
+
+/// A replicated block store for virtual machines that move between cloud providers.
+#[derive(Debug, Parser)]
+#[command(name = "helio", version, max_term_width = 100)]
+#[command(
+    after_help = "Example:\n  helio up --rtt 60 &\n  helio volume create disk --size 10GiB\n  helio volume migrate disk --to b"
+)]
+pub struct Helio {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Where the cluster is, and how much to say.
+#[derive(Clone, Debug, Args)]
+struct Common {
+    /// Data directory of the local cluster [default: $XDG_DATA_HOME/heliotrope]
+    #[arg(long, global = true, env = "HELIO_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Address of a node's admin API, as HOST:PORT; found in the data directory if not given
+    #[arg(long, global = true, env = "HELIO_CLUSTER", value_name = "ADDR")]
+    cluster: Option<String>,
+    /// What to log to standard error: error, warn, info, debug, or a tracing filter
+    #[arg(long, global = true, env = "HELIO_LOG", value_name = "FILTER")]
+    log: Option<String>,
+}
+
+impl Common {
+    fn data(&self) -> PathBuf {
+        self.data.clone().unwrap_or_else(|| {
+            let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
+            let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
+            base.or_else(home).unwrap_or_else(|| PathBuf::from(".")).join("heliotrope")
+        })
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a whole cluster in this process: one node per provider
+    Up(up::Up),
+    /// Create, list, move and delete volumes
+    #[command(subcommand)]
+    Volume(volume::Verb),
+    /// Look at the cluster
+    #[command(subcommand)]
+    Cluster(cluster::Verb),
+}
+
+/// Runs a command; returns what the process exits with.
+#[must_use]
+pub fn run(helio: Helio) -> ExitCode {
+    let default = if matches!(helio.verb, Verb::Up(_)) { "info,openraft=warn,quinn=warn" } else { "warn" };
+    let filter = helio.common.log.as_deref().unwrap_or(default);
+    match EnvFilter::try_new(filter) {
+        Ok(filter) => {
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+        }
+        Err(error) => {
+            eprintln!("helio: --log {filter:?} is not a filter: {error}");
+            return ExitCode::from(2);
+        }
+    }
+    let outcome = match helio.verb {
+        Verb::Up(up) => up::run(up, &helio.common),
+        Verb::Volume(verb) => volume::run(verb, &helio.common),
+        Verb::Cluster(verb) => cluster::run(verb, &helio.common),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("helio: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Helio::command().debug_assert();
+    }
+
+    #[test]
+    fn the_data_directory_may_stand_anywhere() {
+        let helio = Helio::try_parse_from(["helio", "volume", "list", "--json", "--data", "/x"]).expect("parses");
+        assert_eq!(helio.common.data(), PathBuf::from("/x"));
+    }
+}

@@ -1,0 +1,260 @@
+//! `helio up`: a whole cluster in one process, one node per provider, with a WAN between them if asked for.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use client_lib::pki::{ClusterAuthority, ClusterId, NodeIdentity};
+use client_lib::{NodeId, NodeName, ProviderId};
+use futures_util::future::join_all;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Common;
+use super::client::{CLUSTER_FILE, ClusterFile, ClusterNode, print_table};
+use crate::config::StoreSettings;
+use crate::data_dir::DataDir;
+use crate::node::{BootstrapMember, Node, NodeOptions, WanBytes};
+use crate::wan::relay::Direction;
+use crate::wan::{LinkSettings, WanLink};
+
+/// Rate of a link when none is asked for, in bits per second: beyond what one process carries.
+const RATE_UNLIMITED: u64 = 100_000_000_000;
+
+/// Run a whole cluster in this process.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  helio up --providers a,b,c --rtt 60 --rate 200\n\nThe data stays in the data directory: the same command brings everything back."
+)]
+pub(super) struct Up {
+    /// The providers; each gets one node of the same name
+    #[arg(long, value_delimiter = ',', default_value = "a,b,c")]
+    providers: Vec<String>,
+    /// Round trip between providers in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    rtt: u64,
+    /// Rate between providers in Mbit/s; 0 is unlimited
+    #[arg(long, value_name = "MBIT", default_value_t = 0)]
+    rate: u64,
+    /// First NBD port, one per provider; 0 takes free ones
+    #[arg(long, value_name = "N", default_value_t = 10809)]
+    nbd_port: u16,
+    /// First port of the admin API, one per provider; 0 takes free ones
+    #[arg(long, value_name = "N", default_value_t = 10880)]
+    http_port: u16,
+    /// Delete what the data directory holds and begin anew
+    #[arg(long)]
+    fresh: bool,
+}
+
+pub(super) fn run(up: Up, common: &Common) -> anyhow::Result<()> {
+    let names = up.providers.iter().map(|name| name.parse()).collect::<Result<Vec<NodeName>, _>>()?;
+    if names.iter().collect::<std::collections::BTreeSet<_>>().len() != names.len() {
+        bail!("--providers names one provider twice: {}", up.providers.join(","));
+    }
+    check_ports(up.nbd_port, names.len(), "--nbd-port")?;
+    check_ports(up.http_port, names.len(), "--http-port")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(up, names, common.data()))
+}
+
+/// Says that a port is taken before anything is started.
+fn check_ports(first: u16, count: usize, option: &str) -> anyhow::Result<()> {
+    if first == 0 {
+        return Ok(());
+    }
+    for number in 0..count as u16 {
+        let Some(port) = first.checked_add(number) else { bail!("{option} {first} leaves no room for {count} ports") };
+        std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+            .with_context(|| format!("port {port} cannot be used; stop what uses it or choose others with {option}"))?;
+    }
+    Ok(())
+}
+
+async fn serve(up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Result<()> {
+    if up.fresh {
+        DataDir::wipe(&data)?;
+    }
+    let held = DataDir::open(&data)?;
+    let identities = identities(&data, &names)?;
+
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let sockets: Vec<UdpSocket> = names.iter().map(|_| UdpSocket::bind(loopback)).collect::<Result<_, _>>()?;
+    let addresses: Vec<SocketAddr> = sockets.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>()?;
+    let links = Arc::new(links(&up, &addresses)?);
+    let bootstrap: Vec<BootstrapMember> = members(&names, &addresses)?;
+
+    let starts = sockets.into_iter().enumerate().map(|(index, socket)| {
+        let others = (0..names.len()).filter(|other| *other != index);
+        let peer_overrides: BTreeMap<NodeName, SocketAddr> = others
+            .map(|other| (names[other].clone(), links.get(&(index, other)).map_or(addresses[other], WanLink::address)))
+            .collect();
+        let counted = links.clone();
+        let directory = data.join(names[index].as_str());
+        Node::start(NodeOptions {
+            name: names[index].clone(),
+            provider: bootstrap[index].provider.clone(),
+            socket,
+            advertise: addresses[index],
+            nbd_tcp: Some(port(up.nbd_port, index)),
+            nbd_unix: Some(directory.join("nbd.sock")),
+            http: Some(port(up.http_port, index)),
+            peer_overrides,
+            bootstrap: Some(bootstrap.clone()),
+            store: StoreSettings::default(),
+            wan_bytes: Some(WanBytes(Arc::new(move || counted.values().map(crossed).sum()))),
+            data: directory,
+        })
+    });
+    // All at once: a node is started only when a majority is up.
+    let mut nodes = Vec::new();
+    let mut failure = None;
+    for (name, started) in names.iter().zip(join_all(starts).await) {
+        match started {
+            Ok(node) => nodes.push(node),
+            Err(error) => failure = failure.or(Some(error.context(format!("node {name} cannot be started")))),
+        }
+    }
+    if let Some(error) = failure {
+        join_all(nodes.into_iter().map(Node::stop)).await;
+        return Err(error);
+    }
+    drop(identities);
+    announce(&data, &names, &nodes)?;
+
+    wait_for_signal().await?;
+    tracing::info!("stopping");
+    // What is gone already need not be removed.
+    let _ = std::fs::remove_file(data.join(CLUSTER_FILE));
+    join_all(nodes.into_iter().map(Node::stop)).await;
+    // The links end with the last use of them.
+    drop(links);
+    drop(held);
+    Ok(())
+}
+
+fn port(first: u16, index: usize) -> SocketAddr {
+    let port = if first == 0 { 0 } else { first + index as u16 };
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+fn crossed(link: &WanLink) -> u64 {
+    [Direction::ToTarget, Direction::FromTarget].map(|direction| link.counters(direction).bytes).iter().sum()
+}
+
+/// The cluster's certificates: made the first time, checked against the providers later.
+fn identities(data: &Path, names: &[NodeName]) -> anyhow::Result<Vec<NodeIdentity>> {
+    let authority_directory = data.join("authority");
+    let authority = if authority_directory.exists() {
+        ClusterAuthority::load(&authority_directory)?
+    } else {
+        let authority = ClusterAuthority::create(ClusterId::random()?)?;
+        std::fs::create_dir(&authority_directory)?;
+        authority.save(&authority_directory)?;
+        authority
+    };
+    let listed = data.join("providers");
+    let wanted = names.iter().map(NodeName::as_str).collect::<Vec<_>>().join(",");
+    match std::fs::read_to_string(&listed) {
+        Ok(found) if found.trim() == wanted => {}
+        Ok(found) => bail!(
+            "{} holds a cluster of providers {}, not {wanted}; name those, another directory, or --fresh to begin anew",
+            data.display(),
+            found.trim()
+        ),
+        Err(_) => std::fs::write(&listed, format!("{wanted}\n"))?,
+    }
+    names
+        .iter()
+        .enumerate()
+        .map(|(index, name)| {
+            let directory = data.join(name.as_str()).join("identity");
+            if directory.exists() {
+                return Ok(NodeIdentity::load(&directory)?);
+            }
+            // Through the data directory, so that it is marked as ours before anything else is in it.
+            drop(DataDir::open(&data.join(name.as_str()))?);
+            std::fs::create_dir(&directory)?;
+            let identity = authority.issue(node_id(index))?;
+            identity.save(&directory)?;
+            Ok(identity)
+        })
+        .collect()
+}
+
+fn node_id(index: usize) -> NodeId {
+    NodeId(index as u64 + 1)
+}
+
+fn members(names: &[NodeName], addresses: &[SocketAddr]) -> anyhow::Result<Vec<BootstrapMember>> {
+    let member = |(index, name): (usize, &NodeName)| {
+        let provider: ProviderId = name.as_str().parse()?;
+        Ok(BootstrapMember { id: node_id(index), name: name.clone(), provider, address: addresses[index] })
+    };
+    names.iter().enumerate().map(member).collect()
+}
+
+/// A link for each ordered pair of nodes; none when the providers are next to each other.
+fn links(up: &Up, addresses: &[SocketAddr]) -> anyhow::Result<BTreeMap<(usize, usize), WanLink>> {
+    let mut links = BTreeMap::new();
+    if up.rtt == 0 && up.rate == 0 {
+        return Ok(links);
+    }
+    let rate_bits = if up.rate == 0 { RATE_UNLIMITED } else { up.rate * 1_000_000 };
+    for from in 0..addresses.len() {
+        for to in (0..addresses.len()).filter(|to| *to != from) {
+            let settings = LinkSettings::rtt(Duration::from_millis(up.rtt), rate_bits);
+            links.insert(
+                (from, to),
+                WanLink::start(addresses[to], settings).context("the WAN emulator cannot be started")?,
+            );
+        }
+    }
+    Ok(links)
+}
+
+/// Tells people and the other commands where everything is.
+fn announce(data: &Path, names: &[NodeName], nodes: &[Node]) -> anyhow::Result<()> {
+    let shown = |address: Option<SocketAddr>| address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+    let nodes: Vec<ClusterNode> = names
+        .iter()
+        .zip(nodes)
+        .map(|(name, node)| ClusterNode {
+            name: name.to_string(),
+            nbd_tcp: shown(node.nbd_address()),
+            nbd_unix: data.join(name.as_str()).join("nbd.sock").display().to_string(),
+            http: shown(node.http_address()),
+        })
+        .collect();
+    let file =
+        ClusterFile { pid: std::process::id(), http: nodes.iter().map(|node| node.http.clone()).collect(), nodes };
+    let temporary = data.join(format!("{CLUSTER_FILE}.tmp"));
+    std::fs::write(&temporary, serde_json::to_string_pretty(&file)?)?;
+    std::fs::rename(&temporary, data.join(CLUSTER_FILE))?;
+    let rows = file.nodes.iter().map(|node| {
+        vec![node.name.clone(), node.name.clone(), node.nbd_tcp.clone(), node.nbd_unix.clone(), node.http.clone()]
+    });
+    print_table(&["node", "provider", "nbd", "nbd socket", "admin"], rows.collect());
+    println!("ready: {} nodes, data in {}", file.nodes.len(), data.display());
+    Ok(())
+}
+
+/// Returns at the first SIGINT or SIGTERM; a second one ends the process at once.
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        std::process::exit(1);
+    });
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! `helio volume`: create, list, look at, move and delete volumes.
+
+use clap::Subcommand;
+use client_lib::VolumeName;
+use client_lib::wire::admin::{CreateVolume, Migrate, MigrateReport, VolumeStatus, VolumeSummary};
+
+use super::Common;
+use super::client::{Client, print_json, print_table};
+use super::size;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Create a volume
+    #[command(after_help = "Example:\n  helio volume create disk --size 10GiB --owner a")]
+    Create {
+        /// Its name
+        name: String,
+        /// Its size: bytes, or a number with K, M, G or T
+        #[arg(long, value_parser = size::parse)]
+        size: u64,
+        /// The node that owns it [default: the node asked]
+        #[arg(long)]
+        owner: Option<String>,
+        /// The nodes that follow [default: all others]
+        #[arg(long, value_delimiter = ',')]
+        replicas: Option<Vec<String>>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the volumes
+    #[command(after_help = "Example:\n  helio volume list --json")]
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show owner, epoch and how far each replica is
+    #[command(after_help = "Example:\n  helio volume status disk")]
+    Status {
+        /// Its name
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hand a volume over to another node, while it is in use
+    #[command(after_help = "Example:\n  helio volume migrate disk --to b")]
+    Migrate {
+        /// Its name
+        name: String,
+        /// The node that is to own it
+        #[arg(long)]
+        to: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete a volume and its data, everywhere
+    #[command(after_help = "Example:\n  helio volume delete disk")]
+    Delete {
+        /// Its name
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
+    let client = || Client::find(common);
+    match verb {
+        Verb::Create { name, size: size_bytes, owner, replicas, json } => {
+            // Checked here too: an odd name must not become part of a URL, and needs no cluster to be refused.
+            name.parse::<VolumeName>()?;
+            let status: VolumeStatus =
+                client()?.post("/v1/volumes", &CreateVolume { name, size_bytes, owner, replicas })?;
+            if json {
+                return print_json(&status);
+            }
+            println!("created volume {} of {} at node {}", status.name, size::human(status.size_bytes), status.owner);
+        }
+        Verb::List { json } => {
+            let volumes: Vec<VolumeSummary> = client()?.get("/v1/volumes")?;
+            if json {
+                return print_json(&volumes);
+            }
+            let rows = volumes.into_iter().map(|volume| {
+                let size = size::human(volume.size_bytes);
+                vec![volume.name, size, volume.owner, volume.epoch.to_string(), volume.replicas.join(", ")]
+            });
+            print_table(&["volume", "size", "owner", "epoch", "replicas"], rows.collect());
+        }
+        Verb::Status { name, json } => {
+            let status: VolumeStatus = client()?.get(&path(&name)?)?;
+            if json {
+                return print_json(&status);
+            }
+            print_status(&status);
+        }
+        Verb::Migrate { name, to, json } => {
+            let report: MigrateReport =
+                client()?.post(&format!("{}/migrate", path(&name)?), &Migrate { to: to.clone() })?;
+            if json {
+                return print_json(&report);
+            }
+            println!(
+                "volume {name} is at node {to} (epoch {}): writers waited {:.1} ms, {} follow",
+                report.epoch,
+                report.handover_ms,
+                size::human(report.stale_bytes_at_handover)
+            );
+        }
+        Verb::Delete { name, json } => {
+            client()?.delete::<()>(&path(&name)?)?;
+            if json {
+                return print_json(&serde_json::json!({ "deleted": name }));
+            }
+            println!("deleted volume {name}");
+        }
+    }
+    Ok(())
+}
+
+fn path(name: &str) -> anyhow::Result<String> {
+    Ok(format!("/v1/volumes/{}", name.parse::<VolumeName>()?))
+}
+
+fn print_status(status: &VolumeStatus) {
+    println!(
+        "volume {} of {}: owner {}, epoch {}, head {}, {} in use",
+        status.name,
+        size::human(status.size_bytes),
+        status.owner,
+        status.epoch,
+        status.head,
+        size::human(status.mapped_bytes)
+    );
+    match &status.source_needed {
+        Some(source) => println!("{} still come from node {source}: keep it running", size::human(status.stale_bytes)),
+        None => println!("every block is at the owner"),
+    }
+    let rows = status.replicas.iter().map(|replica| {
+        vec![
+            replica.node.clone(),
+            replica.provider.clone(),
+            replica.watermark.clone(),
+            size::human(replica.bytes_behind),
+            format!("{:.1} s", replica.seconds_behind),
+            size::human(replica.stale_bytes),
+            if replica.reachable { "yes" } else { "no" }.to_owned(),
+        ]
+    });
+    print_table(&["replica", "provider", "watermark", "behind", "for", "stale", "reachable"], rows.collect());
+}
