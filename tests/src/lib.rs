@@ -1,1 +1,6 @@
-//! placeholder
+//! What the process-level tests share: a self-describing workload and an NBD client of their own.
+//!
+//! Deliberately uses none of Heliotrope's code, so that a mistake there is not repeated here.
+
+pub mod nbd_client;
+pub mod workload;
