@@ -21,7 +21,7 @@ test: tools check unit ## every check and every test
 check: tools ## format, lints and documentation, without writing to the tree
 	cargo fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	export RUSTDOCFLAGS="-D warnings" && $(CARGO) doc --workspace --no-deps --quiet
+	export RUSTDOCFLAGS="-D warnings" && $(CARGO) doc --workspace --no-deps --document-private-items --quiet
 
 unit: tools ## unit, conformance, crash and process-level tests
 	$(CARGO) build --workspace --bins
@@ -35,7 +35,8 @@ soak: tools ## the same tests with many more seeds
 	export HELIO_SEEDS=20000 && $(CARGO) test --workspace
 
 bench: tools ## measure beside other NBD servers, optimised build
-	$(CARGO) run --release --package bench
+	$(CARGO) build --release --package storage-node --package bench --bins
+	$(CARGO) run --release --quiet --package bench
 
 tools: ## install what the build and the tests need
 	@.ci/install-tools

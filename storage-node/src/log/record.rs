@@ -6,7 +6,7 @@
 //!
 //! A record belongs where it lies only if its generation, sequence and chain fit: segments are recycled without
 //! being wiped, and the chain (the checksum of the record before) keeps a cut tail from coming back behind new
-//! records. The offsets are in `docs/format-log.md`.
+//! records. The offsets are in `docs/format.md`.
 
 use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ pub const MANIFEST_BLOCKS_MAX: u32 = 16_384;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
-/// What is recorded. New kinds go at the end; old ones never change (`docs/format-log.md`).
+/// What is recorded. New kinds go at the end; old ones never change (`docs/format.md`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entry {
     /// The owner wrote these blocks; data follows.

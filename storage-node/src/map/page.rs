@@ -2,7 +2,7 @@
 //!
 //! The codec is pure. It refuses what it did not write (another version, a bad checksum, indices out of order) and
 //! never panics on bytes from disk. The same encoding holds a page of the base map and a chunk of a layer; only
-//! chunks hold stale entries. `docs/format-map.md` has the table.
+//! chunks hold stale entries. `docs/format.md` has the table.
 
 use bytes::{Buf, BufMut};
 use client_lib::{Epoch, Lsn};

@@ -4,7 +4,7 @@
 //! change history, usage. A checkpoint is one synced write batch that moves all of it from one position to the next,
 //! so what is on disk is always exactly the state at `position`, and recovery replays the log from there. RocksDB's
 //! own log is only the carrier of these batches. Knows keys and bytes, not what they mean to a volume.
-//! `docs/format-map.md` has the tables.
+//! `docs/format.md` has the tables.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};

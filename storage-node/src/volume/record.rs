@@ -1,6 +1,6 @@
 //! A volume's state as values of the map store, and back.
 //!
-//! Fixed layouts with a version and a checksum; `docs/format-map.md` has the tables. What does not decode is reported
+//! Fixed layouts with a version and a checksum; `docs/format.md` has the tables. What does not decode is reported
 //! as damaged, never guessed.
 
 use std::collections::BTreeMap;
