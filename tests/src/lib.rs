@@ -1,6 +1,8 @@
-//! What the process-level tests share: a self-describing workload and an NBD client of their own.
+//! What the process-level tests share: a cluster of real processes, a self-describing workload and
+//! an NBD client of their own.
 //!
 //! Deliberately uses none of Heliotrope's code, so that a mistake there is not repeated here.
 
+pub mod cluster;
 pub mod nbd_client;
 pub mod workload;

@@ -1,0 +1,115 @@
+//! A cluster of real processes for tests: `helio up` in a directory of its own, on free ports, ended when dropped.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+
+/// How long a start may take before the test gives up: recovery and an election on a busy machine.
+const READY_PATIENCE: Duration = Duration::from_secs(90);
+
+/// Where the `helio` binary is: `HELIO_BIN`, or beside the test.
+///
+/// # Errors
+/// When it was not built.
+pub fn helio() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("HELIO_BIN") {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe()?;
+    // Tests lie in `deps/`, binaries one above.
+    let path = test.parent().and_then(Path::parent).context("the test lies in a target directory")?.join("helio");
+    ensure!(path.exists(), "{} is not built; `make unit` builds it, or set HELIO_BIN", path.display());
+    Ok(path)
+}
+
+/// `helio up` in a directory that outlives its processes.
+pub struct Up {
+    directory: tempfile::TempDir,
+    arguments: Vec<String>,
+    process: Option<Child>,
+}
+
+impl Up {
+    /// Starts a cluster with these further arguments and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready; its log is in the message.
+    pub fn start(arguments: &[&str]) -> anyhow::Result<Up> {
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let mut up = Up { directory: tempfile::tempdir()?, arguments, process: None };
+        up.restart()?;
+        Ok(up)
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// The NBD socket of a provider.
+    #[must_use]
+    pub fn socket(&self, provider: &str) -> PathBuf {
+        self.data().join(provider).join("nbd.sock")
+    }
+
+    /// Starts it again on the same directory.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        let (out, log) = (self.directory.path().join("out"), self.directory.path().join("log"));
+        let child = Command::new(helio()?)
+            .args(["up", "--nbd-port", "0", "--http-port", "0", "--data"])
+            .arg(self.data())
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(File::create(&out)?)
+            .stderr(File::create(&log)?)
+            .spawn()?;
+        let child = self.process.insert(child);
+        let begun = Instant::now();
+        while !std::fs::read_to_string(&out)?.lines().any(|line| line.starts_with("ready")) {
+            if let Some(status) = child.try_wait()? {
+                bail!("helio up ended with {status}: {}", std::fs::read_to_string(&log)?);
+            }
+            ensure!(begun.elapsed() < READY_PATIENCE, "helio up is not ready: {}", std::fs::read_to_string(&log)?);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        let mut child = self.process.take().context("it runs")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Runs a `helio` command against the cluster; returns what it printed.
+    ///
+    /// # Errors
+    /// What the command said when it failed.
+    pub fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = Command::new(helio()?).args(arguments).arg("--data").arg(self.data()).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.process.take() {
+            // Ended already is fine too.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What a user of `helio up` relies on, against the real program.
+
+use std::collections::BTreeMap;
+
+use tests::cluster::Up;
+use tests::nbd_client::{Client, EPERM, Error};
+use tests::workload::{check, fill};
+
+const BLOCK: u64 = 4096;
+const BLOCKS: u64 = 2000;
+const SEED: u64 = 11;
+
+fn verify(client: &mut Client, newest: &BTreeMap<u64, u64>) {
+    for (block, generation) in newest {
+        let bytes = client.read(block * BLOCK, BLOCK as u32).expect("is read");
+        let found = check(&bytes, SEED, *block).unwrap_or_else(|what| panic!("block {block}: {what}"));
+        assert_eq!(found, *generation, "block {block}");
+    }
+}
+
+#[test]
+fn no_acked_write_is_missing_after_kill_nine() {
+    let mut up = Up::start(&[]).expect("starts");
+    up.run(&["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    let (mut newest, mut generation) = (BTreeMap::new(), 0);
+    for life in 0..6 {
+        let mut client = Client::connect(&up.socket("a"), "disk").expect("connects");
+        verify(&mut client, &newest);
+        for _ in 0..300 {
+            generation += 1;
+            let block = generation * 7919 % BLOCKS;
+            client.write(block * BLOCK, &fill(SEED, block, generation)).expect("is written");
+            newest.insert(block, generation);
+            if generation.is_multiple_of(50 + life) {
+                client.flush().expect("flushes");
+            }
+        }
+        up.kill().expect("runs");
+        up.restart().expect("comes back by itself");
+    }
+    verify(&mut Client::connect(&up.socket("c"), "disk").expect("connects"), &newest);
+}
+
+#[test]
+fn a_connected_writer_follows_its_volume_and_a_stranger_is_refused() {
+    let up = Up::start(&["--rtt", "20"]).expect("starts");
+    up.run(&["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    let mut writer = Client::connect(&up.socket("a"), "disk").expect("connects");
+    let mut stranger = Client::connect(&up.socket("b"), "disk").expect("connects");
+    let mut newest = BTreeMap::new();
+    for (generation, to) in [(1, "b"), (2, "c"), (3, "a")] {
+        for block in 0..50 {
+            writer.write(block * BLOCK, &fill(SEED, block, generation)).expect("is written, wherever the volume is");
+            newest.insert(block, generation);
+        }
+        if generation == 1 {
+            let refused = stranger.write(0, &fill(SEED, 0, 99));
+            assert!(matches!(refused, Err(Error::Refused(EPERM))), "{refused:?}");
+            stranger.flush().expect("a flush of nothing is answered");
+        }
+        let report = up.run(&["volume", "migrate", "disk", "--to", to, "--json"]).expect("is handed over");
+        let report: serde_json::Value = serde_json::from_str(&report).expect("is JSON");
+        assert_eq!(report["epoch"], generation + 1);
+        writer.flush().expect("flushes");
+        verify(&mut stranger, &newest);
+    }
+    let status = up.run(&["volume", "status", "disk", "--json"]).expect("tells");
+    let status: serde_json::Value = serde_json::from_str(&status).expect("is JSON");
+    assert_eq!(status["owner"], "a");
+    assert_eq!(status["replicas"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn bad_input_is_answered_with_what_to_do() {
+    let up = Up::start(&["--providers", "a"]).expect("starts");
+    for (arguments, expected) in [
+        (vec!["volume", "status", "nope"], "there is no volume"),
+        (vec!["volume", "create", "v", "--size", "0"], "above 0"),
+        (vec!["volume", "create", "v", "--size", "17T"], "16 TiB"),
+        (vec!["volume", "create", "a/b", "--size", "1M"], "contains '/'"),
+        (vec!["volume", "create", "v", "--size", "1M", "--owner", "zz"], "the nodes are a"),
+        (vec!["up", "--nbd-port", "0", "--http-port", "0"], "is in use by process"),
+    ] {
+        let error = up.run(&arguments).expect_err("is refused").to_string();
+        assert!(error.contains(expected), "{arguments:?}: {error}");
+    }
+    up.run(&["volume", "create", "v", "--size", "1M"]).expect("is created");
+    let twice = up.run(&["volume", "create", "v", "--size", "1M"]).expect_err("exists").to_string();
+    assert!(twice.contains("exists already"), "{twice}");
+    up.run(&["volume", "delete", "v"]).expect("is deleted");
+    up.run(&["volume", "create", "v", "--size", "1M"]).expect("the name is free again");
+}
