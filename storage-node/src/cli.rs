@@ -2,6 +2,7 @@
 //!
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -70,7 +71,10 @@ pub fn run(helio: Helio) -> ExitCode {
     let filter = helio.common.log.as_deref().unwrap_or(default);
     match EnvFilter::try_new(filter) {
         Ok(filter) => {
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+            // Colours are for people: not in a file or a journal.
+            let colours = std::io::stderr().is_terminal();
+            let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_target(false);
+            log.with_writer(std::io::stderr).init();
         }
         Err(error) => {
             eprintln!("helio: --log {filter:?} is not a filter: {error}");
