@@ -7,21 +7,31 @@
 //! Certificates do not expire in practice (year 4096, as `rcgen` sets it): nothing renews them yet, and a cluster
 //! that stops at a date is worse than one that keeps its keys. Rotation is issuing anew and restarting the node.
 
+mod authority;
+mod identity;
+mod join;
+
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
-};
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+pub use authority::ClusterAuthority;
+pub use identity::{NodeIdentity, certificate_node};
+pub use join::{JoinKey, JoinSecret, JoinToken};
 
 use crate::types::NodeId;
+
+/// The CA's certificate, beside its key and beside every node's certificate.
+const CA_CERTIFICATE_FILE: &str = "ca.crt";
+/// The key of a node, there before its certificate.
+const NODE_KEY_FILE: &str = "node.key";
+const CA_NAME_PREFIX: &str = "Heliotrope cluster ";
 
 /// Why a certificate or key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -129,293 +139,15 @@ pub(crate) fn server_name(cluster: &ClusterId, node: NodeId) -> String {
     format!("node-{node}.{cluster}.helio")
 }
 
-/// The key that signs node certificates. Whoever holds it admits nodes.
-pub struct ClusterAuthority {
-    cluster: ClusterId,
-    certificate: CertificateDer<'static>,
-    certificate_pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl fmt::Debug for ClusterAuthority {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClusterAuthority").field("cluster", &self.cluster).finish_non_exhaustive()
-    }
-}
-
-const CA_CERTIFICATE_FILE: &str = "ca.crt";
-const CA_KEY_FILE: &str = "ca.key";
-const NODE_CERTIFICATE_FILE: &str = "node.crt";
-const NODE_KEY_FILE: &str = "node.key";
-const CA_NAME_PREFIX: &str = "Heliotrope cluster ";
-
-impl ClusterAuthority {
-    /// A new authority for `cluster`.
-    ///
-    /// # Errors
-    /// [`PkiError::Make`].
-    pub fn create(cluster: ClusterId) -> Result<ClusterAuthority, PkiError> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, format!("{CA_NAME_PREFIX}{cluster}"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params.self_signed(&key)?;
-        Ok(ClusterAuthority {
-            cluster,
-            certificate: certificate.der().clone(),
-            certificate_pem: certificate.pem(),
-            issuer: Issuer::new(params, key),
-        })
-    }
-
-    /// Reads what [`save`](Self::save) wrote.
-    ///
-    /// # Errors
-    /// [`PkiError::Io`], [`PkiError::Parse`].
-    pub fn load(dir: &Path) -> Result<ClusterAuthority, PkiError> {
-        let certificate_pem = read(&dir.join(CA_CERTIFICATE_FILE))?;
-        let key = KeyPair::from_pem(&read(&dir.join(CA_KEY_FILE))?)?;
-        let certificate = certificate_from_pem(&certificate_pem)?;
-        let cluster = ca_cluster(&certificate)?;
-        let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
-        Ok(ClusterAuthority { cluster, certificate, certificate_pem, issuer })
-    }
-
-    /// Writes certificate and key into `dir`, which must exist.
-    ///
-    /// # Durability
-    /// Both files and the directory are synced on return.
-    ///
-    /// # Errors
-    /// [`PkiError::Io`].
-    pub fn save(&self, dir: &Path) -> Result<(), PkiError> {
-        write_atomically(dir, CA_KEY_FILE, &self.issuer.key().serialize_pem(), 0o600)?;
-        write_atomically(dir, CA_CERTIFICATE_FILE, &self.certificate_pem, 0o644)
-    }
-
-    /// The cluster it signs for.
-    #[must_use]
-    pub fn cluster(&self) -> &ClusterId {
-        &self.cluster
-    }
-
-    /// The CA certificate, as text.
-    #[must_use]
-    pub fn certificate_pem(&self) -> &str {
-        &self.certificate_pem
-    }
-
-    /// SHA-256 of the CA certificate, in hex: what a joining node pins.
-    #[must_use]
-    pub fn fingerprint(&self) -> String {
-        fingerprint(&self.certificate)
-    }
-
-    /// A certificate with a new key for `node`.
-    ///
-    /// # Errors
-    /// [`PkiError::Make`].
-    pub fn issue(&self, node: NodeId) -> Result<NodeIdentity, PkiError> {
-        let key = KeyPair::generate()?;
-        let certificate = self.params(node)?.signed_by(&key, &self.issuer)?;
-        NodeIdentity::from_pem(&self.certificate_pem, &certificate.pem(), &key.serialize_pem())
-    }
-
-    /// Signs a joining node's request. Only its public key is taken; names and usages are ours.
-    ///
-    /// # Errors
-    /// [`PkiError::Make`] for a request that is not one or not signed by its key.
-    pub fn sign(&self, node: NodeId, request_pem: &str) -> Result<String, PkiError> {
-        let mut request = CertificateSigningRequestParams::from_pem(request_pem)?;
-        request.params = self.params(node)?;
-        Ok(request.signed_by(&self.issuer)?.pem())
-    }
-
-    fn params(&self, node: NodeId) -> Result<CertificateParams, PkiError> {
-        let mut params = CertificateParams::new(vec![server_name(&self.cluster, node)])?;
-        params.distinguished_name.push(DnType::CommonName, format!("Heliotrope node {node}"));
-        params.subject_alt_names.push(SanType::URI(format!("helio://{}/node/{node}", self.cluster).try_into()?));
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.use_authority_key_identifier_extension = true;
-        Ok(params)
-    }
-}
-
-/// A key and a request for its certificate, made by a node that joins.
-#[derive(Debug)]
-pub struct JoinKey {
-    key_pem: String,
-    /// The request to send to the authority.
-    pub request_pem: String,
-}
-
-impl JoinKey {
-    /// A new key.
-    ///
-    /// # Errors
-    /// [`PkiError::Make`].
-    pub fn create() -> Result<JoinKey, PkiError> {
-        let key = KeyPair::generate()?;
-        let request = CertificateParams::default().serialize_request(&key)?;
-        Ok(JoinKey { key_pem: key.serialize_pem(), request_pem: request.pem()? })
-    }
-
-    /// The identity, once the authority has signed.
-    ///
-    /// # Errors
-    /// [`PkiError::Parse`].
-    pub fn complete(&self, ca_pem: &str, certificate_pem: &str) -> Result<NodeIdentity, PkiError> {
-        NodeIdentity::from_pem(ca_pem, certificate_pem, &self.key_pem)
-    }
-}
-
-/// What a node proves itself with: its certificate and key, and the CA that it trusts.
-pub struct NodeIdentity {
-    node: NodeId,
-    cluster: ClusterId,
-    ca: CertificateDer<'static>,
-    certificate: CertificateDer<'static>,
-    key: PrivateKeyDer<'static>,
-    pems: [String; 3],
-}
-
-impl Clone for NodeIdentity {
-    fn clone(&self) -> NodeIdentity {
-        NodeIdentity {
-            node: self.node,
-            cluster: self.cluster.clone(),
-            ca: self.ca.clone(),
-            certificate: self.certificate.clone(),
-            key: self.key.clone_key(),
-            pems: self.pems.clone(),
-        }
-    }
-}
-
-impl fmt::Debug for NodeIdentity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NodeIdentity").field("node", &self.node).field("cluster", &self.cluster).finish_non_exhaustive()
-    }
-}
-
-impl NodeIdentity {
-    /// From the three PEM texts.
-    ///
-    /// # Errors
-    /// [`PkiError::Parse`]; [`PkiError::WrongCluster`] when the CA is another cluster's.
-    pub fn from_pem(ca_pem: &str, certificate_pem: &str, key_pem: &str) -> Result<NodeIdentity, PkiError> {
-        let ca = certificate_from_pem(ca_pem)?;
-        let certificate = certificate_from_pem(certificate_pem)?;
-        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
-            .map_err(|error| PkiError::Parse { what: "node key", reason: error.to_string() })?;
-        let cluster = ca_cluster(&ca)?;
-        let node = certificate_node(&certificate, &cluster)?;
-        Ok(NodeIdentity {
-            node,
-            cluster,
-            ca,
-            certificate,
-            key,
-            pems: [ca_pem.to_owned(), certificate_pem.to_owned(), key_pem.to_owned()],
-        })
-    }
-
-    /// Reads `ca.crt`, `node.crt` and `node.key`.
-    ///
-    /// # Errors
-    /// [`PkiError::Io`], [`PkiError::Parse`], [`PkiError::WrongCluster`].
-    pub fn load(dir: &Path) -> Result<NodeIdentity, PkiError> {
-        let file = |name| read(&dir.join(name));
-        NodeIdentity::from_pem(&file(CA_CERTIFICATE_FILE)?, &file(NODE_CERTIFICATE_FILE)?, &file(NODE_KEY_FILE)?)
-    }
-
-    /// Writes the three files into `dir`, which must exist; the key with mode 0600.
-    ///
-    /// # Durability
-    /// The files and the directory are synced on return.
-    ///
-    /// # Errors
-    /// [`PkiError::Io`].
-    pub fn save(&self, dir: &Path) -> Result<(), PkiError> {
-        let [ca, certificate, key] = &self.pems;
-        write_atomically(dir, CA_CERTIFICATE_FILE, ca, 0o644)?;
-        write_atomically(dir, NODE_KEY_FILE, key, 0o600)?;
-        // Last, so that a certificate is never there without its key.
-        write_atomically(dir, NODE_CERTIFICATE_FILE, certificate, 0o644)
-    }
-
-    /// The node it names.
-    #[must_use]
-    pub fn node(&self) -> NodeId {
-        self.node
-    }
-
-    /// The cluster it belongs to.
-    #[must_use]
-    pub fn cluster(&self) -> &ClusterId {
-        &self.cluster
-    }
-
-    /// SHA-256 of the CA certificate, in hex.
-    #[must_use]
-    pub fn ca_fingerprint(&self) -> String {
-        fingerprint(&self.ca)
-    }
-
-    /// The CA certificate, as text.
-    #[must_use]
-    pub fn ca_pem(&self) -> &str {
-        &self.pems[0]
-    }
-
-    pub(crate) fn ca(&self) -> &CertificateDer<'static> {
-        &self.ca
-    }
-
-    /// The node's certificate and the CA's: a joining node learns the CA from the chain.
-    pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
-        vec![self.certificate.clone(), self.ca.clone()]
-    }
-
-    pub(crate) fn key(&self) -> &PrivateKeyDer<'static> {
-        &self.key
-    }
-}
-
-/// The node that `certificate` names, which must be of `cluster`. Checks no signature: TLS has done so.
-///
-/// # Errors
-/// [`PkiError::Parse`], [`PkiError::WrongCluster`].
-pub fn certificate_node(certificate: &CertificateDer<'_>, cluster: &ClusterId) -> Result<NodeId, PkiError> {
-    let wrong = |reason: String| PkiError::Parse { what: "node certificate", reason };
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| wrong(error.to_string()))?;
-    let names = parsed.subject_alternative_name().map_err(|error| wrong(error.to_string()))?;
-    let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
-    let mut found = None;
-    for name in names {
-        let x509_parser::extensions::GeneralName::URI(uri) = name else {
-            continue;
-        };
-        let Some((of, node)) = uri.strip_prefix("helio://").and_then(|rest| rest.split_once("/node/")) else {
-            continue;
-        };
-        if of != cluster.as_str() {
-            return Err(PkiError::WrongCluster { found: of.to_owned(), expected: cluster.to_string() });
-        }
-        let node = node.parse().map_err(|_| wrong(format!("{uri:?} names no node")))?;
-        if found.replace(NodeId(node)).is_some() {
-            return Err(wrong("it names more than one node".to_owned()));
-        }
-    }
-    found.ok_or_else(|| wrong("it has no helio:// name".to_owned()))
-}
-
 /// SHA-256 of a certificate, in hex.
 #[must_use]
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
-    hex(sha256_suite().common.hash_provider.hash(certificate).as_ref())
+    hex(&sha256(certificate))
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let digest = sha256_suite().common.hash_provider.hash(bytes);
+    digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
 /// The suite that lends SHA-256 and HMAC to the fingerprint and to derived keys.
@@ -475,6 +207,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::error::ErrorKind;
 
     fn cluster(name: &str) -> ClusterId {
         ClusterId::try_from(name.to_owned()).expect("valid")
@@ -506,17 +239,49 @@ mod tests {
     #[test]
     fn a_joining_node_gets_the_names_that_the_authority_chose() {
         let authority = ClusterAuthority::create(cluster("one")).expect("made");
-        let key = JoinKey::create().expect("made");
-        let signed = authority.sign(NodeId(9), &key.request_pem).expect("signed");
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let key = JoinKey::load_or_create(dir.path()).expect("made");
+        let signed = authority.sign(NodeId(9), &key.request_pem().expect("made")).expect("signed");
         let identity = key.complete(authority.certificate_pem(), &signed).expect("complete");
         assert_eq!(identity.node(), NodeId(9));
         assert!(authority.sign(NodeId(9), "nonsense").is_err());
     }
 
     #[test]
+    fn a_joining_node_asks_again_with_the_key_it_has() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let authority = ClusterAuthority::create(cluster("one")).expect("made");
+        let first = JoinKey::load_or_create(dir.path()).expect("made");
+        let again = JoinKey::load_or_create(dir.path()).expect("loaded");
+        let key =
+            |join: &JoinKey| authority.request_key(&join.request_pem().expect("made")).expect("signed by its key");
+        assert_eq!(key(&first), key(&again));
+        let stranger = tempfile::tempdir().expect("temporary directory");
+        assert_ne!(key(&first), key(&JoinKey::load_or_create(stranger.path()).expect("made")));
+    }
+
+    #[test]
+    fn a_token_reads_back_and_only_the_newest_secret_counts() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let secret = JoinSecret::renew(dir.path()).expect("made");
+        let token =
+            JoinToken { secret, fingerprint: "a5".repeat(32), address: "127.0.0.1:10810".parse().expect("one") };
+        let read: JoinToken = token.to_string().parse().expect("reads back");
+        assert_eq!((read.address, &read.fingerprint), (token.address, &token.fingerprint));
+        assert!(JoinSecret::load(dir.path()).expect("loaded").matches(read.secret.reveal()));
+        JoinSecret::renew(dir.path()).expect("made anew");
+        assert!(!JoinSecret::load(dir.path()).expect("loaded").matches(read.secret.reveal()));
+        assert!(!format!("{read:?}").contains(read.secret.reveal()), "a secret stays out of logs");
+        for odd in ["", "x", "00@1.2.3.4:5", &token.to_string()[1..], &token.to_string().replace("@", "@host")] {
+            let error = odd.parse::<JoinToken>().expect_err(odd);
+            assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+        }
+    }
+
+    #[test]
     fn another_clusters_certificate_is_named() {
         let identity = ClusterAuthority::create(cluster("one")).expect("made").issue(NodeId(1)).expect("issued");
-        let error = certificate_node(&identity.certificate, &cluster("two")).expect_err("another cluster");
+        let error = certificate_node(identity.certificate(), &cluster("two")).expect_err("another cluster");
         assert!(matches!(error, PkiError::WrongCluster { .. }), "{error}");
     }
 

@@ -3,5 +3,6 @@
 
 pub mod admin;
 pub mod frame;
+pub mod join;
 
 pub use frame::{Frame, FrameError, ServiceId, decode_head, encode_head};

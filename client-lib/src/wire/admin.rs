@@ -113,7 +113,7 @@ pub struct MemberStatus {
     pub voter: bool,
     /// Whether it leads the metadata group.
     pub leader: bool,
-    /// Whether the node asked has a connection to it.
+    /// Whether it answers the node asked, now.
     pub reachable: bool,
     /// Round trip from the node asked, in milliseconds.
     pub rtt_ms: Option<f64>,

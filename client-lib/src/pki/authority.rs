@@ -1,0 +1,135 @@
+//! The key that admits nodes: it makes the cluster's certificates.
+
+use std::fmt;
+use std::path::Path;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+};
+use rustls::pki_types::CertificateDer;
+
+use super::{
+    CA_CERTIFICATE_FILE, CA_NAME_PREFIX, ClusterId, NodeIdentity, PkiError, ca_cluster, certificate_from_pem,
+    fingerprint, read, server_name, sha256, write_atomically,
+};
+use crate::types::NodeId;
+
+const CA_KEY_FILE: &str = "ca.key";
+
+/// The key that signs node certificates. Whoever holds it admits nodes.
+pub struct ClusterAuthority {
+    cluster: ClusterId,
+    certificate: CertificateDer<'static>,
+    certificate_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl fmt::Debug for ClusterAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterAuthority").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+impl ClusterAuthority {
+    /// A new authority for `cluster`.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`].
+    pub fn create(cluster: ClusterId) -> Result<ClusterAuthority, PkiError> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, format!("{CA_NAME_PREFIX}{cluster}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key)?;
+        Ok(ClusterAuthority {
+            cluster,
+            certificate: certificate.der().clone(),
+            certificate_pem: certificate.pem(),
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    /// Reads what [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    /// [`PkiError::Io`], [`PkiError::Parse`].
+    pub fn load(dir: &Path) -> Result<ClusterAuthority, PkiError> {
+        let certificate_pem = read(&dir.join(CA_CERTIFICATE_FILE))?;
+        let key = KeyPair::from_pem(&read(&dir.join(CA_KEY_FILE))?)?;
+        let certificate = certificate_from_pem(&certificate_pem)?;
+        let cluster = ca_cluster(&certificate)?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
+        Ok(ClusterAuthority { cluster, certificate, certificate_pem, issuer })
+    }
+
+    /// Writes certificate and key into `dir`, which must exist.
+    ///
+    /// # Durability
+    /// Both files and the directory are synced on return.
+    ///
+    /// # Errors
+    /// [`PkiError::Io`].
+    pub fn save(&self, dir: &Path) -> Result<(), PkiError> {
+        write_atomically(dir, CA_KEY_FILE, &self.issuer.key().serialize_pem(), 0o600)?;
+        write_atomically(dir, CA_CERTIFICATE_FILE, &self.certificate_pem, 0o644)
+    }
+
+    /// The cluster it signs for.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterId {
+        &self.cluster
+    }
+
+    /// The CA certificate, as text.
+    #[must_use]
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// SHA-256 of the CA certificate, in hex: what a joining node pins.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        fingerprint(&self.certificate)
+    }
+
+    /// A certificate with a new key for `node`.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`].
+    pub fn issue(&self, node: NodeId) -> Result<NodeIdentity, PkiError> {
+        let key = KeyPair::generate()?;
+        let certificate = self.params(node)?.signed_by(&key, &self.issuer)?;
+        NodeIdentity::from_pem(&self.certificate_pem, &certificate.pem(), &key.serialize_pem())
+    }
+
+    /// SHA-256 of the public key in a joining node's request, which tells its attempts from another node's.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`] for a request that is not one or not signed by its key.
+    pub fn request_key(&self, request_pem: &str) -> Result<[u8; 32], PkiError> {
+        let request = CertificateSigningRequestParams::from_pem(request_pem)?;
+        Ok(sha256(&request.public_key.subject_public_key_info()))
+    }
+
+    /// Signs a joining node's request. Only its public key is taken; names and usages are ours.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`] for a request that is not one or not signed by its key.
+    pub fn sign(&self, node: NodeId, request_pem: &str) -> Result<String, PkiError> {
+        let mut request = CertificateSigningRequestParams::from_pem(request_pem)?;
+        request.params = self.params(node)?;
+        Ok(request.signed_by(&self.issuer)?.pem())
+    }
+
+    fn params(&self, node: NodeId) -> Result<CertificateParams, PkiError> {
+        let mut params = CertificateParams::new(vec![server_name(&self.cluster, node)])?;
+        params.distinguished_name.push(DnType::CommonName, format!("Heliotrope node {node}"));
+        params.subject_alt_names.push(SanType::URI(format!("helio://{}/node/{node}", self.cluster).try_into()?));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        Ok(params)
+    }
+}

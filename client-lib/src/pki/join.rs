@@ -1,0 +1,147 @@
+//! What a node needs to join: a key of its own, and a token from the cluster.
+//!
+//! The token proves both sides. Its fingerprint pins the cluster's CA, so that the node joins the cluster it was
+//! told to; its secret proves to the cluster that someone who may admit nodes passed it on. Whoever has the token may
+//! join until the secret is renewed. Does not know what becomes of a request: the node answers it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::str::FromStr;
+
+use rcgen::{CertificateParams, KeyPair};
+
+use super::{NODE_KEY_FILE, NodeIdentity, PkiError, hex, hmac_sha256, provider, read, write_atomically};
+use crate::error::{Error, ErrorKind};
+
+const SECRET_FILE: &str = "join.secret";
+/// Bytes of a secret: beyond guessing.
+const SECRET_SIZE: usize = 16;
+/// Hexadecimal digits of a SHA-256.
+const FINGERPRINT_DIGITS: usize = 64;
+
+/// The key of a node that joins.
+#[derive(Debug)]
+pub struct JoinKey {
+    key: KeyPair,
+}
+
+impl JoinKey {
+    /// The key in `dir`, which is made when there is none: a node that asks again asks with the same one.
+    ///
+    /// # Durability
+    /// The key is synced on return.
+    ///
+    /// # Errors
+    /// [`PkiError::Io`], [`PkiError::Make`].
+    pub fn load_or_create(dir: &Path) -> Result<JoinKey, PkiError> {
+        if dir.join(NODE_KEY_FILE).exists() {
+            return Ok(JoinKey { key: KeyPair::from_pem(&read(&dir.join(NODE_KEY_FILE))?)? });
+        }
+        let key = KeyPair::generate()?;
+        write_atomically(dir, NODE_KEY_FILE, &key.serialize_pem(), 0o600)?;
+        Ok(JoinKey { key })
+    }
+
+    /// The request to send to the authority.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`].
+    pub fn request_pem(&self) -> Result<String, PkiError> {
+        Ok(CertificateParams::default().serialize_request(&self.key)?.pem()?)
+    }
+
+    /// The identity, once the authority has signed.
+    ///
+    /// # Errors
+    /// [`PkiError::Parse`].
+    pub fn complete(&self, ca_pem: &str, certificate_pem: &str) -> Result<NodeIdentity, PkiError> {
+        NodeIdentity::from_pem(ca_pem, certificate_pem, &self.key.serialize_pem())
+    }
+}
+
+/// What proves that a node may join. Never shown by `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JoinSecret(String);
+
+impl JoinSecret {
+    /// Makes a new secret in `dir`; the former one counts no more.
+    ///
+    /// # Durability
+    /// Synced on return.
+    ///
+    /// # Errors
+    /// [`PkiError::Io`], [`PkiError::Random`].
+    pub fn renew(dir: &Path) -> Result<JoinSecret, PkiError> {
+        let mut bytes = [0; SECRET_SIZE];
+        provider().secure_random.fill(&mut bytes).map_err(|_| PkiError::Random)?;
+        let secret = hex(&bytes);
+        write_atomically(dir, SECRET_FILE, &secret, 0o600)?;
+        Ok(JoinSecret(secret))
+    }
+
+    /// The secret in `dir`.
+    ///
+    /// # Errors
+    /// [`PkiError::Io`].
+    pub fn load(dir: &Path) -> Result<JoinSecret, PkiError> {
+        Ok(JoinSecret(read(&dir.join(SECRET_FILE))?.trim().to_owned()))
+    }
+
+    /// Whether `other` is this secret. Compares digests, so that the time taken tells nothing of the secret.
+    #[must_use]
+    pub fn matches(&self, other: &str) -> bool {
+        let digest = |text: &str| hmac_sha256(b"heliotrope join", text.as_bytes());
+        digest(&self.0) == digest(other)
+    }
+
+    /// The secret itself, to send it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for JoinSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JoinSecret(..)")
+    }
+}
+
+/// What `helio cluster init` prints and `helio cluster join` takes: `SECRET.FINGERPRINT@ADDRESS`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinToken {
+    /// Proves that the node may join.
+    pub secret: JoinSecret,
+    /// SHA-256 of the cluster's CA certificate, in hexadecimal.
+    pub fingerprint: String,
+    /// A node that admits others.
+    pub address: SocketAddr,
+}
+
+impl fmt::Display for JoinToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}@{}", self.secret.0, self.fingerprint, self.address)
+    }
+}
+
+impl FromStr for JoinToken {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<JoinToken, Error> {
+        // The text itself is left out of the message: it holds the secret.
+        let wrong = |what: &str| {
+            let message =
+                format!("this is not a join token: {what}; `helio cluster token` prints it at the first node");
+            Error::new(ErrorKind::InvalidRequest, message)
+        };
+        let digits = |text: &str, count: usize| text.len() == count && text.bytes().all(|c| c.is_ascii_hexdigit());
+        let (proof, address) = text.trim().split_once('@').ok_or_else(|| wrong("it has no '@'"))?;
+        let (secret, fingerprint) = proof.split_once('.').ok_or_else(|| wrong("it has no '.'"))?;
+        if !digits(secret, 2 * SECRET_SIZE) || !digits(fingerprint, FINGERPRINT_DIGITS) {
+            return Err(wrong("a part of it is missing"));
+        }
+        let address = address.parse().map_err(|_| wrong("it ends in no address IP:PORT"))?;
+        Ok(JoinToken { secret: JoinSecret(secret.to_owned()), fingerprint: fingerprint.to_owned(), address })
+    }
+}
