@@ -16,8 +16,8 @@ pub const COMMAND_VERSION: u8 = 1;
 pub enum Command {
     /// A node is a member under this name, and reached here. Repeated at every start with the present address.
     RegisterNode {
-        /// Its id; `None` has one allocated, for a node that joins.
-        id: Option<NodeId>,
+        /// Its id.
+        id: NodeId,
         /// Its name; unique.
         name: NodeName,
         /// Its failure domain.
@@ -64,6 +64,17 @@ pub enum Command {
         final_lsn: Lsn,
         /// Digest of the last manifest that `to` took.
         manifest_digest: u64,
+    },
+    /// A node becomes a member and is given an id.
+    JoinNode {
+        /// Its name; unique.
+        name: NodeName,
+        /// Its failure domain.
+        provider: ProviderId,
+        /// Socket address for other nodes.
+        address: String,
+        /// SHA-256 of its public key: tells a repeated proposal from another node of the same name.
+        key: [u8; 32],
     },
 }
 

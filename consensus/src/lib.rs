@@ -1,12 +1,13 @@
 //! The cluster's metadata: who may write a volume and up to where, agreed by Raft.
 //!
 //! [`command`] says what can change, [`state`] is the pure state machine that applies it, [`store`] keeps log and
-//! state in RocksDB, [`network`] carries Raft's calls over a small byte-call trait, [`raft`] is the handle that the node
+//! state in RocksDB, [`placement`] says who votes, [`network`] carries Raft's calls over a small byte-call trait, [`raft`] is the handle that the node
 //! uses. Knows nothing of QUIC or of block data: no block write passes through here.
 
 pub mod command;
 pub mod invariants;
 pub mod network;
+pub mod placement;
 pub mod raft;
 pub mod state;
 pub mod store;

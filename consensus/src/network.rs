@@ -53,12 +53,19 @@ pub(crate) enum Request {
         data: Vec<u8>,
     },
     TransferLeader(TransferLeaderRequest<MetaTypes>),
-    /// Apply this as the leader.
+    /// For the leader.
+    Lead(LeaderRequest),
+}
+
+/// What only the leader can do.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) enum LeaderRequest {
+    /// Apply this.
     Propose(Command),
     /// Up to where must be applied for a linearizable read?
     ReadIndex,
-    /// Make this node a voter.
-    AddVoter(u64, Member),
+    /// Make this node follow, and vote if it should.
+    Enrol(u64, Member),
 }
 
 /// The answers.
@@ -68,15 +75,23 @@ pub(crate) enum Reply {
     Vote(VoteResponse<MetaTypes>),
     Snapshot(SnapshotResponse<MetaTypes>),
     TransferLeader(TransferLeaderResponse<MetaTypes>),
-    /// Applied at this index, with this response.
-    Proposed(u64, Response),
-    /// Applied up to here is new enough.
-    ReadIndex(Option<u64>),
-    Added,
+    /// The leader's.
+    Lead(LeaderReply),
     /// Not the leader; perhaps this one is.
     NotLeader(Option<u64>),
     /// Consensus does not run here, or failed.
     Failed(String),
+}
+
+/// The answers to a [`LeaderRequest`].
+#[derive(Serialize, Deserialize)]
+pub(crate) enum LeaderReply {
+    /// Applied at this index, with this response.
+    Proposed(u64, Response),
+    /// Applied up to here is new enough.
+    ReadIndex(Option<u64>),
+    /// The node follows, unless its registration was refused.
+    Enrolled(Response),
 }
 
 /// A message with version and group.

@@ -4,6 +4,10 @@
 //! so that what a caller did is visible to that caller here. Calls retry while there is no leader, until their
 //! deadline; proposals are safe to repeat (see [`crate::Command`]).
 
+mod leader;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,15 +15,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::{Error, ErrorKind, GroupId, NodeId};
+use leader::{NotHere, out_of_turn};
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
-use openraft::raft::linearizable_read::Linearizer;
-use openraft::{Config, Raft, ReadPolicy, SnapshotPolicy};
+use openraft::errors::{InitializeError, RaftError};
+use openraft::{Config, Raft, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::command::{Command, Refusal, Response};
-use crate::network::{Network, RaftCalls, Reply, Request, ask, decode, encode};
+use crate::network::{LeaderReply, LeaderRequest, Network, RaftCalls, Reply, Request, decode, encode};
 use crate::state::MetaState;
 use crate::store::state_machine::{Published, StateMachine, Stores, open};
 use crate::store::types::{Member, MetaTypes, Snapshot, SnapshotMeta};
@@ -47,6 +51,8 @@ pub struct MetaOptions {
     pub directory: PathBuf,
     /// Timings to begin with.
     pub timings: Timings,
+    /// Members to ask for the leader while this node knows of no group; the calls must reach them.
+    pub contacts: Vec<NodeId>,
 }
 
 /// The metadata group at this node. Cheap to clone.
@@ -57,6 +63,7 @@ pub struct MetaRaft {
 
 struct Inner {
     node: NodeId,
+    contacts: Vec<NodeId>,
     network: Network,
     stores: Stores,
     published: watch::Receiver<Published>,
@@ -79,6 +86,7 @@ impl MetaRaft {
         let states = watch::Sender::new(published.borrow().state.clone());
         let inner = Inner {
             node: options.node,
+            contacts: options.contacts,
             network,
             stores,
             published: published.clone(),
@@ -144,18 +152,8 @@ impl MetaRaft {
             Request::TransferLeader(request) => {
                 core.handle_transfer_leader(request).await.map_or_else(|e| failed(e.to_string()), Reply::TransferLeader)
             }
-            Request::Propose(command) => match self.propose_here(command).await {
-                Ok((index, response)) => Reply::Proposed(index, response),
-                Err(NotHere::Leader(leader)) => Reply::NotLeader(leader),
-                Err(NotHere::Failed(reason)) => failed(reason),
-            },
-            Request::ReadIndex => match self.read_index_here().await {
-                Ok(index) => Reply::ReadIndex(index),
-                Err(NotHere::Leader(leader)) => Reply::NotLeader(leader),
-                Err(NotHere::Failed(reason)) => failed(reason),
-            },
-            Request::AddVoter(node, member) => match self.add_voter_here(node, member).await {
-                Ok(()) => Reply::Added,
+            Request::Lead(request) => match self.lead(request).await {
+                Ok(reply) => Reply::Lead(reply),
                 Err(NotHere::Leader(leader)) => Reply::NotLeader(leader),
                 Err(NotHere::Failed(reason)) => failed(reason),
             },
@@ -171,22 +169,8 @@ impl MetaRaft {
     /// The command may be applied all the same.
     pub async fn propose(&self, command: Command, deadline: Duration) -> Result<Response, Error> {
         let until = Instant::now() + deadline;
-        let mut attempts = 0;
-        let (index, response) = loop {
-            attempts += 1;
-            let outcome = match self.leader() {
-                Some(leader) if leader == self.inner.node => within(until, self.propose_here(command.clone())).await,
-                Some(leader) => match self.ask(leader, &Request::Propose(command.clone()), until).await {
-                    Ok(Reply::Proposed(index, response)) => Ok((index, response)),
-                    other => Err(not_here(other)),
-                },
-                None => Err(NotHere::Leader(None)),
-            };
-            match outcome {
-                Ok(done) => break done,
-                Err(why) => self.pause(why, until).await?,
-            }
-        };
+        let (reply, attempts) = self.at_leader(&LeaderRequest::Propose(command.clone()), until).await?;
+        let LeaderReply::Proposed(index, response) = reply else { return Err(out_of_turn()) };
         self.applied(Some(index), until).await?;
         Ok(match response {
             // A repeated deletion whose first answer was lost.
@@ -199,16 +183,6 @@ impl MetaRaft {
         })
     }
 
-    async fn propose_here(&self, command: Command) -> Result<(u64, Response), NotHere> {
-        match self.core().client_write(command).await {
-            Ok(written) => Ok((written.log_id.index, written.data)),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
-                Err(NotHere::Leader(forward.leader_id))
-            }
-            Err(error) => Err(NotHere::Failed(error.to_string())),
-        }
-    }
-
     /// The state as of now: everything that was applied anywhere before this call is in it.
     ///
     /// # Errors
@@ -218,35 +192,10 @@ impl MetaRaft {
     /// Safe.
     pub async fn linearizable(&self, deadline: Duration) -> Result<Arc<MetaState>, Error> {
         let until = Instant::now() + deadline;
-        loop {
-            let outcome = match self.leader() {
-                Some(leader) if leader == self.inner.node => within(until, self.read_index_here()).await,
-                Some(leader) => match self.ask(leader, &Request::ReadIndex, until).await {
-                    Ok(Reply::ReadIndex(index)) => Ok(index),
-                    other => Err(not_here(other)),
-                },
-                None => Err(NotHere::Leader(None)),
-            };
-            match outcome {
-                Ok(index) => {
-                    self.applied(index, until).await?;
-                    return Ok(self.state());
-                }
-                Err(why) => self.pause(why, until).await?,
-            }
-        }
-    }
-
-    /// Up to where must be applied to read what is newest now; confirmed with a quorum.
-    async fn read_index_here(&self) -> Result<Option<u64>, NotHere> {
-        let linearizer: Linearizer<MetaTypes> = match self.core().get_read_linearizer(ReadPolicy::ReadIndex).await {
-            Ok(linearizer) => linearizer,
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                return Err(NotHere::Leader(forward.leader_id));
-            }
-            Err(error) => return Err(NotHere::Failed(error.to_string())),
-        };
-        Ok(Some(linearizer.read_log_id().index()))
+        let (reply, _) = self.at_leader(&LeaderRequest::ReadIndex, until).await?;
+        let LeaderReply::ReadIndex(index) = reply else { return Err(out_of_turn()) };
+        self.applied(index, until).await?;
+        Ok(self.state())
     }
 
     /// The state as applied here; may be old.
@@ -261,45 +210,26 @@ impl MetaRaft {
         self.inner.states.subscribe()
     }
 
-    /// Makes `node` a voter: it follows first, and votes once it has caught up. Nothing to do when it is one.
+    /// Makes this node a member: it follows, and votes once it has caught up if it should ([`crate::placement`]).
+    /// Nothing to do when it is one. Also tells the others its present address.
     ///
     /// # Errors
-    /// `Unavailable` when no leader could do so within `deadline`.
-    pub async fn add_voter(&self, node: NodeId, member: Member, deadline: Duration) -> Result<(), Error> {
-        let until = Instant::now() + deadline;
-        loop {
-            let outcome = match self.leader() {
-                Some(leader) if leader == self.inner.node => {
-                    within(until, self.add_voter_here(node.0, member.clone())).await
-                }
-                Some(leader) => match self.ask(leader, &Request::AddVoter(node.0, member.clone()), until).await {
-                    Ok(Reply::Added) => Ok(()),
-                    other => Err(not_here(other)),
-                },
-                None => Err(NotHere::Leader(None)),
-            };
-            match outcome {
-                Ok(()) => return Ok(()),
-                Err(why) => self.pause(why, until).await?,
-            }
-        }
+    /// `AlreadyExists` when name or id are another node's; `Unavailable` when no leader could do so within `deadline`.
+    ///
+    /// # Cancel safety
+    /// The node may become a member all the same.
+    pub async fn enrol(&self, member: Member, deadline: Duration) -> Result<(), Error> {
+        let request = LeaderRequest::Enrol(self.inner.node.0, member);
+        let (reply, _) = self.at_leader(&request, Instant::now() + deadline).await?;
+        let LeaderReply::Enrolled(response) = reply else { return Err(out_of_turn()) };
+        response.into_result().map(drop)
     }
 
-    async fn add_voter_here(&self, node: u64, member: Member) -> Result<(), NotHere> {
-        let _one_at_a_time = self.inner.changing.lock().await;
-        let core = self.core();
-        let voters: std::collections::BTreeSet<u64> = core.voter_ids().collect();
-        if voters.contains(&node) {
-            return Ok(());
-        }
-        let refused = |error: RaftError<MetaTypes, ClientWriteError<MetaTypes>>| match error {
-            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => NotHere::Leader(forward.leader_id),
-            error => NotHere::Failed(error.to_string()),
-        };
-        core.add_learner(node, member, true).await.map_err(refused)?;
-        let voters: std::collections::BTreeSet<u64> = voters.into_iter().chain([node]).collect();
-        core.change_membership(voters, false).await.map_err(refused)?;
-        Ok(())
+    /// Whether this node follows or votes, as far as it knows.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        let membership = self.core().metrics().borrow_watched().membership_config.clone();
+        membership.nodes().any(|(node, _)| *node == self.inner.node.0)
     }
 
     /// The leader, as far as this node knows.
@@ -347,14 +277,6 @@ impl MetaRaft {
         self.core().shutdown().await.map_err(failed)
     }
 
-    async fn ask(&self, to: NodeId, request: &Request, until: Instant) -> Result<Reply, String> {
-        let network = &self.inner.network;
-        let left = until.saturating_duration_since(Instant::now());
-        // One attempt must not use up the whole deadline: the leader may just have died.
-        let deadline = left.min(self.timings().election_max);
-        ask(&*network.calls, network.group, to, request, deadline).await.map_err(|error| error.to_string())
-    }
-
     /// Waits until `index` is applied here.
     async fn applied(&self, index: Option<u64>, until: Instant) -> Result<(), Error> {
         let mut published = self.inner.published.clone();
@@ -367,46 +289,6 @@ impl MetaRaft {
                 "it was carried out, but this node's metadata does not catch up: is the leader in reach?",
             )),
         }
-    }
-
-    /// Waits a moment before the next attempt, or gives up.
-    async fn pause(&self, why: NotHere, until: Instant) -> Result<(), Error> {
-        if Instant::now() + RETRY_PAUSE >= until {
-            let reason = match why {
-                NotHere::Leader(_) => {
-                    "the metadata has no leader: a majority of the voters must be up and reach each other".into()
-                }
-                NotHere::Failed(reason) => {
-                    format!("the metadata leader did not answer, the outcome is unknown: {reason}")
-                }
-            };
-            return Err(Error::new(ErrorKind::Unavailable, reason));
-        }
-        tokio::time::sleep(RETRY_PAUSE).await;
-        Ok(())
-    }
-}
-
-/// Why something was not carried out here.
-enum NotHere {
-    /// This node does not lead; perhaps this one does.
-    Leader(Option<u64>),
-    /// It failed, and may have been carried out.
-    Failed(String),
-}
-
-/// Bounds what waits for a quorum by itself: a leader that lost its majority never answers.
-async fn within<T>(until: Instant, work: impl Future<Output = Result<T, NotHere>>) -> Result<T, NotHere> {
-    tokio::time::timeout_at(until, work)
-        .await
-        .unwrap_or_else(|_| Err(NotHere::Failed("a majority of the voters is out of reach".into())))
-}
-
-fn not_here(answer: Result<Reply, String>) -> NotHere {
-    match answer {
-        Ok(Reply::NotLeader(leader)) => NotHere::Leader(leader),
-        Ok(Reply::Failed(reason)) | Err(reason) => NotHere::Failed(reason),
-        Ok(_) => NotHere::Failed("the leader answered out of turn".into()),
     }
 }
 
@@ -440,6 +322,3 @@ async fn forward_states(mut published: watch::Receiver<Published>, states: watch
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(ErrorKind::Internal, "consensus failed").caused_by(error)
 }
-
-#[cfg(test)]
-mod tests;

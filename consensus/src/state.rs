@@ -33,6 +33,8 @@ pub struct Node {
     pub address: String,
     /// How often it has started.
     pub incarnation: u64,
+    /// SHA-256 of the public key it joined with; `None` for a founder.
+    pub key: Option<[u8; 32]>,
 }
 
 /// An ended ownership.
@@ -104,9 +106,7 @@ impl MetaState {
     /// Applies the command at `log_index`.
     pub fn apply(&mut self, log_index: u64, command: Command) -> Response {
         let result = match command {
-            Command::RegisterNode { id, name, provider, address } => {
-                self.register_node(log_index, id, name, provider, address)
-            }
+            Command::RegisterNode { id, name, provider, address } => self.register_node(id, name, provider, address),
             Command::NodeStarted { node } => self.node_started(node),
             Command::CreateVolume { name, size, owner, replicas, nonce } => {
                 self.create_volume(log_index, name, size, owner, replicas, nonce)
@@ -114,6 +114,9 @@ impl MetaState {
             Command::DeleteVolume { volume } => self.delete_volume(volume),
             Command::Transfer { volume, from, incarnation, epoch, to, final_lsn, manifest_digest } => {
                 self.transfer(ownership::Transfer { volume, from, incarnation, epoch, to, final_lsn, manifest_digest })
+            }
+            Command::JoinNode { name, provider, address, key } => {
+                self.join_node(log_index, name, provider, address, key)
             }
         };
         debug_assert_eq!(crate::invariants::violated(self), None);

@@ -137,7 +137,7 @@ impl Cluster {
         for id in 1..=3 {
             let name = ["a", "b", "c"][id as usize - 1];
             let command = Command::RegisterNode {
-                id: Some(NodeId(id)),
+                id: NodeId(id),
                 name: name.parse().expect("a name"),
                 provider: name.parse().expect("a name"),
                 address: format!("127.0.0.1:{id}"),

@@ -57,7 +57,7 @@ impl Group {
         for id in ids {
             group.start_node(id).await;
         }
-        let members = ids.map(|id| (id, Member { name: format!("n{id}"), ..Member::default() })).into();
+        let members = ids.map(|id| (id, member(id.0))).into();
         group.node(1).initialize(members).await.expect("is founded");
         group
     }
@@ -68,6 +68,7 @@ impl Group {
             group: GroupId::META,
             directory: self.directories[&id].path().to_owned(),
             timings: Timings::for_rtt(self.calls.rtt),
+            contacts: vec![NodeId(2)],
         };
         let node = MetaRaft::start(options, Arc::new(self.calls.clone())).await.expect("starts");
         self.calls.nodes.lock().expect("no test panics with the lock held").insert(id, node);
@@ -91,9 +92,13 @@ impl Group {
     }
 }
 
+fn member(id: u64) -> Member {
+    Member { name: format!("n{id}"), provider: "p".into(), address: "127.0.0.1:1".into() }
+}
+
 fn register(id: u64) -> Command {
     Command::RegisterNode {
-        id: Some(NodeId(id)),
+        id: NodeId(id),
         name: format!("n{id}").parse().expect("a name"),
         provider: "p".parse().expect("a name"),
         address: "127.0.0.1:1".into(),
@@ -174,17 +179,35 @@ async fn new_timings_take_force_without_losing_anything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fourth_node_becomes_a_voter() {
+async fn a_fourth_node_follows_and_with_a_fifth_both_vote() {
     let mut group = Group::start(Duration::from_millis(2)).await;
+    group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
+    for (id, voters) in [(4, 3), (5, 5)] {
+        group.directories.insert(NodeId(id), tempfile::tempdir().expect("a directory"));
+        group.start_node(NodeId(id)).await;
+        let node = group.node(id);
+        assert!(!node.is_member());
+        node.enrol(member(id), PATIENCE).await.expect("is let in");
+        node.enrol(member(id), PATIENCE).await.expect("is in already");
+        let state = node.linearizable(PATIENCE).await.expect("reads");
+        assert!(state.node(NodeId(1)).is_some(), "what was before it is known to it");
+        assert!(state.node(NodeId(id)).is_some(), "it is registered");
+        node.propose(register(id), PATIENCE).await.expect("a follower proposes too");
+        assert!(node.is_member());
+        assert_eq!(node.voters().len(), voters);
+    }
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_not_let_in_under_anothers_name() {
+    let mut group = Group::start(Duration::ZERO).await;
     group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
     group.directories.insert(NodeId(4), tempfile::tempdir().expect("a directory"));
     group.start_node(NodeId(4)).await;
-    let member = Member { name: "n4".into(), ..Member::default() };
-    group.node(2).add_voter(NodeId(4), member.clone(), PATIENCE).await.expect("joins");
-    group.node(3).add_voter(NodeId(4), member, PATIENCE).await.expect("is one already");
-    let state = group.node(4).linearizable(PATIENCE).await.expect("reads");
-    assert!(state.node(NodeId(1)).is_some());
-    assert!(group.node(4).voters().contains(&NodeId(4)));
+    let error = group.node(4).enrol(member(1), PATIENCE).await.expect_err("the name is taken");
+    assert_eq!(error.kind(), client_lib::ErrorKind::AlreadyExists);
+    assert!(!group.node(4).is_member());
     group.stop().await;
 }
 

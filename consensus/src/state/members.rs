@@ -8,26 +8,46 @@ use crate::command::{Refusal, Response};
 impl MetaState {
     pub(super) fn register_node(
         &mut self,
-        log_index: u64,
-        id: Option<NodeId>,
+        id: NodeId,
         name: NodeName,
         provider: ProviderId,
         address: String,
     ) -> Result<Response, Refusal> {
-        let named = self.nodes.values().find(|node| node.name == name).map(|node| node.id);
-        // The same name without an id is a repeated proposal of the same joining node.
-        let id = id.or(named).unwrap_or_else(|| self.free_id(log_index));
-        if let Some(holder) = named.filter(|holder| *holder != id) {
+        if let Some(holder) = self.node_named(&name).map(|node| node.id).filter(|holder| *holder != id) {
             return Err(Refusal::NodeNameTaken { name, holder });
         }
-        if let Some(known) = self.nodes.get(&id)
+        let known = self.nodes.get(&id);
+        if let Some(known) = known
             && (known.name != name || known.provider != provider)
         {
             return Err(Refusal::NodeIdTaken { node: id, name: known.name.clone() });
         }
-        let incarnation = self.nodes.get(&id).map_or(0, |node| node.incarnation);
-        self.nodes.insert(id, Node { id, name, provider, address, incarnation });
+        let (incarnation, key) = known.map_or((0, None), |node| (node.incarnation, node.key));
+        self.nodes.insert(id, Node { id, name, provider, address, incarnation, key });
         Ok(Response::Registered { node: id })
+    }
+
+    pub(super) fn join_node(
+        &mut self,
+        log_index: u64,
+        name: NodeName,
+        provider: ProviderId,
+        address: String,
+        key: [u8; 32],
+    ) -> Result<Response, Refusal> {
+        let id = match self.node_named(&name) {
+            // The same name and key is a repeated proposal of the same node; it may have been moved meanwhile.
+            Some(known) if known.key == Some(key) && known.provider == provider => known.id,
+            Some(known) => return Err(Refusal::NodeNameTaken { name, holder: known.id }),
+            None => self.free_id(log_index),
+        };
+        let incarnation = self.nodes.get(&id).map_or(0, |node| node.incarnation);
+        self.nodes.insert(id, Node { id, name, provider, address, incarnation, key: Some(key) });
+        Ok(Response::Registered { node: id })
+    }
+
+    fn node_named(&self, name: &NodeName) -> Option<&Node> {
+        self.nodes.values().find(|node| node.name == *name)
     }
 
     /// The log's index: no other entry has it. Ids given by hand at bootstrap are small; step over them.

@@ -1,4 +1,4 @@
-//! openraft's types as Heartbeats and entries of the metadata group use them.
+//! openraft's types, with the metadata group's commands, responses and members in them.
 
 use serde::{Deserialize, Serialize};
 

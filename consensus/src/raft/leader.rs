@@ -1,0 +1,184 @@
+//! What only the leader can do, and how any node has it done.
+//!
+//! A node that knows no leader (it joins, or was away while the others elected one) asks the members it knows, who
+//! name the leader. Nothing here gives up before the caller's deadline, and everything may be repeated.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use client_lib::{Error, ErrorKind, NodeId, ProviderId};
+use openraft::ReadPolicy;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::raft::linearizable_read::Linearizer;
+use tokio::time::Instant;
+
+use super::{MetaRaft, RETRY_PAUSE};
+use crate::command::{Command, Response};
+use crate::network::{LeaderReply, LeaderRequest, Reply, Request, ask};
+use crate::placement;
+use crate::store::types::{Member, MetaTypes};
+
+/// How long a node that enrols may take to catch up before the leader turns to others.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why something was not carried out.
+pub(super) enum NotHere {
+    /// The one who was asked does not lead; perhaps this one does.
+    Leader(Option<u64>),
+    /// It failed, and may have been carried out.
+    Failed(String),
+}
+
+impl MetaRaft {
+    /// Has the leader carry out `request`; also tells at which attempt it answered.
+    pub(super) async fn at_leader(
+        &self,
+        request: &LeaderRequest,
+        until: Instant,
+    ) -> Result<(LeaderReply, usize), Error> {
+        let (mut attempt, mut named) = (0, None);
+        loop {
+            attempt += 1;
+            let target = self.leader().or(named).or_else(|| self.contact(attempt));
+            let outcome = match target {
+                Some(node) if node == self.inner.node => within(until, self.lead(request.clone())).await,
+                Some(node) => self.ask_leader(node, request, until).await,
+                None => Err(NotHere::Leader(None)),
+            };
+            let why = match outcome {
+                Ok(reply) => return Ok((reply, attempt)),
+                Err(why) => why,
+            };
+            named = if let NotHere::Leader(leader) = &why { leader.map(NodeId) } else { None };
+            pause(why, until).await?;
+        }
+    }
+
+    /// Whom to ask for the leader: each known member in its turn.
+    fn contact(&self, attempt: usize) -> Option<NodeId> {
+        let known: BTreeSet<NodeId> = self.voters().into_iter().chain(self.inner.contacts.iter().copied()).collect();
+        let others: Vec<NodeId> = known.into_iter().filter(|node| *node != self.inner.node).collect();
+        others.get(attempt % others.len().max(1)).copied()
+    }
+
+    /// Carries out `request` as the leader.
+    pub(super) async fn lead(&self, request: LeaderRequest) -> Result<LeaderReply, NotHere> {
+        match request {
+            LeaderRequest::Propose(command) => {
+                let (index, response) = self.propose_here(command).await?;
+                Ok(LeaderReply::Proposed(index, response))
+            }
+            LeaderRequest::ReadIndex => self.read_index_here().await.map(LeaderReply::ReadIndex),
+            LeaderRequest::Enrol(node, member) => {
+                self.enrol_here(NodeId(node), member).await.map(LeaderReply::Enrolled)
+            }
+        }
+    }
+
+    async fn propose_here(&self, command: Command) -> Result<(u64, Response), NotHere> {
+        self.core().client_write(command).await.map(|written| (written.log_id.index, written.data)).map_err(not_written)
+    }
+
+    /// Up to where must be applied to read what is newest now; confirmed with a quorum.
+    async fn read_index_here(&self) -> Result<Option<u64>, NotHere> {
+        let linearizer: Linearizer<MetaTypes> = match self.core().get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => linearizer,
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                return Err(NotHere::Leader(forward.leader_id));
+            }
+            Err(error) => return Err(NotHere::Failed(error.to_string())),
+        };
+        Ok(Some(linearizer.read_log_id().index()))
+    }
+
+    /// Registers the node where it is now, has it follow until it has caught up, and gives it a vote if it should
+    /// have one.
+    async fn enrol_here(&self, node: NodeId, member: Member) -> Result<Response, NotHere> {
+        let name = |error: Error| NotHere::Failed(error.to_string());
+        let register = Command::RegisterNode {
+            id: node,
+            name: member.name.parse().map_err(name)?,
+            provider: member.provider.parse().map_err(name)?,
+            address: member.address.clone(),
+        };
+        // First, and not under the lock: this is how the leader's transport learns where the node is.
+        let (_, registered) = self.propose_here(register).await?;
+        if matches!(registered, Response::Refused(_)) {
+            return Ok(registered);
+        }
+        let _one_at_a_time = self.inner.changing.lock().await;
+        let core = self.core();
+        let catch_up = core.add_learner(node.0, member, true);
+        match tokio::time::timeout(CATCH_UP_PATIENCE, catch_up).await {
+            Ok(caught_up) => drop(caught_up.map_err(not_written)?),
+            Err(_) => return Err(NotHere::Failed("the leader cannot reach the node at the address it gave".into())),
+        }
+        let membership = core.metrics().borrow_watched().membership_config.clone();
+        let provider = |member: &Member| member.provider.parse::<ProviderId>().map_err(name);
+        let members: BTreeMap<NodeId, ProviderId> = membership
+            .nodes()
+            .map(|(node, member)| Ok((NodeId(*node), provider(member)?)))
+            .collect::<Result<_, NotHere>>()?;
+        let current: BTreeSet<NodeId> = membership.voter_ids().map(NodeId).collect();
+        let wanted = placement::voters(&members, &current);
+        if wanted != current {
+            let wanted: BTreeSet<u64> = wanted.into_iter().map(|node| node.0).collect();
+            core.change_membership(wanted, true).await.map_err(not_written)?;
+        }
+        Ok(registered)
+    }
+
+    async fn ask_leader(&self, to: NodeId, request: &LeaderRequest, until: Instant) -> Result<LeaderReply, NotHere> {
+        let network = &self.inner.network;
+        let patience = match request {
+            LeaderRequest::Enrol(..) => CATCH_UP_PATIENCE,
+            // One attempt must not use up the whole deadline: the leader may just have died.
+            _ => self.timings().election_max,
+        };
+        let deadline = until.saturating_duration_since(Instant::now()).min(patience);
+        match ask(&*network.calls, network.group, to, &Request::Lead(request.clone()), deadline).await {
+            Ok(Reply::Lead(reply)) => Ok(reply),
+            Ok(Reply::NotLeader(leader)) => Err(NotHere::Leader(leader)),
+            Ok(Reply::Failed(reason)) => Err(NotHere::Failed(reason)),
+            Ok(_) => Err(NotHere::Failed("the leader answered out of turn".into())),
+            Err(error) => Err(NotHere::Failed(error.to_string())),
+        }
+    }
+}
+
+/// Bounds what waits for a quorum by itself: a leader that lost its majority never answers.
+async fn within<T>(until: Instant, work: impl Future<Output = Result<T, NotHere>>) -> Result<T, NotHere> {
+    tokio::time::timeout_at(until, work)
+        .await
+        .unwrap_or_else(|_| Err(NotHere::Failed("a majority of the voters is out of reach".into())))
+}
+
+/// Waits a moment before the next attempt, or gives up.
+async fn pause(why: NotHere, until: Instant) -> Result<(), Error> {
+    if Instant::now() + RETRY_PAUSE >= until {
+        let reason = match why {
+            NotHere::Leader(_) => {
+                "the metadata has no leader: a majority of the voters must be up and reach each other".into()
+            }
+            NotHere::Failed(reason) => {
+                format!("the metadata leader did not answer, the outcome is unknown: {reason}")
+            }
+        };
+        return Err(Error::new(ErrorKind::Unavailable, reason));
+    }
+    tokio::time::sleep(RETRY_PAUSE).await;
+    Ok(())
+}
+
+fn not_written(error: RaftError<MetaTypes, ClientWriteError<MetaTypes>>) -> NotHere {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => NotHere::Leader(forward.leader_id),
+        error => NotHere::Failed(error.to_string()),
+    }
+}
+
+/// A reply that does not fit its request.
+pub(super) fn out_of_turn() -> Error {
+    Error::new(ErrorKind::Internal, "the metadata leader answered out of turn")
+}
