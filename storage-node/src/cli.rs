@@ -11,7 +11,8 @@ use tracing_subscriber::EnvFilter;
 
 mod client;
 mod cluster;
-mod size;
+mod node;
+mod serving;
 mod up;
 mod volume;
 
@@ -56,10 +57,12 @@ impl Common {
 enum Verb {
     /// Run a whole cluster in this process: one node per provider
     Up(up::Up),
+    /// Run one node of a cluster of separate processes
+    Node(node::NodeArguments),
     /// Create, list, move and delete volumes
     #[command(subcommand)]
     Volume(volume::Verb),
-    /// Look at the cluster
+    /// Begin a cluster, let nodes join it, look at it
     #[command(subcommand)]
     Cluster(cluster::Verb),
 }
@@ -67,7 +70,8 @@ enum Verb {
 /// Runs a command; returns what the process exits with.
 #[must_use]
 pub fn run(helio: Helio) -> ExitCode {
-    let default = if matches!(helio.verb, Verb::Up(_)) { "info,openraft=warn,quinn=warn" } else { "warn" };
+    let default =
+        if matches!(helio.verb, Verb::Up(_) | Verb::Node(_)) { "info,openraft=warn,quinn=warn" } else { "warn" };
     let filter = helio.common.log.as_deref().unwrap_or(default);
     match EnvFilter::try_new(filter) {
         Ok(filter) => {
@@ -83,6 +87,7 @@ pub fn run(helio: Helio) -> ExitCode {
     }
     let outcome = match helio.verb {
         Verb::Up(up) => up::run(up, &helio.common),
+        Verb::Node(arguments) => node::run(&arguments),
         Verb::Volume(verb) => volume::run(verb, &helio.common),
         Verb::Cluster(verb) => cluster::run(verb, &helio.common),
     };

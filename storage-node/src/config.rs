@@ -1,23 +1,141 @@
-//! Settings of a node: plain values, checked once.
+//! Settings of a node: plain values, checked once. `helio node --config FILE` reads them from TOML.
+//!
+//! What is wrong is told with file, line and what was expected: every check that concerns one value is part of
+//! reading that value. `docs/node.toml` is an example with every setting.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use client_lib::{BLOCK_SIZE, NodeName, ProviderId};
+use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
 
 use crate::io::EngineKind;
 use crate::log::LogSettings;
 use crate::shard::ShardOptions;
+use crate::size;
+
+/// The smallest segment: the largest record fits several times.
+const SEGMENT_BYTES_MIN: u64 = 8 << 20;
+/// The largest: beyond it a segment takes long to come free.
+const SEGMENT_BYTES_MAX: u64 = 4 << 30;
+/// The least capacity, in segments: the one being written, spares, and room to clean.
+const CAPACITY_SEGMENTS_MIN: u64 = 8;
+/// The smallest map cache.
+const MAP_CACHE_BYTES_MIN: u64 = 1 << 20;
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not TOML, or a value that is not as it must be. The message has line, column and what was expected.
+    #[error("{}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// Two values that do not go together.
+    #[error("{}: {reason}", path.display())]
+    Values {
+        /// The file.
+        path: PathBuf,
+        /// Which, and what to do.
+        reason: String,
+    },
+}
+
+/// Settings of `helio node`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// What the node is called; unique in its cluster.
+    pub name: NodeName,
+    /// Its failure domain: a cloud, a region, a site.
+    pub provider: ProviderId,
+    /// Its data directory. Relative paths start at the directory of the file.
+    pub data: PathBuf,
+    /// The UDP address for other nodes.
+    #[serde(deserialize_with = "address")]
+    pub listen: SocketAddr,
+    /// Where other nodes reach that address; the same if not given.
+    #[serde(default, deserialize_with = "some_address")]
+    pub advertise: Option<SocketAddr>,
+    /// NBD.
+    #[serde(default)]
+    pub nbd: NbdSettings,
+    /// The admin API.
+    #[serde(default)]
+    pub admin: AdminSettings,
+    /// The block store.
+    #[serde(default)]
+    pub store: StoreSettings,
+    /// Reaches these nodes elsewhere than they announce: through a tunnel, or behind an address translation.
+    #[serde(default)]
+    pub routes: BTreeMap<NodeName, Route>,
+}
+
+/// Where NBD is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NbdSettings {
+    /// A TCP address; none if not given, since whoever reaches it may read and write every volume.
+    #[serde(deserialize_with = "some_address")]
+    pub tcp: Option<SocketAddr>,
+    /// A Unix socket; `nbd.sock` in the data directory if not given.
+    pub unix: Option<PathBuf>,
+}
+
+/// Where the admin API is served.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminSettings {
+    /// A TCP address, loopback only: the API is not authenticated yet.
+    #[serde(deserialize_with = "loopback")]
+    pub http: SocketAddr,
+}
+
+impl Default for AdminSettings {
+    fn default() -> AdminSettings {
+        AdminSettings { http: SocketAddr::from(([127, 0, 0, 1], 10880)) }
+    }
+}
+
+/// An address in the table of routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route(pub SocketAddr);
+
+impl<'de> Deserialize<'de> for Route {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Route, D::Error> {
+        address(deserializer).map(Route)
+    }
+}
 
 /// Settings of the block store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreSettings {
-    /// Size of a segment file in bytes, a multiple of 4096, at least 8 MiB. Larger ones cost less bookkeeping, smaller
-    /// ones come free sooner.
+    /// Size of a segment file, a multiple of 4 KiB, 8 MiB to 4 GiB. Larger ones cost less bookkeeping, smaller ones
+    /// come free sooner.
+    #[serde(deserialize_with = "segment_bytes")]
     pub segment_bytes: u64,
     /// Most bytes of segment files; `None` leaves it to the file system.
+    #[serde(deserialize_with = "some_bytes")]
     pub capacity_bytes: Option<u64>,
-    /// Memory for the block map, in bytes. Less means more look-ups on disk.
+    /// Memory for the block map. Less means more look-ups on disk.
+    #[serde(deserialize_with = "map_cache_bytes")]
     pub map_cache_bytes: usize,
-    /// The I/O engine.
+    /// The I/O engine: `auto`, `uring` or `std`.
     pub engine: EngineKind,
 }
 
@@ -44,3 +162,124 @@ impl StoreSettings {
         ShardOptions { log, map_cache_bytes: self.map_cache_bytes, engine: self.engine, ..ShardOptions::new(directory) }
     }
 }
+
+impl NodeConfig {
+    /// Reads and checks `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], which names the file and, where it can, the line.
+    pub fn read(path: &Path) -> Result<NodeConfig, ConfigError> {
+        let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let mut config: NodeConfig = toml::from_str(&text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        config.check().map_err(|reason| ConfigError::Values { path: path.to_owned(), reason })?;
+        let whole = std::path::absolute(path).map_err(unreadable)?;
+        let base = whole.parent().unwrap_or(Path::new("/"));
+        config.data = base.join(&config.data);
+        config.nbd.unix = config.nbd.unix.map(|socket| base.join(socket));
+        Ok(config)
+    }
+
+    /// Where other nodes reach this one.
+    #[must_use]
+    pub fn advertised(&self) -> SocketAddr {
+        self.advertise.unwrap_or(self.listen)
+    }
+
+    /// The Unix socket for NBD.
+    #[must_use]
+    pub fn nbd_unix(&self) -> PathBuf {
+        self.nbd.unix.clone().unwrap_or_else(|| self.data.join("nbd.sock"))
+    }
+
+    /// What concerns more than one value.
+    fn check(&self) -> Result<(), String> {
+        let advertised = self.advertised();
+        if advertised.ip().is_unspecified() {
+            return Err(format!(
+                "listen = \"{}\" is every address of this machine: add advertise = \"IP:PORT\", where the other nodes reach it",
+                self.listen
+            ));
+        }
+        if advertised.port() == 0 {
+            return Err(format!(
+                "port 0 in {advertised} means any free port: the other nodes must know which; name one"
+            ));
+        }
+        let least = CAPACITY_SEGMENTS_MIN * self.store.segment_bytes;
+        match self.store.capacity_bytes {
+            Some(capacity) if capacity < least => Err(format!(
+                "[store] capacity_bytes = {capacity} is less than {CAPACITY_SEGMENTS_MIN} segments ({least}): raise it, or lower segment_bytes"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads a value from its text, telling what was expected.
+struct Text<F>(&'static str, F);
+
+impl<T, F: FnOnce(&str) -> Result<T, String>> Visitor<'_> for Text<F> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        self.1(text).map_err(E::custom)
+    }
+
+    /// A number of bytes needs no unit.
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        self.1(&number.to_string()).map_err(E::custom)
+    }
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    const EXPECTED: &str = "an address IP:PORT, as in \"10.0.0.1:10810\" or \"[fd00::1]:10810\"";
+    let parse = |text: &str| text.parse().map_err(|_| format!("{text:?} is not {EXPECTED}"));
+    deserializer.deserialize_str(Text(EXPECTED, parse))
+}
+
+fn some_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    address(deserializer).map(Some)
+}
+
+fn loopback<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let found = address(deserializer)?;
+    if found.ip().is_loopback() {
+        return Ok(found);
+    }
+    Err(de::Error::custom(format!(
+        "{found} can be reached from outside, and the admin API is not authenticated yet: expected a loopback address, as in \"127.0.0.1:10880\""
+    )))
+}
+
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    deserializer.deserialize_any(Text("a size: bytes, or a text as in \"64MiB\"", size::parse))
+}
+
+fn some_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    bytes(deserializer).map(Some)
+}
+
+fn segment_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let found = bytes(deserializer)?;
+    if (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&found) && found.is_multiple_of(u64::from(BLOCK_SIZE)) {
+        return Ok(found);
+    }
+    Err(de::Error::custom(format!("{found} bytes are no segment size: expected a multiple of 4096 from 8MiB to 4GiB")))
+}
+
+fn map_cache_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let found = bytes(deserializer)?;
+    match usize::try_from(found) {
+        Ok(cache) if found >= MAP_CACHE_BYTES_MIN => Ok(cache),
+        _ => Err(de::Error::custom(format!("{found} bytes are too few for the map cache: expected at least 1MiB"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

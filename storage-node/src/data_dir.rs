@@ -65,6 +65,28 @@ impl DataDir {
         Ok(DataDir { path: path.to_owned(), _lock: file })
     }
 
+    /// Where a node's identity is, in its data directory.
+    #[must_use]
+    pub fn identity(path: &Path) -> PathBuf {
+        path.join("identity")
+    }
+
+    /// Where the cluster's authority is, in the data directory of the node that began the cluster.
+    #[must_use]
+    pub fn authority(path: &Path) -> PathBuf {
+        path.join("authority")
+    }
+
+    /// Makes a directory that only this user may enter; nothing to do when it is there.
+    ///
+    /// # Errors
+    /// `InvalidRequest`, with what the system said.
+    pub fn private(path: &Path) -> Result<(), Error> {
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
+            Error::new(ErrorKind::InvalidRequest, format!("{} cannot be made", path.display())).caused_by(error)
+        })
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use client_lib::pki::NodeIdentity;
 use client_lib::transport::Transport;
 use client_lib::transport::quic::{QuicOptions, QuicTransport};
+use client_lib::wire::join::Contact;
 use client_lib::{Error, ErrorKind, GroupId, NodeId, NodeName, ProviderId};
 use consensus::{Command, Member, MetaOptions, MetaRaft, Response};
 use nbd_frontend::server::{Server, ServerOptions};
@@ -21,7 +22,8 @@ use tokio::task::JoinHandle;
 use crate::config::StoreSettings;
 use crate::data_dir::DataDir;
 use crate::node::admin::NodeAdmin;
-use crate::node::reconcile::Reconciler;
+use crate::node::admission::Admission;
+use crate::node::reconcile::{Reconciler, learn_peers};
 use crate::node::service::{NodeService, RaftTransport};
 use crate::ownership::driver::OwnershipLog;
 use crate::peer::client::PeerClient;
@@ -33,6 +35,7 @@ use crate::shard::Shard;
 use crate::shard::handle::ShardHandle;
 
 pub mod admin;
+pub mod admission;
 pub mod ownership_log;
 pub mod reconcile;
 pub mod rtt;
@@ -80,6 +83,10 @@ pub struct NodeOptions {
     pub peer_overrides: BTreeMap<NodeName, SocketAddr>,
     /// The first voters, when the cluster is new; ignored by a node that is a member already.
     pub bootstrap: Option<Vec<BootstrapMember>>,
+    /// Members to turn to, for a node that joined and never started.
+    pub contacts: Vec<Contact>,
+    /// The directory of the cluster's authority, at the node that admits others.
+    pub authority: Option<PathBuf>,
     /// Settings of the store.
     pub store: StoreSettings,
     /// Counts what crosses the WAN emulator, if there is one.
@@ -121,25 +128,35 @@ impl Node {
         let me = identity.node();
 
         let service = Arc::new(NodeService::default());
+        let known = first_peers(me, &options);
+        let others: Vec<NodeId> = known.iter().map(|(node, _)| *node).collect();
         let transport = QuicTransport::start(QuicOptions { socket: options.socket, identity }, service.clone())?;
         let peers = PeerClient::new(transport.clone());
-        set_bootstrap_peers(&*transport, me, &options.bootstrap, &options.peer_overrides);
+        known.iter().for_each(|(node, address)| transport.set_peer(*node, *address));
 
         let shard = Shard::start(options.store.shard(options.data.join("shard-0"))).await?;
         let meta_options = MetaOptions {
             node: me,
             group: GroupId::META,
             directory: options.data.join("meta"),
-            timings: rtt::first_timings(&peers, me, options.bootstrap.as_deref()).await,
+            timings: rtt::first_timings(&peers, &others).await,
+            contacts: others,
         };
         let meta = MetaRaft::start(meta_options, Arc::new(RaftTransport(transport.clone()))).await?;
         service.set_meta(meta.clone());
+        // What was known at the last stop: this node may have to tell the others a new address.
+        learn_peers(&*transport, me, &options.peer_overrides, &meta.state());
         if let Some(members) = &options.bootstrap {
             initialize(&meta, me, members).await?;
         }
 
         let this = ThisNode { id: me, name: options.name, provider: options.provider, advertise: options.advertise };
-        let incarnation = announce(&meta, &this).await?;
+        if !meta.is_member() {
+            let member = this.member();
+            until_available(&this, || meta.enrol(member.clone(), METADATA_DEADLINE)).await?;
+            learn_peers(&*transport, me, &options.peer_overrides, &meta.state());
+        }
+        let incarnation = until_available(&this, || announce(&meta, &this)).await?;
         tracing::info!(node = %this.name, id = %me, incarnation, "started");
 
         // Session numbers are unique over the cluster's life: node, incarnation, count.
@@ -157,6 +174,7 @@ impl Node {
             log,
         ));
         service.set_peers(PeerServer::new(volumes.clone(), admin.clone()));
+        service.set_admission(Admission::new(options.authority, meta.clone()));
         let tasks = vec![
             tokio::spawn(reconciler.clone().run(meta.subscribe())),
             tokio::spawn(rtt::follow(meta.clone(), peers.clone(), me)),
@@ -229,15 +247,18 @@ pub struct ThisNode {
     pub advertise: SocketAddr,
 }
 
-fn set_bootstrap_peers(
-    transport: &dyn Transport,
-    me: NodeId,
-    bootstrap: &Option<Vec<BootstrapMember>>,
-    overrides: &BTreeMap<NodeName, SocketAddr>,
-) {
-    for member in bootstrap.iter().flatten().filter(|member| member.id != me) {
-        transport.set_peer(member.id, overrides.get(&member.name).copied().unwrap_or(member.address));
+impl ThisNode {
+    fn member(&self) -> Member {
+        Member { name: self.name.to_string(), provider: self.provider.to_string(), address: self.advertise.to_string() }
     }
+}
+
+/// The nodes other than `me` that are known before there is any metadata, and how they are reached.
+fn first_peers(me: NodeId, options: &NodeOptions) -> Vec<(NodeId, SocketAddr)> {
+    let founders = options.bootstrap.iter().flatten().map(|member| (member.id, &member.name, member.address));
+    let contacts = options.contacts.iter().map(|contact| (contact.node, &contact.name, contact.address));
+    let others = founders.chain(contacts).filter(|(node, ..)| *node != me);
+    others.map(|(node, name, address)| (node, options.peer_overrides.get(name).copied().unwrap_or(address))).collect()
 }
 
 /// Founds the cluster, if this is its first node and it does not exist yet.
@@ -261,25 +282,14 @@ async fn initialize(meta: &MetaRaft, me: NodeId, members: &[BootstrapMember]) ->
     Ok(())
 }
 
-/// Tells the cluster where this node is now and that a new process runs it; returns its incarnation.
-async fn announce(meta: &MetaRaft, this: &ThisNode) -> anyhow::Result<u64> {
+/// Repeats `attempt` while there is no leader, and says once that it waits.
+async fn until_available<T, F: Future<Output = Result<T, Error>>>(
+    this: &ThisNode,
+    attempt: impl Fn() -> F,
+) -> Result<T, Error> {
     let mut told = false;
     loop {
-        let register = Command::RegisterNode {
-            id: Some(this.id),
-            name: this.name.clone(),
-            provider: this.provider.clone(),
-            address: this.advertise.to_string(),
-        };
-        let started = async {
-            meta.propose(register, METADATA_DEADLINE).await.and_then(|response| response.into_result())?;
-            match meta.propose(Command::NodeStarted { node: this.id }, METADATA_DEADLINE).await?.into_result()? {
-                Response::Started { incarnation } => Ok(incarnation),
-                other => Err(Error::new(ErrorKind::Internal, format!("a start was answered with {other:?}"))),
-            }
-        };
-        match started.await {
-            Ok(incarnation) => return Ok(incarnation),
+        match attempt().await {
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 if !told {
                     tracing::warn!(node = %this.name, %error, "waiting for a metadata leader (a majority of the voters must be up)");
@@ -287,7 +297,22 @@ async fn announce(meta: &MetaRaft, this: &ThisNode) -> anyhow::Result<u64> {
                 }
                 tokio::time::sleep(START_PAUSE).await;
             }
-            Err(error) => return Err(error.into()),
+            outcome => return outcome,
         }
+    }
+}
+
+/// Tells the cluster where this node is now and that a new process runs it; returns its incarnation.
+async fn announce(meta: &MetaRaft, this: &ThisNode) -> Result<u64, Error> {
+    let register = Command::RegisterNode {
+        id: this.id,
+        name: this.name.clone(),
+        provider: this.provider.clone(),
+        address: this.advertise.to_string(),
+    };
+    meta.propose(register, METADATA_DEADLINE).await?.into_result()?;
+    match meta.propose(Command::NodeStarted { node: this.id }, METADATA_DEADLINE).await?.into_result()? {
+        Response::Started { incarnation } => Ok(incarnation),
+        other => Err(Error::new(ErrorKind::Internal, format!("a start was answered with {other:?}"))),
     }
 }

@@ -1,7 +1,7 @@
 //! Sizes as people write and read them.
 
 /// Reads `512M`, `10GiB`, `1T` or plain bytes; all units are powers of 1024.
-pub(super) fn parse(text: &str) -> Result<u64, String> {
+pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is not a size; write bytes or a number with K, M, G or T, as in 10GiB");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -18,7 +18,7 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
 }
 
 /// Writes a size with one digit behind the point.
-pub(super) fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     let units = [(1u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(unit, _)| bytes >= *unit) {
         Some((unit, name)) if bytes.is_multiple_of(unit) => format!("{} {name}", bytes / unit),

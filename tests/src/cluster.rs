@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+
+use crate::tools::{LOOK, Owned};
 
 /// How long a start may take before the test gives up: recovery and an election on a busy machine.
 const READY_PATIENCE: Duration = Duration::from_secs(90);
@@ -29,7 +31,7 @@ pub fn helio() -> anyhow::Result<PathBuf> {
 pub struct Up {
     directory: tempfile::TempDir,
     arguments: Vec<String>,
-    process: Option<Child>,
+    process: Option<Owned>,
 }
 
 impl Up {
@@ -62,23 +64,9 @@ impl Up {
     /// As [`start`](Self::start).
     pub fn restart(&mut self) -> anyhow::Result<()> {
         let (out, log) = (self.directory.path().join("out"), self.directory.path().join("log"));
-        let child = Command::new(helio()?)
-            .args(["up", "--nbd-port", "0", "--http-port", "0", "--data"])
-            .arg(self.data())
-            .args(&self.arguments)
-            .stdin(Stdio::null())
-            .stdout(File::create(&out)?)
-            .stderr(File::create(&log)?)
-            .spawn()?;
-        let child = self.process.insert(child);
-        let begun = Instant::now();
-        while !std::fs::read_to_string(&out)?.lines().any(|line| line.starts_with("ready")) {
-            if let Some(status) = child.try_wait()? {
-                bail!("helio up ended with {status}: {}", std::fs::read_to_string(&log)?);
-            }
-            ensure!(begun.elapsed() < READY_PATIENCE, "helio up is not ready: {}", std::fs::read_to_string(&log)?);
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let mut command = Command::new(helio()?);
+        command.args(["up", "--nbd-port", "0", "--http-port", "0", "--data"]).arg(self.data()).args(&self.arguments);
+        self.process = Some(start_ready(&mut command, &out, &log)?);
         Ok(())
     }
 
@@ -87,10 +75,7 @@ impl Up {
     /// # Errors
     /// When it does not run.
     pub fn kill(&mut self) -> anyhow::Result<()> {
-        let mut child = self.process.take().context("it runs")?;
-        child.kill()?;
-        child.wait()?;
-        Ok(())
+        self.process.take().context("it runs")?.kill()
     }
 
     /// Runs a `helio` command against the cluster; returns what it printed.
@@ -104,12 +89,17 @@ impl Up {
     }
 }
 
-impl Drop for Up {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.process.take() {
-            // Ended already is fine too.
-            let _ = child.kill();
-            let _ = child.wait();
+/// Starts a process of `helio` and waits for its line that starts with `ready`; what it prints goes to these files.
+pub(crate) fn start_ready(command: &mut Command, out: &Path, log: &Path) -> anyhow::Result<Owned> {
+    command.stdout(File::create(out)?).stderr(File::create(log)?);
+    let mut process = Owned::start(command, "helio")?;
+    let begun = Instant::now();
+    while !std::fs::read_to_string(out)?.lines().any(|line| line.starts_with("ready")) {
+        if let Some(status) = process.ended()? {
+            bail!("helio ended with {status}: {}", std::fs::read_to_string(log)?);
         }
+        ensure!(begun.elapsed() < READY_PATIENCE, "helio is not ready: {}", std::fs::read_to_string(log)?);
+        std::thread::sleep(LOOK);
     }
+    Ok(process)
 }

@@ -4,5 +4,9 @@
 //! Deliberately uses none of Heliotrope's code, so that a mistake there is not repeated here.
 
 pub mod cluster;
+pub mod ledger;
+pub mod mount;
 pub mod nbd_client;
+pub mod nodes;
+pub mod tools;
 pub mod workload;

@@ -11,12 +11,12 @@ use clap::Args;
 use client_lib::pki::{ClusterAuthority, ClusterId, NodeIdentity};
 use client_lib::{NodeId, NodeName, ProviderId};
 use futures_util::future::join_all;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::Common;
-use super::client::{CLUSTER_FILE, ClusterFile, ClusterNode, print_table};
+use super::serving::{Served, announce, until_stopped};
 use crate::config::StoreSettings;
 use crate::data_dir::DataDir;
+use crate::membership::Membership;
 use crate::node::{BootstrapMember, Node, NodeOptions, WanBytes};
 use crate::wan::relay::Direction;
 use crate::wan::{LinkSettings, WanLink};
@@ -79,6 +79,9 @@ async fn serve(up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Result<()
         DataDir::wipe(&data)?;
     }
     let held = DataDir::open(&data)?;
+    if Membership::load(&data)?.is_some() {
+        bail!("{} is the data directory of a single node; start it with `helio node`", data.display());
+    }
     let identities = identities(&data, &names)?;
 
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -104,6 +107,8 @@ async fn serve(up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Result<()
             http: Some(port(up.http_port, index)),
             peer_overrides,
             bootstrap: Some(bootstrap.clone()),
+            contacts: Vec::new(),
+            authority: None,
             store: StoreSettings::default(),
             wan_bytes: Some(WanBytes(Arc::new(move || counted.values().map(crossed).sum()))),
             data: directory,
@@ -123,12 +128,14 @@ async fn serve(up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Result<()
         return Err(error);
     }
     drop(identities);
-    announce(&data, &names, &nodes)?;
+    let sockets: Vec<PathBuf> = names.iter().map(|name| data.join(name.as_str()).join("nbd.sock")).collect();
+    let served = names.iter().zip(&sockets).zip(&nodes).map(|((name, nbd_unix), node)| {
+        // In `up`, a node has the name of its provider.
+        Served { name: name.as_str(), provider: name.as_str(), nbd_unix, node }
+    });
+    announce(&data, &served.collect::<Vec<_>>())?;
 
-    wait_for_signal().await?;
-    tracing::info!("stopping");
-    // What is gone already need not be removed.
-    let _ = std::fs::remove_file(data.join(CLUSTER_FILE));
+    until_stopped(&data).await?;
     join_all(nodes.into_iter().map(Node::stop)).await;
     // The links end with the last use of them.
     drop(links);
@@ -147,7 +154,7 @@ fn crossed(link: &WanLink) -> u64 {
 
 /// The cluster's certificates: made the first time, checked against the providers later.
 fn identities(data: &Path, names: &[NodeName]) -> anyhow::Result<Vec<NodeIdentity>> {
-    let authority_directory = data.join("authority");
+    let authority_directory = DataDir::authority(data);
     let authority = if authority_directory.exists() {
         ClusterAuthority::load(&authority_directory)?
     } else {
@@ -214,47 +221,4 @@ fn links(up: &Up, addresses: &[SocketAddr]) -> anyhow::Result<BTreeMap<(usize, u
         }
     }
     Ok(links)
-}
-
-/// Tells people and the other commands where everything is.
-fn announce(data: &Path, names: &[NodeName], nodes: &[Node]) -> anyhow::Result<()> {
-    let shown = |address: Option<SocketAddr>| address.map_or_else(|| "-".to_owned(), |address| address.to_string());
-    let nodes: Vec<ClusterNode> = names
-        .iter()
-        .zip(nodes)
-        .map(|(name, node)| ClusterNode {
-            name: name.to_string(),
-            nbd_tcp: shown(node.nbd_address()),
-            nbd_unix: data.join(name.as_str()).join("nbd.sock").display().to_string(),
-            http: shown(node.http_address()),
-        })
-        .collect();
-    let file =
-        ClusterFile { pid: std::process::id(), http: nodes.iter().map(|node| node.http.clone()).collect(), nodes };
-    let temporary = data.join(format!("{CLUSTER_FILE}.tmp"));
-    std::fs::write(&temporary, serde_json::to_string_pretty(&file)?)?;
-    std::fs::rename(&temporary, data.join(CLUSTER_FILE))?;
-    let rows = file.nodes.iter().map(|node| {
-        vec![node.name.clone(), node.name.clone(), node.nbd_tcp.clone(), node.nbd_unix.clone(), node.http.clone()]
-    });
-    print_table(&["node", "provider", "nbd", "nbd socket", "admin"], rows.collect());
-    println!("ready: {} nodes, data in {}", file.nodes.len(), data.display());
-    Ok(())
-}
-
-/// Returns at the first SIGINT or SIGTERM; a second one ends the process at once.
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        std::process::exit(1);
-    });
-    Ok(())
 }

@@ -6,7 +6,7 @@ use client_lib::wire::admin::{CreateVolume, Migrate, MigrateReport, VolumeStatus
 
 use super::Common;
 use super::client::{Client, print_json, print_table};
-use super::size;
+use crate::size;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {

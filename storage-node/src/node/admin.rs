@@ -11,6 +11,7 @@ use client_lib::wire::admin::{
 };
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, NodeName, VolumeId, VolumeName, VolumeSize};
 use consensus::{Command, MetaRaft, MetaState, Response, Volume};
+use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,9 @@ const CREATE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long an administrative request waits for the owner to be known, across a handover under way.
 const OWNER_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a member may take to answer before `cluster status` calls it out of reach.
+const REACH_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The node's administrative face.
 pub struct NodeAdmin {
@@ -237,13 +241,21 @@ impl NodeAdmin {
         })
     }
 
+    /// Whether `node` answers, now.
+    async fn reach(&self, node: NodeId) -> bool {
+        let ping = self.peers.ask(node, Class::Control, PeerRequest::Ping, Bytes::new());
+        node == self.this.id || tokio::time::timeout(REACH_PATIENCE, ping).await.is_ok_and(|answer| answer.is_ok())
+    }
+
     async fn cluster_status(&self) -> Result<ClusterStatus, Error> {
         let state = self.meta.state();
         let (leader, voters) = (self.meta.leader(), self.meta.voters());
+        let reached = join_all(state.nodes().map(|node| self.reach(node.id))).await;
         let members = state
             .nodes()
-            .map(|node| {
-                let rtt = self.peers.transport().rtt(node.id);
+            .zip(reached)
+            .map(|(node, reachable)| {
+                let rtt = self.peers.transport().rtt(node.id).filter(|_| reachable);
                 MemberStatus {
                     id: node.id.0,
                     name: node.name.to_string(),
@@ -251,7 +263,7 @@ impl NodeAdmin {
                     address: node.address.clone(),
                     voter: voters.contains(&node.id),
                     leader: leader == Some(node.id),
-                    reachable: node.id == self.this.id || rtt.is_some(),
+                    reachable,
                     rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
                 }
             })
@@ -365,7 +377,7 @@ fn name_of(state: &MetaState, node: NodeId) -> String {
     state.node(node).map_or_else(|| format!("#{node}"), |node| node.name.to_string())
 }
 
-fn out_of_turn(response: &Response) -> Error {
+pub(super) fn out_of_turn(response: &Response) -> Error {
     Error::new(ErrorKind::Internal, format!("metadata answered out of turn: {response:?}"))
 }
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use client_lib::transport::Transport;
 use client_lib::{Epoch, Error, ErrorKind, NodeId, NodeName, VolumeId};
 use consensus::{MetaState, Volume};
 use tokio::sync::watch;
@@ -86,7 +87,7 @@ impl Reconciler {
     }
 
     async fn apply(self: &Arc<Self>, state: &MetaState) {
-        self.learn_peers(state);
+        learn_peers(&**self.peers.transport(), self.me, &self.peer_overrides, state);
         for volume in state.volumes() {
             if let Err(error) = self.apply_volume(volume).await {
                 tracing::error!(volume = %volume.name, epoch = %volume.epoch, %error, "the volume cannot be served");
@@ -108,17 +109,6 @@ impl Reconciler {
                 }
             }
             Err(error) => tracing::error!(%error, "the stored volumes cannot be listed"),
-        }
-    }
-
-    /// Tells the transport where the other nodes are.
-    pub fn learn_peers(&self, state: &MetaState) {
-        for node in state.nodes().filter(|node| node.id != self.me) {
-            let address = self.peer_overrides.get(&node.name).copied().or_else(|| node.address.parse().ok());
-            match address {
-                Some(address) => self.peers.transport().set_peer(node.id, address),
-                None => tracing::error!(node = %node.name, address = %node.address, "not an address"),
-            }
         }
     }
 
@@ -206,6 +196,21 @@ impl Reconciler {
 
     fn stop_propagation(&self, volume: VolumeId) {
         self.propagation.lock().unwrap_or_else(PoisonError::into_inner).remove(&volume);
+    }
+}
+
+/// Tells the transport where the nodes other than `me` are.
+pub fn learn_peers(
+    transport: &dyn Transport,
+    me: NodeId,
+    overrides: &BTreeMap<NodeName, SocketAddr>,
+    state: &MetaState,
+) {
+    for node in state.nodes().filter(|node| node.id != me) {
+        match overrides.get(&node.name).copied().or_else(|| node.address.parse().ok()) {
+            Some(address) => transport.set_peer(node.id, address),
+            None => tracing::error!(node = %node.name, address = %node.address, "not an address"),
+        }
     }
 }
 

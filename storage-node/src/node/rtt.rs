@@ -11,7 +11,6 @@ use client_lib::transport::Class;
 use consensus::{MetaRaft, Timings};
 use futures_util::future::join_all;
 
-use super::BootstrapMember;
 use crate::peer::client::PeerClient;
 use crate::peer::message::PeerRequest;
 
@@ -24,12 +23,8 @@ const FIRST_PATIENCE: Duration = Duration::from_millis(1500);
 /// Pause between two looks at the distances.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Timings from the peers that answer within a moment; the default when none does.
-pub async fn first_timings(peers: &PeerClient, me: NodeId, bootstrap: Option<&[BootstrapMember]>) -> Timings {
-    let others: Vec<NodeId> = bootstrap.into_iter().flatten().map(|member| member.id).filter(|id| *id != me).collect();
-    if bootstrap.is_some() && others.is_empty() {
-        return Timings::for_rtt(Duration::ZERO);
-    }
+/// Timings from those of `others` that answer within a moment; generous ones when none does.
+pub async fn first_timings(peers: &PeerClient, others: &[NodeId]) -> Timings {
     let reached = join_all(others.iter().map(|node| reach(peers, *node)));
     let rtts = tokio::time::timeout(FIRST_PATIENCE, reached).await.unwrap_or_default();
     let timings = Timings::for_rtt(rtts.into_iter().flatten().max().unwrap_or(RTT_UNKNOWN));

@@ -1,4 +1,4 @@
-//! The node's answering end: sorts frames by service to consensus and volumes.
+//! The node's answering end: sorts frames by service to consensus, volumes and admission.
 //!
 //! The transport needs its service before the parts behind it exist (they need the transport to start), so
 //! each part is put in its place once; until then its frames are answered with "not ready".
@@ -7,10 +7,12 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class, Service, Transport, TransportError};
-use client_lib::wire::frame::{Frame, ServiceId};
+use client_lib::wire::frame::{Frame, FrameError, ServiceId, decode_head, encode_head};
+use client_lib::wire::join::{JoinReply, JoinRequest};
 use client_lib::{Error, ErrorKind, GroupId, NodeId};
 use consensus::{MetaRaft, RaftCalls};
 
+use super::admission::Admission;
 use crate::peer::message::{Message, PeerReply};
 use crate::peer::server::{PeerServer, encode_reply};
 
@@ -19,6 +21,7 @@ use crate::peer::server::{PeerServer, encode_reply};
 pub struct NodeService {
     meta: OnceLock<MetaRaft>,
     peers: OnceLock<PeerServer>,
+    admission: OnceLock<Admission>,
 }
 
 impl NodeService {
@@ -30,6 +33,11 @@ impl NodeService {
     /// The volumes are ready to be asked.
     pub fn set_peers(&self, peers: PeerServer) {
         assert!(self.peers.set(peers).is_ok(), "the peer server is set once");
+    }
+
+    /// Nodes may join.
+    pub fn set_admission(&self, admission: Admission) {
+        assert!(self.admission.set(admission).is_ok(), "admission is set once");
     }
 
     async fn answer(&self, peer: Option<NodeId>, request: Bytes) -> Bytes {
@@ -55,6 +63,18 @@ impl NodeService {
                 Some(peers) => peers.serve(peer, frame).await,
                 None => refusal(not_ready()),
             },
+            (ServiceId::Join, _) => {
+                let reply = match (self.admission.get(), decode_head::<JoinRequest>(&frame.head)) {
+                    (Some(admission), Ok(request)) => admission.answer(request).await,
+                    (None, _) => Err(not_ready()),
+                    (_, Err(error)) => {
+                        Err(Error::new(ErrorKind::InvalidRequest, "the request cannot be read").caused_by(error))
+                    }
+                };
+                join_frame(&reply).unwrap_or_else(|error| {
+                    refusal(Error::new(ErrorKind::Internal, "the answer cannot be sent").caused_by(error))
+                })
+            }
             (service, peer) => refusal(Error::new(
                 ErrorKind::InvalidRequest,
                 format!(
@@ -76,6 +96,11 @@ fn refusal(error: Error) -> Bytes {
 
 fn raft_frame(payload: Bytes) -> Frame {
     Frame { service: ServiceId::Raft, group: GroupId::META, head: Bytes::new(), payload }
+}
+
+fn join_frame(reply: &JoinReply) -> Result<Bytes, FrameError> {
+    let head = encode_head(reply)?;
+    Frame { service: ServiceId::Join, group: GroupId::META, head, payload: Bytes::new() }.encode()
 }
 
 impl Service for NodeService {

@@ -8,14 +8,15 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use tests::mount::Mounted;
+use tests::tools::{self, Owned, tool};
 
 /// Directories that a Debian has; those present are copied until [`TREE_LIMIT`] is reached.
 const SOURCES: &[&str] = &[
@@ -106,9 +107,9 @@ fn demo() -> Result<()> {
         step("changing it through a real mount (nbdfuse, loop, ext4)");
         let mount = Mounted::new(dir, &uri("a", "disk"))?;
         for (name, file) in &changes {
-            fs::copy(file, mount.point.join(&name[1..]))?;
+            fs::copy(file, mount.point().join(&name[1..]))?;
         }
-        fs::remove_file(mount.point.join(&removed))?;
+        fs::remove_file(mount.point().join(&removed))?;
         mount.finish()?;
     } else {
         step("changing it with debugfs (not root: no mount), copied back with nbdcopy");
@@ -151,7 +152,7 @@ fn demo() -> Result<()> {
     let mut report = Vec::new();
     for to in ["b", "c"] {
         for volume in ["load", "disk"] {
-            ensure!(fio.child.try_wait()?.is_none(), "fio ended before the handover to {to}");
+            ensure!(fio.ended()?.is_none(), "fio ended before the handover to {to}");
             let reply: Value = serde_json::from_str(&cli(&["volume", "migrate", volume, "--to", to, "--json"])?)?;
             report.push(format!(
                 "{volume} to {to}: handover {} ms, {} bytes stale then, epoch {}",
@@ -161,9 +162,16 @@ fn demo() -> Result<()> {
         pause(Duration::from_secs(3))?;
     }
     step("waiting for fio to finish its verification");
-    let status = fio.wait(PATIENCE * 3)?;
+    let end = Instant::now() + PATIENCE * 3;
+    let status = loop {
+        if let Some(status) = fio.ended()? {
+            break status;
+        }
+        ensure!(Instant::now() < end, "fio did not end");
+        pause(Duration::from_millis(50))?;
+    };
     ensure!(
-        status,
+        status.success(),
         "fio found an error: {}",
         fs::read_to_string(&fio_log)? + &fs::read_to_string(dir.join("fio.err"))?
     );
@@ -203,24 +211,10 @@ fn pause(time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// A tool that may live in an sbin directory outside an ordinary user's PATH.
-fn tool(name: &str) -> Command {
-    let path = ["/usr/sbin", "/sbin"].iter().map(|d| Path::new(d).join(name)).find(|p| p.exists());
-    Command::new(path.unwrap_or_else(|| PathBuf::from(name)))
-}
-
+/// Runs a tool, unless the demo was told to stop.
 fn run(command: &mut Command) -> Result<String> {
     ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
-    if !output.status.success() {
-        bail!(
-            "{command:?}: {}\n{}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(String::from_utf8(output.stdout)?)
+    tools::run(command)
 }
 
 /// `HELIO` if set, else the binary beside this one, built on the spot.
@@ -233,7 +227,7 @@ fn helio_binary() -> Result<PathBuf> {
 }
 
 fn wait_ready(up: &mut Owned) -> Result<()> {
-    let output = up.child.stdout.take().context("no output pipe")?;
+    let output = up.stdout().context("no output pipe")?;
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -263,86 +257,4 @@ fn hashes(tree: &Path) -> Result<(BTreeMap<String, String>, u64)> {
         map.insert(name.to_owned(), hash.to_owned());
     }
     Ok((map, bytes))
-}
-
-/// A process of the demo, in its own group so that Ctrl-C reaches it only through us.
-struct Owned {
-    child: Child,
-}
-
-impl Owned {
-    fn start(command: &mut Command, name: &str) -> Result<Self> {
-        let child = command.stdin(Stdio::null()).process_group(0).spawn().with_context(|| name.to_owned())?;
-        Ok(Self { child })
-    }
-
-    fn wait(&mut self, limit: Duration) -> Result<bool> {
-        let end = Instant::now() + limit;
-        while Instant::now() < end {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status.success());
-            }
-            pause(Duration::from_millis(50))?;
-        }
-        bail!("process {} did not end in {limit:?}", self.child.id())
-    }
-}
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// An ext4 mount over loop over nbdfuse; undone in reverse on drop.
-struct Mounted {
-    point: PathBuf,
-    disk: PathBuf,
-    device: String,
-    mounted: bool,
-    fuse: Owned,
-}
-
-impl Mounted {
-    fn new(dir: &Path, uri: &str) -> Result<Self> {
-        let (point, disk) = (dir.join("mnt"), dir.join("disk"));
-        fs::create_dir(&point)?;
-        File::create(&disk)?;
-        let fuse = Owned::start(Command::new("nbdfuse").arg(&disk).arg(uri), "nbdfuse")?;
-        let mut this = Self { point, disk, device: String::new(), mounted: false, fuse };
-        let end = Instant::now() + PATIENCE;
-        while fs::metadata(&this.disk)?.len() == 0 {
-            ensure!(Instant::now() < end, "nbdfuse shows no disk");
-            pause(Duration::from_millis(50))?;
-        }
-        this.device = run(tool("losetup").args(["-f", "--show"]).arg(&this.disk))?.trim().to_owned();
-        run(Command::new("mount").arg(&this.device).arg(&this.point))?;
-        this.mounted = true;
-        Ok(this)
-    }
-
-    fn finish(mut self) -> Result<()> {
-        run(Command::new("umount").arg(&self.point))?;
-        self.mounted = false;
-        run(tool("losetup").arg("-d").arg(&self.device))?;
-        self.device.clear();
-        run(Command::new("umount").arg(&self.disk))?;
-        ensure!(self.fuse.wait(PATIENCE)?, "nbdfuse failed");
-        Ok(())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        if self.mounted {
-            let _ = Command::new("umount").arg(&self.point).status();
-        }
-        if !self.device.is_empty() {
-            let _ = tool("losetup").arg("-d").arg(&self.device).status();
-        }
-        if matches!(self.fuse.child.try_wait(), Ok(None)) {
-            let _ = Command::new("umount").arg(&self.disk).status();
-        }
-    }
 }

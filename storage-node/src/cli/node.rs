@@ -1,0 +1,106 @@
+//! `helio node`: one node of a cluster of separate processes.
+
+use std::net::UdpSocket;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use super::serving::{Served, announce, until_stopped};
+use crate::config::NodeConfig;
+use crate::data_dir::DataDir;
+use crate::membership::Membership;
+use crate::node::{BootstrapMember, Node, NodeOptions};
+
+/// Run one node.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  helio cluster init --config a.toml      # once, at the first node; or at another one:\n  helio cluster join --config b.toml TOKEN\n  helio node --config a.toml\n\ndocs/node.toml shows every setting."
+)]
+pub(super) struct NodeArguments {
+    /// Its settings, in TOML
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+pub(super) fn run(arguments: &NodeArguments) -> anyhow::Result<()> {
+    let config = NodeConfig::read(&arguments.config)?;
+    let file = arguments.config.display();
+    let Some(membership) = Membership::load(&config.data)? else {
+        bail!(
+            "{} belongs to no cluster yet: run `helio cluster init --config {file}` to begin one, or `helio cluster join --config {file} TOKEN`",
+            config.data.display()
+        );
+    };
+    check_identity(&config, &membership).with_context(|| format!("{file}"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(config, membership))
+}
+
+/// Refuses settings of another node, and a node that lost its metadata.
+fn check_identity(config: &NodeConfig, membership: &Membership) -> anyhow::Result<()> {
+    let data = config.data.display();
+    if config.name != membership.name || config.provider != membership.provider {
+        bail!(
+            "it names node {} of provider {}, but {data} is that of node {} of provider {}: both are fixed when a node joins",
+            config.name,
+            config.provider,
+            membership.name,
+            membership.provider
+        );
+    }
+    if membership.entered && !config.data.join("meta").exists() {
+        bail!(
+            "{data} has lost its metadata (meta/): a node that forgets how it voted must not vote again; restore the directory, or join as a new node with an empty data directory and a new name"
+        );
+    }
+    Ok(())
+}
+
+async fn serve(config: NodeConfig, mut membership: Membership) -> anyhow::Result<()> {
+    let socket = UdpSocket::bind(config.listen).with_context(|| {
+        format!("UDP address {} cannot be used; stop what uses it or change `listen`", config.listen)
+    })?;
+    let first = !membership.entered;
+    let bootstrap = (first && membership.founder).then(|| founder(&config)).transpose()?;
+    let authority = Some(config.data.join("authority")).filter(|directory| directory.exists());
+    let nbd_unix = config.nbd_unix();
+    let node = Node::start(NodeOptions {
+        name: config.name.clone(),
+        provider: config.provider.clone(),
+        data: config.data.clone(),
+        socket,
+        advertise: config.advertised(),
+        nbd_tcp: config.nbd.tcp,
+        nbd_unix: Some(nbd_unix.clone()),
+        http: Some(config.admin.http),
+        peer_overrides: config.routes.iter().map(|(name, route)| (name.clone(), route.0)).collect(),
+        bootstrap,
+        contacts: if first { membership.contacts.clone() } else { Vec::new() },
+        authority,
+        store: config.store,
+        wan_bytes: None,
+    })
+    .await?;
+    if first {
+        membership.entered = true;
+        membership.save(&config.data)?;
+    }
+    let served =
+        Served { name: config.name.as_str(), provider: config.provider.as_str(), nbd_unix: &nbd_unix, node: &node };
+    announce(&config.data, &[served])?;
+    until_stopped(&config.data).await?;
+    node.stop().await;
+    Ok(())
+}
+
+/// The first voter of a new cluster: this node.
+fn founder(config: &NodeConfig) -> anyhow::Result<Vec<BootstrapMember>> {
+    let identity = client_lib::pki::NodeIdentity::load(&DataDir::identity(&config.data))?;
+    Ok(vec![BootstrapMember {
+        id: identity.node(),
+        name: config.name.clone(),
+        provider: config.provider.clone(),
+        address: config.advertised(),
+    }])
+}

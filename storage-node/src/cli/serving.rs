@@ -1,0 +1,63 @@
+//! What `helio up` and `helio node` share: they tell where everything is, wait to be stopped, and take it back.
+
+use std::path::Path;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::client::{CLUSTER_FILE, ClusterFile, ClusterNode, print_table};
+use crate::node::Node;
+
+/// A node of this process, as people and the other commands find it.
+pub(super) struct Served<'a> {
+    pub(super) name: &'a str,
+    pub(super) provider: &'a str,
+    pub(super) nbd_unix: &'a Path,
+    pub(super) node: &'a Node,
+}
+
+/// Writes [`CLUSTER_FILE`] into `data`, prints a table and then the line that starts with `ready`.
+pub(super) fn announce(data: &Path, served: &[Served<'_>]) -> anyhow::Result<()> {
+    let shown = |address: Option<std::net::SocketAddr>| address.map_or_else(|| "-".to_owned(), |it| it.to_string());
+    let nodes: Vec<ClusterNode> = served
+        .iter()
+        .map(|served| ClusterNode {
+            name: served.name.to_owned(),
+            nbd_tcp: shown(served.node.nbd_address()),
+            nbd_unix: served.nbd_unix.display().to_string(),
+            http: shown(served.node.http_address()),
+        })
+        .collect();
+    let file =
+        ClusterFile { pid: std::process::id(), http: nodes.iter().map(|node| node.http.clone()).collect(), nodes };
+    let temporary = data.join(format!("{CLUSTER_FILE}.tmp"));
+    std::fs::write(&temporary, serde_json::to_string_pretty(&file)?)?;
+    std::fs::rename(&temporary, data.join(CLUSTER_FILE))?;
+    let rows = file.nodes.iter().zip(served).map(|(node, served)| {
+        let provider = served.provider.to_owned();
+        vec![node.name.clone(), provider, node.nbd_tcp.clone(), node.nbd_unix.clone(), node.http.clone()]
+    });
+    print_table(&["node", "provider", "nbd", "nbd socket", "admin"], rows.collect());
+    let count = if served.len() == 1 { "1 node".to_owned() } else { format!("{} nodes", served.len()) };
+    println!("ready: {count}, data in {}", data.display());
+    Ok(())
+}
+
+/// Returns at the first SIGINT or SIGTERM, with [`CLUSTER_FILE`] taken back; a second one ends the process at once.
+pub(super) async fn until_stopped(data: &Path) -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        std::process::exit(1);
+    });
+    tracing::info!("stopping");
+    // What is gone already need not be removed.
+    let _ = std::fs::remove_file(data.join(CLUSTER_FILE));
+    Ok(())
+}

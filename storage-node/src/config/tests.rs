@@ -1,0 +1,77 @@
+//! What is read, and what is said about what cannot be.
+
+use super::*;
+
+const LEAST: &str = "name = \"a\"\nprovider = \"eu\"\ndata = \"data\"\nlisten = \"10.0.0.1:10810\"\n";
+
+fn read(text: &str) -> Result<NodeConfig, String> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("node.toml");
+    std::fs::write(&path, text).expect("is written");
+    let mut config = NodeConfig::read(&path).map_err(|error| error.to_string())?;
+    assert_eq!(config.data, directory.path().join("data"), "relative to the file");
+    config.data = "data".into();
+    Ok(config)
+}
+
+#[test]
+fn the_least_that_must_be_said_is_enough() {
+    let config = read(LEAST).expect("is enough");
+    assert_eq!(config.advertised(), config.listen);
+    assert_eq!(config.nbd, NbdSettings::default());
+    assert_eq!(config.nbd_unix(), PathBuf::from("data/nbd.sock"));
+    assert_eq!(config.store, StoreSettings::default());
+    assert!(config.admin.http.ip().is_loopback());
+}
+
+#[test]
+fn the_example_in_the_documentation_says_what_the_defaults_are() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/node.toml");
+    let config = NodeConfig::read(&path).expect("is right");
+    assert_eq!(config.store, StoreSettings { capacity_bytes: config.store.capacity_bytes, ..StoreSettings::default() });
+    assert_eq!(config.admin, AdminSettings::default());
+    assert!(config.advertise.is_some() && config.nbd.tcp.is_some() && !config.routes.is_empty());
+}
+
+#[test]
+fn mistakes_are_told_with_file_line_and_what_was_expected() {
+    for (text, line, expected) in [
+        ("name = \"a\"\nprovidr = \"eu\"\n", "line 2", "unknown field `providr`, expected one of `name`, `provider`"),
+        ("name = \"a\"\n", "line 1", "missing field `provider`"),
+        ("name = \"a b\"\n", "line 1", "contains ' '; use 1 to 63 letters"),
+        ("name = 7\n", "line 1", "expected a string"),
+        ("name = \"a\nprovider", "line 1", "invalid basic string"),
+        (&LEAST.replace("10.0.0.1:10810", "node-1:10810"), "line 4", "is not an address IP:PORT, as in"),
+        (&format!("{LEAST}[nbd]\ntcp = 10809\n"), "line 6", "expected an address IP:PORT"),
+        (&format!("{LEAST}[admin]\nhttp = \"0.0.0.0:80\"\n"), "line 6", "expected a loopback address"),
+        (&format!("{LEAST}[store]\nsegment_bytes = \"1MiB\"\n"), "line 6", "expected a multiple of 4096"),
+        (&format!("{LEAST}[store]\nsegment_bytes = \"64 parsecs\"\n"), "line 6", "is not a size"),
+        (&format!("{LEAST}[store]\nmap_cache_bytes = 5\n"), "line 6", "expected at least 1MiB"),
+        (&format!("{LEAST}[store]\nengine = \"steam\"\n"), "line 6", "expected one of `auto`, `uring`, `std`"),
+        (&format!("{LEAST}[routes]\nb = \"x\"\n"), "line 6", "is not an address IP:PORT"),
+    ] {
+        let error = read(text).expect_err(text);
+        assert!(error.contains("node.toml: TOML parse error at"), "{error}");
+        assert!(error.contains(line) && error.contains(expected), "{text}\n{error}");
+    }
+}
+
+#[test]
+fn values_that_do_not_go_together_are_told() {
+    for (text, expected) in [
+        (LEAST.replace("10.0.0.1", "0.0.0.0"), "add advertise"),
+        (LEAST.replace("10810", "0"), "port 0"),
+        (format!("{LEAST}[store]\ncapacity_bytes = \"64MiB\"\n"), "less than 8 segments"),
+    ] {
+        let error = read(&text).expect_err(&text);
+        assert!(error.contains("node.toml") && error.contains(expected), "{error}");
+    }
+    let everywhere = format!("advertise = \"192.0.2.1:10810\"\n{}", LEAST.replace("10.0.0.1", "0.0.0.0"));
+    assert_eq!(read(&everywhere).expect("goes together").advertised().to_string(), "192.0.2.1:10810");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = NodeConfig::read(Path::new("nowhere/node.toml")).expect_err("is not there").to_string();
+    assert!(error.contains("nowhere/node.toml"), "{error}");
+}

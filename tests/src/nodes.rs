@@ -1,0 +1,131 @@
+//! A cluster of separate `helio node` processes for tests, made by `helio cluster init` and `join`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use anyhow::Context;
+
+use crate::cluster::{helio, start_ready};
+use crate::tools::{Owned, run};
+
+/// Nodes of separate processes, each of a provider of its own; ended when dropped.
+pub struct Nodes {
+    directory: tempfile::TempDir,
+    nodes: Vec<(String, Option<Owned>)>,
+}
+
+impl Nodes {
+    /// Founds a cluster with the first of `names`, has the others join it, and waits until all serve.
+    ///
+    /// # Errors
+    /// What the programs say.
+    pub fn start(names: &[&str]) -> anyhow::Result<Nodes> {
+        let mut this = Nodes { directory: tempfile::tempdir()?, nodes: Vec::new() };
+        for name in names {
+            this.add(name)?;
+        }
+        Ok(this)
+    }
+
+    /// Founds the cluster with this node, or has it join, and waits until it serves.
+    ///
+    /// # Errors
+    /// What the programs say.
+    pub fn add(&mut self, name: &str) -> anyhow::Result<()> {
+        self.configure(name)?;
+        match self.nodes.first() {
+            None => self.cluster(&["init"], name, "")?,
+            Some((first, _)) => self.cluster(&["join"], name, &self.cluster(&["token"], first, "")?)?,
+        };
+        self.start_node(name)
+    }
+
+    /// The directory of everything; a node's data directory has its name.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The settings of a node.
+    #[must_use]
+    pub fn config(&self, name: &str) -> PathBuf {
+        self.path().join(format!("{name}.toml"))
+    }
+
+    /// Writes the settings of a node, with an address that no node had before.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn configure(&self, name: &str) -> anyhow::Result<()> {
+        let address = own_address();
+        let text = format!(
+            "name = \"{name}\"\nprovider = \"cloud-{name}\"\ndata = \"{name}\"\nlisten = \"{address}\"\n\
+            [admin]\nhttp = \"127.0.0.1:0\"\n[store]\nsegment_bytes = \"8MiB\"\n"
+        );
+        Ok(std::fs::write(self.config(name), text)?)
+    }
+
+    /// Runs `helio cluster VERB` with the settings of a node, `token` in its environment; returns what it printed.
+    ///
+    /// # Errors
+    /// What the command said when it failed.
+    pub fn cluster(&self, verb: &[&str], name: &str, token: &str) -> anyhow::Result<String> {
+        let mut command = Command::new(helio()?);
+        run(command.arg("cluster").args(verb).arg("--config").arg(self.config(name)).env("HELIO_TOKEN", token.trim()))
+    }
+
+    /// A volume's address at a node.
+    #[must_use]
+    pub fn uri(&self, name: &str, volume: &str) -> String {
+        format!("nbd+unix:///{volume}?socket={}", self.socket(name).display())
+    }
+
+    /// The NBD socket of a node.
+    #[must_use]
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.path().join(name).join("nbd.sock")
+    }
+
+    /// Starts a node that does not run, and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not; its log is in the message.
+    pub fn start_node(&mut self, name: &str) -> anyhow::Result<()> {
+        let (out, log) = (self.path().join(format!("{name}.out")), self.path().join(format!("{name}.log")));
+        let mut command = Command::new(helio()?);
+        let process = start_ready(command.args(["node", "--config"]).arg(self.config(name)), &out, &log)?;
+        match self.nodes.iter_mut().find(|(known, _)| known == name) {
+            Some((_, place)) => *place = Some(process),
+            None => self.nodes.push((name.to_owned(), Some(process))),
+        }
+        Ok(())
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self, name: &str) -> anyhow::Result<()> {
+        let found = self.nodes.iter_mut().find(|(known, _)| known == name);
+        found.and_then(|(_, process)| process.take()).context("it runs")?.kill()
+    }
+
+    /// Runs a `helio` command at a node; returns what it printed.
+    ///
+    /// # Errors
+    /// What the command said when it failed.
+    pub fn run(&self, name: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        run(Command::new(helio()?).args(arguments).arg("--data").arg(self.path().join(name)))
+    }
+}
+
+/// A UDP address that no other test has: loopback is a /8, and a process id fits into what is left of it. Not a free
+/// port of the system's choice, since a node must have the same one after a restart.
+fn own_address() -> SocketAddr {
+    static COUNT: AtomicU16 = AtomicU16::new(20_000);
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let ip = IpAddr::V4(Ipv4Addr::new(127, 64 | (high & 63), middle, low));
+    SocketAddr::new(ip, COUNT.fetch_add(1, Ordering::Relaxed))
+}

@@ -1,0 +1,105 @@
+//! Programs of the machine that tests and the demo run, and processes that end with whoever started them.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+/// Pause between two looks at something that others do.
+pub(crate) const LOOK: Duration = Duration::from_millis(20);
+
+/// A tool that may live in an sbin directory outside an ordinary user's PATH.
+#[must_use]
+pub fn tool(name: &str) -> Command {
+    let path = ["/usr/sbin", "/sbin"].iter().map(|d| Path::new(d).join(name)).find(|p| p.exists());
+    Command::new(path.unwrap_or_else(|| PathBuf::from(name)))
+}
+
+/// Runs a command to its end and returns what it printed.
+///
+/// # Errors
+/// When it cannot be run (`make tools` installs what is needed) or fails, with all it said.
+pub fn run(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("{command:?} cannot be run; `make tools` installs what is needed"))?;
+    if !output.status.success() {
+        bail!(
+            "{command:?}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A process in its own group, so that Ctrl-C reaches it only through us; ended when dropped.
+#[derive(Debug)]
+pub struct Owned {
+    child: Child,
+}
+
+impl Owned {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(command: &mut Command, name: &str) -> anyhow::Result<Owned> {
+        let child = command.stdin(Stdio::null()).process_group(0).spawn().with_context(|| name.to_owned())?;
+        Ok(Owned { child })
+    }
+
+    /// How it ended; `None` while it runs.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// What it prints, if that was asked for; once.
+    pub fn stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Waits until it ends; whether it succeeded.
+    ///
+    /// # Errors
+    /// When it runs longer than `limit`.
+    pub fn wait(&mut self, limit: Duration) -> anyhow::Result<bool> {
+        let begun = Instant::now();
+        while begun.elapsed() < limit {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status.success());
+            }
+            std::thread::sleep(LOOK);
+        }
+        bail!("process {} did not end in {limit:?}", self.child.id())
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // Ended already is fine too.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

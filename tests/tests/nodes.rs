@@ -1,0 +1,221 @@
+//! A cluster of separate `helio node` processes, as its operator sees it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tests::ledger::Ledger;
+use tests::mount::{Device, Mounted};
+use tests::nbd_client::{self, Client};
+use tests::nodes::Nodes;
+use tests::tools::{run, tool};
+use tests::workload::{check, fill};
+
+const BLOCK: u64 = 4096;
+const BLOCKS: u64 = 4000;
+const SEED: u64 = 23;
+const FILES: u64 = 40;
+/// A write that makes no progress for this long fails the test.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Writes blocks at node a until told to stop; an error ends it, and is wrong unless a was killed.
+fn write_blocks(socket: &Path, ledger: &Mutex<Ledger>, stop: &AtomicBool) -> Result<(), nbd_client::Error> {
+    let mut client = Client::connect(socket, "disk")?;
+    while !stop.load(Ordering::SeqCst) {
+        let next = ledger.lock().expect("no thread panics").generation() + 1;
+        let block = next * 7919 % BLOCKS;
+        let generation = ledger.lock().expect("no thread panics").begin(block);
+        client.write(block * BLOCK, &fill(SEED, block, generation))?;
+        ledger.lock().expect("no thread panics").ack();
+        if generation.is_multiple_of(64) {
+            client.flush()?;
+        }
+    }
+    Ok(())
+}
+
+fn check_blocks(nodes: &Nodes, node: &str, ledger: &mut Ledger) {
+    let mut client = Client::connect(&nodes.socket(node), "disk").expect("connects");
+    let read = |block: u64| {
+        let bytes = client.read(block * BLOCK, BLOCK as u32).map_err(|error| format!("{error:?}"))?;
+        check(&bytes, SEED, block)
+    };
+    ledger.check(read).unwrap_or_else(|what| panic!("blocks at {node}: {what}"));
+}
+
+/// Replaces files below `point` until told to stop: written aside, synced, renamed, the directory synced.
+fn write_files(point: &Path, ledger: &Mutex<Ledger>, stop: &AtomicBool) -> std::io::Result<()> {
+    while !stop.load(Ordering::SeqCst) {
+        let next = ledger.lock().expect("no thread panics").generation() + 1;
+        let name = next * 31 % FILES;
+        let generation = ledger.lock().expect("no thread panics").begin(name);
+        let aside = point.join("aside");
+        let mut file = File::create(&aside)?;
+        file.write_all(&content(name, generation))?;
+        file.sync_all()?;
+        fs::rename(&aside, point.join(name.to_string()))?;
+        File::open(point)?.sync_all()?;
+        ledger.lock().expect("no thread panics").ack();
+    }
+    Ok(())
+}
+
+fn content(name: u64, generation: u64) -> Vec<u8> {
+    format!("{generation} of {name}\n").repeat(1 + (generation % 3000) as usize).into_bytes()
+}
+
+fn check_files(point: &Path, ledger: &mut Ledger) {
+    let read = |name: u64| {
+        let Ok(bytes) = fs::read(point.join(name.to_string())) else { return Ok(0) };
+        let text = String::from_utf8_lossy(&bytes);
+        let generation = text.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+        if bytes == content(name, generation) { Ok(generation) } else { Err(format!("file {name} is not whole")) }
+    };
+    ledger.check(read).unwrap_or_else(|what| panic!("files: {what}"));
+}
+
+/// Replays the journal, and then the file system must be without fault.
+fn check_file_system(nodes: &Nodes) {
+    let device = Device::new(nodes.path(), &nodes.uri("a", "fs")).expect("is shown");
+    let journal = tool("e2fsck").arg("-p").arg(device.path()).output().expect("e2fsck runs");
+    // 1 is "errors corrected": the journal was replayed.
+    assert!(matches!(journal.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&journal.stdout));
+    run(tool("e2fsck").args(["-f", "-n"]).arg(device.path())).expect("the file system is clean");
+    device.finish().expect("is taken back");
+}
+
+/// Waits until `ledger` has `more` writes than at the start.
+fn progress(ledger: &Mutex<Ledger>, more: u64) {
+    let generation = || ledger.lock().expect("no thread panics").generation();
+    let (first, begun) = (generation(), Instant::now());
+    while generation() < first + more {
+        assert!(begun.elapsed() < PATIENCE, "no progress");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_node_of_three_killed_twenty_times_loses_nothing() {
+    let mut nodes = Nodes::start(&["a", "b", "c"]).expect("three nodes start");
+    nodes.run("b", &["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    nodes.run("a", &["volume", "create", "fs", "--size", "64M"]).expect("is created");
+    let (blocks, files) = (Mutex::new(Ledger::default()), Mutex::new(Ledger::default()));
+    let mounts = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if mounts {
+        let image = nodes.path().join("image");
+        run(tool("mke2fs").args(["-q", "-t", "ext4"]).arg(&image).arg("64M")).expect("is made");
+        run(Command::new("nbdcopy").arg("--flush").arg(&image).arg(nodes.uri("a", "fs"))).expect("is copied");
+    } else {
+        eprintln!("no file system on the volume: mounting needs root and /dev/fuse");
+    }
+    for life in 0..20 {
+        let victim = ["a", "a", "b", "a", "c"][life % 5];
+        let stop = AtomicBool::new(false);
+        let mount = mounts.then(|| Mounted::new(nodes.path(), &nodes.uri("a", "fs")).expect("mounts"));
+        if let Some(mount) = &mount {
+            check_files(mount.point(), &mut files.lock().expect("no thread panics"));
+        }
+        let socket = nodes.socket("a");
+        let (blocks_written, files_written) = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| write_blocks(&socket, &blocks, &stop));
+            let filer = mount.as_ref().map(|mount| scope.spawn(|| write_files(mount.point(), &files, &stop)));
+            progress(&blocks, 100 + 17 * life as u64);
+            if mounts {
+                progress(&files, 1 + life as u64 % 3);
+            }
+            nodes.kill(victim).expect("it runs");
+            if victim != "a" {
+                progress(&blocks, 100);
+            }
+            stop.store(true, Ordering::SeqCst);
+            (writer.join().expect("ends"), filer.map(|filer| filer.join().expect("ends")))
+        });
+        if victim != "a" {
+            blocks_written.expect("the owner's client notices nothing");
+            files_written.unwrap_or(Ok(())).expect("nor does the file system");
+        }
+        drop(mount);
+        nodes.start_node(victim).expect("comes back by itself");
+        check_blocks(&nodes, "a", &mut blocks.lock().expect("no thread panics"));
+        if mounts {
+            check_file_system(&nodes);
+        }
+    }
+    check_blocks(&nodes, "c", &mut blocks.lock().expect("no thread panics"));
+}
+
+fn members(nodes: &Nodes, at: &str) -> Vec<serde_json::Value> {
+    let status = nodes.run(at, &["cluster", "status", "--json"]).expect("tells");
+    let status: serde_json::Value = serde_json::from_str(&status).expect("is JSON");
+    status["members"].as_array().expect("is a list").clone()
+}
+
+#[test]
+fn nodes_join_vote_and_may_move() {
+    let mut nodes = Nodes::start(&["a", "b"]).expect("two nodes start");
+    let votes = |nodes: &Nodes| members(nodes, "b").iter().filter(|member| member["voter"] == true).count();
+    assert_eq!(votes(&nodes), 1, "a second vote would only be one more to lose");
+    nodes.add("c").expect("a third joins");
+    assert_eq!(votes(&nodes), 3);
+    assert!(members(&nodes, "c").iter().all(|member| member["reachable"] == true));
+
+    nodes.run("c", &["volume", "create", "disk", "--size", "1M", "--owner", "a"]).expect("is created");
+    let before = members(&nodes, "a");
+    nodes.kill("c").expect("it runs");
+    nodes.configure("c").expect("another address");
+    nodes.start_node("c").expect("comes back there");
+    let after = members(&nodes, "a");
+    assert_ne!(before[2]["address"], after[2]["address"]);
+    assert_eq!(after[2]["reachable"], true);
+    nodes.run("a", &["volume", "migrate", "disk", "--to", "c"]).expect("it is found there");
+}
+
+#[test]
+fn strangers_and_mistakes_are_turned_away_with_what_to_do() {
+    let mut nodes = Nodes::start(&["a"]).expect("a node starts");
+    let token = nodes.cluster(&["token"], "a", "").expect("is printed");
+    let refused = |outcome: anyhow::Result<String>, expected: &str| {
+        let error = outcome.expect_err(expected).to_string();
+        assert!(error.contains(expected) && !error.contains("panicked"), "{error}");
+    };
+    nodes.configure("b").expect("is written");
+    refused(nodes.cluster(&["join"], "b", "nonsense"), "is not a join token");
+    let flipped = if token.starts_with('0') { "1" } else { "0" };
+    refused(nodes.cluster(&["join"], "b", &format!("{flipped}{}", &token[1..])), "the token is not valid");
+    let (proof, address) = token.trim().split_once('@').expect("has an address");
+    let other_cluster = format!("{}{flipped}@{address}", &proof[..proof.len() - 1]);
+    refused(nodes.cluster(&["join"], "b", &other_cluster), "is the token of its cluster?");
+    refused(nodes.cluster(&["init"], "a", ""), "is in use by process");
+    refused(nodes.cluster(&["token"], "b", ""), "does not hold the cluster's authority");
+    assert!(nodes.start_node("b").expect_err("no member").to_string().contains("belongs to no cluster yet"));
+
+    // Another machine with the settings of a.
+    let settings = fs::read_to_string(nodes.config("a")).expect("is there");
+    let twin = settings.replace("data = \"a\"", "data = \"twin\"");
+    fs::write(nodes.config("twin"), twin).expect("is written");
+    refused(nodes.cluster(&["join"], "twin", &token), "belongs to node 1 already; choose another");
+
+    nodes.cluster(&["token", "--renew"], "a", "").expect("is made anew");
+    refused(nodes.cluster(&["join"], "b", &token), "was renewed since");
+
+    fs::write(nodes.config("b"), settings.replace("provider", "providr")).expect("is written");
+    let corrupt = nodes.start_node("b").expect_err("corrupt").to_string();
+    assert!(corrupt.contains("b.toml: TOML parse error at line 2") && corrupt.contains("expected one of"), "{corrupt}");
+
+    nodes.kill("a").expect("it runs");
+    refused(nodes.cluster(&["init"], "a", ""), "belongs to a cluster already, as node a");
+    refused(nodes.cluster(&["join"], "a", &token), "belongs to a cluster already, as node a");
+    fs::write(nodes.config("a"), settings.replace("cloud-a", "cloud-b")).expect("is written");
+    let renamed = nodes.start_node("a").expect_err("another's name").to_string();
+    assert!(renamed.contains("both are fixed when a node joins"), "{renamed}");
+    fs::write(nodes.config("a"), settings).expect("is written");
+    fs::rename(nodes.path().join("a/meta"), nodes.path().join("meta")).expect("is moved");
+    let forgetful = nodes.start_node("a").expect_err("must not vote").to_string();
+    assert!(forgetful.contains("has lost its metadata"), "{forgetful}");
+    fs::rename(nodes.path().join("meta"), nodes.path().join("a/meta")).expect("is moved back");
+    nodes.start_node("a").expect("nothing was harmed");
+}
