@@ -8,6 +8,7 @@
 mod exchange;
 mod peer;
 mod tls;
+mod yielding;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -247,10 +248,11 @@ impl QuicTransport {
         }
     }
 
-    /// Who calls is not known yet when replies' congestion control must be chosen: BBR once any known path is long.
+    /// Neither who calls nor its class is known yet when replies' congestion control must be chosen. Once any known
+    /// path is long, replies yield: most of them are pulled in the background, and the others are small.
     fn answering_congestion(&self) -> Congestion {
         let rtts = self.shared.rtts.lock().expect("no code panics while holding the table");
-        if rtts.values().any(|rtt| *rtt > peer::WAN_RTT) { Congestion::Bbr } else { Congestion::Cubic }
+        if rtts.values().any(|rtt| *rtt > peer::WAN_RTT) { Congestion::Yielding } else { Congestion::Cubic }
     }
 
     fn identify(&self, connection: &Connection) -> Result<Option<NodeId>, String> {

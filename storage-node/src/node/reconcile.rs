@@ -155,6 +155,7 @@ impl Reconciler {
 
     /// Takes up an ownership that consensus gave this node.
     async fn activate(self: &Arc<Self>, volume: &Arc<ServedVolume>, meta: &Volume) -> Result<(), Error> {
+        tracing::debug!(volume = %meta.name, epoch = %meta.epoch, "taking up the ownership");
         let report = volume.shard.report(meta.id).await.map_err(store_failure)?;
         if report.known < meta.final_lsn {
             // The source proposes only after this node made the last manifest durable: something lost it.

@@ -127,7 +127,11 @@ impl Driver {
                     report = Some(self.step_down(epoch, began).await?);
                     None
                 }
-                step => machine.on(self.carry_out(step).await),
+                step => {
+                    let event = self.carry_out(step).await;
+                    tracing::debug!(volume = %self.volume.name, epoch = %self.epoch, ?event, since = ?began.elapsed(), "handover");
+                    machine.on(event)
+                }
             };
         }
         match (report, failure) {

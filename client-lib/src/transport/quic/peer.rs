@@ -122,8 +122,10 @@ impl Peer {
     }
 
     fn congestion(&self, shared: &Shared) -> Congestion {
-        match shared.known_rtt(self.node) {
-            Some(rtt) if rtt > WAN_RTT && self.class != Class::Control => Congestion::Bbr,
+        let far = shared.known_rtt(self.node).is_some_and(|rtt| rtt > WAN_RTT);
+        match self.class {
+            Class::Pull if far => Congestion::Bbr,
+            Class::Bulk if far => Congestion::Yielding,
             _ => Congestion::Cubic,
         }
     }

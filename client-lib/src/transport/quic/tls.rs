@@ -16,6 +16,7 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::StartError;
+use super::yielding::YieldingConfig;
 use crate::pki::{self, NodeIdentity};
 
 const ALPN: &[u8] = b"helio/1";
@@ -40,8 +41,10 @@ const HANDSHAKE_BUFFER_TOTAL: u64 = 8 << 20;
 pub(super) enum Congestion {
     /// Inside a site: fair, and loss means congestion.
     Cubic,
-    /// Across providers: random loss must not stop the flow (STACK §3, our measurement).
+    /// Across providers: random loss must not stop the flow (our measurement: docs/decisions/0009).
     Bbr,
+    /// Across providers, for what can wait: nothing may wait behind it.
+    Yielding,
 }
 
 pub(super) fn transport_config(congestion: Congestion, client: bool) -> Arc<TransportConfig> {
@@ -64,6 +67,7 @@ pub(super) fn transport_config(congestion: Congestion, client: bool) -> Arc<Tran
     match congestion {
         Congestion::Cubic => config.congestion_controller_factory(Arc::new(congestion::CubicConfig::default())),
         Congestion::Bbr => config.congestion_controller_factory(Arc::new(congestion::BbrConfig::default())),
+        Congestion::Yielding => config.congestion_controller_factory(Arc::new(YieldingConfig)),
     };
     Arc::new(config)
 }
