@@ -31,8 +31,9 @@ unit: tools ## unit, conformance, crash and process-level tests
 		$(CARGO) test --workspace; \
 	fi
 
-soak: tools ## the same tests with many more seeds
-	export HELIO_SEEDS=20000 && $(CARGO) test --workspace
+soak: tools ## the same tests with many more seeds and larger backlogs
+	$(CARGO) build --workspace --bins
+	export HELIO_SEEDS=20000 HELIO_BACKLOG_MIB=2048 && $(CARGO) test --workspace
 
 bench: tools ## measure beside other NBD servers, optimised build
 	$(CARGO) build --release --package storage-node --package bench --bins

@@ -205,7 +205,7 @@ impl QuicTransport {
 
     async fn accepted_connection(self: Arc<Self>, incoming: Incoming) {
         let address = incoming.remote_address();
-        let connection = match self.accept_one(incoming).await {
+        let connection = match Self::accept_one(incoming).await {
             Ok(connection) => connection,
             Err(reason) => {
                 tracing::debug!(%address, reason, "a connection was not accepted");
@@ -238,21 +238,12 @@ impl QuicTransport {
         }
     }
 
-    async fn accept_one(&self, incoming: Incoming) -> Result<Connection, String> {
-        let mut config = tls::server_config(&self.shared.identity).map_err(|error| error.to_string())?;
-        config.transport_config(tls::transport_config(self.answering_congestion(), false));
-        let connecting = incoming.accept_with(Arc::new(config)).map_err(|error| error.to_string())?;
+    async fn accept_one(incoming: Incoming) -> Result<Connection, String> {
+        let connecting = incoming.accept().map_err(|error| error.to_string())?;
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
             Ok(connection) => connection.map_err(|error| error.to_string()),
             Err(_) => Err("the handshake took too long".to_owned()),
         }
-    }
-
-    /// Neither who calls nor its class is known yet when replies' congestion control must be chosen. Once any known
-    /// path is long, replies yield: most of them are pulled in the background, and the others are small.
-    fn answering_congestion(&self) -> Congestion {
-        let rtts = self.shared.rtts.lock().expect("no code panics while holding the table");
-        if rtts.values().any(|rtt| *rtt > peer::WAN_RTT) { Congestion::Yielding } else { Congestion::Cubic }
     }
 
     fn identify(&self, connection: &Connection) -> Result<Option<NodeId>, String> {

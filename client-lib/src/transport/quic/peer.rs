@@ -125,7 +125,7 @@ impl Peer {
         let far = shared.known_rtt(self.node).is_some_and(|rtt| rtt > WAN_RTT);
         match self.class {
             Class::Pull if far => Congestion::Bbr,
-            Class::Bulk if far => Congestion::Yielding,
+            Class::Bulk => Congestion::Yielding,
             _ => Congestion::Cubic,
         }
     }

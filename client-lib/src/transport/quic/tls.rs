@@ -43,7 +43,7 @@ pub(super) enum Congestion {
     Cubic,
     /// Across providers: random loss must not stop the flow (our measurement: docs/decisions/0009).
     Bbr,
-    /// Across providers, for what can wait: nothing may wait behind it.
+    /// For what can wait: nothing may wait behind it.
     Yielding,
 }
 
@@ -116,7 +116,9 @@ pub(super) fn server_config(identity: &NodeIdentity) -> Result<quinn::ServerConf
     let crypto = QuicServerConfig::try_from(tls).map_err(StartError::config)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config
-        .transport_config(transport_config(Congestion::Cubic, false))
+        // Neither who calls nor the class of the calls is known yet when this must be chosen. Most reply bytes are pulled
+        // in the background; the others are few.
+        .transport_config(transport_config(Congestion::Yielding, false))
         .max_incoming(HANDSHAKES_MAX)
         .incoming_buffer_size(HANDSHAKE_BUFFER)
         .incoming_buffer_size_total(HANDSHAKE_BUFFER_TOTAL);

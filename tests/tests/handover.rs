@@ -1,0 +1,146 @@
+//! A handover while a client writes: nothing is lost, nothing fails, and how long the client waits does not depend on
+//! what was still on the way. The waits are printed, not asserted: machines differ.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::cluster::Up;
+use tests::ledger::Ledger;
+use tests::nbd_client::{Client, Error};
+use tests::tools::run;
+use tests::workload::{check, fill};
+
+const BLOCK: u64 = 4096;
+/// The blocks that the writer overwrites: few, so that they are no backlog.
+const HOT: u64 = 16;
+/// The blocks behind them.
+const COLD_SEED: u64 = 5;
+const HOT_SEED: u64 = 6;
+/// Of the cold blocks, one in so many is read back through the slow link.
+const SAMPLE: u64 = 509;
+
+/// Megabytes that are unpropagated at the second handover; `make soak` asks for more.
+fn backlog_mib() -> u64 {
+    std::env::var("HELIO_BACKLOG_MIB").ok().and_then(|text| text.parse().ok()).unwrap_or(192)
+}
+
+/// Writes at node a until told to stop; returns the longest wait between two answers while `watched`.
+fn write(
+    socket: &Path,
+    volume: &str,
+    ledger: &Mutex<Ledger>,
+    watched: &AtomicBool,
+    stop: &AtomicBool,
+) -> Result<Duration, Error> {
+    let mut client = Client::connect(socket, volume)?;
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    while !stop.load(Ordering::SeqCst) {
+        let mut ledger = ledger.lock().expect("no thread panics");
+        let block = ledger.generation() % HOT;
+        let generation = ledger.begin(block);
+        client.write(block * BLOCK, &fill(HOT_SEED, block, generation))?;
+        ledger.ack();
+        drop(ledger);
+        let now = Instant::now();
+        if watched.load(Ordering::SeqCst) {
+            longest = longest.max(now - last);
+        }
+        last = now;
+    }
+    client.flush()?;
+    Ok(longest)
+}
+
+fn json(up: &Up, arguments: &[&str]) -> Value {
+    serde_json::from_str(&up.run(arguments).expect("succeeds")).expect("is JSON")
+}
+
+/// Hands `volume` from a to b under a writer, checks the writer's blocks at b, and returns the report and the wait.
+fn hand_over(up: &Up, volume: &str) -> (Value, Duration) {
+    let (socket, ledger) = (up.socket("a"), Mutex::new(Ledger::default()));
+    let (watched, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (report, wait) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write(&socket, volume, &ledger, &watched, &stop));
+        while ledger.lock().expect("no thread panics").generation() < 100 {
+            assert!(!writer.is_finished(), "the writer writes");
+            std::thread::yield_now();
+        }
+        watched.store(true, Ordering::SeqCst);
+        let report = json(up, &["volume", "migrate", volume, "--to", "b", "--json"]);
+        // On, until it has written through the new owner.
+        let then = ledger.lock().expect("no thread panics").generation();
+        while ledger.lock().expect("no thread panics").generation() < then + 10 && !writer.is_finished() {
+            std::thread::yield_now();
+        }
+        stop.store(true, Ordering::SeqCst);
+        (report, writer.join().expect("ends").expect("the writer's client sees no error"))
+    });
+    let mut client = Client::connect(&up.socket("b"), volume).expect("connects");
+    let read = |block: u64| {
+        let bytes = client.read(block * BLOCK, BLOCK as u32).map_err(|error| format!("{error:?}"))?;
+        check(&bytes, HOT_SEED, block)
+    };
+    ledger.into_inner().expect("no thread panics").check(read).expect("what was acked is at b");
+    (report, wait)
+}
+
+fn compare_waits(rtt_ms: u64) {
+    let up = Up::start(&["--rtt", &rtt_ms.to_string(), "--rate", "20"]).expect("starts");
+    let (mib, image) = (backlog_mib(), up.data().join("image"));
+    let mut file = BufWriter::new(File::create(&image).expect("is made"));
+    for block in 0..mib << 8 {
+        // The hot blocks are left as they are: zeroes.
+        let bytes = if block < HOT { vec![0; BLOCK as usize] } else { fill(COLD_SEED, block, 1) };
+        file.write_all(&bytes).expect("is written");
+    }
+    file.into_inner().expect("is written");
+    for volume in ["empty", "full"] {
+        up.run(&["volume", "create", volume, "--size", &format!("{mib}M"), "--owner", "a"]).expect("is created");
+    }
+    let (empty, empty_wait) = hand_over(&up, "empty");
+    let full = format!("nbd+unix:///full?socket={}", up.socket("a").display());
+    run(Command::new("nbdcopy").arg(&image).arg(full)).expect("is copied");
+    let (full, full_wait) = hand_over(&up, "full");
+
+    assert_eq!((&empty["epoch"], &full["epoch"]), (&Value::from(2), &Value::from(2)));
+    let stale = full["stale_bytes_at_handover"].as_u64().expect("is a number");
+    assert!(stale > mib << 19, "{stale} bytes are no backlog of {mib} MiB");
+    let mut client = Client::connect(&up.socket("b"), "full").expect("connects");
+    for block in (HOT..mib << 8).step_by(SAMPLE as usize) {
+        let bytes = client.read(block * BLOCK, BLOCK as u32).expect("is fetched");
+        assert_eq!(check(&bytes, COLD_SEED, block), Ok(1));
+    }
+    for (what, report, wait) in [("empty", empty, empty_wait), ("full", full, full_wait)] {
+        let round_trips = match rtt_ms {
+            0 => String::new(),
+            rtt => format!(" = {:.1} round trips", wait.as_secs_f64() * 1000.0 / rtt as f64),
+        };
+        println!(
+            "rtt {rtt_ms} ms, {what:>5} backlog of {:>5} MiB: writers held {:>6.1} ms, longest wait {:>6.1} ms{round_trips}",
+            report["stale_bytes_at_handover"].as_u64().unwrap_or(0) >> 20,
+            report["handover_ms"].as_f64().unwrap_or(0.0),
+            wait.as_secs_f64() * 1000.0,
+        );
+    }
+}
+
+#[test]
+fn a_handover_at_0_ms_waits_for_round_trips_and_not_for_bytes() {
+    compare_waits(0);
+}
+
+#[test]
+fn a_handover_at_60_ms_waits_for_round_trips_and_not_for_bytes() {
+    compare_waits(60);
+}
+
+#[test]
+fn a_handover_at_150_ms_waits_for_round_trips_and_not_for_bytes() {
+    compare_waits(150);
+}
