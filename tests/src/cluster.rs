@@ -58,6 +58,19 @@ impl Up {
         self.data().join(provider).join("nbd.sock")
     }
 
+    /// A volume's addresses at a provider: over TCP and over the Unix socket. No volume lists them all.
+    ///
+    /// # Errors
+    /// When the cluster does not say where it listens.
+    pub fn uris(&self, provider: &str, volume: &str) -> anyhow::Result<[String; 2]> {
+        let file: serde_json::Value = serde_json::from_slice(&std::fs::read(self.data().join("cluster.json"))?)?;
+        let nodes = file["nodes"].as_array().context("cluster.json has nodes")?;
+        let node = nodes.iter().find(|node| node["name"] == provider).context("there is no such provider")?;
+        let address = node["nbd_tcp"].as_str().context("it listens on TCP")?;
+        let unix = format!("nbd+unix:///{volume}?socket={}", self.socket(provider).display());
+        Ok([format!("nbd://{address}/{volume}"), unix])
+    }
+
     /// Starts it again on the same directory.
     ///
     /// # Errors
