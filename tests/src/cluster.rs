@@ -40,8 +40,16 @@ impl Up {
     /// # Errors
     /// When it does not become ready; its log is in the message.
     pub fn start(arguments: &[&str]) -> anyhow::Result<Up> {
+        Up::start_in(tempfile::tempdir()?, arguments)
+    }
+
+    /// The same in a directory of the caller's choice, on another file system perhaps.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_in(directory: tempfile::TempDir, arguments: &[&str]) -> anyhow::Result<Up> {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let mut up = Up { directory: tempfile::tempdir()?, arguments, process: None };
+        let mut up = Up { directory, arguments, process: None };
         up.restart()?;
         Ok(up)
     }
@@ -89,6 +97,17 @@ impl Up {
     /// When it does not run.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.process.take().context("it runs")?.kill()
+    }
+
+    /// SIGTERM, and waits for a clean end.
+    ///
+    /// # Errors
+    /// When it does not run, does not end, or ends with a failure.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        let mut process = self.process.take().context("it runs")?;
+        process.terminate()?;
+        ensure!(process.wait(READY_PATIENCE)?, "it ended with a failure");
+        Ok(())
     }
 
     /// Runs a `helio` command against the cluster; returns what it printed.

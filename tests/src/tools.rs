@@ -6,6 +6,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Pause between two looks at something that others do.
 pub(crate) const LOOK: Duration = Duration::from_millis(20);
@@ -78,6 +79,15 @@ impl Owned {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
+    }
+
+    /// Asks it to end, with SIGTERM.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn terminate(&self) -> anyhow::Result<()> {
+        let pid = Pid::from_child(&self.child);
+        Ok(kill_process(pid, Signal::TERM)?)
     }
 
     /// Waits until it ends; whether it succeeded.

@@ -69,24 +69,3 @@ fn a_connected_writer_follows_its_volume_and_a_stranger_is_refused() {
     assert_eq!(status["owner"], "a");
     assert_eq!(status["replicas"].as_array().map(Vec::len), Some(2));
 }
-
-#[test]
-fn bad_input_is_answered_with_what_to_do() {
-    let up = Up::start(&["--providers", "a"]).expect("starts");
-    for (arguments, expected) in [
-        (vec!["volume", "status", "nope"], "there is no volume"),
-        (vec!["volume", "create", "v", "--size", "0"], "above 0"),
-        (vec!["volume", "create", "v", "--size", "17T"], "16 TiB"),
-        (vec!["volume", "create", "a/b", "--size", "1M"], "contains '/'"),
-        (vec!["volume", "create", "v", "--size", "1M", "--owner", "zz"], "the nodes are a"),
-        (vec!["up", "--nbd-port", "0", "--http-port", "0"], "is in use by process"),
-    ] {
-        let error = up.run(&arguments).expect_err("is refused").to_string();
-        assert!(error.contains(expected), "{arguments:?}: {error}");
-    }
-    up.run(&["volume", "create", "v", "--size", "1M"]).expect("is created");
-    let twice = up.run(&["volume", "create", "v", "--size", "1M"]).expect_err("exists").to_string();
-    assert!(twice.contains("exists already"), "{twice}");
-    up.run(&["volume", "delete", "v"]).expect("is deleted");
-    up.run(&["volume", "create", "v", "--size", "1M"]).expect("the name is free again");
-}
