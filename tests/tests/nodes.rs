@@ -187,7 +187,8 @@ fn strangers_and_mistakes_are_turned_away_with_what_to_do() {
     let flipped = if token.starts_with('0') { "1" } else { "0" };
     refused(nodes.cluster(&["join"], "b", &format!("{flipped}{}", &token[1..])), "the token is not valid");
     let (proof, address) = token.trim().split_once('@').expect("has an address");
-    let other_cluster = format!("{}{flipped}@{address}", &proof[..proof.len() - 1]);
+    let last = if proof.ends_with('0') { "1" } else { "0" };
+    let other_cluster = format!("{}{last}@{address}", &proof[..proof.len() - 1]);
     refused(nodes.cluster(&["join"], "b", &other_cluster), "is the token of its cluster?");
     refused(nodes.cluster(&["init"], "a", ""), "is in use by process");
     refused(nodes.cluster(&["token"], "b", ""), "does not hold the cluster's authority");

@@ -40,6 +40,8 @@ struct InFlight {
     entry: Entry,
     durable: bool,
     done: Done,
+    /// Others who asked for what this entry brings while it was under way, and whether it must be durable for them.
+    followers: Vec<(bool, Done)>,
 }
 
 /// A shard's whole state. Used from one thread.
@@ -229,7 +231,7 @@ impl Core {
                 if let (Some((first, last)), Some(run)) = (blocks, self.volumes.get_mut(&volume)) {
                     run.flights.push_back(Busy { ticket, first, last });
                 }
-                self.in_flight.insert(ticket, InFlight { volume, entry, durable, done });
+                self.in_flight.insert(ticket, InFlight { volume, entry, durable, done, followers: Vec::new() });
                 Ok(())
             }
             Err(error) => {
@@ -248,13 +250,27 @@ impl Core {
         }
     }
 
+    /// Has `done` answered together with the newest manifest of `volume` that is under way; gives it back when there
+    /// is none.
+    pub(super) fn follow_manifest(&mut self, volume: VolumeId, durable: bool, done: Done) -> Option<Done> {
+        let is_manifest = |flight: &InFlight| flight.volume == volume && matches!(flight.entry, Entry::Manifest { .. });
+        let manifests = self.in_flight.iter_mut().filter(|(_, flight)| is_manifest(flight));
+        match manifests.max_by_key(|(ticket, _)| **ticket) {
+            Some((_, flight)) => {
+                flight.followers.push((durable, done));
+                None
+            }
+            None => Some(done),
+        }
+    }
+
     pub(super) fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;
         self.next_ticket - 1
     }
 
     fn appended(&mut self, ticket: u64, result: Result<Placed, LogError>) {
-        let InFlight { volume, entry, durable, done } =
+        let InFlight { volume, entry, durable, done, followers } =
             self.in_flight.remove(&ticket).expect("the log answers each append once");
         let outcome = match result {
             Ok(placed) => match &self.failed {
@@ -289,18 +305,18 @@ impl Core {
                 }
             }
         }
-        match outcome {
-            Ok(placed) if durable && !placed.durable => self.syncs.wait(volume, done),
-            Ok(placed) => {
-                if placed.durable
-                    && let Some(run) = self.volumes.get_mut(&volume)
-                {
-                    // A durable append is only made when everything before it was durable.
-                    run.durable = run.durable.max(run.state.known);
-                }
-                self.answer(volume, done);
+        if outcome.as_ref().is_ok_and(|placed| placed.durable)
+            && let Some(run) = self.volumes.get_mut(&volume)
+        {
+            // A durable append is only made when everything before it was durable.
+            run.durable = run.durable.max(run.state.known);
+        }
+        for (durable, done) in std::iter::once((durable, done)).chain(followers) {
+            match &outcome {
+                Ok(placed) if durable && !placed.durable => self.syncs.wait(volume, done),
+                Ok(_) => self.answer(volume, done),
+                Err(error) => done.fail(error.clone()),
             }
-            Err(error) => done.fail(error),
         }
         self.wake_writes(volume);
     }

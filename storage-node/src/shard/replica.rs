@@ -39,6 +39,8 @@ impl Core {
             return done.fail(StoreError::ManifestGap { expected: known, found: manifest.from });
         }
         if run.role == Role::Owner || !(news || seal) {
+            // It may have come a moment before, from the sender or from a handover, and not be applied yet.
+            let Some(done) = self.follow_manifest(volume, durable, done) else { return };
             return if durable { self.syncs.wait(volume, done) } else { self.answer(volume, done) };
         }
         let Manifest { from, to, runs } = manifest;

@@ -350,3 +350,24 @@ fn a_manifest_of_many_thousands_of_blocks_comes_in_parts_and_counts_whole() {
     replica.restart();
     assert_eq!(replica.report().stale_blocks, u64::from(COUNT));
 }
+
+/// Found by handovers under load: the sender's manifest was under way when the last one of the handover came. That one
+/// brought no news, so it was answered at once, from the state before: "node 2 knows the volume up to 5.295, not
+/// 5.297", and the handover was given up. Asked to be durable, it was told so before it was.
+#[test]
+fn a_manifest_that_comes_twice_is_answered_when_the_first_is_applied_and_durable() {
+    let mut replica = Rig::new(1);
+    replica.open(SIZE);
+    let to = Lsn::new(client_lib::Epoch(1), 1);
+    let run = ManifestRun { start: BlockIndex(0), lsn: to, content: RunContent::Zero(1) };
+    let manifest = Manifest { from: Lsn::ZERO, to, runs: vec![run] };
+    let mut send = |durable| {
+        let manifest = manifest.clone();
+        replica.send(|reply| Request::ApplyManifest { volume: VOLUME, manifest, seal: false, durable, reply })
+    };
+    let (first, second) = (send(false), send(true));
+    assert_eq!(replica.wait(second), Ok(to), "from the state after it");
+    replica.crash();
+    assert_eq!(replica.report().known, to, "and durable");
+    drop(first);
+}
