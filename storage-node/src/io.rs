@@ -18,6 +18,7 @@ use buffer::AlignedBuffer;
 pub mod buffer;
 #[cfg(test)]
 mod conformance;
+mod files;
 pub mod sim;
 pub mod std;
 pub mod uring;
@@ -40,6 +41,17 @@ pub enum IoKind {
     Sync,
     /// Makes the file `name` of `size` zero bytes, written through and synced, replacing nothing. `file` is ignored.
     Create { name: String, size: u64 },
+}
+
+impl IoKind {
+    /// The operation's buffer, if it has one.
+    #[must_use]
+    pub fn into_buffer(self) -> Option<AlignedBuffer> {
+        match self {
+            IoKind::Read { buffer, .. } | IoKind::Write { buffer, .. } => Some(buffer),
+            IoKind::Sync | IoKind::Create { .. } => None,
+        }
+    }
 }
 
 /// An operation.

@@ -142,13 +142,13 @@ impl SimEngine {
     fn carry_out(&self, file: FileId, kind: IoKind) -> (io::Result<()>, Option<super::buffer::AlignedBuffer>) {
         let mut state = match self.alive() {
             Ok(state) => state,
-            Err(error) => return (Err(error), buffer_of(kind)),
+            Err(error) => return (Err(error), kind.into_buffer()),
         };
         state.operations += 1;
         if let Some(left) = state.fail_in {
             state.fail_in = left.checked_sub(1);
             if left == 0 {
-                return (Err(io::Error::other("an injected fault")), buffer_of(kind));
+                return (Err(io::Error::other("an injected fault")), kind.into_buffer());
             }
         }
         if let IoKind::Create { name, size } = kind {
@@ -195,14 +195,6 @@ impl SimEngine {
         }
     }
 }
-
-fn buffer_of(kind: IoKind) -> Option<super::buffer::AlignedBuffer> {
-    match kind {
-        IoKind::Read { buffer, .. } | IoKind::Write { buffer, .. } => Some(buffer),
-        IoKind::Sync | IoKind::Create { .. } => None,
-    }
-}
-
 impl IoEngine for SimEngine {
     fn list(&mut self) -> io::Result<Vec<(String, u64)>> {
         let state = self.alive()?;

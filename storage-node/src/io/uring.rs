@@ -9,7 +9,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,8 +17,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, opcode, types};
 
-use super::buffer::AlignedBuffer;
-use super::std::{Files, create_zeroed, list};
+use super::files::{Files, create_zeroed};
 use super::{FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
 use crate::shard::handle::Doorbell;
 
@@ -30,7 +29,6 @@ const DOORBELL: u64 = u64::MAX;
 
 /// The io_uring engine.
 pub struct UringEngine {
-    directory: PathBuf,
     ring: IoUring,
     files: Files,
     slab: Vec<Option<Pending>>,
@@ -57,7 +55,7 @@ struct Pending {
 
 impl std::fmt::Debug for UringEngine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "UringEngine({}, {} under way)", self.directory.display(), self.under_way)
+        write!(f, "UringEngine({}, {} under way)", self.files.directory().display(), self.under_way)
     }
 }
 
@@ -75,9 +73,8 @@ impl UringEngine {
         let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         let (created_sender, created) = channel();
         Ok(UringEngine {
-            directory: directory.to_owned(),
             ring,
-            files: Files::default(),
+            files: Files::new(directory),
             slab: Vec::new(),
             free: Vec::new(),
             under_way: 0,
@@ -180,15 +177,12 @@ impl UringEngine {
         let pending = self.slab[index].take().expect("looked at above");
         self.free.push(index);
         self.under_way -= 1;
-        let buffer = match pending.kind {
-            IoKind::Read { buffer, .. } | IoKind::Write { buffer, .. } => Some(buffer),
-            IoKind::Sync | IoKind::Create { .. } => None,
-        };
-        completions.push(IoCompletion { token: pending.token, result: outcome, buffer });
+        completions.push(IoCompletion { token: pending.token, result: outcome, buffer: pending.kind.into_buffer() });
     }
 
     fn create(&mut self, token: u64, name: String, size: u64) {
-        let (directory, done, bell) = (self.directory.clone(), self.created_sender.clone(), self.bell.clone());
+        let (directory, done, bell) =
+            (self.files.directory().to_owned(), self.created_sender.clone(), self.bell.clone());
         self.under_way += 1;
         let made = std::thread::Builder::new().name("helio-segment".into()).spawn(move || {
             let result = create_zeroed(&directory, &name, size);
@@ -226,18 +220,15 @@ mod libc_errno {
 
 impl IoEngine for UringEngine {
     fn list(&mut self) -> io::Result<Vec<(String, u64)>> {
-        list(&self.directory)
+        self.files.list()
     }
 
     fn open(&mut self, name: &str) -> io::Result<FileId> {
-        self.files.open(&self.directory.join(name))
+        self.files.open(name)
     }
 
     fn remove(&mut self, name: &str, file: Option<FileId>) -> io::Result<()> {
-        if let Some(file) = file {
-            self.files.close(file);
-        }
-        std::fs::remove_file(self.directory.join(name))
+        self.files.remove(name, file)
     }
 
     fn submit(&mut self, op: IoOp) {
@@ -316,9 +307,3 @@ impl Doorbell for EventBell {
         }
     }
 }
-
-// The buffer type is only moved here; naming it keeps the slab's contents obvious to a reader.
-const _: fn(Pending) -> Option<AlignedBuffer> = |pending| match pending.kind {
-    IoKind::Read { buffer, .. } | IoKind::Write { buffer, .. } => Some(buffer),
-    IoKind::Sync | IoKind::Create { .. } => None,
-};
