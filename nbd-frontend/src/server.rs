@@ -1,10 +1,11 @@
 //! The listening sockets, and what becomes of each connection.
 //!
 //! Owns accepting, the limits on connections and handshakes, the Unix socket file, and shutdown. Each connection is a
-//! task of its own: whatever a client sends, and even a panic in an export, ends that connection alone. What is said
-//! on a connection is for `negotiation` and `transmission`.
+//! task of its own, on one of a few threads ([`lane`]): whatever a client sends, and even a panic in an export, ends
+//! that connection alone. What is said on a connection is for `negotiation` and `transmission`.
 
 mod connection;
+mod lane;
 mod unix_socket;
 
 use std::net::SocketAddr;
@@ -17,8 +18,9 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
+use self::lane::{Lane, Sockets};
 use self::unix_socket::SocketFile;
 use crate::export::ExportDirectory;
 use crate::transmission::Closing;
@@ -77,7 +79,8 @@ pub struct Server {
     tcp_address: Option<SocketAddr>,
     unix: Option<SocketFile>,
     closing: Closing,
-    acceptors: Vec<JoinHandle<()>>,
+    limits: Limits,
+    lanes: Vec<Lane>,
 }
 
 /// What all connections of a server share.
@@ -89,7 +92,8 @@ struct Shared {
 }
 
 impl Server {
-    /// Listens as `options` say and serves `directory`. Must be called inside a tokio runtime, on which everything runs.
+    /// Listens as `options` say and serves `directory`, on threads of its own: the directory's futures are polled
+    /// there, and must not rely on the runtime that this is called on.
     ///
     /// # Errors
     /// `InvalidRequest` if there is nothing to listen on or the address or path is not usable, `Busy` if another process
@@ -101,7 +105,8 @@ impl Server {
         }
         let tcp = match tcp {
             Some(address) => {
-                Some(TcpListener::bind(address).await.map_err(|error| cannot_listen(&address.to_string(), error))?)
+                let listener = TcpListener::bind(address).await.and_then(TcpListener::into_std);
+                Some(listener.map_err(|error| cannot_listen(&address.to_string(), error))?)
             }
             None => None,
         };
@@ -112,6 +117,7 @@ impl Server {
         let (unix_listener, unix) = match unix {
             Some(path) => {
                 let (listener, file) = unix_socket::bind(path).await?;
+                let listener = listener.into_std().map_err(|error| cannot_listen("the Unix socket", error))?;
                 (Some(listener), Some(file))
             }
             None => (None, None),
@@ -123,15 +129,13 @@ impl Server {
             closing: closing.clone(),
             connections: Arc::new(Semaphore::new(limits.connections_max)),
         });
-        let mut acceptors = Vec::new();
-        if let Some(listener) = tcp {
-            acceptors.push(tokio::spawn(accept(listener, Arc::clone(&shared))));
+        let sockets = Sockets { tcp, unix: unix_listener };
+        let mut server = Server { tcp_address, unix, closing, limits, lanes: Vec::new() };
+        for number in 0..lane::count() {
+            server.lanes.push(Lane::start(number, &sockets, Arc::clone(&shared))?);
         }
-        if let Some(listener) = unix_listener {
-            acceptors.push(tokio::spawn(accept(listener, shared)));
-        }
-        tracing::info!(tcp = ?tcp_address, unix = ?unix.as_ref().map(SocketFile::path), "NBD server listens");
-        Ok(Server { tcp_address, unix, closing, acceptors })
+        tracing::info!(tcp = ?tcp_address, unix = ?server.unix.as_ref().map(SocketFile::path), "NBD server listens");
+        Ok(server)
     }
 
     /// The TCP address that the server listens on.
@@ -145,9 +149,10 @@ impl Server {
     pub async fn shutdown(mut self) {
         self.closing.close();
         self.unix = None;
-        for acceptor in std::mem::take(&mut self.acceptors) {
-            // An acceptor that panicked has been logged by the runtime, and its connections are gone with it.
-            let _ = acceptor.await;
+        let patience = self.limits.drain_timeout + 2 * DRAIN_GRACE;
+        let all = std::mem::take(&mut self.lanes).into_iter().map(Lane::ended);
+        if tokio::time::timeout(patience, futures_util::future::join_all(all)).await.is_err() {
+            tracing::warn!("an NBD thread is left behind: an export blocks it");
         }
     }
 }

@@ -81,6 +81,8 @@ pub struct QuicOptions {
 }
 
 pub(crate) struct Shared {
+    /// Where connections live: not on the runtime of whoever called first.
+    runtime: tokio::runtime::Handle,
     endpoint: Endpoint,
     identity: NodeIdentity,
     crypto: Arc<quinn::crypto::rustls::QuicClientConfig>,
@@ -143,7 +145,13 @@ impl QuicTransport {
         )?;
         let crypto = tls::client_crypto(&identity)?;
         let transport = Arc::new(QuicTransport {
-            shared: Arc::new(Shared { endpoint, identity, crypto, rtts: Mutex::default() }),
+            shared: Arc::new(Shared {
+                runtime: tokio::runtime::Handle::current(),
+                endpoint,
+                identity,
+                crypto,
+                rtts: Mutex::default(),
+            }),
             service,
             peers: Mutex::default(),
             accepted: Mutex::default(),

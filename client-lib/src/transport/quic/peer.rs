@@ -74,7 +74,7 @@ impl Peer {
                 None => {
                     let (sender, receiver) = watch::channel(None);
                     let pause = backoff(state.failures, state.failed_at);
-                    let task = tokio::spawn(self.clone().dial(shared.clone(), pause, sender));
+                    let task = shared.runtime.spawn(self.clone().dial(shared.clone(), pause, sender));
                     state.dialling = Some((receiver.clone(), task.abort_handle()));
                     receiver
                 }

@@ -1,0 +1,91 @@
+//! A thread that serves connections: its own runtime, its own readiness, no hand-over between threads.
+//!
+//! On the node's many-threaded runtime a request at queue depth 1 cost four futex calls and two to three turns of epoll,
+//! since a reply wakes whichever worker sleeps best and the next request another (measured 2026-11-23). On a lane, the
+//! one thread that reads a request also sends its reply. All lanes accept on the same sockets.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use client_lib::{Error, ErrorKind};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::oneshot;
+
+use super::{Listener, Shared, accept};
+
+/// Threads at most: beyond them the shard is the limit.
+const LANES_MAX: usize = 4;
+
+/// How many lanes suit this machine: half of its cores, since clients and shards need the others.
+pub(super) fn count() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (cores / 2).clamp(1, LANES_MAX)
+}
+
+/// The sockets a lane accepts on, not yet known to any runtime.
+pub(super) struct Sockets {
+    pub(super) tcp: Option<std::net::TcpListener>,
+    pub(super) unix: Option<std::os::unix::net::UnixListener>,
+}
+
+impl Sockets {
+    fn duplicate(&self) -> std::io::Result<Sockets> {
+        Ok(Sockets {
+            tcp: self.tcp.as_ref().map(std::net::TcpListener::try_clone).transpose()?,
+            unix: self.unix.as_ref().map(std::os::unix::net::UnixListener::try_clone).transpose()?,
+        })
+    }
+}
+
+/// A running lane.
+#[derive(Debug)]
+pub(super) struct Lane {
+    thread: JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Lane {
+    /// Starts a thread that serves until `shared` closes.
+    ///
+    /// # Errors
+    /// `Internal` when the system gives no thread or descriptors.
+    pub(super) fn start(number: usize, sockets: &Sockets, shared: Arc<Shared>) -> Result<Lane, Error> {
+        let failed = |error| Error::new(ErrorKind::Internal, "a thread for NBD cannot be started").caused_by(error);
+        let sockets = sockets.duplicate().map_err(failed)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (end, ended) = oneshot::channel();
+        // A lane logs where whoever made the server logs.
+        let dispatch = tracing::dispatcher::get_default(Clone::clone);
+        let thread = std::thread::Builder::new().name(format!("nbd-{number}")).spawn(move || {
+            let _log = tracing::dispatcher::set_default(&dispatch);
+            if let Err(error) = runtime.block_on(serve(sockets, shared)) {
+                tracing::error!(%error, "NBD is not served any more: a listening socket cannot be used");
+            }
+            // What an export still holds must not hold up the shutdown.
+            runtime.shutdown_background();
+            // Nobody waits when the server was dropped.
+            let _ = end.send(());
+        });
+        Ok(Lane { thread: thread.map_err(failed)?, ended })
+    }
+
+    /// Waits until the thread has ended.
+    pub(super) async fn ended(self) {
+        // A thread that panicked has dropped its end, and its connections are gone with it.
+        let _ = self.ended.await;
+        let _ = self.thread.join();
+    }
+}
+
+async fn serve(sockets: Sockets, shared: Arc<Shared>) -> std::io::Result<()> {
+    let tcp = sockets.tcp.map(TcpListener::from_std).transpose()?;
+    let unix = sockets.unix.map(UnixListener::from_std).transpose()?;
+    tokio::join!(accept_on(tcp, &shared), accept_on(unix, &shared));
+    Ok(())
+}
+
+async fn accept_on<L: Listener>(listener: Option<L>, shared: &Arc<Shared>) {
+    if let Some(listener) = listener {
+        accept(listener, Arc::clone(shared)).await;
+    }
+}
