@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client_lib::pki::NodeIdentity;
-use client_lib::transport::Transport;
 use client_lib::transport::quic::{QuicOptions, QuicTransport};
+use client_lib::transport::{BoxFuture, Transport};
 use client_lib::wire::join::Contact;
 use client_lib::{Error, ErrorKind, GroupId, NodeId, NodeName, ProviderId};
-use consensus::{Command, Member, MetaOptions, MetaRaft, Response};
+use consensus::{Command, Member, MetaOptions, MetaRaft, MetaState, Response};
 use nbd_frontend::server::{Server, ServerOptions};
 use tokio::task::JoinHandle;
 
@@ -29,8 +29,10 @@ use crate::ownership::driver::OwnershipLog;
 use crate::peer::client::PeerClient;
 use crate::peer::server::PeerServer;
 use crate::serve::admin::Admin;
+use crate::serve::exports::Exports;
 use crate::serve::http::HttpServer;
-use crate::serve::session::Volumes;
+use crate::serve::metadata::{Metadata, NewestMetadata};
+use crate::serve::volumes::Volumes;
 use crate::shard::Shard;
 use crate::shard::handle::ShardHandle;
 
@@ -159,10 +161,16 @@ impl Node {
         let incarnation = until_available(&this, || announce(&meta, &this)).await?;
         tracing::info!(node = %this.name, id = %me, incarnation, "started");
 
-        // Session numbers are unique over the cluster's life: node, incarnation, count.
-        let volumes = Arc::new(Volumes::new((me.0 << 48) | ((incarnation & 0xffff) << 32)));
-        let reconciler =
-            Arc::new(Reconciler::new(me, volumes.clone(), shard.clone(), peers.clone(), options.peer_overrides));
+        let volumes = Arc::new(Volumes::default());
+        let newest = Arc::new(NewestMetadata::new(Arc::new(meta.clone())));
+        let reconciler = Arc::new(Reconciler::new(
+            me,
+            volumes.clone(),
+            shard.clone(),
+            peers.clone(),
+            newest.clone(),
+            options.peer_overrides,
+        ));
         let log: Arc<dyn OwnershipLog> = Arc::new(ownership_log::RaftOwnership::new(meta.clone(), me, incarnation));
         let admin = Arc::new(NodeAdmin::new(
             this,
@@ -182,7 +190,9 @@ impl Node {
 
         let nbd_options = ServerOptions { tcp: options.nbd_tcp, unix: options.nbd_unix, ..ServerOptions::default() };
         let nbd = if nbd_options.tcp.is_some() || nbd_options.unix.is_some() {
-            Some(Server::bind(nbd_options, volumes.clone()).await?)
+            // Session numbers are unique over the cluster's life: node, incarnation, count.
+            let first_session = (me.0 << 48) | ((incarnation & 0xffff) << 32);
+            Some(Server::bind(nbd_options, Arc::new(Exports::new(volumes, newest, first_session))).await?)
         } else {
             None
         };
@@ -231,6 +241,12 @@ impl Node {
             tracing::error!(%error, "consensus did not stop cleanly; it will recover at the next start");
         }
         self.transport.close().await;
+    }
+}
+
+impl Metadata for MetaRaft {
+    fn linearizable(&self) -> BoxFuture<'_, Result<Arc<MetaState>, Error>> {
+        Box::pin(MetaRaft::linearizable(self, METADATA_DEADLINE))
     }
 }
 

@@ -1,6 +1,9 @@
 //! What a node serves: volumes to NBD clients and to other nodes, and its administrators.
 
 pub mod admin;
+pub mod exports;
 pub mod http;
-pub mod session;
+pub mod metadata;
+mod session;
 pub mod volume;
+pub mod volumes;

@@ -19,7 +19,9 @@ use storage_node::ownership::driver::{Driver, HandoverReport, OwnershipLog, Tran
 use storage_node::peer::client::PeerClient;
 use storage_node::peer::message::AdminForward;
 use storage_node::peer::server::{ForwardedAdmin, PeerServer};
-use storage_node::serve::session::Volumes;
+use storage_node::serve::exports::Exports;
+use storage_node::serve::metadata::{Metadata, NewestMetadata};
+use storage_node::serve::volumes::Volumes;
 use storage_node::shard::Shard;
 use storage_node::shard::handle::ShardHandle;
 use tokio::sync::watch;
@@ -50,8 +52,32 @@ impl Meta {
         response.into_result()
     }
 
+    /// What a node hears of the changes, and a lock: while it is held, the node hears nothing.
+    fn follow(&self) -> (Arc<tokio::sync::Mutex<()>>, watch::Receiver<Arc<MetaState>>) {
+        let mut published = self.published.subscribe();
+        let (sender, receiver) = watch::channel(published.borrow_and_update().clone());
+        let hearing = Arc::new(tokio::sync::Mutex::new(()));
+        let lock = hearing.clone();
+        tokio::spawn(async move {
+            while published.changed().await.is_ok() {
+                let _heard = lock.lock().await;
+                let state = published.borrow_and_update().clone();
+                if sender.send(state).is_err() {
+                    return;
+                }
+            }
+        });
+        (hearing, receiver)
+    }
+
     fn state(&self) -> MetaState {
         self.state.lock().expect("no test panics with the lock held").1.clone()
+    }
+}
+
+impl Metadata for Meta {
+    fn linearizable(&self) -> BoxFuture<'_, Result<Arc<MetaState>, Error>> {
+        Box::pin(async { Ok(Arc::new(self.state())) })
     }
 }
 
@@ -117,6 +143,9 @@ impl Service for TestService {
 struct TestNode {
     id: NodeId,
     volumes: Arc<Volumes>,
+    exports: Exports,
+    /// Held, this node hears of no change of the metadata.
+    hearing: Arc<tokio::sync::Mutex<()>>,
     shard: ShardHandle,
     reconciler: Arc<Reconciler>,
     running: tokio::task::JoinHandle<()>,
@@ -155,21 +184,28 @@ impl Cluster {
                 network.set_delay(NodeId(id), NodeId(other), one_way);
             }
             let peers = PeerClient::new(transport);
-            let volumes = Arc::new(Volumes::new(id << 48));
+            let volumes = Arc::new(Volumes::default());
+            let newest = Arc::new(NewestMetadata::new(Arc::new(meta.clone())));
+            let exports = Exports::new(volumes.clone(), newest.clone(), id << 48);
+            let overrides = BTreeMap::new();
             let reconciler =
-                Arc::new(Reconciler::new(NodeId(id), volumes.clone(), shard.clone(), peers, BTreeMap::new()));
+                Arc::new(Reconciler::new(NodeId(id), volumes.clone(), shard.clone(), peers, newest, overrides));
             assert!(service.0.set(PeerServer::new(volumes.clone(), Arc::new(NoAdmin))).is_ok());
-            let running = tokio::spawn(reconciler.clone().run(meta.published.subscribe()));
-            nodes.insert(id, TestNode { id: NodeId(id), volumes, shard, reconciler, running, _directory: directory });
+            let (hearing, heard) = meta.follow();
+            let running = tokio::spawn(reconciler.clone().run(heard));
+            let node = TestNode {
+                id: NodeId(id),
+                volumes,
+                exports,
+                shard,
+                reconciler,
+                running,
+                hearing,
+                _directory: directory,
+            };
+            nodes.insert(id, node);
         }
-        let created = meta.propose(Command::CreateVolume {
-            name: "v".parse().expect("a name"),
-            size: VolumeSize::try_from(SIZE).expect("a size"),
-            owner: NodeId(1),
-            replicas: [NodeId(2), NodeId(3)].into(),
-            nonce: 7,
-        });
-        let Ok(Response::VolumeCreated { volume }) = created else { panic!("{created:?}") };
+        let volume = create(&meta, "v");
         let cluster = Cluster { meta, network, nodes, volume };
         for id in 1..=3 {
             cluster.until(|| async { cluster.nodes[&id].volumes.get(volume).is_some() }).await;
@@ -187,7 +223,7 @@ impl Cluster {
     }
 
     async fn session(&self, node: u64) -> Arc<dyn Session> {
-        ExportDirectory::open(&*self.nodes[&node].volumes, "v").await.expect("opens")
+        self.nodes[&node].exports.open("v").await.expect("opens")
     }
 
     async fn migrate(&self, from: u64, to: u64) -> Result<HandoverReport, Error> {
@@ -217,6 +253,19 @@ impl Cluster {
             node.shard.stop().await.unwrap_or_else(|error| panic!("node {}: {error}", node.id));
         }
     }
+}
+
+/// Makes a volume at node 1, with replicas at the others.
+fn create(meta: &Meta, name: &str) -> VolumeId {
+    let created = meta.propose(Command::CreateVolume {
+        name: name.parse().expect("a name"),
+        size: VolumeSize::try_from(SIZE).expect("a size"),
+        owner: NodeId(1),
+        replicas: [NodeId(2), NodeId(3)].into(),
+        nonce: u64::from(crc32fast::hash(name.as_bytes())),
+    });
+    let Ok(Response::VolumeCreated { volume }) = created else { panic!("{created:?}") };
+    volume
 }
 
 fn block(fill: u8) -> Bytes {
@@ -367,5 +416,45 @@ async fn a_handover_to_a_node_out_of_reach_leaves_the_volume_where_it_is() {
     write(&at_a, 1, 2).await;
     assert_eq!(read(&at_a, 1).await, block(2));
     assert_eq!(cluster.meta.state().volume(cluster.volume).expect("exists").owner, NodeId(1));
+    cluster.stop().await;
+}
+
+/// Found under load: `helio volume create` at one node had returned, and another node told an NBD client that there is
+/// no such volume, since it had not heard of it yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_made_elsewhere_a_moment_ago_is_found() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let node = &cluster.nodes[&2];
+    let deaf = node.hearing.lock().await;
+    create(&cluster.meta, "w");
+    assert!(node.volumes.named("w").is_none(), "not heard of");
+    let open = async { node.exports.open("w").await.map(|session| session.info().name) };
+    let hear = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(deaf);
+    };
+    let (opened, ()) = tokio::join!(open, hear);
+    assert_eq!(opened.expect("is there"), "w");
+    let missing = node.exports.open("x").await.map(|session| session.info().name).expect_err("was never made");
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
+    cluster.stop().await;
+}
+
+/// The window in which a machine that moved along with its disk would have been refused: the handover had been reported
+/// as done, and the destination, which had not heard that it was the owner, answered a write with EPERM.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_was_told_of_the_handover_may_write_at_once() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let node = &cluster.nodes[&2];
+    let deaf = node.hearing.lock().await;
+    cluster.migrate(1, 2).await.expect("is handed over");
+    assert_eq!(node.volumes.get(cluster.volume).expect("is served").gate.view().owner, NodeId(1), "not heard of");
+    let at_b = cluster.session(2).await;
+    let hear = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(deaf);
+    };
+    tokio::join!(write(&at_b, 1, 7), hear);
+    assert_eq!(read(&cluster.session(3).await, 1).await, block(7));
     cluster.stop().await;
 }

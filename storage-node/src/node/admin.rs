@@ -23,8 +23,8 @@ use crate::peer::client::{PeerClient, unexpected};
 use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest};
 use crate::peer::server::ForwardedAdmin;
 use crate::serve::admin::Admin;
-use crate::serve::session::Volumes;
 use crate::serve::volume::{ServedVolume, store_failure};
+use crate::serve::volumes::Volumes;
 
 /// How long a new volume may take to be served at its owner before `create` says so.
 const CREATE_PATIENCE: Duration = Duration::from_secs(10);
@@ -154,10 +154,9 @@ impl NodeAdmin {
         F: Fn(Arc<ServedVolume>) -> R,
         R: Future<Output = Result<T, Error>>,
     {
-        let served = self
-            .volumes
-            .get(id)
-            .ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("volume {id} is not served here yet")))?;
+        let served = self.volumes.arrival(id, OWNER_PATIENCE).await.ok_or_else(|| {
+            Error::new(ErrorKind::Unavailable, format!("this node cannot serve volume {id}; its log says why"))
+        })?;
         let view =
             tokio::time::timeout(OWNER_PATIENCE, served.gate.settled(client_lib::Epoch(0))).await.map_err(|_| {
                 Error::new(

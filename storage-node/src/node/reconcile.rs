@@ -16,10 +16,10 @@ use tokio::task::JoinHandle;
 
 use crate::ownership::gate::{Phase, View};
 use crate::peer::client::PeerClient;
-use crate::propagation::pull::Puller;
 use crate::propagation::sender::{Sender, Watermarks};
-use crate::serve::session::Volumes;
+use crate::serve::metadata::NewestMetadata;
 use crate::serve::volume::{ServedVolume, store_failure};
+use crate::serve::volumes::Volumes;
 use crate::shard::handle::ShardHandle;
 
 /// What an owner runs for a volume, until its epoch ends.
@@ -43,6 +43,7 @@ pub struct Reconciler {
     volumes: Arc<Volumes>,
     shard: ShardHandle,
     peers: PeerClient,
+    metadata: Arc<NewestMetadata>,
     peer_overrides: BTreeMap<NodeName, SocketAddr>,
     propagation: Mutex<BTreeMap<VolumeId, Propagation>>,
 }
@@ -55,9 +56,10 @@ impl Reconciler {
         volumes: Arc<Volumes>,
         shard: ShardHandle,
         peers: PeerClient,
+        metadata: Arc<NewestMetadata>,
         peer_overrides: BTreeMap<NodeName, SocketAddr>,
     ) -> Reconciler {
-        Reconciler { me, volumes, shard, peers, peer_overrides, propagation: Mutex::default() }
+        Reconciler { me, volumes, shard, peers, metadata, peer_overrides, propagation: Mutex::default() }
     }
 
     /// Where the replicas of an owned volume are; `None` when it is not owned here.
@@ -122,20 +124,11 @@ impl Reconciler {
             None => {
                 self.shard.open(meta.id, meta.size).await.map_err(store_failure)?;
                 let phase = if owned { Phase::Activating } else { Phase::Elsewhere };
-                let view = View { owner: meta.owner, epoch: meta.epoch, phase };
-                let puller = Puller::new(meta.id, self.me, self.shard.clone(), self.peers.clone());
-                let volume = ServedVolume::new(
-                    meta.id,
-                    meta.name.clone(),
-                    meta.size,
-                    self.me,
-                    self.shard.clone(),
-                    self.peers.clone(),
-                    puller,
-                    view,
-                );
+                let (shard, peers, metadata) = (self.shard.clone(), self.peers.clone(), self.metadata.clone());
+                let volume = ServedVolume::new(meta, self.me, phase, shard, peers, metadata);
                 self.volumes.insert(volume.clone());
-                (volume, View { epoch: Epoch(0), ..view })
+                let view = View { epoch: Epoch(0), ..volume.gate.view() };
+                (volume, view)
             }
         };
         volume.puller.set_holders(holders(meta));

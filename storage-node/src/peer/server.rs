@@ -15,8 +15,8 @@ use crate::ownership::writers::Refusal;
 use crate::propagation::manifest::BlockRun;
 use crate::propagation::pull::PULL_BLOCKS_MAX;
 use crate::propagation::receiver;
-use crate::serve::session::Volumes;
 use crate::serve::volume::{Change, ServedVolume, store_failure};
+use crate::serve::volumes::Volumes;
 use crate::shard::handle::StoreError;
 
 /// Carries out what only the owner of a volume can do for an administrator; answers in JSON.

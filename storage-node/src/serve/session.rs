@@ -1,121 +1,37 @@
-//! NBD's view of the volumes: the directory of exports and one session per connection.
+//! One connection's use of a volume, and its right to write there.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use client_lib::geometry::IO_SIZE_MAX;
 use client_lib::transport::BoxFuture;
-use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, SECTOR_SIZE, VolumeId};
-use nbd_frontend::export::{AllocationExtent, ExportDirectory, ExportInfo, ReadPart, Session, ZeroOptions};
+use client_lib::{Epoch, Error};
+use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Session, ZeroOptions};
 
+use super::exports::export_info;
 use super::volume::{Change, ServedVolume, SessionWriter};
 use crate::ownership::gate::Phase;
 use crate::peer::message::Writer;
 use crate::shard::handle::ReadChunk;
 
-/// The volumes of a node, by id; the composition root adds and removes them as metadata says.
-#[derive(Default)]
-pub struct Volumes {
-    by_id: RwLock<BTreeMap<VolumeId, Arc<ServedVolume>>>,
-    /// Numbers the sessions of this process; starts at the node's incarnation so that numbers never repeat.
-    next_session: AtomicU64,
-}
-
-impl Volumes {
-    /// No volumes yet. Session numbers count up from `first_session`.
-    #[must_use]
-    pub fn new(first_session: u64) -> Volumes {
-        Volumes { by_id: RwLock::default(), next_session: AtomicU64::new(first_session) }
-    }
-
-    /// The volume `id`, if this node serves it.
-    #[must_use]
-    pub fn get(&self, id: VolumeId) -> Option<Arc<ServedVolume>> {
-        self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
-    }
-
-    /// Every volume, in order of id.
-    #[must_use]
-    pub fn all(&self) -> Vec<Arc<ServedVolume>> {
-        self.by_id.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
-
-    /// Adds a volume.
-    pub fn insert(&self, volume: Arc<ServedVolume>) {
-        self.by_id.write().unwrap_or_else(PoisonError::into_inner).insert(volume.id, volume);
-    }
-
-    /// Removes and closes a volume.
-    pub fn remove(&self, id: VolumeId) -> Option<Arc<ServedVolume>> {
-        let volume = self.by_id.write().unwrap_or_else(PoisonError::into_inner).remove(&id)?;
-        volume.gate.close();
-        Some(volume)
-    }
-
-    /// The volume called `name`.
-    ///
-    /// # Errors
-    /// `NotFound`, naming it.
-    pub fn named(&self, name: &str) -> Result<Arc<ServedVolume>, Error> {
-        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
-        by_id.values().find(|volume| volume.name.as_str() == name).cloned().ok_or_else(|| {
-            Error::new(
-                ErrorKind::NotFound,
-                format!("there is no volume {name:?}; `helio volume list` shows those that exist"),
-            )
-        })
-    }
-
-    fn open(&self, name: &str) -> Result<VolumeSession, Error> {
-        let volume = self.named(name)?;
-        let view = volume.gate.view();
-        // Opened at the owner: this session may write from here wherever the volume goes (docs/decisions/0007).
-        let right = if view.owner == volume.me && view.phase != Phase::Closed { view.epoch } else { Epoch(0) };
-        Ok(VolumeSession {
-            volume,
-            id: self.next_session.fetch_add(1, Ordering::Relaxed),
-            right: AtomicU64::new(right.0),
-            generation: AtomicU64::new(0),
-        })
-    }
-}
-
-impl ExportDirectory for Volumes {
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ExportInfo>, Error>> {
-        Box::pin(async { Ok(self.all().iter().map(|volume| export_info(volume)).collect()) })
-    }
-
-    fn info<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ExportInfo, Error>> {
-        Box::pin(async { Ok(export_info(&*self.named(name)?)) })
-    }
-
-    fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
-        Box::pin(async { Ok(Arc::new(Volumes::open(self, name)?) as Arc<dyn Session>) })
-    }
-}
-
-fn export_info(volume: &ServedVolume) -> ExportInfo {
-    ExportInfo {
-        name: volume.name.to_string(),
-        description: format!("Heliotrope volume {}", volume.name),
-        size: volume.size.bytes(),
-        read_only: false,
-        block_size_min: SECTOR_SIZE,
-        block_size_preferred: BLOCK_SIZE,
-        block_size_max: IO_SIZE_MAX,
-    }
-}
-
 /// One connection to a volume.
-struct VolumeSession {
+pub(super) struct VolumeSession {
     volume: Arc<ServedVolume>,
     id: u64,
     /// The epoch of its right to write; 0 without one.
     right: AtomicU64,
     /// Its present attempt at forwarded writes.
     generation: AtomicU64,
+}
+
+impl VolumeSession {
+    /// A session of `volume`, whose number `id` no other session of the cluster ever had.
+    pub(super) fn new(volume: Arc<ServedVolume>, id: u64) -> VolumeSession {
+        let view = volume.gate.view();
+        // Opened at the owner: this session may write from here wherever the volume goes (docs/decisions/0007).
+        let right = if view.owner == volume.me && view.phase != Phase::Closed { view.epoch } else { Epoch(0) };
+        VolumeSession { volume, id, right: AtomicU64::new(right.0), generation: AtomicU64::new(0) }
+    }
 }
 
 impl SessionWriter for VolumeSession {

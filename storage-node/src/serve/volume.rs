@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use client_lib::transport::Class;
 use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId, VolumeName, VolumeSize};
+use consensus::Volume;
 
+use super::metadata::NewestMetadata;
 use crate::ownership::gate::{Gate, Phase, View};
 use crate::ownership::writers::Writers;
 use crate::peer::client::{PeerClient, PeerError, unexpected};
@@ -47,6 +49,8 @@ pub struct ServedVolume {
     pub peers: PeerClient,
     /// Fetches stale blocks.
     pub puller: Puller,
+    /// Asked before a client is refused for what this node may only not have heard of.
+    metadata: Arc<NewestMetadata>,
     /// Whether writes were passed on that a FLUSH here must make durable there.
     forwarded: AtomicBool,
 }
@@ -58,29 +62,27 @@ enum Detour {
 }
 
 impl ServedVolume {
-    /// A volume that starts with `view`.
+    /// The volume `meta` at node `me`, in `phase` of its present epoch.
     #[must_use]
-    #[expect(clippy::too_many_arguments, reason = "the composition root names each part once")]
     pub fn new(
-        id: VolumeId,
-        name: VolumeName,
-        size: VolumeSize,
+        meta: &Volume,
         me: NodeId,
+        phase: Phase,
         shard: ShardHandle,
         peers: PeerClient,
-        puller: Puller,
-        view: View,
+        metadata: Arc<NewestMetadata>,
     ) -> Arc<ServedVolume> {
         Arc::new(ServedVolume {
-            id,
-            name,
-            size,
+            id: meta.id,
+            name: meta.name.clone(),
+            size: meta.size,
             me,
-            shard,
-            gate: Gate::new(view),
+            gate: Gate::new(View { owner: meta.owner, epoch: meta.epoch, phase }),
             writers: Writers::default(),
+            puller: Puller::new(meta.id, me, shard.clone(), peers.clone()),
+            shard,
             peers,
-            puller,
+            metadata,
             forwarded: AtomicBool::new(false),
         })
     }
@@ -143,7 +145,10 @@ impl ServedVolume {
                 }
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(view)) => {
-                    let credentials = writer.credentials().ok_or_else(|| self.not_owner(view))?;
+                    let Some(credentials) = writer.credentials() else {
+                        self.overtaken(view).await?;
+                        continue;
+                    };
                     let (request, payload) = change.to_request(self.id, view.epoch, credentials);
                     self.forwarded.store(true, Ordering::Release);
                     match self.peers.ask(view.owner, Class::Pull, request, payload).await {
@@ -338,6 +343,18 @@ impl ServedVolume {
         }
         self.gate.changed_from(view, RETRY_PAUSE).await;
         Ok(())
+    }
+
+    /// Waits until this node has heard of an epoch newer than that of `view`, if there is one.
+    ///
+    /// # Errors
+    /// `NotOwner` when `view` is the newest: whoever wants to write here has to move the volume first.
+    async fn overtaken(&self, view: View) -> Result<(), Error> {
+        match self.metadata.get().await?.volume(self.id) {
+            Some(meta) if meta.epoch > view.epoch => self.gate.settled(meta.epoch).await.map(drop),
+            Some(_) => Err(self.not_owner(view)),
+            None => Err(Error::new(ErrorKind::Closed, format!("volume {} was deleted", self.name))),
+        }
     }
 
     fn not_owner(&self, view: View) -> Error {

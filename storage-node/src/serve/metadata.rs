@@ -1,0 +1,93 @@
+//! The metadata as of now, for the moments in which what this node has applied may be too old to answer a client.
+//!
+//! A node hears of a change up to a heartbeat after it was committed. Whoever created or moved a volume elsewhere and
+//! then comes here must not be told that it does not exist, or that it may not be written.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use client_lib::Error;
+use client_lib::transport::BoxFuture;
+use consensus::MetaState;
+use tokio::sync::Mutex;
+
+/// Reads metadata through consensus.
+pub trait Metadata: Send + Sync + 'static {
+    /// Everything that was committed before this call is in the answer.
+    ///
+    /// # Errors
+    /// `Unavailable` when there is no leader to ask.
+    fn linearizable(&self) -> BoxFuture<'_, Result<Arc<MetaState>, Error>>;
+}
+
+/// [`Metadata`] that many may ask for at once: one read is under way at a time, and serves all who asked before it began.
+pub struct NewestMetadata {
+    source: Arc<dyn Metadata>,
+    last: Mutex<Option<Read>>,
+}
+
+struct Read {
+    began: Instant,
+    state: Arc<MetaState>,
+}
+
+impl NewestMetadata {
+    /// Reads from `source`.
+    #[must_use]
+    pub fn new(source: Arc<dyn Metadata>) -> NewestMetadata {
+        NewestMetadata { source, last: Mutex::default() }
+    }
+
+    /// The state as of now; one round trip to the leader, two when others are asking.
+    ///
+    /// # Errors
+    /// `Unavailable` when there is no leader to ask.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn get(&self) -> Result<Arc<MetaState>, Error> {
+        let asked = Instant::now();
+        let mut last = self.last.lock().await;
+        if let Some(read) = last.as_ref().filter(|read| read.began > asked) {
+            return Ok(read.state.clone());
+        }
+        let began = Instant::now();
+        let state = self.source.linearizable().await?;
+        *last = Some(Read { began, state: state.clone() });
+        Ok(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Slow {
+        reads: AtomicU64,
+    }
+
+    impl Metadata for Slow {
+        fn linearizable(&self) -> BoxFuture<'_, Result<Arc<MetaState>, Error>> {
+            Box::pin(async {
+                self.reads.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Ok(Arc::default())
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_read_serves_those_who_asked_before_it_began_and_nobody_else() {
+        let source = Arc::new(Slow::default());
+        let newest = NewestMetadata::new(source.clone());
+        let all = futures_util::future::join_all((0..100).map(|_| newest.get())).await;
+        assert!(all.iter().all(Result::is_ok));
+        assert_eq!(source.reads.load(Ordering::Relaxed), 2, "one for the first, one for the ninety-nine behind it");
+        newest.get().await.expect("reads");
+        assert_eq!(source.reads.load(Ordering::Relaxed), 3, "what was read before is old");
+    }
+}
