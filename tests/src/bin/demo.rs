@@ -33,6 +33,8 @@ const SOURCES: &[&str] = &[
 const TREE_LIMIT: u64 = 250 << 20;
 /// Size of the image and its volume.
 const IMAGE_MIB: u64 = 768;
+/// For people.
+const MIB: f64 = (1u64 << 20) as f64;
 /// How long `helio up`, a mount or a process end may take before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -154,9 +156,12 @@ fn demo() -> Result<()> {
         for volume in ["load", "disk"] {
             ensure!(fio.ended()?.is_none(), "fio ended before the handover to {to}");
             let reply: Value = serde_json::from_str(&cli(&["volume", "migrate", volume, "--to", to, "--json"])?)?;
+            let number = |field: &str| reply[field].as_f64().with_context(|| format!("no {field} in {reply}"));
             report.push(format!(
-                "{volume} to {to}: handover {} ms, {} bytes stale then, epoch {}",
-                reply["handover_ms"], reply["stale_bytes_at_handover"], reply["epoch"]
+                "{volume:<8}{to:<4}{:<6}{:>12.1} ms{:>14.1} MiB",
+                number("epoch")?,
+                number("handover_ms")?,
+                number("stale_bytes_at_handover")? / MIB,
             ));
         }
         pause(Duration::from_secs(3))?;
@@ -189,9 +194,11 @@ fn demo() -> Result<()> {
     let extra: Vec<_> = found.keys().filter(|name| !expected.contains_key(*name)).collect();
 
     println!("\nreport");
+    println!("   volume  to  epoch writers waited  data to follow");
     report.iter().for_each(|line| println!("   {line}"));
     let cluster: Value = serde_json::from_str(&cli(&["cluster", "status", "--json"])?)?;
-    println!("   WAN bytes: {}", cluster.get("wan_bytes").map_or("not reported".into(), Value::to_string));
+    let wan_bytes = cluster["wan_bytes"].as_f64().context("the cluster reports no WAN bytes")?;
+    println!("   {:.1} MiB crossed the emulated WAN", wan_bytes / MIB);
     println!("   e2fsck clean, fio without error, {} files compared", expected.len());
     ensure!(different.is_empty() && extra.is_empty(), "files differ: {different:?}; not expected: {extra:?}");
     Ok(())
