@@ -15,7 +15,7 @@ use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 use super::page::{Page, PageError};
 
 /// The version of the shard directory as a whole: layout, keys and values.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The file beside segments and map that names the version. Checked before anything else is touched.
 pub const FORMAT_FILE: &str = "FORMAT";
@@ -44,10 +44,21 @@ const REOPEN_BYTES_MIN: u64 = 48 << 20;
 pub enum MapError {
     /// A newer version wrote the directory. Nothing in it was changed.
     #[error(
-        "{} has format {found}; this version of heliotrope reads up to {FORMAT_VERSION} and leaves it as it is: use the version that wrote it, or a newer one",
+        "{} has format {found}; this version of heliotrope reads {FORMAT_VERSION} and leaves it as it is: use the version that wrote it, or a newer one",
         directory.display()
     )]
     NewerFormat {
+        /// The shard's directory.
+        directory: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// A version from before formats were kept readable wrote the directory. Nothing in it was changed.
+    #[error(
+        "{} has format {found} of an early development version; this one reads {FORMAT_VERSION} and leaves it as it is: copy the volumes out with the version that wrote it (`nbdcopy`), and into a new directory with this one",
+        directory.display()
+    )]
+    OlderFormat {
         /// The shard's directory.
         directory: PathBuf,
         /// Its version.
@@ -111,7 +122,7 @@ pub enum MapError {
 /// Creates or checks the shard's directory before anything in it is opened.
 ///
 /// # Errors
-/// `NewerFormat` and `NoFormat` leave the directory as it is.
+/// `NewerFormat`, `OlderFormat` and `NoFormat` leave the directory as it is.
 pub fn prepare_directory(directory: &Path) -> Result<(), MapError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -125,6 +136,9 @@ pub fn prepare_directory(directory: &Path) -> Result<(), MapError> {
                 None => Err(MapError::NoFormat { path, found: text.chars().take(80).collect() }),
                 Some(found) if found > FORMAT_VERSION => {
                     Err(MapError::NewerFormat { directory: directory.to_owned(), found })
+                }
+                Some(found) if found < FORMAT_VERSION => {
+                    Err(MapError::OlderFormat { directory: directory.to_owned(), found })
                 }
                 Some(_) => Ok(()),
             }
@@ -441,15 +455,19 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_refused_and_left_alone() {
+    fn another_format_is_refused_and_left_alone() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let shard = directory.path().join("shard-0");
         prepare_directory(&shard).expect("creates");
         prepare_directory(&shard).expect("accepts its own");
-        std::fs::write(shard.join(FORMAT_FILE), "heliotrope-shard 2\n").expect("writes");
+        std::fs::write(shard.join(FORMAT_FILE), "heliotrope-shard 99\n").expect("writes");
         let error = prepare_directory(&shard).expect_err("newer");
-        assert!(matches!(error, MapError::NewerFormat { found: 2, .. }), "{error}");
-        assert!(error.to_string().contains("has format 2"), "{error}");
+        assert!(matches!(error, MapError::NewerFormat { found: 99, .. }), "{error}");
+        assert!(error.to_string().contains("has format 99"), "{error}");
+        std::fs::write(shard.join(FORMAT_FILE), "heliotrope-shard 1\n").expect("writes");
+        let error = prepare_directory(&shard).expect_err("older");
+        assert!(matches!(error, MapError::OlderFormat { found: 1, .. }), "{error}");
+        assert!(error.to_string().contains("copy the volumes out"), "{error}");
         std::fs::write(shard.join(FORMAT_FILE), "what?").expect("writes");
         assert!(matches!(prepare_directory(&shard), Err(MapError::NoFormat { .. })));
         let names: Vec<_> =
