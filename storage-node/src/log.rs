@@ -1,7 +1,7 @@
 //! The segment log of a shard: append-only records in pre-written, recycled files. The log *is* the data.
 //!
-//! [`record`] is the format, [`segment`] the files, [`writer`] gathers entries into appends and syncs,
-//! [`recovery`] replays. What holds:
+//! [`record`] is the format, [`segment`] the files, [`writer`] gathers entries into appends and syncs, [`cold`] holds
+//! what the cleaner copies, [`recovery`] replays. What holds:
 //!
 //! - an append is reported done only when every earlier one is, so what was acked is a prefix of the log;
 //! - a sync reported done covers every append that was reported done before it was asked for;
@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use crate::io::buffer::AlignedBuffer;
 
+pub mod cold;
 pub mod record;
 pub mod recovery;
 pub mod segment;
@@ -105,6 +106,13 @@ pub enum Event {
         /// Where it is.
         result: Result<Placed, LogError>,
     },
+    /// A copy into a cold segment, durable.
+    Copied {
+        /// The ticket it was asked with.
+        ticket: u64,
+        /// Where the first data block is; the others follow.
+        result: Result<Placed, LogError>,
+    },
     /// A sync.
     Synced {
         /// The ticket it was asked with.
@@ -137,9 +145,13 @@ pub struct Replayed {
 pub struct SegmentInfo {
     /// Its number.
     pub segment: u32,
+    /// Its size in blocks, the header included.
+    pub blocks: u32,
     /// When it was taken into use; 0 for never.
     pub generation: u64,
-    /// Whether appends go there now.
+    /// Whether it holds, or held, copies of the cleaner instead of a part of the log.
+    pub cold: bool,
+    /// Whether appends or copies go there now.
     pub active: bool,
     /// Whether it waits to be used (again).
     pub free: bool,

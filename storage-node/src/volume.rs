@@ -238,35 +238,51 @@ impl Volume {
         }
     }
 
-    /// Fetched blocks are in the log, at `place` and after it. Returns how many were wanted. A copy of a version that
-    /// is here already moves it: that is how segments are cleaned.
+    /// Fetched blocks are in the log, at `place` and after it. Those that nothing waits for (any more) are left alone.
+    pub fn apply_received(&mut self, blocks: &[(BlockIndex, Lsn, u32)], place: Place, map: &mut Map) {
+        for (index, (block, lsn, _)) in (0u32..).zip(blocks) {
+            let place = Place { segment: place.segment, block: place.block + index };
+            self.layers.receive(block.0, *lsn, place, &mut map.usage);
+            self.pins.receive(block.0, *lsn, place, &mut map.usage);
+        }
+        self.settle_owner();
+    }
+
+    /// The cleaner copied blocks to `to` and after it: what is still where it copied from is there now.
     ///
     /// # Errors
     /// As [`apply_write`](Self::apply_write).
-    pub fn apply_received(
+    pub fn apply_relocated(
         &mut self,
-        blocks: &[(BlockIndex, Lsn, u32)],
-        place: Place,
+        moves: &[(BlockIndex, u32, u32)],
+        to: Place,
         map: &mut Map,
-    ) -> Result<u64, MapError> {
-        let mut wanted = 0;
-        for (index, (block, lsn, crc)) in (0u32..).zip(blocks) {
-            let place = Place { segment: place.segment, block: place.block + index };
-            let block = block.0;
-            let by_layer = self.layers.receive(block, *lsn, place, &mut map.usage);
-            let by_pin = self.pins.receive(block, *lsn, place, &mut map.usage);
-            if by_layer || by_pin {
-                wanted += 1;
-            } else if !self.layers.relocate(block, *lsn, place, &mut map.usage) {
-                let base = map.cache.version(self.id, block)?;
-                if base.is_some_and(|base| base.lsn == *lsn && base.content.place().is_some()) {
-                    let content = Content::Local { place, crc: *crc };
-                    map.replace(self.id, block, Version { lsn: *lsn, content })?;
-                }
+    ) -> Result<(), MapError> {
+        for (index, (block, segment, block_in_segment)) in (0u32..).zip(moves) {
+            let from = Place { segment: *segment, block: *block_in_segment };
+            let to = Place { segment: to.segment, block: to.block + index };
+            if self.layers.relocate(block.0, from, to, &mut map.usage) {
+                continue;
+            }
+            if let Some(Version { lsn, content: Content::Local { place, crc } }) =
+                map.cache.version(self.id, block.0)?
+                && place == from
+            {
+                map.replace(self.id, block.0, Version { lsn, content: Content::Local { place: to, crc } })?;
             }
         }
-        self.settle_owner();
-        Ok(wanted)
+        Ok(())
+    }
+
+    /// Whether the volume needs the copy of `block` at `place`.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn holds(&self, block: u32, place: Place, map: &mut Map) -> Result<bool, MapError> {
+        if self.layers.holds(block, place) {
+            return Ok(true);
+        }
+        Ok(map.cache.version(self.id, block)?.is_some_and(|version| version.content.place() == Some(place)))
     }
 
     /// The sealed delta up to `to` was found complete.

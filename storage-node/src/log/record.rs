@@ -48,6 +48,9 @@ pub enum Entry {
     Opened { volume: VolumeId, size: VolumeSize },
     /// The volume left this node.
     Deleted { volume: VolumeId },
+    /// The cleaner copied blocks out of a segment. Each is named by where it was (segment, block) and is now at
+    /// `block` of cold segment `segment`, the next one block further, and so on.
+    Relocated { volume: VolumeId, segment: u32, block: u32, moves: Vec<(BlockIndex, u32, u32)> },
 }
 
 impl Entry {
@@ -179,6 +182,18 @@ pub fn decode_header(block: &[u8], generation: u64, sequence: u64, chain: u32) -
         return Err(RecordError::Torn("more entries than a record may have"));
     }
     Ok(header)
+}
+
+/// Reads the header of whichever record of `generation` begins here: for a segment that is read by itself, where the
+/// log's order is not known. [`decode_entries`] verifies it.
+///
+/// # Errors
+/// As [`decode_header`].
+pub fn decode_header_of(block: &[u8], generation: u64) -> Result<Header, RecordError> {
+    let sequence = block.get(16..24).ok_or(RecordError::NotHere)?;
+    let chain = block.get(24..28).ok_or(RecordError::NotHere)?;
+    let sequence = u64::from_le_bytes(sequence.try_into().expect("eight bytes"));
+    decode_header(block, generation, sequence, u32::from_le_bytes(chain.try_into().expect("four bytes")))
 }
 
 /// Reads the entries of a record whose header is `header`; `record` holds its header blocks.

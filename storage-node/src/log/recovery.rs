@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use client_lib::BLOCK_SIZE;
 
-use super::record::{DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, RecordError, data_fits, decode_entries, decode_header};
+use super::cold::Target;
+use super::record::{
+    DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, RecordError, data_fits, decode_entries, decode_header, decode_header_of,
+};
 use super::segment::{Pool, SEGMENT_BYTES_MIN, SEGMENT_HEADER_BLOCKS, SegmentHeader};
 use super::writer::{Active, Log};
 use super::{LogError, LogPosition, LogSettings, Replayed};
@@ -41,7 +44,7 @@ impl Log {
         assert!(settings.segment_bytes >= SEGMENT_BYTES_MIN, "a segment has at least {SEGMENT_BYTES_MIN} bytes");
         assert!(settings.segment_bytes.is_multiple_of(u64::from(BLOCK_SIZE)), "a segment has whole blocks");
         let mut pool = Pool::open(&mut *engine, settings).map_err(failed)?;
-        let used = read_headers(&mut *engine, &mut pool)?;
+        let Used { log: used, cold } = read_headers(&mut *engine, &mut pool)?;
         let Some(mut position) = first_position(from, &used, &pool)? else {
             for number in pool.numbers() {
                 pool.add_free(number);
@@ -58,23 +61,63 @@ impl Log {
                 None => break,
             }
         }
-        // Never used, or used only for what was cut off: free. Older ones may hold live blocks: the caller knows.
+        // Never used, or used only for what was cut off: free. The others may hold live blocks: the caller knows.
         for number in pool.numbers() {
             let generation = used.iter().find(|(_, segment)| **segment == number).map(|(generation, _)| *generation);
-            match generation {
-                Some(generation) if generation <= position.generation => pool.set_generation(number, generation),
-                _ => pool.add_free(number),
+            let is_behind = generation.is_none_or(|generation| generation > position.generation);
+            let is_cold = pool.get(number).is_some_and(|segment| segment.cold);
+            if is_behind && !is_cold {
+                pool.add_free(number);
             }
         }
         let segment = *pool.get(position.segment).expect("replayed just now");
         let active = Active { segment: position.segment, file: segment.file, blocks: segment.blocks };
-        Ok(Log::at(engine, pool, Some(active), position, replayed))
+        let target = match cold.last_key_value() {
+            Some((generation, number)) => Some(cold_target(&mut *engine, &pool, *generation, *number)?),
+            None => None,
+        };
+        let mut log = Log::at(engine, pool, Some(active), position, replayed);
+        target.into_iter().for_each(|target| log.cold.resume(target));
+        Ok(log)
     }
 }
 
-/// The generation of each segment that was ever used.
-fn read_headers(engine: &mut dyn IoEngine, pool: &mut Pool) -> Result<BTreeMap<u64, u32>, LogError> {
-    let mut used = BTreeMap::new();
+/// The segments that were ever used, by generation.
+#[derive(Default)]
+struct Used {
+    log: BTreeMap<u64, u32>,
+    cold: BTreeMap<u64, u32>,
+}
+
+/// Where the newest cold segment can be filled further: behind the last record that is, or seems to be, there.
+fn cold_target(engine: &mut dyn IoEngine, pool: &Pool, generation: u64, number: u32) -> Result<Target, LogError> {
+    let segment = *pool.get(number).expect("used segments exist");
+    let mut next = SEGMENT_HEADER_BLOCKS;
+    while next < segment.blocks {
+        let window = read(engine, segment.file, next, WINDOW_BLOCKS.min(segment.blocks - next))?;
+        let start = next;
+        while let Some(bytes) = window.get((next - start) as usize * BLOCK..).filter(|bytes| !bytes.is_empty())
+            && let Ok(header) = decode_header_of(bytes, generation)
+            && let Ok(entries) = decode_entries(&header, bytes)
+        {
+            next += header.blocks() + entries.iter().map(Entry::data_blocks).sum::<u32>();
+        }
+        if next == start {
+            break;
+        }
+    }
+    Ok(Target {
+        segment: number,
+        file: segment.file,
+        generation,
+        next: next.min(segment.blocks),
+        blocks: segment.blocks,
+    })
+}
+
+/// Reads every segment's header.
+fn read_headers(engine: &mut dyn IoEngine, pool: &mut Pool) -> Result<Used, LogError> {
+    let mut used = Used::default();
     for number in pool.numbers() {
         let segment = pool.get(number).expect("numbers name segments");
         if segment.blocks == 0 {
@@ -83,8 +126,9 @@ fn read_headers(engine: &mut dyn IoEngine, pool: &mut Pool) -> Result<BTreeMap<u
         let block = read(engine, segment.file, 0, 1)?;
         match SegmentHeader::decode(&block) {
             Ok(Some(header)) if header.segment == number => {
-                pool.saw_generation(header.generation);
-                used.insert(header.generation, number);
+                pool.set_generation(number, header.generation, header.cold);
+                let kind = if header.cold { &mut used.cold } else { &mut used.log };
+                kind.insert(header.generation, number);
             }
             Ok(_) => {}
             Err(version) => {

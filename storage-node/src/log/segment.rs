@@ -18,6 +18,11 @@ const SEGMENT_MAGIC: [u8; 4] = *b"HELS";
 const SEGMENT_VERSION: u16 = 1;
 /// Blocks in front of a segment's first record.
 pub const SEGMENT_HEADER_BLOCKS: u32 = 1;
+/// Free segments that guests' data may not take, or no room could ever be made again: one for the log to go on in
+/// without data (the cleaner's moves, TRIM, changes of role), and [`COLD_SEGMENTS`].
+pub(super) const RESERVED_SEGMENTS: usize = COLD_SEGMENTS + 1;
+/// Free segments that are for copies of the cleaner alone.
+pub(super) const COLD_SEGMENTS: usize = 1;
 /// Smallest segment: the largest record and the header must fit twice.
 pub const SEGMENT_BYTES_MIN: u64 = 8 << 20;
 
@@ -28,6 +33,8 @@ pub struct SegmentHeader {
     pub segment: u32,
     /// When it was taken into use.
     pub generation: u64,
+    /// Whether it holds copies of the cleaner instead of a part of the log.
+    pub cold: bool,
 }
 
 impl SegmentHeader {
@@ -35,6 +42,7 @@ impl SegmentHeader {
     pub fn encode(self, block: &mut [u8]) {
         block[0..4].copy_from_slice(&SEGMENT_MAGIC);
         block[4..6].copy_from_slice(&SEGMENT_VERSION.to_le_bytes());
+        block[6..8].copy_from_slice(&u16::from(self.cold).to_le_bytes());
         block[8..12].copy_from_slice(&self.segment.to_le_bytes());
         block[16..24].copy_from_slice(&self.generation.to_le_bytes());
         let checksum = crc32fast::hash(&block[..24]);
@@ -56,7 +64,8 @@ impl SegmentHeader {
             return Err(version);
         }
         let generation = u64::from_le_bytes(header[16..24].try_into().expect("eight bytes"));
-        Ok(Some(SegmentHeader { segment: u32_at(8), generation }))
+        let cold = u16::from_le_bytes([header[6], header[7]]) == 1;
+        Ok(Some(SegmentHeader { segment: u32_at(8), generation, cold }))
     }
 }
 
@@ -66,6 +75,7 @@ pub(super) struct Segment {
     pub(super) file: FileId,
     pub(super) blocks: u32,
     pub(super) generation: u64,
+    pub(super) cold: bool,
 }
 
 /// All segment files.
@@ -94,7 +104,7 @@ impl Pool {
         for (name, size) in engine.list()? {
             let Some(number) = name.strip_suffix(".seg").and_then(|number| number.parse().ok()) else { continue };
             let blocks = (size / u64::from(BLOCK_SIZE)) as u32;
-            segments.insert(number, Segment { file: engine.open(&name)?, blocks, generation: 0 });
+            segments.insert(number, Segment { file: engine.open(&name)?, blocks, generation: 0, cold: false });
         }
         let next_number = segments.last_key_value().map_or(1, |(number, _)| number + 1);
         Ok(Pool {
@@ -116,35 +126,35 @@ impl Pool {
         self.segments.keys().copied().collect()
     }
 
-    pub(super) fn set_generation(&mut self, number: u32, generation: u64) {
-        self.segments.get_mut(&number).expect("a segment that exists").generation = generation;
-        self.saw_generation(generation);
-    }
-
-    /// A header on disk says this generation, whether or not its segment is in use.
-    pub(super) fn saw_generation(&mut self, generation: u64) {
+    /// The segment's header says this generation, whether or not the segment is in use.
+    pub(super) fn set_generation(&mut self, number: u32, generation: u64, cold: bool) {
+        let segment = self.segments.get_mut(&number).expect("a segment that exists");
+        (segment.generation, segment.cold) = (generation, cold);
         self.newest_generation = self.newest_generation.max(generation);
     }
 
-    /// The newest generation ever given out, as far as the files tell.
-    pub(super) fn newest_generation(&self) -> u64 {
-        self.newest_generation
-    }
-
-    /// Takes a free segment into use under `generation`.
-    pub(super) fn take(&mut self, generation: u64) -> Option<(u32, Segment)> {
+    /// Takes a free segment into use, if more than `reserved` are free, under the next generation.
+    pub(super) fn take(&mut self, reserved: usize, cold: bool) -> Option<(u32, Segment)> {
+        if self.free.len() <= reserved {
+            return None;
+        }
         let number = self.free.pop_front()?;
-        self.set_generation(number, generation);
+        self.set_generation(number, self.newest_generation + 1, cold);
         Some((number, self.segments[&number]))
     }
 
-    /// A segment is not needed any more; more free ones than [`LogSettings::spare_segments`] are deleted.
+    /// Free segments that are kept at hand.
+    fn wanted(&self) -> usize {
+        self.settings.spare_segments.max(1) + RESERVED_SEGMENTS
+    }
+
+    /// A segment is not needed any more; it is deleted when enough are free.
     pub(super) fn give_back(&mut self, engine: &mut dyn IoEngine, number: u32) -> io::Result<()> {
         assert!(!self.free.contains(&number), "segment {number} is free already");
         self.full = false;
         let segment = *self.segments.get(&number).expect("a segment that exists");
         let fits = u64::from(segment.blocks) * u64::from(BLOCK_SIZE) >= self.settings.segment_bytes;
-        if self.free.len() < self.settings.spare_segments.max(1) && fits {
+        if self.free.len() < self.wanted() && fits {
             self.free.push_back(number);
             return Ok(());
         }
@@ -174,7 +184,7 @@ impl Pool {
 
     /// Asks the engine for one more segment if fewer are free than should be. `token` comes back with its completion.
     pub(super) fn make_ahead(&mut self, engine: &mut dyn IoEngine, token: u64) {
-        if self.making.is_some() || self.full || self.free.len() >= self.settings.spare_segments.max(1) {
+        if self.making.is_some() || self.full || self.free.len() >= self.wanted() {
             return;
         }
         let held: u64 = self.segments.values().map(|segment| u64::from(segment.blocks) * u64::from(BLOCK_SIZE)).sum();
@@ -200,7 +210,7 @@ impl Pool {
         match result.and_then(|()| engine.open(&file_name(number))) {
             Ok(file) => {
                 let blocks = (self.settings.segment_bytes / u64::from(BLOCK_SIZE)) as u32;
-                self.segments.insert(number, Segment { file, blocks, generation: 0 });
+                self.segments.insert(number, Segment { file, blocks, generation: 0, cold: false });
                 self.free.push_back(number);
             }
             Err(error) => {
@@ -211,11 +221,13 @@ impl Pool {
         }
     }
 
-    pub(super) fn infos(&self, active: Option<u32>) -> Vec<SegmentInfo> {
+    pub(super) fn infos(&self, active: [Option<u32>; 2]) -> Vec<SegmentInfo> {
         let info = |(number, segment): (&u32, &Segment)| SegmentInfo {
             segment: *number,
+            blocks: segment.blocks,
             generation: segment.generation,
-            active: active == Some(*number),
+            cold: segment.cold,
+            active: active.contains(&Some(*number)),
             free: self.free.contains(number),
         };
         self.segments.iter().map(info).collect()
@@ -229,9 +241,11 @@ mod tests {
     #[test]
     fn a_header_reads_back_and_a_torn_one_is_none() {
         let mut block = vec![0; BLOCK_SIZE as usize];
-        let header = SegmentHeader { segment: 7, generation: 9 };
-        header.encode(&mut block);
-        assert_eq!(SegmentHeader::decode(&block), Ok(Some(header)));
+        let header = SegmentHeader { segment: 7, generation: 9, cold: false };
+        for header in [SegmentHeader { cold: true, ..header }, header] {
+            header.encode(&mut block);
+            assert_eq!(SegmentHeader::decode(&block), Ok(Some(header)));
+        }
         block[9] ^= 1;
         assert_eq!(SegmentHeader::decode(&block), Ok(None));
         assert_eq!(SegmentHeader::decode(&[0; 10]), Ok(None));
@@ -240,7 +254,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_told_apart_from_garbage() {
         let mut block = vec![0; BLOCK_SIZE as usize];
-        SegmentHeader { segment: 7, generation: 9 }.encode(&mut block);
+        SegmentHeader { segment: 7, generation: 9, cold: false }.encode(&mut block);
         block[4] = 2;
         let checksum = crc32fast::hash(&block[..24]);
         block[24..28].copy_from_slice(&checksum.to_le_bytes());

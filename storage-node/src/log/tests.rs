@@ -43,6 +43,9 @@ fn settle(log: &mut Log) -> Vec<Event> {
     let mut events = Vec::new();
     for _ in 0..100_000 {
         log.turn(Duration::ZERO, &mut events).expect("turns");
+        if log.is_starved() {
+            log.refuse_queued();
+        }
         if log.idle() {
             return events;
         }
@@ -240,7 +243,7 @@ fn survives_crashes(seed: u64) {
                                 result.expect("is synced");
                                 covered = covered.max(ticket as usize);
                             }
-                            Event::Read { .. } => {}
+                            Event::Read { .. } | Event::Copied { .. } => {}
                         }
                     }
                 }

@@ -11,8 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::BLOCK_SIZE;
 
+use super::cold::Cold;
 use super::record::{DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, HEADER_BYTES, encode};
-use super::segment::{Pool, SEGMENT_HEADER_BLOCKS, SegmentHeader};
+use super::segment::{COLD_SEGMENTS, Pool, RESERVED_SEGMENTS, SEGMENT_HEADER_BLOCKS, SegmentHeader};
 use super::{Event, LogError, LogPosition, Placed, Queued, SegmentInfo};
 use crate::io::buffer::AlignedBuffer;
 use crate::io::{FileId, IoCompletion, IoEngine, IoKind, IoOp};
@@ -22,9 +23,9 @@ use crate::shard::handle::Doorbell;
 /// smaller.
 const APPENDS_MAX: usize = 2;
 
-/// Blocks of the last segment that only entries without data may use, so that TRIM, handover and shutdown work on
-/// a full disk. A mebibyte.
-const RESERVE_BLOCKS: u32 = 256;
+/// The share of the last segment that only entries without data may use, so that TRIM, handover, shutdown and the
+/// cleaner's moves work on a full disk: as many moves as it takes to gain a whole segment fit.
+const RESERVE_DIVISOR: u32 = 16;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -33,8 +34,9 @@ const TOKEN_APPEND: u64 = 1;
 const TOKEN_SYNC: u64 = 2;
 const TOKEN_READ: u64 = 3;
 const TOKEN_MAKE: u64 = 4;
+pub(super) const TOKEN_COPY: u64 = 5;
 
-fn token(kind: u64, number: u64) -> u64 {
+pub(super) fn token(kind: u64, number: u64) -> u64 {
     (kind << TOKEN_KIND_SHIFT) | number
 }
 
@@ -47,6 +49,15 @@ struct Flight {
     tickets: Vec<(u64, u32)>,
     durable: bool,
     done: bool,
+}
+
+/// The entries at the head of the queue that make up one record.
+#[derive(Clone, Copy, Debug)]
+struct Gathered {
+    count: usize,
+    data_blocks: u32,
+    /// Most blocks of the whole record.
+    blocks: u32,
 }
 
 /// The segment that appends go to.
@@ -68,15 +79,15 @@ pub struct Log {
     /// After the last append that was reported done.
     pub(super) completed: LogPosition,
     queue: VecDeque<Queued>,
-    queued_blocks: u32,
     flights: VecDeque<Flight>,
     dirty: BTreeSet<FileId>,
     sync_waiters: Vec<u64>,
     sync_flight: Option<SyncFlight>,
     reads: HashMap<u64, u64>,
     next_read: u64,
+    pub(super) cold: Cold,
     poisoned: Option<String>,
-    ready: Vec<Event>,
+    pub(super) ready: Vec<Event>,
     completions: Vec<IoCompletion>,
 }
 
@@ -102,13 +113,13 @@ impl Log {
             next: position,
             completed: position,
             queue: VecDeque::new(),
-            queued_blocks: 0,
             flights: VecDeque::new(),
             dirty,
             sync_waiters: Vec::new(),
             sync_flight: None,
             reads: HashMap::new(),
             next_read: 0,
+            cold: Cold::default(),
             poisoned: None,
             ready: Vec::new(),
             completions: Vec::new(),
@@ -117,9 +128,10 @@ impl Log {
 
     /// Queues `entry` with its data: whole blocks, as many as the entry says. Never blocks. [`Event::Appended`] brings
     /// `ticket` back. With `durable` the append is made durable itself where that is the cheapest way; the event tells.
+    /// Without space it stays queued: see [`is_starved`](Self::is_starved).
     ///
     /// # Errors
-    /// `OutOfSpace` or `Poisoned`: nothing was queued.
+    /// `Poisoned`: nothing was queued.
     ///
     /// # Panics
     /// If data and entry do not fit each other or are over the limits of a record: the shard splits.
@@ -131,19 +143,37 @@ impl Log {
         if let Some(reason) = &self.poisoned {
             return Err(LogError::Poisoned(reason.clone()));
         }
-        let needed = blocks + entries_blocks(&entry);
-        if self.pool.is_full() && self.pool.free_count() == 0 {
-            let room = self.room().saturating_sub(self.queued_blocks);
-            let reserve = if blocks > 0 { RESERVE_BLOCKS } else { 0 };
-            if room < needed + reserve {
-                // Perhaps there is space by now: the next turn asks again.
-                self.pool.retry();
-                return Err(LogError::OutOfSpace);
-            }
-        }
-        self.queued_blocks += needed;
         self.queue.push_back(Queued { entry, data, durable, ticket });
         Ok(())
+    }
+
+    /// As [`append`](Self::append) for an entry without data that may overtake all that is queued.
+    ///
+    /// # Errors
+    /// `Poisoned`: nothing was queued.
+    pub fn append_first(&mut self, entry: Entry, ticket: u64) -> Result<(), LogError> {
+        assert_eq!(entry.data_blocks(), 0, "data takes its turn");
+        if let Some(reason) = &self.poisoned {
+            return Err(LogError::Poisoned(reason.clone()));
+        }
+        self.queue.push_front(Queued { entry, data: Vec::new(), durable: false, ticket });
+        Ok(())
+    }
+
+    /// Whether what is queued cannot be written until a segment comes free: none is, and none can be made.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        self.flights.is_empty() && !self.queue.is_empty() && self.pool.is_full() && !self.pool.is_making()
+    }
+
+    /// Refuses everything queued that brings data, with [`LogError::OutOfSpace`], and everything behind it; then looks
+    /// for space anew.
+    pub fn refuse_queued(&mut self) {
+        let first = self.queue.iter().position(|queued| !queued.data.is_empty()).unwrap_or(0);
+        for queued in self.queue.drain(first..) {
+            self.ready.push(Event::Appended { ticket: queued.ticket, result: Err(LogError::OutOfSpace) });
+        }
+        self.pool.retry();
     }
 
     /// Asks for everything appended (reported done) so far to be durable; [`Event::Synced`] brings `ticket` back.
@@ -214,6 +244,7 @@ impl Log {
             && self.sync_flight.is_none()
             && self.sync_waiters.is_empty()
             && self.reads.is_empty()
+            && self.cold.is_idle()
             && self.ready.is_empty()
     }
 
@@ -234,7 +265,7 @@ impl Log {
     /// # Panics
     /// If it is where appends go.
     pub fn free(&mut self, segment: u32) {
-        assert_ne!(self.active.map(|active| active.segment), Some(segment), "the active segment is in use");
+        assert!(!self.in_use().contains(&Some(segment)), "segment {segment} is written to");
         if let Some(known) = self.pool.get(segment) {
             self.dirty.remove(&known.file);
             if let Err(error) = self.pool.give_back(&mut *self.engine, segment) {
@@ -246,7 +277,12 @@ impl Log {
     /// Every segment.
     #[must_use]
     pub fn segments(&self) -> Vec<SegmentInfo> {
-        self.pool.infos(self.active.map(|active| active.segment))
+        self.pool.infos(self.in_use())
+    }
+
+    /// The segments that are written to.
+    fn in_use(&self) -> [Option<u32>; 2] {
+        [self.active.map(|active| active.segment), self.cold.segment()]
     }
 
     /// Wakes [`turn`](Self::turn).
@@ -273,32 +309,40 @@ impl Log {
         self.start_sync();
     }
 
+    /// Whether a record of `needed` blocks may go into what is left of the active segment. The last of the last one is
+    /// for what brings no data: TRIM, handover, shutdown and the cleaner's moves work on a full disk.
+    fn fits(&self, needed: u32, has_data: bool) -> bool {
+        let is_last = self.pool.is_full() && self.pool.free_count() <= RESERVED_SEGMENTS;
+        self.active.is_some_and(|active| {
+            let reserve = if has_data && is_last { active.blocks / RESERVE_DIVISOR } else { 0 };
+            self.room() >= needed + reserve
+        })
+    }
+
     /// Lays out and submits one record of what has gathered; false when there is no room for it yet.
     fn start_append(&mut self) -> bool {
-        let (mut count, mut data_blocks, mut entries_bytes) = (0, 0, HEADER_BYTES);
-        for queued in &self.queue {
-            let (blocks, bytes) = (queued.entry.data_blocks(), entry_bytes_max(&queued.entry));
-            if count > 0 && (data_blocks + blocks > DATA_BLOCKS_MAX || entries_bytes + bytes > ENTRIES_BYTES_MAX) {
-                break;
+        let mut gathered = self.gather(usize::MAX);
+        let mut fresh = false;
+        if !self.fits(gathered.blocks, gathered.data_blocks > 0) && !self.roll_over(RESERVED_SEGMENTS, &mut fresh) {
+            // What brings no data may still find room.
+            let without_data = self.queue.iter().take_while(|queued| queued.data.is_empty()).count();
+            gathered = self.gather(without_data);
+            let is_room =
+                without_data > 0 && (self.fits(gathered.blocks, false) || self.roll_over(COLD_SEGMENTS, &mut fresh));
+            if !is_room {
+                return false;
             }
-            (count, data_blocks, entries_bytes) = (count + 1, data_blocks + blocks, entries_bytes + bytes);
         }
-        let needed = data_blocks + entries_bytes.div_ceil(BLOCK) as u32;
-        let fresh = self.active.is_none() || self.room() < needed;
-        if fresh && !self.roll_over() {
-            return false;
-        }
+        let Gathered { count, data_blocks, .. } = gathered;
         let active = self.active.expect("there is an active segment");
         let gathered: Vec<Queued> = self.queue.drain(..count).collect();
-        for queued in &gathered {
-            self.queued_blocks -= queued.entry.data_blocks() + entries_blocks(&queued.entry);
-        }
         let prefix = if fresh { SEGMENT_HEADER_BLOCKS } else { 0 };
         let entries: Vec<&Entry> = gathered.iter().map(|queued| &queued.entry).collect();
         let (mut buffer, header_blocks, checksum) =
             encode(self.next.generation, self.next.sequence, self.next.chain, &entries, data_blocks, prefix);
         if fresh {
-            SegmentHeader { segment: active.segment, generation: self.next.generation }.encode(&mut buffer);
+            SegmentHeader { segment: active.segment, generation: self.next.generation, cold: false }
+                .encode(&mut buffer);
         }
         let first_data = self.next.block + header_blocks;
         let mut filled = (prefix + header_blocks) as usize * BLOCK;
@@ -330,26 +374,26 @@ impl Log {
         true
     }
 
-    /// Makes a free segment the active one. Without any, waits for one being made, or fails what is queued.
-    fn roll_over(&mut self) -> bool {
-        let generation = self.pool.newest_generation() + 1;
-        match self.pool.take(generation) {
-            Some((segment, taken)) => {
-                self.active = Some(Active { segment, file: taken.file, blocks: taken.blocks });
-                self.next = LogPosition { generation, segment, block: SEGMENT_HEADER_BLOCKS, ..self.next };
-                true
+    /// What of the first `most` queued entries makes up the next record.
+    fn gather(&self, most: usize) -> Gathered {
+        let (mut count, mut data_blocks, mut entries_bytes) = (0, 0, HEADER_BYTES);
+        for queued in self.queue.iter().take(most) {
+            let (blocks, bytes) = (queued.entry.data_blocks(), entry_bytes_max(&queued.entry));
+            if count > 0 && (data_blocks + blocks > DATA_BLOCKS_MAX || entries_bytes + bytes > ENTRIES_BYTES_MAX) {
+                break;
             }
-            None => {
-                if !self.pool.is_making() && self.pool.is_full() {
-                    for queued in self.queue.drain(..) {
-                        self.ready.push(Event::Appended { ticket: queued.ticket, result: Err(LogError::OutOfSpace) });
-                    }
-                    self.queued_blocks = 0;
-                    self.pool.retry();
-                }
-                false
-            }
+            (count, data_blocks, entries_bytes) = (count + 1, data_blocks + blocks, entries_bytes + bytes);
         }
+        Gathered { count, data_blocks, blocks: data_blocks + entries_bytes.div_ceil(BLOCK) as u32 }
+    }
+
+    /// Makes a free segment the active one, if more than `reserved` are free.
+    fn roll_over(&mut self, reserved: usize, fresh: &mut bool) -> bool {
+        let Some((segment, taken)) = self.pool.take(reserved, false) else { return false };
+        *fresh = true;
+        self.active = Some(Active { segment, file: taken.file, blocks: taken.blocks });
+        self.next = LogPosition { generation: taken.generation, segment, block: SEGMENT_HEADER_BLOCKS, ..self.next };
+        true
     }
 
     fn start_sync(&mut self) {
@@ -381,6 +425,7 @@ impl Log {
                 };
                 self.ready.push(Event::Read { ticket, result });
             }
+            TOKEN_COPY => self.copy_finished(number, completion.result),
             TOKEN_MAKE => self.pool.made(&mut *self.engine, completion.result),
             kind => panic!("a completion of unknown kind {kind}"),
         }
@@ -421,7 +466,7 @@ impl Log {
     }
 
     /// Fails everything that waits, and everything that comes, for ever.
-    fn poison(&mut self, reason: &str) {
+    pub(super) fn poison(&mut self, reason: &str) {
         if self.poisoned.is_some() {
             return;
         }
@@ -431,11 +476,12 @@ impl Log {
         let flights = self.flights.drain(..).flat_map(|flight| flight.tickets).map(|(ticket, _)| ticket);
         let queued = self.queue.drain(..).map(|queued| queued.ticket);
         self.ready.extend(flights.chain(queued).map(|ticket| Event::Appended { ticket, result: Err(failed()) }));
-        self.queued_blocks = 0;
         let syncs = self.sync_flight.take().map(|flight| flight.tickets).unwrap_or_default();
         let waiters = std::mem::take(&mut self.sync_waiters);
         self.ready
             .extend(syncs.into_iter().chain(waiters).map(|ticket| Event::Synced { ticket, result: Err(failed()) }));
+        let copies = self.cold.abandon();
+        self.ready.extend(copies.into_iter().map(|ticket| Event::Copied { ticket, result: Err(failed()) }));
     }
 }
 
@@ -446,6 +492,7 @@ fn entry_bytes_max(entry: &Entry) -> usize {
         + match entry {
             Entry::Write { checksums, .. } => checksums.len() * 5,
             Entry::Received { blocks, .. } => blocks.len() * 30,
+            Entry::Relocated { moves, .. } => moves.len() * 15,
             Entry::Manifest { manifest, .. } => {
                 manifest.runs.iter().map(|run| 36 + 5 * run.blocks() as usize).sum::<usize>()
             }
@@ -453,6 +500,7 @@ fn entry_bytes_max(entry: &Entry) -> usize {
         }
 }
 
-fn entries_blocks(entry: &Entry) -> u32 {
+/// Most blocks that the entry alone takes in front of its data.
+pub(super) fn entries_blocks(entry: &Entry) -> u32 {
     (HEADER_BYTES + entry_bytes_max(entry)).div_ceil(BLOCK) as u32
 }

@@ -3,7 +3,7 @@
 //! A block is live once per map entry that points to it. A segment without live blocks and without pins is free for
 //! recycling once a checkpoint that says so is committed: nothing can come to point into it again, since new
 //! entries only come from appends. Counting per volume makes deletion of a volume cost segments, not blocks.
-//! Deliberately knows nothing of segment files; a cleaner would read [`Usage::emptiest`].
+//! Deliberately knows nothing of segment files.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -97,12 +97,10 @@ impl Usage {
         self.segments.get(&segment).map_or(0, |counts| counts.live)
     }
 
-    /// The segment among `candidates` with the fewest live blocks and no pins: what a cleaner would empty next.
+    /// Whether something reads from `segment`, or will.
     #[must_use]
-    pub fn emptiest(&self, candidates: impl Iterator<Item = u32>) -> Option<u32> {
-        candidates
-            .filter(|segment| self.segments.get(segment).is_none_or(|counts| counts.pinned == 0))
-            .min_by_key(|segment| self.live(*segment))
+    pub fn is_pinned(&self, segment: u32) -> bool {
+        self.segments.get(&segment).is_some_and(|counts| counts.pinned > 0)
     }
 
     /// The counts that changed since the last call, for the checkpoint.
@@ -149,6 +147,5 @@ mod tests {
         usage.restore(B, 1, 5);
         usage.forget(A);
         assert_eq!((usage.live(1), usage.mapped(A), usage.mapped(B)), (5, 0, 5));
-        assert_eq!(usage.emptiest([1, 2].into_iter()), Some(2));
     }
 }

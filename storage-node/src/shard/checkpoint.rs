@@ -104,6 +104,11 @@ impl Checkpoints {
         self.waiting.extend(reply);
     }
 
+    /// Asks for one unless one is on its way.
+    pub(super) fn request_if_idle(&mut self) {
+        self.wanted |= matches!(self.state, Committing::Idle);
+    }
+
     /// An entry was applied.
     pub(super) fn note_appended(&mut self, entry: &Entry) {
         // A block for the header; entries that share a record are counted too high, which only makes it earlier.
@@ -214,7 +219,8 @@ impl Core {
             .log
             .segments()
             .into_iter()
-            .filter(|info| !info.active && !info.free && info.generation < position.generation)
+            // A segment of the log may have entries under way until the log is beyond it; a cold one is pinned meanwhile.
+            .filter(|info| !info.active && !info.free && (info.cold || info.generation < position.generation))
             .map(|info| info.segment)
             .filter(|segment| self.map.usage.is_free(*segment))
             .collect();
@@ -229,14 +235,6 @@ impl Core {
         for reply in self.checkpoints.waiting.drain(..) {
             drop(reply.send(Err(error.clone())));
         }
-    }
-
-    /// An append found no space: a checkpoint may give segments back, a cleaner may empty some.
-    pub(super) fn space_is_short(&mut self) {
-        if self.checkpoints.has_news() {
-            self.checkpoints.request(None);
-        }
-        self.cleaner.hurry();
     }
 
     fn commit(&mut self, batch: Batch, free: Vec<u32>) {

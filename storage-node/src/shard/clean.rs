@@ -1,118 +1,368 @@
-//! Getting segments back under random overwrites: live blocks of the emptiest segments are copied to the log's end.
+//! Getting segments back under random overwrites: what is live in a segment is copied out of it, and the segment is free.
 //!
-//! A pass chooses a few victims, walks the maps for what still lies in them, copies that as received blocks of the
-//! version they have, and asks for a checkpoint, after which the victims are free. It copies one batch at a time, so
-//! that guests wait for a batch at most, and starts only when the log holds more than it should: [`GARBAGE_FACTOR`]
-//! times what is live, or nearly its capacity.
+//! A pass empties one segment, which [`policy`] chooses. It reads the segment's own records to learn what was written
+//! there ([`scan`]), asks the map which of it is still needed, copies that into a cold segment ([`crate::log::cold`]), and
+//! lets the log say where it is now; the next checkpoint frees the segment. The cost is in proportion to the segment,
+//! whatever the size of its volumes. Only when records cannot be read are the maps walked for what is left.
+//!
+//! Every step is bounded, and the policy's pacer decides whether another may be made now.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
-use client_lib::{BLOCK_SIZE, BlockIndex, VolumeId};
+use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
 use super::core::Core;
 use super::fetch::Then;
-use super::sync::Done;
-use super::write::ENTRY_BLOCKS_MAX;
-use crate::log::Entry;
-use crate::map::page::{PAGE_ENTRIES, Version};
+use crate::log::{Entry, LogError, Placed};
+use crate::map::page::{PAGE_ENTRIES, Place, Version};
 use crate::map::store::MapError;
+use policy::{Candidate, Pacer, Pressure, Space};
+use scan::{FoundBlock, Scan};
 
-/// The log may hold this many times its live blocks before cleaning starts.
-const GARBAGE_FACTOR: u64 = 2;
-/// Segments beyond that before it is worth a pass.
-const SLACK_SEGMENTS: u64 = 8;
-/// Segments below the capacity at which cleaning starts in any case.
-const SPARE_SEGMENTS: u64 = 4;
-/// Most segments emptied by one pass over the maps.
-const VICTIMS_MAX: usize = 8;
-/// A segment more than this full (in percent) is not worth emptying.
-const VICTIM_FULL_MAX: u64 = 80;
+mod policy;
+mod scan;
+
 /// How often the segments are looked at while one of them is filled.
 const LOOKS_PER_SEGMENT: u64 = 4;
-/// Pages looked at per turn.
+/// Blocks whose need is looked up per turn: some of them read a page of the map.
+const LOOKUPS_PER_STEP: usize = 64;
+/// Blocks per copy: a mebibyte, so that guests wait for one at most.
+const COPY_BLOCKS: usize = 256;
+/// Copies under way at once.
+const COPIES_MAX: usize = 2;
+/// Pages looked at per turn when the maps are walked.
 const PAGES_PER_STEP: u32 = 32;
 
-/// Blocks with the versions that lie in a victim.
-type Found = Vec<(u32, Version)>;
-
+/// A block that is to be copied.
 #[derive(Debug)]
-struct Pass {
-    victims: BTreeSet<u32>,
-    /// Volumes still to walk, the first from the page.
+struct LiveBlock {
+    volume: VolumeId,
+    block: u32,
+    lsn: Lsn,
+    crc: u32,
+    from: Place,
+    data: Bytes,
+}
+
+/// The volumes that are still walked for what lies in the victim, the first from `page` on.
+#[derive(Debug)]
+struct Walk {
     volumes: VecDeque<VolumeId>,
     page: u32,
-    found: VecDeque<(VolumeId, Found)>,
-    is_copying: bool,
+    found: VecDeque<(VolumeId, Vec<(u32, Version)>)>,
+    is_fetching: bool,
+}
+
+/// A segment being emptied.
+#[derive(Debug)]
+struct Pass {
+    victim: Candidate,
+    scan: Scan,
+    walk: Option<Walk>,
+    batch: Vec<LiveBlock>,
+}
+
+/// What a pass does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Looks up which of the blocks found are needed.
+    Look,
+    /// Reads on in the segment.
+    Read,
+    /// Copies a batch.
+    Copy,
+    /// Looks for what is left through the maps.
+    Walk,
+    /// Everything was copied.
+    End,
+    /// Something is under way.
+    Wait,
 }
 
 /// The cleaner of a shard.
 #[derive(Debug, Default)]
 pub(super) struct Cleaner {
     pass: Option<Pass>,
-    hurried: bool,
+    pacer: Pacer,
+    /// A write was refused for want of space.
+    refused: bool,
     /// How much log there must be for the next look at the segments.
     look_at: u64,
     /// Passes start only after the checkpoint that frees what the last one emptied.
     after_checkpoint: u64,
+    /// The read of the scan under way.
+    reading: Option<u64>,
+    /// Copies under way, in the order of their data, and moves that the log does not have yet.
+    copies: HashMap<u64, Vec<LiveBlock>>,
+    moves: usize,
+    /// Segments that could not be emptied: left alone until the next start.
+    damaged: BTreeSet<u32>,
+    /// Blocks copied since the start.
+    copied_blocks: u64,
 }
 
 impl Cleaner {
     /// Whether the next turn has something to do.
     pub(super) fn is_working(&self) -> bool {
-        self.pass.as_ref().is_some_and(|pass| !pass.is_copying)
+        self.pacer.may_work() && self.pass.as_ref().is_some_and(|pass| self.next_step(pass) != Step::Wait)
+    }
+
+    /// Whether there is work that waits until it may be done.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.pass.is_some() && !self.is_working()
+    }
+
+    /// Whether nothing is in the log's hands.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.reading.is_none() && self.copies.is_empty() && self.moves == 0
     }
 
     /// Space is short now.
     pub(super) fn hurry(&mut self) {
-        self.hurried = true;
+        self.refused = true;
+        self.pacer.set_pressure(Pressure::Critical);
+    }
+
+    /// Guests wrote blocks.
+    pub(super) fn note_written(&mut self, blocks: u64) {
+        if let Some(pass) = &self.pass {
+            self.pacer.earn(blocks, &pass.victim);
+        }
+    }
+
+    /// Nothing has happened for a while.
+    pub(super) fn note_idle(&mut self) {
+        self.pacer.earn_idle(COPY_BLOCKS as u64);
+    }
+
+    /// Whether `ticket` is the scan's read.
+    pub(super) fn is_reading(&self, ticket: u64) -> bool {
+        self.reading == Some(ticket)
+    }
+
+    fn next_step(&self, pass: &Pass) -> Step {
+        let (may_copy, is_settled) = (self.copies.len() < COPIES_MAX, self.copies.is_empty() && self.moves == 0);
+        let has_more = pass.scan.has_found() || !pass.scan.is_over() || pass.walk.as_ref().is_some_and(Walk::has_more);
+        if pass.batch.len() >= COPY_BLOCKS || (!has_more && !pass.batch.is_empty()) {
+            return if may_copy { Step::Copy } else { Step::Wait };
+        }
+        if pass.scan.has_found() {
+            return Step::Look;
+        }
+        if !pass.scan.is_over() {
+            return if self.reading.is_none() { Step::Read } else { Step::Wait };
+        }
+        match &pass.walk {
+            Some(walk) if walk.is_fetching => Step::Wait,
+            Some(walk) if walk.has_more() => Step::Walk,
+            _ if is_settled => Step::End,
+            _ => Step::Wait,
+        }
+    }
+}
+
+impl Walk {
+    fn has_more(&self) -> bool {
+        self.is_fetching || !self.found.is_empty() || !self.volumes.is_empty()
     }
 }
 
 impl Core {
-    /// Starts a pass if the log holds too much, or goes on with the one under way by a bounded step.
+    /// Begins a pass if space is needed, or goes on with the one under way by a bounded step.
     pub(super) fn clean_step(&mut self) {
-        let Some(pass) = &mut self.cleaner.pass else { return self.choose_victims() };
-        if pass.is_copying || self.map.cache.is_full() {
+        if self.is_stopping() || self.map.cache.is_full() {
             return;
         }
-        if let Some((volume, versions)) = pass.found.pop_front() {
-            pass.is_copying = true;
-            self.copy_batch(volume, versions);
+        let Some(pass) = &self.cleaner.pass else { return self.begin_pass() };
+        let step = self.cleaner.next_step(pass);
+        if step != Step::End && !self.cleaner.pacer.may_work() {
             return;
         }
-        let Some(volume) = pass.volumes.front().copied() else {
-            self.cleaner.pass = None;
-            self.cleaner.after_checkpoint = self.checkpoints.completed() + 1;
-            return self.checkpoints.request(None);
+        let outcome = match step {
+            Step::Look => self.look_up(),
+            Step::Read => {
+                self.read_on();
+                Ok(())
+            }
+            Step::Copy => {
+                self.copy_batch();
+                Ok(())
+            }
+            Step::Walk => self.walk_on(),
+            Step::End => {
+                self.end_pass();
+                Ok(())
+            }
+            Step::Wait => Ok(()),
         };
-        let (victims, page) = (pass.victims.clone(), pass.page);
-        match self.walk(volume, page, &victims) {
-            Ok((found, next)) => {
-                let Some(pass) = &mut self.cleaner.pass else { return };
-                pass.found.extend(found.chunks(ENTRY_BLOCKS_MAX).map(|found| (volume, found.to_vec())));
-                match next {
-                    Some(next) => pass.page = next,
-                    None => {
-                        pass.volumes.pop_front();
-                        pass.page = 0;
-                    }
+        if let Err(error) = outcome {
+            tracing::error!(%error, "cleaning stops: the map cannot be read");
+            self.drop_pass();
+        }
+    }
+
+    /// Lets writes that found no space wait while some can be made, and refuses them when none can.
+    pub(super) fn space_step(&mut self) {
+        if !self.log.is_starved() {
+            return;
+        }
+        self.cleaner.hurry();
+        let comes_free = |core: &Core| {
+            let segments = core.log.segments().into_iter();
+            let mut emptied = segments.filter(|info| !info.free && !info.active && info.generation > 0);
+            emptied.any(|info| core.map.usage.is_free(info.segment))
+        };
+        let awaits_checkpoint = self.checkpoints.completed() < self.cleaner.after_checkpoint;
+        if self.cleaner.pass.is_none() && !self.checkpoints.is_failing() && (awaits_checkpoint || comes_free(self)) {
+            return self.checkpoints.request_if_idle();
+        }
+        if self.cleaner.pass.is_none() {
+            self.begin_pass();
+        }
+        if self.cleaner.pass.is_none() && self.cleaner.is_quiet() {
+            self.log.refuse_queued();
+        }
+    }
+
+    /// Keeps those of the blocks found that the map still needs.
+    fn look_up(&mut self) -> Result<(), MapError> {
+        for _ in 0..LOOKUPS_PER_STEP {
+            let Some(pass) = &mut self.cleaner.pass else { return Ok(()) };
+            if pass.batch.len() >= COPY_BLOCKS {
+                return Ok(());
+            }
+            let Some(found) = pass.scan.take_found() else { return Ok(()) };
+            let FoundBlock { volume, block, lsn, crc, place, data } = found;
+            let Some(run) = self.volumes.get(&volume) else { continue };
+            if run.state.holds(block, place, &mut self.map)? {
+                if crc32fast::hash(&data) == crc {
+                    pass.batch.push(LiveBlock { volume, block, lsn, crc, from: place, data });
+                } else {
+                    tracing::error!(%volume, block, segment = place.segment, "a damaged block stays where it is");
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn read_on(&mut self) {
+        let ticket = self.ticket();
+        let Some(pass) = &mut self.cleaner.pass else { return };
+        let (first, count) = pass.scan.next_read();
+        self.cleaner.reading = Some(ticket);
+        self.log.read(pass.victim.segment, first, count, ticket);
+    }
+
+    /// The scan's read is here.
+    pub(super) fn scan_read(&mut self, result: Result<Bytes, LogError>) {
+        self.cleaner.reading = None;
+        let Some(pass) = &mut self.cleaner.pass else { return };
+        match result {
+            Ok(bytes) => pass.scan.take_window(&bytes),
             Err(error) => {
-                tracing::error!(%volume, %error, "cleaning stops: the map cannot be read");
-                self.cleaner.pass = None;
+                tracing::error!(segment = pass.victim.segment, %error, "a segment cannot be read to be cleaned");
+                pass.scan.give_up();
             }
         }
     }
 
-    /// What of `volume` lies in `victims`, from `page` on, and the page to go on at. The layers come with page 0.
-    fn walk(&mut self, volume: VolumeId, page: u32, victims: &BTreeSet<u32>) -> Result<(Found, Option<u32>), MapError> {
-        let Some(run) = self.volumes.get(&volume) else { return Ok((Vec::new(), None)) };
-        let lies_there = |(_, version): &(u32, Version)| {
-            version.content.place().is_some_and(|place| victims.contains(&place.segment))
+    /// Hands a batch to the log, neighbours together.
+    fn copy_batch(&mut self) {
+        let ticket = self.ticket();
+        let Some(pass) = &mut self.cleaner.pass else { return };
+        let mut batch: Vec<LiveBlock> = std::mem::take(&mut pass.batch);
+        batch.sort_by_key(|live| (live.volume, live.block));
+        let mut blocks: BTreeMap<VolumeId, Vec<(BlockIndex, Lsn, u32)>> = BTreeMap::new();
+        for live in &batch {
+            blocks.entry(live.volume).or_default().push((BlockIndex(live.block), live.lsn, live.crc));
+        }
+        let entries: Vec<Entry> =
+            blocks.into_iter().map(|(volume, blocks)| Entry::Received { volume, blocks }).collect();
+        let data: Vec<Bytes> = batch.iter().map(|live| live.data.clone()).collect();
+        match self.log.copy(&entries, &data, ticket) {
+            Ok(segment) => {
+                // Until the moves are applied nothing else says that it is needed.
+                self.map.usage.pin(segment);
+                self.cleaner.pacer.spend(batch.len() as u64);
+                self.cleaner.copied_blocks += batch.len() as u64;
+                self.cleaner.copies.insert(ticket, batch);
+            }
+            Err(error) => {
+                // No segment is free, not even the cleaner's own.
+                tracing::debug!(%error, "nothing can be copied now");
+                self.drop_pass();
+            }
+        }
+    }
+
+    /// A copy is durable: the log is told where the blocks are now.
+    pub(super) fn copied(&mut self, ticket: u64, result: Result<Placed, LogError>) {
+        let batch = self.cleaner.copies.remove(&ticket).expect("the log answers each copy once");
+        let placed = match result {
+            Ok(placed) => placed,
+            Err(error) => {
+                tracing::error!(%error, "cleaning stops");
+                return self.drop_pass();
+            }
         };
-        let mut found = Found::new();
+        let mut block = placed.first_block;
+        for moved in batch.chunk_by(|a, b| a.volume == b.volume) {
+            let moves = moved.iter().map(|live| (BlockIndex(live.block), live.from.segment, live.from.block)).collect();
+            let entry = Entry::Relocated { volume: moved[0].volume, segment: placed.segment, block, moves };
+            block += moved.len() as u32;
+            self.map.usage.pin(placed.segment);
+            self.cleaner.moves += 1;
+            if let Err(error) = self.append_move(entry) {
+                tracing::error!(%error, "cleaning stops");
+                self.relocated(placed.segment);
+                self.drop_pass();
+                break;
+            }
+        }
+        self.map.usage.unpin(placed.segment);
+    }
+
+    /// The log has applied, or refused, moves into `segment`.
+    pub(super) fn relocated(&mut self, segment: u32) {
+        self.map.usage.unpin(segment);
+        self.cleaner.moves -= 1;
+    }
+
+    /// Looks for blocks in the victim through the maps of all volumes, a few pages at a time.
+    fn walk_on(&mut self) -> Result<(), MapError> {
+        let Some(Pass { victim, walk: Some(walk), .. }) = &mut self.cleaner.pass else { return Ok(()) };
+        let (victim, page) = (victim.segment, walk.page);
+        if let Some((volume, versions)) = walk.found.pop_front() {
+            walk.is_fetching = true;
+            let blocks: Vec<(u32, Option<Version>)> =
+                versions.iter().map(|(block, version)| (*block, Some(*version))).collect();
+            self.fetch(volume, &blocks, Then::Clean { versions });
+            return Ok(());
+        }
+        let Some(volume) = walk.volumes.front().copied() else { return Ok(()) };
+        let (found, next) = self.lying_in(volume, page, victim)?;
+        let Some(Pass { walk: Some(walk), .. }) = &mut self.cleaner.pass else { return Ok(()) };
+        walk.found.extend(found.chunks(COPY_BLOCKS).map(|found| (volume, found.to_vec())));
+        walk.page = next.unwrap_or(0);
+        if next.is_none() {
+            walk.volumes.pop_front();
+        }
+        Ok(())
+    }
+
+    /// What of `volume` lies in `segment`, from `page` on, and the page to go on at. The layers come with page 0.
+    #[expect(clippy::type_complexity, reason = "what was found, and where to go on")]
+    fn lying_in(
+        &mut self,
+        volume: VolumeId,
+        page: u32,
+        segment: u32,
+    ) -> Result<(Vec<(u32, Version)>, Option<u32>), MapError> {
+        let Some(run) = self.volumes.get(&volume) else { return Ok((Vec::new(), None)) };
+        let lies_there =
+            |(_, version): &(u32, Version)| version.content.place().is_some_and(|place| place.segment == segment);
+        let mut found = Vec::new();
         if page == 0 {
             found.extend(run.state.layers.entries().filter(lies_there));
         }
@@ -130,81 +380,95 @@ impl Core {
         Ok((found, next))
     }
 
-    fn copy_batch(&mut self, volume: VolumeId, versions: Vec<(u32, Version)>) {
-        let blocks: Vec<(u32, Option<Version>)> =
-            versions.iter().map(|(block, version)| (*block, Some(*version))).collect();
-        self.fetch(volume, &blocks, Then::Clean { versions });
-    }
-
-    /// The blocks of a batch are here: they go to the end of the log. Without data the pass ends.
-    pub(super) fn copy_out(&mut self, volume: VolumeId, versions: &[(u32, Version)], data: Option<Vec<Option<Bytes>>>) {
-        let copied = data.is_some_and(|data| {
-            let (blocks, data) = versions
-                .iter()
-                .zip(data)
-                .filter_map(|((block, version), data)| {
-                    Some(((BlockIndex(*block), version.lsn, version.content.crc()?), data?))
-                })
-                .unzip();
-            self.append(Entry::Received { volume, blocks }, data, false, None, Done::Nothing).is_ok()
-        });
-        match &mut self.cleaner.pass {
-            Some(pass) if copied => pass.is_copying = false,
-            _ => self.cleaner.pass = None,
+    /// The blocks that a walk found are read. Those that cannot be read stay where they are.
+    pub(super) fn walk_fetched(
+        &mut self,
+        volume: VolumeId,
+        versions: &[(u32, Version)],
+        data: Option<Vec<Option<Bytes>>>,
+    ) {
+        let Some(Pass { walk: Some(walk), batch, .. }) = &mut self.cleaner.pass else { return };
+        walk.is_fetching = false;
+        for ((block, version), data) in versions.iter().zip(data.into_iter().flatten()) {
+            if let (Some(from), Some(crc), Some(data)) = (version.content.place(), version.content.crc(), data) {
+                batch.push(LiveBlock { volume, block: *block, lsn: version.lsn, crc, from, data });
+            }
         }
     }
 
-    fn choose_victims(&mut self) {
+    /// Everything that the scan found was moved. What is left lies behind a record that could not be read: the maps know.
+    fn end_pass(&mut self) {
+        let Some(pass) = &mut self.cleaner.pass else { return };
+        let segment = pass.victim.segment;
+        let left = self.map.usage.live(segment);
+        if left > 0 && pass.walk.is_none() {
+            tracing::warn!(segment, left, "the maps are searched for what the segment's records do not tell");
+            let volumes = self.volumes.keys().copied().collect();
+            pass.walk = Some(Walk { volumes, page: 0, found: VecDeque::new(), is_fetching: false });
+            return;
+        }
+        if left > 0 {
+            tracing::error!(segment, left, "a segment holds damaged blocks and cannot be emptied");
+            self.cleaner.damaged.insert(segment);
+        }
+        self.drop_pass();
+        self.cleaner.after_checkpoint = self.checkpoints.completed() + 1;
+        self.checkpoints.request(None);
+    }
+
+    fn drop_pass(&mut self) {
+        if let Some(pass) = self.cleaner.pass.take() {
+            self.map.usage.unpin(pass.victim.segment);
+        }
+    }
+
+    fn begin_pass(&mut self) {
         let written = self.checkpoints.log_bytes_total();
-        let is_time = self.cleaner.hurried || written >= self.cleaner.look_at;
-        if !is_time || self.checkpoints.completed() < self.cleaner.after_checkpoint {
+        let is_time = self.cleaner.refused || written >= self.cleaner.look_at;
+        if !is_time || self.cleaner.reading.is_some() || self.checkpoints.completed() < self.cleaner.after_checkpoint {
             return;
         }
         self.cleaner.look_at = written + self.options.log.segment_bytes / LOOKS_PER_SEGMENT;
-        let segments: Vec<u32> = self
-            .log
-            .segments()
-            .into_iter()
-            .filter(|info| !info.free && info.generation > 0)
-            .map(|info| info.segment)
-            .collect();
-        let per_segment = self.options.log.segment_bytes / u64::from(BLOCK_SIZE);
-        let used = segments.len() as u64;
-        let live: u64 = segments.iter().map(|segment| self.map.usage.live(*segment)).sum();
-        let capacity = self.options.log.capacity_bytes.map(|bytes| bytes / self.options.log.segment_bytes);
-        let is_short = self.cleaner.hurried || capacity.is_some_and(|capacity| used + SPARE_SEGMENTS >= capacity);
-        let is_wasteful = used > (live * GARBAGE_FACTOR).div_ceil(per_segment) + SLACK_SEGMENTS;
-        if !is_short && !is_wasteful {
+        let segments: Vec<_> =
+            self.log.segments().into_iter().filter(|info| !info.free && info.generation > 0).collect();
+        let space = Space {
+            used: segments.len() as u64,
+            capacity: self.options.log.capacity_bytes.map(|bytes| bytes / self.options.log.segment_bytes),
+            blocks_per_segment: self.options.log.segment_bytes / u64::from(BLOCK_SIZE),
+            live_blocks: segments.iter().map(|info| self.map.usage.live(info.segment)).sum(),
+            refused: self.cleaner.refused,
+        };
+        let pressure = space.pressure();
+        self.cleaner.pacer.set_pressure(pressure);
+        if pressure == Pressure::None {
             return;
         }
-        self.cleaner.hurried = false;
-        let active: BTreeSet<u32> =
-            self.log.segments().into_iter().filter(|info| info.active).map(|info| info.segment).collect();
-        let mut candidates: BTreeSet<u32> = segments.into_iter().filter(|segment| !active.contains(segment)).collect();
-        let mut victims = BTreeSet::new();
-        let mut moved = 0;
-        while victims.len() < VICTIMS_MAX && moved < per_segment {
-            let Some(victim) = self.map.usage.emptiest(candidates.iter().copied()) else { break };
-            let live = self.map.usage.live(victim);
-            if live * 100 > per_segment * VICTIM_FULL_MAX {
-                break;
-            }
-            candidates.remove(&victim);
-            if live > 0 {
-                moved += live;
-                victims.insert(victim);
-            }
-        }
-        if victims.is_empty() {
+        self.cleaner.refused = false;
+        let newest = segments.iter().map(|info| info.generation).max().unwrap_or(0);
+        let usage = &self.map.usage;
+        let candidates = segments
+            .iter()
+            .filter(|info| {
+                !info.active && !usage.is_pinned(info.segment) && !self.cleaner.damaged.contains(&info.segment)
+            })
+            .map(|info| Candidate {
+                segment: info.segment,
+                blocks: u64::from(info.blocks),
+                live: usage.live(info.segment),
+                age: newest - info.generation,
+            });
+        let Some(victim) = policy::choose(candidates) else {
             // A checkpoint frees what is empty already; without news there is nothing to gain from one.
             if self.checkpoints.has_news() {
                 self.cleaner.after_checkpoint = self.checkpoints.completed() + 1;
                 self.checkpoints.request(None);
             }
             return;
-        }
-        tracing::debug!(?victims, used, live, "cleaning");
-        let volumes = self.volumes.keys().copied().collect();
-        self.cleaner.pass = Some(Pass { victims, volumes, page: 0, found: VecDeque::new(), is_copying: false });
+        };
+        tracing::debug!(?victim, ?space, "cleaning");
+        self.map.usage.pin(victim.segment);
+        let generation = segments.iter().find(|info| info.segment == victim.segment).map_or(0, |info| info.generation);
+        let scan = Scan::new(victim.segment, generation, victim.blocks as u32);
+        self.cleaner.pass = Some(Pass { victim, scan, walk: None, batch: Vec::new() });
     }
 }

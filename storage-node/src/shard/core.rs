@@ -20,6 +20,7 @@ use super::fetch::Fetches;
 use super::handle::{Doorbell, Request, Role, StoreError};
 use super::run::{Busy, Reply, VolumeRun};
 use super::sync::{Done, Syncs};
+use crate::io::buffer::AlignedBuffer;
 use crate::log::{Entry, Event, Log, LogError, Placed};
 use crate::map::Map;
 use crate::map::page::Place;
@@ -32,6 +33,8 @@ const REQUESTS_PER_TURN: usize = 256;
 const FOLD_STEP: usize = 128;
 /// The longest sleep of an idle shard; the doorbell ends it at once.
 const IDLE_SLEEP: Duration = Duration::from_secs(1);
+/// How long nothing must happen until the cleaner does a step on the side.
+const CLEANING_PAUSE: Duration = Duration::from_millis(50);
 
 /// An entry in the log's hands.
 #[derive(Debug)]
@@ -128,8 +131,16 @@ impl Core {
                 taken += 1;
             }
             let is_busy = taken == REQUESTS_PER_TURN || self.is_stopping || self.has_background_work();
-            let sleep = if is_busy { Duration::ZERO } else { IDLE_SLEEP };
+            let sleep = match is_busy {
+                true => Duration::ZERO,
+                false if self.cleaner.is_waiting() => CLEANING_PAUSE,
+                false => IDLE_SLEEP,
+            };
+            let was_quiet = taken == 0 && self.is_quiet();
             self.turn(sleep);
+            if was_quiet && !is_busy && self.is_quiet() && requests.is_empty() {
+                self.cleaner.note_idle();
+            }
             if self.is_stopping
                 && let Some(outcome) = self.stop_step()
             {
@@ -160,6 +171,10 @@ impl Core {
             Event::Appended { .. } if self.syncs.is_holding() => self.syncs.hold(event),
             Event::Appended { ticket, result } => self.appended(ticket, result),
             Event::Synced { ticket, result } => self.synced(ticket, result),
+            Event::Copied { ticket, result } => self.copied(ticket, result),
+            Event::Read { ticket, result } if self.cleaner.is_reading(ticket) => {
+                self.scan_read(result.map(AlignedBuffer::into_bytes));
+            }
             Event::Read { ticket, result } => self.read_done(ticket, result),
         }
     }
@@ -220,7 +235,10 @@ impl Core {
         if let Some(reason) = &self.failed {
             return Err((StoreError::Poisoned(reason.clone()), done));
         }
-        let changes_pages = matches!(entry, Entry::Write { .. } | Entry::Zero { .. } | Entry::Received { .. });
+        let changes_pages = matches!(
+            entry,
+            Entry::Write { .. } | Entry::Zero { .. } | Entry::Received { .. } | Entry::Relocated { .. }
+        );
         if changes_pages && self.map.cache.is_full() && self.checkpoints.is_failing() {
             return Err((StoreError::OutOfSpace, done));
         }
@@ -234,13 +252,23 @@ impl Core {
                 self.in_flight.insert(ticket, InFlight { volume, entry, durable, done, followers: Vec::new() });
                 Ok(())
             }
-            Err(error) => {
-                if error == LogError::OutOfSpace {
-                    self.space_is_short();
-                }
-                Err((error.into(), done))
-            }
+            Err(error) => Err((error.into(), done)),
         }
+    }
+
+    /// Gives an entry of the cleaner to the log, ahead of what waits for the space that the cleaner makes.
+    ///
+    /// # Errors
+    /// Nothing was queued.
+    pub(super) fn append_move(&mut self, entry: Entry) -> Result<(), StoreError> {
+        if let Some(reason) = &self.failed {
+            return Err(StoreError::Poisoned(reason.clone()));
+        }
+        let (ticket, volume) = (self.ticket(), volume_of(&entry));
+        self.log.append_first(entry.clone(), ticket)?;
+        let flight = InFlight { volume, entry, durable: false, done: Done::Nothing, followers: Vec::new() };
+        self.in_flight.insert(ticket, flight);
+        Ok(())
     }
 
     /// As [`append`](Self::append) for entries without data, answering a failure itself.
@@ -276,6 +304,7 @@ impl Core {
             Ok(placed) => match &self.failed {
                 None => {
                     self.checkpoints.note_appended(&entry);
+                    self.cleaner.note_written(u64::from(entry.data_blocks()));
                     self.apply(&entry, placed).map(|()| placed).map_err(|error| {
                         tracing::error!(%volume, %error, "an entry cannot be applied: nothing is written until the node is restarted");
                         self.failed = Some(error.to_string());
@@ -284,12 +313,7 @@ impl Core {
                 }
                 Some(reason) => Err(StoreError::Poisoned(reason.clone())),
             },
-            Err(error) => {
-                if error == LogError::OutOfSpace {
-                    self.space_is_short();
-                }
-                Err(error.into())
-            }
+            Err(error) => Err(error.into()),
         };
         if let Some(run) = self.volumes.get_mut(&volume) {
             run.flights.retain(|flight| flight.ticket != ticket);
@@ -310,6 +334,9 @@ impl Core {
         {
             // A durable append is only made when everything before it was durable.
             run.durable = run.durable.max(run.state.known);
+        }
+        if let Entry::Relocated { segment, .. } = &entry {
+            self.relocated(*segment);
         }
         for (durable, done) in std::iter::once((durable, done)).chain(followers) {
             match &outcome {
@@ -358,7 +385,7 @@ impl Core {
     /// Whether requests must wait for a checkpoint. While checkpoints fail they need not: reads are served, and what
     /// would change pages is refused.
     fn must_hold_back(&self) -> bool {
-        self.map.cache.is_full() && !self.checkpoints.is_failing()
+        (self.map.cache.is_full() && !self.checkpoints.is_failing()) || self.log.is_starved()
     }
 
     fn background(&mut self) {
@@ -374,6 +401,7 @@ impl Core {
                 }
             }
         }
+        self.space_step();
         self.clean_step();
         self.checkpoint_step();
     }
@@ -386,10 +414,16 @@ impl Core {
             || (may_fold && self.volumes.values().any(|run| run.state.layers.is_folding()))
     }
 
-    /// Whether nothing is under way for any caller.
+    /// Whether it is on its way to its end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.is_stopping
+    }
+
+    /// Whether nothing is under way for any caller, or for the cleaner.
     pub(super) fn is_quiet(&self) -> bool {
         self.in_flight.is_empty()
             && self.fetches.is_empty()
+            && self.cleaner.is_quiet()
             && self.syncs.is_idle()
             && self.volumes.values().all(VolumeRun::is_quiet)
     }
@@ -424,7 +458,8 @@ pub(super) fn volume_of(entry: &Entry) -> VolumeId {
         | Entry::Applied { volume, .. }
         | Entry::Role { volume, .. }
         | Entry::Opened { volume, .. }
-        | Entry::Deleted { volume } => *volume,
+        | Entry::Deleted { volume }
+        | Entry::Relocated { volume, .. } => *volume,
     }
 }
 
@@ -446,7 +481,13 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
             in_order(*lsn)?;
             state.apply_zero(*lsn, start.0, *count, map)
         }
-        Entry::Received { blocks, .. } => state.apply_received(blocks, place, map).map(drop),
+        Entry::Received { blocks, .. } => {
+            state.apply_received(blocks, place, map);
+            Ok(())
+        }
+        Entry::Relocated { segment, block, moves, .. } => {
+            state.apply_relocated(moves, Place { segment: *segment, block: *block }, map)
+        }
         Entry::Manifest { manifest, seal, .. } => {
             state.apply_manifest(manifest.clone(), *seal, map);
             Ok(())

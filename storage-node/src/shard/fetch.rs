@@ -34,7 +34,7 @@ pub(super) enum Then {
     Versions { lsns: Vec<Lsn>, reply: Reply<Vec<VersionedBlock>> },
     /// A partial write goes on.
     Merge { job: WriteJob, shape: Shape, ticket: u64 },
-    /// Live blocks are copied out of a segment.
+    /// The cleaner's walk over the maps goes on.
     Clean { versions: Vec<(u32, Version)> },
 }
 
@@ -229,7 +229,7 @@ impl Core {
             }
             Then::Clean { versions } => {
                 let data: Vec<Option<Bytes>> = blocks(&runs).map(|(_, data)| data).collect();
-                self.copy_out(volume, &versions, failure.is_none().then_some(data));
+                self.walk_fetched(volume, &versions, failure.is_none().then_some(data));
             }
         }
     }

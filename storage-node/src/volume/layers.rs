@@ -203,20 +203,27 @@ impl Layers {
         layers.flat_map(|layer| layer.entries.range(first..=last).map(|(block, _)| *block)).collect()
     }
 
-    /// The data of `block` at `lsn`, which is here, was copied to `place`. Returns whether a layer has that version.
-    pub fn relocate(&mut self, block: u32, lsn: Lsn, place: Place, usage: &mut Usage) -> bool {
+    /// The data of `block` at `from` was copied to `to`. Returns whether a layer has it.
+    pub fn relocate(&mut self, block: u32, from: Place, to: Place, usage: &mut Usage) -> bool {
         for layer in self.folding.iter_mut().chain([&mut self.sealed, &mut self.open]) {
-            if let Some(Version { lsn: found, content: Content::Local { place: before, crc } }) =
-                layer.entries.get(&block).copied()
-                && found == lsn
+            if let Some(Version { lsn, content: Content::Local { place, crc } }) = layer.entries.get(&block).copied()
+                && place == from
             {
-                layer.set(block, Version { lsn, content: Content::Local { place, crc } });
-                usage.add(self.volume, place);
-                usage.remove(self.volume, before);
+                layer.set(block, Version { lsn, content: Content::Local { place: to, crc } });
+                usage.add(self.volume, to);
+                usage.remove(self.volume, from);
                 return true;
             }
         }
         false
+    }
+
+    /// Whether a layer has `block` at `place`.
+    #[must_use]
+    pub fn holds(&self, block: u32, place: Place) -> bool {
+        let layers = self.folding.iter().chain([&self.sealed, &self.open]);
+        let mut versions = layers.filter_map(|layer| layer.entries.get(&block));
+        versions.any(|version| version.content.place() == Some(place))
     }
 
     /// Every entry of every layer, for a cleaner that looks for what still lies in a segment.

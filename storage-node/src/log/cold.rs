@@ -1,0 +1,124 @@
+//! Cold segments: where the cleaner copies what outlived the segment it lay in, apart from the log's stream.
+//!
+//! A cold segment holds records of the log's format, of [`Entry::Received`] alone, with sequence 0: recovery never takes
+//! them for the log, and the cleaner reads them like any other segment. A copy is durable when it is reported. Nothing
+//! points to it until an [`Entry::Relocated`] of the log does, so a crash in between leaves garbage and no more. The cold
+//! segment that was being filled at the end of a process is filled further by the next: it may be the only room left.
+//!
+//! Keeping old and new data apart is what makes cleaning cheap when some blocks change often and others never
+//! (Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured File System", 1992, section 3.6).
+
+use std::collections::BTreeMap;
+use std::io;
+
+use bytes::Bytes;
+use client_lib::BLOCK_SIZE;
+
+use super::record::{DATA_BLOCKS_MAX, Entry, encode};
+use super::segment::{SEGMENT_HEADER_BLOCKS, SegmentHeader};
+use super::writer::{TOKEN_COPY, entries_blocks, token};
+use super::{Event, Log, LogError, Placed};
+use crate::io::{FileId, IoKind, IoOp};
+
+/// The sequence of every record in a cold segment; the log's own begin at 1.
+pub const COLD_SEQUENCE: u64 = 0;
+
+const BLOCK: usize = BLOCK_SIZE as usize;
+
+/// The segment being filled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    pub(super) segment: u32,
+    pub(super) file: FileId,
+    pub(super) generation: u64,
+    /// The next free block; the header counts as written with the first record.
+    pub(super) next: u32,
+    pub(super) blocks: u32,
+}
+
+/// Copies of the cleaner under way, and where they go.
+#[derive(Debug, Default)]
+pub(super) struct Cold {
+    target: Option<Target>,
+    /// Ticket, segment and first data block, by number.
+    flights: BTreeMap<u64, (u64, u32, u32)>,
+    next_number: u64,
+}
+
+impl Cold {
+    /// Goes on filling a segment that an earlier process began.
+    pub(super) fn resume(&mut self, target: Target) {
+        self.target = Some(target);
+    }
+
+    pub(super) fn segment(&self) -> Option<u32> {
+        self.target.map(|target| target.segment)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.flights.is_empty()
+    }
+
+    /// Forgets the copies under way; returns their tickets.
+    pub(super) fn abandon(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.flights).into_values().map(|(ticket, ..)| ticket).collect()
+    }
+}
+
+impl Log {
+    /// Writes `entries` with their data, whole blocks, into a cold segment as one record, and returns the segment;
+    /// [`Event::Copied`] brings `ticket` back when it is durable.
+    ///
+    /// # Errors
+    /// `OutOfSpace` when no segment is free (yet), `Poisoned`: nothing was written.
+    ///
+    /// # Panics
+    /// If entries and data do not fit each other or a record.
+    pub fn copy(&mut self, entries: &[Entry], data: &[Bytes], ticket: u64) -> Result<u32, LogError> {
+        let blocks: u32 = entries.iter().map(Entry::data_blocks).sum();
+        assert_eq!(data.iter().map(Bytes::len).sum::<usize>(), blocks as usize * BLOCK, "entries and data fit");
+        assert!((1..=DATA_BLOCKS_MAX).contains(&blocks), "{blocks} blocks are not for one record");
+        if let Some(reason) = self.poisoned() {
+            return Err(LogError::Poisoned(reason.to_owned()));
+        }
+        let needed = blocks + entries.iter().map(entries_blocks).sum::<u32>();
+        if self.cold.target.is_none_or(|target| target.blocks - target.next < needed) {
+            let (segment, taken) = self.pool.take(0, true).ok_or(LogError::OutOfSpace)?;
+            let next = SEGMENT_HEADER_BLOCKS;
+            assert!(taken.blocks - next >= needed, "the smallest segment has room for the largest record");
+            let (file, generation, blocks) = (taken.file, taken.generation, taken.blocks);
+            self.cold.target = Some(Target { segment, file, generation, next, blocks });
+        }
+        let target = self.cold.target.as_mut().expect("just taken");
+        let prefix = if target.next == SEGMENT_HEADER_BLOCKS { SEGMENT_HEADER_BLOCKS } else { 0 };
+        let entries: Vec<&Entry> = entries.iter().collect();
+        let (mut buffer, header_blocks, _) = encode(target.generation, COLD_SEQUENCE, 0, &entries, blocks, prefix);
+        if prefix > 0 {
+            SegmentHeader { segment: target.segment, generation: target.generation, cold: true }.encode(&mut buffer);
+        }
+        let mut filled = (prefix + header_blocks) as usize * BLOCK;
+        for data in data {
+            buffer[filled..filled + data.len()].copy_from_slice(data);
+            filled += data.len();
+        }
+        let offset = u64::from(target.next - prefix) * u64::from(BLOCK_SIZE);
+        let number = self.cold.next_number;
+        self.cold.next_number += 1;
+        self.cold.flights.insert(number, (ticket, target.segment, target.next + header_blocks));
+        target.next += header_blocks + blocks;
+        let kind = IoKind::Write { offset, buffer, durable: true };
+        let (segment, file) = (target.segment, target.file);
+        self.engine.submit(IoOp { token: token(TOKEN_COPY, number), file, kind });
+        Ok(segment)
+    }
+
+    pub(super) fn copy_finished(&mut self, number: u64, result: io::Result<()>) {
+        if let Err(error) = result {
+            return self.poison(&format!("a write to a cold segment failed: {error}"));
+        }
+        // Forgotten when the log was poisoned meanwhile.
+        let Some((ticket, segment, first_block)) = self.cold.flights.remove(&number) else { return };
+        let placed = Placed { segment, first_block, durable: true };
+        self.ready.push(Event::Copied { ticket, result: Ok(placed) });
+    }
+}
