@@ -207,6 +207,14 @@ impl Core {
         if !self.log.is_starved() {
             return;
         }
+        if self.is_stopping() {
+            // Nothing more is copied: what waits for space will not have it.
+            self.drop_pass();
+            if self.cleaner.is_quiet() {
+                self.log.refuse_queued();
+            }
+            return;
+        }
         self.cleaner.hurry();
         let comes_free = |core: &Core| {
             let segments = core.log.segments().into_iter();

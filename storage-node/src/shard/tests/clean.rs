@@ -144,3 +144,21 @@ fn a_store_that_is_truly_full_refuses_writes_and_takes_them_again_after_a_trim()
     assert_eq!(rig.read((written - 1) * CHUNK, 4096).expect("reads"), [7; 4096]);
     assert_eq!(rig.read(0, 4096).expect("reads"), [9; 4096]);
 }
+
+#[test]
+fn a_shard_stops_in_the_middle_of_making_space() {
+    let (mut rig, mut chunks) = (rig(13), Chunks::new(13));
+    (0..CHUNKS).for_each(|chunk| chunks.write(&mut rig, chunk));
+    // Overwrites until some wait for the cleaner.
+    let mut waiting = Vec::new();
+    while !rig.core().log.is_starved() {
+        let chunk = chunks.random(CHUNKS);
+        waiting.push(rig.send_write(chunk * CHUNK, vec![3; CHUNK as usize], false));
+        rig.turn();
+        assert!(waiting.len() < 100_000, "never short of space");
+    }
+    rig.restart();
+    rig.activate(2);
+    assert!(waiting.into_iter().all(|mut answer| answer.try_recv().is_ok()), "every write was answered");
+    rig.write(0, vec![5; CHUNK as usize]).expect("writes again");
+}
