@@ -31,6 +31,8 @@ const LOOKUPS_PER_STEP: usize = 64;
 const COPY_BLOCKS: usize = 256;
 /// Copies under way at once.
 const COPIES_MAX: usize = 2;
+/// Emptied segments that wait for one checkpoint together: each writes every page of the map that changed since the last.
+const EMPTIED_MAX: usize = 4;
 /// Pages looked at per turn when the maps are walked.
 const PAGES_PER_STEP: u32 = 32;
 
@@ -89,7 +91,9 @@ pub(super) struct Cleaner {
     refused: bool,
     /// How much log there must be for the next look at the segments.
     look_at: u64,
-    /// Passes start only after the checkpoint that frees what the last one emptied.
+    /// Segments emptied since a checkpoint was last asked for.
+    emptied: usize,
+    /// Passes start only after the checkpoint that frees what the last ones emptied.
     after_checkpoint: u64,
     /// The read of the scan under way.
     reading: Option<u64>,
@@ -420,8 +424,12 @@ impl Core {
             self.cleaner.damaged.insert(segment);
         }
         self.drop_pass();
-        self.cleaner.after_checkpoint = self.checkpoints.completed() + 1;
-        self.checkpoints.request(None);
+        self.cleaner.emptied += 1;
+        if self.cleaner.emptied >= EMPTIED_MAX || self.cleaner.pacer.is_critical() {
+            self.cleaner.emptied = 0;
+            self.cleaner.after_checkpoint = self.checkpoints.completed() + 1;
+            self.checkpoints.request(None);
+        }
     }
 
     fn drop_pass(&mut self) {

@@ -9,7 +9,7 @@
 /// Free segments below which guests' writes would soon have to wait: the log keeps two for itself and the cleaner.
 const CRITICAL_SEGMENTS: u64 = 4;
 /// Free segments below which cleaning begins. Not more: what is kept free makes every other segment fuller.
-const LOW_SEGMENTS: u64 = 7;
+const LOW_SEGMENTS: u64 = 9;
 /// Where no capacity is set, the store may hold this many times its live blocks before cleaning begins.
 const GARBAGE_FACTOR: u64 = 2;
 /// Segments beyond that before it is worth it.
@@ -107,9 +107,14 @@ impl Pacer {
         self.pressure = pressure;
     }
 
+    /// Whether guests are about to wait for space.
+    pub(super) fn is_critical(&self) -> bool {
+        self.pressure == Pressure::Critical
+    }
+
     /// Whether work may go on now.
     pub(super) fn may_work(&self) -> bool {
-        self.pressure == Pressure::Critical || self.credit > 0
+        self.is_critical() || self.credit > 0
     }
 
     /// Guests wrote `blocks` while `victim` was being emptied.

@@ -146,7 +146,7 @@ fn uniform_overwrites_at_seventy_percent_cost_about_twice_what_is_written() {
 
 #[test]
 fn hot_and_cold_blocks_cost_less_than_uniform_ones() {
-    for (record_writes, most) in [(LARGE_RECORD, 1.51), (RECORD_WRITES, 1.65)] {
+    for (record_writes, most) in [(LARGE_RECORD, 1.53), (RECORD_WRITES, 1.67)] {
         let mut random = random();
         let amplification = Model::new().amplification(record_writes, |blocks| {
             let hot = blocks / 10;
@@ -171,10 +171,10 @@ fn pressure_rises_as_space_shrinks() {
     let space = |used, capacity, live_blocks, refused| {
         Space { used, capacity, blocks_per_segment: 100, live_blocks, refused }.pressure()
     };
-    assert_eq!(space(50, Some(64), 100, false), Pressure::None, "a set capacity may be used");
-    assert_eq!(space(58, Some(64), 100, false), Pressure::Some);
+    assert_eq!(space(55, Some(64), 100, false), Pressure::None, "a set capacity may be used");
+    assert_eq!(space(56, Some(64), 100, false), Pressure::Some);
     assert_eq!(space(61, Some(64), 100, false), Pressure::Critical);
-    assert_eq!(space(993, Some(1000), 100, false), Pressure::None);
+    assert_eq!(space(991, Some(1000), 100, false), Pressure::None);
     assert_eq!(space(28, None, 1000, false), Pressure::None);
     assert_eq!(space(29, None, 1000, false), Pressure::Some);
     assert_eq!(space(1, None, 1000, true), Pressure::Critical);
