@@ -76,6 +76,21 @@ pub enum Command {
         /// SHA-256 of its public key: tells a repeated proposal from another node of the same name.
         key: [u8; 32],
     },
+    /// The owner, which has carried out every size before, gives the volume another one.
+    ResizeVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner who proposes.
+        from: NodeId,
+        /// The process of the owner that proposes, as numbered by [`Command::NodeStarted`].
+        incarnation: u64,
+        /// The epoch of the ownership.
+        epoch: Epoch,
+        /// The size that it has carried out.
+        expected: VolumeSize,
+        /// The new size.
+        size: VolumeSize,
+    },
 }
 
 impl Command {
@@ -135,6 +150,11 @@ pub enum Response {
     },
     /// Nothing changed, and why.
     Refused(Refusal),
+    /// The volume has this size.
+    VolumeResized {
+        /// The size.
+        size: VolumeSize,
+    },
 }
 
 impl Response {
@@ -212,6 +232,16 @@ pub enum Refusal {
         /// The node.
         to: NodeId,
     },
+    /// The volume got another size meanwhile.
+    #[error("volume {volume} has {} bytes by now, not {}; look at it and try again", found.bytes(), expected.bytes())]
+    SizeChanged {
+        /// The volume.
+        volume: VolumeId,
+        /// The size that the proposer knew.
+        expected: VolumeSize,
+        /// The size it has.
+        found: VolumeSize,
+    },
 }
 
 impl From<Refusal> for Error {
@@ -224,6 +254,7 @@ impl From<Refusal> for Error {
             Refusal::NotOwner { .. } => ErrorKind::NotOwner,
             Refusal::OldIncarnation { .. } => ErrorKind::Fenced,
             Refusal::NotReplica { .. } => ErrorKind::InvalidRequest,
+            Refusal::SizeChanged { .. } => ErrorKind::Busy,
         };
         Error::new(kind, refusal.to_string())
     }

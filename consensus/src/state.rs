@@ -118,6 +118,9 @@ impl MetaState {
             Command::JoinNode { name, provider, address, key } => {
                 self.join_node(log_index, name, provider, address, key)
             }
+            Command::ResizeVolume { volume, from, incarnation, epoch, expected, size } => {
+                self.resize_volume(volumes::Resize { volume, from, incarnation, epoch, expected, size })
+            }
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

@@ -37,6 +37,21 @@ fn transfer(epoch: u64, from: u64, to: u64, incarnation: u64) -> Command {
     }
 }
 
+fn mebibytes(count: u64) -> VolumeSize {
+    VolumeSize::try_from(count << 20).expect("a size")
+}
+
+fn resize(epoch: u64, from: u64, incarnation: u64, expected: u64, size: u64) -> Command {
+    Command::ResizeVolume {
+        volume: VolumeId(10),
+        from: NodeId(from),
+        incarnation,
+        epoch: Epoch(epoch),
+        expected: mebibytes(expected),
+        size: mebibytes(size),
+    }
+}
+
 /// Nodes 1 to 3, each started once, and volume 10 owned by node 1.
 fn cluster() -> MetaState {
     let mut state = MetaState::default();
@@ -90,6 +105,37 @@ fn a_transfer_proposed_before_a_restart_is_void_after_it() {
     let refused = state.apply(12, transfer(1, 1, 2, 1));
     assert_eq!(refused, Response::Refused(Refusal::OldIncarnation { node: NodeId(1), proposed: 1, current: 2 }));
     assert_eq!(refused.into_result().expect_err("refused").kind(), ErrorKind::Fenced);
+}
+
+#[test]
+fn a_volume_grows_and_shrinks_and_a_repeated_resize_changes_nothing() {
+    let mut state = cluster();
+    for (index, expected, size) in [(11, 1, 8), (12, 8, 2)] {
+        let resized = Response::VolumeResized { size: mebibytes(size) };
+        assert_eq!(state.apply(index, resize(1, 1, 1, expected, size)), resized);
+        assert_eq!(state.volume(VolumeId(10)).expect("exists").size, mebibytes(size));
+        let before = state.clone();
+        assert_eq!(state.apply(index, resize(1, 1, 1, expected, size)), resized, "its answer was lost");
+        assert_eq!(state, before);
+    }
+}
+
+#[test]
+fn sizes_that_are_void_are_refused() {
+    for (command, what, kind) in [
+        (resize(2, 1, 1, 1, 8), "another epoch", ErrorKind::NotOwner),
+        (resize(1, 2, 1, 1, 8), "not the owner", ErrorKind::NotOwner),
+        (resize(1, 1, 0, 1, 8), "an earlier process", ErrorKind::Fenced),
+        (resize(1, 1, 1, 4, 8), "it had another size", ErrorKind::Busy),
+    ] {
+        let mut state = cluster();
+        let before = state.clone();
+        assert_eq!(state.apply(11, command).into_result().expect_err(what).kind(), kind, "{what}");
+        assert_eq!(state, before, "{what}");
+    }
+    let Command::ResizeVolume { from, incarnation, epoch, expected, size, .. } = resize(1, 1, 1, 1, 8) else { return };
+    let elsewhere = Command::ResizeVolume { volume: VolumeId(11), from, incarnation, epoch, expected, size };
+    assert_eq!(cluster().apply(11, elsewhere), Response::Refused(Refusal::UnknownVolume(VolumeId(11))));
 }
 
 #[test]
@@ -159,6 +205,8 @@ fn any_command() -> impl Strategy<Value = Command> {
         (prop::sample::select(vec!["v", "w"]), node.clone(), prop::collection::vec(node.clone(), 0..3), 0..3u64)
             .prop_map(|(name, owner, replicas, nonce)| create(name, owner, &replicas, nonce)),
         (1..30u64).prop_map(|volume| Command::DeleteVolume { volume: VolumeId(volume) }),
+        (1..4u64, node.clone(), 0..3u64, 1..4u64, 1..4u64)
+            .prop_map(|(epoch, from, inc, expected, size)| resize(epoch, from, inc, expected, size)),
         (1..4u64, node.clone(), node, 0..3u64).prop_map(|(epoch, from, to, inc)| transfer(epoch, from, to, inc)),
     ]
 }

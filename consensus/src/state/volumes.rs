@@ -1,4 +1,4 @@
-//! Volumes: creation and deletion.
+//! Volumes: creation, size and deletion.
 
 use std::collections::BTreeSet;
 
@@ -6,6 +6,16 @@ use client_lib::{Epoch, Lsn, NodeId, VolumeId, VolumeName, VolumeSize};
 
 use super::{MetaState, Volume};
 use crate::command::{Refusal, Response};
+
+/// As [`crate::Command::ResizeVolume`].
+pub(super) struct Resize {
+    pub(super) volume: VolumeId,
+    pub(super) from: NodeId,
+    pub(super) incarnation: u64,
+    pub(super) epoch: Epoch,
+    pub(super) expected: VolumeSize,
+    pub(super) size: VolumeSize,
+}
 
 impl MetaState {
     pub(super) fn create_volume(
@@ -46,6 +56,29 @@ impl MetaState {
         };
         self.volumes.insert(id, volume);
         Ok(Response::VolumeCreated { volume: id })
+    }
+
+    /// Only the owner proposes a size, and only when it has carried out the one before: so at most one change is on its
+    /// way, and no node ever has to know of more than the newest (docs/decisions/0010).
+    pub(super) fn resize_volume(&mut self, resize: Resize) -> Result<Response, Refusal> {
+        let Resize { volume: id, from, incarnation, epoch, expected, size } = resize;
+        let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;
+        if volume.owner != from || volume.epoch != epoch {
+            let (owner, current) = (volume.owner, volume.epoch);
+            return Err(Refusal::NotOwner { volume: id, from, proposed: epoch, owner, current });
+        }
+        let current = self.nodes.get(&from).ok_or(Refusal::UnknownNode(from))?.incarnation;
+        if incarnation != current {
+            return Err(Refusal::OldIncarnation { node: from, proposed: incarnation, current });
+        }
+        // The size asked for is success, whatever was expected: the same proposal again, whose first answer was lost.
+        if volume.size != size {
+            if volume.size != expected {
+                return Err(Refusal::SizeChanged { volume: id, expected, found: volume.size });
+            }
+            volume.size = size;
+        }
+        Ok(Response::VolumeResized { size })
     }
 
     pub(super) fn delete_volume(&mut self, volume: VolumeId) -> Result<Response, Refusal> {
