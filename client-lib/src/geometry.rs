@@ -20,7 +20,10 @@ pub const VOLUME_SIZE_MAX: u64 = 1 << 44;
 /// (NBD protocol, "Block size constraints").
 pub const IO_SIZE_MAX: u32 = 32 << 20;
 
-const _: () = assert!(VOLUME_SIZE_MAX / BLOCK_SIZE as u64 <= u32::MAX as u64 + 1, "block numbers fit u32 bitmaps");
+/// Blocks of the largest volume.
+pub const BLOCKS_MAX: u64 = VOLUME_SIZE_MAX / BLOCK_SIZE as u64;
+
+const _: () = assert!(BLOCKS_MAX <= u32::MAX as u64 + 1, "block numbers fit u32 bitmaps");
 
 /// The number of a block within its volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ pub mod record;
 
 use std::collections::BTreeSet;
 
+use client_lib::geometry::BLOCKS_MAX;
 use client_lib::{BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
 use roaring::RoaringBitmap;
 
@@ -145,7 +146,8 @@ impl Volume {
     /// When a page cannot be read.
     pub fn changed_since(&self, from: Lsn, map: &mut Map) -> Result<Vec<(u32, Version)>, MapError> {
         let mut changed = match self.changes.since(from) {
-            None => self.mapped(0, self.last_block(), map)?,
+            // Also beyond the end: what a shrink dropped must be dropped everywhere.
+            None => self.mapped(0, u32::MAX, map)?,
             Some(blocks) => {
                 let mut versions = Vec::with_capacity(blocks.len() as usize);
                 for block in blocks {
@@ -292,6 +294,11 @@ impl Volume {
         }
     }
 
+    /// The volume has another size. What lies beyond a smaller one was zeroed before.
+    pub fn apply_resized(&mut self, size: VolumeSize) {
+        self.size = size;
+    }
+
     /// The volume changed hands.
     pub fn apply_role(&mut self, epoch: Epoch, owner: bool, map: &mut Map) {
         self.epoch = epoch;
@@ -364,9 +371,10 @@ pub fn manifest_of(from: Lsn, to: Lsn, versions: &[(u32, Version)]) -> Manifest 
     Manifest { from, to, runs }
 }
 
-/// Why a manifest from outside cannot be taken; `None` when it can.
+/// Why a manifest from outside cannot be taken; `None` when it can. It may tell of blocks beyond the size known here: the
+/// owner hears first that the volume has grown.
 #[must_use]
-pub fn manifest_fault(manifest: &Manifest, size: VolumeSize) -> Option<&'static str> {
+pub fn manifest_fault(manifest: &Manifest) -> Option<&'static str> {
     if manifest.from > manifest.to {
         return Some("it ends before it starts");
     }
@@ -376,8 +384,8 @@ pub fn manifest_fault(manifest: &Manifest, size: VolumeSize) -> Option<&'static 
             return Some("its runs are not in order");
         }
         end = u64::from(run.start.0) + u64::from(run.blocks());
-        if run.blocks() == 0 || end > size.blocks() {
-            return Some("a run is empty or lies outside the volume");
+        if run.blocks() == 0 || end > BLOCKS_MAX {
+            return Some("a run is empty or lies outside any volume");
         }
         if run.lsn > manifest.to {
             return Some("a run is newer than its end");

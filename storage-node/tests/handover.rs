@@ -15,12 +15,13 @@ use consensus::{Command, MetaState, Response};
 use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
 use storage_node::config::StoreSettings;
 use storage_node::node::reconcile::Reconciler;
-use storage_node::ownership::driver::{Driver, HandoverReport, OwnershipLog, Transfer, TransferOutcome};
+use storage_node::ownership::driver::{Driver, HandoverReport, OwnershipLog, Resize, Transfer, TransferOutcome};
 use storage_node::peer::client::PeerClient;
 use storage_node::peer::message::AdminForward;
 use storage_node::peer::server::{ForwardedAdmin, PeerServer};
 use storage_node::serve::exports::Exports;
 use storage_node::serve::metadata::{Metadata, NewestMetadata};
+use storage_node::serve::resize::InForce;
 use storage_node::serve::volumes::Volumes;
 use storage_node::shard::Shard;
 use storage_node::shard::handle::ShardHandle;
@@ -116,6 +117,15 @@ impl OwnershipLog for TestLog {
             let state = self.meta.state();
             let volume = state.volume(volume).expect("the volume exists");
             Ok((volume.owner, volume.epoch))
+        })
+    }
+
+    fn resize(&self, resize: Resize) -> BoxFuture<'_, Result<(), Error>> {
+        let Resize { volume, epoch, expected, size } = resize;
+        Box::pin(async move {
+            let incarnation = self.meta.state().node(self.me).expect("a member").incarnation;
+            let command = Command::ResizeVolume { volume, from: self.me, incarnation, epoch, expected, size };
+            self.meta.propose(command).map(drop)
         })
     }
 }
@@ -456,5 +466,107 @@ async fn whoever_was_told_of_the_handover_may_write_at_once() {
     };
     tokio::join!(write(&at_b, 1, 7), hear);
     assert_eq!(read(&cluster.session(3).await, 1).await, block(7));
+    cluster.stop().await;
+}
+
+impl Cluster {
+    /// Proposes another size as the owner does, and waits until it has carried it out.
+    async fn resize(&self, owner: u64, size: u64) {
+        let meta = self.meta.state().volume(self.volume).expect("exists").clone();
+        let log = TestLog { meta: self.meta.clone(), me: NodeId(owner), lose_answers: false };
+        let size = VolumeSize::try_from(size).expect("a size");
+        let resize = Resize { volume: self.volume, epoch: meta.epoch, expected: meta.size, size };
+        log.resize(resize).await.expect("is committed");
+        self.in_force(owner, InForce { size, epoch: meta.epoch }).await;
+    }
+
+    async fn in_force(&self, owner: u64, wanted: InForce) {
+        let volume = self.nodes[&owner].volumes.get(self.volume).expect("is served");
+        assert!(volume.sizes.reaches(wanted, Duration::from_secs(60)).await, "{wanted:?} is not in force");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_growth_is_written_at_once_and_handed_over() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let (at_a, at_b) = (cluster.session(1).await, cluster.session(2).await);
+    let last = 2 * SIZE / BLOCK as u64 - 1;
+    let refused = at_a.write(last * BLOCK as u64, block(1), false).await.expect_err("beyond the end");
+    assert_eq!(refused.kind(), ErrorKind::OutOfSpace);
+    // The replicas hear of it late: manifests tell them of blocks beyond the size they know.
+    let deaf = (cluster.nodes[&2].hearing.lock().await, cluster.nodes[&3].hearing.lock().await);
+    cluster.resize(1, 2 * SIZE).await;
+    assert_eq!(at_a.info().size, 2 * SIZE, "without a reconnect, for whoever asks");
+    write(&at_a, last, 7).await;
+    write(&at_a, 3, 8).await;
+    for node in [2, 3] {
+        cluster.until(|| cluster.in_step(node)).await;
+    }
+    drop(deaf);
+    cluster.until(|| async { at_b.info().size == 2 * SIZE }).await;
+    cluster.migrate(1, 2).await.expect("is handed over");
+    let size = VolumeSize::try_from(2 * SIZE).expect("a size");
+    cluster.in_force(2, InForce { size, epoch: Epoch(2) }).await;
+    assert_eq!(read(&at_b, last).await, block(7));
+    write(&at_a, last, 9).await;
+    assert_eq!(read(&at_b, last).await, block(9));
+    cluster.stop().await;
+}
+
+/// A node may hear of a growth before the owner does. A client there sees the new size and uses it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_has_not_heard_of_a_growth_asks_before_it_refuses() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let at_b = cluster.session(2).await;
+    let deaf = cluster.nodes[&1].hearing.lock().await;
+    let log = TestLog { meta: cluster.meta.clone(), me: NodeId(1), lose_answers: false };
+    let [expected, size] = [SIZE, 2 * SIZE].map(|size| VolumeSize::try_from(size).expect("a size"));
+    log.resize(Resize { volume: cluster.volume, epoch: Epoch(1), expected, size }).await.expect("is committed");
+    cluster.until(|| async { at_b.info().size == 2 * SIZE }).await;
+    let hear = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(deaf);
+    };
+    let (found, ()) = tokio::join!(read(&at_b, 2 * SIZE / BLOCK as u64 - 1), hear);
+    assert_eq!(found, block(0));
+    let beyond = at_b.read(2 * SIZE, BLOCK as u32).await.expect_err("beyond the end");
+    assert_eq!(beyond.kind(), ErrorKind::InvalidRequest, "{beyond}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_a_shrunk_volume_are_told_and_what_was_dropped_is_gone_everywhere() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let (at_a, at_b) = (cluster.session(1).await, cluster.session(2).await);
+    let (end, last) = (SIZE / 2 + 512, SIZE / BLOCK as u64 - 1);
+    for index in [1, end / BLOCK as u64, last] {
+        write(&at_a, index, 5).await;
+    }
+    cluster.resize(1, end).await;
+    let at = last * BLOCK as u64;
+    for session in [&at_a, &at_b] {
+        let kind = |result: Result<(), Error>| result.expect_err("beyond the end").kind();
+        assert_eq!(kind(session.read(at, 512).await.map(drop)), ErrorKind::InvalidRequest);
+        assert_eq!(kind(session.allocation(at, 512).await.map(drop)), ErrorKind::InvalidRequest);
+    }
+    let kind = |result: Result<(), Error>| result.expect_err("beyond the end").kind();
+    assert_eq!(kind(at_a.write(at, block(6), false).await), ErrorKind::OutOfSpace);
+    assert_eq!(kind(at_a.write_zeroes(at, 4096, Default::default()).await), ErrorKind::OutOfSpace);
+    assert_eq!(kind(at_a.trim(at, 4096, false).await), ErrorKind::InvalidRequest);
+    write(&at_a, 2, 5).await;
+
+    // At a node that never shrank by itself, since it was a replica.
+    cluster.migrate(1, 2).await.expect("is handed over");
+    let size = VolumeSize::try_from(end).expect("a size");
+    cluster.in_force(2, InForce { size, epoch: Epoch(2) }).await;
+    assert_eq!(kind(at_a.write(at, block(6), false).await), ErrorKind::OutOfSpace, "also when it is passed on");
+    cluster.resize(2, SIZE).await;
+    for session in [&at_a, &at_b] {
+        assert_eq!(read(session, 1).await, block(5));
+        assert_eq!(read(session, last).await, block(0));
+        let edge = read(session, end / BLOCK as u64).await;
+        assert_eq!((&edge[..512], &edge[512..]), (&[5; 512][..], &[0; 3584][..]));
+    }
+    cluster.until(|| cluster.in_step(1)).await;
     cluster.stop().await;
 }

@@ -28,6 +28,17 @@ pub struct Migrate {
     pub to: String,
 }
 
+/// Asks for another size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// The new size in bytes, a multiple of 512.
+    pub size_bytes: u64,
+    /// Whether it may be smaller than the present one: what lies beyond the end is dropped.
+    #[serde(default)]
+    pub shrink: bool,
+}
+
 /// What a handover came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MigrateReport {

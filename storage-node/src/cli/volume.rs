@@ -1,8 +1,8 @@
-//! `helio volume`: create, list, look at, move and delete volumes.
+//! `helio volume`: create, list, look at, move, resize and delete volumes.
 
 use clap::Subcommand;
 use client_lib::VolumeName;
-use client_lib::wire::admin::{CreateVolume, Migrate, MigrateReport, VolumeStatus, VolumeSummary};
+use client_lib::wire::admin::{CreateVolume, Migrate, MigrateReport, Resize, VolumeStatus, VolumeSummary};
 
 use super::Common;
 use super::client::{Client, print_json, print_table};
@@ -52,6 +52,21 @@ pub(super) enum Verb {
         /// The node that is to own it
         #[arg(long)]
         to: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a volume another size, while it is in use
+    #[command(after_help = "Example:\n  helio volume resize disk --size 20GiB")]
+    Resize {
+        /// Its name
+        name: String,
+        /// The new size: bytes, or a number with K, M, G or T
+        #[arg(long, value_parser = size::parse)]
+        size: u64,
+        /// Allow a smaller size: the data beyond its end is dropped
+        #[arg(long)]
+        shrink: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -109,6 +124,18 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
                 report.epoch,
                 report.handover_ms,
                 size::human(report.stale_bytes_at_handover)
+            );
+        }
+        Verb::Resize { name, size: size_bytes, shrink, json } => {
+            let status: VolumeStatus =
+                client()?.post(&format!("{}/resize", path(&name)?), &Resize { size_bytes, shrink })?;
+            if json {
+                return print_json(&status);
+            }
+            println!(
+                "volume {} has {}; clients see it when they reconnect",
+                status.name,
+                size::human(status.size_bytes)
             );
         }
         Verb::Delete { name, json } => {

@@ -51,6 +51,8 @@ pub enum Entry {
     /// The cleaner copied blocks out of a segment. Each is named by where it was (segment, block) and is now at
     /// `block` of cold segment `segment`, the next one block further, and so on.
     Relocated { volume: VolumeId, segment: u32, block: u32, moves: Vec<(BlockIndex, u32, u32)> },
+    /// The volume has another size.
+    Resized { volume: VolumeId, size: VolumeSize },
 }
 
 impl Entry {

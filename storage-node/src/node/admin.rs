@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    ClusterStatus, CreateVolume, MemberStatus, Migrate, MigrateReport, ReplicaStatus, VolumeStatus, VolumeSummary,
+    ClusterStatus, CreateVolume, MemberStatus, Migrate, MigrateReport, ReplicaStatus, Resize, VolumeStatus,
+    VolumeSummary,
 };
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, NodeName, VolumeId, VolumeName, VolumeSize};
 use consensus::{Command, MetaRaft, MetaState, Response, Volume};
@@ -23,14 +24,20 @@ use crate::peer::client::{PeerClient, unexpected};
 use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest};
 use crate::peer::server::ForwardedAdmin;
 use crate::serve::admin::Admin;
+use crate::serve::resize::InForce;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
+use crate::{ownership, size};
 
 /// How long a new volume may take to be served at its owner before `create` says so.
 const CREATE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long an administrative request waits for the owner to be known, across a handover under way.
 const OWNER_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a size may take to be in force at the owner before `resize` says so: dropping much data takes its time.
+/// Shorter than the patience of the command line.
+const SIZE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a member may take to answer before `cluster status` calls it out of reach.
 const REACH_PATIENCE: Duration = Duration::from_secs(2);
@@ -44,8 +51,8 @@ pub struct NodeAdmin {
     reconciler: Arc<Reconciler>,
     peers: PeerClient,
     ownership: Arc<dyn OwnershipLog>,
-    /// Volumes that are being handed over by this node.
-    moving: Arc<Mutex<BTreeSet<VolumeId>>>,
+    /// Volumes that are being handed over or resized by this node.
+    busy: Arc<Mutex<BTreeSet<VolumeId>>>,
 }
 
 impl NodeAdmin {
@@ -60,7 +67,7 @@ impl NodeAdmin {
         peers: PeerClient,
         ownership: Arc<dyn OwnershipLog>,
     ) -> NodeAdmin {
-        NodeAdmin { this, wan_bytes, meta, volumes, reconciler, peers, ownership, moving: Arc::default() }
+        NodeAdmin { this, wan_bytes, meta, volumes, reconciler, peers, ownership, busy: Arc::default() }
     }
 
     async fn create(&self, request: CreateVolume) -> Result<VolumeStatus, Error> {
@@ -176,9 +183,7 @@ impl NodeAdmin {
 
     async fn status_here(&self, volume: Arc<ServedVolume>) -> Result<VolumeStatus, Error> {
         let state = self.meta.state();
-        let meta = state
-            .volume(volume.id)
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("volume {} was deleted", volume.name)))?;
+        let meta = state.volume(volume.id).ok_or_else(|| deleted(&volume))?;
         let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
         let progress = self.reconciler.watermarks(volume.id).map(|marks| (marks.now(), marks.snapshot()));
         let replicas = meta
@@ -222,11 +227,11 @@ impl NodeAdmin {
             // Already there: a repeated request is a success that took no time.
             return Ok(MigrateReport { handover_ms: 0.0, epoch: view.epoch.0, stale_bytes_at_handover: 0 });
         }
-        let moving = Moving::begin(self.moving.clone(), &volume)?;
+        let busy = Busy::begin(self.busy.clone(), &volume)?;
         let driver = Driver::new(volume.clone(), to, view.epoch, self.ownership.clone(), CancellationToken::new());
         // A task of its own: it goes on, and stays marked, when the one who asked stops waiting.
         let task = tokio::spawn(async move {
-            let _moving = moving;
+            let _busy = busy;
             driver.run().await
         });
         let report = task
@@ -238,6 +243,52 @@ impl NodeAdmin {
             epoch: report.epoch.0,
             stale_bytes_at_handover: report.stale_bytes,
         })
+    }
+
+    async fn resize_to(&self, name: &str, request: Resize) -> Result<VolumeStatus, Error> {
+        let size = VolumeSize::try_from(request.size_bytes)?;
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?.id;
+        let forward = AdminForward::Resize { volume, size, shrink: request.shrink };
+        self.at_owner(volume, forward, |served| self.resize_here(served, size, request.shrink)).await
+    }
+
+    async fn resize_here(
+        &self,
+        volume: Arc<ServedVolume>,
+        size: VolumeSize,
+        shrink: bool,
+    ) -> Result<VolumeStatus, Error> {
+        let busy = Busy::begin(self.busy.clone(), &volume)?;
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let meta = state.volume(volume.id).ok_or_else(|| deleted(&volume))?;
+        if size < meta.size && !shrink {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                format!(
+                    "volume {} has {}; a smaller size drops all data beyond its end for good: add --shrink if that is meant",
+                    volume.name,
+                    size::human(meta.size.bytes())
+                ),
+            ));
+        }
+        // Another size may be wanted only when the last one is carried out: what was dropped must stay dropped.
+        let (epoch, expected) = (meta.epoch, meta.size);
+        in_force(&volume, InForce { size: expected, epoch }).await?;
+        if size != expected {
+            let (ownership, id) = (self.ownership.clone(), volume.id);
+            // A task of its own, which stays marked: its outcome must be known before another one is proposed.
+            let proposed = tokio::spawn(async move {
+                let _busy = busy;
+                ownership.resize(ownership::driver::Resize { volume: id, epoch, expected, size }).await
+            });
+            proposed
+                .await
+                .map_err(|error| Error::new(ErrorKind::Internal, "the resize ended early").caused_by(error))??;
+            tracing::info!(volume = %volume.name, %epoch, from = expected.bytes(), to = size.bytes(), "resized");
+            in_force(&volume, InForce { size, epoch }).await?;
+        }
+        self.status_here(volume).await
     }
 
     /// Whether `node` answers, now.
@@ -272,27 +323,27 @@ impl NodeAdmin {
     }
 }
 
-/// Marks a volume as being handed over; a second handover meanwhile is refused.
-struct Moving {
-    moving: Arc<Mutex<BTreeSet<VolumeId>>>,
+/// Marks a volume as being handed over or resized; another such request meanwhile is refused.
+struct Busy {
+    busy: Arc<Mutex<BTreeSet<VolumeId>>>,
     volume: VolumeId,
 }
 
-impl Moving {
-    fn begin(moving: Arc<Mutex<BTreeSet<VolumeId>>>, volume: &ServedVolume) -> Result<Moving, Error> {
-        if !moving.lock().unwrap_or_else(PoisonError::into_inner).insert(volume.id) {
+impl Busy {
+    fn begin(busy: Arc<Mutex<BTreeSet<VolumeId>>>, volume: &ServedVolume) -> Result<Busy, Error> {
+        if !busy.lock().unwrap_or_else(PoisonError::into_inner).insert(volume.id) {
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("volume {} is being handed over already; wait for that to end", volume.name),
+                format!("volume {} is being handed over or resized already; wait for that to end", volume.name),
             ));
         }
-        Ok(Moving { moving, volume: volume.id })
+        Ok(Busy { busy, volume: volume.id })
     }
 }
 
-impl Drop for Moving {
+impl Drop for Busy {
     fn drop(&mut self) {
-        self.moving.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.volume);
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.volume);
     }
 }
 
@@ -316,6 +367,10 @@ impl Admin for NodeAdmin {
         Box::pin(async move { self.migrate_to(name, &request.to).await })
     }
 
+    fn resize<'a>(&'a self, name: &'a str, request: Resize) -> BoxFuture<'a, Result<VolumeStatus, Error>> {
+        Box::pin(self.resize_to(name, request))
+    }
+
     fn delete_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(self.delete(name))
     }
@@ -331,6 +386,9 @@ impl ForwardedAdmin for NodeAdmin {
             match request {
                 AdminForward::Status { volume } => json(&self.status_here(self.owned(volume).await?).await?),
                 AdminForward::Migrate { volume, to } => json(&self.migrate_here(self.owned(volume).await?, to).await?),
+                AdminForward::Resize { volume, size, shrink } => {
+                    json(&self.resize_here(self.owned(volume).await?, size, shrink).await?)
+                }
             }
         })
     }
@@ -346,6 +404,25 @@ impl NodeAdmin {
         let view = volume.gate.settled(client_lib::Epoch(0)).await?;
         if view.phase == Phase::Owner { Ok(volume) } else { Err(moved()) }
     }
+}
+
+/// Waits until the owner has carried out a size.
+async fn in_force(volume: &ServedVolume, wanted: InForce) -> Result<(), Error> {
+    if volume.sizes.reaches(wanted, SIZE_PATIENCE).await {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Busy,
+        format!(
+            "volume {} is to have {}, and its owner has not carried that out yet (its log says why); it goes on trying",
+            volume.name,
+            size::human(wanted.size.bytes())
+        ),
+    ))
+}
+
+fn deleted(volume: &ServedVolume) -> Error {
+    Error::new(ErrorKind::NotFound, format!("volume {} was deleted", volume.name))
 }
 
 fn json<T: serde::Serialize>(answer: &T) -> Result<String, Error> {

@@ -1,4 +1,4 @@
-//! The handover's view of consensus: propose a transfer, and settle what became of one.
+//! An owner's view of consensus: propose a transfer or a size, and settle what became of it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,7 +7,7 @@ use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId};
 use consensus::{Command, MetaRaft, Response};
 
 use super::METADATA_DEADLINE;
-use crate::ownership::driver::{OwnershipLog, Transfer, TransferOutcome};
+use crate::ownership::driver::{OwnershipLog, Resize, Transfer, TransferOutcome};
 
 /// [`OwnershipLog`] over the metadata group.
 pub struct RaftOwnership {
@@ -60,6 +60,22 @@ impl RaftOwnership {
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("volume {volume} was deleted")))?;
         Ok((volume.owner, volume.epoch))
     }
+
+    async fn propose_resize(&self, resize: Resize) -> Result<(), Error> {
+        let Resize { volume, epoch, expected, size } = resize;
+        let incarnation = self.incarnation.load(Ordering::Acquire);
+        let command = Command::ResizeVolume { volume, from: self.me, incarnation, epoch, expected, size };
+        match self.meta.propose(command, METADATA_DEADLINE).await {
+            Ok(response) => response.into_result().map(drop),
+            Err(error) => {
+                self.settle_volume(volume).await?;
+                match self.meta.state().volume(volume) {
+                    Some(meta) if meta.size == size => Ok(()),
+                    _ => Err(error),
+                }
+            }
+        }
+    }
 }
 
 impl OwnershipLog for RaftOwnership {
@@ -69,5 +85,9 @@ impl OwnershipLog for RaftOwnership {
 
     fn settle(&self, volume: VolumeId) -> BoxFuture<'_, Result<(NodeId, Epoch), Error>> {
         Box::pin(self.settle_volume(volume))
+    }
+
+    fn resize(&self, resize: Resize) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.propose_resize(resize))
     }
 }

@@ -18,6 +18,7 @@ use crate::ownership::gate::{Phase, View};
 use crate::peer::client::PeerClient;
 use crate::propagation::sender::{Sender, Watermarks};
 use crate::serve::metadata::NewestMetadata;
+use crate::serve::resize::follow_size;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
 use crate::shard::handle::ShardHandle;
@@ -122,16 +123,20 @@ impl Reconciler {
                 (volume, view)
             }
             None => {
-                self.shard.open(meta.id, meta.size).await.map_err(store_failure)?;
+                let report = self.shard.open(meta.id, meta.size).await.map_err(store_failure)?;
                 let phase = if owned { Phase::Activating } else { Phase::Elsewhere };
                 let (shard, peers, metadata) = (self.shard.clone(), self.peers.clone(), self.metadata.clone());
-                let volume = ServedVolume::new(meta, self.me, phase, shard, peers, metadata);
+                // A growth that this node has not carried out yet must not be promised to clients.
+                let size = report.size.min(meta.size);
+                let volume = ServedVolume::new(meta, size, self.me, phase, shard, peers, metadata);
                 self.volumes.insert(volume.clone());
+                tokio::spawn(follow_size(volume.clone()));
                 let view = View { epoch: Epoch(0), ..volume.gate.view() };
                 (volume, view)
             }
         };
         volume.puller.set_holders(holders(meta));
+        volume.sizes.want(meta.size);
         if view.epoch >= meta.epoch && view.phase != Phase::Activating {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::frame::encode_head;
-use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
+use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId, VolumeSize};
 use tokio_util::sync::CancellationToken;
 
 use super::gate::{Phase, View};
@@ -51,7 +51,20 @@ pub struct Transfer {
     pub manifest_digest: u64,
 }
 
-/// What a handover needs from consensus.
+/// Another size of a volume, as its owner proposes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resize {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The epoch of the ownership.
+    pub epoch: Epoch,
+    /// The size that the owner has carried out.
+    pub expected: VolumeSize,
+    /// The new size.
+    pub size: VolumeSize,
+}
+
+/// What owners need from consensus.
 pub trait OwnershipLog: Send + Sync + 'static {
     /// Proposes `transfer`.
     fn propose(&self, transfer: Transfer) -> BoxFuture<'_, TransferOutcome>;
@@ -61,6 +74,12 @@ pub trait OwnershipLog: Send + Sync + 'static {
     /// # Errors
     /// When consensus cannot be reached: try again.
     fn settle(&self, volume: VolumeId) -> BoxFuture<'_, Result<(NodeId, Epoch), Error>>;
+
+    /// Proposes `resize`. When it returns, the outcome is known: it was committed, or never will be.
+    ///
+    /// # Errors
+    /// The refusal; `Unavailable` when consensus cannot be reached: then, and only then, it may still be committed.
+    fn resize(&self, resize: Resize) -> BoxFuture<'_, Result<(), Error>>;
 }
 
 /// What a handover came to.

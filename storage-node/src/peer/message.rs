@@ -63,6 +63,8 @@ pub enum AdminForward {
     Status { volume: VolumeId },
     /// Hand a volume over to a node.
     Migrate { volume: VolumeId, to: client_lib::NodeId },
+    /// Give a volume another size; a smaller one only with `shrink`.
+    Resize { volume: VolumeId, size: client_lib::VolumeSize, shrink: bool },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

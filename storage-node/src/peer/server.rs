@@ -63,7 +63,7 @@ impl PeerServer {
             PeerRequest::Ping => PeerReply::Done,
             PeerRequest::Read { volume, epoch, offset, length } => {
                 let volume = self.volume(volume)?;
-                check_range(&volume, offset, u64::from(length))?;
+                volume.require_inside(offset, u64::from(length), false).await?;
                 match volume.read_for_peer(epoch, offset, length).await? {
                     Some(chunks) => {
                         let (parts, payload) = pack_read(&chunks);
@@ -74,12 +74,12 @@ impl PeerServer {
             }
             PeerRequest::Write { volume, epoch, writer, offset, fua } => {
                 let volume = self.volume(volume)?;
-                check_range(&volume, offset, payload.len() as u64)?;
+                volume.require_inside(offset, payload.len() as u64, true).await?;
                 write(&volume, epoch, writer, Change::Data { offset, data: payload, fua }).await?
             }
             PeerRequest::Zero { volume, epoch, writer, offset, length, fua } => {
                 let volume = self.volume(volume)?;
-                check_range(&volume, offset, length)?;
+                volume.require_inside(offset, length, true).await?;
                 write(&volume, epoch, writer, Change::Zero { offset, length, fua }).await?
             }
             PeerRequest::Flush { volume, epoch } => {
@@ -92,7 +92,7 @@ impl PeerServer {
             }
             PeerRequest::Extents { volume, epoch, offset, length } => {
                 let volume = self.volume(volume)?;
-                check_range(&volume, offset, length)?;
+                volume.require_inside(offset, length, false).await?;
                 match volume.extents_for_peer(epoch, offset, length).await? {
                     Some(extents) => {
                         PeerReply::Extents(extents.iter().map(|extent| (extent.length, extent.mapped)).collect())
@@ -174,9 +174,6 @@ async fn pull(volume: &ServedVolume, runs: Vec<BlockRun>, visited: &[NodeId]) ->
             format!("a pull of {blocks} blocks is over the limit of {PULL_BLOCKS_MAX}"),
         ));
     }
-    for run in &runs {
-        check_range(volume, run.start.byte_offset(), 0)?;
-    }
     loop {
         match volume.shard.read_newest(volume.id, runs.clone()).await {
             Ok(blocks) => {
@@ -186,17 +183,5 @@ async fn pull(volume: &ServedVolume, runs: Vec<BlockRun>, visited: &[NodeId]) ->
             Err(StoreError::Stale { runs }) => volume.puller.pull(&runs, Class::Bulk, visited).await?,
             Err(error) => return Err(store_failure(error)),
         }
-    }
-}
-
-/// Peers are trusted to be nodes, not to be right.
-fn check_range(volume: &ServedVolume, offset: u64, length: u64) -> Result<(), Error> {
-    if volume.size.contains(offset, length) {
-        Ok(())
-    } else {
-        Err(Error::new(
-            ErrorKind::InvalidRequest,
-            format!("bytes {offset}+{length} lie outside volume {} of {} bytes", volume.name, volume.size.bytes()),
-        ))
     }
 }

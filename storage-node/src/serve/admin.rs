@@ -2,7 +2,9 @@
 
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
-use client_lib::wire::admin::{ClusterStatus, CreateVolume, Migrate, MigrateReport, VolumeStatus, VolumeSummary};
+use client_lib::wire::admin::{
+    ClusterStatus, CreateVolume, Migrate, MigrateReport, Resize, VolumeStatus, VolumeSummary,
+};
 
 /// The administrative requests. Any node answers; those that only a volume's owner can carry out are passed on.
 ///
@@ -20,6 +22,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Hands a volume over.
     fn migrate<'a>(&'a self, name: &'a str, request: Migrate) -> BoxFuture<'a, Result<MigrateReport, Error>>;
+
+    /// Gives a volume another size, and waits until it is in force at the owner.
+    fn resize<'a>(&'a self, name: &'a str, request: Resize) -> BoxFuture<'a, Result<VolumeStatus, Error>>;
 
     /// Deletes a volume and its data.
     fn delete_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>>;

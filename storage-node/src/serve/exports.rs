@@ -75,7 +75,7 @@ pub(super) fn export_info(volume: &ServedVolume) -> ExportInfo {
     ExportInfo {
         name: volume.name.to_string(),
         description: format!("Heliotrope volume {}", volume.name),
-        size: volume.size.bytes(),
+        size: volume.size().bytes(),
         read_only: false,
         block_size_min: SECTOR_SIZE,
         block_size_preferred: BLOCK_SIZE,

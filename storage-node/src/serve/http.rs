@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use client_lib::wire::admin::{CreateVolume, Failure, Migrate};
+use client_lib::wire::admin::{CreateVolume, Failure, Migrate, Resize};
 use client_lib::{Error, ErrorKind};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -83,6 +83,7 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", get(volume).delete(delete))
         .route("/v1/volumes/{name}/migrate", post(migrate))
+        .route("/v1/volumes/{name}/resize", post(resize))
         .route("/v1/cluster", get(cluster))
         .route("/health", get(|| async { "ok\n" }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -107,6 +108,10 @@ async fn delete(State(admin): Shared, Path(name): Path<String>) -> Response {
 
 async fn migrate(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Migrate>) -> Response {
     answer(admin.migrate(&name, request).await)
+}
+
+async fn resize(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Resize>) -> Response {
+    answer(admin.resize(&name, request).await)
 }
 
 async fn cluster(State(admin): Shared) -> Response {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use client_lib::transport::BoxFuture;
-use client_lib::{Epoch, Error};
+use client_lib::{Epoch, Error, ErrorKind};
 use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Session, ZeroOptions};
 
 use super::exports::export_info;
@@ -85,7 +85,17 @@ impl Session for VolumeSession {
     }
 
     fn trim(&self, offset: u64, length: u32, fua: bool) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.volume.write(Change::Zero { offset, length: u64::from(length), fua }, self))
+        Box::pin(async move {
+            let length = u64::from(length);
+            let trimmed = self.volume.write(Change::Zero { offset, length, fua }, self).await;
+            trimmed.map_err(|error| match error.kind() {
+                // A trim asks for no space: what is wrong is the range.
+                ErrorKind::OutOfSpace if !self.volume.size().contains(offset, length) => {
+                    Error::new(ErrorKind::InvalidRequest, error.to_string())
+                }
+                _ => error,
+            })
+        })
     }
 
     fn flush(&self) -> BoxFuture<'_, Result<(), Error>> {

@@ -15,6 +15,7 @@ use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId, VolumeName, VolumeSi
 use consensus::Volume;
 
 use super::metadata::NewestMetadata;
+use super::resize::Sizes;
 use crate::ownership::gate::{Gate, Phase, View};
 use crate::ownership::writers::Writers;
 use crate::peer::client::{PeerClient, PeerError, unexpected};
@@ -35,8 +36,8 @@ pub struct ServedVolume {
     pub id: VolumeId,
     /// The volume's name.
     pub name: VolumeName,
-    /// The volume's size.
-    pub size: VolumeSize,
+    /// Its size, and who follows it.
+    pub sizes: Sizes,
     /// This node.
     pub me: NodeId,
     /// The data held here; every node that serves a volume has a place for it.
@@ -62,10 +63,11 @@ enum Detour {
 }
 
 impl ServedVolume {
-    /// The volume `meta` at node `me`, in `phase` of its present epoch.
+    /// The volume `meta` at node `me`, in `phase` of its present epoch; of `size` so far.
     #[must_use]
     pub fn new(
         meta: &Volume,
+        size: VolumeSize,
         me: NodeId,
         phase: Phase,
         shard: ShardHandle,
@@ -75,7 +77,7 @@ impl ServedVolume {
         Arc::new(ServedVolume {
             id: meta.id,
             name: meta.name.clone(),
-            size: meta.size,
+            sizes: Sizes::new(size),
             me,
             gate: Gate::new(View { owner: meta.owner, epoch: meta.epoch, phase }),
             writers: Writers::default(),
@@ -85,6 +87,32 @@ impl ServedVolume {
             metadata,
             forwarded: AtomicBool::new(false),
         })
+    }
+
+    /// The size that clients are told.
+    #[must_use]
+    pub fn size(&self) -> VolumeSize {
+        self.sizes.in_force().size
+    }
+
+    /// Makes sure that a range that another node asks for lies inside. That node may have heard of a growth first, so
+    /// consensus is asked before it is refused.
+    ///
+    /// # Errors
+    /// `InvalidRequest`, or `OutOfSpace` for what would write.
+    pub async fn require_inside(&self, offset: u64, length: u64, writes: bool) -> Result<(), Error> {
+        if self.size().contains(offset, length) {
+            return Ok(());
+        }
+        let newest = self.metadata.get().await?.volume(self.id).map(|meta| meta.size);
+        if newest.is_some_and(|size| size.contains(offset, length))
+            && self.sizes.covers(offset + length, PATIENCE).await
+        {
+            return Ok(());
+        }
+        let (volume, size) = (self.id, self.size());
+        let refusal = store_failure(StoreError::BeyondEnd { volume, offset, length, size });
+        Err(if writes { no_space_beyond_end(refusal) } else { refusal })
     }
 
     /// Reads the newest acked bytes, wherever they are.
@@ -187,6 +215,7 @@ impl ServedVolume {
         };
         match written {
             Ok(lsn) => Ok(Ok(lsn.epoch)),
+            Err(error @ StoreError::BeyondEnd { .. }) => Err(no_space_beyond_end(store_failure(error))),
             Err(error) => self.recover(view, error).await.map(Err),
         }
     }
@@ -429,13 +458,19 @@ impl Patience {
     }
 }
 
+/// The same refusal for a write: a disk says that there is no space beyond its end.
+fn no_space_beyond_end(refusal: Error) -> Error {
+    Error::new(ErrorKind::OutOfSpace, refusal.to_string())
+}
+
 /// The caller's error for what the store could not do.
 #[must_use]
 pub fn store_failure(error: StoreError) -> Error {
     let kind = match &error {
         StoreError::UnknownVolume(_) | StoreError::Stopped => ErrorKind::Closed,
         StoreError::NotOwner { .. } => ErrorKind::NotOwner,
-        StoreError::Frozen(_) => ErrorKind::Busy,
+        StoreError::BeyondEnd { .. } => ErrorKind::InvalidRequest,
+        StoreError::Frozen(_) | StoreError::Resizing(_) => ErrorKind::Busy,
         StoreError::Stale { .. } | StoreError::ManifestGap { .. } => ErrorKind::Unavailable,
         StoreError::Corrupt { .. } => ErrorKind::Corrupt,
         StoreError::OutOfSpace => ErrorKind::OutOfSpace,

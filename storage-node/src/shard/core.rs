@@ -184,6 +184,7 @@ impl Core {
             Request::Open { volume, size, reply } => self.open(volume, size, reply),
             Request::List { reply } => drop(reply.send(Ok(self.volumes.keys().copied().collect()))),
             Request::Delete { volume, reply } => self.delete(volume, reply),
+            Request::Resize { volume, size, reply } => self.resize(volume, size, reply),
             Request::Report { volume, reply } => self.answer(volume, Done::Report(reply)),
             Request::Read { volume, offset, length, reply } => self.read(volume, offset, length, reply),
             Request::Write { volume, offset, data, fua, reply } => self.write(volume, offset, data, fua, reply),
@@ -329,6 +330,9 @@ impl Core {
                 }
             }
         }
+        if let (Entry::Resized { .. }, Err(error)) = (&entry, &outcome) {
+            self.resize_failed(volume, error);
+        }
         if outcome.as_ref().is_ok_and(|placed| placed.durable)
             && let Some(run) = self.volumes.get_mut(&volume)
         {
@@ -376,6 +380,9 @@ impl Core {
                             run.known = run.known.max(run.state.known);
                         }
                     }
+                    if let Entry::Resized { volume, .. } = entry {
+                        self.resized(*volume);
+                    }
                 }
             }
         }
@@ -389,6 +396,9 @@ impl Core {
     }
 
     fn background(&mut self) {
+        if !self.is_stopping {
+            self.shrink_step();
+        }
         if self.failed.is_some() || self.syncs.is_holding() {
             return;
         }
@@ -408,10 +418,13 @@ impl Core {
 
     /// Whether the next turn has something to do even if nothing happens.
     pub(super) fn has_background_work(&self) -> bool {
-        let may_fold = self.failed.is_none() && !self.map.cache.wants_checkpoint() && !self.syncs.is_holding();
+        let may_change_pages = self.failed.is_none() && !self.map.cache.wants_checkpoint() && !self.syncs.is_holding();
+        let has_work = |run: &VolumeRun| {
+            run.state.layers.is_folding() || run.shrink.as_ref().is_some_and(|shrink| shrink.has_work())
+        };
         self.checkpoints.is_due()
             || self.cleaner.is_working()
-            || (may_fold && self.volumes.values().any(|run| run.state.layers.is_folding()))
+            || (may_change_pages && self.volumes.values().any(has_work))
     }
 
     /// Whether it is on its way to its end.
@@ -459,7 +472,8 @@ pub(super) fn volume_of(entry: &Entry) -> VolumeId {
         | Entry::Role { volume, .. }
         | Entry::Opened { volume, .. }
         | Entry::Deleted { volume }
-        | Entry::Relocated { volume, .. } => *volume,
+        | Entry::Relocated { volume, .. }
+        | Entry::Resized { volume, .. } => *volume,
     }
 }
 
@@ -498,6 +512,10 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
         }
         Entry::Role { epoch, owner, .. } => {
             state.apply_role(*epoch, *owner, map);
+            Ok(())
+        }
+        Entry::Resized { size, .. } => {
+            state.apply_resized(*size);
             Ok(())
         }
         Entry::Opened { .. } | Entry::Deleted { .. } => Ok(()),

@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use client_lib::geometry::BLOCKS_MAX;
 use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
 use super::core::Core;
 use super::handle::{MappedExtent, ReadChunk, StoreError};
 use super::run::Reply;
-use super::write::{Shape, WriteJob, outside};
+use super::write::{Shape, WriteJob};
 use crate::io::buffer::AlignedBuffer;
 use crate::log::LogError;
 use crate::map::page::{Content, Place, Version};
@@ -93,9 +94,7 @@ impl Core {
     ) -> Result<Vec<(u32, Option<Version>)>, StoreError> {
         let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
         run.require_owner()?;
-        if !run.state.size.contains(offset, u64::from(length)) {
-            return Err(outside(offset, u64::from(length)));
-        }
+        run.require_inside(offset, u64::from(length))?;
         if length == 0 {
             return Ok(Vec::new());
         }
@@ -113,7 +112,7 @@ impl Core {
         let versions = (|| {
             let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
             let mut versions = Vec::new();
-            for block in blocks_of(runs, run.state.last_block())? {
+            for block in blocks_of(runs)? {
                 versions.push((block, run.state.view(block, &mut self.map)?));
             }
             refuse_stale(&versions)?;
@@ -137,7 +136,7 @@ impl Core {
                 )));
             }
             // Blocks outside the delta are left out: the replica asked for what this delta does not carry.
-            let versions: Vec<_> = blocks_of(runs, run.state.last_block())?
+            let versions: Vec<_> = blocks_of(runs)?
                 .filter_map(|block| run.state.pins.version(pin, block).map(|version| (block, Some(version))))
                 .collect();
             refuse_stale(&versions)?;
@@ -242,9 +241,7 @@ impl Core {
     ) -> Result<Vec<MappedExtent>, StoreError> {
         let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
         run.require_owner()?;
-        if !run.state.size.contains(offset, length) {
-            return Err(outside(offset, length));
-        }
+        run.require_inside(offset, length)?;
         let mut extents: Vec<MappedExtent> = Vec::new();
         if length == 0 {
             return Ok(extents);
@@ -273,13 +270,14 @@ impl Core {
     }
 }
 
-/// The blocks of `runs`, if they lie inside the volume and are not too many.
-fn blocks_of(runs: &[BlockRun], last_block: u32) -> Result<impl Iterator<Item = u32> + '_, StoreError> {
+/// The blocks of `runs`, if they lie inside the largest volume and are not too many. This node may not have heard that
+/// the volume has grown, and of a block that was never written it has no version.
+fn blocks_of(runs: &[BlockRun]) -> Result<impl Iterator<Item = u32> + '_, StoreError> {
     let mut total = 0u64;
     for run in runs {
         total += u64::from(run.count);
-        if u64::from(run.start.0) + u64::from(run.count) > u64::from(last_block) + 1 {
-            return Err(StoreError::Io(format!("{} blocks at {} are outside the volume", run.count, run.start)));
+        if u64::from(run.start.0) + u64::from(run.count) > BLOCKS_MAX {
+            return Err(StoreError::Io(format!("{} blocks at {} are outside any volume", run.count, run.start)));
         }
     }
     if total > u64::from(REQUEST_BLOCKS_MAX) {

@@ -27,6 +27,21 @@ pub enum StoreError {
     /// Writes are held while the volume is handed over: wait for the outcome, then try again.
     #[error("volume {0} is frozen for a handover")]
     Frozen(VolumeId),
+    /// The range lies beyond the end.
+    #[error("{length} bytes at {offset} lie beyond the end of volume {volume}, which has {} bytes", size.bytes())]
+    BeyondEnd {
+        /// The volume.
+        volume: VolumeId,
+        /// The first byte.
+        offset: u64,
+        /// How many.
+        length: u64,
+        /// The size that is in force for requests.
+        size: VolumeSize,
+    },
+    /// The volume is on its way to another size than was asked for.
+    #[error("volume {0} is being resized: try again when that is done")]
+    Resizing(VolumeId),
     /// These blocks exist in a newer version elsewhere: fetch them, `receive` them, then try again.
     #[error("{} runs of blocks are stale", runs.len())]
     Stale {
@@ -85,7 +100,7 @@ pub enum Role {
 /// A volume's positions and counts in this shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeReport {
-    /// The size it was opened with.
+    /// The size it has here; a replica's may be larger than the volume's.
     pub size: VolumeSize,
     /// What this node is to the volume.
     pub role: Role,
@@ -145,6 +160,7 @@ pub enum Request {
     Open { volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport> },
     List { reply: Reply<Vec<VolumeId>> },
     Delete { volume: VolumeId, reply: Reply<()> },
+    Resize { volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport> },
     Report { volume: VolumeId, reply: Reply<VolumeReport> },
     Read { volume: VolumeId, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
     Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, reply: Reply<Lsn> },
@@ -214,6 +230,18 @@ impl ShardHandle {
     /// Forgets `volume` and frees its space. Durable on return. Idempotent.
     pub async fn delete(&self, volume: VolumeId) -> Result<(), StoreError> {
         self.ask(|reply| Request::Delete { volume, reply }).await
+    }
+
+    /// Gives `volume` another size; durable on return. Idempotent. As the owner a smaller size drops what lies beyond it:
+    /// requests there are refused from now on, and a later growth reads zeroes. A replica only grows: what it holds beyond
+    /// a smaller end goes with the owner's zeroes.
+    ///
+    /// # Errors
+    /// `Stale` when the block that the new end cuts must be fetched first; `Frozen`, `NotOwner` when the volume is handed
+    /// over meanwhile; `Resizing`; `OutOfSpace`, `Poisoned`, `Io`. The size stays as it was, and what lies beyond the new
+    /// end may be dropped already.
+    pub async fn resize(&self, volume: VolumeId, size: VolumeSize) -> Result<VolumeReport, StoreError> {
+        self.ask(|reply| Request::Resize { volume, size, reply }).await
     }
 
     /// The volume's positions and counts.

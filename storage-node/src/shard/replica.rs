@@ -30,7 +30,7 @@ impl Core {
     ) {
         let done = Done::Known(reply);
         let Some(run) = self.volumes.get(&volume) else { return done.fail(StoreError::UnknownVolume(volume)) };
-        if let Some(fault) = manifest_fault(&manifest, run.state.size) {
+        if let Some(fault) = manifest_fault(&manifest) {
             return done.fail(StoreError::Io(format!("a manifest of volume {volume} was refused: {fault}")));
         }
         let known = if run.role == Role::Owner { run.head } else { run.known };

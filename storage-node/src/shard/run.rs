@@ -6,10 +6,11 @@
 
 use std::collections::VecDeque;
 
-use client_lib::{Epoch, Lsn};
+use client_lib::{Epoch, Lsn, VolumeSize};
 use tokio::sync::oneshot;
 
 use super::handle::{Role, StoreError, VolumeReport};
+use super::resize::Shrink;
 use super::write::WriteJob;
 use crate::map::Map;
 use crate::volume::Volume;
@@ -45,6 +46,9 @@ pub(super) struct VolumeRun {
     pub(super) durable: Lsn,
     /// What `durable` will be when the sync under way is done.
     pub(super) syncing: Lsn,
+    /// Requests are admitted up to here: the size, or below it while the volume shrinks.
+    pub(super) end: VolumeSize,
+    pub(super) shrink: Option<Shrink>,
     pub(super) frozen: bool,
     pub(super) freezers: Vec<Reply<Lsn>>,
     /// Writes and zeroes in the log's hands.
@@ -65,6 +69,8 @@ impl VolumeRun {
             head: state.known,
             durable: Lsn::ZERO,
             syncing: Lsn::ZERO,
+            end: state.size,
+            shrink: None,
             frozen: false,
             freezers: Vec::new(),
             flights: VecDeque::new(),
@@ -84,6 +90,15 @@ impl VolumeRun {
         match self.role {
             Role::Owner => Ok(()),
             Role::Replica => Err(StoreError::NotOwner { volume: self.state.id, epoch: self.epoch }),
+        }
+    }
+
+    /// Refuses what lies beyond the end.
+    pub(super) fn require_inside(&self, offset: u64, length: u64) -> Result<(), StoreError> {
+        if self.end.contains(offset, length) {
+            Ok(())
+        } else {
+            Err(StoreError::BeyondEnd { volume: self.state.id, offset, length, size: self.end })
         }
     }
 

@@ -4,5 +4,6 @@ mod clean;
 mod faults;
 mod model;
 mod replica;
+mod resize;
 mod rig;
 mod threads;

@@ -85,6 +85,11 @@ impl Shape {
 }
 
 impl WriteJob {
+    /// A job of the shard itself, which may lie beyond what is admitted from others.
+    pub(super) fn zeroes(volume: VolumeId, offset: u64, length: u64, reply: Reply<Lsn>) -> WriteJob {
+        WriteJob { volume, offset, length, source: Source::Zeroes, fua: false, reply }
+    }
+
     fn shape(&self, size: VolumeSize) -> Shape {
         Shape::of(self.offset, self.length, size, matches!(self.source, Source::Data(_)))
     }
@@ -135,9 +140,8 @@ impl Core {
             let volume = job.volume;
             return job.fail(StoreError::Frozen(volume));
         }
-        if !run.state.size.contains(job.offset, job.length) {
-            let (offset, length) = (job.offset, job.length);
-            return job.fail(outside(offset, length));
+        if let Err(error) = run.require_inside(job.offset, job.length) {
+            return job.fail(error);
         }
         if job.length == 0 {
             let done = Done::Lsn(job.reply, run.state.known);
@@ -291,6 +295,9 @@ impl Core {
         for reply in run.freezers {
             drop(reply.send(Err(error.clone())));
         }
+        if let Some(shrink) = run.shrink {
+            shrink.fail(error);
+        }
     }
 
     /// Answers those who wait for a freeze when nothing is under way any more.
@@ -310,11 +317,6 @@ impl Core {
             }
         }
     }
-}
-
-/// The refusal of a range that no caller should have let through.
-pub(super) fn outside(offset: u64, length: u64) -> StoreError {
-    StoreError::Io(format!("{length} bytes at {offset} are outside the volume"))
 }
 
 /// Neighbouring parts, from block `first` on, as pieces of at most [`ENTRY_BLOCKS_MAX`] blocks.

@@ -1,19 +1,35 @@
 //! The shard against an array of bytes: whatever is asked, in whatever order it completes.
 
+use client_lib::VolumeSize;
 use proptest::prelude::*;
 
 use super::rig::{Rig, VOLUME, cases, joined};
 use crate::map::cache::PAGES_MIN;
 use crate::map::page::PAGE_ENTRIES;
-use crate::shard::handle::{MappedExtent, Request};
+use crate::shard::handle::{MappedExtent, Request, StoreError};
 
 /// Forty blocks and a sector, so that the last block is cut off.
 const SIZE: u64 = 40 * 4096 + 512;
+/// The volume grows and shrinks between this and [`SIZE`].
+const SIZE_MIN: u64 = 20 * 4096 + 1024;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Write { offset: u64, length: u64, fill: u8, fua: bool },
-    Zero { offset: u64, length: u64 },
+    Write {
+        offset: u64,
+        length: u64,
+        fill: u8,
+        fua: bool,
+    },
+    Zero {
+        offset: u64,
+        length: u64,
+    },
+    /// Waited for, or cut off after so many turns.
+    Resize {
+        bytes: u64,
+        cut_off: Option<u8>,
+    },
     Flush,
     Settle,
     Checkpoint,
@@ -43,6 +59,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => write(4096),
         1 => write(1),
         3 => range(512).prop_map(|(offset, length)| Op::Zero { offset, length }),
+        2 => (SIZE_MIN / 512..=SIZE / 512, prop::option::weighted(0.3, 0..6u8))
+            .prop_map(|(sectors, cut_off)| Op::Resize { bytes: sectors * 512, cut_off }),
         2 => Just(Op::Flush),
         4 => Just(Op::Settle),
         1 => Just(Op::Checkpoint),
@@ -96,10 +114,43 @@ proptest! {
         let mut model = Model::new();
         let mut epoch = 1;
         let mut under_way = Vec::new();
+        let mut size = SIZE;
         rig.open(SIZE);
         rig.activate(epoch);
         for op in ops {
             match op {
+                Op::Write { offset, length, .. } | Op::Zero { offset, length } if offset + length > size => {
+                    let refused = rig.write(offset, vec![1; length as usize]);
+                    prop_assert!(matches!(refused, Err(StoreError::BeyondEnd { .. })), "{refused:?}");
+                }
+                Op::Resize { bytes, cut_off } => {
+                    let wanted = VolumeSize::try_from(bytes).expect("valid");
+                    let answer = rig.send(|reply| Request::Resize { volume: VOLUME, size: wanted, reply });
+                    if bytes < size {
+                        model.change(bytes, size - bytes, 0);
+                    }
+                    match cut_off {
+                        None => {
+                            prop_assert_eq!(rig.wait(answer).expect("is resized").size.bytes(), bytes);
+                            size = bytes;
+                        }
+                        Some(turns) => {
+                            (0..turns).for_each(|_| rig.turn());
+                            rig.kill();
+                            under_way.clear();
+                            let found = rig.report().size.bytes();
+                            prop_assert!(found == size || found == bytes, "{found}");
+                            size = found;
+                            epoch += 1;
+                            rig.activate(epoch);
+                            let at_least = model.acked;
+                            let mut found = rig.read(0, size as u32).expect("reads");
+                            // What lies beyond the end reads as zeroes when the volume has grown again.
+                            found.resize(SIZE as usize, 0);
+                            model.resume(&found, at_least);
+                        }
+                    }
+                }
                 Op::Write { offset, length, fill, fua } => {
                     under_way.push(rig.send_write(offset, vec![fill; length as usize], fua));
                     model.change(offset, length, fill);
@@ -120,7 +171,7 @@ proptest! {
                         rig.flush().expect("flushes");
                         model.durable = model.acked;
                     }
-                    prop_assert!(rig.read(0, SIZE as u32).expect("reads") == model.history[model.acked]);
+                    prop_assert!(rig.read(0, size as u32).expect("reads") == model.history[model.acked][..size as usize]);
                 }
                 Op::Checkpoint => rig.checkpoint().expect("is written"),
                 Op::Kill | Op::Restart | Op::Crash => {
@@ -135,7 +186,9 @@ proptest! {
                     under_way.clear();
                     epoch += 1;
                     rig.activate(epoch);
-                    let found = rig.read(0, SIZE as u32).expect("reads");
+                    size = rig.report().size.bytes();
+                    let mut found = rig.read(0, size as u32).expect("reads");
+                    found.resize(SIZE as usize, 0);
                     model.resume(&found, at_least);
                 }
             }

@@ -316,7 +316,7 @@ fn manifests_with_a_gap_and_blocks_with_a_wrong_checksum_are_refused() {
     };
     let expected = StoreError::ManifestGap { expected: known, found: later.from };
     assert_eq!(pair.replica.apply_manifest(&later, false, false), Err(expected));
-    let run = ManifestRun { start: BlockIndex(BLOCKS), lsn: known, content: RunContent::Zero(1) };
+    let run = ManifestRun { start: BlockIndex(u32::MAX), lsn: known, content: RunContent::Zero(2) };
     let outside = Manifest { from: known, to: Lsn::new(known.epoch, known.sequence + 1), runs: vec![run] };
     assert!(matches!(pair.replica.apply_manifest(&outside, false, false), Err(StoreError::Io(_))));
     let lsn = Lsn::new(known.epoch, known.sequence + 1);

@@ -133,6 +133,11 @@ impl Rig {
         self.ask(|reply| Request::Open { volume: VOLUME, size, reply }).expect("opens")
     }
 
+    pub(super) fn resize(&mut self, bytes: u64) -> Result<VolumeReport, StoreError> {
+        let size = VolumeSize::try_from(bytes).expect("valid");
+        self.ask(|reply| Request::Resize { volume: VOLUME, size, reply })
+    }
+
     pub(super) fn activate(&mut self, epoch: u64) -> VolumeReport {
         self.ask(|reply| Request::Activate { volume: VOLUME, epoch: Epoch(epoch), reply }).expect("activates")
     }

@@ -1,0 +1,125 @@
+//! The size of a volume at one node: what metadata wants, and what is in force.
+//!
+//! One task per volume, [`follow_size`], brings the store to the newest size wanted, in the order of metadata, and again
+//! whenever this node becomes the owner: only the owner drops what lies beyond a smaller end. Only that task says what is
+//! in force, so an administrator can wait for it, and nobody acts on a size that is not durable here. Which sizes may be
+//! wanted is decided where they are proposed (`node::admin`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client_lib::transport::Class;
+use client_lib::{Epoch, Error, ErrorKind, VolumeSize};
+use tokio::sync::watch;
+
+use super::volume::{ServedVolume, store_failure};
+use crate::ownership::gate::Phase;
+use crate::shard::handle::{Role, StoreError};
+
+/// Pause before a size that could not be put in force is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// The size that is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InForce {
+    /// The size.
+    pub size: VolumeSize,
+    /// The ownership under which it was carried out here; `Epoch(0)` when this node was not the owner.
+    pub epoch: Epoch,
+}
+
+/// The sizes of a volume, wanted and in force.
+#[derive(Debug)]
+pub struct Sizes {
+    wanted: watch::Sender<VolumeSize>,
+    in_force: watch::Sender<InForce>,
+}
+
+impl Sizes {
+    /// A volume of which `size` is in force so far.
+    #[must_use]
+    pub fn new(size: VolumeSize) -> Sizes {
+        Sizes { wanted: watch::Sender::new(size), in_force: watch::Sender::new(InForce { size, epoch: Epoch(0) }) }
+    }
+
+    /// Metadata says this; called in the order of metadata.
+    pub fn want(&self, size: VolumeSize) {
+        self.wanted.send_if_modified(|wanted| std::mem::replace(wanted, size) != size);
+    }
+
+    /// What clients are told.
+    #[must_use]
+    pub fn in_force(&self) -> InForce {
+        *self.in_force.borrow()
+    }
+
+    /// Waits until `wanted` is in force, at most `patience`; whether it is.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn reaches(&self, wanted: InForce, patience: Duration) -> bool {
+        let mut watch = self.in_force.subscribe();
+        let reached = tokio::time::timeout(patience, watch.wait_for(|found| *found == wanted)).await;
+        reached.is_ok_and(|found| found.is_ok())
+    }
+
+    /// Waits until the volume has at least `end` bytes, at most `patience`; whether it has.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn covers(&self, end: u64, patience: Duration) -> bool {
+        let mut watch = self.in_force.subscribe();
+        let reached = tokio::time::timeout(patience, watch.wait_for(|found| found.size.bytes() >= end)).await;
+        reached.is_ok_and(|found| found.is_ok())
+    }
+}
+
+/// Keeps the size in force what metadata wants, until the volume is closed.
+pub async fn follow_size(volume: Arc<ServedVolume>) {
+    let (mut wanted, mut views) = (volume.sizes.wanted.subscribe(), volume.gate.subscribe());
+    loop {
+        let (size, view) = (*wanted.borrow_and_update(), *views.borrow_and_update());
+        let outcome = match view.phase {
+            Phase::Closed => return,
+            // Not now: what is held must be the same before and after.
+            Phase::Activating | Phase::Transferring => Ok(()),
+            Phase::Owner | Phase::Elsewhere => put_in_force(&volume, size).await,
+        };
+        let retry = async {
+            match &outcome {
+                Ok(()) => std::future::pending().await,
+                Err(error) => {
+                    // A handover under way or a holder out of reach: nothing is wrong that does not end by itself.
+                    if !matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Unavailable) {
+                        tracing::error!(volume = %volume.name, epoch = %view.epoch, size = size.bytes(), %error, "the size is not in force; it is tried again");
+                    }
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+            }
+        };
+        let changed = tokio::select! {
+            changed = wanted.changed() => changed,
+            changed = views.changed() => changed,
+            () = retry => Ok(()),
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+async fn put_in_force(volume: &ServedVolume, size: VolumeSize) -> Result<(), Error> {
+    let report = loop {
+        match volume.shard.resize(volume.id, size).await {
+            Ok(report) => break report,
+            // The block that the new end cuts is not here yet.
+            Err(StoreError::Stale { runs }) => volume.puller.pull(&runs, Class::Pull, &[]).await?,
+            Err(error) => return Err(store_failure(error)),
+        }
+    };
+    // A replica keeps what lies beyond a smaller end until the owner's zeroes arrive.
+    let owned = report.role == Role::Owner && report.size == size;
+    let in_force = InForce { size, epoch: if owned { report.epoch } else { Epoch(0) } };
+    volume.sizes.in_force.send_if_modified(|before| std::mem::replace(before, in_force) != in_force);
+    Ok(())
+}
