@@ -36,6 +36,10 @@ id!(
     NodeId
 );
 id!(
+    /// A snapshot of a volume, for ever: never used again in that volume, not even after deletion. 0 is none.
+    SnapshotId
+);
+id!(
     /// A Raft group. There is one today ([`GroupId::META`]); keys and frames carry it so that more can follow.
     GroupId
 );

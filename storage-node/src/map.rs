@@ -1,21 +1,39 @@
 //! Where every block of every volume is: pages of versions, cached in memory, kept in RocksDB.
 //!
 //! [`page`] is the format of a page, [`store`] the only user of RocksDB, [`cache`] the bounded memory between the
-//! two, [`usage`] the count of what still points into each segment. The map holds the *base* of each volume; what is
-//! known but not yet part of the base is in [`crate::volume::layers`]. The map decides nothing about LSNs: who calls
-//! it has compared versions.
+//! two, [`usage`] the count of what still points into each segment, [`snapshot`] what snapshots keep. The map holds the
+//! *base* of each volume; what is known but not yet part of the base is in [`crate::volume::layers`]. Who calls it has
+//! compared LSNs: a version set here is newer than the one before, and than every snapshot.
 
 pub mod cache;
 pub mod page;
+pub mod snapshot;
 pub mod store;
 pub mod usage;
 
-use client_lib::VolumeId;
+use client_lib::{SnapshotId, VolumeId};
 
 use cache::PageCache;
-use page::Version;
+use page::{PAGE_ENTRIES, Version};
+use snapshot::Snapshots;
 use store::MapError;
 use usage::Usage;
+
+/// A map of a volume: the live one, or what a snapshot keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MapKey {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The snapshot; 0 is the live map.
+    pub snapshot: SnapshotId,
+}
+
+impl From<VolumeId> for MapKey {
+    /// The live map.
+    fn from(volume: VolumeId) -> MapKey {
+        MapKey { volume, snapshot: SnapshotId(0) }
+    }
+}
 
 /// The base maps of a shard together with the references that they and the layers hold.
 #[derive(Debug)]
@@ -24,20 +42,26 @@ pub struct Map {
     pub cache: PageCache,
     /// The references.
     pub usage: Usage,
+    /// Maps that are gone since the last checkpoint began.
+    pub forgotten: Vec<MapKey>,
 }
 
 impl Map {
-    /// Makes `version`, whose place is not yet counted, the base's version of `block`; lets go of the one before.
+    /// Makes `version`, whose place is not yet counted, the base's version of `block`; lets go of the one before, but for
+    /// what `snapshots` keep.
     ///
     /// # Errors
-    /// When the page cannot be read; then nothing changed.
-    pub fn replace(&mut self, volume: VolumeId, block: u32, version: Version) -> Result<(), MapError> {
-        let before = self.cache.set(volume, block, version)?;
+    /// When a page cannot be read; then nothing changed.
+    pub fn replace(
+        &mut self,
+        volume: VolumeId,
+        block: u32,
+        version: Version,
+        snapshots: &Snapshots,
+    ) -> Result<(), MapError> {
+        self.absorb(volume, block, version, snapshots)?;
         if let Some(place) = version.content.place() {
             self.usage.add(volume, place);
-        }
-        if let Some(place) = before.and_then(|before| before.content.place()) {
-            self.usage.remove(volume, place);
         }
         Ok(())
     }
@@ -45,12 +69,35 @@ impl Map {
     /// As [`replace`](Self::replace) for a version whose place is counted already, because a layer held it.
     ///
     /// # Errors
-    /// When the page cannot be read; then nothing changed.
-    pub fn absorb(&mut self, volume: VolumeId, block: u32, version: Version) -> Result<(), MapError> {
-        let before = self.cache.set(volume, block, version)?;
-        if let Some(place) = before.and_then(|before| before.content.place()) {
-            self.usage.remove(volume, place);
+    /// When a page cannot be read; then nothing changed.
+    pub fn absorb(
+        &mut self,
+        volume: VolumeId,
+        block: u32,
+        version: Version,
+        snapshots: &Snapshots,
+    ) -> Result<(), MapError> {
+        self.keep(volume, block / PAGE_ENTRIES, snapshots)?;
+        if let Some(before) = self.cache.set(volume, block, version)? {
+            self.let_go(volume, block, before, snapshots);
         }
         Ok(())
+    }
+
+    /// Forgets the live map of `volume` and all its snapshots.
+    pub fn forget(&mut self, volume: VolumeId) {
+        let mut keys = self.cache.maps_of(volume);
+        keys.push(volume.into());
+        for key in keys {
+            self.usage.forget(key);
+            self.cache.forget(key);
+        }
+        self.forgotten.retain(|key| key.volume != volume);
+    }
+
+    fn forget_map(&mut self, key: MapKey) {
+        self.usage.forget(key);
+        self.cache.forget(key);
+        self.forgotten.push(key);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`Shard::start`] recovers the directory on a thread of its own and returns a [`handle::ShardHandle`]; everything
 //! after that happens on that thread. [`core`] is the loop: requests in, log entries out, events applied in log
-//! order, replies. [`mod@write`], [`fetch`], [`replica`], [`control`] and [`resize`] hold what the requests do, [`sync`] who waits for
+//! order, replies. [`mod@write`], [`fetch`], [`replica`], [`control`], [`resize`] and [`snapshots`] hold what the requests do, [`sync`] who waits for
 //! what to be durable, [`checkpoint`] and [`recover`] how the state gets into the map store and back, [`clean`] how
 //! segments come free under random overwrites. No lock is held anywhere: volumes of a shard share nothing with others.
 
@@ -17,6 +17,7 @@ mod recover;
 mod replica;
 mod resize;
 mod run;
+mod snapshots;
 mod sync;
 mod write;
 

@@ -15,17 +15,21 @@ pub mod record;
 use std::collections::BTreeSet;
 
 use client_lib::geometry::BLOCKS_MAX;
-use client_lib::{BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
+use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use roaring::RoaringBitmap;
 
-use crate::map::Map;
 use crate::map::page::{Content, PAGE_ENTRIES, Place, Version};
+use crate::map::snapshot::{Snapshot, Snapshots};
 use crate::map::store::MapError;
+use crate::map::{Map, MapKey};
 use crate::propagation::manifest::{Manifest, ManifestRun, RunContent};
 use crate::shard::handle::Role;
 use changes::Changes;
 use layers::Layers;
 use pins::Pins;
+
+/// Entries folded at a time before a snapshot in recovery.
+const RECOVERY_FOLD_STEP: usize = 4096;
 
 /// A volume's state as of the last applied log entry.
 #[derive(Clone, Debug)]
@@ -46,6 +50,8 @@ pub struct Volume {
     pub changes: Changes,
     /// The deltas being sent.
     pub pins: Pins,
+    /// The snapshots made here.
+    pub snapshots: Snapshots,
     watermark: Lsn,
     /// The runs of a manifest that came in several entries, until the last one.
     partial: Vec<ManifestRun>,
@@ -64,6 +70,7 @@ impl Volume {
             layers: Layers::new(id),
             changes: Changes::default(),
             pins: Pins::default(),
+            snapshots: Snapshots::default(),
             watermark: Lsn::ZERO,
             partial: Vec::new(),
         }
@@ -79,6 +86,12 @@ impl Volume {
     #[must_use]
     pub fn last_block(&self) -> u32 {
         (self.size.blocks() - 1) as u32
+    }
+
+    /// The live map, and those of the snapshots from the newest on.
+    pub fn maps(&self) -> impl Iterator<Item = MapKey> + '_ {
+        let snapshots = self.snapshots.iter().rev().map(|snapshot| MapKey { volume: self.id, snapshot: snapshot.id });
+        std::iter::once(self.id.into()).chain(snapshots)
     }
 
     /// Whether the state lies between two entries that belong together; no checkpoint may be taken then.
@@ -263,28 +276,20 @@ impl Volume {
         for (index, (block, segment, block_in_segment)) in (0u32..).zip(moves) {
             let from = Place { segment: *segment, block: *block_in_segment };
             let to = Place { segment: to.segment, block: to.block + index };
-            if self.layers.relocate(block.0, from, to, &mut map.usage) {
-                continue;
-            }
-            if let Some(Version { lsn, content: Content::Local { place, crc } }) =
-                map.cache.version(self.id, block.0)?
-                && place == from
-            {
-                map.replace(self.id, block.0, Version { lsn, content: Content::Local { place: to, crc } })?;
+            // What a layer has is younger than every snapshot, so no map shares it.
+            if !self.layers.relocate(block.0, from, to, &mut map.usage) {
+                map.relocate(self.id, block.0, from, to, &self.snapshots)?;
             }
         }
         Ok(())
     }
 
-    /// Whether the volume needs the copy of `block` at `place`.
+    /// Whether the volume or a snapshot needs the copy of `block` at `place`, which is of the write `lsn`.
     ///
     /// # Errors
     /// When a page cannot be read.
-    pub fn holds(&self, block: u32, place: Place, map: &mut Map) -> Result<bool, MapError> {
-        if self.layers.holds(block, place) {
-            return Ok(true);
-        }
-        Ok(map.cache.version(self.id, block)?.is_some_and(|version| version.content.place() == Some(place)))
+    pub fn holds(&self, block: u32, lsn: Lsn, place: Place, map: &mut Map) -> Result<bool, MapError> {
+        Ok(self.layers.holds(block, place) || map.holds(self.id, block, lsn, place, &self.snapshots)?)
     }
 
     /// The sealed delta up to `to` was found complete.
@@ -297,6 +302,43 @@ impl Volume {
     /// The volume has another size. What lies beyond a smaller one was zeroed before.
     pub fn apply_resized(&mut self, size: VolumeSize) {
         self.size = size;
+    }
+
+    /// The volume is kept as it is, as snapshot `id`: with everything up to `known`. An owner that lacks nothing can make
+    /// one; anybody else does nothing, which the caller sees by its absence.
+    ///
+    /// # Errors
+    /// As [`apply_write`](Self::apply_write).
+    pub fn apply_snapshot(&mut self, id: SnapshotId, map: &mut Map) -> Result<(), MapError> {
+        let is_known = self.snapshots.iter().any(|snapshot| snapshot.id == id);
+        if is_known || self.role != Role::Owner || !self.layers.settled() {
+            return Ok(());
+        }
+        // Nothing to do but in recovery, which may not have folded as far as the process before had when it logged this.
+        while self.fold(RECOVERY_FOLD_STEP, map)? {}
+        self.snapshots.add(Snapshot { id, lsn: self.known, size: self.size, is_deleted: false });
+        Ok(())
+    }
+
+    /// The snapshot `id` is not needed any more.
+    pub fn apply_snapshot_deleted(&mut self, id: SnapshotId) {
+        self.snapshots.delete(id);
+    }
+
+    /// The version of `block` in the snapshot `id`, which exists.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn snapshot_view(&self, id: SnapshotId, block: u32, map: &mut Map) -> Result<Option<Version>, MapError> {
+        map.snapshot_version(self.id, &self.snapshots, id, block)
+    }
+
+    /// Merges up to `pages_max` pages of deleted snapshots; what is seen does not change. Returns whether more is left.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn merge_snapshots(&mut self, pages_max: usize, map: &mut Map) -> Result<bool, MapError> {
+        map.merge_snapshots(self.id, &mut self.snapshots, pages_max)
     }
 
     /// The volume changed hands.
@@ -316,7 +358,7 @@ impl Volume {
     /// As [`apply_write`](Self::apply_write).
     pub fn fold(&mut self, max: usize, map: &mut Map) -> Result<bool, MapError> {
         for (block, version) in self.layers.fold(max) {
-            map.absorb(self.id, block, version)?;
+            map.absorb(self.id, block, version, &self.snapshots)?;
         }
         Ok(self.layers.is_folding())
     }
@@ -325,7 +367,7 @@ impl Volume {
     fn put(&mut self, block: u32, version: Version, map: &mut Map) -> Result<(), MapError> {
         if self.layers.settled() {
             self.layers.supersede(block, &mut map.usage);
-            map.replace(self.id, block, version)
+            map.replace(self.id, block, version, &self.snapshots)
         } else {
             // The base stays the prefix it is until everything stale below the new writes has arrived.
             self.layers.note(block, version, &mut map.usage);

@@ -8,7 +8,7 @@
 //! being wiped, and the chain (the checksum of the record before) keeps a cut tail from coming back behind new
 //! records. The offsets are in `docs/format.md`.
 
-use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
+use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use serde::{Deserialize, Serialize};
 
 use crate::io::buffer::AlignedBuffer;
@@ -53,6 +53,10 @@ pub enum Entry {
     Relocated { volume: VolumeId, segment: u32, block: u32, moves: Vec<(BlockIndex, u32, u32)> },
     /// The volume has another size.
     Resized { volume: VolumeId, size: VolumeSize },
+    /// The owner kept the volume as it was at this point of the log.
+    Snapshot { volume: VolumeId, snapshot: SnapshotId },
+    /// The snapshot is not needed any more.
+    SnapshotDeleted { volume: VolumeId, snapshot: SnapshotId },
 }
 
 impl Entry {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use client_lib::VolumeId;
 use roaring::RoaringBitmap;
 
+use super::MapKey;
 use super::page::{PAGE_ENTRIES, PAGE_MEMORY, Page, Version};
 use super::store::{Change, MapError, MapStore};
 
@@ -24,18 +25,20 @@ struct Slot {
     referenced: bool,
 }
 
-/// The base maps of a shard's volumes.
+/// The maps of a shard's volumes and their snapshots.
 #[derive(Debug)]
 pub struct PageCache {
     store: MapStore,
-    slots: HashMap<(VolumeId, u32), Slot>,
+    slots: HashMap<(MapKey, u32), Slot>,
     /// Every slot once, in the order the hand of the clock meets them.
-    clock: VecDeque<(VolumeId, u32)>,
-    dirty: BTreeSet<(VolumeId, u32)>,
-    committing: BTreeSet<(VolumeId, u32)>,
+    clock: VecDeque<(MapKey, u32)>,
+    dirty: BTreeSet<(MapKey, u32)>,
+    committing: BTreeSet<(MapKey, u32)>,
     /// Which pages exist, so that what was never written costs no look-up.
-    sets: HashMap<VolumeId, RoaringBitmap>,
-    changed_sets: BTreeSet<VolumeId>,
+    sets: HashMap<MapKey, RoaringBitmap>,
+    changed_sets: BTreeSet<MapKey>,
+    /// Pages that are gone since the last checkpoint began.
+    removed: Vec<(MapKey, u32)>,
     pages_max: usize,
 }
 
@@ -51,21 +54,22 @@ impl PageCache {
             committing: BTreeSet::new(),
             sets: HashMap::new(),
             changed_sets: BTreeSet::new(),
+            removed: Vec::new(),
             pages_max: (limit_bytes / PAGE_MEMORY).max(PAGES_MIN),
         }
     }
 
     /// Takes over the set of existing pages from a checkpoint.
-    pub fn restore(&mut self, volume: VolumeId, pages: RoaringBitmap) {
-        self.sets.insert(volume, pages);
+    pub fn restore(&mut self, map: impl Into<MapKey>, pages: RoaringBitmap) {
+        self.sets.insert(map.into(), pages);
     }
 
-    /// The base's version of `block`.
+    /// The version of `block` in a map.
     ///
     /// # Errors
     /// When the page cannot be read.
-    pub fn version(&mut self, volume: VolumeId, block: u32) -> Result<Option<Version>, MapError> {
-        let page = self.page(volume, block / PAGE_ENTRIES)?;
+    pub fn version(&mut self, map: impl Into<MapKey>, block: u32) -> Result<Option<Version>, MapError> {
+        let page = self.page(map, block / PAGE_ENTRIES)?;
         Ok(page.and_then(|page| page.entry((block % PAGE_ENTRIES) as u8)))
     }
 
@@ -73,46 +77,75 @@ impl PageCache {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn page(&mut self, volume: VolumeId, page: u32) -> Result<Option<&Arc<Page>>, MapError> {
-        if !self.exists(volume, page) {
+    pub fn page(&mut self, map: impl Into<MapKey>, page: u32) -> Result<Option<&Arc<Page>>, MapError> {
+        let map = map.into();
+        if !self.has(map, page) {
             return Ok(None);
         }
-        self.load(volume, page)?;
-        Ok(self.slots.get(&(volume, page)).map(|slot| &slot.page))
+        self.load(map, page)?;
+        Ok(self.slots.get(&(map, page)).map(|slot| &slot.page))
     }
 
-    /// Sets the base's version of `block` and returns the one before.
+    /// Sets the version of `block` in a map and returns the one before.
     ///
     /// # Errors
     /// When the page cannot be read; then nothing changed.
-    pub fn set(&mut self, volume: VolumeId, block: u32, version: Version) -> Result<Option<Version>, MapError> {
-        let page = block / PAGE_ENTRIES;
-        self.load(volume, page)?;
-        let slot = self.slots.get_mut(&(volume, page)).expect("just loaded");
+    pub fn set(&mut self, map: impl Into<MapKey>, block: u32, version: Version) -> Result<Option<Version>, MapError> {
+        let (map, page) = (map.into(), block / PAGE_ENTRIES);
+        self.load(map, page)?;
+        let slot = self.slots.get_mut(&(map, page)).expect("just loaded");
         let before = Arc::make_mut(&mut slot.page).set((block % PAGE_ENTRIES) as u8, version);
-        self.dirty.insert((volume, page));
-        if self.sets.entry(volume).or_default().insert(page) {
-            self.changed_sets.insert(volume);
-        }
+        self.note_dirty(map, page);
         Ok(before)
+    }
+
+    /// Gives a map a page that it does not have. The content may be shared with another map's.
+    pub fn insert(&mut self, map: MapKey, page: u32, content: Arc<Page>) {
+        assert!(!self.has(map, page), "page {page} of {map:?} is new");
+        self.put(map, page, content);
+        self.note_dirty(map, page);
+    }
+
+    /// Takes a page away from a map.
+    pub fn remove(&mut self, map: MapKey, page: u32) {
+        self.slots.remove(&(map, page));
+        self.dirty.remove(&(map, page));
+        if self.sets.get_mut(&map).is_some_and(|pages| pages.remove(page)) {
+            self.changed_sets.insert(map);
+            self.removed.push((map, page));
+        }
+    }
+
+    /// Whether a map has a page.
+    #[must_use]
+    pub fn has(&self, map: MapKey, page: u32) -> bool {
+        self.sets.get(&map).is_some_and(|pages| pages.contains(page))
     }
 
     /// The first page at or after `page` that exists.
     #[must_use]
-    pub fn next_page(&self, volume: VolumeId, page: u32) -> Option<u32> {
-        let mut pages = self.sets.get(&volume)?.iter();
+    pub fn next_page(&self, map: impl Into<MapKey>, page: u32) -> Option<u32> {
+        let mut pages = self.sets.get(&map.into())?.iter();
         pages.advance_to(page);
         pages.next()
     }
 
-    /// Forgets everything of `volume`.
-    pub fn forget(&mut self, volume: VolumeId) {
-        self.sets.remove(&volume);
-        self.changed_sets.remove(&volume);
-        self.slots.retain(|(slot, _), _| *slot != volume);
-        self.clock.retain(|(slot, _)| *slot != volume);
-        self.dirty.retain(|(slot, _)| *slot != volume);
-        self.committing.retain(|(slot, _)| *slot != volume);
+    /// The maps of `volume` that have pages, or had.
+    #[must_use]
+    pub fn maps_of(&self, volume: VolumeId) -> Vec<MapKey> {
+        self.sets.keys().filter(|map| map.volume == volume).copied().collect()
+    }
+
+    /// Forgets everything of a map.
+    pub fn forget(&mut self, map: impl Into<MapKey>) {
+        let map = map.into();
+        self.sets.remove(&map);
+        self.changed_sets.remove(&map);
+        self.slots.retain(|(slot, _), _| *slot != map);
+        self.clock.retain(|(slot, _)| *slot != map);
+        self.dirty.retain(|(slot, _)| *slot != map);
+        self.committing.retain(|(slot, _)| *slot != map);
+        self.removed.retain(|(removed, _)| *removed != map);
     }
 
     /// Whether so much is dirty that a checkpoint should begin.
@@ -146,12 +179,13 @@ impl PageCache {
     pub fn begin_checkpoint(&mut self, changes: &mut Vec<Change>) {
         assert!(self.committing.is_empty(), "one checkpoint at a time");
         self.committing = std::mem::take(&mut self.dirty);
-        for (volume, page) in &self.committing {
-            let slot = self.slots.get(&(*volume, *page)).expect("dirty pages stay in memory");
-            changes.push(Change::Page(*volume, *page, slot.page.clone()));
+        changes.extend(self.removed.drain(..).map(|(map, page)| Change::RemovePage(map, page)));
+        for (map, page) in &self.committing {
+            let slot = self.slots.get(&(*map, *page)).expect("dirty pages stay in memory");
+            changes.push(Change::Page(*map, *page, slot.page.clone()));
         }
-        for volume in std::mem::take(&mut self.changed_sets) {
-            changes.push(Change::PageSet(volume, encode_set(&self.sets[&volume])));
+        for map in std::mem::take(&mut self.changed_sets) {
+            changes.push(Change::PageSet(map, encode_set(&self.sets[&map])));
         }
     }
 
@@ -161,25 +195,32 @@ impl PageCache {
         self.evict();
     }
 
-    fn exists(&self, volume: VolumeId, page: u32) -> bool {
-        self.sets.get(&volume).is_some_and(|pages| pages.contains(page))
+    fn note_dirty(&mut self, map: MapKey, page: u32) {
+        self.dirty.insert((map, page));
+        if self.sets.entry(map).or_default().insert(page) {
+            self.changed_sets.insert(map);
+        }
     }
 
-    fn load(&mut self, volume: VolumeId, page: u32) -> Result<(), MapError> {
-        if let Some(slot) = self.slots.get_mut(&(volume, page)) {
+    fn load(&mut self, map: MapKey, page: u32) -> Result<(), MapError> {
+        if let Some(slot) = self.slots.get_mut(&(map, page)) {
             slot.referenced = true;
             return Ok(());
         }
-        let loaded = if self.exists(volume, page) {
+        let loaded = if self.has(map, page) {
             // The set and the pages are committed together: a page of the set that is not there is damage.
-            self.store.page(volume, page)?.ok_or(MapError::Value { what: "page set", volume })?
+            self.store.page(map, page)?.ok_or(MapError::Value { what: "page set", volume: map.volume })?
         } else {
             Page::default()
         };
-        self.evict();
-        self.slots.insert((volume, page), Slot { page: Arc::new(loaded), referenced: true });
-        self.clock.push_back((volume, page));
+        self.put(map, page, Arc::new(loaded));
         Ok(())
+    }
+
+    fn put(&mut self, map: MapKey, page: u32, content: Arc<Page>) {
+        self.evict();
+        self.slots.insert((map, page), Slot { page: content, referenced: true });
+        self.clock.push_back((map, page));
     }
 
     /// Makes room for one more page, if clean pages can be found within two rounds of the clock.

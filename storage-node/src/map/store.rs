@@ -9,9 +9,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use client_lib::{Lsn, VolumeId};
+use client_lib::{Lsn, SnapshotId, VolumeId};
 use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 
+use super::MapKey;
 use super::page::{Page, PageError};
 
 /// The version of the shard directory as a whole: layout, keys and values.
@@ -163,14 +164,14 @@ pub fn prepare_directory(directory: &Path) -> Result<(), MapError> {
 pub struct StoredVolume {
     /// The record.
     pub record: Vec<u8>,
-    /// The set of pages that exist.
-    pub page_set: Vec<u8>,
+    /// Map, the set of its pages that exist.
+    pub page_sets: Vec<(SnapshotId, Vec<u8>)>,
     /// Layer, chunk, entries.
     pub layers: Vec<(u64, u32, Vec<u8>)>,
     /// Id, interval.
     pub history: Vec<(u64, Vec<u8>)>,
-    /// Segment, live blocks.
-    pub usage: Vec<(u32, u32)>,
+    /// Map, segment, live blocks.
+    pub usage: Vec<(SnapshotId, u32, u32)>,
 }
 
 /// One change of the store.
@@ -181,9 +182,11 @@ pub enum Change {
     /// A volume's record.
     Volume(VolumeId, Vec<u8>),
     /// A page, encoded when it is written.
-    Page(VolumeId, u32, Arc<Page>),
+    Page(MapKey, u32, Arc<Page>),
+    /// A page is gone.
+    RemovePage(MapKey, u32),
     /// Which pages exist.
-    PageSet(VolumeId, Vec<u8>),
+    PageSet(MapKey, Vec<u8>),
     /// A chunk of a layer; `None` deletes it.
     Layer(VolumeId, u64, u32, Option<Vec<u8>>),
     /// A layer is gone.
@@ -191,7 +194,9 @@ pub enum Change {
     /// An interval of the history; `None` deletes it.
     History(VolumeId, u64, Option<Vec<u8>>),
     /// Live blocks in a segment; 0 deletes the value.
-    Usage(VolumeId, u32, u32),
+    Usage(MapKey, u32, u32),
+    /// The map of a snapshot is gone.
+    ForgetMap(MapKey),
     /// The volume and everything of it is gone.
     Forget(VolumeId),
 }
@@ -265,10 +270,12 @@ impl MapStore {
     ///
     /// # Errors
     /// When RocksDB fails or the page is damaged.
-    pub fn page(&self, volume: VolumeId, page: u32) -> Result<Option<Page>, MapError> {
+    pub fn page(&self, map: impl Into<MapKey>, page: u32) -> Result<Option<Page>, MapError> {
+        let map = map.into();
         self.with(|db| {
-            let Some(bytes) = db.get_pinned(key(TABLE_PAGE, volume, &page.to_be_bytes()))? else { return Ok(None) };
-            Page::decode(&bytes).map(Some).map_err(|source| MapError::Page { volume, page, source })
+            let Some(bytes) = db.get_pinned(map_key(TABLE_PAGE, map, Some(page)))? else { return Ok(None) };
+            let damaged = |source| MapError::Page { volume: map.volume, page, source };
+            Page::decode(&bytes).map(Some).map_err(damaged)
         })
     }
 
@@ -284,8 +291,10 @@ impl MapStore {
             }
             let mut stored = StoredVolume { record: record.into(), ..StoredVolume::default() };
             let wrong = |what| move || MapError::Value { what, volume };
-            let page_set = self.with(|db| Ok(db.get(key(TABLE_PAGE_SET, volume, &[]))?))?;
-            stored.page_set = page_set.unwrap_or_default();
+            for (_, rest, value) in self.scan(&key(TABLE_PAGE_SET, volume, &[]))? {
+                let snapshot = u64::from_be_bytes(rest.as_slice().try_into().map_err(|_| wrong("page set key")())?);
+                stored.page_sets.push((SnapshotId(snapshot), value.into()));
+            }
             for (_, rest, value) in self.scan(&key(TABLE_LAYER, volume, &[]))? {
                 let (layer, chunk) = rest.split_at_checked(8).ok_or_else(wrong("layer key"))?;
                 let layer = u64::from_be_bytes(layer.try_into().map_err(|_| wrong("layer key")())?);
@@ -297,9 +306,11 @@ impl MapStore {
                 stored.history.push((id, value.into()));
             }
             for (_, rest, value) in self.scan(&key(TABLE_USAGE, volume, &[]))? {
-                let segment = u32::from_be_bytes(rest.as_slice().try_into().map_err(|_| wrong("usage key")())?);
+                let (snapshot, segment) = rest.split_at_checked(8).ok_or_else(wrong("usage key"))?;
+                let snapshot = u64::from_be_bytes(snapshot.try_into().map_err(|_| wrong("usage key")())?);
+                let segment = u32::from_be_bytes(segment.try_into().map_err(|_| wrong("usage key")())?);
                 let live = u32::from_le_bytes(value.as_ref().try_into().map_err(|_| wrong("usage")())?);
-                stored.usage.push((segment, live));
+                stored.usage.push((SnapshotId(snapshot), segment, live));
             }
             volumes.push((volume, stored));
         }
@@ -316,10 +327,11 @@ impl MapStore {
             match change {
                 Change::Position(position) => batch.put([TABLE_POSITION], position),
                 Change::Volume(volume, record) => batch.put(key(TABLE_VOLUME, *volume, &[]), record),
-                Change::Page(volume, page, content) => {
-                    batch.put(key(TABLE_PAGE, *volume, &page.to_be_bytes()), content.encode());
+                Change::Page(map, page, content) => {
+                    batch.put(map_key(TABLE_PAGE, *map, Some(*page)), content.encode());
                 }
-                Change::PageSet(volume, pages) => batch.put(key(TABLE_PAGE_SET, *volume, &[]), pages),
+                Change::RemovePage(map, page) => batch.delete(map_key(TABLE_PAGE, *map, Some(*page))),
+                Change::PageSet(map, pages) => batch.put(map_key(TABLE_PAGE_SET, *map, None), pages),
                 Change::Layer(volume, layer, chunk, Some(entries)) => {
                     batch.put(layer_key(*volume, *layer, Some(*chunk)), entries);
                 }
@@ -331,9 +343,15 @@ impl MapStore {
                     batch.put(key(TABLE_HISTORY, *volume, &id.to_be_bytes()), interval);
                 }
                 Change::History(volume, id, None) => batch.delete(key(TABLE_HISTORY, *volume, &id.to_be_bytes())),
-                Change::Usage(volume, segment, 0) => batch.delete(key(TABLE_USAGE, *volume, &segment.to_be_bytes())),
-                Change::Usage(volume, segment, live) => {
-                    batch.put(key(TABLE_USAGE, *volume, &segment.to_be_bytes()), live.to_le_bytes());
+                Change::Usage(map, segment, 0) => batch.delete(map_key(TABLE_USAGE, *map, Some(*segment))),
+                Change::Usage(map, segment, live) => {
+                    batch.put(map_key(TABLE_USAGE, *map, Some(*segment)), live.to_le_bytes());
+                }
+                Change::ForgetMap(map) => {
+                    let after = MapKey { snapshot: SnapshotId(map.snapshot.0 + 1), ..*map };
+                    for table in [TABLE_PAGE, TABLE_PAGE_SET, TABLE_USAGE] {
+                        batch.delete_range(map_key(table, *map, None), map_key(table, after, None));
+                    }
                 }
                 Change::Forget(volume) => {
                     for table in TABLE_VOLUME..=TABLE_USAGE {
@@ -397,6 +415,13 @@ fn key(table: u8, volume: VolumeId, rest: &[u8]) -> Vec<u8> {
     key
 }
 
+/// A key of a table that has rows per map: after the volume the snapshot (8), then a number.
+fn map_key(table: u8, map: MapKey, number: Option<u32>) -> Vec<u8> {
+    let mut key = key(table, map.volume, &map.snapshot.0.to_be_bytes());
+    key.extend(number.into_iter().flat_map(u32::to_be_bytes));
+    key
+}
+
 fn layer_key(volume: VolumeId, layer: u64, chunk: Option<u32>) -> Vec<u8> {
     let mut key = key(TABLE_LAYER, volume, &layer.to_be_bytes());
     key.extend(chunk.into_iter().flat_map(u32::to_be_bytes));
@@ -412,6 +437,7 @@ mod tests {
     fn a_checkpoint_reads_back_whole() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let (a, b) = (VolumeId(1), VolumeId(2));
+        let snapshot = |volume| MapKey { volume, snapshot: SnapshotId(9) };
         let mut page = Page::default();
         page.set(3, Version { lsn: Lsn::ZERO, content: Content::Zero });
         {
@@ -421,22 +447,29 @@ mod tests {
             for volume in [a, b] {
                 changes.extend([
                     Change::Volume(volume, vec![2]),
-                    Change::Page(volume, 7, Arc::new(page.clone())),
-                    Change::PageSet(volume, vec![3]),
+                    Change::Page(volume.into(), 7, Arc::new(page.clone())),
+                    Change::Page(snapshot(volume), 7, Arc::new(page.clone())),
+                    Change::Page(snapshot(volume), 8, Arc::new(page.clone())),
+                    Change::PageSet(volume.into(), vec![3]),
+                    Change::PageSet(snapshot(volume), vec![3]),
+                    Change::PageSet(MapKey { volume, snapshot: SnapshotId(10) }, vec![4]),
                     Change::Layer(volume, 5, 0, Some(vec![4])),
                     Change::Layer(volume, 5, 1, Some(vec![5])),
                     Change::Layer(volume, 6, 0, Some(vec![6])),
                     Change::History(volume, 0, Some(vec![7])),
-                    Change::Usage(volume, 4, 9),
-                    Change::Usage(volume, 5, 9),
+                    Change::Usage(volume.into(), 4, 9),
+                    Change::Usage(volume.into(), 5, 9),
+                    Change::Usage(MapKey { volume, snapshot: SnapshotId(10) }, 4, 9),
                 ]);
             }
             store.commit(&changes).expect("commits");
             store
                 .commit(&[
                     Change::DropLayer(a, 5),
-                    Change::Usage(a, 5, 0),
+                    Change::Usage(a.into(), 5, 0),
                     Change::History(a, 0, None),
+                    Change::RemovePage(snapshot(a), 7),
+                    Change::ForgetMap(MapKey { volume: a, snapshot: SnapshotId(10) }),
                     Change::Forget(b),
                 ])
                 .expect("commits");
@@ -444,14 +477,18 @@ mod tests {
         let store = MapStore::open(directory.path()).expect("opens again");
         store.reopen().expect("opens while it is open");
         assert_eq!(store.position().expect("reads"), Some(vec![1]));
-        assert_eq!(store.page(a, 7).expect("reads"), Some(page));
+        assert_eq!(store.page(a, 7).expect("reads"), Some(page.clone()));
+        assert_eq!(store.page(snapshot(a), 7).expect("reads"), None);
+        assert_eq!(store.page(snapshot(a), 8).expect("reads"), Some(page));
         assert_eq!(store.page(b, 7).expect("reads"), None);
+        assert_eq!(store.page(snapshot(b), 7).expect("reads"), None);
         let volumes = store.volumes().expect("reads");
         assert_eq!(volumes.len(), 1);
         let (id, stored) = &volumes[0];
-        assert_eq!((*id, &stored.record, &stored.page_set), (a, &vec![2], &vec![3]));
+        assert_eq!((*id, &stored.record), (a, &vec![2]));
+        assert_eq!(stored.page_sets, vec![(SnapshotId(0), vec![3]), (SnapshotId(9), vec![3])]);
         assert_eq!(stored.layers, vec![(6, 0, vec![6])]);
-        assert_eq!((stored.history.len(), &stored.usage), (0, &vec![(4, 9)]));
+        assert_eq!((stored.history.len(), &stored.usage), (0, &vec![(SnapshotId(0), 4, 9)]));
     }
 
     #[test]

@@ -1,17 +1,17 @@
-//! Which segments are still needed: live blocks per volume and segment, and pins.
+//! Which segments are still needed: live blocks per map and segment, and pins.
 //!
-//! A block is live once per map entry that points to it. A segment without live blocks and without pins is free for
+//! A block is live once per version that points to it: the live map of a volume counts for its layers too, and what
+//! snapshots share is counted in one of them ([`super::snapshot`]). A segment without live blocks and without pins is free for
 //! recycling once a checkpoint that says so is committed: nothing can come to point into it again, since new
-//! entries only come from appends. Counting per volume makes deletion of a volume cost segments, not blocks.
+//! entries only come from appends. Counting per map makes deletion of a map cost segments, not blocks.
 //! Deliberately knows nothing of segment files.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use client_lib::VolumeId;
-
+use crate::map::MapKey;
 use crate::map::page::Place;
 
-/// Reference counts of one segment over all volumes.
+/// Reference counts of one segment over all maps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     live: u64,
@@ -21,47 +21,50 @@ struct Counts {
 /// The reference counts of a shard.
 #[derive(Clone, Debug, Default)]
 pub struct Usage {
-    volumes: BTreeMap<VolumeId, BTreeMap<u32, u32>>,
+    maps: BTreeMap<MapKey, BTreeMap<u32, u32>>,
     segments: BTreeMap<u32, Counts>,
-    changed: BTreeSet<(VolumeId, u32)>,
+    changed: BTreeSet<(MapKey, u32)>,
 }
 
 impl Usage {
     /// Takes over a count from a checkpoint.
-    pub fn restore(&mut self, volume: VolumeId, segment: u32, live: u32) {
-        self.volumes.entry(volume).or_default().insert(segment, live);
+    pub fn restore(&mut self, map: impl Into<MapKey>, segment: u32, live: u32) {
+        self.maps.entry(map.into()).or_default().insert(segment, live);
         self.segments.entry(segment).or_default().live += u64::from(live);
     }
 
-    /// An entry of `volume` now points to `place`.
-    pub fn add(&mut self, volume: VolumeId, place: Place) {
-        *self.volumes.entry(volume).or_default().entry(place.segment).or_default() += 1;
+    /// An entry of `map` now points to `place`.
+    pub fn add(&mut self, map: impl Into<MapKey>, place: Place) {
+        let map = map.into();
+        *self.maps.entry(map).or_default().entry(place.segment).or_default() += 1;
         self.segments.entry(place.segment).or_default().live += 1;
-        self.changed.insert((volume, place.segment));
+        self.changed.insert((map, place.segment));
     }
 
-    /// An entry of `volume` no longer points to `place`.
+    /// An entry of `map` no longer points to `place`.
     ///
     /// # Panics
     /// If none did: the counts guard data against being overwritten.
-    pub fn remove(&mut self, volume: VolumeId, place: Place) {
-        let table = self.volumes.get_mut(&volume).expect("the volume has live blocks");
-        let live = table.get_mut(&place.segment).expect("the segment has live blocks of the volume");
+    pub fn remove(&mut self, map: impl Into<MapKey>, place: Place) {
+        let map = map.into();
+        let table = self.maps.get_mut(&map).expect("the map has live blocks");
+        let live = table.get_mut(&place.segment).expect("the segment has live blocks of the map");
         *live -= 1;
         if *live == 0 {
             table.remove(&place.segment);
         }
         let counts = self.segments.get_mut(&place.segment).expect("the segment has live blocks");
         counts.live -= 1;
-        self.changed.insert((volume, place.segment));
+        self.changed.insert((map, place.segment));
     }
 
-    /// Every entry of `volume` is gone.
-    pub fn forget(&mut self, volume: VolumeId) {
-        for (segment, live) in self.volumes.remove(&volume).unwrap_or_default() {
+    /// Every entry of `map` is gone.
+    pub fn forget(&mut self, map: impl Into<MapKey>) {
+        let map = map.into();
+        for (segment, live) in self.maps.remove(&map).unwrap_or_default() {
             self.segments.get_mut(&segment).expect("the segment has live blocks").live -= u64::from(live);
         }
-        self.changed.retain(|(changed, _)| *changed != volume);
+        self.changed.retain(|(changed, _)| *changed != map);
     }
 
     /// Something reads from `segment`, or will.
@@ -79,10 +82,16 @@ impl Usage {
         counts.pinned -= 1;
     }
 
-    /// Blocks of `volume` that occupy space.
+    /// Blocks that occupy space and are counted in `map`.
     #[must_use]
-    pub fn mapped(&self, volume: VolumeId) -> u64 {
-        self.volumes.get(&volume).map_or(0, |table| table.values().map(|live| u64::from(*live)).sum())
+    pub fn mapped(&self, map: impl Into<MapKey>) -> u64 {
+        self.maps.get(&map.into()).map_or(0, |table| table.values().map(|live| u64::from(*live)).sum())
+    }
+
+    /// Live blocks of `segment` that are counted in `map`.
+    #[must_use]
+    pub fn live_in(&self, map: impl Into<MapKey>, segment: u32) -> u64 {
+        self.maps.get(&map.into()).and_then(|table| table.get(&segment)).map_or(0, |live| u64::from(*live))
     }
 
     /// Whether nothing needs `segment`.
@@ -104,12 +113,12 @@ impl Usage {
     }
 
     /// The counts that changed since the last call, for the checkpoint.
-    pub fn take_changed(&mut self) -> Vec<(VolumeId, u32, u32)> {
+    pub fn take_changed(&mut self) -> Vec<(MapKey, u32, u32)> {
         std::mem::take(&mut self.changed)
             .into_iter()
-            .map(|(volume, segment)| {
-                let live = self.volumes.get(&volume).and_then(|table| table.get(&segment)).copied().unwrap_or(0);
-                (volume, segment, live)
+            .map(|(map, segment)| {
+                let live = self.maps.get(&map).and_then(|table| table.get(&segment)).copied().unwrap_or(0);
+                (map, segment, live)
             })
             .collect()
     }
@@ -117,6 +126,8 @@ impl Usage {
 
 #[cfg(test)]
 mod tests {
+    use client_lib::VolumeId;
+
     use super::*;
 
     const A: VolumeId = VolumeId(1);
@@ -147,5 +158,6 @@ mod tests {
         usage.restore(B, 1, 5);
         usage.forget(A);
         assert_eq!((usage.live(1), usage.mapped(A), usage.mapped(B)), (5, 0, 5));
+        assert_eq!((usage.live_in(A, 1), usage.live_in(B, 1), usage.live_in(B, 2)), (0, 5, 0));
     }
 }

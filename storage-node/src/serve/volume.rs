@@ -471,7 +471,11 @@ pub fn store_failure(error: StoreError) -> Error {
         StoreError::NotOwner { .. } => ErrorKind::NotOwner,
         StoreError::BeyondEnd { .. } => ErrorKind::InvalidRequest,
         StoreError::Frozen(_) | StoreError::Resizing(_) => ErrorKind::Busy,
-        StoreError::Stale { .. } | StoreError::ManifestGap { .. } => ErrorKind::Unavailable,
+        StoreError::UnknownSnapshot { .. } => ErrorKind::NotFound,
+        StoreError::TooManySnapshots(_) => ErrorKind::InvalidRequest,
+        StoreError::Stale { .. } | StoreError::Incomplete { .. } | StoreError::ManifestGap { .. } => {
+            ErrorKind::Unavailable
+        }
         StoreError::Corrupt { .. } => ErrorKind::Corrupt,
         StoreError::OutOfSpace => ErrorKind::OutOfSpace,
         StoreError::Poisoned(_) | StoreError::Io(_) => ErrorKind::Internal,

@@ -208,13 +208,14 @@ impl Core {
         self.checkpoints.log_bytes = 0;
         self.checkpoints.served = std::mem::take(&mut self.checkpoints.waiting);
         let mut batch: Batch = self.forgotten.drain(..).map(Change::Forget).collect();
+        batch.extend(self.map.forgotten.drain(..).map(Change::ForgetMap));
         batch.push(Change::Position(encode_position(&position)));
         self.map.cache.begin_checkpoint(&mut batch);
         for run in self.volumes.values_mut() {
             record::checkpoint(&mut run.state, &mut batch);
         }
         let changed = self.map.usage.take_changed();
-        batch.extend(changed.into_iter().map(|(volume, segment, live)| Change::Usage(volume, segment, live)));
+        batch.extend(changed.into_iter().map(|(map, segment, live)| Change::Usage(map, segment, live)));
         let free = self
             .log
             .segments()

@@ -15,6 +15,7 @@ use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 use super::core::Core;
 use super::fetch::Then;
 use crate::log::{Entry, LogError, Placed};
+use crate::map::MapKey;
 use crate::map::page::{PAGE_ENTRIES, Place, Version};
 use crate::map::store::MapError;
 use policy::{Candidate, Pacer, Pressure, Space};
@@ -47,10 +48,10 @@ struct LiveBlock {
     data: Bytes,
 }
 
-/// The volumes that are still walked for what lies in the victim, the first from `page` on.
+/// The maps that are still walked for what lies in the victim, the first from `page` on.
 #[derive(Debug)]
 struct Walk {
-    volumes: VecDeque<VolumeId>,
+    maps: VecDeque<MapKey>,
     page: u32,
     found: VecDeque<(VolumeId, Vec<(u32, Version)>)>,
     is_fetching: bool,
@@ -168,7 +169,7 @@ impl Cleaner {
 
 impl Walk {
     fn has_more(&self) -> bool {
-        self.is_fetching || !self.found.is_empty() || !self.volumes.is_empty()
+        self.is_fetching || !self.found.is_empty() || !self.maps.is_empty()
     }
 }
 
@@ -232,7 +233,10 @@ impl Core {
         if self.cleaner.pass.is_none() {
             self.begin_pass();
         }
-        if self.cleaner.pass.is_none() && self.cleaner.is_quiet() {
+        // A deleted snapshot that is being merged lets go of space too.
+        let is_merging = self.volumes.values().any(|run| run.state.snapshots.is_merging());
+        let may_wait = is_merging && !self.checkpoints.is_failing();
+        if self.cleaner.pass.is_none() && self.cleaner.is_quiet() && !may_wait {
             self.log.refuse_queued();
         }
     }
@@ -247,7 +251,7 @@ impl Core {
             let Some(found) = pass.scan.take_found() else { return Ok(()) };
             let FoundBlock { volume, block, lsn, crc, place, data } = found;
             let Some(run) = self.volumes.get(&volume) else { continue };
-            if run.state.holds(block, place, &mut self.map)? {
+            if run.state.holds(block, lsn, place, &mut self.map)? {
                 if crc32fast::hash(&data) == crc {
                     pass.batch.push(LiveBlock { volume, block, lsn, crc, from: place, data });
                 } else {
@@ -352,42 +356,42 @@ impl Core {
             self.fetch(volume, &blocks, Then::Clean { versions });
             return Ok(());
         }
-        let Some(volume) = walk.volumes.front().copied() else { return Ok(()) };
-        let (found, next) = self.lying_in(volume, page, victim)?;
+        let Some(map) = walk.maps.front().copied() else { return Ok(()) };
+        let (found, next) = self.lying_in(map, page, victim)?;
         let Some(Pass { walk: Some(walk), .. }) = &mut self.cleaner.pass else { return Ok(()) };
-        walk.found.extend(found.chunks(COPY_BLOCKS).map(|found| (volume, found.to_vec())));
+        walk.found.extend(found.chunks(COPY_BLOCKS).map(|found| (map.volume, found.to_vec())));
         walk.page = next.unwrap_or(0);
         if next.is_none() {
-            walk.volumes.pop_front();
+            walk.maps.pop_front();
         }
         Ok(())
     }
 
-    /// What of `volume` lies in `segment`, from `page` on, and the page to go on at. The layers come with page 0.
+    /// What of `map` lies in `segment`, from `page` on, and the page to go on at. The layers come with page 0 of the live map.
     #[expect(clippy::type_complexity, reason = "what was found, and where to go on")]
     fn lying_in(
         &mut self,
-        volume: VolumeId,
+        map: MapKey,
         page: u32,
         segment: u32,
     ) -> Result<(Vec<(u32, Version)>, Option<u32>), MapError> {
-        let Some(run) = self.volumes.get(&volume) else { return Ok((Vec::new(), None)) };
+        let Some(run) = self.volumes.get(&map.volume) else { return Ok((Vec::new(), None)) };
         let lies_there =
             |(_, version): &(u32, Version)| version.content.place().is_some_and(|place| place.segment == segment);
         let mut found = Vec::new();
-        if page == 0 {
+        if page == 0 && map == MapKey::from(map.volume) {
             found.extend(run.state.layers.entries().filter(lies_there));
         }
-        let mut next = self.map.cache.next_page(volume, page);
+        let mut next = self.map.cache.next_page(map, page);
         for _ in 0..PAGES_PER_STEP {
             let Some(page) = next else { break };
-            if let Some(entries) = self.map.cache.page(volume, page)? {
+            if let Some(entries) = self.map.cache.page(map, page)? {
                 let base = page * PAGE_ENTRIES;
                 found.extend(
                     entries.iter().map(|(index, version)| (base + u32::from(index), version)).filter(lies_there),
                 );
             }
-            next = page.checked_add(1).and_then(|page| self.map.cache.next_page(volume, page));
+            next = page.checked_add(1).and_then(|page| self.map.cache.next_page(map, page));
         }
         Ok((found, next))
     }
@@ -412,11 +416,13 @@ impl Core {
     fn end_pass(&mut self) {
         let Some(pass) = &mut self.cleaner.pass else { return };
         let segment = pass.victim.segment;
-        let left = self.map.usage.live(segment);
+        // What a deleted snapshot counts may be in no map any more; it is let go of when the snapshot is merged.
+        let is_merging = self.volumes.values().any(|run| run.state.snapshots.is_merging());
+        let left = if is_merging { 0 } else { self.map.usage.live(segment) };
         if left > 0 && pass.walk.is_none() {
             tracing::warn!(segment, left, "the maps are searched for what the segment's records do not tell");
-            let volumes = self.volumes.keys().copied().collect();
-            pass.walk = Some(Walk { volumes, page: 0, found: VecDeque::new(), is_fetching: false });
+            let maps = self.volumes.values().flat_map(|run| run.state.maps()).collect();
+            pass.walk = Some(Walk { maps, page: 0, found: VecDeque::new(), is_fetching: false });
             return;
         }
         if left > 0 {

@@ -1,7 +1,8 @@
 //! The loop of a shard: requests, log, events, replies; and the bookkeeping that all of them share.
 //!
 //! Every turn takes what waits in the queue, lets the log start and finish things, applies finished appends in log
-//! order, serves who waits for durability and does a bounded step of background work (folding, checkpoint, cleaning).
+//! order, serves who waits for durability and does a bounded step of background work (folding, merging of deleted
+//! snapshots, checkpoint, cleaning).
 //! An entry that cannot be applied (the map store cannot be read) ends all writing: the state would no longer be
 //! what the log says.
 
@@ -31,6 +32,8 @@ use crate::volume::Volume;
 const REQUESTS_PER_TURN: usize = 256;
 /// Entries folded into the base per turn and volume.
 const FOLD_STEP: usize = 128;
+/// Pages of deleted snapshots merged per turn and volume: each may take a few reads.
+const MERGE_STEP: usize = 8;
 /// The longest sleep of an idle shard; the doorbell ends it at once.
 const IDLE_SLEEP: Duration = Duration::from_secs(1);
 /// How long nothing must happen until the cleaner does a step on the side.
@@ -185,6 +188,12 @@ impl Core {
             Request::List { reply } => drop(reply.send(Ok(self.volumes.keys().copied().collect()))),
             Request::Delete { volume, reply } => self.delete(volume, reply),
             Request::Resize { volume, size, reply } => self.resize(volume, size, reply),
+            Request::CreateSnapshot { volume, snapshot, reply } => self.create_snapshot(volume, snapshot, reply),
+            Request::DeleteSnapshot { volume, snapshot, reply } => self.delete_snapshot(volume, snapshot, reply),
+            Request::Snapshots { volume, reply } => drop(reply.send(self.snapshots(volume))),
+            Request::ReadSnapshot { volume, snapshot, offset, length, reply } => {
+                self.read_snapshot(volume, snapshot, offset, length, reply);
+            }
             Request::Report { volume, reply } => self.answer(volume, Done::Report(reply)),
             Request::Read { volume, offset, length, reply } => self.read(volume, offset, length, reply),
             Request::Write { volume, offset, data, fua, reply } => self.write(volume, offset, data, fua, reply),
@@ -361,8 +370,7 @@ impl Core {
             Entry::Deleted { volume } => {
                 if let Some(mut run) = self.volumes.remove(volume) {
                     run.state.pins.release_all(&mut self.map.usage);
-                    self.map.usage.forget(*volume);
-                    self.map.cache.forget(*volume);
+                    self.map.forget(*volume);
                     self.forgotten.push(*volume);
                     self.refuse_waiting(run, &StoreError::UnknownVolume(*volume));
                 }
@@ -389,6 +397,11 @@ impl Core {
         Ok(())
     }
 
+    /// Whether nothing is applied any more.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
     /// Whether requests must wait for a checkpoint. While checkpoints fail they need not: reads are served, and what
     /// would change pages is refused.
     fn must_hold_back(&self) -> bool {
@@ -398,14 +411,17 @@ impl Core {
     fn background(&mut self) {
         if !self.is_stopping {
             self.shrink_step();
+            self.snapshot_step();
         }
         if self.failed.is_some() || self.syncs.is_holding() {
             return;
         }
         if !self.map.cache.wants_checkpoint() {
             for run in self.volumes.values_mut() {
-                if let Err(error) = run.state.fold(FOLD_STEP, &mut self.map) {
-                    tracing::error!(%error, "folding failed: nothing is written until the node is restarted");
+                let folded = run.state.fold(FOLD_STEP, &mut self.map);
+                let merged = folded.and_then(|_| run.state.merge_snapshots(MERGE_STEP, &mut self.map));
+                if let Err(error) = merged {
+                    tracing::error!(volume = %run.state.id, %error, "the map cannot be read: nothing is written until the node is restarted");
                     self.failed = Some(error.to_string());
                     return;
                 }
@@ -420,7 +436,10 @@ impl Core {
     pub(super) fn has_background_work(&self) -> bool {
         let may_change_pages = self.failed.is_none() && !self.map.cache.wants_checkpoint() && !self.syncs.is_holding();
         let has_work = |run: &VolumeRun| {
-            run.state.layers.is_folding() || run.shrink.as_ref().is_some_and(|shrink| shrink.has_work())
+            run.state.layers.is_folding()
+                || run.state.snapshots.is_merging()
+                || !run.snapshotting.is_empty()
+                || run.shrink.as_ref().is_some_and(|shrink| shrink.has_work())
         };
         self.checkpoints.is_due()
             || self.cleaner.is_working()
@@ -473,7 +492,9 @@ pub(super) fn volume_of(entry: &Entry) -> VolumeId {
         | Entry::Opened { volume, .. }
         | Entry::Deleted { volume }
         | Entry::Relocated { volume, .. }
-        | Entry::Resized { volume, .. } => *volume,
+        | Entry::Resized { volume, .. }
+        | Entry::Snapshot { volume, .. }
+        | Entry::SnapshotDeleted { volume, .. } => *volume,
     }
 }
 
@@ -516,6 +537,11 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
         }
         Entry::Resized { size, .. } => {
             state.apply_resized(*size);
+            Ok(())
+        }
+        Entry::Snapshot { snapshot, .. } => state.apply_snapshot(*snapshot, map),
+        Entry::SnapshotDeleted { snapshot, .. } => {
+            state.apply_snapshot_deleted(*snapshot);
             Ok(())
         }
         Entry::Opened { .. } | Entry::Deleted { .. } => Ok(()),

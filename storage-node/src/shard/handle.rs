@@ -5,7 +5,7 @@
 //! (role, epoch, freeze): no caller needs to check first.
 
 use bytes::Bytes;
-use client_lib::{BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
+use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use tokio::sync::oneshot;
 
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
@@ -38,6 +38,25 @@ pub enum StoreError {
         length: u64,
         /// The size that is in force for requests.
         size: VolumeSize,
+    },
+    /// The volume has no such snapshot here.
+    #[error("volume {volume} has no snapshot {snapshot} here")]
+    UnknownSnapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// The volume has as many snapshots as it may have.
+    #[error("volume {0} has too many snapshots: delete some first")]
+    TooManySnapshots(VolumeId),
+    /// Not every block is here yet: try again when the rest was fetched.
+    #[error("volume {volume} still fetches {stale_blocks} blocks from other nodes: try again when they are here")]
+    Incomplete {
+        /// The volume.
+        volume: VolumeId,
+        /// How many are missing.
+        stale_blocks: u64,
     },
     /// The volume is on its way to another size than was asked for.
     #[error("volume {0} is being resized: try again when that is done")]
@@ -120,6 +139,19 @@ pub struct VolumeReport {
     pub mapped_blocks: u64,
 }
 
+/// A snapshot of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotReport {
+    /// Which.
+    pub snapshot: SnapshotId,
+    /// Up to where it has the volume's writes.
+    pub lsn: Lsn,
+    /// The volume's size then.
+    pub size: VolumeSize,
+    /// Blocks that occupy space and that neither the volume nor a newer snapshot has any more.
+    pub held_blocks: u64,
+}
+
 /// A delta pinned at an owner: the versions at `to` stay readable until it is released.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedDelta {
@@ -161,6 +193,10 @@ pub enum Request {
     List { reply: Reply<Vec<VolumeId>> },
     Delete { volume: VolumeId, reply: Reply<()> },
     Resize { volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport> },
+    CreateSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn> },
+    DeleteSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<()> },
+    Snapshots { volume: VolumeId, reply: Reply<Vec<SnapshotReport>> },
+    ReadSnapshot { volume: VolumeId, snapshot: SnapshotId, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
     Report { volume: VolumeId, reply: Reply<VolumeReport> },
     Read { volume: VolumeId, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
     Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, reply: Reply<Lsn> },
@@ -242,6 +278,40 @@ impl ShardHandle {
     /// end may be dropped already.
     pub async fn resize(&self, volume: VolumeId, size: VolumeSize) -> Result<VolumeReport, StoreError> {
         self.ask(|reply| Request::Resize { volume, size, reply }).await
+    }
+
+    /// Keeps the volume as it is, as the owner: with every write acked before this call, and none that begins after it
+    /// returned. Copies no data. Durable on return, with its LSN. Idempotent. `snapshot` is above 0 and was never used
+    /// before in this volume.
+    ///
+    /// # Errors
+    /// `NotOwner`, `Frozen`; `Incomplete` when not every block is here; `TooManySnapshots`; `OutOfSpace`, `Poisoned`, `Io`.
+    pub async fn create_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::CreateSnapshot { volume, snapshot, reply }).await
+    }
+
+    /// Deletes a snapshot, in either role. Durable on return; its space comes back in the background. Idempotent.
+    pub async fn delete_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<(), StoreError> {
+        self.ask(|reply| Request::DeleteSnapshot { volume, snapshot, reply }).await
+    }
+
+    /// The snapshots of a volume, oldest first.
+    pub async fn snapshots(&self, volume: VolumeId) -> Result<Vec<SnapshotReport>, StoreError> {
+        self.ask(|reply| Request::Snapshots { volume, reply }).await
+    }
+
+    /// Reads a snapshot, in either role. `length` may be any number of sectors.
+    ///
+    /// # Errors
+    /// `UnknownSnapshot`, `BeyondEnd`; `Corrupt`, `Io`.
+    pub async fn read_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        offset: u64,
+        length: u32,
+    ) -> Result<Vec<ReadChunk>, StoreError> {
+        self.ask(|reply| Request::ReadSnapshot { volume, snapshot, offset, length, reply }).await
     }
 
     /// The volume's positions and counts.

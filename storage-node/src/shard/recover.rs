@@ -17,11 +17,11 @@ use super::sync::Done;
 use super::{ShardOptions, StartError};
 use crate::io::IoEngine;
 use crate::log::{Entry, Log, LogError, Replayed};
-use crate::map::Map;
 use crate::map::cache::{PageCache, decode_set};
 use crate::map::page::Place;
 use crate::map::store::{MapError, MapStore, prepare_directory};
 use crate::map::usage::Usage;
+use crate::map::{Map, MapKey};
 use crate::volume::{Volume, record};
 
 /// Checks the format and makes the directories; returns that of the segments.
@@ -41,14 +41,17 @@ pub(super) fn prepare(options: &ShardOptions) -> Result<PathBuf, StartError> {
 /// When the map or the log is damaged or cannot be read.
 pub(super) fn recover(options: ShardOptions, engine: Box<dyn IoEngine>) -> Result<Core, StartError> {
     let store = MapStore::open(&options.directory.join("map"))?;
-    let mut map = Map { cache: PageCache::new(store.clone(), options.map_cache_bytes), usage: Usage::default() };
+    let cache = PageCache::new(store.clone(), options.map_cache_bytes);
+    let mut map = Map { cache, usage: Usage::default(), forgotten: Vec::new() };
     let position = store.position()?.map(|bytes| decode_position(&bytes)).transpose()?;
     let mut states: BTreeMap<VolumeId, Volume> = BTreeMap::new();
     for (id, stored) in store.volumes()? {
-        let pages = decode_set(&stored.page_set).ok_or(MapError::Value { what: "page set", volume: id })?;
-        map.cache.restore(id, pages);
-        for (segment, live) in &stored.usage {
-            map.usage.restore(id, *segment, *live);
+        for (snapshot, pages) in &stored.page_sets {
+            let pages = decode_set(pages).ok_or(MapError::Value { what: "page set", volume: id })?;
+            map.cache.restore(MapKey { volume: id, snapshot: *snapshot }, pages);
+        }
+        for (snapshot, segment, live) in &stored.usage {
+            map.usage.restore(MapKey { volume: id, snapshot: *snapshot }, *segment, *live);
         }
         states.insert(id, record::restore(id, &stored)?);
     }
@@ -98,8 +101,7 @@ fn replay(
         }
         Entry::Deleted { volume } => {
             states.remove(volume);
-            map.usage.forget(*volume);
-            map.cache.forget(*volume);
+            map.forget(*volume);
             forgotten.push(*volume);
         }
         entry => {

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use client_lib::{Epoch, Lsn, VolumeSize};
+use client_lib::{Epoch, Lsn, SnapshotId, VolumeSize};
 use tokio::sync::oneshot;
 
 use super::handle::{Role, StoreError, VolumeReport};
@@ -49,6 +49,8 @@ pub(super) struct VolumeRun {
     /// Requests are admitted up to here: the size, or below it while the volume shrinks.
     pub(super) end: VolumeSize,
     pub(super) shrink: Option<Shrink>,
+    /// Who waits for a snapshot until what folds is in the base.
+    pub(super) snapshotting: Vec<(SnapshotId, Reply<Lsn>)>,
     pub(super) frozen: bool,
     pub(super) freezers: Vec<Reply<Lsn>>,
     /// Writes and zeroes in the log's hands.
@@ -71,6 +73,7 @@ impl VolumeRun {
             syncing: Lsn::ZERO,
             end: state.size,
             shrink: None,
+            snapshotting: Vec::new(),
             frozen: false,
             freezers: Vec::new(),
             flights: VecDeque::new(),

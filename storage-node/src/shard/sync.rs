@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use client_lib::{Lsn, VolumeId};
+use client_lib::{Lsn, SnapshotId, VolumeId};
 
 use super::control::SealJob;
 use super::core::Core;
@@ -32,6 +32,8 @@ pub(super) enum Done {
     Report(Reply<VolumeReport>),
     /// Answer with this number.
     Count(Reply<u64>, u64),
+    /// Answer with the LSN of a snapshot, if it was made.
+    Snapshot(Reply<Lsn>, SnapshotId),
     /// Answer that it is done.
     Unit(Reply<()>),
     /// Take the snapshot for a manifest.
@@ -45,7 +47,11 @@ impl Done {
     pub(super) fn fail(self, error: StoreError) {
         match self {
             Done::Nothing | Done::Checkpoint => {}
-            Done::Lsn(reply, _) | Done::Known(reply) | Done::Watermark(reply) | Done::Durable(reply) => {
+            Done::Lsn(reply, _)
+            | Done::Snapshot(reply, _)
+            | Done::Known(reply)
+            | Done::Watermark(reply)
+            | Done::Durable(reply) => {
                 drop(reply.send(Err(error)));
             }
             Done::Report(reply) => drop(reply.send(Err(error))),
@@ -177,6 +183,12 @@ impl Core {
             Done::Durable(reply) => drop(reply.send(Ok(run.durable))),
             Done::Report(reply) => drop(reply.send(Ok(run.report(&self.map)))),
             Done::Count(reply, count) => drop(reply.send(Ok(count))),
+            Done::Snapshot(reply, snapshot) => {
+                let made = run.state.snapshots.find(snapshot).map(|made| made.lsn);
+                // The volume was handed over, or the snapshot deleted, before this one's turn.
+                let refusal = || run.require_owner().err().unwrap_or(StoreError::UnknownSnapshot { volume, snapshot });
+                drop(reply.send(made.ok_or_else(refusal)));
+            }
             Done::Unit(reply) => drop(reply.send(Ok(()))),
             Done::Seal(_) | Done::Checkpoint => unreachable!("snapshots are taken when a sync is served"),
         }

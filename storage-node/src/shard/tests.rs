@@ -6,4 +6,5 @@ mod model;
 mod replica;
 mod resize;
 mod rig;
+mod snapshots;
 mod threads;

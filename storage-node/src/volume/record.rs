@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut};
-use client_lib::{Epoch, Lsn, VolumeId, VolumeSize};
+use client_lib::{Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 
 use super::Volume;
 use super::changes::{Changes, Interval};
@@ -15,11 +15,12 @@ use super::layers::{Layers, LayersShape};
 use super::pins::Pins;
 use crate::map::cache::{decode_set, encode_set};
 use crate::map::page::{PAGE_ENTRIES, Version, decode_entries};
+use crate::map::snapshot::{Snapshot, Snapshots};
 use crate::map::store::{Change, MapError, StoredVolume};
 use crate::shard::handle::Role;
 
 /// The layout of the record.
-const RECORD_VERSION: u16 = 1;
+const RECORD_VERSION: u16 = 2;
 
 /// What a checkpoint writes of `volume`, and marks as written.
 pub fn checkpoint(volume: &mut Volume, changes: &mut Vec<Change>) {
@@ -67,6 +68,7 @@ pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> 
         layers: Layers::restore(id, &record.shape, |layer| entries.remove(&layer).unwrap_or_default()),
         changes: Changes::restore(record.history_start, intervals),
         pins: Pins::default(),
+        snapshots: Snapshots::restore(record.snapshots),
         watermark: record.watermark,
         partial: Vec::new(),
     })
@@ -80,6 +82,7 @@ struct Record {
     watermark: Lsn,
     history_start: Lsn,
     shape: LayersShape,
+    snapshots: Vec<Snapshot>,
 }
 
 fn encode_record(volume: &Volume) -> Vec<u8> {
@@ -100,14 +103,23 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
     for id in [shape.next_id, shape.sealed, shape.open] {
         bytes.put_u64_le(id);
     }
+    bytes.put_u64_le(volume.snapshots.iter().len() as u64);
     for id in shape.folding {
         bytes.put_u64_le(id);
+    }
+    for snapshot in volume.snapshots.iter() {
+        bytes.put_u64_le(snapshot.id.0);
+        put_lsn(&mut bytes, snapshot.lsn);
+        bytes.put_u64_le(snapshot.size.bytes());
+        bytes.put_u64_le(u64::from(snapshot.is_deleted));
     }
     seal(bytes)
 }
 
-/// Bytes of the record before the folding layers: 2+1+1+4, size and epoch, four LSNs, three ids.
-const RECORD_LEN: usize = 8 + 16 + 4 * 16 + 3 * 8;
+/// Bytes of the record before the folding layers: 2+1+1+4, size and epoch, four LSNs, three ids, number of snapshots.
+const RECORD_LEN: usize = 8 + 16 + 4 * 16 + 3 * 8 + 8;
+/// Bytes of a snapshot in the record: id, LSN, size, whether it is deleted.
+const SNAPSHOT_LEN: usize = 8 + 16 + 8 + 8;
 
 fn decode_record(bytes: &[u8]) -> Option<Record> {
     let mut bytes = unseal(bytes)?;
@@ -125,12 +137,20 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     let epoch = Epoch(bytes.get_u64_le());
     let [known, watermark, history_start, sealed_to] = std::array::from_fn(|_| get_lsn(&mut bytes));
     let [next_id, sealed, open] = std::array::from_fn(|_| bytes.get_u64_le());
-    if bytes.len() != folding.checked_mul(8)? {
+    let snapshots = usize::try_from(bytes.get_u64_le()).ok()?;
+    if bytes.len() != folding.checked_mul(8)?.checked_add(snapshots.checked_mul(SNAPSHOT_LEN)?)? {
         return None;
     }
     let folding = (0..folding).map(|_| bytes.get_u64_le()).collect();
+    let snapshots = (0..snapshots)
+        .map(|_| {
+            let (id, lsn) = (SnapshotId(bytes.get_u64_le()), get_lsn(&mut bytes));
+            let size = VolumeSize::try_from(bytes.get_u64_le()).ok()?;
+            Some(Snapshot { id, lsn, size, is_deleted: bytes.get_u64_le() == 1 })
+        })
+        .collect::<Option<_>>()?;
     let shape = LayersShape { next_id, sealed_to: is_sealed.then_some(sealed_to), sealed, open, folding };
-    Some(Record { size, role, epoch, known, watermark, history_start, shape })
+    Some(Record { size, role, epoch, known, watermark, history_start, shape, snapshots })
 }
 
 fn encode_interval(interval: &Interval) -> Vec<u8> {
@@ -182,8 +202,12 @@ mod tests {
         let mut volume = Volume::new(VolumeId(3), size);
         volume.known = Lsn::new(Epoch(2), 9);
         volume.watermark = Lsn::new(Epoch(1), 4);
+        for (id, is_deleted) in [(7, false), (9, true)] {
+            volume.snapshots.add(Snapshot { id: SnapshotId(id), lsn: Lsn::new(Epoch(1), id), size, is_deleted });
+        }
         let bytes = encode_record(&volume);
         let record = decode_record(&bytes).expect("decodes");
+        assert!(record.snapshots.iter().eq(volume.snapshots.iter()));
         assert_eq!((record.size, record.known, record.watermark), (size, volume.known, volume.watermark));
         assert_eq!(record.shape, volume.layers.shape());
         for at in 0..bytes.len() {

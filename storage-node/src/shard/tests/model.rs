@@ -1,5 +1,7 @@
 //! The shard against an array of bytes: whatever is asked, in whatever order it completes.
 
+use std::collections::BTreeMap;
+
 use client_lib::VolumeSize;
 use proptest::prelude::*;
 
@@ -30,6 +32,9 @@ enum Op {
         bytes: u64,
         cut_off: Option<u8>,
     },
+    /// Of everything that is acked by then, and perhaps of what is under way.
+    Snapshot,
+    DeleteSnapshot(usize),
     Flush,
     Settle,
     Checkpoint,
@@ -61,6 +66,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => range(512).prop_map(|(offset, length)| Op::Zero { offset, length }),
         2 => (SIZE_MIN / 512..=SIZE / 512, prop::option::weighted(0.3, 0..6u8))
             .prop_map(|(sectors, cut_off)| Op::Resize { bytes: sectors * 512, cut_off }),
+        3 => Just(Op::Snapshot),
+        1 => any::<usize>().prop_map(Op::DeleteSnapshot),
         2 => Just(Op::Flush),
         4 => Just(Op::Settle),
         1 => Just(Op::Checkpoint),
@@ -69,6 +76,15 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => Just(Op::Crash),
     ];
     proptest::collection::vec(op, 1..60)
+}
+
+/// Every snapshot reads as it was found when it was made, whatever happened since.
+fn check_snapshots(rig: &mut Rig, snapshots: &BTreeMap<u64, Vec<u8>>) {
+    assert!(rig.snapshots().iter().map(|found| found.snapshot.0).eq(snapshots.keys().copied()));
+    for (id, content) in snapshots {
+        let found = rig.read_snapshot(*id, 0, content.len() as u32).expect("reads");
+        assert!(found == *content, "snapshot {id} has changed");
+    }
 }
 
 /// What the volume may read as: the content after each request, in order of arrival.
@@ -115,6 +131,7 @@ proptest! {
         let mut epoch = 1;
         let mut under_way = Vec::new();
         let mut size = SIZE;
+        let (mut snapshots, mut next_snapshot) = (BTreeMap::new(), 1);
         rig.open(SIZE);
         rig.activate(epoch);
         for op in ops {
@@ -151,6 +168,23 @@ proptest! {
                         }
                     }
                 }
+                Op::Snapshot => {
+                    rig.snapshot(next_snapshot).expect("is made");
+                    let found = rig.read_snapshot(next_snapshot, 0, size as u32).expect("reads");
+                    let steps = &model.history[model.acked..];
+                    for (at, byte) in found.iter().enumerate() {
+                        prop_assert!(steps.iter().any(|step| step[at] == *byte), "byte {at} of the snapshot is {byte}");
+                    }
+                    snapshots.insert(next_snapshot, found);
+                    next_snapshot += 1;
+                }
+                Op::DeleteSnapshot(at) => {
+                    if let Some(id) = snapshots.keys().nth(at % snapshots.len().max(1)).copied() {
+                        rig.delete_snapshot(id).expect("is deleted");
+                        snapshots.remove(&id);
+                        prop_assert!(rig.read_snapshot(id, 0, 512).is_err());
+                    }
+                }
                 Op::Write { offset, length, fill, fua } => {
                     under_way.push(rig.send_write(offset, vec![fill; length as usize], fua));
                     model.change(offset, length, fill);
@@ -166,6 +200,7 @@ proptest! {
                     for answer in under_way.drain(..) {
                         rig.wait(answer).expect("is acked");
                     }
+                    check_snapshots(&mut rig, &snapshots);
                     model.acked = model.history.len() - 1;
                     if matches!(op, Op::Flush) {
                         rig.flush().expect("flushes");
@@ -186,6 +221,7 @@ proptest! {
                     under_way.clear();
                     epoch += 1;
                     rig.activate(epoch);
+                    check_snapshots(&mut rig, &snapshots);
                     size = rig.report().size.bytes();
                     let mut found = rig.read(0, size as u32).expect("reads");
                     found.resize(SIZE as usize, 0);

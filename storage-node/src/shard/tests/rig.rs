@@ -1,7 +1,7 @@
 //! A shard without its thread: requests go in, turns are taken until the answer is there.
 
 use bytes::Bytes;
-use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
+use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use proptest::prelude::ProptestConfig;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -13,7 +13,7 @@ use crate::log::segment::SEGMENT_BYTES_MIN;
 use crate::map::page::Content;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::shard::core::Core;
-use crate::shard::handle::{ReadChunk, Request, SealedDelta, StoreError, VolumeReport};
+use crate::shard::handle::{ReadChunk, Request, SealedDelta, SnapshotReport, StoreError, VolumeReport};
 use crate::shard::{ShardOptions, recover};
 
 pub(super) const VOLUME: VolumeId = VolumeId(7);
@@ -177,6 +177,24 @@ impl Rig {
 
     pub(super) fn read(&mut self, offset: u64, length: u32) -> Result<Vec<u8>, StoreError> {
         let chunks = self.ask(|reply| Request::Read { volume: VOLUME, offset, length, reply })?;
+        Ok(joined(chunks))
+    }
+
+    pub(super) fn snapshot(&mut self, id: u64) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::CreateSnapshot { volume: VOLUME, snapshot: SnapshotId(id), reply })
+    }
+
+    pub(super) fn delete_snapshot(&mut self, id: u64) -> Result<(), StoreError> {
+        self.ask(|reply| Request::DeleteSnapshot { volume: VOLUME, snapshot: SnapshotId(id), reply })
+    }
+
+    pub(super) fn snapshots(&mut self) -> Vec<SnapshotReport> {
+        self.ask(|reply| Request::Snapshots { volume: VOLUME, reply }).expect("lists")
+    }
+
+    pub(super) fn read_snapshot(&mut self, id: u64, offset: u64, length: u32) -> Result<Vec<u8>, StoreError> {
+        let snapshot = SnapshotId(id);
+        let chunks = self.ask(|reply| Request::ReadSnapshot { volume: VOLUME, snapshot, offset, length, reply })?;
         Ok(joined(chunks))
     }
 

@@ -1,0 +1,254 @@
+//! Snapshots in the map: what a volume's base was, kept by the pages that have changed since.
+//!
+//! ```text
+//!   oldest snapshot ── … ── newest snapshot ── live map
+//!   each with the pages that changed first after it      whole
+//! ```
+//!
+//! The live map is always whole, so a volume with a hundred snapshots is read and written like one without. A snapshot
+//! begins empty. Before a page of the live map changes for the first time after it, the page as it was is kept in it. So
+//! a snapshot's page is the first that is found in itself, in the newer snapshots, in the live map.
+//!
+//! A deleted snapshot goes in bounded steps: what older ones see through it moves to the one before it. The oldest is
+//! dropped at once. A page that was merged leaves the deleted snapshot, so that the state says how far it is.
+//!
+//! Every version that has a place is counted once ([`super::usage`]), in the newest map that has it: in the live map while
+//! it is the live version, then in the newest snapshot that shows it. What a snapshot counts is what its deletion frees,
+//! up to what older ones need. All versions of the base at a snapshot are at or before its LSN and all later ones
+//! after it, so the LSN alone tells whether a snapshot has a version.
+
+use std::sync::Arc;
+
+use client_lib::{Lsn, SnapshotId, VolumeId, VolumeSize};
+
+use super::page::{Content, PAGE_ENTRIES, Page, Place, Version};
+use super::store::MapError;
+use super::{Map, MapKey};
+
+/// A snapshot of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its id, for ever.
+    pub id: SnapshotId,
+    /// Up to where it has the volume's writes.
+    pub lsn: Lsn,
+    /// The volume's size then.
+    pub size: VolumeSize,
+    /// Whether it is only there until its pages are merged.
+    pub is_deleted: bool,
+}
+
+/// The snapshots of a volume, oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshots {
+    list: Vec<Snapshot>,
+}
+
+impl Snapshots {
+    /// The snapshots as a checkpoint kept them: oldest first.
+    #[must_use]
+    pub fn restore(list: Vec<Snapshot>) -> Snapshots {
+        Snapshots { list }
+    }
+
+    /// The snapshot `id`, if it exists and is not deleted.
+    #[must_use]
+    pub fn find(&self, id: SnapshotId) -> Option<&Snapshot> {
+        self.list.iter().find(|snapshot| snapshot.id == id && !snapshot.is_deleted)
+    }
+
+    /// Every snapshot, oldest first, with those that are being merged.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Snapshot> + ExactSizeIterator {
+        self.list.iter()
+    }
+
+    /// Adds the newest.
+    pub fn add(&mut self, snapshot: Snapshot) {
+        assert!(snapshot.id > SnapshotId(0), "0 is the live map");
+        assert!(self.list.iter().all(|known| known.id != snapshot.id), "snapshot {} is new", snapshot.id);
+        assert!(self.list.last().is_none_or(|last| last.lsn <= snapshot.lsn), "snapshot {} is the newest", snapshot.id);
+        self.list.push(snapshot);
+    }
+
+    /// Marks `id` as deleted; [`Map::merge_snapshots`] does the rest.
+    pub fn delete(&mut self, id: SnapshotId) {
+        if let Some(snapshot) = self.list.iter_mut().find(|snapshot| snapshot.id == id) {
+            snapshot.is_deleted = true;
+        }
+    }
+
+    /// Whether a deleted one is left to be merged.
+    #[must_use]
+    pub fn is_merging(&self) -> bool {
+        self.list.iter().any(|snapshot| snapshot.is_deleted)
+    }
+
+    /// The newest that is not deleted, and those after it: one of them must have a page before it changes.
+    fn keepers(&self) -> &[Snapshot] {
+        let newest = self.list.iter().rposition(|snapshot| !snapshot.is_deleted);
+        newest.map_or(&[], |at| &self.list[at..])
+    }
+}
+
+impl Map {
+    /// The version of `block` in the snapshot `id`, which exists.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn snapshot_version(
+        &mut self,
+        volume: VolumeId,
+        snapshots: &Snapshots,
+        id: SnapshotId,
+        block: u32,
+    ) -> Result<Option<Version>, MapError> {
+        let newer = snapshots.list.iter().skip_while(|snapshot| snapshot.id != id);
+        let key = self.holder(volume, newer, block / PAGE_ENTRIES);
+        self.cache.version(key, block)
+    }
+
+    /// The first of `snapshots` that has `page`, or the live map.
+    fn holder<'a>(&self, volume: VolumeId, snapshots: impl Iterator<Item = &'a Snapshot>, page: u32) -> MapKey {
+        let mut keys = snapshots.map(|snapshot| MapKey { volume, snapshot: snapshot.id });
+        keys.find(|key| self.cache.has(*key, page)).unwrap_or_else(|| volume.into())
+    }
+
+    /// The live page is about to change: the newest snapshot keeps it, if it has not changed since.
+    pub(super) fn keep(&mut self, volume: VolumeId, page: u32, snapshots: &Snapshots) -> Result<(), MapError> {
+        let Some(target) = snapshots.keepers().first() else { return Ok(()) };
+        if self.holder(volume, snapshots.keepers().iter(), page) == volume.into() {
+            // Also a page that was never written: it must not show what is written from now on.
+            let content = self.cache.page(volume, page)?.cloned().unwrap_or_default();
+            self.cache.insert(MapKey { volume, snapshot: target.id }, page, content);
+        }
+        Ok(())
+    }
+
+    /// The live map no longer has `version` of `block`: from now on it is counted in the newest snapshot that has it.
+    pub(super) fn let_go(&mut self, volume: VolumeId, block: u32, version: Version, snapshots: &Snapshots) {
+        let Some(place) = version.content.place() else { return };
+        self.usage.remove(volume, place);
+        let page = block / PAGE_ENTRIES;
+        let has_page = |snapshot: &&Snapshot| self.cache.has(MapKey { volume, snapshot: snapshot.id }, page);
+        if let Some(holder) = snapshots.list.iter().rev().find(has_page)
+            && version.lsn <= holder.lsn
+        {
+            self.usage.add(MapKey { volume, snapshot: holder.id }, place);
+        }
+    }
+
+    /// The data of `block` at `from` was copied to `to`: every map that points there points to the copy now.
+    ///
+    /// # Errors
+    /// When a page cannot be read; some maps may point to the copy already.
+    pub fn relocate(
+        &mut self,
+        volume: VolumeId,
+        block: u32,
+        from: Place,
+        to: Place,
+        snapshots: &Snapshots,
+    ) -> Result<(), MapError> {
+        let older = snapshots.list.iter().rev().map(|snapshot| MapKey { volume, snapshot: snapshot.id });
+        let mut is_found = false;
+        for key in std::iter::once(volume.into()).chain(older) {
+            // The newest that has it counts it. The others that have it come right behind, but for those without the page.
+            let may_have = if is_found {
+                self.cache.has(key, block / PAGE_ENTRIES)
+            } else {
+                self.usage.live_in(key, from.segment) > 0
+            };
+            if !may_have {
+                continue;
+            }
+            match self.cache.version(key, block)? {
+                Some(Version { lsn, content: Content::Local { place, crc } }) if place == from => {
+                    self.cache.set(key, block, Version { lsn, content: Content::Local { place: to, crc } })?;
+                    if !is_found {
+                        self.usage.add(key, to);
+                        self.usage.remove(key, from);
+                        is_found = true;
+                    }
+                }
+                _ if is_found => break,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a map has `block` at `place`, which is of the write `lsn`.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn holds(
+        &mut self,
+        volume: VolumeId,
+        block: u32,
+        lsn: Lsn,
+        place: Place,
+        snapshots: &Snapshots,
+    ) -> Result<bool, MapError> {
+        // A version that any snapshot has, the first one after the write has.
+        let first = snapshots.list.iter().skip_while(|snapshot| snapshot.lsn < lsn);
+        let (live, first) = (MapKey::from(volume), self.holder(volume, first, block / PAGE_ENTRIES));
+        for key in [live, first] {
+            if self.cache.version(key, block)?.is_some_and(|version| version.content.place() == Some(place)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Merges up to `pages_max` pages of deleted snapshots; what the others show does not change. Returns whether more is
+    /// left.
+    ///
+    /// # Errors
+    /// When a page cannot be read; that page was not touched.
+    pub fn merge_snapshots(
+        &mut self,
+        volume: VolumeId,
+        snapshots: &mut Snapshots,
+        pages_max: usize,
+    ) -> Result<bool, MapError> {
+        // The oldest first, so that whatever is before it is not deleted.
+        let Some(at) = snapshots.list.iter().position(|snapshot| snapshot.is_deleted) else { return Ok(false) };
+        let key = MapKey { volume, snapshot: snapshots.list[at].id };
+        if at > 0 {
+            for _ in 0..pages_max {
+                let Some(page) = self.cache.next_page(key, 0) else { break };
+                let newer = self.holder(volume, snapshots.list[at + 1..].iter(), page);
+                self.merge_page(key, page, &snapshots.list[at - 1], newer)?;
+            }
+            if self.cache.next_page(key, 0).is_some() {
+                return Ok(true);
+            }
+        }
+        self.forget_map(key);
+        snapshots.list.remove(at);
+        Ok(snapshots.is_merging())
+    }
+
+    /// Gives `older` what it sees of `page` through the deleted map `key`; `newer` is where others see it after that.
+    fn merge_page(&mut self, key: MapKey, page: u32, older: &Snapshot, newer: MapKey) -> Result<(), MapError> {
+        let content: Arc<Page> = self.cache.page(key, page)?.cloned().unwrap_or_default();
+        let above: Arc<Page> = self.cache.page(newer, page)?.cloned().unwrap_or_default();
+        let heir = MapKey { volume: key.volume, snapshot: older.id };
+        for (index, version) in content.iter().filter(|(_, version)| version.lsn <= older.lsn) {
+            // A version that the newer map has too is counted there.
+            let is_counted_here = above.entry(index).is_none_or(|above| above.lsn != version.lsn);
+            if let Some(place) = version.content.place().filter(|_| is_counted_here) {
+                self.usage.remove(key, place);
+                self.usage.add(heir, place);
+            }
+        }
+        if !self.cache.has(heir, page) {
+            self.cache.insert(heir, page, content);
+        }
+        self.cache.remove(key, page);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
