@@ -262,6 +262,9 @@ impl NodeAdmin {
         let busy = Busy::begin(self.busy.clone(), &volume)?;
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let meta = state.volume(volume.id).ok_or_else(|| deleted(&volume))?;
+        if meta.owner != self.this.id {
+            return Err(moved(volume.id));
+        }
         if size < meta.size && !shrink {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
@@ -397,12 +400,9 @@ impl ForwardedAdmin for NodeAdmin {
 impl NodeAdmin {
     /// The volume, if this node owns it; never passes the request on again.
     async fn owned(&self, id: VolumeId) -> Result<Arc<ServedVolume>, Error> {
-        let moved = || {
-            Error::new(ErrorKind::Unavailable, format!("volume {id} is not owned here (any more or yet); try again"))
-        };
-        let volume = self.volumes.get(id).ok_or_else(moved)?;
+        let volume = self.volumes.get(id).ok_or_else(|| moved(id))?;
         let view = volume.gate.settled(client_lib::Epoch(0)).await?;
-        if view.phase == Phase::Owner { Ok(volume) } else { Err(moved()) }
+        if view.phase == Phase::Owner { Ok(volume) } else { Err(moved(id)) }
     }
 }
 
@@ -419,6 +419,10 @@ async fn in_force(volume: &ServedVolume, wanted: InForce) -> Result<(), Error> {
             size::human(wanted.size.bytes())
         ),
     ))
+}
+
+fn moved(id: VolumeId) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("volume {id} is not owned here (any more or yet); try again"))
 }
 
 fn deleted(volume: &ServedVolume) -> Error {

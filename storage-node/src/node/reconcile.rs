@@ -18,7 +18,7 @@ use crate::ownership::gate::{Phase, View};
 use crate::peer::client::PeerClient;
 use crate::propagation::sender::{Sender, Watermarks};
 use crate::serve::metadata::NewestMetadata;
-use crate::serve::resize::follow_size;
+use crate::serve::resize::{follow_size, grow};
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
 use crate::shard::handle::ShardHandle;
@@ -165,6 +165,7 @@ impl Reconciler {
                 ),
             ));
         }
+        grow(volume, meta.size).await;
         let report = volume.shard.activate(meta.id, meta.epoch).await.map_err(store_failure)?;
         volume.gate.set_phase(meta.epoch, Phase::Owner);
         tracing::info!(volume = %meta.name, epoch = %meta.epoch, head = %report.head, stale_blocks = report.stale_blocks, "owner");

@@ -42,7 +42,7 @@ impl Sizes {
         Sizes { wanted: watch::Sender::new(size), in_force: watch::Sender::new(InForce { size, epoch: Epoch(0) }) }
     }
 
-    /// Metadata says this; called in the order of metadata.
+    /// Metadata says this; called in the order of metadata, and before the ownership that it also says is taken up.
     pub fn want(&self, size: VolumeSize) {
         self.wanted.send_if_modified(|wanted| std::mem::replace(wanted, size) != size);
     }
@@ -51,6 +51,13 @@ impl Sizes {
     #[must_use]
     pub fn in_force(&self) -> InForce {
         *self.in_force.borrow()
+    }
+
+    /// The size that is wanted is in force, unless another one is wanted by now.
+    fn put(&self, found: InForce) {
+        self.in_force.send_if_modified(|before| {
+            *self.wanted.borrow() == found.size && std::mem::replace(before, found) != found
+        });
     }
 
     /// Waits until `wanted` is in force, at most `patience`; whether it is.
@@ -77,24 +84,33 @@ impl Sizes {
 /// Keeps the size in force what metadata wants, until the volume is closed.
 pub async fn follow_size(volume: Arc<ServedVolume>) {
     let (mut wanted, mut views) = (volume.sizes.wanted.subscribe(), volume.gate.subscribe());
+    let mut told = None;
     loop {
-        let (size, view) = (*wanted.borrow_and_update(), *views.borrow_and_update());
+        // The view first: the size read after it is that of the ownership it shows, or newer. The other way round an old
+        // size could be carried out under a new ownership.
+        let view = *views.borrow_and_update();
+        let size = *wanted.borrow_and_update();
         let outcome = match view.phase {
             Phase::Closed => return,
             // Not now: what is held must be the same before and after.
             Phase::Activating | Phase::Transferring => Ok(()),
-            Phase::Owner | Phase::Elsewhere => put_in_force(&volume, size).await,
+            Phase::Owner => put_in_force(&volume, size, Some(view.epoch)).await,
+            Phase::Elsewhere => put_in_force(&volume, size, None).await,
         };
+        // A handover under way or a holder out of reach: nothing is wrong that does not end by itself.
+        let passes =
+            |error: &Error| matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Unavailable);
+        let failure = outcome.as_ref().err().filter(|error| !passes(error)).map(Error::to_string);
+        if failure != told {
+            if let Some(error) = &failure {
+                tracing::error!(volume = %volume.name, epoch = %view.epoch, size = size.bytes(), %error, "the size is not in force; it is tried again");
+            }
+            told = failure;
+        }
         let retry = async {
             match &outcome {
                 Ok(()) => std::future::pending().await,
-                Err(error) => {
-                    // A handover under way or a holder out of reach: nothing is wrong that does not end by itself.
-                    if !matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Unavailable) {
-                        tracing::error!(volume = %volume.name, epoch = %view.epoch, size = size.bytes(), %error, "the size is not in force; it is tried again");
-                    }
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                }
+                Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
             }
         };
         let changed = tokio::select! {
@@ -108,9 +124,17 @@ pub async fn follow_size(volume: Arc<ServedVolume>) {
     }
 }
 
-async fn put_in_force(volume: &ServedVolume, size: VolumeSize) -> Result<(), Error> {
+/// Lets a volume grow before this node takes up its ownership, so that nobody who has seen the size is refused. A
+/// failure is left to [`follow_size`], which tries again and says so.
+pub async fn grow(volume: &ServedVolume, size: VolumeSize) {
+    if volume.shard.resize(volume.id, size, None).await.is_ok_and(|report| report.size >= size) {
+        volume.sizes.put(InForce { size, epoch: Epoch(0) });
+    }
+}
+
+async fn put_in_force(volume: &ServedVolume, size: VolumeSize, owner: Option<Epoch>) -> Result<(), Error> {
     let report = loop {
-        match volume.shard.resize(volume.id, size).await {
+        match volume.shard.resize(volume.id, size, owner).await {
             Ok(report) => break report,
             // The block that the new end cuts is not here yet.
             Err(StoreError::Stale { runs }) => volume.puller.pull(&runs, Class::Pull, &[]).await?,
@@ -118,8 +142,7 @@ async fn put_in_force(volume: &ServedVolume, size: VolumeSize) -> Result<(), Err
         }
     };
     // A replica keeps what lies beyond a smaller end until the owner's zeroes arrive.
-    let owned = report.role == Role::Owner && report.size == size;
-    let in_force = InForce { size, epoch: if owned { report.epoch } else { Epoch(0) } };
-    volume.sizes.in_force.send_if_modified(|before| std::mem::replace(before, in_force) != in_force);
+    let carried_out = |epoch: &Epoch| report.role == Role::Owner && report.epoch == *epoch && report.size == size;
+    volume.sizes.put(InForce { size, epoch: owner.filter(carried_out).unwrap_or(Epoch(0)) });
     Ok(())
 }

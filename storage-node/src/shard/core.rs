@@ -187,7 +187,7 @@ impl Core {
             Request::Open { volume, size, reply } => self.open(volume, size, reply),
             Request::List { reply } => drop(reply.send(Ok(self.volumes.keys().copied().collect()))),
             Request::Delete { volume, reply } => self.delete(volume, reply),
-            Request::Resize { volume, size, reply } => self.resize(volume, size, reply),
+            Request::Resize { volume, size, owner, reply } => self.resize(volume, size, owner, reply),
             Request::CreateSnapshot { volume, snapshot, reply } => self.create_snapshot(volume, snapshot, reply),
             Request::DeleteSnapshot { volume, snapshot, reply } => self.delete_snapshot(volume, snapshot, reply),
             Request::Snapshots { volume, reply } => drop(reply.send(self.snapshots(volume))),

@@ -192,7 +192,7 @@ pub enum Request {
     Open { volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport> },
     List { reply: Reply<Vec<VolumeId>> },
     Delete { volume: VolumeId, reply: Reply<()> },
-    Resize { volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport> },
+    Resize { volume: VolumeId, size: VolumeSize, owner: Option<Epoch>, reply: Reply<VolumeReport> },
     CreateSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn> },
     DeleteSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<()> },
     Snapshots { volume: VolumeId, reply: Reply<Vec<SnapshotReport>> },
@@ -268,16 +268,22 @@ impl ShardHandle {
         self.ask(|reply| Request::Delete { volume, reply }).await
     }
 
-    /// Gives `volume` another size; durable on return. Idempotent. As the owner a smaller size drops what lies beyond it:
-    /// requests there are refused from now on, and a later growth reads zeroes. A replica only grows: what it holds beyond
-    /// a smaller end goes with the owner's zeroes.
+    /// Gives `volume` another size; durable on return. Idempotent. As the owner of the epoch `owner` a smaller size drops
+    /// what lies beyond it: requests there are refused from now on, and a later growth reads zeroes. In any other role or
+    /// epoch, and with `None`, the volume only grows: what a replica holds beyond a smaller end goes with the owner's
+    /// zeroes. The report says what came of it.
     ///
     /// # Errors
     /// `Stale` when the block that the new end cuts must be fetched first; `Frozen`, `NotOwner` when the volume is handed
     /// over meanwhile; `Resizing`; `OutOfSpace`, `Poisoned`, `Io`. The size stays as it was, and what lies beyond the new
     /// end may be dropped already.
-    pub async fn resize(&self, volume: VolumeId, size: VolumeSize) -> Result<VolumeReport, StoreError> {
-        self.ask(|reply| Request::Resize { volume, size, reply }).await
+    pub async fn resize(
+        &self,
+        volume: VolumeId,
+        size: VolumeSize,
+        owner: Option<Epoch>,
+    ) -> Result<VolumeReport, StoreError> {
+        self.ask(|reply| Request::Resize { volume, size, owner, reply }).await
     }
 
     /// Keeps the volume as it is, as the owner: with every write acked before this call, and none that begins after it

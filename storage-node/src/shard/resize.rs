@@ -6,11 +6,13 @@
 //! requests beyond the new end are refused; those admitted before are ordered before its zeroes.
 //!
 //! A replica only grows. What it holds beyond a smaller end goes when the owner's zeroes arrive; a replica that becomes
-//! the owner is asked again, and shrinks then. Which size a volume should have is metadata's business.
+//! the owner is asked again, and shrinks then. Who asks for a shrink names the epoch that it is meant for: a request that
+//! was delayed until the volume had changed hands, and size, drops nothing. Which size a volume should have is metadata's
+//! business.
 
 use std::cmp::Ordering;
 
-use client_lib::{Lsn, VolumeId, VolumeSize};
+use client_lib::{Epoch, Lsn, VolumeId, VolumeSize};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
@@ -52,7 +54,13 @@ impl Shrink {
 }
 
 impl Core {
-    pub(super) fn resize(&mut self, volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport>) {
+    pub(super) fn resize(
+        &mut self,
+        volume: VolumeId,
+        size: VolumeSize,
+        owner: Option<Epoch>,
+        reply: Reply<VolumeReport>,
+    ) {
         let Some(run) = self.volumes.get_mut(&volume) else {
             return Done::Report(reply).fail(StoreError::UnknownVolume(volume));
         };
@@ -68,7 +76,7 @@ impl Core {
             Ordering::Greater => {
                 self.append_plain(Entry::Resized { volume, size }, true, Done::Report(reply));
             }
-            Ordering::Less if run.role == Role::Owner => {
+            Ordering::Less if run.role == Role::Owner && owner == Some(run.epoch) => {
                 run.end = size;
                 run.shrink =
                     Some(Shrink { size, at: size.bytes(), piece: None, is_logged: false, replies: vec![reply] });
@@ -111,7 +119,8 @@ impl Core {
         let Some(shrink) = run.shrink.as_mut().filter(|shrink| !shrink.is_logged) else { return Ok(()) };
         if let Some(piece) = &mut shrink.piece {
             match piece.try_recv() {
-                Ok(outcome) => drop(outcome?),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(error),
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Closed) => return Err(StoreError::Stopped),
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use client_lib::VolumeSize;
+use client_lib::{Epoch, VolumeSize};
 use proptest::prelude::*;
 
 use super::rig::{Rig, VOLUME, cases, joined};
@@ -142,7 +142,8 @@ proptest! {
                 }
                 Op::Resize { bytes, cut_off } => {
                     let wanted = VolumeSize::try_from(bytes).expect("valid");
-                    let answer = rig.send(|reply| Request::Resize { volume: VOLUME, size: wanted, reply });
+                    let owner = Some(Epoch(epoch));
+                    let answer = rig.send(|reply| Request::Resize { volume: VOLUME, size: wanted, owner, reply });
                     if bytes < size {
                         model.change(bytes, size - bytes, 0);
                     }

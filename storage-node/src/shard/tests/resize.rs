@@ -1,6 +1,6 @@
 //! Another size: what a growth shows, what a shrink drops, here and at replicas, and what a crash leaves of it.
 
-use client_lib::{Lsn, VolumeSize};
+use client_lib::{Epoch, Lsn, VolumeSize};
 
 use super::rig::{Rig, VOLUME, uniform};
 use crate::propagation::manifest::BlockRun;
@@ -74,8 +74,8 @@ fn writes_that_were_admitted_before_a_shrink_do_not_outlive_it() {
     // Partial writes wait for the old content, so these are still waiting when the shrink is asked for.
     let mut writes: Vec<_> = (0..40).map(|at| rig.send_write(20 * BLOCK + at * 700, vec![3; 700], false)).collect();
     let size = VolumeSize::try_from(16 * BLOCK).expect("valid");
-    let shrink = rig.send(|reply| Request::Resize { volume: VOLUME, size, reply });
-    let again = rig.send(|reply| Request::Resize { volume: VOLUME, size, reply });
+    let shrink = rig.send(|reply| Request::Resize { volume: VOLUME, size, owner: Some(Epoch(1)), reply });
+    let again = rig.send(|reply| Request::Resize { volume: VOLUME, size, owner: Some(Epoch(1)), reply });
     let late = rig.send_write(20 * BLOCK, vec![4; 512], false);
     assert!(matches!(rig.wait(late), Err(StoreError::BeyondEnd { .. })), "refused from the moment it is asked for");
     for write in writes.drain(..) {
@@ -85,6 +85,22 @@ fn writes_that_were_admitted_before_a_shrink_do_not_outlive_it() {
     assert_eq!(rig.wait(again).expect("the same").size, size);
     rig.resize(64 * BLOCK).expect("grows");
     assert!(rig.read(0, 64 * BLOCK as u32).expect("reads").iter().all(|byte| *byte == 0));
+}
+
+/// A size that was wanted under an earlier ownership may be asked for late, when the volume has another one and data there.
+#[test]
+fn a_shrink_of_another_epoch_drops_nothing() {
+    let mut rig = owner(64 * BLOCK);
+    rig.write_block(40, 1).expect("writes");
+    rig.activate(3);
+    for owner in [None, Some(Epoch(1)), Some(Epoch(4))] {
+        let size = VolumeSize::try_from(8 * BLOCK).expect("valid");
+        let report = rig.ask(|reply| Request::Resize { volume: VOLUME, size, owner, reply }).expect("is answered");
+        assert_eq!(report.size.bytes(), 64 * BLOCK);
+        let size = VolumeSize::try_from(64 * BLOCK).expect("valid");
+        rig.ask(|reply| Request::Resize { volume: VOLUME, size, owner, reply }).expect("is answered");
+    }
+    assert_eq!(rig.read(40 * BLOCK, 4096).expect("reads"), [1; 4096]);
 }
 
 #[test]

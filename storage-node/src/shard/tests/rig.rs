@@ -135,7 +135,8 @@ impl Rig {
 
     pub(super) fn resize(&mut self, bytes: u64) -> Result<VolumeReport, StoreError> {
         let size = VolumeSize::try_from(bytes).expect("valid");
-        self.ask(|reply| Request::Resize { volume: VOLUME, size, reply })
+        let owner = Some(self.report().epoch);
+        self.ask(|reply| Request::Resize { volume: VOLUME, size, owner, reply })
     }
 
     pub(super) fn activate(&mut self, epoch: u64) -> VolumeReport {
