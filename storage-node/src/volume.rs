@@ -325,12 +325,25 @@ impl Volume {
         self.snapshots.delete(id);
     }
 
-    /// The version of `block` in the snapshot `id`, which exists.
+    /// The blocks from `first` to `last` as the snapshot `id`, which exists, has them.
     ///
     /// # Errors
     /// When a page cannot be read.
-    pub fn snapshot_view(&self, id: SnapshotId, block: u32, map: &mut Map) -> Result<Option<Version>, MapError> {
-        map.snapshot_version(self.id, &self.snapshots, id, block)
+    pub fn snapshot_view(
+        &self,
+        id: SnapshotId,
+        first: u32,
+        last: u32,
+        map: &mut Map,
+    ) -> Result<Vec<(u32, Option<Version>)>, MapError> {
+        let mut versions = Vec::with_capacity((last - first + 1) as usize);
+        for number in first / PAGE_ENTRIES..=last / PAGE_ENTRIES {
+            let page = map.snapshot_page(self.id, &self.snapshots, id, number)?;
+            let version = |block: u32| page.as_ref().and_then(|page| page.entry((block % PAGE_ENTRIES) as u8));
+            let (start, end) = (number * PAGE_ENTRIES, number * PAGE_ENTRIES + (PAGE_ENTRIES - 1));
+            versions.extend((start.max(first)..=end.min(last)).map(|block| (block, version(block))));
+        }
+        Ok(versions)
     }
 
     /// Merges up to `pages_max` pages of deleted snapshots; what is seen does not change. Returns whether more is left.

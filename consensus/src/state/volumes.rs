@@ -59,7 +59,7 @@ impl MetaState {
     }
 
     /// Only the owner proposes a size, and only when it has carried out the one before: so at most one change is on its
-    /// way, and no node ever has to know of more than the newest (docs/decisions/0010).
+    /// way, and no node ever has to know of more than the newest (docs/decisions/0011).
     pub(super) fn resize_volume(&mut self, resize: Resize) -> Result<Response, Refusal> {
         let Resize { volume: id, from, incarnation, epoch, expected, size } = resize;
         let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;

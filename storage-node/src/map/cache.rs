@@ -99,10 +99,11 @@ impl PageCache {
         Ok(before)
     }
 
-    /// Gives a map a page that it does not have. The content may be shared with another map's.
+    /// Gives a map a page that it does not have. The content may be shared with another map's. It is kept for later: once it
+    /// is in a checkpoint it is the first to go.
     pub fn insert(&mut self, map: MapKey, page: u32, content: Arc<Page>) {
         assert!(!self.has(map, page), "page {page} of {map:?} is new");
-        self.put(map, page, content);
+        self.put(map, page, Slot { page: content, referenced: false });
         self.note_dirty(map, page);
     }
 
@@ -213,13 +214,13 @@ impl PageCache {
         } else {
             Page::default()
         };
-        self.put(map, page, Arc::new(loaded));
+        self.put(map, page, Slot { page: Arc::new(loaded), referenced: true });
         Ok(())
     }
 
-    fn put(&mut self, map: MapKey, page: u32, content: Arc<Page>) {
+    fn put(&mut self, map: MapKey, page: u32, slot: Slot) {
         self.evict();
-        self.slots.insert((map, page), Slot { page: content, referenced: true });
+        self.slots.insert((map, page), slot);
         self.clock.push_back((map, page));
     }
 
@@ -230,7 +231,10 @@ impl PageCache {
             steps -= 1;
             let Some(at) = self.clock.pop_front() else { return };
             let Some(slot) = self.slots.get_mut(&at) else { continue };
-            if slot.referenced || self.dirty.contains(&at) || self.committing.contains(&at) {
+            if self.dirty.contains(&at) || self.committing.contains(&at) {
+                // Its turn comes when it could go: else what is kept for later would outlive what is in use.
+                self.clock.push_back(at);
+            } else if slot.referenced {
                 slot.referenced = false;
                 self.clock.push_back(at);
             } else {

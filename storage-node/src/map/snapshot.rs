@@ -91,20 +91,20 @@ impl Snapshots {
 }
 
 impl Map {
-    /// The version of `block` in the snapshot `id`, which exists.
+    /// A page as the snapshot `id`, which exists, has it; `None` when nothing in it was ever written.
     ///
     /// # Errors
-    /// When a page cannot be read.
-    pub fn snapshot_version(
+    /// When it cannot be read.
+    pub fn snapshot_page(
         &mut self,
         volume: VolumeId,
         snapshots: &Snapshots,
         id: SnapshotId,
-        block: u32,
-    ) -> Result<Option<Version>, MapError> {
+        page: u32,
+    ) -> Result<Option<Arc<Page>>, MapError> {
         let newer = snapshots.list.iter().skip_while(|snapshot| snapshot.id != id);
-        let key = self.holder(volume, newer, block / PAGE_ENTRIES);
-        self.cache.version(key, block)
+        let key = self.holder(volume, newer, page);
+        Ok(self.cache.page(key, page)?.cloned())
     }
 
     /// The first of `snapshots` that has `page`, or the live map.

@@ -110,12 +110,8 @@ impl Core {
             return Ok(Vec::new());
         }
         let block = |byte: u64| (byte / u64::from(BLOCK_SIZE)) as u32;
-        let blocks = block(offset)..=block(offset + u64::from(length) - 1);
-        let mut versions = Vec::with_capacity(blocks.clone().count());
-        for block in blocks {
-            versions.push((block, state.snapshot_view(snapshot, block, &mut self.map)?));
-        }
-        Ok(versions)
+        let last = block(offset + u64::from(length) - 1);
+        Ok(state.snapshot_view(snapshot, block(offset), last, &mut self.map)?)
     }
 }
 

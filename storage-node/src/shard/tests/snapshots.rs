@@ -163,10 +163,10 @@ impl Kept {
         let mut places: BTreeSet<Place> = BTreeSet::new();
         for block in 0..BLOCKS {
             places.extend(state.view(block, &mut core.map).expect("reads").and_then(|it| it.content.place()));
-            for id in self.snapshots.keys() {
-                let version = state.snapshot_view(SnapshotId(*id), block, &mut core.map).expect("reads");
-                places.extend(version.and_then(|it| it.content.place()));
-            }
+        }
+        for id in self.snapshots.keys() {
+            let versions = state.snapshot_view(SnapshotId(*id), 0, BLOCKS - 1, &mut core.map).expect("reads");
+            places.extend(versions.into_iter().filter_map(|(_, version)| version?.content.place()));
         }
         for info in core.log.segments() {
             let needed = places.iter().filter(|place| place.segment == info.segment).count() as u64;
