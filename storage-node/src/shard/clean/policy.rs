@@ -28,7 +28,7 @@ pub(super) struct Candidate {
     pub(super) segment: u32,
     /// Blocks that it can hold.
     pub(super) blocks: u64,
-    /// Blocks that are needed; more than there are where several maps share them.
+    /// Blocks that are needed.
     pub(super) live: u64,
     /// Segments that were taken into use since.
     pub(super) age: u64,

@@ -404,3 +404,36 @@ fn a_deleted_volume_takes_its_snapshots_along() {
     kept.rig.restart();
     assert!(is_empty(&mut kept.rig));
 }
+
+#[test]
+fn the_cleaner_moves_what_a_snapshot_shares_for_everybody() {
+    let mut kept = Kept::new(Rig::new(1));
+    for start in (0..BLOCKS).step_by(250) {
+        kept.write(start, 250).expect("writes");
+    }
+    kept.snapshot_under_load(0, 0);
+    // Three of four blocks stay shared, the others are the snapshot's alone; a second snapshot is deleted meanwhile.
+    for block in (0..BLOCKS).step_by(4) {
+        kept.write(block, 1).expect("writes");
+    }
+    kept.snapshot_under_load(0, 0);
+    kept.delete(1);
+    let places = |kept: &mut Kept| {
+        let core = kept.rig.core();
+        let versions = core.volumes[&VOLUME].state.snapshot_view(SnapshotId(1), 0, BLOCKS - 1, &mut core.map);
+        let versions = versions.expect("reads").into_iter();
+        versions.map(|(_, version)| version.and_then(|it| it.content.place())).collect::<Vec<_>>()
+    };
+    let before = places(&mut kept);
+    kept.clean();
+    let after = places(&mut kept);
+    let moved = |at: usize| before[at] != after[at];
+    assert!((0..BLOCKS as usize).step_by(4).any(moved), "what only the snapshot has");
+    assert!((1..BLOCKS as usize).step_by(4).any(moved), "what both have");
+    kept.check();
+    kept.check_usage();
+    kept.rig.kill();
+    kept.again();
+    kept.check();
+    kept.check_usage();
+}
