@@ -85,6 +85,12 @@ impl Usage {
         self.volumes.get(&volume).map_or(0, |table| table.values().map(|live| u64::from(*live)).sum())
     }
 
+    /// Every segment with live blocks.
+    #[must_use]
+    pub fn live_segments(&self) -> BTreeSet<u32> {
+        self.segments.iter().filter(|(_, counts)| counts.live > 0).map(|(segment, _)| *segment).collect()
+    }
+
     /// Whether nothing needs `segment`.
     #[must_use]
     pub fn is_free(&self, segment: u32) -> bool {
