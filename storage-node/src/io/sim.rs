@@ -80,6 +80,8 @@ struct State {
     fail_in: Option<u64>,
     /// Writes until each fault.
     faults: Vec<(u64, Fault)>,
+    /// Operations until the power is cut; `None`: it is not.
+    cut_in: Option<u64>,
     /// Bytes that files may take together.
     capacity: u64,
     /// Rises with every crash: engines of an earlier life are dead.
@@ -94,6 +96,28 @@ impl State {
         self.random ^= self.random << 25;
         self.random ^= self.random >> 27;
         self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn crash(&mut self) {
+        let state = self;
+        state.life += 1;
+        state.cut_in = None;
+        let mut files = std::mem::take(&mut state.files);
+        for file in files.values_mut() {
+            for at in std::mem::take(&mut file.unsynced) {
+                let Some(live) = file.live[at].clone() else { continue };
+                let mut block = file.durable[at].as_deref().copied().unwrap_or([0; BLOCK]);
+                for (old, new) in block.chunks_exact_mut(SECTOR).zip(live.chunks_exact(SECTOR)) {
+                    if state.random().is_multiple_of(2) {
+                        old.copy_from_slice(new);
+                    }
+                }
+                file.durable[at] = Some(Arc::new(block));
+                // From here on both are the same, also if the block is listed again.
+                file.live[at] = file.durable[at].clone();
+            }
+        }
+        state.files = files;
     }
 
     /// A write begins: how it goes wrong, if it does.
@@ -120,6 +144,7 @@ impl SimDisk {
             random: seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15) | 1,
             fail_in: None,
             faults: Vec::new(),
+            cut_in: None,
             capacity: u64::MAX,
             life: 0,
             operations: 0,
@@ -139,24 +164,18 @@ impl SimDisk {
 
     /// Cuts the power: what was not synced survives by sectors, at random. Engines opened before fail from now on.
     pub fn crash(&self) {
-        let mut state = self.state();
-        state.life += 1;
-        let mut files = std::mem::take(&mut state.files);
-        for file in files.values_mut() {
-            for at in std::mem::take(&mut file.unsynced) {
-                let Some(live) = file.live[at].clone() else { continue };
-                let mut block = file.durable[at].as_deref().copied().unwrap_or([0; BLOCK]);
-                for (old, new) in block.chunks_exact_mut(SECTOR).zip(live.chunks_exact(SECTOR)) {
-                    if state.random().is_multiple_of(2) {
-                        old.copy_from_slice(new);
-                    }
-                }
-                file.durable[at] = Some(Arc::new(block));
-                // From here on both are the same, also if the block is listed again.
-                file.live[at] = file.durable[at].clone();
-            }
-        }
-        state.files = files;
+        self.state().crash();
+    }
+
+    /// Cuts the power when `operations` more were carried out.
+    pub fn crash_after(&self, operations: u64) {
+        self.state().cut_in = Some(operations);
+    }
+
+    /// How often the disk was crashed or its process killed.
+    #[must_use]
+    pub fn lives(&self) -> u64 {
+        self.state().life
     }
 
     /// Kills the process: what completed is there, synced or not; what was under way is not.
@@ -245,6 +264,13 @@ impl SimEngine {
             Ok(state) => state,
             Err(error) => return (Err(error), kind.into_buffer()),
         };
+        if let Some(left) = state.cut_in {
+            state.cut_in = left.checked_sub(1);
+            if left == 0 {
+                state.crash();
+                return (Err(io::Error::other("the power was cut")), kind.into_buffer());
+            }
+        }
         state.operations += 1;
         if let Some(left) = state.fail_in {
             state.fail_in = left.checked_sub(1);

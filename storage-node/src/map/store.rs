@@ -340,13 +340,19 @@ impl MapStore {
         MapStore { directory: PathBuf::from("(memory)"), db: Arc::new(RwLock::new(Some(db))) }
     }
 
+    /// Whether it is in memory.
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        matches!(&*self.db.read().unwrap_or_else(PoisonError::into_inner), Some(Db::Memory(_)))
+    }
+
     /// Opens the database again: after a failed write it takes no more, whatever the cause becomes. Waits for readers
     /// and keeps them out meanwhile. Without room for that nothing is done, so that reads go on.
     ///
     /// # Errors
     /// When there is no room, or RocksDB cannot open it to write; then it is open to read, if that much is possible.
     pub fn reopen(&self) -> Result<(), MapError> {
-        if matches!(&*self.db.read().unwrap_or_else(PoisonError::into_inner), Some(Db::Memory(_))) {
+        if self.is_in_memory() {
             return Ok(());
         }
         let failed = |error: rustix::io::Errno| MapError::File { path: self.directory.clone(), source: error.into() };
