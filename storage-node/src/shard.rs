@@ -4,7 +4,7 @@
 //! after that happens on that thread. [`core`] is the loop: requests in, log entries out, events applied in log
 //! order, replies. [`mod@write`], [`fetch`], [`replica`] and [`control`] hold what the requests do, [`sync`] who waits for
 //! what to be durable, [`checkpoint`] and [`recover`] how the state gets into the map store and back, [`clean`] how
-//! segments come free under random overwrites. No lock is held anywhere: volumes of a shard share nothing with others.
+//! segments come free under random overwrites, [`damage`] what is known to be unreadable. No lock is held anywhere: volumes of a shard share nothing with others.
 
 pub mod handle;
 
@@ -12,6 +12,7 @@ mod checkpoint;
 mod clean;
 mod control;
 mod core;
+mod damage;
 mod fetch;
 mod recover;
 mod replica;

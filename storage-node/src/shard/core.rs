@@ -184,7 +184,11 @@ impl Core {
             Request::Open { volume, size, reply } => self.open(volume, size, reply),
             Request::List { reply } => drop(reply.send(Ok(self.volumes.keys().copied().collect()))),
             Request::Delete { volume, reply } => self.delete(volume, reply),
-            Request::Report { volume, reply } => self.answer(volume, Done::Report(reply)),
+            Request::Report { volume, reply } => {
+                self.forget_replaced(volume);
+                self.answer(volume, Done::Report(reply));
+            }
+            Request::Damaged { reply } => drop(reply.send(Ok(self.damaged()))),
             Request::Read { volume, offset, length, reply } => self.read(volume, offset, length, reply),
             Request::Write { volume, offset, data, fua, reply } => self.write(volume, offset, data, fua, reply),
             Request::Zero { volume, offset, length, fua, reply } => self.zero(volume, offset, length, fua, reply),
@@ -366,6 +370,7 @@ impl Core {
             entry => {
                 if let Some(run) = self.volumes.get_mut(&volume_of(entry)) {
                     apply_to(&mut run.state, entry, place, &mut self.map)?;
+                    run.damage.settle(entry);
                     if let Entry::Role { owner, .. } = entry {
                         run.role = run.state.role;
                         if *owner {
@@ -380,6 +385,11 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Why nothing is written any more, if so.
+    pub(super) fn fault(&self) -> Option<&str> {
+        self.failed.as_deref().or(self.log.poisoned())
     }
 
     /// Whether requests must wait for a checkpoint. While checkpoints fail they need not: reads are served, and what
@@ -441,7 +451,7 @@ impl Core {
 
     /// Ends what is under way, then writes a checkpoint; tells how it went when all is done.
     fn stop_step(&mut self) -> Option<Result<(), StoreError>> {
-        if let Some(reason) = self.failed.as_deref().or(self.log.poisoned()) {
+        if let Some(reason) = self.fault() {
             return Some(Err(StoreError::Poisoned(reason.to_owned())));
         }
         if self.is_quiet() { self.checkpoints.final_outcome() } else { None }
@@ -481,10 +491,7 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
             in_order(*lsn)?;
             state.apply_zero(*lsn, start.0, *count, map)
         }
-        Entry::Received { blocks, .. } => {
-            state.apply_received(blocks, place, map);
-            Ok(())
-        }
+        Entry::Received { blocks, .. } => state.apply_received(blocks, place, map),
         Entry::Relocated { segment, block, moves, .. } => {
             state.apply_relocated(moves, Place { segment: *segment, block: *block }, map)
         }

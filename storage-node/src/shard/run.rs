@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use client_lib::{Epoch, Lsn};
 use tokio::sync::oneshot;
 
+use super::damage::Damage;
 use super::handle::{Role, StoreError, VolumeReport};
 use super::write::WriteJob;
 use crate::map::Map;
@@ -53,6 +54,8 @@ pub(super) struct VolumeRun {
     pub(super) merging: Vec<Busy>,
     /// Writes that wait for others on the same blocks, in order of arrival.
     pub(super) waiting: VecDeque<WriteJob>,
+    /// What cannot be read here.
+    pub(super) damage: Damage,
 }
 
 impl VolumeRun {
@@ -70,6 +73,7 @@ impl VolumeRun {
             flights: VecDeque::new(),
             merging: Vec::new(),
             waiting: VecDeque::new(),
+            damage: Damage::default(),
             state,
         }
     }
@@ -101,6 +105,9 @@ impl VolumeRun {
             watermark: if owner && self.state.layers.stale() == 0 { head } else { self.state.watermark() },
             stale_blocks: self.state.layers.stale(),
             mapped_blocks: map.usage.mapped(self.state.id),
+            damaged_blocks: self.damage.count(),
+            repaired_blocks: self.damage.repaired(),
+            fault: None,
         }
     }
 }

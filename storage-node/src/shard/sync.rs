@@ -175,7 +175,10 @@ impl Core {
             Done::Known(reply) => drop(reply.send(Ok(run.state.known))),
             Done::Watermark(reply) => drop(reply.send(Ok(run.state.watermark()))),
             Done::Durable(reply) => drop(reply.send(Ok(run.durable))),
-            Done::Report(reply) => drop(reply.send(Ok(run.report(&self.map)))),
+            Done::Report(reply) => {
+                let fault = self.fault().map(str::to_owned);
+                drop(reply.send(Ok(VolumeReport { fault, ..run.report(&self.map) })));
+            }
             Done::Count(reply, count) => drop(reply.send(Ok(count))),
             Done::Unit(reply) => drop(reply.send(Ok(()))),
             Done::Seal(_) | Done::Checkpoint => unreachable!("snapshots are taken when a sync is served"),

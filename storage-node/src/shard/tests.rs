@@ -2,6 +2,7 @@
 
 mod clean;
 mod crash;
+mod damage;
 mod faults;
 mod model;
 mod replica;
