@@ -102,6 +102,9 @@ pub struct VolumeStatus {
     /// Damaged blocks at the owner that were repaired from another node since it started.
     #[serde(default)]
     pub repaired_blocks: u64,
+    /// Blocks that the owner's scrub has read and compared since it started, counted again in each pass.
+    #[serde(default)]
+    pub verified_blocks: u64,
     /// Why the owner takes no writes until it is restarted; `null` when it does.
     #[serde(default)]
     pub fault: Option<String>,

@@ -215,6 +215,7 @@ impl NodeAdmin {
             source_needed,
             damaged_blocks: report.damaged_blocks,
             repaired_blocks: report.repaired_blocks,
+            verified_blocks: report.verified_blocks,
             fault: report.fault,
         })
     }

@@ -391,12 +391,7 @@ impl Core {
     }
 
     /// The blocks that a walk found are read. Those that cannot be read stay where they are.
-    pub(super) fn walk_fetched(
-        &mut self,
-        volume: VolumeId,
-        versions: &[(u32, Version)],
-        data: Vec<Option<Bytes>>,
-    ) {
+    pub(super) fn walk_fetched(&mut self, volume: VolumeId, versions: &[(u32, Version)], data: Vec<Option<Bytes>>) {
         let Some(Pass { walk: Some(walk), batch, .. }) = &mut self.cleaner.pass else { return };
         walk.is_fetching = false;
         for ((block, version), data) in versions.iter().zip(data) {

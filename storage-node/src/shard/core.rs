@@ -19,6 +19,7 @@ use super::clean::Cleaner;
 use super::fetch::Fetches;
 use super::handle::{Doorbell, Request, Role, StoreError};
 use super::run::{Busy, Reply, VolumeRun};
+use super::scrub::Scrub;
 use super::sync::{Done, Syncs};
 use crate::io::buffer::AlignedBuffer;
 use crate::log::{Entry, Event, Log, LogError, Placed};
@@ -59,6 +60,7 @@ pub(super) struct Core {
     pub(super) syncs: Syncs,
     pub(super) checkpoints: Checkpoints,
     pub(super) cleaner: Cleaner,
+    pub(super) scrub: Scrub,
     in_flight: HashMap<u64, InFlight>,
     next_ticket: u64,
     /// Why nothing is written any more, if so.
@@ -94,6 +96,7 @@ impl Core {
         forgotten: Vec<VolumeId>,
         checkpoints: Checkpoints,
     ) -> Core {
+        let scrub = Scrub::new(options.scrub_period);
         Core {
             options,
             log,
@@ -104,6 +107,7 @@ impl Core {
             syncs: Syncs::default(),
             checkpoints,
             cleaner: Cleaner::default(),
+            scrub,
             in_flight: HashMap::new(),
             next_ticket: 1,
             failed: None,
@@ -134,7 +138,7 @@ impl Core {
             let sleep = match is_busy {
                 true => Duration::ZERO,
                 false if self.cleaner.is_waiting() => CLEANING_PAUSE,
-                false => IDLE_SLEEP,
+                false => IDLE_SLEEP.min(self.scrub.wait()),
             };
             let was_quiet = taken == 0 && self.is_quiet();
             self.turn(sleep);
@@ -413,6 +417,9 @@ impl Core {
         }
         self.space_step();
         self.clean_step();
+        if !self.is_stopping {
+            self.scrub_step();
+        }
         self.checkpoint_step();
     }
 
@@ -427,6 +434,11 @@ impl Core {
     /// Whether it is on its way to its end.
     pub(super) fn is_stopping(&self) -> bool {
         self.is_stopping
+    }
+
+    /// Whether anybody reads or writes at this moment.
+    pub(super) fn is_serving(&self) -> bool {
+        !self.in_flight.is_empty() || !self.fetches.is_empty()
     }
 
     /// Whether nothing is under way for any caller, or for the cleaner.

@@ -39,6 +39,8 @@ pub(super) enum Then {
     Merge { job: WriteJob, shape: Shape, ticket: u64 },
     /// The cleaner's walk over the maps goes on.
     Clean { versions: Vec<(u32, Version)> },
+    /// Blocks were only to be compared with their checksums.
+    Scrub { blocks: u64 },
 }
 
 /// Neighbouring blocks from one source.
@@ -298,6 +300,7 @@ impl Core {
                 self.finish_write(job, &shape, ticket, old);
                 self.wake_writes(volume);
             }
+            Then::Scrub { blocks } => self.scrubbed(volume, blocks),
             Then::Clean { versions } => {
                 let data = blocks(&runs).map(|(block, data)| data.filter(|_| !damaged.contains(&block))).collect();
                 self.walk_fetched(volume, &versions, data);

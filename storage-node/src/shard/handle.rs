@@ -118,6 +118,8 @@ pub struct VolumeReport {
     pub damaged_blocks: u64,
     /// Damaged blocks that were repaired from another node since the start.
     pub repaired_blocks: u64,
+    /// Blocks that the scrub has read and compared since the start, counted again in each pass.
+    pub verified_blocks: u64,
     /// Why the shard takes no more writes until the node is restarted, if so.
     pub fault: Option<String>,
 }

@@ -56,6 +56,8 @@ pub(super) struct VolumeRun {
     pub(super) waiting: VecDeque<WriteJob>,
     /// What cannot be read here.
     pub(super) damage: Damage,
+    /// Blocks that the scrub has read since the start.
+    pub(super) verified_blocks: u64,
 }
 
 impl VolumeRun {
@@ -74,6 +76,7 @@ impl VolumeRun {
             merging: Vec::new(),
             waiting: VecDeque::new(),
             damage: Damage::default(),
+            verified_blocks: 0,
             state,
         }
     }
@@ -107,6 +110,7 @@ impl VolumeRun {
             mapped_blocks: map.usage.mapped(self.state.id),
             damaged_blocks: self.damage.count(),
             repaired_blocks: self.damage.repaired(),
+            verified_blocks: self.verified_blocks,
             fault: None,
         }
     }

@@ -115,10 +115,7 @@ impl History {
     }
 
     fn context(&self, life: u64) -> String {
-        format!(
-            "life {life} of seed {0} (HELIO_SEED={0} cargo test -p storage-node what_was_flushed)",
-            self.seed
-        )
+        format!("life {life} of seed {0} (HELIO_SEED={0} cargo test -p storage-node what_was_flushed)", self.seed)
     }
 
     fn send_something(&mut self) {

@@ -48,6 +48,7 @@ fn options(directory: PathBuf) -> ShardOptions {
         log: LogSettings { segment_bytes: SEGMENT_BYTES_MIN, spare_segments: 1, capacity_bytes: None },
         map_cache_bytes: 0,
         checkpoint_log_bytes: 1 << 20,
+        scrub_period: None,
     }
 }
 
