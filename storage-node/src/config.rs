@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use client_lib::{BLOCK_SIZE, NodeName, ProviderId};
 use serde::Deserialize;
@@ -137,6 +138,9 @@ pub struct StoreSettings {
     pub map_cache_bytes: usize,
     /// The I/O engine: `auto`, `uring` or `std`.
     pub engine: EngineKind,
+    /// Days in which everything stored is read and compared with its checksums once; 0 for never. Fewer find decay sooner
+    /// and read more of the time.
+    pub scrub_days: u32,
 }
 
 impl Default for StoreSettings {
@@ -146,6 +150,7 @@ impl Default for StoreSettings {
             capacity_bytes: None,
             map_cache_bytes: 64 << 20,
             engine: EngineKind::Auto,
+            scrub_days: 7,
         }
     }
 }
@@ -159,7 +164,14 @@ impl StoreSettings {
             capacity_bytes: self.capacity_bytes,
             ..LogSettings::default()
         };
-        ShardOptions { log, map_cache_bytes: self.map_cache_bytes, engine: self.engine, ..ShardOptions::new(directory) }
+        let days = Duration::from_secs(u64::from(self.scrub_days) * 24 * 3600);
+        ShardOptions {
+            log,
+            map_cache_bytes: self.map_cache_bytes,
+            engine: self.engine,
+            scrub_period: (!days.is_zero()).then_some(days),
+            ..ShardOptions::new(directory)
+        }
     }
 }
 

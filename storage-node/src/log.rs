@@ -1,7 +1,7 @@
 //! The segment log of a shard: append-only records in pre-written, recycled files. The log *is* the data.
 //!
 //! [`record`] is the format, [`segment`] the files, [`writer`] gathers entries into appends and syncs, [`cold`] holds
-//! what the cleaner copies, [`recovery`] replays. What holds:
+//! what the cleaner copies, [`recovery`] replays, with [`proof`] telling a damaged log from a torn one. What holds:
 //!
 //! - an append is reported done only when every earlier one is, so what was acked is a prefix of the log;
 //! - a sync reported done covers every append that was reported done before it was asked for;
@@ -16,6 +16,7 @@ use bytes::Bytes;
 use crate::io::buffer::AlignedBuffer;
 
 pub mod cold;
+mod proof;
 pub mod record;
 pub mod recovery;
 pub mod segment;
@@ -25,7 +26,11 @@ pub mod writer;
 mod tests;
 
 pub use record::Entry;
+pub use recovery::Known;
 pub use writer::Log;
+
+/// What an operator can do about damage that keeps a log from being opened.
+const DAMAGE_ADVICE: &str = "nothing was changed; other holders of the node's volumes have their blocks: see docs/damage.md for how to keep what is here and bring the node back";
 
 /// How a log is laid out. Settings, fixed for the life of a data directory except where noted.
 #[derive(Clone, Debug)]
@@ -82,6 +87,25 @@ pub enum LogError {
         block: u32,
         /// What is wrong.
         reason: String,
+    },
+    /// A record that had been synced is gone or altered: the disk lost it. Cutting the log there would undo writes that
+    /// were flushed.
+    #[error(
+        "record {sequence} is damaged or missing at block {block} of segment {segment}, though it had been synced: the record at block {proof_block} of segment {proof_segment} vouches for all up to {durable}; {DAMAGE_ADVICE}"
+    )]
+    Damaged {
+        /// The segment where the log seems to end.
+        segment: u32,
+        /// The block within it.
+        block: u32,
+        /// The record that should be there.
+        sequence: u64,
+        /// The segment of the record that proves it.
+        proof_segment: u32,
+        /// Its block.
+        proof_block: u32,
+        /// Up to which sequence it vouches.
+        durable: u64,
     },
 }
 

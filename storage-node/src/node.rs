@@ -28,6 +28,7 @@ use crate::node::service::{NodeService, RaftTransport};
 use crate::ownership::driver::OwnershipLog;
 use crate::peer::client::PeerClient;
 use crate::peer::server::PeerServer;
+use crate::propagation::repair;
 use crate::serve::admin::Admin;
 use crate::serve::exports::Exports;
 use crate::serve::http::HttpServer;
@@ -186,6 +187,7 @@ impl Node {
         let tasks = vec![
             tokio::spawn(reconciler.clone().run(meta.subscribe())),
             tokio::spawn(rtt::follow(meta.clone(), peers.clone(), me)),
+            tokio::spawn(repair::run(volumes.clone(), shard.clone())),
         ];
 
         let nbd_options = ServerOptions { tcp: options.nbd_tcp, unix: options.nbd_unix, ..ServerOptions::default() };

@@ -4,4 +4,5 @@ pub mod manifest;
 pub mod progress;
 pub mod pull;
 pub mod receiver;
+pub mod repair;
 pub mod sender;

@@ -4,7 +4,7 @@
 //! after that happens on that thread. [`core`] is the loop: requests in, log entries out, events applied in log
 //! order, replies. [`mod@write`], [`fetch`], [`replica`], [`control`], [`resize`] and [`snapshots`] hold what the requests do, [`sync`] who waits for
 //! what to be durable, [`checkpoint`] and [`recover`] how the state gets into the map store and back, [`clean`] how
-//! segments come free under random overwrites. No lock is held anywhere: volumes of a shard share nothing with others.
+//! segments come free under random overwrites, [`damage`] what is known to be unreadable, [`scrub`] how it is found when nobody reads it. No lock is held anywhere: volumes of a shard share nothing with others.
 
 pub mod handle;
 
@@ -12,11 +12,13 @@ mod checkpoint;
 mod clean;
 mod control;
 mod core;
+mod damage;
 mod fetch;
 mod recover;
 mod replica;
 mod resize;
 mod run;
+mod scrub;
 mod snapshots;
 mod sync;
 mod write;
@@ -25,6 +27,7 @@ mod write;
 mod tests;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -33,6 +36,9 @@ use crate::log::{LogError, LogSettings};
 use crate::map::store::MapError;
 use core::Core;
 use handle::{QUEUE_DEPTH, ShardHandle};
+
+/// A week: a block is read often enough that two copies of it seldom decay between passes.
+pub const SCRUB_PERIOD: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Settings of a shard.
 #[derive(Clone, Debug)]
@@ -47,6 +53,9 @@ pub struct ShardOptions {
     pub map_cache_bytes: usize,
     /// Log written before a checkpoint begins by itself. More means longer recovery and fewer checkpoints.
     pub checkpoint_log_bytes: u64,
+    /// How long a pass of the scrub over everything stored shall take; `None` turns it off. Shorter finds damage sooner and
+    /// reads more of the time.
+    pub scrub_period: Option<Duration>,
 }
 
 impl ShardOptions {
@@ -59,6 +68,7 @@ impl ShardOptions {
             log: LogSettings::default(),
             map_cache_bytes: 64 << 20,
             checkpoint_log_bytes: 512 << 20,
+            scrub_period: Some(SCRUB_PERIOD),
         }
     }
 }

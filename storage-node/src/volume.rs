@@ -253,14 +253,40 @@ impl Volume {
         }
     }
 
-    /// Fetched blocks are in the log, at `place` and after it. Those that nothing waits for (any more) are left alone.
-    pub fn apply_received(&mut self, blocks: &[(BlockIndex, Lsn, u32)], place: Place, map: &mut Map) {
+    /// Fetched blocks are in the log, at `place` and after it. A copy of a version that is here already replaces it: that
+    /// is how damaged blocks are repaired. Those that nothing waits for (any more) are left alone.
+    ///
+    /// # Errors
+    /// As [`apply_write`](Self::apply_write).
+    pub fn apply_received(
+        &mut self,
+        blocks: &[(BlockIndex, Lsn, u32)],
+        place: Place,
+        map: &mut Map,
+    ) -> Result<(), MapError> {
         for (index, (block, lsn, _)) in (0u32..).zip(blocks) {
             let place = Place { segment: place.segment, block: place.block + index };
-            self.layers.receive(block.0, *lsn, place, &mut map.usage);
-            self.pins.receive(block.0, *lsn, place, &mut map.usage);
+            let by_layer = self.layers.receive(block.0, *lsn, place, &mut map.usage);
+            let by_pin = self.pins.receive(block.0, *lsn, place, &mut map.usage);
+            if !by_layer && !by_pin {
+                self.replace_copy(block.0, *lsn, place, map)?;
+            }
         }
         self.settle_owner();
+        Ok(())
+    }
+
+    /// The data of `block` at `lsn`, if it is here, is at `place` from now on.
+    fn replace_copy(&mut self, block: u32, lsn: Lsn, place: Place, map: &mut Map) -> Result<(), MapError> {
+        if let Some(before) = self.layers.place_of(block, lsn) {
+            self.layers.relocate(block, before, place, &mut map.usage);
+        } else if let Some(base) = map.cache.version(self.id, block)?
+            && let Some(before) = base.content.place().filter(|_| base.lsn == lsn)
+        {
+            // Also for the snapshots that share it.
+            map.relocate(self.id, block, before, place, &self.snapshots)?;
+        }
+        Ok(())
     }
 
     /// The cleaner copied blocks to `to` and after it: what is still where it copied from is there now.

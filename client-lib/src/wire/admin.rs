@@ -107,6 +107,18 @@ pub struct VolumeStatus {
     pub replicas: Vec<ReplicaStatus>,
     /// The node whose loss would cost data now; `null` when there is none.
     pub source_needed: Option<String>,
+    /// Blocks whose data at the owner is damaged and not yet repaired, as far as it was found.
+    #[serde(default)]
+    pub damaged_blocks: u64,
+    /// Damaged blocks at the owner that were repaired from another node since it started.
+    #[serde(default)]
+    pub repaired_blocks: u64,
+    /// Blocks that the owner's scrub has read and compared since it started, counted again in each pass.
+    #[serde(default)]
+    pub verified_blocks: u64,
+    /// Why the owner takes no writes until it is restarted; `null` when it does.
+    #[serde(default)]
+    pub fault: Option<String>,
 }
 
 /// A node of the cluster.

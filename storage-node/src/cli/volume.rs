@@ -167,6 +167,15 @@ fn print_status(status: &VolumeStatus) {
         Some(source) => println!("{} still come from node {source}: keep it running", size::human(status.stale_bytes)),
         None => println!("every block is at the owner"),
     }
+    if status.damaged_blocks + status.repaired_blocks > 0 {
+        println!(
+            "{} damaged blocks at the owner, {} repaired from other nodes since it started: look at its disk",
+            status.damaged_blocks, status.repaired_blocks
+        );
+    }
+    if let Some(fault) = &status.fault {
+        println!("the owner takes no writes until it is restarted: {fault}");
+    }
     let rows = status.replicas.iter().map(|replica| {
         vec![
             replica.node.clone(),

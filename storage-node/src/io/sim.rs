@@ -2,25 +2,74 @@
 //!
 //! Writes change the live image when they complete; a sync copies to the durable one what completed before it. A
 //! [`SimDisk::crash`] keeps the durable image and, of each unsynced write, a random subset of its 512-byte
-//! sectors: torn, dropped and reordered all at once. The disk outlives its engines, as a real one does.
+//! sectors: torn, dropped and reordered all at once. [`Fault`]s are what a disk does that lies: they leave no error.
+//! The disk outlives its engines, as a real one does. Blocks never written take no memory.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
+use super::{ALIGNMENT, FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
 use crate::shard::handle::Doorbell;
 
 /// What a device writes whole or not at all.
 const SECTOR: usize = 512;
 
+/// What is stored of each file; operations are aligned to it.
+const BLOCK: usize = ALIGNMENT;
+
+/// How a write that is reported as done and durable goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing is written.
+    Lost,
+    /// Some of its sectors are not written.
+    Torn,
+    /// It is written to another place of the same file.
+    Misdirected,
+}
+
+type Image = Vec<Option<Arc<[u8; BLOCK]>>>;
+
 #[derive(Debug, Default)]
 struct SimFile {
-    live: Vec<u8>,
-    durable: Vec<u8>,
-    /// Ranges written since the last sync.
-    unsynced: Vec<(usize, usize)>,
+    /// Blocks; `None` holds zeroes.
+    live: Image,
+    durable: Image,
+    /// Blocks written since the last sync.
+    unsynced: Vec<usize>,
+    /// Blocks that cannot be read until they are written again.
+    unreadable: BTreeSet<usize>,
+}
+
+impl SimFile {
+    fn bytes(&self) -> u64 {
+        (self.live.len() * BLOCK) as u64
+    }
+
+    fn holds(&self, offset: u64, length: usize) -> bool {
+        offset + length as u64 <= self.bytes()
+    }
+
+    /// Writes the sectors of `data` that `writes` chooses at `first` and after it.
+    fn write(&mut self, first: usize, data: &[u8], durable: bool, mut writes: impl FnMut() -> bool) {
+        for (at, new) in (first..).zip(data.chunks_exact(BLOCK)) {
+            let mut block = self.live[at].as_deref().copied().unwrap_or([0; BLOCK]);
+            for (old, new) in block.chunks_exact_mut(SECTOR).zip(new.chunks_exact(SECTOR)) {
+                if writes() {
+                    old.copy_from_slice(new);
+                }
+            }
+            self.live[at] = Some(Arc::new(block));
+            if durable {
+                self.durable[at].clone_from(&self.live[at]);
+            } else {
+                self.unsynced.push(at);
+            }
+            self.unreadable.remove(&at);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -29,6 +78,10 @@ struct State {
     random: u64,
     /// Operations until the next one fails; `None`: none does.
     fail_in: Option<u64>,
+    /// Writes until each fault.
+    faults: Vec<(u64, Fault)>,
+    /// Operations until the power is cut; `None`: it is not.
+    cut_in: Option<u64>,
     /// Bytes that files may take together.
     capacity: u64,
     /// Rises with every crash: engines of an earlier life are dead.
@@ -44,6 +97,38 @@ impl State {
         self.random ^= self.random >> 27;
         self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
+
+    fn crash(&mut self) {
+        let state = self;
+        state.life += 1;
+        state.cut_in = None;
+        let mut files = std::mem::take(&mut state.files);
+        for file in files.values_mut() {
+            for at in std::mem::take(&mut file.unsynced) {
+                let Some(live) = file.live[at].clone() else { continue };
+                let mut block = file.durable[at].as_deref().copied().unwrap_or([0; BLOCK]);
+                for (old, new) in block.chunks_exact_mut(SECTOR).zip(live.chunks_exact(SECTOR)) {
+                    if state.random().is_multiple_of(2) {
+                        old.copy_from_slice(new);
+                    }
+                }
+                file.durable[at] = Some(Arc::new(block));
+                // From here on both are the same, also if the block is listed again.
+                file.live[at] = file.durable[at].clone();
+            }
+        }
+        state.files = files;
+    }
+
+    /// A write begins: how it goes wrong, if it does.
+    fn next_fault(&mut self) -> Option<Fault> {
+        let due = self.faults.iter().position(|(writes, _)| *writes == 0);
+        let fault = due.map(|at| self.faults.remove(at).1);
+        for (writes, _) in &mut self.faults {
+            *writes = writes.saturating_sub(1);
+        }
+        fault
+    }
 }
 
 /// The disk. Cheap to clone; clones are the same disk.
@@ -58,6 +143,8 @@ impl SimDisk {
             files: BTreeMap::new(),
             random: seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15) | 1,
             fail_in: None,
+            faults: Vec::new(),
+            cut_in: None,
             capacity: u64::MAX,
             life: 0,
             operations: 0,
@@ -77,21 +164,18 @@ impl SimDisk {
 
     /// Cuts the power: what was not synced survives by sectors, at random. Engines opened before fail from now on.
     pub fn crash(&self) {
-        let mut state = self.state();
-        state.life += 1;
-        let mut files = std::mem::take(&mut state.files);
-        for file in files.values_mut() {
-            for (start, end) in std::mem::take(&mut file.unsynced) {
-                for at in (start..end).step_by(SECTOR) {
-                    if state.random().is_multiple_of(2) {
-                        let sector = at..at + SECTOR;
-                        file.durable[sector.clone()].copy_from_slice(&file.live[sector]);
-                    }
-                }
-            }
-            file.live = file.durable.clone();
-        }
-        state.files = files;
+        self.state().crash();
+    }
+
+    /// Cuts the power when `operations` more were carried out.
+    pub fn crash_after(&self, operations: u64) {
+        self.state().cut_in = Some(operations);
+    }
+
+    /// How often the disk was crashed or its process killed.
+    #[must_use]
+    pub fn lives(&self) -> u64 {
+        self.state().life
     }
 
     /// Kills the process: what completed is there, synced or not; what was under way is not.
@@ -109,12 +193,48 @@ impl SimDisk {
         self.state().capacity = bytes;
     }
 
+    /// The write after `writes` others goes wrong as `fault` says, without a word.
+    pub fn inject(&self, fault: Fault, writes: u64) {
+        self.state().faults.push((writes, fault));
+    }
+
+    /// How many injected faults have not happened yet.
+    #[must_use]
+    pub fn faults_left(&self) -> usize {
+        self.state().faults.len()
+    }
+
     /// Flips one bit of the byte at `offset` of a file, on the medium.
+    ///
+    /// # Panics
+    /// If the file or the byte does not exist.
     pub fn flip(&self, name: &str, offset: usize) {
         let mut state = self.state();
         let file = state.files.get_mut(name).expect("a file that exists");
-        file.live[offset] ^= 1;
-        file.durable[offset] ^= 1;
+        for image in [&mut file.live, &mut file.durable] {
+            let mut block = image[offset / BLOCK].as_deref().copied().unwrap_or([0; BLOCK]);
+            block[offset % BLOCK] ^= 1;
+            image[offset / BLOCK] = Some(Arc::new(block));
+        }
+    }
+
+    /// Reads of a block of a file fail from now on, until it is written again.
+    ///
+    /// # Panics
+    /// If the file does not exist.
+    pub fn make_unreadable(&self, name: &str, block: usize) {
+        self.state().files.get_mut(name).expect("a file that exists").unreadable.insert(block);
+    }
+
+    /// The files and the blocks in each that were ever written.
+    #[must_use]
+    pub fn written(&self) -> Vec<(String, usize)> {
+        let state = self.state();
+        let blocks = |(name, file): (&String, &SimFile)| {
+            let written = file.live.iter().enumerate().filter(|(_, block)| block.is_some());
+            written.map(|(at, _)| (name.clone(), at)).collect::<Vec<_>>()
+        };
+        state.files.iter().flat_map(blocks).collect()
     }
 
     /// How many operations were carried out.
@@ -144,6 +264,13 @@ impl SimEngine {
             Ok(state) => state,
             Err(error) => return (Err(error), kind.into_buffer()),
         };
+        if let Some(left) = state.cut_in {
+            state.cut_in = left.checked_sub(1);
+            if left == 0 {
+                state.crash();
+                return (Err(io::Error::other("the power was cut")), kind.into_buffer());
+            }
+        }
         state.operations += 1;
         if let Some(left) = state.fail_in {
             state.fail_in = left.checked_sub(1);
@@ -152,42 +279,60 @@ impl SimEngine {
             }
         }
         if let IoKind::Create { name, size } = kind {
-            let taken: u64 = state.files.values().map(|file| file.live.len() as u64).sum();
+            let taken: u64 = state.files.values().map(SimFile::bytes).sum();
             if taken + size > state.capacity {
                 return (Err(io::ErrorKind::StorageFull.into()), None);
             }
-            let zeroes = vec![0; size as usize];
-            state.files.insert(name, SimFile { live: zeroes.clone(), durable: zeroes, unsynced: Vec::new() });
+            let blank: Image = vec![None; size as usize / BLOCK];
+            state.files.insert(name, SimFile { live: blank.clone(), durable: blank, ..SimFile::default() });
             return (Ok(()), None);
         }
+        let fault = if matches!(kind, IoKind::Write { .. }) { state.next_fault() } else { None };
+        let choice = state.random();
         let file = state.files.get_mut(&self.open[file.0 as usize]).expect("an open file exists");
         match kind {
             IoKind::Read { offset, mut buffer } => {
-                let range = offset as usize..offset as usize + buffer.len();
-                match file.live.get(range) {
-                    Some(bytes) => {
-                        buffer.copy_from_slice(bytes);
-                        (Ok(()), Some(buffer))
-                    }
-                    None => (Err(io::ErrorKind::UnexpectedEof.into()), Some(buffer)),
-                }
-            }
-            IoKind::Write { offset, buffer, durable } => {
-                let (start, end) = (offset as usize, offset as usize + buffer.len());
-                if end > file.live.len() {
+                if !file.holds(offset, buffer.len()) {
                     return (Err(io::ErrorKind::UnexpectedEof.into()), Some(buffer));
                 }
-                file.live[start..end].copy_from_slice(&buffer);
-                if durable {
-                    file.durable[start..end].copy_from_slice(&buffer);
-                } else {
-                    file.unsynced.push((start, end));
+                let first = offset as usize / BLOCK;
+                if file.unreadable.range(first..first + buffer.len() / BLOCK).next().is_some() {
+                    return (Err(io::Error::other("an unreadable sector")), Some(buffer));
+                }
+                for (block, bytes) in file.live[first..].iter().zip(buffer.chunks_exact_mut(BLOCK)) {
+                    match block {
+                        Some(block) => bytes.copy_from_slice(&**block),
+                        None => bytes.fill(0),
+                    }
+                }
+                (Ok(()), Some(buffer))
+            }
+            IoKind::Write { offset, buffer, durable } => {
+                if !file.holds(offset, buffer.len()) {
+                    return (Err(io::ErrorKind::UnexpectedEof.into()), Some(buffer));
+                }
+                let first = offset as usize / BLOCK;
+                match fault {
+                    None => file.write(first, &buffer, durable, || true),
+                    Some(Fault::Lost) => {}
+                    Some(Fault::Torn) => {
+                        // One at least is missing: the bits of the choice are used in turn, the first is always 0.
+                        let mut bits = choice << 1;
+                        file.write(first, &buffer, durable, || {
+                            bits = bits.rotate_right(1);
+                            bits & (1 << 63) != 0
+                        });
+                    }
+                    Some(Fault::Misdirected) => {
+                        let places = file.live.len() - buffer.len() / BLOCK + 1;
+                        file.write(choice as usize % places, &buffer, durable, || true);
+                    }
                 }
                 (Ok(()), Some(buffer))
             }
             IoKind::Sync => {
-                for (start, end) in std::mem::take(&mut file.unsynced) {
-                    file.durable[start..end].copy_from_slice(&file.live[start..end]);
+                for at in std::mem::take(&mut file.unsynced) {
+                    file.durable[at].clone_from(&file.live[at]);
                 }
                 (Ok(()), None)
             }
@@ -195,10 +340,11 @@ impl SimEngine {
         }
     }
 }
+
 impl IoEngine for SimEngine {
     fn list(&mut self) -> io::Result<Vec<(String, u64)>> {
         let state = self.alive()?;
-        Ok(state.files.iter().map(|(name, file)| (name.clone(), file.live.len() as u64)).collect())
+        Ok(state.files.iter().map(|(name, file)| (name.clone(), file.bytes())).collect())
     }
 
     fn open(&mut self, name: &str) -> io::Result<FileId> {

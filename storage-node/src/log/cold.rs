@@ -14,7 +14,7 @@ use std::io;
 use bytes::Bytes;
 use client_lib::BLOCK_SIZE;
 
-use super::record::{DATA_BLOCKS_MAX, Entry, encode};
+use super::record::{DATA_BLOCKS_MAX, Entry, Stamp, encode};
 use super::segment::{SEGMENT_HEADER_BLOCKS, SegmentHeader};
 use super::writer::{TOKEN_COPY, entries_blocks, token};
 use super::{Event, Log, LogError, Placed};
@@ -92,7 +92,9 @@ impl Log {
         let target = self.cold.target.as_mut().expect("just taken");
         let prefix = if target.next == SEGMENT_HEADER_BLOCKS { SEGMENT_HEADER_BLOCKS } else { 0 };
         let entries: Vec<&Entry> = entries.iter().collect();
-        let (mut buffer, header_blocks, _) = encode(target.generation, COLD_SEQUENCE, 0, &entries, blocks, prefix);
+        let stamp =
+            Stamp { log: self.identity, generation: target.generation, sequence: COLD_SEQUENCE, chain: 0, durable: 0 };
+        let (mut buffer, header_blocks, _) = encode(&stamp, &entries, blocks, prefix);
         if prefix > 0 {
             SegmentHeader { segment: target.segment, generation: target.generation, cold: true }.encode(&mut buffer);
         }

@@ -1,12 +1,15 @@
 //! The record: one append, many entries, their data behind them. The codec is pure.
 //!
 //! ```text
-//! ┌ header: 40 bytes ┬ entries (postcard) ┬ zero padding to a block ┬ data blocks, 4 KiB each ┐
+//! ┌ header: 56 bytes ┬ entries (postcard) ┬ zero padding to a block ┬ data blocks, 4 KiB each ┐
 //! ```
 //!
 //! A record belongs where it lies only if its generation, sequence and chain fit: segments are recycled without
 //! being wiped, and the chain (the checksum of the record before) keeps a cut tail from coming back behind new
-//! records. The offsets are in `docs/format.md`.
+//! records. Every record also says up to which sequence the log was durable when it was laid out, and of which log it
+//! is: whatever happens to older records, a later one proves that they had been synced (see [`super::recovery`]), and a
+//! guest that stores another log's segments in its blocks cannot be mistaken for this one. The offsets are in
+//! `docs/format.md`.
 
 use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use serde::{Deserialize, Serialize};
@@ -17,9 +20,11 @@ use crate::propagation::manifest::Manifest;
 /// Marks a record header.
 pub const RECORD_MAGIC: [u8; 4] = *b"HELR";
 /// The version this code writes, and the only one it reads.
-pub const RECORD_VERSION: u16 = 1;
+pub const RECORD_VERSION: u16 = 2;
 /// Bytes of the fixed header.
-pub const HEADER_BYTES: usize = 40;
+pub const HEADER_BYTES: usize = 56;
+/// Where the header's checksum lies: it covers what stands before it.
+const CHECKSUM_AT: usize = 48;
 /// Most bytes of a record's header and entries: a manifest of [`MANIFEST_BLOCKS_MAX`] lone blocks fits.
 pub const ENTRIES_BYTES_MAX: usize = 1 << 20;
 /// Most data blocks of a record: two mebibytes, so that one append does not hold up those behind it.
@@ -80,15 +85,34 @@ impl Entry {
     }
 }
 
+/// Where a record belongs, and what it vouches for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// The log, by the number it was given when it began.
+    pub log: u64,
+    /// The generation of the segment it is written to.
+    pub generation: u64,
+    /// Its number in the log.
+    pub sequence: u64,
+    /// The checksum of the record before.
+    pub chain: u32,
+    /// Every record up to this number was durable when this one was laid out.
+    pub durable: u64,
+}
+
 /// The fixed part of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// The log it is of.
+    pub log: u64,
     /// The generation of the segment it was written to.
     pub generation: u64,
     /// Its number in the log.
     pub sequence: u64,
     /// The checksum of the record before.
     pub chain: u32,
+    /// Every record up to this number was durable when this one was laid out.
+    pub durable: u64,
     /// Bytes of the encoded entries.
     pub entries_bytes: u32,
     /// Its own checksum: over header and entries.
@@ -122,15 +146,16 @@ pub enum RecordError {
 
 /// Lays out a record in an aligned buffer with room for `prefix_blocks` in front and the data behind.
 /// Returns the buffer, the first data block relative to the record, and the checksum for the chain.
+///
+/// # Panics
+/// If the entries are over the limit, or the record would vouch for itself.
 #[must_use]
-pub fn encode(
-    generation: u64,
-    sequence: u64,
-    chain: u32,
-    entries: &[&Entry],
-    data_blocks: u32,
-    prefix_blocks: u32,
-) -> (AlignedBuffer, u32, u32) {
+pub fn encode(stamp: &Stamp, entries: &[&Entry], data_blocks: u32, prefix_blocks: u32) -> (AlignedBuffer, u32, u32) {
+    let Stamp { log, generation, sequence, chain, durable } = *stamp;
+    assert!(
+        durable < sequence || (sequence, durable) == (0, 0),
+        "record {sequence} cannot know that {durable} is durable"
+    );
     let body = postcard::to_stdvec(entries).expect("entries are plain data");
     assert!(body.len() <= ENTRIES_BYTES_MAX, "{} bytes of entries are over the limit", body.len());
     let header_blocks = (HEADER_BYTES + body.len()).div_ceil(BLOCK) as u32;
@@ -143,51 +168,70 @@ pub fn encode(
     record[16..24].copy_from_slice(&sequence.to_le_bytes());
     record[24..28].copy_from_slice(&chain.to_le_bytes());
     record[28..32].copy_from_slice(&(body.len() as u32).to_le_bytes());
+    record[32..40].copy_from_slice(&durable.to_le_bytes());
+    record[40..48].copy_from_slice(&log.to_le_bytes());
     record[HEADER_BYTES..HEADER_BYTES + body.len()].copy_from_slice(&body);
     let checksum = checksum(record, body.len());
-    record[32..36].copy_from_slice(&checksum.to_le_bytes());
+    record[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
     (buffer, header_blocks, checksum)
 }
 
 /// The record's checksum: over what stands before it, and the entries.
 fn checksum(record: &[u8], entries_bytes: usize) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&record[..32]);
+    hasher.update(&record[..CHECKSUM_AT]);
     hasher.update(&record[HEADER_BYTES..HEADER_BYTES + entries_bytes]);
     hasher.finalize()
 }
 
-/// Reads the fixed header at the start of `block`, if it is the one expected there. The checksum is not
-/// verified yet: that needs the entries ([`decode_entries`]).
+/// Reads the fixed header at the start of `block`, whatever record it is of. The checksum is not verified yet: that
+/// needs the entries ([`decode_entries`]).
 ///
 /// # Errors
 /// As [`RecordError`] says; never panics, whatever the bytes.
-pub fn decode_header(block: &[u8], generation: u64, sequence: u64, chain: u32) -> Result<Header, RecordError> {
-    let field = |range: std::ops::Range<usize>| block.get(range).ok_or(RecordError::NotHere);
-    let u32_at = |at: usize| field(at..at + 4).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")));
-    let u64_at = |at: usize| field(at..at + 8).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")));
-    if field(0..4)? != RECORD_MAGIC {
+pub fn decode_any_header(block: &[u8]) -> Result<Header, RecordError> {
+    let Some(bytes) = block.get(..HEADER_BYTES) else { return Err(RecordError::NotHere) };
+    if bytes[0..4] != RECORD_MAGIC {
         return Err(RecordError::NotHere);
     }
-    let header = Header {
-        generation: u64_at(8)?,
-        sequence: u64_at(16)?,
-        chain: u32_at(24)?,
-        entries_bytes: u32_at(28)?,
-        checksum: u32_at(32)?,
-    };
-    if header.generation != generation || header.sequence != sequence || header.chain != chain {
-        return Err(RecordError::NotHere);
-    }
-    // After the identity, so that a stale record of another version is not mistaken for a newer program's.
-    let version = u16::from_le_bytes(field(4..6)?.try_into().expect("two bytes"));
+    let version = u16::from_le_bytes(bytes[4..6].try_into().expect("two bytes"));
     if version != RECORD_VERSION {
         return Err(RecordError::Version { found: version });
     }
+    let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let header = Header {
+        generation: u64_at(8),
+        sequence: u64_at(16),
+        chain: u32_at(24),
+        entries_bytes: u32_at(28),
+        durable: u64_at(32),
+        log: u64_at(40),
+        checksum: u32_at(CHECKSUM_AT),
+    };
     if header.entries_bytes as usize > ENTRIES_BYTES_MAX {
         return Err(RecordError::Torn("more entries than a record may have"));
     }
     Ok(header)
+}
+
+/// As [`decode_any_header`], if the record is the one that is expected there.
+///
+/// # Errors
+/// As [`RecordError`] says; never panics, whatever the bytes.
+pub fn decode_header(block: &[u8], generation: u64, sequence: u64, chain: u32) -> Result<Header, RecordError> {
+    let is = |at: usize, expected: &[u8]| block.get(at..at + expected.len()) == Some(expected);
+    // These four stand in the same place in every version, and are compared first, so that a stale record of another
+    // version is not mistaken for a newer program's.
+    if is(0, &RECORD_MAGIC)
+        && is(8, &generation.to_le_bytes())
+        && is(16, &sequence.to_le_bytes())
+        && is(24, &chain.to_le_bytes())
+    {
+        decode_any_header(block)
+    } else {
+        Err(RecordError::NotHere)
+    }
 }
 
 /// Reads the header of whichever record of `generation` begins here: for a segment that is read by itself, where the
@@ -223,18 +267,23 @@ pub fn decode_entries(header: &Header, record: &[u8]) -> Result<Vec<Entry>, Reco
     Ok(entries)
 }
 
-/// Checks the data of `entries` against their checksums.
+/// The first block of the data of `entries` that is missing or does not fit its checksum.
 #[must_use]
-pub fn data_fits(entries: &[Entry], data: &[u8]) -> bool {
+pub fn first_misfit(entries: &[Entry], data: &[u8]) -> Option<u32> {
     let checksums = entries.iter().flat_map(Entry::checksums);
     let mut blocks = data.chunks_exact(BLOCK);
-    checksums.into_iter().all(|checksum| blocks.next().is_some_and(|block| crc32fast::hash(block) == checksum))
+    let fits = |checksum| blocks.next().is_some_and(|block| crc32fast::hash(block) == checksum);
+    checksums.map(fits).position(|fits| !fits).map(|index| index as u32)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn stamp(generation: u64, sequence: u64, chain: u32) -> Stamp {
+        Stamp { log: 0x10, generation, sequence, chain, durable: sequence - 1 }
+    }
 
     fn write() -> Entry {
         let checksums = vec![crc32fast::hash(&[7; BLOCK]), crc32fast::hash(&[8; BLOCK])];
@@ -245,7 +294,7 @@ mod tests {
     fn a_record_reads_back_what_was_laid_out() {
         let entries =
             [write(), Entry::Zero { volume: VolumeId(3), lsn: Lsn::new(Epoch(1), 10), start: BlockIndex(1), count: 4 }];
-        let (mut buffer, data, checksum) = encode(4, 77, 0xabcd, &[&entries[0], &entries[1]], 2, 1);
+        let (mut buffer, data, checksum) = encode(&stamp(4, 77, 0xabcd), &[&entries[0], &entries[1]], 2, 1);
         assert_eq!(data, 1);
         let at = (1 + data) as usize * BLOCK;
         buffer[at..at + BLOCK].fill(7);
@@ -253,14 +302,16 @@ mod tests {
         let record = &buffer[BLOCK..];
         let header = decode_header(record, 4, 77, 0xabcd).expect("the header");
         assert_eq!((header.checksum, header.blocks()), (checksum, 1));
+        assert_eq!((header.log, header.durable), (0x10, 76));
+        assert_eq!(decode_any_header(record), Ok(header));
         assert_eq!(decode_entries(&header, record).expect("the entries"), entries);
-        assert!(data_fits(&entries, &record[BLOCK..]));
-        assert!(!data_fits(&entries, &record[BLOCK..2 * BLOCK]), "a block is missing");
+        assert_eq!(first_misfit(&entries, &record[BLOCK..]), None);
+        assert_eq!(first_misfit(&entries, &record[BLOCK..2 * BLOCK]), Some(1), "a block is missing");
     }
 
     #[test]
     fn a_record_of_another_life_of_the_segment_is_not_here() {
-        let (buffer, _, _) = encode(4, 77, 1, &[&write()], 2, 0);
+        let (buffer, _, _) = encode(&stamp(4, 77, 1), &[&write()], 2, 0);
         for (generation, sequence, chain) in [(5, 77, 1), (4, 78, 1), (4, 77, 2)] {
             assert_eq!(decode_header(&buffer, generation, sequence, chain), Err(RecordError::NotHere));
         }
@@ -269,13 +320,13 @@ mod tests {
     #[test]
     fn every_flipped_byte_is_noticed() {
         let entries = [write()];
-        let (buffer, _, _) = encode(4, 77, 1, &[&entries[0]], 2, 0);
+        let (buffer, _, _) = encode(&stamp(4, 77, 1), &[&entries[0]], 2, 0);
         let body = decode_header(&buffer, 4, 77, 1).expect("the header").entries_bytes as usize;
         for at in 0..HEADER_BYTES + body {
             let mut bytes = buffer.to_vec();
             bytes[at] ^= 0x40;
             let read = decode_header(&bytes, 4, 77, 1).and_then(|header| decode_entries(&header, &bytes));
-            assert!(read.is_err() || (36..HEADER_BYTES).contains(&at), "byte {at} flipped: {read:?}");
+            assert!(read.is_err() || (CHECKSUM_AT + 4..HEADER_BYTES).contains(&at), "byte {at} flipped: {read:?}");
         }
     }
 
@@ -283,7 +334,9 @@ mod tests {
         #[test]
         fn garbage_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
             let _ = decode_header(&bytes, 1, 2, 3);
-            let header = Header { generation: 1, sequence: 2, chain: 3, entries_bytes: 100, checksum: 0 };
+            let _ = decode_any_header(&bytes);
+            let header =
+                Header { log: 9, generation: 1, sequence: 2, chain: 3, durable: 1, entries_bytes: 100, checksum: 0 };
             prop_assert!(decode_entries(&header, &bytes).is_err());
         }
     }

@@ -1,9 +1,15 @@
 //! Opening a log: find the records after a position, hand them out in order, and be ready to append.
 //!
 //! The log ends at the first record that is not whole, in the segment where it should be or at the start of the
-//! next. What lies behind was never reported done (appends complete in order), and the chain keeps it from ever
-//! being taken for a continuation of what is written from here on. Data is verified too: a torn append can have a
-//! whole header.
+//! next. What lies behind was never reported durable, and the chain keeps it from ever being taken for a continuation
+//! of what is written from here on. Data is verified too: a torn append can have a whole header.
+//!
+//! That holds for a crash, which takes only what was not synced. A disk that loses or alters what *was* synced leaves
+//! the same picture, and to cut the log there would silently undo acked and flushed writes. So before the log is taken
+//! to end at a record, [`super::proof`] looks for a later one that vouches for it. If there is one, the record is
+//! damaged, and nothing is opened and nothing is changed. When only data is damaged and the log goes on behind it to
+//! such a witness, the record is handed out all the same: its entries carry the checksums that keep the damaged blocks
+//! from every reader.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,275 +18,444 @@ use std::time::Duration;
 use client_lib::BLOCK_SIZE;
 
 use super::cold::Target;
+use super::proof;
 use super::record::{
-    DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, RecordError, data_fits, decode_entries, decode_header, decode_header_of,
+    DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, Header, RecordError, decode_entries, decode_header, decode_header_of,
+    first_misfit,
 };
-use super::segment::{Pool, SEGMENT_BYTES_MIN, SEGMENT_HEADER_BLOCKS, SegmentHeader};
+use super::segment::{Pool, SEGMENT_BYTES_MIN, SEGMENT_HEADER_BLOCKS, Segment, SegmentHeader};
 use super::writer::{Active, Log};
 use super::{LogError, LogPosition, LogSettings, Replayed};
 use crate::io::buffer::AlignedBuffer;
-use crate::io::{FileId, IoEngine, IoKind, IoOp};
+use crate::io::{IoEngine, IoKind, IoOp};
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
 /// Blocks read at a time: the largest record fits.
-const WINDOW_BLOCKS: u32 = (ENTRIES_BYTES_MAX / BLOCK) as u32 + 1 + DATA_BLOCKS_MAX;
+pub(super) const WINDOW_BLOCKS: u32 = (ENTRIES_BYTES_MAX / BLOCK) as u32 + 1 + DATA_BLOCKS_MAX;
+
+/// Blocks read at first, and where perhaps nothing is found: a short log is recovered without reading mebibytes.
+pub(super) const LOOK_BLOCKS: u32 = 64;
 
 /// How long one read may take before recovery looks again; it waits for ever all the same.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// The generation of a segment that holds live blocks and whose header cannot be read: older than all that are known.
+const GENERATION_LOST: u64 = 1;
+
+/// What is known of a log before it is opened.
+#[derive(Debug)]
+pub struct Known<'a> {
+    /// The number that was given to the log when it began.
+    pub identity: u64,
+    /// The position of the last checkpoint, up to which the log was durable; `None`: from the beginning.
+    pub from: Option<LogPosition>,
+    /// The segments that held live blocks at that position: none of them was recycled since.
+    pub live: &'a BTreeSet<u32>,
+}
+
 impl Log {
-    /// Opens the log in the engine's directory. Hands every whole record after `from` (`None`: from the beginning) to
-    /// `replay`, in order, and is then ready to append behind the last.
+    /// Opens the log in the engine's directory. Hands every record after `known.from` to `replay`, in order, and is
+    /// then ready to append behind the last.
     ///
     /// # Errors
-    /// `Corrupt` when what `from` points to is gone or a newer program wrote here; `Io`.
+    /// `Damaged` when the log ends at a record that had been synced; `Corrupt` when what `known.from` points to is gone
+    /// or a newer program wrote here; `Io`. Nothing on disk has changed then.
     pub fn recover(
         mut engine: Box<dyn IoEngine>,
         settings: LogSettings,
-        from: Option<LogPosition>,
+        known: &Known<'_>,
         replay: &mut dyn FnMut(Replayed),
     ) -> Result<Log, LogError> {
         assert!(settings.segment_bytes >= SEGMENT_BYTES_MIN, "a segment has at least {SEGMENT_BYTES_MIN} bytes");
         assert!(settings.segment_bytes.is_multiple_of(u64::from(BLOCK_SIZE)), "a segment has whole blocks");
-        let mut pool = Pool::open(&mut *engine, settings).map_err(failed)?;
-        let Used { log: used, cold } = read_headers(&mut *engine, &mut pool)?;
-        let Some(mut position) = first_position(from, &used, &pool)? else {
-            for number in pool.numbers() {
-                pool.add_free(number);
-            }
-            let empty = LogPosition { generation: 0, segment: 0, block: 0, sequence: 1, chain: 0 };
-            return Ok(Log::at(engine, pool, None, empty, BTreeSet::new()));
+        let mut pool = Pool::open(&mut *engine, settings).map_err(|error| LogError::Io(error.to_string()))?;
+        let mut recovery = Recovery {
+            reader: Reader { engine: &mut *engine, spares: Vec::new() },
+            known,
+            used: BTreeMap::new(),
+            cold: BTreeMap::new(),
+            filled: BTreeSet::new(),
+            replayed: BTreeSet::new(),
+            durable: known.from.map_or(0, |from| from.sequence - 1),
         };
-        let mut replayed = BTreeSet::new();
-        loop {
-            replayed.insert(pool.get(position.segment).expect("positions lie in segments").file);
-            position = replay_segment(&mut *engine, &pool, position, replay)?;
-            match next_segment(&mut *engine, &pool, &used, position)? {
-                Some(next) => position = next,
-                None => break,
-            }
-        }
+        recovery.read_headers(&mut pool)?;
+        let position = recovery.run(&pool, replay)?;
+        let target = recovery.cold_target(&pool)?;
+        let Recovery { used, filled, replayed, durable, .. } = recovery;
         // Never used, or used only for what was cut off: free. The others may hold live blocks: the caller knows.
         for number in pool.numbers() {
             let generation = used.iter().find(|(_, segment)| **segment == number).map(|(generation, _)| *generation);
             let is_behind = generation.is_none_or(|generation| generation > position.generation);
             let is_cold = pool.get(number).is_some_and(|segment| segment.cold);
-            if is_behind && !is_cold {
+            if !is_behind || is_cold {
+                continue;
+            }
+            if generation.is_none() && (known.live.contains(&number) || filled.contains(&number)) {
+                tracing::error!(
+                    segment = number,
+                    "the header of a segment that holds live blocks is damaged; they are read all the same"
+                );
+                pool.set_generation(number, GENERATION_LOST, false);
+            } else {
                 pool.add_free(number);
             }
         }
-        let segment = *pool.get(position.segment).expect("replayed just now");
-        let active = Active { segment: position.segment, file: segment.file, blocks: segment.blocks };
-        let target = match cold.last_key_value() {
-            Some((generation, number)) => Some(cold_target(&mut *engine, &pool, *generation, *number)?),
-            None => None,
-        };
-        let mut log = Log::at(engine, pool, Some(active), position, replayed);
+        let active = pool.get(position.segment).filter(|_| position.generation > 0);
+        let active =
+            active.map(|segment| Active { segment: position.segment, file: segment.file, blocks: segment.blocks });
+        let files = replayed.iter().filter_map(|number| pool.get(*number)).map(|segment| segment.file).collect();
+        let mut log = Log::at(engine, pool, active, position, files, (known.identity, durable));
         target.into_iter().for_each(|target| log.cold.resume(target));
         Ok(log)
     }
 }
 
-/// The segments that were ever used, by generation.
-#[derive(Default)]
-struct Used {
-    log: BTreeMap<u64, u32>,
+/// A recovery under way.
+pub(super) struct Recovery<'a> {
+    pub(super) reader: Reader<'a>,
+    pub(super) known: &'a Known<'a>,
+    /// The segment of each generation of the log.
+    pub(super) used: BTreeMap<u64, u32>,
+    /// The cold segments by generation.
     cold: BTreeMap<u64, u32>,
+    /// The cold segments that the replayed records have moved blocks into.
+    filled: BTreeSet<u32>,
+    /// The segments that the log has led through.
+    pub(super) replayed: BTreeSet<u32>,
+    /// The newest record that is known to be durable.
+    durable: u64,
 }
 
-/// Where the newest cold segment can be filled further: behind the last record that is, or seems to be, there.
-fn cold_target(engine: &mut dyn IoEngine, pool: &Pool, generation: u64, number: u32) -> Result<Target, LogError> {
-    let segment = *pool.get(number).expect("used segments exist");
-    let mut next = SEGMENT_HEADER_BLOCKS;
-    while next < segment.blocks {
-        let window = read(engine, segment.file, next, WINDOW_BLOCKS.min(segment.blocks - next))?;
-        let start = next;
-        while let Some(bytes) = window.get((next - start) as usize * BLOCK..).filter(|bytes| !bytes.is_empty())
-            && let Ok(header) = decode_header_of(bytes, generation)
-            && let Ok(entries) = decode_entries(&header, bytes)
-        {
-            next += header.blocks() + entries.iter().map(Entry::data_blocks).sum::<u32>();
+impl Recovery<'_> {
+    /// Finds the generation of each segment that was ever used.
+    fn read_headers(&mut self, pool: &mut Pool) -> Result<(), LogError> {
+        for number in pool.numbers() {
+            let segment = *pool.get(number).expect("numbers name segments");
+            if segment.blocks == 0 {
+                continue;
+            }
+            let block = self.reader.read(number, segment, 0, 1)?;
+            match SegmentHeader::decode(&block) {
+                Ok(Some(header)) if header.segment == number => {
+                    pool.set_generation(number, header.generation, header.cold);
+                    let kind = if header.cold { &mut self.cold } else { &mut self.used };
+                    kind.insert(header.generation, number);
+                }
+                Ok(_) => {}
+                Err(version) => {
+                    let reason = format!("the segment has format {version}: use the newer program that wrote it");
+                    return Err(LogError::Corrupt { segment: number, block: 0, reason });
+                }
+            }
+            self.reader.give_back(block);
         }
-        if next == start {
-            break;
+        Ok(())
+    }
+
+    /// Hands out the records; returns where they end.
+    fn run(&mut self, pool: &Pool, replay: &mut dyn FnMut(Replayed)) -> Result<LogPosition, LogError> {
+        let Some(mut position) = self.first_position(pool)? else {
+            let empty = LogPosition { generation: 0, segment: 0, block: 0, sequence: 1, chain: 0 };
+            self.accept_end(pool, empty)?;
+            return Ok(empty);
+        };
+        loop {
+            self.replayed.insert(position.segment);
+            position = self.replay_segment(pool, position, replay)?;
+            match self.next_segment(pool, position)? {
+                Some(next) => position = next,
+                None => break,
+            }
+        }
+        self.accept_end(pool, position)?;
+        Ok(position)
+    }
+
+    fn first_position(&self, pool: &Pool) -> Result<Option<LogPosition>, LogError> {
+        match self.known.from.filter(|from| from.generation > 0) {
+            Some(from) => {
+                if pool.get(from.segment).is_none() || self.used.get(&from.generation) != Some(&from.segment) {
+                    return Err(LogError::Corrupt {
+                        segment: from.segment,
+                        block: 0,
+                        reason: format!(
+                            "the checkpoint continues in generation {} of it, which is not there; {}",
+                            from.generation,
+                            super::DAMAGE_ADVICE
+                        ),
+                    });
+                }
+                Ok(Some(from))
+            }
+            // No checkpoint, or one of a log that had no record yet.
+            None => Ok(self.used.first_key_value().map(|(generation, segment)| LogPosition {
+                generation: *generation,
+                segment: *segment,
+                block: SEGMENT_HEADER_BLOCKS,
+                sequence: 1,
+                chain: 0,
+            })),
         }
     }
-    Ok(Target {
-        segment: number,
-        file: segment.file,
-        generation,
-        next: next.min(segment.blocks),
-        blocks: segment.blocks,
-    })
-}
 
-/// Reads every segment's header.
-fn read_headers(engine: &mut dyn IoEngine, pool: &mut Pool) -> Result<Used, LogError> {
-    let mut used = Used::default();
-    for number in pool.numbers() {
-        let segment = pool.get(number).expect("numbers name segments");
-        if segment.blocks == 0 {
-            continue;
-        }
-        let block = read(engine, segment.file, 0, 1)?;
-        match SegmentHeader::decode(&block) {
-            Ok(Some(header)) if header.segment == number => {
-                pool.set_generation(number, header.generation, header.cold);
-                let kind = if header.cold { &mut used.cold } else { &mut used.log };
-                kind.insert(header.generation, number);
+    /// Hands out the records of one segment from `position` on; returns where they end.
+    fn replay_segment(
+        &mut self,
+        pool: &Pool,
+        mut position: LogPosition,
+        replay: &mut dyn FnMut(Replayed),
+    ) -> Result<LogPosition, LogError> {
+        let segment = *pool.get(position.segment).expect("positions lie in segments");
+        let mut wanted = LOOK_BLOCKS;
+        while position.block < segment.blocks {
+            let count = wanted.min(segment.blocks - position.block);
+            let window = self.reader.read(position.segment, segment, position.block, count)?;
+            let mut at = 0;
+            let start = position;
+            while let Some(record) = self.record(&window[at..], position)? {
+                if record.misfit.is_some() && !self.is_vouched_for(pool, position, &record)? {
+                    break;
+                }
+                self.durable = self.durable.max(record.durable);
+                let mut first_block = position.block + record.header_blocks;
+                for entry in record.entries {
+                    let blocks = entry.data_blocks();
+                    if let Entry::Relocated { segment, .. } = &entry {
+                        self.filled.insert(*segment);
+                    }
+                    replay(Replayed { entry, segment: position.segment, first_block });
+                    first_block += blocks;
+                }
+                at += record.blocks as usize * BLOCK;
+                position = after(position, record.blocks, record.checksum);
+                if at >= window.len() {
+                    break;
+                }
             }
-            Ok(_) => {}
-            Err(version) => {
-                let reason = format!("the segment has format {version}: use the newer program that wrote it");
-                return Err(LogError::Corrupt { segment: number, block: 0, reason });
-            }
-        }
-    }
-    Ok(used)
-}
-
-fn first_position(
-    from: Option<LogPosition>,
-    used: &BTreeMap<u64, u32>,
-    pool: &Pool,
-) -> Result<Option<LogPosition>, LogError> {
-    match from {
-        // A checkpoint of a log that had no record yet.
-        Some(from) if from.generation == 0 => Ok(beginning(used)),
-        Some(from) => {
-            if pool.get(from.segment).is_none() || used.get(&from.generation) != Some(&from.segment) {
-                return Err(LogError::Corrupt {
-                    segment: from.segment,
-                    block: 0,
-                    reason: format!(
-                        "the checkpoint continues in generation {} of it, which is not there",
-                        from.generation
-                    ),
-                });
-            }
-            Ok(Some(from))
-        }
-        None => Ok(beginning(used)),
-    }
-}
-
-fn beginning(used: &BTreeMap<u64, u32>) -> Option<LogPosition> {
-    let (generation, segment) = used.first_key_value()?;
-    Some(LogPosition {
-        generation: *generation,
-        segment: *segment,
-        block: SEGMENT_HEADER_BLOCKS,
-        sequence: 1,
-        chain: 0,
-    })
-}
-
-/// Hands out the records of one segment from `position` on; returns where they end.
-fn replay_segment(
-    engine: &mut dyn IoEngine,
-    pool: &Pool,
-    mut position: LogPosition,
-    replay: &mut dyn FnMut(Replayed),
-) -> Result<LogPosition, LogError> {
-    let segment = *pool.get(position.segment).expect("positions lie in segments");
-    while position.block < segment.blocks {
-        let count = WINDOW_BLOCKS.min(segment.blocks - position.block);
-        let window = read(engine, segment.file, position.block, count)?;
-        let mut at = 0;
-        let start = position;
-        while let Some(record) = whole_record(&window[at..], position)? {
-            let mut first_block = position.block + record.header_blocks;
-            for entry in record.entries {
-                let blocks = entry.data_blocks();
-                replay(Replayed { entry, segment: position.segment, first_block });
-                first_block += blocks;
-            }
-            at += record.blocks as usize * BLOCK;
-            position = LogPosition {
-                block: position.block + record.blocks,
-                sequence: position.sequence + 1,
-                chain: record.checksum,
-                ..position
-            };
-            if at >= window.len() {
+            // Not even one: none is here if the largest record fits the window, or none begins here. (A record that the
+            // window cuts shows again from its start.)
+            let begins = decode_header(&window, start.generation, start.sequence, start.chain).is_ok();
+            self.reader.give_back(window);
+            if position == start && (wanted == WINDOW_BLOCKS || !begins) {
                 break;
             }
+            wanted = WINDOW_BLOCKS;
         }
-        // Not even one: the largest record fits the window, so none is here. (A cut record shows again from its start.)
-        if position == start {
-            break;
-        }
+        Ok(position)
     }
-    Ok(position)
-}
 
-/// Where the log goes on in another segment, if a whole record there continues it.
-fn next_segment(
-    engine: &mut dyn IoEngine,
-    pool: &Pool,
-    used: &BTreeMap<u64, u32>,
-    position: LogPosition,
-) -> Result<Option<LogPosition>, LogError> {
-    for (generation, number) in used.range(position.generation + 1..) {
-        let segment = pool.get(*number).expect("used segments exist");
-        let next = LogPosition { generation: *generation, segment: *number, block: SEGMENT_HEADER_BLOCKS, ..position };
-        let count = WINDOW_BLOCKS.min(segment.blocks.saturating_sub(SEGMENT_HEADER_BLOCKS));
-        if count > 0 {
-            let window = read(engine, segment.file, SEGMENT_HEADER_BLOCKS, count)?;
-            if whole_record(&window, next)?.is_some() {
+    /// Where the log goes on in another segment, if a record there continues it.
+    fn next_segment(&mut self, pool: &Pool, position: LogPosition) -> Result<Option<LogPosition>, LogError> {
+        let later: Vec<(u64, u32)> =
+            self.used.range(position.generation + 1..).map(|(generation, number)| (*generation, *number)).collect();
+        for (generation, number) in later {
+            let segment = *pool.get(number).expect("used segments exist");
+            let next = LogPosition { generation, segment: number, block: SEGMENT_HEADER_BLOCKS, ..position };
+            // Most are of another life, which shows in the first block.
+            let count = WINDOW_BLOCKS.min(segment.blocks.saturating_sub(SEGMENT_HEADER_BLOCKS));
+            if self.header_at(pool, next)?.is_none() {
+                continue;
+            }
+            let window = self.reader.read(number, segment, SEGMENT_HEADER_BLOCKS, count)?;
+            let continues = match self.record(&window, next)? {
+                Some(record) => record.misfit.is_none() || self.is_vouched_for(pool, next, &record)?,
+                None => false,
+            };
+            self.reader.give_back(window);
+            if continues {
                 return Ok(Some(next));
             }
         }
+        Ok(None)
     }
-    Ok(None)
+
+    /// Where the newest cold segment can be filled further: behind the last record that is, or seems to be, there.
+    fn cold_target(&mut self, pool: &Pool) -> Result<Option<Target>, LogError> {
+        let Some((generation, number)) = self.cold.last_key_value().map(|(generation, number)| (*generation, *number))
+        else {
+            return Ok(None);
+        };
+        let segment = *pool.get(number).expect("used segments exist");
+        let mut next = SEGMENT_HEADER_BLOCKS;
+        while next < segment.blocks {
+            let window = self.reader.read(number, segment, next, WINDOW_BLOCKS.min(segment.blocks - next))?;
+            let start = next;
+            while let Some(bytes) = window.get((next - start) as usize * BLOCK..).filter(|bytes| !bytes.is_empty())
+                && let Ok(header) = decode_header_of(bytes, generation)
+                && let Ok(entries) = decode_entries(&header, bytes)
+            {
+                next += header.blocks() + entries.iter().map(Entry::data_blocks).sum::<u32>();
+            }
+            self.reader.give_back(window);
+            if next == start {
+                break;
+            }
+        }
+        let next = next.min(segment.blocks);
+        Ok(Some(Target { segment: number, file: segment.file, generation, next, blocks: segment.blocks }))
+    }
+
+    /// The log seems to end at `position`.
+    ///
+    /// # Errors
+    /// `Damaged` when a later record proves that it went on.
+    fn accept_end(&mut self, pool: &Pool, position: LogPosition) -> Result<(), LogError> {
+        match proof::find(self, pool, position)? {
+            None => Ok(()),
+            Some(proof) => Err(LogError::Damaged {
+                segment: position.segment,
+                block: position.block,
+                sequence: position.sequence,
+                proof_segment: proof.segment,
+                proof_block: proof.block,
+                durable: proof.durable,
+            }),
+        }
+    }
+
+    /// Whether `record` at `position`, whose entries are whole and whose data is not, had been synced. It had if the log
+    /// that continues it comes to a record that says so. That there is one anywhere is not enough: a torn record stays
+    /// behind at a segment's end when the next one was too large for the room there and went to another segment.
+    fn is_vouched_for(&mut self, pool: &Pool, position: LogPosition, record: &Record) -> Result<bool, LogError> {
+        let mut at = after(position, record.blocks, record.checksum);
+        loop {
+            let mut found = self.header_at(pool, at)?.map(|found| (at, found));
+            if found.is_none() {
+                let later: Vec<LogPosition> = self
+                    .used
+                    .range(at.generation + 1..)
+                    .map(|(generation, segment)| LogPosition {
+                        generation: *generation,
+                        segment: *segment,
+                        block: SEGMENT_HEADER_BLOCKS,
+                        ..at
+                    })
+                    .collect();
+                for next in later {
+                    found = self.header_at(pool, next)?.map(|found| (next, found));
+                    if found.is_some() {
+                        break;
+                    }
+                }
+            }
+            match found {
+                Some((_, (header, _))) if header.durable >= position.sequence => break,
+                Some((found, (header, blocks))) => at = after(found, blocks, header.checksum),
+                None => return Ok(false),
+            }
+        }
+        tracing::error!(
+            segment = position.segment,
+            block = position.block + record.misfit.unwrap_or_default(),
+            sequence = position.sequence,
+            "data that had been synced is damaged in the log; its blocks are fetched from another node or fail"
+        );
+        Ok(true)
+    }
+
+    /// The header of the record that belongs at `position`, and the record's blocks, if its entries are whole.
+    fn header_at(&mut self, pool: &Pool, position: LogPosition) -> Result<Option<(Header, u32)>, LogError> {
+        let segment = *pool.get(position.segment).expect("positions lie in segments");
+        if position.block >= segment.blocks {
+            return Ok(None);
+        }
+        let first = self.reader.read(position.segment, segment, position.block, 1)?;
+        let header = match decode_header(&first, position.generation, position.sequence, position.chain) {
+            Ok(header) => header,
+            Err(error) => return refuse_newer(&error, position).map(|()| None),
+        };
+        self.reader.give_back(first);
+        if header.log != self.known.identity || header.blocks() > segment.blocks - position.block {
+            return Ok(None);
+        }
+        let whole = self.reader.read(position.segment, segment, position.block, header.blocks())?;
+        let Ok(entries) = decode_entries(&header, &whole) else { return Ok(None) };
+        Ok(Some((header, header.blocks() + entries.iter().map(Entry::data_blocks).sum::<u32>())))
+    }
+
+    /// The record at the start of `bytes`, if it is the one that belongs at `position` and its entries are whole.
+    fn record(&self, bytes: &[u8], position: LogPosition) -> Result<Option<Record>, LogError> {
+        let header = match decode_header(bytes, position.generation, position.sequence, position.chain) {
+            Ok(header) if header.log == self.known.identity => header,
+            Ok(_) => return Ok(None),
+            Err(error) => return refuse_newer(&error, position).map(|()| None),
+        };
+        let Ok(entries) = decode_entries(&header, bytes) else { return Ok(None) };
+        let header_blocks = header.blocks();
+        let blocks = header_blocks + entries.iter().map(Entry::data_blocks).sum::<u32>();
+        let Some(data) = bytes.get(header_blocks as usize * BLOCK..blocks as usize * BLOCK) else { return Ok(None) };
+        let misfit = first_misfit(&entries, data).map(|index| header_blocks + index);
+        Ok(Some(Record { entries, header_blocks, blocks, checksum: header.checksum, durable: header.durable, misfit }))
+    }
 }
 
-struct WholeRecord {
+/// Behind a record of `blocks` at `position`.
+fn after(position: LogPosition, blocks: u32, checksum: u32) -> LogPosition {
+    LogPosition { block: position.block + blocks, sequence: position.sequence + 1, chain: checksum, ..position }
+}
+
+/// Fails if `error` says that there is a record at `position`, of a newer program; else the log may end there.
+fn refuse_newer(error: &RecordError, position: LogPosition) -> Result<(), LogError> {
+    match error {
+        RecordError::Version { .. } => {
+            Err(LogError::Corrupt { segment: position.segment, block: position.block, reason: error.to_string() })
+        }
+        RecordError::NotHere | RecordError::Torn(_) => Ok(()),
+    }
+}
+
+/// A record whose header and entries are whole.
+struct Record {
     entries: Vec<Entry>,
     header_blocks: u32,
     blocks: u32,
     checksum: u32,
-}
-
-/// The record at the start of `bytes`, if it is the one that belongs at `position` and all of it is there.
-fn whole_record(bytes: &[u8], position: LogPosition) -> Result<Option<WholeRecord>, LogError> {
-    let header = match decode_header(bytes, position.generation, position.sequence, position.chain) {
-        Ok(header) => header,
-        Err(error @ RecordError::Version { .. }) => {
-            return Err(LogError::Corrupt {
-                segment: position.segment,
-                block: position.block,
-                reason: error.to_string(),
-            });
-        }
-        Err(RecordError::NotHere | RecordError::Torn(_)) => return Ok(None),
-    };
-    let Ok(entries) = decode_entries(&header, bytes) else { return Ok(None) };
-    let header_blocks = header.blocks();
-    let data_blocks: u32 = entries.iter().map(Entry::data_blocks).sum();
-    let blocks = header_blocks + data_blocks;
-    let Some(data) = bytes.get(header_blocks as usize * BLOCK..blocks as usize * BLOCK) else { return Ok(None) };
-    if !data_fits(&entries, data) {
-        return Ok(None);
-    }
-    Ok(Some(WholeRecord { entries, header_blocks, blocks, checksum: header.checksum }))
+    durable: u64,
+    /// The first of its blocks whose data does not fit its checksum.
+    misfit: Option<u32>,
 }
 
 /// Reads and waits; nothing else is under way during recovery.
-fn read(engine: &mut dyn IoEngine, file: FileId, first_block: u32, count: u32) -> Result<AlignedBuffer, LogError> {
-    let buffer = AlignedBuffer::zeroed(count as usize * BLOCK);
-    let kind = IoKind::Read { offset: u64::from(first_block) * u64::from(BLOCK_SIZE), buffer };
-    engine.submit(IoOp { token: 0, file, kind });
-    let mut completions = Vec::new();
-    while completions.is_empty() {
-        engine.wait(LOOK, &mut completions).map_err(failed)?;
-    }
-    let completion = completions.pop().expect("waited for it");
-    completion.result.map_err(failed)?;
-    Ok(completion.buffer.expect("a read brings its buffer back"))
+pub(super) struct Reader<'a> {
+    engine: &'a mut dyn IoEngine,
+    /// Buffers to use again, one of each usual size.
+    spares: Vec<AlignedBuffer>,
 }
 
-fn failed(error: io::Error) -> LogError {
-    LogError::Io(error.to_string())
+impl Reader<'_> {
+    /// `count` blocks of a segment.
+    pub(super) fn read(
+        &mut self,
+        number: u32,
+        segment: Segment,
+        first_block: u32,
+        count: u32,
+    ) -> Result<AlignedBuffer, LogError> {
+        let failed = |error: io::Error| {
+            LogError::Io(format!("segment {number} cannot be read at block {first_block} ({count} blocks): {error}"))
+        };
+        let spare = self.spares.iter().position(|spare| spare.len() == count as usize * BLOCK);
+        let buffer = match spare {
+            Some(spare) => self.spares.swap_remove(spare),
+            None => AlignedBuffer::zeroed(count as usize * BLOCK),
+        };
+        let kind = IoKind::Read { offset: u64::from(first_block) * u64::from(BLOCK_SIZE), buffer };
+        self.engine.submit(IoOp { token: 0, file: segment.file, kind });
+        let mut completions = Vec::new();
+        while completions.is_empty() {
+            self.engine.wait(LOOK, &mut completions).map_err(failed)?;
+        }
+        let completion = completions.pop().expect("waited for it");
+        completion.result.map_err(failed)?;
+        Ok(completion.buffer.expect("a read brings its buffer back"))
+    }
+
+    /// Keeps a buffer for the next read of its size.
+    pub(super) fn give_back(&mut self, buffer: AlignedBuffer) {
+        let is_usual = [1, LOOK_BLOCKS, WINDOW_BLOCKS].iter().any(|blocks| buffer.len() == *blocks as usize * BLOCK);
+        if is_usual && self.spares.iter().all(|spare| spare.len() != buffer.len()) {
+            self.spares.push(buffer);
+        }
+    }
 }

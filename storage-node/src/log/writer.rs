@@ -12,7 +12,7 @@ use bytes::Bytes;
 use client_lib::BLOCK_SIZE;
 
 use super::cold::Cold;
-use super::record::{DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, HEADER_BYTES, encode};
+use super::record::{DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, HEADER_BYTES, Stamp, encode};
 use super::segment::{COLD_SEGMENTS, Pool, RESERVED_SEGMENTS, SEGMENT_HEADER_BLOCKS, SegmentHeader};
 use super::{Event, LogError, LogPosition, Placed, Queued, SegmentInfo};
 use crate::io::buffer::AlignedBuffer;
@@ -78,6 +78,10 @@ pub struct Log {
     pub(super) next: LogPosition,
     /// After the last append that was reported done.
     pub(super) completed: LogPosition,
+    /// The log's own number, in each of its records.
+    pub(super) identity: u64,
+    /// The newest record that is known to be durable, with all before it.
+    synced: u64,
     queue: VecDeque<Queued>,
     flights: VecDeque<Flight>,
     dirty: BTreeSet<FileId>,
@@ -94,24 +98,35 @@ pub struct Log {
 #[derive(Debug)]
 struct SyncFlight {
     files: usize,
+    /// The newest record that it makes durable.
+    covers: u64,
     tickets: Vec<u64>,
 }
 
 impl Log {
-    /// A log that goes on at `position`. `dirty` are the files whose records may still be in the device's cache only.
+    /// The log `identity`, which goes on at `position`. Records up to number `synced` are known to be durable; `dirty`
+    /// are the files of the others, which may still be in the device's cache only.
     pub(super) fn at(
         engine: Box<dyn IoEngine>,
         pool: Pool,
         active: Option<Active>,
         position: LogPosition,
         dirty: BTreeSet<FileId>,
+        (identity, synced): (u64, u64),
     ) -> Log {
+        assert!(
+            synced < position.sequence,
+            "record {synced} is durable, but the log ends before {}",
+            position.sequence
+        );
         Log {
             engine,
             pool,
             active,
             next: position,
             completed: position,
+            identity,
+            synced,
             queue: VecDeque::new(),
             flights: VecDeque::new(),
             dirty,
@@ -338,8 +353,14 @@ impl Log {
         let gathered: Vec<Queued> = self.queue.drain(..count).collect();
         let prefix = if fresh { SEGMENT_HEADER_BLOCKS } else { 0 };
         let entries: Vec<&Entry> = gathered.iter().map(|queued| &queued.entry).collect();
-        let (mut buffer, header_blocks, checksum) =
-            encode(self.next.generation, self.next.sequence, self.next.chain, &entries, data_blocks, prefix);
+        let stamp = Stamp {
+            log: self.identity,
+            generation: self.next.generation,
+            sequence: self.next.sequence,
+            chain: self.next.chain,
+            durable: self.synced,
+        };
+        let (mut buffer, header_blocks, checksum) = encode(&stamp, &entries, data_blocks, prefix);
         if fresh {
             SegmentHeader { segment: active.segment, generation: self.next.generation, cold: false }
                 .encode(&mut buffer);
@@ -406,7 +427,8 @@ impl Log {
             self.ready.extend(tickets.into_iter().map(|ticket| Event::Synced { ticket, result: Ok(()) }));
             return;
         }
-        self.sync_flight = Some(SyncFlight { files: files.len(), tickets });
+        // What is reported done now was written before the sync is asked for, and its files are among these.
+        self.sync_flight = Some(SyncFlight { files: files.len(), covers: self.completed.sequence - 1, tickets });
         for file in files {
             self.engine.submit(IoOp { token: token(TOKEN_SYNC, 0), file, kind: IoKind::Sync });
         }
@@ -443,7 +465,10 @@ impl Log {
         while self.flights.front().is_some_and(|flight| flight.done) {
             let flight = self.flights.pop_front().expect("looked at");
             self.completed = flight.position_after;
-            if !flight.durable {
+            if flight.durable {
+                // Begun only when everything before it was durable.
+                self.synced = flight.position_after.sequence - 1;
+            } else {
                 self.dirty.insert(flight.file);
             }
             for (ticket, first_block) in flight.tickets {
@@ -461,6 +486,7 @@ impl Log {
         flight.files -= 1;
         if flight.files == 0 {
             let flight = self.sync_flight.take().expect("looked at");
+            self.synced = self.synced.max(flight.covers);
             self.ready.extend(flight.tickets.into_iter().map(|ticket| Event::Synced { ticket, result: Ok(()) }));
         }
     }

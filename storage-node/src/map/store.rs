@@ -6,6 +6,7 @@
 //! own log is only the carrier of these batches. Knows keys and bytes, not what they mean to a volume.
 //! `docs/format.md` has the tables.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -31,6 +32,7 @@ const TABLE_PAGE_SET: u8 = 4;
 const TABLE_LAYER: u8 = 5;
 const TABLE_HISTORY: u8 = 6;
 const TABLE_USAGE: u8 = 7;
+const TABLE_LOG: u8 = 64;
 
 /// Memory for RocksDB's own blocks; the pages are cached above it.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
@@ -100,6 +102,9 @@ pub enum MapError {
     /// The log position does not decode.
     #[error("the map's log position is damaged")]
     Position,
+    /// The number of the log does not decode.
+    #[error("the map's number of the log is damaged")]
+    LogNumber,
     /// The log goes on from another state than the map has.
     #[error("the log contradicts the map: {found} of volume {volume} follows {known}")]
     Order {
@@ -177,6 +182,8 @@ pub struct StoredVolume {
 /// One change of the store.
 #[derive(Debug)]
 pub enum Change {
+    /// The number of the log, once.
+    Log(u64),
     /// The log position that everything else belongs to.
     Position(Vec<u8>),
     /// A volume's record.
@@ -206,7 +213,113 @@ pub enum Change {
 pub struct MapStore {
     directory: PathBuf,
     /// Replaced only by [`MapStore::reopen`]; `None` when that could not open it again.
-    db: Arc<RwLock<Option<DB>>>,
+    db: Arc<RwLock<Option<Db>>>,
+}
+
+/// What holds the keys and values.
+enum Db {
+    Rocks(DB),
+    /// For simulated disks: every commit is durable at once, as a synced batch is.
+    Memory(RwLock<BTreeMap<Vec<u8>, Vec<u8>>>),
+}
+
+impl Db {
+    /// Hands the value of `key`, if there is one, to `f`.
+    fn get<T>(&self, key: &[u8], f: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, MapError> {
+        Ok(match self {
+            Db::Rocks(db) => db.get_pinned(key)?.map(|value| f(&value)),
+            Db::Memory(rows) => rows.read().unwrap_or_else(PoisonError::into_inner).get(key).map(|value| f(value)),
+        })
+    }
+
+    /// Hands every key from `prefix` on, with its value, to `f`, until that returns false or fails.
+    fn scan(&self, prefix: &[u8], mut f: impl FnMut(&[u8], &[u8]) -> Result<bool, MapError>) -> Result<(), MapError> {
+        match self {
+            Db::Rocks(db) => {
+                for row in db.iterator(IteratorMode::From(prefix, Direction::Forward)) {
+                    let (key, value) = row?;
+                    if !f(&key, &value)? {
+                        break;
+                    }
+                }
+            }
+            Db::Memory(rows) => {
+                for (key, value) in rows.read().unwrap_or_else(PoisonError::into_inner).range(prefix.to_vec()..) {
+                    if !f(key, value)? {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An empty batch for [`write`](Self::write).
+    fn batch(&self) -> Batch {
+        match self {
+            Db::Rocks(_) => Batch::Rocks(WriteBatch::default()),
+            Db::Memory(_) => Batch::Memory(Vec::new()),
+        }
+    }
+
+    /// Carries out `batch`, whole and durably.
+    fn write(&self, batch: Batch) -> Result<(), MapError> {
+        match (self, batch) {
+            (Db::Rocks(db), Batch::Rocks(batch)) => {
+                let mut options = WriteOptions::default();
+                options.set_sync(true);
+                Ok(db.write_opt(batch, &options)?)
+            }
+            (Db::Memory(rows), Batch::Memory(steps)) => {
+                let mut rows = rows.write().unwrap_or_else(PoisonError::into_inner);
+                for step in steps {
+                    match step {
+                        Step::Put(key, value) => drop(rows.insert(key, value)),
+                        Step::Delete(key) => drop(rows.remove(&key)),
+                        Step::DeleteRange(from, to) => rows.retain(|key, _| !(&from..&to).contains(&key)),
+                    }
+                }
+                Ok(())
+            }
+            _ => unreachable!("a batch is written where it was begun"),
+        }
+    }
+}
+
+/// Changes on their way to a [`Db`], with RocksDB's words.
+enum Batch {
+    Rocks(WriteBatch),
+    Memory(Vec<Step>),
+}
+
+enum Step {
+    Put(Vec<u8>, Vec<u8>),
+    Delete(Vec<u8>),
+    DeleteRange(Vec<u8>, Vec<u8>),
+}
+
+impl Batch {
+    fn put(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        match self {
+            Batch::Rocks(batch) => batch.put(key, value),
+            Batch::Memory(steps) => steps.push(Step::Put(key.as_ref().to_vec(), value.as_ref().to_vec())),
+        }
+    }
+
+    fn delete(&mut self, key: impl AsRef<[u8]>) {
+        match self {
+            Batch::Rocks(batch) => batch.delete(key),
+            Batch::Memory(steps) => steps.push(Step::Delete(key.as_ref().to_vec())),
+        }
+    }
+
+    /// Deletes the keys from `from` up to and without `to`.
+    fn delete_range(&mut self, from: Vec<u8>, to: Vec<u8>) {
+        match self {
+            Batch::Rocks(batch) => batch.delete_range(from, to),
+            Batch::Memory(steps) => steps.push(Step::DeleteRange(from, to)),
+        }
+    }
 }
 
 impl std::fmt::Debug for MapStore {
@@ -222,7 +335,20 @@ impl MapStore {
     /// When RocksDB cannot: another process has it open, the disk fails.
     pub fn open(directory: &Path) -> Result<MapStore, MapError> {
         let db = DB::open(&options(), directory)?;
-        Ok(MapStore { directory: directory.to_owned(), db: Arc::new(RwLock::new(Some(db))) })
+        Ok(MapStore { directory: directory.to_owned(), db: Arc::new(RwLock::new(Some(Db::Rocks(db)))) })
+    }
+
+    /// An empty store in memory, for a shard on a simulated disk: what is committed outlives every crash.
+    #[must_use]
+    pub fn in_memory() -> MapStore {
+        let db = Db::Memory(RwLock::default());
+        MapStore { directory: PathBuf::from("(memory)"), db: Arc::new(RwLock::new(Some(db))) }
+    }
+
+    /// Whether it is in memory.
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        matches!(&*self.db.read().unwrap_or_else(PoisonError::into_inner), Some(Db::Memory(_)))
     }
 
     /// Opens the database again: after a failed write it takes no more, whatever the cause becomes. Waits for readers
@@ -231,6 +357,9 @@ impl MapStore {
     /// # Errors
     /// When there is no room, or RocksDB cannot open it to write; then it is open to read, if that much is possible.
     pub fn reopen(&self) -> Result<(), MapError> {
+        if self.is_in_memory() {
+            return Ok(());
+        }
         let failed = |error: rustix::io::Errno| MapError::File { path: self.directory.clone(), source: error.into() };
         let space = rustix::fs::statvfs(&self.directory).map_err(failed)?;
         if space.f_bavail.saturating_mul(space.f_frsize) < REOPEN_BYTES_MIN {
@@ -241,17 +370,17 @@ impl MapStore {
         *db = None;
         match DB::open(&options(), &self.directory) {
             Ok(opened) => {
-                *db = Some(opened);
+                *db = Some(Db::Rocks(opened));
                 Ok(())
             }
             Err(error) => {
-                *db = DB::open_for_read_only(&options(), &self.directory, false).ok();
+                *db = DB::open_for_read_only(&options(), &self.directory, false).ok().map(Db::Rocks);
                 Err(error.into())
             }
         }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&DB) -> Result<T, MapError>) -> Result<T, MapError> {
+    fn with<T>(&self, f: impl FnOnce(&Db) -> Result<T, MapError>) -> Result<T, MapError> {
         match &*self.db.read().unwrap_or_else(PoisonError::into_inner) {
             Some(db) => f(db),
             None => Err(MapError::Closed),
@@ -263,7 +392,16 @@ impl MapStore {
     /// # Errors
     /// When RocksDB fails.
     pub fn position(&self) -> Result<Option<Vec<u8>>, MapError> {
-        self.with(|db| Ok(db.get([TABLE_POSITION])?))
+        self.with(|db| db.get(&[TABLE_POSITION], <[u8]>::to_vec))
+    }
+
+    /// The number of the log; `None` before it was given one.
+    ///
+    /// # Errors
+    /// When RocksDB fails or the value is damaged.
+    pub fn log_number(&self) -> Result<Option<u64>, MapError> {
+        let value = self.with(|db| db.get(&[TABLE_LOG], <[u8]>::to_vec))?;
+        value.map(|bytes| decode_log_number(&bytes).ok_or(MapError::LogNumber)).transpose()
     }
 
     /// A page.
@@ -273,9 +411,9 @@ impl MapStore {
     pub fn page(&self, map: impl Into<MapKey>, page: u32) -> Result<Option<Page>, MapError> {
         let map = map.into();
         self.with(|db| {
-            let Some(bytes) = db.get_pinned(map_key(TABLE_PAGE, map, Some(page)))? else { return Ok(None) };
+            let decoded = db.get(&map_key(TABLE_PAGE, map, Some(page)), Page::decode)?;
             let damaged = |source| MapError::Page { volume: map.volume, page, source };
-            Page::decode(&bytes).map(Some).map_err(damaged)
+            decoded.transpose().map_err(damaged)
         })
     }
 
@@ -322,9 +460,10 @@ impl MapStore {
     /// # Errors
     /// When RocksDB fails; then none of them happened, or (after a crash) all of them.
     pub fn commit(&self, changes: &[Change]) -> Result<(), MapError> {
-        let mut batch = WriteBatch::default();
+        let mut batch = self.with(|db| Ok(db.batch()))?;
         for change in changes {
             match change {
+                Change::Log(number) => batch.put([TABLE_LOG], encode_log_number(*number)),
                 Change::Position(position) => batch.put([TABLE_POSITION], position),
                 Change::Volume(volume, record) => batch.put(key(TABLE_VOLUME, *volume, &[]), record),
                 Change::Page(map, page, content) => {
@@ -361,9 +500,7 @@ impl MapStore {
                 }
             }
         }
-        let mut options = WriteOptions::default();
-        options.set_sync(true);
-        self.with(|db| Ok(db.write_opt(batch, &options)?))
+        self.with(|db| db.write(batch))
     }
 
     /// Volume, rest of the key, and value of every key that starts with `prefix`.
@@ -371,19 +508,31 @@ impl MapStore {
     fn scan(&self, prefix: &[u8]) -> Result<Vec<(VolumeId, Vec<u8>, Box<[u8]>)>, MapError> {
         self.with(|db| {
             let mut rows = Vec::new();
-            for row in db.iterator(IteratorMode::From(prefix, Direction::Forward)) {
-                let (found, value) = row?;
+            db.scan(prefix, |found, value| {
                 if !found.starts_with(prefix) {
-                    break;
+                    return Ok(false);
                 }
                 let Some((volume, rest)) = found[1..].split_first_chunk::<8>() else {
                     return Err(MapError::Value { what: "key", volume: VolumeId(0) });
                 };
-                rows.push((VolumeId(u64::from_be_bytes(*volume)), rest.to_vec(), value));
-            }
+                rows.push((VolumeId(u64::from_be_bytes(*volume)), rest.to_vec(), value.into()));
+                Ok(true)
+            })?;
             Ok(rows)
         })
     }
+}
+
+/// The number of a log as a value: 8 bytes and a checksum.
+fn encode_log_number(number: u64) -> Vec<u8> {
+    let mut bytes = number.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+    bytes
+}
+
+fn decode_log_number(bytes: &[u8]) -> Option<u64> {
+    let (number, checksum) = bytes.split_first_chunk::<8>()?;
+    (checksum == crc32fast::hash(number).to_le_bytes()).then(|| u64::from_le_bytes(*number))
 }
 
 fn options() -> Options {
@@ -442,8 +591,8 @@ mod tests {
         page.set(3, Version { lsn: Lsn::ZERO, content: Content::Zero });
         {
             let store = MapStore::open(directory.path()).expect("opens");
-            assert_eq!(store.position().expect("reads"), None);
-            let mut changes = vec![Change::Position(vec![1])];
+            assert_eq!((store.position().expect("reads"), store.log_number().expect("reads")), (None, None));
+            let mut changes = vec![Change::Position(vec![1]), Change::Log(0xfeed)];
             for volume in [a, b] {
                 changes.extend([
                     Change::Volume(volume, vec![2]),
@@ -476,6 +625,7 @@ mod tests {
         }
         let store = MapStore::open(directory.path()).expect("opens again");
         store.reopen().expect("opens while it is open");
+        assert_eq!(store.log_number().expect("reads"), Some(0xfeed));
         assert_eq!(store.position().expect("reads"), Some(vec![1]));
         assert_eq!(store.page(a, 7).expect("reads"), Some(page.clone()));
         assert_eq!(store.page(snapshot(a), 7).expect("reads"), None);

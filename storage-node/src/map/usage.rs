@@ -94,6 +94,12 @@ impl Usage {
         self.maps.get(&map.into()).and_then(|table| table.get(&segment)).map_or(0, |live| u64::from(*live))
     }
 
+    /// Every segment with live blocks.
+    #[must_use]
+    pub fn live_segments(&self) -> BTreeSet<u32> {
+        self.segments.iter().filter(|(_, counts)| counts.live > 0).map(|(segment, _)| *segment).collect()
+    }
+
     /// Whether nothing needs `segment`.
     #[must_use]
     pub fn is_free(&self, segment: u32) -> bool {

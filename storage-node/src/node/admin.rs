@@ -218,6 +218,10 @@ impl NodeAdmin {
             stale_bytes: report.stale_blocks * u64::from(BLOCK_SIZE),
             replicas,
             source_needed,
+            damaged_blocks: report.damaged_blocks,
+            repaired_blocks: report.repaired_blocks,
+            verified_blocks: report.verified_blocks,
+            fault: report.fault,
         })
     }
 

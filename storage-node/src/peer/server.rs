@@ -181,6 +181,9 @@ async fn pull(volume: &ServedVolume, runs: Vec<BlockRun>, visited: &[NodeId]) ->
                 return Ok((PeerReply::Blocks(heads), payload));
             }
             Err(StoreError::Stale { runs }) => volume.puller.pull(&runs, Class::Bulk, visited).await?,
+            // Noted by now: the next attempt is told all of them, or finds a newer version.
+            Err(StoreError::Corrupt { .. }) => {}
+            Err(StoreError::Damaged { runs, .. }) => volume.puller.repair(&runs, Class::Bulk, visited).await?,
             Err(error) => return Err(store_failure(error)),
         }
     }

@@ -16,7 +16,8 @@ use futures_util::stream::FuturesUnordered;
 use super::manifest::BlockRun;
 use crate::peer::client::{PeerClient, unexpected};
 use crate::peer::message::{Message, PeerReply, PeerRequest, unpack_blocks};
-use crate::shard::handle::ShardHandle;
+use crate::serve::volume::store_failure;
+use crate::shard::handle::{ShardHandle, StoreError};
 
 /// Most blocks asked for in one call: a mebibyte, long enough to fill a link in a few calls, short enough
 /// that one guest read never waits behind much.
@@ -83,12 +84,13 @@ impl Puller {
             match self.peers.ask(holder, class, request, Bytes::new()).await {
                 Ok(Message { head: PeerReply::Blocks(heads), payload }) => {
                     let blocks = unpack_blocks(&heads, payload)?;
-                    let wanted =
-                        self.shard.receive(self.volume, blocks).await.map_err(crate::serve::volume::store_failure)?;
-                    if wanted > 0 {
-                        return Ok(());
-                    }
-                    last = Some(Error::new(ErrorKind::Unavailable, format!("node {holder} holds other versions")));
+                    last = Some(match self.shard.receive(self.volume, blocks).await {
+                        Ok(0) => Error::new(ErrorKind::Unavailable, format!("node {holder} holds other versions")),
+                        Ok(_) => return Ok(()),
+                        // What it sent is not what the manifest promised: another holder may be right.
+                        Err(error @ StoreError::Corrupt { .. }) => store_failure(error),
+                        Err(error) => return Err(store_failure(error)),
+                    });
                 }
                 Ok(message) => last = Some(unexpected(holder, &message.head)),
                 Err(error) => last = Some(error.into()),
@@ -99,7 +101,7 @@ impl Puller {
         if self.still_missing(&runs).await? {
             Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("no holder of volume {} could send a stale block", self.volume),
+                format!("no other holder of volume {} could send a block that is stale or damaged here", self.volume),
             )
             .caused_by(last.map_or_else(|| "there is no other holder".to_owned(), |error| error.to_string())))
         } else {
@@ -109,16 +111,31 @@ impl Puller {
 
     async fn still_missing(&self, runs: &[BlockRun]) -> Result<bool, Error> {
         for run in runs {
-            let missing = self
-                .shard
-                .missing(self.volume, false, run.start, 1)
-                .await
-                .map_err(crate::serve::volume::store_failure)?;
+            let missing = self.shard.missing(self.volume, false, run.start, 1).await.map_err(store_failure)?;
             if missing.iter().any(|found| found.start.0 < run.start.0 + run.count) {
                 return Ok(true);
             }
         }
-        Ok(false)
+        let damaged = self.shard.damaged().await.map_err(store_failure)?;
+        let here = damaged.iter().filter(|(volume, _)| *volume == self.volume).flat_map(|(_, damaged)| damaged);
+        let overlap = |a: &BlockRun, b: &BlockRun| a.start.0 < b.start.0 + b.count && b.start.0 < a.start.0 + a.count;
+        Ok(here.into_iter().any(|found| runs.iter().any(|run| overlap(found, run))))
+    }
+
+    /// Fetches blocks that are damaged here. Their bytes are compared with the checksum that was theirs when they were
+    /// whole.
+    ///
+    /// # Errors
+    /// `Corrupt` when no other holder has them in the version that is damaged here.
+    ///
+    /// # Cancel safety
+    /// Safe: blocks that arrived are kept.
+    pub async fn repair(&self, runs: &[BlockRun], class: Class, visited: &[NodeId]) -> Result<(), Error> {
+        self.pull(runs, class, visited).await.map_err(|error| {
+            let first = runs.first().map_or(0, |run| run.start.0);
+            let text = format!("block {first} of volume {} is damaged here, and no other node has it", self.volume);
+            Error::new(ErrorKind::Corrupt, text).caused_by(error)
+        })
     }
 
     /// Fetches everything that is missing, and returns when nothing is. Runs until then: failures are retried.
@@ -130,11 +147,7 @@ impl Puller {
         let mut failed = None;
         let mut calls = FuturesUnordered::new();
         loop {
-            let runs = self
-                .shard
-                .missing(self.volume, false, after, MISSING_RUNS_MAX)
-                .await
-                .map_err(crate::serve::volume::store_failure)?;
+            let runs = self.shard.missing(self.volume, false, after, MISSING_RUNS_MAX).await.map_err(store_failure)?;
             for part in split(&runs, PULL_BLOCKS_MAX) {
                 if calls.len() >= BACKFILL_CALLS_MAX
                     && let Some(Err(error)) = calls.next().await

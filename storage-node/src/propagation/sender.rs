@@ -285,10 +285,14 @@ impl Push {
 
     async fn send(&self, runs: Vec<BlockRun>) -> Result<(), Error> {
         let volume = self.volume.id;
+        let mut is_found = false;
         let blocks = loop {
             match self.volume.shard.read_sealed(volume, self.delta.pin, runs.clone()).await {
                 Ok(blocks) => break blocks,
                 Err(StoreError::Stale { runs }) => self.volume.puller.pull(&runs, Class::Bulk, &[]).await?,
+                Err(StoreError::Damaged { runs, .. }) => self.volume.puller.repair(&runs, Class::Bulk, &[]).await?,
+                // Noted by now, unless it was overwritten since it was sealed: then the next delta has it.
+                Err(StoreError::Corrupt { .. }) if !std::mem::replace(&mut is_found, true) => {}
                 Err(error) => return Err(store_failure(error)),
             }
         };

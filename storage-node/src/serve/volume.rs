@@ -21,7 +21,7 @@ use crate::ownership::writers::Writers;
 use crate::peer::client::{PeerClient, PeerError, unexpected};
 use crate::peer::message::{Message, PeerReply, PeerRequest, Writer, unpack_read};
 use crate::propagation::pull::Puller;
-use crate::shard::handle::{MappedExtent, ReadChunk, ShardHandle, StoreError};
+use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ReadChunk, ShardHandle, StoreError};
 
 /// How long an operation waits for an owner that cannot be reached before it fails. Long enough for a node
 /// to restart and recover; a guest's own disk time-out is usually 30 s, so a dead link shows there first.
@@ -339,11 +339,17 @@ impl ServedVolume {
         }
     }
 
-    /// Deals with what the shard refused: fetches stale blocks, waits out a freeze, or fails for good.
+    /// Deals with what the shard refused: fetches stale and damaged blocks, waits out a freeze, or fails for good.
     async fn recover(&self, seen: View, error: StoreError) -> Result<Detour, Error> {
         match error {
             StoreError::Stale { runs } => {
                 self.puller.pull(&runs, Class::Pull, &[]).await?;
+                Ok(Detour::Again)
+            }
+            // Just found, and noted: another attempt is told which blocks to fetch, or finds a newer version.
+            StoreError::Corrupt { segment, .. } if segment != RECEIVED_SEGMENT => Ok(Detour::Again),
+            StoreError::Damaged { runs, .. } => {
+                self.puller.repair(&runs, Class::Pull, &[]).await?;
                 Ok(Detour::Again)
             }
             StoreError::Frozen(_) | StoreError::NotOwner { .. } => {
@@ -476,7 +482,7 @@ pub fn store_failure(error: StoreError) -> Error {
         StoreError::Stale { .. } | StoreError::Incomplete { .. } | StoreError::ManifestGap { .. } => {
             ErrorKind::Unavailable
         }
-        StoreError::Corrupt { .. } => ErrorKind::Corrupt,
+        StoreError::Corrupt { .. } | StoreError::Damaged { .. } => ErrorKind::Corrupt,
         StoreError::OutOfSpace => ErrorKind::OutOfSpace,
         StoreError::Poisoned(_) | StoreError::Io(_) => ErrorKind::Internal,
     };

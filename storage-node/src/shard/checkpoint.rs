@@ -26,6 +26,7 @@ const LAYER_CHUNKS_MAX: usize = 2048;
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 type Batch = Vec<Change>;
+type Outcome = Result<(), (MapError, Batch)>;
 
 /// A batch on its way to the store.
 #[derive(Debug)]
@@ -56,8 +57,11 @@ pub(super) struct Checkpoints {
     last_outcome: Result<(), StoreError>,
     is_final: bool,
     jobs: Option<Sender<Batch>>,
-    results: Receiver<Result<(), (MapError, Batch)>>,
+    results: Receiver<Outcome>,
     committer: Option<std::thread::JoinHandle<()>>,
+    /// Where batches go without a committer: a store in memory takes no time, and simulations shall not depend on when
+    /// a thread gets its turn.
+    in_place: Option<(MapStore, Sender<Outcome>)>,
 }
 
 impl Checkpoints {
@@ -69,6 +73,9 @@ impl Checkpoints {
     ) -> std::io::Result<Checkpoints> {
         let (jobs, batches) = channel::<Batch>();
         let (done, results) = channel();
+        if store.is_in_memory() {
+            return Ok(Checkpoints::new(log_bytes_max, results, None, None, Some((store, done))));
+        }
         let committer = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(move || {
             let mut has_failed = false;
             for batch in batches {
@@ -81,7 +88,17 @@ impl Checkpoints {
                 doorbell.ring();
             }
         })?;
-        Ok(Checkpoints {
+        Ok(Checkpoints::new(log_bytes_max, results, Some(jobs), Some(committer), None))
+    }
+
+    fn new(
+        log_bytes_max: u64,
+        results: Receiver<Outcome>,
+        jobs: Option<Sender<Batch>>,
+        committer: Option<std::thread::JoinHandle<()>>,
+        in_place: Option<(MapStore, Sender<Outcome>)>,
+    ) -> Checkpoints {
+        Checkpoints {
             state: Committing::Idle,
             wanted: false,
             waiting: Vec::new(),
@@ -92,10 +109,11 @@ impl Checkpoints {
             completed: 0,
             last_outcome: Ok(()),
             is_final: false,
-            jobs: Some(jobs),
+            jobs,
             results,
-            committer: Some(committer),
-        })
+            committer,
+            in_place,
+        }
     }
 
     /// Asks for a checkpoint of everything applied by now.
@@ -240,11 +258,15 @@ impl Core {
 
     fn commit(&mut self, batch: Batch, free: Vec<u32>) {
         self.checkpoints.state = Committing::Running { free };
+        if let Some((store, done)) = &self.checkpoints.in_place {
+            let result = store.commit(&batch).map_err(|error| (error, batch));
+            return drop(done.send(result));
+        }
         let sent = self.checkpoints.jobs.as_ref().is_some_and(|jobs| jobs.send(batch).is_ok());
         assert!(sent, "the checkpoint thread lives as long as the shard");
     }
 
-    fn committed(&mut self, result: Result<(), (MapError, Batch)>) {
+    fn committed(&mut self, result: Outcome) {
         let Committing::Running { free } = std::mem::replace(&mut self.checkpoints.state, Committing::Idle) else {
             panic!("a checkpoint finished that was not under way");
         };

@@ -16,7 +16,7 @@ use super::core::Core;
 use super::fetch::Then;
 use crate::log::{Entry, LogError, Placed};
 use crate::map::MapKey;
-use crate::map::page::{PAGE_ENTRIES, Place, Version};
+use crate::map::page::{Content, PAGE_ENTRIES, Place, Version};
 use crate::map::store::MapError;
 use policy::{Candidate, Pacer, Pressure, Space};
 use scan::{FoundBlock, Scan};
@@ -255,7 +255,9 @@ impl Core {
                 if crc32fast::hash(&data) == crc {
                     pass.batch.push(LiveBlock { volume, block, lsn, crc, from: place, data });
                 } else {
-                    tracing::error!(%volume, block, segment = place.segment, "a damaged block stays where it is");
+                    // It stays where it is until it is repaired or overwritten.
+                    let version = Version { lsn, content: Content::Local { place, crc } };
+                    self.note_damage(volume, block, version, "its checksum does not fit, the cleaner found");
                 }
             }
         }
@@ -397,15 +399,10 @@ impl Core {
     }
 
     /// The blocks that a walk found are read. Those that cannot be read stay where they are.
-    pub(super) fn walk_fetched(
-        &mut self,
-        volume: VolumeId,
-        versions: &[(u32, Version)],
-        data: Option<Vec<Option<Bytes>>>,
-    ) {
+    pub(super) fn walk_fetched(&mut self, volume: VolumeId, versions: &[(u32, Version)], data: Vec<Option<Bytes>>) {
         let Some(Pass { walk: Some(walk), batch, .. }) = &mut self.cleaner.pass else { return };
         walk.is_fetching = false;
-        for ((block, version), data) in versions.iter().zip(data.into_iter().flatten()) {
+        for ((block, version), data) in versions.iter().zip(data) {
             if let (Some(from), Some(crc), Some(data)) = (version.content.place(), version.content.crc(), data) {
                 batch.push(LiveBlock { volume, block: *block, lsn: version.lsn, crc, from, data });
             }

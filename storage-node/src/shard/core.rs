@@ -20,6 +20,7 @@ use super::clean::Cleaner;
 use super::fetch::Fetches;
 use super::handle::{Doorbell, Request, Role, StoreError};
 use super::run::{Busy, Reply, VolumeRun};
+use super::scrub::Scrub;
 use super::sync::{Done, Syncs};
 use crate::io::buffer::AlignedBuffer;
 use crate::log::{Entry, Event, Log, LogError, Placed};
@@ -62,6 +63,7 @@ pub(super) struct Core {
     pub(super) syncs: Syncs,
     pub(super) checkpoints: Checkpoints,
     pub(super) cleaner: Cleaner,
+    pub(super) scrub: Scrub,
     in_flight: HashMap<u64, InFlight>,
     next_ticket: u64,
     /// Why nothing is written any more, if so.
@@ -77,7 +79,7 @@ impl From<LogError> for StoreError {
             LogError::OutOfSpace => StoreError::OutOfSpace,
             LogError::Poisoned(reason) => StoreError::Poisoned(reason),
             LogError::Io(reason) => StoreError::Io(reason),
-            corrupt @ LogError::Corrupt { .. } => StoreError::Io(corrupt.to_string()),
+            corrupt @ (LogError::Corrupt { .. } | LogError::Damaged { .. }) => StoreError::Io(corrupt.to_string()),
         }
     }
 }
@@ -97,6 +99,7 @@ impl Core {
         forgotten: Vec<VolumeId>,
         checkpoints: Checkpoints,
     ) -> Core {
+        let scrub = Scrub::new(options.scrub_period);
         Core {
             options,
             log,
@@ -107,6 +110,7 @@ impl Core {
             syncs: Syncs::default(),
             checkpoints,
             cleaner: Cleaner::default(),
+            scrub,
             in_flight: HashMap::new(),
             next_ticket: 1,
             failed: None,
@@ -137,7 +141,7 @@ impl Core {
             let sleep = match is_busy {
                 true => Duration::ZERO,
                 false if self.cleaner.is_waiting() => CLEANING_PAUSE,
-                false => IDLE_SLEEP,
+                false => IDLE_SLEEP.min(self.scrub.wait()),
             };
             let was_quiet = taken == 0 && self.is_quiet();
             self.turn(sleep);
@@ -194,7 +198,11 @@ impl Core {
             Request::ReadSnapshot { volume, snapshot, offset, length, reply } => {
                 self.read_snapshot(volume, snapshot, offset, length, reply);
             }
-            Request::Report { volume, reply } => self.answer(volume, Done::Report(reply)),
+            Request::Report { volume, reply } => {
+                self.forget_replaced(volume);
+                self.answer(volume, Done::Report(reply));
+            }
+            Request::Damaged { reply } => drop(reply.send(Ok(self.damaged()))),
             Request::Read { volume, offset, length, reply } => self.read(volume, offset, length, reply),
             Request::Write { volume, offset, data, fua, reply } => self.write(volume, offset, data, fua, reply),
             Request::Zero { volume, offset, length, fua, reply } => self.zero(volume, offset, length, fua, reply),
@@ -378,6 +386,7 @@ impl Core {
             entry => {
                 if let Some(run) = self.volumes.get_mut(&volume_of(entry)) {
                     apply_to(&mut run.state, entry, place, &mut self.map)?;
+                    run.damage.settle(entry);
                     if let Entry::Role { owner, .. } = entry {
                         run.role = run.state.role;
                         if *owner {
@@ -400,6 +409,11 @@ impl Core {
     /// Whether nothing is applied any more.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.is_some()
+    }
+
+    /// Why nothing is written any more, if so.
+    pub(super) fn fault(&self) -> Option<&str> {
+        self.failed.as_deref().or(self.log.poisoned())
     }
 
     /// Whether requests must wait for a checkpoint. While checkpoints fail they need not: reads are served, and what
@@ -429,6 +443,9 @@ impl Core {
         }
         self.space_step();
         self.clean_step();
+        if !self.is_stopping {
+            self.scrub_step();
+        }
         self.checkpoint_step();
     }
 
@@ -449,6 +466,11 @@ impl Core {
     /// Whether it is on its way to its end.
     pub(super) fn is_stopping(&self) -> bool {
         self.is_stopping
+    }
+
+    /// Whether anybody reads or writes at this moment.
+    pub(super) fn is_serving(&self) -> bool {
+        !self.in_flight.is_empty() || !self.fetches.is_empty()
     }
 
     /// Whether nothing is under way for any caller, or for the cleaner.
@@ -473,7 +495,7 @@ impl Core {
 
     /// Ends what is under way, then writes a checkpoint; tells how it went when all is done.
     fn stop_step(&mut self) -> Option<Result<(), StoreError>> {
-        if let Some(reason) = self.failed.as_deref().or(self.log.poisoned()) {
+        if let Some(reason) = self.fault() {
             return Some(Err(StoreError::Poisoned(reason.to_owned())));
         }
         if self.is_quiet() { self.checkpoints.final_outcome() } else { None }
@@ -516,10 +538,7 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
             in_order(*lsn)?;
             state.apply_zero(*lsn, start.0, *count, map)
         }
-        Entry::Received { blocks, .. } => {
-            state.apply_received(blocks, place, map);
-            Ok(())
-        }
+        Entry::Received { blocks, .. } => state.apply_received(blocks, place, map),
         Entry::Relocated { segment, block, moves, .. } => {
             state.apply_relocated(moves, Place { segment: *segment, block: *block }, map)
         }

@@ -1,15 +1,18 @@
 //! Reading blocks from the log: neighbours in one read, every checksum verified, segments held meanwhile.
 //!
-//! A fetch is a list of runs, zeroes or data, and what to do with them when all are here. A failed read or checksum
-//! fails the whole fetch with the first place; nothing is retried here.
+//! A fetch is a list of runs, zeroes or data, and what to do with them when all are here. A wrong checksum fails the whole
+//! fetch with the first place. When neighbours cannot be read together each is read alone, so that only those that really
+//! cannot be read are called damaged. What is damaged is noted (see [`super::damage`]) and refused from then on; a fetch
+//! for the cleaner goes on without it. Nothing else is retried here.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use client_lib::geometry::BLOCKS_MAX;
 use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
 use super::core::Core;
+use super::damage::runs_of;
 use super::handle::{MappedExtent, ReadChunk, StoreError};
 use super::run::Reply;
 use super::write::{Shape, WriteJob};
@@ -37,6 +40,8 @@ pub(super) enum Then {
     Merge { job: WriteJob, shape: Shape, ticket: u64 },
     /// The cleaner's walk over the maps goes on.
     Clean { versions: Vec<(u32, Version)> },
+    /// Blocks were only to be compared with their checksums.
+    Scrub { blocks: u64 },
 }
 
 /// Neighbouring blocks from one source.
@@ -51,8 +56,19 @@ struct Run {
 #[derive(Debug)]
 struct Disk {
     place: Place,
-    checksums: Vec<u32>,
+    /// The write and the checksum of each block.
+    blocks: Vec<(Lsn, u32)>,
     bytes: Bytes,
+    /// The blocks one by one, when they could not be read together.
+    parts: Vec<Option<Bytes>>,
+}
+
+impl Disk {
+    fn version(&self, index: u32) -> Version {
+        let (lsn, crc) = self.blocks[index as usize];
+        let place = Place { segment: self.place.segment, block: self.place.block + index };
+        Version { lsn, content: Content::Local { place, crc } }
+    }
 }
 
 #[derive(Debug)]
@@ -61,15 +77,24 @@ struct Fetch {
     runs: Vec<Run>,
     outstanding: usize,
     failure: Option<StoreError>,
+    /// The damaged blocks that were met.
+    damaged: BTreeSet<u32>,
     then: Then,
+}
+
+/// A read under way: of which fetch, which run of it, and which block of the run if it is read alone.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    fetch: u64,
+    run: usize,
+    part: Option<u32>,
 }
 
 /// The fetches under way.
 #[derive(Debug, Default)]
 pub(super) struct Fetches {
     fetches: HashMap<u64, Fetch>,
-    /// Which fetch and run a read belongs to.
-    reads: HashMap<u64, (u64, usize)>,
+    reads: HashMap<u64, Reading>,
 }
 
 impl Fetches {
@@ -105,6 +130,7 @@ impl Core {
             versions.push((block, run.state.view(block, &mut self.map)?));
         }
         refuse_stale(&versions)?;
+        run.damage.refuse(volume, &versions)?;
         Ok(versions)
     }
 
@@ -116,6 +142,7 @@ impl Core {
                 versions.push((block, run.state.view(block, &mut self.map)?));
             }
             refuse_stale(&versions)?;
+            run.damage.refuse(volume, &versions)?;
             Ok(versions)
         })();
         self.send_versions(volume, versions, reply);
@@ -140,6 +167,7 @@ impl Core {
                 .filter_map(|block| run.state.pins.version(pin, block).map(|version| (block, Some(version))))
                 .collect();
             refuse_stale(&versions)?;
+            run.damage.refuse(volume, &versions)?;
             Ok(versions)
         })();
         self.send_versions(volume, versions, reply);
@@ -170,11 +198,11 @@ impl Core {
             let Some(disk) = &run.disk else { continue };
             let ticket = self.ticket();
             self.map.usage.pin(disk.place.segment);
-            self.fetches.reads.insert(ticket, (id, index));
+            self.fetches.reads.insert(ticket, Reading { fetch: id, run: index, part: None });
             self.log.read(disk.place.segment, disk.place.block, run.count, ticket);
             outstanding += 1;
         }
-        let fetch = Fetch { volume, runs, outstanding, failure: None, then };
+        let fetch = Fetch { volume, runs, outstanding, failure: None, damaged: BTreeSet::new(), then };
         if outstanding == 0 {
             self.finish_fetch(fetch);
         } else {
@@ -183,32 +211,77 @@ impl Core {
     }
 
     pub(super) fn read_done(&mut self, ticket: u64, result: Result<AlignedBuffer, LogError>) {
-        let (id, index) = self.fetches.reads.remove(&ticket).expect("the log answers each read once");
-        let fetch = self.fetches.fetches.get_mut(&id).expect("a fetch lives until its last read");
-        let run = &mut fetch.runs[index];
+        let reading = self.fetches.reads.remove(&ticket).expect("the log answers each read once");
+        let fetch = self.fetches.fetches.get_mut(&reading.fetch).expect("a fetch lives until its last read");
+        let run = &mut fetch.runs[reading.run];
         let disk = run.disk.as_mut().expect("only data is read");
-        self.map.usage.unpin(disk.place.segment);
-        let failure = match result {
-            Err(error) => Some(StoreError::from(error)),
-            Ok(buffer) => {
-                disk.bytes = buffer.into_bytes();
-                verify(fetch.volume, run.first, disk)
-            }
-        };
-        if let Some(failure) = failure {
-            tracing::error!(volume = %fetch.volume, %failure, "a read failed");
-            fetch.failure.get_or_insert(failure);
-        }
+        let segment = disk.place.segment;
         fetch.outstanding -= 1;
-        if fetch.outstanding == 0
-            && let Some(fetch) = self.fetches.fetches.remove(&id)
+        let mut found: Vec<(u32, Version, StoreError)> = Vec::new();
+        match (result, reading.part) {
+            (Ok(buffer), part) => {
+                let (first, bytes) = (part.unwrap_or(0), buffer.into_bytes());
+                for (index, bytes) in (first..).zip(bytes.chunks(BLOCK)) {
+                    if let Some(failure) = verify(fetch.volume, run.first + index, disk.version(index), bytes) {
+                        found.push((run.first + index, disk.version(index), failure));
+                    }
+                }
+                match part {
+                    Some(part) => disk.parts[part as usize] = Some(bytes),
+                    None => disk.bytes = bytes,
+                }
+            }
+            (Err(_), None) if run.count > 1 => {
+                disk.parts = vec![None; run.count as usize];
+                let (place, count) = (disk.place, run.count);
+                fetch.outstanding += count as usize;
+                for part in 0..count {
+                    let ticket = self.ticket();
+                    self.map.usage.pin(segment);
+                    self.fetches.reads.insert(ticket, Reading { part: Some(part), ..reading });
+                    self.log.read(segment, place.block + part, 1, ticket);
+                }
+            }
+            (Err(error), part) => {
+                let index = part.unwrap_or(0);
+                tracing::error!(volume = %fetch.volume, block = run.first + index, segment, %error, "a read failed");
+                let runs = vec![BlockRun { start: BlockIndex(run.first + index), count: 1 }];
+                let failure = StoreError::Damaged { volume: fetch.volume, runs };
+                found.push((run.first + index, disk.version(index), failure));
+            }
+        }
+        self.map.usage.unpin(segment);
+        self.damage_found(reading.fetch, found);
+        if self.fetches.fetches.get(&reading.fetch).is_some_and(|fetch| fetch.outstanding == 0)
+            && let Some(fetch) = self.fetches.fetches.remove(&reading.fetch)
         {
             self.finish_fetch(fetch);
         }
     }
 
+    fn damage_found(&mut self, id: u64, found: Vec<(u32, Version, StoreError)>) {
+        for (block, version, failure) in found {
+            let Some(volume) = self.fetches.fetches.get(&id).map(|fetch| fetch.volume) else { return };
+            let what = failure.to_string();
+            // Nobody shall try again to be told the same.
+            let failure = if self.note_damage(volume, block, version, &what) { failure } else { StoreError::Io(what) };
+            let Some(fetch) = self.fetches.fetches.get_mut(&id) else { return };
+            fetch.damaged.insert(block);
+            fetch.failure.get_or_insert(failure);
+        }
+    }
+
     fn finish_fetch(&mut self, fetch: Fetch) {
-        let Fetch { volume, runs, failure, then, .. } = fetch;
+        let Fetch { volume, mut runs, failure, damaged, then, .. } = fetch;
+        for disk in runs.iter_mut().filter_map(|run| run.disk.as_mut()).filter(|disk| !disk.parts.is_empty()) {
+            let mut bytes = BytesMut::zeroed(disk.parts.len() * BLOCK);
+            for (block, part) in bytes.chunks_exact_mut(BLOCK).zip(disk.parts.drain(..)) {
+                if let Some(part) = part {
+                    block.copy_from_slice(&part);
+                }
+            }
+            disk.bytes = bytes.freeze();
+        }
         match then {
             Then::Read { offset, length, reply } => {
                 drop(reply.send(failure.map_or_else(|| Ok(chunks(&runs, offset, length)), Err)));
@@ -226,9 +299,10 @@ impl Core {
                 self.finish_write(job, &shape, ticket, old);
                 self.wake_writes(volume);
             }
+            Then::Scrub { blocks } => self.scrubbed(volume, blocks),
             Then::Clean { versions } => {
-                let data: Vec<Option<Bytes>> = blocks(&runs).map(|(_, data)| data).collect();
-                self.walk_fetched(volume, &versions, failure.is_none().then_some(data));
+                let data = blocks(&runs).map(|(block, data)| data.filter(|_| !damaged.contains(&block))).collect();
+                self.walk_fetched(volume, &versions, data);
             }
         }
     }
@@ -287,13 +361,8 @@ fn blocks_of(runs: &[BlockRun]) -> Result<impl Iterator<Item = u32> + '_, StoreE
 }
 
 fn refuse_stale(versions: &[(u32, Option<Version>)]) -> Result<(), StoreError> {
-    let mut runs: Vec<BlockRun> = Vec::new();
-    for (block, _) in versions.iter().filter(|(_, version)| version.is_some_and(|version| version.content.is_stale())) {
-        match runs.last_mut() {
-            Some(last) if last.start.0 + last.count == *block => last.count += 1,
-            _ => runs.push(BlockRun { start: BlockIndex(*block), count: 1 }),
-        }
-    }
+    let is_stale = |(_, version): &&(u32, Option<Version>)| version.is_some_and(|version| version.content.is_stale());
+    let runs = runs_of(versions.iter().filter(is_stale).map(|(block, _)| *block));
     if runs.is_empty() { Ok(()) } else { Err(StoreError::Stale { runs }) }
 }
 
@@ -301,23 +370,30 @@ fn coalesce(versions: &[(u32, Option<Version>)]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for (block, version) in versions {
         let local = match version.map(|version| version.content) {
-            Some(Content::Local { place, crc }) => Some((place, crc)),
+            Some(Content::Local { place, crc }) => {
+                Some((place, (version.map_or(Lsn::ZERO, |version| version.lsn), crc)))
+            }
             Some(Content::Stale { .. }) => panic!("stale block {block} cannot be read"),
             Some(Content::Zero) | None => None,
         };
         let last = runs.last_mut().filter(|last| last.first + last.count == *block);
         match (last, local) {
             (Some(last), None) if last.disk.is_none() => last.count += 1,
-            (Some(Run { count, disk: Some(disk), .. }), Some((place, crc)))
+            (Some(Run { count, disk: Some(disk), .. }), Some((place, block)))
                 if *count < READ_BLOCKS_MAX
                     && disk.place.segment == place.segment
                     && disk.place.block + *count == place.block =>
             {
-                disk.checksums.push(crc);
+                disk.blocks.push(block);
                 *count += 1;
             }
             (_, local) => {
-                let disk = local.map(|(place, crc)| Disk { place, checksums: vec![crc], bytes: Bytes::new() });
+                let disk = local.map(|(place, block)| Disk {
+                    place,
+                    blocks: vec![block],
+                    bytes: Bytes::new(),
+                    parts: Vec::new(),
+                });
                 runs.push(Run { first: *block, count: 1, disk });
             }
         }
@@ -325,18 +401,17 @@ fn coalesce(versions: &[(u32, Option<Version>)]) -> Vec<Run> {
     runs
 }
 
-/// The first block whose bytes are not what the map says.
-fn verify(volume: VolumeId, first: u32, disk: &Disk) -> Option<StoreError> {
-    (0u32..).zip(disk.bytes.chunks(BLOCK).zip(&disk.checksums)).find_map(|(index, (bytes, expected))| {
-        let found = crc32fast::hash(bytes);
-        (found != *expected).then(|| StoreError::Corrupt {
-            volume,
-            block: BlockIndex(first + index),
-            segment: u64::from(disk.place.segment),
-            offset: u64::from(disk.place.block + index) * u64::from(BLOCK_SIZE),
-            expected: *expected,
-            found,
-        })
+/// Compares the bytes of a block with what the map says.
+fn verify(volume: VolumeId, block: u32, version: Version, bytes: &[u8]) -> Option<StoreError> {
+    let Content::Local { place, crc: expected } = version.content else { return None };
+    let found = crc32fast::hash(bytes);
+    (found != expected).then(|| StoreError::Corrupt {
+        volume,
+        block: BlockIndex(block),
+        segment: u64::from(place.segment),
+        offset: u64::from(place.block) * u64::from(BLOCK_SIZE),
+        expected,
+        found,
     })
 }
 

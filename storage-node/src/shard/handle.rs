@@ -10,6 +10,9 @@ use tokio::sync::oneshot;
 
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 
+/// The segment named when bytes that came from elsewhere, and lie in no segment, do not match.
+pub const RECEIVED_SEGMENT: u64 = u64::MAX;
+
 /// Why a shard refused or failed an operation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -75,7 +78,7 @@ pub enum StoreError {
         /// Where the manifest starts.
         found: Lsn,
     },
-    /// Stored bytes do not match their checksum.
+    /// Stored bytes do not match their checksum. The block is noted: another attempt gets `Damaged`, or a newer version.
     #[error(
         "block {block} of volume {volume} is corrupt in segment {segment} at byte {offset}: checksum {found:08x}, expected {expected:08x}"
     )]
@@ -92,6 +95,14 @@ pub enum StoreError {
         expected: u32,
         /// The checksum of what was read.
         found: u32,
+    },
+    /// These blocks are damaged here, as was found before: fetch them from another holder, `receive` them, then try again.
+    #[error("{} runs of blocks of volume {volume} are damaged here, the first at block {}", runs.len(), runs.first().map_or(0, |run| run.start.0))]
+    Damaged {
+        /// The volume.
+        volume: VolumeId,
+        /// The damaged blocks among those asked for.
+        runs: Vec<BlockRun>,
     },
     /// No segment is free and the file system has no space for another.
     #[error("the data directory is full")]
@@ -137,6 +148,14 @@ pub struct VolumeReport {
     pub stale_blocks: u64,
     /// Blocks that occupy space here.
     pub mapped_blocks: u64,
+    /// Blocks whose data here is damaged and not yet repaired, as far as it was found.
+    pub damaged_blocks: u64,
+    /// Damaged blocks that were repaired from another node since the start.
+    pub repaired_blocks: u64,
+    /// Blocks that the scrub has read and compared since the start, counted again in each pass.
+    pub verified_blocks: u64,
+    /// Why the shard takes no more writes until the node is restarted, if so.
+    pub fault: Option<String>,
 }
 
 /// A snapshot of a volume.
@@ -217,6 +236,7 @@ pub enum Request {
     Receive { volume: VolumeId, blocks: Vec<VersionedBlock>, reply: Reply<u64> },
     ApplySealed { volume: VolumeId, to: Lsn, reply: Reply<Lsn> },
     ReadNewest { volume: VolumeId, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
+    Damaged { reply: Reply<Vec<(VolumeId, Vec<BlockRun>)>> },
     Checkpoint { reply: Reply<()> },
     Stop { reply: Reply<()> },
 }
@@ -328,7 +348,7 @@ impl ShardHandle {
     /// Reads as the owner: the newest acked write of each byte. `length` may be any number of sectors.
     ///
     /// # Errors
-    /// `NotOwner` on a replica; `Stale` names the blocks to fetch first. Served while frozen.
+    /// `NotOwner` on a replica; `Stale` and `Damaged` name the blocks to fetch first. Served while frozen.
     pub async fn read(&self, volume: VolumeId, offset: u64, length: u32) -> Result<Vec<ReadChunk>, StoreError> {
         self.ask(|reply| Request::Read { volume, offset, length, reply }).await
     }
@@ -444,8 +464,8 @@ impl ShardHandle {
         self.ask(|reply| Request::Missing { volume, sealed_only, after, limit, reply }).await
     }
 
-    /// Stores fetched or pushed blocks; answered once the log file holds them. Blocks in a version that is not
-    /// wanted (any more) are dropped. Checks each against the manifest's checksum; a mismatch is `Corrupt`. Returns how
+    /// Stores fetched or pushed blocks; answered once the log file holds them. Wanted is a version that is stale or damaged
+    /// here; others are dropped. Checks each against the manifest's checksum; a mismatch is `Corrupt`. Returns how
     /// many were wanted. Works in both roles.
     pub async fn receive(&self, volume: VolumeId, blocks: Vec<VersionedBlock>) -> Result<u64, StoreError> {
         self.ask(|reply| Request::Receive { volume, blocks, reply }).await
@@ -460,6 +480,11 @@ impl ShardHandle {
     /// Reads the newest version held of each block, in either role; `Stale` if a newer one is known elsewhere.
     pub async fn read_newest(&self, volume: VolumeId, runs: Vec<BlockRun>) -> Result<Vec<VersionedBlock>, StoreError> {
         self.ask(|reply| Request::ReadNewest { volume, runs, reply }).await
+    }
+
+    /// Every volume with blocks that are known to be damaged here, and those blocks. Works in both roles.
+    pub async fn damaged(&self) -> Result<Vec<(VolumeId, Vec<BlockRun>)>, StoreError> {
+        self.ask(|reply| Request::Damaged { reply }).await
     }
 
     /// Writes a checkpoint now.

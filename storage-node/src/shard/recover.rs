@@ -5,6 +5,7 @@
 //! anything else is appended, so that another recovery decides alike.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 
 use client_lib::VolumeId;
@@ -16,10 +17,10 @@ use super::run::VolumeRun;
 use super::sync::Done;
 use super::{ShardOptions, StartError};
 use crate::io::IoEngine;
-use crate::log::{Entry, Log, LogError, Replayed};
+use crate::log::{Entry, Known, Log, LogError, Replayed};
 use crate::map::cache::{PageCache, decode_set};
 use crate::map::page::Place;
-use crate::map::store::{MapError, MapStore, prepare_directory};
+use crate::map::store::{Change, MapError, MapStore, prepare_directory};
 use crate::map::usage::Usage;
 use crate::map::{Map, MapKey};
 use crate::volume::{Volume, record};
@@ -41,6 +42,16 @@ pub(super) fn prepare(options: &ShardOptions) -> Result<PathBuf, StartError> {
 /// When the map or the log is damaged or cannot be read.
 pub(super) fn recover(options: ShardOptions, engine: Box<dyn IoEngine>) -> Result<Core, StartError> {
     let store = MapStore::open(&options.directory.join("map"))?;
+    recover_with(options, engine, store)
+}
+
+/// As [`recover`], with a map store that is open.
+pub(super) fn recover_with(
+    options: ShardOptions,
+    engine: Box<dyn IoEngine>,
+    store: MapStore,
+) -> Result<Core, StartError> {
+    let identity = log_number(&store)?;
     let cache = PageCache::new(store.clone(), options.map_cache_bytes);
     let mut map = Map { cache, usage: Usage::default(), forgotten: Vec::new() };
     let position = store.position()?.map(|bytes| decode_position(&bytes)).transpose()?;
@@ -56,10 +67,12 @@ pub(super) fn recover(options: ShardOptions, engine: Box<dyn IoEngine>) -> Resul
         states.insert(id, record::restore(id, &stored)?);
     }
 
+    let live = map.usage.live_segments();
+    let known = Known { identity, from: position, live: &live };
     let mut forgotten = Vec::new();
     let mut failure: Option<MapError> = None;
     let mut entries = 0u64;
-    let log = Log::recover(engine, options.log.clone(), position, &mut |replayed| {
+    let log = Log::recover(engine, options.log.clone(), &known, &mut |replayed| {
         if failure.is_none() {
             entries += 1;
             failure = replay(&replayed, &mut states, &mut map, &mut forgotten).err();
@@ -87,6 +100,18 @@ pub(super) fn recover(options: ShardOptions, engine: Box<dyn IoEngine>) -> Resul
     // What a killed process had appended may be in the device's cache only.
     core.syncs.wait(VolumeId(0), Done::Nothing);
     Ok(core)
+}
+
+/// The number of the shard's log; a new one is drawn and kept before the log begins. No guest can know it, so nothing
+/// that a guest writes is ever taken for a record.
+fn log_number(store: &MapStore) -> Result<u64, MapError> {
+    if let Some(number) = store.log_number()? {
+        return Ok(number);
+    }
+    // Each state is seeded from the system's randomness.
+    let number = RandomState::new().build_hasher().finish();
+    store.commit(&[Change::Log(number)])?;
+    Ok(number)
 }
 
 fn replay(

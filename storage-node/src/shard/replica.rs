@@ -7,7 +7,7 @@ use bytes::Bytes;
 use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
 use super::core::Core;
-use super::handle::{Role, StoreError};
+use super::handle::{RECEIVED_SEGMENT, Role, StoreError};
 use super::run::Reply;
 use super::sync::Done;
 use super::write::ENTRY_BLOCKS_MAX;
@@ -15,9 +15,6 @@ use crate::log::Entry;
 use crate::log::record::MANIFEST_BLOCKS_MAX;
 use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
 use crate::volume::manifest_fault;
-
-/// The segment named when bytes that came from elsewhere, and lie in no segment, do not match.
-pub(super) const RECEIVED_SEGMENT: u64 = u64::MAX;
 
 impl Core {
     pub(super) fn apply_manifest(
@@ -103,18 +100,21 @@ impl Core {
         }
     }
 
-    /// Those of `blocks` that a layer or a pin waits for, verified.
+    /// Those of `blocks` that a layer or a pin waits for or that are damaged here, verified.
     #[expect(clippy::type_complexity, reason = "the halves of a log entry")]
     fn wanted(
         &self,
         volume: VolumeId,
         blocks: Vec<VersionedBlock>,
     ) -> Result<(Vec<(BlockIndex, Lsn, u32)>, Vec<Bytes>), StoreError> {
-        let state = &self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?.state;
+        let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        let state = &run.state;
         let (mut heads, mut wanted) = (Vec::with_capacity(blocks.len()), Vec::with_capacity(blocks.len()));
         for VersionedBlock { block, lsn, data } in blocks {
             let by_pin = || state.pins.wants(block.0, lsn);
-            let Some(expected) = state.layers.wants(block.0, lsn).or_else(by_pin) else { continue };
+            let by_damage = || run.damage.wants(block.0, lsn);
+            let wanted_as = state.layers.wants(block.0, lsn).or_else(by_pin).or_else(by_damage);
+            let Some(expected) = wanted_as else { continue };
             let data = data.unwrap_or_else(|| Bytes::from_static(&[0; BLOCK_SIZE as usize]));
             let found = crc32fast::hash(&data);
             if data.len() != BLOCK_SIZE as usize || found != expected {

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use client_lib::{Epoch, Lsn, SnapshotId, VolumeSize};
 use tokio::sync::oneshot;
 
+use super::damage::Damage;
 use super::handle::{Role, StoreError, VolumeReport};
 use super::resize::Shrink;
 use super::write::WriteJob;
@@ -59,6 +60,10 @@ pub(super) struct VolumeRun {
     pub(super) merging: Vec<Busy>,
     /// Writes that wait for others on the same blocks, in order of arrival.
     pub(super) waiting: VecDeque<WriteJob>,
+    /// What cannot be read here.
+    pub(super) damage: Damage,
+    /// Blocks that the scrub has read since the start.
+    pub(super) verified_blocks: u64,
 }
 
 impl VolumeRun {
@@ -79,6 +84,8 @@ impl VolumeRun {
             flights: VecDeque::new(),
             merging: Vec::new(),
             waiting: VecDeque::new(),
+            damage: Damage::default(),
+            verified_blocks: 0,
             state,
         }
     }
@@ -119,6 +126,10 @@ impl VolumeRun {
             watermark: if owner && self.state.layers.stale() == 0 { head } else { self.state.watermark() },
             stale_blocks: self.state.layers.stale(),
             mapped_blocks: map.usage.mapped(self.state.id),
+            damaged_blocks: self.damage.count(),
+            repaired_blocks: self.damage.repaired(),
+            verified_blocks: self.verified_blocks,
+            fault: None,
         }
     }
 }

@@ -181,7 +181,10 @@ impl Core {
             Done::Known(reply) => drop(reply.send(Ok(run.state.known))),
             Done::Watermark(reply) => drop(reply.send(Ok(run.state.watermark()))),
             Done::Durable(reply) => drop(reply.send(Ok(run.durable))),
-            Done::Report(reply) => drop(reply.send(Ok(run.report(&self.map)))),
+            Done::Report(reply) => {
+                let fault = self.fault().map(str::to_owned);
+                drop(reply.send(Ok(VolumeReport { fault, ..run.report(&self.map) })));
+            }
             Done::Count(reply, count) => drop(reply.send(Ok(count))),
             Done::Snapshot(reply, snapshot) => {
                 let made = run.state.snapshots.find(snapshot).map(|made| made.lsn);

@@ -1,6 +1,8 @@
 //! The shard on the simulated disk, driven turn by turn on the test's own thread.
 
 mod clean;
+mod crash;
+mod damage;
 mod faults;
 mod model;
 mod replica;

@@ -196,6 +196,11 @@ impl Core {
         if !stale.is_empty() {
             return job.fail(StoreError::Stale { runs: stale });
         }
+        if let Some(run) = self.volumes.get(&volume)
+            && let Err(error) = run.damage.refuse(volume, &old)
+        {
+            return job.fail(error);
+        }
         if old.iter().all(|(_, version)| version.is_none_or(|version| version.content == Content::Zero)) {
             return self.append_write(job, &shape, &[]);
         }

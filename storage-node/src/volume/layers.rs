@@ -218,6 +218,14 @@ impl Layers {
         false
     }
 
+    /// Where the data of `block` at `lsn` is, if a layer has it.
+    #[must_use]
+    pub fn place_of(&self, block: u32, lsn: Lsn) -> Option<Place> {
+        let layers = self.folding.iter().chain([&self.sealed, &self.open]);
+        let mut versions = layers.filter_map(|layer| layer.entries.get(&block));
+        versions.find(|version| version.lsn == lsn).and_then(|version| version.content.place())
+    }
+
     /// Whether a layer has `block` at `place`.
     #[must_use]
     pub fn holds(&self, block: u32, place: Place) -> bool {

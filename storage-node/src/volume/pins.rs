@@ -60,18 +60,28 @@ impl Pins {
         })
     }
 
-    /// The data of `block` at `lsn` is now at `place`. Returns whether a pin wanted it.
+    /// The data of `block` at `lsn` is now at `place`, for pins that have it already too: the place they know may be damaged.
+    /// Returns whether a pin wanted it.
     pub fn receive(&mut self, block: u32, lsn: Lsn, place: Place, usage: &mut Usage) -> bool {
         let mut wanted = false;
         for pin in self.pins.values_mut() {
             let Some(at) = pin.find(block) else { continue };
             let version = &mut pin.versions[at].1;
-            if let Content::Stale { crc } = version.content
-                && version.lsn == lsn
-            {
-                version.content = Content::Local { place, crc };
-                usage.pin(place.segment);
-                wanted = true;
+            if version.lsn != lsn {
+                continue;
+            }
+            match version.content {
+                Content::Stale { crc } => {
+                    version.content = Content::Local { place, crc };
+                    usage.pin(place.segment);
+                    wanted = true;
+                }
+                Content::Local { place: before, crc } => {
+                    version.content = Content::Local { place, crc };
+                    usage.pin(place.segment);
+                    usage.unpin(before.segment);
+                }
+                Content::Zero => {}
             }
         }
         wanted
@@ -118,7 +128,8 @@ mod tests {
         assert_eq!(pins.wants(6, lsn), Some(8));
         assert!(pins.receive(6, lsn, Place { segment: 5, block: 0 }, &mut usage));
         assert!(!pins.receive(6, lsn, Place { segment: 6, block: 0 }, &mut usage), "once");
-        assert_eq!(pins.version(1, 6).expect("pinned").content.place(), Some(Place { segment: 5, block: 0 }));
+        assert_eq!(pins.version(1, 6).expect("pinned").content.place(), Some(Place { segment: 6, block: 0 }), "moved");
+        assert!(usage.is_free(5) && !usage.is_free(6));
         pins.release(1, &mut usage);
         assert!(usage.is_free(3) && usage.is_free(5) && usage.is_free(6));
         pins.release(1, &mut usage);

@@ -131,7 +131,7 @@ mod tests {
     use client_lib::{BlockIndex, Epoch};
 
     use super::*;
-    use crate::log::record::encode;
+    use crate::log::record::{Stamp, encode};
 
     const GENERATION: u64 = 5;
 
@@ -145,7 +145,8 @@ mod tests {
                 start: BlockIndex(100 * index as u32),
                 checksums: vec![7; *count as usize],
             };
-            bytes.extend_from_slice(&encode(GENERATION, index as u64, 9, &[&entry], *count, 0).0);
+            let stamp = Stamp { log: 1, generation: GENERATION, sequence: index as u64, chain: 9, durable: 0 };
+            bytes.extend_from_slice(&encode(&stamp, &[&entry], *count, 0).0);
         }
         bytes.resize(blocks as usize * BLOCK, 0);
         bytes

@@ -30,7 +30,7 @@ fn a_flipped_byte_is_named_and_other_blocks_are_served() {
         other => panic!("{other:?}"),
     }
     assert!(
-        matches!(rig.write(4096 + 512, vec![1; 512]), Err(StoreError::Corrupt { .. })),
+        matches!(rig.write(4096 + 512, vec![1; 512]), Err(StoreError::Damaged { .. })),
         "nothing is merged with damage"
     );
     assert_eq!(rig.read(0, 4096).expect("reads"), [7; 4096]);
@@ -46,10 +46,13 @@ fn a_failed_write_of_the_log_refuses_all_later_ones_until_a_restart() {
     rig.write_block(0, 1).expect("writes");
     rig.flush().expect("flushes");
     rig.disk.fail_after(0);
+    assert_eq!(rig.report().fault, None);
     assert!(matches!(rig.write_block(1, 2), Err(StoreError::Poisoned(_))));
     assert!(matches!(rig.write_block(2, 2), Err(StoreError::Poisoned(_))));
     assert!(matches!(rig.flush(), Err(StoreError::Poisoned(_))));
     assert_eq!(rig.read(0, 4096).expect("reads are served"), [1; 4096]);
+    let fault = rig.report().fault.expect("the report says why");
+    assert!(fault.contains("a write to the log failed: an injected fault"), "{fault}");
     assert!(matches!(rig.ask(|reply| Request::Stop { reply }), Err(StoreError::Poisoned(_))));
     rig.kill();
     rig.activate(2);
@@ -94,7 +97,8 @@ fn a_full_disk_refuses_writes_and_goes_on_when_space_is_back() {
 #[test]
 fn random_overwrites_do_not_fill_the_disk() {
     const BLOCKS: u32 = 512;
-    let mut rig = Rig::with(7, |options| options.log.capacity_bytes = Some(8 * SEGMENT_BYTES_MIN));
+    // In memory, so that no checkpoint is late because the machine is busy.
+    let mut rig = Rig::in_memory(7, |options| options.log.capacity_bytes = Some(8 * SEGMENT_BYTES_MIN));
     rig.open(SIZE);
     rig.activate(1);
     let mut newest = vec![0u8; BLOCKS as usize];

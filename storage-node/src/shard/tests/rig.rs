@@ -1,5 +1,7 @@
 //! A shard without its thread: requests go in, turns are taken until the answer is there.
 
+use std::path::PathBuf;
+
 use bytes::Bytes;
 use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use proptest::prelude::ProptestConfig;
@@ -11,10 +13,11 @@ use crate::io::sim::SimDisk;
 use crate::log::LogSettings;
 use crate::log::segment::SEGMENT_BYTES_MIN;
 use crate::map::page::Content;
+use crate::map::store::MapStore;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::shard::core::Core;
 use crate::shard::handle::{ReadChunk, Request, SealedDelta, SnapshotReport, StoreError, VolumeReport};
-use crate::shard::{ShardOptions, recover};
+use crate::shard::{ShardOptions, StartError, recover};
 
 pub(super) const VOLUME: VolumeId = VolumeId(7);
 const TURNS_MAX: usize = 100_000;
@@ -33,7 +36,20 @@ pub(super) struct Rig {
     pub(super) disk: SimDisk,
     pub(super) options: ShardOptions,
     core: Option<Core>,
-    _directory: TempDir,
+    /// The map, if it is kept in memory.
+    store: Option<MapStore>,
+    _directory: Option<TempDir>,
+}
+
+fn options(directory: PathBuf) -> ShardOptions {
+    ShardOptions {
+        directory,
+        engine: EngineKind::Std,
+        log: LogSettings { segment_bytes: SEGMENT_BYTES_MIN, spare_segments: 1, capacity_bytes: None },
+        map_cache_bytes: 0,
+        checkpoint_log_bytes: 1 << 20,
+        scrub_period: None,
+    }
 }
 
 impl Rig {
@@ -43,23 +59,43 @@ impl Rig {
 
     pub(super) fn with(seed: u64, change: impl FnOnce(&mut ShardOptions)) -> Rig {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let mut options = ShardOptions {
-            directory: directory.path().join("shard-0"),
-            engine: EngineKind::Std,
-            log: LogSettings { segment_bytes: SEGMENT_BYTES_MIN, spare_segments: 1, capacity_bytes: None },
-            map_cache_bytes: 0,
-            checkpoint_log_bytes: 1 << 20,
-        };
+        let mut options = options(directory.path().join("shard-0"));
         change(&mut options);
-        let mut rig = Rig { disk: SimDisk::new(seed), options, core: None, _directory: directory };
+        let mut rig = Rig { disk: SimDisk::new(seed), options, core: None, store: None, _directory: Some(directory) };
+        rig.start();
+        rig
+    }
+
+    /// A shard that touches nothing but memory and depends on nothing but `seed`: fast enough for many thousands.
+    pub(super) fn in_memory(seed: u64, change: impl FnOnce(&mut ShardOptions)) -> Rig {
+        let mut options = options(PathBuf::from("(memory)"));
+        change(&mut options);
+        let store = Some(MapStore::in_memory());
+        let mut rig = Rig { disk: SimDisk::new(seed), options, core: None, store, _directory: None };
         rig.start();
         rig
     }
 
     pub(super) fn start(&mut self) {
+        self.try_start().expect("recovers");
+    }
+
+    pub(super) fn try_start(&mut self) -> Result<(), StartError> {
         assert!(self.core.is_none(), "runs already");
-        recover::prepare(&self.options).expect("prepares");
-        self.core = Some(recover::recover(self.options.clone(), Box::new(self.disk.engine())).expect("recovers"));
+        let (options, engine) = (self.options.clone(), Box::new(self.disk.engine()));
+        self.core = Some(match &self.store {
+            Some(store) => recover::recover_with(options, engine, store.clone())?,
+            None => {
+                recover::prepare(&self.options)?;
+                recover::recover(options, engine)?
+            }
+        });
+        Ok(())
+    }
+
+    /// The process is gone, however it ended.
+    pub(super) fn drop_core(&mut self) {
+        self.core = None;
     }
 
     /// The process is killed and started again.

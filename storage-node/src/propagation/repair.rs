@@ -1,0 +1,49 @@
+//! Repairing what was found damaged when nobody reads it: on replicas, and by the cleaner, the sender or a scrub.
+//!
+//! A guest's read fetches what it needs itself. This task looks after the rest: it asks the shard now and then what is
+//! damaged and fetches it from other holders. What nobody else has is tried again later, more and more seldom: a holder may
+//! come back, and a newer version heals the block as well.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client_lib::VolumeId;
+use client_lib::transport::Class;
+use tokio::time::Instant;
+
+use super::pull::{PULL_BLOCKS_MAX, split};
+use crate::serve::volumes::Volumes;
+use crate::shard::handle::ShardHandle;
+
+/// How often the shard is asked.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// First and longest pause after no other holder had a damaged block of a volume.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
+
+/// Repairs the damaged blocks of `volumes` in `shard` until the shard has stopped.
+pub async fn run(volumes: Arc<Volumes>, shard: ShardHandle) {
+    let mut waits: BTreeMap<VolumeId, (Instant, Duration)> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Ok(damaged) = shard.damaged().await else { return };
+        waits.retain(|volume, _| damaged.iter().any(|(damaged, _)| damaged == volume));
+        for (id, runs) in damaged {
+            let Some(volume) = volumes.get(id) else { continue };
+            let (due, pause) = waits.get(&id).copied().unwrap_or((Instant::now(), RETRY_PAUSE.0));
+            if Instant::now() < due {
+                continue;
+            }
+            // Each part by itself: one block that nobody has must not keep the others from being repaired.
+            for part in split(&runs, PULL_BLOCKS_MAX) {
+                for run in part {
+                    if let Err(error) = volume.puller.repair(&[run], Class::Bulk, &[]).await {
+                        tracing::error!(volume = %volume.name, block = %run.start, count = run.count, %error, "damaged blocks cannot be repaired now");
+                        waits.insert(id, (Instant::now() + pause, (pause * 2).min(RETRY_PAUSE.1)));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Blocks whose data here does not fit its checksum or cannot be read: noted when found, refused until repaired.
+//!
+//! A damaged block is one version at one place in the log. While it is noted it is refused with
+//! [`StoreError::Damaged`], which asks the caller to fetch that version from another holder and to
+//! [`receive`](super::handle::ShardHandle::receive) it. The copy is appended like any received block, and the map moves to
+//! it; so a repair is crash-safe without a format of its own. A newer version heals a
+//! block as well. Nothing of this is kept over a restart: damage that is still there is found again.
+//!
+//! Fetching is left to [`crate::propagation::repair`].
+
+use std::collections::BTreeMap;
+
+use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
+
+use super::core::Core;
+use super::handle::StoreError;
+use crate::log::Entry;
+use crate::map::page::{Content, Place, Version};
+use crate::propagation::manifest::BlockRun;
+
+/// Most damaged blocks noted per volume. Beyond that a disk is not worth repairing block by block: what is found is
+/// refused each time it is read.
+const NOTED_MAX: usize = 1 << 16;
+
+/// How often a block is repaired before its reads just fail: a disk that alters every copy would otherwise keep a guest
+/// waiting for ever.
+const REPAIRS_MAX: u32 = 8;
+
+#[derive(Clone, Copy, Debug)]
+struct Damaged {
+    lsn: Lsn,
+    crc: u32,
+    place: Place,
+}
+
+/// The damaged blocks of a volume.
+#[derive(Debug, Default)]
+pub(super) struct Damage {
+    blocks: BTreeMap<u32, Damaged>,
+    /// How often each block was repaired since the start.
+    repairs: BTreeMap<u32, u32>,
+    repaired: u64,
+}
+
+impl Damage {
+    /// Blocks that are damaged now.
+    pub(super) fn count(&self) -> u64 {
+        self.blocks.len() as u64
+    }
+
+    /// Blocks that were repaired since the start.
+    pub(super) fn repaired(&self) -> u64 {
+        self.repaired
+    }
+
+    /// The damaged blocks as runs.
+    pub(super) fn runs(&self) -> Vec<BlockRun> {
+        runs_of(self.blocks.keys().copied())
+    }
+
+    /// The checksum under which the data of `block` at `lsn` is wanted to repair it, if it is.
+    pub(super) fn wants(&self, block: u32, lsn: Lsn) -> Option<u32> {
+        self.blocks.get(&block).filter(|damaged| damaged.lsn == lsn).map(|damaged| damaged.crc)
+    }
+
+    /// Refuses what is known to be damaged among `versions`.
+    ///
+    /// # Errors
+    /// `Damaged` names the blocks to fetch; `Io` when one was repaired too often.
+    pub(super) fn refuse(&self, volume: VolumeId, versions: &[(u32, Option<Version>)]) -> Result<(), StoreError> {
+        if self.blocks.is_empty() {
+            return Ok(());
+        }
+        let is_damaged = |(block, version): &&(u32, Option<Version>)| {
+            let place = version.and_then(|version| version.content.place());
+            self.blocks.get(block).is_some_and(|damaged| place == Some(damaged.place))
+        };
+        let blocks: Vec<u32> = versions.iter().filter(is_damaged).map(|(block, _)| *block).collect();
+        if let Some(block) = blocks.iter().find(|block| self.repairs.get(block).is_some_and(|n| *n >= REPAIRS_MAX)) {
+            return Err(StoreError::Io(format!(
+                "block {block} of volume {volume} was repaired {REPAIRS_MAX} times and is damaged again"
+            )));
+        }
+        if blocks.is_empty() { Ok(()) } else { Err(StoreError::Damaged { volume, runs: runs_of(blocks.into_iter()) }) }
+    }
+
+    /// `entry` has taken effect: what it replaced is damaged no more.
+    pub(super) fn settle(&mut self, entry: &Entry) {
+        if self.blocks.is_empty() {
+            return;
+        }
+        let (first, last) = match entry {
+            Entry::Write { start, checksums, .. } => (start.0, start.0.saturating_add(checksums.len() as u32)),
+            Entry::Zero { start, count, .. } => (start.0, start.0.saturating_add(*count)),
+            Entry::Received { volume, blocks } => return self.received(*volume, blocks),
+            _ => return,
+        };
+        let healed: Vec<u32> = self.blocks.range(first..last).map(|(block, _)| *block).collect();
+        for block in healed {
+            self.blocks.remove(&block);
+        }
+    }
+
+    fn received(&mut self, volume: VolumeId, blocks: &[(BlockIndex, Lsn, u32)]) {
+        for (block, lsn, _) in blocks {
+            let Some(Damaged { place, .. }) = self.blocks.get(&block.0).copied().filter(|damaged| damaged.lsn == *lsn)
+            else {
+                continue;
+            };
+            self.blocks.remove(&block.0);
+            *self.repairs.entry(block.0).or_default() += 1;
+            self.repaired += 1;
+            tracing::warn!(
+                %volume, %block, segment = place.segment, offset = u64::from(place.block) * u64::from(BLOCK_SIZE),
+                "a damaged block was repaired from another node"
+            );
+        }
+    }
+}
+
+impl Core {
+    /// The data of `version` of a block is damaged, as `what` says. Noted if the map still leads there. Returns whether
+    /// another attempt to read the block comes to something else: a refusal that asks for repair, or a newer version.
+    pub(super) fn note_damage(&mut self, volume: VolumeId, block: u32, version: Version, what: &str) -> bool {
+        let Version { lsn, content: Content::Local { place, crc } } = version else { return true };
+        let Some(run) = self.volumes.get_mut(&volume) else { return true };
+        let leads_there = |found: Option<Version>| found.is_some_and(|found| found.content.place() == Some(place));
+        let view = run.state.view(block, &mut self.map);
+        let applied = run.state.applied_view(block, &mut self.map);
+        if !leads_there(view.unwrap_or(None)) && !leads_there(applied.unwrap_or(None)) {
+            return true;
+        }
+        if run.damage.blocks.get(&block).is_some_and(|damaged| damaged.place == place) {
+            return true;
+        }
+        if run.damage.blocks.len() >= NOTED_MAX {
+            return false;
+        }
+        tracing::error!(
+            %volume, block, %lsn, segment = place.segment, offset = u64::from(place.block) * u64::from(BLOCK_SIZE),
+            "a block is damaged: {what}"
+        );
+        run.damage.blocks.insert(block, Damaged { lsn, crc, place });
+        true
+    }
+
+    /// Every volume with damaged blocks. Forgets those that a newer version has replaced.
+    pub(super) fn damaged(&mut self) -> Vec<(VolumeId, Vec<BlockRun>)> {
+        let volumes: Vec<VolumeId> =
+            self.volumes.iter().filter(|(_, run)| run.damage.count() > 0).map(|(id, _)| *id).collect();
+        for volume in &volumes {
+            self.forget_replaced(*volume);
+        }
+        volumes
+            .into_iter()
+            .filter_map(|volume| Some((volume, self.volumes.get(&volume)?.damage.runs())))
+            .filter(|(_, runs)| !runs.is_empty())
+            .collect()
+    }
+
+    /// Forgets damage that nothing leads to any more, as when a replica has applied a newer version.
+    pub(super) fn forget_replaced(&mut self, volume: VolumeId) {
+        let Some(run) = self.volumes.get_mut(&volume) else { return };
+        let mut replaced = Vec::new();
+        for (block, damaged) in &run.damage.blocks {
+            let mut leads_there = |applied: bool| {
+                let found = if applied {
+                    run.state.applied_view(*block, &mut self.map)
+                } else {
+                    run.state.view(*block, &mut self.map)
+                };
+                // What cannot be looked up is kept.
+                found.map_or(true, |found| found.is_some_and(|found| found.content.place() == Some(damaged.place)))
+            };
+            if !leads_there(false) && !leads_there(true) {
+                replaced.push(*block);
+            }
+        }
+        for block in replaced {
+            run.damage.blocks.remove(&block);
+        }
+    }
+}
+
+/// Sorted blocks as runs.
+pub(super) fn runs_of(blocks: impl Iterator<Item = u32>) -> Vec<BlockRun> {
+    let mut runs: Vec<BlockRun> = Vec::new();
+    for block in blocks {
+        match runs.last_mut() {
+            Some(last) if last.start.0 + last.count == block => last.count += 1,
+            _ => runs.push(BlockRun { start: BlockIndex(block), count: 1 }),
+        }
+    }
+    runs
+}
