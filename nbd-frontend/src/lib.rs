@@ -1,13 +1,14 @@
-//! An NBD server over any set of exports.
+//! An NBD server over any set of exports, and an NBD client.
 //!
-//! Owns the NBD protocol: the wire ([`proto`]), the handshake, the judgement of requests, the request loop and
-//! the listening sockets ([`server`]). What is served is behind [`export::ExportDirectory`]; the crate knows
+//! Owns the NBD protocol: the wire ([`proto`]), the handshake, the judgement of requests, the request loop, the
+//! listening sockets ([`server`]), and the other end of all that ([`client`]). What is served is behind [`export::ExportDirectory`]; the crate knows
 //! neither volumes nor logs, only `client-lib`'s types. [`memory`] is an export in memory for tests and
 //! benchmarks.
 //!
 //! Comments and constants cite the protocol document by its section names:
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
 
+pub mod client;
 pub mod errno;
 pub mod export;
 pub mod memory;

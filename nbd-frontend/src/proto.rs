@@ -6,6 +6,7 @@
 
 pub mod constants;
 pub mod handshake;
+pub mod peer;
 pub mod reply;
 pub mod request;
 

@@ -11,8 +11,11 @@ use tracing_subscriber::EnvFilter;
 
 mod client;
 mod cluster;
+mod export;
+mod import;
 mod node;
 mod serving;
+mod transfer;
 mod up;
 mod volume;
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use client_lib::pki::NodeIdentity;
 use client_lib::transport::quic::{QuicOptions, QuicTransport};
 use client_lib::transport::{BoxFuture, Transport};
+use client_lib::wire::admin::NbdAddresses;
 use client_lib::wire::join::Contact;
 use client_lib::{Error, ErrorKind, GroupId, NodeId, NodeName, ProviderId};
 use consensus::{Command, Member, MetaOptions, MetaRaft, MetaState, Response};
@@ -190,6 +191,8 @@ impl Node {
             tokio::spawn(repair::run(volumes.clone(), shard.clone())),
         ];
 
+        // Told to clients, who may run elsewhere in the file system. A path that cannot be made absolute is told as it is.
+        let unix = options.nbd_unix.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
         let nbd_options = ServerOptions { tcp: options.nbd_tcp, unix: options.nbd_unix, ..ServerOptions::default() };
         let nbd = if nbd_options.tcp.is_some() || nbd_options.unix.is_some() {
             // Session numbers are unique over the cluster's life: node, incarnation, count.
@@ -198,6 +201,12 @@ impl Node {
         } else {
             None
         };
+        if let Some(nbd) = &nbd {
+            admin.nbd_listens(NbdAddresses {
+                tcp: nbd.tcp_address().map(|address| address.to_string()),
+                unix: unix.map(|path| path.display().to_string()),
+            });
+        }
         let http = match options.http {
             Some(address) => Some(HttpServer::bind(address, admin.clone()).await?),
             None => None,

@@ -91,6 +91,9 @@ pub struct ReplicaStatus {
 pub struct VolumeStatus {
     /// Its name.
     pub name: String,
+    /// Its id: a volume that is made anew under the same name has another. 0 from a node that does not tell yet.
+    #[serde(default)]
+    pub id: u64,
     /// Its size in bytes.
     pub size_bytes: u64,
     /// The node that owns it.
@@ -142,11 +145,23 @@ pub struct MemberStatus {
     pub rtt_ms: Option<f64>,
 }
 
+/// Where a node serves NBD.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NbdAddresses {
+    /// Over TCP, as `HOST:PORT`.
+    pub tcp: Option<String>,
+    /// The absolute path of its Unix socket, for clients on the same machine.
+    pub unix: Option<String>,
+}
+
 /// The cluster, as the node asked sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClusterStatus {
     /// The node that answered.
     pub node: String,
+    /// Where that node serves NBD.
+    #[serde(default)]
+    pub nbd: NbdAddresses,
     /// The Raft term it is in.
     pub term: u64,
     /// The members.

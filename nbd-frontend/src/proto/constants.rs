@@ -85,6 +85,8 @@ pub const REP_ERR_UNSUP: u32 = (1 << 31) + 1;
 pub const REP_ERR_POLICY: u32 = (1 << 31) + 2;
 /// The option's data is malformed, or the option does not fit the state.
 pub const REP_ERR_INVALID: u32 = (1 << 31) + 3;
+/// The server demands TLS first.
+pub const REP_ERR_TLS_REQD: u32 = (1 << 31) + 5;
 /// No such export.
 pub const REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 /// The server is shutting down.

@@ -23,7 +23,11 @@ pub(super) fn announce(data: &Path, served: &[Served<'_>]) -> anyhow::Result<()>
         .map(|served| ClusterNode {
             name: served.name.to_owned(),
             nbd_tcp: shown(served.node.nbd_address()),
-            nbd_unix: served.nbd_unix.display().to_string(),
+            // Other commands run in other directories. A path that cannot be made absolute is told as it is.
+            nbd_unix: std::path::absolute(served.nbd_unix)
+                .unwrap_or_else(|_| served.nbd_unix.to_owned())
+                .display()
+                .to_string(),
             http: shown(served.node.http_address()),
         })
         .collect();

@@ -1,11 +1,11 @@
-//! `helio volume`: create, list, look at, move, resize and delete volumes.
+//! `helio volume`: create, list, look at, move, resize and delete volumes; `import` and `export` have files of their own.
 
 use clap::Subcommand;
 use client_lib::VolumeName;
 use client_lib::wire::admin::{CreateVolume, Migrate, MigrateReport, Resize, VolumeStatus, VolumeSummary};
 
-use super::Common;
 use super::client::{Client, print_json, print_table};
+use super::{Common, export, import};
 use crate::size;
 
 #[derive(Debug, Subcommand)]
@@ -71,6 +71,8 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    Import(import::Import),
+    Export(export::Export),
     /// Delete a volume and its data, everywhere
     #[command(after_help = "Example:\n  helio volume delete disk")]
     Delete {
@@ -138,6 +140,8 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
                 size::human(status.size_bytes)
             );
         }
+        Verb::Import(arguments) => return import::run(&arguments, common),
+        Verb::Export(arguments) => return export::run(&arguments, common),
         Verb::Delete { name, json } => {
             client()?.delete::<()>(&path(&name)?)?;
             if json {

@@ -1,14 +1,14 @@
 //! What administrators ask of this node: answered from metadata, from the shard, or by the volume's owner.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    ClusterStatus, CreateVolume, MemberStatus, Migrate, MigrateReport, ReplicaStatus, Resize, VolumeStatus,
-    VolumeSummary,
+    ClusterStatus, CreateVolume, MemberStatus, Migrate, MigrateReport, NbdAddresses, ReplicaStatus, Resize,
+    VolumeStatus, VolumeSummary,
 };
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, NodeName, VolumeId, VolumeName, VolumeSize};
 use consensus::{Command, MetaRaft, MetaState, Response, Volume};
@@ -53,6 +53,8 @@ pub struct NodeAdmin {
     ownership: Arc<dyn OwnershipLog>,
     /// Volumes that are being handed over or resized by this node.
     busy: Arc<Mutex<BTreeSet<VolumeId>>>,
+    /// Set once NBD listens, which is after everything that it serves.
+    nbd: OnceLock<NbdAddresses>,
 }
 
 impl NodeAdmin {
@@ -67,7 +69,14 @@ impl NodeAdmin {
         peers: PeerClient,
         ownership: Arc<dyn OwnershipLog>,
     ) -> NodeAdmin {
-        NodeAdmin { this, wan_bytes, meta, volumes, reconciler, peers, ownership, busy: Arc::default() }
+        let (busy, nbd) = (Arc::default(), OnceLock::new());
+        NodeAdmin { this, wan_bytes, meta, volumes, reconciler, peers, ownership, busy, nbd }
+    }
+
+    /// NBD listens here from now on; the first call counts.
+    pub fn nbd_listens(&self, addresses: NbdAddresses) {
+        // Nothing changes an address while the node runs.
+        let _ = self.nbd.set(addresses);
     }
 
     async fn create(&self, request: CreateVolume) -> Result<VolumeStatus, Error> {
@@ -210,6 +219,7 @@ impl NodeAdmin {
             if report.stale_blocks > 0 { meta.source.map(|source| name_of(&state, source)) } else { None };
         Ok(VolumeStatus {
             name: meta.name.to_string(),
+            id: meta.id.0,
             size_bytes: meta.size.bytes(),
             owner: name_of(&state, meta.owner),
             epoch: meta.epoch.0,
@@ -326,7 +336,8 @@ impl NodeAdmin {
             })
             .collect();
         let wan_bytes = self.wan_bytes.as_ref().map_or(0, |bytes| (bytes.0)());
-        Ok(ClusterStatus { node: self.this.name.to_string(), term: self.meta.term(), members, wan_bytes })
+        let nbd = self.nbd.get().cloned().unwrap_or_default();
+        Ok(ClusterStatus { node: self.this.name.to_string(), nbd, term: self.meta.term(), members, wan_bytes })
     }
 }
 

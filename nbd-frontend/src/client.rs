@@ -1,0 +1,358 @@
+//! An NBD client: many requests in flight over one or several connections to an export.
+//!
+//! Owns the handshake ([`handshake`]), the connections ([`connection`]) and the addresses of exports ([`NbdUri`]). It
+//! uses what the server offers: structured replies, so that holes cross as holes; `base:allocation`; several
+//! connections, where the server says that a flush on one covers all. Needs fixed newstyle with GO, which every server
+//! of the last ten years has. No TLS, no reconnecting: a broken connection fails every request on it, and the
+//! caller decides.
+//!
+//! Bounds: [`ClientOptions`] says how many connections; each has at most [`REQUESTS_IN_FLIGHT_MAX`] requests in flight,
+//! and a further one waits.
+
+mod connection;
+mod handshake;
+mod uri;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use self::connection::{Answer, Connection};
+use self::handshake::Agreed;
+pub use self::uri::{InvalidUri, NbdUri, PORT, ServerAddress};
+use crate::export::{AllocationExtent, ReadPart};
+use crate::proto::Malformed;
+use crate::proto::constants::{
+    CMD_BLOCK_STATUS, CMD_FLUSH, CMD_READ, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, EIO, ENOSPC, ENOTSUP, EPERM, ESHUTDOWN,
+    FLAG_CAN_MULTI_CONN, FLAG_READ_ONLY, FLAG_SEND_FLUSH, FLAG_SEND_WRITE_ZEROES,
+};
+
+/// Requests in flight on one connection; a further one waits for a reply.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 64;
+/// The largest range of one WRITE_ZEROES or BLOCK_STATUS, which carry no payload: a multiple of every block size
+/// that the protocol allows, and below 2 GiB, where some servers' arithmetic ends.
+const RANGE_LEN_MAX: u32 = 1 << 30;
+/// How long connecting and the handshake may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// After how much silence the kernel probes a server, so that one that vanished is noticed.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
+
+/// Why the client cannot do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ClientError {
+    /// There is no connection to the server.
+    #[error("{uri} cannot be reached: {reason}")]
+    Unreachable {
+        /// Where.
+        uri: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The server does not let this client use the export.
+    #[error("the server refuses the export {export:?}: {message}")]
+    Refused {
+        /// Its name.
+        export: String,
+        /// What the server said, or what its number means.
+        message: String,
+    },
+    /// The server breaks the protocol, or does not speak what this client needs of it.
+    #[error("the server does not speak NBD as this client does: {0}")]
+    Protocol(#[from] Malformed),
+    /// The connection broke; requests that were in flight may or may not have been carried out.
+    #[error("the connection was lost: {0}")]
+    Lost(String),
+    /// The server answered a request with an error.
+    #[error("{} of {length} bytes at {offset} failed: {message}", command_name(*.command))]
+    Failed {
+        /// `CMD_*`.
+        command: u16,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u32,
+        /// The protocol's error number.
+        errno: u32,
+        /// What the server said, or what the number means.
+        message: String,
+    },
+}
+
+impl ClientError {
+    /// The error number of a request that the server failed.
+    #[must_use]
+    pub fn errno(&self) -> Option<u32> {
+        match self {
+            ClientError::Failed { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+}
+
+fn command_name(command: u16) -> &'static str {
+    match command {
+        CMD_READ => "a read",
+        CMD_WRITE => "a write",
+        CMD_WRITE_ZEROES => "a write of zeroes",
+        CMD_FLUSH => "a flush",
+        CMD_BLOCK_STATUS => "a query for block status",
+        _ => "a request",
+    }
+}
+
+/// What an error number means, for servers that say no more ("Error values").
+fn errno_meaning(errno: u32) -> String {
+    match errno {
+        EPERM => "operation not permitted".to_owned(),
+        EIO => "input/output error".to_owned(),
+        EINVAL => "invalid argument".to_owned(),
+        ENOSPC => "no space left".to_owned(),
+        ENOTSUP => "not supported".to_owned(),
+        ESHUTDOWN => "the server is shutting down".to_owned(),
+        other => format!("error {other}"),
+    }
+}
+
+/// How to use a server.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientOptions {
+    /// Connections at most; one where the server does not allow several. More help where the server spreads them over
+    /// processors.
+    pub connections: usize,
+}
+
+impl Default for ClientOptions {
+    fn default() -> ClientOptions {
+        ClientOptions { connections: 1 }
+    }
+}
+
+/// An open export. Requests are answered in any order; those that overlap while in flight are not ordered.
+///
+/// Dropping it disconnects in the background, [`Client::close`] waits for it.
+///
+/// # Cancel safety
+/// Dropping a request's future abandons the answer; the request may or may not be carried out.
+#[derive(Debug)]
+pub struct Client {
+    agreed: Agreed,
+    connections: Vec<Connection>,
+    next: AtomicUsize,
+}
+
+impl Client {
+    /// Connects to `uri`; its connections are tasks of the runtime that this is called on.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Refused`, or `Protocol` for a server that is none or too old.
+    pub async fn connect(uri: &NbdUri, options: ClientOptions) -> Result<Client, ClientError> {
+        let (agreed, first) = connect_in_time(uri).await?;
+        let wanted = if agreed.flags & FLAG_CAN_MULTI_CONN != 0 { options.connections.max(1) } else { 1 };
+        let mut connections = vec![first];
+        while connections.len() < wanted {
+            let (again, next) = connect_in_time(uri).await?;
+            if again.size != agreed.size {
+                return Err(Malformed("the export has another size on another connection").into());
+            }
+            connections.push(next);
+        }
+        Ok(Client { agreed, connections, next: AtomicUsize::new(0) })
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.agreed.size
+    }
+
+    /// Whether the server refuses every write.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.agreed.flags & FLAG_READ_ONLY != 0
+    }
+
+    /// Whether the server writes zeroes without being sent them.
+    #[must_use]
+    pub fn can_write_zeroes(&self) -> bool {
+        self.agreed.flags & FLAG_SEND_WRITE_ZEROES != 0
+    }
+
+    /// Smallest unit of a request in bytes, a power of two.
+    #[must_use]
+    pub fn block_size_min(&self) -> u32 {
+        self.agreed.block_size_min
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Reads `length` bytes at `offset`: parts without gap that together cover the range.
+    ///
+    /// # Errors
+    /// `Failed` or `Lost`.
+    pub async fn read(&self, offset: u64, length: u32) -> Result<Vec<ReadPart>, ClientError> {
+        let mut parts = Vec::with_capacity(1);
+        for (offset, length) in pieces(offset, u64::from(length), self.agreed.payload_max) {
+            match self.request(CMD_READ, offset, length, Bytes::new()).await? {
+                Answer::Read(read) if parts.is_empty() => parts = read,
+                Answer::Read(read) => parts.extend(read),
+                Answer::Done | Answer::Extents(_) => return Err(Malformed("a read was answered without data").into()),
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Writes `data` at `offset`; not durable before [`Client::flush`].
+    ///
+    /// # Errors
+    /// `Failed` or `Lost`; parts of the data may have been written.
+    pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), ClientError> {
+        for (at, length) in pieces(offset, data.len() as u64, self.agreed.payload_max) {
+            let start = (at - offset) as usize;
+            self.request(CMD_WRITE, at, length, data.slice(start..start + length as usize)).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes `length` bytes at `offset` read as zeroes, with a hole where the server can. Needs
+    /// [`Client::can_write_zeroes`].
+    ///
+    /// # Errors
+    /// `Failed` or `Lost`.
+    pub async fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), ClientError> {
+        for (offset, length) in pieces(offset, length, RANGE_LEN_MAX) {
+            self.request(CMD_WRITE_ZEROES, offset, length, Bytes::new()).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes every write that was answered before this call durable; nothing to do where the server knows no flush.
+    ///
+    /// # Errors
+    /// `Failed` or `Lost`.
+    pub async fn flush(&self) -> Result<(), ClientError> {
+        if self.agreed.flags & FLAG_SEND_FLUSH == 0 {
+            return Ok(());
+        }
+        // One is enough: that is what the server promised before it got several connections.
+        self.request(CMD_FLUSH, 0, 0, Bytes::new()).await.map(drop)
+    }
+
+    /// The allocation from `offset` on, at most `length` bytes of it: at least one extent, and no more than the server
+    /// likes to tell at once. Without `base:allocation` everything is data.
+    ///
+    /// # Errors
+    /// `Failed` or `Lost`.
+    pub async fn allocation(&self, offset: u64, length: u64) -> Result<Vec<AllocationExtent>, ClientError> {
+        if self.agreed.allocation.is_none() {
+            return Ok(vec![AllocationExtent { length, allocated: true, zero: false }]);
+        }
+        let asked = length.min(u64::from(RANGE_LEN_MAX)) as u32;
+        let Answer::Extents(mut extents) = self.request(CMD_BLOCK_STATUS, offset, asked, Bytes::new()).await? else {
+            return Err(Malformed("a query for block status was answered without extents").into());
+        };
+        // The last extent may reach beyond what was asked ("Block status"), and beyond what the caller wants.
+        let mut left = length;
+        extents.retain_mut(|extent| {
+            extent.length = extent.length.min(left);
+            left -= extent.length;
+            extent.length > 0
+        });
+        if extents.is_empty() {
+            return Err(Malformed("a query for block status was answered with nothing").into());
+        }
+        Ok(extents)
+    }
+
+    /// Disconnects in good order: requests in flight are answered first.
+    pub async fn close(self) {
+        for connection in self.connections {
+            connection.close().await;
+        }
+    }
+
+    async fn request(&self, command: u16, offset: u64, length: u32, payload: Bytes) -> Result<Answer, ClientError> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
+        self.connections[index].request(command, offset, length, payload).await
+    }
+}
+
+/// Cuts a range into parts of at most `max`; an empty range has none.
+fn pieces(offset: u64, length: u64, max: u32) -> impl Iterator<Item = (u64, u32)> {
+    let end = offset + length;
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        (at < end).then(|| {
+            let piece = (end - at).min(u64::from(max)) as u32;
+            at += u64::from(piece);
+            (at - u64::from(piece), piece)
+        })
+    })
+}
+
+async fn connect_in_time(uri: &NbdUri) -> Result<(Agreed, Connection), ClientError> {
+    let unreachable = |reason: String| ClientError::Unreachable { uri: uri.to_string(), reason };
+    match tokio::time::timeout(CONNECT_TIMEOUT, connect(uri)).await {
+        Ok(result) => result.map_err(|error| match error {
+            Unconnected::Socket(error) => unreachable(error.to_string()),
+            Unconnected::Client(error) => error,
+        }),
+        Err(_) => Err(unreachable(format!("no answer in {} seconds", CONNECT_TIMEOUT.as_secs()))),
+    }
+}
+
+/// As [`ClientError`], before the address is put into it.
+enum Unconnected {
+    Socket(std::io::Error),
+    Client(ClientError),
+}
+
+impl From<std::io::Error> for Unconnected {
+    fn from(error: std::io::Error) -> Unconnected {
+        Unconnected::Socket(error)
+    }
+}
+
+async fn connect(uri: &NbdUri) -> Result<(Agreed, Connection), Unconnected> {
+    match &uri.server {
+        ServerAddress::Tcp { host, port } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            // Requests are small and waited for: Nagle's algorithm (RFC 896) would hold them back.
+            stream.set_nodelay(true)?;
+            SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_AFTER))?;
+            let (reader, writer) = stream.into_split();
+            agree(reader, writer, &uri.export).await
+        }
+        ServerAddress::Unix(path) => {
+            let (reader, writer) = UnixStream::connect(path).await?.into_split();
+            agree(reader, writer, &uri.export).await
+        }
+    }
+}
+
+async fn agree<R, W>(mut reader: R, mut writer: W, export: &str) -> Result<(Agreed, Connection), Unconnected>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let agreed = match handshake::agree(&mut reader, &mut writer, export).await {
+        Ok(agreed) => agreed,
+        Err(handshake::Disagreed::Socket(error)) => return Err(Unconnected::Socket(error)),
+        Err(handshake::Disagreed::Malformed(error)) => return Err(Unconnected::Client(error.into())),
+        Err(handshake::Disagreed::Refused(message)) => {
+            return Err(Unconnected::Client(ClientError::Refused { export: export.to_owned(), message }));
+        }
+    };
+    let connection = Connection::start(reader, writer, &agreed);
+    Ok((agreed, connection))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+//! `helio volume export`: a volume becomes an image, or the content of another NBD export.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use client_lib::VolumeName;
+use client_lib::wire::admin::VolumeStatus;
+
+use super::Common;
+use super::client::Client;
+use super::transfer::{
+    End, Format, Image, Place, Progress, State, StateFile, Target, Transfer, connect, print, reach, state_file,
+};
+use crate::size::human;
+
+/// Copy a volume into an image, or into an export of any NBD server
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  helio volume export disk disk.raw\n  helio volume export disk disk.qcow2\n  helio volume export disk nbd://192.0.2.7/disk\n\nThe image has holes where the volume has them. A volume that is written meanwhile gives an image of no single moment: stop its writers first. After Ctrl-C, a crash or a lost connection the same command with --resume goes on, unless the volume was written since."
+)]
+pub(super) struct Export {
+    /// The volume
+    name: String,
+    /// A file, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    #[arg(value_parser = Place::parse)]
+    target: Place,
+    /// How the image lies in its file [default: qcow2 for *.qcow2, else raw]
+    #[arg(long)]
+    format: Option<Format>,
+    /// Replace a file that exists
+    #[arg(long, conflicts_with = "resume")]
+    force: bool,
+    /// Go on with an export that was interrupted
+    #[arg(long)]
+    resume: bool,
+    /// Read the image back from the disk at the end and compare; takes about as long as reading the volume once more
+    #[arg(long)]
+    verify: bool,
+    /// Where to note how far it is [default: beside the image; for NBD in the data directory]
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Connections to an NBD server, where it allows several
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    connections: u8,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Export, common: &Common) -> anyhow::Result<()> {
+    let name: VolumeName = arguments.name.parse()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(export(arguments, &name, common))
+}
+
+async fn export(arguments: &Export, name: &VolumeName, common: &Common) -> anyhow::Result<()> {
+    let client = Client::find(common)?;
+    let volume = volume(&client, name)?;
+    let servers = tokio::task::block_in_place(|| reach::Servers::find(common, &client))?;
+    let source = connect(&servers.any(name.as_str(), &volume.owner)?, arguments.connections).await?;
+    let size_bytes = source.size();
+    let file = state_file(arguments.state.as_deref(), &arguments.target, name.as_str(), "export", common)?;
+    let (target, place) = open(arguments, size_bytes, &file).await?;
+    let state = State {
+        source: format!("volume {name}, id {}, head {}", volume.id, volume.head),
+        target: place,
+        size_bytes,
+        progress: Progress::none(),
+    };
+    let progress = if arguments.resume { file.resume(&state, "with --force")? } else { Progress::none() };
+    let mut transfer = Transfer { source: End::Nbd(source), target, file: &file, state: State { progress, ..state } };
+    let mut report = transfer.run().await?;
+    if arguments.verify {
+        transfer.verify().await?;
+        report.verified = true;
+    }
+    file.remove()?;
+    report.volume = name.to_string();
+    report.image = arguments.target.to_string();
+    print(&report, &format!("exported volume {name} to {}", arguments.target), arguments.json)?;
+    let after = self::volume(&client, name).context("whether it was written meanwhile is not known")?;
+    if after.head != volume.head {
+        bail!(
+            "volume {name} was written while it was exported (from {} to {}): {} is of no single moment; stop the writers and export again with --force",
+            volume.head,
+            after.head,
+            arguments.target
+        );
+    }
+    Ok(())
+}
+
+fn volume(client: &Client, name: &VolumeName) -> anyhow::Result<VolumeStatus> {
+    tokio::task::block_in_place(|| client.get(&format!("/v1/volumes/{name}")))
+}
+
+/// Opens or makes the target; what it is, to be known again.
+async fn open(arguments: &Export, size: u64, file: &StateFile) -> anyhow::Result<(Target, String)> {
+    match &arguments.target {
+        Place::File(path) => {
+            let format = arguments.format.unwrap_or_else(|| Format::of_name(path));
+            let image = if arguments.resume {
+                Image::reopen(path, format)?
+            } else {
+                let interrupted = file.exists() && path.exists();
+                if arguments.force {
+                    // An older state must not outlive what it speaks of.
+                    file.remove()?;
+                } else if interrupted {
+                    bail!("an export to {} was interrupted: --resume goes on, --force begins anew", path.display());
+                }
+                Image::create(path, format, size, arguments.force)?
+            };
+            if image.size() != size {
+                bail!("{} is not of the volume's size any more: export it again with --force", path.display());
+            }
+            let place = image.place()?;
+            Ok((Target::Image(Arc::new(image)), place))
+        }
+        Place::Nbd(uri) => {
+            if arguments.format.is_some_and(|format| format != Format::Raw) {
+                bail!("an NBD export is raw: --format is for files");
+            }
+            let client = connect(uri, arguments.connections).await?;
+            if client.read_only() {
+                bail!("{uri} is read-only");
+            }
+            if client.size() < size {
+                bail!("{uri} of {} is too small for the volume of {}", human(client.size()), human(size));
+            }
+            let place = format!("export {uri} of {} bytes", client.size());
+            Ok((Target::Nbd { client, zeroed: false }, place))
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! `helio volume import`: an image or an NBD export becomes a volume.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use client_lib::wire::admin::{CreateVolume, VolumeStatus};
+use client_lib::{SECTOR_SIZE, VolumeName};
+
+use super::Common;
+use super::client::Client;
+use super::transfer::{
+    End, Format, Image, Place, Progress, State, StateFile, Target, Transfer, connect, print, reach, state_file,
+};
+use crate::size::{self, human};
+
+/// Copy an image, or an export of any NBD server, into a volume
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  helio volume import disk debian.qcow2\n  helio volume import disk debian.raw --size 40GiB --owner a\n  helio volume import disk nbd://192.0.2.7/disk\n  helio volume import disk 'nbd+unix:///?socket=/run/nbd.sock'\n\nThe volume is made unless there is an empty one. Holes and zeroes take no space. After Ctrl-C, a crash or a lost connection the same command with --resume goes on."
+)]
+pub(super) struct Import {
+    /// The volume
+    name: String,
+    /// An image file, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    #[arg(value_parser = Place::parse)]
+    source: Place,
+    /// Size of the new volume, when larger than the image
+    #[arg(long, value_parser = size::parse)]
+    size: Option<u64>,
+    /// The node that is to own the new volume [default: the node asked]
+    #[arg(long)]
+    owner: Option<String>,
+    /// How the image lies in its file [default: found out]
+    #[arg(long)]
+    format: Option<Format>,
+    /// Replace what an existing volume holds
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
+    /// Go on with an import that was interrupted
+    #[arg(long)]
+    resume: bool,
+    /// Read the volume back at the end and compare; takes about as long as reading the image once more
+    #[arg(long)]
+    verify: bool,
+    /// Where to note how far it is [default: beside the image; for NBD in the data directory]
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Connections to an NBD server, where it allows several
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    connections: u8,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Import, common: &Common) -> anyhow::Result<()> {
+    let name: VolumeName = arguments.name.parse()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(import(arguments, &name, common))
+}
+
+async fn import(arguments: &Import, name: &VolumeName, common: &Common) -> anyhow::Result<()> {
+    let client = Client::find(common)?;
+    let (source, identity) = open(arguments).await?;
+    let needed = source.size().next_multiple_of(u64::from(SECTOR_SIZE));
+    if needed == 0 {
+        bail!("{} is empty", arguments.source);
+    }
+    let file = state_file(arguments.state.as_deref(), &arguments.source, name.as_str(), "import", common)?;
+    let found = tokio::task::block_in_place(|| reach::volume(&client, name))?;
+    // Before anything is made: whether it can be reached.
+    let servers = tokio::task::block_in_place(|| reach::Servers::find(common, &client))?;
+    let volume = match found {
+        Some(volume) => {
+            check(arguments, &volume, needed, &file)?;
+            volume
+        }
+        None if arguments.resume => bail!("there is no volume {name} to go on with; import it without --resume"),
+        None => {
+            if let Some(owner) = &arguments.owner {
+                servers.require(owner)?;
+            }
+            tokio::task::block_in_place(|| create(arguments, name, needed, &client))?
+        }
+    };
+    let state = State {
+        source: identity,
+        target: format!("volume {name}, id {}", volume.id),
+        size_bytes: needed,
+        progress: Progress::none(),
+    };
+    let progress = if arguments.resume { file.resume(&state, "with --overwrite")? } else { Progress::none() };
+    let uri = servers.owner(name.as_str(), &volume.owner)?;
+    let client = connect(&uri, arguments.connections).await?;
+    if arguments.overwrite {
+        // An older state must not outlive what it speaks of.
+        file.remove()?;
+        // All of it: what lies behind the image must not stay either.
+        client.write_zeroes(0, client.size()).await.context("the volume cannot be emptied")?;
+    }
+    let target = Target::Nbd { client, zeroed: true };
+    let mut transfer = Transfer { source, target, file: &file, state: State { progress, ..state } };
+    let mut report = transfer.run().await?;
+    if arguments.verify {
+        transfer.verify().await?;
+        report.verified = true;
+    }
+    file.remove()?;
+    report.volume = name.to_string();
+    report.image = arguments.source.to_string();
+    print(&report, &format!("imported {} into volume {name}", arguments.source), arguments.json)
+}
+
+/// Opens a source; what it is, to be known again.
+async fn open(arguments: &Import) -> anyhow::Result<(End, String)> {
+    match &arguments.source {
+        Place::File(path) => {
+            let image = Image::open(path, arguments.format)?;
+            let identity = image.identity()?;
+            Ok((End::Image(Arc::new(image)), identity))
+        }
+        Place::Nbd(uri) => {
+            if arguments.format.is_some_and(|format| format != Format::Raw) {
+                bail!("an NBD export is raw: --format is for files");
+            }
+            let client = connect(uri, arguments.connections).await?;
+            let identity = format!("export {uri} of {} bytes", client.size());
+            Ok((End::Nbd(client), identity))
+        }
+    }
+}
+
+/// Whether an existing volume can be imported into.
+fn check(arguments: &Import, volume: &VolumeStatus, needed: u64, file: &StateFile) -> anyhow::Result<()> {
+    let VolumeStatus { name, size_bytes, .. } = volume;
+    if *size_bytes < needed {
+        bail!(
+            "volume {name} of {} is too small for {}, which needs {} ({needed} bytes): import it under another name",
+            human(*size_bytes),
+            arguments.source,
+            human(needed)
+        );
+    }
+    if arguments.size.is_some_and(|size| size != *size_bytes) {
+        bail!("volume {name} exists and has {} ({size_bytes} bytes): --size is for a new one", human(*size_bytes));
+    }
+    if arguments.owner.as_ref().is_some_and(|owner| *owner != volume.owner) {
+        bail!("volume {name} exists and is owned by node {}: --owner is for a new one", volume.owner);
+    }
+    if volume.mapped_bytes > 0 && !arguments.overwrite && !arguments.resume {
+        let interrupted = if file.exists() { "go on with the interrupted import with --resume, " } else { "" };
+        bail!(
+            "volume {name} holds {} already: {interrupted}import under another name, or --overwrite to replace what it holds",
+            human(volume.mapped_bytes)
+        );
+    }
+    Ok(())
+}
+
+fn create(arguments: &Import, name: &VolumeName, needed: u64, client: &Client) -> anyhow::Result<VolumeStatus> {
+    let size_bytes = arguments.size.unwrap_or(needed);
+    if size_bytes < needed {
+        bail!(
+            "--size {} is less than {} needs: {} ({needed} bytes)",
+            human(size_bytes),
+            arguments.source,
+            human(needed)
+        );
+    }
+    let request = CreateVolume { name: name.to_string(), size_bytes, owner: arguments.owner.clone(), replicas: None };
+    client.post("/v1/volumes", &request)
+}

@@ -1,0 +1,175 @@
+//! What `volume import` and `volume export` share: a transfer between an image or an NBD export and a volume.
+//!
+//! Owns the copying ([`copy`]), its two ends ([`ends`], [`image`]), what is read and written of them ([`piece`]), how
+//! far a transfer is ([`state`]), the way to a volume's NBD server ([`reach`]), and what a user sees of it ([`report`]).
+//! What a verb asks for and refuses is in `import` and `export`.
+//!
+//! Invariants: nothing is noted as done that is not durable at the target; a transfer goes on only between the ends it
+//! was begun between; zeroes are never sent to a target that has them.
+
+mod copy;
+mod ends;
+mod image;
+mod piece;
+pub(super) mod reach;
+mod report;
+mod state;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, anyhow, bail};
+use nbd_frontend::client::{Client, ClientError, ClientOptions, NbdUri};
+use nbd_frontend::proto::constants::{ENOSPC, EPERM};
+
+pub(super) use self::ends::{End, Target};
+pub(super) use self::image::{Format, Image};
+pub(super) use self::report::{Report, print};
+pub(super) use self::state::{Progress, State, StateFile};
+use super::Common;
+
+/// What is at the other end than the volume: an image in a file, or an export of any NBD server.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    File(PathBuf),
+    Nbd(NbdUri),
+}
+
+impl Place {
+    /// Reads what a user wrote.
+    pub(super) fn parse(text: &str) -> Result<Place, String> {
+        if NbdUri::is_meant(text) {
+            return Ok(Place::Nbd(text.parse().map_err(|error| format!("{error}"))?));
+        }
+        Ok(Place::File(text.into()))
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::File(path) => path.display().fmt(f),
+            Place::Nbd(uri) => uri.fmt(f),
+        }
+    }
+}
+
+/// Where a transfer's state is kept: where it was said, beside the file, or in the data directory of the cluster.
+pub(super) fn state_file(
+    said: Option<&Path>,
+    place: &Place,
+    volume: &str,
+    verb: &str,
+    common: &Common,
+) -> anyhow::Result<StateFile> {
+    let path = match (said, place) {
+        (Some(path), _) => path.to_owned(),
+        (None, Place::File(path)) => {
+            let mut name = path.clone().into_os_string();
+            name.push(format!(".{volume}.helio-{verb}"));
+            name.into()
+        }
+        (None, Place::Nbd(_)) => {
+            let data = common.data();
+            if common.cluster.is_some() || !data.join("FORMAT").exists() {
+                bail!("there is no place here to note how far it is: name one with --state FILE");
+            }
+            let directory = data.join("transfers");
+            std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+            directory.join(format!("{volume}.helio-{verb}"))
+        }
+    };
+    Ok(StateFile::new(path))
+}
+
+/// Connects to an export.
+pub(super) async fn connect(uri: &NbdUri, connections: u8) -> anyhow::Result<Arc<Client>> {
+    Ok(Arc::new(Client::connect(uri, ClientOptions { connections: connections.into() }).await?))
+}
+
+/// What of a transfer was decided before it begins.
+pub(super) struct Transfer<'a> {
+    pub(super) source: End,
+    pub(super) target: Target,
+    pub(super) file: &'a StateFile,
+    /// Names the ends; its progress is where to begin.
+    pub(super) state: State,
+}
+
+impl Transfer<'_> {
+    /// Carries it out and makes it durable, noting how far it is, and showing that on a terminal.
+    ///
+    /// # Errors
+    /// With how to go on.
+    pub(super) async fn run(&mut self) -> anyhow::Result<Report> {
+        self.file.save(&self.state)?;
+        let began_at = self.state.progress;
+        let begun = Instant::now();
+        let size = self.state.size_bytes;
+        let mut follower = Follower { bar: report::bar(size, began_at), transfer: Some((self.file, &mut self.state)) };
+        let copied = copy::copy(&self.source, Some(&self.target), size, began_at, &mut follower).await;
+        follower.bar.finish_and_clear();
+        let done = copied.map_err(|error| self.explained(error))?;
+        self.state.progress = done;
+        Ok(Report::new(&self.state, began_at, begun.elapsed()))
+    }
+
+    /// Reads the target back and compares it with what was read from the source.
+    ///
+    /// # Errors
+    /// When it is not the same.
+    pub(super) async fn verify(&self) -> anyhow::Result<()> {
+        if let Target::Image(image) = &self.target {
+            image.forget_cached();
+        }
+        let end = self.target.end();
+        let mut follower = Follower { bar: report::bar(self.state.size_bytes, Progress::none()), transfer: None };
+        follower.bar.set_message("verifying");
+        let read = copy::copy(&end, None, self.state.size_bytes, Progress::none(), &mut follower).await;
+        follower.bar.finish_and_clear();
+        let (found, wanted) =
+            (read.context("it was written, but cannot be read back")?.checksum, self.state.progress.checksum);
+        if found != wanted {
+            bail!("what was written reads back otherwise: checksum {found}, but the source's is {wanted}");
+        }
+        Ok(())
+    }
+
+    /// Adds what to do about a failure.
+    fn explained(&self, error: anyhow::Error) -> anyhow::Error {
+        let client = error.downcast_ref::<ClientError>();
+        let why = match client.and_then(ClientError::errno) {
+            Some(ENOSPC) => "the target has no space left: make room, then ",
+            Some(EPERM) => "the server does not let this client write: does its node still own the volume? ",
+            _ => "",
+        };
+        let hint = if self.file.exists() {
+            format!(
+                "{why}the same command with --resume goes on at {} of {} bytes",
+                self.state.progress.position_bytes, self.state.size_bytes
+            )
+        } else {
+            why.to_owned()
+        };
+        anyhow!("{error:#} ({hint})")
+    }
+}
+
+/// Follows a copy: shows it, and notes what is durable.
+struct Follower<'a> {
+    bar: indicatif::ProgressBar,
+    transfer: Option<(&'a StateFile, &'a mut State)>,
+}
+
+impl copy::Observer for Follower<'_> {
+    fn at(&mut self, progress: &Progress) {
+        self.bar.set_position(progress.position_bytes);
+    }
+
+    fn durable(&mut self, progress: &Progress) -> anyhow::Result<()> {
+        let Some((file, state)) = &mut self.transfer else { return Ok(()) };
+        state.progress = *progress;
+        file.save(state)
+    }
+}
