@@ -298,3 +298,22 @@ pub(super) fn decode_position(mut bytes: &[u8]) -> Result<LogPosition, MapError>
         chain: bytes.get_u32_le(),
     })
 }
+
+#[cfg(test)]
+mod golden {
+    use super::*;
+
+    #[test]
+    fn a_log_position_has_these_bytes() {
+        let position =
+            LogPosition { generation: 0x0102, segment: 0x0304, block: 0x0506, sequence: 0x0708, chain: 0xdead_beef };
+        let kept = crate::golden::check("log-position.hex", &encode_position(&position));
+        assert_eq!(decode_position(&kept).expect("decodes"), position);
+        for at in 0..kept.len() {
+            let mut damaged = kept.clone();
+            damaged[at] ^= 1;
+            assert!(decode_position(&damaged).is_err(), "byte {at}");
+            assert!(decode_position(&kept[..at]).is_err(), "cut at {at}");
+        }
+    }
+}
