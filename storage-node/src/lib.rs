@@ -5,6 +5,7 @@ pub mod config;
 pub mod data_dir;
 #[cfg(test)]
 mod golden;
+pub mod inspect;
 pub mod io;
 pub mod log;
 pub mod map;

@@ -286,7 +286,7 @@ fn encode_position(position: &LogPosition) -> Vec<u8> {
 ///
 /// # Errors
 /// When it is not one.
-pub(super) fn decode_position(mut bytes: &[u8]) -> Result<LogPosition, MapError> {
+pub(crate) fn decode_position(mut bytes: &[u8]) -> Result<LogPosition, MapError> {
     if bytes.len() != 32 || crc32fast::hash(&bytes[..28]) != (&bytes[28..]).get_u32_le() {
         return Err(MapError::Position);
     }
