@@ -13,6 +13,7 @@ mod client;
 mod cluster;
 mod export;
 mod import;
+mod inspect;
 mod node;
 mod serving;
 mod transfer;
@@ -68,6 +69,9 @@ enum Verb {
     /// Begin a cluster, let nodes join it, look at it
     #[command(subcommand)]
     Cluster(cluster::Verb),
+    /// Look at a data directory without a node: log, map, segments, volumes; changes nothing
+    #[command(subcommand)]
+    Inspect(inspect::Verb),
 }
 
 /// Runs a command; returns what the process exits with.
@@ -93,6 +97,7 @@ pub fn run(helio: Helio) -> ExitCode {
         Verb::Node(arguments) => node::run(&arguments),
         Verb::Volume(verb) => volume::run(verb, &helio.common),
         Verb::Cluster(verb) => cluster::run(verb, &helio.common),
+        Verb::Inspect(verb) => inspect::run(verb),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

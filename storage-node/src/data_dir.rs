@@ -110,7 +110,7 @@ impl DataDir {
 }
 
 /// Refuses a directory that is not ours or of another format. Changes nothing.
-fn check(path: &Path) -> Result<(), Error> {
+pub(crate) fn check(path: &Path) -> Result<(), Error> {
     let refuse = |why: String| Err(Error::new(ErrorKind::InvalidRequest, format!("{} {why}", path.display())));
     match std::fs::read_to_string(path.join("FORMAT")) {
         Ok(text) => match text.trim().strip_prefix(MARKER).and_then(|number| number.parse::<u32>().ok()) {

@@ -3,6 +3,9 @@
 pub mod cli;
 pub mod config;
 pub mod data_dir;
+#[cfg(test)]
+mod golden;
+pub mod inspect;
 pub mod io;
 pub mod log;
 pub mod map;

@@ -23,6 +23,8 @@ pub mod segment;
 pub mod writer;
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;
 
 pub use record::Entry;

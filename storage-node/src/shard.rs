@@ -34,6 +34,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::io::{EngineKind, open_engine};
 use crate::log::{LogError, LogSettings};
 use crate::map::store::MapError;
+pub(crate) use checkpoint::decode_position;
 use core::Core;
 use handle::{QUEUE_DEPTH, ShardHandle};
 

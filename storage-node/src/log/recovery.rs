@@ -20,8 +20,8 @@ use client_lib::BLOCK_SIZE;
 use super::cold::Target;
 use super::proof;
 use super::record::{
-    DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, Header, RecordError, decode_entries, decode_header, decode_header_of,
-    first_misfit,
+    DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, Header, RecordError, decode_any_header, decode_entries, decode_header,
+    decode_header_of, first_misfit,
 };
 use super::segment::{Pool, SEGMENT_BYTES_MIN, SEGMENT_HEADER_BLOCKS, Segment, SegmentHeader};
 use super::writer::{Active, Log};
@@ -293,7 +293,34 @@ impl Recovery<'_> {
             }
         }
         let next = next.min(segment.blocks);
+        if self.has_copies_behind(number, segment, next)? {
+            tracing::error!(
+                segment = number,
+                block = next,
+                "a record of the cleaner is damaged: its segment is not filled further"
+            );
+            return Ok(None);
+        }
         Ok(Some(Target { segment: number, file: segment.file, generation, next, blocks: segment.blocks }))
+    }
+
+    /// Whether a record of a cold segment begins at `block` or behind it: then what seems to be the end is damage, and
+    /// what lies there may be needed.
+    fn has_copies_behind(&mut self, number: u32, segment: Segment, mut block: u32) -> Result<bool, LogError> {
+        while block < segment.blocks {
+            let window = self.reader.read(number, segment, block, WINDOW_BLOCKS.min(segment.blocks - block))?;
+            block += (window.len() / BLOCK) as u32;
+            let is_record = |bytes: &[u8]| {
+                decode_any_header(bytes)
+                    .is_ok_and(|header| (header.log, header.generation) == (self.known.identity, segment.generation))
+            };
+            let found = window.chunks_exact(BLOCK).any(is_record);
+            self.reader.give_back(window);
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The log seems to end at `position`.

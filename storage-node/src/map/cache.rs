@@ -3,8 +3,9 @@
 //! A page is clean (equal to the store, evictable), dirty (changed since the last checkpoint began) or committing
 //! (part of the checkpoint under way). Beginning a checkpoint takes references to the dirty pages as they are at
 //! that moment; a page changed meanwhile is copied first, so the committer and the shard never share a changing page.
-//! Clean pages are evicted by a clock. The limit can be passed only by pages that are not clean: callers begin a
-//! checkpoint at [`PageCache::wants_checkpoint`] and hold back writes at [`PageCache::is_full`].
+//! Clean pages are evicted by a clock. The limit is in bytes, of what the pages really take ([`Page::memory`]); it can
+//! be passed only by pages that are not clean: callers begin a checkpoint at [`PageCache::wants_checkpoint`] and hold
+//! back writes at [`PageCache::is_full`].
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use client_lib::VolumeId;
 use roaring::RoaringBitmap;
 
 use super::MapKey;
-use super::page::{PAGE_ENTRIES, PAGE_MEMORY, Page, Version};
+use super::page::{Index, PAGE_ENTRIES, PAGE_MEMORY_MAX, Page, Version};
 use super::store::{Change, MapError, MapStore};
 
-/// The smallest useful cache: less would thrash within one large request.
+/// The smallest useful cache, in pages of the largest kind: less would thrash within one large request.
 pub const PAGES_MIN: usize = 32;
 
 #[derive(Debug)]
@@ -39,7 +40,13 @@ pub struct PageCache {
     changed_sets: BTreeSet<MapKey>,
     /// Pages that are gone since the last checkpoint began.
     removed: Vec<(MapKey, u32)>,
-    pages_max: usize,
+    /// What the pages in `slots` take; one that two maps share counts twice.
+    bytes: usize,
+    /// What those of them in `dirty` take.
+    dirty_bytes: usize,
+    /// What those in `committing` took when the checkpoint began.
+    committing_bytes: usize,
+    limit_bytes: usize,
 }
 
 impl PageCache {
@@ -55,7 +62,10 @@ impl PageCache {
             sets: HashMap::new(),
             changed_sets: BTreeSet::new(),
             removed: Vec::new(),
-            pages_max: (limit_bytes / PAGE_MEMORY).max(PAGES_MIN),
+            bytes: 0,
+            dirty_bytes: 0,
+            committing_bytes: 0,
+            limit_bytes: limit_bytes.max(PAGES_MIN * PAGE_MEMORY_MAX),
         }
     }
 
@@ -70,7 +80,7 @@ impl PageCache {
     /// When the page cannot be read.
     pub fn version(&mut self, map: impl Into<MapKey>, block: u32) -> Result<Option<Version>, MapError> {
         let page = self.page(map, block / PAGE_ENTRIES)?;
-        Ok(page.and_then(|page| page.entry((block % PAGE_ENTRIES) as u8)))
+        Ok(page.and_then(|page| page.entry((block % PAGE_ENTRIES) as Index)))
     }
 
     /// A page; `None` when nothing in it was ever written.
@@ -94,8 +104,15 @@ impl PageCache {
         let (map, page) = (map.into(), block / PAGE_ENTRIES);
         self.load(map, page)?;
         let slot = self.slots.get_mut(&(map, page)).expect("just loaded");
-        let before = Arc::make_mut(&mut slot.page).set((block % PAGE_ENTRIES) as u8, version);
-        self.note_dirty(map, page);
+        let memory_before = slot.page.memory();
+        let before = Arc::make_mut(&mut slot.page).set((block % PAGE_ENTRIES) as Index, version);
+        let memory = slot.page.memory();
+        self.bytes = self.bytes - memory_before + memory;
+        if self.dirty.contains(&(map, page)) {
+            self.dirty_bytes = self.dirty_bytes - memory_before + memory;
+        } else {
+            self.note_dirty(map, page, memory);
+        }
         Ok(before)
     }
 
@@ -103,14 +120,18 @@ impl PageCache {
     /// is in a checkpoint it is the first to go.
     pub fn insert(&mut self, map: MapKey, page: u32, content: Arc<Page>) {
         assert!(!self.has(map, page), "page {page} of {map:?} is new");
+        let memory = content.memory();
         self.put(map, page, Slot { page: content, referenced: false });
-        self.note_dirty(map, page);
+        self.note_dirty(map, page, memory);
     }
 
     /// Takes a page away from a map.
     pub fn remove(&mut self, map: MapKey, page: u32) {
-        self.slots.remove(&(map, page));
-        self.dirty.remove(&(map, page));
+        let memory = self.slots.remove(&(map, page)).map_or(0, |slot| slot.page.memory());
+        self.bytes -= memory;
+        if self.dirty.remove(&(map, page)) {
+            self.dirty_bytes -= memory;
+        }
         if self.sets.get_mut(&map).is_some_and(|pages| pages.remove(page)) {
             self.changed_sets.insert(map);
             self.removed.push((map, page));
@@ -147,18 +168,23 @@ impl PageCache {
         self.dirty.retain(|(slot, _)| *slot != map);
         self.committing.retain(|(slot, _)| *slot != map);
         self.removed.retain(|(removed, _)| *removed != map);
+        let memory = |at| self.slots.get(at).map_or(0, |slot| slot.page.memory());
+        self.bytes = self.slots.values().map(|slot| slot.page.memory()).sum();
+        self.dirty_bytes = self.dirty.iter().map(memory).sum();
+        // Of a page that changed meanwhile, its memory now stands for that of what is being written.
+        self.committing_bytes = self.committing.iter().map(memory).sum();
     }
 
     /// Whether so much is dirty that a checkpoint should begin.
     #[must_use]
     pub fn wants_checkpoint(&self) -> bool {
-        self.dirty.len() >= self.pages_max / 2
+        self.dirty_bytes >= self.limit_bytes / 2
     }
 
     /// Whether so much cannot be evicted that changes must wait for a checkpoint.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.dirty.len() + self.committing.len() >= self.pages_max
+        self.dirty_bytes + self.committing_bytes >= self.limit_bytes
     }
 
     /// Pages in memory.
@@ -167,10 +193,16 @@ impl PageCache {
         self.slots.len()
     }
 
-    /// The limit in pages.
+    /// What they take.
     #[must_use]
-    pub fn pages_max(&self) -> usize {
-        self.pages_max
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The limit of that.
+    #[must_use]
+    pub fn limit_bytes(&self) -> usize {
+        self.limit_bytes
     }
 
     /// Begins a checkpoint: adds the dirty pages as they are now to `changes`.
@@ -180,6 +212,7 @@ impl PageCache {
     pub fn begin_checkpoint(&mut self, changes: &mut Vec<Change>) {
         assert!(self.committing.is_empty(), "one checkpoint at a time");
         self.committing = std::mem::take(&mut self.dirty);
+        self.committing_bytes = std::mem::take(&mut self.dirty_bytes);
         changes.extend(self.removed.drain(..).map(|(map, page)| Change::RemovePage(map, page)));
         for (map, page) in &self.committing {
             let slot = self.slots.get(&(*map, *page)).expect("dirty pages stay in memory");
@@ -193,11 +226,15 @@ impl PageCache {
     /// The checkpoint is in the store.
     pub fn end_checkpoint(&mut self) {
         self.committing.clear();
+        self.committing_bytes = 0;
         self.evict();
     }
 
-    fn note_dirty(&mut self, map: MapKey, page: u32) {
-        self.dirty.insert((map, page));
+    /// A page that was not dirty has changed and takes `memory` bytes.
+    fn note_dirty(&mut self, map: MapKey, page: u32, memory: usize) {
+        if self.dirty.insert((map, page)) {
+            self.dirty_bytes += memory;
+        }
         if self.sets.entry(map).or_default().insert(page) {
             self.changed_sets.insert(map);
         }
@@ -220,14 +257,16 @@ impl PageCache {
 
     fn put(&mut self, map: MapKey, page: u32, slot: Slot) {
         self.evict();
+        self.bytes += slot.page.memory();
         self.slots.insert((map, page), slot);
         self.clock.push_back((map, page));
     }
 
-    /// Makes room for one more page, if clean pages can be found within two rounds of the clock.
+    /// Makes room for one more page, if that can be had from clean ones within two rounds of the clock: by packing
+    /// those in use, by letting go of the others.
     fn evict(&mut self) {
         let mut steps = self.clock.len() * 2;
-        while self.slots.len() >= self.pages_max && steps > 0 {
+        while self.bytes + PAGE_MEMORY_MAX > self.limit_bytes && steps > 0 {
             steps -= 1;
             let Some(at) = self.clock.pop_front() else { return };
             let Some(slot) = self.slots.get_mut(&at) else { continue };
@@ -236,8 +275,15 @@ impl PageCache {
                 self.clock.push_back(at);
             } else if slot.referenced {
                 slot.referenced = false;
+                let memory = slot.page.memory();
+                // The committer may still have a reference for a moment; then it stays as it is until the next round.
+                if let Some(page) = Arc::get_mut(&mut slot.page) {
+                    page.pack();
+                }
+                self.bytes = self.bytes - memory + slot.page.memory();
                 self.clock.push_back(at);
             } else {
+                self.bytes -= slot.page.memory();
                 self.slots.remove(&at);
             }
         }
@@ -283,20 +329,23 @@ mod tests {
         let store = MapStore::open(directory.path()).expect("opens");
         let mut cache = PageCache::new(store.clone(), 0);
         let volume = VolumeId(1);
-        let pages = 10 * PAGES_MIN as u32;
+        // Pages with one entry: many times what fits, however small they are.
+        let pages = (3 * cache.limit_bytes() / Page::default().memory()) as u32;
         for page in 0..pages {
             cache.set(volume, page * PAGE_ENTRIES + 5, version(u64::from(page))).expect("sets");
             if cache.wants_checkpoint() {
                 checkpoint(&mut cache, &store);
             }
-            assert!(cache.pages() <= PAGES_MIN, "{} pages", cache.pages());
+            assert!(cache.bytes() <= cache.limit_bytes(), "{} bytes of {}", cache.bytes(), cache.limit_bytes());
         }
         for page in (0..pages).rev() {
             let found = cache.version(volume, page * PAGE_ENTRIES + 5).expect("reads");
             assert_eq!(found, Some(version(u64::from(page))));
             assert_eq!(cache.version(volume, page * PAGE_ENTRIES + 6).expect("reads"), None);
-            assert!(cache.pages() <= PAGES_MIN);
+            assert!(cache.bytes() <= cache.limit_bytes());
         }
+        let counted: usize = cache.slots.values().map(|slot| slot.page.memory()).sum();
+        assert_eq!(cache.bytes(), counted, "no page is counted twice or not at all");
         assert_eq!(cache.version(volume, u32::MAX).expect("reads"), None);
     }
 

@@ -125,43 +125,48 @@ pub enum MapError {
     },
 }
 
+/// Whether `directory` is a shard's, of the format that this software reads; `false` when it has no format file. Changes
+/// nothing.
+///
+/// # Errors
+/// `NewerFormat`, `OlderFormat`, `NoFormat`; `File` when the file cannot be read.
+pub fn has_format(directory: &Path) -> Result<bool, MapError> {
+    let path = directory.join(FORMAT_FILE);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(MapError::File { path, source }),
+    };
+    let number = text.trim_end().strip_prefix(FORMAT_WORD).and_then(|rest| rest.trim().parse::<u32>().ok());
+    match number {
+        None => Err(MapError::NoFormat { path, found: text.chars().take(80).collect() }),
+        Some(found) if found > FORMAT_VERSION => Err(MapError::NewerFormat { directory: directory.to_owned(), found }),
+        Some(found) if found < FORMAT_VERSION => Err(MapError::OlderFormat { directory: directory.to_owned(), found }),
+        Some(_) => Ok(true),
+    }
+}
+
 /// Creates or checks the shard's directory before anything in it is opened.
 ///
 /// # Errors
 /// `NewerFormat`, `OlderFormat` and `NoFormat` leave the directory as it is.
 pub fn prepare_directory(directory: &Path) -> Result<(), MapError> {
+    if has_format(directory)? {
+        return Ok(());
+    }
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| MapError::File { path, source }
     };
-    let path = directory.join(FORMAT_FILE);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => {
-            let number = text.trim_end().strip_prefix(FORMAT_WORD).and_then(|rest| rest.trim().parse::<u32>().ok());
-            match number {
-                None => Err(MapError::NoFormat { path, found: text.chars().take(80).collect() }),
-                Some(found) if found > FORMAT_VERSION => {
-                    Err(MapError::NewerFormat { directory: directory.to_owned(), found })
-                }
-                Some(found) if found < FORMAT_VERSION => {
-                    Err(MapError::OlderFormat { directory: directory.to_owned(), found })
-                }
-                Some(_) => Ok(()),
-            }
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(directory).map_err(failed(directory))?;
-            // Written aside and renamed, so that a crash leaves no half of it.
-            let aside = directory.join("FORMAT.new");
-            let mut file = std::fs::File::create(&aside).map_err(failed(&aside))?;
-            std::io::Write::write_all(&mut file, format!("{FORMAT_WORD} {FORMAT_VERSION}\n").as_bytes())
-                .and_then(|()| file.sync_all())
-                .map_err(failed(&aside))?;
-            std::fs::rename(&aside, &path).map_err(failed(&path))?;
-            std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(directory))
-        }
-        Err(error) => Err(failed(&path)(error)),
-    }
+    std::fs::create_dir_all(directory).map_err(failed(directory))?;
+    // Written aside and renamed, so that a crash leaves no half of it.
+    let (path, aside) = (directory.join(FORMAT_FILE), directory.join("FORMAT.new"));
+    let mut file = std::fs::File::create(&aside).map_err(failed(&aside))?;
+    std::io::Write::write_all(&mut file, format!("{FORMAT_WORD} {FORMAT_VERSION}\n").as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(failed(&aside))?;
+    std::fs::rename(&aside, &path).map_err(failed(&path))?;
+    std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(directory))
 }
 
 /// A volume's values as the store has them, still encoded.
@@ -349,6 +354,17 @@ impl MapStore {
     #[must_use]
     pub fn is_in_memory(&self) -> bool {
         matches!(&*self.db.read().unwrap_or_else(PoisonError::into_inner), Some(Db::Memory(_)))
+    }
+
+    /// Opens the store in `directory` to look at: nothing in it is changed, whatever is asked for.
+    ///
+    /// # Errors
+    /// When there is none or RocksDB cannot read it.
+    pub fn open_read_only(directory: &Path) -> Result<MapStore, MapError> {
+        let mut options = options();
+        options.create_if_missing(false);
+        let db = Db::Rocks(DB::open_for_read_only(&options, directory, false)?);
+        Ok(MapStore { directory: directory.to_owned(), db: Arc::new(RwLock::new(Some(db))) })
     }
 
     /// Opens the database again: after a failed write it takes no more, whatever the cause becomes. Waits for readers

@@ -309,7 +309,7 @@ fn encode_position(position: &LogPosition) -> Vec<u8> {
 ///
 /// # Errors
 /// When it is not one.
-pub(super) fn decode_position(mut bytes: &[u8]) -> Result<LogPosition, MapError> {
+pub(crate) fn decode_position(mut bytes: &[u8]) -> Result<LogPosition, MapError> {
     if bytes.len() != 32 || crc32fast::hash(&bytes[..28]) != (&bytes[28..]).get_u32_le() {
         return Err(MapError::Position);
     }
@@ -320,4 +320,23 @@ pub(super) fn decode_position(mut bytes: &[u8]) -> Result<LogPosition, MapError>
         sequence: bytes.get_u64_le(),
         chain: bytes.get_u32_le(),
     })
+}
+
+#[cfg(test)]
+mod golden {
+    use super::*;
+
+    #[test]
+    fn a_log_position_has_these_bytes() {
+        let position =
+            LogPosition { generation: 0x0102, segment: 0x0304, block: 0x0506, sequence: 0x0708, chain: 0xdead_beef };
+        let kept = crate::golden::check("log-position.hex", &encode_position(&position));
+        assert_eq!(decode_position(&kept).expect("decodes"), position);
+        for at in 0..kept.len() {
+            let mut damaged = kept.clone();
+            damaged[at] ^= 1;
+            assert!(decode_position(&damaged).is_err(), "byte {at}");
+            assert!(decode_position(&kept[..at]).is_err(), "cut at {at}");
+        }
+    }
 }

@@ -68,6 +68,12 @@ impl Changes {
         self.intervals.last().map_or(self.start, |last| last.to)
     }
 
+    /// The intervals, oldest first.
+    #[must_use]
+    pub fn intervals(&self) -> &[Interval] {
+        &self.intervals
+    }
+
     /// A write at `lsn` changed `blocks`.
     pub fn record(&mut self, lsn: Lsn, blocks: impl IntoIterator<Item = u32>) {
         assert!(lsn > self.end(), "{lsn} is recorded after {}", self.end());

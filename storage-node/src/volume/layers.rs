@@ -44,6 +44,18 @@ impl Layer {
         self.id
     }
 
+    /// What it has, in block order.
+    #[must_use]
+    pub fn entries(&self) -> &BTreeMap<u32, Version> {
+        &self.entries
+    }
+
+    /// How many of its entries are stale.
+    #[must_use]
+    pub fn stale(&self) -> u64 {
+        self.stale
+    }
+
     fn set(&mut self, block: u32, version: Version) -> Option<Version> {
         let before = self.entries.insert(block, version);
         self.stale += u64::from(version.content.is_stale());
@@ -238,6 +250,12 @@ impl Layers {
     pub fn entries(&self) -> impl Iterator<Item = (u32, Version)> + '_ {
         let layers = self.folding.iter().chain([&self.sealed, &self.open]);
         layers.flat_map(|layer| layer.entries.iter().map(|(block, version)| (*block, *version)))
+    }
+
+    /// Every layer with what it is, the oldest first.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, &Layer)> {
+        let folding = self.folding.iter().map(|layer| ("folding", layer));
+        folding.chain([("sealed", &self.sealed), ("open", &self.open)])
     }
 
     /// How many blocks have a stale view.

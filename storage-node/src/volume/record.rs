@@ -218,3 +218,50 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod golden {
+    use super::*;
+    use crate::golden;
+    use crate::map::page::Content;
+    use crate::map::usage::Usage;
+
+    fn lsn(sequence: u64) -> Lsn {
+        Lsn::new(Epoch(3), sequence)
+    }
+
+    /// With a folding and a sealed layer, so that every field says something.
+    #[test]
+    fn a_volume_record_has_these_bytes() {
+        let mut volume = Volume::new(VolumeId(7), VolumeSize::try_from(1 << 40).expect("valid"));
+        let mut usage = Usage::default();
+        for sequence in [40, 41] {
+            volume.layers.note(sequence as u32, Version { lsn: lsn(sequence), content: Content::Zero }, &mut usage);
+            volume.layers.seal(lsn(sequence), &mut usage);
+            assert!(sequence == 41 || volume.layers.apply_sealed(lsn(sequence)));
+        }
+        (volume.role, volume.epoch) = (Role::Owner, Epoch(3));
+        (volume.known, volume.watermark) = (lsn(42), lsn(40));
+        volume.changes = Changes::restore(lsn(39), Vec::new());
+        let kept = golden::check("volume-record.hex", &encode_record(&volume));
+        let record = decode_record(&kept).expect("decodes");
+        assert_eq!((record.size, record.role, record.epoch), (volume.size, volume.role, volume.epoch));
+        assert_eq!((record.known, record.watermark, record.history_start), (lsn(42), lsn(40), lsn(39)));
+        assert_eq!(record.shape, volume.layers.shape());
+        assert_eq!((record.shape.folding.len(), record.shape.sealed_to), (1, Some(lsn(41))));
+    }
+
+    #[test]
+    fn an_interval_has_these_bytes() {
+        let blocks = Arc::new((5..9).chain([70_000]).collect());
+        let interval = Interval { id: 6, from: lsn(39), to: lsn(42), blocks };
+        let kept = golden::check("interval.hex", &encode_interval(&interval));
+        assert_eq!(decode_interval(6, &kept), Some(interval));
+    }
+
+    #[test]
+    fn a_page_set_has_these_bytes() {
+        let pages = [0, 1, 2, 0x0001_0000].into_iter().collect();
+        assert_eq!(decode_set(&golden::check("page-set.hex", &encode_set(&pages))), Some(pages));
+    }
+}

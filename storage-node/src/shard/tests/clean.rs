@@ -162,3 +162,31 @@ fn a_shard_stops_in_the_middle_of_making_space() {
     assert!(waiting.into_iter().all(|mut answer| answer.try_recv().is_ok()), "every write was answered");
     rig.write(0, vec![5; CHUNK as usize]).expect("writes again");
 }
+
+/// The cold segment that was being filled is filled further after a restart, behind its last record. A record in its middle
+/// whose header was damaged once seemed to be the end: copies then overwrote live blocks behind it.
+#[test]
+fn a_cold_segment_with_a_damaged_record_is_not_filled_further() {
+    let (mut rig, mut chunks) = (rig(17), Chunks::new(17));
+    (0..CHUNKS).for_each(|chunk| chunks.write(&mut rig, chunk));
+    let second_record = loop {
+        let chunk = chunks.random(CHUNKS);
+        chunks.write(&mut rig, chunk);
+        let segments = rig.core().log.segments();
+        let Some(target) = segments.iter().find(|info| info.cold && info.active) else { continue };
+        // The header block, then records of a block and 256 copies each.
+        if rig.core().map.usage.live(target.segment) > 1000 {
+            break (format!("{:08}.seg", target.segment), (1 + 257) * BLOCK_SIZE as usize + 20);
+        }
+    };
+    rig.disk.flip(&second_record.0, second_record.1);
+    chunks.settle();
+    rig.kill();
+    rig.activate(2);
+    for _ in 0..1500 {
+        let chunk = chunks.random(CHUNKS);
+        chunks.write(&mut rig, chunk);
+    }
+    chunks.settle();
+    chunks.check(&mut rig, "after more cleaning");
+}

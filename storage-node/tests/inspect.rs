@@ -1,0 +1,286 @@
+//! `helio inspect` on a data directory whose every byte is known: what is printed, what is refused, that nothing is
+//! changed. The outputs are in `tests/golden/`; `HELIO_GOLDEN=write` writes them anew.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use bytes::Bytes;
+use client_lib::{BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
+use storage_node::data_dir::DataDir;
+use storage_node::io::EngineKind;
+use storage_node::log::LogSettings;
+use storage_node::log::segment::SEGMENT_BYTES_MIN;
+use storage_node::map::store::{Change, MapStore, prepare_directory};
+use storage_node::propagation::manifest::{Manifest, ManifestRun, RunContent, VersionedBlock};
+use storage_node::shard::handle::ShardHandle;
+use storage_node::shard::{Shard, ShardOptions};
+use tempfile::TempDir;
+
+const BLOCK: usize = 4096;
+const OWNED: VolumeId = VolumeId(7);
+const FOLLOWED: VolumeId = VolumeId(9);
+
+/// A node's directory with one shard: a volume that it owned and one that it follows, two segments, a checkpoint and
+/// records after it. It is copied while the node runs, since one that stops writes a last checkpoint. One write at a
+/// time, so that each is a record of its own.
+struct Stored {
+    root: TempDir,
+}
+
+/// The last of the segments that are made ahead while the second is in use: a spare one, and two that only the cleaner
+/// may take.
+const SPARE_SEGMENT: &str = "segments/00000005.seg";
+
+impl Stored {
+    async fn new() -> Stored {
+        let root = tempfile::tempdir().expect("a directory");
+        let running = root.path().join("running");
+        let stored = Stored { root };
+        let held = DataDir::open(&running).expect("is made");
+        prepare_directory(&running.join("shard-0")).expect("is made");
+        let mut options = ShardOptions::new(running.join("shard-0"));
+        options.engine = EngineKind::Std;
+        options.log = LogSettings { segment_bytes: SEGMENT_BYTES_MIN, spare_segments: 1, capacity_bytes: None };
+        // Else drawn at random, and part of every record.
+        let map = MapStore::open(&running.join("shard-0/map")).expect("opens");
+        map.commit(&[Change::Log(0x0102_0304_0506_0708)]).expect("is kept");
+        drop(map);
+        let shard = Shard::start(options).await.expect("starts");
+        let size = |bytes: u64| VolumeSize::try_from(bytes).expect("valid");
+        shard.open(OWNED, size(64 << 20)).await.expect("opens");
+        shard.activate(OWNED, Epoch(1)).await.expect("activates");
+        write(&shard, 0, 300, 1).await;
+        write(&shard, 5, 1, 2).await;
+        write(&shard, 6, 1, 3).await;
+        shard.zero(OWNED, 8 * BLOCK as u64, 4 * BLOCK as u64, false).await.expect("zeroes");
+        for number in 0..4 {
+            write(&shard, 1000 + 256 * number, 256, 10 + number as u8).await;
+        }
+        follow(&shard, size(1 << 30)).await;
+        shard.checkpoint().await.expect("is written");
+        // Past the end of the first segment.
+        for number in 4..8 {
+            write(&shard, 1000 + 256 * number, 256, 10 + number as u8).await;
+        }
+        write(&shard, 4000, 2, 40).await;
+        let spare = running.join("shard-0").join(SPARE_SEGMENT);
+        while std::fs::metadata(&spare).map_or(0, |found| found.len()) < SEGMENT_BYTES_MIN {
+            shard.report(OWNED).await.expect("reports");
+        }
+        copy(&running, &stored.node());
+        shard.stop().await.expect("stops");
+        drop(held);
+        stored
+    }
+
+    fn node(&self) -> PathBuf {
+        self.root.path().join("node")
+    }
+
+    fn shard(&self) -> PathBuf {
+        self.node().join("shard-0")
+    }
+
+    /// Changes a byte of a segment file.
+    fn flip(&self, segment: u32, block: u64) {
+        let path = self.shard().join(format!("segments/{segment:08}.seg"));
+        let file = File::options().read(true).write(true).open(path).expect("opens");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, block * BLOCK as u64 + 50).expect("reads");
+        file.write_all_at(&[byte[0] ^ 1], block * BLOCK as u64 + 50).expect("writes");
+    }
+
+    fn inspect(&self, directory: &Path, arguments: &[&str]) -> Output {
+        let (verb, rest) = arguments.split_first().expect("a verb");
+        let mut helio = Command::new(env!("CARGO_BIN_EXE_helio"));
+        helio.arg("inspect").arg(verb).arg(directory).args(rest).output().expect("helio runs")
+    }
+}
+
+async fn write(shard: &ShardHandle, block: u64, count: usize, fill: u8) {
+    let data = Bytes::from(vec![fill; count * BLOCK]);
+    shard.write(OWNED, block * BLOCK as u64, data, false).await.expect("writes");
+}
+
+/// A volume of another node: three blocks known of, two of them here, one applied.
+async fn follow(shard: &ShardHandle, size: VolumeSize) {
+    let lsn = |sequence| Lsn::new(Epoch(4), sequence);
+    let data = |fill: u8| Bytes::from(vec![fill; BLOCK]);
+    let crc = |fill: u8| crc32fast::hash(&data(fill));
+    let manifest = |from, to, runs| Manifest { from, to, runs };
+    let run = |start, sequence, content| ManifestRun { start: BlockIndex(start), lsn: lsn(sequence), content };
+    let block =
+        |block, sequence, fill| VersionedBlock { block: BlockIndex(block), lsn: lsn(sequence), data: Some(data(fill)) };
+    shard.open(FOLLOWED, size).await.expect("opens");
+    let first = manifest(Lsn::ZERO, lsn(1), vec![run(70_000, 1, RunContent::Data(vec![crc(50)]))]);
+    shard.apply_manifest(FOLLOWED, first, true, true).await.expect("is noted");
+    shard.receive(FOLLOWED, vec![block(70_000, 1, 50)]).await.expect("is stored");
+    assert_eq!(shard.apply_sealed(FOLLOWED, lsn(1)).await.expect("is applied"), lsn(1));
+    let second = vec![run(3, 2, RunContent::Data(vec![crc(51), crc(52)])), run(9, 3, RunContent::Zero(2))];
+    shard.apply_manifest(FOLLOWED, manifest(lsn(1), lsn(3), second), false, true).await.expect("is noted");
+    shard.receive(FOLLOWED, vec![block(4, 2, 52)]).await.expect("is stored");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("is made");
+    for entry in std::fs::read_dir(from).expect("lists") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).expect("is copied");
+        }
+    }
+}
+
+/// Every file below `directory` with its bytes.
+fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(directory).expect("lists") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else {
+            let bytes = std::fs::read(&path).expect("reads");
+            found.insert(path, bytes);
+        }
+    }
+    found
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("text")
+}
+
+/// Compares with the golden file `name`, or writes it.
+fn golden(name: &str, output: &Output) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
+    let found = text(&output.stdout);
+    if std::env::var("HELIO_GOLDEN").is_ok_and(|value| value == "write") {
+        std::fs::write(&path, &found).expect("the golden file is written");
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert!(kept == found, "{name} has\n{kept}\nbut this is printed now\n{found}\n{}", text(&output.stderr));
+}
+
+#[tokio::test]
+async fn golden_outputs_of_a_whole_directory() {
+    let stored = Stored::new().await;
+    let before = contents(&stored.node());
+    let runs: [(&str, &[&str]); 10] = [
+        ("inspect-segments.txt", &["segments"]),
+        ("inspect-segments.json", &["segments", "--json"]),
+        ("inspect-log.txt", &["log"]),
+        ("inspect-log.json", &["log", "--json", "--volume", "9"]),
+        ("inspect-map.txt", &["map", "7"]),
+        ("inspect-map-9.txt", &["map", "9"]),
+        ("inspect-map.json", &["map", "7", "--range", "4..9", "--json"]),
+        ("inspect-volumes.txt", &["volume"]),
+        ("inspect-volume.txt", &["volume", "9"]),
+        ("inspect-volume.json", &["volume", "7", "--json"]),
+    ];
+    for (name, arguments) in runs {
+        let output = stored.inspect(&stored.node(), arguments);
+        golden(name, &output);
+        assert!(output.status.success(), "{name}: {}", text(&output.stderr));
+        assert_eq!(text(&output.stderr), "", "{name}");
+        let of_shard = stored.inspect(&stored.shard(), arguments);
+        assert_eq!(text(&of_shard.stdout), text(&output.stdout), "{name}: a shard's directory shows the same");
+    }
+    assert!(contents(&stored.node()) == before, "nothing was changed, added or taken away");
+}
+
+#[tokio::test]
+async fn a_part_of_the_log_is_shown_on_request() {
+    let stored = Stored::new().await;
+    let all = text(&stored.inspect(&stored.node(), &["log"]).stdout);
+    let rows: Vec<&str> = all.lines().skip(2).take_while(|line| !line.starts_with("the log ends")).collect();
+    let from = |position: &str| {
+        let shown = text(&stored.inspect(&stored.node(), &["log", "--from", position, "--limit", "2"]).stdout);
+        shown.lines().skip(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let fifth = rows.iter().position(|row| row.split_whitespace().nth(1) == Some("5")).expect("a fifth record");
+    assert_eq!(from("5"), rows[fifth..fifth + 2]);
+    let place = rows[fifth].split_whitespace().next().expect("a place");
+    assert_eq!(from(place), rows[fifth..fifth + 2]);
+    let refused = stored.inspect(&stored.node(), &["log", "--from", "here"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("SEGMENT:BLOCK"), "{}", text(&refused.stderr));
+}
+
+/// The log ends before a record that is not whole; one before the checkpoint is damage, and the rest is still shown.
+#[tokio::test]
+async fn the_end_of_the_log_is_told_from_damage() {
+    let stored = Stored::new().await;
+    let all = text(&stored.inspect(&stored.node(), &["log"]).stdout);
+    let place_of = |line: &str| {
+        let (segment, block) = line.split_whitespace().next().and_then(|place| place.split_once(':')).expect("a place");
+        (segment.parse::<u32>().expect("a segment"), block.parse::<u64>().expect("a block"))
+    };
+    let last_write = all.lines().rfind(|line| line.contains(" write ")).expect("a write");
+    let (segment, block) = place_of(last_write);
+    // Its first data block, behind the header.
+    stored.flip(segment, block + 1);
+    let torn = stored.inspect(&stored.node(), &["log"]);
+    assert!(torn.status.success(), "a torn end is what crashes leave: {}", text(&torn.stderr));
+    let end = format!("the log ends at {segment}:{block}, before record ");
+    assert!(text(&torn.stdout).contains(&end), "{}", text(&torn.stdout));
+    assert!(text(&torn.stdout).contains("its data does not fit its checksums"), "{}", text(&torn.stdout));
+
+    let first_write = all.lines().find(|line| line.contains(" write ")).expect("a write");
+    let (segment, block) = place_of(first_write);
+    stored.flip(segment, block + 1);
+    let damaged = stored.inspect(&stored.node(), &["log"]);
+    assert_eq!(damaged.status.code(), Some(1));
+    let said = text(&damaged.stderr);
+    assert!(said.contains(&format!("damage: shard-0: segment {segment}, block {block}: ")), "{said}");
+    assert!(text(&damaged.stdout).contains(&end), "what comes later is shown: {}", text(&damaged.stdout));
+}
+
+/// A value that does not decode is named, and all others are shown.
+#[tokio::test]
+async fn damage_of_one_volume_does_not_hide_the_other() {
+    let stored = Stored::new().await;
+    let healthy = text(&stored.inspect(&stored.node(), &["map", "9"]).stdout);
+    let store = MapStore::open(&stored.shard().join("map")).expect("opens");
+    store.commit(&[Change::Volume(OWNED, vec![1, 2, 3])]).expect("commits");
+    drop(store);
+    let volumes = stored.inspect(&stored.node(), &["volume"]);
+    assert_eq!(volumes.status.code(), Some(1));
+    assert!(text(&volumes.stderr).contains("record of volume 7 is damaged"), "{}", text(&volumes.stderr));
+    assert!(text(&volumes.stdout).contains("9       1 GiB"), "{}", text(&volumes.stdout));
+    let map = stored.inspect(&stored.node(), &["map", "7"]);
+    assert_eq!(map.status.code(), Some(1));
+    assert!(text(&map.stdout).contains("12..255"), "its pages are whole: {}", text(&map.stdout));
+    let map = stored.inspect(&stored.node(), &["map", "9"]);
+    assert!(map.status.success());
+    assert_eq!(text(&map.stdout), healthy);
+}
+
+#[tokio::test]
+async fn what_cannot_be_inspected_says_why_and_what_to_do() {
+    let stored = Stored::new().await;
+    let fails = |directory: &Path, arguments: &[&str], with: &str| {
+        let output = stored.inspect(directory, arguments);
+        assert_eq!(output.status.code(), Some(1), "{with}: {}", text(&output.stdout));
+        assert!(text(&output.stderr).contains(with), "{with}: {}", text(&output.stderr));
+    };
+    fails(stored.root.path(), &["segments"], "is not a data directory");
+    fails(stored.root.path(), &["segments"], &stored.node().display().to_string());
+    fails(&stored.root.path().join("nowhere"), &["segments"], "is not a data directory");
+    fails(&stored.node(), &["map", "8"], "volume 8 is not here");
+    fails(&stored.node(), &["volume", "8"], "volume 8 is not here");
+    let held = DataDir::open(&stored.node()).expect("is free");
+    fails(&stored.node(), &["segments"], "inspect a copy");
+    fails(&stored.shard(), &["segments"], "stop that node first");
+    drop(held);
+    std::fs::write(stored.shard().join("FORMAT"), "heliotrope-shard 99\n").expect("is written");
+    fails(&stored.node(), &["segments"], "has format 99");
+    fails(&stored.shard(), &["segments"], "has format 99");
+    std::fs::write(stored.node().join("FORMAT"), "heliotrope 99\n").expect("is written");
+    fails(&stored.node(), &["segments"], "format 99");
+}
