@@ -23,7 +23,7 @@ use crate::size::human;
 pub(super) struct Export {
     /// The volume
     name: String,
-    /// A file, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    /// A file, nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH
     #[arg(value_parser = Place::parse)]
     target: Place,
     /// How the image lies in its file [default: qcow2 for *.qcow2, else raw]

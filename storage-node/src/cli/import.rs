@@ -23,7 +23,7 @@ use crate::size::{self, human};
 pub(super) struct Import {
     /// The volume
     name: String,
-    /// An image file, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    /// An image file, nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH
     #[arg(value_parser = Place::parse)]
     source: Place,
     /// Size of the new volume, when larger than the image

@@ -65,6 +65,25 @@ pub enum Entry {
 }
 
 impl Entry {
+    /// Which volume it is of.
+    #[must_use]
+    pub fn volume(&self) -> VolumeId {
+        match self {
+            Entry::Write { volume, .. }
+            | Entry::Zero { volume, .. }
+            | Entry::Received { volume, .. }
+            | Entry::Manifest { volume, .. }
+            | Entry::Applied { volume, .. }
+            | Entry::Role { volume, .. }
+            | Entry::Opened { volume, .. }
+            | Entry::Deleted { volume }
+            | Entry::Relocated { volume, .. }
+            | Entry::Resized { volume, .. }
+            | Entry::Snapshot { volume, .. }
+            | Entry::SnapshotDeleted { volume, .. } => *volume,
+        }
+    }
+
     /// How many data blocks belong to the entry.
     #[must_use]
     pub fn data_blocks(&self) -> u32 {

@@ -261,7 +261,7 @@ impl Core {
             return Err((StoreError::OutOfSpace, done));
         }
         let ticket = self.ticket();
-        let volume = volume_of(&entry);
+        let volume = entry.volume();
         match self.log.append(entry.clone(), data, durable, ticket) {
             Ok(()) => {
                 if let (Some((first, last)), Some(run)) = (blocks, self.volumes.get_mut(&volume)) {
@@ -282,7 +282,7 @@ impl Core {
         if let Some(reason) = &self.failed {
             return Err(StoreError::Poisoned(reason.clone()));
         }
-        let (ticket, volume) = (self.ticket(), volume_of(&entry));
+        let (ticket, volume) = (self.ticket(), entry.volume());
         self.log.append_first(entry.clone(), ticket)?;
         let flight = InFlight { volume, entry, durable: false, done: Done::Nothing, followers: Vec::new() };
         self.in_flight.insert(ticket, flight);
@@ -384,7 +384,7 @@ impl Core {
                 }
             }
             entry => {
-                if let Some(run) = self.volumes.get_mut(&volume_of(entry)) {
+                if let Some(run) = self.volumes.get_mut(&entry.volume()) {
                     apply_to(&mut run.state, entry, place, &mut self.map)?;
                     run.damage.settle(entry);
                     if let Entry::Role { owner, .. } = entry {
@@ -499,24 +499,6 @@ impl Core {
             return Some(Err(StoreError::Poisoned(reason.to_owned())));
         }
         if self.is_quiet() { self.checkpoints.final_outcome() } else { None }
-    }
-}
-
-/// Which volume an entry is of.
-pub(super) fn volume_of(entry: &Entry) -> VolumeId {
-    match entry {
-        Entry::Write { volume, .. }
-        | Entry::Zero { volume, .. }
-        | Entry::Received { volume, .. }
-        | Entry::Manifest { volume, .. }
-        | Entry::Applied { volume, .. }
-        | Entry::Role { volume, .. }
-        | Entry::Opened { volume, .. }
-        | Entry::Deleted { volume }
-        | Entry::Relocated { volume, .. }
-        | Entry::Resized { volume, .. }
-        | Entry::Snapshot { volume, .. }
-        | Entry::SnapshotDeleted { volume, .. } => *volume,
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use client_lib::VolumeId;
 
 use super::checkpoint::{Checkpoints, decode_position};
-use super::core::{Core, apply_to, volume_of};
+use super::core::{Core, apply_to};
 use super::handle::Role;
 use super::run::VolumeRun;
 use super::sync::Done;
@@ -130,7 +130,7 @@ fn replay(
             forgotten.push(*volume);
         }
         entry => {
-            if let Some(state) = states.get_mut(&volume_of(entry)) {
+            if let Some(state) = states.get_mut(&entry.volume()) {
                 let place = Place { segment: replayed.segment, block: replayed.first_block };
                 apply_to(state, entry, place, map)?;
             }

@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 
-use client_lib::VolumeId;
 use serde_json::json;
 
 use super::{Damage, Out, Start, counted, heading};
@@ -77,7 +76,7 @@ impl LogPrinter {
             Some(Start::Place(segment, block)) => (at.segment, at.block) != (segment, block),
             None => false,
         };
-        let is_asked = |entry: &Entry| self.volume.is_none_or(|volume| entry_volume(entry).0 == volume);
+        let is_asked = |entry: &Entry| self.volume.is_none_or(|volume| entry.volume().0 == volume);
         if is_before || !record.entries.iter().any(is_asked) {
             return Ok(ControlFlow::Continue(()));
         }
@@ -111,7 +110,7 @@ impl LogPrinter {
                 1 => format!(", data at {}:{first_block}", at.segment),
                 count => format!(", data at {}:{first_block}..{}", at.segment, first_block + count - 1),
             };
-            let volume = entry_volume(entry);
+            let volume = entry.volume();
             writeln!(self.out, "{place:<14} {sequence:<10} {chain:<8}  {name:<9} {volume:<8} {lsn:<14} {what}{data}")?;
         }
         Ok(ControlFlow::Continue(()))
@@ -119,23 +118,6 @@ impl LogPrinter {
 }
 
 const LOG_HEADING: &str = "PLACE          RECORD     CHAIN     ENTRY     VOLUME   LSN            WHAT";
-
-fn entry_volume(entry: &Entry) -> VolumeId {
-    match entry {
-        Entry::Write { volume, .. }
-        | Entry::Zero { volume, .. }
-        | Entry::Received { volume, .. }
-        | Entry::Manifest { volume, .. }
-        | Entry::Applied { volume, .. }
-        | Entry::Role { volume, .. }
-        | Entry::Opened { volume, .. }
-        | Entry::Deleted { volume }
-        | Entry::Relocated { volume, .. }
-        | Entry::Resized { volume, .. }
-        | Entry::Snapshot { volume, .. }
-        | Entry::SnapshotDeleted { volume, .. } => *volume,
-    }
-}
 
 /// The entry's name, its LSN, and the rest in words.
 fn describe(entry: &Entry) -> (&'static str, String, String) {
