@@ -74,9 +74,26 @@ enum Verb {
     Inspect(inspect::Verb),
 }
 
+/// What a shell reports for a command that SIGPIPE ended.
+const CLOSED_PIPE_EXIT: i32 = 141;
+
+/// Makes a command whose reader has gone (`helio … | head`) end as other commands do: Rust ignores SIGPIPE, and `println!`
+/// panics instead.
+fn end_quietly_when_nobody_reads() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>();
+        if text.is_some_and(|text| text.starts_with("failed printing to stdout: Broken pipe")) {
+            std::process::exit(CLOSED_PIPE_EXIT);
+        }
+        report(panic);
+    }));
+}
+
 /// Runs a command; returns what the process exits with.
 #[must_use]
 pub fn run(helio: Helio) -> ExitCode {
+    end_quietly_when_nobody_reads();
     let default =
         if matches!(helio.verb, Verb::Up(_) | Verb::Node(_)) { "info,openraft=warn,quinn=warn" } else { "warn" };
     let filter = helio.common.log.as_deref().unwrap_or(default);

@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tests::cluster::{Up, helio};
@@ -85,6 +85,19 @@ fn wrong_usage_and_no_cluster_are_told_apart() {
     let nobody = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
     let said = refusal(&["volume", "list", "--cluster", &nobody.to_string()]);
     assert!(said.contains("no node of the cluster can be reached"), "{said}");
+}
+
+/// `helio … | head -1` once ended with a panic's message.
+#[test]
+fn a_command_whose_reader_has_gone_ends_quietly() {
+    let up = Up::start(&["--providers", "a"]).expect("starts");
+    let mut command = Command::new(helio().expect("is built"));
+    command.args(["volume", "list", "--data"]).arg(up.data()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!(output.status.code(), Some(141), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
 }
 
 /// Paths and contents below a directory, but for the locks, which name the last process.
