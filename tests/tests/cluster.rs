@@ -69,3 +69,24 @@ fn a_connected_writer_follows_its_volume_and_a_stranger_is_refused() {
     assert_eq!(status["owner"], "a");
     assert_eq!(status["replicas"].as_array().map(Vec::len), Some(2));
 }
+
+/// Status once repeated what a replica's sender had last computed: right after a write it said that nothing was missing
+/// at a replica whose watermark was far from the head.
+#[test]
+fn a_replica_that_lacks_writes_is_never_shown_as_lacking_nothing() {
+    let up = Up::start(&["--rtt", "300"]).expect("starts");
+    up.run(&["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    let mut writer = Client::connect(&up.socket("a"), "disk").expect("connects");
+    let mut seen_behind = 0;
+    for block in 0..20 {
+        writer.write(block * BLOCK, &fill(SEED, block, 1)).expect("is written");
+        let status = up.run(&["volume", "status", "disk", "--json"]).expect("tells");
+        let status: serde_json::Value = serde_json::from_str(&status).expect("is JSON");
+        for replica in status["replicas"].as_array().expect("a list") {
+            let bytes = replica["bytes_behind"].as_u64().expect("a number");
+            assert_eq!(bytes == 0, replica["watermark"] == status["head"], "{status}");
+            seen_behind += u64::from(bytes > 0);
+        }
+    }
+    assert!(seen_behind > 0, "at 300 ms some were behind");
+}

@@ -195,26 +195,25 @@ impl NodeAdmin {
         let meta = state.volume(volume.id).ok_or_else(|| deleted(&volume))?;
         let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
         let progress = self.reconciler.watermarks(volume.id).map(|marks| (marks.now(), marks.snapshot()));
-        let replicas = meta
-            .replicas
-            .iter()
-            .map(|replica| {
-                let (now, seen) = match &progress {
-                    Some((now, all)) => (*now, all.get(replica).cloned().unwrap_or_default()),
-                    None => Default::default(),
-                };
-                ReplicaStatus {
-                    node: name_of(&state, *replica),
-                    provider: state.node(*replica).map(|node| node.provider.to_string()).unwrap_or_default(),
-                    watermark: seen.position.watermark.to_string(),
-                    known: seen.position.known.to_string(),
-                    bytes_behind: seen.bytes_behind,
-                    seconds_behind: seen.behind_for(now).as_secs_f64(),
-                    stale_bytes: seen.position.stale_blocks * u64::from(BLOCK_SIZE),
-                    reachable: seen.reachable,
-                }
-            })
-            .collect();
+        let mut replicas = Vec::with_capacity(meta.replicas.len());
+        for replica in &meta.replicas {
+            let (now, seen) = match &progress {
+                Some((now, all)) => (*now, all.get(replica).cloned().unwrap_or_default()),
+                None => Default::default(),
+            };
+            // What was written since the replica's last word counts too.
+            let changed = volume.shard.changed_blocks(volume.id, seen.position.watermark).await;
+            replicas.push(ReplicaStatus {
+                node: name_of(&state, *replica),
+                provider: state.node(*replica).map(|node| node.provider.to_string()).unwrap_or_default(),
+                watermark: seen.position.watermark.to_string(),
+                known: seen.position.known.to_string(),
+                bytes_behind: changed.map_err(store_failure)? * u64::from(BLOCK_SIZE),
+                seconds_behind: seen.behind_for(now).as_secs_f64(),
+                stale_bytes: seen.position.stale_blocks * u64::from(BLOCK_SIZE),
+                reachable: seen.reachable,
+            });
+        }
         let source_needed =
             if report.stale_blocks > 0 { meta.source.map(|source| name_of(&state, source)) } else { None };
         Ok(VolumeStatus {

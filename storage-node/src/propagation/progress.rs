@@ -1,4 +1,4 @@
-//! How far a replica is behind, in LSNs, bytes and seconds. Pure: time is an argument.
+//! How far a replica is behind, in LSNs and seconds. Pure: time is an argument.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,8 +16,6 @@ const MARKS_MAX: usize = 1024;
 pub struct Progress {
     /// The replica's last word.
     pub position: ReplicaPosition,
-    /// Bytes of distinct blocks changed since its watermark.
-    pub bytes_behind: u64,
     /// Whether the last call to it succeeded.
     pub reachable: bool,
     /// For each manifest that is not applied yet, when it was sealed.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use client_lib::transport::Class;
-use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Error, Lsn, NodeId};
+use client_lib::{BlockIndex, Epoch, Error, Lsn, NodeId};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::task::JoinHandle;
@@ -195,12 +195,7 @@ impl Sender {
 
     /// Records where the replica is, and lets go of history that nobody needs any more.
     async fn note(&self, position: ReplicaPosition) -> Result<(), Error> {
-        let changed =
-            self.volume.shard.changed_blocks(self.volume.id, position.watermark).await.map_err(store_failure)?;
-        self.watermarks.with(self.replica, |progress| {
-            progress.heard(position);
-            progress.bytes_behind = changed * u64::from(BLOCK_SIZE);
-        });
+        self.watermarks.with(self.replica, |progress| progress.heard(position));
         self.volume.shard.prune(self.volume.id, self.watermarks.lowest()).await.map_err(store_failure)
     }
 
