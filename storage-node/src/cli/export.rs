@@ -1,6 +1,5 @@
 //! `helio volume export`: a volume becomes an image, or the content of another NBD export.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -11,7 +10,7 @@ use client_lib::wire::admin::VolumeStatus;
 use super::Common;
 use super::client::Client;
 use super::transfer::{
-    End, Format, Image, Place, Progress, State, StateFile, Target, Transfer, connect, print, reach, state_file,
+    End, Format, Image, Options, Place, Progress, State, StateFile, Target, Transfer, connect, print, reach, state_file,
 };
 use crate::size::human;
 
@@ -38,15 +37,8 @@ pub(super) struct Export {
     /// Read the image back from the disk at the end and compare; takes about as long as reading the volume once more
     #[arg(long)]
     verify: bool,
-    /// Where to note how far it is [default: beside the image; for NBD in the data directory]
-    #[arg(long, value_name = "FILE")]
-    state: Option<PathBuf>,
-    /// Connections to an NBD server, where it allows several
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
-    connections: u8,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    common: Options,
 }
 
 pub(super) fn run(arguments: &Export, common: &Common) -> anyhow::Result<()> {
@@ -59,9 +51,9 @@ async fn export(arguments: &Export, name: &VolumeName, common: &Common) -> anyho
     let client = Client::find(common)?;
     let volume = volume(&client, name)?;
     let servers = tokio::task::block_in_place(|| reach::Servers::find(common, &client))?;
-    let source = connect(&servers.any(name.as_str(), &volume.owner)?, arguments.connections).await?;
+    let source = connect(&servers.any(name.as_str(), &volume.owner)?, arguments.common.connections).await?;
     let size_bytes = source.size();
-    let file = state_file(arguments.state.as_deref(), &arguments.target, name.as_str(), "export", common)?;
+    let file = state_file(arguments.common.state.as_deref(), &arguments.target, name.as_str(), "export", common)?;
     let (target, place) = open(arguments, size_bytes, &file).await?;
     let state = State {
         source: format!("volume {name}, id {}, head {}", volume.id, volume.head),
@@ -79,7 +71,7 @@ async fn export(arguments: &Export, name: &VolumeName, common: &Common) -> anyho
     file.remove()?;
     report.volume = name.to_string();
     report.image = arguments.target.to_string();
-    print(&report, &format!("exported volume {name} to {}", arguments.target), arguments.json)?;
+    print(&report, &format!("exported volume {name} to {}", arguments.target), arguments.common.json)?;
     let after = self::volume(&client, name).context("whether it was written meanwhile is not known")?;
     if after.head != volume.head {
         bail!(
@@ -123,7 +115,7 @@ async fn open(arguments: &Export, size: u64, file: &StateFile) -> anyhow::Result
             if arguments.format.is_some_and(|format| format != Format::Raw) {
                 bail!("an NBD export is raw: --format is for files");
             }
-            let client = connect(uri, arguments.connections).await?;
+            let client = connect(uri, arguments.common.connections).await?;
             if client.read_only() {
                 bail!("{uri} is read-only");
             }

@@ -1,6 +1,5 @@
 //! `helio volume import`: an image or an NBD export becomes a volume.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -11,7 +10,7 @@ use client_lib::{SECTOR_SIZE, VolumeName};
 use super::Common;
 use super::client::Client;
 use super::transfer::{
-    End, Format, Image, Place, Progress, State, StateFile, Target, Transfer, connect, print, reach, state_file,
+    End, Format, Image, Options, Place, Progress, State, StateFile, Target, Transfer, connect, print, reach, state_file,
 };
 use crate::size::{self, human};
 
@@ -44,15 +43,8 @@ pub(super) struct Import {
     /// Read the volume back at the end and compare; takes about as long as reading the image once more
     #[arg(long)]
     verify: bool,
-    /// Where to note how far it is [default: beside the image; for NBD in the data directory]
-    #[arg(long, value_name = "FILE")]
-    state: Option<PathBuf>,
-    /// Connections to an NBD server, where it allows several
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
-    connections: u8,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    common: Options,
 }
 
 pub(super) fn run(arguments: &Import, common: &Common) -> anyhow::Result<()> {
@@ -68,7 +60,7 @@ async fn import(arguments: &Import, name: &VolumeName, common: &Common) -> anyho
     if needed == 0 {
         bail!("{} is empty", arguments.source);
     }
-    let file = state_file(arguments.state.as_deref(), &arguments.source, name.as_str(), "import", common)?;
+    let file = state_file(arguments.common.state.as_deref(), &arguments.source, name.as_str(), "import", common)?;
     let found = tokio::task::block_in_place(|| reach::volume(&client, name))?;
     // Before anything is made: whether it can be reached.
     let servers = tokio::task::block_in_place(|| reach::Servers::find(common, &client))?;
@@ -93,7 +85,7 @@ async fn import(arguments: &Import, name: &VolumeName, common: &Common) -> anyho
     };
     let progress = if arguments.resume { file.resume(&state, "with --overwrite")? } else { Progress::none() };
     let uri = servers.owner(name.as_str(), &volume.owner)?;
-    let client = connect(&uri, arguments.connections).await?;
+    let client = connect(&uri, arguments.common.connections).await?;
     if arguments.overwrite {
         // An older state must not outlive what it speaks of.
         file.remove()?;
@@ -110,7 +102,7 @@ async fn import(arguments: &Import, name: &VolumeName, common: &Common) -> anyho
     file.remove()?;
     report.volume = name.to_string();
     report.image = arguments.source.to_string();
-    print(&report, &format!("imported {} into volume {name}", arguments.source), arguments.json)
+    print(&report, &format!("imported {} into volume {name}", arguments.source), arguments.common.json)
 }
 
 /// Opens a source; what it is, to be known again.
@@ -125,7 +117,7 @@ async fn open(arguments: &Import) -> anyhow::Result<(End, String)> {
             if arguments.format.is_some_and(|format| format != Format::Raw) {
                 bail!("an NBD export is raw: --format is for files");
             }
-            let client = connect(uri, arguments.connections).await?;
+            let client = connect(uri, arguments.common.connections).await?;
             let identity = format!("export {uri} of {} bytes", client.size());
             Ok((End::Nbd(client), identity))
         }

@@ -29,6 +29,20 @@ pub(super) use self::report::{Report, print};
 pub(super) use self::state::{Progress, State, StateFile};
 use super::Common;
 
+/// What an import and an export are asked alike.
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Where to note how far it is [default: beside the image; for NBD in the data directory]
+    #[arg(long, value_name = "FILE")]
+    pub(super) state: Option<PathBuf>,
+    /// Connections to an NBD server, where it allows several
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(super) connections: u8,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
 /// What is at the other end than the volume: an image in a file, or an export of any NBD server.
 #[derive(Clone, Debug)]
 pub(super) enum Place {

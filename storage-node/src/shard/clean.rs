@@ -103,8 +103,6 @@ pub(super) struct Cleaner {
     moves: usize,
     /// Segments that could not be emptied: left alone until the next start.
     damaged: BTreeSet<u32>,
-    /// Blocks copied since the start.
-    copied_blocks: u64,
 }
 
 impl Cleaner {
@@ -303,7 +301,6 @@ impl Core {
                 // Until the moves are applied nothing else says that it is needed.
                 self.map.usage.pin(segment);
                 self.cleaner.pacer.spend(batch.len() as u64);
-                self.cleaner.copied_blocks += batch.len() as u64;
                 self.cleaner.copies.insert(ticket, batch);
             }
             Err(error) => {
