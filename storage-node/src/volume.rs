@@ -17,19 +17,26 @@ use std::collections::BTreeSet;
 use client_lib::geometry::BLOCKS_MAX;
 use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
 
 use crate::map::page::{Content, PAGE_ENTRIES, Place, Version};
 use crate::map::snapshot::{Snapshot, Snapshots};
 use crate::map::store::MapError;
 use crate::map::{Map, MapKey};
-use crate::propagation::manifest::{Manifest, ManifestRun, RunContent};
+use crate::propagation::manifest::{Manifest, ManifestRun, RunContent, SnapshotMark};
 use crate::shard::handle::Role;
 use changes::Changes;
-use layers::Layers;
+use layers::{Layer, Layers};
 use pins::Pins;
 
-/// Entries folded at a time before a snapshot in recovery.
-const RECOVERY_FOLD_STEP: usize = 4096;
+/// Which moment of a volume is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Moment {
+    /// The newest that is known.
+    Now,
+    /// As this snapshot, which must exist, has it.
+    Snapshot(SnapshotId),
+}
 
 /// A volume's state as of the last applied log entry.
 #[derive(Clone, Debug)]
@@ -50,7 +57,7 @@ pub struct Volume {
     pub changes: Changes,
     /// The deltas being sent.
     pub pins: Pins,
-    /// The snapshots made here.
+    /// The snapshots in the base. Others are on their way into it, in the layers.
     pub snapshots: Snapshots,
     watermark: Lsn,
     /// The runs of a manifest that came in several entries, until the last one.
@@ -122,54 +129,144 @@ impl Volume {
         }
     }
 
-    /// Blocks from `first` to `last` that have any version, with their view, in order.
-    ///
-    /// # Errors
-    /// When a page cannot be read.
-    pub fn mapped(&self, first: u32, last: u32, map: &mut Map) -> Result<Vec<(u32, Version)>, MapError> {
-        let mut blocks: BTreeSet<u32> = self.layers.blocks(first, last);
-        let mut next = Some(first / PAGE_ENTRIES);
-        while let Some(page) =
-            next.and_then(|page| map.cache.next_page(self.id, page)).filter(|page| *page <= last / PAGE_ENTRIES)
-        {
-            if let Some(entries) = map.cache.page(self.id, page)? {
-                let base = page * PAGE_ENTRIES;
-                blocks.extend(
-                    entries
-                        .iter()
-                        .map(|(index, _)| base + u32::from(index))
-                        .filter(|block| (first..=last).contains(block)),
-                );
-            }
-            next = page.checked_add(1);
-        }
-        let mut mapped = Vec::with_capacity(blocks.len());
-        for block in blocks {
-            if let Some(version) = self.view(block, map)? {
-                mapped.push((block, version));
-            }
-        }
-        Ok(mapped)
+    /// The snapshot `id`, whether it is complete here or not.
+    #[must_use]
+    pub fn snapshot(&self, id: SnapshotId) -> Option<Snapshot> {
+        self.snapshots.find(id).copied().or_else(|| self.layers.snapshots().find(|snapshot| snapshot.id == id))
     }
 
-    /// The newest version of every block that changed after `from`, in block order. Reaches back by every mapped block
-    /// when the history does not.
+    /// Every snapshot, the oldest first.
+    pub fn all_snapshots(&self) -> impl Iterator<Item = Snapshot> + '_ {
+        let in_base = self.snapshots.iter().filter(|snapshot| !snapshot.is_deleted).copied();
+        in_base.chain(self.layers.snapshots())
+    }
+
+    /// The newest snapshot that is known here; 0 when there is none.
+    #[must_use]
+    pub fn newest_snapshot(&self) -> SnapshotId {
+        let in_base = self.snapshots.iter().next_back().map(|snapshot| snapshot.id);
+        self.layers.snapshots().last().map(|snapshot| snapshot.id).or(in_base).unwrap_or_default()
+    }
+
+    /// The version of each block from `first` to `last`.
     ///
     /// # Errors
     /// When a page cannot be read.
-    pub fn changed_since(&self, from: Lsn, map: &mut Map) -> Result<Vec<(u32, Version)>, MapError> {
+    pub fn versions(
+        &self,
+        moment: Moment,
+        first: u32,
+        last: u32,
+        map: &mut Map,
+    ) -> Result<Vec<(u32, Option<Version>)>, MapError> {
+        let mut versions = Vec::with_capacity((last - first + 1) as usize);
+        let Moment::Snapshot(id) = moment else {
+            for block in first..=last {
+                versions.push((block, self.view(block, map)?));
+            }
+            return Ok(versions);
+        };
+        if let Some(layers) = self.layers.below(id) {
+            for block in first..=last {
+                versions.push((block, self.version_in(&layers, block, map)?));
+            }
+            return Ok(versions);
+        }
+        for number in first / PAGE_ENTRIES..=last / PAGE_ENTRIES {
+            let page = map.snapshot_page(self.id, &self.snapshots, id, number)?;
+            let version = |block: u32| page.as_ref().and_then(|page| page.entry((block % PAGE_ENTRIES) as u8));
+            let (start, end) = (number * PAGE_ENTRIES, number * PAGE_ENTRIES + (PAGE_ENTRIES - 1));
+            versions.extend((start.max(first)..=end.min(last)).map(|block| (block, version(block))));
+        }
+        Ok(versions)
+    }
+
+    /// Blocks from `first` to `last` that have any version, with that version, in order.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn mapped(
+        &self,
+        moment: Moment,
+        first: u32,
+        last: u32,
+        map: &mut Map,
+    ) -> Result<Vec<(u32, Version)>, MapError> {
+        let mut blocks: BTreeSet<u32> = match moment {
+            Moment::Now => self.layers.blocks(first, last),
+            Moment::Snapshot(id) => {
+                let layers = self.layers.below(id).unwrap_or_default();
+                layers.iter().flat_map(|layer| layer.blocks(first, last)).collect()
+            }
+        };
+        let maps: Vec<MapKey> = match moment {
+            Moment::Snapshot(id) if self.snapshots.find(id).is_some() => self
+                .maps()
+                .take_while(|key| key.snapshot != id)
+                .chain([MapKey { volume: self.id, snapshot: id }])
+                .collect(),
+            _ => vec![self.id.into()],
+        };
+        let next_of = |from: u32, map: &Map| maps.iter().filter_map(|key| map.cache.next_page(*key, from)).min();
+        let mut next = Some(first / PAGE_ENTRIES);
+        while let Some(page) = next.and_then(|page| next_of(page, map)).filter(|page| *page <= last / PAGE_ENTRIES) {
+            let entries = match moment {
+                Moment::Snapshot(id) if maps.len() > 1 => map.snapshot_page(self.id, &self.snapshots, id, page)?,
+                _ => map.cache.page(self.id, page)?.cloned(),
+            };
+            let base = page * PAGE_ENTRIES;
+            let indexes = entries.iter().flat_map(|page| page.iter().map(|(index, _)| base + u32::from(index)));
+            blocks.extend(indexes.filter(|block| (first..=last).contains(block)));
+            next = page.checked_add(1);
+        }
+        self.versions_of(moment, blocks.into_iter(), map)
+    }
+
+    /// The versions of those of `blocks`, in order, that have one.
+    fn versions_of(
+        &self,
+        moment: Moment,
+        blocks: impl Iterator<Item = u32>,
+        map: &mut Map,
+    ) -> Result<Vec<(u32, Version)>, MapError> {
+        let layers = match moment {
+            Moment::Now => None,
+            Moment::Snapshot(id) => self.layers.below(id),
+        };
+        let mut versions = Vec::with_capacity(blocks.size_hint().0);
+        for block in blocks {
+            let version = match (moment, &layers) {
+                (Moment::Now, _) => self.view(block, map)?,
+                (Moment::Snapshot(_), Some(layers)) => self.version_in(layers, block, map)?,
+                (Moment::Snapshot(id), None) => {
+                    let page = map.snapshot_page(self.id, &self.snapshots, id, block / PAGE_ENTRIES)?;
+                    page.and_then(|page| page.entry((block % PAGE_ENTRIES) as u8))
+                }
+            };
+            versions.extend(version.map(|version| (block, version)));
+        }
+        Ok(versions)
+    }
+
+    /// The first version of `block` in `layers`, or the base's: which has nothing newer than a snapshot that is on its way
+    /// into it.
+    fn version_in(&self, layers: &[&Layer], block: u32, map: &mut Map) -> Result<Option<Version>, MapError> {
+        match layers.iter().find_map(|layer| layer.entries().get(&block)) {
+            Some(version) => Ok(Some(*version)),
+            None => map.cache.version(self.id, block),
+        }
+    }
+
+    /// The version of every block that changed after `from`, in block order. Reaches back by every mapped block when the
+    /// history does not.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn changed_since(&self, moment: Moment, from: Lsn, map: &mut Map) -> Result<Vec<(u32, Version)>, MapError> {
         let mut changed = match self.changes.since(from) {
             // Also beyond the end: what a shrink dropped must be dropped everywhere.
-            None => self.mapped(0, u32::MAX, map)?,
-            Some(blocks) => {
-                let mut versions = Vec::with_capacity(blocks.len() as usize);
-                for block in blocks {
-                    if let Some(version) = self.view(block, map)? {
-                        versions.push((block, version));
-                    }
-                }
-                versions
-            }
+            None => self.mapped(moment, 0, u32::MAX, map)?,
+            Some(blocks) => self.versions_of(moment, blocks.into_iter(), map)?,
         };
         changed.retain(|(_, version)| version.lsn > from);
         Ok(changed)
@@ -194,7 +291,7 @@ impl Volume {
         }
         self.changes.record(lsn, (0u32..).zip(checksums).map(|(index, _)| start + index));
         self.known = lsn;
-        self.settle_owner();
+        self.settle_owner(map);
         Ok(())
     }
 
@@ -207,7 +304,7 @@ impl Volume {
         let mut changed = Vec::new();
         if count > 0 {
             let last = start.saturating_add(count - 1).min(self.last_block());
-            for (block, version) in self.mapped(start, last, map)? {
+            for (block, version) in self.mapped(Moment::Now, start, last, map)? {
                 if version.content != Content::Zero {
                     self.put(block, Version { lsn, content: Content::Zero }, map)?;
                     changed.push(block);
@@ -216,12 +313,13 @@ impl Volume {
         }
         self.changes.record(lsn, changed);
         self.known = lsn;
-        self.settle_owner();
+        self.settle_owner(map);
         Ok(())
     }
 
     /// A manifest became known. One that comes in several entries starts and ends at the same position in all but
-    /// the last, and takes effect with the last. Blocks known already are left alone.
+    /// the last, and takes effect with the last. Blocks known already are left alone. At the snapshot that it ends at, if it
+    /// does, everything known is sealed.
     pub fn apply_manifest(&mut self, manifest: Manifest, seal: bool, map: &mut Map) {
         if manifest.to == manifest.from && !manifest.runs.is_empty() {
             self.partial.extend(manifest.runs);
@@ -247,7 +345,15 @@ impl Volume {
             self.changes.append(manifest.to, changed);
             self.known = manifest.to;
         }
-        let beyond_sealed = self.layers.sealed_to().is_none_or(|sealed| manifest.to > sealed);
+        if let Some(SnapshotMark { snapshot: id, size }) = manifest.mark {
+            // Told again, it is known, or what followed it is.
+            if manifest.to == self.known && id > self.newest_snapshot() {
+                let snapshot = Snapshot { id, lsn: self.known, size, is_deleted: false };
+                self.layers.seal_at(snapshot, &mut map.usage);
+            }
+            return;
+        }
+        let beyond_sealed = self.layers.sealed_end().is_none_or(|sealed| manifest.to > sealed);
         if seal && beyond_sealed && manifest.to > self.watermark {
             self.layers.seal(self.known, &mut map.usage);
         }
@@ -272,7 +378,7 @@ impl Volume {
                 self.replace_copy(block.0, *lsn, place, map)?;
             }
         }
-        self.settle_owner();
+        self.settle_owner(map);
         Ok(())
     }
 
@@ -280,10 +386,8 @@ impl Volume {
     fn replace_copy(&mut self, block: u32, lsn: Lsn, place: Place, map: &mut Map) -> Result<(), MapError> {
         if let Some(before) = self.layers.place_of(block, lsn) {
             self.layers.relocate(block, before, place, &mut map.usage);
-        } else if let Some(base) = map.cache.version(self.id, block)?
-            && let Some(before) = base.content.place().filter(|_| base.lsn == lsn)
-        {
-            // Also for the snapshots that share it.
+        } else if let Some(before) = map.place_of(self.id, block, lsn, &self.snapshots)? {
+            // For everybody who shares it.
             map.relocate(self.id, block, before, place, &self.snapshots)?;
         }
         Ok(())
@@ -318,10 +422,30 @@ impl Volume {
         Ok(self.layers.holds(block, place) || map.holds(self.id, block, lsn, place, &self.snapshots)?)
     }
 
+    /// What shows the copy of `block` at `place`: the volume, now or as far as it is applied, or else a snapshot.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn shows(&self, block: u32, place: Place, map: &mut Map) -> Result<Moment, MapError> {
+        for snapshot in self.all_snapshots() {
+            let moment = Moment::Snapshot(snapshot.id);
+            let found = self.versions(moment, block, block, map)?;
+            if found.iter().any(|(_, version)| version.is_some_and(|it| it.content.place() == Some(place))) {
+                return Ok(if self.view(block, map)?.is_some_and(|it| it.content.place() == Some(place)) {
+                    Moment::Now
+                } else {
+                    moment
+                });
+            }
+        }
+        Ok(Moment::Now)
+    }
+
     /// The sealed delta up to `to` was found complete.
-    pub fn apply_applied(&mut self, to: Lsn) {
-        if self.layers.apply_sealed(to) {
+    pub fn apply_applied(&mut self, to: Lsn, map: &mut Map) {
+        if self.layers.apply_sealed(to, &mut map.usage) {
             self.watermark = to;
+            self.keep_reached();
         }
     }
 
@@ -330,46 +454,29 @@ impl Volume {
         self.size = size;
     }
 
-    /// The volume is kept as it is, as snapshot `id`: with everything up to `known`. An owner that lacks nothing can make
-    /// one; anybody else does nothing, which the caller sees by its absence.
-    ///
-    /// # Errors
-    /// As [`apply_write`](Self::apply_write).
-    pub fn apply_snapshot(&mut self, id: SnapshotId, map: &mut Map) -> Result<(), MapError> {
-        let is_known = self.snapshots.iter().any(|snapshot| snapshot.id == id);
-        if is_known || self.role != Role::Owner || !self.layers.settled() {
-            return Ok(());
+    /// The owner keeps the volume as it is, as snapshot `id`: with everything up to `known`. It is readable from now on, as
+    /// far as its blocks are here. On anybody else, or with an id that is not the highest, this does nothing, which the caller
+    /// sees by its absence.
+    pub fn apply_snapshot(&mut self, id: SnapshotId, map: &mut Map) {
+        if self.role == Role::Owner && id > self.newest_snapshot() {
+            let snapshot = Snapshot { id, lsn: self.known, size: self.size, is_deleted: false };
+            self.layers.seal_at(snapshot, &mut map.usage);
+            self.settle_owner(map);
         }
-        // Nothing to do but in recovery, which may not have folded as far as the process before had when it logged this.
-        while self.fold(RECOVERY_FOLD_STEP, map)? {}
-        self.snapshots.add(Snapshot { id, lsn: self.known, size: self.size, is_deleted: false });
-        Ok(())
     }
 
     /// The snapshot `id` is not needed any more.
-    pub fn apply_snapshot_deleted(&mut self, id: SnapshotId) {
+    pub fn apply_snapshot_deleted(&mut self, id: SnapshotId, map: &mut Map) {
         self.snapshots.delete(id);
+        self.layers.forget_snapshot(id, &mut map.usage);
+        self.settle_owner(map);
     }
 
-    /// The blocks from `first` to `last` as the snapshot `id`, which exists, has them.
-    ///
-    /// # Errors
-    /// When a page cannot be read.
-    pub fn snapshot_view(
-        &self,
-        id: SnapshotId,
-        first: u32,
-        last: u32,
-        map: &mut Map,
-    ) -> Result<Vec<(u32, Option<Version>)>, MapError> {
-        let mut versions = Vec::with_capacity((last - first + 1) as usize);
-        for number in first / PAGE_ENTRIES..=last / PAGE_ENTRIES {
-            let page = map.snapshot_page(self.id, &self.snapshots, id, number)?;
-            let version = |block: u32| page.as_ref().and_then(|page| page.entry((block % PAGE_ENTRIES) as u8));
-            let (start, end) = (number * PAGE_ENTRIES, number * PAGE_ENTRIES + (PAGE_ENTRIES - 1));
-            versions.extend((start.max(first)..=end.min(last)).map(|block| (block, version(block))));
+    /// The base keeps the snapshots that it has come to.
+    fn keep_reached(&mut self) {
+        for snapshot in self.layers.take_reached() {
+            self.snapshots.add(snapshot);
         }
-        Ok(versions)
     }
 
     /// Merges up to `pages_max` pages of deleted snapshots; what is seen does not change. Returns whether more is left.
@@ -388,7 +495,7 @@ impl Volume {
         if !owner {
             self.pins.release_all(&mut map.usage);
         }
-        self.settle_owner();
+        self.settle_owner(map);
     }
 
     /// Moves up to `max` applied entries into the base; what is seen does not change. Returns whether more is left.
@@ -399,6 +506,7 @@ impl Volume {
         for (block, version) in self.layers.fold(max) {
             map.absorb(self.id, block, version, &self.snapshots)?;
         }
+        self.keep_reached();
         Ok(self.layers.is_folding())
     }
 
@@ -414,13 +522,13 @@ impl Volume {
         }
     }
 
-    /// An owner to whom nothing is stale holds a complete prefix, up to its newest write.
-    fn settle_owner(&mut self) {
-        if self.role == Role::Owner && self.layers.stale() == 0 {
-            if !self.layers.settled() {
-                self.layers.settle();
-            }
-            self.watermark = self.known;
+    /// An owner applies by itself what is complete: up to its newest write, when nothing is stale to it.
+    fn settle_owner(&mut self, map: &mut Map) {
+        if self.role == Role::Owner
+            && let Some(reached) = self.layers.settle(self.known, &mut map.usage)
+        {
+            self.watermark = reached;
+            self.keep_reached();
         }
     }
 }
@@ -449,7 +557,7 @@ pub fn manifest_of(from: Lsn, to: Lsn, versions: &[(u32, Version)]) -> Manifest 
         let content = version.content.crc().map_or(RunContent::Zero(1), |crc| RunContent::Data(vec![crc]));
         runs.push(ManifestRun { start: BlockIndex(*block), lsn: version.lsn, content });
     }
-    Manifest { from, to, runs }
+    Manifest { from, to, runs, mark: None }
 }
 
 /// Why a manifest from outside cannot be taken; `None` when it can. It may tell of blocks beyond the size known here: the

@@ -110,7 +110,7 @@ async fn follow(shard: &ShardHandle, size: VolumeSize) {
     let lsn = |sequence| Lsn::new(Epoch(4), sequence);
     let data = |fill: u8| Bytes::from(vec![fill; BLOCK]);
     let crc = |fill: u8| crc32fast::hash(&data(fill));
-    let manifest = |from, to, runs| Manifest { from, to, runs };
+    let manifest = |from, to, runs| Manifest { from, to, runs, mark: None };
     let run = |start, sequence, content| ManifestRun { start: BlockIndex(start), lsn: lsn(sequence), content };
     let block =
         |block, sequence, fill| VersionedBlock { block: BlockIndex(block), lsn: lsn(sequence), data: Some(data(fill)) };

@@ -5,7 +5,7 @@ use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, Volum
 use super::record::{Entry, Stamp, decode_entries, decode_header, encode, first_misfit};
 use super::segment::SegmentHeader;
 use crate::golden;
-use crate::propagation::manifest::{Manifest, ManifestRun, RunContent};
+use crate::propagation::manifest::{Manifest, ManifestRun, RunContent, SnapshotMark};
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 /// Fills each data block.
@@ -18,12 +18,13 @@ fn entries() -> Vec<Entry> {
     let crc = |number: usize| crc32fast::hash(&[FILLS[number]; BLOCK]);
     let run = |start, sequence, content| ManifestRun { start: BlockIndex(start), lsn: lsn(sequence), content };
     let runs = vec![run(8, 41, RunContent::Data(vec![1, u32::MAX])), run(300, 42, RunContent::Zero(1 << 20))];
+    let mark = Some(SnapshotMark { snapshot: SnapshotId(599), size: VolumeSize::try_from(2 << 40).expect("valid") });
     vec![
         Entry::Opened { volume, size: VolumeSize::try_from(1 << 40).expect("valid") },
         Entry::Role { volume, epoch: Epoch(3), owner: true },
         Entry::Write { volume, lsn: lsn(40), start: BlockIndex(70_000), checksums: vec![crc(0), crc(1)] },
         Entry::Zero { volume, lsn: lsn(41), start: BlockIndex(5), count: 1000 },
-        Entry::Manifest { volume, manifest: Manifest { from: lsn(40), to: lsn(42), runs }, seal: true },
+        Entry::Manifest { volume, manifest: Manifest { from: lsn(40), to: lsn(42), runs, mark }, seal: true },
         Entry::Received { volume, blocks: vec![(BlockIndex(9), lsn(42), crc(2))] },
         Entry::Applied { volume, to: lsn(42) },
         Entry::Deleted { volume },

@@ -189,15 +189,38 @@ impl Map {
         place: Place,
         snapshots: &Snapshots,
     ) -> Result<bool, MapError> {
-        // A version that any snapshot has, the first one after the write has.
-        let first = snapshots.list.iter().skip_while(|snapshot| snapshot.lsn < lsn);
-        let (live, first) = (MapKey::from(volume), self.holder(volume, first, block / PAGE_ENTRIES));
-        for key in [live, first] {
+        for key in self.first_holders(volume, block, lsn, snapshots) {
             if self.cache.version(key, block)?.is_some_and(|version| version.content.place() == Some(place)) {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Where the data of `block` at `lsn` is, if a map has that version.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn place_of(
+        &mut self,
+        volume: VolumeId,
+        block: u32,
+        lsn: Lsn,
+        snapshots: &Snapshots,
+    ) -> Result<Option<Place>, MapError> {
+        for key in self.first_holders(volume, block, lsn, snapshots) {
+            if let Some(found) = self.cache.version(key, block)?.filter(|found| found.lsn == lsn) {
+                return Ok(found.content.place());
+            }
+        }
+        Ok(None)
+    }
+
+    /// The maps of which one has the version of `block` that `lsn` wrote, if any map has.
+    fn first_holders(&self, volume: VolumeId, block: u32, lsn: Lsn, snapshots: &Snapshots) -> [MapKey; 2] {
+        // A version that any snapshot has, the first one after the write has.
+        let first = snapshots.list.iter().skip_while(|snapshot| snapshot.lsn < lsn);
+        [MapKey::from(volume), self.holder(volume, first, block / PAGE_ENTRIES)]
     }
 
     /// Merges up to `pages_max` pages of deleted snapshots; what the others show does not change. Returns whether more is

@@ -209,7 +209,7 @@ impl Driver {
     }
 
     async fn prepare(&mut self, final_lsn: Lsn) -> Result<Lsn, Error> {
-        let manifest = self.manifest().await?;
+        let manifest = self.send_snapshots().await?;
         if manifest.to != final_lsn {
             return Err(Error::new(
                 ErrorKind::Internal,
@@ -241,7 +241,25 @@ impl Driver {
     }
 
     async fn send_manifest(&mut self) -> Result<(), Error> {
-        let manifest = self.manifest().await?;
+        let manifest = self.send_snapshots().await?;
+        self.send(manifest).await
+    }
+
+    /// Sends the manifests that end at a snapshot which the destination does not know, and returns the one that goes on to
+    /// the newest write.
+    async fn send_snapshots(&mut self) -> Result<Manifest, Error> {
+        loop {
+            let (known, newest) = (self.position.known, self.position.newest_snapshot);
+            let sealed = self.volume.shard.seal_manifest(self.volume.id, known, newest, None).await;
+            let (manifest, _) = sealed.map_err(store_failure)?;
+            if manifest.mark.is_none() {
+                return Ok(manifest);
+            }
+            self.send(manifest).await?;
+        }
+    }
+
+    async fn send(&mut self, manifest: Manifest) -> Result<(), Error> {
         let request = PeerRequest::Manifest {
             volume: self.volume.id,
             epoch: self.epoch,
@@ -252,11 +270,6 @@ impl Driver {
         };
         self.position = self.ask(request).await?;
         Ok(())
-    }
-
-    async fn manifest(&self) -> Result<Manifest, Error> {
-        let sealed = self.volume.shard.seal_manifest(self.volume.id, self.position.known, None).await;
-        sealed.map(|(manifest, _)| manifest).map_err(store_failure)
     }
 
     async fn ask(&self, request: PeerRequest) -> Result<ReplicaPosition, Error> {

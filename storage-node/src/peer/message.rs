@@ -6,11 +6,12 @@
 
 use bytes::{Bytes, BytesMut};
 use client_lib::wire::frame::{Frame, ServiceId, decode_head, encode_head};
-use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, VolumeId};
+use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, SnapshotId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::shard::handle::ReadChunk;
+use crate::volume::Moment;
 
 /// Who sends a forwarded write: one session of a client, and which of its attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +30,7 @@ pub enum PeerRequest {
     /// Are you there?
     Ping,
     /// Read as the owner. `epoch` is the sender's: a receiver that knows less waits until it knows as much.
-    Read { volume: VolumeId, epoch: Epoch, offset: u64, length: u32 },
+    Read { volume: VolumeId, epoch: Epoch, moment: Moment, offset: u64, length: u32 },
     /// Write the payload as the owner, for a session of another node.
     Write { volume: VolumeId, epoch: Epoch, writer: Writer, offset: u64, fua: bool },
     /// Make a range read as zeroes, as the owner.
@@ -37,7 +38,7 @@ pub enum PeerRequest {
     /// Make forwarded writes durable, as the owner.
     Flush { volume: VolumeId, epoch: Epoch },
     /// What is mapped, as the owner.
-    Extents { volume: VolumeId, epoch: Epoch, offset: u64, length: u64 },
+    Extents { volume: VolumeId, epoch: Epoch, moment: Moment, offset: u64, length: u64 },
     /// A replica's positions, asked by the owner of `epoch`.
     ReplicaStatus { volume: VolumeId, epoch: Epoch },
     /// Take note of a manifest from the owner of `epoch`; all replicas have applied up to `prune`.
@@ -48,8 +49,8 @@ pub enum PeerRequest {
     Blocks { volume: VolumeId, epoch: Epoch, blocks: Vec<BlockHead> },
     /// Apply the sealed delta, which ends at `to`.
     Apply { volume: VolumeId, epoch: Epoch, to: Lsn },
-    /// Send the newest version you hold; `visited` have been asked already.
-    Pull { volume: VolumeId, runs: Vec<BlockRun>, visited: Vec<client_lib::NodeId> },
+    /// Send the newest version you hold, or a snapshot's; `visited` have been asked already.
+    Pull { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, visited: Vec<client_lib::NodeId> },
     /// The last manifest before a handover to the receiver: durable on reply.
     Prepare { volume: VolumeId, epoch: Epoch, manifest: Manifest, claim: Epoch },
     /// An administrative request for the owner, as JSON of `serve::admin` (slow path, human-paced).
@@ -85,8 +86,14 @@ pub struct ReplicaPosition {
     pub known: Lsn,
     /// Up to where it holds a complete prefix.
     pub watermark: Lsn,
-    /// Blocks it knows in a newer version than it holds.
+    /// Blocks it knows in a version that it does not hold.
     pub stale_blocks: u64,
+    /// The newest snapshot that it knows of; 0 when there is none.
+    pub newest_snapshot: SnapshotId,
+    /// The snapshot that its sealed delta ends at, if it does.
+    pub awaited_snapshot: Option<SnapshotId>,
+    /// The end of its sealed delta.
+    pub sealed_to: Option<Lsn>,
 }
 
 /// The answer to a [`PeerRequest`].

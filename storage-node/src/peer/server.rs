@@ -18,6 +18,7 @@ use crate::propagation::receiver;
 use crate::serve::volume::{Change, ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
 use crate::shard::handle::StoreError;
+use crate::volume::Moment;
 
 /// Carries out what only the owner of a volume can do for an administrator; answers in JSON.
 pub trait ForwardedAdmin: Send + Sync + 'static {
@@ -61,10 +62,10 @@ impl PeerServer {
         let Message { head, payload } = request;
         let reply = match head {
             PeerRequest::Ping => PeerReply::Done,
-            PeerRequest::Read { volume, epoch, offset, length } => {
+            PeerRequest::Read { volume, epoch, moment, offset, length } => {
                 let volume = self.volume(volume)?;
-                volume.require_inside(offset, u64::from(length), false).await?;
-                match volume.read_for_peer(epoch, offset, length).await? {
+                volume.require_inside(moment, offset, u64::from(length), false).await?;
+                match volume.read_for_peer(moment, epoch, offset, length).await? {
                     Some(chunks) => {
                         let (parts, payload) = pack_read(&chunks);
                         return Ok((PeerReply::Read(parts), payload));
@@ -74,12 +75,12 @@ impl PeerServer {
             }
             PeerRequest::Write { volume, epoch, writer, offset, fua } => {
                 let volume = self.volume(volume)?;
-                volume.require_inside(offset, payload.len() as u64, true).await?;
+                volume.require_inside(Moment::Now, offset, payload.len() as u64, true).await?;
                 write(&volume, epoch, writer, Change::Data { offset, data: payload, fua }).await?
             }
             PeerRequest::Zero { volume, epoch, writer, offset, length, fua } => {
                 let volume = self.volume(volume)?;
-                volume.require_inside(offset, length, true).await?;
+                volume.require_inside(Moment::Now, offset, length, true).await?;
                 write(&volume, epoch, writer, Change::Zero { offset, length, fua }).await?
             }
             PeerRequest::Flush { volume, epoch } => {
@@ -90,17 +91,19 @@ impl PeerServer {
                     PeerReply::NotOwner(volume.gate.view().epoch)
                 }
             }
-            PeerRequest::Extents { volume, epoch, offset, length } => {
+            PeerRequest::Extents { volume, epoch, moment, offset, length } => {
                 let volume = self.volume(volume)?;
-                volume.require_inside(offset, length, false).await?;
-                match volume.extents_for_peer(epoch, offset, length).await? {
+                volume.require_inside(moment, offset, length, false).await?;
+                match volume.extents_for_peer(moment, epoch, offset, length).await? {
                     Some(extents) => {
                         PeerReply::Extents(extents.iter().map(|extent| (extent.length, extent.mapped)).collect())
                     }
                     None => PeerReply::NotOwner(volume.gate.view().epoch),
                 }
             }
-            PeerRequest::Pull { volume, runs, visited } => return pull(&*self.volume(volume)?, runs, &visited).await,
+            PeerRequest::Pull { volume, moment, runs, visited } => {
+                return pull(&*self.volume(volume)?, moment, runs, &visited).await;
+            }
             PeerRequest::Admin { request } => PeerReply::Admin(self.admin.forwarded(request).await?),
             propagation => return Ok((self.propagate(peer, propagation, payload).await?, Bytes::new())),
         };
@@ -165,8 +168,13 @@ async fn write(volume: &ServedVolume, epoch: Epoch, writer: Writer, change: Chan
     })
 }
 
-/// Sends the newest versions held here, fetching first what this node itself knows to be stale.
-async fn pull(volume: &ServedVolume, runs: Vec<BlockRun>, visited: &[NodeId]) -> Result<(PeerReply, Bytes), Error> {
+/// Sends the newest versions held here, or a snapshot's, fetching first what this node itself knows to be stale.
+async fn pull(
+    volume: &ServedVolume,
+    moment: Moment,
+    runs: Vec<BlockRun>,
+    visited: &[NodeId],
+) -> Result<(PeerReply, Bytes), Error> {
     let blocks: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
     if blocks > u64::from(PULL_BLOCKS_MAX) {
         return Err(Error::new(
@@ -175,15 +183,15 @@ async fn pull(volume: &ServedVolume, runs: Vec<BlockRun>, visited: &[NodeId]) ->
         ));
     }
     loop {
-        match volume.shard.read_newest(volume.id, runs.clone()).await {
+        match volume.shard.read_versions(volume.id, moment, runs.clone()).await {
             Ok(blocks) => {
                 let (heads, payload) = pack_blocks(&blocks);
                 return Ok((PeerReply::Blocks(heads), payload));
             }
-            Err(StoreError::Stale { runs }) => volume.puller.pull(&runs, Class::Bulk, visited).await?,
+            Err(StoreError::Stale { runs }) => volume.puller.pull(moment, &runs, Class::Bulk, visited).await?,
             // Noted by now: the next attempt is told all of them, or finds a newer version.
             Err(StoreError::Corrupt { .. }) => {}
-            Err(StoreError::Damaged { runs, .. }) => volume.puller.repair(&runs, Class::Bulk, visited).await?,
+            Err(StoreError::Damaged { runs, .. }) => volume.puller.repair(moment, &runs, Class::Bulk, visited).await?,
             Err(error) => return Err(store_failure(error)),
         }
     }

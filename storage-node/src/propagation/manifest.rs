@@ -1,9 +1,10 @@
 //! A delta's table: which blocks changed, at which LSN, with which checksum. No data.
 //!
 //! A manifest covers the LSNs `(from, to]` of a volume and names each changed block once, in its newest version.
-//! Manifests of one volume reach a replica in order and without gap: `from` of the next is `to` of the last.
+//! Manifests of one volume reach a replica in order and without gap: `from` of the next is `to` of the last. None reaches
+//! over a snapshot: one that ends at it says so, and those after it tell of newer versions only.
 
-use client_lib::{BlockIndex, Lsn};
+use client_lib::{BlockIndex, Lsn, SnapshotId, VolumeSize};
 use serde::{Deserialize, Serialize};
 
 /// Neighbouring blocks that one write left in one version.
@@ -37,6 +38,15 @@ impl ManifestRun {
     }
 }
 
+/// A snapshot that was made at the end of a delta.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotMark {
+    /// Which.
+    pub snapshot: SnapshotId,
+    /// The volume's size then.
+    pub size: VolumeSize,
+}
+
 /// The table of the delta `(from, to]`. Runs are sorted by `start` and do not overlap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -46,6 +56,8 @@ pub struct Manifest {
     pub to: Lsn,
     /// The changed blocks.
     pub runs: Vec<ManifestRun>,
+    /// The snapshot that was made at `to`, if this ends there.
+    pub mark: Option<SnapshotMark>,
 }
 
 /// A run of neighbouring blocks, whatever their versions.

@@ -62,7 +62,7 @@ mod tests {
     }
 
     fn at(sequence: u64) -> ReplicaPosition {
-        ReplicaPosition { known: lsn(sequence), watermark: lsn(sequence), stale_blocks: 0 }
+        ReplicaPosition { known: lsn(sequence), watermark: lsn(sequence), ..ReplicaPosition::default() }
     }
 
     #[test]

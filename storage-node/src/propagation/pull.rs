@@ -18,6 +18,8 @@ use crate::peer::client::{PeerClient, unexpected};
 use crate::peer::message::{Message, PeerReply, PeerRequest, unpack_blocks};
 use crate::serve::volume::store_failure;
 use crate::shard::handle::{ShardHandle, StoreError};
+use crate::volume::Moment;
+use crate::volume::layers::Wanted;
 
 /// Most blocks asked for in one call: a mebibyte, long enough to fill a link in a few calls, short enough
 /// that one guest read never waits behind much.
@@ -59,28 +61,35 @@ impl Puller {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Fetches `runs` from the first holder that has them, leaving out those that were `visited` for the same need.
+    /// Fetches `runs`, as `moment` shows them, from the first holder that has them, leaving out those that were `visited` for the
+    /// same need.
     ///
     /// # Errors
     /// `Unavailable` when no holder had them; the blocks stay stale.
     ///
     /// # Cancel safety
     /// Safe: blocks that arrived are kept.
-    pub async fn pull(&self, runs: &[BlockRun], class: Class, visited: &[NodeId]) -> Result<(), Error> {
+    pub async fn pull(&self, moment: Moment, runs: &[BlockRun], class: Class, visited: &[NodeId]) -> Result<(), Error> {
         let mut calls: FuturesUnordered<_> =
-            split(runs, PULL_BLOCKS_MAX).into_iter().map(|runs| self.pull_part(runs, class, visited)).collect();
+            split(runs, PULL_BLOCKS_MAX).into_iter().map(|runs| self.pull_part(moment, runs, class, visited)).collect();
         while let Some(part) = calls.next().await {
             part?;
         }
         Ok(())
     }
 
-    async fn pull_part(&self, runs: Vec<BlockRun>, class: Class, visited: &[NodeId]) -> Result<(), Error> {
+    async fn pull_part(
+        &self,
+        moment: Moment,
+        runs: Vec<BlockRun>,
+        class: Class,
+        visited: &[NodeId],
+    ) -> Result<(), Error> {
         let mut last = None;
         let mut told: Vec<NodeId> = visited.to_vec();
         told.push(self.me);
         for holder in self.holders().into_iter().filter(|holder| !visited.contains(holder)) {
-            let request = PeerRequest::Pull { volume: self.volume, runs: runs.clone(), visited: told.clone() };
+            let request = PeerRequest::Pull { volume: self.volume, moment, runs: runs.clone(), visited: told.clone() };
             match self.peers.ask(holder, class, request, Bytes::new()).await {
                 Ok(Message { head: PeerReply::Blocks(heads), payload }) => {
                     let blocks = unpack_blocks(&heads, payload)?;
@@ -98,7 +107,7 @@ impl Puller {
             told.push(holder);
         }
         // Nothing was wanted any more is success too: another pull or an overwrite was faster.
-        if self.still_missing(&runs).await? {
+        if self.still_missing(moment, &runs).await? {
             Err(Error::new(
                 ErrorKind::Unavailable,
                 format!("no other holder of volume {} could send a block that is stale or damaged here", self.volume),
@@ -109,17 +118,17 @@ impl Puller {
         }
     }
 
-    async fn still_missing(&self, runs: &[BlockRun]) -> Result<bool, Error> {
+    async fn still_missing(&self, moment: Moment, runs: &[BlockRun]) -> Result<bool, Error> {
         for run in runs {
-            let missing = self.shard.missing(self.volume, false, run.start, 1).await.map_err(store_failure)?;
+            let missing = self.shard.missing(self.volume, wanted(moment), run.start, 1).await.map_err(store_failure)?;
             if missing.iter().any(|found| found.start.0 < run.start.0 + run.count) {
                 return Ok(true);
             }
         }
         let damaged = self.shard.damaged().await.map_err(store_failure)?;
-        let here = damaged.iter().filter(|(volume, _)| *volume == self.volume).flat_map(|(_, damaged)| damaged);
+        let here = damaged.iter().filter(|blocks| blocks.volume == self.volume && blocks.moment == moment);
         let overlap = |a: &BlockRun, b: &BlockRun| a.start.0 < b.start.0 + b.count && b.start.0 < a.start.0 + a.count;
-        Ok(here.into_iter().any(|found| runs.iter().any(|run| overlap(found, run))))
+        Ok(here.flat_map(|blocks| &blocks.runs).any(|found| runs.iter().any(|run| overlap(found, run))))
     }
 
     /// Fetches blocks that are damaged here. Their bytes are compared with the checksum that was theirs when they were
@@ -130,31 +139,52 @@ impl Puller {
     ///
     /// # Cancel safety
     /// Safe: blocks that arrived are kept.
-    pub async fn repair(&self, runs: &[BlockRun], class: Class, visited: &[NodeId]) -> Result<(), Error> {
-        self.pull(runs, class, visited).await.map_err(|error| {
+    pub async fn repair(
+        &self,
+        moment: Moment,
+        runs: &[BlockRun],
+        class: Class,
+        visited: &[NodeId],
+    ) -> Result<(), Error> {
+        self.pull(moment, runs, class, visited).await.map_err(|error| {
             let first = runs.first().map_or(0, |run| run.start.0);
             let text = format!("block {first} of volume {} is damaged here, and no other node has it", self.volume);
             Error::new(ErrorKind::Corrupt, text).caused_by(error)
         })
     }
 
-    /// Fetches everything that is missing, and returns when nothing is. Runs until then: failures are retried.
+    /// Fetches everything that is missing, for the volume first and then for its snapshots, and returns when nothing is. Runs
+    /// until then: failures are retried.
     ///
     /// # Cancel safety
     /// Safe: blocks that arrived are kept.
     pub async fn backfill(&self) -> Result<(), Error> {
+        let mut moment = Moment::Now;
+        loop {
+            self.fill(moment).await?;
+            let snapshots = self.shard.snapshots(self.volume).await.map_err(store_failure)?;
+            match snapshots.iter().find(|snapshot| snapshot.stale_blocks > 0) {
+                Some(snapshot) => moment = Moment::Snapshot(snapshot.snapshot),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Fetches everything that `moment` lacks.
+    async fn fill(&self, moment: Moment) -> Result<(), Error> {
         let mut after = BlockIndex(0);
         let mut failed = None;
         let mut calls = FuturesUnordered::new();
         loop {
-            let runs = self.shard.missing(self.volume, false, after, MISSING_RUNS_MAX).await.map_err(store_failure)?;
+            let missing = self.shard.missing(self.volume, wanted(moment), after, MISSING_RUNS_MAX);
+            let runs = missing.await.map_err(store_failure)?;
             for part in split(&runs, PULL_BLOCKS_MAX) {
                 if calls.len() >= BACKFILL_CALLS_MAX
                     && let Some(Err(error)) = calls.next().await
                 {
                     failed = Some(error);
                 }
-                calls.push(self.pull_part(part, Class::Bulk, &[]));
+                calls.push(self.pull_part(moment, part, Class::Bulk, &[]));
             }
             after = match runs.last() {
                 Some(last) => BlockIndex(last.start.0 + last.count),
@@ -174,6 +204,13 @@ impl Puller {
                 }
             };
         }
+    }
+}
+
+fn wanted(moment: Moment) -> Wanted {
+    match moment {
+        Moment::Now => Wanted::Now,
+        Moment::Snapshot(snapshot) => Wanted::Snapshot(snapshot),
     }
 }
 

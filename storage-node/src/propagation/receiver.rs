@@ -12,6 +12,7 @@ use crate::ownership::gate::Phase;
 use crate::peer::message::{PeerReply, ReplicaPosition};
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::StoreError;
+use crate::volume::layers::Wanted;
 
 /// How long a request of a newer epoch waits for metadata to arrive here before the sender must try again.
 const METADATA_PATIENCE: Duration = Duration::from_secs(5);
@@ -40,7 +41,14 @@ pub async fn admit(volume: &ServedVolume, epoch: Epoch) -> Result<(), PeerReply>
 /// This replica's positions.
 pub async fn position(volume: &ServedVolume) -> Result<ReplicaPosition, StoreError> {
     let report = volume.shard.report(volume.id).await?;
-    Ok(ReplicaPosition { known: report.known, watermark: report.watermark, stale_blocks: report.stale_blocks })
+    Ok(ReplicaPosition {
+        known: report.known,
+        watermark: report.watermark,
+        stale_blocks: report.stale_blocks,
+        newest_snapshot: report.newest_snapshot,
+        awaited_snapshot: report.awaited_snapshot,
+        sealed_to: report.sealed_to,
+    })
 }
 
 /// Takes note of a manifest and lets go of history up to `prune`.
@@ -63,7 +71,7 @@ pub async fn manifest(volume: &ServedVolume, manifest: Manifest, seal: bool, dur
 
 /// Which blocks of the sealed delta are still missing.
 pub async fn missing(volume: &ServedVolume, after: BlockIndex, limit: u32) -> PeerReply {
-    match volume.shard.missing(volume.id, true, after, limit).await {
+    match volume.shard.missing(volume.id, Wanted::Sealed, after, limit).await {
         Ok(runs) => PeerReply::Missing(runs),
         Err(error) => failed(error),
     }

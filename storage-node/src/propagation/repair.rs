@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::pull::{PULL_BLOCKS_MAX, split};
 use crate::serve::volumes::Volumes;
-use crate::shard::handle::ShardHandle;
+use crate::shard::handle::{DamagedBlocks, ShardHandle};
 
 /// How often the shard is asked.
 const LOOK: Duration = Duration::from_secs(1);
@@ -28,8 +28,8 @@ pub async fn run(volumes: Arc<Volumes>, shard: ShardHandle) {
     loop {
         tokio::time::sleep(LOOK).await;
         let Ok(damaged) = shard.damaged().await else { return };
-        waits.retain(|volume, _| damaged.iter().any(|(damaged, _)| damaged == volume));
-        for (id, runs) in damaged {
+        waits.retain(|volume, _| damaged.iter().any(|damaged| damaged.volume == *volume));
+        for DamagedBlocks { volume: id, moment, runs } in damaged {
             let Some(volume) = volumes.get(id) else { continue };
             let (due, pause) = waits.get(&id).copied().unwrap_or((Instant::now(), RETRY_PAUSE.0));
             if Instant::now() < due {
@@ -38,7 +38,7 @@ pub async fn run(volumes: Arc<Volumes>, shard: ShardHandle) {
             // Each part by itself: one block that nobody has must not keep the others from being repaired.
             for part in split(&runs, PULL_BLOCKS_MAX) {
                 for run in part {
-                    if let Err(error) = volume.puller.repair(&[run], Class::Bulk, &[]).await {
+                    if let Err(error) = volume.puller.repair(moment, &[run], Class::Bulk, &[]).await {
                         tracing::error!(volume = %volume.name, block = %run.start, count = run.count, %error, "damaged blocks cannot be repaired now");
                         waits.insert(id, (Instant::now() + pause, (pause * 2).min(RETRY_PAUSE.1)));
                     }

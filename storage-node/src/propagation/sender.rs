@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use client_lib::transport::Class;
-use client_lib::{BlockIndex, Epoch, Error, Lsn, NodeId};
+use client_lib::{BlockIndex, Epoch, Error, Lsn, NodeId, SnapshotId};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::task::JoinHandle;
@@ -25,6 +25,7 @@ use crate::peer::client::unexpected;
 use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition, pack_blocks};
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::{SealedDelta, StoreError};
+use crate::volume::Moment;
 
 /// How often the owner looks for news to tell a replica.
 pub const MANIFEST_INTERVAL: Duration = Duration::from_millis(100);
@@ -144,8 +145,12 @@ impl Sender {
                 _ = ticker.tick() => {}
             }
             let report = self.volume.shard.report(volume).await.map_err(store_failure)?;
-            let seal = transfer.is_none() && position.watermark < report.head;
-            if seal || position.known < report.head {
+            if let (None, Some(snapshot)) = (&transfer, position.awaited_snapshot) {
+                transfer = self.pin(snapshot, position.watermark).await?.map(|delta| self.start(delta));
+            }
+            // A snapshot is applied by itself: what is beyond it is sealed when it is there.
+            let seal = transfer.is_none() && position.awaited_snapshot.is_none() && position.watermark < report.head;
+            if seal || position.known < report.head || position.newest_snapshot < report.newest_snapshot {
                 let (reached, delta) = self.send_manifest(position, seal).await?;
                 position = ReplicaPosition { watermark: position.watermark, ..reached };
                 if let Some(delta) = delta {
@@ -165,7 +170,7 @@ impl Sender {
         let (manifest, delta) = self
             .volume
             .shard
-            .seal_manifest(volume, position.known, seal.then_some(position.watermark))
+            .seal_manifest(volume, position.known, position.newest_snapshot, seal.then_some(position.watermark))
             .await
             .map_err(store_failure)?;
         self.watermarks.with(self.replica, |progress| progress.sealed(manifest.to, self.watermarks.now()));
@@ -185,6 +190,16 @@ impl Sender {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// The delta up to a snapshot that the replica waits for; `None` when the snapshot is deleted, which the replica has yet
+    /// to hear.
+    async fn pin(&self, snapshot: SnapshotId, from: Lsn) -> Result<Option<SealedDelta>, Error> {
+        match self.volume.shard.pin_snapshot(self.volume.id, snapshot, from).await {
+            Ok(delta) => Ok(Some(delta)),
+            Err(StoreError::UnknownSnapshot { .. }) => Ok(None),
+            Err(error) => Err(store_failure(error)),
         }
     }
 
@@ -243,7 +258,8 @@ impl Push {
             self.send_missing().await?;
             let request = PeerRequest::Apply { volume, epoch: self.epoch, to: self.delta.to };
             let position = ask_position(&self.volume, self.replica, Class::Control, request, Bytes::new()).await?;
-            if position.watermark >= self.delta.to {
+            // Another delta is sealed there when the snapshot was deleted that this one ends at.
+            if position.watermark >= self.delta.to || position.sealed_to != Some(self.delta.to) {
                 return Ok(position);
             }
             // Something was lost on the replica meanwhile (it restarted): send what it misses now.
@@ -280,12 +296,15 @@ impl Push {
 
     async fn send(&self, runs: Vec<BlockRun>) -> Result<(), Error> {
         let volume = self.volume.id;
+        let moment = self.delta.snapshot.map_or(Moment::Now, Moment::Snapshot);
         let mut is_found = false;
         let blocks = loop {
             match self.volume.shard.read_sealed(volume, self.delta.pin, runs.clone()).await {
                 Ok(blocks) => break blocks,
-                Err(StoreError::Stale { runs }) => self.volume.puller.pull(&runs, Class::Bulk, &[]).await?,
-                Err(StoreError::Damaged { runs, .. }) => self.volume.puller.repair(&runs, Class::Bulk, &[]).await?,
+                Err(StoreError::Stale { runs }) => self.volume.puller.pull(moment, &runs, Class::Bulk, &[]).await?,
+                Err(StoreError::Damaged { runs, .. }) => {
+                    self.volume.puller.repair(moment, &runs, Class::Bulk, &[]).await?
+                }
                 // Noted by now, unless it was overwritten since it was sealed: then the next delta has it.
                 Err(StoreError::Corrupt { .. }) if !std::mem::replace(&mut is_found, true) => {}
                 Err(error) => return Err(store_failure(error)),

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::volume::{ServedVolume, store_failure};
 use crate::ownership::gate::Phase;
 use crate::shard::handle::{Role, StoreError};
+use crate::volume::Moment;
 
 /// Pause before a size that could not be put in force is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -137,7 +138,7 @@ async fn put_in_force(volume: &ServedVolume, size: VolumeSize, owner: Option<Epo
         match volume.shard.resize(volume.id, size, owner).await {
             Ok(report) => break report,
             // The block that the new end cuts is not here yet.
-            Err(StoreError::Stale { runs }) => volume.puller.pull(&runs, Class::Pull, &[]).await?,
+            Err(StoreError::Stale { runs }) => volume.puller.pull(Moment::Now, &runs, Class::Pull, &[]).await?,
             Err(error) => return Err(store_failure(error)),
         }
     };

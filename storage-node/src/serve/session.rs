@@ -13,6 +13,7 @@ use super::volume::{Change, ServedVolume, SessionWriter};
 use crate::ownership::gate::Phase;
 use crate::peer::message::Writer;
 use crate::shard::handle::ReadChunk;
+use crate::volume::Moment;
 
 /// One connection to a volume.
 pub(super) struct VolumeSession {
@@ -64,7 +65,7 @@ impl Session for VolumeSession {
 
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
         Box::pin(async move {
-            let chunks = self.volume.read(offset, length).await?;
+            let chunks = self.volume.read(Moment::Now, offset, length).await?;
             Ok(chunks
                 .into_iter()
                 .map(|chunk| match chunk {
@@ -104,7 +105,7 @@ impl Session for VolumeSession {
 
     fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
         Box::pin(async move {
-            let extents = self.volume.extents(offset, u64::from(length)).await?;
+            let extents = self.volume.extents(Moment::Now, offset, u64::from(length)).await?;
             Ok(extents
                 .into_iter()
                 .map(|extent| AllocationExtent {

@@ -22,6 +22,7 @@ use crate::peer::client::{PeerClient, PeerError, unexpected};
 use crate::peer::message::{Message, PeerReply, PeerRequest, Writer, unpack_read};
 use crate::propagation::pull::Puller;
 use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ReadChunk, ShardHandle, StoreError};
+use crate::volume::Moment;
 
 /// How long an operation waits for an owner that cannot be reached before it fails. Long enough for a node
 /// to restart and recover; a guest's own disk time-out is usually 30 s, so a dead link shows there first.
@@ -100,8 +101,9 @@ impl ServedVolume {
     ///
     /// # Errors
     /// `InvalidRequest`, or `OutOfSpace` for what would write.
-    pub async fn require_inside(&self, offset: u64, length: u64, writes: bool) -> Result<(), Error> {
-        if self.size().contains(offset, length) {
+    pub async fn require_inside(&self, moment: Moment, offset: u64, length: u64, writes: bool) -> Result<(), Error> {
+        // A snapshot keeps its size, and the shard knows it.
+        if moment != Moment::Now || self.size().contains(offset, length) {
             return Ok(());
         }
         let newest = self.metadata.get().await?.volume(self.id).map(|meta| meta.size);
@@ -115,15 +117,15 @@ impl ServedVolume {
         Err(if writes { no_space_beyond_end(refusal) } else { refusal })
     }
 
-    /// Reads the newest acked bytes, wherever they are.
-    pub async fn read(&self, offset: u64, length: u32) -> Result<Vec<ReadChunk>, Error> {
+    /// Reads the newest acked bytes, or a snapshot's, wherever they are.
+    pub async fn read(&self, moment: Moment, offset: u64, length: u32) -> Result<Vec<ReadChunk>, Error> {
         let mut patience = Patience::new();
         loop {
-            match self.read_here(Epoch(0), offset, length).await? {
+            match self.read_here(moment, Epoch(0), offset, length).await? {
                 Ok(chunks) => return Ok(chunks),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(view)) => {
-                    let request = PeerRequest::Read { volume: self.id, epoch: view.epoch, offset, length };
+                    let request = PeerRequest::Read { volume: self.id, epoch: view.epoch, moment, offset, length };
                     match self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await {
                         Ok(Message { head: PeerReply::Read(parts), payload }) => {
                             return unpack_read(&parts, payload, length);
@@ -135,24 +137,46 @@ impl ServedVolume {
         }
     }
 
-    /// Serves a read as the owner of at least `epoch`, for this node's sessions and for other nodes.
-    async fn read_here(&self, epoch: Epoch, offset: u64, length: u32) -> Result<Result<Vec<ReadChunk>, Detour>, Error> {
-        let view = self.gate.settled(epoch).await?;
-        if view.phase == Phase::Elsewhere {
-            return Ok(Err(Detour::Elsewhere(view)));
-        }
-        match self.shard.read(self.id, offset, length).await {
+    /// Serves a read as the owner of at least `epoch`, for this node's sessions and for other nodes. A snapshot never
+    /// changes: it is served wherever it is known.
+    async fn read_here(
+        &self,
+        moment: Moment,
+        epoch: Epoch,
+        offset: u64,
+        length: u32,
+    ) -> Result<Result<Vec<ReadChunk>, Detour>, Error> {
+        let view = match self.reader(moment, epoch).await? {
+            Ok(view) => view,
+            Err(detour) => return Ok(Err(detour)),
+        };
+        match self.shard.read(self.id, moment, offset, length).await {
             // Still the owner after the read: no transfer was proposed before it ended, so what it saw was the newest.
-            Ok(chunks) if self.gate.view() == view => Ok(Ok(chunks)),
+            Ok(chunks) if moment != Moment::Now || self.gate.view() == view => Ok(Ok(chunks)),
             Ok(_) => Ok(Err(Detour::Again)),
-            Err(error) => self.recover(view, error).await.map(Err),
+            Err(error) => self.recover(moment, view, error).await.map(Err),
         }
     }
 
+    /// Under which view this node may read `moment`, or who is to be asked.
+    async fn reader(&self, moment: Moment, epoch: Epoch) -> Result<Result<View, Detour>, Error> {
+        if moment != Moment::Now {
+            return Ok(Ok(self.gate.view()));
+        }
+        let view = self.gate.settled(epoch).await?;
+        Ok(if view.phase == Phase::Elsewhere { Err(Detour::Elsewhere(view)) } else { Ok(view) })
+    }
+
     /// As [`read`](Self::read), asked by another node; `None` when this node is not the owner.
-    pub async fn read_for_peer(&self, epoch: Epoch, offset: u64, length: u32) -> Result<Option<Vec<ReadChunk>>, Error> {
+    pub async fn read_for_peer(
+        &self,
+        moment: Moment,
+        epoch: Epoch,
+        offset: u64,
+        length: u32,
+    ) -> Result<Option<Vec<ReadChunk>>, Error> {
         loop {
-            match self.read_here(epoch, offset, length).await? {
+            match self.read_here(moment, epoch, offset, length).await? {
                 Ok(chunks) => return Ok(Some(chunks)),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(_)) => return Ok(None),
@@ -216,7 +240,7 @@ impl ServedVolume {
         match written {
             Ok(lsn) => Ok(Ok(lsn.epoch)),
             Err(error @ StoreError::BeyondEnd { .. }) => Err(no_space_beyond_end(store_failure(error))),
-            Err(error) => self.recover(view, error).await.map(Err),
+            Err(error) => self.recover(Moment::Now, view, error).await.map(Err),
         }
     }
 
@@ -245,7 +269,7 @@ impl ServedVolume {
                     match self.shard.flush(self.id).await {
                         Ok(_) => {}
                         Err(error) => {
-                            self.recover(view, error).await?;
+                            self.recover(Moment::Now, view, error).await?;
                             continue;
                         }
                     }
@@ -283,15 +307,15 @@ impl ServedVolume {
         Ok(true)
     }
 
-    /// What is mapped in a range, as the owner knows it.
-    pub async fn extents(&self, offset: u64, length: u64) -> Result<Vec<MappedExtent>, Error> {
+    /// What is mapped in a range, as the owner knows it, or in a snapshot.
+    pub async fn extents(&self, moment: Moment, offset: u64, length: u64) -> Result<Vec<MappedExtent>, Error> {
         let mut patience = Patience::new();
         loop {
-            match self.extents_here(Epoch(0), offset, length).await? {
+            match self.extents_here(moment, Epoch(0), offset, length).await? {
                 Ok(extents) => return Ok(extents),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(view)) => {
-                    let request = PeerRequest::Extents { volume: self.id, epoch: view.epoch, offset, length };
+                    let request = PeerRequest::Extents { volume: self.id, epoch: view.epoch, moment, offset, length };
                     match self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await {
                         Ok(Message { head: PeerReply::Extents(extents), .. }) => {
                             return Ok(extents
@@ -308,30 +332,32 @@ impl ServedVolume {
 
     async fn extents_here(
         &self,
+        moment: Moment,
         epoch: Epoch,
         offset: u64,
         length: u64,
     ) -> Result<Result<Vec<MappedExtent>, Detour>, Error> {
-        let view = self.gate.settled(epoch).await?;
-        if view.phase == Phase::Elsewhere {
-            return Ok(Err(Detour::Elsewhere(view)));
-        }
-        match self.shard.extents(self.id, offset, length).await {
-            Ok(extents) if self.gate.view() == view => Ok(Ok(extents)),
+        let view = match self.reader(moment, epoch).await? {
+            Ok(view) => view,
+            Err(detour) => return Ok(Err(detour)),
+        };
+        match self.shard.extents(self.id, moment, offset, length).await {
+            Ok(extents) if moment != Moment::Now || self.gate.view() == view => Ok(Ok(extents)),
             Ok(_) => Ok(Err(Detour::Again)),
-            Err(error) => self.recover(view, error).await.map(Err),
+            Err(error) => self.recover(moment, view, error).await.map(Err),
         }
     }
 
     /// As [`extents`](Self::extents), asked by another node; `None` when this node is not the owner.
     pub async fn extents_for_peer(
         &self,
+        moment: Moment,
         epoch: Epoch,
         offset: u64,
         length: u64,
     ) -> Result<Option<Vec<MappedExtent>>, Error> {
         loop {
-            match self.extents_here(epoch, offset, length).await? {
+            match self.extents_here(moment, epoch, offset, length).await? {
                 Ok(extents) => return Ok(Some(extents)),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(_)) => return Ok(None),
@@ -340,18 +366,20 @@ impl ServedVolume {
     }
 
     /// Deals with what the shard refused: fetches stale and damaged blocks, waits out a freeze, or fails for good.
-    async fn recover(&self, seen: View, error: StoreError) -> Result<Detour, Error> {
+    async fn recover(&self, moment: Moment, seen: View, error: StoreError) -> Result<Detour, Error> {
         match error {
             StoreError::Stale { runs } => {
-                self.puller.pull(&runs, Class::Pull, &[]).await?;
+                self.puller.pull(moment, &runs, Class::Pull, &[]).await?;
                 Ok(Detour::Again)
             }
             // Just found, and noted: another attempt is told which blocks to fetch, or finds a newer version.
             StoreError::Corrupt { segment, .. } if segment != RECEIVED_SEGMENT => Ok(Detour::Again),
             StoreError::Damaged { runs, .. } => {
-                self.puller.repair(&runs, Class::Pull, &[]).await?;
+                self.puller.repair(moment, &runs, Class::Pull, &[]).await?;
                 Ok(Detour::Again)
             }
+            // Made at the owner, and not told of here yet.
+            StoreError::UnknownSnapshot { .. } if seen.phase == Phase::Elsewhere => Ok(Detour::Elsewhere(seen)),
             StoreError::Frozen(_) | StoreError::NotOwner { .. } => {
                 // The gate follows within moments; if it does not (a handover still preparing), look again.
                 self.gate.changed_from(seen, RETRY_PAUSE).await;
@@ -479,9 +507,7 @@ pub fn store_failure(error: StoreError) -> Error {
         StoreError::Frozen(_) | StoreError::Resizing(_) => ErrorKind::Busy,
         StoreError::UnknownSnapshot { .. } => ErrorKind::NotFound,
         StoreError::TooManySnapshots(_) => ErrorKind::InvalidRequest,
-        StoreError::Stale { .. } | StoreError::Incomplete { .. } | StoreError::ManifestGap { .. } => {
-            ErrorKind::Unavailable
-        }
+        StoreError::Stale { .. } | StoreError::ManifestGap { .. } => ErrorKind::Unavailable,
         StoreError::Corrupt { .. } | StoreError::Damaged { .. } => ErrorKind::Corrupt,
         StoreError::OutOfSpace => ErrorKind::OutOfSpace,
         StoreError::Poisoned(_) | StoreError::Io(_) => ErrorKind::Internal,

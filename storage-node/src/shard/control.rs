@@ -3,22 +3,27 @@
 //! Changes of role are log entries like writes: they take effect in log order and are answered when durable. A
 //! deactivation refuses writes from the moment it is asked for, an activation admits them from the moment it is applied.
 
-use client_lib::{Epoch, Lsn, VolumeId, VolumeSize};
+use client_lib::{Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 
 use super::core::Core;
 use super::handle::{Role, SealedDelta, StoreError, VolumeReport};
-use super::run::Reply;
+use super::run::{Reply, VolumeRun};
 use super::sync::Done;
 use crate::log::Entry;
-use crate::propagation::manifest::Manifest;
-use crate::volume::manifest_of;
+use crate::map::Map;
+use crate::map::page::Version;
+use crate::map::snapshot::Snapshot;
+use crate::propagation::manifest::{Manifest, SnapshotMark};
+use crate::volume::{Moment, manifest_of};
 
-/// A manifest to be made when everything acked is durable.
+/// A manifest to be made when everything acked is durable. The fields are as in
+/// [`seal_manifest`](super::handle::ShardHandle::seal_manifest).
 #[derive(Debug)]
 pub(super) struct SealJob {
-    volume: VolumeId,
-    from: Lsn,
-    delta_from: Option<Lsn>,
+    pub(super) volume: VolumeId,
+    pub(super) from: Lsn,
+    pub(super) after: SnapshotId,
+    pub(super) delta_from: Option<Lsn>,
     pub(super) reply: Reply<(Manifest, Option<SealedDelta>)>,
 }
 
@@ -94,14 +99,8 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn seal_manifest(
-        &mut self,
-        volume: VolumeId,
-        from: Lsn,
-        delta_from: Option<Lsn>,
-        reply: Reply<(Manifest, Option<SealedDelta>)>,
-    ) {
-        self.syncs.wait(volume, Done::Seal(SealJob { volume, from, delta_from, reply }));
+    pub(super) fn seal_manifest(&mut self, job: SealJob) {
+        self.syncs.wait(job.volume, Done::Seal(job));
     }
 
     /// Everything applied is durable at this moment.
@@ -121,19 +120,41 @@ impl Core {
         if job.from > to {
             return Err(StoreError::ManifestGap { expected: to, found: job.from });
         }
-        let changed = run.state.changed_since(job.from, &mut self.map)?;
+        // What was passed without it had no replica to tell, or was told and is deleted there.
+        let is_news = |snapshot: &Snapshot| snapshot.id > job.after && snapshot.lsn >= job.from;
+        if let Some(snapshot) = run.state.all_snapshots().find(is_news) {
+            let changed = run.state.changed_since(Moment::Snapshot(snapshot.id), job.from, &mut self.map)?;
+            let mark = Some(SnapshotMark { snapshot: snapshot.id, size: snapshot.size });
+            return Ok((Manifest { mark, ..manifest_of(job.from, snapshot.lsn, &changed) }, None));
+        }
+        let changed = run.state.changed_since(Moment::Now, job.from, &mut self.map)?;
         let manifest = manifest_of(job.from, to, &changed);
         let delta = match job.delta_from {
             None => None,
             Some(from) => {
-                let versions = if from == job.from { changed } else { run.state.changed_since(from, &mut self.map)? };
-                let blocks = versions.iter().filter(|(_, version)| version.content.crc().is_some()).count() as u64;
-                run.state.pins.insert(pin, versions, &mut self.map.usage);
-                Some(SealedDelta { pin, from, to, blocks })
+                let is_same = from == job.from;
+                let versions =
+                    if is_same { changed } else { run.state.changed_since(Moment::Now, from, &mut self.map)? };
+                Some(pin_delta(run, pin, None, from, to, versions, &mut self.map))
             }
         };
         run.state.changes.cut();
         Ok((manifest, delta))
+    }
+
+    /// Pins what changed after `from` up to `snapshot`.
+    pub(super) fn pin_snapshot(
+        &mut self,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        from: Lsn,
+    ) -> Result<SealedDelta, StoreError> {
+        let pin = self.ticket();
+        let run = self.volumes.get_mut(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        run.require_owner()?;
+        let found = run.state.snapshot(snapshot).ok_or(StoreError::UnknownSnapshot { volume, snapshot })?;
+        let versions = run.state.changed_since(Moment::Snapshot(snapshot), from, &mut self.map)?;
+        Ok(pin_delta(run, pin, Some(snapshot), from, found.lsn, versions, &mut self.map))
     }
 
     pub(super) fn release(&mut self, volume: VolumeId, pin: u64) -> Result<(), StoreError> {
@@ -146,7 +167,7 @@ impl Core {
         let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
         Ok(match run.state.changes.since(since) {
             Some(blocks) => blocks.len(),
-            None => self.map.usage.mapped(volume) + run.state.layers.stale(),
+            None => self.map.usage.mapped(volume) + run.state.layers.wanted(),
         })
     }
 
@@ -155,4 +176,18 @@ impl Core {
         run.state.changes.prune(up_to);
         Ok(())
     }
+}
+
+fn pin_delta(
+    run: &mut VolumeRun,
+    pin: u64,
+    snapshot: Option<SnapshotId>,
+    from: Lsn,
+    to: Lsn,
+    versions: Vec<(u32, Version)>,
+    map: &mut Map,
+) -> SealedDelta {
+    let blocks = versions.iter().filter(|(_, version)| version.content.crc().is_some()).count() as u64;
+    run.state.pins.insert(pin, versions, &mut map.usage);
+    SealedDelta { pin, snapshot, from, to, blocks }
 }

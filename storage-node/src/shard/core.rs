@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use super::ShardOptions;
 use super::checkpoint::Checkpoints;
 use super::clean::Cleaner;
+use super::control::SealJob;
 use super::fetch::Fetches;
 use super::handle::{Doorbell, Request, Role, StoreError};
 use super::run::{Busy, Reply, VolumeRun};
@@ -195,27 +196,27 @@ impl Core {
             Request::CreateSnapshot { volume, snapshot, reply } => self.create_snapshot(volume, snapshot, reply),
             Request::DeleteSnapshot { volume, snapshot, reply } => self.delete_snapshot(volume, snapshot, reply),
             Request::Snapshots { volume, reply } => drop(reply.send(self.snapshots(volume))),
-            Request::ReadSnapshot { volume, snapshot, offset, length, reply } => {
-                self.read_snapshot(volume, snapshot, offset, length, reply);
-            }
             Request::Report { volume, reply } => {
                 self.forget_replaced(volume);
                 self.answer(volume, Done::Report(reply));
             }
             Request::Damaged { reply } => drop(reply.send(Ok(self.damaged()))),
-            Request::Read { volume, offset, length, reply } => self.read(volume, offset, length, reply),
+            Request::Read { volume, moment, offset, length, reply } => self.read(volume, moment, offset, length, reply),
             Request::Write { volume, offset, data, fua, reply } => self.write(volume, offset, data, fua, reply),
             Request::Zero { volume, offset, length, fua, reply } => self.zero(volume, offset, length, fua, reply),
             Request::Flush { volume, reply } => self.syncs.wait(volume, Done::Durable(reply)),
-            Request::Extents { volume, offset, length, reply } => {
-                drop(reply.send(self.extents(volume, offset, length)));
+            Request::Extents { volume, moment, offset, length, reply } => {
+                drop(reply.send(self.extents(volume, moment, offset, length)));
             }
             Request::Activate { volume, epoch, reply } => self.activate(volume, epoch, reply),
             Request::Deactivate { volume, epoch, reply } => self.deactivate(volume, epoch, reply),
             Request::Freeze { volume, reply } => self.freeze(volume, reply),
             Request::Thaw { volume, reply } => drop(reply.send(self.thaw(volume))),
-            Request::SealManifest { volume, from, delta_from, reply } => {
-                self.seal_manifest(volume, from, delta_from, reply);
+            Request::SealManifest { volume, from, after, delta_from, reply } => {
+                self.seal_manifest(SealJob { volume, from, after, delta_from, reply });
+            }
+            Request::PinSnapshot { volume, snapshot, from, reply } => {
+                drop(reply.send(self.pin_snapshot(volume, snapshot, from)));
             }
             Request::ReadSealed { volume, pin, runs, reply } => self.read_sealed(volume, pin, &runs, reply),
             Request::Release { volume, pin, reply } => drop(reply.send(self.release(volume, pin))),
@@ -224,12 +225,12 @@ impl Core {
             Request::ApplyManifest { volume, manifest, seal, durable, reply } => {
                 self.apply_manifest(volume, manifest, seal, durable, reply);
             }
-            Request::Missing { volume, sealed_only, after, limit, reply } => {
-                drop(reply.send(self.missing(volume, sealed_only, after, limit)));
+            Request::Missing { volume, wanted, after, limit, reply } => {
+                drop(reply.send(self.missing(volume, wanted, after, limit)));
             }
             Request::Receive { volume, blocks, reply } => self.receive(volume, blocks, reply),
             Request::ApplySealed { volume, to, reply } => self.apply_sealed(volume, to, reply),
-            Request::ReadNewest { volume, runs, reply } => self.read_newest(volume, &runs, reply),
+            Request::ReadVersions { volume, moment, runs, reply } => self.read_versions(volume, moment, &runs, reply),
             Request::Checkpoint { reply } => self.checkpoints.request(Some(reply)),
             Request::Stop { reply } => {
                 self.is_stopping = true;
@@ -406,11 +407,6 @@ impl Core {
         Ok(())
     }
 
-    /// Whether nothing is applied any more.
-    pub(super) fn has_failed(&self) -> bool {
-        self.failed.is_some()
-    }
-
     /// Why nothing is written any more, if so.
     pub(super) fn fault(&self) -> Option<&str> {
         self.failed.as_deref().or(self.log.poisoned())
@@ -425,7 +421,6 @@ impl Core {
     fn background(&mut self) {
         if !self.is_stopping {
             self.shrink_step();
-            self.snapshot_step();
         }
         if self.failed.is_some() || self.syncs.is_holding() {
             return;
@@ -455,7 +450,6 @@ impl Core {
         let has_work = |run: &VolumeRun| {
             run.state.layers.is_folding()
                 || run.state.snapshots.is_merging()
-                || !run.snapshotting.is_empty()
                 || run.shrink.as_ref().is_some_and(|shrink| shrink.has_work())
         };
         self.checkpoints.is_due()
@@ -529,7 +523,7 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
             Ok(())
         }
         Entry::Applied { to, .. } => {
-            state.apply_applied(*to);
+            state.apply_applied(*to, map);
             Ok(())
         }
         Entry::Role { epoch, owner, .. } => {
@@ -540,9 +534,12 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
             state.apply_resized(*size);
             Ok(())
         }
-        Entry::Snapshot { snapshot, .. } => state.apply_snapshot(*snapshot, map),
+        Entry::Snapshot { snapshot, .. } => {
+            state.apply_snapshot(*snapshot, map);
+            Ok(())
+        }
         Entry::SnapshotDeleted { snapshot, .. } => {
-            state.apply_snapshot_deleted(*snapshot);
+            state.apply_snapshot_deleted(*snapshot, map);
             Ok(())
         }
         Entry::Opened { .. } | Entry::Deleted { .. } => Ok(()),

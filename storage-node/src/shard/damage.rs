@@ -13,10 +13,11 @@ use std::collections::BTreeMap;
 use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
 use super::core::Core;
-use super::handle::StoreError;
+use super::handle::{DamagedBlocks, StoreError};
 use crate::log::Entry;
 use crate::map::page::{Content, Place, Version};
 use crate::propagation::manifest::BlockRun;
+use crate::volume::Moment;
 
 /// Most damaged blocks noted per volume. Beyond that a disk is not worth repairing block by block: what is found is
 /// refused each time it is read.
@@ -51,11 +52,6 @@ impl Damage {
     /// Blocks that were repaired since the start.
     pub(super) fn repaired(&self) -> u64 {
         self.repaired
-    }
-
-    /// The damaged blocks as runs.
-    pub(super) fn runs(&self) -> Vec<BlockRun> {
-        runs_of(self.blocks.keys().copied())
     }
 
     /// The checksum under which the data of `block` at `lsn` is wanted to repair it, if it is.
@@ -124,10 +120,8 @@ impl Core {
     pub(super) fn note_damage(&mut self, volume: VolumeId, block: u32, version: Version, what: &str) -> bool {
         let Version { lsn, content: Content::Local { place, crc } } = version else { return true };
         let Some(run) = self.volumes.get_mut(&volume) else { return true };
-        let leads_there = |found: Option<Version>| found.is_some_and(|found| found.content.place() == Some(place));
-        let view = run.state.view(block, &mut self.map);
-        let applied = run.state.applied_view(block, &mut self.map);
-        if !leads_there(view.unwrap_or(None)) && !leads_there(applied.unwrap_or(None)) {
+        // What cannot be looked up is noted.
+        if !run.state.holds(block, lsn, place, &mut self.map).unwrap_or(true) {
             return true;
         }
         if run.damage.blocks.get(&block).is_some_and(|damaged| damaged.place == place) {
@@ -144,18 +138,31 @@ impl Core {
         true
     }
 
-    /// Every volume with damaged blocks. Forgets those that a newer version has replaced.
-    pub(super) fn damaged(&mut self) -> Vec<(VolumeId, Vec<BlockRun>)> {
+    /// The damaged blocks by what shows them. Forgets those that a newer version has replaced.
+    pub(super) fn damaged(&mut self) -> Vec<DamagedBlocks> {
         let volumes: Vec<VolumeId> =
             self.volumes.iter().filter(|(_, run)| run.damage.count() > 0).map(|(id, _)| *id).collect();
-        for volume in &volumes {
-            self.forget_replaced(*volume);
+        let mut all = Vec::new();
+        for volume in volumes {
+            self.forget_replaced(volume);
+            let Some(run) = self.volumes.get(&volume) else { continue };
+            let mut by_view: Vec<(Moment, Vec<u32>)> = Vec::new();
+            for (block, damaged) in &run.damage.blocks {
+                // What cannot be looked up is looked for where most is.
+                let moment = run.state.shows(*block, damaged.place, &mut self.map).unwrap_or(Moment::Now);
+                match by_view.iter_mut().find(|(known, _)| *known == moment) {
+                    Some((_, blocks)) => blocks.push(*block),
+                    None => by_view.push((moment, vec![*block])),
+                }
+            }
+            let each = by_view.into_iter();
+            all.extend(each.map(|(moment, blocks)| DamagedBlocks {
+                volume,
+                moment,
+                runs: runs_of(blocks.into_iter()),
+            }));
         }
-        volumes
-            .into_iter()
-            .filter_map(|volume| Some((volume, self.volumes.get(&volume)?.damage.runs())))
-            .filter(|(_, runs)| !runs.is_empty())
-            .collect()
+        all
     }
 
     /// Forgets damage that nothing leads to any more, as when a replica has applied a newer version.
@@ -163,16 +170,8 @@ impl Core {
         let Some(run) = self.volumes.get_mut(&volume) else { return };
         let mut replaced = Vec::new();
         for (block, damaged) in &run.damage.blocks {
-            let mut leads_there = |applied: bool| {
-                let found = if applied {
-                    run.state.applied_view(*block, &mut self.map)
-                } else {
-                    run.state.view(*block, &mut self.map)
-                };
-                // What cannot be looked up is kept.
-                found.map_or(true, |found| found.is_some_and(|found| found.content.place() == Some(damaged.place)))
-            };
-            if !leads_there(false) && !leads_there(true) {
+            // What cannot be looked up is kept.
+            if !run.state.holds(*block, damaged.lsn, damaged.place, &mut self.map).unwrap_or(true) {
                 replaced.push(*block);
             }
         }

@@ -20,6 +20,7 @@ use crate::io::buffer::AlignedBuffer;
 use crate::log::LogError;
 use crate::map::page::{Content, Place, Version};
 use crate::propagation::manifest::{BlockRun, VersionedBlock};
+use crate::volume::Moment;
 
 /// Blocks per read of the disk: a mebibyte, so that one large read does not keep the device from small ones.
 const READ_BLOCKS_MAX: u32 = 256;
@@ -104,42 +105,55 @@ impl Fetches {
 }
 
 impl Core {
-    pub(super) fn read(&mut self, volume: VolumeId, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>>) {
-        match self.read_versions(volume, offset, length) {
+    pub(super) fn read(
+        &mut self,
+        volume: VolumeId,
+        moment: Moment,
+        offset: u64,
+        length: u32,
+        reply: Reply<Vec<ReadChunk>>,
+    ) {
+        match self.readable(volume, moment, offset, length) {
             Ok(versions) => self.fetch(volume, &versions, Then::Read { offset, length, reply }),
             Err(error) => drop(reply.send(Err(error))),
         }
     }
 
-    fn read_versions(
+    fn readable(
         &mut self,
         volume: VolumeId,
+        moment: Moment,
         offset: u64,
         length: u32,
     ) -> Result<Vec<(u32, Option<Version>)>, StoreError> {
         let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
-        run.require_owner()?;
-        run.require_inside(offset, u64::from(length))?;
+        run.require_readable(moment, offset, u64::from(length))?;
         if length == 0 {
             return Ok(Vec::new());
         }
         let first = (offset / u64::from(BLOCK_SIZE)) as u32;
         let last = ((offset + u64::from(length) - 1) / u64::from(BLOCK_SIZE)) as u32;
-        let mut versions = Vec::with_capacity((last - first + 1) as usize);
-        for block in first..=last {
-            versions.push((block, run.state.view(block, &mut self.map)?));
-        }
+        let versions = run.state.versions(moment, first, last, &mut self.map)?;
         refuse_stale(&versions)?;
         run.damage.refuse(volume, &versions)?;
         Ok(versions)
     }
 
-    pub(super) fn read_newest(&mut self, volume: VolumeId, runs: &[BlockRun], reply: Reply<Vec<VersionedBlock>>) {
+    pub(super) fn read_versions(
+        &mut self,
+        volume: VolumeId,
+        moment: Moment,
+        runs: &[BlockRun],
+        reply: Reply<Vec<VersionedBlock>>,
+    ) {
         let versions = (|| {
             let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+            run.require_view(moment)?;
+            check_runs(runs)?;
             let mut versions = Vec::new();
-            for block in blocks_of(runs)? {
-                versions.push((block, run.state.view(block, &mut self.map)?));
+            for run_of in runs {
+                let last = run_of.start.0 + (run_of.count - 1);
+                versions.extend(run.state.versions(moment, run_of.start.0, last, &mut self.map)?);
             }
             refuse_stale(&versions)?;
             run.damage.refuse(volume, &versions)?;
@@ -163,7 +177,8 @@ impl Core {
                 )));
             }
             // Blocks outside the delta are left out: the replica asked for what this delta does not carry.
-            let versions: Vec<_> = blocks_of(runs)?
+            check_runs(runs)?;
+            let versions: Vec<_> = blocks_of(runs)
                 .filter_map(|block| run.state.pins.version(pin, block).map(|version| (block, Some(version))))
                 .collect();
             refuse_stale(&versions)?;
@@ -311,12 +326,12 @@ impl Core {
     pub(super) fn extents(
         &mut self,
         volume: VolumeId,
+        moment: Moment,
         offset: u64,
         length: u64,
     ) -> Result<Vec<MappedExtent>, StoreError> {
         let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
-        run.require_owner()?;
-        run.require_inside(offset, length)?;
+        run.require_readable(moment, offset, length)?;
         let mut extents: Vec<MappedExtent> = Vec::new();
         if length == 0 {
             return Ok(extents);
@@ -333,7 +348,7 @@ impl Core {
         let mut first = (offset / block_bytes) as u32;
         while first <= last {
             let window_last = last.min(first | (EXTENT_WINDOW_BLOCKS - 1));
-            for (block, version) in run.state.mapped(first, window_last, &mut self.map)? {
+            for (block, version) in run.state.mapped(moment, first, window_last, &mut self.map)? {
                 seen += 1;
                 if version.content == Content::Zero {
                     continue;
@@ -364,20 +379,24 @@ pub(super) const EXTENT_BLOCKS_MAX: usize = 4096;
 const EXTENT_WINDOW_BLOCKS: u32 = 1024;
 const _: () = assert!(EXTENT_WINDOW_BLOCKS.is_power_of_two(), "windows end at multiples of it");
 
-/// The blocks of `runs`, if they lie inside the largest volume and are not too many. This node may not have heard that
-/// the volume has grown, and of a block that was never written it has no version.
-fn blocks_of(runs: &[BlockRun]) -> Result<impl Iterator<Item = u32> + '_, StoreError> {
+/// Whether `runs` lie inside the largest volume and are not too many. This node may not have heard that the volume has
+/// grown, and of a block that was never written it has no version.
+fn check_runs(runs: &[BlockRun]) -> Result<(), StoreError> {
     let mut total = 0u64;
     for run in runs {
         total += u64::from(run.count);
-        if u64::from(run.start.0) + u64::from(run.count) > BLOCKS_MAX {
+        if run.count == 0 || u64::from(run.start.0) + u64::from(run.count) > BLOCKS_MAX {
             return Err(StoreError::Io(format!("{} blocks at {} are outside any volume", run.count, run.start)));
         }
     }
     if total > u64::from(REQUEST_BLOCKS_MAX) {
         return Err(StoreError::Io(format!("{total} blocks are over the limit of {REQUEST_BLOCKS_MAX} per request")));
     }
-    Ok(runs.iter().flat_map(|run| run.start.0..run.start.0 + run.count))
+    Ok(())
+}
+
+fn blocks_of(runs: &[BlockRun]) -> impl Iterator<Item = u32> + '_ {
+    runs.iter().flat_map(|run| run.start.0..run.start.0 + run.count)
 }
 
 fn refuse_stale(versions: &[(u32, Option<Version>)]) -> Result<(), StoreError> {

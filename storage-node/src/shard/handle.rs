@@ -9,6 +9,8 @@ use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use tokio::sync::oneshot;
 
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
+use crate::volume::Moment;
+use crate::volume::layers::Wanted;
 
 /// The segment named when bytes that came from elsewhere, and lie in no segment, do not match.
 pub const RECEIVED_SEGMENT: u64 = u64::MAX;
@@ -42,7 +44,7 @@ pub enum StoreError {
         /// The size that is in force for requests.
         size: VolumeSize,
     },
-    /// The volume has no such snapshot here.
+    /// The volume has no such snapshot here, or cannot have it: a snapshot's id is higher than those of all before it.
     #[error("volume {volume} has no snapshot {snapshot} here")]
     UnknownSnapshot {
         /// The volume.
@@ -53,14 +55,6 @@ pub enum StoreError {
     /// The volume has as many snapshots as it may have.
     #[error("volume {0} has too many snapshots: delete some first")]
     TooManySnapshots(VolumeId),
-    /// Not every block is here yet: try again when the rest was fetched.
-    #[error("volume {volume} still fetches {stale_blocks} blocks from other nodes: try again when they are here")]
-    Incomplete {
-        /// The volume.
-        volume: VolumeId,
-        /// How many are missing.
-        stale_blocks: u64,
-    },
     /// The volume is on its way to another size than was asked for.
     #[error("volume {0} is being resized: try again when that is done")]
     Resizing(VolumeId),
@@ -144,8 +138,14 @@ pub struct VolumeReport {
     pub known: Lsn,
     /// Up to where this node holds a complete prefix of the volume; on an owner without stale blocks equal to `head`.
     pub watermark: Lsn,
-    /// Blocks known in a newer version than is held.
+    /// Blocks known in a version that is not held: a newer one, or one that a snapshot has.
     pub stale_blocks: u64,
+    /// The newest snapshot that is known here; 0 when there is none.
+    pub newest_snapshot: SnapshotId,
+    /// The snapshot that the delta to be applied next ends at, if it does.
+    pub awaited_snapshot: Option<SnapshotId>,
+    /// The end of the delta to be applied next, if one is sealed.
+    pub sealed_to: Option<Lsn>,
     /// Blocks that occupy space here.
     pub mapped_blocks: u64,
     /// Blocks whose data here is damaged and not yet repaired, as far as it was found.
@@ -169,6 +169,19 @@ pub struct SnapshotReport {
     pub size: VolumeSize,
     /// Blocks that occupy space and that neither the volume nor a newer snapshot has any more.
     pub held_blocks: u64,
+    /// Its blocks that are known and not held.
+    pub stale_blocks: u64,
+}
+
+/// Blocks that are known to be damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedBlocks {
+    /// The volume.
+    pub volume: VolumeId,
+    /// What shows them: the volume, or a snapshot alone.
+    pub moment: Moment,
+    /// Which.
+    pub runs: Vec<BlockRun>,
 }
 
 /// A delta pinned at an owner: the versions at `to` stay readable until it is released.
@@ -176,6 +189,8 @@ pub struct SnapshotReport {
 pub struct SealedDelta {
     /// Names the pin.
     pub pin: u64,
+    /// The snapshot that it ends at, if it does.
+    pub snapshot: Option<SnapshotId>,
     /// The watermark it starts from.
     pub from: Lsn,
     /// The position it ends at.
@@ -202,6 +217,9 @@ pub struct MappedExtent {
     pub mapped: bool,
 }
 
+/// A manifest, and the delta that was pinned with it.
+pub type Sealed = (Manifest, Option<SealedDelta>);
+
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// What a shard can be asked. The methods of [`ShardHandle`] document each.
@@ -215,28 +233,28 @@ pub enum Request {
     CreateSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn> },
     DeleteSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<()> },
     Snapshots { volume: VolumeId, reply: Reply<Vec<SnapshotReport>> },
-    ReadSnapshot { volume: VolumeId, snapshot: SnapshotId, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
     Report { volume: VolumeId, reply: Reply<VolumeReport> },
-    Read { volume: VolumeId, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
+    Read { volume: VolumeId, moment: Moment, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
     Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, reply: Reply<Lsn> },
     Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, reply: Reply<Lsn> },
     Flush { volume: VolumeId, reply: Reply<Lsn> },
-    Extents { volume: VolumeId, offset: u64, length: u64, reply: Reply<Vec<MappedExtent>> },
+    Extents { volume: VolumeId, moment: Moment, offset: u64, length: u64, reply: Reply<Vec<MappedExtent>> },
     Activate { volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport> },
     Deactivate { volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport> },
     Freeze { volume: VolumeId, reply: Reply<Lsn> },
     Thaw { volume: VolumeId, reply: Reply<()> },
-    SealManifest { volume: VolumeId, from: Lsn, delta_from: Option<Lsn>, reply: Reply<(Manifest, Option<SealedDelta>)> },
+    SealManifest { volume: VolumeId, from: Lsn, after: SnapshotId, delta_from: Option<Lsn>, reply: Reply<Sealed> },
+    PinSnapshot { volume: VolumeId, snapshot: SnapshotId, from: Lsn, reply: Reply<SealedDelta> },
     ReadSealed { volume: VolumeId, pin: u64, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
     Release { volume: VolumeId, pin: u64, reply: Reply<()> },
     ChangedBlocks { volume: VolumeId, since: Lsn, reply: Reply<u64> },
     Prune { volume: VolumeId, up_to: Lsn, reply: Reply<()> },
     ApplyManifest { volume: VolumeId, manifest: Manifest, seal: bool, durable: bool, reply: Reply<Lsn> },
-    Missing { volume: VolumeId, sealed_only: bool, after: BlockIndex, limit: u32, reply: Reply<Vec<BlockRun>> },
+    Missing { volume: VolumeId, wanted: Wanted, after: BlockIndex, limit: u32, reply: Reply<Vec<BlockRun>> },
     Receive { volume: VolumeId, blocks: Vec<VersionedBlock>, reply: Reply<u64> },
     ApplySealed { volume: VolumeId, to: Lsn, reply: Reply<Lsn> },
-    ReadNewest { volume: VolumeId, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
-    Damaged { reply: Reply<Vec<(VolumeId, Vec<BlockRun>)>> },
+    ReadVersions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
+    Damaged { reply: Reply<Vec<DamagedBlocks>> },
     Checkpoint { reply: Reply<()> },
     Stop { reply: Reply<()> },
 }
@@ -307,11 +325,12 @@ impl ShardHandle {
     }
 
     /// Keeps the volume as it is, as the owner: with every write acked before this call, and none that begins after it
-    /// returned. Copies no data. Durable on return, with its LSN. Idempotent. `snapshot` is above 0 and was never used
-    /// before in this volume.
+    /// returned. Copies no data, and needs none to be here. Durable on return, with its LSN. Idempotent. `snapshot` is above
+    /// every id used before in this volume.
     ///
     /// # Errors
-    /// `NotOwner`, `Frozen`; `Incomplete` when not every block is here; `TooManySnapshots`; `OutOfSpace`, `Poisoned`, `Io`.
+    /// `NotOwner`, `Frozen`; `UnknownSnapshot` when the id is not the highest; `TooManySnapshots`; `OutOfSpace`, `Poisoned`,
+    /// `Io`.
     pub async fn create_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<Lsn, StoreError> {
         self.ask(|reply| Request::CreateSnapshot { volume, snapshot, reply }).await
     }
@@ -321,23 +340,9 @@ impl ShardHandle {
         self.ask(|reply| Request::DeleteSnapshot { volume, snapshot, reply }).await
     }
 
-    /// The snapshots of a volume, oldest first.
+    /// The snapshots of a volume that are known here, oldest first.
     pub async fn snapshots(&self, volume: VolumeId) -> Result<Vec<SnapshotReport>, StoreError> {
         self.ask(|reply| Request::Snapshots { volume, reply }).await
-    }
-
-    /// Reads a snapshot, in either role. `length` may be any number of sectors.
-    ///
-    /// # Errors
-    /// `UnknownSnapshot`, `BeyondEnd`; `Corrupt`, `Io`.
-    pub async fn read_snapshot(
-        &self,
-        volume: VolumeId,
-        snapshot: SnapshotId,
-        offset: u64,
-        length: u32,
-    ) -> Result<Vec<ReadChunk>, StoreError> {
-        self.ask(|reply| Request::ReadSnapshot { volume, snapshot, offset, length, reply }).await
     }
 
     /// The volume's positions and counts.
@@ -345,12 +350,20 @@ impl ShardHandle {
         self.ask(|reply| Request::Report { volume, reply }).await
     }
 
-    /// Reads as the owner: the newest acked write of each byte. `length` may be any number of sectors.
+    /// Reads the newest acked write of each byte as the owner, or a snapshot in either role. `length` may be any number of
+    /// sectors.
     ///
     /// # Errors
-    /// `NotOwner` on a replica; `Stale` and `Damaged` name the blocks to fetch first. Served while frozen.
-    pub async fn read(&self, volume: VolumeId, offset: u64, length: u32) -> Result<Vec<ReadChunk>, StoreError> {
-        self.ask(|reply| Request::Read { volume, offset, length, reply }).await
+    /// `NotOwner` on a replica, `UnknownSnapshot`; `Stale` and `Damaged` name the blocks to fetch first. Served while
+    /// frozen.
+    pub async fn read(
+        &self,
+        volume: VolumeId,
+        moment: Moment,
+        offset: u64,
+        length: u32,
+    ) -> Result<Vec<ReadChunk>, StoreError> {
+        self.ask(|reply| Request::Read { volume, moment, offset, length, reply }).await
     }
 
     /// Writes as the owner: answered once the log file holds it, with its LSN; `fua` waits until it is synced.
@@ -372,9 +385,15 @@ impl ShardHandle {
         self.ask(|reply| Request::Flush { volume, reply }).await
     }
 
-    /// What is mapped in a range, as the owner.
-    pub async fn extents(&self, volume: VolumeId, offset: u64, length: u64) -> Result<Vec<MappedExtent>, StoreError> {
-        self.ask(|reply| Request::Extents { volume, offset, length, reply }).await
+    /// What is mapped in a range, as the owner, or of a snapshot in either role.
+    pub async fn extents(
+        &self,
+        volume: VolumeId,
+        moment: Moment,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<MappedExtent>, StoreError> {
+        self.ask(|reply| Request::Extents { volume, moment, offset, length, reply }).await
     }
 
     /// Becomes owner under `epoch`, logged and synced; the next write gets sequence `known.sequence + 1`. Serves at
@@ -398,17 +417,32 @@ impl ShardHandle {
         self.ask(|reply| Request::Thaw { volume, reply }).await
     }
 
-    /// Owner: the manifest `(from, durable]` (syncing first if something acked is not yet durable). With
-    /// `delta_from`, also pins the delta `(delta_from, durable]`: its versions stay readable until
-    /// [`release`](Self::release)d or the process ends. A `from` or `delta_from` older than the change history
-    /// yields every mapped block.
+    /// Owner: the manifest `(from, durable]` (syncing first if something acked is not yet durable), or up to the first
+    /// snapshot newer than `after`, the newest that the receiver knows of, and marked with it. With `delta_from`, and if it
+    /// ends at no snapshot, also pins the delta `(delta_from, durable]`: its versions stay readable until
+    /// [`release`](Self::release)d or the process ends. A `from` or `delta_from` older than the change history yields every
+    /// mapped block.
     pub async fn seal_manifest(
         &self,
         volume: VolumeId,
         from: Lsn,
+        after: SnapshotId,
         delta_from: Option<Lsn>,
-    ) -> Result<(Manifest, Option<SealedDelta>), StoreError> {
-        self.ask(|reply| Request::SealManifest { volume, from, delta_from, reply }).await
+    ) -> Result<Sealed, StoreError> {
+        self.ask(|reply| Request::SealManifest { volume, from, after, delta_from, reply }).await
+    }
+
+    /// Owner: pins the delta from `from` up to `snapshot`, as [`seal_manifest`](Self::seal_manifest) does.
+    ///
+    /// # Errors
+    /// `NotOwner`, `UnknownSnapshot`.
+    pub async fn pin_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        from: Lsn,
+    ) -> Result<SealedDelta, StoreError> {
+        self.ask(|reply| Request::PinSnapshot { volume, snapshot, from, reply }).await
     }
 
     /// Reads blocks of a pinned delta, in its versions. Blocks that are stale here come as `Stale`.
@@ -438,7 +472,8 @@ impl ShardHandle {
 
     /// Replica: takes note of `manifest`. With `seal`, everything known up to `manifest.to` becomes the delta to
     /// apply next (merging with one that was sealed and not yet applied). With `durable`, returns after a sync.
-    /// Returns the new `known`. A manifest that ends at or before `known` changes nothing but still seals.
+    /// Returns the new `known`. A manifest that ends at or before `known` changes nothing but still seals. One that ends at
+    /// a snapshot makes that snapshot known, and the delta that it ends to be applied by itself.
     ///
     /// # Errors
     /// `ManifestGap` when it starts after `known`. One that starts before and ends after `known` is taken whole.
@@ -452,16 +487,15 @@ impl ShardHandle {
         self.ask(|reply| Request::ApplyManifest { volume, manifest, seal, durable, reply }).await
     }
 
-    /// Stale blocks at or after `after`, at most `limit` runs, in block order; with `sealed_only` those of the sealed
-    /// delta (in its versions), else those needed to be up to date with `known`. Works in both roles.
+    /// Stale blocks at or after `after`, at most `limit` runs, in block order. Works in both roles.
     pub async fn missing(
         &self,
         volume: VolumeId,
-        sealed_only: bool,
+        wanted: Wanted,
         after: BlockIndex,
         limit: u32,
     ) -> Result<Vec<BlockRun>, StoreError> {
-        self.ask(|reply| Request::Missing { volume, sealed_only, after, limit, reply }).await
+        self.ask(|reply| Request::Missing { volume, wanted, after, limit, reply }).await
     }
 
     /// Stores fetched or pushed blocks; answered once the log file holds them. Wanted is a version that is stale or damaged
@@ -477,13 +511,18 @@ impl ShardHandle {
         self.ask(|reply| Request::ApplySealed { volume, to, reply }).await
     }
 
-    /// Reads the newest version held of each block, in either role; `Stale` if a newer one is known elsewhere.
-    pub async fn read_newest(&self, volume: VolumeId, runs: Vec<BlockRun>) -> Result<Vec<VersionedBlock>, StoreError> {
-        self.ask(|reply| Request::ReadNewest { volume, runs, reply }).await
+    /// Reads the newest version known of each block, or that of a snapshot, in either role; `Stale` if it is elsewhere.
+    pub async fn read_versions(
+        &self,
+        volume: VolumeId,
+        moment: Moment,
+        runs: Vec<BlockRun>,
+    ) -> Result<Vec<VersionedBlock>, StoreError> {
+        self.ask(|reply| Request::ReadVersions { volume, moment, runs, reply }).await
     }
 
-    /// Every volume with blocks that are known to be damaged here, and those blocks. Works in both roles.
-    pub async fn damaged(&self) -> Result<Vec<(VolumeId, Vec<BlockRun>)>, StoreError> {
+    /// The blocks that are known to be damaged here. Works in both roles.
+    pub async fn damaged(&self) -> Result<Vec<DamagedBlocks>, StoreError> {
         self.ask(|reply| Request::Damaged { reply }).await
     }
 

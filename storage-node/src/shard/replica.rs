@@ -13,7 +13,8 @@ use super::sync::Done;
 use super::write::ENTRY_BLOCKS_MAX;
 use crate::log::Entry;
 use crate::log::record::MANIFEST_BLOCKS_MAX;
-use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
+use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, RunContent, SnapshotMark, VersionedBlock};
+use crate::volume::layers::Wanted;
 use crate::volume::manifest_fault;
 
 impl Core {
@@ -35,26 +36,28 @@ impl Core {
         if manifest.from > known || (news && run.role == Role::Owner) {
             return done.fail(StoreError::ManifestGap { expected: known, found: manifest.from });
         }
-        if run.role == Role::Owner || !(news || seal) {
+        let is_new_mark = |mark: SnapshotMark| mark.snapshot > run.state.newest_snapshot();
+        let marks = manifest.to == known && manifest.mark.is_some_and(is_new_mark);
+        if run.role == Role::Owner || !(news || marks || seal) {
             // It may have come a moment before, from the sender or from a handover, and not be applied yet.
             let Some(done) = self.follow_manifest(volume, durable, done) else { return };
             return if durable { self.syncs.wait(volume, done) } else { self.answer(volume, done) };
         }
-        let Manifest { from, to, runs } = manifest;
+        let Manifest { from, to, runs, mark } = manifest;
         let runs: Vec<ManifestRun> =
             if news { runs.into_iter().filter(|run| run.lsn > known).collect() } else { Vec::new() };
         let mut parts = split_runs(runs);
         let last = parts.pop().unwrap_or_default();
         for runs in parts {
             // A part that ends where it starts takes effect with the last one.
-            let manifest = Manifest { from, to: from, runs };
+            let manifest = Manifest { from, to: from, runs, mark: None };
             if let Err((error, _)) =
                 self.append(Entry::Manifest { volume, manifest, seal: false }, Vec::new(), false, None, Done::Nothing)
             {
                 return done.fail(error);
             }
         }
-        let manifest = Manifest { from, to, runs: last };
+        let manifest = Manifest { from, to, runs: last, mark };
         match self.append(Entry::Manifest { volume, manifest, seal }, Vec::new(), durable, None, done) {
             Err((error, done)) => done.fail(error),
             Ok(()) => {
@@ -68,12 +71,12 @@ impl Core {
     pub(super) fn missing(
         &self,
         volume: VolumeId,
-        sealed_only: bool,
+        wanted: Wanted,
         after: BlockIndex,
         limit: u32,
     ) -> Result<Vec<BlockRun>, StoreError> {
         let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
-        Ok(run.state.layers.missing(sealed_only, after.0, limit as usize))
+        Ok(run.state.layers.missing(wanted, after.0, limit as usize))
     }
 
     pub(super) fn receive(&mut self, volume: VolumeId, blocks: Vec<VersionedBlock>, reply: Reply<u64>) {

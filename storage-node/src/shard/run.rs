@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use client_lib::{Epoch, Lsn, SnapshotId, VolumeSize};
+use client_lib::{Epoch, Lsn, VolumeSize};
 use tokio::sync::oneshot;
 
 use super::damage::Damage;
@@ -14,7 +14,7 @@ use super::handle::{Role, StoreError, VolumeReport};
 use super::resize::Shrink;
 use super::write::WriteJob;
 use crate::map::Map;
-use crate::volume::Volume;
+use crate::volume::{Moment, Volume};
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -50,8 +50,6 @@ pub(super) struct VolumeRun {
     /// Requests are admitted up to here: the size, or below it while the volume shrinks.
     pub(super) end: VolumeSize,
     pub(super) shrink: Option<Shrink>,
-    /// Who waits for a snapshot until what folds is in the base.
-    pub(super) snapshotting: Vec<(SnapshotId, Reply<Lsn>)>,
     pub(super) frozen: bool,
     pub(super) freezers: Vec<Reply<Lsn>>,
     /// Writes and zeroes in the log's hands.
@@ -78,7 +76,6 @@ impl VolumeRun {
             syncing: Lsn::ZERO,
             end: state.size,
             shrink: None,
-            snapshotting: Vec::new(),
             frozen: false,
             freezers: Vec::new(),
             flights: VecDeque::new(),
@@ -112,6 +109,28 @@ impl VolumeRun {
         }
     }
 
+    /// Refuses a snapshot that is not known here.
+    pub(super) fn require_view(&self, moment: Moment) -> Result<(), StoreError> {
+        let volume = self.state.id;
+        match moment {
+            Moment::Snapshot(snapshot) if self.state.snapshot(snapshot).is_none() => {
+                Err(StoreError::UnknownSnapshot { volume, snapshot })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what cannot be read in `moment`: the volume is read at its owner, a snapshot wherever it is known.
+    pub(super) fn require_readable(&self, moment: Moment, offset: u64, length: u64) -> Result<(), StoreError> {
+        self.require_view(moment)?;
+        let Moment::Snapshot(id) = moment else {
+            self.require_owner()?;
+            return self.require_inside(offset, length);
+        };
+        let (volume, size) = (self.state.id, self.state.snapshot(id).map_or(self.state.size, |snapshot| snapshot.size));
+        if size.contains(offset, length) { Ok(()) } else { Err(StoreError::BeyondEnd { volume, offset, length, size }) }
+    }
+
     /// The positions and counts.
     pub(super) fn report(&self, map: &Map) -> VolumeReport {
         let owner = self.role == Role::Owner;
@@ -124,7 +143,10 @@ impl VolumeRun {
             durable: if owner { self.durable } else { self.state.known },
             known: head,
             watermark: if owner && self.state.layers.stale() == 0 { head } else { self.state.watermark() },
-            stale_blocks: self.state.layers.stale(),
+            stale_blocks: self.state.layers.wanted(),
+            newest_snapshot: self.state.newest_snapshot(),
+            awaited_snapshot: self.state.layers.awaited(),
+            sealed_to: self.state.layers.sealed_to(),
             mapped_blocks: map.usage.mapped(self.state.id),
             damaged_blocks: self.damage.count(),
             repaired_blocks: self.damage.repaired(),

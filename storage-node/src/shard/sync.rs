@@ -187,7 +187,7 @@ impl Core {
             }
             Done::Count(reply, count) => drop(reply.send(Ok(count))),
             Done::Snapshot(reply, snapshot) => {
-                let made = run.state.snapshots.find(snapshot).map(|made| made.lsn);
+                let made = run.state.snapshot(snapshot).map(|made| made.lsn);
                 // The volume was handed over, or the snapshot deleted, before this one's turn.
                 let refusal = || run.require_owner().err().unwrap_or(StoreError::UnknownSnapshot { volume, snapshot });
                 drop(reply.send(made.ok_or_else(refusal)));

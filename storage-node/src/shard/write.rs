@@ -303,9 +303,6 @@ impl Core {
         if let Some(shrink) = run.shrink {
             shrink.fail(error);
         }
-        for (_, reply) in run.snapshotting {
-            drop(reply.send(Err(error.clone())));
-        }
     }
 
     /// Answers those who wait for a freeze when nothing is under way any more.

@@ -1,83 +1,57 @@
 //! The layers above a volume's base map: what is known but not yet part of the applied prefix.
 //!
 //! ```text
-//!   open      beyond T, up to `known`      manifests, and an owner's writes while anything is stale
-//!   sealed    (W, T]: the delta whose data is being transferred
-//!   folding   at or before W: applied, on their way into the base in bounded steps, oldest first
-//!   base      the map's pages, complete up to W (without what folding still holds)
+//!   open      up to `known`                manifests, and an owner's writes while anything is stale
+//!   sealed    deltas whose data is being transferred, oldest first; each ends at an LSN
+//!   folding   at or before the watermark: applied, on their way into the base in bounded steps, oldest first
+//!   base      the map's pages, complete up to the watermark (without what folding still holds)
 //! ```
 //!
+//! A layer that ends at a snapshot is its *barrier*: nothing newer gets into the base before it, and when it has folded
+//! the base is what the snapshot shall keep. So a snapshot is known, and can be read, from the moment it is told of, however
+//! much of it is still elsewhere. A delta that ends at no snapshot is merged with what is sealed after it; there is at most
+//! one, the newest.
+//!
 //! Invariant: a block's LSN rises from base to open, so the view of a block is the first entry found from the top.
-//! Entries that are stale below the top are *moot*: nobody waits for them, except a delta that must be applied
-//! whole. `stale` counts the blocks whose view is stale and is kept with every change. Pure: it counts references to
-//! places in [`Usage`] and leaves the base to its caller.
+//! Entries that are stale below the top are *moot* when no barrier lies between: nobody waits for them, except a delta that
+//! must be applied whole. `stale` counts the blocks whose view is stale and is kept with every change. Pure: it counts
+//! references to places in [`Usage`] and leaves the base, and the snapshots in it, to its caller.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use client_lib::{BlockIndex, Lsn, VolumeId};
+use client_lib::{BlockIndex, Lsn, SnapshotId, VolumeId};
 
-use crate::map::page::{Content, PAGE_ENTRIES, Place, Version, encode_entries};
+use crate::map::page::{Content, Place, Version};
+use crate::map::snapshot::Snapshot;
 use crate::map::usage::Usage;
-use crate::propagation::manifest::BlockRun;
+use crate::propagation::manifest::{BlockRun, SnapshotMark};
 
-/// One layer: versions by block.
-#[derive(Clone, Debug, Default)]
-pub struct Layer {
-    id: u64,
-    entries: BTreeMap<u32, Version>,
-    stale: u64,
-    /// Chunks that differ from what the store has.
-    dirty: BTreeSet<u32>,
+mod layer;
+
+pub use layer::Layer;
+
+/// Entries of a layer up to which it is merged into the one that folds before it, at once; more would hold up the shard.
+const SMALL_LAYER_BLOCKS: usize = 1024;
+
+/// A layer that takes no newer versions.
+#[derive(Clone, Debug)]
+struct Closed {
+    layer: Layer,
+    to: Lsn,
+    mark: Option<SnapshotMark>,
 }
 
-impl Layer {
-    /// A layer as a checkpoint kept it.
-    #[must_use]
-    pub fn restore(id: u64, entries: BTreeMap<u32, Version>) -> Layer {
-        let stale = entries.values().filter(|version| version.content.is_stale()).count() as u64;
-        Layer { id, entries, stale, dirty: BTreeSet::new() }
+impl Closed {
+    fn snapshot(&self) -> Option<Snapshot> {
+        self.mark.map(|mark| Snapshot { id: mark.snapshot, lsn: self.to, size: mark.size, is_deleted: false })
     }
 
-    /// Its name in the store.
-    #[must_use]
-    pub fn id(&self) -> u64 {
-        self.id
+    fn is_barrier_of(&self, snapshot: SnapshotId) -> bool {
+        self.mark.is_some_and(|mark| mark.snapshot == snapshot)
     }
 
-    /// What it has, in block order.
-    #[must_use]
-    pub fn entries(&self) -> &BTreeMap<u32, Version> {
-        &self.entries
-    }
-
-    /// How many of its entries are stale.
-    #[must_use]
-    pub fn stale(&self) -> u64 {
-        self.stale
-    }
-
-    fn set(&mut self, block: u32, version: Version) -> Option<Version> {
-        let before = self.entries.insert(block, version);
-        self.stale += u64::from(version.content.is_stale());
-        self.stale -= u64::from(before.is_some_and(|before| before.content.is_stale()));
-        self.dirty.insert(block / PAGE_ENTRIES);
-        before
-    }
-
-    fn take(&mut self, block: u32) -> Option<Version> {
-        let before = self.entries.remove(&block)?;
-        self.stale -= u64::from(before.content.is_stale());
-        self.dirty.insert(block / PAGE_ENTRIES);
-        Some(before)
-    }
-
-    fn chunk(&self, chunk: u32) -> Option<Vec<u8>> {
-        let first = chunk * PAGE_ENTRIES;
-        let last = first + (PAGE_ENTRIES - 1);
-        let mut entries =
-            self.entries.range(first..=last).map(|(block, version)| ((block - first) as u8, *version)).peekable();
-        entries.peek()?;
-        Some(encode_entries(entries))
+    fn shape(&self) -> ClosedShape {
+        ClosedShape { id: self.layer.id, to: self.to, mark: self.mark }
     }
 }
 
@@ -90,32 +64,53 @@ pub struct LayersDelta {
     pub dropped: Vec<u64>,
 }
 
+/// A layer that takes no newer versions, for the volume's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClosedShape {
+    /// Its name in the store.
+    pub id: u64,
+    /// Where it ends.
+    pub to: Lsn,
+    /// The snapshot that it ends at, if it does.
+    pub mark: Option<SnapshotMark>,
+}
+
 /// Which layers there are, for the volume's record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LayersShape {
     /// The id of the next new layer.
     pub next_id: u64,
-    /// The end of the sealed delta.
-    pub sealed_to: Option<Lsn>,
-    /// The sealed layer.
-    pub sealed: u64,
     /// The open layer.
     pub open: u64,
+    /// The sealed layers, oldest first.
+    pub sealed: Vec<ClosedShape>,
     /// The folding layers, oldest first.
-    pub folding: Vec<u64>,
+    pub folding: Vec<ClosedShape>,
+}
+
+/// Which stale blocks are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Those of the oldest sealed delta, all of them: it is applied whole.
+    Sealed,
+    /// Those that a reader of the volume would miss.
+    Now,
+    /// Those that a reader of this snapshot, which is not in the base yet, would miss.
+    Snapshot(SnapshotId),
 }
 
 /// The layers of a volume.
 #[derive(Clone, Debug)]
 pub struct Layers {
     volume: VolumeId,
-    folding: VecDeque<Layer>,
-    sealed: Layer,
-    sealed_to: Option<Lsn>,
+    folding: VecDeque<Closed>,
+    sealed: VecDeque<Closed>,
     open: Layer,
     stale: u64,
     next_id: u64,
     dropped: Vec<u64>,
+    /// Snapshots that the base has reached.
+    reached: Vec<Snapshot>,
 }
 
 impl Layers {
@@ -125,12 +120,12 @@ impl Layers {
         Layers {
             volume,
             folding: VecDeque::new(),
-            sealed: Layer { id: 0, ..Layer::default() },
-            sealed_to: None,
-            open: Layer { id: 1, ..Layer::default() },
+            sealed: VecDeque::new(),
+            open: Layer::new(0),
             stale: 0,
-            next_id: 2,
+            next_id: 1,
             dropped: Vec::new(),
+            reached: Vec::new(),
         }
     }
 
@@ -141,23 +136,18 @@ impl Layers {
         shape: &LayersShape,
         mut layer: impl FnMut(u64) -> BTreeMap<u32, Version>,
     ) -> Layers {
-        let mut layers = Layers {
-            volume,
-            folding: shape.folding.iter().map(|id| Layer::restore(*id, layer(*id))).collect(),
-            sealed: Layer::restore(shape.sealed, layer(shape.sealed)),
-            sealed_to: shape.sealed_to,
-            open: Layer::restore(shape.open, layer(shape.open)),
-            stale: 0,
-            next_id: shape.next_id,
-            dropped: Vec::new(),
+        let mut restored = |id| Layer::restore(id, layer(id));
+        let mut closed = |shapes: &[ClosedShape]| -> VecDeque<Closed> {
+            let each = shapes.iter().map(|shape| (shape, restored(shape.id)));
+            each.map(|(shape, layer)| Closed { layer, to: shape.to, mark: shape.mark }).collect()
         };
-        layers.stale = layers.open.stale
-            + layers
-                .sealed
-                .entries
-                .iter()
-                .filter(|(block, version)| version.content.is_stale() && !layers.open.entries.contains_key(block))
-                .count() as u64;
+        let (folding, sealed) = (closed(&shape.folding), closed(&shape.sealed));
+        let open = restored(shape.open);
+        let mut layers = Layers { folding, sealed, open, next_id: shape.next_id, ..Layers::new(volume) };
+        let is_stale = |(block, version): &(u32, Version)| version.content.is_stale().then_some(*block);
+        let stale: BTreeSet<u32> = layers.upper().flat_map(Layer::iter).filter_map(|entry| is_stale(&entry)).collect();
+        let is_view_stale = |block: &u32| layers.view(*block).is_some_and(|view| view.content.is_stale());
+        layers.stale = stale.iter().filter(|block| is_view_stale(block)).count() as u64;
         layers
     }
 
@@ -166,17 +156,16 @@ impl Layers {
     pub fn shape(&self) -> LayersShape {
         LayersShape {
             next_id: self.next_id,
-            sealed_to: self.sealed_to,
-            sealed: self.sealed.id,
             open: self.open.id,
-            folding: self.folding.iter().map(Layer::id).collect(),
+            sealed: self.sealed.iter().map(Closed::shape).collect(),
+            folding: self.folding.iter().map(Closed::shape).collect(),
         }
     }
 
     /// What changed since the last call.
     pub fn take_delta(&mut self) -> LayersDelta {
         let mut delta = LayersDelta { dropped: std::mem::take(&mut self.dropped), ..LayersDelta::default() };
-        for layer in self.folding.iter_mut().chain([&mut self.sealed, &mut self.open]) {
+        for layer in self.each_mut() {
             for chunk in std::mem::take(&mut layer.dirty) {
                 delta.chunks.push((layer.id, chunk, layer.chunk(chunk)));
             }
@@ -187,43 +176,84 @@ impl Layers {
     /// Chunks that a checkpoint would write now.
     #[must_use]
     pub fn dirty_chunks(&self) -> usize {
-        self.open.dirty.len()
-            + self.sealed.dirty.len()
-            + self.folding.iter().map(|layer| layer.dirty.len()).sum::<usize>()
+        self.oldest_first().map(|layer| layer.dirty.len()).sum()
+    }
+
+    /// Every layer, the oldest first.
+    fn oldest_first(&self) -> impl Iterator<Item = &Layer> {
+        self.folding.iter().chain(&self.sealed).map(|closed| &closed.layer).chain([&self.open])
+    }
+
+    fn each_mut(&mut self) -> impl Iterator<Item = &mut Layer> {
+        let closed = self.folding.iter_mut().chain(&mut self.sealed);
+        closed.map(|closed| &mut closed.layer).chain([&mut self.open])
+    }
+
+    /// The layers that are not applied, the newest first.
+    fn upper(&self) -> impl Iterator<Item = &Layer> {
+        [&self.open].into_iter().chain(self.sealed.iter().rev().map(|closed| &closed.layer))
     }
 
     /// The newest entry of `block`; `None` leaves it to the base.
     #[must_use]
     pub fn view(&self, block: u32) -> Option<Version> {
-        let upper = self.open.entries.get(&block).or_else(|| self.sealed.entries.get(&block));
+        let upper = self.upper().find_map(|layer| layer.entries.get(&block));
         upper.copied().or_else(|| self.applied(block))
     }
 
     /// The newest applied entry of `block`; `None` leaves it to the base.
     #[must_use]
     pub fn applied(&self, block: u32) -> Option<Version> {
-        self.folding.iter().rev().find_map(|layer| layer.entries.get(&block)).copied()
+        self.folding.iter().rev().find_map(|closed| closed.layer.entries.get(&block)).copied()
+    }
+
+    /// The layers that `snapshot` shows, the newest first; `None` when it is not on its way into the base.
+    #[must_use]
+    pub fn below(&self, snapshot: SnapshotId) -> Option<Vec<&Layer>> {
+        let closed: Vec<&Closed> = self.folding.iter().chain(&self.sealed).collect();
+        let at = closed.iter().position(|closed| closed.is_barrier_of(snapshot))?;
+        Some(closed[..=at].iter().rev().map(|closed| &closed.layer).collect())
+    }
+
+    /// The snapshots on their way into the base, the oldest first.
+    pub fn snapshots(&self) -> impl Iterator<Item = Snapshot> + '_ {
+        self.folding.iter().chain(&self.sealed).filter_map(Closed::snapshot)
+    }
+
+    /// The snapshot that the oldest sealed delta ends at, if it does.
+    #[must_use]
+    pub fn awaited(&self) -> Option<SnapshotId> {
+        self.sealed.front().and_then(|closed| closed.mark).map(|mark| mark.snapshot)
+    }
+
+    /// How many blocks a reader of `snapshot` would miss.
+    #[must_use]
+    pub fn stale_at(&self, snapshot: SnapshotId) -> u64 {
+        let sealed_at = self.sealed.iter().position(|closed| closed.is_barrier_of(snapshot));
+        let Some(at) = sealed_at else { return 0 };
+        if self.sealed.iter().take(at + 1).all(|closed| closed.layer.stale == 0) {
+            return 0;
+        }
+        let runs = self.missing(Wanted::Snapshot(snapshot), 0, usize::MAX);
+        runs.iter().map(|run| u64::from(run.count)).sum()
     }
 
     /// The blocks from `first` to `last` that any layer has an entry of.
     #[must_use]
     pub fn blocks(&self, first: u32, last: u32) -> BTreeSet<u32> {
-        if first > last {
-            return BTreeSet::new();
-        }
-        let layers = self.folding.iter().chain([&self.sealed, &self.open]);
-        layers.flat_map(|layer| layer.entries.range(first..=last).map(|(block, _)| *block)).collect()
+        self.oldest_first().flat_map(|layer| layer.blocks(first, last)).collect()
     }
 
     /// The data of `block` at `from` was copied to `to`. Returns whether a layer has it.
     pub fn relocate(&mut self, block: u32, from: Place, to: Place, usage: &mut Usage) -> bool {
-        for layer in self.folding.iter_mut().chain([&mut self.sealed, &mut self.open]) {
+        let volume = self.volume;
+        for layer in self.each_mut() {
             if let Some(Version { lsn, content: Content::Local { place, crc } }) = layer.entries.get(&block).copied()
                 && place == from
             {
                 layer.set(block, Version { lsn, content: Content::Local { place: to, crc } });
-                usage.add(self.volume, to);
-                usage.remove(self.volume, from);
+                usage.add(volume, to);
+                usage.remove(volume, from);
                 return true;
             }
         }
@@ -233,29 +263,27 @@ impl Layers {
     /// Where the data of `block` at `lsn` is, if a layer has it.
     #[must_use]
     pub fn place_of(&self, block: u32, lsn: Lsn) -> Option<Place> {
-        let layers = self.folding.iter().chain([&self.sealed, &self.open]);
-        let mut versions = layers.filter_map(|layer| layer.entries.get(&block));
+        let mut versions = self.oldest_first().filter_map(|layer| layer.entries.get(&block));
         versions.find(|version| version.lsn == lsn).and_then(|version| version.content.place())
     }
 
     /// Whether a layer has `block` at `place`.
     #[must_use]
     pub fn holds(&self, block: u32, place: Place) -> bool {
-        let layers = self.folding.iter().chain([&self.sealed, &self.open]);
-        let mut versions = layers.filter_map(|layer| layer.entries.get(&block));
+        let mut versions = self.oldest_first().filter_map(|layer| layer.entries.get(&block));
         versions.any(|version| version.content.place() == Some(place))
     }
 
     /// Every entry of every layer, for a cleaner that looks for what still lies in a segment.
     pub fn entries(&self) -> impl Iterator<Item = (u32, Version)> + '_ {
-        let layers = self.folding.iter().chain([&self.sealed, &self.open]);
-        layers.flat_map(|layer| layer.entries.iter().map(|(block, version)| (*block, *version)))
+        self.oldest_first().flat_map(Layer::iter)
     }
 
     /// Every layer with what it is, the oldest first.
     pub fn each(&self) -> impl Iterator<Item = (&'static str, &Layer)> {
-        let folding = self.folding.iter().map(|layer| ("folding", layer));
-        folding.chain([("sealed", &self.sealed), ("open", &self.open)])
+        let folding = self.folding.iter().map(|closed| ("folding", &closed.layer));
+        let sealed = self.sealed.iter().map(|closed| ("sealed", &closed.layer));
+        folding.chain(sealed).chain([("open", &self.open)])
     }
 
     /// How many blocks have a stale view.
@@ -264,22 +292,47 @@ impl Layers {
         self.stale
     }
 
-    /// Whether everything known is applied: new versions of an owner may go straight to the base.
+    /// How many versions are wanted from elsewhere: for the view, and for snapshots.
+    #[must_use]
+    pub fn wanted(&self) -> u64 {
+        let barriers = self.sealed.iter().filter(|closed| closed.mark.is_some());
+        let below: u64 = barriers.map(|closed| closed.layer.stale).sum();
+        if below == 0 {
+            return self.stale;
+        }
+        let is_moot = |block: &u32| self.open.entries.contains_key(block);
+        let last = self.sealed.back().filter(|closed| closed.mark.is_none());
+        let sealed = last.map_or(0, |closed| closed.layer.stale_from(0).filter(|block| !is_moot(block)).count() as u64);
+        below + sealed + self.open.stale
+    }
+
+    /// Whether everything known is in the base or on its way there with no snapshot before it: new versions of an owner may
+    /// go straight to the base.
     #[must_use]
     pub fn settled(&self) -> bool {
-        self.open.entries.is_empty() && self.sealed.entries.is_empty() && self.sealed_to.is_none()
+        self.open.entries.is_empty() && self.sealed.is_empty() && !self.has_barrier_folding()
     }
 
-    /// The end of the sealed delta, if one is sealed.
+    fn has_barrier_folding(&self) -> bool {
+        self.folding.iter().any(|closed| closed.mark.is_some())
+    }
+
+    /// The end of the oldest sealed delta, if one is sealed.
     #[must_use]
     pub fn sealed_to(&self) -> Option<Lsn> {
-        self.sealed_to
+        self.sealed.front().map(|closed| closed.to)
     }
 
-    /// Whether the sealed delta lacks nothing.
+    /// The end of the newest sealed delta, if one is sealed.
+    #[must_use]
+    pub fn sealed_end(&self) -> Option<Lsn> {
+        self.sealed.back().map(|closed| closed.to)
+    }
+
+    /// Whether the oldest sealed delta lacks nothing.
     #[must_use]
     pub fn sealed_complete(&self) -> bool {
-        self.sealed.stale == 0
+        self.sealed.front().is_none_or(|closed| closed.layer.stale == 0)
     }
 
     /// A newer version of `block` than any layer has: from a manifest, or a write of an owner that is not settled.
@@ -301,7 +354,7 @@ impl Layers {
     /// The checksum under which the data of `block` at `lsn` is wanted, if it is.
     #[must_use]
     pub fn wants(&self, block: u32, lsn: Lsn) -> Option<u32> {
-        [&self.open, &self.sealed].into_iter().find_map(|layer| match layer.entries.get(&block) {
+        self.upper().find_map(|layer| match layer.entries.get(&block) {
             Some(Version { lsn: found, content: Content::Stale { crc } }) if *found == lsn => Some(*crc),
             _ => None,
         })
@@ -310,73 +363,110 @@ impl Layers {
     /// The data of `block` at `lsn` is now at `place`. Returns whether it was wanted.
     pub fn receive(&mut self, block: u32, lsn: Lsn, place: Place, usage: &mut Usage) -> bool {
         let Some(crc) = self.wants(block, lsn) else { return false };
+        let volume = self.volume;
         let view_stale = self.view(block).is_some_and(|view| view.lsn == lsn && view.content.is_stale());
         self.stale -= u64::from(view_stale);
-        let version = Version { lsn, content: Content::Local { place, crc } };
-        let open = self.open.entries.get(&block).is_some_and(|entry| entry.lsn == lsn);
-        let layer = if open { &mut self.open } else { &mut self.sealed };
-        layer.set(block, version);
-        usage.add(self.volume, place);
+        let wanted = |layer: &&mut Layer| layer.entries.get(&block).is_some_and(|entry| entry.lsn == lsn);
+        if let Some(layer) = self.each_mut().find(wanted) {
+            layer.set(block, Version { lsn, content: Content::Local { place, crc } });
+            usage.add(volume, place);
+        }
         true
     }
 
-    /// Everything known up to `to` becomes the delta to apply next, together with one sealed before.
+    /// Everything known up to `to` becomes a delta to apply, together with one sealed before that ends at no snapshot.
     pub fn seal(&mut self, to: Lsn, usage: &mut Usage) {
-        let fresh = Layer { id: self.fresh_id(), ..Layer::default() };
+        let fresh = Layer::new(self.fresh_id());
         let open = std::mem::replace(&mut self.open, fresh);
-        if self.sealed.entries.is_empty() {
-            self.dropped.push(self.sealed.id);
-            self.sealed = open;
-        } else {
-            for (block, version) in open.entries {
-                if let Some(place) = self.sealed.set(block, version).and_then(|before| before.content.place()) {
-                    usage.remove(self.volume, place);
-                }
+        match self.sealed.back_mut().filter(|last| last.mark.is_none()) {
+            Some(last) if last.layer.entries.is_empty() => {
+                self.dropped.push(last.layer.id);
+                *last = Closed { layer: open, to, mark: None };
             }
-            self.dropped.push(open.id);
+            Some(last) => {
+                self.dropped.push(open.id);
+                last.to = to;
+                cover(self.volume, &mut last.layer, open, usage);
+            }
+            None => self.sealed.push_back(Closed { layer: open, to, mark: None }),
         }
-        self.sealed_to = Some(to);
     }
 
-    /// Moves the sealed delta, which must be complete and end at `to`, below the watermark. Returns whether it did.
-    pub fn apply_sealed(&mut self, to: Lsn) -> bool {
-        if self.sealed_to != Some(to) || !self.sealed_complete() {
+    /// As [`seal`](Self::seal), at a snapshot.
+    pub fn seal_at(&mut self, snapshot: Snapshot, usage: &mut Usage) {
+        self.seal(snapshot.lsn, usage);
+        if let Some(last) = self.sealed.back_mut() {
+            last.mark = Some(SnapshotMark { snapshot: snapshot.id, size: snapshot.size });
+        }
+    }
+
+    /// The snapshot, which may be on its way into the base, is not needed any more.
+    pub fn forget_snapshot(&mut self, snapshot: SnapshotId, usage: &mut Usage) {
+        if let Some(closed) = self.folding.iter_mut().find(|closed| closed.is_barrier_of(snapshot)) {
+            closed.mark = None;
+        }
+        let Some(at) = self.sealed.iter().position(|closed| closed.is_barrier_of(snapshot)) else { return };
+        self.sealed[at].mark = None;
+        if let Some(newer) = self.sealed.remove(at + 1) {
+            let Closed { layer, to, mark } = newer;
+            self.dropped.push(layer.id);
+            let older = &mut self.sealed[at];
+            (older.to, older.mark) = (to, mark);
+            cover(self.volume, &mut older.layer, layer, usage);
+        }
+    }
+
+    /// Moves the oldest sealed delta, which must be complete and end at `to`, below the watermark. Returns whether it did.
+    pub fn apply_sealed(&mut self, to: Lsn, usage: &mut Usage) -> bool {
+        if self.sealed_to() != Some(to) || !self.sealed_complete() {
             return false;
         }
-        let fresh = Layer { id: self.fresh_id(), ..Layer::default() };
-        let sealed = std::mem::replace(&mut self.sealed, fresh);
-        self.sealed_to = None;
-        self.start_folding(sealed);
+        if let Some(sealed) = self.sealed.pop_front() {
+            self.start_folding(sealed, usage);
+        }
         true
     }
 
-    /// On an owner with nothing stale: everything is applied.
-    ///
-    /// # Panics
-    /// If something is stale.
-    pub fn settle(&mut self) {
-        assert_eq!(self.stale, 0, "an owner with stale blocks is not complete");
-        let fresh = Layer { id: self.fresh_id(), ..Layer::default() };
-        let mut sealed = std::mem::replace(&mut self.sealed, fresh);
-        let fresh = Layer { id: self.fresh_id(), ..Layer::default() };
-        let open = std::mem::replace(&mut self.open, fresh);
-        // What is stale here is moot: the open layer has a newer version, or the view would be stale.
-        let moot: Vec<u32> =
-            sealed.entries.iter().filter(|(_, version)| version.content.is_stale()).map(|(block, _)| *block).collect();
-        for block in moot {
-            assert!(open.entries.contains_key(&block), "block {block} is stale and not moot");
-            sealed.take(block);
+    /// On an owner: applies what is complete, up to everything, which ends at `known`. Returns up to where it is complete
+    /// now, if that is further than it was.
+    pub fn settle(&mut self, known: Lsn, usage: &mut Usage) -> Option<Lsn> {
+        let mut reached = None;
+        while self.awaited().is_some() && self.sealed_complete() {
+            reached = self.sealed_to();
+            if let Some(sealed) = self.sealed.pop_front() {
+                self.start_folding(sealed, usage);
+            }
         }
-        self.sealed_to = None;
-        self.start_folding(sealed);
-        self.start_folding(open);
+        if self.awaited().is_some() || self.stale > 0 {
+            return reached;
+        }
+        if !(self.open.entries.is_empty() && self.sealed.is_empty()) {
+            self.fold_all(known, usage);
+        }
+        Some(known)
+    }
+
+    fn fold_all(&mut self, known: Lsn, usage: &mut Usage) {
+        let fresh = Layer::new(self.fresh_id());
+        let open = std::mem::replace(&mut self.open, fresh);
+        if let Some(mut sealed) = self.sealed.pop_front() {
+            // What is stale here is moot: the open layer has a newer version, or the view would be stale.
+            let moot: Vec<u32> =
+                sealed.layer.iter().filter(|(_, version)| version.content.is_stale()).map(|(block, _)| block).collect();
+            for block in moot {
+                assert!(open.entries.contains_key(&block), "block {block} is stale and not moot");
+                sealed.layer.take(block);
+            }
+            self.start_folding(sealed, usage);
+        }
+        self.start_folding(Closed { layer: open, to: known, mark: None }, usage);
     }
 
     /// A newer version of `block` goes straight to the base: what folds must not overwrite it.
     pub fn supersede(&mut self, block: u32, usage: &mut Usage) {
         assert!(self.settled(), "the base takes no writes above layers");
-        for layer in &mut self.folding {
-            if let Some(place) = layer.take(block).and_then(|before| before.content.place()) {
+        for closed in &mut self.folding {
+            if let Some(place) = closed.layer.take(block).and_then(|before| before.content.place()) {
                 usage.remove(self.volume, place);
             }
         }
@@ -385,12 +475,17 @@ impl Layers {
 
     /// Takes up to `max` entries of the oldest folding layer for the base. The places stay counted.
     pub fn fold(&mut self, max: usize) -> Vec<(u32, Version)> {
-        let Some(oldest) = self.folding.front_mut() else { return Vec::new() };
+        let Some(Closed { layer: oldest, .. }) = self.folding.front_mut() else { return Vec::new() };
         let blocks: Vec<u32> = oldest.entries.keys().take(max).copied().collect();
         let entries =
             blocks.into_iter().filter_map(|block| oldest.take(block).map(|version| (block, version))).collect();
         self.drop_folded();
         entries
+    }
+
+    /// The snapshots that the base is to keep now, after everything that [`fold`](Self::fold) yielded and nothing else.
+    pub fn take_reached(&mut self) -> Vec<Snapshot> {
+        std::mem::take(&mut self.reached)
     }
 
     /// Whether anything is to be folded.
@@ -399,15 +494,24 @@ impl Layers {
         !self.folding.is_empty()
     }
 
-    /// Runs of stale blocks at or after `after`, at most `limit`: of the sealed delta, or of the view.
+    /// Runs of stale blocks at or after `after`, at most `limit`.
     #[must_use]
-    pub fn missing(&self, sealed_only: bool, after: u32, limit: usize) -> Vec<BlockRun> {
+    pub fn missing(&self, wanted: Wanted, after: u32, limit: usize) -> Vec<BlockRun> {
+        let layers = match wanted {
+            Wanted::Sealed => self.sealed.front().map(|closed| &closed.layer).into_iter().collect(),
+            Wanted::Now => self.upper().collect(),
+            Wanted::Snapshot(snapshot) => self.below(snapshot).unwrap_or_default(),
+        };
+        let mut stale: Vec<_> = layers.iter().map(|layer| layer.stale_from(after).peekable()).collect();
         let mut runs: Vec<BlockRun> = Vec::new();
-        let sealed = self.sealed.entries.range(after..).filter(|(block, version)| {
-            version.content.is_stale() && (sealed_only || !self.open.entries.contains_key(block))
-        });
-        let open = self.open.entries.range(after..).filter(|(_, version)| !sealed_only && version.content.is_stale());
-        for block in merge_sorted(sealed.map(|(block, _)| *block), open.map(|(block, _)| *block)) {
+        while let Some(block) = stale.iter_mut().filter_map(|blocks| blocks.peek().copied()).min() {
+            for blocks in &mut stale {
+                blocks.next_if_eq(&block);
+            }
+            let first = layers.iter().find_map(|layer| layer.entries.get(&block));
+            if first.is_none_or(|version| !version.content.is_stale()) {
+                continue;
+            }
             let is_full = runs.len() >= limit;
             match runs.last_mut() {
                 Some(last) if last.start.0 + last.count == block => last.count += 1,
@@ -418,17 +522,23 @@ impl Layers {
         runs
     }
 
-    fn start_folding(&mut self, layer: Layer) {
-        if layer.entries.is_empty() {
-            self.dropped.push(layer.id);
-        } else {
-            self.folding.push_back(layer);
+    fn start_folding(&mut self, closed: Closed, usage: &mut Usage) {
+        match self.folding.back_mut().filter(|last| last.mark.is_none()) {
+            // As when an owner writes while a snapshot below folds.
+            Some(last) if closed.layer.entries.len() <= SMALL_LAYER_BLOCKS => {
+                (last.to, last.mark) = (closed.to, closed.mark);
+                self.dropped.push(closed.layer.id);
+                cover(self.volume, &mut last.layer, closed.layer, usage);
+            }
+            _ => self.folding.push_back(closed),
         }
+        self.drop_folded();
     }
 
     fn drop_folded(&mut self) {
-        while self.folding.front().is_some_and(|layer| layer.entries.is_empty()) {
-            self.dropped.extend(self.folding.pop_front().map(|layer| layer.id));
+        while let Some(folded) = self.folding.pop_front_if(|closed| closed.layer.entries.is_empty()) {
+            self.dropped.push(folded.layer.id);
+            self.reached.extend(folded.snapshot());
         }
     }
 
@@ -438,14 +548,13 @@ impl Layers {
     }
 }
 
-/// Two sorted sequences without common elements as one.
-fn merge_sorted(a: impl Iterator<Item = u32>, b: impl Iterator<Item = u32>) -> impl Iterator<Item = u32> {
-    let (mut a, mut b) = (a.peekable(), b.peekable());
-    std::iter::from_fn(move || match (a.peek(), b.peek()) {
-        (Some(x), Some(y)) if x < y => a.next(),
-        (Some(_), None) => a.next(),
-        _ => b.next(),
-    })
+/// Puts the versions of `newer` over those of `older`.
+fn cover(volume: VolumeId, older: &mut Layer, newer: Layer, usage: &mut Usage) {
+    for (block, version) in newer.entries {
+        if let Some(place) = older.set(block, version).and_then(|before| before.content.place()) {
+            usage.remove(volume, place);
+        }
+    }
 }
 
 #[cfg(test)]

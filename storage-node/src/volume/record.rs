@@ -11,16 +11,17 @@ use client_lib::{Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 
 use super::Volume;
 use super::changes::{Changes, Interval};
-use super::layers::{Layers, LayersShape};
+use super::layers::{ClosedShape, Layers, LayersShape};
 use super::pins::Pins;
 use crate::map::cache::{decode_set, encode_set};
 use crate::map::page::{PAGE_ENTRIES, Version, decode_entries};
 use crate::map::snapshot::{Snapshot, Snapshots};
 use crate::map::store::{Change, MapError, StoredVolume};
+use crate::propagation::manifest::SnapshotMark;
 use crate::shard::handle::Role;
 
 /// The layout of the record.
-const RECORD_VERSION: u16 = 2;
+const RECORD_VERSION: u16 = 3;
 
 /// What a checkpoint writes of `volume`, and marks as written.
 pub fn checkpoint(volume: &mut Volume, changes: &mut Vec<Change>) {
@@ -93,19 +94,23 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
         Role::Replica => 0,
         Role::Owner => 1,
     });
-    bytes.put_u8(u8::from(shape.sealed_to.is_some()));
+    bytes.put_u8(0);
     bytes.put_u32_le(shape.folding.len() as u32);
     bytes.put_u64_le(volume.size.bytes());
     bytes.put_u64_le(volume.epoch.0);
-    for lsn in [volume.known, volume.watermark, volume.changes.start(), shape.sealed_to.unwrap_or(Lsn::ZERO)] {
+    for lsn in [volume.known, volume.watermark, volume.changes.start()] {
         put_lsn(&mut bytes, lsn);
     }
-    for id in [shape.next_id, shape.sealed, shape.open] {
+    for id in [shape.next_id, shape.open] {
         bytes.put_u64_le(id);
     }
-    bytes.put_u64_le(volume.snapshots.iter().len() as u64);
-    for id in shape.folding {
-        bytes.put_u64_le(id);
+    bytes.put_u32_le(shape.sealed.len() as u32);
+    bytes.put_u32_le(volume.snapshots.iter().len() as u32);
+    for closed in shape.folding.iter().chain(&shape.sealed) {
+        bytes.put_u64_le(closed.id);
+        put_lsn(&mut bytes, closed.to);
+        bytes.put_u64_le(closed.mark.map_or(0, |mark| mark.snapshot.0));
+        bytes.put_u64_le(closed.mark.map_or(0, |mark| mark.size.bytes()));
     }
     for snapshot in volume.snapshots.iter() {
         bytes.put_u64_le(snapshot.id.0);
@@ -116,8 +121,10 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
     seal(bytes)
 }
 
-/// Bytes of the record before the folding layers: 2+1+1+4, size and epoch, four LSNs, three ids, number of snapshots.
-const RECORD_LEN: usize = 8 + 16 + 4 * 16 + 3 * 8 + 8;
+/// Bytes of the record before the layers: 2+1+1+4, size and epoch, three LSNs, two ids, numbers of layers and snapshots.
+const RECORD_LEN: usize = 8 + 16 + 3 * 16 + 2 * 8 + 8;
+/// Bytes of a closed layer in the record: id, LSN, snapshot, size.
+const CLOSED_LEN: usize = 8 + 16 + 8 + 8;
 /// Bytes of a snapshot in the record: id, LSN, size, whether it is deleted.
 const SNAPSHOT_LEN: usize = 8 + 16 + 8 + 8;
 
@@ -131,17 +138,21 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
         1 => Role::Owner,
         _ => return None,
     };
-    let is_sealed = bytes.get_u8() == 1;
+    if bytes.get_u8() != 0 {
+        return None;
+    }
     let folding = bytes.get_u32_le() as usize;
     let size = VolumeSize::try_from(bytes.get_u64_le()).ok()?;
     let epoch = Epoch(bytes.get_u64_le());
-    let [known, watermark, history_start, sealed_to] = std::array::from_fn(|_| get_lsn(&mut bytes));
-    let [next_id, sealed, open] = std::array::from_fn(|_| bytes.get_u64_le());
-    let snapshots = usize::try_from(bytes.get_u64_le()).ok()?;
-    if bytes.len() != folding.checked_mul(8)?.checked_add(snapshots.checked_mul(SNAPSHOT_LEN)?)? {
+    let [known, watermark, history_start] = std::array::from_fn(|_| get_lsn(&mut bytes));
+    let [next_id, open] = std::array::from_fn(|_| bytes.get_u64_le());
+    let [sealed, snapshots] = std::array::from_fn(|_| bytes.get_u32_le() as usize);
+    let closed_len = folding.checked_add(sealed)?.checked_mul(CLOSED_LEN)?;
+    if bytes.len() != closed_len.checked_add(snapshots.checked_mul(SNAPSHOT_LEN)?)? {
         return None;
     }
-    let folding = (0..folding).map(|_| bytes.get_u64_le()).collect();
+    let mut closed = |count: usize| (0..count).map(|_| get_closed(&mut bytes)).collect::<Option<Vec<_>>>();
+    let (folding, sealed) = (closed(folding)?, closed(sealed)?);
     let snapshots = (0..snapshots)
         .map(|_| {
             let (id, lsn) = (SnapshotId(bytes.get_u64_le()), get_lsn(&mut bytes));
@@ -149,8 +160,18 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
             Some(Snapshot { id, lsn, size, is_deleted: bytes.get_u64_le() == 1 })
         })
         .collect::<Option<_>>()?;
-    let shape = LayersShape { next_id, sealed_to: is_sealed.then_some(sealed_to), sealed, open, folding };
+    let shape = LayersShape { next_id, open, sealed, folding };
     Some(Record { size, role, epoch, known, watermark, history_start, shape, snapshots })
+}
+
+fn get_closed(bytes: &mut &[u8]) -> Option<ClosedShape> {
+    let (id, to) = (bytes.get_u64_le(), get_lsn(bytes));
+    let (snapshot, size) = (SnapshotId(bytes.get_u64_le()), bytes.get_u64_le());
+    let mark = match snapshot {
+        SnapshotId(0) => None,
+        snapshot => Some(SnapshotMark { snapshot, size: VolumeSize::try_from(size).ok()? }),
+    };
+    Some(ClosedShape { id, to, mark })
 }
 
 fn encode_interval(interval: &Interval) -> Vec<u8> {
@@ -230,15 +251,21 @@ mod golden {
         Lsn::new(Epoch(3), sequence)
     }
 
-    /// With a folding and a sealed layer, so that every field says something.
+    /// With a folding layer and two sealed ones, of which one ends at a snapshot, so that every field says something.
     #[test]
     fn a_volume_record_has_these_bytes() {
         let mut volume = Volume::new(VolumeId(7), VolumeSize::try_from(1 << 40).expect("valid"));
         let mut usage = Usage::default();
-        for sequence in [40, 41] {
+        for sequence in [40, 41, 42] {
             volume.layers.note(sequence as u32, Version { lsn: lsn(sequence), content: Content::Zero }, &mut usage);
-            volume.layers.seal(lsn(sequence), &mut usage);
-            assert!(sequence == 41 || volume.layers.apply_sealed(lsn(sequence)));
+            if sequence == 41 {
+                let (id, size) = (SnapshotId(8), volume.size);
+                let snapshot = Snapshot { id, lsn: lsn(sequence), size, is_deleted: false };
+                volume.layers.seal_at(snapshot, &mut usage);
+            } else {
+                volume.layers.seal(lsn(sequence), &mut usage);
+            }
+            assert!(sequence > 40 || volume.layers.apply_sealed(lsn(sequence), &mut usage));
         }
         (volume.role, volume.epoch) = (Role::Owner, Epoch(3));
         (volume.known, volume.watermark) = (lsn(42), lsn(40));
@@ -248,7 +275,9 @@ mod golden {
         assert_eq!((record.size, record.role, record.epoch), (volume.size, volume.role, volume.epoch));
         assert_eq!((record.known, record.watermark, record.history_start), (lsn(42), lsn(40), lsn(39)));
         assert_eq!(record.shape, volume.layers.shape());
-        assert_eq!((record.shape.folding.len(), record.shape.sealed_to), (1, Some(lsn(41))));
+        let ends: Vec<Lsn> = record.shape.sealed.iter().map(|closed| closed.to).collect();
+        assert_eq!((record.shape.folding.len(), ends), (1, vec![lsn(41), lsn(42)]));
+        assert_eq!(record.shape.sealed[0].mark, Some(SnapshotMark { snapshot: SnapshotId(8), size: volume.size }));
     }
 
     #[test]

@@ -8,7 +8,9 @@ use crate::log::LogError;
 use crate::map::page::{Content, Place};
 use crate::propagation::manifest::BlockRun;
 use crate::shard::StartError;
-use crate::shard::handle::{Request, StoreError};
+use crate::shard::handle::{DamagedBlocks, Request, StoreError};
+use crate::volume::Moment;
+use crate::volume::layers::Wanted;
 
 const BLOCKS: u32 = 12;
 const SIZE: u64 = BLOCKS as u64 * 4096;
@@ -43,7 +45,7 @@ fn catch_up(owner: &mut Rig, replica: &mut Rig) {
     let (manifest, delta) = owner.seal(report.known, Some(report.watermark));
     replica.apply_manifest(&manifest, true, true).expect("applies");
     let delta = delta.expect("was asked for");
-    let missing = replica.missing(true, 10_000);
+    let missing = replica.missing(Wanted::Sealed, 10_000);
     if !missing.is_empty() {
         let blocks = owner.read_sealed(delta.pin, missing).expect("reads");
         replica.receive(blocks).expect("receives");
@@ -90,7 +92,10 @@ fn a_damaged_block_is_repaired_from_a_replica_and_stays_so() {
     assert_eq!(owner.report().damaged_blocks, 1);
     let refused = owner.read(0, SIZE as u32);
     assert_eq!(refused, Err(StoreError::Damaged { volume: VOLUME, runs: vec![run(5, 1)] }));
-    assert_eq!(owner.ask(|reply| Request::Damaged { reply }).expect("tells"), [(VOLUME, vec![run(5, 1)])]);
+    assert_eq!(
+        owner.ask(|reply| Request::Damaged { reply }).expect("tells"),
+        [DamagedBlocks { volume: VOLUME, moment: Moment::Now, runs: vec![run(5, 1)] }]
+    );
     assert_eq!(read_block(&mut owner, 4).expect("its neighbour is served"), [5; 4096]);
     assert_eq!(read_repairing(&mut owner, &mut replica, 5).expect("is repaired"), [6; 4096]);
     let report = owner.report();

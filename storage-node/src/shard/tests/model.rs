@@ -9,6 +9,7 @@ use super::rig::{Rig, VOLUME, cases, joined};
 use crate::map::page::{PAGE_ENTRIES, PAGE_MEMORY_MAX};
 use crate::shard::fetch::EXTENT_BLOCKS_MAX;
 use crate::shard::handle::{MappedExtent, Request, StoreError};
+use crate::volume::Moment;
 
 /// Forty blocks and a sector, so that the last block is cut off.
 const SIZE: u64 = 40 * 4096 + 512;
@@ -256,8 +257,9 @@ fn extents_tell_what_is_mapped() {
     rig.activate(1);
     rig.write(3 * 4096, vec![1; 4 * 4096]).expect("writes");
     rig.zero(4 * 4096, 4096).expect("zeroes");
-    let extents =
-        rig.ask(|reply| Request::Extents { volume: VOLUME, offset: 512, length: SIZE - 512, reply }).expect("lists");
+    let extents = rig
+        .ask(|reply| Request::Extents { volume: VOLUME, moment: Moment::Now, offset: 512, length: SIZE - 512, reply })
+        .expect("lists");
     let expected = [(3 * 4096 - 512, false), (4096, true), (4096, false), (2 * 4096, true), (SIZE - 7 * 4096, false)];
     assert_eq!(extents, expected.map(|(length, mapped)| MappedExtent { length, mapped }));
     assert_eq!(rig.report().mapped_blocks, 3);
@@ -278,7 +280,13 @@ fn extents_end_after_a_bounded_amount_of_data_and_go_on_when_asked_again() {
     }
     let (mut at, mut told) = (0, Vec::new());
     while at < size {
-        let extents = rig.ask(|reply| Request::Extents { volume: VOLUME, offset: at, length: size - at, reply });
+        let extents = rig.ask(|reply| Request::Extents {
+            volume: VOLUME,
+            moment: Moment::Now,
+            offset: at,
+            length: size - at,
+            reply,
+        });
         let extents = extents.expect("lists");
         let bytes: u64 = extents.iter().map(|extent| extent.length).sum();
         let mapped: u64 = extents.iter().filter(|extent| extent.mapped).map(|extent| extent.length).sum();
@@ -324,7 +332,13 @@ fn a_write_of_many_mebibytes_is_one_write() {
     assert_eq!(rig.report().head, lsn);
     assert_eq!(rig.flush().expect("flushes"), lsn);
     let chunks = rig
-        .ask(|reply| Request::Read { volume: VOLUME, offset: 1024, length: data.len() as u32, reply })
+        .ask(|reply| Request::Read {
+            volume: VOLUME,
+            moment: Moment::Now,
+            offset: 1024,
+            length: data.len() as u32,
+            reply,
+        })
         .expect("reads");
     assert!(joined(chunks) == data);
 }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use client_lib::{BlockIndex, Lsn};
+use client_lib::{BlockIndex, Lsn, SnapshotId};
 use proptest::prelude::*;
 
 use super::rig::{Rig, VOLUME, cases};
 use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
 use crate::shard::handle::{Request, SealedDelta, StoreError};
+use crate::volume::Moment;
+use crate::volume::layers::Wanted;
 
 const BLOCKS: u32 = 600;
 const SIZE: u64 = BLOCKS as u64 * 4096;
@@ -30,6 +32,8 @@ struct Pair {
     epoch: u64,
     content: Vec<u8>,
     history: BTreeMap<Lsn, Vec<u8>>,
+    snapshots: BTreeMap<u64, Vec<u8>>,
+    next_snapshot: u64,
     delta: Option<SealedDelta>,
     fill: u8,
 }
@@ -43,6 +47,8 @@ impl Pair {
             epoch: 1,
             content: vec![0; BLOCKS as usize],
             history: BTreeMap::from([(Lsn::ZERO, vec![0; BLOCKS as usize])]),
+            snapshots: BTreeMap::new(),
+            next_snapshot: 1,
             delta: None,
             fill: 0,
         };
@@ -67,10 +73,86 @@ impl Pair {
         self.history.insert(lsn, self.content.clone());
     }
 
-    /// What a sender does next: a manifest, with a seal when no delta is on its way.
+    fn snapshot(&mut self) {
+        let id = self.next_snapshot;
+        self.next_snapshot += 1;
+        let lsn = self.owner.snapshot(id).expect("is made, whatever is stale");
+        assert_eq!(lsn, self.owner.report().head);
+        self.snapshots.insert(id, self.content.clone());
+    }
+
+    /// Deletes a snapshot at one of the two, and at the other sooner or later.
+    fn delete_snapshot(&mut self) {
+        let at = self.choices.below(self.snapshots.len().max(1) as u32) as usize;
+        let Some(id) = self.snapshots.keys().nth(at).copied() else { return };
+        self.snapshots.remove(&id);
+        if self.choices.below(2) == 0 {
+            self.replica.delete_snapshot(id).expect("is deleted");
+        }
+        self.owner.delete_snapshot(id).expect("is deleted");
+    }
+
+    /// As both do when they hear of metadata.
+    fn delete_orphans(&mut self) {
+        for node in [&mut self.owner, &mut self.replica] {
+            for snapshot in node.snapshots() {
+                if !self.snapshots.contains_key(&snapshot.snapshot.0) {
+                    node.delete_snapshot(snapshot.snapshot.0).expect("is deleted");
+                }
+            }
+        }
+    }
+
+    /// Every snapshot that the replica knows of, and all of them at the owner, show what the volume was.
+    fn check_snapshots(&mut self) {
+        for (id, content) in self.snapshots.clone() {
+            for at_replica in [false, true] {
+                loop {
+                    let (node, other) = if at_replica {
+                        (&mut self.replica, &mut self.owner)
+                    } else {
+                        (&mut self.owner, &mut self.replica)
+                    };
+                    match node.read_snapshot(id, 0, SIZE as u32) {
+                        Ok(found) => {
+                            for (block, (found, fill)) in found.chunks(4096).zip(&content).enumerate() {
+                                assert_eq!(found, [*fill; 4096], "block {block} of snapshot {id}");
+                            }
+                            break;
+                        }
+                        Err(StoreError::Stale { runs }) => {
+                            match other.read_versions(Moment::Snapshot(SnapshotId(id)), runs) {
+                                Ok(blocks) => assert!(node.receive(blocks).expect("receives") > 0),
+                                // Made here, and not told of there yet.
+                                Err(StoreError::UnknownSnapshot { .. }) if !at_replica => self.send_manifest(false),
+                                Err(error) => panic!("{error}"),
+                            }
+                        }
+                        Err(StoreError::UnknownSnapshot { .. }) if at_replica => break,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a sender does next: a manifest, with a seal when no delta is on its way; or one up to each snapshot, and the last.
     fn send_manifest(&mut self, is_last: bool) {
+        while self.send_one_manifest(is_last) && is_last {}
+        if let (None, Some(snapshot)) = (&self.delta, self.replica.report().awaited_snapshot) {
+            let from = self.replica.report().watermark;
+            match self.owner.ask(|reply| Request::PinSnapshot { volume: VOLUME, snapshot, from, reply }) {
+                Ok(delta) => self.delta = Some(delta),
+                Err(StoreError::UnknownSnapshot { .. }) => self.delete_orphans(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Returns whether it ended at a snapshot.
+    fn send_one_manifest(&mut self, is_last: bool) -> bool {
         let at = self.replica.report();
-        let seal = self.delta.is_none();
+        let seal = self.delta.is_none() && at.awaited_snapshot.is_none();
         // Some writes are under way while the snapshot is taken.
         let mut under_way = Vec::new();
         for _ in 0..self.choices.below(8) * u32::from(!is_last) {
@@ -85,8 +167,8 @@ impl Pair {
                 self.owner.turn();
             }
         }
-        let (from, delta_from) = (at.known, seal.then_some(at.watermark));
-        let sealed = self.owner.send(|reply| Request::SealManifest { volume: VOLUME, from, delta_from, reply });
+        let (from, after, delta_from) = (at.known, at.newest_snapshot, seal.then_some(at.watermark));
+        let sealed = self.owner.send(|reply| Request::SealManifest { volume: VOLUME, from, after, delta_from, reply });
         for (block, fill, answer) in under_way {
             let lsn = self.owner.wait(answer).expect("writes");
             self.content[block as usize] = fill;
@@ -94,25 +176,32 @@ impl Pair {
         }
         let (manifest, delta) = self.owner.wait(sealed).expect("seals");
         assert!(manifest.to <= self.owner.report().durable, "only what is durable leaves the owner");
-        let known = self.replica.apply_manifest(&manifest, seal, is_last).expect("is taken");
+        let known = self.replica.apply_manifest(&manifest, delta.is_some(), is_last).expect("is taken");
         assert_eq!(known, manifest.to);
         if self.choices.below(4) == 0 {
             assert_eq!(self.replica.apply_manifest(&manifest, false, false).expect("is taken twice"), known);
         }
         self.delta = delta.or(self.delta.take());
+        manifest.mark.is_some()
     }
 
     fn push(&mut self, calls: u32) {
         let Some(delta) = self.delta.clone() else { return };
+        let moment = delta.snapshot.map_or(Moment::Now, Moment::Snapshot);
         for _ in 0..calls {
-            let runs = self.replica.missing(true, 3);
+            if self.replica.report().sealed_to != Some(delta.to) {
+                // The snapshot was deleted that it ended at, or it was lost: another one is sealed now.
+                self.delta = None;
+                return;
+            }
+            let runs = self.replica.missing(Wanted::Sealed, 3);
             if runs.is_empty() {
                 return;
             }
             let blocks = loop {
                 match self.owner.read_sealed(delta.pin, runs.clone()) {
                     Err(StoreError::Stale { runs }) => {
-                        let blocks = self.replica.read_newest(runs).expect("one of the two has it");
+                        let blocks = self.replica.read_versions(moment, runs).expect("one of the two has it");
                         assert!(self.owner.receive(blocks).expect("takes it") > 0);
                     }
                     blocks => break blocks.expect("reads"),
@@ -125,7 +214,11 @@ impl Pair {
 
     fn apply(&mut self) {
         let Some(delta) = self.delta.clone() else { return };
-        let complete = self.replica.missing(true, 1).is_empty();
+        if self.replica.report().sealed_to != Some(delta.to) {
+            self.delta = None;
+            return;
+        }
+        let complete = self.replica.missing(Wanted::Sealed, 1).is_empty();
         let watermark = self.replica.apply_sealed(delta.to);
         if complete && watermark >= delta.to {
             self.owner.ask(|reply| Request::Release { volume: VOLUME, pin: delta.pin, reply }).expect("releases");
@@ -197,8 +290,10 @@ impl Pair {
     }
 
     fn backfill(&mut self) {
+        self.delete_orphans();
+        self.check_snapshots();
         loop {
-            let runs = self.owner.missing(false, 4);
+            let runs = self.owner.missing(Wanted::Now, 4);
             if runs.is_empty() {
                 break;
             }
@@ -209,7 +304,14 @@ impl Pair {
     }
 
     fn step(&mut self) {
-        match self.choices.below(24) {
+        match self.choices.below(27) {
+            24 => self.snapshot(),
+            25 => match self.choices.below(3) {
+                0 => self.delete_snapshot(),
+                1 => self.delete_orphans(),
+                _ => self.snapshot(),
+            },
+            26 if self.choices.below(4) == 0 => self.check_snapshots(),
             0..8 => self.write(),
             8..12 => self.send_manifest(false),
             12..16 => self.push(3),
@@ -230,12 +332,15 @@ impl Pair {
     fn drain(&mut self) {
         // Whatever delta is on its way, a new one merges with it.
         self.delta = None;
+        self.delete_orphans();
         loop {
             self.send_manifest(true);
             self.push(u32::MAX);
             self.apply();
             self.check_prefix();
-            if self.replica.report().watermark >= self.owner.report().head {
+            let at = self.replica.report();
+            if at.watermark >= self.owner.report().head && at.awaited_snapshot.is_none() {
+                assert_eq!(at.stale_blocks, 0);
                 return;
             }
         }
@@ -255,6 +360,11 @@ proptest! {
         pair.drain();
         let content = pair.content.clone();
         prop_assert!(pair.replica.applied_prefix() == content);
+        pair.check_snapshots();
+        let known: Vec<u64> = pair.replica.snapshots().iter().map(|snapshot| snapshot.snapshot.0).collect();
+        prop_assert!(known.iter().eq(pair.snapshots.keys()), "{known:?} and {:?}", pair.snapshots.keys());
+        let lsns = |node: &mut Rig| node.snapshots().iter().map(|it| (it.lsn, it.size)).collect::<Vec<_>>();
+        prop_assert_eq!(lsns(&mut pair.replica), lsns(&mut pair.owner), "at the same LSNs everywhere");
         pair.hand_over();
         pair.backfill();
         for (block, fill) in content.iter().enumerate() {
@@ -277,7 +387,7 @@ fn a_handover_of_a_replica_that_has_no_data_serves_at_once_and_returns() {
     let report = pair.owner.report();
     assert!(report.stale_blocks > 0);
     // A whole block is overwritten without a pull, part of one is not.
-    let stale = pair.owner.missing(false, 1)[0].start;
+    let stale = pair.owner.missing(Wanted::Now, 1)[0].start;
     let partial = pair.owner.write(stale.byte_offset() + 512, vec![1; 512]);
     assert_eq!(partial, Err(StoreError::Stale { runs: vec![BlockRun { start: stale, count: 1 }] }));
     pair.owner.write_block(stale.0, 77).expect("writes");
@@ -313,15 +423,17 @@ fn manifests_with_a_gap_and_blocks_with_a_wrong_checksum_are_refused() {
         from: Lsn::new(known.epoch, known.sequence + 1),
         to: Lsn::new(known.epoch, known.sequence + 2),
         runs: vec![],
+        mark: None,
     };
     let expected = StoreError::ManifestGap { expected: known, found: later.from };
     assert_eq!(pair.replica.apply_manifest(&later, false, false), Err(expected));
     let run = ManifestRun { start: BlockIndex(u32::MAX), lsn: known, content: RunContent::Zero(2) };
-    let outside = Manifest { from: known, to: Lsn::new(known.epoch, known.sequence + 1), runs: vec![run] };
+    let outside = Manifest { from: known, to: Lsn::new(known.epoch, known.sequence + 1), runs: vec![run], mark: None };
     assert!(matches!(pair.replica.apply_manifest(&outside, false, false), Err(StoreError::Io(_))));
     let lsn = Lsn::new(known.epoch, known.sequence + 1);
     let run = ManifestRun { start: BlockIndex(0), lsn, content: RunContent::Data(vec![5]) };
-    pair.replica.apply_manifest(&Manifest { from: known, to: lsn, runs: vec![run] }, false, false).expect("is taken");
+    let manifest = Manifest { from: known, to: lsn, runs: vec![run], mark: None };
+    pair.replica.apply_manifest(&manifest, false, false).expect("is taken");
     let block = VersionedBlock { block: BlockIndex(0), lsn, data: Some(vec![1; 4096].into()) };
     assert!(matches!(pair.replica.receive(vec![block.clone()]), Err(StoreError::Corrupt { expected: 5, .. })));
     let old = VersionedBlock { lsn: Lsn::ZERO, ..block };
@@ -341,12 +453,12 @@ fn a_manifest_of_many_thousands_of_blocks_comes_in_parts_and_counts_whole() {
             content: RunContent::Data(vec![index]),
         })
         .collect();
-    replica.apply_manifest(&Manifest { from: Lsn::ZERO, to, runs }, true, true).expect("is taken");
+    replica.apply_manifest(&Manifest { from: Lsn::ZERO, to, runs, mark: None }, true, true).expect("is taken");
     replica.crash();
     let report = replica.report();
     assert_eq!((report.known, report.stale_blocks), (to, u64::from(COUNT)));
-    assert_eq!(replica.missing(true, 10).len(), 10);
-    assert_eq!(replica.missing(false, u32::MAX).len(), COUNT as usize);
+    assert_eq!(replica.missing(Wanted::Sealed, 10).len(), 10);
+    assert_eq!(replica.missing(Wanted::Now, u32::MAX).len(), COUNT as usize);
     replica.restart();
     assert_eq!(replica.report().stale_blocks, u64::from(COUNT));
 }
@@ -360,7 +472,7 @@ fn a_manifest_that_comes_twice_is_answered_when_the_first_is_applied_and_durable
     replica.open(SIZE);
     let to = Lsn::new(client_lib::Epoch(1), 1);
     let run = ManifestRun { start: BlockIndex(0), lsn: to, content: RunContent::Zero(1) };
-    let manifest = Manifest { from: Lsn::ZERO, to, runs: vec![run] };
+    let manifest = Manifest { from: Lsn::ZERO, to, runs: vec![run], mark: None };
     let mut send = |durable| {
         let manifest = manifest.clone();
         replica.send(|reply| Request::ApplyManifest { volume: VOLUME, manifest, seal: false, durable, reply })

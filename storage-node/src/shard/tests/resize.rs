@@ -5,6 +5,7 @@ use client_lib::{Epoch, Lsn, VolumeSize};
 use super::rig::{Rig, VOLUME, uniform};
 use crate::propagation::manifest::BlockRun;
 use crate::shard::handle::{Request, Role, StoreError};
+use crate::volume::layers::Wanted;
 
 const BLOCK: u64 = 4096;
 
@@ -21,7 +22,7 @@ fn propagate(owner: &mut Rig, replica: &mut Rig) {
     let (manifest, delta) = owner.seal(at.known, Some(at.watermark));
     let delta = delta.expect("is sealed");
     replica.apply_manifest(&manifest, true, false).expect("is taken");
-    let missing: Vec<BlockRun> = replica.missing(true, 100);
+    let missing: Vec<BlockRun> = replica.missing(Wanted::Sealed, 100);
     let blocks = owner.read_sealed(delta.pin, missing).expect("reads");
     replica.receive(blocks).expect("receives");
     assert_eq!(replica.apply_sealed(delta.to), delta.to);

@@ -18,6 +18,8 @@ use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::shard::core::Core;
 use crate::shard::handle::{ReadChunk, Request, SealedDelta, SnapshotReport, StoreError, VolumeReport};
 use crate::shard::{ShardOptions, StartError, recover};
+use crate::volume::Moment;
+use crate::volume::layers::Wanted;
 
 pub(super) const VOLUME: VolumeId = VolumeId(7);
 const TURNS_MAX: usize = 100_000;
@@ -213,7 +215,7 @@ impl Rig {
     }
 
     pub(super) fn read(&mut self, offset: u64, length: u32) -> Result<Vec<u8>, StoreError> {
-        let chunks = self.ask(|reply| Request::Read { volume: VOLUME, offset, length, reply })?;
+        let chunks = self.ask(|reply| Request::Read { volume: VOLUME, moment: Moment::Now, offset, length, reply })?;
         Ok(joined(chunks))
     }
 
@@ -231,12 +233,24 @@ impl Rig {
 
     pub(super) fn read_snapshot(&mut self, id: u64, offset: u64, length: u32) -> Result<Vec<u8>, StoreError> {
         let snapshot = SnapshotId(id);
-        let chunks = self.ask(|reply| Request::ReadSnapshot { volume: VOLUME, snapshot, offset, length, reply })?;
+        let moment = Moment::Snapshot(snapshot);
+        let chunks = self.ask(|reply| Request::Read { volume: VOLUME, moment, offset, length, reply })?;
         Ok(joined(chunks))
     }
 
     pub(super) fn seal(&mut self, from: Lsn, delta_from: Option<Lsn>) -> (Manifest, Option<SealedDelta>) {
-        self.ask(|reply| Request::SealManifest { volume: VOLUME, from, delta_from, reply }).expect("seals")
+        self.seal_after(0, from, delta_from)
+    }
+
+    /// As [`seal`](Self::seal), for a replica that knows the snapshots up to `after`.
+    pub(super) fn seal_after(
+        &mut self,
+        after: u64,
+        from: Lsn,
+        delta_from: Option<Lsn>,
+    ) -> (Manifest, Option<SealedDelta>) {
+        let after = SnapshotId(after);
+        self.ask(|reply| Request::SealManifest { volume: VOLUME, from, after, delta_from, reply }).expect("seals")
     }
 
     pub(super) fn apply_manifest(&mut self, manifest: &Manifest, seal: bool, durable: bool) -> Result<Lsn, StoreError> {
@@ -244,9 +258,9 @@ impl Rig {
         self.ask(|reply| Request::ApplyManifest { volume: VOLUME, manifest, seal, durable, reply })
     }
 
-    pub(super) fn missing(&mut self, sealed_only: bool, limit: u32) -> Vec<BlockRun> {
+    pub(super) fn missing(&mut self, wanted: Wanted, limit: u32) -> Vec<BlockRun> {
         let after = BlockIndex(0);
-        self.ask(|reply| Request::Missing { volume: VOLUME, sealed_only, after, limit, reply }).expect("lists")
+        self.ask(|reply| Request::Missing { volume: VOLUME, wanted, after, limit, reply }).expect("lists")
     }
 
     pub(super) fn receive(&mut self, blocks: Vec<VersionedBlock>) -> Result<u64, StoreError> {
@@ -262,7 +276,15 @@ impl Rig {
     }
 
     pub(super) fn read_newest(&mut self, runs: Vec<BlockRun>) -> Result<Vec<VersionedBlock>, StoreError> {
-        self.ask(|reply| Request::ReadNewest { volume: VOLUME, runs, reply })
+        self.read_versions(Moment::Now, runs)
+    }
+
+    pub(super) fn read_versions(
+        &mut self,
+        moment: Moment,
+        runs: Vec<BlockRun>,
+    ) -> Result<Vec<VersionedBlock>, StoreError> {
+        self.ask(|reply| Request::ReadVersions { volume: VOLUME, moment, runs, reply })
     }
 
     /// The first byte of every block of the applied prefix: what a takeover of this replica would show. Blocks are
@@ -282,6 +304,41 @@ impl Rig {
         core.fetch(VOLUME, &versions, crate::shard::fetch::Then::Versions { lsns, reply });
         let blocks = self.wait(answer).expect("reads");
         blocks.iter().map(|block| uniform(block.data.as_ref())).collect()
+    }
+}
+
+/// Sends everything from an owner to a replica.
+pub(super) fn catch_up(owner: &mut Rig, replica: &mut Rig) {
+    loop {
+        let at = replica.report();
+        let delta = match at.awaited_snapshot {
+            Some(snapshot) => {
+                let from = at.watermark;
+                Some(
+                    owner
+                        .ask(|reply| Request::PinSnapshot { volume: VOLUME, snapshot, from, reply })
+                        .expect("is there"),
+                )
+            }
+            None => {
+                let (manifest, delta) = owner.seal_after(at.newest_snapshot.0, at.known, Some(at.watermark));
+                replica.apply_manifest(&manifest, delta.is_some(), false).expect("is taken");
+                delta
+            }
+        };
+        let Some(delta) = delta else { continue };
+        loop {
+            let missing: Vec<BlockRun> = replica.missing(Wanted::Sealed, 10);
+            if missing.is_empty() {
+                break;
+            }
+            replica.receive(owner.read_sealed(delta.pin, missing).expect("reads")).expect("receives");
+        }
+        assert_eq!(replica.apply_sealed(delta.to), delta.to);
+        owner.ask(|reply| Request::Release { volume: VOLUME, pin: delta.pin, reply }).expect("releases");
+        if delta.snapshot.is_none() {
+            return;
+        }
     }
 }
 

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use client_lib::{Lsn, SnapshotId};
+use client_lib::{BlockIndex, Lsn, SnapshotId};
 use proptest::prelude::*;
 
-use super::rig::{Rig, VOLUME, cases};
+use super::rig::{Rig, VOLUME, cases, catch_up};
 use crate::log::segment::SEGMENT_BYTES_MIN;
 use crate::map::page::Place;
 use crate::propagation::manifest::BlockRun;
 use crate::shard::handle::{Request, StoreError};
+use crate::volume::Moment;
 
 /// A segment and a half.
 const BLOCKS: u32 = 3000;
@@ -148,9 +149,12 @@ impl Kept {
         }
     }
 
-    /// Waits until deleted snapshots are merged; then every version that somebody shows is counted once, and no other.
+    /// Waits until everything has folded and deleted snapshots are merged; then every version that somebody shows is counted once, and no other.
     fn check_usage(&mut self) {
-        let is_merging = |rig: &mut Rig| rig.core().volumes[&VOLUME].state.snapshots.is_merging();
+        let is_merging = |rig: &mut Rig| {
+            let state = &rig.core().volumes[&VOLUME].state;
+            state.snapshots.is_merging() || state.layers.is_folding()
+        };
         for turn in 0.. {
             if !is_merging(&mut self.rig) {
                 break;
@@ -165,7 +169,8 @@ impl Kept {
             places.extend(state.view(block, &mut core.map).expect("reads").and_then(|it| it.content.place()));
         }
         for id in self.snapshots.keys() {
-            let versions = state.snapshot_view(SnapshotId(*id), 0, BLOCKS - 1, &mut core.map).expect("reads");
+            let versions =
+                state.versions(Moment::Snapshot(SnapshotId(*id)), 0, BLOCKS - 1, &mut core.map).expect("reads");
             places.extend(versions.into_iter().filter_map(|(_, version)| version?.content.place()));
         }
         for info in core.log.segments() {
@@ -304,29 +309,13 @@ fn pair(lags: bool) -> (Kept, Rig) {
     for start in (0..BLOCKS).step_by(200) {
         kept.write(start, 100).expect("writes");
     }
-    propagate(&mut kept.rig, &mut replica);
+    catch_up(&mut kept.rig, &mut replica);
     if lags {
         kept.write(0, 10).expect("writes");
         let (manifest, _) = kept.rig.seal(replica.report().known, None);
         replica.apply_manifest(&manifest, false, true).expect("is taken");
     }
     (kept, replica)
-}
-
-fn propagate(owner: &mut Rig, replica: &mut Rig) {
-    let at = replica.report();
-    let (manifest, delta) = owner.seal(at.known, Some(at.watermark));
-    let delta = delta.expect("is sealed");
-    replica.apply_manifest(&manifest, true, false).expect("is taken");
-    loop {
-        let missing: Vec<BlockRun> = replica.missing(true, 10);
-        if missing.is_empty() {
-            break;
-        }
-        replica.receive(owner.read_sealed(delta.pin, missing).expect("reads")).expect("receives");
-    }
-    assert_eq!(replica.apply_sealed(delta.to), delta.to);
-    owner.ask(|reply| Request::Release { volume: VOLUME, pin: delta.pin, reply }).expect("releases");
 }
 
 #[test]
@@ -344,32 +333,55 @@ fn a_new_owner_folds_first_and_then_makes_the_snapshot_also_in_recovery() {
 }
 
 #[test]
-fn an_owner_that_still_fetches_makes_no_snapshot() {
+fn an_owner_that_still_fetches_makes_a_snapshot_and_fills_it_in_later() {
     let (mut kept, mut replica) = pair(true);
     kept.rig.deactivate(2);
     replica.activate(2);
-    assert_eq!(replica.snapshot(1), Err(StoreError::Incomplete { volume: VOLUME, stale_blocks: 10 }));
-    let blocks = kept.rig.read_newest(replica.missing(false, 10)).expect("has them");
-    replica.receive(blocks).expect("receives");
     replica.snapshot(1).expect("is made");
+    replica.write(0, vec![99; 5 * 4096]).expect("overwrites what is stale");
+    let report = replica.report();
+    assert_eq!((report.stale_blocks, report.watermark < report.head), (10, true), "the snapshot wants all ten");
+    let moment = Moment::Snapshot(SnapshotId(1));
+    let stale = vec![BlockRun { start: BlockIndex(0), count: 10 }];
+    for restart in [Rig::turn, Rig::kill, Rig::restart] {
+        restart(&mut replica);
+        assert_eq!(
+            replica.read_snapshot(1, 0, 4096),
+            Err(StoreError::Stale { runs: vec![BlockRun { count: 1, ..stale[0] }] })
+        );
+        assert_eq!(replica.read_versions(moment, stale.clone()), Err(StoreError::Stale { runs: stale.clone() }));
+    }
+    replica.activate(3);
+    // The old owner has them until it has taken the snapshot itself.
+    replica.receive(kept.rig.read_newest(stale).expect("has them")).expect("receives");
+    assert!(fills(replica.read_snapshot(1, 0, SIZE as u32).expect("is whole")) == kept.live);
+    while replica.core().volumes[&VOLUME].state.layers.is_folding() {
+        replica.turn();
+    }
+    let report = replica.report();
+    assert_eq!((report.stale_blocks, report.watermark), (0, report.head));
+    assert!(fills(replica.read_snapshot(1, 0, SIZE as u32).expect("reads")) == kept.live, "out of the base");
     assert!(matches!(kept.rig.snapshot(1), Err(StoreError::NotOwner { .. })));
+    assert!(replica.snapshot(1).is_ok(), "asked for again");
+    replica.delete_snapshot(1).expect("is deleted");
+    replica.snapshot(3).expect("is made");
+    assert!(matches!(replica.snapshot(2), Err(StoreError::UnknownSnapshot { .. })), "ids rise");
     replica.ask(|reply| Request::Freeze { volume: VOLUME, reply }).expect("freezes");
-    assert_eq!(replica.snapshot(2), Err(StoreError::Frozen(VOLUME)));
-    assert_eq!(replica.snapshots().len(), 1);
+    assert_eq!(replica.snapshot(4), Err(StoreError::Frozen(VOLUME)));
 }
 
 #[test]
 fn a_snapshot_stays_when_its_volume_is_handed_over_and_changes_elsewhere() {
     let (mut kept, mut replica) = pair(false);
     kept.snapshot_under_load(3, 0);
-    propagate(&mut kept.rig, &mut replica);
+    catch_up(&mut kept.rig, &mut replica);
     let content = kept.live.clone();
     kept.rig.deactivate(2);
     replica.activate(2);
     for start in (0..BLOCKS).step_by(300) {
         replica.write(u64::from(start) * 4096, vec![200; 150 * 4096]).expect("writes");
     }
-    propagate(&mut replica, &mut kept.rig);
+    catch_up(&mut replica, &mut kept.rig);
     while kept.rig.core().volumes[&VOLUME].state.layers.is_folding() {
         kept.rig.turn();
     }
@@ -420,7 +432,8 @@ fn the_cleaner_moves_what_a_snapshot_shares_for_everybody() {
     kept.delete(1);
     let places = |kept: &mut Kept| {
         let core = kept.rig.core();
-        let versions = core.volumes[&VOLUME].state.snapshot_view(SnapshotId(1), 0, BLOCKS - 1, &mut core.map);
+        let versions =
+            core.volumes[&VOLUME].state.versions(Moment::Snapshot(SnapshotId(1)), 0, BLOCKS - 1, &mut core.map);
         let versions = versions.expect("reads").into_iter();
         versions.map(|(_, version)| version.and_then(|it| it.content.place())).collect::<Vec<_>>()
     };

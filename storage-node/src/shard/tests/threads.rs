@@ -13,6 +13,7 @@ use crate::log::segment::SEGMENT_BYTES_MIN;
 use crate::map::store::{FORMAT_FILE, MapError};
 use crate::shard::handle::{Role, StoreError};
 use crate::shard::{Shard, ShardOptions, StartError};
+use crate::volume::Moment;
 
 const VOLUME: VolumeId = VolumeId(1);
 
@@ -29,7 +30,7 @@ async fn write_read_and_come_back(engine: EngineKind) {
         assert_eq!(shard.open(VOLUME, size).await.expect("opens").role, Role::Replica);
         shard.activate(VOLUME, Epoch(epoch)).await.expect("activates");
         if epoch > 1 {
-            let first = joined(shard.read(VOLUME, 0, 4096).await.expect("reads"));
+            let first = joined(shard.read(VOLUME, Moment::Now, 0, 4096).await.expect("reads"));
             assert_eq!(first, [epoch as u8 - 1; 4096]);
         }
         let writes = (0..2000u64).map(|number| {
@@ -40,7 +41,7 @@ async fn write_read_and_come_back(engine: EngineKind) {
             written.expect("writes");
         }
         shard.write(VOLUME, 0, Bytes::from(vec![epoch as u8; 4096]), false).await.expect("writes");
-        let reads = (1..2000u64).map(|number| shard.read(VOLUME, number * 4096, 4096));
+        let reads = (1..2000u64).map(|number| shard.read(VOLUME, Moment::Now, number * 4096, 4096));
         for (number, read) in (1u64..).zip(join_all(reads).await) {
             assert_eq!(joined(read.expect("reads")), [(number + epoch) as u8; 4096]);
         }

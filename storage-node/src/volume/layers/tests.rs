@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use client_lib::Epoch;
+use client_lib::{Epoch, VolumeSize};
 use proptest::prelude::*;
 
 use super::*;
+use crate::map::page::PAGE_ENTRIES;
 
 const VOLUME: VolumeId = VolumeId(1);
 const BLOCKS: u32 = 300;
@@ -15,6 +16,8 @@ enum Step {
     Note(u32, bool),
     Receive(u32),
     Seal,
+    SealAt,
+    Forget(usize),
     Apply,
     Fold(usize),
     Store,
@@ -25,6 +28,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => (0..BLOCKS, any::<bool>()).prop_map(|(block, zero)| Step::Note(block, zero)),
         8 => (0..BLOCKS).prop_map(Step::Receive),
         2 => Just(Step::Seal),
+        2 => Just(Step::SealAt),
+        1 => (0..4usize).prop_map(Step::Forget),
         3 => Just(Step::Apply),
         2 => (0..40usize).prop_map(Step::Fold),
         1 => Just(Step::Store),
@@ -63,8 +68,9 @@ impl Stored {
 }
 
 proptest! {
-    /// The view is the newest version noted, what is applied the newest at the watermark; counts are exact; the stored
-    /// form comes back; references never go below zero and are as many as places.
+    /// The view is the newest version noted, what is applied the newest at the watermark; a snapshot shows the newest at its
+    /// LSN, on its way into the base, and the base is that when it gets there; counts are exact; the stored form comes
+    /// back; references never go below zero and are as many as places.
     #[test]
     fn layers_show_the_newest_version_and_the_applied_prefix(steps in steps()) {
         let mut usage = Usage::default();
@@ -73,6 +79,10 @@ proptest! {
         let mut base: BTreeMap<u32, Version> = BTreeMap::new();
         let mut noted: BTreeMap<u32, Vec<Lsn>> = BTreeMap::new();
         let (mut known, mut watermark, mut next_place) = (0, Lsn::ZERO, 0);
+        let (mut snapshots, mut next_snapshot): (Vec<Snapshot>, u64) = (Vec::new(), 1);
+        let newest_at = |noted: &BTreeMap<u32, Vec<Lsn>>, block: u32, lsn: Lsn| {
+            noted.get(&block).and_then(|lsns| lsns.iter().rev().find(|found| **found <= lsn).copied())
+        };
         for step in steps {
             match step {
                 Step::Note(block, zero) => {
@@ -91,11 +101,22 @@ proptest! {
                     }
                 }
                 Step::Seal => layers.seal(at(known), &mut usage),
+                Step::SealAt => {
+                    let size = VolumeSize::try_from(4096 * u64::from(BLOCKS)).expect("valid");
+                    let snapshot = Snapshot { id: SnapshotId(next_snapshot), lsn: at(known), size, is_deleted: false };
+                    next_snapshot += 1;
+                    snapshots.push(snapshot);
+                    layers.seal_at(snapshot, &mut usage);
+                }
+                Step::Forget(index) if index < snapshots.len() => {
+                    layers.forget_snapshot(snapshots.remove(index).id, &mut usage);
+                }
+                Step::Forget(_) => {}
                 Step::Apply => {
                     if let Some(to) = layers.sealed_to() {
-                        let complete = layers.missing(true, 0, 1).is_empty();
+                        let complete = layers.missing(Wanted::Sealed, 0, 1).is_empty();
                         prop_assert_eq!(layers.sealed_complete(), complete);
-                        prop_assert_eq!(layers.apply_sealed(to), complete);
+                        prop_assert_eq!(layers.apply_sealed(to, &mut usage), complete);
                         watermark = if complete { to } else { watermark };
                     }
                 }
@@ -113,19 +134,45 @@ proptest! {
                     layers = Layers::restore(VOLUME, &layers.shape(), |id| stored.layer(id));
                 }
             }
+            for reached in layers.take_reached() {
+                prop_assert_eq!(reached, snapshots.remove(0), "in their order");
+                for block in 0..BLOCKS {
+                    let kept = base.get(&block).map(|version| version.lsn);
+                    prop_assert_eq!(kept, newest_at(&noted, block, reached.lsn), "block {}", block);
+                }
+            }
+            prop_assert!(layers.snapshots().eq(snapshots.iter().copied()));
+            let mut wanted: BTreeSet<(u32, Lsn)> = BTreeSet::new();
+            for snapshot in &snapshots {
+                let shown = layers.below(snapshot.id).expect("is on its way");
+                let mut stale = 0;
+                for block in 0..BLOCKS {
+                    let version = shown.iter().find_map(|layer| layer.entries().get(&block)).or_else(|| base.get(&block));
+                    prop_assert_eq!(version.map(|version| version.lsn), newest_at(&noted, block, snapshot.lsn));
+                    if let Some(version) = version.filter(|version| version.content.is_stale()) {
+                        wanted.insert((block, version.lsn));
+                        stale += 1;
+                    }
+                }
+                prop_assert_eq!(layers.stale_at(snapshot.id), stale);
+            }
             let mut stale = 0;
             for block in 0..BLOCKS {
                 let view = layers.view(block).or_else(|| base.get(&block).copied());
                 let newest = noted.get(&block).and_then(|lsns| lsns.last().copied());
                 prop_assert_eq!(view.map(|view| view.lsn), newest);
-                stale += u64::from(view.is_some_and(|view| view.content.is_stale()));
+                if let Some(view) = view.filter(|view| view.content.is_stale()) {
+                    wanted.insert((block, view.lsn));
+                    stale += 1;
+                }
                 let applied = layers.applied(block).or_else(|| base.get(&block).copied());
-                let prefix = noted.get(&block).and_then(|lsns| lsns.iter().rev().find(|lsn| **lsn <= watermark).copied());
+                let prefix = newest_at(&noted, block, watermark);
                 prop_assert_eq!(applied.map(|applied| applied.lsn), prefix, "block {} at {}", block, watermark);
                 prop_assert!(applied.is_none_or(|applied| !applied.content.is_stale()));
             }
             prop_assert_eq!(layers.stale(), stale);
-            let missing = layers.missing(false, 0, usize::MAX);
+            prop_assert_eq!(layers.wanted(), wanted.len() as u64);
+            let missing = layers.missing(Wanted::Now, 0, usize::MAX);
             prop_assert_eq!(missing.iter().map(|run| u64::from(run.count)).sum::<u64>(), stale);
             let places = layers.entries().map(|(_, version)| version).chain(base.values().copied());
             let places = places.filter(|version| version.content.place().is_some()).count() as u64;
