@@ -91,6 +91,38 @@ pub enum Command {
         /// The new size.
         size: VolumeSize,
     },
+    /// The node may act as an owner for a while, counted from before it asked.
+    RenewLease {
+        /// The node.
+        node: NodeId,
+        /// How often its lease was found to be out, as far as it knows.
+        lapses: u64,
+        /// For how long, in milliseconds.
+        duration_ms: u64,
+    },
+    /// The node's lease is out: whoever proposes this has waited for as long as it lasts, and longer, since it saw the
+    /// renewal of this number.
+    ExpireLease {
+        /// The node.
+        node: NodeId,
+        /// The number of its last renewal.
+        renewals: u64,
+    },
+    /// A replica takes the volume from an owner whose lease is out.
+    Takeover {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner that was lost.
+        from: NodeId,
+        /// The epoch that ends.
+        epoch: Epoch,
+        /// The new owner, which proposes.
+        to: NodeId,
+        /// The process of the new owner that proposes, as numbered by [`Command::NodeStarted`].
+        incarnation: u64,
+        /// What the new owner holds: all of the volume up to here, and nothing after it.
+        start: Lsn,
+    },
 }
 
 impl Command {
@@ -154,6 +186,18 @@ pub enum Response {
     VolumeResized {
         /// The size.
         size: VolumeSize,
+    },
+    /// The lease was granted or renewed.
+    LeaseGranted {
+        /// The number of the renewal.
+        renewals: u64,
+    },
+    /// The lease is out: the node's volumes may be taken over.
+    LeaseExpired,
+    /// The volume has its new owner, under this epoch.
+    TakenOver {
+        /// The new epoch.
+        epoch: Epoch,
     },
 }
 
@@ -242,6 +286,32 @@ pub enum Refusal {
         /// The size it has.
         found: VolumeSize,
     },
+    /// The lease was found to be out since the node last had it: it owns what the metadata says from now on, and no more.
+    #[error("the lease of node {node} was out (found for the {lapses}. time): it takes up its volumes anew")]
+    LeaseLapsed {
+        /// The node.
+        node: NodeId,
+        /// How often that was found.
+        lapses: u64,
+    },
+    /// The owner has its lease, or may have.
+    #[error("node {node} has renewed its lease: it is alive; use `helio volume migrate` to move its volumes")]
+    LeaseHeld {
+        /// The node.
+        node: NodeId,
+        /// The number of its last renewal.
+        renewals: u64,
+    },
+    /// What the node holds was left behind by a takeover before.
+    #[error("node {node} holds volume {volume} up to {position}, which a takeover has left behind")]
+    LeftBehind {
+        /// The volume.
+        volume: VolumeId,
+        /// The node.
+        node: NodeId,
+        /// What it holds.
+        position: Lsn,
+    },
 }
 
 impl From<Refusal> for Error {
@@ -253,8 +323,9 @@ impl From<Refusal> for Error {
             Refusal::UnknownNode(_) | Refusal::UnknownVolume(_) => ErrorKind::NotFound,
             Refusal::NotOwner { .. } => ErrorKind::NotOwner,
             Refusal::OldIncarnation { .. } => ErrorKind::Fenced,
-            Refusal::NotReplica { .. } => ErrorKind::InvalidRequest,
-            Refusal::SizeChanged { .. } => ErrorKind::Busy,
+            Refusal::NotReplica { .. } | Refusal::LeftBehind { .. } => ErrorKind::InvalidRequest,
+            Refusal::SizeChanged { .. } | Refusal::LeaseHeld { .. } => ErrorKind::Busy,
+            Refusal::LeaseLapsed { .. } => ErrorKind::Fenced,
         };
         Error::new(kind, refusal.to_string())
     }

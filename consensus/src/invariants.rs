@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use client_lib::Epoch;
 
-use crate::state::MetaState;
+use crate::state::{Fork, MetaState};
 
 /// Whether something holds in a state.
 type Predicate = fn(&MetaState) -> bool;
@@ -12,13 +12,15 @@ type Predicate = fn(&MetaState) -> bool;
 /// The first invariant that does not hold, if any.
 #[must_use]
 pub fn violated(state: &MetaState) -> Option<&'static str> {
-    let all: [(&str, Predicate); 6] = [
+    let all: [(&str, Predicate); 8] = [
         ("node names are unique", node_names_are_unique),
         ("volume names are unique", volume_names_are_unique),
         ("holders are members", holders_are_members),
         ("the owner is not its own replica", the_owner_is_not_its_own_replica),
         ("epochs only rise", epochs_only_rise),
         ("final LSNs belong to ended epochs", final_lsns_belong_to_ended_epochs),
+        ("leases are of members", leases_are_of_members),
+        ("forks are of ended epochs and rise", forks_are_of_ended_epochs_and_rise),
     ];
     all.into_iter().find(|(_, holds)| !holds(state)).map(|(name, _)| name)
 }
@@ -54,4 +56,17 @@ fn epochs_only_rise(state: &MetaState) -> bool {
 /// `<=` and not `==`: an epoch in which nothing was written ends where an earlier one did.
 fn final_lsns_belong_to_ended_epochs(state: &MetaState) -> bool {
     state.volumes().all(|volume| volume.final_lsn.epoch < volume.epoch)
+}
+
+fn leases_are_of_members(state: &MetaState) -> bool {
+    state.leases().all(|(node, lease)| state.node(node).is_some() && (lease.lapses > 0 || !lease.is_out))
+}
+
+fn forks_are_of_ended_epochs_and_rise(state: &MetaState) -> bool {
+    state.volumes().all(|volume| {
+        let has_ended = |fork: &Fork| fork.epoch < volume.epoch && fork.end.epoch <= fork.epoch;
+        volume.forks.windows(2).all(|pair| pair[0].epoch < pair[1].epoch && pair[0].end < pair[1].end)
+            && volume.forks.iter().all(has_ended)
+            && !volume.has_left(volume.final_lsn)
+    })
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, Response};
 
+mod leases;
 mod members;
 mod ownership;
 mod volumes;
@@ -19,6 +20,10 @@ mod tests;
 
 /// How many ended epochs a volume remembers; the oldest are forgotten.
 pub const EPOCH_HISTORY_MAX: usize = 16;
+
+/// How many takeovers a volume remembers one by one. The oldest two are then remembered as one that cut off as much as
+/// both: a holder that was away for so long may be told that it has left the volume when it has not, never the reverse.
+pub const FORKS_MAX: usize = 16;
 
 /// A member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +55,38 @@ pub struct EpochRecord {
     pub manifest_digest: u64,
 }
 
+/// Where the history of a volume was cut off by a takeover: whatever was written after `end` in this epoch or an earlier
+/// one is no part of the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fork {
+    /// The epoch that was ended by a takeover.
+    pub epoch: Epoch,
+    /// Where the next one began.
+    pub end: Lsn,
+}
+
+/// A node's right to act as an owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// How often it was granted or renewed. An expiry names the renewal that it waited for.
+    pub renewals: u64,
+    /// How long the last renewal lasts, in milliseconds.
+    pub duration_ms: u64,
+    /// How often it was found to be out. What the node owned before such a moment may have been taken over since.
+    pub lapses: u64,
+    /// Whether it is out: the node's volumes may be taken over.
+    pub is_out: bool,
+}
+
+impl Lease {
+    /// The number of lapses under which the node may act for what it owns in this state. `None` while the lease is out: what
+    /// it owns now may be taken from it before it has its lease again.
+    #[must_use]
+    pub fn acts_under(&self) -> Option<u64> {
+        (!self.is_out).then_some(self.lapses)
+    }
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -73,6 +110,8 @@ pub struct Volume {
     pub history: Vec<EpochRecord>,
     /// Tells repeated creations apart.
     pub nonce: u64,
+    /// The takeovers, oldest first, at most [`FORKS_MAX`].
+    pub forks: Vec<Fork>,
 }
 
 impl Volume {
@@ -91,7 +130,21 @@ impl Volume {
             final_lsn: Lsn::ZERO,
             history: Vec::new(),
             nonce: 0,
+            forks: Vec::new(),
         }
+    }
+
+    /// Whether a holder that knows the volume up to `position` has what is no part of it: a takeover left it behind.
+    #[must_use]
+    pub fn has_left(&self, position: Lsn) -> bool {
+        self.forks.iter().any(|fork| position.epoch <= fork.epoch && position > fork.end)
+    }
+
+    /// The last position that a holder, which knows the volume up to `position`, has in common with it.
+    #[must_use]
+    pub fn common_with(&self, position: Lsn) -> Lsn {
+        let left = self.forks.iter().filter(|fork| position.epoch <= fork.epoch);
+        left.map(|fork| fork.end).fold(position, Lsn::min)
     }
 }
 
@@ -100,6 +153,7 @@ impl Volume {
 pub struct MetaState {
     nodes: BTreeMap<NodeId, Node>,
     volumes: BTreeMap<VolumeId, Volume>,
+    leases: BTreeMap<NodeId, Lease>,
 }
 
 impl MetaState {
@@ -121,6 +175,11 @@ impl MetaState {
             Command::ResizeVolume { volume, from, incarnation, epoch, expected, size } => {
                 self.resize_volume(volumes::Resize { volume, from, incarnation, epoch, expected, size })
             }
+            Command::RenewLease { node, lapses, duration_ms } => self.renew_lease(node, lapses, duration_ms),
+            Command::ExpireLease { node, renewals } => self.expire_lease(node, renewals),
+            Command::Takeover { volume, from, epoch, to, incarnation, start } => {
+                self.takeover(ownership::Takeover { volume, from, epoch, to, incarnation, start })
+            }
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)
@@ -135,6 +194,17 @@ impl MetaState {
     #[must_use]
     pub fn node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.get(&id)
+    }
+
+    /// The lease of a node; one that never had any has the default.
+    #[must_use]
+    pub fn lease(&self, node: NodeId) -> Lease {
+        self.leases.get(&node).copied().unwrap_or_default()
+    }
+
+    /// The leases that were ever asked for, by node.
+    pub fn leases(&self) -> impl Iterator<Item = (NodeId, Lease)> {
+        self.leases.iter().map(|(node, lease)| (*node, *lease))
     }
 
     /// The volumes, by id.

@@ -15,6 +15,11 @@ const SYNC_ALLOWANCE: Duration = Duration::from_millis(50);
 const ROUND_TRIPS: u32 = 2;
 /// Election timeouts, in heartbeats.
 const ELECTION_HEARTBEATS: (u32, u32) = (4, 8);
+/// A lease, in the longest election timeouts. An owner renews after a quarter of it ([`LEASE_RENEWALS`]); a leader that dies
+/// just then is missed after one, elections that split take another, and a third is left: no owner stops for that.
+const LEASE_ELECTIONS: u32 = 4;
+/// Renewals within a lease.
+pub const LEASE_RENEWALS: u32 = 4;
 
 /// Raft's timings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +30,8 @@ pub struct Timings {
     pub election_min: Duration,
     /// Longest; also the leader's lease.
     pub election_max: Duration,
+    /// How long a node may act as an owner after it asked for a lease (docs/ownership.md).
+    pub lease: Duration,
 }
 
 impl Timings {
@@ -36,6 +43,7 @@ impl Timings {
             heartbeat,
             election_min: heartbeat * ELECTION_HEARTBEATS.0,
             election_max: heartbeat * ELECTION_HEARTBEATS.1,
+            lease: heartbeat * ELECTION_HEARTBEATS.1 * LEASE_ELECTIONS,
         }
     }
 

@@ -1,8 +1,8 @@
-//! The change of owner.
+//! The change of owner: handed over by the owner, or taken over from one that is lost.
 
 use client_lib::{Epoch, Lsn, NodeId, VolumeId};
 
-use super::{EPOCH_HISTORY_MAX, EpochRecord, MetaState};
+use super::{EPOCH_HISTORY_MAX, EpochRecord, FORKS_MAX, Fork, MetaState, Volume};
 use crate::command::{Refusal, Response};
 
 /// As [`crate::Command::Transfer`].
@@ -16,35 +16,91 @@ pub(super) struct Transfer {
     pub(super) manifest_digest: u64,
 }
 
+/// As [`crate::Command::Takeover`].
+pub(super) struct Takeover {
+    pub(super) volume: VolumeId,
+    pub(super) from: NodeId,
+    pub(super) epoch: Epoch,
+    pub(super) to: NodeId,
+    pub(super) incarnation: u64,
+    pub(super) start: Lsn,
+}
+
 impl MetaState {
     pub(super) fn transfer(&mut self, transfer: Transfer) -> Result<Response, Refusal> {
         let Transfer { volume: id, from, incarnation, epoch, to, final_lsn, manifest_digest } = transfer;
         let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;
         let ended = EpochRecord { epoch, owner: from, final_lsn, manifest_digest };
         // The same proposal again: it happened, and its first answer was lost.
-        if volume.epoch == epoch.next() && volume.owner == to && volume.history.last() == Some(&ended) {
+        let by_handover = volume.forks.last().is_none_or(|fork| fork.epoch != epoch);
+        if volume.epoch == epoch.next() && volume.owner == to && by_handover && volume.history.last() == Some(&ended) {
             return Ok(Response::Transferred { epoch: volume.epoch });
         }
-        if volume.owner != from || volume.epoch != epoch {
-            let (owner, current) = (volume.owner, volume.epoch);
-            return Err(Refusal::NotOwner { volume: id, from, proposed: epoch, owner, current });
-        }
+        require_owner(volume, from, epoch)?;
         let current = self.nodes.get(&from).ok_or(Refusal::UnknownNode(from))?.incarnation;
         if incarnation != current {
             return Err(Refusal::OldIncarnation { node: from, proposed: incarnation, current });
         }
-        if !volume.replicas.remove(&to) {
-            return Err(Refusal::NotReplica { volume: id, to });
-        }
-        volume.replicas.insert(from);
-        volume.owner = to;
-        volume.epoch = epoch.next();
+        give(volume, to, ended)?;
         volume.source = Some(from);
-        volume.final_lsn = final_lsn;
-        volume.history.push(ended);
-        if volume.history.len() > EPOCH_HISTORY_MAX {
-            volume.history.remove(0);
-        }
         Ok(Response::Transferred { epoch: volume.epoch })
     }
+
+    /// The owner's lease is out, so it acks nothing any more, and it cannot have it back and still own the volume. The
+    /// new owner takes nothing from it after `start` while this is under way; its incarnation says that this still holds.
+    pub(super) fn takeover(&mut self, takeover: Takeover) -> Result<Response, Refusal> {
+        let Takeover { volume: id, from, epoch, to, incarnation, start } = takeover;
+        let lease = self.lease(from);
+        let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;
+        let fork = Fork { epoch, end: start };
+        // The same proposal again: it happened, and its first answer was lost.
+        if volume.epoch == epoch.next() && volume.owner == to && volume.forks.last() == Some(&fork) {
+            return Ok(Response::TakenOver { epoch: volume.epoch });
+        }
+        require_owner(volume, from, epoch)?;
+        let current = self.nodes.get(&to).ok_or(Refusal::UnknownNode(to))?.incarnation;
+        if incarnation != current {
+            return Err(Refusal::OldIncarnation { node: to, proposed: incarnation, current });
+        }
+        if volume.has_left(start) {
+            return Err(Refusal::LeftBehind { volume: id, node: to, position: start });
+        }
+        if !lease.is_out {
+            return Err(Refusal::LeaseHeld { node: from, renewals: lease.renewals });
+        }
+        give(volume, to, EpochRecord { epoch, owner: from, final_lsn: start, manifest_digest: 0 })?;
+        volume.source = None;
+        // This one cuts off everything that those did.
+        volume.forks.retain(|earlier| earlier.end < start);
+        volume.forks.push(fork);
+        if volume.forks.len() > FORKS_MAX {
+            let oldest = volume.forks.remove(0);
+            volume.forks[0].end = oldest.end;
+        }
+        Ok(Response::TakenOver { epoch: volume.epoch })
+    }
+}
+
+fn require_owner(volume: &Volume, from: NodeId, epoch: Epoch) -> Result<(), Refusal> {
+    if volume.owner == from && volume.epoch == epoch {
+        return Ok(());
+    }
+    let (owner, current) = (volume.owner, volume.epoch);
+    Err(Refusal::NotOwner { volume: volume.id, from, proposed: epoch, owner, current })
+}
+
+/// Ends the epoch of `ended`; its owner follows from now on.
+fn give(volume: &mut Volume, to: NodeId, ended: EpochRecord) -> Result<(), Refusal> {
+    if !volume.replicas.remove(&to) {
+        return Err(Refusal::NotReplica { volume: volume.id, to });
+    }
+    volume.replicas.insert(ended.owner);
+    volume.owner = to;
+    volume.epoch = ended.epoch.next();
+    volume.final_lsn = ended.final_lsn;
+    volume.history.push(ended);
+    if volume.history.len() > EPOCH_HISTORY_MAX {
+        volume.history.remove(0);
+    }
+    Ok(())
 }

@@ -52,6 +52,19 @@ fn resize(epoch: u64, from: u64, incarnation: u64, expected: u64, size: u64) -> 
     }
 }
 
+fn renew(node: u64, lapses: u64) -> Command {
+    Command::RenewLease { node: NodeId(node), lapses, duration_ms: 8_000 }
+}
+
+fn expire(node: u64, renewals: u64) -> Command {
+    Command::ExpireLease { node: NodeId(node), renewals }
+}
+
+fn takeover(epoch: u64, from: u64, to: u64, incarnation: u64, start: Lsn) -> Command {
+    let (from, to) = (NodeId(from), NodeId(to));
+    Command::Takeover { volume: VolumeId(10), from, epoch: Epoch(epoch), to, incarnation, start }
+}
+
 /// Nodes 1 to 3, each started once, and volume 10 owned by node 1.
 fn cluster() -> MetaState {
     let mut state = MetaState::default();
@@ -196,6 +209,90 @@ fn a_stranger_does_not_become_the_node_whose_name_it_uses() {
     }
 }
 
+#[test]
+fn an_expiry_that_was_outrun_by_a_renewal_changes_nothing() {
+    let mut state = cluster();
+    assert_eq!(state.apply(11, renew(1, 0)), Response::LeaseGranted { renewals: 1 });
+    assert_eq!(state.apply(12, renew(1, 0)), Response::LeaseGranted { renewals: 2 });
+    let before = state.clone();
+    let late = Response::Refused(Refusal::LeaseHeld { node: NodeId(1), renewals: 2 });
+    assert_eq!(state.apply(13, expire(1, 1)), late, "proposed by a leader that has lost its place, perhaps");
+    assert_eq!(state, before);
+    let held = takeover(1, 1, 2, 1, Lsn::new(Epoch(1), 3));
+    assert_eq!(state.apply(14, held).into_result().expect_err("is alive").kind(), ErrorKind::Busy);
+    assert_eq!(state, before);
+}
+
+#[test]
+fn a_lease_that_was_out_is_granted_again_only_to_whoever_knows_that() {
+    let mut state = cluster();
+    state.apply(11, renew(1, 0));
+    for index in [12, 13] {
+        assert_eq!(state.apply(index, expire(1, 1)), Response::LeaseExpired, "also when its first answer was lost");
+        assert_eq!((state.lease(NodeId(1)).lapses, state.lease(NodeId(1)).is_out), (1, true));
+    }
+    let unaware = state.apply(14, renew(1, 0)).into_result().expect_err("may own less than it thinks");
+    assert_eq!(unaware.kind(), ErrorKind::Fenced);
+    assert_eq!(state.apply(15, renew(1, 1)), Response::LeaseGranted { renewals: 2 });
+    assert!(!state.lease(NodeId(1)).is_out);
+    assert_eq!(state.apply(17, expire(2, 0)), Response::LeaseExpired, "it never had one, and must know before it has");
+    assert!(state.apply(18, renew(2, 0)).into_result().is_err());
+}
+
+#[test]
+fn a_takeover_cuts_the_history_and_the_old_owner_follows() {
+    let mut state = cluster();
+    let start = Lsn::new(Epoch(1), 3);
+    state.apply(11, expire(1, 0));
+    assert!(state.apply(12, takeover(1, 1, 2, 0, start)).into_result().is_err(), "an earlier process of the new owner");
+    assert!(state.apply(12, takeover(1, 3, 2, 1, start)).into_result().is_err(), "not the owner's");
+    for index in [13, 14] {
+        assert_eq!(state.apply(index, takeover(1, 1, 2, 1, start)), Response::TakenOver { epoch: Epoch(2) });
+    }
+    let volume = state.volume(VolumeId(10)).expect("exists").clone();
+    assert_eq!((volume.owner, volume.final_lsn, volume.source), (NodeId(2), start, None));
+    assert_eq!(volume.replicas, [NodeId(1), NodeId(3)].into());
+    for (position, has_left) in [((1, 3), false), ((1, 4), true), ((0, 0), false), ((2, 4), false)] {
+        let position = Lsn::new(Epoch(position.0), position.1);
+        assert_eq!(volume.has_left(position), has_left, "{position}");
+        assert_eq!(volume.common_with(position), if has_left { start } else { position });
+    }
+    let late = state.apply(15, transfer(1, 1, 2, 1)).into_result().expect_err("its epoch is over");
+    assert_eq!(late.kind(), ErrorKind::NotOwner);
+}
+
+/// The same end, the same new owner, and no digest in it: only the fork tells them apart.
+#[test]
+fn a_takeover_is_not_the_answer_to_a_handover() {
+    let mut state = cluster();
+    state.apply(11, expire(1, 0));
+    state.apply(12, takeover(1, 1, 2, 1, Lsn::new(Epoch(1), 5)));
+    let Command::Transfer { volume, from, incarnation, epoch, to, final_lsn, .. } = transfer(1, 1, 2, 1) else {
+        return;
+    };
+    let same = Command::Transfer { volume, from, incarnation, epoch, to, final_lsn, manifest_digest: 0 };
+    assert!(state.apply(13, same).into_result().is_err());
+}
+
+#[test]
+fn takeovers_beyond_the_bound_are_remembered_as_one_that_cut_off_more() {
+    let mut state = cluster();
+    let (mut owner, mut other) = (1, 2);
+    for epoch in 1..=40u64 {
+        let renewals = state.lease(NodeId(owner)).renewals;
+        state.apply(100 + epoch, expire(owner, renewals));
+        let taken = state.apply(200 + epoch, takeover(epoch, owner, other, 1, Lsn::new(Epoch(epoch), epoch * 10)));
+        assert_eq!(taken, Response::TakenOver { epoch: Epoch(epoch + 1) });
+        std::mem::swap(&mut owner, &mut other);
+    }
+    let volume = state.volume(VolumeId(10)).expect("exists");
+    assert_eq!(volume.forks.len(), super::FORKS_MAX);
+    for epoch in 1..=40u64 {
+        assert!(volume.has_left(Lsn::new(Epoch(epoch), epoch * 10 + 1)), "epoch {epoch}");
+    }
+    assert!(!volume.has_left(Lsn::new(Epoch(40), 400)));
+}
+
 fn any_command() -> impl Strategy<Value = Command> {
     let node = 1..5u64;
     prop_oneof![
@@ -207,6 +304,15 @@ fn any_command() -> impl Strategy<Value = Command> {
         (1..30u64).prop_map(|volume| Command::DeleteVolume { volume: VolumeId(volume) }),
         (1..4u64, node.clone(), 0..3u64, 1..4u64, 1..4u64)
             .prop_map(|(epoch, from, inc, expected, size)| resize(epoch, from, inc, expected, size)),
+        (node.clone(), 0..3u64).prop_map(|(node, lapses)| renew(node, lapses)),
+        (node.clone(), 0..3u64).prop_map(|(node, renewals)| expire(node, renewals)),
+        (1..4u64, node.clone(), node.clone(), 0..3u64, 0..9u64).prop_map(|(epoch, from, to, inc, start)| takeover(
+            epoch,
+            from,
+            to,
+            inc,
+            Lsn::new(Epoch(1), start)
+        )),
         (1..4u64, node.clone(), node, 0..3u64).prop_map(|(epoch, from, to, inc)| transfer(epoch, from, to, inc)),
     ]
 }

@@ -53,6 +53,7 @@ impl MetaState {
             final_lsn: Lsn::ZERO,
             history: Vec::new(),
             nonce,
+            forks: Vec::new(),
         };
         self.volumes.insert(id, volume);
         Ok(Response::VolumeCreated { volume: id })

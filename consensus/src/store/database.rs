@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 
 /// The version of every value.
 const VALUE_VERSION: u8 = 1;
-/// The version of the database's layout. A newer one is refused.
-const FORMAT: u64 = 1;
+/// The version of the database's layout and of the state in it. Any other is refused; 1 was of development versions only.
+const FORMAT: u64 = 2;
 /// Write-ahead logs kept for recycling: overwriting blocks needs no change of the file's size in the journal, and a
 /// sync is a third faster for it (measured, see shared figures in docs/decisions/0002).
 const RECYCLED_LOGS: usize = 4;
@@ -82,8 +82,9 @@ impl Database {
             None => database.put(RAFT, b"format", &FORMAT)?,
             Some(FORMAT) => {}
             Some(found) => {
+                let what = if found > FORMAT { "use the newer program" } else { "a development version wrote it" };
                 return Err(io::Error::other(format!(
-                    "the metadata store {} has format {found}, this program reads {FORMAT}: use the newer program",
+                    "the metadata store {} has format {found}, this program reads {FORMAT}: {what}",
                     directory.display()
                 )));
             }

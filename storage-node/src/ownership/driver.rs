@@ -142,8 +142,14 @@ impl Driver {
                     failure = Some(error);
                     None
                 }
-                Effect::StepDown(epoch) => {
-                    report = Some(self.step_down(epoch, began).await?);
+                Effect::StepDown { owner, epoch } => {
+                    let stepped_down = self.step_down(owner, epoch, began).await?;
+                    if owner == self.to {
+                        report = Some(stepped_down);
+                    } else {
+                        let what = format!("the volume was taken over by node {owner} meanwhile");
+                        failure = Some(Error::new(ErrorKind::Fenced, what));
+                    }
                     None
                 }
                 step => {
@@ -204,7 +210,7 @@ impl Driver {
                     Event::Unknown
                 }
             },
-            Effect::Thaw(_) | Effect::StepDown(_) => unreachable!("handled by the caller"),
+            Effect::Thaw(_) | Effect::StepDown { .. } => unreachable!("handled by the caller"),
         }
     }
 
@@ -229,10 +235,10 @@ impl Driver {
         Ok(self.position.known)
     }
 
-    async fn step_down(&self, epoch: Epoch, began: Instant) -> Result<HandoverReport, Error> {
+    async fn step_down(&self, owner: NodeId, epoch: Epoch, began: Instant) -> Result<HandoverReport, Error> {
         // The shard first: once the gate is open, what was held must not be admitted here.
         self.volume.shard.deactivate(self.volume.id, epoch).await.map_err(store_failure)?;
-        self.volume.gate.set(View { owner: self.to, epoch, phase: Phase::Elsewhere });
+        self.volume.gate.set(View { owner, epoch, phase: Phase::Elsewhere });
         Ok(HandoverReport {
             epoch,
             held: began.elapsed(),

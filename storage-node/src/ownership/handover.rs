@@ -6,21 +6,23 @@
 //! - nothing but `Thaw` or `Step down` ends a hold, so no write is acked in between;
 //! - until the proposal, any failure thaws and the source goes on as owner;
 //! - from the proposal on, the source stays frozen until it *knows* the outcome: a proposal whose reply was
-//!   lost may still commit. Only consensus can tell, so the machine asks it ([`Effect::Resolve`]) until it can.
+//!   lost may still commit. Only consensus can tell, so the machine asks it ([`Effect::Resolve`]) until it can;
+//! - the epoch may end by a takeover meanwhile ([`super::takeover`]): then the source steps down for whoever has it.
 //!
 //! ```text
 //!            Start            Frozen            Prepared           Committed
 //!  Serving ────────► Freezing ───────► Preparing ───────► Proposing ────────► SteppedDown
 //!     ▲                 │ Failed           │ Failed           │ Refused             ▲
 //!     └─────────────────┴──────────────────┴──────────────────┤                     │
-//!                                                    Unknown  ▼   Resolved(moved)   │
-//!                                  Resolved(not moved) ── Resolving ────────────────┘
+//!                                                    Unknown, ▼   Resolved(moved)   │
+//!                              Resolved(not moved) ── Resolving ────────────────────┘
+//!                                                     Refused as not the owner
 //! ```
 
-use client_lib::{Epoch, Error, Lsn, NodeId};
+use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};
 
 /// Where a handover stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum State {
     Serving,
     Freezing,
@@ -75,12 +77,17 @@ pub enum Effect {
     Resolve,
     /// Go on as owner, release everything held, and report this failure.
     Thaw(Error),
-    /// Become a replica under this epoch, then release everything held: it goes to the new owner.
-    StepDown(Epoch),
+    /// Become a replica of this owner, then release everything held: it goes there.
+    StepDown {
+        /// The new owner.
+        owner: NodeId,
+        /// The epoch of its ownership.
+        epoch: Epoch,
+    },
 }
 
 /// One handover.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Handover {
     to: NodeId,
     epoch: Epoch,
@@ -119,10 +126,14 @@ impl Handover {
             (State::Freezing | State::Preparing { .. }, Event::Failed(error)) => {
                 (State::Serving, Some(Effect::Thaw(error)))
             }
+            (State::Proposing { final_lsn }, Event::Refused(error)) if error.kind() == ErrorKind::NotOwner => {
+                // The epoch is over: whoever owns the volume now took it over.
+                (State::Resolving { final_lsn }, Some(Effect::Resolve))
+            }
             (State::Proposing { .. }, Event::Refused(error)) => (State::Serving, Some(Effect::Thaw(error))),
             (State::Proposing { .. }, Event::Committed(epoch)) => {
                 assert_eq!(epoch, self.epoch.next(), "a transfer raises the epoch by one");
-                (State::SteppedDown, Some(Effect::StepDown(epoch)))
+                (State::SteppedDown, Some(Effect::StepDown { owner: self.to, epoch }))
             }
             (State::Proposing { final_lsn } | State::Resolving { final_lsn }, Event::Unknown) => {
                 (State::Resolving { final_lsn }, Some(Effect::Resolve))
@@ -130,7 +141,7 @@ impl Handover {
             (State::Resolving { .. }, Event::Resolved { owner, epoch }) => {
                 if epoch == self.epoch {
                     let error = Error::new(
-                        client_lib::ErrorKind::Unavailable,
+                        ErrorKind::Unavailable,
                         format!(
                             "the transfer to node {} was not committed; the volume stays where it was, try again",
                             self.to
@@ -138,9 +149,9 @@ impl Handover {
                     );
                     (State::Serving, Some(Effect::Thaw(error)))
                 } else {
-                    // Only this node could end its own epoch, so a higher one is this very transfer.
+                    // This very transfer, or a takeover.
                     assert!(epoch > self.epoch, "epochs only rise: had {}, saw {epoch} of node {owner}", self.epoch);
-                    (State::SteppedDown, Some(Effect::StepDown(epoch)))
+                    (State::SteppedDown, Some(Effect::StepDown { owner, epoch }))
                 }
             }
             (state, event) => panic!("handover in state {state:?} cannot take {event:?}"),
@@ -153,7 +164,6 @@ impl Handover {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use client_lib::ErrorKind;
 
     const TO: NodeId = NodeId(2);
     const EPOCH: Epoch = Epoch(4);
@@ -175,7 +185,19 @@ mod tests {
 
     #[test]
     fn a_committed_transfer_steps_down() {
-        assert!(matches!(proposing().on(Event::Committed(Epoch(5))), Some(Effect::StepDown(Epoch(5)))));
+        assert!(matches!(
+            proposing().on(Event::Committed(Epoch(5))),
+            Some(Effect::StepDown { owner: TO, epoch: Epoch(5) })
+        ));
+    }
+
+    #[test]
+    fn an_epoch_that_a_takeover_ended_steps_down_for_the_new_owner() {
+        let mut handover = proposing();
+        let over = Error::new(ErrorKind::NotOwner, "the epoch is over");
+        assert!(matches!(handover.on(Event::Refused(over)), Some(Effect::Resolve)), "does not thaw");
+        let resolved = handover.on(Event::Resolved { owner: NodeId(3), epoch: Epoch(5) });
+        assert!(matches!(resolved, Some(Effect::StepDown { owner: NodeId(3), epoch: Epoch(5) })));
     }
 
     #[test]
@@ -198,7 +220,7 @@ mod tests {
         assert!(matches!(handover.on(Event::Unknown), Some(Effect::Resolve)), "asks again, does not thaw");
         assert!(matches!(
             handover.on(Event::Resolved { owner: TO, epoch: Epoch(5) }),
-            Some(Effect::StepDown(Epoch(5)))
+            Some(Effect::StepDown { owner: TO, epoch: Epoch(5) })
         ));
 
         let mut handover = proposing();
