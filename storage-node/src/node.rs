@@ -27,6 +27,7 @@ use crate::node::admission::Admission;
 use crate::node::reconcile::{Reconciler, learn_peers};
 use crate::node::service::{NodeService, RaftTransport};
 use crate::ownership::driver::OwnershipLog;
+use crate::ownership::lease::LeaseCell;
 use crate::peer::client::PeerClient;
 use crate::peer::server::PeerServer;
 use crate::propagation::repair;
@@ -35,11 +36,12 @@ use crate::serve::exports::Exports;
 use crate::serve::http::HttpServer;
 use crate::serve::metadata::{Metadata, NewestMetadata};
 use crate::serve::volumes::Volumes;
-use crate::shard::Shard;
 use crate::shard::handle::ShardHandle;
+use crate::shard::{Shard, ShardOptions};
 
 pub mod admin;
 pub mod admission;
+pub mod lease;
 pub mod ownership_log;
 pub mod reconcile;
 pub mod rtt;
@@ -138,7 +140,9 @@ impl Node {
         let peers = PeerClient::new(transport.clone());
         known.iter().for_each(|(node, address)| transport.set_peer(*node, *address));
 
-        let shard = Shard::start(options.store.shard(options.data.join("shard-0"))).await?;
+        let lease = Arc::new(LeaseCell::new(Arc::new(lease::BootClock)));
+        let store = options.store.shard(options.data.join("shard-0"));
+        let shard = Shard::start(ShardOptions { lease: lease.clone(), ..store }).await?;
         let meta_options = MetaOptions {
             node: me,
             group: GroupId::META,
@@ -188,6 +192,7 @@ impl Node {
         let tasks = vec![
             tokio::spawn(reconciler.clone().run(meta.subscribe())),
             tokio::spawn(rtt::follow(meta.clone(), peers.clone(), me)),
+            tokio::spawn(lease::keep(meta.clone(), me, lease)),
             tokio::spawn(repair::run(volumes.clone(), shard.clone())),
         ];
 

@@ -2,7 +2,7 @@
 //!
 //! [`Shard::start`] recovers the directory on a thread of its own and returns a [`handle::ShardHandle`]; everything
 //! after that happens on that thread. [`core`] is the loop: requests in, log entries out, events applied in log
-//! order, replies. [`mod@write`], [`fetch`], [`replica`], [`control`], [`resize`] and [`snapshots`] hold what the requests do, [`sync`] who waits for
+//! order, replies. [`mod@write`], [`fetch`], [`replica`], [`control`], [`resize`] and [`snapshots`] hold what the requests do, [`lease`] what may not be answered while the node's lease is out, [`sync`] who waits for
 //! what to be durable, [`checkpoint`] and [`recover`] how the state gets into the map store and back, [`clean`] how
 //! segments come free under random overwrites, [`damage`] what is known to be unreadable, [`scrub`] how it is found when nobody reads it. No lock is held anywhere: volumes of a shard share nothing with others.
 
@@ -14,6 +14,7 @@ mod control;
 mod core;
 mod damage;
 mod fetch;
+mod lease;
 mod recover;
 mod replica;
 mod resize;
@@ -27,6 +28,7 @@ mod write;
 mod tests;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -34,6 +36,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::io::{EngineKind, open_engine};
 use crate::log::{LogError, LogSettings};
 use crate::map::store::MapError;
+use crate::ownership::lease::LeaseCell;
 pub(crate) use checkpoint::decode_position;
 use core::Core;
 use handle::{QUEUE_DEPTH, ShardHandle};
@@ -57,6 +60,8 @@ pub struct ShardOptions {
     /// How long a pass of the scrub over everything stored shall take; `None` turns it off. Shorter finds damage sooner and
     /// reads more of the time.
     pub scrub_period: Option<Duration>,
+    /// Under what the node may act as an owner; looked at before anything is answered as one.
+    pub lease: Arc<LeaseCell>,
 }
 
 impl ShardOptions {
@@ -70,6 +75,7 @@ impl ShardOptions {
             map_cache_bytes: 64 << 20,
             checkpoint_log_bytes: 512 << 20,
             scrub_period: Some(SCRUB_PERIOD),
+            lease: Arc::new(LeaseCell::forever()),
         }
     }
 }

@@ -23,11 +23,17 @@ impl RaftOwnership {
         RaftOwnership { meta, me, incarnation: AtomicU64::new(incarnation) }
     }
 
+    /// This process's number: the newest it has seen, since its start may have been committed twice.
+    fn incarnation(&self) -> u64 {
+        let seen = self.meta.state().node(self.me).map_or(0, |node| node.incarnation);
+        self.incarnation.fetch_max(seen, Ordering::AcqRel).max(seen)
+    }
+
     async fn propose_transfer(&self, transfer: Transfer) -> TransferOutcome {
         let command = Command::Transfer {
             volume: transfer.volume,
             from: self.me,
-            incarnation: self.incarnation.load(Ordering::Acquire),
+            incarnation: self.incarnation(),
             epoch: transfer.epoch,
             to: transfer.to,
             final_lsn: transfer.final_lsn,
@@ -63,7 +69,7 @@ impl RaftOwnership {
 
     async fn propose_resize(&self, resize: Resize) -> Result<(), Error> {
         let Resize { volume, epoch, expected, size } = resize;
-        let incarnation = self.incarnation.load(Ordering::Acquire);
+        let incarnation = self.incarnation();
         let command = Command::ResizeVolume { volume, from: self.me, incarnation, epoch, expected, size };
         match self.meta.propose(command, METADATA_DEADLINE).await {
             Ok(response) => response.into_result().map(drop),

@@ -47,6 +47,8 @@ pub struct Reconciler {
     metadata: Arc<NewestMetadata>,
     peer_overrides: BTreeMap<NodeName, SocketAddr>,
     propagation: Mutex<BTreeMap<VolumeId, Propagation>>,
+    /// Under what the owned volumes were told last that this node acts.
+    acts_under: Mutex<Option<u64>>,
 }
 
 impl Reconciler {
@@ -60,7 +62,16 @@ impl Reconciler {
         metadata: Arc<NewestMetadata>,
         peer_overrides: BTreeMap<NodeName, SocketAddr>,
     ) -> Reconciler {
-        Reconciler { me, volumes, shard, peers, metadata, peer_overrides, propagation: Mutex::default() }
+        Reconciler {
+            me,
+            volumes,
+            shard,
+            peers,
+            metadata,
+            peer_overrides,
+            propagation: Mutex::default(),
+            acts_under: Mutex::default(),
+        }
     }
 
     /// Where the replicas of an owned volume are; `None` when it is not owned here.
@@ -91,8 +102,14 @@ impl Reconciler {
 
     async fn apply(self: &Arc<Self>, state: &MetaState) {
         learn_peers(&**self.peers.transport(), self.me, &self.peer_overrides, state);
+        let acts_under = state.lease(self.me).acts_under();
+        let before =
+            std::mem::replace(&mut *self.acts_under.lock().unwrap_or_else(PoisonError::into_inner), acts_under);
         for volume in state.volumes() {
-            if let Err(error) = self.apply_volume(volume).await {
+            if before != acts_under && volume.owner == self.me {
+                self.arm(volume, acts_under).await;
+            }
+            if let Err(error) = self.apply_volume(volume, acts_under).await {
                 tracing::error!(volume = %volume.name, epoch = %volume.epoch, %error, "the volume cannot be served");
             }
         }
@@ -115,7 +132,16 @@ impl Reconciler {
         }
     }
 
-    async fn apply_volume(self: &Arc<Self>, meta: &Volume) -> Result<(), Error> {
+    /// Tells the shard that this node acts for a volume under another number of lapses, if it had taken it up.
+    async fn arm(&self, meta: &Volume, acts_under: Option<u64>) {
+        if let Some(volume) = self.volumes.get(meta.id)
+            && let Err(error) = volume.shard.arm(meta.id, meta.epoch, acts_under).await
+        {
+            tracing::error!(volume = %meta.name, epoch = %meta.epoch, %error, "the volume is not served under the new lease");
+        }
+    }
+
+    async fn apply_volume(self: &Arc<Self>, meta: &Volume, acts_under: Option<u64>) -> Result<(), Error> {
         let owned = meta.owner == self.me;
         let (volume, view) = match self.volumes.get(meta.id) {
             Some(volume) => {
@@ -142,7 +168,7 @@ impl Reconciler {
         }
         if owned {
             volume.gate.set(View { owner: self.me, epoch: meta.epoch, phase: Phase::Activating });
-            self.activate(&volume, meta).await
+            self.activate(&volume, meta, acts_under).await
         } else {
             self.stop_propagation(meta.id);
             volume.shard.deactivate(meta.id, meta.epoch).await.map_err(store_failure)?;
@@ -152,7 +178,12 @@ impl Reconciler {
     }
 
     /// Takes up an ownership that consensus gave this node.
-    async fn activate(self: &Arc<Self>, volume: &Arc<ServedVolume>, meta: &Volume) -> Result<(), Error> {
+    async fn activate(
+        self: &Arc<Self>,
+        volume: &Arc<ServedVolume>,
+        meta: &Volume,
+        acts_under: Option<u64>,
+    ) -> Result<(), Error> {
         tracing::debug!(volume = %meta.name, epoch = %meta.epoch, "taking up the ownership");
         let report = volume.shard.report(meta.id).await.map_err(store_failure)?;
         if report.known < meta.final_lsn {
@@ -166,7 +197,7 @@ impl Reconciler {
             ));
         }
         grow(volume, meta.size).await;
-        let report = volume.shard.activate(meta.id, meta.epoch).await.map_err(store_failure)?;
+        let report = volume.shard.activate_under(meta.id, meta.epoch, acts_under).await.map_err(store_failure)?;
         volume.gate.set_phase(meta.epoch, Phase::Owner);
         tracing::info!(volume = %meta.name, epoch = %meta.epoch, head = %report.head, stale_blocks = report.stale_blocks, "owner");
         self.start_propagation(volume, meta);

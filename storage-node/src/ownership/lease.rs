@@ -150,6 +150,14 @@ impl LeaseCell {
         LeaseCell { lapses: AtomicU64::new(0), until_ns: AtomicU64::new(0), clock }
     }
 
+    /// A lease that lasts for ever, for ownerships taken up under no lapse: without a cluster nobody takes anything over.
+    #[must_use]
+    pub fn forever() -> LeaseCell {
+        let cell = LeaseCell::new(Arc::new(client_lib::clock::SystemClock::new()));
+        cell.hold(Terms { lapses: 0, until: Duration::MAX });
+        cell
+    }
+
     /// The time that terms are measured by.
     #[must_use]
     pub fn now(&self) -> Duration {

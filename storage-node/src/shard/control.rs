@@ -45,13 +45,20 @@ impl Core {
         }
     }
 
-    pub(super) fn activate(&mut self, volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport>) {
+    pub(super) fn activate(
+        &mut self,
+        volume: VolumeId,
+        epoch: Epoch,
+        acts_under: Option<u64>,
+        reply: Reply<VolumeReport>,
+    ) {
         let Some(run) = self.volumes.get_mut(&volume) else {
             return Done::Report(reply).fail(StoreError::UnknownVolume(volume));
         };
         if epoch < run.epoch {
             return Done::Report(reply).fail(StoreError::NotOwner { volume, epoch: run.epoch });
         }
+        run.acts_under = acts_under;
         if run.role == Role::Owner && run.epoch == epoch {
             run.frozen = false;
             self.finish_freeze(volume);
@@ -76,6 +83,9 @@ impl Core {
         let refusal = StoreError::NotOwner { volume, epoch };
         for job in std::mem::take(&mut run.waiting) {
             job.fail(refusal.clone());
+        }
+        for held in std::mem::take(&mut run.held) {
+            held.fail(refusal.clone());
         }
         self.append_plain(Entry::Role { volume, epoch, owner: false }, true, Done::Report(reply));
         self.finish_freeze(volume);

@@ -20,6 +20,7 @@ use super::clean::Cleaner;
 use super::control::SealJob;
 use super::fetch::Fetches;
 use super::handle::{Doorbell, Request, Role, StoreError};
+use super::lease::LEASE_PAUSE;
 use super::run::{Busy, Reply, VolumeRun};
 use super::scrub::Scrub;
 use super::sync::{Done, Syncs};
@@ -71,6 +72,8 @@ pub(super) struct Core {
     failed: Option<String>,
     stopping: Option<Reply<()>>,
     is_stopping: bool,
+    /// Whether any answer waits for the lease.
+    pub(super) is_holding_answers: bool,
     events: Vec<Event>,
 }
 
@@ -117,6 +120,7 @@ impl Core {
             failed: None,
             stopping: None,
             is_stopping: false,
+            is_holding_answers: false,
             events: Vec::new(),
         }
     }
@@ -141,6 +145,7 @@ impl Core {
             let is_busy = taken == REQUESTS_PER_TURN || self.is_stopping || self.has_background_work();
             let sleep = match is_busy {
                 true => Duration::ZERO,
+                false if self.is_holding_answers => LEASE_PAUSE,
                 false if self.cleaner.is_waiting() => CLEANING_PAUSE,
                 false => IDLE_SLEEP.min(self.scrub.wait()),
             };
@@ -159,6 +164,9 @@ impl Core {
 
     /// Lets everything that is under way go on; sleeps at most `sleep` when there is nothing to do.
     pub(super) fn turn(&mut self, sleep: Duration) {
+        if self.is_holding_answers {
+            self.lease_step();
+        }
         self.pump_syncs();
         let mut events = std::mem::take(&mut self.events);
         if let Err(error) = self.log.turn(sleep, &mut events) {
@@ -208,7 +216,8 @@ impl Core {
             Request::Extents { volume, moment, offset, length, reply } => {
                 drop(reply.send(self.extents(volume, moment, offset, length)));
             }
-            Request::Activate { volume, epoch, reply } => self.activate(volume, epoch, reply),
+            Request::Activate { volume, epoch, acts_under, reply } => self.activate(volume, epoch, acts_under, reply),
+            Request::Arm { volume, epoch, acts_under, reply } => drop(reply.send(self.arm(volume, epoch, acts_under))),
             Request::Deactivate { volume, epoch, reply } => self.deactivate(volume, epoch, reply),
             Request::Freeze { volume, reply } => self.freeze(volume, reply),
             Request::Thaw { volume, reply } => drop(reply.send(self.thaw(volume))),

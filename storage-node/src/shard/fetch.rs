@@ -14,6 +14,7 @@ use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 use super::core::Core;
 use super::damage::runs_of;
 use super::handle::{MappedExtent, ReadChunk, StoreError};
+use super::lease::Held;
 use super::run::Reply;
 use super::write::{Shape, WriteJob};
 use crate::io::buffer::AlignedBuffer;
@@ -34,7 +35,7 @@ const BLOCK: usize = BLOCK_SIZE as usize;
 #[derive(Debug)]
 pub(super) enum Then {
     /// A guest's read is answered.
-    Read { offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
+    Read { offset: u64, length: u32, as_owner: bool, reply: Reply<Vec<ReadChunk>> },
     /// Versions are sent to another node.
     Versions { lsns: Vec<Lsn>, reply: Reply<Vec<VersionedBlock>> },
     /// A partial write goes on.
@@ -114,7 +115,10 @@ impl Core {
         reply: Reply<Vec<ReadChunk>>,
     ) {
         match self.readable(volume, moment, offset, length) {
-            Ok(versions) => self.fetch(volume, &versions, Then::Read { offset, length, reply }),
+            Ok(versions) => {
+                let as_owner = moment == Moment::Now;
+                self.fetch(volume, &versions, Then::Read { offset, length, as_owner, reply });
+            }
             Err(error) => drop(reply.send(Err(error))),
         }
     }
@@ -298,9 +302,11 @@ impl Core {
             disk.bytes = bytes.freeze();
         }
         match then {
-            Then::Read { offset, length, reply } => {
-                drop(reply.send(failure.map_or_else(|| Ok(chunks(&runs, offset, length)), Err)));
-            }
+            Then::Read { offset, length, as_owner, reply } => match failure {
+                Some(error) => drop(reply.send(Err(error))),
+                None if as_owner => self.answer_as_owner(volume, Held::Chunks(reply, chunks(&runs, offset, length))),
+                None => drop(reply.send(Ok(chunks(&runs, offset, length)))),
+            },
             Then::Versions { lsns, reply } => {
                 let blocks = lsns.into_iter().zip(blocks(&runs)).map(|(lsn, (block, data))| VersionedBlock {
                     block: BlockIndex(block),
@@ -332,6 +338,9 @@ impl Core {
     ) -> Result<Vec<MappedExtent>, StoreError> {
         let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
         run.require_readable(moment, offset, length)?;
+        if moment == Moment::Now {
+            self.require_lease(run)?;
+        }
         let mut extents: Vec<MappedExtent> = Vec::new();
         if length == 0 {
             return Ok(extents);

@@ -239,7 +239,8 @@ pub enum Request {
     Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, reply: Reply<Lsn> },
     Flush { volume: VolumeId, reply: Reply<Lsn> },
     Extents { volume: VolumeId, moment: Moment, offset: u64, length: u64, reply: Reply<Vec<MappedExtent>> },
-    Activate { volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport> },
+    Activate { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<VolumeReport> },
+    Arm { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<()> },
     Deactivate { volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport> },
     Freeze { volume: VolumeId, reply: Reply<Lsn> },
     Thaw { volume: VolumeId, reply: Reply<()> },
@@ -399,7 +400,24 @@ impl ShardHandle {
     /// Becomes owner under `epoch`, logged and synced; the next write gets sequence `known.sequence + 1`. Serves at
     /// once, whatever is stale. Refused with `NotOwner` if `epoch` is below the volume's. Idempotent. Thaws.
     pub async fn activate(&self, volume: VolumeId, epoch: Epoch) -> Result<VolumeReport, StoreError> {
-        self.ask(|reply| Request::Activate { volume, epoch, reply }).await
+        self.activate_under(volume, epoch, Some(0)).await
+    }
+
+    /// As [`activate`](Self::activate), of a node that acts under a lease: `acts_under` is of the metadata state that made it
+    /// the owner ([`consensus::Lease::acts_under`]). While the lease is out, or of another number, nothing is answered.
+    pub async fn activate_under(
+        &self,
+        volume: VolumeId,
+        epoch: Epoch,
+        acts_under: Option<u64>,
+    ) -> Result<VolumeReport, StoreError> {
+        self.ask(|reply| Request::Activate { volume, epoch, acts_under, reply }).await
+    }
+
+    /// The node, which was found to be without a lease, still owns the volume in `epoch` by a later state of the metadata, and
+    /// acts under that one's number. Nothing to do in another epoch.
+    pub async fn arm(&self, volume: VolumeId, epoch: Epoch, acts_under: Option<u64>) -> Result<(), StoreError> {
+        self.ask(|reply| Request::Arm { volume, epoch, acts_under, reply }).await
     }
 
     /// Becomes a replica under `epoch` (the new owner's), logged and synced. Idempotent.

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::damage::Damage;
 use super::handle::{Role, StoreError, VolumeReport};
+use super::lease::Held;
 use super::resize::Shrink;
 use super::write::WriteJob;
 use crate::map::Map;
@@ -51,6 +52,10 @@ pub(super) struct VolumeRun {
     pub(super) end: VolumeSize,
     pub(super) shrink: Option<Shrink>,
     pub(super) frozen: bool,
+    /// The number of lapses under which the ownership was taken up.
+    pub(super) acts_under: Option<u64>,
+    /// Answers that wait for the node's lease.
+    pub(super) held: Vec<Held>,
     pub(super) freezers: Vec<Reply<Lsn>>,
     /// Writes and zeroes in the log's hands.
     pub(super) flights: VecDeque<Busy>,
@@ -77,6 +82,8 @@ impl VolumeRun {
             end: state.size,
             shrink: None,
             frozen: false,
+            acts_under: None,
+            held: Vec::new(),
             freezers: Vec::new(),
             flights: VecDeque::new(),
             merging: Vec::new(),
@@ -89,7 +96,7 @@ impl VolumeRun {
 
     /// Whether no write is under way.
     pub(super) fn is_quiet(&self) -> bool {
-        self.flights.is_empty() && self.merging.is_empty() && self.waiting.is_empty()
+        self.flights.is_empty() && self.merging.is_empty() && self.waiting.is_empty() && self.held.is_empty()
     }
 
     /// Refuses what only an owner may do.

@@ -11,7 +11,8 @@ use client_lib::{Lsn, SnapshotId, VolumeId};
 
 use super::control::SealJob;
 use super::core::Core;
-use super::handle::{StoreError, VolumeReport};
+use super::handle::{Role, StoreError, VolumeReport};
+use super::lease::Held;
 use super::run::Reply;
 use crate::log::{Event, LogError, LogPosition};
 
@@ -177,10 +178,15 @@ impl Core {
         };
         match done {
             Done::Nothing => {}
-            Done::Lsn(reply, lsn) => drop(reply.send(Ok(lsn))),
+            Done::Lsn(reply, lsn) => self.answer_as_owner(volume, Held::Lsn(reply, lsn)),
             Done::Known(reply) => drop(reply.send(Ok(run.state.known))),
             Done::Watermark(reply) => drop(reply.send(Ok(run.state.watermark()))),
-            Done::Durable(reply) => drop(reply.send(Ok(run.durable))),
+            // A FLUSH at a node that owns nothing says nothing of the volume.
+            Done::Durable(reply) if run.role == Role::Replica => drop(reply.send(Ok(run.durable))),
+            Done::Durable(reply) => {
+                let held = Held::Lsn(reply, run.durable);
+                self.answer_as_owner(volume, held);
+            }
             Done::Report(reply) => {
                 let fault = self.fault().map(str::to_owned);
                 drop(reply.send(Ok(VolumeReport { fault, ..run.report(&self.map) })));

@@ -4,6 +4,7 @@ mod clean;
 mod crash;
 mod damage;
 mod faults;
+mod lease;
 mod model;
 mod replica;
 mod resize;

@@ -297,6 +297,9 @@ impl Core {
         for job in run.waiting {
             job.fail(error.clone());
         }
+        for held in run.held {
+            held.fail(error.clone());
+        }
         for reply in run.freezers {
             drop(reply.send(Err(error.clone())));
         }

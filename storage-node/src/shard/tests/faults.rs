@@ -139,7 +139,7 @@ fn only_an_owner_that_is_not_frozen_writes() {
     assert_eq!(rig.wait(answer).expect("what was under way ends").to_string(), "4.2");
     assert_eq!(rig.wait(frozen).expect("freezes").to_string(), "4.2");
     assert_eq!(rig.read(0, 4096).expect("reads are served"), [1; 4096]);
-    let stale = rig.ask(|reply| Request::Activate { volume: VOLUME, epoch: Epoch(3), reply });
+    let stale = rig.ask(|reply| Request::Activate { volume: VOLUME, epoch: Epoch(3), acts_under: Some(0), reply });
     assert!(matches!(stale, Err(StoreError::NotOwner { .. })));
     rig.ask(|reply| Request::Thaw { volume: VOLUME, reply }).expect("thaws");
     rig.write_block(2, 3).expect("writes again");

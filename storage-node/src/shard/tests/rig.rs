@@ -51,6 +51,7 @@ fn options(directory: PathBuf) -> ShardOptions {
         map_cache_bytes: 0,
         checkpoint_log_bytes: 1 << 20,
         scrub_period: None,
+        lease: std::sync::Arc::new(crate::ownership::lease::LeaseCell::forever()),
     }
 }
 
@@ -178,7 +179,8 @@ impl Rig {
     }
 
     pub(super) fn activate(&mut self, epoch: u64) -> VolumeReport {
-        self.ask(|reply| Request::Activate { volume: VOLUME, epoch: Epoch(epoch), reply }).expect("activates")
+        self.ask(|reply| Request::Activate { volume: VOLUME, epoch: Epoch(epoch), acts_under: Some(0), reply })
+            .expect("activates")
     }
 
     pub(super) fn deactivate(&mut self, epoch: u64) -> VolumeReport {

@@ -1,0 +1,113 @@
+//! What a shard answers while the node's lease is out: nothing, until it is there again or the volume is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client_lib::clock::VirtualClock;
+use client_lib::{Epoch, Lsn};
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::rig::{Rig, VOLUME};
+use crate::ownership::lease::{LeaseCell, Terms};
+use crate::shard::handle::{Request, StoreError};
+use crate::volume::Moment;
+
+const LEASE: Duration = Duration::from_secs(8);
+
+/// An owner in epoch 1 with a lease of eight seconds, and its clock.
+fn owner() -> (Rig, Arc<VirtualClock>, Arc<LeaseCell>) {
+    let clock = Arc::new(VirtualClock::new(0));
+    let cell = Arc::new(LeaseCell::new(clock.clone()));
+    cell.hold(Terms { lapses: 0, until: LEASE });
+    let mut rig = Rig::in_memory(1, |options| options.lease = cell.clone());
+    rig.open(1 << 20);
+    rig.activate(1);
+    (rig, clock, cell)
+}
+
+fn arm(rig: &mut Rig, acts_under: Option<u64>) {
+    rig.ask(|reply| Request::Arm { volume: VOLUME, epoch: Epoch(1), acts_under, reply }).expect("is armed");
+}
+
+fn turns(rig: &mut Rig) {
+    for _ in 0..100 {
+        rig.turn();
+    }
+}
+
+/// The write is in the log when the process is paused, and the lease is out when it goes on.
+#[test]
+fn a_write_that_was_overtaken_by_the_end_of_the_lease_is_acked_only_if_nobody_took_over() {
+    let (mut rig, clock, cell) = owner();
+    let mut write = rig.send_write(0, vec![1; 4096], false);
+    clock.advance(LEASE);
+    turns(&mut rig);
+    assert_eq!(write.try_recv(), Err(TryRecvError::Empty), "not acked, and not failed");
+    cell.hold(Terms { lapses: 0, until: LEASE * 2 });
+    assert_eq!(rig.wait(write), Ok(Lsn::new(Epoch(1), 1)));
+}
+
+#[test]
+fn reads_and_flushes_wait_too_and_are_refused_when_the_volume_is_lost() {
+    let (mut rig, clock, cell) = owner();
+    rig.write_block(0, 1).expect("within the lease");
+    clock.advance(LEASE);
+    let mut read =
+        rig.send(|reply| Request::Read { volume: VOLUME, moment: Moment::Now, offset: 0, length: 512, reply });
+    let mut flush = rig.send(|reply| Request::Flush { volume: VOLUME, reply });
+    let mut write = rig.send_write(4096, vec![2; 4096], true);
+    turns(&mut rig);
+    assert_eq!(read.try_recv(), Err(TryRecvError::Empty));
+    assert_eq!(flush.try_recv(), Err(TryRecvError::Empty));
+    assert_eq!(write.try_recv(), Err(TryRecvError::Empty));
+    let extents =
+        rig.ask(|reply| Request::Extents { volume: VOLUME, moment: Moment::Now, offset: 0, length: 512, reply });
+    assert_eq!(extents, Err(StoreError::Frozen(VOLUME)));
+
+    // The lease is granted anew, and then the node hears that it was taken over from.
+    cell.hold(Terms { lapses: 1, until: LEASE * 3 });
+    turns(&mut rig);
+    assert_eq!(write.try_recv(), Err(TryRecvError::Empty), "it was taken up under another number");
+    rig.deactivate(2);
+    let refusal = StoreError::NotOwner { volume: VOLUME, epoch: Epoch(2) };
+    assert_eq!(rig.wait(read), Err(refusal.clone()));
+    assert_eq!(rig.wait(flush), Err(refusal.clone()));
+    assert_eq!(rig.wait(write), Err(refusal));
+}
+
+#[test]
+fn an_owner_that_kept_its_volume_through_a_lapse_goes_on_when_it_is_told_so() {
+    let (mut rig, clock, cell) = owner();
+    clock.advance(LEASE);
+    arm(&mut rig, None);
+    let mut write = rig.send_write(0, vec![1; 4096], false);
+    cell.hold(Terms { lapses: 1, until: LEASE * 2 });
+    turns(&mut rig);
+    assert_eq!(write.try_recv(), Err(TryRecvError::Empty));
+    arm(&mut rig, Some(1));
+    rig.wait(write).expect("is acked");
+}
+
+#[test]
+fn a_freeze_waits_for_answers_that_are_held() {
+    let (mut rig, clock, cell) = owner();
+    let write = rig.send_write(0, vec![1; 4096], false);
+    clock.advance(LEASE);
+    let mut freeze = rig.send(|reply| Request::Freeze { volume: VOLUME, reply });
+    turns(&mut rig);
+    assert_eq!(freeze.try_recv(), Err(TryRecvError::Empty));
+    cell.hold(Terms { lapses: 0, until: LEASE * 2 });
+    rig.wait(write).expect("is acked first");
+    assert_eq!(rig.wait(freeze), Ok(Lsn::new(Epoch(1), 1)));
+}
+
+#[test]
+fn a_shard_without_a_lease_stops() {
+    let (mut rig, clock, _) = owner();
+    let write = rig.send_write(0, vec![1; 4096], false);
+    clock.advance(LEASE);
+    turns(&mut rig);
+    rig.restart();
+    assert_eq!(rig.wait(write), Err(StoreError::Stopped));
+    assert_eq!(rig.report().known, Lsn::new(Epoch(1), 1), "it is in the log all the same");
+}
