@@ -23,6 +23,9 @@ pub const IO_SIZE_MAX: u32 = 32 << 20;
 /// Blocks of the largest volume.
 pub const BLOCKS_MAX: u64 = VOLUME_SIZE_MAX / BLOCK_SIZE as u64;
 
+/// Most snapshots of a volume: each costs some bytes in every checkpoint, and look-ups in older ones pass by the newer.
+pub const SNAPSHOTS_MAX: usize = 1024;
+
 const _: () = assert!(BLOCKS_MAX <= u32::MAX as u64 + 1, "block numbers fit u32 bitmaps");
 
 /// The number of a block within its volume.

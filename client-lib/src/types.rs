@@ -118,7 +118,12 @@ pub struct NodeName(String);
 #[serde(try_from = "String", into = "String")]
 pub struct VolumeName(String);
 
-/// The longest name of a node, provider or volume, in bytes. Longer ones are refused as invalid.
+/// What people call a snapshot, within its volume; `VOLUME@SNAPSHOT` names it outside.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotName(String);
+
+/// The longest name of a node, provider, volume or snapshot, in bytes. Longer ones are refused as invalid.
 pub const NAME_LEN_MAX: usize = 63;
 
 macro_rules! name {
@@ -165,6 +170,7 @@ macro_rules! name {
 name!(ProviderId, "provider");
 name!(NodeName, "node");
 name!(VolumeName, "volume");
+name!(SnapshotName, "snapshot");
 
 /// Letters, digits, `-`, `_` and `.`, starting with a letter or digit. Safe as a file name, in a URI and in a
 /// shell, and leaves `@` free for snapshots (`VOL@SNAP`).

@@ -5,8 +5,14 @@
 
 use std::collections::BTreeSet;
 
-use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, NodeName, ProviderId, VolumeId, VolumeName, VolumeSize};
+use client_lib::geometry::SNAPSHOTS_MAX;
+use client_lib::{
+    Epoch, Error, ErrorKind, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeId, VolumeName,
+    VolumeSize,
+};
 use serde::{Deserialize, Serialize};
+
+use crate::state::Made;
 
 /// The version in front of every encoded command.
 pub const COMMAND_VERSION: u8 = 1;
@@ -123,6 +129,35 @@ pub enum Command {
         /// What the new owner holds: all of the volume up to here, and nothing after it.
         start: Lsn,
     },
+    /// The owner is to keep the volume as it is, under this name, as soon as it can.
+    CreateSnapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot's name; unique in the volume.
+        name: SnapshotName,
+        /// Tells a repeated proposal from another snapshot of the same name.
+        nonce: u64,
+    },
+    /// The owner has made a snapshot.
+    SnapshotMade {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The owner who proposes.
+        from: NodeId,
+        /// The epoch of the ownership.
+        epoch: Epoch,
+        /// What it is.
+        made: Made,
+    },
+    /// The snapshot is not needed any more.
+    DeleteSnapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
 }
 
 impl Command {
@@ -199,6 +234,15 @@ pub enum Response {
         /// The new epoch.
         epoch: Epoch,
     },
+    /// The snapshot has this id; its owner makes it.
+    SnapshotCreated {
+        /// Its id.
+        snapshot: SnapshotId,
+    },
+    /// It is known where the snapshot is in the volume's order.
+    SnapshotMade,
+    /// The snapshot does not exist any more.
+    SnapshotDeleted,
 }
 
 impl Response {
@@ -312,18 +356,42 @@ pub enum Refusal {
         /// What it holds.
         position: Lsn,
     },
+    /// Another snapshot of the volume has the name.
+    #[error("snapshot {volume}@{name} exists already; choose another name or delete it first")]
+    SnapshotNameTaken {
+        /// The volume's name.
+        volume: VolumeName,
+        /// The snapshot's.
+        name: SnapshotName,
+    },
+    /// No such snapshot.
+    #[error("volume {volume} has no snapshot {snapshot}; it may have been deleted")]
+    UnknownSnapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// The volume has as many snapshots as it may have.
+    #[error("volume {0} has {max} snapshots, and may have no more: delete some first", max = SNAPSHOTS_MAX)]
+    TooManySnapshots(VolumeName),
 }
 
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Error {
         let kind = match &refusal {
-            Refusal::NodeNameTaken { .. } | Refusal::NodeIdTaken { .. } | Refusal::VolumeNameTaken(_) => {
-                ErrorKind::AlreadyExists
+            Refusal::NodeNameTaken { .. }
+            | Refusal::NodeIdTaken { .. }
+            | Refusal::VolumeNameTaken(_)
+            | Refusal::SnapshotNameTaken { .. } => ErrorKind::AlreadyExists,
+            Refusal::UnknownNode(_) | Refusal::UnknownVolume(_) | Refusal::UnknownSnapshot { .. } => {
+                ErrorKind::NotFound
             }
-            Refusal::UnknownNode(_) | Refusal::UnknownVolume(_) => ErrorKind::NotFound,
             Refusal::NotOwner { .. } => ErrorKind::NotOwner,
             Refusal::OldIncarnation { .. } => ErrorKind::Fenced,
-            Refusal::NotReplica { .. } | Refusal::LeftBehind { .. } => ErrorKind::InvalidRequest,
+            Refusal::NotReplica { .. } | Refusal::LeftBehind { .. } | Refusal::TooManySnapshots(_) => {
+                ErrorKind::InvalidRequest
+            }
             Refusal::SizeChanged { .. } | Refusal::LeaseHeld { .. } => ErrorKind::Busy,
             Refusal::LeaseLapsed { .. } => ErrorKind::Fenced,
         };

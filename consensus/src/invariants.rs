@@ -12,7 +12,7 @@ type Predicate = fn(&MetaState) -> bool;
 /// The first invariant that does not hold, if any.
 #[must_use]
 pub fn violated(state: &MetaState) -> Option<&'static str> {
-    let all: [(&str, Predicate); 8] = [
+    let all: [(&str, Predicate); 10] = [
         ("node names are unique", node_names_are_unique),
         ("volume names are unique", volume_names_are_unique),
         ("holders are members", holders_are_members),
@@ -21,6 +21,8 @@ pub fn violated(state: &MetaState) -> Option<&'static str> {
         ("final LSNs belong to ended epochs", final_lsns_belong_to_ended_epochs),
         ("leases are of members", leases_are_of_members),
         ("forks are of ended epochs and rise", forks_are_of_ended_epochs_and_rise),
+        ("snapshot names are unique in a volume", snapshot_names_are_unique),
+        ("snapshots rise, and are made in their order", snapshots_rise),
     ];
     all.into_iter().find(|(_, holds)| !holds(state)).map(|(name, _)| name)
 }
@@ -68,5 +70,21 @@ fn forks_are_of_ended_epochs_and_rise(state: &MetaState) -> bool {
         volume.forks.windows(2).all(|pair| pair[0].epoch < pair[1].epoch && pair[0].end < pair[1].end)
             && volume.forks.iter().all(has_ended)
             && !volume.has_left(volume.final_lsn)
+    })
+}
+
+fn snapshot_names_are_unique(state: &MetaState) -> bool {
+    state.volumes().all(|volume| {
+        let names: BTreeSet<_> = volume.snapshots.iter().map(|snapshot| &snapshot.name).collect();
+        names.len() == volume.snapshots.len()
+    })
+}
+
+fn snapshots_rise(state: &MetaState) -> bool {
+    state.volumes().all(|volume| {
+        let made: Vec<_> = volume.snapshots.iter().filter_map(|snapshot| snapshot.made).collect();
+        volume.snapshots.is_sorted_by(|older, newer| older.id < newer.id)
+            && made.is_sorted_by(|older, newer| older.lsn <= newer.lsn)
+            && volume.snapshots.last().is_none_or(|newest| newest.id <= volume.newest_snapshot)
     })
 }

@@ -16,6 +16,6 @@ pub mod timings;
 pub use command::{Command, Refusal, Response};
 pub use network::RaftCalls;
 pub use raft::{MetaOptions, MetaRaft};
-pub use state::{EpochRecord, Fork, Lease, MetaState, Node, Volume};
+pub use state::{EpochRecord, Fork, Lease, Made, MetaState, Node, Snapshot, Volume};
 pub use store::types::Member;
 pub use timings::Timings;

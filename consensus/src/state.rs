@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use client_lib::{Epoch, Lsn, NodeId, NodeName, ProviderId, VolumeId, VolumeName, VolumeSize};
+use client_lib::{
+    Epoch, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeId, VolumeName, VolumeSize,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, Response};
@@ -13,6 +15,7 @@ use crate::command::{Command, Response};
 mod leases;
 mod members;
 mod ownership;
+mod snapshots;
 mod volumes;
 
 #[cfg(test)]
@@ -87,6 +90,30 @@ impl Lease {
     }
 }
 
+/// What a snapshot is, once its volume's owner has made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// Up to where it has the volume's writes.
+    pub lsn: Lsn,
+    /// The volume's size there.
+    pub size: VolumeSize,
+    /// When, by the owner's clock, in milliseconds since 1970.
+    pub at_ms: u64,
+}
+
+/// A snapshot of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its id, for ever: the log index of its creation, so ids rise with time.
+    pub id: SnapshotId,
+    /// Its name.
+    pub name: SnapshotName,
+    /// `None` until the owner has made it.
+    pub made: Option<Made>,
+    /// Tells repeated creations apart.
+    pub nonce: u64,
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -112,6 +139,10 @@ pub struct Volume {
     pub nonce: u64,
     /// The takeovers, oldest first, at most [`FORKS_MAX`].
     pub forks: Vec<Fork>,
+    /// The snapshots, oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// The newest snapshot that was ever created; a holder that has an older one which is not listed has a deleted one.
+    pub newest_snapshot: SnapshotId,
 }
 
 impl Volume {
@@ -131,7 +162,15 @@ impl Volume {
             history: Vec::new(),
             nonce: 0,
             forks: Vec::new(),
+            snapshots: Vec::new(),
+            newest_snapshot: SnapshotId(0),
         }
+    }
+
+    /// The snapshot called `name`.
+    #[must_use]
+    pub fn snapshot_named(&self, name: &str) -> Option<&Snapshot> {
+        self.snapshots.iter().find(|snapshot| snapshot.name.as_str() == name)
     }
 
     /// Whether a holder that knows the volume up to `position` has what is no part of it: a takeover left it behind.
@@ -180,6 +219,11 @@ impl MetaState {
             Command::Takeover { volume, from, epoch, to, incarnation, start } => {
                 self.takeover(ownership::Takeover { volume, from, epoch, to, incarnation, start })
             }
+            Command::CreateSnapshot { volume, name, nonce } => self.create_snapshot(log_index, volume, name, nonce),
+            Command::SnapshotMade { volume, snapshot, from, epoch, made } => {
+                self.snapshot_made(volume, snapshot, from, epoch, made)
+            }
+            Command::DeleteSnapshot { volume, snapshot } => self.delete_snapshot(volume, snapshot),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

@@ -16,6 +16,7 @@ mod import;
 mod inspect;
 mod node;
 mod serving;
+mod snapshot;
 mod transfer;
 mod up;
 mod volume;

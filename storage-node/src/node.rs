@@ -169,15 +169,16 @@ impl Node {
 
         let volumes = Arc::new(Volumes::default());
         let newest = Arc::new(NewestMetadata::new(Arc::new(meta.clone())));
+        let log: Arc<dyn OwnershipLog> = Arc::new(ownership_log::RaftOwnership::new(meta.clone(), me, incarnation));
         let reconciler = Arc::new(Reconciler::new(
             me,
             volumes.clone(),
             shard.clone(),
             peers.clone(),
             newest.clone(),
+            log.clone(),
             options.peer_overrides,
         ));
-        let log: Arc<dyn OwnershipLog> = Arc::new(ownership_log::RaftOwnership::new(meta.clone(), me, incarnation));
         let admin = Arc::new(NodeAdmin::new(
             this,
             options.wan_bytes,

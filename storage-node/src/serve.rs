@@ -6,5 +6,6 @@ pub mod http;
 pub mod metadata;
 pub mod resize;
 mod session;
+pub mod snapshots;
 pub mod volume;
 pub mod volumes;

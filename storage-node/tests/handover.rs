@@ -10,8 +10,8 @@ use bytes::Bytes;
 use client_lib::transport::memory::MemoryNetwork;
 use client_lib::transport::{BoxFuture, Class, Service, Transport};
 use client_lib::wire::frame::Frame;
-use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId, VolumeSize};
-use consensus::{Command, MetaState, Response};
+use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, VolumeId, VolumeSize};
+use consensus::{Command, Made, MetaState, Response};
 use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
 use storage_node::config::StoreSettings;
 use storage_node::node::reconcile::Reconciler;
@@ -128,6 +128,18 @@ impl OwnershipLog for TestLog {
             self.meta.propose(command).map(drop)
         })
     }
+
+    fn snapshot_made(
+        &self,
+        volume: VolumeId,
+        epoch: Epoch,
+        snapshot: SnapshotId,
+        made: Made,
+    ) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            self.meta.propose(Command::SnapshotMade { volume, snapshot, from: self.me, epoch, made }).map(drop)
+        })
+    }
 }
 
 struct NoAdmin;
@@ -198,8 +210,9 @@ impl Cluster {
             let newest = Arc::new(NewestMetadata::new(Arc::new(meta.clone())));
             let exports = Exports::new(volumes.clone(), newest.clone(), id << 48);
             let overrides = BTreeMap::new();
+            let log = Arc::new(TestLog { meta: meta.clone(), me: NodeId(id), lose_answers: false });
             let reconciler =
-                Arc::new(Reconciler::new(NodeId(id), volumes.clone(), shard.clone(), peers, newest, overrides));
+                Arc::new(Reconciler::new(NodeId(id), volumes.clone(), shard.clone(), peers, newest, log, overrides));
             assert!(service.0.set(PeerServer::new(volumes.clone(), Arc::new(NoAdmin))).is_ok());
             let (hearing, heard) = meta.follow();
             let running = tokio::spawn(reconciler.clone().run(heard));
@@ -568,5 +581,128 @@ async fn clients_of_a_shrunk_volume_are_told_and_what_was_dropped_is_gone_everyw
         assert_eq!((&edge[..512], &edge[512..]), (&[5; 512][..], &[0; 3584][..]));
     }
     cluster.until(|| cluster.in_step(1)).await;
+    cluster.stop().await;
+}
+
+impl Cluster {
+    /// Asks for a snapshot of the volume.
+    fn record_snapshot(&self, name: &str) -> SnapshotId {
+        let (volume, name) = (self.volume, name.parse().expect("a name"));
+        let nonce = self.meta.state.lock().expect("no test panics with the lock held").0;
+        let created = self.meta.propose(Command::CreateSnapshot { volume, name, nonce }).expect("is recorded");
+        let Response::SnapshotCreated { snapshot } = created else { panic!("{created:?}") };
+        snapshot
+    }
+
+    /// Makes a snapshot of the volume; returns what it is.
+    async fn snapshot(&self, name: &str) -> (SnapshotId, Made) {
+        let snapshot = self.record_snapshot(name);
+        let owner = self.meta.state().volume(self.volume).expect("exists").owner;
+        let volume = self.nodes[&owner.0].volumes.get(self.volume).expect("is served");
+        (snapshot, volume.snapshots.made(snapshot, Duration::from_secs(60)).await.expect("is made"))
+    }
+
+    async fn export(&self, node: u64, name: &str) -> Arc<dyn Session> {
+        self.nodes[&node].exports.open(name).await.expect("opens")
+    }
+
+    /// Whether `node` holds all of its only snapshot.
+    async fn holds_snapshot(&self, node: u64, snapshot: SnapshotId) -> bool {
+        let stored = self.nodes[&node].shard.snapshots(self.volume).await.expect("lists");
+        stored.iter().any(|stored| stored.snapshot == snapshot && stored.stale_blocks == 0)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_everywhere_at_the_same_position_and_stays_as_it_was() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let at_a = cluster.session(1).await;
+    for index in 0..200 {
+        write(&at_a, index, 1).await;
+    }
+    let (snapshot, made) = cluster.snapshot("monday").await;
+    for index in 0..200 {
+        write(&at_a, index, 2).await;
+    }
+    // At once, wherever its data is.
+    for node in 1..=3 {
+        let session = cluster.export(node, "v@monday").await;
+        assert_eq!(read(&session, 17).await, block(1), "at node {node}");
+        let refused = session.write(0, block(9), false).await.expect_err("is a snapshot");
+        assert!(session.info().read_only && refused.message().contains("never changes"), "{refused}");
+    }
+    for node in 1..=3 {
+        cluster.until(|| cluster.holds_snapshot(node, snapshot)).await;
+        let stored = cluster.nodes[&node].shard.snapshots(cluster.volume).await.expect("lists");
+        assert_eq!((stored[0].lsn, stored[0].size), (made.lsn, made.size), "at node {node}");
+    }
+    let names: Vec<String> =
+        cluster.nodes[&2].exports.list().await.expect("lists").into_iter().map(|info| info.name).collect();
+    assert_eq!(names, ["v", "v@monday"]);
+    let unknown = cluster.nodes[&2].exports.open("v@tuesday").await.map(drop).expect_err("is not there");
+    assert!(unknown.message().contains("helio volume snapshot list v"), "says what to do: {unknown}");
+
+    cluster.meta.propose(Command::DeleteSnapshot { volume: cluster.volume, snapshot }).expect("is deleted");
+    for node in 1..=3 {
+        let shard = &cluster.nodes[&node].shard;
+        cluster.until(|| async { shard.snapshots(cluster.volume).await.expect("lists").is_empty() }).await;
+    }
+    assert_eq!(read(&at_a, 17).await, block(2));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_survives_the_move_to_a_node_that_has_none_of_its_data() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let at_a = cluster.session(1).await;
+    for index in 0..3000 {
+        write(&at_a, index, 1).await;
+    }
+    let (before, _) = cluster.snapshot("before").await;
+    for index in 0..1500 {
+        write(&at_a, index, 2).await;
+    }
+    cluster.migrate(1, 2).await.expect("is handed over");
+    // A new owner that still fetches makes one too, and both are what they were whatever is written over them.
+    let (after, _) = cluster.snapshot("after").await;
+    let at_b = cluster.session(2).await;
+    for index in 0..3000 {
+        write(&at_b, index, 3).await;
+    }
+    for node in 1..=3 {
+        let (first, second) = (cluster.export(node, "v@before").await, cluster.export(node, "v@after").await);
+        assert_eq!(
+            (read(&first, 7).await, read(&second, 7).await),
+            (block(1).into(), block(2).into()),
+            "at node {node}"
+        );
+        assert_eq!((read(&first, 2999).await, read(&second, 2999).await), (block(1).into(), block(1).into()));
+    }
+    for snapshot in [before, after] {
+        for node in 1..=3 {
+            cluster.until(|| cluster.holds_snapshot(node, snapshot)).await;
+        }
+    }
+    for node in 1..=3 {
+        cluster.until(|| cluster.in_step(node)).await;
+    }
+    cluster.stop().await;
+}
+
+/// Asked for while the owner could not tell: whoever owns the volume then makes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_was_asked_for_is_made_by_the_next_owner() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let at_a = cluster.session(1).await;
+    write(&at_a, 0, 1).await;
+    let deaf = cluster.nodes[&1].hearing.lock().await;
+    let snapshot = cluster.record_snapshot("late");
+    cluster.migrate(1, 2).await.expect("is handed over");
+    let at_b = cluster.nodes[&2].volumes.get(cluster.volume).expect("is served");
+    let made = at_b.snapshots.made(snapshot, Duration::from_secs(60)).await.expect("is made");
+    assert_eq!(made.lsn, cluster.nodes[&2].shard.report(cluster.volume).await.expect("reports").head);
+    drop(deaf);
+    let session = cluster.export(3, "v@late").await;
+    assert_eq!(read(&session, 0).await, block(1));
     cluster.stop().await;
 }

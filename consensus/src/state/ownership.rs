@@ -81,7 +81,7 @@ impl MetaState {
     }
 }
 
-fn require_owner(volume: &Volume, from: NodeId, epoch: Epoch) -> Result<(), Refusal> {
+pub(super) fn require_owner(volume: &Volume, from: NodeId, epoch: Epoch) -> Result<(), Refusal> {
     if volume.owner == from && volume.epoch == epoch {
         return Ok(());
     }

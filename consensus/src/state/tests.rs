@@ -1,9 +1,9 @@
 //! The state machine by tables and properties.
 
-use client_lib::{Epoch, ErrorKind, Lsn, NodeId, VolumeId, VolumeSize};
+use client_lib::{Epoch, ErrorKind, Lsn, NodeId, SnapshotId, VolumeId, VolumeSize};
 use proptest::prelude::*;
 
-use super::MetaState;
+use super::{Made, MetaState};
 use crate::command::{Command, Refusal, Response};
 
 fn register(id: u64, name: &str) -> Command {
@@ -336,4 +336,39 @@ proptest! {
             }
         }
     }
+}
+
+fn snapshot(name: &str, nonce: u64) -> Command {
+    Command::CreateSnapshot { volume: VolumeId(10), name: name.parse().expect("a name"), nonce }
+}
+
+fn made(snapshot: u64, from: u64, epoch: u64, sequence: u64) -> Command {
+    let made = Made { lsn: Lsn::new(Epoch(epoch), sequence), size: mebibytes(1), at_ms: 5 };
+    Command::SnapshotMade {
+        volume: VolumeId(10),
+        snapshot: SnapshotId(snapshot),
+        from: NodeId(from),
+        epoch: Epoch(epoch),
+        made,
+    }
+}
+
+#[test]
+fn a_snapshot_is_recorded_once_and_made_by_whoever_owns_the_volume() {
+    let mut state = cluster();
+    assert_eq!(state.apply(20, snapshot("one", 1)), Response::SnapshotCreated { snapshot: SnapshotId(20) });
+    assert_eq!(state.apply(21, snapshot("one", 1)), Response::SnapshotCreated { snapshot: SnapshotId(20) });
+    assert!(matches!(state.apply(22, snapshot("one", 2)), Response::Refused(Refusal::SnapshotNameTaken { .. })));
+    assert!(matches!(state.apply(23, made(20, 2, 1, 7)), Response::Refused(Refusal::NotOwner { .. })));
+    assert_eq!(state.apply(24, transfer(1, 1, 2, 1)), Response::Transferred { epoch: Epoch(2) });
+    assert!(matches!(state.apply(25, made(20, 1, 1, 7)), Response::Refused(Refusal::NotOwner { .. })));
+    assert_eq!(state.apply(26, made(20, 2, 2, 7)), Response::SnapshotMade);
+    assert_eq!(state.apply(27, made(20, 2, 2, 9)), Response::SnapshotMade, "it stays what it is");
+    let volume = state.volume(VolumeId(10)).expect("exists");
+    assert_eq!(volume.snapshot_named("one").and_then(|it| it.made).map(|made| made.lsn.sequence), Some(7));
+    let delete = Command::DeleteSnapshot { volume: VolumeId(10), snapshot: SnapshotId(20) };
+    assert_eq!(state.apply(28, delete.clone()), Response::SnapshotDeleted);
+    assert!(matches!(state.apply(29, delete), Response::Refused(Refusal::UnknownSnapshot { .. })));
+    assert_eq!(state.apply(30, snapshot("one", 3)), Response::SnapshotCreated { snapshot: SnapshotId(30) });
+    assert_eq!(state.volume(VolumeId(10)).map(|volume| volume.newest_snapshot), Some(SnapshotId(30)));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use client_lib::{Epoch, Lsn, NodeId, VolumeId, VolumeName, VolumeSize};
+use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeId, VolumeName, VolumeSize};
 
 use super::{MetaState, Volume};
 use crate::command::{Refusal, Response};
@@ -54,6 +54,8 @@ impl MetaState {
             history: Vec::new(),
             nonce,
             forks: Vec::new(),
+            snapshots: Vec::new(),
+            newest_snapshot: SnapshotId(0),
         };
         self.volumes.insert(id, volume);
         Ok(Response::VolumeCreated { volume: id })

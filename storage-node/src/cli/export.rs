@@ -4,23 +4,24 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use client_lib::VolumeName;
-use client_lib::wire::admin::VolumeStatus;
+use client_lib::wire::admin::{SnapshotStatus, VolumeStatus};
+use client_lib::{Error, VolumeName};
 
 use super::Common;
 use super::client::Client;
+use super::snapshot;
 use super::transfer::{
     End, Format, Image, Options, Place, Progress, State, StateFile, Target, Transfer, connect, print, reach, state_file,
 };
 use crate::size::human;
 
-/// Copy a volume into an image, or into an export of any NBD server
+/// Copy a volume or a snapshot into an image, or into an export of any NBD server
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  helio volume export disk disk.raw\n  helio volume export disk disk.qcow2\n  helio volume export disk nbd://192.0.2.7/disk\n\nThe image has holes where the volume has them. A volume that is written meanwhile gives an image of no single moment: stop its writers first. After Ctrl-C, a crash or a lost connection the same command with --resume goes on, unless the volume was written since."
+    after_help = "Examples:\n  helio volume export disk disk.raw\n  helio volume export disk disk.qcow2\n  helio volume export disk@monday nbd://192.0.2.7/disk\n\nThe image has holes where the volume has them. A volume that is written meanwhile gives an image of no single moment: export a snapshot of it, or stop its writers first. After Ctrl-C, a crash or a lost connection the same command with --resume goes on, unless the volume was written since."
 )]
 pub(super) struct Export {
-    /// The volume
+    /// The volume, or VOLUME@SNAPSHOT
     name: String,
     /// A file, nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH
     #[arg(value_parser = Place::parse)]
@@ -41,26 +42,70 @@ pub(super) struct Export {
     common: Options,
 }
 
-pub(super) fn run(arguments: &Export, common: &Common) -> anyhow::Result<()> {
-    let name: VolumeName = arguments.name.parse()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(export(arguments, &name, common))
+/// What is exported.
+enum Source {
+    Volume(VolumeName),
+    Snapshot(snapshot::Target),
 }
 
-async fn export(arguments: &Export, name: &VolumeName, common: &Common) -> anyhow::Result<()> {
+impl std::str::FromStr for Source {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Source, Error> {
+        if text.contains('@') { text.parse().map(Source::Snapshot) } else { text.parse().map(Source::Volume) }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Volume(volume) => volume.fmt(f),
+            Source::Snapshot(snapshot) => snapshot.fmt(f),
+        }
+    }
+}
+
+impl Source {
+    fn volume(&self) -> &VolumeName {
+        match self {
+            Source::Volume(volume) => volume,
+            Source::Snapshot(snapshot) => &snapshot.volume,
+        }
+    }
+
+    /// What names the content: an export of other content is not gone on with.
+    fn content(&self, client: &Client, volume: &VolumeStatus) -> anyhow::Result<String> {
+        let Source::Snapshot(target) = self else {
+            return Ok(format!("volume {}, id {}, head {}", volume.name, volume.id, volume.head));
+        };
+        let all: Vec<SnapshotStatus> = client.get(&format!("/v1/volumes/{}/snapshots", target.volume))?;
+        let found = all.iter().find(|snapshot| snapshot.name == target.snapshot.as_str());
+        let found = found.with_context(|| {
+            format!(
+                "there is no snapshot {target}; `helio volume snapshot list {}` shows those that exist",
+                target.volume
+            )
+        })?;
+        Ok(format!("snapshot {target}, id {}", found.id))
+    }
+}
+
+pub(super) fn run(arguments: &Export, common: &Common) -> anyhow::Result<()> {
+    let source: Source = arguments.name.parse()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(export(arguments, &source, common))
+}
+
+async fn export(arguments: &Export, what: &Source, common: &Common) -> anyhow::Result<()> {
     let client = Client::find(common)?;
-    let volume = volume(&client, name)?;
+    let volume = volume(&client, what.volume())?;
+    let (name, content) = (what.to_string(), what.content(&client, &volume)?);
     let servers = tokio::task::block_in_place(|| reach::Servers::find(common, &client))?;
-    let source = connect(&servers.any(name.as_str(), &volume.owner)?, arguments.common.connections).await?;
+    let source = connect(&servers.any(&name, &volume.owner)?, arguments.common.connections).await?;
     let size_bytes = source.size();
-    let file = state_file(arguments.common.state.as_deref(), &arguments.target, name.as_str(), "export", common)?;
+    let file = state_file(arguments.common.state.as_deref(), &arguments.target, &name, "export", common)?;
     let (target, place) = open(arguments, size_bytes, &file).await?;
-    let state = State {
-        source: format!("volume {name}, id {}, head {}", volume.id, volume.head),
-        target: place,
-        size_bytes,
-        progress: Progress::none(),
-    };
+    let state = State { source: content, target: place, size_bytes, progress: Progress::none() };
     let progress = if arguments.resume { file.resume(&state, "with --force")? } else { Progress::none() };
     let mut transfer = Transfer { source: End::Nbd(source), target, file: &file, state: State { progress, ..state } };
     let mut report = transfer.run().await?;
@@ -69,10 +114,11 @@ async fn export(arguments: &Export, name: &VolumeName, common: &Common) -> anyho
         report.verified = true;
     }
     file.remove()?;
-    report.volume = name.to_string();
+    report.volume.clone_from(&name);
     report.image = arguments.target.to_string();
-    print(&report, &format!("exported volume {name} to {}", arguments.target), arguments.common.json)?;
-    let after = self::volume(&client, name).context("whether it was written meanwhile is not known")?;
+    print(&report, &format!("exported {name} to {}", arguments.target), arguments.common.json)?;
+    let Source::Volume(volume_name) = what else { return Ok(()) };
+    let after = self::volume(&client, volume_name).context("whether it was written meanwhile is not known")?;
     if after.head != volume.head {
         bail!(
             "volume {name} was written while it was exported (from {} to {}): {} is of no single moment; stop the writers and export again with --force",

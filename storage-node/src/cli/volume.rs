@@ -1,11 +1,12 @@
-//! `helio volume`: create, list, look at, move, resize and delete volumes; `import` and `export` have files of their own.
+//! `helio volume`: create, list, look at, move, resize and delete volumes; `snapshot`, `import` and `export` have files of
+//! their own.
 
 use clap::Subcommand;
 use client_lib::VolumeName;
 use client_lib::wire::admin::{CreateVolume, Migrate, MigrateReport, Resize, VolumeStatus, VolumeSummary};
 
 use super::client::{Client, print_json, print_table};
-use super::{Common, export, import};
+use super::{Common, export, import, snapshot};
 use crate::size;
 
 #[derive(Debug, Subcommand)]
@@ -71,6 +72,9 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Keep a volume as it is now: create, list and delete snapshots
+    #[command(subcommand)]
+    Snapshot(snapshot::Verb),
     Import(import::Import),
     Export(export::Export),
     /// Delete a volume and its data, everywhere
@@ -140,6 +144,7 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
                 size::human(status.size_bytes)
             );
         }
+        Verb::Snapshot(verb) => return snapshot::run(verb, common),
         Verb::Import(arguments) => return import::run(&arguments, common),
         Verb::Export(arguments) => return export::run(&arguments, common),
         Verb::Delete { name, json } => {

@@ -7,11 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    ClusterStatus, CreateVolume, MemberStatus, Migrate, MigrateReport, NbdAddresses, ReplicaStatus, Resize,
-    VolumeStatus, VolumeSummary,
+    ClusterStatus, CreateSnapshot, CreateVolume, MemberStatus, Migrate, MigrateReport, NbdAddresses, ReplicaStatus,
+    Resize, SnapshotStatus, VolumeStatus, VolumeSummary,
 };
-use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, NodeName, VolumeId, VolumeName, VolumeSize};
-use consensus::{Command, MetaRaft, MetaState, Response, Volume};
+use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, NodeName, SnapshotName, VolumeId, VolumeName, VolumeSize};
+use consensus::{Command, MetaRaft, MetaState, Response, Snapshot, Volume};
 use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use super::{METADATA_DEADLINE, ThisNode, WanBytes};
 use crate::ownership::driver::{Driver, OwnershipLog};
 use crate::ownership::gate::Phase;
 use crate::peer::client::{PeerClient, unexpected};
-use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest};
+use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::peer::server::ForwardedAdmin;
 use crate::serve::admin::Admin;
 use crate::serve::resize::InForce;
@@ -38,6 +38,9 @@ const OWNER_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a size may take to be in force at the owner before `resize` says so: dropping much data takes its time.
 /// Shorter than the patience of the command line.
 const SIZE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a snapshot may take to be made before `create` says that it goes on by itself.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a member may take to answer before `cluster status` calls it out of reach.
 const REACH_PATIENCE: Duration = Duration::from_secs(2);
@@ -307,6 +310,81 @@ impl NodeAdmin {
         self.status_here(volume).await
     }
 
+    async fn take_snapshot(&self, name: &str, request: CreateSnapshot) -> Result<SnapshotStatus, Error> {
+        let snapshot_name: SnapshotName = request.name.parse()?;
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?.id;
+        let command = Command::CreateSnapshot { volume, name: snapshot_name.clone(), nonce: nonce() };
+        let id = match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+            Response::SnapshotCreated { snapshot } => snapshot,
+            other => return Err(out_of_turn(&other)),
+        };
+        let gone = || Error::new(ErrorKind::NotFound, format!("snapshot {name}@{snapshot_name} was deleted meanwhile"));
+        let served = self.volumes.arrival(volume, OWNER_PATIENCE).await.ok_or_else(gone)?;
+        if served.snapshots.made(id, SNAPSHOT_PATIENCE).await.is_none() {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "snapshot {name}@{snapshot_name} is recorded, and volume {name}'s owner has not made it within {SNAPSHOT_PATIENCE:?}; it does as soon as it can: `helio volume snapshot list {name}` shows it"
+                ),
+            ));
+        }
+        self.list_snapshots(name).await?.into_iter().find(|snapshot| snapshot.id == id.0).ok_or_else(gone)
+    }
+
+    async fn list_snapshots(&self, name: &str) -> Result<Vec<SnapshotStatus>, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?.id;
+        let forward = AdminForward::Snapshots { volume };
+        self.at_owner(volume, forward, |served| self.snapshots_here(served)).await
+    }
+
+    async fn snapshots_here(&self, volume: Arc<ServedVolume>) -> Result<Vec<SnapshotStatus>, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let meta = state.volume(volume.id).ok_or_else(|| deleted(&volume))?;
+        let stored = volume.shard.snapshots(volume.id).await.map_err(store_failure)?;
+        let replicas = self.reconciler.watermarks(volume.id).map(|marks| marks.snapshot()).unwrap_or_default();
+        let status = |snapshot: &Snapshot| {
+            let here = stored.iter().find(|stored| stored.snapshot == snapshot.id);
+            let owner = here.filter(|here| here.stale_blocks == 0).map(|_| meta.owner);
+            let has_all = |position: ReplicaPosition| {
+                let is_awaited = position.awaited_snapshot.is_some_and(|awaited| awaited <= snapshot.id);
+                position.newest_snapshot >= snapshot.id && !is_awaited
+            };
+            let holders = replicas.iter().filter(|(_, progress)| snapshot.made.is_some() && has_all(progress.position));
+            SnapshotStatus {
+                volume: meta.name.to_string(),
+                name: snapshot.name.to_string(),
+                id: snapshot.id.0,
+                lsn: snapshot.made.map(|made| made.lsn.to_string()),
+                size_bytes: snapshot.made.map_or(0, |made| made.size.bytes()),
+                created_ms: snapshot.made.map(|made| made.at_ms),
+                held_bytes: here.map_or(0, |here| here.held_blocks * u64::from(BLOCK_SIZE)),
+                complete_at: owner
+                    .into_iter()
+                    .chain(holders.map(|(node, _)| *node))
+                    .map(|node| name_of(&state, node))
+                    .collect(),
+            }
+        };
+        Ok(meta.snapshots.iter().map(status).collect())
+    }
+
+    async fn drop_snapshot(&self, name: &str, snapshot: &str) -> Result<(), Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?;
+        let found = volume.snapshot_named(snapshot).ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "volume {name} has no snapshot {snapshot:?}; `helio volume snapshot list {name}` shows those it has"
+                ),
+            )
+        })?;
+        let command = Command::DeleteSnapshot { volume: volume.id, snapshot: found.id };
+        self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop)
+    }
+
     /// Whether `node` answers, now.
     async fn reach(&self, node: NodeId) -> bool {
         let ping = self.peers.ask(node, Class::Control, PeerRequest::Ping, Bytes::new());
@@ -388,6 +466,22 @@ impl Admin for NodeAdmin {
         Box::pin(self.resize_to(name, request))
     }
 
+    fn create_snapshot<'a>(
+        &'a self,
+        name: &'a str,
+        request: CreateSnapshot,
+    ) -> BoxFuture<'a, Result<SnapshotStatus, Error>> {
+        Box::pin(self.take_snapshot(name, request))
+    }
+
+    fn snapshots<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<SnapshotStatus>, Error>> {
+        Box::pin(self.list_snapshots(name))
+    }
+
+    fn delete_snapshot<'a>(&'a self, name: &'a str, snapshot: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.drop_snapshot(name, snapshot))
+    }
+
     fn delete_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(self.delete(name))
     }
@@ -403,6 +497,7 @@ impl ForwardedAdmin for NodeAdmin {
             match request {
                 AdminForward::Status { volume } => json(&self.status_here(self.owned(volume).await?).await?),
                 AdminForward::Migrate { volume, to } => json(&self.migrate_here(self.owned(volume).await?, to).await?),
+                AdminForward::Snapshots { volume } => json(&self.snapshots_here(self.owned(volume).await?).await?),
                 AdminForward::Resize { volume, size, shrink } => {
                     json(&self.resize_here(self.owned(volume).await?, size, shrink).await?)
                 }

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use client_lib::transport::BoxFuture;
-use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId};
-use consensus::{Command, MetaRaft, Response};
+use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, VolumeId};
+use consensus::{Command, Made, MetaRaft, Response};
 
 use super::METADATA_DEADLINE;
 use crate::ownership::driver::{OwnershipLog, Resize, Transfer, TransferOutcome};
@@ -95,5 +95,16 @@ impl OwnershipLog for RaftOwnership {
 
     fn resize(&self, resize: Resize) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(self.propose_resize(resize))
+    }
+
+    fn snapshot_made(
+        &self,
+        volume: VolumeId,
+        epoch: Epoch,
+        snapshot: SnapshotId,
+        made: Made,
+    ) -> BoxFuture<'_, Result<(), Error>> {
+        let command = Command::SnapshotMade { volume, snapshot, from: self.me, epoch, made };
+        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
     }
 }

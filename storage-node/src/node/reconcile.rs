@@ -14,11 +14,13 @@ use consensus::{MetaState, Volume};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::ownership::driver::OwnershipLog;
 use crate::ownership::gate::{Phase, View};
 use crate::peer::client::PeerClient;
 use crate::propagation::sender::{Sender, Watermarks};
 use crate::serve::metadata::NewestMetadata;
 use crate::serve::resize::{follow_size, grow};
+use crate::serve::snapshots::follow_snapshots;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
 use crate::shard::handle::ShardHandle;
@@ -45,6 +47,7 @@ pub struct Reconciler {
     shard: ShardHandle,
     peers: PeerClient,
     metadata: Arc<NewestMetadata>,
+    log: Arc<dyn OwnershipLog>,
     peer_overrides: BTreeMap<NodeName, SocketAddr>,
     propagation: Mutex<BTreeMap<VolumeId, Propagation>>,
     /// Under what the owned volumes were told last that this node acts.
@@ -60,6 +63,7 @@ impl Reconciler {
         shard: ShardHandle,
         peers: PeerClient,
         metadata: Arc<NewestMetadata>,
+        log: Arc<dyn OwnershipLog>,
         peer_overrides: BTreeMap<NodeName, SocketAddr>,
     ) -> Reconciler {
         Reconciler {
@@ -68,6 +72,7 @@ impl Reconciler {
             shard,
             peers,
             metadata,
+            log,
             peer_overrides,
             propagation: Mutex::default(),
             acts_under: Mutex::default(),
@@ -157,12 +162,14 @@ impl Reconciler {
                 let volume = ServedVolume::new(meta, size, self.me, phase, shard, peers, metadata);
                 self.volumes.insert(volume.clone());
                 tokio::spawn(follow_size(volume.clone()));
+                tokio::spawn(follow_snapshots(volume.clone(), self.log.clone()));
                 let view = View { epoch: Epoch(0), ..volume.gate.view() };
                 (volume, view)
             }
         };
         volume.puller.set_holders(holders(meta));
         volume.sizes.want(meta.size);
+        volume.snapshots.list(meta);
         if view.epoch >= meta.epoch && view.phase != Phase::Activating {
             return Ok(());
         }

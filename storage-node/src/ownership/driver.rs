@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::frame::encode_head;
-use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId, VolumeSize};
+use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, SnapshotId, VolumeId, VolumeSize};
+use consensus::Made;
 use tokio_util::sync::CancellationToken;
 
 use super::gate::{Phase, View};
@@ -80,6 +81,18 @@ pub trait OwnershipLog: Send + Sync + 'static {
     /// # Errors
     /// The refusal; `Unavailable` when consensus cannot be reached: then, and only then, it may still be committed.
     fn resize(&self, resize: Resize) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Tells what a snapshot is that the owner of `epoch` has made. May be repeated.
+    ///
+    /// # Errors
+    /// The refusal; `Unavailable` when consensus cannot be reached: it may have been committed.
+    fn snapshot_made(
+        &self,
+        volume: VolumeId,
+        epoch: Epoch,
+        snapshot: SnapshotId,
+        made: Made,
+    ) -> BoxFuture<'_, Result<(), Error>>;
 }
 
 /// What a handover came to.

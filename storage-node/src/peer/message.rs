@@ -66,6 +66,8 @@ pub enum AdminForward {
     Migrate { volume: VolumeId, to: client_lib::NodeId },
     /// Give a volume another size; a smaller one only with `shrink`.
     Resize { volume: VolumeId, size: client_lib::VolumeSize, shrink: bool },
+    /// The snapshots of a volume.
+    Snapshots { volume: VolumeId },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

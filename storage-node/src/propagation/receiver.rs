@@ -53,9 +53,14 @@ pub async fn position(volume: &ServedVolume) -> Result<ReplicaPosition, StoreErr
 
 /// Takes note of a manifest and lets go of history up to `prune`.
 pub async fn manifest(volume: &ServedVolume, manifest: Manifest, seal: bool, durable: bool, prune: Lsn) -> PeerReply {
+    let has_mark = manifest.mark.is_some();
     let applied = volume.shard.apply_manifest(volume.id, manifest, seal, durable).await;
     match applied {
         Ok(_) => {
+            if has_mark {
+                // It may be deleted by now.
+                volume.snapshots.told();
+            }
             if let Err(error) = volume.shard.prune(volume.id, prune).await {
                 return failed(error);
             }

@@ -3,7 +3,8 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    ClusterStatus, CreateVolume, Migrate, MigrateReport, Resize, VolumeStatus, VolumeSummary,
+    ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, Resize, SnapshotStatus, VolumeStatus,
+    VolumeSummary,
 };
 
 /// The administrative requests. Any node answers; those that only a volume's owner can carry out are passed on.
@@ -25,6 +26,19 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Gives a volume another size, and waits until it is in force at the owner.
     fn resize<'a>(&'a self, name: &'a str, request: Resize) -> BoxFuture<'a, Result<VolumeStatus, Error>>;
+
+    /// Makes a snapshot of a volume, and waits until it is made.
+    fn create_snapshot<'a>(
+        &'a self,
+        name: &'a str,
+        request: CreateSnapshot,
+    ) -> BoxFuture<'a, Result<SnapshotStatus, Error>>;
+
+    /// The snapshots of a volume, oldest first.
+    fn snapshots<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<SnapshotStatus>, Error>>;
+
+    /// Deletes a snapshot; its space comes back in the background.
+    fn delete_snapshot<'a>(&'a self, name: &'a str, snapshot: &'a str) -> BoxFuture<'a, Result<(), Error>>;
 
     /// Deletes a volume and its data.
     fn delete_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>>;

@@ -1,4 +1,4 @@
-//! NBD's directory of exports: every volume, at every node.
+//! NBD's directory of exports: every volume, and every snapshot as `VOLUME@SNAPSHOT`, at every node.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,10 +7,11 @@ use std::time::Duration;
 use client_lib::geometry::IO_SIZE_MAX;
 use client_lib::transport::BoxFuture;
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, SECTOR_SIZE};
+use consensus::Snapshot;
 use nbd_frontend::export::{ExportDirectory, ExportInfo, Session};
 
 use super::metadata::NewestMetadata;
-use super::session::VolumeSession;
+use super::session::{SnapshotSession, VolumeSession};
 use super::volume::ServedVolume;
 use super::volumes::Volumes;
 
@@ -30,6 +31,43 @@ impl Exports {
     #[must_use]
     pub fn new(volumes: Arc<Volumes>, metadata: Arc<NewestMetadata>, first_session: u64) -> Exports {
         Exports { volumes, metadata, next_session: AtomicU64::new(first_session) }
+    }
+
+    /// The volume and the snapshot that `VOLUME@SNAPSHOT` names.
+    async fn snapshot_named(&self, volume: &str, name: &str) -> Result<(Arc<ServedVolume>, Snapshot), Error> {
+        let served = self.named(volume).await?;
+        let found = match served.snapshots.named(name).filter(|snapshot| snapshot.made.is_some()) {
+            Some(snapshot) => Some(snapshot),
+            // This node may not have heard of it.
+            None => {
+                let state = self.metadata.get().await?;
+                state.volume(served.id).and_then(|meta| meta.snapshot_named(name)).cloned()
+            }
+        };
+        match found {
+            Some(snapshot) if snapshot.made.is_some() => Ok((served, snapshot)),
+            Some(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "snapshot {volume}@{name} is not made yet; `helio volume snapshot list {volume}` shows when it is"
+                ),
+            )),
+            None => Err(Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "volume {volume} has no snapshot {name:?}; `helio volume snapshot list {volume}` shows those it has"
+                ),
+            )),
+        }
+    }
+
+    async fn session(&self, name: &str) -> Result<Arc<dyn Session>, Error> {
+        let Some((volume, snapshot)) = name.split_once('@') else {
+            let number = self.next_session.fetch_add(1, Ordering::Relaxed);
+            return Ok(Arc::new(VolumeSession::new(self.named(name).await?, number)));
+        };
+        let (volume, snapshot) = self.snapshot_named(volume, snapshot).await?;
+        Ok(Arc::new(SnapshotSession::new(volume, &snapshot)))
     }
 
     /// The volume called `name`, also one that was made this moment at another node.
@@ -55,19 +93,23 @@ impl Exports {
 
 impl ExportDirectory for Exports {
     fn list(&self) -> BoxFuture<'_, Result<Vec<ExportInfo>, Error>> {
-        Box::pin(async { Ok(self.volumes.all().iter().map(|volume| export_info(volume)).collect()) })
+        Box::pin(async {
+            let mut exports = Vec::new();
+            for volume in self.volumes.all() {
+                exports.push(export_info(&volume));
+                let made = volume.snapshots.all().into_iter().filter(|snapshot| snapshot.made.is_some());
+                exports.extend(made.map(|snapshot| snapshot_info(&volume, &snapshot)));
+            }
+            Ok(exports)
+        })
     }
 
     fn info<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ExportInfo, Error>> {
-        Box::pin(async { Ok(export_info(&*self.named(name).await?)) })
+        Box::pin(async { Ok(self.session(name).await?.info()) })
     }
 
     fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
-        Box::pin(async {
-            let session =
-                VolumeSession::new(self.named(name).await?, self.next_session.fetch_add(1, Ordering::Relaxed));
-            Ok(Arc::new(session) as Arc<dyn Session>)
-        })
+        Box::pin(self.session(name))
     }
 }
 
@@ -80,5 +122,15 @@ pub(super) fn export_info(volume: &ServedVolume) -> ExportInfo {
         block_size_min: SECTOR_SIZE,
         block_size_preferred: BLOCK_SIZE,
         block_size_max: IO_SIZE_MAX,
+    }
+}
+
+pub(super) fn snapshot_info(volume: &ServedVolume, snapshot: &Snapshot) -> ExportInfo {
+    ExportInfo {
+        name: format!("{}@{}", volume.name, snapshot.name),
+        description: format!("Heliotrope snapshot {} of volume {}", snapshot.name, volume.name),
+        size: snapshot.made.map_or(0, |made| made.size.bytes()),
+        read_only: true,
+        ..export_info(volume)
     }
 }

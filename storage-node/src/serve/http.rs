@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use client_lib::wire::admin::{CreateVolume, Failure, Migrate, Resize};
+use client_lib::wire::admin::{CreateSnapshot, CreateVolume, Failure, Migrate, Resize};
 use client_lib::{Error, ErrorKind};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -84,6 +84,8 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/volumes/{name}", get(volume).delete(delete))
         .route("/v1/volumes/{name}/migrate", post(migrate))
         .route("/v1/volumes/{name}/resize", post(resize))
+        .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
+        .route("/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/v1/cluster", get(cluster))
         .route("/health", get(|| async { "ok\n" }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -112,6 +114,22 @@ async fn migrate(State(admin): Shared, Path(name): Path<String>, Json(request): 
 
 async fn resize(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Resize>) -> Response {
     answer(admin.resize(&name, request).await)
+}
+
+async fn snapshots(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.snapshots(&name).await)
+}
+
+async fn create_snapshot(
+    State(admin): Shared,
+    Path(name): Path<String>,
+    Json(request): Json<CreateSnapshot>,
+) -> Response {
+    answer(admin.create_snapshot(&name, request).await)
+}
+
+async fn delete_snapshot(State(admin): Shared, Path((name, snapshot)): Path<(String, String)>) -> Response {
+    answer(admin.delete_snapshot(&name, &snapshot).await)
 }
 
 async fn cluster(State(admin): Shared) -> Response {

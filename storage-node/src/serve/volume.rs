@@ -16,6 +16,7 @@ use consensus::Volume;
 
 use super::metadata::NewestMetadata;
 use super::resize::Sizes;
+use super::snapshots::Snapshots;
 use crate::ownership::gate::{Gate, Phase, View};
 use crate::ownership::writers::Writers;
 use crate::peer::client::{PeerClient, PeerError, unexpected};
@@ -39,6 +40,8 @@ pub struct ServedVolume {
     pub name: VolumeName,
     /// Its size, and who follows it.
     pub sizes: Sizes,
+    /// Its snapshots.
+    pub snapshots: Snapshots,
     /// This node.
     pub me: NodeId,
     /// The data held here; every node that serves a volume has a place for it.
@@ -79,6 +82,7 @@ impl ServedVolume {
             id: meta.id,
             name: meta.name.clone(),
             sizes: Sizes::new(size),
+            snapshots: Snapshots::default(),
             me,
             gate: Gate::new(View { owner: meta.owner, epoch: meta.epoch, phase }),
             writers: Writers::default(),

@@ -6,6 +6,7 @@
 //! deletion takes effect at once; its pages are merged in the background. Which snapshots there are is decided elsewhere:
 //! ids come with the requests, and rise.
 
+use client_lib::geometry::SNAPSHOTS_MAX;
 use client_lib::{Lsn, SnapshotId, VolumeId};
 
 use super::core::Core;
@@ -15,9 +16,6 @@ use super::sync::Done;
 use crate::log::Entry;
 use crate::map::MapKey;
 use crate::map::snapshot::Snapshot;
-
-/// Most snapshots of a volume: each costs some bytes in every checkpoint, and look-ups in older ones pass by the newer.
-pub(super) const SNAPSHOTS_MAX: usize = 1024;
 
 impl Core {
     pub(super) fn create_snapshot(&mut self, volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn>) {

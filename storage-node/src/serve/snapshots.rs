@@ -1,0 +1,152 @@
+//! The snapshots of a volume at one node: what metadata lists, and what the store has.
+//!
+//! One task per volume, [`follow_snapshots`], makes the two the same: the owner makes what is listed and not made yet, in the
+//! order in which it was asked for, and tells metadata what came of it; every node deletes what is not listed any more. So a
+//! snapshot that was asked for is made whatever happens to whoever asked, by the next owner if need be.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use client_lib::{Epoch, Error, ErrorKind, SnapshotId};
+use consensus::{Made, Snapshot, Volume};
+use tokio::sync::{Notify, watch};
+
+use super::volume::{ServedVolume, store_failure};
+use crate::ownership::driver::OwnershipLog;
+use crate::ownership::gate::Phase;
+
+/// Pause before what could not be done is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// What metadata says of a volume's snapshots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Listed {
+    snapshots: Vec<Snapshot>,
+    /// The newest one of which it can say whether it exists.
+    newest: SnapshotId,
+}
+
+/// The snapshots that metadata lists.
+#[derive(Debug, Default)]
+pub struct Snapshots {
+    listed: watch::Sender<Listed>,
+    look: Notify,
+}
+
+impl Snapshots {
+    /// Metadata says this; called in the order of metadata.
+    pub fn list(&self, meta: &Volume) {
+        let listed = Listed { snapshots: meta.snapshots.clone(), newest: meta.newest_snapshot };
+        self.listed.send_if_modified(|before| {
+            let is_news = *before != listed;
+            *before = listed;
+            is_news
+        });
+    }
+
+    /// The store may have one more.
+    pub fn told(&self) {
+        self.look.notify_one();
+    }
+
+    /// Every snapshot, oldest first.
+    #[must_use]
+    pub fn all(&self) -> Vec<Snapshot> {
+        self.listed.borrow().snapshots.clone()
+    }
+
+    /// The snapshot called `name`.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<Snapshot> {
+        self.listed.borrow().snapshots.iter().find(|snapshot| snapshot.name.as_str() == name).cloned()
+    }
+
+    /// Waits until `snapshot` is made, at most `patience`; `None` when it is not, or is deleted.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn made(&self, snapshot: SnapshotId, patience: Duration) -> Option<Made> {
+        let mut watch = self.listed.subscribe();
+        let find = |listed: &Listed| listed.snapshots.iter().find(|found| found.id == snapshot).map(|found| found.made);
+        // Listed and made, or known to be gone.
+        let is_settled = |listed: &Listed| listed.newest >= snapshot && find(listed) != Some(None);
+        let settled = tokio::time::timeout(patience, watch.wait_for(is_settled)).await;
+        let listed = settled.ok()?.ok()?;
+        find(&listed)?
+    }
+}
+
+/// Keeps the snapshots in the store what metadata lists, until the volume is closed.
+pub async fn follow_snapshots(volume: Arc<ServedVolume>, log: Arc<dyn OwnershipLog>) {
+    let (mut listed, mut views) = (volume.snapshots.listed.subscribe(), volume.gate.subscribe());
+    let mut told = None;
+    loop {
+        let view = *views.borrow_and_update();
+        let now = listed.borrow_and_update().clone();
+        let owner = match view.phase {
+            Phase::Closed => return,
+            Phase::Owner => Some(view.epoch),
+            Phase::Activating | Phase::Transferring | Phase::Elsewhere => None,
+        };
+        let outcome = follow(&volume, &*log, &now, owner).await;
+        // A handover under way or consensus out of reach: nothing is wrong that does not end by itself.
+        let passes = |error: &Error| {
+            matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Unavailable | ErrorKind::Closed)
+        };
+        let failure = outcome.as_ref().err().filter(|error| !passes(error)).map(Error::to_string);
+        if failure != told {
+            if let Some(error) = &failure {
+                tracing::error!(volume = %volume.name, epoch = %view.epoch, %error, "snapshots are not as listed; it is tried again");
+            }
+            told = failure;
+        }
+        let retry = async {
+            match &outcome {
+                Ok(()) => std::future::pending().await,
+                Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+            }
+        };
+        let changed = tokio::select! {
+            changed = listed.changed() => changed,
+            changed = views.changed() => changed,
+            () = volume.snapshots.look.notified() => Ok(()),
+            () = retry => Ok(()),
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+async fn follow(
+    volume: &ServedVolume,
+    log: &dyn OwnershipLog,
+    listed: &Listed,
+    owner: Option<Epoch>,
+) -> Result<(), Error> {
+    for stored in volume.shard.snapshots(volume.id).await.map_err(store_failure)? {
+        let is_listed = listed.snapshots.iter().any(|snapshot| snapshot.id == stored.snapshot);
+        if !is_listed && stored.snapshot <= listed.newest {
+            volume.shard.delete_snapshot(volume.id, stored.snapshot).await.map_err(store_failure)?;
+            tracing::info!(volume = %volume.name, snapshot = %stored.snapshot, "a snapshot is deleted");
+        }
+    }
+    let Some(epoch) = owner else { return Ok(()) };
+    for snapshot in listed.snapshots.iter().filter(|snapshot| snapshot.made.is_none()) {
+        volume.shard.create_snapshot(volume.id, snapshot.id).await.map_err(store_failure)?;
+        let stored = volume.shard.snapshots(volume.id).await.map_err(store_failure)?;
+        let Some(stored) = stored.iter().find(|stored| stored.snapshot == snapshot.id) else { continue };
+        // A clock before 1970 is told as 1970.
+        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let made = Made { lsn: stored.lsn, size: stored.size, at_ms };
+        match log.snapshot_made(volume.id, epoch, snapshot.id, made).await {
+            Ok(()) => {
+                tracing::info!(volume = %volume.name, snapshot = %snapshot.name, lsn = %made.lsn, "a snapshot is made")
+            }
+            // Deleted meanwhile: the next look finds it not listed.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
