@@ -123,17 +123,20 @@ impl<'de> Deserialize<'de> for Route {
 }
 
 /// Settings of the block store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreSettings {
+    /// Where it keeps its data, a shard in each, usually a disk each; none given: in the data directory. Relative paths start
+    /// at the directory of the file.
+    pub directories: Vec<PathBuf>,
     /// Size of a segment file, a multiple of 4 KiB, 8 MiB to 4 GiB. Larger ones cost less bookkeeping, smaller ones
     /// come free sooner.
     #[serde(deserialize_with = "segment_bytes")]
     pub segment_bytes: u64,
-    /// Most bytes of segment files; `None` leaves it to the file system.
+    /// Most bytes of segment files in each directory; `None` leaves it to the file system.
     #[serde(deserialize_with = "some_bytes")]
     pub capacity_bytes: Option<u64>,
-    /// Memory for the block map. Less means more look-ups on disk.
+    /// Memory for the block map, shared out evenly among the directories. Less means more look-ups on disk.
     #[serde(deserialize_with = "map_cache_bytes")]
     pub map_cache_bytes: usize,
     /// The I/O engine: `auto`, `uring` or `std`.
@@ -146,6 +149,7 @@ pub struct StoreSettings {
 impl Default for StoreSettings {
     fn default() -> StoreSettings {
         StoreSettings {
+            directories: Vec::new(),
             segment_bytes: 64 << 20,
             capacity_bytes: None,
             map_cache_bytes: 64 << 20,
@@ -156,9 +160,9 @@ impl Default for StoreSettings {
 }
 
 impl StoreSettings {
-    /// A shard in `directory` with these settings.
+    /// A shard in `directory` with these settings, one of `count`.
     #[must_use]
-    pub fn shard(&self, directory: PathBuf) -> ShardOptions {
+    pub fn shard(&self, directory: PathBuf, count: usize) -> ShardOptions {
         let log = LogSettings {
             segment_bytes: self.segment_bytes,
             capacity_bytes: self.capacity_bytes,
@@ -167,7 +171,7 @@ impl StoreSettings {
         let days = Duration::from_secs(u64::from(self.scrub_days) * 24 * 3600);
         ShardOptions {
             log,
-            map_cache_bytes: self.map_cache_bytes,
+            map_cache_bytes: self.map_cache_bytes / count.max(1),
             engine: self.engine,
             scrub_period: (!days.is_zero()).then_some(days),
             ..ShardOptions::new(directory)
@@ -190,6 +194,7 @@ impl NodeConfig {
         let base = whole.parent().unwrap_or(Path::new("/"));
         config.data = base.join(&config.data);
         config.nbd.unix = config.nbd.unix.map(|socket| base.join(socket));
+        config.store.directories.iter_mut().for_each(|directory| *directory = base.join(&*directory));
         Ok(config)
     }
 
@@ -217,6 +222,19 @@ impl NodeConfig {
         if advertised.port() == 0 {
             return Err(format!(
                 "port 0 in {advertised} means any free port: the other nodes must know which; name one"
+            ));
+        }
+        let directories = &self.store.directories;
+        let repeated = directories.iter().enumerate().find(|(at, directory)| directories[..*at].contains(directory));
+        if let Some((_, directory)) = repeated {
+            return Err(format!("[store] directories names {} twice", directory.display()));
+        }
+        let cache_least = MAP_CACHE_BYTES_MIN * directories.len() as u64;
+        if (self.store.map_cache_bytes as u64) < cache_least {
+            return Err(format!(
+                "[store] map_cache_bytes = {} is less than 1MiB for each of {} directories: raise it",
+                self.store.map_cache_bytes,
+                directories.len()
             ));
         }
         let least = CAPACITY_SEGMENTS_MIN * self.store.segment_bytes;

@@ -16,6 +16,8 @@ pub mod peer;
 pub mod propagation;
 pub mod serve;
 pub mod shard;
+pub mod shards;
 mod size;
+pub mod stores;
 pub mod volume;
 pub mod wan;

@@ -36,8 +36,8 @@ use crate::serve::exports::Exports;
 use crate::serve::http::HttpServer;
 use crate::serve::metadata::{Metadata, NewestMetadata};
 use crate::serve::volumes::Volumes;
-use crate::shard::handle::ShardHandle;
-use crate::shard::{Shard, ShardOptions};
+use crate::shards::Shards;
+use crate::stores;
 
 pub mod admin;
 pub mod admission;
@@ -116,7 +116,7 @@ pub struct Node {
     http: Option<HttpServer>,
     reconciler: Arc<Reconciler>,
     meta: MetaRaft,
-    shard: ShardHandle,
+    shards: Arc<Shards>,
     transport: Arc<QuicTransport>,
     tasks: Vec<JoinHandle<()>>,
     /// Held until everything above has stopped.
@@ -131,7 +131,7 @@ impl Node {
     pub async fn start(options: NodeOptions) -> anyhow::Result<Node> {
         let data = DataDir::open(&options.data)?;
         let identity = NodeIdentity::load(&options.data.join("identity"))?;
-        let me = identity.node();
+        let (me, cluster) = (identity.node(), identity.cluster().clone());
 
         let service = Arc::new(NodeService::default());
         let known = first_peers(me, &options);
@@ -141,8 +141,8 @@ impl Node {
         known.iter().for_each(|(node, address)| transport.set_peer(*node, *address));
 
         let lease = Arc::new(LeaseCell::new(Arc::new(lease::BootClock)));
-        let store = options.store.shard(options.data.join("shard-0"));
-        let shard = Shard::start(ShardOptions { lease: lease.clone(), ..store }).await?;
+        let directories = stores::prepare(&options.data, &options.store.directories, &cluster, me)?;
+        let shards = Arc::new(Shards::start(&options.store, &directories, &lease).await?);
         let meta_options = MetaOptions {
             node: me,
             group: GroupId::META,
@@ -173,7 +173,7 @@ impl Node {
         let reconciler = Arc::new(Reconciler::new(
             me,
             volumes.clone(),
-            shard.clone(),
+            shards.clone(),
             peers.clone(),
             newest.clone(),
             log.clone(),
@@ -190,12 +190,12 @@ impl Node {
         ));
         service.set_peers(PeerServer::new(volumes.clone(), admin.clone()));
         service.set_admission(Admission::new(options.authority, meta.clone()));
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(reconciler.clone().run(meta.subscribe())),
             tokio::spawn(rtt::follow(meta.clone(), peers.clone(), me)),
             tokio::spawn(lease::keep(meta.clone(), me, lease)),
-            tokio::spawn(repair::run(volumes.clone(), shard.clone())),
         ];
+        tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
 
         // Told to clients, who may run elsewhere in the file system. A path that cannot be made absolute is told as it is.
         let unix = options.nbd_unix.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
@@ -217,7 +217,7 @@ impl Node {
             Some(address) => Some(HttpServer::bind(address, admin.clone()).await?),
             None => None,
         };
-        Ok(Node { admin, nbd, http, reconciler, meta, shard, transport, tasks, _data: data })
+        Ok(Node { admin, nbd, http, reconciler, meta, shards, transport, tasks, _data: data })
     }
 
     /// What an administrator can ask of this node.
@@ -251,9 +251,7 @@ impl Node {
             task.abort();
         }
         self.reconciler.stop();
-        if let Err(error) = self.shard.stop().await {
-            tracing::error!(%error, "the store did not stop cleanly; it will recover at the next start");
-        }
+        self.shards.stop().await;
         if let Err(error) = self.meta.shutdown().await {
             tracing::error!(%error, "consensus did not stop cleanly; it will recover at the next start");
         }

@@ -16,6 +16,7 @@ use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
 use storage_node::config::StoreSettings;
 use storage_node::node::reconcile::Reconciler;
 use storage_node::ownership::driver::{Driver, HandoverReport, OwnershipLog, Resize, Transfer, TransferOutcome};
+use storage_node::ownership::lease::LeaseCell;
 use storage_node::peer::client::PeerClient;
 use storage_node::peer::message::AdminForward;
 use storage_node::peer::server::{ForwardedAdmin, PeerServer};
@@ -23,8 +24,8 @@ use storage_node::serve::exports::Exports;
 use storage_node::serve::metadata::{Metadata, NewestMetadata};
 use storage_node::serve::resize::InForce;
 use storage_node::serve::volumes::Volumes;
-use storage_node::shard::Shard;
 use storage_node::shard::handle::ShardHandle;
+use storage_node::shards::Shards;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -199,7 +200,10 @@ impl Cluster {
         for id in 1..=3u64 {
             let directory = tempfile::tempdir().expect("a directory");
             let settings = StoreSettings { segment_bytes: 8 << 20, ..StoreSettings::default() };
-            let shard = Shard::start(settings.shard(directory.path().join("shard-0"))).await.expect("starts");
+            let shards = Shards::start(&settings, &[directory.path().join("shard-0")], &Arc::new(LeaseCell::forever()))
+                .await
+                .expect("starts");
+            let shard = shards.all().next().expect("there is one").clone();
             let service = Arc::new(TestService::default());
             let transport: Arc<dyn Transport> = network.endpoint(NodeId(id), service.clone());
             for other in (1..=3).filter(|other| *other != id) {
@@ -212,7 +216,7 @@ impl Cluster {
             let overrides = BTreeMap::new();
             let log = Arc::new(TestLog { meta: meta.clone(), me: NodeId(id), lose_answers: false });
             let reconciler =
-                Arc::new(Reconciler::new(NodeId(id), volumes.clone(), shard.clone(), peers, newest, log, overrides));
+                Arc::new(Reconciler::new(NodeId(id), volumes.clone(), Arc::new(shards), peers, newest, log, overrides));
             assert!(service.0.set(PeerServer::new(volumes.clone(), Arc::new(NoAdmin))).is_ok());
             let (hearing, heard) = meta.follow();
             let running = tokio::spawn(reconciler.clone().run(heard));

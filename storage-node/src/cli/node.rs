@@ -78,7 +78,7 @@ async fn serve(config: NodeConfig, mut membership: Membership) -> anyhow::Result
         bootstrap,
         contacts: if first { membership.contacts.clone() } else { Vec::new() },
         authority,
-        store: config.store,
+        store: config.store.clone(),
         wan_bytes: None,
     })
     .await?;

@@ -28,7 +28,9 @@ fn the_least_that_must_be_said_is_enough() {
 fn the_example_in_the_documentation_says_what_the_defaults_are() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/node.toml");
     let config = NodeConfig::read(&path).expect("is right");
-    assert_eq!(config.store, StoreSettings { capacity_bytes: config.store.capacity_bytes, ..StoreSettings::default() });
+    assert!(config.store.directories.len() > 1);
+    let (directories, capacity_bytes) = (config.store.directories.clone(), config.store.capacity_bytes);
+    assert_eq!(config.store, StoreSettings { directories, capacity_bytes, ..StoreSettings::default() });
     assert_eq!(config.admin, AdminSettings::default());
     assert!(config.advertise.is_some() && config.nbd.tcp.is_some() && !config.routes.is_empty());
 }
@@ -62,6 +64,8 @@ fn values_that_do_not_go_together_are_told() {
         (LEAST.replace("10.0.0.1", "0.0.0.0"), "add advertise"),
         (LEAST.replace("10810", "0"), "port 0"),
         (format!("{LEAST}[store]\ncapacity_bytes = \"64MiB\"\n"), "less than 8 segments"),
+        (format!("{LEAST}[store]\ndirectories = [\"/x\", \"/y\", \"/x\"]\n"), "names /x twice"),
+        (format!("{LEAST}[store]\ndirectories = [\"/x\", \"/y\"]\nmap_cache_bytes = \"1MiB\"\n"), "1MiB for each of 2"),
     ] {
         let error = read(&text).expect_err(&text);
         assert!(error.contains("node.toml") && error.contains(expected), "{error}");

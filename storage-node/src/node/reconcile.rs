@@ -23,7 +23,7 @@ use crate::serve::resize::{follow_size, grow};
 use crate::serve::snapshots::follow_snapshots;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
-use crate::shard::handle::ShardHandle;
+use crate::shards::Shards;
 
 /// What an owner runs for a volume, until its epoch ends.
 struct Propagation {
@@ -44,7 +44,7 @@ impl Drop for Propagation {
 pub struct Reconciler {
     me: NodeId,
     volumes: Arc<Volumes>,
-    shard: ShardHandle,
+    shards: Arc<Shards>,
     peers: PeerClient,
     metadata: Arc<NewestMetadata>,
     log: Arc<dyn OwnershipLog>,
@@ -60,7 +60,7 @@ impl Reconciler {
     pub fn new(
         me: NodeId,
         volumes: Arc<Volumes>,
-        shard: ShardHandle,
+        shards: Arc<Shards>,
         peers: PeerClient,
         metadata: Arc<NewestMetadata>,
         log: Arc<dyn OwnershipLog>,
@@ -69,7 +69,7 @@ impl Reconciler {
         Reconciler {
             me,
             volumes,
-            shard,
+            shards,
             peers,
             metadata,
             log,
@@ -124,16 +124,21 @@ impl Reconciler {
             self.stop_propagation(gone.id);
         }
         // Also what was deleted while this node was down.
-        match self.shard.list().await {
-            Ok(stored) => {
-                for id in stored.into_iter().filter(|id| !wanted.contains(id)) {
-                    match self.shard.delete(id).await {
-                        Ok(()) => tracing::info!(volume = %id, "deleted"),
-                        Err(error) => tracing::error!(volume = %id, %error, "a deleted volume still takes space"),
+        for shard in self.shards.all() {
+            match shard.list().await {
+                Ok(stored) => {
+                    for id in stored.into_iter().filter(|id| !wanted.contains(id)) {
+                        match shard.delete(id).await {
+                            Ok(()) => {
+                                self.shards.forget(id);
+                                tracing::info!(volume = %id, "deleted");
+                            }
+                            Err(error) => tracing::error!(volume = %id, %error, "a deleted volume still takes space"),
+                        }
                     }
                 }
+                Err(error) => tracing::error!(%error, "the stored volumes cannot be listed"),
             }
-            Err(error) => tracing::error!(%error, "the stored volumes cannot be listed"),
         }
     }
 
@@ -154,9 +159,10 @@ impl Reconciler {
                 (volume, view)
             }
             None => {
-                let report = self.shard.open(meta.id, meta.size).await.map_err(store_failure)?;
+                let shard = self.shards.of(meta.id);
+                let report = shard.open(meta.id, meta.size).await.map_err(store_failure)?;
                 let phase = if owned { Phase::Activating } else { Phase::Elsewhere };
-                let (shard, peers, metadata) = (self.shard.clone(), self.peers.clone(), self.metadata.clone());
+                let (peers, metadata) = (self.peers.clone(), self.metadata.clone());
                 // A growth that this node has not carried out yet must not be promised to clients.
                 let size = report.size.min(meta.size);
                 let volume = ServedVolume::new(meta, size, self.me, phase, shard, peers, metadata);

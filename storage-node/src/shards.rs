@@ -1,0 +1,264 @@
+//! The shards of a node, one per store, and which of them each volume is in.
+//!
+//! A volume is pinned to one shard: to the one that has it stored, which is the only record of that. A volume that none
+//! has is placed where most space is free per volume. All shards are opened, or none: a node that started without one
+//! would take the volumes in it for new ones.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use client_lib::VolumeId;
+
+use crate::config::StoreSettings;
+use crate::ownership::lease::LeaseCell;
+use crate::shard::handle::{ShardHandle, StoreError};
+use crate::shard::{Shard, ShardOptions, StartError};
+
+/// Why the shards of a node could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardsError {
+    /// One cannot be opened.
+    #[error("the store in {} cannot be opened, and the node does not start without it (docs/disks.md): {source}", directory.display())]
+    Start {
+        /// Its directory.
+        directory: PathBuf,
+        /// Why.
+        source: StartError,
+    },
+    /// One ended at once.
+    #[error("the store in {} has failed: {source}", directory.display())]
+    Failed {
+        /// Its directory.
+        directory: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
+    /// Two have the same volume: one is an old copy.
+    #[error("volume {volume} is in {} and in {}: one of them is an old copy; remove it", first.display(), second.display())]
+    Twice {
+        /// Which.
+        volume: VolumeId,
+        /// One.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+}
+
+/// A shard and where it is.
+#[derive(Clone)]
+struct Store {
+    directory: PathBuf,
+    handle: ShardHandle,
+}
+
+/// The shards of a node. Never empty.
+pub struct Shards {
+    stores: Vec<Store>,
+    capacity_bytes: Option<u64>,
+    /// The place in `stores` of each volume that is stored or about to be.
+    placed: Mutex<BTreeMap<VolumeId, usize>>,
+}
+
+impl Shards {
+    /// Opens a shard in each of `directories`, which are ready for it, all at once; owners in them act under `lease`.
+    ///
+    /// # Errors
+    /// [`ShardsError`]; then none runs.
+    pub async fn start(
+        settings: &StoreSettings,
+        directories: &[PathBuf],
+        lease: &Arc<LeaseCell>,
+    ) -> Result<Shards, ShardsError> {
+        assert!(!directories.is_empty(), "a node has a store");
+        let starts = directories.iter().map(|directory| async move {
+            let store = settings.shard(directory.clone(), directories.len());
+            let options = ShardOptions { lease: lease.clone(), ..store };
+            let started = Shard::start(options).await;
+            started.map_err(|source| ShardsError::Start { directory: directory.clone(), source })
+        });
+        // Each is waited for, so that none is still opening its files when another has failed.
+        let started = futures_util::future::join_all(starts).await;
+        let (mut stores, mut failure) = (Vec::with_capacity(directories.len()), None);
+        for (directory, started) in directories.iter().zip(started) {
+            match started {
+                Ok(handle) => stores.push(Store { directory: directory.clone(), handle }),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        let mut shards = Shards { stores, capacity_bytes: settings.capacity_bytes, placed: Mutex::default() };
+        let placed = match failure {
+            None => shards.stored().await,
+            Some(error) => Err(error),
+        };
+        match placed {
+            Ok(placed) => shards.placed = Mutex::new(placed),
+            Err(error) => {
+                shards.stop().await;
+                return Err(error);
+            }
+        }
+        Ok(shards)
+    }
+
+    /// Which shard has which volume.
+    async fn stored(&self) -> Result<BTreeMap<VolumeId, usize>, ShardsError> {
+        let mut placed = BTreeMap::new();
+        for (at, store) in self.stores.iter().enumerate() {
+            let stored = store.handle.list().await;
+            let stored = stored.map_err(|source| ShardsError::Failed { directory: store.directory.clone(), source })?;
+            for volume in stored {
+                if let Some(earlier) = placed.insert(volume, at) {
+                    let (first, second) = (self.stores[earlier].directory.clone(), store.directory.clone());
+                    return Err(ShardsError::Twice { volume, first, second });
+                }
+            }
+        }
+        Ok(placed)
+    }
+
+    /// The shard that has `volume`, or is to have it from now on.
+    #[must_use]
+    pub fn of(&self, volume: VolumeId) -> ShardHandle {
+        let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = match placed.get(&volume) {
+            Some(at) => *at,
+            None => {
+                let at = self.place(&placed);
+                if self.stores.len() > 1 {
+                    tracing::info!(%volume, directory = %self.stores[at].directory.display(), "a store for a new volume");
+                }
+                placed.insert(volume, at);
+                at
+            }
+        };
+        self.stores[at].handle.clone()
+    }
+
+    /// Every shard.
+    pub fn all(&self) -> impl Iterator<Item = &ShardHandle> {
+        self.stores.iter().map(|store| &store.handle)
+    }
+
+    /// `volume` was deleted from its shard.
+    pub fn forget(&self, volume: VolumeId) {
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner).remove(&volume);
+    }
+
+    /// Stops every shard at once; a failure does not keep the others from stopping.
+    pub async fn stop(&self) {
+        let stops = self.stores.iter().map(|store| async {
+            if let Err(error) = store.handle.stop().await {
+                tracing::error!(directory = %store.directory.display(), %error, "a store did not stop cleanly; it will recover at the next start");
+            }
+        });
+        futures_util::future::join_all(stops).await;
+    }
+
+    fn place(&self, placed: &BTreeMap<VolumeId, usize>) -> usize {
+        let room = |(at, store): (usize, &Store)| {
+            let volumes = placed.values().filter(|other| **other == at).count() as u64;
+            (free_bytes(&store.directory, self.capacity_bytes), volumes)
+        };
+        choose(self.stores.iter().enumerate().map(room))
+    }
+}
+
+/// The place of the store with most free bytes per volume, the new one included; the first of equals. Free space alone
+/// would put volumes that are made together, and are all empty, on one disk.
+fn choose(stores: impl Iterator<Item = (u64, u64)>) -> usize {
+    let score = stores.map(|(free, volumes)| free / (volumes + 1)).enumerate();
+    score.reduce(|best, next| if next.1 > best.1 { next } else { best }).map_or(0, |(at, _)| at)
+}
+
+/// What may still be written to a store: the file system's free space, or less where the store's capacity is fixed. A
+/// disk that does not tell has none.
+fn free_bytes(directory: &Path, capacity: Option<u64>) -> u64 {
+    let free = rustix::fs::statvfs(directory).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    let Some(capacity) = capacity else { return free };
+    let files = std::fs::read_dir(directory.join("segments")).into_iter().flatten().flatten();
+    let used: u64 = files.filter_map(|file| file.metadata().ok()).map(|data| data.len()).sum();
+    free.min(capacity.saturating_sub(used))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use client_lib::{Epoch, VolumeSize};
+
+    use super::*;
+    use crate::shard::handle::ReadChunk;
+    use crate::volume::Moment;
+
+    #[test]
+    fn volumes_go_where_most_space_is_free_for_each() {
+        for (stores, expected) in [
+            (&[(100, 0), (100, 0)][..], 0),
+            (&[(100, 1), (100, 0)], 1),
+            (&[(1000, 1), (100, 0)], 0),
+            (&[(0, 0), (1, 9)], 0),
+            (&[(0, 0), (100, 9)], 1),
+        ] {
+            assert_eq!(choose(stores.iter().copied()), expected, "{stores:?}");
+        }
+    }
+
+    async fn start(directories: &[PathBuf]) -> Result<Shards, ShardsError> {
+        let settings = StoreSettings { segment_bytes: 8 << 20, ..StoreSettings::default() };
+        Shards::start(&settings, directories, &Arc::new(LeaseCell::forever())).await
+    }
+
+    async fn write(shards: &Shards, volume: VolumeId, fill: u8) {
+        let shard = shards.of(volume);
+        shard.open(volume, VolumeSize::try_from(1 << 20).expect("valid")).await.expect("opens");
+        shard.activate(volume, Epoch(1)).await.expect("activates");
+        shard.write(volume, 0, Bytes::from(vec![fill; 4096]), true).await.expect("writes");
+    }
+
+    #[tokio::test]
+    async fn volumes_are_spread_and_found_where_they_are_stored_after_a_restart() {
+        let root = tempfile::tempdir().expect("a directory");
+        let mut directories = [root.path().join("x"), root.path().join("y")];
+        let shards = start(&directories).await.expect("starts");
+        for volume in 1..=4 {
+            write(&shards, VolumeId(volume), volume as u8).await;
+        }
+        let mut held = Vec::new();
+        for shard in shards.all() {
+            held.push(shard.list().await.expect("lists"));
+        }
+        assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2], "two on each: {held:?}");
+        shards.stop().await;
+        directories.reverse();
+        held.reverse();
+        let shards = start(&directories).await.expect("starts");
+        for (shard, held) in shards.all().zip(&held) {
+            assert_eq!(shard.list().await.expect("lists"), *held);
+        }
+        for volume in 1..=4 {
+            let id = VolumeId(volume);
+            let shard = shards.of(id);
+            shard.activate(id, Epoch(2)).await.expect("is there");
+            let chunks = shard.read(id, Moment::Now, 0, 4096).await.expect("reads");
+            assert_eq!(chunks, [ReadChunk::Data(Bytes::from(vec![volume as u8; 4096]))]);
+        }
+        shards.stop().await;
+    }
+
+    #[tokio::test]
+    async fn one_store_that_cannot_be_opened_is_named_and_a_volume_in_two_is_refused() {
+        let root = tempfile::tempdir().expect("a directory");
+        let directories = [root.path().join("x"), root.path().join("y")];
+        for directory in &directories {
+            let shards = start(std::slice::from_ref(directory)).await.expect("starts");
+            write(&shards, VolumeId(1), 1).await;
+            shards.stop().await;
+        }
+        let error = start(&directories).await.err().expect("one volume in two");
+        assert!(matches!(&error, ShardsError::Twice { volume: VolumeId(1), .. }), "{error}");
+        std::fs::write(directories[1].join("FORMAT"), "heliotrope-shard 99\n").expect("is written");
+        let error = start(&directories).await.err().expect("one is newer");
+        assert!(matches!(&error, ShardsError::Start { directory, .. } if *directory == directories[1]), "{error}");
+    }
+}

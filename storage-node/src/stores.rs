@@ -1,0 +1,332 @@
+//! Which directories the shards of a node are in, and that each is the one it was.
+//!
+//! Every store (the directory of a shard) has a marker, `STORE`, that says whose it is; the node's data directory has the
+//! list of its stores, `stores.json`. Compared at every start, before anything is opened: a disk that is not mounted,
+//! was swapped with another or is another node's is an error that says so, never an empty store in its place. Nothing is
+//! written before all of them are right. What is in a store is the shard's.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use client_lib::NodeId;
+use client_lib::pki::{ClusterId, PkiError};
+use serde::{Deserialize, Serialize};
+
+use crate::map::store::{FORMAT_FILE, MapError, has_format, prepare_directory};
+
+/// The marker in a store.
+const MARKER_FILE: &str = "STORE";
+/// The list in a node's data directory.
+const LIST_FILE: &str = "stores.json";
+/// The store of a node that names none, in its data directory.
+const DEFAULT_STORE: &str = "shard-0";
+
+/// Why the stores are not what they must be. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoresError {
+    /// A store that is expected at a place is not there.
+    #[error(
+        "the store in {} is missing: is its disk mounted? docs/disks.md says what to do when it is lost for good", directory.display()
+    )]
+    Missing {
+        /// Where it should be.
+        directory: PathBuf,
+    },
+    /// A store is where another one should be.
+    #[error("{} has the store that belongs in {}: two disks were swapped; mount them where they were", found.display(), belongs.display())]
+    Swapped {
+        /// Where it is.
+        found: PathBuf,
+        /// Where it was, which is still in use.
+        belongs: PathBuf,
+    },
+    /// A store is another node's.
+    #[error("{} is a store of node {node} of cluster {cluster}, not of this node: name another directory", directory.display())]
+    Foreign {
+        /// Where it is.
+        directory: PathBuf,
+        /// Whose.
+        node: NodeId,
+        /// Of which cluster.
+        cluster: String,
+    },
+    /// A store that the node has is not named in its settings.
+    #[error("{} holds volumes of this node, and `[store] directories` does not name it: add it", directory.display())]
+    NotNamed {
+        /// Where it was.
+        directory: PathBuf,
+    },
+    /// A new store has no place.
+    #[error("{} cannot become a store, because {} is no directory: is its disk mounted?", directory.display(), parent.display())]
+    NoPlace {
+        /// The store.
+        directory: PathBuf,
+        /// What should hold it.
+        parent: PathBuf,
+    },
+    /// A new store would lie among other files.
+    #[error("{} holds other files ({name}): name an empty or new directory in it", directory.display())]
+    Occupied {
+        /// The store.
+        directory: PathBuf,
+        /// One of the files.
+        name: String,
+    },
+    /// Two stores say that they are the same one.
+    #[error("{} and {} have copies of one store: name only the newer one", first.display(), second.display())]
+    Copied {
+        /// One.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// The format of a store.
+    #[error(transparent)]
+    Format(#[from] MapError),
+    /// No random number for a new store.
+    #[error(transparent)]
+    Random(#[from] PkiError),
+    /// A marker or the list cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Whose a store is: what its marker holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Marker {
+    cluster: String,
+    node: NodeId,
+    /// Drawn at random; no two stores have the same one.
+    store: String,
+}
+
+/// A store in the node's list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Listed {
+    store: String,
+    directory: PathBuf,
+}
+
+/// The directories of the node's stores: those that are `named` (absolute), or the one in `data`. New ones are made.
+///
+/// # Errors
+/// [`StoresError`]; nothing was changed, but when a file cannot be written.
+pub fn prepare(data: &Path, named: &[PathBuf], cluster: &ClusterId, node: NodeId) -> Result<Vec<PathBuf>, StoresError> {
+    let default = data.join(DEFAULT_STORE);
+    let directories = if named.is_empty() { vec![default.clone()] } else { named.to_vec() };
+    let list_path = data.join(LIST_FILE);
+    let listed: Vec<Listed> = read(&list_path)?.unwrap_or_default();
+    let found = directories.iter().map(|directory| marker(directory)).collect::<Result<Vec<_>, _>>()?;
+    for (directory, marker) in directories.iter().zip(&found) {
+        check(directory, marker.as_ref(), &listed, &directories, (cluster, node))?;
+    }
+    for (at, marker) in found.iter().enumerate() {
+        let earlier = found[..at].iter().position(|other| other.is_some() && other == marker);
+        if let Some(earlier) = earlier {
+            return Err(StoresError::Copied { first: directories[earlier].clone(), second: directories[at].clone() });
+        }
+    }
+    let is_there = |store: &str| found.iter().flatten().any(|marker| marker.store == store);
+    let lost = listed.iter().find(|listed| !is_there(&listed.store)).map(|listed| &listed.directory);
+    // One of a version that kept no list.
+    let unlisted =
+        Some(&default).filter(|default| !directories.contains(default) && default.join(FORMAT_FILE).exists());
+    if let Some(directory) = lost.or(unlisted) {
+        return Err(StoresError::NotNamed { directory: directory.clone() });
+    }
+
+    let mut list = Vec::with_capacity(directories.len());
+    for (directory, marker) in directories.iter().zip(found) {
+        let marker = match marker {
+            Some(marker) => marker,
+            None => {
+                prepare_directory(directory)?;
+                let store = ClusterId::random()?.to_string();
+                let marker = Marker { cluster: cluster.to_string(), node, store };
+                write(&directory.join(MARKER_FILE), &marker)?;
+                marker
+            }
+        };
+        list.push(Listed { store: marker.store, directory: directory.clone() });
+    }
+    if list != listed {
+        write(&list_path, &list)?;
+    }
+    Ok(directories)
+}
+
+/// Whether what is in `directory` may be used there.
+fn check(
+    directory: &Path,
+    marker: Option<&Marker>,
+    listed: &[Listed],
+    directories: &[PathBuf],
+    (cluster, node): (&ClusterId, NodeId),
+) -> Result<(), StoresError> {
+    let Some(marker) = marker else {
+        if listed.iter().any(|listed| listed.directory == directory) {
+            return Err(StoresError::Missing { directory: directory.to_owned() });
+        }
+        // One that was made before there were markers is taken as it is.
+        return if has_format(directory)? { Ok(()) } else { check_new(directory) };
+    };
+    if (marker.cluster.as_str(), marker.node) != (cluster.to_string().as_str(), node) {
+        return Err(StoresError::Foreign {
+            directory: directory.to_owned(),
+            node: marker.node,
+            cluster: marker.cluster.clone(),
+        });
+    }
+    match listed.iter().find(|listed| listed.store == marker.store) {
+        // Moved, by an operator who names the new place instead of the old one.
+        Some(known) if known.directory != directory && directories.contains(&known.directory) => {
+            Err(StoresError::Swapped { found: directory.to_owned(), belongs: known.directory.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a store can be made in `directory`.
+fn check_new(directory: &Path) -> Result<(), StoresError> {
+    if let Some(parent) = directory.parent().filter(|parent| !parent.is_dir()) {
+        return Err(StoresError::NoPlace { directory: directory.to_owned(), parent: parent.to_owned() });
+    }
+    // A directory that is not there has no files; an unreadable one says so when it is written to.
+    let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    match files.map(|file| file.file_name()).find(|name| name != "FORMAT.new") {
+        None => Ok(()),
+        Some(name) => {
+            Err(StoresError::Occupied { directory: directory.to_owned(), name: name.to_string_lossy().into_owned() })
+        }
+    }
+}
+
+fn marker(directory: &Path) -> Result<Option<Marker>, StoresError> {
+    read(&directory.join(MARKER_FILE))
+}
+
+fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, StoresError> {
+    let failed = |source| StoresError::File { path: path.to_owned(), source };
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| failed(error.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Writes a file aside, synced, and renames it: a crash leaves the old one or the new one.
+fn write(path: &Path, value: &impl Serialize) -> Result<(), StoresError> {
+    let aside = path.with_extension("new");
+    let written = || -> io::Result<()> {
+        let mut file = File::create(&aside)?;
+        file.write_all(&serde_json::to_vec_pretty(value)?)?;
+        file.sync_all()?;
+        std::fs::rename(&aside, path)?;
+        path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    };
+    written().map_err(|source| StoresError::File { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId(1);
+
+    struct Place {
+        root: tempfile::TempDir,
+        cluster: ClusterId,
+    }
+
+    impl Place {
+        fn new() -> Place {
+            let root = tempfile::tempdir().expect("a directory");
+            for name in ["data", "a", "b"] {
+                std::fs::create_dir(root.path().join(name)).expect("is made");
+            }
+            Place { root, cluster: "0123456789abcdef".to_owned().try_into().expect("an id") }
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.root.path().join(name)
+        }
+
+        fn prepare(&self, named: &[&str], node: NodeId) -> Result<Vec<PathBuf>, StoresError> {
+            let named: Vec<PathBuf> = named.iter().map(|name| self.at(name)).collect();
+            prepare(&self.at("data"), &named, &self.cluster, node)
+        }
+
+        fn rename(&self, from: &str, to: &str) {
+            std::fs::rename(self.at(from), self.at(to)).expect("is renamed");
+        }
+    }
+
+    #[test]
+    fn without_names_the_store_is_in_the_data_directory_also_an_old_one() {
+        let place = Place::new();
+        prepare_directory(&place.at("data/shard-0")).expect("is made without a marker");
+        for _ in 0..2 {
+            assert_eq!(place.prepare(&[], NODE).expect("is used"), [place.at("data/shard-0")]);
+        }
+    }
+
+    #[test]
+    fn stores_are_made_and_found_again_in_any_order() {
+        let place = Place::new();
+        place.prepare(&["a", "b/store"], NODE).expect("are made");
+        place.prepare(&["b/store", "a"], NODE).expect("are found");
+        place.rename("b/store", "b/moved");
+        place.prepare(&["a", "b/moved"], NODE).expect("one moved with its name");
+        place.prepare(&["a", "b/moved", "b/third"], NODE).expect("one is added");
+    }
+
+    #[test]
+    fn a_disk_that_is_not_mounted_is_missed_and_no_store_is_made_in_its_place() {
+        let place = Place::new();
+        place.prepare(&["a", "b"], NODE).expect("are made");
+        place.rename("b", "elsewhere");
+        std::fs::create_dir(place.at("b")).expect("the mount point");
+        let error = place.prepare(&["a", "b"], NODE).expect_err("is missing");
+        assert!(matches!(&error, StoresError::Missing { directory } if *directory == place.at("b")), "{error}");
+        assert_eq!(std::fs::read_dir(place.at("b")).expect("lists").count(), 0, "untouched");
+        let error = place.prepare(&["a", "c/store"], NODE).expect_err("not mounted ever");
+        assert!(matches!(error, StoresError::NoPlace { .. }), "{error}");
+    }
+
+    #[test]
+    fn swapped_foreign_copied_and_forgotten_stores_are_told_apart() {
+        let place = Place::new();
+        place.prepare(&["a", "b"], NODE).expect("are made");
+        let error = place.prepare(&["a"], NODE).expect_err("b is forgotten");
+        assert!(matches!(&error, StoresError::NotNamed { directory } if *directory == place.at("b")), "{error}");
+        let error = place.prepare(&["a", "b"], NodeId(2)).expect_err("another node's");
+        assert!(matches!(error, StoresError::Foreign { node: NODE, .. }), "{error}");
+        place.rename("a", "c");
+        place.rename("b", "a");
+        place.rename("c", "b");
+        let error = place.prepare(&["a", "b"], NODE).expect_err("are swapped");
+        assert!(matches!(error, StoresError::Swapped { .. }), "{error}");
+        std::fs::create_dir(place.at("d")).expect("is made");
+        std::fs::copy(place.at("a").join(MARKER_FILE), place.at("d").join(MARKER_FILE)).expect("is copied");
+        let error = place.prepare(&["a", "d"], NODE).expect_err("a copy");
+        assert!(matches!(error, StoresError::Copied { .. } | StoresError::Swapped { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_store_among_other_files_and_the_old_one_unnamed_are_refused() {
+        let place = Place::new();
+        std::fs::write(place.at("a/thesis.tex"), "years of work").expect("is written");
+        let error = place.prepare(&["a"], NODE).expect_err("foreign files");
+        assert!(error.to_string().contains("thesis.tex"), "{error}");
+        prepare_directory(&place.at("data/shard-0")).expect("is made without a marker");
+        let error = place.prepare(&["b"], NODE).expect_err("the old store is not named");
+        assert!(matches!(error, StoresError::NotNamed { .. }), "{error}");
+        place.prepare(&["data/shard-0", "b"], NODE).expect("now it is");
+    }
+}
