@@ -35,9 +35,9 @@ soak: tools ## the same tests with many more seeds and larger backlogs
 	$(CARGO) build --workspace --bins
 	export HELIO_SEEDS=100000 HELIO_BACKLOG_MIB=2048 && $(CARGO) test --workspace
 
-bench: tools ## measure beside other NBD servers, optimised build
+bench: tools ## measure speed, cleaning and growth, optimised build; half an hour, figures and plots in target/bench
 	$(CARGO) build --release --package storage-node --package bench --bins
-	$(CARGO) run --release --quiet --package bench
+	$(CARGO) run --release --quiet --package bench -- --out target/bench
 
 tools: ## install what the build and the tests need
 	@.ci/install-tools

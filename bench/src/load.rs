@@ -1,103 +1,147 @@
-//! The load: fio's nbd engine, its JSON read into figures.
+//! The load: fio's JSON read into figures, against an NBD server or a file.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::server::Server;
-
 /// What is measured.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Workload {
     /// What the table calls it.
     pub(crate) name: &'static str,
-    rw: &'static str,
-    /// A FLUSH after each write.
-    flush: bool,
+    pub(crate) is_read: bool,
+    pub(crate) is_random: bool,
+    /// Bytes per operation.
+    pub(crate) bytes: u32,
+    /// Operations under way at once.
+    pub(crate) depth: u32,
+    /// Writes after which a FLUSH follows; 0 is none.
+    pub(crate) flush_every: u32,
 }
-
-/// Reads, writes, and writes that are each flushed.
-pub(crate) const WORKLOADS: &[Workload] = &[
-    Workload { name: "read", rw: "randread", flush: false },
-    Workload { name: "write", rw: "randwrite", flush: false },
-    Workload { name: "write+flush", rw: "randwrite", flush: true },
-];
 
 /// What one measurement came to.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Figures {
     pub(crate) iops: f64,
+    /// Of an operation; with a FLUSH after each, of both together.
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
-    pub(crate) cpu_us_per_op: f64,
+    /// Of the server; none for a file, which has none.
+    pub(crate) cpu_us_per_op: Option<f64>,
 }
 
 impl Figures {
     /// The median of each figure by itself.
-    pub(crate) fn median(all: Vec<Figures>) -> Option<Figures> {
-        let median = |figure: fn(&Figures) -> f64| {
-            let mut values: Vec<f64> = all.iter().map(figure).collect();
+    pub(crate) fn median(all: &[Figures]) -> Option<Figures> {
+        let median = |values: Vec<f64>| {
+            let mut values = values;
             values.sort_by(f64::total_cmp);
             values.get(values.len() / 2).copied()
         };
+        let of = |figure: fn(&Figures) -> f64| median(all.iter().map(figure).collect());
         Some(Figures {
-            iops: median(|figures| figures.iops)?,
-            p50_us: median(|figures| figures.p50_us)?,
-            p99_us: median(|figures| figures.p99_us)?,
-            cpu_us_per_op: median(|figures| figures.cpu_us_per_op)?,
+            iops: of(|figures| figures.iops)?,
+            p50_us: of(|figures| figures.p50_us)?,
+            p99_us: of(|figures| figures.p99_us)?,
+            cpu_us_per_op: median(all.iter().filter_map(|figures| figures.cpu_us_per_op).collect()),
         })
     }
 }
 
-/// Writes the whole disk once, so that reads find data.
-pub(crate) fn fill(server: &Server, size: u64) -> anyhow::Result<()> {
-    fio(server, &["--rw=write", "--bs=1M", "--iodepth=4", &format!("--size={size}")]).map(drop)
+/// What is loaded.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    /// An NBD server.
+    Nbd(String),
+    /// A file, around the page cache.
+    File(PathBuf),
 }
 
-/// Loads `server` for some seconds.
+/// How long, and over how much.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Extent {
+    /// For some seconds over so many bytes.
+    Seconds(u32, u64),
+    /// So many operations over so many bytes; the seed makes them others than before.
+    Operations(u64, u64, u64),
+}
+
+/// Writes the first `size` bytes once, so that reads find data.
+pub(crate) fn fill(target: &Target, size: u64) -> anyhow::Result<()> {
+    fio(target, &["--rw=write", "--bs=1M", "--iodepth=4", "--end_fsync=1", &format!("--size={size}")]).map(drop)
+}
+
+/// Loads `target`; `cpu_seconds` tells what its server has used so far.
 pub(crate) fn measure(
-    server: &Server,
+    target: &Target,
     workload: &Workload,
-    depth: u32,
-    seconds: u32,
-    size: u64,
+    extent: Extent,
+    cpu_seconds: impl Fn() -> anyhow::Result<Option<f64>>,
 ) -> anyhow::Result<Figures> {
-    let before = server.cpu_seconds()?;
-    let depth = format!("--iodepth={depth}");
-    let (seconds, size) = (format!("--runtime={seconds}"), format!("--size={size}"));
-    let rw = format!("--rw={}", workload.rw);
-    let mut arguments = vec![rw.as_str(), "--bs=4k", "--time_based", "--norandommap", &depth, &seconds, &size];
-    if workload.flush {
-        arguments.push("--fsync=1");
+    let before = cpu_seconds()?;
+    let kind = match (workload.is_read, workload.is_random) {
+        (true, true) => "randread",
+        (true, false) => "read",
+        (false, true) => "randwrite",
+        (false, false) => "write",
+    };
+    let mut arguments =
+        vec![format!("--rw={kind}"), format!("--bs={}", workload.bytes), format!("--iodepth={}", workload.depth)];
+    if workload.is_random {
+        arguments.push("--norandommap".to_owned());
     }
-    let result = fio(server, &arguments)?;
-    let side = &result["jobs"][0][if workload.rw == "randread" { "read" } else { "write" }];
+    match extent {
+        Extent::Seconds(seconds, size) => {
+            arguments.extend([format!("--runtime={seconds}"), format!("--size={size}"), "--time_based".to_owned()]);
+        }
+        Extent::Operations(count, size, seed) => {
+            let bytes = count * u64::from(workload.bytes);
+            arguments.extend([format!("--io_size={bytes}"), format!("--size={size}"), format!("--randseed={seed}")]);
+            arguments.push("--random_generator=tausworthe64".to_owned());
+        }
+    }
+    if workload.flush_every > 0 {
+        arguments.push(format!("--fsync={}", workload.flush_every));
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = fio(target, &arguments)?;
+    let job = &result["jobs"][0];
+    let side = &job[if workload.is_read { "read" } else { "write" }];
     let operations = side["total_ios"].as_f64().context("fio tells no operations")?;
-    ensure!(operations > 0.0, "{} did nothing", server.name);
-    let percentile = |which: &str| {
-        let micros = side["clat_ns"]["percentile"][which].as_f64().map(|nanos| nanos / 1000.0);
+    ensure!(operations > 0.0, "{target:?} did nothing");
+    let percentile = |of: &Value, which: &str| {
+        let micros = of["percentile"][which].as_f64().map(|nanos| nanos / 1000.0);
         micros.with_context(|| format!("fio tells no {which} percentile"))
     };
+    let latency = |which: &str| {
+        let flush = if workload.flush_every == 1 { percentile(&job["sync"]["lat_ns"], which)? } else { 0.0 };
+        Ok::<f64, anyhow::Error>(percentile(&side["clat_ns"], which)? + flush)
+    };
+    let used = cpu_seconds()?.zip(before).map(|(after, before)| after - before);
     Ok(Figures {
         iops: side["iops"].as_f64().context("fio tells no IOPS")?,
-        p50_us: percentile("50.000000")?,
-        p99_us: percentile("99.000000")?,
-        cpu_us_per_op: (server.cpu_seconds()? - before) * 1e6 / operations,
+        p50_us: latency("50.000000")?,
+        p99_us: latency("99.000000")?,
+        cpu_us_per_op: used.map(|seconds| seconds * 1e6 / operations),
     })
 }
 
-fn fio(server: &Server, arguments: &[&str]) -> anyhow::Result<Value> {
-    let output = Command::new("fio")
-        .args(["--name=bench", "--ioengine=nbd", "--thread", "--output-format=json"])
-        .arg(format!("--uri={}", server.uri))
-        .args(arguments)
-        .output()
-        .context("fio cannot be started; `make tools` installs it")?;
+fn fio(target: &Target, arguments: &[&str]) -> anyhow::Result<Value> {
+    let mut command = Command::new("fio");
+    command.args(["--name=bench", "--thread", "--output-format=json"]).args(arguments);
+    match target {
+        Target::Nbd(uri) => command.arg("--ioengine=nbd").arg(format!("--uri={uri}")),
+        Target::File(path) => {
+            command.args(["--ioengine=libaio", "--direct=1"]).arg(format!("--filename={}", path.display()))
+        }
+    };
+    let output = command.output().context("fio cannot be started; `make tools` installs it")?;
     ensure!(
         output.status.success(),
-        "fio failed on {}: {}{}",
-        server.name,
+        "fio failed on {target:?}: {}{}",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );

@@ -8,74 +8,153 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::load::Target;
+
 /// How long a server may take to listen.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Kernel ticks per second in `/proc/PID/stat` (`sysconf(_SC_CLK_TCK)`, 100 on every Linux).
-const TICKS_PER_SECOND: f64 = 100.0;
+/// The volume of a node.
+const VOLUME: &str = "disk";
+
+/// How a server is started.
+struct Plan {
+    name: &'static str,
+    program: PathBuf,
+    arguments: Vec<String>,
+    socket: PathBuf,
+    export: &'static str,
+    log: PathBuf,
+    /// Where a node has its data.
+    data: PathBuf,
+}
+
+/// A server that does not run.
+pub(crate) struct Stopped(Plan);
+
+/// A process that ends with its owner.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Ended already is fine too.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// A running NBD server with one disk.
 pub(crate) struct Server {
-    /// What the table calls it.
-    pub(crate) name: &'static str,
-    /// Where fio connects.
-    pub(crate) uri: String,
-    child: Child,
+    plan: Plan,
+    process: Process,
 }
 
 impl Server {
     /// Heliotrope with one provider: the data path without propagation.
     pub(crate) fn helio(root: &Path, size: u64, binary: &Path) -> anyhow::Result<Server> {
+        let server = Server::helio_bare(root, binary)?;
+        server.create_volume(size)?;
+        Ok(server)
+    }
+
+    /// Heliotrope without a volume; it has a leader already.
+    pub(crate) fn helio_bare(root: &Path, binary: &Path) -> anyhow::Result<Server> {
         let data = root.join("helio");
-        let mut command = Command::new(binary);
-        command.args(["up", "--providers", "a", "--nbd-port", "0", "--http-port", "0", "--data"]).arg(&data);
-        let server = start("helio", &mut command, data.join("a/nbd.sock"), "disk", root)?;
+        let mut arguments: Vec<String> =
+            ["up", "--providers", "a", "--nbd-port", "0", "--http-port", "0"].map(String::from).to_vec();
+        arguments.extend(["--data".to_owned(), data.display().to_string()]);
+        let socket = data.join("a/nbd.sock");
+        let plan = Plan { program: binary.to_owned(), arguments, data, ..Plan::new("helio", root, socket) };
+        let server = Stopped(Plan { export: VOLUME, ..plan }).start()?;
         let begun = Instant::now();
-        loop {
-            let created = Command::new(binary)
-                .args(["volume", "create", "disk", "--size", &size.to_string(), "--data"])
-                .arg(&data)
-                .output()?;
-            if created.status.success() {
-                return Ok(server);
-            }
-            ensure!(begun.elapsed() < PATIENCE, "{}", String::from_utf8_lossy(&created.stderr));
+        while !server.helio_command(&["volume", "list"])?.status.success() {
+            ensure!(begun.elapsed() < PATIENCE, "the node takes no commands");
             std::thread::sleep(Duration::from_millis(100));
         }
+        Ok(server)
     }
 
     /// `qemu-nbd` on a raw file, without the host's cache.
     pub(crate) fn qemu_nbd(root: &Path, size: u64) -> anyhow::Result<Server> {
         let (image, socket) = (image(root, "qemu.img", size)?, root.join("qemu.sock"));
-        let mut command = Command::new("qemu-nbd");
-        command.args(["--format=raw", "--cache=none", "--aio=native", "--persistent", "--shared=4"]);
-        command.arg("--socket").arg(&socket).arg(image);
-        start("qemu-nbd", &mut command, socket, "", root)
+        let mut arguments: Vec<String> =
+            ["--format=raw", "--cache=none", "--aio=native", "--persistent", "--shared=4", "--socket"]
+                .map(String::from)
+                .to_vec();
+        arguments.extend([socket.display().to_string(), image.display().to_string()]);
+        Stopped(Plan { arguments, ..Plan::new("qemu-nbd", root, socket) }).start()
     }
 
     /// `nbdkit file`, through the page cache as it comes.
     pub(crate) fn nbdkit_file(root: &Path, size: u64) -> anyhow::Result<Server> {
         let (image, socket) = (image(root, "nbdkit.img", size)?, root.join("nbdkit.sock"));
-        let mut command = Command::new("nbdkit");
-        command.args(["--foreground", "--unix"]).arg(&socket).arg("file").arg(image);
-        start("nbdkit file", &mut command, socket, "", root)
+        let mut arguments: Vec<String> = ["--foreground", "--unix"].map(String::from).to_vec();
+        arguments.extend([socket.display().to_string(), "file".to_owned(), image.display().to_string()]);
+        Stopped(Plan { arguments, ..Plan::new("nbdkit", root, socket) }).start()
     }
 
-    /// CPU seconds the server has used so far, all threads.
-    pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name may hold anything up to the last parenthesis; utime and stime are fields 14 and 15 (proc(5)).
-        let fields: Vec<&str> = stat.rsplit(')').next().context("no fields")?.split_whitespace().collect();
-        let ticks: f64 =
-            fields.get(11).context("utime")?.parse::<f64>()? + fields.get(12).context("stime")?.parse::<f64>()?;
-        Ok(ticks / TICKS_PER_SECOND)
+    /// Creates the node's volume.
+    pub(crate) fn create_volume(&self, size: u64) -> anyhow::Result<()> {
+        let created = self.helio_command(&["volume", "create", VOLUME, "--size", &size.to_string()])?;
+        ensure!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+        Ok(())
+    }
+
+    fn helio_command(&self, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
+        let mut command = Command::new(&self.plan.program);
+        Ok(command.args(arguments).arg("--data").arg(&self.plan.data).output()?)
+    }
+
+    /// Where a node has its map.
+    pub(crate) fn map_directory(&self) -> PathBuf {
+        self.plan.data.join("a/shard-0/map")
+    }
+
+    /// The server as fio's.
+    pub(crate) fn target(&self) -> Target {
+        Target::Nbd(format!("nbd+unix:///{}?socket={}", self.plan.export, self.plan.socket.display()))
+    }
+
+    /// Its process id, for the kernel's counts.
+    pub(crate) fn id(&self) -> String {
+        self.process.0.id().to_string()
+    }
+
+    /// Ends it as `kill -9` does.
+    pub(crate) fn killed(self) -> Stopped {
+        drop(self.process);
+        Stopped(self.plan)
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Ended already is fine too.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+impl Plan {
+    fn new(name: &'static str, root: &Path, socket: PathBuf) -> Plan {
+        let (program, arguments, export) = (PathBuf::from(name), Vec::new(), "");
+        let (log, data) = (root.join(format!("{name}.log")), root.to_owned());
+        Plan { name, program, arguments, socket, export, log, data }
+    }
+}
+
+impl Stopped {
+    /// Starts it and waits until its socket answers.
+    pub(crate) fn start(self) -> anyhow::Result<Server> {
+        let Stopped(plan) = self;
+        let log = File::options().create(true).append(true).open(&plan.log)?;
+        let child = Command::new(&plan.program)
+            .args(&plan.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("{} cannot be started; `make tools` installs what is missing", plan.name))?;
+        let mut server = Server { plan, process: Process(child) };
+        let begun = Instant::now();
+        while UnixStream::connect(&server.plan.socket).is_err() {
+            if let Some(status) = server.process.0.try_wait()? {
+                bail!("{} ended with {status}", server.plan.name);
+            }
+            ensure!(begun.elapsed() < PATIENCE, "{} does not listen", server.plan.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
     }
 }
 
@@ -83,31 +162,4 @@ fn image(root: &Path, name: &str, size: u64) -> anyhow::Result<PathBuf> {
     let path = root.join(name);
     File::create(&path)?.set_len(size)?;
     Ok(path)
-}
-
-/// Starts a server and waits until its socket answers.
-fn start(
-    name: &'static str,
-    command: &mut Command,
-    socket: PathBuf,
-    export: &str,
-    root: &Path,
-) -> anyhow::Result<Server> {
-    let log = File::create(root.join(format!("{name}.log")))?;
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .with_context(|| format!("{name} cannot be started; `make tools` installs what is missing"))?;
-    let mut server = Server { name, uri: format!("nbd+unix:///{export}?socket={}", socket.display()), child };
-    let begun = Instant::now();
-    while UnixStream::connect(&socket).is_err() {
-        if let Some(status) = server.child.try_wait()? {
-            bail!("{name} ended with {status}");
-        }
-        ensure!(begun.elapsed() < PATIENCE, "{name} does not listen");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(server)
 }

@@ -183,6 +183,21 @@ pub struct SegmentInfo {
     pub free: bool,
 }
 
+/// What a log has written since it was opened, in blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Data of guests and of other nodes.
+    pub data: u64,
+    /// Headers of the log's records and segments.
+    pub headers: u64,
+    /// What the cleaner copied.
+    pub copies: u64,
+    /// Headers of its records and segments.
+    pub copy_headers: u64,
+    /// Zeroes of new segments.
+    pub prepared: u64,
+}
+
 /// An entry on its way: with its data and what to say when it is done.
 #[derive(Debug)]
 pub(crate) struct Queued {

@@ -103,6 +103,8 @@ impl Log {
             buffer[filled..filled + data.len()].copy_from_slice(data);
             filled += data.len();
         }
+        self.traffic.copy_headers += u64::from(prefix + header_blocks);
+        self.traffic.copies += u64::from(blocks);
         let offset = u64::from(target.next - prefix) * u64::from(BLOCK_SIZE);
         let number = self.cold.next_number;
         self.cold.next_number += 1;

@@ -90,6 +90,8 @@ pub(super) struct Pool {
     newest_generation: u64,
     /// Why the last segment could not be made; `None` after a success or when something came free.
     full: bool,
+    /// Blocks of the segments that were made since the start.
+    prepared_blocks: u64,
 }
 
 /// The file name of segment `number`.
@@ -115,6 +117,7 @@ impl Pool {
             next_number,
             newest_generation: 0,
             full: false,
+            prepared_blocks: 0,
         })
     }
 
@@ -167,6 +170,11 @@ impl Pool {
         self.free.push_back(number);
     }
 
+    /// Blocks written into segments to make them, since the start.
+    pub(super) fn prepared_blocks(&self) -> u64 {
+        self.prepared_blocks
+    }
+
     /// Free segments at hand.
     pub(super) fn free_count(&self) -> usize {
         self.free.len()
@@ -212,6 +220,7 @@ impl Pool {
                 let blocks = (self.settings.segment_bytes / u64::from(BLOCK_SIZE)) as u32;
                 self.segments.insert(number, Segment { file, blocks, generation: 0, cold: false });
                 self.free.push_back(number);
+                self.prepared_blocks += u64::from(blocks);
             }
             Err(error) => {
                 // Full or not, nothing is lost yet: writes go on in the segments that are there.

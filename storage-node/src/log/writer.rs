@@ -14,7 +14,7 @@ use client_lib::BLOCK_SIZE;
 use super::cold::Cold;
 use super::record::{DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, HEADER_BYTES, Stamp, encode};
 use super::segment::{COLD_SEGMENTS, Pool, RESERVED_SEGMENTS, SEGMENT_HEADER_BLOCKS, SegmentHeader};
-use super::{Event, LogError, LogPosition, Placed, Queued, SegmentInfo};
+use super::{Event, LogError, LogPosition, Placed, Queued, SegmentInfo, Traffic};
 use crate::io::buffer::AlignedBuffer;
 use crate::io::{FileId, IoCompletion, IoEngine, IoKind, IoOp};
 use crate::shard::handle::Doorbell;
@@ -90,6 +90,7 @@ pub struct Log {
     reads: HashMap<u64, u64>,
     next_read: u64,
     pub(super) cold: Cold,
+    pub(super) traffic: Traffic,
     poisoned: Option<String>,
     pub(super) ready: Vec<Event>,
     completions: Vec<IoCompletion>,
@@ -135,6 +136,7 @@ impl Log {
             reads: HashMap::new(),
             next_read: 0,
             cold: Cold::default(),
+            traffic: Traffic::default(),
             poisoned: None,
             ready: Vec::new(),
             completions: Vec::new(),
@@ -300,6 +302,12 @@ impl Log {
         [self.active.map(|active| active.segment), self.cold.segment()]
     }
 
+    /// What was written since the log was opened.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        Traffic { prepared: self.pool.prepared_blocks(), ..self.traffic }
+    }
+
     /// Wakes [`turn`](Self::turn).
     #[must_use]
     pub fn doorbell(&self) -> Arc<dyn Doorbell> {
@@ -366,6 +374,8 @@ impl Log {
                 .encode(&mut buffer);
         }
         let first_data = self.next.block + header_blocks;
+        self.traffic.headers += u64::from(prefix + header_blocks);
+        self.traffic.data += u64::from(data_blocks);
         let mut filled = (prefix + header_blocks) as usize * BLOCK;
         let mut tickets = Vec::with_capacity(count);
         let mut at = first_data;

@@ -240,6 +240,7 @@ impl Core {
             Request::Receive { volume, blocks, reply } => self.receive(volume, blocks, reply),
             Request::ApplySealed { volume, to, reply } => self.apply_sealed(volume, to, reply),
             Request::ReadVersions { volume, moment, runs, reply } => self.read_versions(volume, moment, &runs, reply),
+            Request::Traffic { reply } => drop(reply.send(Ok(self.log.traffic()))),
             Request::Checkpoint { reply } => self.checkpoints.request(Some(reply)),
             Request::Stop { reply } => {
                 self.is_stopping = true;

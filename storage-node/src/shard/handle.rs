@@ -8,6 +8,7 @@ use bytes::Bytes;
 use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use tokio::sync::oneshot;
 
+use crate::log::Traffic;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
@@ -256,6 +257,7 @@ pub enum Request {
     ApplySealed { volume: VolumeId, to: Lsn, reply: Reply<Lsn> },
     ReadVersions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
     Damaged { reply: Reply<Vec<DamagedBlocks>> },
+    Traffic { reply: Reply<Traffic> },
     Checkpoint { reply: Reply<()> },
     Stop { reply: Reply<()> },
 }
@@ -542,6 +544,11 @@ impl ShardHandle {
     /// The blocks that are known to be damaged here. Works in both roles.
     pub async fn damaged(&self) -> Result<Vec<DamagedBlocks>, StoreError> {
         self.ask(|reply| Request::Damaged { reply }).await
+    }
+
+    /// What the shard's log has written since it was started; the map store's writes come on top.
+    pub async fn traffic(&self) -> Result<Traffic, StoreError> {
+        self.ask(|reply| Request::Traffic { reply }).await
     }
 
     /// Writes a checkpoint now.
