@@ -66,6 +66,13 @@ impl std::fmt::Display for Source {
 }
 
 impl Source {
+    fn kind(&self) -> &'static str {
+        match self {
+            Source::Volume(_) => "volume",
+            Source::Snapshot(_) => "snapshot",
+        }
+    }
+
     fn volume(&self) -> &VolumeName {
         match self {
             Source::Volume(volume) => volume,
@@ -116,7 +123,7 @@ async fn export(arguments: &Export, what: &Source, common: &Common) -> anyhow::R
     file.remove()?;
     report.volume.clone_from(&name);
     report.image = arguments.target.to_string();
-    print(&report, &format!("exported {name} to {}", arguments.target), arguments.common.json)?;
+    print(&report, &format!("exported {} {name} to {}", what.kind(), arguments.target), arguments.common.json)?;
     let Source::Volume(volume_name) = what else { return Ok(()) };
     let after = self::volume(&client, volume_name).context("whether it was written meanwhile is not known")?;
     if after.head != volume.head {
