@@ -228,7 +228,7 @@ fn a_killed_import_and_one_that_lost_its_source_go_on_to_the_whole_image() {
 }
 
 #[test]
-fn a_killed_export_goes_on_unless_the_volume_was_written_since() {
+fn a_killed_export_goes_on_unless_the_volume_was_written_since_or_the_image_is_qcow2() {
     let up = up();
     let directory = tempfile::tempdir().expect("a directory");
     let raw = image(&directory.path().join("in.raw"), 768);
@@ -239,17 +239,24 @@ fn a_killed_export_goes_on_unless_the_volume_was_written_since() {
         killed_on_its_way(&up, &["volume", "export", "disk", &path(name)], &state);
         let at = position(&state);
         let said = refused(&up, &["volume", "export", "disk", &path(name)]);
-        assert!(said.contains("--resume goes on, --force begins anew"), "{said}");
+        assert!(said.contains("--force begins anew"), "{said}");
         // Handed over meanwhile: it is the same volume with the same content.
         let other = if format == "raw" { "b" } else { "a" };
         up.run(&["volume", "migrate", "disk", "--to", other]).expect("is handed over");
-        let report = json(&up, &["volume", "export", "disk", &path(name), "--resume", "--verify", "--json"]);
-        assert_eq!(report["resumed_at_bytes"], at, "{report}");
+        if format == "raw" {
+            let report = json(&up, &["volume", "export", "disk", &path(name), "--resume", "--verify", "--json"]);
+            assert_eq!(report["resumed_at_bytes"], at, "{report}");
+        } else {
+            // A resumed image had other blocks in it than the volume, one time in four: a cluster that the killed export had
+            // taken, and not yet counted as taken, was given to another block as well.
+            let said = refused(&up, &["volume", "export", "disk", &path(name), "--resume"]);
+            assert!(said.contains("cannot be gone on with"), "{said}");
+            up.run(&["volume", "export", "disk", &path(name), "--force", "--verify"]).expect("begins anew");
+        }
         same(&raw, &path(name), format);
     }
-    // 3 is "leaked clusters": space that the killed one had taken. Anything wrong would be 2.
     let checked = Command::new("qemu-img").args(["check", &path("out.qcow2")]).status().expect("runs");
-    assert!(matches!(checked.code(), Some(0 | 3)), "{checked}");
+    assert!(checked.success(), "{checked}");
     let state = directory.path().join("late.raw.disk.helio-export");
     killed_on_its_way(&up, &["volume", "export", "disk", &path("late.raw")], &state);
     let mut client = Client::connect(&up.socket("a"), "disk").expect("connects");

@@ -18,7 +18,7 @@ use crate::size::human;
 /// Copy a volume or a snapshot into an image, or into an export of any NBD server
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  helio volume export disk disk.raw\n  helio volume export disk disk.qcow2\n  helio volume export disk@monday nbd://192.0.2.7/disk\n\nThe image has holes where the volume has them. A volume that is written meanwhile gives an image of no single moment: export a snapshot of it, or stop its writers first. After Ctrl-C, a crash or a lost connection the same command with --resume goes on, unless the volume was written since."
+    after_help = "Examples:\n  helio volume export disk disk.raw\n  helio volume export disk disk.qcow2\n  helio volume export disk@monday nbd://192.0.2.7/disk\n\nThe image has holes where the volume has them. A volume that is written meanwhile gives an image of no single moment: export a snapshot of it, or stop its writers first. After Ctrl-C, a crash or a lost connection the same command with --resume goes on, unless the volume was written since or the image is qcow2: that begins anew with --force."
 )]
 pub(super) struct Export {
     /// The volume, or VOLUME@SNAPSHOT
@@ -146,6 +146,14 @@ async fn open(arguments: &Export, size: u64, file: &StateFile) -> anyhow::Result
     match &arguments.target {
         Place::File(path) => {
             let format = arguments.format.unwrap_or_else(|| Format::of_name(path));
+            // Cut off between two syncs, its tables may count clusters as free that others of them use.
+            let can_go_on = format != Format::Qcow2;
+            if arguments.resume && !can_go_on {
+                bail!(
+                    "{} is a qcow2 image, and one that was cut off cannot be gone on with: --force begins anew (a raw image can be resumed)",
+                    path.display()
+                );
+            }
             let image = if arguments.resume {
                 Image::reopen(path, format)?
             } else {
@@ -154,7 +162,8 @@ async fn open(arguments: &Export, size: u64, file: &StateFile) -> anyhow::Result
                     // An older state must not outlive what it speaks of.
                     file.remove()?;
                 } else if interrupted {
-                    bail!("an export to {} was interrupted: --resume goes on, --force begins anew", path.display());
+                    let way = if can_go_on { "--resume goes on, --force begins anew" } else { "--force begins anew" };
+                    bail!("an export to {} was interrupted: {way}", path.display());
                 }
                 Image::create(path, format, size, arguments.force)?
             };

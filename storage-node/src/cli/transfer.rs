@@ -158,7 +158,10 @@ impl Transfer<'_> {
             Some(EPERM) => "the server does not let this client write: does its node still own the volume? ",
             _ => "",
         };
-        let hint = if self.file.exists() {
+        let can_go_on = !matches!(&self.target, Target::Image(image) if image.format() == Format::Qcow2);
+        let hint = if !can_go_on {
+            format!("{why}the same command with --force begins anew")
+        } else if self.file.exists() {
             format!(
                 "{why}the same command with --resume goes on at {} of {} bytes",
                 self.state.progress.position_bytes, self.state.size_bytes
