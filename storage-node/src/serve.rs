@@ -4,6 +4,7 @@ pub mod admin;
 pub mod exports;
 pub mod http;
 pub mod metadata;
+mod outcome;
 pub mod resize;
 mod session;
 pub mod snapshots;

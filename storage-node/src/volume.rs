@@ -427,15 +427,14 @@ impl Volume {
     /// # Errors
     /// When a page cannot be read.
     pub fn shows(&self, block: u32, place: Place, map: &mut Map) -> Result<Moment, MapError> {
+        let is_there = |version: Option<Version>| version.is_some_and(|it| it.content.place() == Some(place));
+        if is_there(self.view(block, map)?) {
+            return Ok(Moment::Now);
+        }
         for snapshot in self.all_snapshots() {
             let moment = Moment::Snapshot(snapshot.id);
-            let found = self.versions(moment, block, block, map)?;
-            if found.iter().any(|(_, version)| version.is_some_and(|it| it.content.place() == Some(place))) {
-                return Ok(if self.view(block, map)?.is_some_and(|it| it.content.place() == Some(place)) {
-                    Moment::Now
-                } else {
-                    moment
-                });
+            if self.versions(moment, block, block, map)?.into_iter().any(|(_, version)| is_there(version)) {
+                return Ok(moment);
             }
         }
         Ok(Moment::Now)

@@ -85,7 +85,8 @@ impl Source {
         let Source::Snapshot(target) = self else {
             return Ok(format!("volume {}, id {}, head {}", volume.name, volume.id, volume.head));
         };
-        let all: Vec<SnapshotStatus> = client.get(&format!("/v1/volumes/{}/snapshots", target.volume))?;
+        let path = format!("/v1/volumes/{}/snapshots", target.volume);
+        let all: Vec<SnapshotStatus> = tokio::task::block_in_place(|| client.get(&path))?;
         let found = all.iter().find(|snapshot| snapshot.name == target.snapshot.as_str());
         let found = found.with_context(|| {
             format!(
@@ -146,9 +147,7 @@ async fn open(arguments: &Export, size: u64, file: &StateFile) -> anyhow::Result
     match &arguments.target {
         Place::File(path) => {
             let format = arguments.format.unwrap_or_else(|| Format::of_name(path));
-            // Cut off between two syncs, its tables may count clusters as free that others of them use.
-            let can_go_on = format != Format::Qcow2;
-            if arguments.resume && !can_go_on {
+            if arguments.resume && !format.can_go_on() {
                 bail!(
                     "{} is a qcow2 image, and one that was cut off cannot be gone on with: --force begins anew (a raw image can be resumed)",
                     path.display()
@@ -162,7 +161,11 @@ async fn open(arguments: &Export, size: u64, file: &StateFile) -> anyhow::Result
                     // An older state must not outlive what it speaks of.
                     file.remove()?;
                 } else if interrupted {
-                    let way = if can_go_on { "--resume goes on, --force begins anew" } else { "--force begins anew" };
+                    let way = if format.can_go_on() {
+                        "--resume goes on, --force begins anew"
+                    } else {
+                        "--force begins anew"
+                    };
                     bail!("an export to {} was interrupted: {way}", path.display());
                 }
                 Image::create(path, format, size, arguments.force)?

@@ -158,7 +158,7 @@ impl Transfer<'_> {
             Some(EPERM) => "the server does not let this client write: does its node still own the volume? ",
             _ => "",
         };
-        let can_go_on = !matches!(&self.target, Target::Image(image) if image.format() == Format::Qcow2);
+        let can_go_on = !matches!(&self.target, Target::Image(image) if !image.format().can_go_on());
         let hint = if !can_go_on {
             format!("{why}the same command with --force begins anew")
         } else if self.file.exists() {

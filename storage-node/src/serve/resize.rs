@@ -12,13 +12,11 @@ use client_lib::transport::Class;
 use client_lib::{Epoch, Error, ErrorKind, VolumeSize};
 use tokio::sync::watch;
 
+use super::outcome::{Outcomes, retry};
 use super::volume::{ServedVolume, store_failure};
 use crate::ownership::gate::Phase;
 use crate::shard::handle::{Role, StoreError};
 use crate::volume::Moment;
-
-/// Pause before a size that could not be put in force is tried again.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// The size that is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +83,7 @@ impl Sizes {
 /// Keeps the size in force what metadata wants, until the volume is closed.
 pub async fn follow_size(volume: Arc<ServedVolume>) {
     let (mut wanted, mut views) = (volume.sizes.wanted.subscribe(), volume.gate.subscribe());
-    let mut told = None;
+    let mut outcomes = Outcomes::default();
     loop {
         // The view first: the size read after it is that of the ownership it shows, or newer. The other way round an old
         // size could be carried out under a new ownership.
@@ -98,26 +96,15 @@ pub async fn follow_size(volume: Arc<ServedVolume>) {
             Phase::Owner => put_in_force(&volume, size, Some(view.epoch)).await,
             Phase::Elsewhere => put_in_force(&volume, size, None).await,
         };
-        // A handover under way or a holder out of reach: nothing is wrong that does not end by itself.
-        let passes =
-            |error: &Error| matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Unavailable);
-        let failure = outcome.as_ref().err().filter(|error| !passes(error)).map(Error::to_string);
-        if failure != told {
-            if let Some(error) = &failure {
-                tracing::error!(volume = %volume.name, epoch = %view.epoch, size = size.bytes(), %error, "the size is not in force; it is tried again");
-            }
-            told = failure;
-        }
-        let retry = async {
-            match &outcome {
-                Ok(()) => std::future::pending().await,
-                Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
-            }
-        };
+        // A handover under way or a holder out of reach.
+        let passing = [ErrorKind::Busy, ErrorKind::NotOwner, ErrorKind::Unavailable];
+        outcomes.note(&outcome, &passing, |error| {
+            tracing::error!(volume = %volume.name, epoch = %view.epoch, size = size.bytes(), %error, "the size is not in force; it is tried again");
+        });
         let changed = tokio::select! {
             changed = wanted.changed() => changed,
             changed = views.changed() => changed,
-            () = retry => Ok(()),
+            () = retry(&outcome) => Ok(()),
         };
         if changed.is_err() {
             return;

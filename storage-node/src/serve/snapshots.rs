@@ -11,12 +11,10 @@ use client_lib::{Epoch, Error, ErrorKind, SnapshotId};
 use consensus::{Made, Snapshot, Volume};
 use tokio::sync::{Notify, watch};
 
+use super::outcome::{Outcomes, retry};
 use super::volume::{ServedVolume, store_failure};
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::gate::Phase;
-
-/// Pause before what could not be done is tried again.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// What metadata says of a volume's snapshots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,7 +77,7 @@ impl Snapshots {
 /// Keeps the snapshots in the store what metadata lists, until the volume is closed.
 pub async fn follow_snapshots(volume: Arc<ServedVolume>, log: Arc<dyn OwnershipLog>) {
     let (mut listed, mut views) = (volume.snapshots.listed.subscribe(), volume.gate.subscribe());
-    let mut told = None;
+    let mut outcomes = Outcomes::default();
     loop {
         let view = *views.borrow_and_update();
         let now = listed.borrow_and_update().clone();
@@ -89,28 +87,16 @@ pub async fn follow_snapshots(volume: Arc<ServedVolume>, log: Arc<dyn OwnershipL
             Phase::Activating | Phase::Transferring | Phase::Elsewhere => None,
         };
         let outcome = follow(&volume, &*log, &now, owner).await;
-        // A handover under way or consensus out of reach: nothing is wrong that does not end by itself.
-        let passes = |error: &Error| {
-            matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Unavailable | ErrorKind::Closed)
-        };
-        let failure = outcome.as_ref().err().filter(|error| !passes(error)).map(Error::to_string);
-        if failure != told {
-            if let Some(error) = &failure {
-                tracing::error!(volume = %volume.name, epoch = %view.epoch, %error, "snapshots are not as listed; it is tried again");
-            }
-            told = failure;
-        }
-        let retry = async {
-            match &outcome {
-                Ok(()) => std::future::pending().await,
-                Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
-            }
-        };
+        // A handover under way, consensus out of reach, or the volume deleted meanwhile.
+        let passing = [ErrorKind::Busy, ErrorKind::NotOwner, ErrorKind::Unavailable, ErrorKind::Closed];
+        outcomes.note(&outcome, &passing, |error| {
+            tracing::error!(volume = %volume.name, epoch = %view.epoch, %error, "snapshots are not as listed; it is tried again");
+        });
         let changed = tokio::select! {
             changed = listed.changed() => changed,
             changed = views.changed() => changed,
             () = volume.snapshots.look.notified() => Ok(()),
-            () = retry => Ok(()),
+            () = retry(&outcome) => Ok(()),
         };
         if changed.is_err() {
             return;

@@ -146,16 +146,16 @@ impl Core {
         for volume in volumes {
             self.forget_replaced(volume);
             let Some(run) = self.volumes.get(&volume) else { continue };
-            let mut by_view: Vec<(Moment, Vec<u32>)> = Vec::new();
+            let mut by_moment: Vec<(Moment, Vec<u32>)> = Vec::new();
             for (block, damaged) in &run.damage.blocks {
                 // What cannot be looked up is looked for where most is.
                 let moment = run.state.shows(*block, damaged.place, &mut self.map).unwrap_or(Moment::Now);
-                match by_view.iter_mut().find(|(known, _)| *known == moment) {
+                match by_moment.iter_mut().find(|(known, _)| *known == moment) {
                     Some((_, blocks)) => blocks.push(*block),
-                    None => by_view.push((moment, vec![*block])),
+                    None => by_moment.push((moment, vec![*block])),
                 }
             }
-            let each = by_view.into_iter();
+            let each = by_moment.into_iter();
             all.extend(each.map(|(moment, blocks)| DamagedBlocks {
                 volume,
                 moment,

@@ -152,7 +152,7 @@ impl Core {
     ) {
         let versions = (|| {
             let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
-            run.require_view(moment)?;
+            run.require_moment(moment)?;
             check_runs(runs)?;
             let mut versions = Vec::new();
             for run_of in runs {

@@ -117,7 +117,7 @@ impl VolumeRun {
     }
 
     /// Refuses a snapshot that is not known here.
-    pub(super) fn require_view(&self, moment: Moment) -> Result<(), StoreError> {
+    pub(super) fn require_moment(&self, moment: Moment) -> Result<(), StoreError> {
         let volume = self.state.id;
         match moment {
             Moment::Snapshot(snapshot) if self.state.snapshot(snapshot).is_none() => {
@@ -129,7 +129,7 @@ impl VolumeRun {
 
     /// Refuses what cannot be read in `moment`: the volume is read at its owner, a snapshot wherever it is known.
     pub(super) fn require_readable(&self, moment: Moment, offset: u64, length: u64) -> Result<(), StoreError> {
-        self.require_view(moment)?;
+        self.require_moment(moment)?;
         let Moment::Snapshot(id) = moment else {
             self.require_owner()?;
             return self.require_inside(offset, length);

@@ -38,6 +38,12 @@ impl Format {
         if path.extension().is_some_and(|extension| extension == "qcow2") { Format::Qcow2 } else { Format::Raw }
     }
 
+    /// Whether an image that was cut off may be gone on with. Of a qcow2 image the tables may count clusters as free that
+    /// others of them use.
+    pub(in crate::cli) fn can_go_on(self) -> bool {
+        self == Format::Raw
+    }
+
     /// Allocation unit of a new file, in bytes: writing less would only make it write more.
     pub(super) fn granularity(self) -> u32 {
         match self {
