@@ -19,7 +19,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::data_dir;
 use crate::log::LogPosition;
-use crate::map::store::{FORMAT_FILE, MapError, MapStore, StoredVolume, has_format};
+use crate::map::store::{FORMAT_FILE, MapError, MapStore, StoredVolume, format_of};
 use crate::shard::decode_position;
 
 /// What the name of a shard's directory begins with.
@@ -134,7 +134,7 @@ impl Inspected {
 
 impl Shard {
     fn open(directory: &Path) -> Result<Shard, InspectError> {
-        if !has_format(directory)? {
+        if format_of(directory)?.is_none() {
             return Err(InspectError::NotOurs { path: directory.to_owned(), hint: String::new() });
         }
         let store = MapStore::open_read_only(&directory.join("map"))?;

@@ -13,7 +13,7 @@ use client_lib::NodeId;
 use client_lib::pki::{ClusterId, PkiError};
 use serde::{Deserialize, Serialize};
 
-use crate::map::store::{FORMAT_FILE, MapError, has_format, prepare_directory};
+use crate::map::store::{FORMAT_FILE, MapError, format_of, prepare_directory};
 
 /// The marker in a store.
 const MARKER_FILE: &str = "STORE";
@@ -174,7 +174,7 @@ fn check(
             return Err(StoresError::Missing { directory: directory.to_owned() });
         }
         // One that was made before there were markers is taken as it is.
-        return if has_format(directory)? { Ok(()) } else { check_new(directory) };
+        return if format_of(directory)?.is_some() { Ok(()) } else { check_new(directory) };
     };
     if (marker.cluster.as_str(), marker.node) != (cluster.to_string().as_str(), node) {
         return Err(StoresError::Foreign {

@@ -1,13 +1,14 @@
 //! The pages in memory: bounded, with the changed ones held until a checkpoint has them.
 //!
 //! A page is clean (equal to the store, evictable), dirty (changed since the last checkpoint began) or committing
-//! (part of the checkpoint under way). Beginning a checkpoint takes references to the dirty pages as they are at
-//! that moment; a page changed meanwhile is copied first, so the committer and the shard never share a changing page.
+//! (part of the checkpoint under way). Beginning a checkpoint takes the changed entries of the dirty pages, or
+//! references to those of which much has changed, as they are at that moment; a page changed meanwhile is copied first, so
+//! the committer and the shard never share a changing page.
 //! Clean pages are evicted by a clock. The limit is in bytes, of what the pages really take ([`Page::memory`]); it can
 //! be passed only by pages that are not clean: callers begin a checkpoint at [`PageCache::wants_checkpoint`] and hold
 //! back writes at [`PageCache::is_full`].
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use client_lib::VolumeId;
@@ -20,10 +21,33 @@ use super::store::{Change, MapError, MapStore};
 /// The smallest useful cache, in pages of the largest kind: less would thrash within one large request.
 pub const PAGES_MIN: usize = 32;
 
+/// Changed entries of a page from which on it is written whole: where neither is cheaper. An entry by itself takes some 30
+/// bytes, a page with all its entries written at random 3 KiB; and what is written by itself is merged later.
+const ENTRIES_CHANGED_MAX: u32 = 48;
+
 #[derive(Debug)]
 struct Slot {
     page: Arc<Page>,
     referenced: bool,
+}
+
+/// What changed of a page since the last checkpoint began.
+#[derive(Clone, Copy, Debug)]
+enum Changed {
+    /// More than is worth telling apart, or the store does not have the page.
+    All,
+    /// The entries whose bits are set.
+    Entries([u64; PAGE_ENTRIES as usize / 64]),
+}
+
+impl Changed {
+    fn add(&mut self, index: Index) {
+        let Changed::Entries(bits) = self else { return };
+        bits[usize::from(index) / 64] |= 1 << (index % 64);
+        if bits.iter().map(|bits| bits.count_ones()).sum::<u32>() > ENTRIES_CHANGED_MAX {
+            *self = Changed::All;
+        }
+    }
 }
 
 /// The maps of a shard's volumes and their snapshots.
@@ -33,7 +57,7 @@ pub struct PageCache {
     slots: HashMap<(MapKey, u32), Slot>,
     /// Every slot once, in the order the hand of the clock meets them.
     clock: VecDeque<(MapKey, u32)>,
-    dirty: BTreeSet<(MapKey, u32)>,
+    dirty: BTreeMap<(MapKey, u32), Changed>,
     committing: BTreeSet<(MapKey, u32)>,
     /// Which pages exist, so that what was never written costs no look-up.
     sets: HashMap<MapKey, RoaringBitmap>,
@@ -57,7 +81,7 @@ impl PageCache {
             store,
             slots: HashMap::new(),
             clock: VecDeque::new(),
-            dirty: BTreeSet::new(),
+            dirty: BTreeMap::new(),
             committing: BTreeSet::new(),
             sets: HashMap::new(),
             changed_sets: BTreeSet::new(),
@@ -101,17 +125,20 @@ impl PageCache {
     /// # Errors
     /// When the page cannot be read; then nothing changed.
     pub fn set(&mut self, map: impl Into<MapKey>, block: u32, version: Version) -> Result<Option<Version>, MapError> {
-        let (map, page) = (map.into(), block / PAGE_ENTRIES);
+        let (map, page, index) = (map.into(), block / PAGE_ENTRIES, (block % PAGE_ENTRIES) as Index);
         self.load(map, page)?;
         let slot = self.slots.get_mut(&(map, page)).expect("just loaded");
         let memory_before = slot.page.memory();
-        let before = Arc::make_mut(&mut slot.page).set((block % PAGE_ENTRIES) as Index, version);
+        let before = Arc::make_mut(&mut slot.page).set(index, version);
         let memory = slot.page.memory();
         self.bytes = self.bytes - memory_before + memory;
-        if self.dirty.contains(&(map, page)) {
+        if let Some(changed) = self.dirty.get_mut(&(map, page)) {
+            changed.add(index);
             self.dirty_bytes = self.dirty_bytes - memory_before + memory;
         } else {
-            self.note_dirty(map, page, memory);
+            let mut changed = if self.has(map, page) { Changed::Entries(Default::default()) } else { Changed::All };
+            changed.add(index);
+            self.note_dirty(map, page, changed, memory);
         }
         Ok(before)
     }
@@ -122,14 +149,14 @@ impl PageCache {
         assert!(!self.has(map, page), "page {page} of {map:?} is new");
         let memory = content.memory();
         self.put(map, page, Slot { page: content, referenced: false });
-        self.note_dirty(map, page, memory);
+        self.note_dirty(map, page, Changed::All, memory);
     }
 
     /// Takes a page away from a map.
     pub fn remove(&mut self, map: MapKey, page: u32) {
         let memory = self.slots.remove(&(map, page)).map_or(0, |slot| slot.page.memory());
         self.bytes -= memory;
-        if self.dirty.remove(&(map, page)) {
+        if self.dirty.remove(&(map, page)).is_some() {
             self.dirty_bytes -= memory;
         }
         if self.sets.get_mut(&map).is_some_and(|pages| pages.remove(page)) {
@@ -165,12 +192,12 @@ impl PageCache {
         self.changed_sets.remove(&map);
         self.slots.retain(|(slot, _), _| *slot != map);
         self.clock.retain(|(slot, _)| *slot != map);
-        self.dirty.retain(|(slot, _)| *slot != map);
+        self.dirty.retain(|(slot, _), _| *slot != map);
         self.committing.retain(|(slot, _)| *slot != map);
         self.removed.retain(|(removed, _)| *removed != map);
         let memory = |at| self.slots.get(at).map_or(0, |slot| slot.page.memory());
         self.bytes = self.slots.values().map(|slot| slot.page.memory()).sum();
-        self.dirty_bytes = self.dirty.iter().map(memory).sum();
+        self.dirty_bytes = self.dirty.keys().map(memory).sum();
         // Of a page that changed meanwhile, its memory now stands for that of what is being written.
         self.committing_bytes = self.committing.iter().map(memory).sum();
     }
@@ -205,19 +232,28 @@ impl PageCache {
         self.limit_bytes
     }
 
-    /// Begins a checkpoint: adds the dirty pages as they are now to `changes`.
+    /// Begins a checkpoint: adds the dirty pages, or what changed of them, as they are now to `changes`.
     ///
     /// # Panics
     /// If one is under way.
     pub fn begin_checkpoint(&mut self, changes: &mut Vec<Change>) {
         assert!(self.committing.is_empty(), "one checkpoint at a time");
-        self.committing = std::mem::take(&mut self.dirty);
+        let dirty = std::mem::take(&mut self.dirty);
         self.committing_bytes = std::mem::take(&mut self.dirty_bytes);
         changes.extend(self.removed.drain(..).map(|(map, page)| Change::RemovePage(map, page)));
-        for (map, page) in &self.committing {
+        for ((map, page), changed) in &dirty {
             let slot = self.slots.get(&(*map, *page)).expect("dirty pages stay in memory");
-            changes.push(Change::Page(*map, *page, slot.page.clone()));
+            changes.push(match changed {
+                Changed::All => Change::Page(*map, *page, slot.page.clone()),
+                Changed::Entries(bits) => {
+                    let is_changed = |index: Index| bits[usize::from(index) / 64] & (1 << (index % 64)) != 0;
+                    let indexes = (0..=Index::MAX).filter(|index| is_changed(*index));
+                    let entries = indexes.filter_map(|index| Some((index, slot.page.entry(index)?))).collect();
+                    Change::Entries(*map, *page, entries)
+                }
+            });
         }
+        self.committing = dirty.into_keys().collect();
         for map in std::mem::take(&mut self.changed_sets) {
             changes.push(Change::PageSet(map, encode_set(&self.sets[&map])));
         }
@@ -231,10 +267,9 @@ impl PageCache {
     }
 
     /// A page that was not dirty has changed and takes `memory` bytes.
-    fn note_dirty(&mut self, map: MapKey, page: u32, memory: usize) {
-        if self.dirty.insert((map, page)) {
-            self.dirty_bytes += memory;
-        }
+    fn note_dirty(&mut self, map: MapKey, page: u32, changed: Changed, memory: usize) {
+        self.dirty.insert((map, page), changed);
+        self.dirty_bytes += memory;
         if self.sets.entry(map).or_default().insert(page) {
             self.changed_sets.insert(map);
         }
@@ -270,7 +305,7 @@ impl PageCache {
             steps -= 1;
             let Some(at) = self.clock.pop_front() else { return };
             let Some(slot) = self.slots.get_mut(&at) else { continue };
-            if self.dirty.contains(&at) || self.committing.contains(&at) {
+            if self.dirty.contains_key(&at) || self.committing.contains(&at) {
                 // Its turn comes when it could go: else what is kept for later would outlive what is in use.
                 self.clock.push_back(at);
             } else if slot.referenced {
@@ -347,6 +382,37 @@ mod tests {
         let counted: usize = cache.slots.values().map(|slot| slot.page.memory()).sum();
         assert_eq!(cache.bytes(), counted, "no page is counted twice or not at all");
         assert_eq!(cache.version(volume, u32::MAX).expect("reads"), None);
+    }
+
+    #[test]
+    fn a_checkpoint_writes_few_changed_entries_by_themselves_and_many_with_their_page() {
+        let store = MapStore::in_memory();
+        let mut cache = PageCache::new(store.clone(), 0);
+        let volume = VolumeId(1);
+        let mut next = 0;
+        let mut change = |cache: &mut PageCache, entries: u32| {
+            (0..entries).for_each(|index| {
+                next += 1;
+                cache.set(volume, 5 * index % PAGE_ENTRIES, version(next)).expect("sets");
+            });
+            let mut changes = Vec::new();
+            cache.begin_checkpoint(&mut changes);
+            store.commit(&changes).expect("commits");
+            cache.end_checkpoint();
+            let page = store.page(volume, 0).expect("reads").expect("is there");
+            assert_eq!(Some(&Arc::new(page)), cache.page(volume, 0).expect("reads"));
+            changes.iter().find_map(|change| match change {
+                Change::Page(..) => Some(None),
+                Change::Entries(_, _, entries) => Some(Some(entries.len())),
+                _ => None,
+            })
+        };
+        assert_eq!(change(&mut cache, 3), Some(None), "the page is new");
+        assert_eq!(change(&mut cache, 3), Some(Some(3)));
+        assert_eq!(change(&mut cache, ENTRIES_CHANGED_MAX), Some(Some(ENTRIES_CHANGED_MAX as usize)));
+        assert_eq!(change(&mut cache, ENTRIES_CHANGED_MAX + 1), Some(None));
+        cache.remove(volume.into(), 0);
+        assert_eq!(change(&mut cache, 1), Some(None), "the store has none to merge it with");
     }
 
     #[test]

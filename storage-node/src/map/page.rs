@@ -3,7 +3,7 @@
 //! [`codec`] is the encoding. A page in memory *is* its encoded bytes, searched as they are, and a short list of what
 //! was set since: a page costs in memory what it costs on disk and little more, so the cache covers as much of a
 //! volume as it can. The same encoding holds a page of the base map and a chunk of a layer; only chunks hold stale
-//! entries. Pure. `docs/decisions/0010-compact-pages.md` says why this and not arrays, and why 256.
+//! entries. Pure. `docs/decisions/0013-compact-pages.md` says why this and not arrays, and why 256.
 
 mod codec;
 #[cfg(test)]
@@ -224,6 +224,16 @@ where
             (None, _) => self.changed.next(),
         }
     }
+}
+
+/// The value `base`, empty when there is none, with the entries of the value `over` in place of its own.
+///
+/// # Errors
+/// When one of them is damaged.
+pub fn merge_values(base: &[u8], over: &[u8]) -> Result<Vec<u8>, PageError> {
+    let packed = if base.is_empty() { Vec::new() } else { decode_entries(base)? };
+    let changed = decode_entries(over)?;
+    Ok(codec::encode(Merged { packed: packed.into_iter().peekable(), changed: changed.into_iter().peekable() }))
 }
 
 /// Entries in order of their index as a value.

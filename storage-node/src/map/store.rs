@@ -5,6 +5,9 @@
 //! so what is on disk is always exactly the state at `position`, and recovery replays the log from there. RocksDB's
 //! own log is only the carrier of these batches. Knows keys and bytes, not what they mean to a volume.
 //! `docs/format.md` has the tables.
+//!
+//! A page of which few entries changed is not written again: the entries are written beside it, as an operand of
+//! RocksDB's merge ([`merge_page`]), and whoever reads the page sees them in it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,10 +17,21 @@ use client_lib::{Lsn, SnapshotId, VolumeId};
 use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 
 use super::MapKey;
-use super::page::{Page, PageError};
+use super::page::{Index, Page, PageError, Version, encode_entries, merge_values};
 
 /// The version of the shard directory as a whole: layout, keys and values.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
+
+/// The oldest that is read, and made one of [`FORMAT_VERSION`] by that: it has no merge operands yet, and is the same
+/// otherwise.
+pub const FORMAT_OLDEST: u32 = 2;
+
+/// What RocksDB knows the merge by: another name for another meaning of the operands.
+const MERGE_NAME: &str = "heliotrope.page-entries.1";
+
+/// Operands of a page in the write buffer from which on the next is merged with them at once: whoever reads the page merges
+/// them every time.
+const MERGE_OPERANDS_MAX: usize = 16;
 
 /// The file beside segments and map that names the version. Checked before anything else is touched.
 pub const FORMAT_FILE: &str = "FORMAT";
@@ -58,7 +72,7 @@ pub enum MapError {
     },
     /// A version from before formats were kept readable wrote the directory. Nothing in it was changed.
     #[error(
-        "{} has format {found} of an early development version; this one reads {FORMAT_VERSION} and leaves it as it is: copy the volumes out with the version that wrote it (`nbdcopy`), and into a new directory with this one",
+        "{} has format {found} of an early development version; this one reads {FORMAT_OLDEST} and newer, and leaves it as it is: copy the volumes out with the version that wrote it (`nbdcopy`), and into a new directory with this one",
         directory.display()
     )]
     OlderFormat {
@@ -125,33 +139,32 @@ pub enum MapError {
     },
 }
 
-/// Whether `directory` is a shard's, of the format that this software reads; `false` when it has no format file. Changes
-/// nothing.
+/// The format of `directory`, which this software reads; `None` when it has no format file. Changes nothing.
 ///
 /// # Errors
 /// `NewerFormat`, `OlderFormat`, `NoFormat`; `File` when the file cannot be read.
-pub fn has_format(directory: &Path) -> Result<bool, MapError> {
+pub fn format_of(directory: &Path) -> Result<Option<u32>, MapError> {
     let path = directory.join(FORMAT_FILE);
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(MapError::File { path, source }),
     };
     let number = text.trim_end().strip_prefix(FORMAT_WORD).and_then(|rest| rest.trim().parse::<u32>().ok());
     match number {
         None => Err(MapError::NoFormat { path, found: text.chars().take(80).collect() }),
         Some(found) if found > FORMAT_VERSION => Err(MapError::NewerFormat { directory: directory.to_owned(), found }),
-        Some(found) if found < FORMAT_VERSION => Err(MapError::OlderFormat { directory: directory.to_owned(), found }),
-        Some(_) => Ok(true),
+        Some(found) if found < FORMAT_OLDEST => Err(MapError::OlderFormat { directory: directory.to_owned(), found }),
+        Some(found) => Ok(Some(found)),
     }
 }
 
-/// Creates or checks the shard's directory before anything in it is opened.
+/// Creates or checks the shard's directory before anything in it is opened. From then on it is of [`FORMAT_VERSION`].
 ///
 /// # Errors
 /// `NewerFormat`, `OlderFormat` and `NoFormat` leave the directory as it is.
 pub fn prepare_directory(directory: &Path) -> Result<(), MapError> {
-    if has_format(directory)? {
+    if format_of(directory)? == Some(FORMAT_VERSION) {
         return Ok(());
     }
     let failed = |path: &Path| {
@@ -195,6 +208,8 @@ pub enum Change {
     Volume(VolumeId, Vec<u8>),
     /// A page, encoded when it is written.
     Page(MapKey, u32, Arc<Page>),
+    /// Entries of a page that is in the store already, by rising index.
+    Entries(MapKey, u32, Vec<(Index, Version)>),
     /// A page is gone.
     RemovePage(MapKey, u32),
     /// Which pages exist.
@@ -280,6 +295,10 @@ impl Db {
                 for step in steps {
                     match step {
                         Step::Put(key, value) => drop(rows.insert(key, value)),
+                        Step::Merge(key, operand) => {
+                            let merged = merge_page(rows.get(&key).map(Vec::as_slice), std::iter::once(&*operand));
+                            drop(rows.insert(key, merged));
+                        }
                         Step::Delete(key) => drop(rows.remove(&key)),
                         Step::DeleteRange(from, to) => rows.retain(|key, _| !(&from..&to).contains(&key)),
                     }
@@ -299,6 +318,7 @@ enum Batch {
 
 enum Step {
     Put(Vec<u8>, Vec<u8>),
+    Merge(Vec<u8>, Vec<u8>),
     Delete(Vec<u8>),
     DeleteRange(Vec<u8>, Vec<u8>),
 }
@@ -308,6 +328,14 @@ impl Batch {
         match self {
             Batch::Rocks(batch) => batch.put(key, value),
             Batch::Memory(steps) => steps.push(Step::Put(key.as_ref().to_vec(), value.as_ref().to_vec())),
+        }
+    }
+
+    /// Adds `operand` to the value of `key`, as [`merge_page`] does.
+    fn merge(&mut self, key: Vec<u8>, operand: Vec<u8>) {
+        match self {
+            Batch::Rocks(batch) => batch.merge(key, operand),
+            Batch::Memory(steps) => steps.push(Step::Merge(key, operand)),
         }
     }
 
@@ -393,6 +421,14 @@ impl MapStore {
                 *db = DB::open_for_read_only(&options(), &self.directory, false).ok().map(Db::Rocks);
                 Err(error.into())
             }
+        }
+    }
+
+    /// Merges everything on disk into one, as RocksDB does by and by.
+    #[cfg(test)]
+    fn compact(&self) {
+        if let Some(Db::Rocks(db)) = &*self.db.read().unwrap_or_else(PoisonError::into_inner) {
+            db.compact_range(None::<&[u8]>, None::<&[u8]>);
         }
     }
 
@@ -485,6 +521,10 @@ impl MapStore {
                 Change::Page(map, page, content) => {
                     batch.put(map_key(TABLE_PAGE, *map, Some(*page)), content.encode());
                 }
+                Change::Entries(map, page, entries) => {
+                    let operand = encode_entries(entries.iter().copied());
+                    batch.merge(map_key(TABLE_PAGE, *map, Some(*page)), operand);
+                }
                 Change::RemovePage(map, page) => batch.delete(map_key(TABLE_PAGE, *map, Some(*page))),
                 Change::PageSet(map, pages) => batch.put(map_key(TABLE_PAGE_SET, *map, None), pages),
                 Change::Layer(volume, layer, chunk, Some(entries)) => {
@@ -551,9 +591,27 @@ fn decode_log_number(bytes: &[u8]) -> Option<u64> {
     (checksum == crc32fast::hash(number).to_le_bytes()).then(|| u64::from_le_bytes(*number))
 }
 
+/// The value of a page with `operands`, each a value with entries, over it. What cannot be decoded stays as it is, so that
+/// this page is found to be damaged when it is read, and not the whole store when it is compacted.
+fn merge_page<'a>(page: Option<&[u8]>, operands: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut merged = page.unwrap_or_default().to_vec();
+    for operand in operands {
+        match merge_values(&merged, operand) {
+            Ok(value) => merged = value,
+            Err(error) => {
+                tracing::error!(%error, "a page of the map cannot be merged with what changed in it");
+                return if Page::decode(&merged).is_ok() { operand.to_vec() } else { merged };
+            }
+        }
+    }
+    merged
+}
+
 fn options() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
+    options.set_merge_operator_associative(MERGE_NAME, |_, page, operands| Some(merge_page(page, operands.iter())));
+    options.set_max_successive_merges(MERGE_OPERANDS_MAX);
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
     options.set_max_background_jobs(2);
@@ -655,6 +713,91 @@ mod tests {
         assert_eq!(stored.page_sets, vec![(SnapshotId(0), vec![3]), (SnapshotId(9), vec![3])]);
         assert_eq!(stored.layers, vec![(6, 0, vec![6])]);
         assert_eq!((stored.history.len(), &stored.usage), (0, &vec![(SnapshotId(0), 4, 9)]));
+    }
+
+    fn entry(sequence: u64) -> Version {
+        Version { lsn: Lsn::new(client_lib::Epoch(1), sequence), content: Content::Zero }
+    }
+
+    /// Every value of a page in `store`, damaged or not.
+    fn merge_raw(store: &MapStore, page: u32, operand: &[u8]) {
+        store
+            .with(|db| {
+                let mut batch = db.batch();
+                batch.merge(map_key(TABLE_PAGE, VolumeId(1).into(), Some(page)), operand.to_vec());
+                db.write(batch)
+            })
+            .expect("is written");
+    }
+
+    #[test]
+    fn changed_entries_are_seen_in_their_page_also_when_opened_again_and_compacted() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let volume = VolumeId(1);
+        let mut model = Page::default();
+        let open = || MapStore::open(directory.path()).expect("opens");
+        for store in [open(), MapStore::in_memory()] {
+            for index in 0..200 {
+                model.set(index, entry(1));
+            }
+            store.commit(&[Change::Page(volume.into(), 3, Arc::new(model.clone()))]).expect("commits");
+            for sequence in 2..60 {
+                let changed = [(sequence as Index, entry(sequence)), (250, entry(sequence))];
+                for (index, version) in changed {
+                    model.set(index, version);
+                }
+                store.commit(&[Change::Entries(volume.into(), 3, changed.to_vec())]).expect("commits");
+                assert_eq!(store.page(volume, 3).expect("reads"), Some(model.clone()), "after {sequence}");
+            }
+        }
+        let store = open();
+        assert_eq!(store.page(volume, 3).expect("reads"), Some(model.clone()));
+        store.compact();
+        assert_eq!(store.page(volume, 3).expect("reads"), Some(model));
+        store.commit(&[Change::RemovePage(volume.into(), 3)]).expect("commits");
+        store.commit(&[Change::Entries(volume.into(), 3, vec![(7, entry(70))])]).expect("commits");
+        let page = store.page(volume, 3).expect("reads").expect("is there");
+        assert_eq!(page.iter().collect::<Vec<_>>(), [(7, entry(70))], "nothing of the removed page is back");
+    }
+
+    #[test]
+    fn a_damaged_page_or_operand_spoils_its_page_alone() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let volume = VolumeId(1);
+        {
+            let store = MapStore::open(directory.path()).expect("opens");
+            let mut page = Page::default();
+            page.set(3, entry(1));
+            let pages = (1..=3).map(|number| Change::Page(volume.into(), number, Arc::new(page.clone())));
+            store.commit(&pages.collect::<Vec<_>>()).expect("commits");
+            let mut damaged = encode_entries(std::iter::once((5, entry(2))));
+            damaged[3] ^= 1;
+            merge_raw(&store, 1, &damaged);
+            // Damaged operands alone, and with others around them.
+            merge_raw(&store, 4, &damaged);
+            for number in [1, 2, 4] {
+                store.commit(&[Change::Entries(volume.into(), number, vec![(6, entry(3))])]).expect("commits");
+            }
+            store.compact();
+        }
+        let store = MapStore::open(directory.path()).expect("opens again");
+        for number in [1, 4] {
+            let found = store.page(volume, number);
+            assert!(matches!(found, Err(MapError::Page { page, .. }) if page == number), "{found:?}");
+        }
+        assert_eq!(store.page(volume, 2).expect("reads").expect("is there").entry(6), Some(entry(3)));
+        assert_eq!(store.page(volume, 3).expect("reads").expect("is there").entry(3), Some(entry(1)));
+    }
+
+    #[test]
+    fn a_directory_of_the_format_before_is_taken_over() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let shard = directory.path().join("shard-0");
+        prepare_directory(&shard).expect("creates");
+        std::fs::write(shard.join(FORMAT_FILE), "heliotrope-shard 2\n").expect("writes");
+        assert_eq!(format_of(&shard).expect("is read"), Some(2));
+        prepare_directory(&shard).expect("takes it over");
+        assert_eq!(format_of(&shard).expect("is read"), Some(FORMAT_VERSION));
     }
 
     #[test]

@@ -111,6 +111,27 @@ proptest! {
         }
     }
 
+    /// RocksDB merges operands with each other before it merges them with the page, or does not.
+    #[test]
+    fn merged_values_hold_the_newest_entries_in_whatever_order_they_are_merged(
+        base in entries(),
+        older in entries(),
+        newer in entries(),
+    ) {
+        let value = |entries: &Entries| encode_entries(entries.clone().into_iter());
+        let merge = |base: &[u8], over: &[u8]| merge_values(base, over).expect("both are whole");
+        let mut model = base.clone();
+        model.extend(older.clone());
+        model.extend(newer.clone());
+        let one_by_one = merge(&merge(&value(&base), &value(&older)), &value(&newer));
+        prop_assert_eq!(&decode_entries(&one_by_one).expect("decodes"), &model.into_iter().collect::<Vec<_>>());
+        prop_assert_eq!(&one_by_one, &merge(&value(&base), &merge(&value(&older), &value(&newer))));
+        prop_assert_eq!(merge(&[], &value(&newer)), value(&newer));
+        let mut damaged = value(&older);
+        damaged[1] ^= 1;
+        prop_assert!(merge_values(&damaged, &value(&newer)).is_err() && merge_values(&value(&base), &damaged).is_err());
+    }
+
     /// A page is a map of index to version, whatever part of it is packed.
     #[test]
     fn a_page_holds_what_was_set(steps in proptest::collection::vec((any::<Index>(), version(), 0..20u8), 0..300)) {
