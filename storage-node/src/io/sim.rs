@@ -84,6 +84,8 @@ struct State {
     cut_in: Option<u64>,
     /// Bytes that files may take together.
     capacity: u64,
+    /// Whether syncs stay under way.
+    holds_syncs: bool,
     /// Rises with every crash: engines of an earlier life are dead.
     life: u64,
     operations: u64,
@@ -146,6 +148,7 @@ impl SimDisk {
             faults: Vec::new(),
             cut_in: None,
             capacity: u64::MAX,
+            holds_syncs: false,
             life: 0,
             operations: 0,
         })))
@@ -191,6 +194,11 @@ impl SimDisk {
     /// Bytes that files may take together; creating more fails with "no space".
     pub fn set_capacity(&self, bytes: u64) {
         self.state().capacity = bytes;
+    }
+
+    /// Whether syncs do not complete from now on.
+    pub fn hold_syncs(&self, holds: bool) {
+        self.state().holds_syncs = holds;
     }
 
     /// The write after `writes` others goes wrong as `fault` says, without a word.
@@ -367,16 +375,20 @@ impl IoEngine for SimEngine {
     }
 
     fn wait(&mut self, timeout: Duration, completions: &mut Vec<IoCompletion>) -> io::Result<()> {
-        if self.queue.is_empty() {
+        let holds_syncs = self.disk.state().holds_syncs;
+        let completes = |op: &IoOp| !holds_syncs || !matches!(op.kind, IoKind::Sync);
+        let mut able: Vec<usize> = (0..self.queue.len()).filter(|at| completes(&self.queue[*at])).collect();
+        if able.is_empty() {
             // Nothing will complete by itself: give other threads, who ring no real bell here, a moment.
             std::thread::sleep(timeout.min(Duration::from_millis(1)));
             return Ok(());
         }
         // At least one completes, the others perhaps later: many orders are possible on a real device.
-        let count = 1 + self.disk.state().random() as usize % self.queue.len();
+        let count = 1 + self.disk.state().random() as usize % able.len();
         for _ in 0..count {
-            let chosen = self.disk.state().random() as usize % self.queue.len();
+            let chosen = able.remove(self.disk.state().random() as usize % able.len());
             let op = self.queue.remove(chosen).expect("chosen among them");
+            able.iter_mut().filter(|at| **at > chosen).for_each(|at| *at -= 1);
             let (result, buffer) = self.carry_out(op.file, op.kind);
             completions.push(IoCompletion { token: op.token, result, buffer });
         }

@@ -84,6 +84,15 @@ impl Entry {
         }
     }
 
+    /// Whether space can come free by it as a whole, or a volume change hands: what must find room when nothing else does.
+    #[must_use]
+    pub fn is_vital(&self) -> bool {
+        matches!(
+            self,
+            Entry::Relocated { .. } | Entry::Deleted { .. } | Entry::SnapshotDeleted { .. } | Entry::Role { .. }
+        )
+    }
+
     /// How many data blocks belong to the entry.
     #[must_use]
     pub fn data_blocks(&self) -> u32 {

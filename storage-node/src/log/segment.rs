@@ -23,6 +23,11 @@ pub const SEGMENT_HEADER_BLOCKS: u32 = 1;
 pub(super) const RESERVED_SEGMENTS: usize = COLD_SEGMENTS + 1;
 /// Free segments that are for copies of the cleaner alone.
 pub(super) const COLD_SEGMENTS: usize = 1;
+/// Most free segments that are kept: one that is made anew is written through first, which costs more than it is worth
+/// while segments come free and are taken again all the time.
+const KEPT_SEGMENTS_MAX: usize = 12;
+/// Of all segments, the share that is kept free at most.
+const KEPT_DIVISOR: usize = 8;
 /// Smallest segment: the largest record and the header must fit twice.
 pub const SEGMENT_BYTES_MIN: u64 = 8 << 20;
 
@@ -151,13 +156,18 @@ impl Pool {
         self.settings.spare_segments.max(1) + RESERVED_SEGMENTS
     }
 
+    /// Free segments that are not deleted.
+    fn kept(&self) -> usize {
+        self.wanted().max((self.segments.len() / KEPT_DIVISOR).min(KEPT_SEGMENTS_MAX))
+    }
+
     /// A segment is not needed any more; it is deleted when enough are free.
     pub(super) fn give_back(&mut self, engine: &mut dyn IoEngine, number: u32) -> io::Result<()> {
         assert!(!self.free.contains(&number), "segment {number} is free already");
         self.full = false;
         let segment = *self.segments.get(&number).expect("a segment that exists");
         let fits = u64::from(segment.blocks) * u64::from(BLOCK_SIZE) >= self.settings.segment_bytes;
-        if self.free.len() < self.wanted() && fits {
+        if self.free.len() < self.kept() && fits {
             self.free.push_back(number);
             return Ok(());
         }

@@ -26,6 +26,8 @@ const APPENDS_MAX: usize = 2;
 /// The share of the last segment that only entries without data may use, so that TRIM, handover, shutdown and the
 /// cleaner's moves work on a full disk: as many moves as it takes to gain a whole segment fit.
 const RESERVE_DIVISOR: u32 = 16;
+/// The share of that segment that only moves, and what lets go of space as a whole, may use.
+const VITAL_DIVISOR: u32 = 64;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -83,6 +85,8 @@ pub struct Log {
     /// The newest record that is known to be durable, with all before it.
     synced: u64,
     queue: VecDeque<Queued>,
+    /// Nothing of what is queued found room the last time.
+    finds_no_room: bool,
     flights: VecDeque<Flight>,
     dirty: BTreeSet<FileId>,
     sync_waiters: Vec<u64>,
@@ -129,6 +133,7 @@ impl Log {
             identity,
             synced,
             queue: VecDeque::new(),
+            finds_no_room: false,
             flights: VecDeque::new(),
             dirty,
             sync_waiters: Vec::new(),
@@ -174,19 +179,21 @@ impl Log {
             return Err(LogError::Poisoned(reason.clone()));
         }
         self.queue.push_front(Queued { entry, data: Vec::new(), durable: false, ticket });
+        self.finds_no_room = false;
         Ok(())
     }
 
     /// Whether what is queued cannot be written until a segment comes free: none is, and none can be made.
     #[must_use]
     pub fn is_starved(&self) -> bool {
-        self.flights.is_empty() && !self.queue.is_empty() && self.pool.is_full() && !self.pool.is_making()
+        self.finds_no_room && self.flights.is_empty() && self.pool.is_full() && !self.pool.is_making()
     }
 
     /// Refuses everything queued that brings data, with [`LogError::OutOfSpace`], and everything behind it; then looks
     /// for space anew.
     pub fn refuse_queued(&mut self) {
         let first = self.queue.iter().position(|queued| !queued.data.is_empty()).unwrap_or(0);
+        self.finds_no_room = false;
         for queued in self.queue.drain(first..) {
             self.ready.push(Event::Appended { ticket: queued.ticket, result: Err(LogError::OutOfSpace) });
         }
@@ -291,6 +298,12 @@ impl Log {
         }
     }
 
+    /// Segments that are ready to be used.
+    #[must_use]
+    pub fn free_segments(&self) -> usize {
+        self.pool.free_count()
+    }
+
     /// Every segment.
     #[must_use]
     pub fn segments(&self) -> Vec<SegmentInfo> {
@@ -324,39 +337,41 @@ impl Log {
             return;
         }
         self.pool.make_ahead(&mut *self.engine, token(TOKEN_MAKE, 0));
-        while self.flights.len() < APPENDS_MAX && !self.queue.is_empty() {
-            if !self.start_append() {
-                break;
-            }
+        self.finds_no_room = false;
+        while self.flights.len() < APPENDS_MAX && !self.queue.is_empty() && !self.finds_no_room {
+            self.finds_no_room = !self.start_append();
         }
         self.start_sync();
     }
 
-    /// Whether a record of `needed` blocks may go into what is left of the active segment. The last of the last one is
-    /// for what brings no data: TRIM, handover, shutdown and the cleaner's moves work on a full disk.
-    fn fits(&self, needed: u32, has_data: bool) -> bool {
-        let is_last = self.pool.is_full() && self.pool.free_count() <= RESERVED_SEGMENTS;
+    /// Whether a record of `needed` blocks, which may take all but `reserved` of the free segments, may go into what is
+    /// left of the active one: when there is no other after that, a part of it is for what is more urgent.
+    fn fits(&self, needed: u32, reserved: usize) -> bool {
+        let is_last = self.pool.is_full() && self.pool.free_count() <= reserved;
         self.active.is_some_and(|active| {
-            let reserve = if has_data && is_last { active.blocks / RESERVE_DIVISOR } else { 0 };
+            let reserve = match reserved {
+                RESERVED_SEGMENTS if is_last => active.blocks / RESERVE_DIVISOR,
+                COLD_SEGMENTS if is_last => active.blocks / VITAL_DIVISOR,
+                _ => 0,
+            };
             self.room() >= needed + reserve
         })
     }
 
     /// Lays out and submits one record of what has gathered; false when there is no room for it yet.
     fn start_append(&mut self) -> bool {
-        let mut gathered = self.gather(usize::MAX);
+        let first = |is_so: fn(&Queued) -> bool| self.queue.iter().take_while(|queued| is_so(queued)).count();
+        let (without_data, vital) = (first(|queued| queued.data.is_empty()), first(|queued| queued.entry.is_vital()));
         let mut fresh = false;
-        if !self.fits(gathered.blocks, gathered.data_blocks > 0) && !self.roll_over(RESERVED_SEGMENTS, &mut fresh) {
-            // What brings no data may still find room.
-            let without_data = self.queue.iter().take_while(|queued| queued.data.is_empty()).count();
-            gathered = self.gather(without_data);
-            let is_room =
-                without_data > 0 && (self.fits(gathered.blocks, false) || self.roll_over(COLD_SEGMENTS, &mut fresh));
-            if !is_room {
-                return false;
-            }
-        }
-        let Gathered { count, data_blocks, .. } = gathered;
+        // What brings no data may still find room where data does not, and what makes room where nothing else does.
+        let tries = [(usize::MAX, RESERVED_SEGMENTS), (without_data, COLD_SEGMENTS), (vital, 0)];
+        let gathered = tries.into_iter().find_map(|(most, reserved)| {
+            let gathered = self.gather(most);
+            let is_room = gathered.count > 0
+                && (self.fits(gathered.blocks, reserved) || self.roll_over(reserved.max(COLD_SEGMENTS), &mut fresh));
+            is_room.then_some(gathered)
+        });
+        let Some(Gathered { count, data_blocks, .. }) = gathered else { return false };
         let active = self.active.expect("there is an active segment");
         let gathered: Vec<Queued> = self.queue.drain(..count).collect();
         let prefix = if fresh { SEGMENT_HEADER_BLOCKS } else { 0 };

@@ -1,9 +1,10 @@
 //! Checkpoints: the state at one durable position of the log, written to the map store beside the running shard.
 //!
-//! A checkpoint begins with a snapshot sync (see [`super::sync`]), so that it never points to what a power cut could
-//! take away. On the shard's thread it takes references to dirty pages and encodes what is small; a committer thread
-//! encodes the pages and writes one synced batch. When that is done, segments that were free of references at the
-//! snapshot go back to the log. A batch that could not be written is kept and tried again as it is.
+//! A checkpoint is taken when a sync begins and written when it is done (see [`super::sync`]), so that it never points
+//! to what a power cut could take away; entries are applied and acked meanwhile. On the shard's thread it takes
+//! references to dirty pages and encodes what is small; a committer thread encodes the pages and writes one synced batch.
+//! When that is done, segments that were free of references when it was taken go back to the log. A batch that could not
+//! be written is kept and tried again as it is.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -16,7 +17,7 @@ use super::core::Core;
 use super::handle::{Doorbell, StoreError};
 use super::run::Reply;
 use super::sync::Done;
-use crate::log::{Entry, LogPosition};
+use crate::log::{Entry, LogPosition, SegmentInfo};
 use crate::map::store::{Change, MapError, MapStore};
 use crate::volume::record;
 
@@ -33,8 +34,10 @@ type Outcome = Result<(), (MapError, Batch)>;
 enum Committing {
     /// Nothing is on its way.
     Idle,
-    /// Waiting for the snapshot sync.
-    Syncing,
+    /// To be taken when the next sync begins.
+    Waiting,
+    /// Taken; `free` are the segments that it frees. Waiting for the sync.
+    Taken { batch: Batch, free: Vec<u32> },
     /// With the committer.
     Running { free: Vec<u32> },
     /// Failed, to be tried again.
@@ -53,7 +56,6 @@ pub(super) struct Checkpoints {
     log_bytes: u64,
     log_bytes_max: u64,
     log_bytes_total: u64,
-    completed: u64,
     last_outcome: Result<(), StoreError>,
     is_final: bool,
     jobs: Option<Sender<Batch>>,
@@ -106,7 +108,6 @@ impl Checkpoints {
             log_bytes: 0,
             log_bytes_max,
             log_bytes_total: 0,
-            completed: 0,
             last_outcome: Ok(()),
             is_final: false,
             jobs,
@@ -145,14 +146,17 @@ impl Checkpoints {
         self.last_outcome.is_err()
     }
 
-    /// How many were written.
-    pub(super) fn completed(&self) -> u64 {
-        self.completed
+    /// Whether one is on its way to the store.
+    pub(super) fn is_under_way(&self) -> bool {
+        matches!(self.state, Committing::Waiting | Committing::Taken { .. } | Committing::Running { .. })
     }
 
-    /// Whether the log has grown since the last one began.
-    pub(super) fn has_news(&self) -> bool {
-        self.log_bytes > 0
+    /// Whether the one on its way frees segments.
+    pub(super) fn will_free(&self) -> bool {
+        match &self.state {
+            Committing::Taken { free, .. } | Committing::Running { free } => !free.is_empty(),
+            _ => false,
+        }
     }
 
     /// Whether one should begin now.
@@ -160,7 +164,7 @@ impl Checkpoints {
         match &self.state {
             Committing::Idle => self.wanted,
             Committing::Failed { at, .. } => Instant::now() >= *at,
-            Committing::Syncing | Committing::Running { .. } => false,
+            Committing::Waiting | Committing::Taken { .. } | Committing::Running { .. } => false,
         }
     }
 
@@ -209,19 +213,21 @@ impl Core {
             Committing::Failed { batch, free, .. } => self.commit(batch, free),
             _ if self.volumes.values().any(|run| run.state.is_between_entries()) => {}
             _ => {
-                self.checkpoints.state = Committing::Syncing;
+                self.checkpoints.state = Committing::Waiting;
                 self.syncs.wait(VolumeId(0), Done::Checkpoint);
             }
         }
     }
 
-    /// Everything applied is durable at this moment, and the log stood at `position`.
-    pub(super) fn checkpoint_snapshot(&mut self, position: LogPosition) {
+    /// Takes the checkpoint of everything applied, which is everything that the log has reported done. Returns whether it
+    /// did.
+    pub(super) fn take_checkpoint(&mut self) -> bool {
         self.checkpoints.state = Committing::Idle;
         if self.volumes.values().any(|run| run.state.is_between_entries()) {
             // The rest of the manifest is on its way; the next turn tries again.
-            return;
+            return false;
         }
+        let position = self.log.position();
         self.checkpoints.wanted = false;
         self.checkpoints.log_bytes = 0;
         self.checkpoints.served = std::mem::take(&mut self.checkpoints.waiting);
@@ -234,24 +240,35 @@ impl Core {
         }
         let changed = self.map.usage.take_changed();
         batch.extend(changed.into_iter().map(|(map, segment, live)| Change::Usage(map, segment, live)));
-        let free = self
-            .log
-            .segments()
-            .into_iter()
-            // A segment of the log may have entries under way until the log is beyond it; a cold one is pinned meanwhile.
-            .filter(|info| !info.active && !info.free && (info.cold || info.generation < position.generation))
-            .map(|info| info.segment)
-            .filter(|segment| self.map.usage.is_free(*segment))
-            .collect();
+        let free = self.freeable().map(|info| info.segment).collect();
+        self.checkpoints.state = Committing::Taken { batch, free };
+        true
+    }
+
+    /// The segments that a checkpoint taken now frees.
+    pub(super) fn freeable(&self) -> impl Iterator<Item = SegmentInfo> + '_ {
+        let position = self.log.position();
+        // A segment of the log may have entries under way until the log is beyond it; a cold one is pinned meanwhile.
+        let may_go = move |info: &SegmentInfo| {
+            !info.active && !info.free && (info.cold || info.generation < position.generation)
+        };
+        self.log.segments().into_iter().filter(may_go).filter(|info| self.map.usage.is_free(info.segment))
+    }
+
+    /// What the checkpoint holds is durable.
+    pub(super) fn commit_checkpoint(&mut self) {
+        let Committing::Taken { batch, free } = std::mem::replace(&mut self.checkpoints.state, Committing::Idle) else {
+            panic!("a checkpoint is to be written that was not taken");
+        };
         self.commit(batch, free);
     }
 
-    /// The snapshot could not be taken.
+    /// What the checkpoint holds, or would have held, is not durable: the log has failed.
     pub(super) fn checkpoint_failed(&mut self, error: StoreError) {
         self.checkpoints.state = Committing::Idle;
         self.checkpoints.wanted = false;
         self.checkpoints.last_outcome = Err(error.clone());
-        for reply in self.checkpoints.waiting.drain(..) {
+        for reply in self.checkpoints.served.drain(..).chain(self.checkpoints.waiting.drain(..)) {
             drop(reply.send(Err(error.clone())));
         }
     }
@@ -273,7 +290,6 @@ impl Core {
         let outcome = match result {
             Ok(()) => {
                 self.map.cache.end_checkpoint();
-                self.checkpoints.completed += 1;
                 for segment in free {
                     self.log.free(segment);
                 }

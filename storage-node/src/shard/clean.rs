@@ -3,7 +3,8 @@
 //! A pass empties one segment, which [`policy`] chooses. It reads the segment's own records to learn what was written
 //! there ([`scan`]), asks the map which of it is still needed, copies that into a cold segment ([`crate::log::cold`]), and
 //! lets the log say where it is now; the next checkpoint frees the segment. The cost is in proportion to the segment,
-//! whatever the size of its volumes. Only when records cannot be read are the maps walked for what is left.
+//! whatever the size of its volumes. Only when records cannot be read are the maps walked for what is left. Where nothing
+//! can be copied for want of a free segment, no pass begins until a checkpoint has freed one.
 //!
 //! Every step is bounded, and the policy's pacer decides whether another may be made now.
 
@@ -18,6 +19,7 @@ use crate::log::{Entry, LogError, Placed};
 use crate::map::MapKey;
 use crate::map::page::{Content, PAGE_ENTRIES, Place, Version};
 use crate::map::store::MapError;
+use crate::shard::handle::StoreError;
 use policy::{Candidate, Pacer, Pressure, Space};
 use scan::{FoundBlock, Scan};
 
@@ -32,8 +34,10 @@ const LOOKUPS_PER_STEP: usize = 64;
 const COPY_BLOCKS: usize = 256;
 /// Copies under way at once.
 const COPIES_MAX: usize = 2;
-/// Emptied segments that wait for one checkpoint together: each writes every page of the map that changed since the last.
-const EMPTIED_MAX: usize = 4;
+/// Emptied segments that wait for one checkpoint together.
+const EMPTIED_MAX: usize = 2;
+/// Free segments below which none waits: guests' writes would soon.
+const FREE_MIN: usize = 6;
 /// Pages looked at per turn when the maps are walked.
 const PAGES_PER_STEP: u32 = 32;
 
@@ -92,10 +96,8 @@ pub(super) struct Cleaner {
     refused: bool,
     /// How much log there must be for the next look at the segments.
     look_at: u64,
-    /// Segments emptied since a checkpoint was last asked for.
-    emptied: usize,
-    /// Passes start only after the checkpoint that frees what the last ones emptied.
-    after_checkpoint: u64,
+    /// A copy found no segment free: none is begun until one is.
+    is_cramped: bool,
     /// The read of the scan under way.
     reading: Option<u64>,
     /// Copies under way, in the order of their data, and moves that the log does not have yet.
@@ -118,20 +120,30 @@ impl Cleaner {
 
     /// Whether nothing is in the log's hands.
     pub(super) fn is_quiet(&self) -> bool {
-        self.reading.is_none() && self.copies.is_empty() && self.moves == 0
+        self.moves == 0 && !self.is_copying()
+    }
+
+    /// Whether a segment is read or blocks are copied at this moment.
+    fn is_copying(&self) -> bool {
+        self.reading.is_some() || !self.copies.is_empty()
+    }
+
+    /// Whether it does nothing, and nothing but room in the log will make it.
+    pub(super) fn is_idle(&self) -> bool {
+        let is_fetching = |pass: &Pass| pass.walk.as_ref().is_some_and(|walk| walk.is_fetching);
+        let waits = |pass: &Pass| self.next_step(pass) == Step::Wait && !is_fetching(pass);
+        !self.is_copying() && self.pass.as_ref().is_none_or(waits)
     }
 
     /// Space is short now.
     pub(super) fn hurry(&mut self) {
         self.refused = true;
-        self.pacer.set_pressure(Pressure::Critical);
+        self.pacer.hurry();
     }
 
     /// Guests wrote blocks.
     pub(super) fn note_written(&mut self, blocks: u64) {
-        if let Some(pass) = &self.pass {
-            self.pacer.earn(blocks, &pass.victim);
-        }
+        self.pacer.earn(blocks);
     }
 
     /// Nothing has happened for a while.
@@ -219,14 +231,13 @@ impl Core {
             return;
         }
         self.cleaner.hurry();
-        let comes_free = |core: &Core| {
-            let segments = core.log.segments().into_iter();
-            let mut emptied = segments.filter(|info| !info.free && !info.active && info.generation > 0);
-            emptied.any(|info| core.map.usage.is_free(info.segment))
-        };
-        let awaits_checkpoint = self.checkpoints.completed() < self.cleaner.after_checkpoint;
-        if self.cleaner.pass.is_none() && !self.checkpoints.is_failing() && (awaits_checkpoint || comes_free(self)) {
-            return self.checkpoints.request_if_idle();
+        if !self.checkpoints.is_failing() {
+            if self.checkpoints.will_free() {
+                return;
+            }
+            if self.freeable().next().is_some() {
+                return self.checkpoints.request_if_idle();
+            }
         }
         if self.cleaner.pass.is_none() {
             self.begin_pass();
@@ -234,7 +245,8 @@ impl Core {
         // A deleted snapshot that is being merged lets go of space too.
         let is_merging = self.volumes.values().any(|run| run.state.snapshots.is_merging());
         let may_wait = is_merging && !self.checkpoints.is_failing();
-        if self.cleaner.pass.is_none() && self.cleaner.is_quiet() && !may_wait {
+        // Moves may be all that is under way: then they are what finds no room.
+        if self.cleaner.is_idle() && !may_wait {
             self.log.refuse_queued();
         }
     }
@@ -306,6 +318,7 @@ impl Core {
             Err(error) => {
                 // No segment is free, not even the cleaner's own.
                 tracing::debug!(%error, "nothing can be copied now");
+                self.cleaner.is_cramped = true;
                 self.drop_pass();
             }
         }
@@ -330,8 +343,7 @@ impl Core {
             self.cleaner.moves += 1;
             if let Err(error) = self.append_move(entry) {
                 tracing::error!(%error, "cleaning stops");
-                self.relocated(placed.segment);
-                self.drop_pass();
+                self.relocated(placed.segment, Err(&error));
                 break;
             }
         }
@@ -339,9 +351,14 @@ impl Core {
     }
 
     /// The log has applied, or refused, moves into `segment`.
-    pub(super) fn relocated(&mut self, segment: u32) {
+    pub(super) fn relocated(&mut self, segment: u32, outcome: Result<(), &StoreError>) {
         self.map.usage.unpin(segment);
         self.cleaner.moves -= 1;
+        if let Err(error) = outcome {
+            // What was copied stays where it was.
+            tracing::debug!(%error, "blocks that were copied cannot be moved");
+            self.drop_pass();
+        }
     }
 
     /// Looks for blocks in the victim through the maps of all volumes, a few pages at a time.
@@ -424,11 +441,9 @@ impl Core {
             self.cleaner.damaged.insert(segment);
         }
         self.drop_pass();
-        self.cleaner.emptied += 1;
-        if self.cleaner.emptied >= EMPTIED_MAX || self.cleaner.pacer.is_critical() {
-            self.cleaner.emptied = 0;
-            self.cleaner.after_checkpoint = self.checkpoints.completed() + 1;
-            self.checkpoints.request(None);
+        let emptied = self.freeable().count();
+        if emptied >= EMPTIED_MAX || (emptied > 0 && self.log.free_segments() < FREE_MIN) {
+            self.checkpoints.request_if_idle();
         }
     }
 
@@ -441,22 +456,23 @@ impl Core {
     fn begin_pass(&mut self) {
         let written = self.checkpoints.log_bytes_total();
         let is_time = self.cleaner.refused || written >= self.cleaner.look_at;
-        if !is_time || self.cleaner.reading.is_some() || self.checkpoints.completed() < self.cleaner.after_checkpoint {
+        self.cleaner.is_cramped &= self.log.free_segments() == 0;
+        if !is_time || self.cleaner.reading.is_some() || self.cleaner.is_cramped {
             return;
         }
         self.cleaner.look_at = written + self.options.log.segment_bytes / LOOKS_PER_SEGMENT;
         let segments: Vec<_> =
             self.log.segments().into_iter().filter(|info| !info.free && info.generation > 0).collect();
+        let emptied = self.freeable().count();
         let space = Space {
-            used: segments.len() as u64,
+            used: (segments.len() - emptied) as u64,
             capacity: self.options.log.capacity_bytes.map(|bytes| bytes / self.options.log.segment_bytes),
             blocks_per_segment: self.options.log.segment_bytes / u64::from(BLOCK_SIZE),
             live_blocks: segments.iter().map(|info| self.map.usage.live(info.segment)).sum(),
             refused: self.cleaner.refused,
         };
-        let pressure = space.pressure();
-        self.cleaner.pacer.set_pressure(pressure);
-        if pressure == Pressure::None {
+        self.cleaner.pacer.look(&space);
+        if space.pressure() == Pressure::None {
             return;
         }
         self.cleaner.refused = false;
@@ -474,14 +490,13 @@ impl Core {
                 age: newest - info.generation,
             });
         let Some(victim) = policy::choose(candidates) else {
-            // A checkpoint frees what is empty already; without news there is nothing to gain from one.
-            if self.checkpoints.has_news() {
-                self.cleaner.after_checkpoint = self.checkpoints.completed() + 1;
-                self.checkpoints.request(None);
+            if emptied > 0 {
+                self.checkpoints.request_if_idle();
             }
             return;
         };
         tracing::debug!(?victim, ?space, "cleaning");
+        self.cleaner.pacer.begin(&victim, &space);
         self.map.usage.pin(victim.segment);
         let generation = segments.iter().find(|info| info.segment == victim.segment).map_or(0, |info| info.generation);
         let scan = Scan::new(victim.segment, generation, victim.blocks as u32);

@@ -27,6 +27,14 @@ pub(super) struct SealJob {
     pub(super) reply: Reply<(Manifest, Option<SealedDelta>)>,
 }
 
+/// What a [`SealJob`] asked for, on its way to be durable.
+#[derive(Debug)]
+pub(super) struct Sealed {
+    volume: VolumeId,
+    outcome: Result<(Manifest, Option<SealedDelta>), StoreError>,
+    pub(super) reply: Reply<(Manifest, Option<SealedDelta>)>,
+}
+
 impl Core {
     pub(super) fn open(&mut self, volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport>) {
         if self.volumes.contains_key(&volume) {
@@ -113,12 +121,29 @@ impl Core {
         self.syncs.wait(job.volume, Done::Seal(job));
     }
 
-    /// Everything applied is durable at this moment.
-    pub(super) fn seal_snapshot(&mut self, job: SealJob) {
-        let sealed = self.seal_now(&job);
-        if let Err(Ok((_, Some(delta)))) = job.reply.send(sealed) {
+    /// Makes the manifest of what is applied at this moment.
+    pub(super) fn seal(&mut self, job: SealJob) -> Sealed {
+        Sealed { volume: job.volume, outcome: self.seal_now(&job), reply: job.reply }
+    }
+
+    /// What the manifest tells of is durable.
+    pub(super) fn answer_sealed(&mut self, sealed: Sealed) {
+        let Sealed { volume, mut outcome, reply } = sealed;
+        // It may have been handed over, or be gone, since.
+        let is_owner = || self.volumes.get(&volume).map(VolumeRun::require_owner);
+        if let (Ok(_), Err(error)) = (&outcome, is_owner().unwrap_or(Err(StoreError::UnknownVolume(volume)))) {
+            outcome = Err(error);
+        }
+        if let Err(Ok((_, Some(delta)))) = reply.send(outcome) {
             // Nobody is there to release it.
-            drop(self.release(job.volume, delta.pin));
+            drop(self.release(volume, delta.pin));
+        }
+    }
+
+    /// What the manifest tells of may not be durable: nobody will hear of it.
+    pub(super) fn release_sealed(&mut self, sealed: &Sealed) {
+        if let Ok((_, Some(delta))) = &sealed.outcome {
+            drop(self.release(sealed.volume, delta.pin));
         }
     }
 

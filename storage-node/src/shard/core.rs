@@ -184,7 +184,6 @@ impl Core {
     /// Takes note of something that the log finished.
     pub(super) fn event(&mut self, event: Event) {
         match event {
-            Event::Appended { .. } if self.syncs.is_holding() => self.syncs.hold(event),
             Event::Appended { ticket, result } => self.appended(ticket, result),
             Event::Synced { ticket, result } => self.synced(ticket, result),
             Event::Copied { ticket, result } => self.copied(ticket, result),
@@ -368,7 +367,7 @@ impl Core {
             run.durable = run.durable.max(run.state.known);
         }
         if let Entry::Relocated { segment, .. } = &entry {
-            self.relocated(*segment);
+            self.relocated(*segment, outcome.as_ref().map(drop));
         }
         for (durable, done) in std::iter::once((durable, done)).chain(followers) {
             match &outcome {
@@ -432,7 +431,7 @@ impl Core {
         if !self.is_stopping {
             self.shrink_step();
         }
-        if self.failed.is_some() || self.syncs.is_holding() {
+        if self.failed.is_some() {
             return;
         }
         if !self.map.cache.wants_checkpoint() {
@@ -456,13 +455,16 @@ impl Core {
 
     /// Whether the next turn has something to do even if nothing happens.
     pub(super) fn has_background_work(&self) -> bool {
-        let may_change_pages = self.failed.is_none() && !self.map.cache.wants_checkpoint() && !self.syncs.is_holding();
+        let may_change_pages = self.failed.is_none() && !self.map.cache.wants_checkpoint();
         let has_work = |run: &VolumeRun| {
             run.state.layers.is_folding()
                 || run.state.snapshots.is_merging()
                 || run.shrink.as_ref().is_some_and(|shrink| shrink.has_work())
         };
+        // Room is to be made, and nobody is at it: the next turn decides.
+        let is_stuck = self.log.is_starved() && self.cleaner.is_idle() && !self.checkpoints.is_under_way();
         self.checkpoints.is_due()
+            || is_stuck
             || self.cleaner.is_working()
             || (may_change_pages && self.volumes.values().any(has_work))
     }

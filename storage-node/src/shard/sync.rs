@@ -1,20 +1,17 @@
 //! Who waits for what: replies that go out when their entry is applied, and those that wait until it is durable.
 //!
-//! One sync runs at a time and serves everybody who waited when it began. A *snapshot* (a sealed manifest, a
-//! checkpoint) needs more: the state must be exactly what the sync made durable. While such a sync runs, finished
-//! appends are held back unapplied, so that at its end nothing applied is newer than what is durable. That delays
-//! acks by one sync at most.
-
-use std::collections::VecDeque;
+//! One sync runs at a time and serves everybody who waited when it began. What is taken from the state as a whole, a
+//! manifest or a checkpoint, must be exactly what the sync made durable: it is taken when the sync begins, when
+//! everything that was appended is applied, and given away when the sync is done. Nobody waits for it meanwhile.
 
 use client_lib::{Lsn, SnapshotId, VolumeId};
 
-use super::control::SealJob;
+use super::control::{SealJob, Sealed};
 use super::core::Core;
 use super::handle::{Role, StoreError, VolumeReport};
 use super::lease::Held;
 use super::run::Reply;
-use crate::log::{Event, LogError, LogPosition};
+use crate::log::LogError;
 
 /// What to do when something is done.
 #[derive(Debug)]
@@ -37,17 +34,21 @@ pub(super) enum Done {
     Snapshot(Reply<Lsn>, SnapshotId),
     /// Answer that it is done.
     Unit(Reply<()>),
-    /// Take the snapshot for a manifest.
+    /// Make a manifest, and answer with it when what it tells of is durable.
     Seal(SealJob),
-    /// Take the snapshot for a checkpoint.
+    /// Answer with this manifest.
+    Sealed(Box<Sealed>),
+    /// Take a checkpoint, and write it when what it holds is durable.
     Checkpoint,
+    /// Write the checkpoint that was taken.
+    CheckpointTaken,
 }
 
 impl Done {
     /// Answers with `error`. A receiver that is gone has abandoned its call.
     pub(super) fn fail(self, error: StoreError) {
         match self {
-            Done::Nothing | Done::Checkpoint => {}
+            Done::Nothing | Done::Checkpoint | Done::CheckpointTaken => {}
             Done::Lsn(reply, _)
             | Done::Snapshot(reply, _)
             | Done::Known(reply)
@@ -59,11 +60,8 @@ impl Done {
             Done::Count(reply, _) => drop(reply.send(Err(error))),
             Done::Unit(reply) => drop(reply.send(Err(error))),
             Done::Seal(job) => drop(job.reply.send(Err(error))),
+            Done::Sealed(sealed) => drop(sealed.reply.send(Err(error))),
         }
-    }
-
-    fn is_snapshot(&self) -> bool {
-        matches!(self, Done::Seal(_) | Done::Checkpoint)
     }
 }
 
@@ -72,8 +70,6 @@ impl Done {
 struct Running {
     ticket: u64,
     served: Vec<(VolumeId, Done)>,
-    snapshot: bool,
-    position: LogPosition,
 }
 
 /// Everybody who waits for durability.
@@ -81,7 +77,6 @@ struct Running {
 pub(super) struct Syncs {
     next: Vec<(VolumeId, Done)>,
     running: Option<Running>,
-    held: VecDeque<Event>,
 }
 
 impl Syncs {
@@ -90,43 +85,33 @@ impl Syncs {
         self.next.push((volume, done));
     }
 
-    /// Whether finished appends must be held back.
-    pub(super) fn is_holding(&self) -> bool {
-        self.running.as_ref().is_some_and(|running| running.snapshot)
-    }
-
-    pub(super) fn hold(&mut self, event: Event) {
-        self.held.push_back(event);
-    }
-
     pub(super) fn is_idle(&self) -> bool {
-        self.next.is_empty() && self.running.is_none() && self.held.is_empty()
+        self.next.is_empty() && self.running.is_none()
     }
 }
 
 impl Core {
-    /// Serves who waits, or begins a sync for them. Called when every event that is not held back is applied.
+    /// Serves who waits, or begins a sync for them. Called when every append that was reported done is applied.
     pub(super) fn pump_syncs(&mut self) {
         while self.syncs.running.is_none() && !self.syncs.next.is_empty() {
-            let served = std::mem::take(&mut self.syncs.next);
-            let position = self.log.position();
+            let waiting = std::mem::take(&mut self.syncs.next);
             for run in self.volumes.values_mut() {
                 run.syncing = run.state.known;
             }
             if let Some(reason) = self.log.poisoned() {
                 // Perhaps all that was acked is durable, but nobody should build on a log that has failed.
                 let error = LogError::Poisoned(reason.to_owned());
-                self.fail_all(served, &error);
+                self.fail_all(waiting, &error);
                 continue;
             }
+            let served = waiting.into_iter().map(|(volume, done)| (volume, self.take(done))).collect();
             if self.log.durable() {
-                self.serve(served, position);
+                self.serve(served);
                 continue;
             }
             let ticket = self.ticket();
-            let snapshot = served.iter().any(|(_, done)| done.is_snapshot());
             match self.log.sync(ticket) {
-                Ok(()) => self.syncs.running = Some(Running { ticket, served, snapshot, position }),
+                Ok(()) => self.syncs.running = Some(Running { ticket, served }),
                 Err(error) => self.fail_all(served, &error),
             }
         }
@@ -136,24 +121,29 @@ impl Core {
     pub(super) fn synced(&mut self, ticket: u64, result: Result<(), LogError>) {
         let Some(running) = self.syncs.running.take_if(|running| running.ticket == ticket) else { return };
         match result {
-            Ok(()) => self.serve(running.served, running.position),
+            Ok(()) => self.serve(running.served),
             Err(error) => self.fail_all(running.served, &error),
-        }
-        while !self.syncs.is_holding()
-            && let Some(event) = self.syncs.held.pop_front()
-        {
-            self.event(event);
         }
     }
 
-    fn serve(&mut self, served: Vec<(VolumeId, Done)>, position: LogPosition) {
+    /// Takes from the state what `done` shall have of it.
+    fn take(&mut self, done: Done) -> Done {
+        match done {
+            Done::Seal(job) => Done::Sealed(Box::new(self.seal(job))),
+            Done::Checkpoint if self.take_checkpoint() => Done::CheckpointTaken,
+            Done::Checkpoint => Done::Nothing,
+            done => done,
+        }
+    }
+
+    fn serve(&mut self, served: Vec<(VolumeId, Done)>) {
         for run in self.volumes.values_mut() {
             run.durable = run.durable.max(run.syncing);
         }
         for (volume, done) in served {
             match done {
-                Done::Seal(job) => self.seal_snapshot(job),
-                Done::Checkpoint => self.checkpoint_snapshot(position),
+                Done::Sealed(sealed) => self.answer_sealed(*sealed),
+                Done::CheckpointTaken => self.commit_checkpoint(),
                 done => self.answer(volume, done),
             }
         }
@@ -161,8 +151,10 @@ impl Core {
 
     fn fail_all(&mut self, served: Vec<(VolumeId, Done)>, error: &LogError) {
         for (_, done) in served {
-            if matches!(done, Done::Checkpoint) {
-                self.checkpoint_failed(StoreError::from(error.clone()));
+            match &done {
+                Done::Checkpoint | Done::CheckpointTaken => self.checkpoint_failed(StoreError::from(error.clone())),
+                Done::Sealed(sealed) => self.release_sealed(sealed),
+                _ => {}
             }
             done.fail(StoreError::from(error.clone()));
         }
@@ -199,7 +191,9 @@ impl Core {
                 drop(reply.send(made.ok_or_else(refusal)));
             }
             Done::Unit(reply) => drop(reply.send(Ok(()))),
-            Done::Seal(_) | Done::Checkpoint => unreachable!("snapshots are taken when a sync is served"),
+            Done::Seal(_) | Done::Sealed(_) | Done::Checkpoint | Done::CheckpointTaken => {
+                unreachable!("what is taken from the state waits for a sync")
+            }
         }
     }
 }

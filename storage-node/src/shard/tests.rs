@@ -1,5 +1,6 @@
 //! The shard on the simulated disk, driven turn by turn on the test's own thread.
 
+mod checkpoint;
 mod clean;
 mod crash;
 mod damage;

@@ -3,8 +3,8 @@
 //! *Which*: the one whose cost of cleaning falls the slowest (Lomet and Luo, "Efficiently Reclaiming Space in a Log
 //! Structured Store", ICDE 2021): one that loses its live blocks quickly is better left until it has lost more, one that
 //! hardly changes has nothing to wait for. *How fast*: by the space that is left. While guests write, the cleaner earns as
-//! much work as keeps the space at its level, and works without measure when guests would otherwise run out of it; while
-//! they do not, it goes on in small steps.
+//! much work as keeps the space at its level, more the less there is, and is owed what it cannot do at once; it works
+//! without measure when guests would otherwise run out of space. While they do not write, it goes on in small steps.
 
 /// Free segments below which guests' writes would soon have to wait: the log keeps two for itself and the cleaner.
 const CRITICAL_SEGMENTS: u64 = 4;
@@ -17,10 +17,10 @@ const SLACK_SEGMENTS: u64 = 8;
 /// A segment must free at least this share, in percent, or emptying it only moves blocks about: with less the store is
 /// full.
 const GAIN_PERCENT_MIN: u64 = 10;
-/// Most blocks that the cleaner may copy at once when it has earned them: a batch or two.
-const CREDIT_MAX: u64 = 1024;
-/// What each written block earns more than it costs to keep the level, in percent.
-const EARN_PERCENT: u64 = 125;
+/// Most blocks that the cleaner is owed: what it cannot do while a checkpoint or a slow disk holds it up.
+const CREDIT_MAX: u64 = 4096;
+/// What each written block earns more than it costs to keep the level, in percent and per segment that is missing.
+const EARN_PERCENT: u64 = 25;
 
 /// A segment that could be emptied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,7 @@ pub(super) enum Pressure {
 /// What a store holds, in segments but for `live_blocks`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Space {
+    /// But for those that the next checkpoint frees.
     pub(super) used: u64,
     /// `None`: as much as the file system has.
     pub(super) capacity: Option<u64>,
@@ -86,11 +87,18 @@ impl Space {
         if self.refused || left.is_some_and(|left| left < CRITICAL_SEGMENTS) {
             return Pressure::Critical;
         }
-        let is_short = match self.capacity {
-            Some(capacity) => capacity.saturating_sub(self.used) < LOW_SEGMENTS,
-            None => self.used > (self.live_blocks * GARBAGE_FACTOR).div_ceil(self.blocks_per_segment) + SLACK_SEGMENTS,
-        };
-        if is_short { Pressure::Some } else { Pressure::None }
+        if self.missing() > 0 { Pressure::Some } else { Pressure::None }
+    }
+
+    /// How many segments fewer should be in use.
+    fn missing(&self) -> u64 {
+        match self.capacity {
+            Some(capacity) => LOW_SEGMENTS.saturating_sub(capacity.saturating_sub(self.used)),
+            None => {
+                let wanted = (self.live_blocks * GARBAGE_FACTOR).div_ceil(self.blocks_per_segment) + SLACK_SEGMENTS;
+                self.used.saturating_sub(wanted)
+            }
+        }
     }
 }
 
@@ -98,13 +106,31 @@ impl Space {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pacer {
     pressure: Pressure,
+    /// Blocks to copy for 100 that guests write.
+    rate: u64,
     /// Blocks that may be copied, times 100.
     credit: u64,
 }
 
 impl Pacer {
-    pub(super) fn set_pressure(&mut self, pressure: Pressure) {
-        self.pressure = pressure;
+    /// How the store stands.
+    pub(super) fn look(&mut self, space: &Space) {
+        self.pressure = space.pressure();
+        if self.pressure == Pressure::None {
+            (self.rate, self.credit) = (0, 0);
+        }
+    }
+
+    /// `victim` is to be emptied, while the store stands so.
+    pub(super) fn begin(&mut self, victim: &Candidate, space: &Space) {
+        let dead = victim.blocks.saturating_sub(victim.live).max(1);
+        let percent = 100 + EARN_PERCENT * space.missing().min(LOW_SEGMENTS);
+        self.rate = (victim.live * percent).div_ceil(dead);
+    }
+
+    /// Space is short now.
+    pub(super) fn hurry(&mut self) {
+        self.pressure = Pressure::Critical;
     }
 
     /// Whether guests are about to wait for space.
@@ -117,11 +143,9 @@ impl Pacer {
         self.is_critical() || self.credit > 0
     }
 
-    /// Guests wrote `blocks` while `victim` was being emptied.
-    pub(super) fn earn(&mut self, blocks: u64, victim: &Candidate) {
-        let dead = victim.blocks.saturating_sub(victim.live).max(1);
-        let earned = (blocks * victim.live * EARN_PERCENT).div_ceil(dead);
-        self.credit = (self.credit + earned).min(CREDIT_MAX * 100);
+    /// Guests wrote `blocks`.
+    pub(super) fn earn(&mut self, blocks: u64) {
+        self.credit = (self.credit + blocks * self.rate).min(CREDIT_MAX * 100);
     }
 
     /// Nobody has asked for anything for a while: some work may be done on the side.

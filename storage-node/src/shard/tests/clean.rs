@@ -119,6 +119,36 @@ fn what_damaged_records_hide_is_found_through_the_maps() {
     chunks.check(&mut rig, "after cleaning");
 }
 
+/// A segment with a damaged block cannot be emptied, and what was copied out of it takes room. When no segment was free for
+/// the next copy, the cleaner chose one and dropped it again, for ever: writes were neither carried out nor refused.
+#[test]
+fn a_store_that_damage_keeps_full_refuses_writes_and_goes_on_after_a_trim() {
+    let (mut rig, mut chunks) = (rig(19), Chunks::new(19));
+    (0..CHUNKS).for_each(|chunk| chunks.write(&mut rig, chunk));
+    rig.checkpoint().expect("is written");
+    for block in (0..CHUNKS as u32).map(|chunk| chunk * 16).step_by(64) {
+        let core = rig.core();
+        let version = core.volumes[&VOLUME].state.view(block, &mut core.map).expect("reads").expect("mapped");
+        let place = version.content.place().expect("data");
+        rig.disk.flip(&format!("{:08}.seg", place.segment), place.block as usize * BLOCK_SIZE as usize + 100);
+    }
+    let mut refused = 0;
+    for _ in 0..2000 {
+        // Behind the damaged blocks, so that they stay.
+        let chunk = chunks.random(CHUNKS / 4) * 4 + 1 + chunks.random(3);
+        let outcome = rig.write(chunk * CHUNK, vec![7; CHUNK as usize]);
+        assert!(matches!(outcome, Ok(_) | Err(StoreError::OutOfSpace)), "{outcome:?}");
+        refused += u32::from(outcome.is_err());
+    }
+    assert!(refused > 0, "every segment holds damage");
+    assert_eq!(rig.core().log.poisoned(), None);
+    rig.zero(0, CHUNKS * CHUNK).expect("is trimmed");
+    for chunk in 0..CHUNKS / 2 {
+        rig.write(chunk * CHUNK, vec![9; CHUNK as usize]).expect("waits for the space and has it");
+    }
+    assert_eq!(rig.read(0, 4096).expect("reads"), [9; 4096]);
+}
+
 #[test]
 fn a_store_that_is_truly_full_refuses_writes_and_takes_them_again_after_a_trim() {
     let mut rig = Rig::with(11, |options| options.log.capacity_bytes = Some(CAPACITY_SEGMENTS * SEGMENT_BYTES_MIN));

@@ -181,19 +181,36 @@ fn pressure_rises_as_space_shrinks() {
 }
 
 #[test]
-fn the_cleaner_works_as_fast_as_guests_write_and_at_will_when_space_runs_out() {
+fn the_cleaner_works_as_fast_as_guests_write_faster_the_less_is_left_and_at_will_when_space_runs_out() {
+    let space = |used| Space { used, capacity: Some(64), blocks_per_segment: 100, live_blocks: 100, refused: false };
     let victim = Candidate { segment: 1, blocks: 100, live: 50, age: 1 };
     let mut pacer = Pacer::default();
-    pacer.set_pressure(Pressure::Some);
+    pacer.look(&space(56));
+    pacer.begin(&victim, &space(56));
     assert!(!pacer.may_work());
-    pacer.earn(8, &victim);
+    pacer.earn(8);
     pacer.spend(9);
-    assert!(pacer.may_work(), "eight written blocks earn ten copies of a half-empty segment");
+    assert!(pacer.may_work(), "eight written blocks earn ten copies of a half-empty segment, with one segment too few");
+    pacer.spend(1);
+    assert!(!pacer.may_work());
+    pacer.begin(&victim, &space(59));
+    pacer.earn(8);
+    pacer.spend(15);
+    assert!(pacer.may_work(), "sixteen with four too few");
     pacer.spend(1);
     assert!(!pacer.may_work());
     pacer.earn_idle(1);
     assert!(pacer.may_work());
     pacer.spend(5);
-    pacer.set_pressure(Pressure::Critical);
+    assert!(!pacer.may_work());
+    pacer.earn(1_000_000);
+    pacer.spend(CREDIT_MAX - 1);
+    assert!(pacer.may_work(), "it is owed what it could not do");
+    pacer.spend(1);
+    assert!(!pacer.may_work(), "but not without bound");
+    pacer.earn(8);
+    pacer.look(&space(0));
+    assert!(!pacer.may_work(), "nothing is owed when nothing is short");
+    pacer.hurry();
     assert!(pacer.may_work());
 }

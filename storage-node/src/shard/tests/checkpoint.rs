@@ -1,0 +1,88 @@
+//! Checkpoints are taken beside the running shard: nobody waits for them, and what they hold is durable.
+
+use client_lib::Lsn;
+
+use super::rig::{Rig, VOLUME};
+use crate::shard::handle::{Request, StoreError};
+
+const SIZE: u64 = 64 << 20;
+
+fn rig(seed: u64) -> Rig {
+    let mut rig = Rig::in_memory(seed, |options| options.checkpoint_log_bytes = 1 << 30);
+    rig.open(SIZE);
+    rig.activate(1);
+    rig
+}
+
+/// Acks once waited for the sync of a checkpoint or a manifest that was under way: up to a second with a slow disk.
+#[test]
+fn writes_are_acked_while_a_checkpoint_or_a_manifest_waits_for_its_sync() {
+    let mut rig = rig(1);
+    rig.write_block(0, 1).expect("writes");
+    rig.disk.hold_syncs(true);
+    let mut checkpoint = rig.send(|reply| Request::Checkpoint { reply });
+    let mut manifest = rig.send(|reply| Request::SealManifest {
+        volume: VOLUME,
+        from: Lsn::ZERO,
+        after: Default::default(),
+        delta_from: None,
+        reply,
+    });
+    for block in 0..50 {
+        rig.write_block(block, 2).expect("is acked");
+    }
+    assert!(checkpoint.try_recv().is_err() && manifest.try_recv().is_err(), "their sync is under way");
+    let written = rig.report().head;
+    rig.disk.hold_syncs(false);
+    rig.wait(checkpoint).expect("is written");
+    let (manifest, _) = rig.wait(manifest).expect("is made");
+    assert!(manifest.to < written, "{} tells of nothing that was written after it was made", manifest.to);
+    // The log from the checkpoint on has the rest.
+    rig.kill();
+    rig.activate(2);
+    assert_eq!(rig.read(0, 50 * 4096).expect("reads"), [2; 50 * 4096]);
+}
+
+#[test]
+fn a_power_cut_during_the_sync_of_a_checkpoint_leaves_the_one_before() {
+    for seed in 1..40 {
+        let mut rig = rig(seed);
+        rig.write_block(0, 1).expect("writes");
+        rig.flush().expect("flushes");
+        rig.checkpoint().expect("is written");
+        rig.write_block(1, 2).expect("writes");
+        rig.disk.hold_syncs(true);
+        let _checkpoint = rig.send(|reply| Request::Checkpoint { reply });
+        (0..seed % 5).for_each(|_| rig.turn());
+        rig.crash();
+        rig.disk.hold_syncs(false);
+        rig.activate(2);
+        assert_eq!(rig.read(0, 4096).expect("reads"), [1; 4096]);
+        let unflushed = rig.read(4096, 4096).expect("reads");
+        assert!(unflushed == [0; 4096] || unflushed == [2; 4096], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_log_that_fails_under_a_checkpoint_fails_the_checkpoint_and_all_that_wait_for_it() {
+    let mut rig = rig(3);
+    rig.write_block(0, 1).expect("writes");
+    rig.disk.hold_syncs(true);
+    let checkpoint = rig.send(|reply| Request::Checkpoint { reply });
+    let manifest = rig.send(|reply| Request::SealManifest {
+        volume: VOLUME,
+        from: Lsn::ZERO,
+        after: Default::default(),
+        delta_from: Some(Lsn::ZERO),
+        reply,
+    });
+    rig.turn();
+    rig.disk.fail_after(0);
+    rig.disk.hold_syncs(false);
+    assert!(matches!(rig.wait(checkpoint), Err(StoreError::Poisoned(_))));
+    assert!(matches!(rig.wait(manifest), Err(StoreError::Poisoned(_))));
+    assert!(matches!(rig.checkpoint(), Err(StoreError::Poisoned(_))), "and so do later ones");
+    assert_eq!(rig.read(0, 4096).expect("reads are served"), [1; 4096]);
+    let segments: Vec<u32> = rig.core().log.segments().iter().map(|info| info.segment).collect();
+    assert!(segments.iter().all(|segment| !rig.core().map.usage.is_pinned(*segment)), "the delta pins nothing");
+}
