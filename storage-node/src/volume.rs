@@ -5,12 +5,13 @@
 //! process had: they decide from the state and the entry alone. No I/O but page look-ups, no clock, no replies.
 //!
 //! [`layers`] holds what is known above the base, [`changes`] the change history, [`pins`] the sealed deltas of an
-//! owner (in memory only), [`record`] the encoding for the map store.
+//! owner (in memory only), [`rollback`] how it becomes a snapshot again, [`record`] the encoding for the map store.
 
 pub mod changes;
 pub mod layers;
 pub mod pins;
 pub mod record;
+pub mod rollback;
 
 use std::collections::BTreeSet;
 
@@ -28,6 +29,7 @@ use crate::shard::handle::Role;
 use changes::Changes;
 use layers::{Layer, Layers};
 use pins::Pins;
+use rollback::Rollback;
 
 /// Which moment of a volume is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +61,8 @@ pub struct Volume {
     pub pins: Pins,
     /// The snapshots in the base. Others are on their way into it, in the layers.
     pub snapshots: Snapshots,
+    /// The rollback under way; until it is done only its steps may look at the volume.
+    pub rollback: Option<Rollback>,
     watermark: Lsn,
     /// The runs of a manifest that came in several entries, until the last one.
     partial: Vec<ManifestRun>,
@@ -78,6 +82,7 @@ impl Volume {
             changes: Changes::default(),
             pins: Pins::default(),
             snapshots: Snapshots::default(),
+            rollback: None,
             watermark: Lsn::ZERO,
             partial: Vec::new(),
         }
@@ -483,6 +488,10 @@ impl Volume {
     /// # Errors
     /// When a page cannot be read.
     pub fn merge_snapshots(&mut self, pages_max: usize, map: &mut Map) -> Result<bool, MapError> {
+        if self.rollback.is_some() {
+            // It goes through the snapshots.
+            return Ok(false);
+        }
         map.merge_snapshots(self.id, &mut self.snapshots, pages_max)
     }
 

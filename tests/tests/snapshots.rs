@@ -1,4 +1,4 @@
-//! Snapshots as their users see them: the command, exports at every node, real clients, images, handover, restart.
+//! Snapshots as their users see them: the command, exports at every node, real clients, images, handover, restart, the way back.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -88,4 +88,47 @@ fn a_snapshot_is_an_export_of_its_own_at_every_node() {
     assert!(again.contains("no snapshot \"monday\""), "{again}");
     qemu_io(&up, "a", "disk@monday", &["read 0 512"]).expect_err("is gone");
     qemu_io(&up, "a", "disk@tuesday", &["read -P 1 4M 4M"]).expect("stays");
+}
+
+#[test]
+fn a_volume_goes_back_to_a_snapshot_and_forward_again_at_every_node() {
+    let mut up = Up::start(&["--providers", "a,b"]).expect("starts");
+    up.run(&["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    qemu_io(&up, "a", "disk", &["write -P 1 0 32M"]).expect("is written");
+    up.run(&["volume", "snapshot", "create", "disk@monday"]).expect("is made");
+    qemu_io(&up, "a", "disk", &["write -P 2 8M 48M", "discard 0 4M"]).expect("is written");
+    up.run(&["volume", "snapshot", "create", "disk@tuesday"]).expect("is made");
+    qemu_io(&up, "a", "disk", &["write -P 3 0 64M"]).expect("is written");
+
+    let refused = up.run(&["volume", "snapshot", "rollback", "disk@monday"]).expect_err("says what is lost");
+    assert!(refused.to_string().contains("--discard-changes"), "{refused}");
+    let unknown = up.run(&["volume", "snapshot", "rollback", "disk@never", "--discard-changes"]);
+    assert!(unknown.expect_err("is unknown").to_string().contains("has no snapshot \"never\""));
+    let said = up.run(&["volume", "snapshot", "rollback", "disk@monday", "--discard-changes"]).expect("goes back");
+    assert_eq!(said.trim(), "volume disk is what disk@monday is");
+    let monday = ["read -P 1 0 32M", "read -P 0 32M 32M"];
+    for provider in ["a", "b"] {
+        qemu_io(&up, provider, "disk", &monday).expect(provider);
+    }
+    // At another owner, after a crash, and with the snapshot gone.
+    up.run(&["volume", "migrate", "disk", "--to", "b"]).expect("is handed over");
+    up.kill().expect("runs");
+    up.restart().expect("comes back");
+    qemu_io(&up, "b", "disk", &monday).expect("is as it was");
+    up.run(&["volume", "snapshot", "delete", "disk@monday"]).expect("is deleted");
+    qemu_io(&up, "b", "disk", &monday).expect("needs it no more");
+    let deadline = Instant::now() + PATIENCE;
+    let forward = || up.run(&["volume", "snapshot", "rollback", "disk@tuesday", "--discard-changes", "--json"]);
+    // While the new owner fetches what it lacks it says so.
+    let status: Value = loop {
+        match forward() {
+            Ok(said) => break serde_json::from_str(&said).expect("is JSON"),
+            Err(error) => assert!(error.to_string().contains("still fetches") && Instant::now() < deadline, "{error}"),
+        }
+    };
+    assert_eq!(status["name"], "disk");
+    let tuesday = ["read -P 0 0 4M", "read -P 1 4M 4M", "read -P 2 8M 48M", "read -P 0 56M 8M"];
+    for provider in ["a", "b"] {
+        qemu_io(&up, provider, "disk", &tuesday).expect(provider);
+    }
 }

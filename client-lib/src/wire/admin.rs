@@ -47,6 +47,15 @@ pub struct CreateSnapshot {
     pub name: String,
 }
 
+/// Asks for a volume to become what a snapshot is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollBack {
+    /// Whether what was written since may go, as far as no other snapshot has it.
+    #[serde(default)]
+    pub discard_changes: bool,
+}
+
 /// A snapshot of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotStatus {

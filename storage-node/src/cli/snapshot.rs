@@ -1,9 +1,9 @@
-//! `helio volume snapshot`: create, list and delete snapshots.
+//! `helio volume snapshot`: create, list and delete snapshots, go back to one.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
-use client_lib::wire::admin::{CreateSnapshot, SnapshotStatus};
+use client_lib::wire::admin::{CreateSnapshot, RollBack, SnapshotStatus, VolumeStatus};
 use client_lib::{Error, ErrorKind, SnapshotName, VolumeName};
 
 use super::Common;
@@ -28,6 +28,20 @@ pub(super) enum Verb {
     List {
         /// The volume
         volume: VolumeName,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the volume what the snapshot is; all snapshots stay, also newer ones
+    #[command(
+        after_help = "Shut the machine down and unmount the volume first: whoever has it open finds another content in it.\nCopies no data at the owner; replicas are sent what differs. What was written since is gone, unless another snapshot has it.\n\nExample:\n  helio volume snapshot create disk@today\n  helio volume snapshot rollback disk@before-upgrade --discard-changes"
+    )]
+    Rollback {
+        /// Volume and name, as VOLUME@SNAPSHOT
+        snapshot: Target,
+        /// Drop what was written to the volume since
+        #[arg(long)]
+        discard_changes: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -97,6 +111,14 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
                 ]
             });
             print_table(&["snapshot", "up to", "size", "made", "alone holds", "complete at"], rows.collect());
+        }
+        Verb::Rollback { snapshot: target, discard_changes, json } => {
+            let path = format!("/v1/volumes/{}/snapshots/{}/rollback", target.volume, target.snapshot);
+            let status: VolumeStatus = client.post(&path, &RollBack { discard_changes })?;
+            if json {
+                return print_json(&status);
+            }
+            println!("volume {} is what {target} is", target.volume);
         }
         Verb::Delete { snapshot: target, json } => {
             client.delete::<()>(&format!("/v1/volumes/{}/snapshots/{}", target.volume, target.snapshot))?;

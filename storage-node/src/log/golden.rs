@@ -37,6 +37,7 @@ fn entries() -> Vec<Entry> {
         Entry::Resized { volume, size: VolumeSize::try_from(3 << 40).expect("valid") },
         Entry::Snapshot { volume, snapshot: SnapshotId(600) },
         Entry::SnapshotDeleted { volume, snapshot: SnapshotId(600) },
+        Entry::RolledBack { volume, lsn: lsn(43), snapshot: SnapshotId(500) },
     ]
 }
 

@@ -62,6 +62,8 @@ pub enum Entry {
     Snapshot { volume: VolumeId, snapshot: SnapshotId },
     /// The snapshot is not needed any more.
     SnapshotDeleted { volume: VolumeId, snapshot: SnapshotId },
+    /// The owner made the volume what the snapshot is, as one write.
+    RolledBack { volume: VolumeId, lsn: Lsn, snapshot: SnapshotId },
 }
 
 impl Entry {
@@ -80,7 +82,8 @@ impl Entry {
             | Entry::Relocated { volume, .. }
             | Entry::Resized { volume, .. }
             | Entry::Snapshot { volume, .. }
-            | Entry::SnapshotDeleted { volume, .. } => *volume,
+            | Entry::SnapshotDeleted { volume, .. }
+            | Entry::RolledBack { volume, .. } => *volume,
         }
     }
 

@@ -15,7 +15,8 @@
 //! Every version that has a place is counted once ([`super::usage`]), in the newest map that has it: in the live map while
 //! it is the live version, then in the newest snapshot that shows it. What a snapshot counts is what its deletion frees,
 //! up to what older ones need. All versions of the base at a snapshot are at or before its LSN and all later ones
-//! after it, so the LSN alone tells whether a snapshot has a version.
+//! after it, so the LSN alone tells whether a snapshot has a version. Two versions at one place, as a rollback leaves them, are
+//! counted twice.
 
 use std::sync::Arc;
 
@@ -42,13 +43,26 @@ pub struct Snapshot {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshots {
     list: Vec<Snapshot>,
+    /// Whether several versions of a block may lie at one place: see [`crate::volume::rollback`].
+    has_aliases: bool,
 }
 
 impl Snapshots {
     /// The snapshots as a checkpoint kept them: oldest first.
     #[must_use]
-    pub fn restore(list: Vec<Snapshot>) -> Snapshots {
-        Snapshots { list }
+    pub fn restore(list: Vec<Snapshot>, has_aliases: bool) -> Snapshots {
+        Snapshots { list, has_aliases }
+    }
+
+    /// From now on several versions of a block may lie at one place.
+    pub fn note_aliases(&mut self) {
+        self.has_aliases = true;
+    }
+
+    /// Whether they may.
+    #[must_use]
+    pub fn has_aliases(&self) -> bool {
+        self.has_aliases
     }
 
     /// The snapshot `id`, if it exists and is not deleted.
@@ -150,10 +164,12 @@ impl Map {
         snapshots: &Snapshots,
     ) -> Result<(), MapError> {
         let older = snapshots.list.iter().rev().map(|snapshot| MapKey { volume, snapshot: snapshot.id });
-        let mut is_found = false;
+        // The version that was found last.
+        let mut found: Option<Lsn> = None;
         for key in std::iter::once(volume.into()).chain(older) {
-            // The newest that has it counts it. The others that have it come right behind, but for those without the page.
-            let may_have = if is_found {
+            // The newest that has it counts it. The others that have it come right behind, but for those without the page, and
+            // for those of other versions that lie there too.
+            let may_have = if found.is_some() {
                 self.cache.has(key, block / PAGE_ENTRIES)
             } else {
                 self.usage.live_in(key, from.segment) > 0
@@ -164,20 +180,20 @@ impl Map {
             match self.cache.version(key, block)? {
                 Some(Version { lsn, content: Content::Local { place, crc } }) if place == from => {
                     self.cache.set(key, block, Version { lsn, content: Content::Local { place: to, crc } })?;
-                    if !is_found {
+                    if found != Some(lsn) {
                         self.usage.add(key, to);
                         self.usage.remove(key, from);
-                        is_found = true;
+                        found = Some(lsn);
                     }
                 }
-                _ if is_found => break,
+                _ if found.is_some() && !snapshots.has_aliases => break,
                 _ => {}
             }
         }
         Ok(())
     }
 
-    /// Whether a map has `block` at `place`, which is of the write `lsn`.
+    /// Whether a map has `block` at `place`, where the write `lsn` put it.
     ///
     /// # Errors
     /// When a page cannot be read.
@@ -192,6 +208,17 @@ impl Map {
         for key in self.first_holders(volume, block, lsn, snapshots) {
             if self.cache.version(key, block)?.is_some_and(|version| version.content.place() == Some(place)) {
                 return Ok(true);
+            }
+        }
+        if snapshots.has_aliases {
+            // Under another LSN.
+            for snapshot in snapshots.list.iter().rev() {
+                let key = MapKey { volume, snapshot: snapshot.id };
+                if self.usage.live_in(key, place.segment) > 0
+                    && self.cache.version(key, block)?.is_some_and(|version| version.content.place() == Some(place))
+                {
+                    return Ok(true);
+                }
             }
         }
         Ok(false)

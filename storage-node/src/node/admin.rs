@@ -8,9 +8,11 @@ use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
     ClusterStatus, CreateSnapshot, CreateVolume, MemberStatus, Migrate, MigrateReport, NbdAddresses, ReplicaStatus,
-    Resize, SnapshotStatus, VolumeStatus, VolumeSummary,
+    Resize, RollBack, SnapshotStatus, VolumeStatus, VolumeSummary,
 };
-use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, NodeName, SnapshotName, VolumeId, VolumeName, VolumeSize};
+use client_lib::{
+    BLOCK_SIZE, Error, ErrorKind, NodeId, NodeName, SnapshotId, SnapshotName, VolumeId, VolumeName, VolumeSize,
+};
 use consensus::{Command, MetaRaft, MetaState, Response, Snapshot, Volume};
 use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
@@ -370,17 +372,33 @@ impl NodeAdmin {
         Ok(meta.snapshots.iter().map(status).collect())
     }
 
+    async fn go_back(&self, name: &str, snapshot: &str, request: RollBack) -> Result<VolumeStatus, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?;
+        let found = snapshot_named(volume, snapshot)?;
+        if !request.discard_changes {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                format!(
+                    "going back to {name}@{snapshot} drops what was written to {name} since: say so with --discard-changes, or make a snapshot first to be able to come back"
+                ),
+            ));
+        }
+        let forward = AdminForward::RollBack { volume: volume.id, snapshot: found.id };
+        let id = found.id;
+        self.at_owner(volume.id, forward, |served| self.roll_back_here(served, id)).await
+    }
+
+    async fn roll_back_here(&self, volume: Arc<ServedVolume>, snapshot: SnapshotId) -> Result<VolumeStatus, Error> {
+        let lsn = volume.shard.roll_back(volume.id, snapshot).await.map_err(store_failure)?;
+        tracing::info!(volume = %volume.name, %snapshot, %lsn, "rolled back to a snapshot");
+        self.status_here(volume).await
+    }
+
     async fn drop_snapshot(&self, name: &str, snapshot: &str) -> Result<(), Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let volume = volume_named(&state, name)?;
-        let found = volume.snapshot_named(snapshot).ok_or_else(|| {
-            Error::new(
-                ErrorKind::NotFound,
-                format!(
-                    "volume {name} has no snapshot {snapshot:?}; `helio volume snapshot list {name}` shows those it has"
-                ),
-            )
-        })?;
+        let found = snapshot_named(volume, snapshot)?;
         let command = Command::DeleteSnapshot { volume: volume.id, snapshot: found.id };
         self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop)
     }
@@ -482,6 +500,15 @@ impl Admin for NodeAdmin {
         Box::pin(self.drop_snapshot(name, snapshot))
     }
 
+    fn roll_back<'a>(
+        &'a self,
+        name: &'a str,
+        snapshot: &'a str,
+        request: RollBack,
+    ) -> BoxFuture<'a, Result<VolumeStatus, Error>> {
+        Box::pin(self.go_back(name, snapshot, request))
+    }
+
     fn delete_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(self.delete(name))
     }
@@ -498,6 +525,9 @@ impl ForwardedAdmin for NodeAdmin {
                 AdminForward::Status { volume } => json(&self.status_here(self.owned(volume).await?).await?),
                 AdminForward::Migrate { volume, to } => json(&self.migrate_here(self.owned(volume).await?, to).await?),
                 AdminForward::Snapshots { volume } => json(&self.snapshots_here(self.owned(volume).await?).await?),
+                AdminForward::RollBack { volume, snapshot } => {
+                    json(&self.roll_back_here(self.owned(volume).await?, snapshot).await?)
+                }
                 AdminForward::Resize { volume, size, shrink } => {
                     json(&self.resize_here(self.owned(volume).await?, size, shrink).await?)
                 }
@@ -548,6 +578,18 @@ fn volume_named<'a>(state: &'a MetaState, name: &str) -> Result<&'a Volume, Erro
         Error::new(
             ErrorKind::NotFound,
             format!("there is no volume {name:?}; `helio volume list` shows those that exist"),
+        )
+    })
+}
+
+fn snapshot_named<'a>(volume: &'a Volume, snapshot: &str) -> Result<&'a Snapshot, Error> {
+    volume.snapshot_named(snapshot).ok_or_else(|| {
+        let name = &volume.name;
+        Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "volume {name} has no snapshot {snapshot:?}; `helio volume snapshot list {name}` shows those it has"
+            ),
         )
     })
 }

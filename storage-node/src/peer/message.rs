@@ -68,6 +68,8 @@ pub enum AdminForward {
     Resize { volume: VolumeId, size: client_lib::VolumeSize, shrink: bool },
     /// The snapshots of a volume.
     Snapshots { volume: VolumeId },
+    /// Make a volume what a snapshot is.
+    RollBack { volume: VolumeId, snapshot: client_lib::SnapshotId },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

@@ -3,8 +3,8 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, Resize, SnapshotStatus, VolumeStatus,
-    VolumeSummary,
+    ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, Resize, RollBack, SnapshotStatus,
+    VolumeStatus, VolumeSummary,
 };
 
 /// The administrative requests. Any node answers; those that only a volume's owner can carry out are passed on.
@@ -39,6 +39,14 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Deletes a snapshot; its space comes back in the background.
     fn delete_snapshot<'a>(&'a self, name: &'a str, snapshot: &'a str) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Makes a volume what a snapshot is, and waits until it is.
+    fn roll_back<'a>(
+        &'a self,
+        name: &'a str,
+        snapshot: &'a str,
+        request: RollBack,
+    ) -> BoxFuture<'a, Result<VolumeStatus, Error>>;
 
     /// Deletes a volume and its data.
     fn delete_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>>;

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use client_lib::wire::admin::{CreateSnapshot, CreateVolume, Failure, Migrate, Resize};
+use client_lib::wire::admin::{CreateSnapshot, CreateVolume, Failure, Migrate, Resize, RollBack};
 use client_lib::{Error, ErrorKind};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -86,6 +86,7 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/volumes/{name}/resize", post(resize))
         .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
+        .route("/v1/volumes/{name}/snapshots/{snapshot}/rollback", post(roll_back))
         .route("/v1/cluster", get(cluster))
         .route("/health", get(|| async { "ok\n" }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -130,6 +131,14 @@ async fn create_snapshot(
 
 async fn delete_snapshot(State(admin): Shared, Path((name, snapshot)): Path<(String, String)>) -> Response {
     answer(admin.delete_snapshot(&name, &snapshot).await)
+}
+
+async fn roll_back(
+    State(admin): Shared,
+    Path((name, snapshot)): Path<(String, String)>,
+    Json(request): Json<RollBack>,
+) -> Response {
+    answer(admin.roll_back(&name, &snapshot, request).await)
 }
 
 async fn cluster(State(admin): Shared) -> Response {

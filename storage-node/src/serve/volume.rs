@@ -507,8 +507,8 @@ pub fn store_failure(error: StoreError) -> Error {
     let kind = match &error {
         StoreError::UnknownVolume(_) | StoreError::Stopped => ErrorKind::Closed,
         StoreError::NotOwner { .. } => ErrorKind::NotOwner,
-        StoreError::BeyondEnd { .. } => ErrorKind::InvalidRequest,
-        StoreError::Frozen(_) | StoreError::Resizing(_) => ErrorKind::Busy,
+        StoreError::BeyondEnd { .. } | StoreError::SmallerThanSnapshot { .. } => ErrorKind::InvalidRequest,
+        StoreError::Frozen(_) | StoreError::Resizing(_) | StoreError::StillFetching { .. } => ErrorKind::Busy,
         StoreError::UnknownSnapshot { .. } => ErrorKind::NotFound,
         StoreError::TooManySnapshots(_) => ErrorKind::InvalidRequest,
         StoreError::Stale { .. } | StoreError::ManifestGap { .. } => ErrorKind::Unavailable,

@@ -21,6 +21,7 @@ use super::control::SealJob;
 use super::fetch::Fetches;
 use super::handle::{Doorbell, Request, Role, StoreError};
 use super::lease::LEASE_PAUSE;
+use super::rollback::Rollbacks;
 use super::run::{Busy, Reply, VolumeRun};
 use super::scrub::Scrub;
 use super::sync::{Done, Syncs};
@@ -66,10 +67,11 @@ pub(super) struct Core {
     pub(super) checkpoints: Checkpoints,
     pub(super) cleaner: Cleaner,
     pub(super) scrub: Scrub,
+    pub(super) rollbacks: Rollbacks,
     in_flight: HashMap<u64, InFlight>,
     next_ticket: u64,
     /// Why nothing is written any more, if so.
-    failed: Option<String>,
+    pub(super) failed: Option<String>,
     stopping: Option<Reply<()>>,
     is_stopping: bool,
     /// Whether any answer waits for the lease.
@@ -104,6 +106,7 @@ impl Core {
         checkpoints: Checkpoints,
     ) -> Core {
         let scrub = Scrub::new(options.scrub_period);
+        let rollbacks = Rollbacks::of(volumes.values());
         Core {
             options,
             log,
@@ -115,6 +118,7 @@ impl Core {
             checkpoints,
             cleaner: Cleaner::default(),
             scrub,
+            rollbacks,
             in_flight: HashMap::new(),
             next_ticket: 1,
             failed: None,
@@ -195,6 +199,7 @@ impl Core {
     }
 
     pub(super) fn handle(&mut self, request: Request) {
+        let Some(request) = self.hold_for_rollback(request) else { return };
         match request {
             Request::Open { volume, size, reply } => self.open(volume, size, reply),
             Request::List { reply } => drop(reply.send(Ok(self.volumes.keys().copied().collect()))),
@@ -202,6 +207,7 @@ impl Core {
             Request::Resize { volume, size, owner, reply } => self.resize(volume, size, owner, reply),
             Request::CreateSnapshot { volume, snapshot, reply } => self.create_snapshot(volume, snapshot, reply),
             Request::DeleteSnapshot { volume, snapshot, reply } => self.delete_snapshot(volume, snapshot, reply),
+            Request::RollBack { volume, snapshot, reply } => self.roll_back(volume, snapshot, reply),
             Request::Snapshots { volume, reply } => drop(reply.send(self.snapshots(volume))),
             Request::Report { volume, reply } => {
                 self.forget_replaced(volume);
@@ -424,7 +430,9 @@ impl Core {
     /// Whether requests must wait for a checkpoint. While checkpoints fail they need not: reads are served, and what
     /// would change pages is refused.
     fn must_hold_back(&self) -> bool {
-        (self.map.cache.is_full() && !self.checkpoints.is_failing()) || self.log.is_starved()
+        (self.map.cache.is_full() && !self.checkpoints.is_failing())
+            || self.log.is_starved()
+            || self.rollbacks.is_full()
     }
 
     fn background(&mut self) {
@@ -451,6 +459,7 @@ impl Core {
             self.scrub_step();
         }
         self.checkpoint_step();
+        self.rollback_step();
     }
 
     /// Whether the next turn has something to do even if nothing happens.
@@ -467,6 +476,7 @@ impl Core {
             || is_stuck
             || self.cleaner.is_working()
             || (may_change_pages && self.volumes.values().any(has_work))
+            || (self.rollbacks.may_be_any() && self.volumes.values().any(|run| run.has_rollback_work(may_change_pages)))
     }
 
     /// Whether it is on its way to its end.
@@ -513,10 +523,12 @@ impl Core {
 /// # Errors
 /// When a page cannot be read or the entry does not follow the volume's state.
 pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mut Map) -> Result<(), MapError> {
-    let in_order = |found: Lsn| {
-        let known = state.known;
-        if found > known { Ok(()) } else { Err(MapError::Order { volume: state.id, known, found }) }
-    };
+    if state.rollback.is_some() && !matches!(entry, Entry::Role { .. } | Entry::Relocated { .. }) {
+        // In recovery: nobody was served before it was done.
+        state.finish_rollback(map)?;
+    }
+    let (volume, known) = (state.id, state.known);
+    let in_order = |found: Lsn| if found > known { Ok(()) } else { Err(MapError::Order { volume, known, found }) };
     match entry {
         Entry::Write { lsn, start, checksums, .. } => {
             in_order(*lsn)?;
@@ -552,6 +564,11 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
         }
         Entry::SnapshotDeleted { snapshot, .. } => {
             state.apply_snapshot_deleted(*snapshot, map);
+            Ok(())
+        }
+        Entry::RolledBack { lsn, snapshot, .. } => {
+            in_order(*lsn)?;
+            state.apply_rolled_back(*lsn, *snapshot, map);
             Ok(())
         }
         Entry::Opened { .. } | Entry::Deleted { .. } => Ok(()),

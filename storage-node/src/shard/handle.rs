@@ -56,6 +56,27 @@ pub enum StoreError {
     /// The volume has as many snapshots as it may have.
     #[error("volume {0} has too many snapshots: delete some first")]
     TooManySnapshots(VolumeId),
+    /// The volume cannot become what a snapshot is, because it is smaller.
+    #[error(
+        "volume {volume} has {} bytes and the snapshot {}: make the volume as large first (helio volume resize)",
+        size.bytes(), snapshot_size.bytes()
+    )]
+    SmallerThanSnapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// Its size.
+        size: VolumeSize,
+        /// The snapshot's.
+        snapshot_size: VolumeSize,
+    },
+    /// The volume cannot become what a snapshot is before all of both is here.
+    #[error("volume {volume} still fetches {blocks} blocks: try again when they are here (helio volume status)")]
+    StillFetching {
+        /// The volume.
+        volume: VolumeId,
+        /// Blocks that are known and not held.
+        blocks: u64,
+    },
     /// The volume is on its way to another size than was asked for.
     #[error("volume {0} is being resized: try again when that is done")]
     Resizing(VolumeId),
@@ -233,6 +254,7 @@ pub enum Request {
     Resize { volume: VolumeId, size: VolumeSize, owner: Option<Epoch>, reply: Reply<VolumeReport> },
     CreateSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn> },
     DeleteSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<()> },
+    RollBack { volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn> },
     Snapshots { volume: VolumeId, reply: Reply<Vec<SnapshotReport>> },
     Report { volume: VolumeId, reply: Reply<VolumeReport> },
     Read { volume: VolumeId, moment: Moment, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
@@ -341,6 +363,21 @@ impl ShardHandle {
     /// Deletes a snapshot, in either role. Durable on return; its space comes back in the background. Idempotent.
     pub async fn delete_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<(), StoreError> {
         self.ask(|reply| Request::DeleteSnapshot { volume, snapshot, reply }).await
+    }
+
+    /// Makes the volume, which is owned here, what the snapshot is, as one write, and returns its LSN. Durable on return.
+    /// Copies no data. Whatever else is asked of the volume waits meanwhile, in proportion to the pages of the map that
+    /// changed since the snapshot. Snapshots stay, also newer ones. Idempotent in effect: again it is another write that
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// `UnknownSnapshot`; `SmallerThanSnapshot`; `StillFetching` while not everything is here; `NotOwner`, `Frozen`, `Resizing`;
+    /// `OutOfSpace`, `Poisoned`, `Io`. Then the volume is as it was.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops waiting; the rollback goes on.
+    pub async fn roll_back(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::RollBack { volume, snapshot, reply }).await
     }
 
     /// The snapshots of a volume that are known here, oldest first.

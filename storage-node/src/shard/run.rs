@@ -13,6 +13,7 @@ use super::damage::Damage;
 use super::handle::{Role, StoreError, VolumeReport};
 use super::lease::Held;
 use super::resize::Shrink;
+use super::rollback::RollbackJob;
 use super::write::WriteJob;
 use crate::map::Map;
 use crate::volume::{Moment, Volume};
@@ -51,6 +52,7 @@ pub(super) struct VolumeRun {
     /// Requests are admitted up to here: the size, or below it while the volume shrinks.
     pub(super) end: VolumeSize,
     pub(super) shrink: Option<Shrink>,
+    pub(super) rollback: Option<RollbackJob>,
     pub(super) frozen: bool,
     /// The number of lapses under which the ownership was taken up.
     pub(super) acts_under: Option<u64>,
@@ -81,6 +83,7 @@ impl VolumeRun {
             syncing: Lsn::ZERO,
             end: state.size,
             shrink: None,
+            rollback: None,
             frozen: false,
             acts_under: None,
             held: Vec::new(),

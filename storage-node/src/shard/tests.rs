@@ -10,5 +10,6 @@ mod model;
 mod replica;
 mod resize;
 mod rig;
+mod rollback;
 mod snapshots;
 mod threads;

@@ -306,6 +306,9 @@ impl Core {
         if let Some(shrink) = run.shrink {
             shrink.fail(error);
         }
+        if let Some(rollback) = run.rollback {
+            rollback.fail(error);
+        }
     }
 
     /// Answers those who wait for a freeze when nothing is under way any more.

@@ -13,6 +13,7 @@ use super::Volume;
 use super::changes::{Changes, Interval};
 use super::layers::{ClosedShape, Layers, LayersShape};
 use super::pins::Pins;
+use super::rollback::Rollback;
 use crate::map::cache::{decode_set, encode_set};
 use crate::map::page::{PAGE_ENTRIES, Version, decode_entries};
 use crate::map::snapshot::{Snapshot, Snapshots};
@@ -21,7 +22,9 @@ use crate::propagation::manifest::SnapshotMark;
 use crate::shard::handle::Role;
 
 /// The layout of the record.
-const RECORD_VERSION: u16 = 3;
+const RECORD_VERSION: u16 = 4;
+/// The one before, without rollbacks; it is read.
+const RECORD_VERSION_BEFORE: u16 = 3;
 
 /// What a checkpoint writes of `volume`, and marks as written.
 pub fn checkpoint(volume: &mut Volume, changes: &mut Vec<Change>) {
@@ -69,7 +72,8 @@ pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> 
         layers: Layers::restore(id, &record.shape, |layer| entries.remove(&layer).unwrap_or_default()),
         changes: Changes::restore(record.history_start, intervals),
         pins: Pins::default(),
-        snapshots: Snapshots::restore(record.snapshots),
+        snapshots: Snapshots::restore(record.snapshots, record.has_aliases),
+        rollback: record.rollback,
         watermark: record.watermark,
         partial: Vec::new(),
     })
@@ -84,6 +88,8 @@ struct Record {
     history_start: Lsn,
     shape: LayersShape,
     snapshots: Vec<Snapshot>,
+    has_aliases: bool,
+    rollback: Option<Rollback>,
 }
 
 fn encode_record(volume: &Volume) -> Vec<u8> {
@@ -106,6 +112,10 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
     }
     bytes.put_u32_le(shape.sealed.len() as u32);
     bytes.put_u32_le(volume.snapshots.iter().len() as u32);
+    bytes.put_u64_le(volume.rollback.map_or(0, |rollback| rollback.snapshot.0));
+    put_lsn(&mut bytes, volume.rollback.map_or(Lsn::ZERO, |rollback| rollback.lsn));
+    bytes.put_u32_le(volume.rollback.map_or(0, |rollback| rollback.next_page));
+    bytes.put_u32_le(u32::from(volume.snapshots.has_aliases()));
     for closed in shape.folding.iter().chain(&shape.sealed) {
         bytes.put_u64_le(closed.id);
         put_lsn(&mut bytes, closed.to);
@@ -123,6 +133,8 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
 
 /// Bytes of the record before the layers: 2+1+1+4, size and epoch, three LSNs, two ids, numbers of layers and snapshots.
 const RECORD_LEN: usize = 8 + 16 + 3 * 16 + 2 * 8 + 8;
+/// Bytes behind them since version 4: a rollback's snapshot, LSN and page, whether there are aliases.
+const ROLLBACK_LEN: usize = 8 + 16 + 4 + 4;
 /// Bytes of a closed layer in the record: id, LSN, snapshot, size.
 const CLOSED_LEN: usize = 8 + 16 + 8 + 8;
 /// Bytes of a snapshot in the record: id, LSN, size, whether it is deleted.
@@ -130,9 +142,14 @@ const SNAPSHOT_LEN: usize = 8 + 16 + 8 + 8;
 
 fn decode_record(bytes: &[u8]) -> Option<Record> {
     let mut bytes = unseal(bytes)?;
-    if bytes.len() < RECORD_LEN || bytes.get_u16_le() != RECORD_VERSION {
+    if bytes.len() < RECORD_LEN {
         return None;
     }
+    let has_rollback = match bytes.get_u16_le() {
+        RECORD_VERSION if bytes.len() >= RECORD_LEN + ROLLBACK_LEN - 2 => true,
+        RECORD_VERSION_BEFORE => false,
+        _ => return None,
+    };
     let role = match bytes.get_u8() {
         0 => Role::Replica,
         1 => Role::Owner,
@@ -147,6 +164,7 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     let [known, watermark, history_start] = std::array::from_fn(|_| get_lsn(&mut bytes));
     let [next_id, open] = std::array::from_fn(|_| bytes.get_u64_le());
     let [sealed, snapshots] = std::array::from_fn(|_| bytes.get_u32_le() as usize);
+    let (rollback, has_aliases) = if has_rollback { get_rollback(&mut bytes)? } else { (None, false) };
     let closed_len = folding.checked_add(sealed)?.checked_mul(CLOSED_LEN)?;
     if bytes.len() != closed_len.checked_add(snapshots.checked_mul(SNAPSHOT_LEN)?)? {
         return None;
@@ -161,7 +179,17 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
         })
         .collect::<Option<_>>()?;
     let shape = LayersShape { next_id, open, sealed, folding };
-    Some(Record { size, role, epoch, known, watermark, history_start, shape, snapshots })
+    Some(Record { size, role, epoch, known, watermark, history_start, shape, snapshots, has_aliases, rollback })
+}
+
+fn get_rollback(bytes: &mut &[u8]) -> Option<(Option<Rollback>, bool)> {
+    let (snapshot, lsn, next_page) = (SnapshotId(bytes.get_u64_le()), get_lsn(bytes), bytes.get_u32_le());
+    let has_aliases = match bytes.get_u32_le() {
+        0 => false,
+        1 => true,
+        _ => return None,
+    };
+    Some(((snapshot != SnapshotId(0)).then_some(Rollback { snapshot, lsn, next_page }), has_aliases))
 }
 
 fn get_closed(bytes: &mut &[u8]) -> Option<ClosedShape> {
@@ -226,8 +254,11 @@ mod tests {
         for (id, is_deleted) in [(7, false), (9, true)] {
             volume.snapshots.add(Snapshot { id: SnapshotId(id), lsn: Lsn::new(Epoch(1), id), size, is_deleted });
         }
+        volume.snapshots.note_aliases();
+        volume.rollback = Some(Rollback { snapshot: SnapshotId(7), lsn: volume.known, next_page: 5 });
         let bytes = encode_record(&volume);
         let record = decode_record(&bytes).expect("decodes");
+        assert_eq!((record.rollback, record.has_aliases), (volume.rollback, true));
         assert!(record.snapshots.iter().eq(volume.snapshots.iter()));
         assert_eq!((record.size, record.known, record.watermark), (size, volume.known, volume.watermark));
         assert_eq!(record.shape, volume.layers.shape());
@@ -270,8 +301,19 @@ mod golden {
         (volume.role, volume.epoch) = (Role::Owner, Epoch(3));
         (volume.known, volume.watermark) = (lsn(42), lsn(40));
         volume.changes = Changes::restore(lsn(39), Vec::new());
+        volume.snapshots.note_aliases();
+        volume.rollback = Some(Rollback { snapshot: SnapshotId(5), lsn: lsn(42), next_page: 3 });
         let kept = golden::check("volume-record.hex", &encode_record(&volume));
         let record = decode_record(&kept).expect("decodes");
+        assert_eq!((record.rollback, record.has_aliases), (volume.rollback, true));
+        // As the version before has it.
+        let mut before = kept[..kept.len() - 4].to_vec();
+        before[0] = RECORD_VERSION_BEFORE as u8;
+        before.drain(RECORD_LEN..RECORD_LEN + ROLLBACK_LEN);
+        let before = golden::check("volume-record-3.hex", &seal(before));
+        let old = decode_record(&before).expect("decodes");
+        assert_eq!((old.rollback, old.has_aliases, &old.shape), (None, false, &record.shape));
+        assert_eq!((old.known, old.watermark), (record.known, record.watermark));
         assert_eq!((record.size, record.role, record.epoch), (volume.size, volume.role, volume.epoch));
         assert_eq!((record.known, record.watermark, record.history_start), (lsn(42), lsn(40), lsn(39)));
         assert_eq!(record.shape, volume.layers.shape());

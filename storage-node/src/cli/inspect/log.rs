@@ -155,6 +155,7 @@ fn describe(entry: &Entry) -> (&'static str, String, String) {
         Entry::Resized { size, .. } => ("resized", none(), size::human(size.bytes())),
         Entry::Snapshot { snapshot, .. } => ("snapshot", none(), format!("{snapshot} made")),
         Entry::SnapshotDeleted { snapshot, .. } => ("snapshot", none(), format!("{snapshot} deleted")),
+        Entry::RolledBack { lsn, snapshot, .. } => ("rolled back", lsn.to_string(), format!("to snapshot {snapshot}")),
         Entry::Relocated { segment, block, moves, .. } => {
             ("relocated", none(), format!("{} to {segment}:{block} and behind", counted(moves.len() as u64, "block")))
         }

@@ -185,7 +185,7 @@ proptest! {
                 }
                 Step::Store => {
                     map = restored(&mut map, &store);
-                    snapshots = Snapshots::restore(snapshots.iter().copied().collect());
+                    snapshots = Snapshots::restore(snapshots.iter().copied().collect(), false);
                 }
             }
             model.check(&mut map, &snapshots);

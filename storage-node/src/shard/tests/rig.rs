@@ -229,6 +229,10 @@ impl Rig {
         self.ask(|reply| Request::DeleteSnapshot { volume: VOLUME, snapshot: SnapshotId(id), reply })
     }
 
+    pub(super) fn roll_back(&mut self, id: u64) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::RollBack { volume: VOLUME, snapshot: SnapshotId(id), reply })
+    }
+
     pub(super) fn snapshots(&mut self) -> Vec<SnapshotReport> {
         self.ask(|reply| Request::Snapshots { volume: VOLUME, reply }).expect("lists")
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::rig::{Rig, VOLUME, cases, catch_up};
 use crate::log::segment::SEGMENT_BYTES_MIN;
-use crate::map::page::Place;
+use crate::map::page::{Place, Version};
 use crate::propagation::manifest::BlockRun;
 use crate::shard::handle::{Request, StoreError};
 use crate::volume::Moment;
@@ -34,6 +34,7 @@ enum Op {
         after: u32,
     },
     Delete(usize),
+    RollBack(usize),
     Clean,
     Checkpoint,
     Kill,
@@ -50,6 +51,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => run(800).prop_map(|(start, count)| Op::Zero { start, count }),
         6 => (0..6u32, 0..6u32).prop_map(|(before, after)| Op::Snapshot { before, after }),
         3 => any::<usize>().prop_map(Op::Delete),
+        3 => any::<usize>().prop_map(Op::RollBack),
         3 => Just(Op::Clean),
         1 => Just(Op::Checkpoint),
         1 => Just(Op::Kill),
@@ -124,6 +126,13 @@ impl Kept {
         }
     }
 
+    fn roll_back(&mut self, at: usize) {
+        if let Some((id, content)) = self.snapshots.iter().nth(at % self.snapshots.len().max(1)) {
+            self.rig.roll_back(*id).expect("is rolled back");
+            self.live.clone_from(content);
+        }
+    }
+
     fn again(&mut self) {
         self.epoch += 1;
         self.rig.activate(self.epoch);
@@ -164,17 +173,19 @@ impl Kept {
         }
         let core = self.rig.core();
         let state = &core.volumes[&VOLUME].state;
-        let mut places: BTreeSet<Place> = BTreeSet::new();
+        // Each once per version: two may lie at one place.
+        let mut places: BTreeSet<(Place, Lsn)> = BTreeSet::new();
+        let placed = |version: Option<Version>| version.and_then(|it| Some((it.content.place()?, it.lsn)));
         for block in 0..BLOCKS {
-            places.extend(state.view(block, &mut core.map).expect("reads").and_then(|it| it.content.place()));
+            places.extend(placed(state.view(block, &mut core.map).expect("reads")));
         }
         for id in self.snapshots.keys() {
             let versions =
                 state.versions(Moment::Snapshot(SnapshotId(*id)), 0, BLOCKS - 1, &mut core.map).expect("reads");
-            places.extend(versions.into_iter().filter_map(|(_, version)| version?.content.place()));
+            places.extend(versions.into_iter().filter_map(|(_, version)| placed(version)));
         }
         for info in core.log.segments() {
-            let needed = places.iter().filter(|place| place.segment == info.segment).count() as u64;
+            let needed = places.iter().filter(|(place, _)| place.segment == info.segment).count() as u64;
             assert_eq!(core.map.usage.live(info.segment), needed, "segment {}", info.segment);
         }
     }
@@ -206,6 +217,7 @@ proptest! {
                 }
                 Op::Snapshot { before, after } => kept.snapshot_under_load(before, after),
                 Op::Delete(at) => kept.delete(at),
+                Op::RollBack(at) => kept.roll_back(at),
                 Op::Clean => kept.clean(),
                 Op::Checkpoint => kept.rig.checkpoint().expect("is written"),
                 Op::Kill => {

@@ -1,0 +1,259 @@
+//! Going back to a snapshot: the request, and what waits meanwhile.
+//!
+//! Everything that is asked of the volume waits from the request on ([`crate::volume::rollback`] says why). What is under way
+//! ends, the entry goes to the log, the pages are put back a few per turn, and a checkpoint says that they are, so that
+//! recovery has nothing of it to do at once. Other volumes go on. Whoever has a volume open finds another content in it: that
+//! nobody has is for whoever asks to see to.
+
+use client_lib::{Lsn, SnapshotId, VolumeId};
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::oneshot::{self, Receiver};
+
+use super::core::Core;
+use super::handle::{QUEUE_DEPTH, Request, Role, StoreError};
+use super::run::{Reply, VolumeRun};
+use super::sync::Done;
+use crate::log::Entry;
+use crate::map::store::MapError;
+
+/// Pages put back per turn and volume.
+const PAGES_PER_STEP: usize = 8;
+
+/// A rollback that was asked for.
+#[derive(Debug)]
+pub(super) struct RollbackJob {
+    snapshot: SnapshotId,
+    stage: Stage,
+    reply: Reply<Lsn>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// What is under way ends.
+    Draining,
+    /// The entry is on its way to the log; what is known then says whether it came to something.
+    Logging { lsn: Lsn, applied: Receiver<Result<Lsn, StoreError>> },
+    /// Pages are put back.
+    PuttingBack,
+    /// The checkpoint is on its way.
+    Settling(Receiver<Result<(), StoreError>>),
+}
+
+impl RollbackJob {
+    pub(super) fn fail(self, error: &StoreError) {
+        drop(self.reply.send(Err(error.clone())));
+    }
+}
+
+impl Request {
+    /// The volume whose rollback this waits for, if one is under way.
+    fn touches(&self) -> Option<VolumeId> {
+        match self {
+            Request::Open { volume, .. }
+            | Request::Resize { volume, .. }
+            | Request::CreateSnapshot { volume, .. }
+            | Request::DeleteSnapshot { volume, .. }
+            | Request::RollBack { volume, .. }
+            | Request::Read { volume, .. }
+            | Request::Write { volume, .. }
+            | Request::Zero { volume, .. }
+            | Request::Flush { volume, .. }
+            | Request::Extents { volume, .. }
+            | Request::Activate { volume, .. }
+            | Request::Arm { volume, .. }
+            | Request::Deactivate { volume, .. }
+            | Request::Freeze { volume, .. }
+            | Request::Thaw { volume, .. }
+            | Request::SealManifest { volume, .. }
+            | Request::PinSnapshot { volume, .. }
+            | Request::ReadSealed { volume, .. }
+            | Request::Release { volume, .. }
+            | Request::ChangedBlocks { volume, .. }
+            | Request::Prune { volume, .. }
+            | Request::ApplyManifest { volume, .. }
+            | Request::Missing { volume, .. }
+            | Request::Receive { volume, .. }
+            | Request::ApplySealed { volume, .. }
+            | Request::ReadVersions { volume, .. } => Some(*volume),
+            Request::List { .. }
+            | Request::Delete { .. }
+            | Request::Snapshots { .. }
+            | Request::Report { .. }
+            | Request::Damaged { .. }
+            | Request::Traffic { .. }
+            | Request::Checkpoint { .. }
+            | Request::Stop { .. } => None,
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn roll_back(&mut self, volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn>) {
+        let outcome =
+            self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume)).and_then(|run| may(run, snapshot));
+        match (outcome, self.volumes.get_mut(&volume)) {
+            (Ok(()), Some(run)) => {
+                run.rollback = Some(RollbackJob { snapshot, stage: Stage::Draining, reply });
+                self.rollbacks.is_any = true;
+            }
+            (Err(error), _) => drop(reply.send(Err(error))),
+            (Ok(()), None) => drop(reply.send(Err(StoreError::UnknownVolume(volume)))),
+        }
+    }
+
+    /// Keeps `request` for later if it must wait for a rollback; gives it back if it need not.
+    pub(super) fn hold_for_rollback(&mut self, request: Request) -> Option<Request> {
+        let is_held = self.rollbacks.is_any
+            && request.touches().and_then(|volume| self.volumes.get(&volume)).is_some_and(VolumeRun::is_rolling_back);
+        if is_held {
+            self.rollbacks.waiting.push(request);
+            return None;
+        }
+        Some(request)
+    }
+
+    /// Takes every rollback under way a bounded step further, then lets go on what waited.
+    pub(super) fn rollback_step(&mut self) {
+        if !self.rollbacks.is_any {
+            return;
+        }
+        let rolling = self.volumes.iter().filter(|(_, run)| run.is_rolling_back());
+        for volume in rolling.map(|(volume, _)| *volume).collect::<Vec<_>>() {
+            if let Err(error) = self.roll_volume_back(volume) {
+                tracing::error!(%volume, %error, "the map cannot be read: nothing is written until the node is restarted");
+                self.failed = Some(error.to_string());
+                if let Some(job) = self.volumes.get_mut(&volume).and_then(|run| run.rollback.take()) {
+                    job.fail(&error.into());
+                }
+            }
+        }
+        self.rollbacks.is_any = self.volumes.values().any(VolumeRun::is_rolling_back);
+        for request in std::mem::take(&mut self.rollbacks.waiting) {
+            self.handle(request);
+        }
+    }
+
+    fn roll_volume_back(&mut self, volume: VolumeId) -> Result<(), MapError> {
+        let Some(run) = self.volumes.get_mut(&volume) else { return Ok(()) };
+        if run.state.rollback.is_some() && !self.map.cache.wants_checkpoint() {
+            run.state.rollback_step(PAGES_PER_STEP, &mut self.map)?;
+        }
+        // Without it, it is one that recovery found under way.
+        let Some(RollbackJob { snapshot, stage, reply }) = run.rollback.take() else { return Ok(()) };
+        match self.next_stage(volume, snapshot, stage) {
+            Ok(Some(stage)) => {
+                if let Some(run) = self.volumes.get_mut(&volume) {
+                    run.rollback = Some(RollbackJob { snapshot, stage, reply });
+                }
+            }
+            Ok(None) => self.syncs.wait(volume, Done::Known(reply)),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+        Ok(())
+    }
+
+    /// What comes after `stage`, or that stage again; `None` when all is done.
+    fn next_stage(
+        &mut self,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        stage: Stage,
+    ) -> Result<Option<Stage>, StoreError> {
+        let run = self.volumes.get_mut(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        Ok(Some(match stage {
+            Stage::Draining if !run.is_quiet() => Stage::Draining,
+            Stage::Draining => {
+                may(run, snapshot)?;
+                let lsn = Lsn::new(run.epoch, run.head.sequence + 1);
+                run.head = lsn;
+                let (reply, applied) = oneshot::channel();
+                let entry = Entry::RolledBack { volume, lsn, snapshot };
+                self.append(entry, Vec::new(), false, None, Done::Known(reply)).map_err(|(error, _)| error)?;
+                Stage::Logging { lsn, applied }
+            }
+            Stage::Logging { lsn, mut applied } => match applied.try_recv() {
+                // Deleted just before.
+                Ok(known) if known.as_ref().is_ok_and(|known| *known < lsn) => {
+                    return Err(StoreError::UnknownSnapshot { volume, snapshot });
+                }
+                Ok(known) => known.map(|_| Stage::PuttingBack)?,
+                Err(TryRecvError::Empty) => Stage::Logging { lsn, applied },
+                Err(TryRecvError::Closed) => return Err(StoreError::Stopped),
+            },
+            Stage::PuttingBack if run.state.rollback.is_some() => Stage::PuttingBack,
+            Stage::PuttingBack => {
+                let (reply, written) = oneshot::channel();
+                self.checkpoints.request(Some(reply));
+                Stage::Settling(written)
+            }
+            Stage::Settling(mut written) => match written.try_recv() {
+                Err(TryRecvError::Empty) => Stage::Settling(written),
+                // Without the checkpoint recovery has more to do, and that is all.
+                _ => return Ok(None),
+            },
+        }))
+    }
+}
+
+impl VolumeRun {
+    /// Whether what is asked of the volume must wait.
+    pub(super) fn is_rolling_back(&self) -> bool {
+        self.rollback.is_some() || self.state.rollback.is_some()
+    }
+
+    /// Whether the next turn can do something about it.
+    pub(super) fn has_rollback_work(&self, may_change_pages: bool) -> bool {
+        match self.rollback.as_ref().map(|job| &job.stage) {
+            Some(Stage::Draining) => self.is_quiet(),
+            Some(Stage::PuttingBack) if self.state.rollback.is_none() => true,
+            Some(Stage::Logging { .. } | Stage::Settling(_)) => false,
+            Some(Stage::PuttingBack) | None => may_change_pages && self.state.rollback.is_some(),
+        }
+    }
+}
+
+/// Rollbacks of a shard's volumes.
+#[derive(Debug)]
+pub(super) struct Rollbacks {
+    /// Whether one may be under way.
+    is_any: bool,
+    /// What waits for it.
+    waiting: Vec<Request>,
+}
+
+impl Rollbacks {
+    /// Those that recovery found under way.
+    pub(super) fn of<'a>(mut volumes: impl Iterator<Item = &'a VolumeRun>) -> Rollbacks {
+        Rollbacks { is_any: volumes.any(VolumeRun::is_rolling_back), waiting: Vec::new() }
+    }
+
+    /// Whether one may be under way.
+    pub(super) fn may_be_any(&self) -> bool {
+        self.is_any
+    }
+
+    /// Whether so much waits that nothing more may be taken from the queue.
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting.len() >= QUEUE_DEPTH
+    }
+}
+
+/// Whether the volume can be rolled back to `snapshot`.
+fn may(run: &VolumeRun, snapshot: SnapshotId) -> Result<(), StoreError> {
+    run.require_owner()?;
+    let volume = run.state.id;
+    if run.frozen {
+        return Err(StoreError::Frozen(volume));
+    }
+    if run.shrink.is_some() {
+        return Err(StoreError::Resizing(volume));
+    }
+    let found = run.state.snapshot(snapshot).ok_or(StoreError::UnknownSnapshot { volume, snapshot })?;
+    if found.size > run.state.size {
+        return Err(StoreError::SmallerThanSnapshot { volume, size: run.state.size, snapshot_size: found.size });
+    }
+    if run.state.role != Role::Owner || !run.state.may_roll_back(snapshot) {
+        return Err(StoreError::StillFetching { volume, blocks: run.state.layers.wanted() });
+    }
+    Ok(())
+}
