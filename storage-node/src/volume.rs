@@ -5,12 +5,14 @@
 //! process had: they decide from the state and the entry alone. No I/O but page look-ups, no clock, no replies.
 //!
 //! [`layers`] holds what is known above the base, [`changes`] the change history, [`pins`] the sealed deltas of an
-//! owner (in memory only), [`rollback`] how it becomes a snapshot again, [`record`] the encoding for the map store.
+//! owner (in memory only), [`rollback`] how it becomes a snapshot again, `rewind` what a takeover cuts off, [`record`] the
+//! encoding for the map store.
 
 pub mod changes;
 pub mod layers;
 pub mod pins;
 pub mod record;
+mod rewind;
 pub mod rollback;
 
 use std::collections::BTreeSet;
@@ -64,6 +66,8 @@ pub struct Volume {
     /// The rollback under way; until it is done only its steps may look at the volume.
     pub rollback: Option<Rollback>,
     watermark: Lsn,
+    /// The newest write that was made here, as the owner.
+    written: Lsn,
     /// The runs of a manifest that came in several entries, until the last one.
     partial: Vec<ManifestRun>,
 }
@@ -84,6 +88,7 @@ impl Volume {
             snapshots: Snapshots::default(),
             rollback: None,
             watermark: Lsn::ZERO,
+            written: Lsn::ZERO,
             partial: Vec::new(),
         }
     }
@@ -295,7 +300,7 @@ impl Volume {
             self.put(start + index, Version { lsn, content: Content::Local { place, crc: *crc } }, map)?;
         }
         self.changes.record(lsn, (0u32..).zip(checksums).map(|(index, _)| start + index));
-        self.known = lsn;
+        (self.known, self.written) = (lsn, lsn);
         self.settle_owner(map);
         Ok(())
     }
@@ -317,7 +322,7 @@ impl Volume {
             }
         }
         self.changes.record(lsn, changed);
-        self.known = lsn;
+        (self.known, self.written) = (lsn, lsn);
         self.settle_owner(map);
         Ok(())
     }
@@ -499,6 +504,8 @@ impl Volume {
     pub fn apply_role(&mut self, epoch: Epoch, owner: bool, map: &mut Map) {
         self.epoch = epoch;
         self.role = if owner { Role::Owner } else { Role::Replica };
+        // What is left of a manifest whose other entries a crash took: who told of it tells it again, if it is still so.
+        self.partial.clear();
         self.changes.cut();
         if !owner {
             self.pins.release_all(&mut map.usage);

@@ -38,6 +38,7 @@ fn entries() -> Vec<Entry> {
         Entry::Snapshot { volume, snapshot: SnapshotId(600) },
         Entry::SnapshotDeleted { volume, snapshot: SnapshotId(600) },
         Entry::RolledBack { volume, lsn: lsn(43), snapshot: SnapshotId(500) },
+        Entry::Rewound { volume, to: lsn(40) },
     ]
 }
 

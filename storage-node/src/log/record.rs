@@ -64,6 +64,8 @@ pub enum Entry {
     SnapshotDeleted { volume: VolumeId, snapshot: SnapshotId },
     /// The owner made the volume what the snapshot is, as one write.
     RolledBack { volume: VolumeId, lsn: Lsn, snapshot: SnapshotId },
+    /// A takeover cut the volume's history off at `to`: what is known beyond it, and held by nobody here, is dropped.
+    Rewound { volume: VolumeId, to: Lsn },
 }
 
 impl Entry {
@@ -83,7 +85,8 @@ impl Entry {
             | Entry::Resized { volume, .. }
             | Entry::Snapshot { volume, .. }
             | Entry::SnapshotDeleted { volume, .. }
-            | Entry::RolledBack { volume, .. } => *volume,
+            | Entry::RolledBack { volume, .. }
+            | Entry::Rewound { volume, .. } => *volume,
         }
     }
 

@@ -244,6 +244,7 @@ impl Core {
             }
             Request::Receive { volume, blocks, reply } => self.receive(volume, blocks, reply),
             Request::ApplySealed { volume, to, reply } => self.apply_sealed(volume, to, reply),
+            Request::Rewind { volume, to, reply } => self.rewind(volume, to, reply),
             Request::ReadVersions { volume, moment, runs, reply } => self.read_versions(volume, moment, &runs, reply),
             Request::Traffic { reply } => drop(reply.send(Ok(self.log.traffic()))),
             Request::Checkpoint { reply } => self.checkpoints.request(Some(reply)),
@@ -409,9 +410,12 @@ impl Core {
                             run.frozen = false;
                             run.head = run.state.known;
                             run.known = run.state.known;
-                        } else {
-                            run.known = run.known.max(run.state.known);
                         }
+                    }
+                    if let Entry::Rewound { .. } = entry {
+                        run.known = run.state.known;
+                    } else if run.role == Role::Replica {
+                        run.known = run.known.max(run.state.known);
                     }
                     if let Entry::Resized { volume, .. } = entry {
                         self.resized(*volume);
@@ -569,6 +573,10 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
         Entry::RolledBack { lsn, snapshot, .. } => {
             in_order(*lsn)?;
             state.apply_rolled_back(*lsn, *snapshot, map);
+            Ok(())
+        }
+        Entry::Rewound { to, .. } => {
+            state.apply_rewound(*to, map);
             Ok(())
         }
         Entry::Opened { .. } | Entry::Deleted { .. } => Ok(()),

@@ -160,6 +160,8 @@ pub struct VolumeReport {
     pub known: Lsn,
     /// Up to where this node holds a complete prefix of the volume; on an owner without stale blocks equal to `head`.
     pub watermark: Lsn,
+    /// Up to where this node has anything that it applied or wrote: what lies behind a takeover's fork is its tail.
+    pub held: Lsn,
     /// Blocks known in a version that is not held: a newer one, or one that a snapshot has.
     pub stale_blocks: u64,
     /// The newest snapshot that is known here; 0 when there is none.
@@ -277,6 +279,7 @@ pub enum Request {
     Missing { volume: VolumeId, wanted: Wanted, after: BlockIndex, limit: u32, reply: Reply<Vec<BlockRun>> },
     Receive { volume: VolumeId, blocks: Vec<VersionedBlock>, reply: Reply<u64> },
     ApplySealed { volume: VolumeId, to: Lsn, reply: Reply<Lsn> },
+    Rewind { volume: VolumeId, to: Lsn, reply: Reply<VolumeReport> },
     ReadVersions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
     Damaged { reply: Reply<Vec<DamagedBlocks>> },
     Traffic { reply: Reply<Traffic> },
@@ -566,6 +569,12 @@ impl ShardHandle {
     /// Returns the watermark, moved or not.
     pub async fn apply_sealed(&self, volume: VolumeId, to: Lsn) -> Result<Lsn, StoreError> {
         self.ask(|reply| Request::ApplySealed { volume, to, reply }).await
+    }
+
+    /// Replica: a takeover cut the volume's history off at `to`; what is known beyond it is dropped, logged and synced.
+    /// Changes nothing where more than that is held, which the report says. Idempotent.
+    pub async fn rewind(&self, volume: VolumeId, to: Lsn) -> Result<VolumeReport, StoreError> {
+        self.ask(|reply| Request::Rewind { volume, to, reply }).await
     }
 
     /// Reads the newest version known of each block, or that of a snapshot, in either role; `Stale` if it is elsewhere.

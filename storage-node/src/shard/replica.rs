@@ -7,7 +7,7 @@ use bytes::Bytes;
 use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
 use super::core::Core;
-use super::handle::{RECEIVED_SEGMENT, Role, StoreError};
+use super::handle::{RECEIVED_SEGMENT, Role, StoreError, VolumeReport};
 use super::run::Reply;
 use super::sync::Done;
 use super::write::ENTRY_BLOCKS_MAX;
@@ -146,6 +146,17 @@ impl Core {
             // The watermark that is told must be durable, whoever moved it.
             self.syncs.wait(volume, done);
         }
+    }
+
+    /// Always an entry: a manifest that is under way, or half of one that a crash left behind, may reach beyond `to`.
+    pub(super) fn rewind(&mut self, volume: VolumeId, to: Lsn, reply: Reply<VolumeReport>) {
+        let done = Done::Report(reply);
+        let Some(run) = self.volumes.get_mut(&volume) else { return done.fail(StoreError::UnknownVolume(volume)) };
+        if run.role == Role::Replica {
+            // Until it has taken effect nothing is admitted that would not follow whatever is left.
+            run.known = run.state.watermark();
+        }
+        self.append_plain(Entry::Rewound { volume, to }, true, done);
     }
 }
 

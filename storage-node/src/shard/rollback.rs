@@ -74,6 +74,7 @@ impl Request {
             | Request::Missing { volume, .. }
             | Request::Receive { volume, .. }
             | Request::ApplySealed { volume, .. }
+            | Request::Rewind { volume, .. }
             | Request::ReadVersions { volume, .. } => Some(*volume),
             Request::List { .. }
             | Request::Delete { .. }

@@ -153,6 +153,7 @@ impl VolumeRun {
             durable: if owner { self.durable } else { self.state.known },
             known: head,
             watermark: if owner && self.state.layers.stale() == 0 { head } else { self.state.watermark() },
+            held: if owner { head } else { self.state.held() },
             stale_blocks: self.state.layers.wanted(),
             newest_snapshot: self.state.newest_snapshot(),
             awaited_snapshot: self.state.layers.awaited(),

@@ -9,6 +9,7 @@ mod lease;
 mod model;
 mod replica;
 mod resize;
+mod rewind;
 mod rig;
 mod rollback;
 mod snapshots;

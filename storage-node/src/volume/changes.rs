@@ -136,6 +136,21 @@ impl Changes {
         }
     }
 
+    /// What was recorded after `to` is no part of the volume: a takeover cut its history off there. An interval that
+    /// reaches beyond it keeps all its blocks.
+    pub fn rewind(&mut self, to: Lsn) {
+        self.growing = false;
+        while let Some(gone) = self.intervals.pop_if(|last| last.from >= to) {
+            self.changed.remove(&gone.id);
+            self.deleted.insert(gone.id);
+        }
+        if let Some(last) = self.intervals.last_mut().filter(|last| last.to > to) {
+            last.to = to;
+            self.changed.insert(last.id);
+        }
+        self.start = self.start.min(to);
+    }
+
     /// What changed in the history itself since the last call.
     pub fn take_delta(&mut self) -> ChangesDelta {
         let changed = std::mem::take(&mut self.changed);
@@ -190,6 +205,7 @@ mod tests {
         Manifest(Vec<u32>),
         Cut,
         Prune(u64),
+        Rewind(u64),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -198,6 +214,7 @@ mod tests {
             2 => proptest::collection::vec(0..50u32, 0..4).prop_map(Step::Manifest),
             3 => Just(Step::Cut),
             1 => (0..40u64).prop_map(Step::Prune),
+            1 => (0..40u64).prop_map(Step::Rewind),
         ];
         proptest::collection::vec(step, 0..400)
     }
@@ -208,22 +225,28 @@ mod tests {
         fn since_never_misses_a_change(steps in steps()) {
             let mut changes = Changes::default();
             let mut stored: BTreeMap<u64, Interval> = BTreeMap::new();
-            let mut newest: BTreeMap<u32, u64> = BTreeMap::new();
+            let mut written: Vec<(u32, u64)> = Vec::new();
             let mut head = 0;
             for step in steps {
                 match step {
                     Step::Write(block) => {
                         head += 1;
-                        newest.insert(block, head);
+                        written.push((block, head));
                         changes.record(at(head), [block]);
                     }
                     Step::Manifest(blocks) => {
                         head += 1;
-                        newest.extend(blocks.iter().map(|block| (*block, head)));
+                        written.extend(blocks.iter().map(|block| (*block, head)));
                         changes.append(at(head), blocks.into_iter().collect());
                     }
                     Step::Cut => changes.cut(),
                     Step::Prune(back) => changes.prune(at(head.saturating_sub(back))),
+                    Step::Rewind(back) => {
+                        head = head.saturating_sub(back);
+                        written.retain(|(_, lsn)| *lsn <= head);
+                        changes.rewind(at(head));
+                        prop_assert!(changes.end() <= at(head));
+                    }
                 }
                 prop_assert!(changes.intervals.len() <= INTERVALS_MAX);
                 let delta = changes.take_delta();
@@ -232,6 +255,8 @@ mod tests {
             }
             let restored = Changes::restore(changes.start(), stored.into_values().collect());
             prop_assert_eq!(&restored.intervals, &changes.intervals);
+            // Later versions come later in the list.
+            let newest: BTreeMap<u32, u64> = written.into_iter().collect();
             for asked in 0..=head {
                 match changes.since(at(asked)) {
                     None => prop_assert!(at(asked) < changes.start()),
@@ -244,6 +269,22 @@ mod tests {
             }
             prop_assert!(changes.since(at(head)).expect("kept").is_empty());
         }
+    }
+
+    #[test]
+    fn what_was_cut_off_is_forgotten_and_the_history_goes_on() {
+        let mut changes = Changes::default();
+        changes.record(at(1), [1]);
+        changes.cut();
+        changes.record(at(2), [2]);
+        changes.record(at(4), [4]);
+        changes.cut();
+        changes.record(at(5), [5]);
+        changes.rewind(at(3));
+        assert_eq!(changes.end(), at(3), "in the middle of an interval");
+        assert_eq!(changes.since(at(1)), Some([2, 4].into_iter().collect()), "more, not fewer");
+        changes.append(Lsn::new(Epoch(2), 1), [9].into_iter().collect());
+        assert_eq!(changes.since(at(3)), Some([9].into_iter().collect()));
     }
 
     #[test]

@@ -144,11 +144,14 @@ impl Layers {
         let (folding, sealed) = (closed(&shape.folding), closed(&shape.sealed));
         let open = restored(shape.open);
         let mut layers = Layers { folding, sealed, open, next_id: shape.next_id, ..Layers::new(volume) };
-        let is_stale = |(block, version): &(u32, Version)| version.content.is_stale().then_some(*block);
-        let stale: BTreeSet<u32> = layers.upper().flat_map(Layer::iter).filter_map(|entry| is_stale(&entry)).collect();
-        let is_view_stale = |block: &u32| layers.view(*block).is_some_and(|view| view.content.is_stale());
-        layers.stale = stale.iter().filter(|block| is_view_stale(block)).count() as u64;
+        layers.stale = layers.count_stale();
         layers
+    }
+
+    fn count_stale(&self) -> u64 {
+        let stale: BTreeSet<u32> = self.upper().flat_map(|layer| layer.stale_from(0)).collect();
+        let is_view_stale = |block: &u32| self.view(*block).is_some_and(|view| view.content.is_stale());
+        stale.iter().filter(|block| is_view_stale(block)).count() as u64
     }
 
     /// Which layers there are.
@@ -471,6 +474,23 @@ impl Layers {
             }
         }
         self.drop_folded();
+    }
+
+    /// Drops what is known beyond `to`, which is not before the watermark, and returns the end of what is known then; `None`
+    /// when that is the watermark. The open layer goes whole: it has no version of `to` where it has a newer one.
+    pub fn rewind(&mut self, to: Lsn, usage: &mut Usage) -> Option<Lsn> {
+        let kept = self.sealed.iter().take_while(|closed| closed.to <= to).count();
+        let fresh = Layer::new(self.fresh_id());
+        let open = std::mem::replace(&mut self.open, fresh);
+        let gone = self.sealed.split_off(kept).into_iter().map(|closed| closed.layer).chain([open]);
+        for layer in gone {
+            self.dropped.push(layer.id);
+            for place in layer.entries.values().filter_map(|version| version.content.place()) {
+                usage.remove(self.volume, place);
+            }
+        }
+        self.stale = self.count_stale();
+        self.sealed_end()
     }
 
     /// Takes up to `max` entries of the oldest folding layer for the base. The places stay counted.

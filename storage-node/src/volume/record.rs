@@ -22,9 +22,9 @@ use crate::propagation::manifest::SnapshotMark;
 use crate::shard::handle::Role;
 
 /// The layout of the record.
-const RECORD_VERSION: u16 = 4;
-/// The one before, without rollbacks; it is read.
-const RECORD_VERSION_BEFORE: u16 = 3;
+const RECORD_VERSION: u16 = 5;
+/// Since when it has rollbacks. Older ones are read, down to the one before.
+const ROLLBACK_VERSION: u16 = 4;
 
 /// What a checkpoint writes of `volume`, and marks as written.
 pub fn checkpoint(volume: &mut Volume, changes: &mut Vec<Change>) {
@@ -75,6 +75,7 @@ pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> 
         snapshots: Snapshots::restore(record.snapshots, record.has_aliases),
         rollback: record.rollback,
         watermark: record.watermark,
+        written: record.written,
         partial: Vec::new(),
     })
 }
@@ -90,6 +91,7 @@ struct Record {
     snapshots: Vec<Snapshot>,
     has_aliases: bool,
     rollback: Option<Rollback>,
+    written: Lsn,
 }
 
 fn encode_record(volume: &Volume) -> Vec<u8> {
@@ -116,6 +118,7 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
     put_lsn(&mut bytes, volume.rollback.map_or(Lsn::ZERO, |rollback| rollback.lsn));
     bytes.put_u32_le(volume.rollback.map_or(0, |rollback| rollback.next_page));
     bytes.put_u32_le(u32::from(volume.snapshots.has_aliases()));
+    put_lsn(&mut bytes, volume.written);
     for closed in shape.folding.iter().chain(&shape.sealed) {
         bytes.put_u64_le(closed.id);
         put_lsn(&mut bytes, closed.to);
@@ -135,6 +138,8 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
 const RECORD_LEN: usize = 8 + 16 + 3 * 16 + 2 * 8 + 8;
 /// Bytes behind them since version 4: a rollback's snapshot, LSN and page, whether there are aliases.
 const ROLLBACK_LEN: usize = 8 + 16 + 4 + 4;
+/// Bytes behind those since version 5: the newest write made here.
+const WRITTEN_LEN: usize = 16;
 /// Bytes of a closed layer in the record: id, LSN, snapshot, size.
 const CLOSED_LEN: usize = 8 + 16 + 8 + 8;
 /// Bytes of a snapshot in the record: id, LSN, size, whether it is deleted.
@@ -145,9 +150,10 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     if bytes.len() < RECORD_LEN {
         return None;
     }
-    let has_rollback = match bytes.get_u16_le() {
-        RECORD_VERSION if bytes.len() >= RECORD_LEN + ROLLBACK_LEN - 2 => true,
-        RECORD_VERSION_BEFORE => false,
+    let (has_rollback, has_written) = match bytes.get_u16_le() {
+        RECORD_VERSION if bytes.len() >= RECORD_LEN + ROLLBACK_LEN + WRITTEN_LEN - 2 => (true, true),
+        ROLLBACK_VERSION if bytes.len() >= RECORD_LEN + ROLLBACK_LEN - 2 => (true, false),
+        version if version == ROLLBACK_VERSION - 1 => (false, false),
         _ => return None,
     };
     let role = match bytes.get_u8() {
@@ -165,6 +171,9 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     let [next_id, open] = std::array::from_fn(|_| bytes.get_u64_le());
     let [sealed, snapshots] = std::array::from_fn(|_| bytes.get_u32_le() as usize);
     let (rollback, has_aliases) = if has_rollback { get_rollback(&mut bytes)? } else { (None, false) };
+    // Not told of: an owner has written all that it knows, or holds it.
+    let unsaid = if role == Role::Owner { known } else { watermark };
+    let written = if has_written { get_lsn(&mut bytes) } else { unsaid };
     let closed_len = folding.checked_add(sealed)?.checked_mul(CLOSED_LEN)?;
     if bytes.len() != closed_len.checked_add(snapshots.checked_mul(SNAPSHOT_LEN)?)? {
         return None;
@@ -179,7 +188,19 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
         })
         .collect::<Option<_>>()?;
     let shape = LayersShape { next_id, open, sealed, folding };
-    Some(Record { size, role, epoch, known, watermark, history_start, shape, snapshots, has_aliases, rollback })
+    Some(Record {
+        size,
+        role,
+        epoch,
+        known,
+        watermark,
+        history_start,
+        shape,
+        snapshots,
+        has_aliases,
+        rollback,
+        written,
+    })
 }
 
 fn get_rollback(bytes: &mut &[u8]) -> Option<(Option<Rollback>, bool)> {
@@ -251,6 +272,7 @@ mod tests {
         let mut volume = Volume::new(VolumeId(3), size);
         volume.known = Lsn::new(Epoch(2), 9);
         volume.watermark = Lsn::new(Epoch(1), 4);
+        volume.written = Lsn::new(Epoch(1), 6);
         for (id, is_deleted) in [(7, false), (9, true)] {
             volume.snapshots.add(Snapshot { id: SnapshotId(id), lsn: Lsn::new(Epoch(1), id), size, is_deleted });
         }
@@ -261,6 +283,7 @@ mod tests {
         assert_eq!((record.rollback, record.has_aliases), (volume.rollback, true));
         assert!(record.snapshots.iter().eq(volume.snapshots.iter()));
         assert_eq!((record.size, record.known, record.watermark), (size, volume.known, volume.watermark));
+        assert_eq!(record.written, volume.written);
         assert_eq!(record.shape, volume.layers.shape());
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
@@ -299,21 +322,23 @@ mod golden {
             assert!(sequence > 40 || volume.layers.apply_sealed(lsn(sequence), &mut usage));
         }
         (volume.role, volume.epoch) = (Role::Owner, Epoch(3));
-        (volume.known, volume.watermark) = (lsn(42), lsn(40));
+        (volume.known, volume.watermark, volume.written) = (lsn(42), lsn(40), lsn(41));
         volume.changes = Changes::restore(lsn(39), Vec::new());
         volume.snapshots.note_aliases();
         volume.rollback = Some(Rollback { snapshot: SnapshotId(5), lsn: lsn(42), next_page: 3 });
         let kept = golden::check("volume-record.hex", &encode_record(&volume));
         let record = decode_record(&kept).expect("decodes");
-        assert_eq!((record.rollback, record.has_aliases), (volume.rollback, true));
-        // As the version before has it.
-        let mut before = kept[..kept.len() - 4].to_vec();
-        before[0] = RECORD_VERSION_BEFORE as u8;
-        before.drain(RECORD_LEN..RECORD_LEN + ROLLBACK_LEN);
-        let before = golden::check("volume-record-3.hex", &seal(before));
-        let old = decode_record(&before).expect("decodes");
-        assert_eq!((old.rollback, old.has_aliases, &old.shape), (None, false, &record.shape));
-        assert_eq!((old.known, old.watermark), (record.known, record.watermark));
+        assert_eq!((record.rollback, record.has_aliases, record.written), (volume.rollback, true, lsn(41)));
+        // As the versions before have it: what they do not say of the newest write is taken from the role.
+        for (version, len, rollback) in [(4, RECORD_LEN + ROLLBACK_LEN, volume.rollback), (3, RECORD_LEN, None)] {
+            let mut before = kept[..kept.len() - 4].to_vec();
+            before[0] = version;
+            before.drain(len..RECORD_LEN + ROLLBACK_LEN + WRITTEN_LEN);
+            let before = golden::check(&format!("volume-record-{version}.hex"), &seal(before));
+            let old = decode_record(&before).expect("decodes");
+            assert_eq!((old.rollback, old.has_aliases, &old.shape), (rollback, rollback.is_some(), &record.shape));
+            assert_eq!((old.known, old.watermark, old.written), (record.known, record.watermark, lsn(42)));
+        }
         assert_eq!((record.size, record.role, record.epoch), (volume.size, volume.role, volume.epoch));
         assert_eq!((record.known, record.watermark, record.history_start), (lsn(42), lsn(40), lsn(39)));
         assert_eq!(record.shape, volume.layers.shape());

@@ -54,7 +54,7 @@ impl Volume {
             next = page.checked_add(1).and_then(|page| self.next_differing(snapshot, page, map));
         }
         self.changes.append(lsn, changed);
-        self.known = lsn;
+        (self.known, self.written) = (lsn, lsn);
         self.snapshots.note_aliases();
         self.rollback = Some(Rollback { snapshot, lsn, next_page: 0 });
         self.settle_owner(map);
