@@ -1,10 +1,11 @@
 //! Who may write a volume: what sessions see of it, the planned handover, the lease of the node, the takeover of a volume
-//! whose owner is lost, and the rights of writers. `docs/ownership.md` has the protocol, `tests/ownership_model` its proof.
+//! whose owner is lost and what it leaves behind, and the rights of writers. `docs/ownership.md` has the protocol, `tests/ownership_model` its proof.
 
 pub mod driver;
 pub mod expiry;
 pub mod gate;
 pub mod handover;
 pub mod lease;
+pub mod standing;
 pub mod takeover;
 pub mod writers;

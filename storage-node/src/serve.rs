@@ -8,5 +8,6 @@ mod outcome;
 pub mod resize;
 mod session;
 pub mod snapshots;
+pub mod tail;
 pub mod volume;
 pub mod volumes;

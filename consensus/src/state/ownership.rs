@@ -70,6 +70,8 @@ impl MetaState {
         }
         give(volume, to, EpochRecord { epoch, owner: from, final_lsn: start, manifest_digest: 0 })?;
         volume.source = None;
+        // Nobody who follows the volume has them any more.
+        volume.snapshots.retain(|snapshot| snapshot.made.is_none_or(|made| made.lsn <= start));
         // This one cuts off everything that those did.
         volume.forks.retain(|earlier| earlier.end < start);
         volume.forks.push(fork);

@@ -261,6 +261,27 @@ fn a_takeover_cuts_the_history_and_the_old_owner_follows() {
     assert_eq!(late.kind(), ErrorKind::NotOwner);
 }
 
+#[test]
+fn snapshots_that_a_takeover_cut_off_are_not_listed_any_more() {
+    let mut state = cluster();
+    let volume = VolumeId(10);
+    let size = state.volume(volume).expect("exists").size;
+    for (index, name, sequence) in [(20, "before", 3), (22, "after", 4), (24, "asked-for", 0)] {
+        let name = name.parse().expect("a name");
+        state.apply(index, Command::CreateSnapshot { volume, name, nonce: index });
+        if sequence > 0 {
+            let made = Made { lsn: Lsn::new(Epoch(1), sequence), size, at_ms: 0 };
+            let (snapshot, from, epoch) = (SnapshotId(index), NodeId(1), Epoch(1));
+            state.apply(index + 1, Command::SnapshotMade { volume, snapshot, from, epoch, made });
+        }
+    }
+    state.apply(30, expire(1, 0));
+    state.apply(31, takeover(1, 1, 2, 1, Lsn::new(Epoch(1), 3)));
+    let names: Vec<&str> =
+        state.volume(volume).expect("exists").snapshots.iter().map(|snapshot| snapshot.name.as_str()).collect();
+    assert_eq!(names, ["before", "asked-for"], "the new owner makes what was asked for");
+}
+
 /// The same end, the same new owner, and no digest in it: only the fork tells them apart.
 #[test]
 fn a_takeover_is_not_the_answer_to_a_handover() {

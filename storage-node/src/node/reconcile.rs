@@ -9,13 +9,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use client_lib::transport::Transport;
-use client_lib::{Epoch, Error, ErrorKind, NodeId, NodeName, VolumeId};
-use consensus::{MetaState, Volume};
+use client_lib::{Epoch, Error, ErrorKind, NodeId, NodeName, SnapshotId, VolumeId};
+use consensus::{MetaState, Snapshot, Volume};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::gate::{Phase, View};
+use crate::ownership::standing::Tail;
 use crate::peer::client::PeerClient;
 use crate::propagation::sender::{Sender, Watermarks};
 use crate::serve::metadata::NewestMetadata;
@@ -161,11 +162,10 @@ impl Reconciler {
             None => {
                 let shard = self.shards.of(meta.id);
                 let report = shard.open(meta.id, meta.size).await.map_err(store_failure)?;
-                let phase = if owned { Phase::Activating } else { Phase::Elsewhere };
                 let (peers, metadata) = (self.peers.clone(), self.metadata.clone());
                 // A growth that this node has not carried out yet must not be promised to clients.
                 let size = report.size.min(meta.size);
-                let volume = ServedVolume::new(meta, size, self.me, phase, shard, peers, metadata);
+                let volume = ServedVolume::new(meta, size, self.me, Phase::Activating, shard, peers, metadata);
                 self.volumes.insert(volume.clone());
                 tokio::spawn(follow_size(volume.clone()));
                 tokio::spawn(follow_snapshots(volume.clone(), self.log.clone()));
@@ -175,19 +175,21 @@ impl Reconciler {
         };
         volume.puller.set_holders(holders(meta));
         volume.sizes.want(meta.size);
+        let is_done = view.epoch >= meta.epoch && view.phase != Phase::Activating;
+        if !is_done {
+            volume.standing.heard(meta);
+            if !owned {
+                self.stop_propagation(meta.id);
+                follow(&volume, meta).await?;
+            }
+        }
+        // Only now is it known whether this node has left the volume and keeps what is not listed any more.
         volume.snapshots.list(meta);
-        if view.epoch >= meta.epoch && view.phase != Phase::Activating {
-            return Ok(());
-        }
-        if owned {
+        if owned && !is_done {
             volume.gate.set(View { owner: self.me, epoch: meta.epoch, phase: Phase::Activating });
-            self.activate(&volume, meta, acts_under).await
-        } else {
-            self.stop_propagation(meta.id);
-            volume.shard.deactivate(meta.id, meta.epoch).await.map_err(store_failure)?;
-            volume.gate.set(View { owner: meta.owner, epoch: meta.epoch, phase: Phase::Elsewhere });
-            Ok(())
+            self.activate(&volume, meta, acts_under).await?;
         }
+        Ok(())
     }
 
     /// Takes up an ownership that consensus gave this node.
@@ -198,7 +200,27 @@ impl Reconciler {
         acts_under: Option<u64>,
     ) -> Result<(), Error> {
         tracing::debug!(volume = %meta.name, epoch = %meta.epoch, "taking up the ownership");
-        let report = volume.shard.report(meta.id).await.map_err(store_failure)?;
+        let fork = meta.forks.last().map(|fork| fork.epoch.next());
+        // Taken over by this node: it begins with what it holds, and knows of nothing else.
+        let report = match fork == Some(meta.epoch) {
+            true => volume.shard.rewind(meta.id, meta.final_lsn).await,
+            false => volume.shard.report(meta.id).await,
+        };
+        let report = report.map_err(store_failure)?;
+        if meta.has_left(report.known) {
+            // It held just this when it proposed the takeover, and took nothing more.
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "this node holds the volume up to {}, beyond {}, where it took over",
+                    report.held, meta.final_lsn
+                ),
+            ));
+        }
+        // Sessions of other nodes: whatever they saw before is not what they would write upon.
+        if let Some(epoch) = fork {
+            volume.writers.claim(epoch);
+        }
         if report.known < meta.final_lsn {
             // The source proposes only after this node made the last manifest durable: something lost it.
             return Err(Error::new(
@@ -211,6 +233,10 @@ impl Reconciler {
         }
         grow(volume, meta.size).await;
         let report = volume.shard.activate_under(meta.id, meta.epoch, acts_under).await.map_err(store_failure)?;
+        volume.standing.set_tail(None);
+        if report.head == meta.final_lsn {
+            make_again(volume, meta, report.newest_snapshot).await?;
+        }
         volume.gate.set_phase(meta.epoch, Phase::Owner);
         tracing::info!(volume = %meta.name, epoch = %meta.epoch, head = %report.head, stale_blocks = report.stale_blocks, "owner");
         self.start_propagation(volume, meta);
@@ -241,6 +267,48 @@ impl Reconciler {
     fn stop_propagation(&self, volume: VolumeId) {
         self.propagation.lock().unwrap_or_else(PoisonError::into_inner).remove(&volume);
     }
+}
+
+/// Follows the owner of `meta` from now on: nothing of an earlier one is on its way any more, and what takeovers cut off is
+/// forgotten, unless it is held here: then this node has left the volume.
+pub async fn follow(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
+    let _hold = volume.intake.hold().await;
+    let mut report = volume.shard.deactivate(meta.id, meta.epoch).await.map_err(store_failure)?;
+    let common = meta.common_with(report.known);
+    if common < report.known {
+        report = volume.shard.rewind(meta.id, common).await.map_err(store_failure)?;
+    }
+    let has_left = meta.has_left(report.held);
+    if has_left && report.known > report.held && report.held == report.watermark {
+        // Its tail is what it holds, not what it was told of besides.
+        report = volume.shard.rewind(meta.id, report.held).await.map_err(store_failure)?;
+    }
+    let tail = match has_left {
+        false => None,
+        true => {
+            let from = meta.common_with(report.held);
+            let blocks = volume.shard.changed_blocks(meta.id, from).await.map_err(store_failure)?;
+            Some(Tail { from, to: report.held, blocks })
+        }
+    };
+    if let Some(Tail { from, to, blocks }) = tail
+        && volume.standing.tail() != tail
+    {
+        tracing::warn!(volume = %meta.name, epoch = %meta.epoch, %from, %to, blocks, "the volume was taken over, and this node holds what was cut off: its copy stays as it is");
+    }
+    volume.standing.set_tail(tail);
+    volume.gate.set(View { owner: meta.owner, epoch: meta.epoch, phase: Phase::Elsewhere });
+    Ok(())
+}
+
+/// Makes the snapshots again that were made at the very position where this node took over, and of which it had not heard: as
+/// long as nothing is written they are the same.
+async fn make_again(volume: &ServedVolume, meta: &Volume, newest: SnapshotId) -> Result<(), Error> {
+    let is_here = |snapshot: &&Snapshot| snapshot.made.is_some_and(|made| made.lsn == meta.final_lsn);
+    for snapshot in meta.snapshots.iter().filter(is_here).filter(|snapshot| snapshot.id > newest) {
+        volume.shard.create_snapshot(meta.id, snapshot.id).await.map_err(store_failure)?;
+    }
+    Ok(())
 }
 
 /// Tells the transport where the nodes other than `me` are.

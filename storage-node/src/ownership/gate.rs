@@ -15,7 +15,7 @@ use tokio::sync::watch;
 pub enum Phase {
     /// Serves it: the shard is active under this epoch.
     Owner,
-    /// Holds it: this node is the owner by metadata and its shard is not active yet.
+    /// Holds it: this node has yet to do what metadata says, as the owner or as a replica.
     Activating,
     /// Holds it: a transfer was proposed and its outcome is not known here yet.
     Transferring,

@@ -102,6 +102,7 @@ pub fn unexpected(node: NodeId, reply: &PeerReply) -> Error {
         PeerReply::NotOwner(epoch) => {
             Error::new(ErrorKind::NotOwner, format!("node {node} does not own the volume (it knows epoch {epoch})"))
         }
+        PeerReply::Left(tail) => tail.refusal(node),
         PeerReply::Superseded(epoch) => Error::new(
             ErrorKind::Fenced,
             format!("node {node} refused: a newer writer or epoch ({epoch}) has taken over"),

@@ -9,6 +9,7 @@ use client_lib::wire::frame::{Frame, ServiceId, decode_head, encode_head};
 use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, SnapshotId, VolumeId};
 use serde::{Deserialize, Serialize};
 
+use crate::ownership::standing::Tail;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::shard::handle::ReadChunk;
 use crate::volume::Moment;
@@ -127,6 +128,8 @@ pub enum PeerReply {
     Gap(ReplicaPosition),
     /// It failed.
     Failed(Error),
+    /// The receiver has left the volume: a takeover cut off what it holds.
+    Left(Tail),
 }
 
 /// A head with its payload.

@@ -122,13 +122,11 @@ impl PeerServer {
             other => return Err(Error::new(ErrorKind::Internal, format!("not a request of propagation: {other:?}"))),
         };
         let volume = self.volume(id)?;
-        if let Err(refusal) = receiver::admit(&volume, epoch).await {
-            return Ok(refusal);
-        }
-        if volume.gate.view().owner != peer {
-            return Ok(PeerReply::Superseded(volume.gate.view().epoch));
-        }
-        Ok(match request {
+        let _entered = match receiver::admit(&volume, peer, epoch).await {
+            Ok(entered) => entered,
+            Err(refusal) => return Ok(refusal),
+        };
+        let reply = match request {
             PeerRequest::Manifest { manifest, seal, durable, prune, .. } => {
                 receiver::manifest(&volume, manifest, seal, durable, prune).await
             }
@@ -140,7 +138,11 @@ impl PeerServer {
                 receiver::manifest(&volume, manifest, false, true, client_lib::Lsn::ZERO).await
             }
             _ => receiver::reply_position(&volume).await,
-        })
+        };
+        if let PeerReply::Position(position) = &reply {
+            volume.hearing.heard(*position);
+        }
+        Ok(reply)
     }
 }
 
@@ -181,6 +183,9 @@ async fn pull(
             ErrorKind::InvalidRequest,
             format!("a pull of {blocks} blocks is over the limit of {PULL_BLOCKS_MAX}"),
         ));
+    }
+    if let Some(tail) = volume.standing.tail() {
+        return Ok((PeerReply::Left(tail), Bytes::new()));
     }
     loop {
         match volume.shard.read_versions(volume.id, moment, runs.clone()).await {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use client_lib::Lsn;
 
+use crate::ownership::standing::Tail;
 use crate::peer::message::ReplicaPosition;
 
 /// How many manifests are remembered with their time. Beyond it the oldest are merged, which makes
@@ -18,6 +19,8 @@ pub struct Progress {
     pub position: ReplicaPosition,
     /// Whether the last call to it succeeded.
     pub reachable: bool,
+    /// What it keeps, if it has left the volume.
+    pub tail: Option<Tail>,
     /// For each manifest that is not applied yet, when it was sealed.
     marks: VecDeque<(Lsn, Duration)>,
 }
@@ -39,10 +42,15 @@ impl Progress {
     /// The replica said where it is.
     pub fn heard(&mut self, position: ReplicaPosition) {
         self.position = position;
-        self.reachable = true;
+        (self.reachable, self.tail) = (true, None);
         while self.marks.front().is_some_and(|(to, _)| *to <= position.watermark) {
             self.marks.pop_front();
         }
+    }
+
+    /// The replica said that it has left the volume.
+    pub fn has_left(&mut self, tail: Tail) {
+        *self = Progress { reachable: true, tail: Some(tail), ..Progress::default() };
     }
 
     /// How old the oldest write is that the replica has not applied; zero when it has all.

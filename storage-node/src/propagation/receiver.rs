@@ -1,12 +1,14 @@
 //! The replica's side of propagation: what the owner sends goes into the shard, if the owner is who it says.
 //!
-//! Nothing of an older epoch is accepted; something of a newer one waits until metadata has arrived here. The
-//! shard keeps what is shown a prefix: this module only checks the sender's epoch and reports positions.
+//! Nothing of an older epoch is accepted; something of a newer one waits until metadata has arrived here. A node that has
+//! left the volume takes nothing. The shard keeps what is shown a prefix: this module only checks the sender and reports
+//! positions.
 
 use std::time::Duration;
 
-use client_lib::{BlockIndex, Epoch, Error, ErrorKind, Lsn};
+use client_lib::{BlockIndex, Epoch, Error, ErrorKind, Lsn, NodeId};
 
+use super::intake::Entered;
 use super::manifest::{Manifest, VersionedBlock};
 use crate::ownership::gate::Phase;
 use crate::peer::message::{PeerReply, ReplicaPosition};
@@ -17,11 +19,11 @@ use crate::volume::layers::Wanted;
 /// How long a request of a newer epoch waits for metadata to arrive here before the sender must try again.
 const METADATA_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Makes sure that the owner of `epoch` may tell this replica anything.
+/// Makes sure that `peer`, as the owner of `epoch`, may tell this replica anything, until what is returned is dropped.
 ///
 /// # Errors
 /// The reply to send instead.
-pub async fn admit(volume: &ServedVolume, epoch: Epoch) -> Result<(), PeerReply> {
+pub async fn admit(volume: &ServedVolume, peer: NodeId, epoch: Epoch) -> Result<Entered<'_>, PeerReply> {
     let view = match tokio::time::timeout(METADATA_PATIENCE, volume.gate.settled(epoch)).await {
         Ok(Ok(view)) => view,
         Ok(Err(closed)) => return Err(PeerReply::Failed(closed)),
@@ -35,7 +37,19 @@ pub async fn admit(volume: &ServedVolume, epoch: Epoch) -> Result<(), PeerReply>
     if view.epoch > epoch || view.phase == Phase::Owner {
         return Err(PeerReply::Superseded(view.epoch));
     }
-    Ok(())
+    let Some(entered) = volume.intake.enter(METADATA_PATIENCE).await else {
+        let what = format!("volume {} is changing hands at node {}", volume.name, volume.me);
+        return Err(PeerReply::Failed(Error::new(ErrorKind::Unavailable, what)));
+    };
+    // From here on nothing changes: who changes it holds the door.
+    let view = volume.gate.view();
+    if view.epoch != epoch || view.phase != Phase::Elsewhere || view.owner != peer {
+        return Err(PeerReply::Superseded(view.epoch));
+    }
+    match volume.standing.tail() {
+        Some(tail) => Err(PeerReply::Left(tail)),
+        None => Ok(entered),
+    }
 }
 
 /// This replica's positions.

@@ -74,11 +74,13 @@ impl Watermarks {
         self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The lowest watermark: history up to here is needed by nobody.
+    /// The lowest watermark: history up to here is needed by nobody. A replica that has left the volume needs none: it comes
+    /// back with nothing.
     #[must_use]
     pub fn lowest(&self) -> Lsn {
         let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
-        replicas.values().map(|progress| progress.position.watermark).min().unwrap_or(Lsn::ZERO)
+        let following = replicas.values().filter(|progress| progress.tail.is_none());
+        following.map(|progress| progress.position.watermark).min().unwrap_or(Lsn::ZERO)
     }
 }
 
@@ -88,6 +90,20 @@ pub struct Sender {
     replica: NodeId,
     epoch: Epoch,
     watermarks: Arc<Watermarks>,
+}
+
+/// Why a session with a replica has ended.
+enum Ended {
+    /// It has left the volume.
+    Left,
+    /// Something failed.
+    Failed(Error),
+}
+
+impl From<Error> for Ended {
+    fn from(error: Error) -> Ended {
+        Ended::Failed(error)
+    }
 }
 
 /// A delta whose data is on its way.
@@ -114,7 +130,14 @@ impl Sender {
         let mut pause = RETRY_PAUSE.0;
         loop {
             let begun = Instant::now();
-            let Err(error) = self.session().await;
+            let error = match self.session().await {
+                Err(Ended::Failed(error)) => error,
+                Err(Ended::Left) => {
+                    // It tells when it follows again.
+                    tokio::time::sleep(RETRY_PAUSE.1).await;
+                    continue;
+                }
+            };
             self.watermarks.with(self.replica, |progress| progress.reachable = false);
             if error.kind() == client_lib::ErrorKind::Fenced {
                 tracing::info!(volume = %self.volume.name, replica = %self.replica, epoch = %self.epoch, "sending ends: {error}");
@@ -128,9 +151,9 @@ impl Sender {
     }
 
     /// Follows the replica from where it says it is, until something fails.
-    async fn session(&self) -> Result<std::convert::Infallible, Error> {
+    async fn session(&self) -> Result<std::convert::Infallible, Ended> {
         let volume = self.volume.id;
-        let mut position = self.ask(Class::Control, PeerRequest::ReplicaStatus { volume, epoch: self.epoch }).await?;
+        let mut position = self.first_word().await?;
         let mut transfer: Option<Transfer> = None;
         let mut ticker = tokio::time::interval(MANIFEST_INTERVAL);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -158,6 +181,20 @@ impl Sender {
                 }
             }
             self.note(position).await?;
+        }
+    }
+
+    /// Where the replica is, if it follows.
+    async fn first_word(&self) -> Result<ReplicaPosition, Ended> {
+        let request = PeerRequest::ReplicaStatus { volume: self.volume.id, epoch: self.epoch };
+        let answer = self.volume.peers.ask(self.replica, Class::Control, request, Bytes::new()).await;
+        match answer.map_err(Error::from)?.head {
+            PeerReply::Position(position) => Ok(position),
+            PeerReply::Left(tail) => {
+                self.watermarks.with(self.replica, |progress| progress.has_left(tail));
+                Err(Ended::Left)
+            }
+            head => Err(unexpected(self.replica, &head).into()),
         }
     }
 

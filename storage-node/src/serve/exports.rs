@@ -1,4 +1,5 @@
-//! NBD's directory of exports: every volume, and every snapshot as `VOLUME@SNAPSHOT`, at every node.
+//! NBD's directory of exports: every volume, and every snapshot as `VOLUME@SNAPSHOT`, at every node; and what this node holds of
+//! a volume that it has left, as `VOLUME@tail-EPOCH`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +13,7 @@ use nbd_frontend::export::{ExportDirectory, ExportInfo, Session};
 
 use super::metadata::NewestMetadata;
 use super::session::{SnapshotSession, VolumeSession};
+use super::tail::{TailSession, tail_info, tail_name};
 use super::volume::ServedVolume;
 use super::volumes::Volumes;
 
@@ -66,6 +68,12 @@ impl Exports {
             let number = self.next_session.fetch_add(1, Ordering::Relaxed);
             return Ok(Arc::new(VolumeSession::new(self.named(name).await?, number)));
         };
+        let served = self.named(volume).await?;
+        if let Some(tail) = served.standing.tail().filter(|tail| tail_name(tail) == snapshot)
+            && served.snapshots.named(snapshot).is_none()
+        {
+            return Ok(Arc::new(TailSession::open(served, tail).await?));
+        }
         let (volume, snapshot) = self.snapshot_named(volume, snapshot).await?;
         Ok(Arc::new(SnapshotSession::new(volume, &snapshot)))
     }
@@ -99,6 +107,7 @@ impl ExportDirectory for Exports {
                 exports.push(export_info(&volume));
                 let made = volume.snapshots.all().into_iter().filter(|snapshot| snapshot.made.is_some());
                 exports.extend(made.map(|snapshot| snapshot_info(&volume, &snapshot)));
+                exports.extend(volume.standing.tail().map(|tail| tail_info(&volume, &tail, volume.size())));
             }
             Ok(exports)
         })

@@ -11,7 +11,7 @@ use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Session, Zero
 
 use super::exports::{export_info, snapshot_info};
 use super::volume::{Change, ServedVolume, SessionWriter};
-use crate::ownership::gate::Phase;
+use crate::ownership::gate::{Phase, View};
 use crate::peer::message::Writer;
 use crate::shard::handle::{MappedExtent, ReadChunk};
 use crate::volume::Moment;
@@ -22,6 +22,8 @@ pub(super) struct VolumeSession {
     id: u64,
     /// The epoch of its right to write; 0 without one.
     right: AtomicU64,
+    /// The epoch in which it used the volume first; 0 until then.
+    since: AtomicU64,
     /// Its present attempt at forwarded writes.
     generation: AtomicU64,
 }
@@ -31,8 +33,26 @@ impl VolumeSession {
     pub(super) fn new(volume: Arc<ServedVolume>, id: u64) -> VolumeSession {
         let view = volume.gate.view();
         // Opened at the owner: this session may write from here wherever the volume goes (docs/decisions/0007).
-        let right = if view.owner == volume.me && view.phase != Phase::Closed { view.epoch } else { Epoch(0) };
-        VolumeSession { volume, id, right: AtomicU64::new(right.0), generation: AtomicU64::new(0) }
+        // Not where the node has just heard that it is the owner no more, and has yet to act upon it.
+        let is_owner = view.owner == volume.me && view.phase != Phase::Closed && view.epoch > volume.standing.forked();
+        let right = if is_owner { view.epoch } else { Epoch(0) };
+        let [right, since] = [right.0, right.0].map(AtomicU64::new);
+        VolumeSession { volume, id, right, since, generation: AtomicU64::new(0) }
+    }
+
+    /// Carries out `operation`, unless the volume was taken over from an owner under whom this session used it, before or
+    /// meanwhile: a client must not see its own writes undone, nor be told that they are durable.
+    async fn current<T>(&self, operation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        if self.since.load(Ordering::Relaxed) == 0 {
+            // It has seen nothing yet, so nothing that is gone.
+            let epoch = self.volume.gate.view().epoch.max(self.volume.standing.forked().next());
+            // Of two that are first together, either is right.
+            let _ = self.since.compare_exchange(0, epoch.0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        self.require_current()?;
+        let outcome = operation.await;
+        self.require_current()?;
+        outcome
     }
 }
 
@@ -53,6 +73,21 @@ impl SessionWriter for VolumeSession {
         }
     }
 
+    fn require_current(&self) -> Result<(), Error> {
+        if self.since.load(Ordering::Relaxed) > self.volume.standing.forked().0 {
+            return Ok(());
+        }
+        let View { owner, epoch, .. } = self.volume.gate.view();
+        Err(Error::new(
+            ErrorKind::Fenced,
+            format!(
+                "volume {} was taken over from the owner that this connection has used (it is at node {owner} now, in epoch \
+                 {epoch}): what it wrote or read may be gone; connect anew and check the file system",
+                self.volume.name
+            ),
+        ))
+    }
+
     fn outcome_unknown(&self, generation: u64) {
         // Several writes of one attempt may fail together: raise it once.
         let _ = self.generation.compare_exchange(generation, generation + 1, Ordering::AcqRel, Ordering::Acquire);
@@ -65,22 +100,23 @@ impl Session for VolumeSession {
     }
 
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
-        Box::pin(async move { self.volume.read(Moment::Now, offset, length).await.map(read_parts) })
+        Box::pin(async move { self.current(self.volume.read(Moment::Now, offset, length)).await.map(read_parts) })
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.volume.write(Change::Data { offset, data, fua }, self))
+        Box::pin(self.current(self.volume.write(Change::Data { offset, data, fua }, self)))
     }
 
     fn write_zeroes(&self, offset: u64, length: u32, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
         // A log allocates nothing ahead, so NO_HOLE has nothing to keep: space is found at the write either way.
-        Box::pin(self.volume.write(Change::Zero { offset, length: u64::from(length), fua: options.fua }, self))
+        let change = Change::Zero { offset, length: u64::from(length), fua: options.fua };
+        Box::pin(self.current(self.volume.write(change, self)))
     }
 
     fn trim(&self, offset: u64, length: u32, fua: bool) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             let length = u64::from(length);
-            let trimmed = self.volume.write(Change::Zero { offset, length, fua }, self).await;
+            let trimmed = self.current(self.volume.write(Change::Zero { offset, length, fua }, self)).await;
             trimmed.map_err(|error| match error.kind() {
                 // A trim asks for no space: what is wrong is the range.
                 ErrorKind::OutOfSpace if !self.volume.size().contains(offset, length) => {
@@ -92,13 +128,14 @@ impl Session for VolumeSession {
     }
 
     fn flush(&self) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.volume.flush())
+        Box::pin(self.current(self.volume.flush()))
     }
 
     fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
-        Box::pin(
-            async move { self.volume.extents(Moment::Now, offset, u64::from(length)).await.map(allocation_extents) },
-        )
+        Box::pin(async move {
+            let extents = self.current(self.volume.extents(Moment::Now, offset, u64::from(length))).await;
+            extents.map(allocation_extents)
+        })
     }
 }
 

@@ -110,7 +110,12 @@ async fn follow(
     listed: &Listed,
     owner: Option<Epoch>,
 ) -> Result<(), Error> {
-    for stored in volume.shard.snapshots(volume.id).await.map_err(store_failure)? {
+    // A node that has left the volume keeps all that it has: also what the takeover took off the list.
+    let stored = match volume.standing.tail() {
+        Some(_) => Vec::new(),
+        None => volume.shard.snapshots(volume.id).await.map_err(store_failure)?,
+    };
+    for stored in stored {
         let is_listed = listed.snapshots.iter().any(|snapshot| snapshot.id == stored.snapshot);
         if !is_listed && stored.snapshot <= listed.newest {
             volume.shard.delete_snapshot(volume.id, stored.snapshot).await.map_err(store_failure)?;

@@ -18,9 +18,12 @@ use super::metadata::NewestMetadata;
 use super::resize::Sizes;
 use super::snapshots::Snapshots;
 use crate::ownership::gate::{Gate, Phase, View};
+use crate::ownership::standing::Standing;
 use crate::ownership::writers::Writers;
 use crate::peer::client::{PeerClient, PeerError, unexpected};
 use crate::peer::message::{Message, PeerReply, PeerRequest, Writer, unpack_read};
+use crate::propagation::hearing::Hearing;
+use crate::propagation::intake::Intake;
 use crate::propagation::pull::Puller;
 use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ReadChunk, ShardHandle, StoreError};
 use crate::volume::Moment;
@@ -50,6 +53,12 @@ pub struct ServedVolume {
     pub gate: Gate,
     /// Who may write it from afar, while this node owns it.
     pub writers: Writers,
+    /// What takeovers mean to this node and its sessions.
+    pub standing: Standing,
+    /// Where the owner's news come in.
+    pub intake: Arc<Intake>,
+    /// When they came.
+    pub hearing: Hearing,
     /// The other nodes.
     pub peers: PeerClient,
     /// Fetches stale blocks.
@@ -86,6 +95,9 @@ impl ServedVolume {
             me,
             gate: Gate::new(View { owner: meta.owner, epoch: meta.epoch, phase }),
             writers: Writers::default(),
+            standing: Standing::default(),
+            intake: Arc::default(),
+            hearing: Hearing::default(),
             puller: Puller::new(meta.id, me, shard.clone(), peers.clone()),
             shard,
             peers,
@@ -193,8 +205,10 @@ impl ServedVolume {
     pub async fn write(&self, change: Change, writer: &dyn SessionWriter) -> Result<(), Error> {
         let mut patience = Patience::new();
         loop {
-            match self.write_here(Epoch(0), &change).await? {
+            match self.write_here(Epoch(0), &change, Some(writer)).await? {
                 Ok(epoch) => {
+                    // It was taken over from meanwhile, twice: the write is in another history than this session.
+                    writer.require_current()?;
                     self.writers.claim(epoch);
                     writer.wrote_at_owner(epoch);
                     return Ok(());
@@ -232,8 +246,16 @@ impl ServedVolume {
         }
     }
 
-    async fn write_here(&self, epoch: Epoch, change: &Change) -> Result<Result<Epoch, Detour>, Error> {
+    async fn write_here(
+        &self,
+        epoch: Epoch,
+        change: &Change,
+        writer: Option<&dyn SessionWriter>,
+    ) -> Result<Result<Epoch, Detour>, Error> {
         let view = self.gate.settled(epoch).await?;
+        if let Some(writer) = writer {
+            writer.require_current()?;
+        }
         if view.phase == Phase::Elsewhere {
             return Ok(Err(Detour::Elsewhere(view)));
         }
@@ -251,7 +273,7 @@ impl ServedVolume {
     /// As [`write`](Self::write), for a session of another node; `None` when this node is not the owner.
     pub async fn write_for_peer(&self, epoch: Epoch, change: &Change) -> Result<Option<Epoch>, Error> {
         loop {
-            match self.write_here(epoch, change).await? {
+            match self.write_here(epoch, change, None).await? {
                 Ok(epoch) => return Ok(Some(epoch)),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(_)) => return Ok(None),
@@ -477,6 +499,11 @@ pub trait SessionWriter: Sync {
     fn credentials(&self) -> Option<Writer>;
     /// The session wrote at the owner, under `epoch`: its right is renewed.
     fn wrote_at_owner(&self, epoch: Epoch);
+    /// Makes sure that the volume was not taken over from an owner under whom the session used it.
+    ///
+    /// # Errors
+    /// `Fenced`: what the session wrote or read may be gone.
+    fn require_current(&self) -> Result<(), Error>;
     /// A forwarded attempt of `generation` may still be on its way.
     fn outcome_unknown(&self, generation: u64);
 }

@@ -1,0 +1,88 @@
+//! What the takeovers of a volume mean for this node's copy of it, and for the sessions that use it here.
+//!
+//! A node that holds what a takeover cut off has *left* the volume: its copy, the [`Tail`] included, stays as it is until an
+//! operator discards it. A session that saw the volume in an epoch that was taken over from may have seen what is gone.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};
+use consensus::Volume;
+use serde::{Deserialize, Serialize};
+
+/// What a node that has left a volume holds of it and nobody else may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tail {
+    /// Where the volume was cut off.
+    pub from: Lsn,
+    /// The newest write.
+    pub to: Lsn,
+    /// How many distinct blocks may differ from what they were there.
+    pub blocks: u64,
+}
+
+impl Tail {
+    /// The refusal of what only a node that follows the volume can do.
+    #[must_use]
+    pub fn refusal(&self, node: NodeId) -> Error {
+        Error::new(
+            ErrorKind::InvalidRequest,
+            format!(
+                "node {node} has left the volume: it keeps the writes after {} up to {}, which a takeover cut off; \
+                 `helio volume rejoin` with --discard-tail drops them and lets it follow again",
+                self.from, self.to
+            ),
+        )
+    }
+}
+
+/// How this node stands to a volume.
+#[derive(Debug, Default)]
+pub struct Standing {
+    forked: AtomicU64,
+    tail: Mutex<Option<Tail>>,
+}
+
+impl Standing {
+    /// Metadata tells of these takeovers. Called before anything of their epochs is acted upon.
+    pub fn heard(&self, meta: &Volume) {
+        if let Some(fork) = meta.forks.last() {
+            self.forked.fetch_max(fork.epoch.0, Ordering::AcqRel);
+        }
+    }
+
+    /// The newest epoch that was taken over from; 0 when there is none.
+    #[must_use]
+    pub fn forked(&self) -> Epoch {
+        Epoch(self.forked.load(Ordering::Acquire))
+    }
+
+    /// This node's tail, if it has left the volume.
+    #[must_use]
+    pub fn tail(&self) -> Option<Tail> {
+        *self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This node has left the volume with this tail, or follows it.
+    pub fn set_tail(&self, tail: Option<Tail>) {
+        *self.tail.lock().unwrap_or_else(PoisonError::into_inner) = tail;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use consensus::Fork;
+
+    use super::*;
+
+    #[test]
+    fn the_newest_takeover_counts_however_often_it_is_heard_of() {
+        let standing = Standing::default();
+        standing.heard(&Volume::example());
+        assert_eq!(standing.forked(), Epoch(0));
+        let fork = |epoch| Fork { epoch: Epoch(epoch), end: Lsn::ZERO };
+        standing.heard(&Volume { forks: vec![fork(2), fork(5)], ..Volume::example() });
+        standing.heard(&Volume { forks: vec![fork(2)], ..Volume::example() });
+        assert_eq!(standing.forked(), Epoch(5));
+    }
+}
