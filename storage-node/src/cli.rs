@@ -17,6 +17,7 @@ mod inspect;
 mod node;
 mod serving;
 mod snapshot;
+mod takeover;
 mod transfer;
 mod up;
 mod volume;

@@ -46,6 +46,7 @@ pub mod ownership_log;
 pub mod reconcile;
 pub mod rtt;
 pub mod service;
+pub mod takeover;
 
 /// How long a proposal or a linearizable read may wait for a leader.
 pub const METADATA_DEADLINE: Duration = Duration::from_secs(20);
@@ -194,6 +195,7 @@ impl Node {
             tokio::spawn(reconciler.clone().run(meta.subscribe())),
             tokio::spawn(rtt::follow(meta.clone(), peers.clone(), me)),
             tokio::spawn(lease::keep(meta.clone(), me, lease)),
+            tokio::spawn(lease::watch_others(meta.clone(), admin.leases())),
         ];
         tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
 

@@ -112,6 +112,27 @@ impl Nodes {
         found.and_then(|(_, process)| process.take()).context("it runs")?.kill()
     }
 
+    /// Stops a node's process where it is; `resume` lets it go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause(&self, name: &str) -> anyhow::Result<()> {
+        self.process(name)?.pause()
+    }
+
+    /// Lets a node's process go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resume(&self, name: &str) -> anyhow::Result<()> {
+        self.process(name)?.resume()
+    }
+
+    fn process(&self, name: &str) -> anyhow::Result<&Owned> {
+        let found = self.nodes.iter().find(|(known, _)| known == name);
+        found.and_then(|(_, process)| process.as_ref()).context("it runs")
+    }
+
     /// Runs a `helio` command at a node; returns what it printed.
     ///
     /// # Errors

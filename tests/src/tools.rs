@@ -86,8 +86,27 @@ impl Owned {
     /// # Errors
     /// As the system says.
     pub fn terminate(&self) -> anyhow::Result<()> {
-        let pid = Pid::from_child(&self.child);
-        Ok(kill_process(pid, Signal::TERM)?)
+        self.signal(Signal::TERM)
+    }
+
+    /// Stops it where it is, until [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
     /// Waits until it ends; whether it succeeded.

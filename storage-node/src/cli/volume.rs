@@ -1,12 +1,12 @@
-//! `helio volume`: create, list, look at, move, resize and delete volumes; `snapshot`, `import` and `export` have files of
-//! their own.
+//! `helio volume`: create, list, look at, move, resize and delete volumes; `takeover`, `snapshot`, `import` and `export` have
+//! files of their own.
 
 use clap::Subcommand;
 use client_lib::VolumeName;
 use client_lib::wire::admin::{CreateVolume, Migrate, MigrateReport, Resize, VolumeStatus, VolumeSummary};
 
 use super::client::{Client, print_json, print_table};
-use super::{Common, export, import, snapshot};
+use super::{Common, export, import, snapshot, takeover};
 use crate::size;
 
 #[derive(Debug, Subcommand)]
@@ -57,6 +57,8 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    Takeover(takeover::Takeover),
+    Rejoin(takeover::Rejoin),
     /// Give a volume another size, while it is in use
     #[command(after_help = "Example:\n  helio volume resize disk --size 20GiB")]
     Resize {
@@ -144,6 +146,8 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
                 size::human(status.size_bytes)
             );
         }
+        Verb::Takeover(arguments) => return takeover::run(arguments, common),
+        Verb::Rejoin(arguments) => return takeover::rejoin(arguments, common),
         Verb::Snapshot(verb) => return snapshot::run(verb, common),
         Verb::Import(arguments) => return import::run(&arguments, common),
         Verb::Export(arguments) => return export::run(&arguments, common),
@@ -185,7 +189,26 @@ fn print_status(status: &VolumeStatus) {
     if let Some(fault) = &status.fault {
         println!("the owner takes no writes until it is restarted: {fault}");
     }
+    for tail in status.replicas.iter().filter_map(|replica| replica.tail.as_ref()) {
+        println!(
+            "node {} has left the volume: a takeover cut off {} writes ({}) that it holds, from {} to {}; read them there as the export \
+             {}, or drop them with `helio volume rejoin {} --node {} --discard-tail`",
+            tail.node,
+            tail.writes,
+            size::human(tail.bytes),
+            tail.from,
+            tail.to,
+            tail.export,
+            status.name,
+            tail.node
+        );
+    }
     let rows = status.replicas.iter().map(|replica| {
+        if replica.tail.is_some() {
+            let unknown = || "-".to_owned();
+            let (node, provider) = (replica.node.clone(), replica.provider.clone());
+            return vec![node, provider, "has left".to_owned(), unknown(), unknown(), unknown(), "yes".to_owned()];
+        }
         vec![
             replica.node.clone(),
             replica.provider.clone(),

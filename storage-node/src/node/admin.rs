@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    ClusterStatus, CreateSnapshot, CreateVolume, MemberStatus, Migrate, MigrateReport, NbdAddresses, ReplicaStatus,
-    Resize, RollBack, SnapshotStatus, VolumeStatus, VolumeSummary,
+    AskTakeover, ClusterStatus, CreateSnapshot, CreateVolume, MemberStatus, Migrate, MigrateReport, NbdAddresses,
+    Rejoin, ReplicaStatus, Resize, RollBack, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport,
+    VolumeStatus, VolumeSummary,
 };
 use client_lib::{
     BLOCK_SIZE, Error, ErrorKind, NodeId, NodeName, SnapshotId, SnapshotName, VolumeId, VolumeName, VolumeSize,
@@ -19,8 +20,10 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use super::reconcile::Reconciler;
+use super::takeover::{Takeovers, tail_status};
 use super::{METADATA_DEADLINE, ThisNode, WanBytes};
 use crate::ownership::driver::{Driver, OwnershipLog};
+use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::gate::Phase;
 use crate::peer::client::{PeerClient, unexpected};
 use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest, ReplicaPosition};
@@ -49,15 +52,16 @@ const REACH_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The node's administrative face.
 pub struct NodeAdmin {
-    this: ThisNode,
+    pub(super) this: ThisNode,
     wan_bytes: Option<WanBytes>,
-    meta: MetaRaft,
-    volumes: Arc<Volumes>,
+    pub(super) meta: MetaRaft,
+    pub(super) volumes: Arc<Volumes>,
     reconciler: Arc<Reconciler>,
     peers: PeerClient,
-    ownership: Arc<dyn OwnershipLog>,
-    /// Volumes that are being handed over or resized by this node.
-    busy: Arc<Mutex<BTreeSet<VolumeId>>>,
+    pub(super) ownership: Arc<dyn OwnershipLog>,
+    /// Volumes that are being handed over, taken over or resized by this node.
+    pub(super) busy: Arc<Mutex<BTreeSet<VolumeId>>>,
+    pub(super) takeovers: Takeovers,
     /// Set once NBD listens, which is after everything that it serves.
     nbd: OnceLock<NbdAddresses>,
 }
@@ -74,8 +78,14 @@ impl NodeAdmin {
         peers: PeerClient,
         ownership: Arc<dyn OwnershipLog>,
     ) -> NodeAdmin {
-        let (busy, nbd) = (Arc::default(), OnceLock::new());
-        NodeAdmin { this, wan_bytes, meta, volumes, reconciler, peers, ownership, busy, nbd }
+        let (busy, nbd, takeovers) = (Arc::default(), OnceLock::new(), Takeovers::default());
+        NodeAdmin { this, wan_bytes, meta, volumes, reconciler, peers, ownership, busy, takeovers, nbd }
+    }
+
+    /// The watch on other nodes' leases that takeovers count by.
+    #[must_use]
+    pub fn leases(&self) -> Arc<LeaseWatch> {
+        self.takeovers.leases.clone()
     }
 
     /// NBD listens here from now on; the first call counts.
@@ -188,10 +198,16 @@ impl NodeAdmin {
         if view.phase == Phase::Owner {
             return here(served).await;
         }
-        match self.peers.ask(view.owner, Class::Control, PeerRequest::Admin { request: forward }, Bytes::new()).await? {
-            Message { head: PeerReply::Admin(json), .. } => serde_json::from_str(&json)
-                .map_err(|error| Error::new(ErrorKind::Internal, "the owner's answer cannot be read").caused_by(error)),
-            message => Err(unexpected(view.owner, &message.head)),
+        self.ask(view.owner, forward).await
+    }
+
+    /// Asks another node.
+    pub(super) async fn ask<T: DeserializeOwned>(&self, node: NodeId, request: AdminForward) -> Result<T, Error> {
+        match self.peers.ask(node, Class::Control, PeerRequest::Admin { request }, Bytes::new()).await? {
+            Message { head: PeerReply::Admin(json), .. } => serde_json::from_str(&json).map_err(|error| {
+                Error::new(ErrorKind::Internal, format!("the answer of node {node} cannot be read")).caused_by(error)
+            }),
+            message => Err(unexpected(node, &message.head)),
         }
     }
 
@@ -217,6 +233,7 @@ impl NodeAdmin {
                 seconds_behind: seen.behind_for(now).as_secs_f64(),
                 stale_bytes: seen.position.stale_blocks * u64::from(BLOCK_SIZE),
                 reachable: seen.reachable,
+                tail: seen.tail.map(|tail| tail_status(&state, meta, *replica, tail)),
             });
         }
         let source_needed =
@@ -436,18 +453,21 @@ impl NodeAdmin {
     }
 }
 
-/// Marks a volume as being handed over or resized; another such request meanwhile is refused.
-struct Busy {
+/// Marks a volume as being handed over, taken over or resized; another such request meanwhile is refused.
+pub(super) struct Busy {
     busy: Arc<Mutex<BTreeSet<VolumeId>>>,
     volume: VolumeId,
 }
 
 impl Busy {
-    fn begin(busy: Arc<Mutex<BTreeSet<VolumeId>>>, volume: &ServedVolume) -> Result<Busy, Error> {
+    pub(super) fn begin(busy: Arc<Mutex<BTreeSet<VolumeId>>>, volume: &ServedVolume) -> Result<Busy, Error> {
         if !busy.lock().unwrap_or_else(PoisonError::into_inner).insert(volume.id) {
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("volume {} is being handed over or resized already; wait for that to end", volume.name),
+                format!(
+                    "volume {} is being handed over, taken over or resized already; wait for that to end",
+                    volume.name
+                ),
             ));
         }
         Ok(Busy { busy, volume: volume.id })
@@ -472,12 +492,37 @@ impl Admin for NodeAdmin {
     fn volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumeStatus, Error>> {
         Box::pin(async move {
             let state = self.meta.linearizable(METADATA_DEADLINE).await?;
-            self.status_of(volume_named(&state, name)?.id).await
+            let volume = volume_named(&state, name)?;
+            let status = self.status_of(volume.id).await;
+            status.map_err(|error| match error.kind() {
+                ErrorKind::Unavailable => Error::new(
+                    ErrorKind::Unavailable,
+                    format!(
+                        "the owner of volume {name}, node {}, does not answer; if it is lost, `helio volume takeover {name}` \
+                         gives the volume to a replica",
+                        name_of(&state, volume.owner)
+                    ),
+                )
+                .caused_by(error),
+                _ => error,
+            })
         })
     }
 
     fn migrate<'a>(&'a self, name: &'a str, request: Migrate) -> BoxFuture<'a, Result<MigrateReport, Error>> {
         Box::pin(async move { self.migrate_to(name, &request.to).await })
+    }
+
+    fn take_over<'a>(&'a self, name: &'a str, request: AskTakeover) -> BoxFuture<'a, Result<TakeoverReport, Error>> {
+        Box::pin(self.take_over_volume(name, request))
+    }
+
+    fn takeover<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<TakeoverProgress, Error>> {
+        Box::pin(async move { self.takeovers.progress(name) })
+    }
+
+    fn rejoin<'a>(&'a self, name: &'a str, request: Rejoin) -> BoxFuture<'a, Result<TailStatus, Error>> {
+        Box::pin(self.rejoin_node(name, request))
     }
 
     fn resize<'a>(&'a self, name: &'a str, request: Resize) -> BoxFuture<'a, Result<VolumeStatus, Error>> {
@@ -531,6 +576,10 @@ impl ForwardedAdmin for NodeAdmin {
                 AdminForward::Resize { volume, size, shrink } => {
                     json(&self.resize_here(self.owned(volume).await?, size, shrink).await?)
                 }
+                AdminForward::Holding { volume } => json(&self.holding_here(volume).await?),
+                AdminForward::Takeover { volume, from, epoch } => json(&self.take_over_here(volume, from, epoch)?),
+                AdminForward::TakeoverState { volume, epoch } => json(&self.takeovers.state(volume, epoch)?),
+                AdminForward::Rejoin { volume } => json(&self.rejoin_here(volume).await?),
             }
         })
     }
@@ -573,7 +622,7 @@ fn json<T: serde::Serialize>(answer: &T) -> Result<String, Error> {
         .map_err(|error| Error::new(ErrorKind::Internal, "an answer cannot be encoded").caused_by(error))
 }
 
-fn volume_named<'a>(state: &'a MetaState, name: &str) -> Result<&'a Volume, Error> {
+pub(super) fn volume_named<'a>(state: &'a MetaState, name: &str) -> Result<&'a Volume, Error> {
     state.volumes().find(|volume| volume.name.as_str() == name).ok_or_else(|| {
         Error::new(
             ErrorKind::NotFound,
@@ -594,7 +643,7 @@ fn snapshot_named<'a>(volume: &'a Volume, snapshot: &str) -> Result<&'a Snapshot
     })
 }
 
-fn node_named(state: &MetaState, name: &str) -> Result<NodeId, Error> {
+pub(super) fn node_named(state: &MetaState, name: &str) -> Result<NodeId, Error> {
     let known = || state.nodes().map(|node| node.name.to_string()).collect::<Vec<_>>().join(", ");
     let wanted: NodeName = name.parse()?;
     state
@@ -604,7 +653,7 @@ fn node_named(state: &MetaState, name: &str) -> Result<NodeId, Error> {
         .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no node {name:?}; the nodes are {}", known())))
 }
 
-fn name_of(state: &MetaState, node: NodeId) -> String {
+pub(super) fn name_of(state: &MetaState, node: NodeId) -> String {
     state.node(node).map_or_else(|| format!("#{node}"), |node| node.name.to_string())
 }
 

@@ -1,4 +1,4 @@
-//! Keeps the node's lease: the effects of [`Keeper`] on consensus, and the clock that leases are measured by.
+//! Keeps the node's lease and watches the others': the effects of [`Keeper`] on consensus, and the clock of leases.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use client_lib::clock::{Clock, SystemClock};
 use consensus::{Command, MetaRaft, MetaState, Refusal, Response};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::lease::{Effect, Event, Keeper, LeaseCell};
 
 /// Monotonic time that goes on while the machine sleeps: a lease must not outlast that (`man 2 clock_gettime`,
@@ -71,6 +72,20 @@ async fn ask(meta: &MetaRaft, me: NodeId, asked: Duration, lapses: u64, duration
         Err(error) => {
             tracing::warn!(%error, "the lease is not renewed; while it is out, reads and writes wait");
             Event::Failed { asked }
+        }
+    }
+}
+
+/// Notes every renewal of every node's lease as soon as it is applied here.
+pub async fn watch_others(meta: MetaRaft, leases: Arc<LeaseWatch>) {
+    let mut states = meta.subscribe();
+    loop {
+        let state = states.borrow_and_update().clone();
+        for (node, lease) in state.leases() {
+            leases.observe(node, &lease);
+        }
+        if states.changed().await.is_err() {
+            return;
         }
     }
 }

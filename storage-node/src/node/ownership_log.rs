@@ -1,13 +1,15 @@
-//! An owner's view of consensus: propose a transfer or a size, and settle what became of it.
+//! An owner's view of consensus, and that of who takes over: propose, and settle what became of it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use client_lib::transport::BoxFuture;
 use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, VolumeId};
-use consensus::{Command, Made, MetaRaft, Response};
+use consensus::{Command, Made, MetaRaft, MetaState, Response};
+use tokio::sync::watch;
 
 use super::METADATA_DEADLINE;
-use crate::ownership::driver::{OwnershipLog, Resize, Transfer, TransferOutcome};
+use crate::ownership::driver::{OwnershipLog, Resize, TakeoverProposal, Transfer, TransferOutcome};
 
 /// [`OwnershipLog`] over the metadata group.
 pub struct RaftOwnership {
@@ -52,7 +54,23 @@ impl RaftOwnership {
         }
     }
 
-    /// A new incarnation of this node makes every transfer proposed under the old one void, so what a read shows
+    async fn propose_takeover(&self, takeover: TakeoverProposal) -> TransferOutcome {
+        let TakeoverProposal { volume, from, epoch, start } = takeover;
+        let command = Command::Takeover { volume, from, epoch, to: self.me, incarnation: self.incarnation(), start };
+        match self.meta.propose(command, METADATA_DEADLINE).await {
+            Ok(response) => match response.into_result() {
+                Ok(Response::TakenOver { epoch }) => TransferOutcome::Committed(epoch),
+                Ok(other) => {
+                    tracing::error!(%volume, ?other, "a takeover was answered out of turn");
+                    TransferOutcome::Unknown
+                }
+                Err(refusal) => TransferOutcome::Refused(refusal),
+            },
+            Err(_) => TransferOutcome::Unknown,
+        }
+    }
+
+    /// A new incarnation of this node makes everything proposed under the old one void, so what a read shows
     /// afterwards is final.
     async fn settle_volume(&self, volume: VolumeId) -> Result<(NodeId, Epoch), Error> {
         let response =
@@ -87,6 +105,19 @@ impl RaftOwnership {
 impl OwnershipLog for RaftOwnership {
     fn propose(&self, transfer: Transfer) -> BoxFuture<'_, TransferOutcome> {
         Box::pin(self.propose_transfer(transfer))
+    }
+
+    fn expire(&self, node: NodeId, renewals: u64) -> BoxFuture<'_, Result<(), Error>> {
+        let command = Command::ExpireLease { node, renewals };
+        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
+    }
+
+    fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, TransferOutcome> {
+        Box::pin(self.propose_takeover(takeover))
+    }
+
+    fn states(&self) -> watch::Receiver<Arc<MetaState>> {
+        self.meta.subscribe()
     }
 
     fn settle(&self, volume: VolumeId) -> BoxFuture<'_, Result<(NodeId, Epoch), Error>> {

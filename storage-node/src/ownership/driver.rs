@@ -10,7 +10,8 @@ use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::frame::encode_head;
 use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, SnapshotId, VolumeId, VolumeSize};
-use consensus::Made;
+use consensus::{Made, MetaState};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::gate::{Phase, View};
@@ -52,6 +53,19 @@ pub struct Transfer {
     pub manifest_digest: u64,
 }
 
+/// The start of an epoch by force, as the new owner proposes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TakeoverProposal {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The owner that is lost.
+    pub from: NodeId,
+    /// The epoch that ends.
+    pub epoch: Epoch,
+    /// What the new owner holds, and nothing beyond it.
+    pub start: Lsn,
+}
+
 /// Another size of a volume, as its owner proposes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resize {
@@ -65,12 +79,24 @@ pub struct Resize {
     pub size: VolumeSize,
 }
 
-/// What owners need from consensus.
+/// What owners, and those who take over, need from consensus.
 pub trait OwnershipLog: Send + Sync + 'static {
     /// Proposes `transfer`.
     fn propose(&self, transfer: Transfer) -> BoxFuture<'_, TransferOutcome>;
 
-    /// Makes sure that no transfer proposed before can be committed after, then reads the owner of `volume`.
+    /// Proposes that the lease of `node` is out: its renewal of the number `renewals` was waited out.
+    ///
+    /// # Errors
+    /// The refusal: it has been renewed. `Unavailable` when consensus cannot be reached: it may have been committed.
+    fn expire(&self, node: NodeId, renewals: u64) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Proposes a takeover by this node.
+    fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, TransferOutcome>;
+
+    /// Metadata as applied here, as it changes.
+    fn states(&self) -> watch::Receiver<Arc<MetaState>>;
+
+    /// Makes sure that nothing that was proposed before can be committed after, then reads the owner of `volume`.
     ///
     /// # Errors
     /// When consensus cannot be reached: try again.

@@ -6,9 +6,11 @@
 //! not heard of makes it void (`consensus::Command::ExpireLease`).
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client_lib::NodeId;
+use client_lib::clock::Clock;
 use consensus::Lease;
 
 /// By how much two nodes' clocks may drift apart over a lease, in thousandths. Quartz is off by 0.1 at worst, clocks that
@@ -43,6 +45,33 @@ impl Watch {
         }
         let duration = Duration::from_millis(lease.duration_ms);
         *since + duration + duration * self.drift_per_mille / 1000
+    }
+}
+
+/// A [`Watch`] on a node's clock, kept up by whoever follows metadata and asked by takeovers: the earlier a renewal is noted,
+/// the shorter is the wait after it.
+pub struct LeaseWatch {
+    clock: Arc<dyn Clock>,
+    watch: Mutex<Watch>,
+}
+
+impl LeaseWatch {
+    /// A watch by `clock`, which goes on while the machine sleeps.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>) -> LeaseWatch {
+        LeaseWatch { clock, watch: Mutex::default() }
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    /// As [`Watch::observe`], now.
+    pub fn observe(&self, node: NodeId, lease: &Lease) -> Duration {
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        watch.observe(self.clock.now(), node, lease)
     }
 }
 

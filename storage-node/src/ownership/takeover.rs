@@ -17,6 +17,8 @@
 //!                 Release                Release             Release          Release ◄───────────┘ not ours
 //! ```
 
+pub mod driver;
+
 use std::time::Duration;
 
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};

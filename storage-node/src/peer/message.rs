@@ -58,7 +58,7 @@ pub enum PeerRequest {
     Admin { request: AdminForward },
 }
 
-/// Administrative requests that only the owner of a volume can carry out.
+/// Administrative requests that only the owner of a volume can carry out, or only the node that is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AdminForward {
     /// Status of a volume.
@@ -71,6 +71,14 @@ pub enum AdminForward {
     Snapshots { volume: VolumeId },
     /// Make a volume what a snapshot is.
     RollBack { volume: VolumeId, snapshot: client_lib::SnapshotId },
+    /// What the node asked holds of a volume.
+    Holding { volume: VolumeId },
+    /// The node asked is to take a volume over from node `from`, which owns it in `epoch`; how that goes is told.
+    Takeover { volume: VolumeId, from: client_lib::NodeId, epoch: Epoch },
+    /// How the takeover from the owner of `epoch` goes.
+    TakeoverState { volume: VolumeId, epoch: Epoch },
+    /// The node asked is to drop what it holds of a volume that it has left, and to follow again.
+    Rejoin { volume: VolumeId },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

@@ -3,8 +3,8 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, Resize, RollBack, SnapshotStatus,
-    VolumeStatus, VolumeSummary,
+    AskTakeover, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, Rejoin, Resize, RollBack,
+    SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumeStatus, VolumeSummary,
 };
 
 /// The administrative requests. Any node answers; those that only a volume's owner can carry out are passed on.
@@ -23,6 +23,15 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Hands a volume over.
     fn migrate<'a>(&'a self, name: &'a str, request: Migrate) -> BoxFuture<'a, Result<MigrateReport, Error>>;
+
+    /// Takes a volume over from an owner that is lost, once its lease is out.
+    fn take_over<'a>(&'a self, name: &'a str, request: AskTakeover) -> BoxFuture<'a, Result<TakeoverReport, Error>>;
+
+    /// How a takeover goes that was asked of this node.
+    fn takeover<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<TakeoverProgress, Error>>;
+
+    /// Has a node that has left a volume drop its tail and follow again; returns what was dropped.
+    fn rejoin<'a>(&'a self, name: &'a str, request: Rejoin) -> BoxFuture<'a, Result<TailStatus, Error>>;
 
     /// Gives a volume another size, and waits until it is in force at the owner.
     fn resize<'a>(&'a self, name: &'a str, request: Resize) -> BoxFuture<'a, Result<VolumeStatus, Error>>;

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use client_lib::wire::admin::{CreateSnapshot, CreateVolume, Failure, Migrate, Resize, RollBack};
+use client_lib::wire::admin::{AskTakeover, CreateSnapshot, CreateVolume, Failure, Migrate, Rejoin, Resize, RollBack};
 use client_lib::{Error, ErrorKind};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -83,6 +83,8 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", get(volume).delete(delete))
         .route("/v1/volumes/{name}/migrate", post(migrate))
+        .route("/v1/volumes/{name}/takeover", get(takeover).post(take_over))
+        .route("/v1/volumes/{name}/rejoin", post(rejoin))
         .route("/v1/volumes/{name}/resize", post(resize))
         .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
@@ -111,6 +113,18 @@ async fn delete(State(admin): Shared, Path(name): Path<String>) -> Response {
 
 async fn migrate(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Migrate>) -> Response {
     answer(admin.migrate(&name, request).await)
+}
+
+async fn take_over(State(admin): Shared, Path(name): Path<String>, Json(request): Json<AskTakeover>) -> Response {
+    answer(admin.take_over(&name, request).await)
+}
+
+async fn takeover(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.takeover(&name).await)
+}
+
+async fn rejoin(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Rejoin>) -> Response {
+    answer(admin.rejoin(&name, request).await)
 }
 
 async fn resize(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Resize>) -> Response {

@@ -1,0 +1,493 @@
+//! Takeovers, as an administrator asks for them: which replica, what was lost; and the way back of a node that has left.
+//!
+//! Any node can be asked. It surveys the replicas, chooses one, and follows how that one takes over
+//! ([`crate::ownership::takeover::driver`]); the takeover goes on there whoever stops waiting for it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use client_lib::wire::admin::{AskTakeover, Rejoin, TailStatus, TakeoverProgress, TakeoverReport};
+use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
+use consensus::{MetaState, Volume};
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::METADATA_DEADLINE;
+use super::admin::{Busy, NodeAdmin, name_of, node_named, volume_named};
+use super::lease::BootClock;
+use super::reconcile::follow;
+use crate::ownership::expiry::LeaseWatch;
+use crate::ownership::standing::Tail;
+use crate::ownership::takeover::driver::{Driver, Stage, Taken, incomplete};
+use crate::peer::message::AdminForward;
+use crate::serve::tail::tail_name;
+use crate::serve::volume::{ServedVolume, store_failure};
+
+/// How long a replica may take to say what it holds before the takeover goes on without it.
+const SURVEY_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often the node that takes over is asked how it goes.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long the node that takes over may be out of reach before nobody waits for it any more.
+const LOOK_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How a takeover goes at the node that takes over.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Going {
+    On(Stage),
+    Taken(Taken),
+    Failed(ErrorKind, String),
+}
+
+struct Running {
+    epoch: Epoch,
+    stage: watch::Receiver<Stage>,
+    outcome: Arc<OnceLock<Going>>,
+}
+
+impl Running {
+    fn going(&self) -> Going {
+        self.outcome.get().cloned().unwrap_or_else(|| Going::On(*self.stage.borrow()))
+    }
+}
+
+/// The takeovers by this node, and those that it was asked for.
+pub(super) struct Takeovers {
+    pub(super) leases: Arc<LeaseWatch>,
+    here: Mutex<BTreeMap<VolumeId, Running>>,
+    asked: Mutex<BTreeMap<String, TakeoverProgress>>,
+}
+
+impl Default for Takeovers {
+    fn default() -> Takeovers {
+        let leases = Arc::new(LeaseWatch::new(Arc::new(BootClock)));
+        Takeovers { leases, here: Mutex::default(), asked: Mutex::default() }
+    }
+}
+
+impl Takeovers {
+    /// How the takeover of `volume` goes that this node was asked for.
+    pub(super) fn progress(&self, volume: &str) -> Result<TakeoverProgress, Error> {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.get(volume).cloned().ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("this node is not asked for a takeover of volume {volume:?}"))
+        })
+    }
+
+    /// How this node's takeover from the owner of `epoch` goes.
+    pub(super) fn state(&self, volume: VolumeId, epoch: Epoch) -> Result<Going, Error> {
+        let here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = here.get(&volume).filter(|running| running.epoch == epoch);
+        running.map(Running::going).ok_or_else(|| {
+            Error::new(ErrorKind::Closed, "the node that takes over was restarted; look at the volume, and try again")
+        })
+    }
+
+    fn note(&self, volume: &str, progress: Option<TakeoverProgress>) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        match progress {
+            Some(progress) => drop(asked.insert(volume.to_owned(), progress)),
+            None => drop(asked.remove(volume)),
+        }
+    }
+}
+
+/// Shows how a takeover goes until it is dropped.
+struct Shown<'a> {
+    takeovers: &'a Takeovers,
+    volume: &'a str,
+    from: String,
+    to: String,
+}
+
+impl Shown<'_> {
+    fn show(&self, stage: Stage) {
+        let (stage, doing, remaining_ms) = match stage {
+            Stage::Waiting { remaining_ms } => {
+                ("waiting", format!("waiting until the lease of node {} is out", self.from), Some(remaining_ms))
+            }
+            Stage::Expiring => ("expiring", format!("agreeing that the lease of node {} is out", self.from), None),
+            Stage::Holding => ("holding", format!("applying what is complete at node {}", self.to), None),
+            Stage::Proposing => ("proposing", format!("giving the volume to node {}", self.to), None),
+            Stage::Resolving => ("resolving", "finding out whether the volume was given".to_owned(), None),
+            Stage::TakingUp => ("taking_up", format!("starting to serve at node {}", self.to), None),
+        };
+        let (from, to) = (self.from.clone(), self.to.clone());
+        let progress = TakeoverProgress { from, to, stage: stage.to_owned(), doing, remaining_ms };
+        self.takeovers.note(self.volume, Some(progress));
+    }
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        self.takeovers.note(self.volume, None);
+    }
+}
+
+/// What a replica holds of a volume.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Holding {
+    known: Lsn,
+    watermark: Lsn,
+    held: Lsn,
+    tail: Option<Tail>,
+    /// When the owner was last heard of, and how long before that the oldest write was told of that is not applied.
+    heard: Option<(Duration, Duration)>,
+}
+
+/// What a replica said.
+struct Survey {
+    node: NodeId,
+    name: String,
+    answer: Result<Holding, Error>,
+}
+
+impl NodeAdmin {
+    pub(super) async fn take_over_volume(&self, name: &str, request: AskTakeover) -> Result<TakeoverReport, Error> {
+        let began = Instant::now();
+        let state = self.meta.linearizable(METADATA_DEADLINE).await.map_err(no_majority)?;
+        let volume = volume_named(&state, name)?;
+        let to = request.to.as_ref().map(|to| node_named(&state, to)).transpose()?;
+        if let Some(to) = to {
+            may_take_over(&state, volume, to)?;
+        }
+        let surveys = join_all(volume.replicas.iter().map(|node| self.survey(&state, volume.id, *node))).await;
+        let chosen = choose(volume, &surveys, to, self.this.id, request.behind)?;
+        let (to, holding) = (chosen.node, *chosen.answer.as_ref().map_err(|_| no_replica(volume, &surveys))?);
+
+        let shown = Shown {
+            takeovers: &self.takeovers,
+            volume: name,
+            from: name_of(&state, volume.owner),
+            to: name_of(&state, to),
+        };
+        let taken = self.see_through(volume, to, &shown).await?;
+        tracing::info!(volume = %name, epoch = %taken.epoch, from = %shown.from, to = %shown.to, start = %taken.start, "taken over");
+        let answers = surveys.iter().filter_map(|survey| Some((survey, survey.answer.as_ref().ok()?)));
+        let known = answers.clone().filter(|(_, holding)| holding.tail.is_none()).map(|(_, holding)| holding.known);
+        let known = known.fold(taken.known, Lsn::max).max(taken.start);
+        let is_lost = |snapshot: &&consensus::Snapshot| snapshot.made.is_some_and(|made| made.lsn > taken.start);
+        let (heard, behind) = holding.heard.map_or((None, Duration::ZERO), |(heard, behind)| (Some(heard), behind));
+        Ok(TakeoverReport {
+            volume: name.to_owned(),
+            from: shown.from.clone(),
+            to: shown.to.clone(),
+            epoch: taken.epoch.0,
+            start: taken.start.to_string(),
+            known: known.to_string(),
+            lost_writes: known.sequence.saturating_sub(taken.start.sequence),
+            lost_bytes: taken.lost_blocks * u64::from(BLOCK_SIZE),
+            lost_seconds: if known > taken.start { behind.as_secs_f64() } else { 0.0 },
+            heard_seconds_ago: heard.map(|heard| (heard + began.elapsed()).as_secs_f64()),
+            took_seconds: began.elapsed().as_secs_f64(),
+            lost_snapshots: volume.snapshots.iter().filter(is_lost).map(|snapshot| snapshot.name.to_string()).collect(),
+            left: answers
+                .filter(|(survey, holding)| survey.node != to && holding.held > taken.start)
+                .map(|(survey, _)| survey.name.clone())
+                .collect(),
+        })
+    }
+
+    /// Has node `to` take over, and waits until it has.
+    async fn see_through(&self, volume: &Volume, to: NodeId, shown: &Shown<'_>) -> Result<Taken, Error> {
+        let (id, from, epoch) = (volume.id, volume.owner, volume.epoch);
+        let mut going = match to == self.this.id {
+            true => self.take_over_here(id, from, epoch)?,
+            false => self.ask(to, AdminForward::Takeover { volume: id, from, epoch }).await?,
+        };
+        let mut heard = Instant::now();
+        loop {
+            match going {
+                Going::On(stage) => shown.show(stage),
+                Going::Taken(taken) => return Ok(taken),
+                Going::Failed(kind, message) => return Err(Error::new(kind, message)),
+            }
+            tokio::time::sleep(LOOK).await;
+            let state = match to == self.this.id {
+                true => self.takeovers.state(id, epoch),
+                false => self.ask(to, AdminForward::TakeoverState { volume: id, epoch }).await,
+            };
+            going = match state {
+                Ok(going) => {
+                    heard = Instant::now();
+                    going
+                }
+                Err(error) if error.kind() == ErrorKind::Unavailable && heard.elapsed() < LOOK_PATIENCE => going,
+                Err(error) => return Err(error),
+            };
+        }
+    }
+
+    /// Takes a volume over; returns how that goes, or how it went when it was asked for before.
+    pub(super) fn take_over_here(&self, id: VolumeId, from: NodeId, epoch: Epoch) -> Result<Going, Error> {
+        let served = self.served(id)?;
+        let mut here = self.takeovers.here.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = here.get(&id).filter(|running| running.epoch == epoch) {
+            let going = running.going();
+            if !matches!(going, Going::Failed(..)) {
+                return Ok(going);
+            }
+        }
+        let busy = Busy::begin(self.busy.clone(), &served)?;
+        let (stage, stages) = watch::channel(Stage::Waiting { remaining_ms: 0 });
+        let outcome = Arc::new(OnceLock::new());
+        let driver = Driver::new(served, from, epoch, self.ownership.clone(), self.takeovers.leases.clone(), stage);
+        let (told, taking) = (outcome.clone(), tokio::spawn(driver.run()));
+        // It is told how it went, and marked until then, also when the driver panics.
+        tokio::spawn(async move {
+            let _busy = busy;
+            let going = match taking.await {
+                Ok(Ok(taken)) => Going::Taken(taken),
+                Ok(Err(error)) => Going::Failed(error.kind(), error.to_string()),
+                Err(error) => Going::Failed(ErrorKind::Internal, format!("the takeover ended early: {error}")),
+            };
+            // Set once, here.
+            let _ = told.set(going);
+        });
+        let running = Running { epoch, stage: stages, outcome };
+        let going = running.going();
+        here.insert(id, running);
+        Ok(going)
+    }
+
+    async fn survey(&self, state: &MetaState, volume: VolumeId, node: NodeId) -> Survey {
+        let asked = async {
+            match node == self.this.id {
+                true => self.holding_here(volume).await,
+                false => self.ask(node, AdminForward::Holding { volume }).await,
+            }
+        };
+        let answer = tokio::time::timeout(SURVEY_PATIENCE, asked).await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Unavailable, format!("no answer within {SURVEY_PATIENCE:?}")))
+        });
+        Survey { node, name: name_of(state, node), answer }
+    }
+
+    pub(super) async fn holding_here(&self, id: VolumeId) -> Result<Holding, Error> {
+        let served = self.served(id)?;
+        let report = served.shard.report(id).await.map_err(store_failure)?;
+        let (tail, heard) = (served.standing.tail(), served.hearing.last());
+        Ok(Holding { known: report.known, watermark: report.watermark, held: report.held, tail, heard })
+    }
+
+    pub(super) async fn rejoin_node(&self, name: &str, request: Rejoin) -> Result<TailStatus, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let (volume, node) = (volume_named(&state, name)?.id, node_named(&state, &request.node)?);
+        if !request.discard_tail {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                format!(
+                    "this drops for good what node {} holds of volume {name} beyond the takeover (`helio volume status {name}` \
+                     shows how much); add --discard-tail if that is meant",
+                    request.node
+                ),
+            ));
+        }
+        match node == self.this.id {
+            true => self.rejoin_here(volume).await,
+            false => self.ask(node, AdminForward::Rejoin { volume }).await,
+        }
+    }
+
+    /// Begins anew with an empty copy.
+    pub(super) async fn rejoin_here(&self, id: VolumeId) -> Result<TailStatus, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let gone = || Error::new(ErrorKind::NotFound, format!("volume {id} was deleted"));
+        let meta = state.volume(id).ok_or_else(gone)?.clone();
+        let served = self.served(id)?;
+        let Some(tail) = served.standing.tail() else {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                format!("node {} follows volume {}: it has no tail to discard", self.this.name, served.name),
+            ));
+        };
+        let busy = Busy::begin(self.busy.clone(), &served)?;
+        // A task of its own: half of it would leave the node without a copy until the next change of the metadata.
+        let rejoined = tokio::spawn({
+            let meta = meta.clone();
+            async move {
+                let _busy = busy;
+                begin_anew(&served, &meta).await
+            }
+        });
+        rejoined
+            .await
+            .map_err(|error| Error::new(ErrorKind::Internal, "the rejoin ended early").caused_by(error))??;
+        Ok(tail_status(&state, &meta, self.this.id, tail))
+    }
+
+    fn served(&self, id: VolumeId) -> Result<Arc<ServedVolume>, Error> {
+        let missing = || Error::new(ErrorKind::Unavailable, format!("volume {id} is not (yet) known here"));
+        self.volumes.get(id).ok_or_else(missing)
+    }
+}
+
+async fn begin_anew(served: &ServedVolume, meta: &Volume) -> Result<(), Error> {
+    let hold = served.intake.hold().await;
+    served.shard.delete(served.id).await.map_err(store_failure)?;
+    served.shard.open(served.id, meta.size).await.map_err(store_failure)?;
+    follow(served, meta).await?;
+    drop(hold);
+    served.snapshots.told();
+    tracing::info!(volume = %served.name, epoch = %meta.epoch, "the tail is dropped; this node follows again, from an empty copy");
+    Ok(())
+}
+
+/// A tail as an administrator is told of it.
+pub(super) fn tail_status(state: &MetaState, volume: &Volume, node: NodeId, tail: Tail) -> TailStatus {
+    TailStatus {
+        node: name_of(state, node),
+        from: tail.from.to_string(),
+        to: tail.to.to_string(),
+        export: format!("{}@{}", volume.name, tail_name(&tail)),
+        writes: tail.to.sequence.saturating_sub(tail.from.sequence),
+        bytes: tail.blocks * u64::from(BLOCK_SIZE),
+    }
+}
+
+fn no_majority(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Unavailable => Error::new(
+            ErrorKind::Unavailable,
+            "the metadata has no leader, and nothing can be taken over without one: a majority of the voters must be up \
+             (`helio cluster status` shows which are in reach)",
+        )
+        .caused_by(error),
+        _ => error,
+    }
+}
+
+fn may_take_over(state: &MetaState, volume: &Volume, to: NodeId) -> Result<(), Error> {
+    let what = if volume.owner == to {
+        format!("node {} owns volume {} already, in epoch {}", name_of(state, to), volume.name, volume.epoch)
+    } else if !volume.replicas.contains(&to) {
+        let replicas: Vec<String> = volume.replicas.iter().map(|node| name_of(state, *node)).collect();
+        format!(
+            "node {} holds no replica of volume {}; its replicas are at {}",
+            name_of(state, to),
+            volume.name,
+            replicas.join(", ")
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::InvalidRequest, what))
+}
+
+/// The replica that is to take over: `to`, or the one that holds most; this node, if there are several.
+fn choose<'a>(
+    volume: &Volume,
+    surveys: &'a [Survey],
+    to: Option<NodeId>,
+    me: NodeId,
+    behind: bool,
+) -> Result<&'a Survey, Error> {
+    let may = |survey: &Survey| match &survey.answer {
+        Ok(Holding { tail: Some(tail), .. }) => Err(tail.refusal(survey.node)),
+        Ok(holding) if holding.held > holding.watermark => {
+            Err(incomplete(survey.node, holding.watermark, holding.held))
+        }
+        Ok(holding) => Ok(holding.watermark),
+        Err(error) => Err(Error::new(ErrorKind::Unavailable, format!("node {} does not answer: {error}", survey.name))),
+    };
+    let able = surveys.iter().filter_map(|survey| Some((may(survey).ok()?, survey.node == me, survey)));
+    let best = able.max_by_key(|(watermark, is_here, _)| (*watermark, *is_here));
+    let Some(to) = to else {
+        return best.map(|(.., survey)| survey).ok_or_else(|| no_replica(volume, surveys));
+    };
+    let chosen = surveys.iter().find(|survey| survey.node == to).ok_or_else(|| no_replica(volume, surveys))?;
+    let watermark = may(chosen)?;
+    match best {
+        Some((most, _, other)) if most > watermark && !behind => Err(Error::new(
+            ErrorKind::InvalidRequest,
+            format!(
+                "node {other} holds volume {} up to {most}, node {} only up to {watermark}: take it over at {other} and migrate it \
+                 then, or add --behind to cut off what {other} holds more",
+                volume.name,
+                chosen.name,
+                other = other.name
+            ),
+        )),
+        _ => Ok(chosen),
+    }
+}
+
+fn no_replica(volume: &Volume, surveys: &[Survey]) -> Error {
+    let why = surveys.iter().map(|survey| match &survey.answer {
+        Ok(Holding { tail: Some(tail), .. }) => {
+            format!("node {} has left the volume and holds it up to {}", survey.name, tail.to)
+        }
+        Ok(holding) => format!("node {} has writes of its own beyond {}", survey.name, holding.watermark),
+        Err(error) => format!("node {} does not answer ({error})", survey.name),
+    });
+    let why: Vec<String> = why.collect();
+    let why = if why.is_empty() { "it has none".to_owned() } else { why.join("; ") };
+    let what = format!(
+        "volume {} has no replica that could take over: {why}; bring one of them, or the owner, back",
+        volume.name
+    );
+    Error::new(ErrorKind::Unavailable, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: NodeId = NodeId(2);
+
+    fn lsn(sequence: u64) -> Lsn {
+        Lsn::new(Epoch(1), sequence)
+    }
+
+    fn survey(node: u64, known: u64, watermark: u64, held: u64) -> Survey {
+        let holding =
+            Holding { known: lsn(known), watermark: lsn(watermark), held: lsn(held), tail: None, heard: None };
+        Survey { node: NodeId(node), name: format!("n{node}"), answer: Ok(holding) }
+    }
+
+    fn silent(node: u64) -> Survey {
+        Survey { answer: Err(Error::new(ErrorKind::Unavailable, "no route")), ..survey(node, 0, 0, 0) }
+    }
+
+    fn left(node: u64) -> Survey {
+        let mut survey = survey(node, 9, 9, 9);
+        let tail = Some(Tail { from: lsn(5), to: lsn(9), blocks: 3 });
+        survey.answer = survey.answer.map(|holding| Holding { tail, ..holding });
+        survey
+    }
+
+    fn chosen(surveys: &[Survey], to: Option<u64>, behind: bool) -> Result<u64, String> {
+        let chosen = choose(&Volume::example(), surveys, to.map(NodeId), ME, behind);
+        chosen.map(|survey| survey.node.0).map_err(|error| error.message().to_owned())
+    }
+
+    #[test]
+    fn the_replica_that_holds_most_takes_over() {
+        assert_eq!(chosen(&[survey(2, 9, 4, 4), survey(3, 5, 5, 5), silent(4)], None, false), Ok(3));
+        assert_eq!(chosen(&[survey(3, 5, 5, 5), survey(2, 5, 5, 5), survey(4, 5, 5, 5)], None, false), Ok(2), "here");
+        assert_eq!(chosen(&[left(3), survey(4, 7, 2, 6), survey(2, 1, 1, 1)], None, false), Ok(2));
+    }
+
+    #[test]
+    fn who_cannot_take_over_is_refused_with_the_reason() {
+        for (surveys, to, said) in [
+            (vec![survey(2, 9, 4, 4), survey(3, 5, 5, 5)], Some(2), "take it over at n3"),
+            (vec![left(3), survey(2, 1, 1, 1)], Some(3), "has left the volume"),
+            (vec![survey(3, 7, 2, 6), survey(2, 1, 1, 1)], Some(3), "writes of its own"),
+            (vec![silent(3), survey(2, 1, 1, 1)], Some(3), "does not answer"),
+            (
+                vec![left(3), silent(4)],
+                None,
+                "node n3 has left the volume and holds it up to 1.9; node n4 does not answer",
+            ),
+            (vec![], None, "it has none"),
+        ] {
+            let error = chosen(&surveys, to, false).expect_err(said);
+            assert!(error.contains(said), "{error}");
+        }
+        assert_eq!(chosen(&[survey(2, 9, 4, 4), survey(3, 5, 5, 5)], Some(2), true), Ok(2), "it was asked for");
+    }
+}

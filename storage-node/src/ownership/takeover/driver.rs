@@ -1,0 +1,239 @@
+//! Carries out a takeover at the replica that takes over: the effects of [`Takeover`] on the real shard and consensus.
+//!
+//! Runs as a task of its own, never inside a caller's future: once a proposal is under way, nothing may be taken from the old
+//! owner until its outcome is known, whoever stops waiting for the report.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};
+use consensus::MetaState;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::{Effect, Event, Seen, Takeover};
+use crate::ownership::driver::{OwnershipLog, TakeoverProposal, TransferOutcome};
+use crate::ownership::expiry::LeaseWatch;
+use crate::ownership::gate::Phase;
+use crate::propagation::intake::Hold;
+use crate::serve::volume::{ServedVolume, store_failure};
+
+/// Pause before consensus is asked again for an outcome that nobody could tell.
+const RESOLVE_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long this node may take to serve what it has taken over before the takeover is reported without that.
+const ACTIVATE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The owner's lease is waited out.
+    Waiting {
+        /// How long it still lasts, in milliseconds.
+        remaining_ms: u64,
+    },
+    /// Consensus is asked to agree that the lease is out.
+    Expiring,
+    /// What is complete is applied; nothing more is taken from the owner.
+    Holding,
+    /// Consensus is asked for the volume.
+    Proposing,
+    /// Nobody could tell whether consensus agreed: it is asked.
+    Resolving,
+    /// The volume is this node's, which begins to serve it.
+    TakingUp,
+}
+
+/// A volume was taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// The new epoch.
+    pub epoch: Epoch,
+    /// What the new owner begins with: everything up to here.
+    pub start: Lsn,
+    /// The newest write that it had been told of.
+    pub known: Lsn,
+    /// How many distinct blocks it was told of that it did not hold.
+    pub lost_blocks: u64,
+}
+
+/// One takeover of one volume by this node.
+pub struct Driver {
+    volume: Arc<ServedVolume>,
+    from: NodeId,
+    epoch: Epoch,
+    log: Arc<dyn OwnershipLog>,
+    leases: Arc<LeaseWatch>,
+    stage: watch::Sender<Stage>,
+    hold: Option<Hold>,
+    taken: Taken,
+}
+
+impl Driver {
+    /// A takeover of `volume` from node `from`, which owns it in `epoch`; `stage` tells how it goes.
+    #[must_use]
+    pub fn new(
+        volume: Arc<ServedVolume>,
+        from: NodeId,
+        epoch: Epoch,
+        log: Arc<dyn OwnershipLog>,
+        leases: Arc<LeaseWatch>,
+        stage: watch::Sender<Stage>,
+    ) -> Driver {
+        let taken = Taken { epoch: epoch.next(), start: Lsn::ZERO, known: Lsn::ZERO, lost_blocks: 0 };
+        Driver { volume, from, epoch, log, leases, stage, hold: None, taken }
+    }
+
+    /// Takes the volume over, or follows as before and says why.
+    ///
+    /// # Errors
+    /// The volume is not this node's; or, `Unavailable` and saying so, it is and is not served yet.
+    ///
+    /// # Cancel safety
+    /// Not safe: run it as a task.
+    pub async fn run(mut self) -> Result<Taken, Error> {
+        let mut states = self.log.states();
+        let mut machine = Takeover::new(self.volume.me, self.from, self.epoch);
+        let mut event = self.look(&states.borrow_and_update().clone());
+        loop {
+            let effect = machine.on(event).expect("a takeover ends released or taken up");
+            tracing::debug!(volume = %self.volume.name, epoch = %self.epoch, ?effect, "takeover");
+            event = match effect {
+                Effect::Wait { until } => {
+                    self.wait(&mut states, until).await;
+                    self.look(&states.borrow_and_update().clone())
+                }
+                Effect::Expire { renewals } => {
+                    self.stage.send_replace(Stage::Expiring);
+                    match self.log.expire(self.from, renewals).await {
+                        Ok(()) => Event::Expired,
+                        Err(error) => Event::Failed(error),
+                    }
+                }
+                Effect::Hold => {
+                    self.stage.send_replace(Stage::Holding);
+                    match self.hold().await {
+                        Ok(start) => Event::Held(start),
+                        Err(error) => Event::Failed(error),
+                    }
+                }
+                Effect::Propose { start } => {
+                    self.stage.send_replace(Stage::Proposing);
+                    let proposal =
+                        TakeoverProposal { volume: self.volume.id, from: self.from, epoch: self.epoch, start };
+                    match self.log.take_over(proposal).await {
+                        TransferOutcome::Committed(epoch) => Event::Committed(epoch),
+                        TransferOutcome::Refused(error) => Event::Refused(error),
+                        TransferOutcome::Unknown => Event::Unknown,
+                    }
+                }
+                Effect::Resolve => {
+                    self.stage.send_replace(Stage::Resolving);
+                    self.resolve().await
+                }
+                Effect::Release(error) => return Err(error),
+                Effect::TakeUp(epoch) => {
+                    self.stage.send_replace(Stage::TakingUp);
+                    self.served(epoch).await?;
+                    return Ok(self.taken);
+                }
+            };
+        }
+    }
+
+    /// The owner's lease as metadata has it, if there is still something to take over.
+    fn look(&self, state: &MetaState) -> Event {
+        let meta = state.volume(self.volume.id);
+        if let Some((owner, epoch)) = meta.map(|meta| (meta.owner, meta.epoch)).filter(|now| now.1 != self.epoch) {
+            let what = format!("volume {} is at node {owner} by now, in epoch {epoch}", self.volume.name);
+            return Event::Failed(Error::new(ErrorKind::Busy, what));
+        }
+        if meta.is_none() {
+            return Event::Failed(Error::new(ErrorKind::NotFound, format!("volume {} was deleted", self.volume.name)));
+        }
+        let lease = state.lease(self.from);
+        let out_at = self.leases.observe(self.from, &lease);
+        Event::Looked { now: self.leases.now(), lease: Seen { renewals: lease.renewals, is_out: lease.is_out, out_at } }
+    }
+
+    /// Until then, or until metadata changes.
+    async fn wait(&self, states: &mut watch::Receiver<Arc<MetaState>>, until: Duration) {
+        let remaining = until.saturating_sub(self.leases.now());
+        self.stage
+            .send_replace(Stage::Waiting { remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX) });
+        tokio::select! {
+            changed = states.changed() => if changed.is_err() {
+                // The node stops, and this task with it.
+                std::future::pending::<()>().await;
+            },
+            () = tokio::time::sleep(remaining) => {}
+        }
+    }
+
+    /// Takes nothing more from the owner, applies what is complete, and says up to where that is. The hold lasts until the
+    /// driver is dropped.
+    async fn hold(&mut self) -> Result<Lsn, Error> {
+        self.hold = Some(self.volume.intake.hold().await);
+        let (shard, id) = (&self.volume.shard, self.volume.id);
+        let mut report = shard.report(id).await.map_err(store_failure)?;
+        while let Some(to) = report.sealed_to {
+            if shard.apply_sealed(id, to).await.map_err(store_failure)? < to {
+                break;
+            }
+            report = shard.report(id).await.map_err(store_failure)?;
+        }
+        self.taken.known = report.known;
+        // An entry like any other: what an owner's request had begun has taken effect when it has.
+        let report = shard.rewind(id, report.known).await.map_err(store_failure)?;
+        if let Some(tail) = self.volume.standing.tail() {
+            return Err(tail.refusal(self.volume.me));
+        }
+        if report.held > report.watermark {
+            return Err(incomplete(self.volume.me, report.watermark, report.held));
+        }
+        self.taken.start = report.watermark;
+        self.taken.lost_blocks = shard.changed_blocks(id, report.watermark).await.map_err(store_failure)?;
+        Ok(report.watermark)
+    }
+
+    async fn resolve(&self) -> Event {
+        match self.log.settle(self.volume.id).await {
+            Ok((owner, epoch)) => Event::Resolved { owner, epoch },
+            Err(error) => {
+                tracing::warn!(volume = %self.volume.name, epoch = %self.epoch, %error, "the outcome of a takeover is not known yet");
+                tokio::time::sleep(RESOLVE_PAUSE).await;
+                Event::Unknown
+            }
+        }
+    }
+
+    /// Waits until this node serves the volume.
+    async fn served(&self, epoch: Epoch) -> Result<(), Error> {
+        let mut views = self.volume.gate.subscribe();
+        let is_served = |phase| matches!(phase, Phase::Owner | Phase::Closed);
+        let served = views.wait_for(|view| view.epoch > epoch || (view.epoch == epoch && is_served(view.phase)));
+        match tokio::time::timeout(ACTIVATE_PATIENCE, served).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "volume {} was taken over in epoch {epoch}, but node {} does not serve it yet; its log says why",
+                    self.volume.name, self.volume.me
+                ),
+            )),
+        }
+    }
+}
+
+/// The refusal of a node that has written more than it holds all of.
+#[must_use]
+pub fn incomplete(node: NodeId, watermark: Lsn, held: Lsn) -> Error {
+    Error::new(
+        ErrorKind::InvalidRequest,
+        format!(
+            "node {node} holds the volume completely only up to {watermark}, and has writes of its own up to {held} that a \
+             takeover would cut off; choose another replica, or wait until it has fetched the rest"
+        ),
+    )
+}

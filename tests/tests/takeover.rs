@@ -1,0 +1,211 @@
+//! Takeovers, as an operator does them, of nodes that are processes: the owner is killed, or paused, under load.
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::ledger::Ledger;
+use tests::nbd_client::{self, Client, EPERM, Error};
+use tests::nodes::Nodes;
+use tests::workload::{check, fill};
+
+const BLOCK: u64 = 4096;
+const BLOCKS: u64 = 4000;
+const SEED: u64 = 29;
+/// What takes longer than this fails the test.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where the writer's generation goes.
+fn block_of(generation: u64) -> u64 {
+    generation * 7919 % BLOCKS
+}
+
+fn write_blocks(socket: &Path, ledger: &Mutex<Ledger>, stop: &AtomicBool) -> Result<(), nbd_client::Error> {
+    let mut client = Client::connect(socket, "disk")?;
+    while !stop.load(Ordering::SeqCst) {
+        let next = ledger.lock().expect("no thread panics").generation() + 1;
+        let generation = ledger.lock().expect("no thread panics").begin(block_of(next));
+        client.write(block_of(generation) * BLOCK, &fill(SEED, block_of(generation), generation))?;
+        ledger.lock().expect("no thread panics").ack();
+    }
+    Ok(())
+}
+
+fn found(client: &mut Client, block: u64) -> u64 {
+    let bytes = client.read(block * BLOCK, BLOCK as u32).expect("is read");
+    check(&bytes, SEED, block).unwrap_or_else(|what| panic!("{what}"))
+}
+
+/// Everything up to some generation is there and nothing after it, in every block. Returns that generation.
+fn check_prefix(nodes: &Nodes, node: &str, written: u64) -> u64 {
+    let mut client = Client::connect(&nodes.socket(node), "disk").expect("connects");
+    let blocks: Vec<u64> = (0..BLOCKS).map(|block| found(&mut client, block)).collect();
+    let newest = blocks.iter().copied().max().expect("there are blocks");
+    assert!(newest <= written, "{newest} was never written");
+    let mut expected = vec![0; BLOCKS as usize];
+    (1..=newest).for_each(|generation| expected[block_of(generation) as usize] = generation);
+    assert_eq!(blocks, expected, "a prefix of the writes, up to {newest} of {written}");
+    newest
+}
+
+fn json(nodes: &Nodes, node: &str, arguments: &[&str]) -> Value {
+    serde_json::from_str(&nodes.run(node, arguments).expect("succeeds")).expect("is JSON")
+}
+
+/// What the owner says of replica `replica`.
+fn replica(nodes: &Nodes, at: &str, replica: &str) -> (Value, Value) {
+    let status = json(nodes, at, &["volume", "status", "disk", "--json"]);
+    let all = status["replicas"].as_array().expect("a list");
+    let found = all.iter().find(|found| found["node"] == replica).expect("is a replica").clone();
+    (status, found)
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn refused(outcome: anyhow::Result<String>, expected: &str) {
+    let error = outcome.expect_err(expected).to_string();
+    assert!(error.contains(expected) && !error.contains("panicked"), "{error}");
+}
+
+#[test]
+fn a_killed_owners_volume_goes_on_at_a_survivor_and_its_tail_is_kept() {
+    let mut nodes = Nodes::start(&["a", "b", "c"]).expect("three nodes start");
+    nodes.run("a", &["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    refused(nodes.run("b", &["volume", "takeover", "disk"]), "is alive");
+    refused(nodes.run("b", &["volume", "takeover", "disk", "--to", "a"]), "owns volume disk already");
+
+    let (ledger, stop, socket) = (Mutex::new(Ledger::default()), AtomicBool::new(false), nodes.socket("a"));
+    let written = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_blocks(&socket, &ledger, &stop));
+        until("the writer writes and the replicas follow", || {
+            assert!(!writer.is_finished(), "the writer writes");
+            let (_, replica) = replica(&nodes, "a", "b");
+            replica["watermark"] != "0.0" && ledger.lock().expect("no thread panics").generation() > 2000
+        });
+        nodes.kill("a").expect("it runs");
+        writer.join().expect("ends").expect_err("its node is gone");
+        ledger.lock().expect("no thread panics").generation()
+    });
+    refused(nodes.run("b", &["volume", "status", "disk"]), "helio volume takeover disk");
+
+    let begun = Instant::now();
+    let report = json(&nodes, "b", &["volume", "takeover", "disk", "--json"]);
+    println!("taken over after {:?}: {report}", begun.elapsed());
+    assert_eq!((&report["from"], &report["epoch"]), (&Value::from("a"), &Value::from(2)));
+    let to = report["to"].as_str().expect("a name").to_owned();
+    let other = if to == "b" { "c" } else { "b" };
+    let survived = check_prefix(&nodes, &to, written);
+    assert_eq!(check_prefix(&nodes, other, written), survived, "read through, it is the same");
+    assert!(survived + 1 < written, "a writer that does not wait is ahead of its replicas");
+
+    // It goes on there.
+    let mut client = Client::connect(&nodes.socket(&to), "disk").expect("connects");
+    for block in 0..50 {
+        client.write(block * BLOCK, &fill(SEED, block, written + 1 + block)).expect("is written");
+    }
+    client.flush().expect("flushes");
+    until("the other replica follows", || {
+        let (status, replica) = replica(&nodes, &to, other);
+        replica["watermark"] == status["head"]
+    });
+
+    // The old owner comes back, fenced, and keeps what nobody else has.
+    nodes.start_node("a").expect("starts");
+    until("its tail is shown", || !replica(&nodes, other, "a").1["tail"].is_null());
+    let tail = replica(&nodes, other, "a").1["tail"].clone();
+    let writes = tail["writes"].as_u64().expect("a number");
+    assert!(writes >= written - 1 - survived && tail["bytes"].as_u64() > Some(0), "{tail}");
+    let text = nodes.run(&to, &["volume", "status", "disk"]).expect("tells");
+    assert!(text.contains("node a has left the volume") && text.contains("--discard-tail"), "{text}");
+    let mut at_a = Client::connect(&nodes.socket("a"), "disk").expect("connects");
+    assert_eq!(found(&mut at_a, 7), written + 1 + 7, "who reads there reads the volume");
+    let name = tail["export"].as_str().expect("a name");
+    let mut kept = Client::connect(&nodes.socket("a"), name).expect("is an export");
+    ledger
+        .into_inner()
+        .expect("no thread panics")
+        .check(|block| Ok(found(&mut kept, block)))
+        .expect("every acked write is in the tail");
+    refused(nodes.run(&to, &["volume", "migrate", "disk", "--to", "a"]), "has left the volume");
+
+    refused(nodes.run("c", &["volume", "rejoin", "disk", "--node", "a"]), "--discard-tail");
+    refused(nodes.run("c", &["volume", "rejoin", "disk", "--node", other, "--discard-tail"]), "no tail to discard");
+    nodes.run("c", &["volume", "rejoin", "disk", "--node", "a", "--discard-tail"]).expect("rejoins");
+    until("it follows again", || {
+        let (status, replica) = replica(&nodes, &to, "a");
+        replica["tail"].is_null() && replica["watermark"] == status["head"]
+    });
+    drop(kept);
+    assert!(Client::connect(&nodes.socket("a"), name).is_err(), "the tail is dropped");
+    nodes.run("a", &["volume", "migrate", "disk", "--to", "a"]).expect("may own it again");
+    for node in ["a", "b", "c"] {
+        let mut client = Client::connect(&nodes.socket(node), "disk").expect("connects");
+        for block in 0..50 {
+            assert_eq!(found(&mut client, block), written + 1 + block, "block {block} at {node}");
+        }
+    }
+    // Over a restart of everything it stays as it is.
+    nodes.kill("a").expect("it runs");
+    nodes.start_node("a").expect("starts");
+    let mut client = Client::connect(&nodes.socket("a"), "disk").expect("connects");
+    assert_eq!(found(&mut client, 7), written + 1 + 7);
+}
+
+/// The process is stopped with a write in its hands, and goes on when another node has owned the volume for a while.
+#[test]
+fn a_paused_owner_answers_nothing_when_it_wakes_up_and_its_client_is_told() {
+    let nodes = Nodes::start(&["a", "b", "c"]).expect("three nodes start");
+    nodes.run("a", &["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    let mut client = Client::connect(&nodes.socket("a"), "disk").expect("connects");
+    let mut idle = Client::connect(&nodes.socket("a"), "disk").expect("connects");
+    for block in 0..10 {
+        client.write(block * BLOCK, &fill(SEED, block, 1)).expect("is written");
+    }
+    found(&mut idle, 3);
+    until("the replicas follow", || {
+        let (status, replica) = replica(&nodes, "a", "b");
+        replica["watermark"] == status["head"]
+    });
+
+    nodes.pause("a").expect("it runs");
+    let outcome = std::thread::scope(|scope| {
+        let pending = scope.spawn(|| client.write(3 * BLOCK, &fill(SEED, 3, 2)));
+        let report = json(&nodes, "c", &["volume", "takeover", "disk", "--to", "b", "--json"]);
+        assert_eq!((&report["to"], &report["lost_writes"]), (&Value::from("b"), &Value::from(0)));
+        let mut at_b = Client::connect(&nodes.socket("b"), "disk").expect("connects");
+        at_b.write(3 * BLOCK, &fill(SEED, 3, 5)).expect("is written");
+        assert!(!pending.is_finished(), "nobody answers it");
+        nodes.resume("a").expect("it runs");
+        pending.join().expect("ends")
+    });
+    assert!(matches!(outcome, Err(Error::Refused(EPERM))), "never acked: {outcome:?}");
+    assert!(matches!(client.flush(), Err(Error::Refused(EPERM))), "what it wrote may be gone");
+    assert!(matches!(idle.read(3 * BLOCK, BLOCK as u32), Err(Error::Refused(EPERM))), "what it read may be gone");
+    let mut anew = Client::connect(&nodes.socket("a"), "disk").expect("connects");
+    assert_eq!(found(&mut anew, 3), 5, "a new connection sees the volume");
+    let log = std::fs::read_to_string(nodes.path().join("a.log")).expect("has a log");
+    assert!(log.contains("connect anew"), "the reason is in the log: {log}");
+}
+
+#[test]
+fn nothing_is_taken_over_without_a_majority_or_a_replica() {
+    let mut nodes = Nodes::start(&["a", "b", "c"]).expect("three nodes start");
+    let create = ["volume", "create", "disk", "--size", "1M", "--owner", "a", "--replicas", "c"];
+    nodes.run("a", &create).expect("is created");
+    refused(nodes.run("b", &["volume", "takeover", "disk", "--to", "b"]), "holds no replica of volume disk");
+    refused(nodes.run("b", &["volume", "takeover", "nothing"]), "there is no volume");
+    refused(nodes.run("b", &["volume", "takeover", "disk", "--to", "d"]), "there is no node");
+    nodes.kill("a").expect("it runs");
+    nodes.kill("c").expect("it runs");
+    refused(nodes.run("b", &["volume", "takeover", "disk"]), "a majority of the voters must be up");
+    nodes.start_node("a").expect("starts");
+    refused(nodes.run("b", &["volume", "takeover", "disk"]), "node c does not answer");
+}
