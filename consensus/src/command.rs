@@ -158,6 +158,14 @@ pub enum Command {
         /// The snapshot.
         snapshot: SnapshotId,
     },
+    /// What happens when the volume's owner is lost.
+    SetTakeover {
+        /// The volume.
+        volume: VolumeId,
+        /// A replica takes over by itself when the owner's lease has been out for so many milliseconds; `None` leaves it to an
+        /// operator.
+        after_ms: Option<u64>,
+    },
 }
 
 impl Command {
@@ -243,6 +251,8 @@ pub enum Response {
     SnapshotMade,
     /// The snapshot does not exist any more.
     SnapshotDeleted,
+    /// The policy is what was asked for.
+    TakeoverSet,
 }
 
 impl Response {

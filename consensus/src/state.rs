@@ -143,6 +143,9 @@ pub struct Volume {
     pub snapshots: Vec<Snapshot>,
     /// The newest snapshot that was ever created; a holder that has an older one which is not listed has a deleted one.
     pub newest_snapshot: SnapshotId,
+    /// A replica takes over by itself when the owner's lease has been out for so many milliseconds; `None` leaves it to an
+    /// operator.
+    pub takeover_after_ms: Option<u64>,
 }
 
 impl Volume {
@@ -164,6 +167,7 @@ impl Volume {
             forks: Vec::new(),
             snapshots: Vec::new(),
             newest_snapshot: SnapshotId(0),
+            takeover_after_ms: None,
         }
     }
 
@@ -224,6 +228,7 @@ impl MetaState {
                 self.snapshot_made(volume, snapshot, from, epoch, made)
             }
             Command::DeleteSnapshot { volume, snapshot } => self.delete_snapshot(volume, snapshot),
+            Command::SetTakeover { volume, after_ms } => self.set_takeover(volume, after_ms),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

@@ -15,6 +15,7 @@ mod export;
 mod import;
 mod inspect;
 mod node;
+mod policy;
 mod serving;
 mod snapshot;
 mod takeover;

@@ -43,6 +43,7 @@ pub mod admin;
 pub mod admission;
 pub mod lease;
 pub mod ownership_log;
+mod policy;
 pub mod reconcile;
 pub mod rtt;
 pub mod service;
@@ -196,6 +197,7 @@ impl Node {
             tokio::spawn(rtt::follow(meta.clone(), peers.clone(), me)),
             tokio::spawn(lease::keep(meta.clone(), me, lease)),
             tokio::spawn(lease::watch_others(meta.clone(), admin.leases())),
+            tokio::spawn(policy::take_over_what_is_due(admin.clone())),
         ];
         tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
 

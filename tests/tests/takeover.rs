@@ -195,6 +195,35 @@ fn a_paused_owner_answers_nothing_when_it_wakes_up_and_its_client_is_told() {
     assert!(log.contains("connect anew"), "the reason is in the log: {log}");
 }
 
+/// Nobody types anything: the volume has its policy, and its owner is gone.
+#[test]
+fn a_volume_is_taken_over_by_itself_if_its_policy_says_so() {
+    let mut nodes = Nodes::start(&["a", "b", "c"]).expect("three nodes start");
+    for volume in ["disk", "other"] {
+        nodes.run("a", &["volume", "create", volume, "--size", "64M", "--owner", "a"]).expect("is created");
+    }
+    let policy = ["volume", "policy", "disk", "--takeover", "auto", "--after", "1"];
+    assert!(nodes.run("b", &policy).expect("is set").contains("1 s after the owner's lease is out"));
+    assert_eq!(json(&nodes, "c", &["volume", "policy", "disk", "--json"])["takeover_after_ms"], 1000);
+    assert_eq!(json(&nodes, "c", &["volume", "policy", "other", "--json"])["takeover_after_ms"], Value::Null);
+    let mut client = Client::connect(&nodes.socket("a"), "disk").expect("connects");
+    client.write(0, &fill(SEED, 0, 1)).expect("is written");
+    until("the replicas follow", || {
+        let (status, replica) = replica(&nodes, "a", "b");
+        replica["watermark"] == status["head"]
+    });
+    nodes.kill("a").expect("it runs");
+    let owners = |nodes: &Nodes| -> Vec<String> {
+        let all = json(nodes, "c", &["volume", "list", "--json"]);
+        let all = all.as_array().expect("a list").iter();
+        all.map(|volume| volume["owner"].as_str().expect("a name").to_owned()).collect()
+    };
+    until("it is taken over", || owners(&nodes)[0] != "a");
+    assert_eq!(owners(&nodes)[1], "a", "that one waits for an operator");
+    let mut client = Client::connect(&nodes.socket("c"), "disk").expect("connects");
+    assert_eq!(found(&mut client, 0), 1);
+}
+
 #[test]
 fn nothing_is_taken_over_without_a_majority_or_a_replica() {
     let mut nodes = Nodes::start(&["a", "b", "c"]).expect("three nodes start");

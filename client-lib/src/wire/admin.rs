@@ -88,6 +88,15 @@ pub struct TakeoverReport {
     pub left: Vec<String>,
 }
 
+/// What happens when a volume's owner is lost, as it is or is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumePolicy {
+    /// A replica takes over by itself when the owner's lease has been out for so many milliseconds; `null` leaves it to an
+    /// operator.
+    pub takeover_after_ms: Option<u64>,
+}
+
 /// Asks a node that has left a volume to drop what it holds and follow again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

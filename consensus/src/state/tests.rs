@@ -262,6 +262,19 @@ fn a_takeover_cuts_the_history_and_the_old_owner_follows() {
 }
 
 #[test]
+fn a_policy_is_kept_over_a_takeover() {
+    let mut state = cluster();
+    let volume = VolumeId(10);
+    assert_eq!(state.volume(volume).expect("exists").takeover_after_ms, None, "an operator's word, unless asked for");
+    let set = |volume| Command::SetTakeover { volume, after_ms: Some(5000) };
+    assert_eq!(state.apply(20, set(volume)), Response::TakeoverSet);
+    assert!(state.apply(21, set(VolumeId(99))).into_result().is_err());
+    state.apply(30, expire(1, 0));
+    state.apply(31, takeover(1, 1, 2, 1, Lsn::new(Epoch(1), 3)));
+    assert_eq!(state.volume(volume).expect("exists").takeover_after_ms, Some(5000));
+}
+
+#[test]
 fn snapshots_that_a_takeover_cut_off_are_not_listed_any_more() {
     let mut state = cluster();
     let volume = VolumeId(10);

@@ -56,6 +56,7 @@ impl MetaState {
             forks: Vec::new(),
             snapshots: Vec::new(),
             newest_snapshot: SnapshotId(0),
+            takeover_after_ms: None,
         };
         self.volumes.insert(id, volume);
         Ok(Response::VolumeCreated { volume: id })
@@ -82,6 +83,11 @@ impl MetaState {
             volume.size = size;
         }
         Ok(Response::VolumeResized { size })
+    }
+
+    pub(super) fn set_takeover(&mut self, volume: VolumeId, after_ms: Option<u64>) -> Result<Response, Refusal> {
+        self.volumes.get_mut(&volume).ok_or(Refusal::UnknownVolume(volume))?.takeover_after_ms = after_ms;
+        Ok(Response::TakeoverSet)
     }
 
     pub(super) fn delete_volume(&mut self, volume: VolumeId) -> Result<Response, Refusal> {

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 /// The version of every value.
 const VALUE_VERSION: u8 = 1;
 /// The version of the database's layout and of the state in it. Any other is refused; 1 was of development versions only.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 /// Write-ahead logs kept for recycling: overwriting blocks needs no change of the file's size in the journal, and a
 /// sync is a third faster for it (measured, see shared figures in docs/decisions/0002).
 const RECYCLED_LOGS: usize = 4;

@@ -6,7 +6,7 @@ use client_lib::VolumeName;
 use client_lib::wire::admin::{CreateVolume, Migrate, MigrateReport, Resize, VolumeStatus, VolumeSummary};
 
 use super::client::{Client, print_json, print_table};
-use super::{Common, export, import, snapshot, takeover};
+use super::{Common, export, import, policy, snapshot, takeover};
 use crate::size;
 
 #[derive(Debug, Subcommand)]
@@ -59,6 +59,7 @@ pub(super) enum Verb {
     },
     Takeover(takeover::Takeover),
     Rejoin(takeover::Rejoin),
+    Policy(policy::Policy),
     /// Give a volume another size, while it is in use
     #[command(after_help = "Example:\n  helio volume resize disk --size 20GiB")]
     Resize {
@@ -148,6 +149,7 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
         }
         Verb::Takeover(arguments) => return takeover::run(arguments, common),
         Verb::Rejoin(arguments) => return takeover::rejoin(arguments, common),
+        Verb::Policy(arguments) => return policy::run(&arguments, common),
         Verb::Snapshot(verb) => return snapshot::run(verb, common),
         Verb::Import(arguments) => return import::run(&arguments, common),
         Verb::Export(arguments) => return export::run(&arguments, common),

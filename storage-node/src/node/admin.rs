@@ -9,7 +9,7 @@ use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
     AskTakeover, ClusterStatus, CreateSnapshot, CreateVolume, MemberStatus, Migrate, MigrateReport, NbdAddresses,
     Rejoin, ReplicaStatus, Resize, RollBack, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport,
-    VolumeStatus, VolumeSummary,
+    VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{
     BLOCK_SIZE, Error, ErrorKind, NodeId, NodeName, SnapshotId, SnapshotName, VolumeId, VolumeName, VolumeSize,
@@ -523,6 +523,14 @@ impl Admin for NodeAdmin {
 
     fn rejoin<'a>(&'a self, name: &'a str, request: Rejoin) -> BoxFuture<'a, Result<TailStatus, Error>> {
         Box::pin(self.rejoin_node(name, request))
+    }
+
+    fn policy<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumePolicy, Error>> {
+        Box::pin(self.policy_of(name))
+    }
+
+    fn set_policy<'a>(&'a self, name: &'a str, wanted: VolumePolicy) -> BoxFuture<'a, Result<VolumePolicy, Error>> {
+        Box::pin(self.set_policy_of(name, wanted))
     }
 
     fn resize<'a>(&'a self, name: &'a str, request: Resize) -> BoxFuture<'a, Result<VolumeStatus, Error>> {

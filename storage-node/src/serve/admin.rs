@@ -4,7 +4,7 @@ use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
     AskTakeover, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, Rejoin, Resize, RollBack,
-    SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumeStatus, VolumeSummary,
+    SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
 /// The administrative requests. Any node answers; those that only a volume's owner can carry out are passed on.
@@ -32,6 +32,12 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Has a node that has left a volume drop its tail and follow again; returns what was dropped.
     fn rejoin<'a>(&'a self, name: &'a str, request: Rejoin) -> BoxFuture<'a, Result<TailStatus, Error>>;
+
+    /// What happens when the volume's owner is lost; does not need the owner.
+    fn policy<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumePolicy, Error>>;
+
+    /// Changes what happens when the volume's owner is lost.
+    fn set_policy<'a>(&'a self, name: &'a str, wanted: VolumePolicy) -> BoxFuture<'a, Result<VolumePolicy, Error>>;
 
     /// Gives a volume another size, and waits until it is in force at the owner.
     fn resize<'a>(&'a self, name: &'a str, request: Resize) -> BoxFuture<'a, Result<VolumeStatus, Error>>;

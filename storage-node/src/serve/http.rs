@@ -8,7 +8,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use client_lib::wire::admin::{AskTakeover, CreateSnapshot, CreateVolume, Failure, Migrate, Rejoin, Resize, RollBack};
+use client_lib::wire::admin::{
+    AskTakeover, CreateSnapshot, CreateVolume, Failure, Migrate, Rejoin, Resize, RollBack, VolumePolicy,
+};
 use client_lib::{Error, ErrorKind};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -85,6 +87,7 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/volumes/{name}/migrate", post(migrate))
         .route("/v1/volumes/{name}/takeover", get(takeover).post(take_over))
         .route("/v1/volumes/{name}/rejoin", post(rejoin))
+        .route("/v1/volumes/{name}/policy", get(policy).post(set_policy))
         .route("/v1/volumes/{name}/resize", post(resize))
         .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
@@ -125,6 +128,14 @@ async fn takeover(State(admin): Shared, Path(name): Path<String>) -> Response {
 
 async fn rejoin(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Rejoin>) -> Response {
     answer(admin.rejoin(&name, request).await)
+}
+
+async fn policy(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.policy(&name).await)
+}
+
+async fn set_policy(State(admin): Shared, Path(name): Path<String>, Json(wanted): Json<VolumePolicy>) -> Response {
+    answer(admin.set_policy(&name, wanted).await)
 }
 
 async fn resize(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Resize>) -> Response {

@@ -1,0 +1,154 @@
+//! What happens to a volume whose owner is lost: nothing until somebody asks, or a takeover by itself after a while.
+//!
+//! Every node that follows a volume with the policy `auto` counts for itself, from when the owner's lease is out as seen here. The
+//! replicas begin one after the other, so that one does it and the others see that it is done; if two do it at once, the metadata
+//! lets one of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client_lib::wire::admin::{AskTakeover, VolumePolicy};
+use client_lib::{Error, NodeId, VolumeId};
+use consensus::{Command, Lease, MetaState, Response, Volume};
+use futures_util::future::join_all;
+
+use super::METADATA_DEADLINE;
+use super::admin::{NodeAdmin, out_of_turn, volume_named};
+
+/// How much later each replica begins than the one before it: longer than a takeover that has no lease to wait for.
+const STAGGER: Duration = Duration::from_secs(3);
+
+/// Takeovers under way at once; a lost node may have owned many volumes.
+const AT_ONCE_MAX: usize = 16;
+
+/// How long after a takeover that failed it is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(15);
+
+/// Takes over what is to be taken over by itself, for as long as the node runs.
+pub(super) async fn take_over_what_is_due(admin: Arc<NodeAdmin>) {
+    let mut states = admin.meta.subscribe();
+    let mut not_before: BTreeMap<VolumeId, Duration> = BTreeMap::new();
+    loop {
+        let state = states.borrow_and_update().clone();
+        let leases = &admin.takeovers.leases;
+        let mut watched = due(&state, admin.this.id, |owner, lease| leases.observe(owner, lease));
+        not_before.retain(|volume, _| watched.contains_key(volume));
+        for (volume, pause) in &not_before {
+            watched.entry(*volume).and_modify(|due| *due = (*due).max(*pause));
+        }
+        let now = leases.now();
+        let lost: Vec<&Volume> =
+            watched.iter().filter(|(_, due)| **due <= now).filter_map(|(id, _)| state.volume(*id)).collect();
+        if !lost.is_empty() {
+            let some = &lost[..lost.len().min(AT_ONCE_MAX)];
+            not_before.extend(some.iter().map(|volume| (volume.id, now + RETRY_PAUSE)));
+            join_all(some.iter().map(|volume| take_over(&admin, volume))).await;
+            continue;
+        }
+        let rest = watched.values().min().map(|due| due.saturating_sub(now));
+        tokio::select! {
+            changed = states.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(rest.unwrap_or_default()), if rest.is_some() => {}
+        }
+    }
+}
+
+async fn take_over(admin: &NodeAdmin, meta: &Volume) {
+    tracing::warn!(volume = %meta.name, epoch = %meta.epoch, owner = %meta.owner, "the owner has been lost for long enough: the volume is taken over, as its policy says");
+    match admin.take_over_volume(meta.name.as_str(), AskTakeover::default()).await {
+        Ok(report) => {
+            tracing::warn!(volume = %report.volume, epoch = report.epoch, to = %report.to, start = %report.start, lost_writes = report.lost_writes, "taken over by policy");
+        }
+        Err(error) => {
+            tracing::warn!(volume = %meta.name, epoch = %meta.epoch, %error, "not taken over; it is looked at again");
+        }
+    }
+}
+
+/// When node `me` is to take over which volumes, if their owners do not renew their leases, which are out at `out_at`.
+fn due(state: &MetaState, me: NodeId, out_at: impl Fn(NodeId, &Lease) -> Duration) -> BTreeMap<VolumeId, Duration> {
+    let when = |volume: &Volume| {
+        let after = Duration::from_millis(volume.takeover_after_ms?);
+        // It is not for the old owner of an earlier takeover to be the first: it may have left.
+        let rank = volume.replicas.iter().position(|replica| *replica == me)?;
+        let lease = state.lease(volume.owner);
+        // An owner that never had a lease has not begun.
+        let is_known = lease.renewals > 0;
+        is_known.then(|| (volume.id, out_at(volume.owner, &lease) + after + STAGGER * rank as u32))
+    };
+    state.volumes().filter_map(when).collect()
+}
+
+impl NodeAdmin {
+    pub(super) async fn policy_of(&self, name: &str) -> Result<VolumePolicy, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        Ok(policy(volume_named(&state, name)?))
+    }
+
+    pub(super) async fn set_policy_of(&self, name: &str, wanted: VolumePolicy) -> Result<VolumePolicy, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?.id;
+        let command = Command::SetTakeover { volume, after_ms: wanted.takeover_after_ms };
+        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+            Response::TakeoverSet => Ok(wanted),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+}
+
+fn policy(volume: &Volume) -> VolumePolicy {
+    VolumePolicy { takeover_after_ms: volume.takeover_after_ms }
+}
+
+#[cfg(test)]
+mod tests {
+    use client_lib::VolumeSize;
+
+    use super::*;
+
+    fn apply(state: &mut MetaState, index: u64, command: Command) {
+        state.apply(index, command).into_result().expect("is applied");
+    }
+
+    /// Nodes 1 to 3; volume 10 of node 1 follows the policy, volume 11 does not.
+    fn state() -> MetaState {
+        let mut state = MetaState::default();
+        for id in 1..=3 {
+            let name = ["a", "b", "c"][id as usize - 1];
+            let register = Command::RegisterNode {
+                id: NodeId(id),
+                name: name.parse().expect("a name"),
+                provider: name.parse().expect("a name"),
+                address: "192.0.2.1:1".into(),
+            };
+            apply(&mut state, id, register);
+        }
+        for index in [10, 11] {
+            let create = Command::CreateVolume {
+                name: format!("v{index}").parse().expect("a name"),
+                size: VolumeSize::try_from(1 << 20).expect("a size"),
+                owner: NodeId(1),
+                replicas: [NodeId(2), NodeId(3)].into(),
+                nonce: index,
+            };
+            apply(&mut state, index, create);
+        }
+        apply(&mut state, 12, Command::SetTakeover { volume: VolumeId(10), after_ms: Some(30_000) });
+        state
+    }
+
+    #[test]
+    fn replicas_of_an_automatic_volume_are_due_one_after_the_other() {
+        let mut state = state();
+        let at = |state: &MetaState, node| due(state, NodeId(node), |_, _| Duration::from_secs(100));
+        assert!(at(&state, 2).is_empty(), "the owner never had a lease");
+        apply(&mut state, 13, Command::RenewLease { node: NodeId(1), lapses: 0, duration_ms: 1000 });
+        let second = Duration::from_secs(1);
+        assert_eq!(at(&state, 2), [(VolumeId(10), 130 * second)].into());
+        assert_eq!(at(&state, 3), [(VolumeId(10), 130 * second + STAGGER)].into());
+        assert!(at(&state, 1).is_empty(), "the owner itself");
+        apply(&mut state, 14, Command::SetTakeover { volume: VolumeId(10), after_ms: None });
+        assert!(at(&state, 2).is_empty());
+    }
+}
