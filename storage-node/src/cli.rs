@@ -22,6 +22,7 @@ mod takeover;
 mod transfer;
 mod up;
 mod volume;
+mod why;
 
 /// A replicated block store for virtual machines that move between cloud providers.
 #[derive(Debug, Parser)]
@@ -69,6 +70,7 @@ enum Verb {
     /// Create, list, move and delete volumes
     #[command(subcommand)]
     Volume(volume::Verb),
+    Why(why::Why),
     /// Begin a cluster, let nodes join it, look at it
     #[command(subcommand)]
     Cluster(cluster::Verb),
@@ -116,6 +118,7 @@ pub fn run(helio: Helio) -> ExitCode {
         Verb::Up(up) => up::run(up, &helio.common),
         Verb::Node(arguments) => node::run(&arguments),
         Verb::Volume(verb) => volume::run(verb, &helio.common),
+        Verb::Why(why) => why::run(&why, &helio.common),
         Verb::Cluster(verb) => cluster::run(verb, &helio.common),
         Verb::Inspect(verb) => inspect::run(verb),
     };

@@ -248,6 +248,8 @@ async fn a_travelling_writer_is_refused_after_a_takeover() {
     // It writes on, from node 1, at node 3.
     write(&at_a, 2, 2).await;
     cluster.until(|| cluster.in_step(2)).await;
+    let at_b = cluster.session(2).await;
+    assert_eq!(read(&at_b, 2).await, block(2), "from the owner that is lost then");
     let deaf = cluster.isolate(3).await;
     cluster.take_over(2).await.expect("is taken over");
     cluster
@@ -256,6 +258,10 @@ async fn a_travelling_writer_is_refused_after_a_takeover() {
         })
         .await;
     for result in [at_a.write(0, block(9), false).await, at_a.flush().await, at_a.read(0, 4096).await.map(drop)] {
+        assert_eq!(kind(result), ErrorKind::Fenced);
+    }
+    // Also at the new owner itself, where nobody would have to ask another node.
+    for result in [at_b.write(0, block(9), false).await, at_b.read(0, 4096).await.map(drop)] {
         assert_eq!(kind(result), ErrorKind::Fenced);
     }
     assert_eq!(read(&cluster.session(1).await, 2).await, block(2), "a new connection reads what survived");

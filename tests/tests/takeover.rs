@@ -95,6 +95,8 @@ fn a_killed_owners_volume_goes_on_at_a_survivor_and_its_tail_is_kept() {
         ledger.lock().expect("no thread panics").generation()
     });
     refused(nodes.run("b", &["volume", "status", "disk"]), "helio volume takeover disk");
+    let why = nodes.run("b", &["why", "disk"]).expect("tells");
+    assert!(why.contains("does not answer") && why.contains("helio volume takeover disk"), "{why}");
 
     let begun = Instant::now();
     let report = json(&nodes, "b", &["volume", "takeover", "disk", "--json"]);
@@ -125,6 +127,8 @@ fn a_killed_owners_volume_goes_on_at_a_survivor_and_its_tail_is_kept() {
     assert!(writes >= written - 1 - survived && tail["bytes"].as_u64() > Some(0), "{tail}");
     let text = nodes.run(&to, &["volume", "status", "disk"]).expect("tells");
     assert!(text.contains("node a has left the volume") && text.contains("--discard-tail"), "{text}");
+    let why = nodes.run(&to, &["why", "disk"]).expect("tells");
+    assert!(why.contains("node a has left the volume"), "{why}");
     let mut at_a = Client::connect(&nodes.socket("a"), "disk").expect("connects");
     assert_eq!(found(&mut at_a, 7), written + 1 + 7, "who reads there reads the volume");
     let name = tail["export"].as_str().expect("a name");

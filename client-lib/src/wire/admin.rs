@@ -97,6 +97,23 @@ pub struct VolumePolicy {
     pub takeover_after_ms: Option<u64>,
 }
 
+/// The owner of a volume, as the node asked sees it, whether it answers or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerStatus {
+    /// The node.
+    pub owner: String,
+    /// The epoch of its ownership.
+    pub epoch: u64,
+    /// Whether it answers the node asked, now.
+    pub reachable: bool,
+    /// How long its lease still lasts if it is not renewed, in milliseconds; 0 when it is out.
+    pub lease_left_ms: u64,
+    /// For how long its lease has been out, in milliseconds, as seen at the node asked.
+    pub lease_out_for_ms: u64,
+    /// The policy: as in [`VolumePolicy`].
+    pub takeover_after_ms: Option<u64>,
+}
+
 /// Asks a node that has left a volume to drop what it holds and follow again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -207,9 +207,10 @@ fn print_status(status: &VolumeStatus) {
     }
     let rows = status.replicas.iter().map(|replica| {
         if replica.tail.is_some() {
+            let reachable = if replica.reachable { "yes" } else { "no" }.to_owned();
             let unknown = || "-".to_owned();
             let (node, provider) = (replica.node.clone(), replica.provider.clone());
-            return vec![node, provider, "has left".to_owned(), unknown(), unknown(), unknown(), "yes".to_owned()];
+            return vec![node, provider, "has left".to_owned(), unknown(), unknown(), unknown(), reachable];
         }
         vec![
             replica.node.clone(),

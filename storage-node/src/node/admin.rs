@@ -8,7 +8,7 @@ use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
     AskTakeover, ClusterStatus, CreateSnapshot, CreateVolume, MemberStatus, Migrate, MigrateReport, NbdAddresses,
-    Rejoin, ReplicaStatus, Resize, RollBack, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport,
+    OwnerStatus, Rejoin, ReplicaStatus, Resize, RollBack, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport,
     VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{
@@ -421,7 +421,7 @@ impl NodeAdmin {
     }
 
     /// Whether `node` answers, now.
-    async fn reach(&self, node: NodeId) -> bool {
+    pub(super) async fn reach(&self, node: NodeId) -> bool {
         let ping = self.peers.ask(node, Class::Control, PeerRequest::Ping, Bytes::new());
         node == self.this.id || tokio::time::timeout(REACH_PATIENCE, ping).await.is_ok_and(|answer| answer.is_ok())
     }
@@ -523,6 +523,10 @@ impl Admin for NodeAdmin {
 
     fn rejoin<'a>(&'a self, name: &'a str, request: Rejoin) -> BoxFuture<'a, Result<TailStatus, Error>> {
         Box::pin(self.rejoin_node(name, request))
+    }
+
+    fn owner<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<OwnerStatus, Error>> {
+        Box::pin(self.owner_of(name))
     }
 
     fn policy<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumePolicy, Error>> {

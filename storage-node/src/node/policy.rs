@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client_lib::wire::admin::{AskTakeover, VolumePolicy};
+use client_lib::wire::admin::{AskTakeover, OwnerStatus, VolumePolicy};
 use client_lib::{Error, NodeId, VolumeId};
 use consensus::{Command, Lease, MetaState, Response, Volume};
 use futures_util::future::join_all;
 
 use super::METADATA_DEADLINE;
-use super::admin::{NodeAdmin, out_of_turn, volume_named};
+use super::admin::{NodeAdmin, name_of, out_of_turn, volume_named};
 
 /// How much later each replica begins than the one before it: longer than a takeover that has no lease to wait for.
 const STAGGER: Duration = Duration::from_secs(3);
@@ -81,6 +81,24 @@ fn due(state: &MetaState, me: NodeId, out_at: impl Fn(NodeId, &Lease) -> Duratio
 }
 
 impl NodeAdmin {
+    /// From the metadata as it is here: it must be told also while there is no leader.
+    pub(super) async fn owner_of(&self, name: &str) -> Result<OwnerStatus, Error> {
+        let state = self.meta.state();
+        let volume = volume_named(&state, name)?;
+        let lease = state.lease(volume.owner);
+        let out_at = self.takeovers.leases.observe(volume.owner, &lease);
+        let (now, is_out) = (self.takeovers.leases.now(), lease.is_out);
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Ok(OwnerStatus {
+            owner: name_of(&state, volume.owner),
+            epoch: volume.epoch.0,
+            reachable: self.reach(volume.owner).await,
+            lease_left_ms: if is_out { 0 } else { ms(out_at.saturating_sub(now)) },
+            lease_out_for_ms: ms(now.saturating_sub(out_at)),
+            takeover_after_ms: volume.takeover_after_ms,
+        })
+    }
+
     pub(super) async fn policy_of(&self, name: &str) -> Result<VolumePolicy, Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         Ok(policy(volume_named(&state, name)?))

@@ -3,8 +3,8 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AskTakeover, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, Rejoin, Resize, RollBack,
-    SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AskTakeover, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, OwnerStatus, Rejoin, Resize,
+    RollBack, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
 /// The administrative requests. Any node answers; those that only a volume's owner can carry out are passed on.
@@ -32,6 +32,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Has a node that has left a volume drop its tail and follow again; returns what was dropped.
     fn rejoin<'a>(&'a self, name: &'a str, request: Rejoin) -> BoxFuture<'a, Result<TailStatus, Error>>;
+
+    /// The volume's owner and its lease; does not need the owner.
+    fn owner<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<OwnerStatus, Error>>;
 
     /// What happens when the volume's owner is lost; does not need the owner.
     fn policy<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumePolicy, Error>>;

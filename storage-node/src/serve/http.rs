@@ -88,6 +88,7 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/volumes/{name}/takeover", get(takeover).post(take_over))
         .route("/v1/volumes/{name}/rejoin", post(rejoin))
         .route("/v1/volumes/{name}/policy", get(policy).post(set_policy))
+        .route("/v1/volumes/{name}/owner", get(owner))
         .route("/v1/volumes/{name}/resize", post(resize))
         .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
@@ -128,6 +129,10 @@ async fn takeover(State(admin): Shared, Path(name): Path<String>) -> Response {
 
 async fn rejoin(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Rejoin>) -> Response {
     answer(admin.rejoin(&name, request).await)
+}
+
+async fn owner(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.owner(&name).await)
 }
 
 async fn policy(State(admin): Shared, Path(name): Path<String>) -> Response {

@@ -187,3 +187,29 @@ fn a_manifest_that_comes_at_the_same_moment_must_follow_what_is_left() {
     assert!(told.apply_manifest(&late, false, false).is_err(), "it begins where nothing is any more");
     assert_eq!(told.wait(rewound).expect("is answered").known, common);
 }
+
+/// As a node does that drops its tail: the new copy must have nothing of the old one, in the map store either.
+#[test]
+fn a_copy_that_begins_anew_under_the_same_name_is_empty() {
+    for checkpoint in [false, true] {
+        let Lost { mut owner, mut heir, .. } = Lost::new(70);
+        owner.checkpoint().expect("is written");
+        owner.deactivate(2);
+        owner.ask(|reply| Request::Delete { volume: VOLUME, reply }).expect("is deleted");
+        let report = owner.open(SIZE);
+        assert_eq!((report.known, report.held, report.mapped_blocks), (Lsn::ZERO, Lsn::ZERO, 0));
+        owner.deactivate(2);
+        heir.activate(2);
+        heir.write_all(150..160, 6);
+        catch_up(&mut heir, &mut owner);
+        if checkpoint {
+            owner.checkpoint().expect("is written");
+        }
+        owner.crash();
+        catch_up(&mut heir, &mut owner);
+        assert_eq!(owner.applied_prefix(), content(&[(0..100, 1), (150..160, 6)]));
+        owner.restart();
+        assert_eq!(owner.report().mapped_blocks, 110);
+        assert_eq!(owner.applied_prefix(), content(&[(0..100, 1), (150..160, 6)]));
+    }
+}

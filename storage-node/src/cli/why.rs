@@ -1,0 +1,181 @@
+//! `helio why`: what is not as it should be with a volume, and what happens next, in a sentence each.
+
+use clap::Args;
+use client_lib::VolumeName;
+use client_lib::wire::admin::{OwnerStatus, ReplicaStatus, VolumeStatus};
+
+use super::Common;
+use super::client::{Client, print_json};
+use crate::size;
+
+/// Say what is not as it should be with a volume, and what happens next
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  helio why disk")]
+pub(super) struct Why {
+    /// The volume
+    volume: VolumeName,
+    /// Print JSON: a list of sentences, empty when all is well
+    #[arg(long)]
+    json: bool,
+}
+
+/// A replica that has not applied what is older than this is behind: some deltas are always on their way.
+const BEHIND_SECONDS: f64 = 5.0;
+
+pub(super) fn run(why: &Why, common: &Common) -> anyhow::Result<()> {
+    let client = Client::find(common)?;
+    let path = format!("/v1/volumes/{}", why.volume);
+    let owner: OwnerStatus = client.get(&format!("{path}/owner"))?;
+    let sentences = match owner.reachable {
+        true => of_status(&client.get(&path)?),
+        false => vec![of_lost_owner(why.volume.as_str(), &owner)],
+    };
+    if why.json {
+        return print_json(&sentences);
+    }
+    match sentences.is_empty() {
+        true => println!("volume {} is well: node {} owns it, and its replicas follow", why.volume, owner.owner),
+        false => sentences.iter().for_each(|sentence| println!("{sentence}")),
+    }
+    Ok(())
+}
+
+fn of_lost_owner(volume: &str, owner: &OwnerStatus) -> String {
+    let seconds = |ms: u64| format!("{} s", ms.div_ceil(1000));
+    let lease = match owner.lease_left_ms {
+        0 => "and its lease is out".to_owned(),
+        left => format!("and its lease is out in {} if it is not renewed", seconds(left)),
+    };
+    let next = match owner.takeover_after_ms {
+        None => format!("`helio volume takeover {volume}` gives the volume to a replica"),
+        Some(after) => match (owner.lease_left_ms + after).saturating_sub(owner.lease_out_for_ms) {
+            0 => "a replica is taking the volume over now, as its policy says".to_owned(),
+            left => format!("a replica takes the volume over in {}, as its policy says", seconds(left)),
+        },
+    };
+    format!("node {}, which owns the volume in epoch {}, does not answer, {lease}; {next}", owner.owner, owner.epoch)
+}
+
+fn of_status(status: &VolumeStatus) -> Vec<String> {
+    let mut sentences = Vec::new();
+    if let Some(fault) = &status.fault {
+        sentences.push(format!("node {} takes no writes until it is restarted: {fault}", status.owner));
+    }
+    if status.damaged_blocks > 0 {
+        sentences.push(format!(
+            "{} blocks are damaged at node {}, and are fetched from other nodes as far as those have them",
+            status.damaged_blocks, status.owner
+        ));
+    }
+    if let Some(source) = &status.source_needed {
+        sentences.push(format!(
+            "{} are still fetched from node {source}, which must stay up until they are here",
+            size::human(status.stale_bytes)
+        ));
+    }
+    sentences.extend(status.replicas.iter().filter_map(|replica| of_replica(status, replica)));
+    sentences
+}
+
+fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> {
+    let node = &replica.node;
+    if let Some(tail) = &replica.tail {
+        return Some(format!(
+            "node {node} has left the volume with {} writes ({}) that a takeover cut off, shows them as {}, and follows again after \
+             `helio volume rejoin {} --node {node} --discard-tail`",
+            tail.writes,
+            size::human(tail.bytes),
+            tail.export,
+            status.name
+        ));
+    }
+    if !replica.reachable {
+        return Some(format!(
+            "node {node} cannot be reached; it follows by itself when it can, and would fetch {} now",
+            size::human(replica.bytes_behind)
+        ));
+    }
+    (replica.seconds_behind > BEHIND_SECONDS).then(|| {
+        format!(
+            "node {node} is {:.0} s behind, {} of blocks; it catches up by itself as fast as its link lets it",
+            replica.seconds_behind,
+            size::human(replica.bytes_behind)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use client_lib::wire::admin::TailStatus;
+
+    use super::*;
+
+    fn replica(node: &str) -> ReplicaStatus {
+        ReplicaStatus {
+            node: node.into(),
+            provider: node.into(),
+            watermark: "1.9".into(),
+            known: "1.9".into(),
+            bytes_behind: 0,
+            seconds_behind: 0.1,
+            stale_bytes: 0,
+            reachable: true,
+            tail: None,
+        }
+    }
+
+    fn status(replicas: Vec<ReplicaStatus>) -> VolumeStatus {
+        VolumeStatus {
+            name: "disk".into(),
+            id: 1,
+            size_bytes: 1 << 20,
+            owner: "a".into(),
+            epoch: 2,
+            head: "2.12".into(),
+            mapped_bytes: 0,
+            stale_bytes: 0,
+            replicas,
+            source_needed: None,
+            damaged_blocks: 0,
+            repaired_blocks: 0,
+            verified_blocks: 0,
+            fault: None,
+        }
+    }
+
+    #[test]
+    fn a_healthy_volume_needs_no_words_and_each_trouble_has_its_own() {
+        assert!(of_status(&status(vec![replica("b"), replica("c")])).is_empty());
+        let export = "disk@tail-1".to_owned();
+        let (from, to) = ("1.5".into(), "1.9".into());
+        let tail = Some(TailStatus { node: "b".into(), from, to, export, writes: 4, bytes: 8192 });
+        let left = ReplicaStatus { tail, ..replica("b") };
+        let away = ReplicaStatus { reachable: false, ..replica("c") };
+        let slow = ReplicaStatus { seconds_behind: 70.0, ..replica("d") };
+        let all = of_status(&status(vec![left, away, slow]));
+        assert!(all[0].contains("helio volume rejoin disk --node b --discard-tail"), "{all:?}");
+        assert!(all[1].contains("node c cannot be reached") && all[2].contains("node d is 70 s behind"), "{all:?}");
+    }
+
+    #[test]
+    fn a_lost_owner_is_told_with_what_comes_next_and_when() {
+        let owner = |left, out_for, after| OwnerStatus {
+            owner: "a".into(),
+            epoch: 3,
+            reachable: false,
+            lease_left_ms: left,
+            lease_out_for_ms: out_for,
+            takeover_after_ms: after,
+        };
+        for (owner, said) in [
+            (owner(2500, 0, None), "its lease is out in 3 s if it is not renewed; `helio volume takeover disk` gives"),
+            (owner(0, 9000, None), "its lease is out; `helio volume takeover disk` gives"),
+            (owner(2500, 0, Some(60_000)), "a replica takes the volume over in 63 s"),
+            (owner(0, 50_000, Some(60_000)), "a replica takes the volume over in 10 s"),
+            (owner(0, 61_000, Some(60_000)), "a replica is taking the volume over now"),
+        ] {
+            let sentence = of_lost_owner("disk", &owner);
+            assert!(sentence.contains(said), "{sentence}");
+        }
+    }
+}
