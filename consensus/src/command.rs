@@ -166,6 +166,30 @@ pub enum Command {
         /// operator.
         after_ms: Option<u64>,
     },
+    /// A new volume that begins as a snapshot, proposed by the owner of the snapshot's volume, which has all of it.
+    CloneVolume {
+        /// The new volume's name.
+        name: VolumeName,
+        /// The snapshot's volume.
+        origin: VolumeId,
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The owner who proposes, and owns the clone.
+        from: NodeId,
+        /// The epoch of its ownership of the origin.
+        epoch: Epoch,
+        /// Tells repeated proposals apart from different volumes with the same name.
+        nonce: u64,
+    },
+    /// The clone's owner has it: the snapshot is not needed for it any more.
+    CloneMade {
+        /// The clone.
+        volume: VolumeId,
+        /// The owner who proposes.
+        from: NodeId,
+        /// The epoch of the ownership.
+        epoch: Epoch,
+    },
 }
 
 impl Command {
@@ -253,6 +277,8 @@ pub enum Response {
     SnapshotDeleted,
     /// The policy is what was asked for.
     TakeoverSet,
+    /// The clone is known to exist.
+    CloneMade,
 }
 
 impl Response {
@@ -385,6 +411,14 @@ pub enum Refusal {
     /// The volume has as many snapshots as it may have.
     #[error("volume {0} has {max} snapshots, and may have no more: delete some first", max = SNAPSHOTS_MAX)]
     TooManySnapshots(VolumeName),
+    /// A clone needs the snapshot until its owner has made it.
+    #[error("volume {clone} is being made of a snapshot of {origin}: wait until it is there, or delete it")]
+    BeingCloned {
+        /// The volume's name.
+        origin: VolumeName,
+        /// The clone's.
+        clone: VolumeName,
+    },
 }
 
 impl From<Refusal> for Error {
@@ -402,7 +436,7 @@ impl From<Refusal> for Error {
             Refusal::NotReplica { .. } | Refusal::LeftBehind { .. } | Refusal::TooManySnapshots(_) => {
                 ErrorKind::InvalidRequest
             }
-            Refusal::SizeChanged { .. } | Refusal::LeaseHeld { .. } => ErrorKind::Busy,
+            Refusal::SizeChanged { .. } | Refusal::LeaseHeld { .. } | Refusal::BeingCloned { .. } => ErrorKind::Busy,
             Refusal::LeaseLapsed { .. } => ErrorKind::Fenced,
         };
         Error::new(kind, refusal.to_string())

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, Response};
 
+mod clones;
 mod leases;
 mod members;
 mod ownership;
@@ -114,6 +115,17 @@ pub struct Snapshot {
     pub nonce: u64,
 }
 
+/// Where a clone comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The volume; it may be gone.
+    pub volume: VolumeId,
+    /// Its snapshot; it may be gone once the clone is made.
+    pub snapshot: SnapshotId,
+    /// Whether the clone's owner has made it.
+    pub is_made: bool,
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -146,6 +158,8 @@ pub struct Volume {
     /// A replica takes over by itself when the owner's lease has been out for so many milliseconds; `None` leaves it to an
     /// operator.
     pub takeover_after_ms: Option<u64>,
+    /// What it is a clone of, if it is one.
+    pub origin: Option<Origin>,
 }
 
 impl Volume {
@@ -168,6 +182,7 @@ impl Volume {
             snapshots: Vec::new(),
             newest_snapshot: SnapshotId(0),
             takeover_after_ms: None,
+            origin: None,
         }
     }
 
@@ -229,6 +244,10 @@ impl MetaState {
             }
             Command::DeleteSnapshot { volume, snapshot } => self.delete_snapshot(volume, snapshot),
             Command::SetTakeover { volume, after_ms } => self.set_takeover(volume, after_ms),
+            Command::CloneVolume { name, origin, snapshot, from, epoch, nonce } => {
+                self.clone_volume(log_index, clones::Clone { name, origin, snapshot, from, epoch, nonce })
+            }
+            Command::CloneMade { volume, from, epoch } => self.clone_made(volume, from, epoch),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

@@ -2,7 +2,7 @@
 //!
 //! [`Shard::start`] recovers the directory on a thread of its own and returns a [`handle::ShardHandle`]; everything
 //! after that happens on that thread. [`core`] is the loop: requests in, log entries out, events applied in log
-//! order, replies. [`mod@write`], [`fetch`], [`replica`], [`control`], [`resize`], [`snapshots`] and [`rollback`] hold what the requests do, [`lease`] what may not be answered while the node's lease is out, [`sync`] who waits for
+//! order, replies. [`mod@write`], [`fetch`], [`replica`], [`control`], [`resize`], [`snapshots`], [`rollback`] and [`clone`] hold what the requests do, [`lease`] what may not be answered while the node's lease is out, [`unready`] what waits for volumes, [`sync`] who waits for
 //! what to be durable, [`checkpoint`] and [`recover`] how the state gets into the map store and back, [`clean`] how
 //! segments come free under random overwrites, [`damage`] what is known to be unreadable, [`scrub`] how it is found when nobody reads it. No lock is held anywhere: volumes of a shard share nothing with others.
 
@@ -10,6 +10,7 @@ pub mod handle;
 
 mod checkpoint;
 mod clean;
+mod clone;
 mod control;
 mod core;
 mod damage;
@@ -23,6 +24,7 @@ mod run;
 mod scrub;
 mod snapshots;
 mod sync;
+mod unready;
 mod write;
 
 #[cfg(test)]

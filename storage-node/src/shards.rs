@@ -136,6 +136,18 @@ impl Shards {
         self.stores[at].handle.clone()
     }
 
+    /// As [`of`](Self::of) for a volume that shares its data with `origin`: the shard that has that, if one has.
+    #[must_use]
+    pub fn beside(&self, volume: VolumeId, origin: VolumeId) -> ShardHandle {
+        {
+            let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(at) = placed.get(&origin).copied() {
+                placed.entry(volume).or_insert(at);
+            }
+        }
+        self.of(volume)
+    }
+
     /// Every shard.
     pub fn all(&self) -> impl Iterator<Item = &ShardHandle> {
         self.stores.iter().map(|store| &store.handle)

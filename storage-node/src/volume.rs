@@ -5,10 +5,11 @@
 //! process had: they decide from the state and the entry alone. No I/O but page look-ups, no clock, no replies.
 //!
 //! [`layers`] holds what is known above the base, [`changes`] the change history, [`pins`] the sealed deltas of an
-//! owner (in memory only), [`rollback`] how it becomes a snapshot again, `rewind` what a takeover cuts off, [`record`] the
-//! encoding for the map store.
+//! owner (in memory only), [`rollback`] how it becomes a snapshot again, [`clone`] how it begins as another volume's, `rewind`
+//! what a takeover cuts off, [`record`] the encoding for the map store.
 
 pub mod changes;
+pub mod clone;
 pub mod layers;
 pub mod pins;
 pub mod record;
@@ -29,6 +30,7 @@ use crate::map::{Map, MapKey};
 use crate::propagation::manifest::{Manifest, ManifestRun, RunContent, SnapshotMark};
 use crate::shard::handle::Role;
 use changes::Changes;
+use clone::Filling;
 use layers::{Layer, Layers};
 use pins::Pins;
 use rollback::Rollback;
@@ -65,11 +67,21 @@ pub struct Volume {
     pub snapshots: Snapshots,
     /// The rollback under way; until it is done only its steps may look at the volume.
     pub rollback: Option<Rollback>,
+    /// Where the rest of its pages come from; until it has them only the steps may look at the volume.
+    pub filling: Option<Filling>,
+    /// Whose clone it is, and whose that is, the first of them first.
+    ancestors: Vec<VolumeId>,
     watermark: Lsn,
     /// The newest write that was made here, as the owner.
     written: Lsn,
     /// The runs of a manifest that came in several entries, until the last one.
     partial: Vec<ManifestRun>,
+}
+
+impl AsMut<Volume> for Volume {
+    fn as_mut(&mut self) -> &mut Volume {
+        self
+    }
 }
 
 impl Volume {
@@ -87,6 +99,8 @@ impl Volume {
             pins: Pins::default(),
             snapshots: Snapshots::default(),
             rollback: None,
+            filling: None,
+            ancestors: Vec::new(),
             watermark: Lsn::ZERO,
             written: Lsn::ZERO,
             partial: Vec::new(),

@@ -1,4 +1,5 @@
-//! Snapshots as their users see them: the command, exports at every node, real clients, images, handover, restart, the way back.
+//! Snapshots as their users see them: the command, exports at every node, real clients, images, handover, restart,
+//! the way back, volumes made of them.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -131,4 +132,39 @@ fn a_volume_goes_back_to_a_snapshot_and_forward_again_at_every_node() {
     for provider in ["a", "b"] {
         qemu_io(&up, provider, "disk", &tuesday).expect(provider);
     }
+}
+
+#[test]
+fn a_clone_begins_as_the_snapshot_at_every_node_and_needs_it_no_more() {
+    let mut up = Up::start(&["--providers", "a,b"]).expect("starts");
+    up.run(&["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    qemu_io(&up, "a", "disk", &["write -P 1 0 32M"]).expect("is written");
+    up.run(&["volume", "snapshot", "create", "disk@monday"]).expect("is made");
+    qemu_io(&up, "a", "disk", &["write -P 2 0 64M"]).expect("is written");
+
+    let said = up.run(&["volume", "snapshot", "clone", "disk@monday", "copy"]).expect("is cloned");
+    assert_eq!(said.trim(), "volume copy begins as disk@monday, owned by a");
+    let taken = up.run(&["volume", "snapshot", "clone", "disk@monday", "copy"]).expect_err("is taken");
+    assert!(taken.to_string().contains("volume copy exists already"), "{taken}");
+    let monday = ["read -P 1 0 32M", "read -P 0 32M 32M"];
+    for provider in ["a", "b"] {
+        qemu_io(&up, provider, "copy", &monday).expect(provider);
+    }
+    qemu_io(&up, "a", "copy", &["write -P 3 16M 32M"]).expect("is written");
+    qemu_io(&up, "a", "disk", &["read -P 2 0 64M"]).expect("is as it was");
+
+    // Without what it comes from, at another owner, after a crash.
+    up.run(&["volume", "snapshot", "delete", "disk@monday"]).expect("is deleted");
+    up.run(&["volume", "delete", "disk"]).expect("is deleted");
+    let own = ["read -P 1 0 16M", "read -P 3 16M 32M", "read -P 0 48M 16M"];
+    up.run(&["volume", "migrate", "copy", "--to", "b"]).expect("is handed over");
+    qemu_io(&up, "b", "copy", &own).expect("is there");
+    up.kill().expect("runs");
+    up.restart().expect("comes back");
+    for provider in ["a", "b"] {
+        qemu_io(&up, provider, "copy", &own).expect(provider);
+    }
+    up.run(&["volume", "snapshot", "create", "copy@now"]).expect("is made");
+    up.run(&["volume", "snapshot", "clone", "copy@now", "again", "--json"]).expect("a clone of a clone");
+    qemu_io(&up, "a", "again", &own).expect("is the same");
 }

@@ -170,6 +170,14 @@ pub struct RollBack {
     pub discard_changes: bool,
 }
 
+/// Asks for a new volume that begins as a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneSnapshot {
+    /// The new volume's name.
+    pub name: String,
+}
+
 /// A snapshot of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotStatus {

@@ -51,6 +51,7 @@ impl MetaState {
     }
 
     pub(super) fn delete_snapshot(&mut self, id: VolumeId, snapshot: SnapshotId) -> Result<Response, Refusal> {
+        self.require_not_cloned(id, Some(snapshot))?;
         let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;
         let at = volume.snapshots.iter().position(|listed| listed.id == snapshot);
         volume.snapshots.remove(at.ok_or(Refusal::UnknownSnapshot { volume: id, snapshot })?);

@@ -406,3 +406,46 @@ fn a_snapshot_is_recorded_once_and_made_by_whoever_owns_the_volume() {
     assert_eq!(state.apply(30, snapshot("one", 3)), Response::SnapshotCreated { snapshot: SnapshotId(30) });
     assert_eq!(state.volume(VolumeId(10)).map(|volume| volume.newest_snapshot), Some(SnapshotId(30)));
 }
+
+fn clone(name: &str, snapshot: u64, from: u64, epoch: u64, nonce: u64) -> Command {
+    Command::CloneVolume {
+        name: name.parse().expect("a name"),
+        origin: VolumeId(10),
+        snapshot: SnapshotId(snapshot),
+        from: NodeId(from),
+        epoch: Epoch(epoch),
+        nonce,
+    }
+}
+
+#[test]
+fn a_clone_needs_its_snapshot_until_its_owner_has_made_it() {
+    let mut state = cluster();
+    state.apply(20, snapshot("one", 1));
+    let unmade = Refusal::UnknownSnapshot { volume: VolumeId(10), snapshot: SnapshotId(20) };
+    assert_eq!(state.apply(21, clone("copy", 20, 1, 1, 5)), Response::Refused(unmade), "nobody has it yet");
+    state.apply(22, made(20, 1, 1, 7));
+    assert!(matches!(state.apply(23, clone("copy", 20, 2, 1, 5)), Response::Refused(Refusal::NotOwner { .. })));
+    assert!(matches!(state.apply(24, clone("v", 20, 1, 1, 5)), Response::Refused(Refusal::VolumeNameTaken(_))));
+    assert_eq!(state.apply(25, clone("copy", 20, 1, 1, 5)), Response::VolumeCreated { volume: VolumeId(25) });
+    assert_eq!(state.apply(26, clone("copy", 20, 1, 1, 5)), Response::VolumeCreated { volume: VolumeId(25) });
+    let (origin, copy) = (state.volume(VolumeId(10)).expect("exists"), state.volume(VolumeId(25)).expect("exists"));
+    assert_eq!((copy.owner, &copy.replicas, copy.epoch), (origin.owner, &origin.replicas, origin.epoch));
+
+    let delete = Command::DeleteSnapshot { volume: VolumeId(10), snapshot: SnapshotId(20) };
+    assert!(matches!(state.apply(27, delete.clone()), Response::Refused(Refusal::BeingCloned { .. })));
+    let volume = VolumeId(10);
+    assert!(matches!(
+        state.apply(28, Command::DeleteVolume { volume }),
+        Response::Refused(Refusal::BeingCloned { .. })
+    ));
+    let (volume, epoch) = (VolumeId(25), Epoch(1));
+    let not_by_others = Command::CloneMade { volume, from: NodeId(2), epoch };
+    assert!(matches!(state.apply(29, not_by_others), Response::Refused(Refusal::NotOwner { .. })));
+    for index in 30..32 {
+        assert_eq!(state.apply(index, Command::CloneMade { volume, from: NodeId(1), epoch }), Response::CloneMade);
+    }
+    assert_eq!(state.apply(33, delete), Response::SnapshotDeleted);
+    assert_eq!(state.apply(34, Command::DeleteVolume { volume: VolumeId(10) }), Response::VolumeDeleted);
+    assert!(state.volume(VolumeId(25)).is_some());
+}

@@ -57,6 +57,7 @@ impl MetaState {
             snapshots: Vec::new(),
             newest_snapshot: SnapshotId(0),
             takeover_after_ms: None,
+            origin: None,
         };
         self.volumes.insert(id, volume);
         Ok(Response::VolumeCreated { volume: id })
@@ -91,6 +92,7 @@ impl MetaState {
     }
 
     pub(super) fn delete_volume(&mut self, volume: VolumeId) -> Result<Response, Refusal> {
+        self.require_not_cloned(volume, None)?;
         self.volumes.remove(&volume).map(|_| Response::VolumeDeleted).ok_or(Refusal::UnknownVolume(volume))
     }
 }

@@ -1,9 +1,9 @@
-//! `helio volume snapshot`: create, list and delete snapshots, go back to one.
+//! `helio volume snapshot`: create, list and delete snapshots, go back to one, make a volume of one.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
-use client_lib::wire::admin::{CreateSnapshot, RollBack, SnapshotStatus, VolumeStatus};
+use client_lib::wire::admin::{CloneSnapshot, CreateSnapshot, RollBack, SnapshotStatus, VolumeStatus};
 use client_lib::{Error, ErrorKind, SnapshotName, VolumeName};
 
 use super::Common;
@@ -42,6 +42,19 @@ pub(super) enum Verb {
         /// Drop what was written to the volume since
         #[arg(long)]
         discard_changes: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a new volume that begins as the snapshot
+    #[command(
+        after_help = "Copies no data, at any node that holds the snapshot. Neither needs the other from then on: both may be written, moved and deleted.\n\nExample:\n  helio volume snapshot clone disk@before-upgrade try-it"
+    )]
+    Clone {
+        /// Volume and name, as VOLUME@SNAPSHOT
+        snapshot: Target,
+        /// The new volume's name
+        name: VolumeName,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -119,6 +132,14 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
                 return print_json(&status);
             }
             println!("volume {} is what {target} is", target.volume);
+        }
+        Verb::Clone { snapshot: target, name, json } => {
+            let path = format!("/v1/volumes/{}/snapshots/{}/clone", target.volume, target.snapshot);
+            let status: VolumeStatus = client.post(&path, &CloneSnapshot { name: name.to_string() })?;
+            if json {
+                return print_json(&status);
+            }
+            println!("volume {name} begins as {target}, owned by {}", status.owner);
         }
         Verb::Delete { snapshot: target, json } => {
             client.delete::<()>(&format!("/v1/volumes/{}/snapshots/{}", target.volume, target.snapshot))?;

@@ -39,6 +39,7 @@ fn entries() -> Vec<Entry> {
         Entry::SnapshotDeleted { volume, snapshot: SnapshotId(600) },
         Entry::RolledBack { volume, lsn: lsn(43), snapshot: SnapshotId(500) },
         Entry::Rewound { volume, to: lsn(40) },
+        Entry::Cloned { volume, origin: VolumeId(9), snapshot: SnapshotId(600) },
     ]
 }
 

@@ -66,6 +66,8 @@ pub enum Entry {
     RolledBack { volume: VolumeId, lsn: Lsn, snapshot: SnapshotId },
     /// A takeover cut the volume's history off at `to`: what is known beyond it, and held by nobody here, is dropped.
     Rewound { volume: VolumeId, to: Lsn },
+    /// The volume came to this node, as a clone of another one's snapshot.
+    Cloned { volume: VolumeId, origin: VolumeId, snapshot: SnapshotId },
 }
 
 impl Entry {
@@ -86,7 +88,8 @@ impl Entry {
             | Entry::Snapshot { volume, .. }
             | Entry::SnapshotDeleted { volume, .. }
             | Entry::RolledBack { volume, .. }
-            | Entry::Rewound { volume, .. } => *volume,
+            | Entry::Rewound { volume, .. }
+            | Entry::Cloned { volume, .. } => *volume,
         }
     }
 

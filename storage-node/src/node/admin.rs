@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AskTakeover, ClusterStatus, CreateSnapshot, CreateVolume, MemberStatus, Migrate, MigrateReport, NbdAddresses,
-    OwnerStatus, Rejoin, ReplicaStatus, Resize, RollBack, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport,
-    VolumePolicy, VolumeStatus, VolumeSummary,
+    AskTakeover, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, MemberStatus, Migrate, MigrateReport,
+    NbdAddresses, OwnerStatus, Rejoin, ReplicaStatus, Resize, RollBack, SnapshotStatus, TailStatus, TakeoverProgress,
+    TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{
     BLOCK_SIZE, Error, ErrorKind, NodeId, NodeName, SnapshotId, SnapshotName, VolumeId, VolumeName, VolumeSize,
@@ -412,6 +412,52 @@ impl NodeAdmin {
         self.status_here(volume).await
     }
 
+    async fn make_clone(&self, name: &str, snapshot: &str, request: CloneSnapshot) -> Result<VolumeStatus, Error> {
+        let clone: VolumeName = request.name.parse()?;
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?;
+        let found = snapshot_named(volume, snapshot)?;
+        if found.made.is_none() {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "snapshot {name}@{snapshot} is not made yet; `helio volume snapshot list {name}` shows when it is"
+                ),
+            ));
+        }
+        let (id, snapshot) = (volume.id, found.id);
+        let forward = AdminForward::Clone { volume: id, snapshot, name: clone.clone() };
+        let made: VolumeId =
+            self.at_owner(id, forward, |served| self.clone_here(served, snapshot, clone.clone())).await?;
+        self.created(made).await
+    }
+
+    /// As the owner of the snapshot's volume.
+    async fn clone_here(
+        &self,
+        volume: Arc<ServedVolume>,
+        snapshot: SnapshotId,
+        name: VolumeName,
+    ) -> Result<VolumeId, Error> {
+        let epoch = volume.gate.view().epoch;
+        let stored = volume.shard.snapshots(volume.id).await.map_err(store_failure)?;
+        if !stored.iter().any(|stored| stored.snapshot == snapshot && stored.is_whole) {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "not all of the snapshot is at {}'s owner yet: try again when it is (`helio volume snapshot list {}` shows where it is complete)",
+                    volume.name, volume.name
+                ),
+            ));
+        }
+        let (origin, from) = (volume.id, self.this.id);
+        let command = Command::CloneVolume { name, origin, snapshot, from, epoch, nonce: nonce() };
+        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+            Response::VolumeCreated { volume } => Ok(volume),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
     async fn drop_snapshot(&self, name: &str, snapshot: &str) -> Result<(), Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let volume = volume_named(&state, name)?;
@@ -566,6 +612,15 @@ impl Admin for NodeAdmin {
         Box::pin(self.go_back(name, snapshot, request))
     }
 
+    fn clone_snapshot<'a>(
+        &'a self,
+        name: &'a str,
+        snapshot: &'a str,
+        request: CloneSnapshot,
+    ) -> BoxFuture<'a, Result<VolumeStatus, Error>> {
+        Box::pin(self.make_clone(name, snapshot, request))
+    }
+
     fn delete_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(self.delete(name))
     }
@@ -582,6 +637,9 @@ impl ForwardedAdmin for NodeAdmin {
                 AdminForward::Status { volume } => json(&self.status_here(self.owned(volume).await?).await?),
                 AdminForward::Migrate { volume, to } => json(&self.migrate_here(self.owned(volume).await?, to).await?),
                 AdminForward::Snapshots { volume } => json(&self.snapshots_here(self.owned(volume).await?).await?),
+                AdminForward::Clone { volume, snapshot, name } => {
+                    json(&self.clone_here(self.owned(volume).await?, snapshot, name).await?)
+                }
                 AdminForward::RollBack { volume, snapshot } => {
                     json(&self.roll_back_here(self.owned(volume).await?, snapshot).await?)
                 }

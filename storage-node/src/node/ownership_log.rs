@@ -138,4 +138,9 @@ impl OwnershipLog for RaftOwnership {
         let command = Command::SnapshotMade { volume, snapshot, from: self.me, epoch, made };
         Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
     }
+
+    fn clone_made(&self, volume: VolumeId, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>> {
+        let command = Command::CloneMade { volume, from: self.me, epoch };
+        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
+    }
 }

@@ -24,6 +24,7 @@ use crate::serve::resize::{follow_size, grow};
 use crate::serve::snapshots::follow_snapshots;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
+use crate::shard::handle::{ShardHandle, StoreError, VolumeReport};
 use crate::shards::Shards;
 
 /// What an owner runs for a volume, until its epoch ends.
@@ -160,8 +161,7 @@ impl Reconciler {
                 (volume, view)
             }
             None => {
-                let shard = self.shards.of(meta.id);
-                let report = shard.open(meta.id, meta.size).await.map_err(store_failure)?;
+                let Some((shard, report)) = self.open(meta, owned).await? else { return Ok(()) };
                 let (peers, metadata) = (self.peers.clone(), self.metadata.clone());
                 // A growth that this node has not carried out yet must not be promised to clients.
                 let size = report.size.min(meta.size);
@@ -190,6 +190,31 @@ impl Reconciler {
             self.activate(&volume, meta, acts_under).await?;
         }
         Ok(())
+    }
+
+    /// The volume's place in a shard. A clone begins here as its snapshot, if this node has all of that; if not, it begins empty
+    /// and is sent everything, but only when there is somebody who has it: `None` until then.
+    async fn open(&self, meta: &Volume, owned: bool) -> Result<Option<(ShardHandle, VolumeReport)>, Error> {
+        let Some(origin) = meta.origin else {
+            let shard = self.shards.of(meta.id);
+            let report = shard.open(meta.id, meta.size).await.map_err(store_failure)?;
+            return Ok(Some((shard, report)));
+        };
+        let shard = self.shards.beside(meta.id, origin.volume);
+        match shard.open_clone(meta.id, origin.volume, origin.snapshot).await {
+            Ok(report) => Ok(Some((shard, report))),
+            Err(error) if owned && !origin.is_made => Err(store_failure(error)),
+            Err(
+                StoreError::UnknownVolume(_) | StoreError::UnknownSnapshot { .. } | StoreError::StillFetching { .. },
+            ) if origin.is_made => {
+                let report = shard.open(meta.id, meta.size).await.map_err(store_failure)?;
+                Ok(Some((shard, report)))
+            }
+            Err(error) => {
+                tracing::debug!(volume = %meta.name, %error, "the clone is not here before it is at its owner");
+                Ok(None)
+            }
+        }
     }
 
     /// Takes up an ownership that consensus gave this node.

@@ -119,6 +119,12 @@ pub trait OwnershipLog: Send + Sync + 'static {
         snapshot: SnapshotId,
         made: Made,
     ) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Tells that the owner of `epoch` has the clone that `volume` is. May be repeated.
+    ///
+    /// # Errors
+    /// The refusal; `Unavailable` when consensus cannot be reached: it may have been committed.
+    fn clone_made(&self, volume: VolumeId, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>>;
 }
 
 /// What a handover came to.

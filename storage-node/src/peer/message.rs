@@ -79,6 +79,8 @@ pub enum AdminForward {
     TakeoverState { volume: VolumeId, epoch: Epoch },
     /// The node asked is to drop what it holds of a volume that it has left, and to follow again.
     Rejoin { volume: VolumeId },
+    /// Make a new volume, with this name, that begins as a snapshot.
+    Clone { volume: VolumeId, snapshot: client_lib::SnapshotId, name: client_lib::VolumeName },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

@@ -3,8 +3,9 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AskTakeover, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, OwnerStatus, Rejoin, Resize,
-    RollBack, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AskTakeover, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, OwnerStatus,
+    Rejoin, Resize, RollBack, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus,
+    VolumeSummary,
 };
 
 /// The administrative requests. Any node answers; those that only a volume's owner can carry out are passed on.
@@ -64,6 +65,14 @@ pub trait Admin: Send + Sync + 'static {
         name: &'a str,
         snapshot: &'a str,
         request: RollBack,
+    ) -> BoxFuture<'a, Result<VolumeStatus, Error>>;
+
+    /// Makes a new volume that begins as a snapshot, and waits until its owner serves it.
+    fn clone_snapshot<'a>(
+        &'a self,
+        name: &'a str,
+        snapshot: &'a str,
+        request: CloneSnapshot,
     ) -> BoxFuture<'a, Result<VolumeStatus, Error>>;
 
     /// Deletes a volume and its data.

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use client_lib::wire::admin::{
-    AskTakeover, CreateSnapshot, CreateVolume, Failure, Migrate, Rejoin, Resize, RollBack, VolumePolicy,
+    AskTakeover, CloneSnapshot, CreateSnapshot, CreateVolume, Failure, Migrate, Rejoin, Resize, RollBack, VolumePolicy,
 };
 use client_lib::{Error, ErrorKind};
 use tokio::net::TcpListener;
@@ -93,6 +93,7 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/rollback", post(roll_back))
+        .route("/v1/volumes/{name}/snapshots/{snapshot}/clone", post(clone_snapshot))
         .route("/v1/cluster", get(cluster))
         .route("/health", get(|| async { "ok\n" }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -169,6 +170,14 @@ async fn roll_back(
     Json(request): Json<RollBack>,
 ) -> Response {
     answer(admin.roll_back(&name, &snapshot, request).await)
+}
+
+async fn clone_snapshot(
+    State(admin): Shared,
+    Path((name, snapshot)): Path<(String, String)>,
+    Json(request): Json<CloneSnapshot>,
+) -> Response {
+    answer(admin.clone_snapshot(&name, &snapshot, request).await)
 }
 
 async fn cluster(State(admin): Shared) -> Response {

@@ -2,7 +2,8 @@
 //!
 //! One task per volume, [`follow_snapshots`], makes the two the same: the owner makes what is listed and not made yet, in the
 //! order in which it was asked for, and tells metadata what came of it; every node deletes what is not listed any more. So a
-//! snapshot that was asked for is made whatever happens to whoever asked, by the next owner if need be.
+//! snapshot that was asked for is made whatever happens to whoever asked, by the next owner if need be. It also tells that a
+//! clone is there, after which the snapshot that it comes from is not needed any more.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,6 +23,8 @@ struct Listed {
     snapshots: Vec<Snapshot>,
     /// The newest one of which it can say whether it exists.
     newest: SnapshotId,
+    /// Whether the volume is a clone of which the owner has not said that it is there.
+    is_new_clone: bool,
 }
 
 /// The snapshots that metadata lists.
@@ -34,7 +37,8 @@ pub struct Snapshots {
 impl Snapshots {
     /// Metadata says this; called in the order of metadata.
     pub fn list(&self, meta: &Volume) {
-        let listed = Listed { snapshots: meta.snapshots.clone(), newest: meta.newest_snapshot };
+        let is_new_clone = meta.origin.is_some_and(|origin| !origin.is_made);
+        let listed = Listed { snapshots: meta.snapshots.clone(), newest: meta.newest_snapshot, is_new_clone };
         self.listed.send_if_modified(|before| {
             let is_news = *before != listed;
             *before = listed;
@@ -123,6 +127,10 @@ async fn follow(
         }
     }
     let Some(epoch) = owner else { return Ok(()) };
+    if listed.is_new_clone {
+        log.clone_made(volume.id, epoch).await?;
+        tracing::info!(volume = %volume.name, "a clone is made");
+    }
     for snapshot in listed.snapshots.iter().filter(|snapshot| snapshot.made.is_none()) {
         volume.shard.create_snapshot(volume.id, snapshot.id).await.map_err(store_failure)?;
         let stored = volume.shard.snapshots(volume.id).await.map_err(store_failure)?;

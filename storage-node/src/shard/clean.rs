@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use bytes::Bytes;
 use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
+use super::clone::holders_of;
 use super::core::Core;
 use super::fetch::Then;
 use crate::log::{Entry, LogError, Placed};
@@ -260,14 +261,20 @@ impl Core {
             }
             let Some(found) = pass.scan.take_found() else { return Ok(()) };
             let FoundBlock { volume, block, lsn, crc, place, data } = found;
-            let Some(run) = self.volumes.get(&volume) else { continue };
-            if run.state.holds(block, lsn, place, &mut self.map)? {
+            let mut holder = None;
+            for state in holders_of(&mut self.volumes, volume) {
+                if state.holds(block, lsn, place, &mut self.map)? {
+                    holder = Some(state.id);
+                    break;
+                }
+            }
+            if let Some(holder) = holder {
                 if crc32fast::hash(&data) == crc {
                     pass.batch.push(LiveBlock { volume, block, lsn, crc, from: place, data });
                 } else {
                     // It stays where it is until it is repaired or overwritten.
                     let version = Version { lsn, content: Content::Local { place, crc } };
-                    self.note_damage(volume, block, version, "its checksum does not fit, the cleaner found");
+                    self.note_damage(holder, block, version, "its checksum does not fit, the cleaner found");
                 }
             }
         }

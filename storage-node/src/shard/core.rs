@@ -17,14 +17,15 @@ use tokio::sync::mpsc;
 use super::ShardOptions;
 use super::checkpoint::Checkpoints;
 use super::clean::Cleaner;
+use super::clone::finish_fillings;
 use super::control::SealJob;
 use super::fetch::Fetches;
 use super::handle::{Doorbell, Request, Role, StoreError};
 use super::lease::LEASE_PAUSE;
-use super::rollback::Rollbacks;
 use super::run::{Busy, Reply, VolumeRun};
 use super::scrub::Scrub;
 use super::sync::{Done, Syncs};
+use super::unready::Unready;
 use crate::io::buffer::AlignedBuffer;
 use crate::log::{Entry, Event, Log, LogError, Placed};
 use crate::map::Map;
@@ -67,7 +68,7 @@ pub(super) struct Core {
     pub(super) checkpoints: Checkpoints,
     pub(super) cleaner: Cleaner,
     pub(super) scrub: Scrub,
-    pub(super) rollbacks: Rollbacks,
+    pub(super) unready: Unready,
     in_flight: HashMap<u64, InFlight>,
     next_ticket: u64,
     /// Why nothing is written any more, if so.
@@ -106,7 +107,7 @@ impl Core {
         checkpoints: Checkpoints,
     ) -> Core {
         let scrub = Scrub::new(options.scrub_period);
-        let rollbacks = Rollbacks::of(volumes.values());
+        let unready = Unready::of(volumes.values());
         Core {
             options,
             log,
@@ -118,7 +119,7 @@ impl Core {
             checkpoints,
             cleaner: Cleaner::default(),
             scrub,
-            rollbacks,
+            unready,
             in_flight: HashMap::new(),
             next_ticket: 1,
             failed: None,
@@ -199,9 +200,10 @@ impl Core {
     }
 
     pub(super) fn handle(&mut self, request: Request) {
-        let Some(request) = self.hold_for_rollback(request) else { return };
+        let Some(request) = self.hold_until_ready(request) else { return };
         match request {
             Request::Open { volume, size, reply } => self.open(volume, size, reply),
+            Request::OpenClone { volume, origin, snapshot, reply } => self.open_clone(volume, origin, snapshot, reply),
             Request::List { reply } => drop(reply.send(Ok(self.volumes.keys().copied().collect()))),
             Request::Delete { volume, reply } => self.delete(volume, reply),
             Request::Resize { volume, size, owner, reply } => self.resize(volume, size, owner, reply),
@@ -388,7 +390,17 @@ impl Core {
 
     fn apply(&mut self, entry: &Entry, placed: Placed) -> Result<(), MapError> {
         let place = Place { segment: placed.segment, block: placed.first_block };
+        if self.unready.may_be_any() {
+            finish_fillings(&mut self.volumes, entry, &mut self.map)?;
+        }
         match entry {
+            Entry::Cloned { volume, origin, snapshot } => self.cloned(*volume, *origin, *snapshot),
+            Entry::Relocated { volume, .. } => {
+                for run in self.volumes.values_mut().filter(|run| run.state.may_hold(*volume)) {
+                    apply_to(&mut run.state, entry, place, &mut self.map)?;
+                    run.damage.settle(entry);
+                }
+            }
             Entry::Opened { volume, size } => {
                 self.volumes.entry(*volume).or_insert_with(|| VolumeRun::new(Volume::new(*volume, *size)));
             }
@@ -434,9 +446,7 @@ impl Core {
     /// Whether requests must wait for a checkpoint. While checkpoints fail they need not: reads are served, and what
     /// would change pages is refused.
     fn must_hold_back(&self) -> bool {
-        (self.map.cache.is_full() && !self.checkpoints.is_failing())
-            || self.log.is_starved()
-            || self.rollbacks.is_full()
+        (self.map.cache.is_full() && !self.checkpoints.is_failing()) || self.log.is_starved() || self.unready.is_full()
     }
 
     fn background(&mut self) {
@@ -463,7 +473,7 @@ impl Core {
             self.scrub_step();
         }
         self.checkpoint_step();
-        self.rollback_step();
+        self.unready_step();
     }
 
     /// Whether the next turn has something to do even if nothing happens.
@@ -480,7 +490,7 @@ impl Core {
             || is_stuck
             || self.cleaner.is_working()
             || (may_change_pages && self.volumes.values().any(has_work))
-            || (self.rollbacks.may_be_any() && self.volumes.values().any(|run| run.has_rollback_work(may_change_pages)))
+            || (self.unready.may_be_any() && self.volumes.values().any(|run| run.has_unready_work(may_change_pages)))
     }
 
     /// Whether it is on its way to its end.
@@ -579,6 +589,6 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
             state.apply_rewound(*to, map);
             Ok(())
         }
-        Entry::Opened { .. } | Entry::Deleted { .. } => Ok(()),
+        Entry::Opened { .. } | Entry::Cloned { .. } | Entry::Deleted { .. } => Ok(()),
     }
 }

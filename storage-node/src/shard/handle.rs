@@ -195,6 +195,8 @@ pub struct SnapshotReport {
     pub held_blocks: u64,
     /// Its blocks that are known and not held.
     pub stale_blocks: u64,
+    /// Whether all of it is in the base: what a clone and a rollback need.
+    pub is_whole: bool,
 }
 
 /// Blocks that are known to be damaged.
@@ -251,6 +253,7 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 #[expect(missing_docs, reason = "each variant is documented at the method of the same name")]
 pub enum Request {
     Open { volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport> },
+    OpenClone { volume: VolumeId, origin: VolumeId, snapshot: SnapshotId, reply: Reply<VolumeReport> },
     List { reply: Reply<Vec<VolumeId>> },
     Delete { volume: VolumeId, reply: Reply<()> },
     Resize { volume: VolumeId, size: VolumeSize, owner: Option<Epoch>, reply: Reply<VolumeReport> },
@@ -322,6 +325,22 @@ impl ShardHandle {
     /// `known` = `head` = the last LSN in the log: only [`activate`](Self::activate) makes an owner.
     pub async fn open(&self, volume: VolumeId, size: VolumeSize) -> Result<VolumeReport, StoreError> {
         self.ask(|reply| Request::Open { volume, size, reply }).await
+    }
+
+    /// Opens `volume` as a clone of a snapshot of `origin`, which this shard has: as a [`Role::Replica`] of epoch 0 that holds
+    /// what the snapshot holds, up to its LSN. A volume that the shard has already is left as it is. Durable on return. Copies
+    /// no data; what is asked of the volume at first waits, in proportion to the snapshot's map.
+    ///
+    /// # Errors
+    /// `UnknownVolume` and `UnknownSnapshot` of the origin, `StillFetching` while not all of the snapshot is here; `OutOfSpace`,
+    /// `Poisoned`, `Io`.
+    pub async fn open_clone(
+        &self,
+        volume: VolumeId,
+        origin: VolumeId,
+        snapshot: SnapshotId,
+    ) -> Result<VolumeReport, StoreError> {
+        self.ask(|reply| Request::OpenClone { volume, origin, snapshot, reply }).await
     }
 
     /// Every volume in this shard.

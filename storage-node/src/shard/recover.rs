@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use client_lib::VolumeId;
 
 use super::checkpoint::{Checkpoints, decode_position};
+use super::clone::{finish_fillings, holders_of};
 use super::core::{Core, apply_to};
 use super::handle::Role;
 use super::run::VolumeRun;
@@ -120,6 +121,8 @@ fn replay(
     map: &mut Map,
     forgotten: &mut Vec<VolumeId>,
 ) -> Result<(), MapError> {
+    finish_fillings(states, &replayed.entry, map)?;
+    let place = Place { segment: replayed.segment, block: replayed.first_block };
     match &replayed.entry {
         Entry::Opened { volume, size } => {
             states.entry(*volume).or_insert_with(|| Volume::new(*volume, *size));
@@ -129,9 +132,20 @@ fn replay(
             map.forget(*volume);
             forgotten.push(*volume);
         }
+        Entry::Cloned { volume, origin, snapshot } => {
+            if !states.contains_key(volume)
+                && let Some(clone) = states.get(origin).and_then(|state| state.clone_of(*snapshot, *volume))
+            {
+                states.insert(*volume, clone);
+            }
+        }
+        entry @ Entry::Relocated { volume, .. } => {
+            for state in holders_of(states, *volume) {
+                apply_to(state, entry, place, map)?;
+            }
+        }
         entry => {
             if let Some(state) = states.get_mut(&entry.volume()) {
-                let place = Place { segment: replayed.segment, block: replayed.first_block };
                 apply_to(state, entry, place, map)?;
             }
         }

@@ -1,7 +1,6 @@
-//! Going back to a snapshot: the request, and what waits meanwhile.
+//! Going back to a snapshot.
 //!
-//! Everything that is asked of the volume waits from the request on ([`crate::volume::rollback`] says why). What is under way
-//! ends, the entry goes to the log, the pages are put back a few per turn, and a checkpoint says that they are, so that
+//! Everything that is asked of the volume waits from the request on ([`super::unready`]). What is under way ends, the entry goes to the log, the pages are put back a few per turn, and a checkpoint says that they are, so that
 //! recovery has nothing of it to do at once. Other volumes go on. Whoever has a volume open finds another content in it: that
 //! nobody has is for whoever asks to see to.
 
@@ -10,7 +9,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::oneshot::{self, Receiver};
 
 use super::core::Core;
-use super::handle::{QUEUE_DEPTH, Request, Role, StoreError};
+use super::handle::{Role, StoreError};
 use super::run::{Reply, VolumeRun};
 use super::sync::Done;
 use crate::log::Entry;
@@ -45,49 +44,6 @@ impl RollbackJob {
     }
 }
 
-impl Request {
-    /// The volume whose rollback this waits for, if one is under way.
-    fn touches(&self) -> Option<VolumeId> {
-        match self {
-            Request::Open { volume, .. }
-            | Request::Resize { volume, .. }
-            | Request::CreateSnapshot { volume, .. }
-            | Request::DeleteSnapshot { volume, .. }
-            | Request::RollBack { volume, .. }
-            | Request::Read { volume, .. }
-            | Request::Write { volume, .. }
-            | Request::Zero { volume, .. }
-            | Request::Flush { volume, .. }
-            | Request::Extents { volume, .. }
-            | Request::Activate { volume, .. }
-            | Request::Arm { volume, .. }
-            | Request::Deactivate { volume, .. }
-            | Request::Freeze { volume, .. }
-            | Request::Thaw { volume, .. }
-            | Request::SealManifest { volume, .. }
-            | Request::PinSnapshot { volume, .. }
-            | Request::ReadSealed { volume, .. }
-            | Request::Release { volume, .. }
-            | Request::ChangedBlocks { volume, .. }
-            | Request::Prune { volume, .. }
-            | Request::ApplyManifest { volume, .. }
-            | Request::Missing { volume, .. }
-            | Request::Receive { volume, .. }
-            | Request::ApplySealed { volume, .. }
-            | Request::Rewind { volume, .. }
-            | Request::ReadVersions { volume, .. } => Some(*volume),
-            Request::List { .. }
-            | Request::Delete { .. }
-            | Request::Snapshots { .. }
-            | Request::Report { .. }
-            | Request::Damaged { .. }
-            | Request::Traffic { .. }
-            | Request::Checkpoint { .. }
-            | Request::Stop { .. } => None,
-        }
-    }
-}
-
 impl Core {
     pub(super) fn roll_back(&mut self, volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn>) {
         let outcome =
@@ -95,46 +51,18 @@ impl Core {
         match (outcome, self.volumes.get_mut(&volume)) {
             (Ok(()), Some(run)) => {
                 run.rollback = Some(RollbackJob { snapshot, stage: Stage::Draining, reply });
-                self.rollbacks.is_any = true;
+                self.unready.note();
             }
             (Err(error), _) => drop(reply.send(Err(error))),
             (Ok(()), None) => drop(reply.send(Err(StoreError::UnknownVolume(volume)))),
         }
     }
 
-    /// Keeps `request` for later if it must wait for a rollback; gives it back if it need not.
-    pub(super) fn hold_for_rollback(&mut self, request: Request) -> Option<Request> {
-        let is_held = self.rollbacks.is_any
-            && request.touches().and_then(|volume| self.volumes.get(&volume)).is_some_and(VolumeRun::is_rolling_back);
-        if is_held {
-            self.rollbacks.waiting.push(request);
-            return None;
-        }
-        Some(request)
-    }
-
-    /// Takes every rollback under way a bounded step further, then lets go on what waited.
-    pub(super) fn rollback_step(&mut self) {
-        if !self.rollbacks.is_any {
-            return;
-        }
-        let rolling = self.volumes.iter().filter(|(_, run)| run.is_rolling_back());
-        for volume in rolling.map(|(volume, _)| *volume).collect::<Vec<_>>() {
-            if let Err(error) = self.roll_volume_back(volume) {
-                tracing::error!(%volume, %error, "the map cannot be read: nothing is written until the node is restarted");
-                self.failed = Some(error.to_string());
-                if let Some(job) = self.volumes.get_mut(&volume).and_then(|run| run.rollback.take()) {
-                    job.fail(&error.into());
-                }
-            }
-        }
-        self.rollbacks.is_any = self.volumes.values().any(VolumeRun::is_rolling_back);
-        for request in std::mem::take(&mut self.rollbacks.waiting) {
-            self.handle(request);
-        }
-    }
-
-    fn roll_volume_back(&mut self, volume: VolumeId) -> Result<(), MapError> {
+    /// Takes a rollback under way a bounded step further.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub(super) fn roll_volume_back(&mut self, volume: VolumeId) -> Result<(), MapError> {
         let Some(run) = self.volumes.get_mut(&volume) else { return Ok(()) };
         if run.state.rollback.is_some() && !self.map.cache.wants_checkpoint() {
             run.state.rollback_step(PAGES_PER_STEP, &mut self.map)?;
@@ -197,12 +125,7 @@ impl Core {
 }
 
 impl VolumeRun {
-    /// Whether what is asked of the volume must wait.
-    pub(super) fn is_rolling_back(&self) -> bool {
-        self.rollback.is_some() || self.state.rollback.is_some()
-    }
-
-    /// Whether the next turn can do something about it.
+    /// Whether the next turn can do something about a rollback.
     pub(super) fn has_rollback_work(&self, may_change_pages: bool) -> bool {
         match self.rollback.as_ref().map(|job| &job.stage) {
             Some(Stage::Draining) => self.is_quiet(),
@@ -210,32 +133,6 @@ impl VolumeRun {
             Some(Stage::Logging { .. } | Stage::Settling(_)) => false,
             Some(Stage::PuttingBack) | None => may_change_pages && self.state.rollback.is_some(),
         }
-    }
-}
-
-/// Rollbacks of a shard's volumes.
-#[derive(Debug)]
-pub(super) struct Rollbacks {
-    /// Whether one may be under way.
-    is_any: bool,
-    /// What waits for it.
-    waiting: Vec<Request>,
-}
-
-impl Rollbacks {
-    /// Those that recovery found under way.
-    pub(super) fn of<'a>(mut volumes: impl Iterator<Item = &'a VolumeRun>) -> Rollbacks {
-        Rollbacks { is_any: volumes.any(VolumeRun::is_rolling_back), waiting: Vec::new() }
-    }
-
-    /// Whether one may be under way.
-    pub(super) fn may_be_any(&self) -> bool {
-        self.is_any
-    }
-
-    /// Whether so much waits that nothing more may be taken from the queue.
-    pub(super) fn is_full(&self) -> bool {
-        self.waiting.len() >= QUEUE_DEPTH
     }
 }
 

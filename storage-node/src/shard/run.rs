@@ -71,6 +71,12 @@ pub(super) struct VolumeRun {
     pub(super) verified_blocks: u64,
 }
 
+impl AsMut<Volume> for VolumeRun {
+    fn as_mut(&mut self) -> &mut Volume {
+        &mut self.state
+    }
+}
+
 impl VolumeRun {
     /// A volume after recovery or creation: nobody's, until activated.
     pub(super) fn new(state: Volume) -> VolumeRun {

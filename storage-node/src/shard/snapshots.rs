@@ -50,6 +50,7 @@ impl Core {
             size: snapshot.size,
             held_blocks: self.map.usage.mapped(MapKey { volume, snapshot: snapshot.id }),
             stale_blocks: run.state.layers.stale_at(snapshot.id),
+            is_whole: run.state.snapshots.find(snapshot.id).is_some(),
         };
         Ok(run.state.all_snapshots().map(report).collect())
     }

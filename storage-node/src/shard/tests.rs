@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod clean;
+mod clone;
 mod crash;
 mod damage;
 mod faults;

@@ -11,6 +11,7 @@ use client_lib::{Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 
 use super::Volume;
 use super::changes::{Changes, Interval};
+use super::clone::Filling;
 use super::layers::{ClosedShape, Layers, LayersShape};
 use super::pins::Pins;
 use super::rollback::Rollback;
@@ -74,6 +75,8 @@ pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> 
         pins: Pins::default(),
         snapshots: Snapshots::restore(record.snapshots, record.has_aliases),
         rollback: record.rollback,
+        filling: record.filling,
+        ancestors: record.ancestors,
         watermark: record.watermark,
         written: record.written,
         partial: Vec::new(),
@@ -92,6 +95,8 @@ struct Record {
     has_aliases: bool,
     rollback: Option<Rollback>,
     written: Lsn,
+    filling: Option<Filling>,
+    ancestors: Vec<VolumeId>,
 }
 
 fn encode_record(volume: &Volume) -> Vec<u8> {
@@ -119,6 +124,10 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
     bytes.put_u32_le(volume.rollback.map_or(0, |rollback| rollback.next_page));
     bytes.put_u32_le(u32::from(volume.snapshots.has_aliases()));
     put_lsn(&mut bytes, volume.written);
+    bytes.put_u64_le(volume.filling.map_or(0, |filling| filling.origin.0));
+    bytes.put_u64_le(volume.filling.map_or(0, |filling| filling.snapshot.0));
+    bytes.put_u32_le(volume.filling.map_or(0, |filling| filling.next_page));
+    bytes.put_u32_le(volume.ancestors.len() as u32);
     for closed in shape.folding.iter().chain(&shape.sealed) {
         bytes.put_u64_le(closed.id);
         put_lsn(&mut bytes, closed.to);
@@ -131,6 +140,7 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
         bytes.put_u64_le(snapshot.size.bytes());
         bytes.put_u64_le(u64::from(snapshot.is_deleted));
     }
+    volume.ancestors.iter().for_each(|ancestor| bytes.put_u64_le(ancestor.0));
     seal(bytes)
 }
 
@@ -138,8 +148,11 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
 const RECORD_LEN: usize = 8 + 16 + 3 * 16 + 2 * 8 + 8;
 /// Bytes behind them since version 4: a rollback's snapshot, LSN and page, whether there are aliases.
 const ROLLBACK_LEN: usize = 8 + 16 + 4 + 4;
-/// Bytes behind those since version 5: the newest write made here.
-const WRITTEN_LEN: usize = 16;
+/// Bytes behind those since version 5: the newest write made here; a clone's origin, snapshot and page, the number of its
+/// ancestors.
+const SINCE_5_LEN: usize = 16 + (8 + 8 + 4 + 4);
+/// Bytes of an ancestor in the record: id.
+const ANCESTOR_LEN: usize = 8;
 /// Bytes of a closed layer in the record: id, LSN, snapshot, size.
 const CLOSED_LEN: usize = 8 + 16 + 8 + 8;
 /// Bytes of a snapshot in the record: id, LSN, size, whether it is deleted.
@@ -151,7 +164,7 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
         return None;
     }
     let (has_rollback, has_written) = match bytes.get_u16_le() {
-        RECORD_VERSION if bytes.len() >= RECORD_LEN + ROLLBACK_LEN + WRITTEN_LEN - 2 => (true, true),
+        RECORD_VERSION if bytes.len() >= RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN - 2 => (true, true),
         ROLLBACK_VERSION if bytes.len() >= RECORD_LEN + ROLLBACK_LEN - 2 => (true, false),
         version if version == ROLLBACK_VERSION - 1 => (false, false),
         _ => return None,
@@ -174,8 +187,10 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     // Not told of: an owner has written all that it knows, or holds it.
     let unsaid = if role == Role::Owner { known } else { watermark };
     let written = if has_written { get_lsn(&mut bytes) } else { unsaid };
+    let (filling, ancestors) = if has_written { get_filling(&mut bytes) } else { (None, 0) };
     let closed_len = folding.checked_add(sealed)?.checked_mul(CLOSED_LEN)?;
-    if bytes.len() != closed_len.checked_add(snapshots.checked_mul(SNAPSHOT_LEN)?)? {
+    let lists_len = closed_len.checked_add(snapshots.checked_mul(SNAPSHOT_LEN)?)?;
+    if bytes.len() != lists_len.checked_add(ancestors.checked_mul(ANCESTOR_LEN)?)? {
         return None;
     }
     let mut closed = |count: usize| (0..count).map(|_| get_closed(&mut bytes)).collect::<Option<Vec<_>>>();
@@ -187,6 +202,7 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
             Some(Snapshot { id, lsn, size, is_deleted: bytes.get_u64_le() == 1 })
         })
         .collect::<Option<_>>()?;
+    let ancestors = (0..ancestors).map(|_| VolumeId(bytes.get_u64_le())).collect();
     let shape = LayersShape { next_id, open, sealed, folding };
     Some(Record {
         size,
@@ -200,7 +216,16 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
         has_aliases,
         rollback,
         written,
+        filling,
+        ancestors,
     })
+}
+
+/// Where a clone is filled from, and how many ancestors it has.
+fn get_filling(bytes: &mut &[u8]) -> (Option<Filling>, usize) {
+    let (origin, snapshot) = (VolumeId(bytes.get_u64_le()), SnapshotId(bytes.get_u64_le()));
+    let (next_page, ancestors) = (bytes.get_u32_le(), bytes.get_u32_le() as usize);
+    ((snapshot != SnapshotId(0)).then_some(Filling { origin, snapshot, next_page }), ancestors)
 }
 
 fn get_rollback(bytes: &mut &[u8]) -> Option<(Option<Rollback>, bool)> {
@@ -278,6 +303,8 @@ mod tests {
         }
         volume.snapshots.note_aliases();
         volume.rollback = Some(Rollback { snapshot: SnapshotId(7), lsn: volume.known, next_page: 5 });
+        volume.filling = Some(Filling { origin: VolumeId(2), snapshot: SnapshotId(4), next_page: 6 });
+        volume.ancestors = vec![VolumeId(1), VolumeId(2)];
         let bytes = encode_record(&volume);
         let record = decode_record(&bytes).expect("decodes");
         assert_eq!((record.rollback, record.has_aliases), (volume.rollback, true));
@@ -326,18 +353,23 @@ mod golden {
         volume.changes = Changes::restore(lsn(39), Vec::new());
         volume.snapshots.note_aliases();
         volume.rollback = Some(Rollback { snapshot: SnapshotId(5), lsn: lsn(42), next_page: 3 });
+        volume.filling = Some(Filling { origin: VolumeId(4), snapshot: SnapshotId(2), next_page: 1 });
+        volume.ancestors = vec![VolumeId(3), VolumeId(4)];
         let kept = golden::check("volume-record.hex", &encode_record(&volume));
         let record = decode_record(&kept).expect("decodes");
         assert_eq!((record.rollback, record.has_aliases, record.written), (volume.rollback, true, lsn(41)));
+        assert_eq!((record.filling, &record.ancestors), (volume.filling, &volume.ancestors));
         // As the versions before have it: what they do not say of the newest write is taken from the role.
         for (version, len, rollback) in [(4, RECORD_LEN + ROLLBACK_LEN, volume.rollback), (3, RECORD_LEN, None)] {
             let mut before = kept[..kept.len() - 4].to_vec();
             before[0] = version;
-            before.drain(len..RECORD_LEN + ROLLBACK_LEN + WRITTEN_LEN);
+            before.truncate(before.len() - volume.ancestors.len() * ANCESTOR_LEN);
+            before.drain(len..RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN);
             let before = golden::check(&format!("volume-record-{version}.hex"), &seal(before));
             let old = decode_record(&before).expect("decodes");
             assert_eq!((old.rollback, old.has_aliases, &old.shape), (rollback, rollback.is_some(), &record.shape));
             assert_eq!((old.known, old.watermark, old.written), (record.known, record.watermark, lsn(42)));
+            assert_eq!((old.filling, old.ancestors.len()), (None, 0));
         }
         assert_eq!((record.size, record.role, record.epoch), (volume.size, volume.role, volume.epoch));
         assert_eq!((record.known, record.watermark, record.history_start), (lsn(42), lsn(40), lsn(39)));

@@ -115,6 +115,10 @@ impl OwnershipLog for TestLog {
         })
     }
 
+    fn clone_made(&self, volume: VolumeId, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move { self.meta.propose(Command::CloneMade { volume, from: self.me, epoch }).map(drop) })
+    }
+
     fn expire(&self, node: NodeId, renewals: u64) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move { self.meta.propose(Command::ExpireLease { node, renewals }).map(drop) })
     }

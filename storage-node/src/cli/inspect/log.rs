@@ -154,6 +154,9 @@ fn describe(entry: &Entry) -> (&'static str, String, String) {
         Entry::Deleted { .. } => ("deleted", none(), String::new()),
         Entry::Resized { size, .. } => ("resized", none(), size::human(size.bytes())),
         Entry::Snapshot { snapshot, .. } => ("snapshot", none(), format!("{snapshot} made")),
+        Entry::Cloned { origin, snapshot, .. } => {
+            ("cloned", none(), format!("from snapshot {snapshot} of volume {origin}"))
+        }
         Entry::Rewound { to, .. } => ("rewound", none(), format!("up to {to}")),
         Entry::SnapshotDeleted { snapshot, .. } => ("snapshot", none(), format!("{snapshot} deleted")),
         Entry::RolledBack { lsn, snapshot, .. } => ("rolled back", lsn.to_string(), format!("to snapshot {snapshot}")),

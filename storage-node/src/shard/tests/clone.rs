@@ -1,0 +1,293 @@
+//! Clones: as what they were cloned from, independent of it from then on, in crashes, cleaning and deletions.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use client_lib::{BLOCK_SIZE, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
+
+use super::rig::{Rig, joined};
+use crate::log::segment::SEGMENT_BYTES_MIN;
+use crate::shard::handle::{Request, StoreError, VolumeReport};
+use crate::volume::Moment;
+
+/// Blocks of each volume: some pages, and most of a segment.
+const BLOCKS: u32 = 1500;
+const BLOCK: u64 = BLOCK_SIZE as u64;
+const ORIGIN: VolumeId = VolumeId(1);
+const CLONE: VolumeId = VolumeId(2);
+
+/// Volumes in a shard, and the byte that fills each block of them and of their snapshots.
+struct Volumes {
+    rig: Rig,
+    live: BTreeMap<VolumeId, Vec<u8>>,
+    snapshots: BTreeMap<(VolumeId, SnapshotId), Vec<u8>>,
+    next: u64,
+    epoch: u64,
+    random: u64,
+}
+
+impl Volumes {
+    fn new(rig: Rig, seed: u64) -> Volumes {
+        let live = BTreeMap::from([(ORIGIN, vec![0; BLOCKS as usize])]);
+        let mut volumes = Volumes { rig, live, snapshots: BTreeMap::new(), next: 2, epoch: 1, random: seed | 1 };
+        let size = VolumeSize::try_from(u64::from(BLOCKS) * BLOCK).expect("valid");
+        volumes.rig.ask(|reply| Request::Open { volume: ORIGIN, size, reply }).expect("opens");
+        volumes.activate();
+        volumes
+    }
+
+    fn random(&mut self, below: usize) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random % below as u64) as usize
+    }
+
+    fn any_volume(&mut self) -> VolumeId {
+        let at = self.random(self.live.len());
+        *self.live.keys().nth(at).expect("one of them")
+    }
+
+    fn any_snapshot(&mut self) -> Option<(VolumeId, SnapshotId)> {
+        let at = self.random(self.snapshots.len().max(1));
+        self.snapshots.keys().nth(at).copied()
+    }
+
+    fn activate(&mut self) {
+        for volume in self.live.keys().copied().collect::<Vec<_>>() {
+            let (epoch, acts_under) = (Epoch(self.epoch), Some(0));
+            self.rig.ask(|reply| Request::Activate { volume, epoch, acts_under, reply }).expect("activates");
+        }
+    }
+
+    fn again(&mut self) {
+        self.epoch += 1;
+        self.activate();
+    }
+
+    fn write(&mut self, volume: VolumeId, start: u32, count: u32) {
+        let fill = 1 + self.random(250) as u8;
+        let data = Bytes::from(vec![fill; count as usize * BLOCK_SIZE as usize]);
+        let offset = u64::from(start) * BLOCK;
+        self.rig.ask(|reply| Request::Write { volume, offset, data, fua: false, reply }).expect("writes");
+        self.live.get_mut(&volume).expect("is there")[start as usize..(start + count) as usize].fill(fill);
+    }
+
+    fn snapshot(&mut self, volume: VolumeId) -> SnapshotId {
+        let snapshot = SnapshotId(self.next);
+        self.next += 1;
+        self.rig.ask(|reply| Request::CreateSnapshot { volume, snapshot, reply }).expect("is made");
+        self.snapshots.insert((volume, snapshot), self.live[&volume].clone());
+        snapshot
+    }
+
+    fn delete_snapshot(&mut self, (volume, snapshot): (VolumeId, SnapshotId)) {
+        self.rig.ask(|reply| Request::DeleteSnapshot { volume, snapshot, reply }).expect("is deleted");
+        self.snapshots.remove(&(volume, snapshot));
+    }
+
+    fn delete(&mut self, volume: VolumeId) {
+        self.rig.ask(|reply| Request::Delete { volume, reply }).expect("is deleted");
+        self.live.remove(&volume);
+        self.snapshots.retain(|(of, _), _| *of != volume);
+    }
+
+    fn open_clone(
+        &mut self,
+        volume: VolumeId,
+        (origin, snapshot): (VolumeId, SnapshotId),
+    ) -> Result<VolumeReport, StoreError> {
+        self.rig.ask(|reply| Request::OpenClone { volume, origin, snapshot, reply })
+    }
+
+    fn clone(&mut self, of: (VolumeId, SnapshotId)) -> VolumeId {
+        let volume = VolumeId(self.next);
+        self.next += 1;
+        self.open_clone(volume, of).expect("is cloned");
+        self.live.insert(volume, self.snapshots[&of].clone());
+        let (epoch, acts_under) = (Epoch(self.epoch), Some(0));
+        self.rig.ask(|reply| Request::Activate { volume, epoch, acts_under, reply }).expect("activates");
+        volume
+    }
+
+    fn clean(&mut self) {
+        self.rig.core().cleaner.hurry();
+        for _ in 0..300 {
+            self.rig.turn();
+        }
+    }
+
+    fn read(&mut self, volume: VolumeId, moment: Moment) -> Vec<u8> {
+        let length = BLOCKS * BLOCK_SIZE;
+        let read = self.rig.ask(|reply| Request::Read { volume, moment, offset: 0, length, reply });
+        let bytes = joined(read.expect("reads"));
+        bytes
+            .chunks(BLOCK_SIZE as usize)
+            .map(|block| {
+                assert!(block.iter().all(|byte| *byte == block[0]), "a block is torn");
+                block[0]
+            })
+            .collect()
+    }
+
+    fn check(&mut self, when: &str) {
+        for (volume, content) in self.live.clone() {
+            assert!(self.read(volume, Moment::Now) == content, "{when}: volume {volume}");
+        }
+        for ((volume, snapshot), content) in self.snapshots.clone() {
+            assert!(
+                self.read(volume, Moment::Snapshot(snapshot)) == content,
+                "{when}: snapshot {snapshot} of {volume}"
+            );
+        }
+    }
+
+    fn live_blocks(&mut self) -> u64 {
+        let core = self.rig.core();
+        core.log.segments().iter().map(|info| core.map.usage.live(info.segment)).sum()
+    }
+}
+
+#[test]
+fn a_clone_needs_neither_snapshot_nor_volume() {
+    let mut all = Volumes::new(Rig::new(1), 1);
+    all.write(ORIGIN, 0, BLOCKS);
+    let snapshot = all.snapshot(ORIGIN);
+    all.write(ORIGIN, 100, 50);
+    let written = all.rig.core().log.traffic().data;
+    let clone = all.clone((ORIGIN, snapshot));
+    assert_eq!(all.rig.core().log.traffic().data, written, "no data is copied");
+    all.check("cloned");
+    all.write(clone, 120, 300);
+    all.write(ORIGIN, 300, 300);
+    let second = all.snapshot(clone);
+    let grandchild = all.clone((clone, second));
+    all.delete_snapshot((ORIGIN, snapshot));
+    all.clean();
+    all.check("without the snapshot");
+    all.delete(ORIGIN);
+    all.rig.restart();
+    all.again();
+    all.clean();
+    all.check("without the volume");
+    all.delete(clone);
+    all.clean();
+    all.check("without the parent");
+    all.delete(grandchild);
+    assert_eq!(all.live_blocks(), 0, "and nothing is left of any");
+}
+
+#[test]
+fn a_clone_goes_on_in_the_order_of_its_origin_also_at_a_replica() {
+    let mut all = Volumes::new(Rig::new(1), 1);
+    all.write(ORIGIN, 0, 700);
+    let snapshot = all.snapshot(ORIGIN);
+    let of = all.rig.ask(|reply| Request::Report { volume: ORIGIN, reply }).expect("reports");
+    let report = all.open_clone(CLONE, (ORIGIN, snapshot)).expect("is cloned");
+    assert_eq!((report.known, report.watermark), (of.head, of.head));
+    all.live.insert(CLONE, all.live[&ORIGIN].clone());
+    all.activate();
+    all.write(CLONE, 5, 1);
+    // One that begins as the clone did is told of what came since, one that begins empty of everything.
+    for (from, blocks) in [(report.known, 1), (Lsn::ZERO, 700)] {
+        let after = SnapshotId(0);
+        let seal = |reply| Request::SealManifest { volume: CLONE, from, after, delta_from: None, reply };
+        let (manifest, _) = all.rig.ask(seal).expect("is made");
+        assert_eq!(manifest.runs.iter().map(|run| u64::from(run.blocks())).sum::<u64>(), blocks);
+        assert!(manifest.to > report.known);
+    }
+    assert_eq!(
+        all.open_clone(VolumeId(9), (ORIGIN, SnapshotId(99))),
+        Err(StoreError::UnknownSnapshot { volume: ORIGIN, snapshot: SnapshotId(99) })
+    );
+    assert_eq!(all.open_clone(VolumeId(9), (VolumeId(8), snapshot)), Err(StoreError::UnknownVolume(VolumeId(8))));
+    assert!(all.open_clone(CLONE, (VolumeId(8), snapshot)).expect("is there").head > report.head, "twice is once");
+}
+
+#[test]
+fn a_crash_while_a_clone_is_made_leaves_all_of_it_or_none() {
+    for seed in 1..60 {
+        let mut all = Volumes::new(Rig::in_memory(seed, |_| {}), seed);
+        for start in (0..BLOCKS).step_by(100) {
+            all.write(ORIGIN, start, 1);
+        }
+        let snapshot = all.snapshot(ORIGIN);
+        let asked = |reply| Request::OpenClone { volume: CLONE, origin: ORIGIN, snapshot, reply };
+        let mut cloned = all.rig.send(asked);
+        (0..seed % 20).for_each(|_| all.rig.turn());
+        if seed % 2 == 0 {
+            // What it comes from goes at once.
+            let _deleted = all.rig.send(|reply| Request::DeleteSnapshot { volume: ORIGIN, snapshot, reply });
+            (0..seed % 7).for_each(|_| all.rig.turn());
+        }
+        let was_told = cloned.try_recv().is_ok_and(|outcome| outcome.is_ok());
+        if seed % 3 == 0 {
+            all.rig.kill()
+        } else {
+            all.rig.crash()
+        }
+        let there = all.rig.ask(|reply| Request::List { reply }).expect("lists").contains(&CLONE);
+        assert!(there || !was_told, "seed {seed}");
+        if there {
+            all.live.insert(CLONE, all.live[&ORIGIN].clone());
+        }
+        all.again();
+        all.snapshots.clear();
+        all.check(&format!("seed {seed}, there: {there}"));
+    }
+}
+
+#[test]
+fn volumes_and_their_clones_keep_what_is_theirs_whatever_happens() {
+    for seed in 1..=8 {
+        let rig = Rig::with(seed, |options| options.log.capacity_bytes = Some(14 * SEGMENT_BYTES_MIN));
+        let mut all = Volumes::new(rig, seed * 7919);
+        for step in 0..250 {
+            match all.random(20) {
+                0..10 => {
+                    let (volume, start) = (all.any_volume(), all.random(BLOCKS as usize) as u32);
+                    let count = (1 + all.random(200) as u32).min(BLOCKS - start);
+                    all.write(volume, start, count);
+                }
+                10 | 11 if all.snapshots.len() < 3 => {
+                    let volume = all.any_volume();
+                    all.snapshot(volume);
+                }
+                12 | 13 if all.live.len() < 4 => {
+                    if let Some(of) = all.any_snapshot() {
+                        all.clone(of);
+                    }
+                }
+                14 => {
+                    if let Some(of) = all.any_snapshot() {
+                        all.delete_snapshot(of);
+                    }
+                }
+                15 if all.live.len() > 2 => {
+                    let volume = all.any_volume();
+                    all.delete(volume);
+                }
+                16 => all.clean(),
+                17 => all.rig.checkpoint().expect("is written"),
+                18 if step % 3 == 0 => {
+                    all.rig.kill();
+                    all.again();
+                }
+                19 if step % 3 == 0 => {
+                    all.rig.restart();
+                    all.again();
+                }
+                _ => {}
+            }
+        }
+        all.check(&format!("seed {seed}"));
+        all.clean();
+        all.rig.restart();
+        all.again();
+        all.check(&format!("seed {seed}, again"));
+        for volume in all.live.keys().copied().collect::<Vec<_>>() {
+            all.delete(volume);
+        }
+        assert_eq!(all.live_blocks(), 0, "seed {seed}: nothing is left");
+    }
+}
