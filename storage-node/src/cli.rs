@@ -16,8 +16,10 @@ mod import;
 mod inspect;
 mod node;
 mod policy;
+mod scrub;
 mod serving;
 mod snapshot;
+mod space;
 mod takeover;
 mod transfer;
 mod up;
@@ -65,7 +67,7 @@ impl Common {
 enum Verb {
     /// Run a whole cluster in this process: one node per provider
     Up(up::Up),
-    /// Run one node of a cluster of separate processes
+    /// Run one node of a cluster of separate processes, or ask one that runs
     Node(node::NodeArguments),
     /// Create, list, move and delete volumes
     #[command(subcommand)]
@@ -99,8 +101,12 @@ fn end_quietly_when_nobody_reads() {
 #[must_use]
 pub fn run(helio: Helio) -> ExitCode {
     end_quietly_when_nobody_reads();
-    let default =
-        if matches!(helio.verb, Verb::Up(_) | Verb::Node(_)) { "info,openraft=warn,quinn=warn" } else { "warn" };
+    let default = if matches!(&helio.verb, Verb::Up(_)) || matches!(&helio.verb, Verb::Node(node) if node.runs_a_node())
+    {
+        "info,openraft=warn,quinn=warn"
+    } else {
+        "warn"
+    };
     let filter = helio.common.log.as_deref().unwrap_or(default);
     match EnvFilter::try_new(filter) {
         Ok(filter) => {
@@ -116,7 +122,7 @@ pub fn run(helio: Helio) -> ExitCode {
     }
     let outcome = match helio.verb {
         Verb::Up(up) => up::run(up, &helio.common),
-        Verb::Node(arguments) => node::run(&arguments),
+        Verb::Node(arguments) => node::run(&arguments, &helio.common),
         Verb::Volume(verb) => volume::run(verb, &helio.common),
         Verb::Why(why) => why::run(&why, &helio.common),
         Verb::Cluster(verb) => cluster::run(verb, &helio.common),

@@ -15,7 +15,7 @@ use serde::de::{self, Deserializer, Visitor};
 
 use crate::io::EngineKind;
 use crate::log::LogSettings;
-use crate::shard::ShardOptions;
+use crate::shard::{SCRUB_BYTES_PER_SECOND, ShardOptions};
 use crate::size;
 
 /// The smallest segment: the largest record fits several times.
@@ -24,6 +24,8 @@ const SEGMENT_BYTES_MIN: u64 = 8 << 20;
 const SEGMENT_BYTES_MAX: u64 = 4 << 30;
 /// The least capacity, in segments: the one being written, spares, and room to clean.
 const CAPACITY_SEGMENTS_MIN: u64 = 8;
+/// The slowest scrub: slower, it would not be through in a lifetime.
+const SCRUB_BYTES_MIN: u64 = 64 << 10;
 /// The smallest map cache.
 const MAP_CACHE_BYTES_MIN: u64 = 1 << 20;
 
@@ -141,6 +143,9 @@ pub struct StoreSettings {
     pub map_cache_bytes: usize,
     /// The I/O engine: `auto`, `uring` or `std`.
     pub engine: EngineKind,
+    /// The most that a scrub reads in a second, in each directory. More is through sooner, and leaves less for everybody else.
+    #[serde(deserialize_with = "scrub_bytes")]
+    pub scrub_bytes_per_second: u64,
     /// Days in which everything stored is read and compared with its checksums once; 0 for never. Fewer find decay sooner
     /// and read more of the time.
     pub scrub_days: u32,
@@ -154,6 +159,7 @@ impl Default for StoreSettings {
             capacity_bytes: None,
             map_cache_bytes: 64 << 20,
             engine: EngineKind::Auto,
+            scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
             scrub_days: 7,
         }
     }
@@ -173,6 +179,7 @@ impl StoreSettings {
             log,
             map_cache_bytes: self.map_cache_bytes / count.max(1),
             engine: self.engine,
+            scrub_bytes_per_second: self.scrub_bytes_per_second,
             scrub_period: (!days.is_zero()).then_some(days),
             ..ShardOptions::new(directory)
         }
@@ -301,6 +308,14 @@ fn segment_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::E
         return Ok(found);
     }
     Err(de::Error::custom(format!("{found} bytes are no segment size: expected a multiple of 4096 from 8MiB to 4GiB")))
+}
+
+fn scrub_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let found = bytes(deserializer)?;
+    if found >= SCRUB_BYTES_MIN {
+        return Ok(found);
+    }
+    Err(de::Error::custom(format!("{found} bytes a second are too few for a scrub: expected at least 64KiB")))
 }
 
 fn map_cache_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {

@@ -4,9 +4,11 @@
 //! after that happens on that thread. [`core`] is the loop: requests in, log entries out, events applied in log
 //! order, replies. [`mod@write`], [`fetch`], [`replica`], [`control`], [`resize`], [`snapshots`], [`rollback`] and [`clone`] hold what the requests do, [`lease`] what may not be answered while the node's lease is out, [`unready`] what waits for volumes, [`sync`] who waits for
 //! what to be durable, [`checkpoint`] and [`recover`] how the state gets into the map store and back, [`clean`] how
-//! segments come free under random overwrites, [`damage`] what is known to be unreadable, [`scrub`] how it is found when nobody reads it. No lock is held anywhere: volumes of a shard share nothing with others.
+//! segments come free under random overwrites, [`damage`] what is known to be unreadable, [`space`] where the space goes, [`scrub`] how it is found when nobody reads it. No lock is held anywhere: volumes of a shard share nothing with others.
 
 pub mod handle;
+pub mod scrub;
+pub mod space;
 
 mod checkpoint;
 mod clean;
@@ -21,7 +23,6 @@ mod replica;
 mod resize;
 mod rollback;
 mod run;
-mod scrub;
 mod snapshots;
 mod sync;
 mod unready;
@@ -47,6 +48,12 @@ use handle::{QUEUE_DEPTH, ShardHandle};
 /// A week: a block is read often enough that two copies of it seldom decay between passes.
 pub const SCRUB_PERIOD: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// A fifth of what a slow disk reads, and a terabyte in nine hours.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 32 << 20;
+
+/// What was deleted is back in seconds, and an idle shard has next to nothing to do.
+pub const RECLAIM_PAUSE: Duration = Duration::from_secs(5);
+
 /// Settings of a shard.
 #[derive(Clone, Debug)]
 pub struct ShardOptions {
@@ -60,9 +67,13 @@ pub struct ShardOptions {
     pub map_cache_bytes: usize,
     /// Log written before a checkpoint begins by itself. More means longer recovery and fewer checkpoints.
     pub checkpoint_log_bytes: u64,
-    /// How long a pass of the scrub over everything stored shall take; `None` turns it off. Shorter finds damage sooner and
-    /// reads more of the time.
+    /// How often a scrub of everything stored begins by itself, and over how long it is spread; `None`: never. Shorter finds
+    /// damage sooner and reads more of the time.
     pub scrub_period: Option<Duration>,
+    /// The most that a scrub reads in a second.
+    pub scrub_bytes_per_second: u64,
+    /// How often it is looked whether a checkpoint would free segments that nobody needs; `None` leaves them to the next one.
+    pub reclaim_pause: Option<Duration>,
     /// Under what the node may act as an owner; looked at before anything is answered as one.
     pub lease: Arc<LeaseCell>,
 }
@@ -78,6 +89,8 @@ impl ShardOptions {
             map_cache_bytes: 64 << 20,
             checkpoint_log_bytes: 512 << 20,
             scrub_period: Some(SCRUB_PERIOD),
+            scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
+            reclaim_pause: Some(RECLAIM_PAUSE),
             lease: Arc::new(LeaseCell::forever()),
         }
     }

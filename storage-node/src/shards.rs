@@ -5,6 +5,7 @@
 //! would take the volumes in it for new ones.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +14,7 @@ use client_lib::VolumeId;
 use crate::config::StoreSettings;
 use crate::ownership::lease::LeaseCell;
 use crate::shard::handle::{ShardHandle, StoreError};
+use crate::shard::space::ShardSpace;
 use crate::shard::{Shard, ShardOptions, StartError};
 
 /// Why the shards of a node could not be started.
@@ -44,6 +46,35 @@ pub enum ShardsError {
         /// The other.
         second: PathBuf,
     },
+}
+
+/// Where the space of a store goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoreUsage {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// The size of the file system that it is on; 0 when that does not tell.
+    pub file_system_bytes: u64,
+    /// What is free there.
+    pub file_system_free_bytes: u64,
+    /// Most bytes of segments, if that was set.
+    pub capacity_bytes: Option<u64>,
+    /// What the files of the block map take.
+    pub map_bytes: u64,
+    /// What the shard counts.
+    pub shard: ShardSpace,
+}
+
+impl StoreUsage {
+    /// What guests may still write before anything must be cleaned: the files of the map grow too, so it is an estimate.
+    #[must_use]
+    pub fn available_bytes(&self) -> u64 {
+        let ready = self.shard.pooled_bytes + self.shard.unwritten_bytes;
+        let by_capacity =
+            self.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(self.shard.log_bytes));
+        let more = self.file_system_free_bytes.min(by_capacity);
+        if self.shard.fault.is_some() { 0 } else { (ready + more).saturating_sub(self.shard.reserve_bytes) }
+    }
 }
 
 /// A shard and where it is.
@@ -148,6 +179,38 @@ impl Shards {
         self.of(volume)
     }
 
+    /// The directory of the store that has `volume`.
+    #[must_use]
+    pub fn directory_of(&self, volume: VolumeId) -> Option<&Path> {
+        let placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        placed.get(&volume).map(|at| self.stores[*at].directory.as_path())
+    }
+
+    /// Where the space of each store goes.
+    ///
+    /// # Errors
+    /// When a shard has stopped.
+    pub async fn usage(&self) -> Result<Vec<StoreUsage>, StoreError> {
+        let mut usages = Vec::with_capacity(self.stores.len());
+        for store in &self.stores {
+            let shard = store.handle.space(None).await?;
+            // A disk that does not tell has no size.
+            let stat = rustix::fs::statvfs(&store.directory).ok();
+            let bytes = |blocks: fn(&rustix::fs::StatVfs) -> u64| {
+                stat.as_ref().map_or(0, |stat| blocks(stat).saturating_mul(stat.f_frsize))
+            };
+            usages.push(StoreUsage {
+                directory: store.directory.clone(),
+                file_system_bytes: bytes(|stat| stat.f_blocks),
+                file_system_free_bytes: bytes(|stat| stat.f_bavail),
+                capacity_bytes: self.capacity_bytes,
+                map_bytes: files_bytes(&store.directory.join("map")),
+                shard,
+            });
+        }
+        Ok(usages)
+    }
+
     /// Every shard.
     pub fn all(&self) -> impl Iterator<Item = &ShardHandle> {
         self.stores.iter().map(|store| &store.handle)
@@ -189,9 +252,15 @@ fn choose(stores: impl Iterator<Item = (u64, u64)>) -> usize {
 fn free_bytes(directory: &Path, capacity: Option<u64>) -> u64 {
     let free = rustix::fs::statvfs(directory).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
     let Some(capacity) = capacity else { return free };
-    let files = std::fs::read_dir(directory.join("segments")).into_iter().flatten().flatten();
-    let used: u64 = files.filter_map(|file| file.metadata().ok()).map(|data| data.len()).sum();
-    free.min(capacity.saturating_sub(used))
+    free.min(capacity.saturating_sub(files_bytes(&directory.join("segments"))))
+}
+
+/// What the files in `directory` take on the disk. Those that go away meanwhile take nothing.
+fn files_bytes(directory: &Path) -> u64 {
+    /// The unit of [`MetadataExt::blocks`], stat(2).
+    const STAT_BLOCK: u64 = 512;
+    let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    files.filter_map(|file| file.metadata().ok()).map(|data| data.blocks() * STAT_BLOCK).sum()
 }
 
 #[cfg(test)]

@@ -116,6 +116,16 @@ impl Client {
         self.request(1, offset, data.len() as u32, data)
     }
 
+    /// Drops `length` bytes: they read as zeroes afterwards.
+    pub fn trim(&mut self, offset: u64, length: u32) -> Result<(), Error> {
+        self.request(4, offset, length, &[])
+    }
+
+    /// Makes `length` bytes zeroes.
+    pub fn write_zeroes(&mut self, offset: u64, length: u32) -> Result<(), Error> {
+        self.request(6, offset, length, &[])
+    }
+
     /// Makes every answered write durable.
     pub fn flush(&mut self) -> Result<(), Error> {
         self.request(3, 0, 0, &[])

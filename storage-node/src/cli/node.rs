@@ -1,31 +1,56 @@
-//! `helio node`: one node of a cluster of separate processes.
+//! `helio node`: one node of a cluster of separate processes; and what a running node is asked.
 
 use std::net::UdpSocket;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, Subcommand};
 
+use super::Common;
 use super::serving::{Served, announce, until_stopped};
+use super::{scrub, space};
 use crate::config::NodeConfig;
 use crate::data_dir::DataDir;
 use crate::membership::Membership;
 use crate::node::{BootstrapMember, Node, NodeOptions};
 
-/// Run one node.
+/// Run one node, or ask one that runs.
 #[derive(Debug, Args)]
 #[command(
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true,
     after_help = "Example:\n  helio cluster init --config a.toml      # once, at the first node; or at another one:\n  helio cluster join --config b.toml TOKEN\n  helio node --config a.toml\n\ndocs/node.toml shows every setting."
 )]
 pub(super) struct NodeArguments {
     /// Its settings, in TOML
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
 }
 
-pub(super) fn run(arguments: &NodeArguments) -> anyhow::Result<()> {
-    let config = NodeConfig::read(&arguments.config)?;
-    let file = arguments.config.display();
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    Space(space::Space),
+    Scrub(scrub::NodeScrub),
+}
+
+impl NodeArguments {
+    /// Whether a node is to be run.
+    pub(super) fn runs_a_node(&self) -> bool {
+        self.verb.is_none()
+    }
+}
+
+pub(super) fn run(arguments: &NodeArguments, common: &Common) -> anyhow::Result<()> {
+    match &arguments.verb {
+        Some(Verb::Space(space)) => return space::run(space, common),
+        Some(Verb::Scrub(scrub)) => return scrub::run_node(scrub, common),
+        None => {}
+    }
+    let path = arguments.config.as_deref().context("--config FILE is missing")?;
+    let config = NodeConfig::read(path)?;
+    let file = path.display();
     let Some(membership) = Membership::load(&config.data)? else {
         bail!(
             "{} belongs to no cluster yet: run `helio cluster init --config {file}` to begin one, or `helio cluster join --config {file} TOKEN`",

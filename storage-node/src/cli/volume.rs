@@ -6,7 +6,7 @@ use client_lib::VolumeName;
 use client_lib::wire::admin::{CreateVolume, Migrate, MigrateReport, Resize, VolumeStatus, VolumeSummary};
 
 use super::client::{Client, print_json, print_table};
-use super::{Common, export, import, policy, snapshot, takeover};
+use super::{Common, export, import, policy, scrub, snapshot, space, takeover};
 use crate::size;
 
 #[derive(Debug, Subcommand)]
@@ -78,6 +78,7 @@ pub(super) enum Verb {
     /// Keep a volume as it is now: create, list and delete snapshots
     #[command(subcommand)]
     Snapshot(snapshot::Verb),
+    Scrub(scrub::VolumeScrub),
     Import(import::Import),
     Export(export::Export),
     /// Delete a volume and its data, everywhere
@@ -151,6 +152,7 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
         Verb::Rejoin(arguments) => return takeover::rejoin(arguments, common),
         Verb::Policy(arguments) => return policy::run(&arguments, common),
         Verb::Snapshot(verb) => return snapshot::run(verb, common),
+        Verb::Scrub(arguments) => return scrub::run_volume(&arguments, common),
         Verb::Import(arguments) => return import::run(&arguments, common),
         Verb::Export(arguments) => return export::run(&arguments, common),
         Verb::Delete { name, json } => {
@@ -181,6 +183,10 @@ fn print_status(status: &VolumeStatus) {
     match &status.source_needed {
         Some(source) => println!("{} still come from node {source}: keep it running", size::human(status.stale_bytes)),
         None => println!("every block is at the owner"),
+    }
+    // A node that does not tell yet.
+    if !status.space.store.is_empty() {
+        space::print_of_volume(&status.space);
     }
     if status.damaged_blocks + status.repaired_blocks > 0 {
         println!(

@@ -106,7 +106,7 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
 
 #[cfg(test)]
 mod tests {
-    use client_lib::wire::admin::TailStatus;
+    use client_lib::wire::admin::{TailStatus, VolumeSpace};
 
     use super::*;
 
@@ -140,6 +140,7 @@ mod tests {
             repaired_blocks: 0,
             verified_blocks: 0,
             fault: None,
+            space: VolumeSpace::default(),
         }
     }
 

@@ -55,6 +55,11 @@ impl Cold {
         self.target.map(|target| target.segment)
     }
 
+    /// Blocks left in the segment being filled.
+    pub(super) fn room(&self) -> u32 {
+        self.target.map_or(0, |target| target.blocks - target.next)
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.flights.is_empty()
     }

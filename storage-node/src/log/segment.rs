@@ -180,6 +180,11 @@ impl Pool {
         self.free.push_back(number);
     }
 
+    /// The size of new segments.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        self.settings.segment_bytes
+    }
+
     /// Blocks written into segments to make them, since the start.
     pub(super) fn prepared_blocks(&self) -> u64 {
         self.prepared_blocks

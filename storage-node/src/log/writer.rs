@@ -315,6 +315,18 @@ impl Log {
         [self.active.map(|active| active.segment), self.cold.segment()]
     }
 
+    /// Blocks left in the segments that are written to.
+    #[must_use]
+    pub fn unwritten_blocks(&self) -> u32 {
+        self.room() + self.cold.room()
+    }
+
+    /// Bytes of free segments that guests' data may not take.
+    #[must_use]
+    pub fn reserve_bytes(&self) -> u64 {
+        RESERVED_SEGMENTS as u64 * self.pool.segment_bytes()
+    }
+
     /// What was written since the log was opened.
     #[must_use]
     pub fn traffic(&self) -> Traffic {

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use client_lib::{Lsn, SnapshotId, VolumeId, VolumeSize};
 
-use super::page::{Content, PAGE_ENTRIES, Page, Place, Version};
+use super::page::{Content, Index, PAGE_ENTRIES, Page, Place, Version};
 use super::store::MapError;
 use super::{Map, MapKey};
 
@@ -125,6 +125,33 @@ impl Map {
     fn holder<'a>(&self, volume: VolumeId, snapshots: impl Iterator<Item = &'a Snapshot>, page: u32) -> MapKey {
         let mut keys = snapshots.map(|snapshot| MapKey { volume, snapshot: snapshot.id });
         keys.find(|key| self.cache.has(*key, page)).unwrap_or_else(|| volume.into())
+    }
+
+    /// The versions with data on a page of a map that are counted there: those that no newer map has.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn counted_page(
+        &mut self,
+        key: MapKey,
+        snapshots: &Snapshots,
+        page: u32,
+    ) -> Result<Vec<(Index, Version)>, MapError> {
+        let Some(content) = self.cache.page(key, page)?.cloned() else { return Ok(Vec::new()) };
+        let above = if key.snapshot.0 == 0 {
+            None
+        } else {
+            let newer = snapshots.list.iter().skip_while(|snapshot| snapshot.id <= key.snapshot);
+            let holder = self.holder(key.volume, newer, page);
+            self.cache.page(holder, page)?.cloned()
+        };
+        let is_above = |index: Index, lsn: Lsn| {
+            above.as_ref().is_some_and(|page| page.entry(index).is_some_and(|above| above.lsn == lsn))
+        };
+        let counted = content
+            .iter()
+            .filter(|(index, version)| version.content.place().is_some() && !is_above(*index, version.lsn));
+        Ok(counted.collect())
     }
 
     /// The live page is about to change: the newest snapshot keeps it, if it has not changed since.

@@ -47,6 +47,7 @@ const TABLE_LAYER: u8 = 5;
 const TABLE_HISTORY: u8 = 6;
 const TABLE_USAGE: u8 = 7;
 const TABLE_LOG: u8 = 64;
+const TABLE_SCRUB: u8 = 65;
 
 /// Memory for RocksDB's own blocks; the pages are cached above it.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
@@ -222,6 +223,8 @@ pub enum Change {
     History(VolumeId, u64, Option<Vec<u8>>),
     /// Live blocks in a segment; 0 deletes the value.
     Usage(MapKey, u32, u32),
+    /// A pass of the scrub, of a volume or (0) of everything; `None` deletes it.
+    Scrub(VolumeId, Option<Vec<u8>>),
     /// The map of a snapshot is gone.
     ForgetMap(MapKey),
     /// The volume and everything of it is gone.
@@ -507,6 +510,15 @@ impl MapStore {
         Ok(volumes)
     }
 
+    /// The passes of the scrub that were kept: of volumes, and (0) of everything.
+    ///
+    /// # Errors
+    /// When RocksDB fails or a key has another length than it should.
+    pub fn scrubs(&self) -> Result<Vec<(VolumeId, Vec<u8>)>, MapError> {
+        let rows = self.scan(&[TABLE_SCRUB])?;
+        Ok(rows.into_iter().map(|(volume, _, value)| (volume, value.into())).collect())
+    }
+
     /// Carries out `changes` all together, durably.
     ///
     /// # Errors
@@ -542,6 +554,8 @@ impl MapStore {
                 Change::Usage(map, segment, live) => {
                     batch.put(map_key(TABLE_USAGE, *map, Some(*segment)), live.to_le_bytes());
                 }
+                Change::Scrub(volume, Some(pass)) => batch.put(key(TABLE_SCRUB, *volume, &[]), pass),
+                Change::Scrub(volume, None) => batch.delete(key(TABLE_SCRUB, *volume, &[])),
                 Change::ForgetMap(map) => {
                     let after = MapKey { snapshot: SnapshotId(map.snapshot.0 + 1), ..*map };
                     for table in [TABLE_PAGE, TABLE_PAGE_SET, TABLE_USAGE] {
@@ -553,6 +567,7 @@ impl MapStore {
                         // Volume ids end far below the largest number: the metadata log counts them.
                         batch.delete_range(key(table, *volume, &[]), key(table, VolumeId(volume.0 + 1), &[]));
                     }
+                    batch.delete(key(TABLE_SCRUB, *volume, &[]));
                 }
             }
         }
@@ -683,6 +698,7 @@ mod tests {
                     Change::Usage(volume.into(), 4, 9),
                     Change::Usage(volume.into(), 5, 9),
                     Change::Usage(MapKey { volume, snapshot: SnapshotId(10) }, 4, 9),
+                    Change::Scrub(volume, Some(vec![volume.0 as u8])),
                 ]);
             }
             store.commit(&changes).expect("commits");
@@ -701,6 +717,7 @@ mod tests {
         store.reopen().expect("opens while it is open");
         assert_eq!(store.log_number().expect("reads"), Some(0xfeed));
         assert_eq!(store.position().expect("reads"), Some(vec![1]));
+        assert_eq!(store.scrubs().expect("reads"), [(a, vec![1])]);
         assert_eq!(store.page(a, 7).expect("reads"), Some(page.clone()));
         assert_eq!(store.page(snapshot(a), 7).expect("reads"), None);
         assert_eq!(store.page(snapshot(a), 8).expect("reads"), Some(page));

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
     AskTakeover, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, MemberStatus, Migrate, MigrateReport,
-    NbdAddresses, OwnerStatus, Rejoin, ReplicaStatus, Resize, RollBack, SnapshotStatus, TailStatus, TakeoverProgress,
-    TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    NbdAddresses, NodeSpace, OwnerStatus, Rejoin, ReplicaStatus, Resize, RollBack, ScrubStatus, SnapshotStatus,
+    TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{
     BLOCK_SIZE, Error, ErrorKind, NodeId, NodeName, SnapshotId, SnapshotName, VolumeId, VolumeName, VolumeSize,
@@ -32,7 +32,11 @@ use crate::serve::admin::Admin;
 use crate::serve::resize::InForce;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
+use crate::shard::scrub::ScrubAction;
 use crate::{ownership, size};
+
+mod scrub;
+mod space;
 
 /// How long a new volume may take to be served at its owner before `create` says so.
 const CREATE_PATIENCE: Duration = Duration::from_secs(10);
@@ -201,6 +205,24 @@ impl NodeAdmin {
         self.ask(view.owner, forward).await
     }
 
+    /// Carries out `here` if `node` is this one, or none is named; else asks that node for `forward`.
+    async fn at_node<T, R>(
+        &self,
+        node: Option<&str>,
+        forward: AdminForward,
+        here: impl FnOnce() -> R,
+    ) -> Result<T, Error>
+    where
+        T: DeserializeOwned,
+        R: Future<Output = Result<T, Error>>,
+    {
+        let node = match node {
+            Some(name) => node_named(&self.meta.state(), name)?,
+            None => self.this.id,
+        };
+        if node == self.this.id { here().await } else { self.ask(node, forward).await }
+    }
+
     /// Asks another node.
     pub(super) async fn ask<T: DeserializeOwned>(&self, node: NodeId, request: AdminForward) -> Result<T, Error> {
         match self.peers.ask(node, Class::Control, PeerRequest::Admin { request }, Bytes::new()).await? {
@@ -253,6 +275,7 @@ impl NodeAdmin {
             repaired_blocks: report.repaired_blocks,
             verified_blocks: report.verified_blocks,
             fault: report.fault,
+            space: self.volume_space(&volume).await?,
         })
     }
 
@@ -625,6 +648,19 @@ impl Admin for NodeAdmin {
         Box::pin(self.delete(name))
     }
 
+    fn space<'a>(&'a self, node: Option<&'a str>) -> BoxFuture<'a, Result<NodeSpace, Error>> {
+        Box::pin(self.at_node(node, AdminForward::Space, || self.space_here()))
+    }
+
+    fn scrub<'a>(
+        &'a self,
+        action: ScrubAction,
+        volume: Option<&'a str>,
+        node: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<ScrubStatus, Error>> {
+        Box::pin(self.scrub_at(action, volume, node))
+    }
+
     fn cluster(&self) -> BoxFuture<'_, Result<ClusterStatus, Error>> {
         Box::pin(self.cluster_status())
     }
@@ -636,6 +672,8 @@ impl ForwardedAdmin for NodeAdmin {
             match request {
                 AdminForward::Status { volume } => json(&self.status_here(self.owned(volume).await?).await?),
                 AdminForward::Migrate { volume, to } => json(&self.migrate_here(self.owned(volume).await?, to).await?),
+                AdminForward::Scrub { action, volume } => json(&self.scrub_here(action, volume).await?),
+                AdminForward::Space => json(&self.space_here().await?),
                 AdminForward::Snapshots { volume } => json(&self.snapshots_here(self.owned(volume).await?).await?),
                 AdminForward::Clone { volume, snapshot, name } => {
                     json(&self.clone_here(self.owned(volume).await?, snapshot, name).await?)

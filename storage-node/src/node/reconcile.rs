@@ -88,6 +88,12 @@ impl Reconciler {
         propagation.get(&volume).map(|running| running.watermarks.clone())
     }
 
+    /// The shards of the node.
+    #[must_use]
+    pub fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
     /// Follows `states` until the sender is gone.
     pub async fn run(self: Arc<Self>, mut states: watch::Receiver<Arc<MetaState>>) {
         loop {

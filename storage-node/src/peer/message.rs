@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::ownership::standing::Tail;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::shard::handle::ReadChunk;
+use crate::shard::scrub::ScrubAction;
 use crate::volume::Moment;
 
 /// Who sends a forwarded write: one session of a client, and which of its attempts.
@@ -58,7 +59,7 @@ pub enum PeerRequest {
     Admin { request: AdminForward },
 }
 
-/// Administrative requests that only the owner of a volume can carry out, or only the node that is asked.
+/// Administrative requests that only one node can carry out: the owner of a volume, or the one that is named.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AdminForward {
     /// Status of a volume.
@@ -81,6 +82,10 @@ pub enum AdminForward {
     Rejoin { volume: VolumeId },
     /// Make a new volume, with this name, that begins as a snapshot.
     Clone { volume: VolumeId, snapshot: client_lib::SnapshotId, name: client_lib::VolumeName },
+    /// Where the space of the node goes.
+    Space,
+    /// The scrub of a volume at the node, or of all that it stores.
+    Scrub { action: ScrubAction, volume: Option<VolumeId> },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

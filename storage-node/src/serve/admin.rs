@@ -3,10 +3,12 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AskTakeover, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, OwnerStatus,
-    Rejoin, Resize, RollBack, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus,
-    VolumeSummary,
+    AskTakeover, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, NodeSpace,
+    OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport,
+    VolumePolicy, VolumeStatus, VolumeSummary,
 };
+
+use crate::shard::scrub::ScrubAction;
 
 /// The administrative requests. Any node answers; those that only a volume's owner can carry out are passed on.
 ///
@@ -77,6 +79,18 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Deletes a volume and its data.
     fn delete_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Where the space of a node goes; of the node asked, if none is named.
+    fn space<'a>(&'a self, node: Option<&'a str>) -> BoxFuture<'a, Result<NodeSpace, Error>>;
+
+    /// Begins, ends or tells of a scrub of `volume` at `node`, by default its owner; without a volume of everything that
+    /// `node` stores, by default the node asked.
+    fn scrub<'a>(
+        &'a self,
+        action: ScrubAction,
+        volume: Option<&'a str>,
+        node: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<ScrubStatus, Error>>;
 
     /// The cluster.
     fn cluster(&self) -> BoxFuture<'_, Result<ClusterStatus, Error>>;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -12,11 +12,13 @@ use client_lib::wire::admin::{
     AskTakeover, CloneSnapshot, CreateSnapshot, CreateVolume, Failure, Migrate, Rejoin, Resize, RollBack, VolumePolicy,
 };
 use client_lib::{Error, ErrorKind};
+use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::admin::Admin;
+use crate::shard::scrub::ScrubAction;
 
 /// Largest request body, in bytes; requests are a few names.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -94,6 +96,8 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/rollback", post(roll_back))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/clone", post(clone_snapshot))
+        .route("/v1/space", get(space))
+        .route("/v1/scrub", get(look_at_scrub).post(start_scrub).delete(stop_scrub))
         .route("/v1/cluster", get(cluster))
         .route("/health", get(|| async { "ok\n" }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -178,6 +182,39 @@ async fn clone_snapshot(
     Json(request): Json<CloneSnapshot>,
 ) -> Response {
     answer(admin.clone_snapshot(&name, &snapshot, request).await)
+}
+
+/// `?node=NAME`.
+#[derive(Debug, Deserialize)]
+struct OfNode {
+    node: Option<String>,
+}
+
+async fn space(State(admin): Shared, Query(of): Query<OfNode>) -> Response {
+    answer(admin.space(of.node.as_deref()).await)
+}
+
+/// `?volume=NAME&node=NAME`, each of them or none.
+#[derive(Debug, Deserialize)]
+struct OfVolume {
+    volume: Option<String>,
+    node: Option<String>,
+}
+
+async fn scrub(admin: Arc<dyn Admin>, action: ScrubAction, of: OfVolume) -> Response {
+    answer(admin.scrub(action, of.volume.as_deref(), of.node.as_deref()).await)
+}
+
+async fn look_at_scrub(State(admin): Shared, Query(of): Query<OfVolume>) -> Response {
+    scrub(admin, ScrubAction::Look, of).await
+}
+
+async fn start_scrub(State(admin): Shared, Query(of): Query<OfVolume>) -> Response {
+    scrub(admin, ScrubAction::Start, of).await
+}
+
+async fn stop_scrub(State(admin): Shared, Query(of): Query<OfVolume>) -> Response {
+    scrub(admin, ScrubAction::Stop, of).await
 }
 
 async fn cluster(State(admin): Shared) -> Response {

@@ -132,9 +132,7 @@ async fn follow(
         tracing::info!(volume = %volume.name, "a clone is made");
     }
     for snapshot in listed.snapshots.iter().filter(|snapshot| snapshot.made.is_none()) {
-        volume.shard.create_snapshot(volume.id, snapshot.id).await.map_err(store_failure)?;
-        let stored = volume.shard.snapshots(volume.id).await.map_err(store_failure)?;
-        let Some(stored) = stored.iter().find(|stored| stored.snapshot == snapshot.id) else { continue };
+        let stored = volume.shard.create_snapshot(volume.id, snapshot.id).await.map_err(store_failure)?;
         // A clock before 1970 is told as 1970.
         let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let made = Made { lsn: stored.lsn, size: stored.size, at_ms };

@@ -238,6 +238,7 @@ impl Core {
         for run in self.volumes.values_mut() {
             record::checkpoint(&mut run.state, &mut batch);
         }
+        batch.extend(self.scrub.take_changes());
         let changed = self.map.usage.take_changed();
         batch.extend(changed.into_iter().map(|(map, segment, live)| Change::Usage(map, segment, live)));
         let free = self.freeable().map(|info| info.segment).collect();

@@ -223,6 +223,6 @@ fn pin_delta(
     map: &mut Map,
 ) -> SealedDelta {
     let blocks = versions.iter().filter(|(_, version)| version.content.crc().is_some()).count() as u64;
-    run.state.pins.insert(pin, versions, &mut map.usage);
+    run.state.pins.insert(pin, to, versions, &mut map.usage);
     SealedDelta { pin, snapshot, from, to, blocks }
 }

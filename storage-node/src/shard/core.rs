@@ -24,6 +24,7 @@ use super::handle::{Doorbell, Request, Role, StoreError};
 use super::lease::LEASE_PAUSE;
 use super::run::{Busy, Reply, VolumeRun};
 use super::scrub::Scrub;
+use super::space::Reclaim;
 use super::sync::{Done, Syncs};
 use super::unready::Unready;
 use crate::io::buffer::AlignedBuffer;
@@ -69,6 +70,7 @@ pub(super) struct Core {
     pub(super) cleaner: Cleaner,
     pub(super) scrub: Scrub,
     pub(super) unready: Unready,
+    pub(super) reclaim: Reclaim,
     in_flight: HashMap<u64, InFlight>,
     next_ticket: u64,
     /// Why nothing is written any more, if so.
@@ -106,7 +108,8 @@ impl Core {
         forgotten: Vec<VolumeId>,
         checkpoints: Checkpoints,
     ) -> Core {
-        let scrub = Scrub::new(options.scrub_period);
+        let scrub = Scrub::new(options.scrub_period, options.scrub_bytes_per_second);
+        let reclaim = Reclaim::new(options.reclaim_pause);
         let unready = Unready::of(volumes.values());
         Core {
             options,
@@ -120,6 +123,7 @@ impl Core {
             cleaner: Cleaner::default(),
             scrub,
             unready,
+            reclaim,
             in_flight: HashMap::new(),
             next_ticket: 1,
             failed: None,
@@ -249,6 +253,8 @@ impl Core {
             Request::Rewind { volume, to, reply } => self.rewind(volume, to, reply),
             Request::ReadVersions { volume, moment, runs, reply } => self.read_versions(volume, moment, &runs, reply),
             Request::Traffic { reply } => drop(reply.send(Ok(self.log.traffic()))),
+            Request::Scrub { action, of, reply } => drop(reply.send(self.scrub(action, of))),
+            Request::Space { of, reply } => drop(reply.send(Ok(self.space(of)))),
             Request::Checkpoint { reply } => self.checkpoints.request(Some(reply)),
             Request::Stop { reply } => {
                 self.is_stopping = true;
@@ -398,7 +404,6 @@ impl Core {
             Entry::Relocated { volume, .. } => {
                 for run in self.volumes.values_mut().filter(|run| run.state.may_hold(*volume)) {
                     apply_to(&mut run.state, entry, place, &mut self.map)?;
-                    run.damage.settle(entry);
                 }
             }
             Entry::Opened { volume, size } => {
@@ -408,6 +413,7 @@ impl Core {
                 if let Some(mut run) = self.volumes.remove(volume) {
                     run.state.pins.release_all(&mut self.map.usage);
                     self.map.forget(*volume);
+                    self.scrub.forget(*volume);
                     self.forgotten.push(*volume);
                     self.refuse_waiting(run, &StoreError::UnknownVolume(*volume));
                 }
@@ -415,7 +421,9 @@ impl Core {
             entry => {
                 if let Some(run) = self.volumes.get_mut(&entry.volume()) {
                     apply_to(&mut run.state, entry, place, &mut self.map)?;
-                    run.damage.settle(entry);
+                    let repaired_before = run.damage.repaired();
+                    run.damage.settle(entry, run.state.all_snapshots().next().is_some());
+                    self.scrub.note_repaired(run.state.id, run.damage.repaired() - repaired_before);
                     if let Entry::Role { owner, .. } = entry {
                         run.role = run.state.role;
                         if *owner {
@@ -469,6 +477,7 @@ impl Core {
         }
         self.space_step();
         self.clean_step();
+        self.reclaim_step();
         if !self.is_stopping {
             self.scrub_step();
         }

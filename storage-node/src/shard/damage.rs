@@ -29,7 +29,6 @@ const REPAIRS_MAX: u32 = 8;
 
 #[derive(Clone, Copy, Debug)]
 struct Damaged {
-    lsn: Lsn,
     crc: u32,
     place: Place,
 }
@@ -37,7 +36,8 @@ struct Damaged {
 /// The damaged blocks of a volume.
 #[derive(Debug, Default)]
 pub(super) struct Damage {
-    blocks: BTreeMap<u32, Damaged>,
+    /// By block and write: the volume and a snapshot may have two versions of a block that are both damaged.
+    blocks: BTreeMap<(u32, Lsn), Damaged>,
     /// How often each block was repaired since the start.
     repairs: BTreeMap<u32, u32>,
     repaired: u64,
@@ -56,7 +56,7 @@ impl Damage {
 
     /// The checksum under which the data of `block` at `lsn` is wanted to repair it, if it is.
     pub(super) fn wants(&self, block: u32, lsn: Lsn) -> Option<u32> {
-        self.blocks.get(&block).filter(|damaged| damaged.lsn == lsn).map(|damaged| damaged.crc)
+        self.blocks.get(&(block, lsn)).map(|damaged| damaged.crc)
     }
 
     /// Refuses what is known to be damaged among `versions`.
@@ -68,8 +68,8 @@ impl Damage {
             return Ok(());
         }
         let is_damaged = |(block, version): &&(u32, Option<Version>)| {
-            let place = version.and_then(|version| version.content.place());
-            self.blocks.get(block).is_some_and(|damaged| place == Some(damaged.place))
+            let noted = version.and_then(|version| self.blocks.get(&(*block, version.lsn)));
+            noted.is_some_and(|damaged| version.and_then(|version| version.content.place()) == Some(damaged.place))
         };
         let blocks: Vec<u32> = versions.iter().filter(is_damaged).map(|(block, _)| *block).collect();
         if let Some(block) = blocks.iter().find(|block| self.repairs.get(block).is_some_and(|n| *n >= REPAIRS_MAX)) {
@@ -80,8 +80,9 @@ impl Damage {
         if blocks.is_empty() { Ok(()) } else { Err(StoreError::Damaged { volume, runs: runs_of(blocks.into_iter()) }) }
     }
 
-    /// `entry` has taken effect: what it replaced is damaged no more.
-    pub(super) fn settle(&mut self, entry: &Entry) {
+    /// `entry` has taken effect: what it replaced is damaged no more. Where there are snapshots, one may still show it: then it
+    /// is looked up when somebody asks ([`Core::forget_replaced`]).
+    pub(super) fn settle(&mut self, entry: &Entry, has_snapshots: bool) {
         if self.blocks.is_empty() {
             return;
         }
@@ -91,19 +92,19 @@ impl Damage {
             Entry::Received { volume, blocks } => return self.received(*volume, blocks),
             _ => return,
         };
-        let healed: Vec<u32> = self.blocks.range(first..last).map(|(block, _)| *block).collect();
-        for block in healed {
-            self.blocks.remove(&block);
+        if has_snapshots {
+            return;
+        }
+        let range = (first, Lsn::ZERO)..(last, Lsn::ZERO);
+        let healed: Vec<(u32, Lsn)> = self.blocks.range(range).map(|(key, _)| *key).collect();
+        for key in healed {
+            self.blocks.remove(&key);
         }
     }
 
     fn received(&mut self, volume: VolumeId, blocks: &[(BlockIndex, Lsn, u32)]) {
         for (block, lsn, _) in blocks {
-            let Some(Damaged { place, .. }) = self.blocks.get(&block.0).copied().filter(|damaged| damaged.lsn == *lsn)
-            else {
-                continue;
-            };
-            self.blocks.remove(&block.0);
+            let Some(Damaged { place, .. }) = self.blocks.remove(&(block.0, *lsn)) else { continue };
             *self.repairs.entry(block.0).or_default() += 1;
             self.repaired += 1;
             tracing::warn!(
@@ -124,7 +125,7 @@ impl Core {
         if !run.state.holds(block, lsn, place, &mut self.map).unwrap_or(true) {
             return true;
         }
-        if run.damage.blocks.get(&block).is_some_and(|damaged| damaged.place == place) {
+        if run.damage.blocks.get(&(block, lsn)).is_some_and(|damaged| damaged.place == place) {
             return true;
         }
         if run.damage.blocks.len() >= NOTED_MAX {
@@ -134,7 +135,7 @@ impl Core {
             %volume, block, %lsn, segment = place.segment, offset = u64::from(place.block) * u64::from(BLOCK_SIZE),
             "a block is damaged: {what}"
         );
-        run.damage.blocks.insert(block, Damaged { lsn, crc, place });
+        run.damage.blocks.insert((block, lsn), Damaged { crc, place });
         true
     }
 
@@ -147,7 +148,7 @@ impl Core {
             self.forget_replaced(volume);
             let Some(run) = self.volumes.get(&volume) else { continue };
             let mut by_moment: Vec<(Moment, Vec<u32>)> = Vec::new();
-            for (block, damaged) in &run.damage.blocks {
+            for ((block, _), damaged) in &run.damage.blocks {
                 // What cannot be looked up is looked for where most is.
                 let moment = run.state.shows(*block, damaged.place, &mut self.map).unwrap_or(Moment::Now);
                 match by_moment.iter_mut().find(|(known, _)| *known == moment) {
@@ -169,14 +170,14 @@ impl Core {
     pub(super) fn forget_replaced(&mut self, volume: VolumeId) {
         let Some(run) = self.volumes.get_mut(&volume) else { return };
         let mut replaced = Vec::new();
-        for (block, damaged) in &run.damage.blocks {
+        for ((block, lsn), damaged) in &run.damage.blocks {
             // What cannot be looked up is kept.
-            if !run.state.holds(*block, damaged.lsn, damaged.place, &mut self.map).unwrap_or(true) {
-                replaced.push(*block);
+            if !run.state.holds(*block, *lsn, damaged.place, &mut self.map).unwrap_or(true) {
+                replaced.push((*block, *lsn));
             }
         }
-        for block in replaced {
-            run.damage.blocks.remove(&block);
+        for key in replaced {
+            run.damage.blocks.remove(&key);
         }
     }
 }

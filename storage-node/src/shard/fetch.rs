@@ -43,7 +43,7 @@ pub(super) enum Then {
     /// The cleaner's walk over the maps goes on.
     Clean { versions: Vec<(u32, Version)> },
     /// Blocks were only to be compared with their checksums.
-    Scrub { blocks: u64 },
+    Scrub { pass: VolumeId, number: u64, blocks: u64 },
 }
 
 /// Neighbouring blocks from one source.
@@ -320,7 +320,9 @@ impl Core {
                 self.finish_write(job, &shape, ticket, old);
                 self.wake_writes(volume);
             }
-            Then::Scrub { blocks } => self.scrubbed(volume, blocks),
+            Then::Scrub { pass, number, blocks } => {
+                self.scrubbed(volume, (pass, number), blocks, damaged.len() as u64);
+            }
             Then::Clean { versions } => {
                 let data = blocks(&runs).map(|(block, data)| data.filter(|_| !damaged.contains(&block))).collect();
                 self.walk_fetched(volume, &versions, data);

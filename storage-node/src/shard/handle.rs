@@ -8,6 +8,8 @@ use bytes::Bytes;
 use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use tokio::sync::oneshot;
 
+use super::scrub::{ScrubAction, ScrubReport};
+use super::space::ShardSpace;
 use crate::log::Traffic;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::volume::Moment;
@@ -182,6 +184,15 @@ pub struct VolumeReport {
     pub fault: Option<String>,
 }
 
+/// What a snapshot that was made has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MadeSnapshot {
+    /// Up to where it has the volume's writes.
+    pub lsn: Lsn,
+    /// The volume's size there.
+    pub size: VolumeSize,
+}
+
 /// A snapshot of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotReport {
@@ -257,7 +268,7 @@ pub enum Request {
     List { reply: Reply<Vec<VolumeId>> },
     Delete { volume: VolumeId, reply: Reply<()> },
     Resize { volume: VolumeId, size: VolumeSize, owner: Option<Epoch>, reply: Reply<VolumeReport> },
-    CreateSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn> },
+    CreateSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<MadeSnapshot> },
     DeleteSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<()> },
     RollBack { volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn> },
     Snapshots { volume: VolumeId, reply: Reply<Vec<SnapshotReport>> },
@@ -286,6 +297,8 @@ pub enum Request {
     ReadVersions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
     Damaged { reply: Reply<Vec<DamagedBlocks>> },
     Traffic { reply: Reply<Traffic> },
+    Scrub { action: ScrubAction, of: Option<VolumeId>, reply: Reply<ScrubReport> },
+    Space { of: Option<VolumeId>, reply: Reply<ShardSpace> },
     Checkpoint { reply: Reply<()> },
     Stop { reply: Reply<()> },
 }
@@ -372,13 +385,13 @@ impl ShardHandle {
     }
 
     /// Keeps the volume as it is, as the owner: with every write acked before this call, and none that begins after it
-    /// returned. Copies no data, and needs none to be here. Durable on return, with its LSN. Idempotent. `snapshot` is above
+    /// returned. Copies no data, and needs none to be here. Durable on return. Idempotent. `snapshot` is above
     /// every id used before in this volume.
     ///
     /// # Errors
     /// `NotOwner`, `Frozen`; `UnknownSnapshot` when the id is not the highest; `TooManySnapshots`; `OutOfSpace`, `Poisoned`,
     /// `Io`.
-    pub async fn create_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<Lsn, StoreError> {
+    pub async fn create_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<MadeSnapshot, StoreError> {
         self.ask(|reply| Request::CreateSnapshot { volume, snapshot, reply }).await
     }
 
@@ -614,6 +627,19 @@ impl ShardHandle {
     /// What the shard's log has written since it was started; the map store's writes come on top.
     pub async fn traffic(&self) -> Result<Traffic, StoreError> {
         self.ask(|reply| Request::Traffic { reply }).await
+    }
+
+    /// Begins, ends or tells of the scrub of a volume, or of everything. One that is under way goes on when it is begun again.
+    ///
+    /// # Errors
+    /// `UnknownVolume`.
+    pub async fn scrub(&self, action: ScrubAction, of: Option<VolumeId>) -> Result<ScrubReport, StoreError> {
+        self.ask(|reply| Request::Scrub { action, of, reply }).await
+    }
+
+    /// Where the space of the shard goes, with its volumes, or with `of` alone. Costs no look at the disk.
+    pub async fn space(&self, of: Option<VolumeId>) -> Result<ShardSpace, StoreError> {
+        self.ask(|reply| Request::Space { of, reply }).await
     }
 
     /// Writes a checkpoint now.

@@ -86,9 +86,12 @@ pub(super) fn recover_with(
     tracing::info!(directory = %options.directory.display(), volumes = states.len(), entries, "the shard is recovered");
 
     let volumes = states.into_iter().map(|(id, state)| (id, VolumeRun::new(state))).collect();
-    let checkpoints = Checkpoints::start(store, options.checkpoint_log_bytes, log.doorbell())
+    let checkpoints = Checkpoints::start(store.clone(), options.checkpoint_log_bytes, log.doorbell())
         .map_err(|source| StartError::Io { directory: options.directory.clone(), source })?;
     let mut core = Core::new(options, log, map, volumes, forgotten, checkpoints);
+    let passes = store.scrubs()?;
+    let is_here = |volume| core.volumes.contains_key(&volume);
+    core.scrub.restore(passes, is_here);
     let owned: Vec<Entry> = core
         .volumes
         .values()

@@ -7,10 +7,10 @@
 //! ids come with the requests, and rise.
 
 use client_lib::geometry::SNAPSHOTS_MAX;
-use client_lib::{Lsn, SnapshotId, VolumeId};
+use client_lib::{SnapshotId, VolumeId};
 
 use super::core::Core;
-use super::handle::{SnapshotReport, StoreError};
+use super::handle::{MadeSnapshot, SnapshotReport, StoreError};
 use super::run::{Reply, VolumeRun};
 use super::sync::Done;
 use crate::log::Entry;
@@ -18,7 +18,7 @@ use crate::map::MapKey;
 use crate::map::snapshot::Snapshot;
 
 impl Core {
-    pub(super) fn create_snapshot(&mut self, volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn>) {
+    pub(super) fn create_snapshot(&mut self, volume: VolumeId, snapshot: SnapshotId, reply: Reply<MadeSnapshot>) {
         let done = Done::Snapshot(reply, snapshot);
         let Some(run) = self.volumes.get_mut(&volume) else { return done.fail(StoreError::UnknownVolume(volume)) };
         if run.state.snapshot(snapshot).is_some() {

@@ -8,7 +8,7 @@ use client_lib::{Lsn, SnapshotId, VolumeId};
 
 use super::control::{SealJob, Sealed};
 use super::core::Core;
-use super::handle::{Role, StoreError, VolumeReport};
+use super::handle::{MadeSnapshot, Role, StoreError, VolumeReport};
 use super::lease::Held;
 use super::run::Reply;
 use crate::log::LogError;
@@ -30,8 +30,8 @@ pub(super) enum Done {
     Report(Reply<VolumeReport>),
     /// Answer with this number.
     Count(Reply<u64>, u64),
-    /// Answer with the LSN of a snapshot, if it was made.
-    Snapshot(Reply<Lsn>, SnapshotId),
+    /// Answer with what a snapshot has, if it was made.
+    Snapshot(Reply<MadeSnapshot>, SnapshotId),
     /// Answer that it is done.
     Unit(Reply<()>),
     /// Make a manifest, and answer with it when what it tells of is durable.
@@ -49,14 +49,11 @@ impl Done {
     pub(super) fn fail(self, error: StoreError) {
         match self {
             Done::Nothing | Done::Checkpoint | Done::CheckpointTaken => {}
-            Done::Lsn(reply, _)
-            | Done::Snapshot(reply, _)
-            | Done::Known(reply)
-            | Done::Watermark(reply)
-            | Done::Durable(reply) => {
+            Done::Lsn(reply, _) | Done::Known(reply) | Done::Watermark(reply) | Done::Durable(reply) => {
                 drop(reply.send(Err(error)));
             }
             Done::Report(reply) => drop(reply.send(Err(error))),
+            Done::Snapshot(reply, _) => drop(reply.send(Err(error))),
             Done::Count(reply, _) => drop(reply.send(Err(error))),
             Done::Unit(reply) => drop(reply.send(Err(error))),
             Done::Seal(job) => drop(job.reply.send(Err(error))),
@@ -185,7 +182,8 @@ impl Core {
             }
             Done::Count(reply, count) => drop(reply.send(Ok(count))),
             Done::Snapshot(reply, snapshot) => {
-                let made = run.state.snapshot(snapshot).map(|made| made.lsn);
+                let made = run.state.snapshot(snapshot);
+                let made = made.map(|made| MadeSnapshot { lsn: made.lsn, size: made.size });
                 // The volume was handed over, or the snapshot deleted, before this one's turn.
                 let refusal = || run.require_owner().err().unwrap_or(StoreError::UnknownSnapshot { volume, snapshot });
                 drop(reply.send(made.ok_or_else(refusal)));

@@ -13,5 +13,7 @@ mod resize;
 mod rewind;
 mod rig;
 mod rollback;
+mod scrub;
 mod snapshots;
+mod space;
 mod threads;

@@ -122,6 +122,8 @@ impl Request {
             | Request::Report { .. }
             | Request::Damaged { .. }
             | Request::Traffic { .. }
+            | Request::Scrub { .. }
+            | Request::Space { .. }
             | Request::Checkpoint { .. }
             | Request::Stop { .. } => None,
         }

@@ -295,6 +295,12 @@ impl Layers {
         self.stale
     }
 
+    /// How many blocks are here in a version that is not applied yet.
+    #[must_use]
+    pub fn unapplied(&self) -> u64 {
+        self.upper().map(Layer::local).sum()
+    }
+
     /// How many versions are wanted from elsewhere: for the view, and for snapshots.
     #[must_use]
     pub fn wanted(&self) -> u64 {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use client_lib::Lsn;
+use roaring::RoaringBitmap;
 
 use crate::map::page::{Content, Place, Version};
 use crate::map::usage::Usage;
@@ -14,10 +15,24 @@ use crate::map::usage::Usage;
 /// The versions of one delta, by block.
 #[derive(Clone, Debug)]
 struct Pin {
+    /// Where the delta ends.
+    to: Lsn,
     versions: Vec<(u32, Version)>,
 }
 
 impl Pin {
+    /// How many blocks with data here are among `changed`.
+    fn count_in(&self, changed: &RoaringBitmap) -> u64 {
+        let has_place = |at: usize| self.versions[at].1.content.place().is_some();
+        // The shorter of the two is walked.
+        let count = if changed.len() < self.versions.len() as u64 {
+            changed.iter().filter_map(|block| self.find(block)).filter(|at| has_place(*at)).count()
+        } else {
+            (0..self.versions.len()).filter(|at| has_place(*at) && changed.contains(self.versions[*at].0)).count()
+        };
+        count as u64
+    }
+
     fn find(&self, block: u32) -> Option<usize> {
         self.versions.binary_search_by_key(&block, |(block, _)| *block).ok()
     }
@@ -30,12 +45,12 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Pins `versions`, sorted by block, as `pin`.
-    pub fn insert(&mut self, pin: u64, versions: Vec<(u32, Version)>, usage: &mut Usage) {
+    /// Pins `versions`, sorted by block, of a delta that ends at `to`, as `pin`.
+    pub fn insert(&mut self, pin: u64, to: Lsn, versions: Vec<(u32, Version)>, usage: &mut Usage) {
         for place in versions.iter().filter_map(|(_, version)| version.content.place()) {
             usage.pin(place.segment);
         }
-        assert!(self.pins.insert(pin, Pin { versions }).is_none(), "pin {pin} is new");
+        assert!(self.pins.insert(pin, Pin { to, versions }).is_none(), "pin {pin} is new");
     }
 
     /// The version of `block` under `pin`; `None` if the pin or the block in it does not exist.
@@ -43,6 +58,14 @@ impl Pins {
     pub fn version(&self, pin: u64, block: u32) -> Option<Version> {
         let pin = self.pins.get(&pin)?;
         pin.find(block).map(|at| pin.versions[at].1)
+    }
+
+    /// About how many blocks are kept for pins alone: those that changed since their delta was sealed, as `changed_since` tells.
+    /// Some of them a snapshot may need as well, and two pins may share some.
+    pub fn held(&self, changed_since: impl Fn(Lsn) -> Option<RoaringBitmap>) -> u64 {
+        let held =
+            |pin: &Pin| changed_since(pin.to).map_or(pin.versions.len() as u64, |changed| pin.count_in(&changed));
+        self.pins.values().map(held).sum()
     }
 
     /// Whether `pin` exists.
@@ -119,6 +142,7 @@ mod tests {
         let local = Content::Local { place: Place { segment: 3, block: 1 }, crc: 7 };
         pins.insert(
             1,
+            lsn,
             vec![(4, Version { lsn, content: local }), (6, Version { lsn, content: Content::Stale { crc: 8 } })],
             &mut usage,
         );
@@ -130,6 +154,10 @@ mod tests {
         assert!(!pins.receive(6, lsn, Place { segment: 6, block: 0 }, &mut usage), "once");
         assert_eq!(pins.version(1, 6).expect("pinned").content.place(), Some(Place { segment: 6, block: 0 }), "moved");
         assert!(usage.is_free(5) && !usage.is_free(6));
+        let changed = |blocks: &[u32]| Some(RoaringBitmap::from_iter(blocks.iter().copied()));
+        assert_eq!(pins.held(|to| changed(if to == lsn { &[6, 7] } else { &[4] })), 1, "overwritten since");
+        assert_eq!(pins.held(|_| changed(&[3, 4, 5, 6, 7])), 2, "a long list of changes");
+        assert_eq!(pins.held(|_| None), 2, "all, if nobody knows");
         pins.release(1, &mut usage);
         assert!(usage.is_free(3) && usage.is_free(5) && usage.is_free(6));
         pins.release(1, &mut usage);

@@ -16,18 +16,27 @@ const BLOCKS: u32 = 12;
 const SIZE: u64 = BLOCKS as u64 * 4096;
 
 fn place(rig: &mut Rig, block: u32) -> Place {
+    place_in(rig, Moment::Now, block)
+}
+
+pub(super) fn place_in(rig: &mut Rig, moment: Moment, block: u32) -> Place {
     let core = rig.core();
-    let version = core.volumes[&VOLUME].state.view(block, &mut core.map).expect("reads").expect("mapped");
+    let versions = core.volumes[&VOLUME].state.versions(moment, block, block, &mut core.map).expect("reads");
+    let version = versions[0].1.expect("mapped");
     let Content::Local { place, .. } = version.content else { panic!("{version:?}") };
     place
 }
 
-fn file_of(place: Place) -> String {
+pub(super) fn file_of(place: Place) -> String {
     format!("{:08}.seg", place.segment)
 }
 
-fn flip(rig: &mut Rig, block: u32) {
-    let place = place(rig, block);
+pub(super) fn flip(rig: &mut Rig, block: u32) {
+    flip_in(rig, Moment::Now, block);
+}
+
+pub(super) fn flip_in(rig: &mut Rig, moment: Moment, block: u32) {
+    let place = place_in(rig, moment, block);
     rig.disk.flip(&file_of(place), place.block as usize * 4096 + 77);
 }
 
@@ -182,43 +191,6 @@ fn a_delta_that_is_being_sent_is_read_from_the_repaired_copy() {
     assert_eq!(refused, Err(StoreError::Damaged { volume: VOLUME, runs: vec![run(6, 1)] }));
     owner.receive(replica.read_newest(vec![run(6, 1)]).expect("reads")).expect("receives");
     assert_eq!(owner.read_sealed(pin, vec![run(0, BLOCKS)]).expect("reads").len(), BLOCKS as usize);
-}
-
-#[test]
-fn the_scrub_finds_what_nobody_reads_and_rests_until_its_period_is_over() {
-    let week = std::time::Duration::from_secs(7 * 24 * 3600);
-    for (period, again) in [(std::time::Duration::ZERO, true), (week, false)] {
-        let mut rig = Rig::in_memory(13, |options| options.scrub_period = Some(period));
-        rig.open(64 << 20);
-        rig.activate(1);
-        for block in 0..600 {
-            rig.write_block(block * 3, 7).expect("writes");
-        }
-        rig.flush().expect("flushes");
-        // A pass begins with what there is at the start.
-        rig.restart();
-        rig.activate(2);
-        let seen = rig.report().verified_blocks;
-        for block in [0, 300, 1797] {
-            flip(&mut rig, block);
-        }
-        // Two passes of a scrub that need not pace itself, or the first page of one that must.
-        let wanted = if again { seen + 1200 } else { 1 };
-        let mut turns = 0;
-        while rig.report().verified_blocks < wanted {
-            rig.core().turn(std::time::Duration::from_millis(1));
-            turns += 1;
-            assert!(turns < 100_000, "the scrub does not go on");
-        }
-        let report = rig.report();
-        if again {
-            assert_eq!(report.damaged_blocks, 3);
-            assert_eq!(rig.read(4096 * 3, 4096).expect("others are served"), [7; 4096]);
-        } else {
-            assert!(report.verified_blocks < 600, "{} blocks", report.verified_blocks);
-        }
-        rig.restart();
-    }
 }
 
 /// One fault of a kind in a history of writes, then every block is read, before and after a restart.

@@ -51,6 +51,8 @@ fn options(directory: PathBuf) -> ShardOptions {
         map_cache_bytes: 0,
         checkpoint_log_bytes: 1 << 20,
         scrub_period: None,
+        scrub_bytes_per_second: u64::MAX,
+        reclaim_pause: None,
         lease: std::sync::Arc::new(crate::ownership::lease::LeaseCell::forever()),
     }
 }
@@ -222,7 +224,11 @@ impl Rig {
     }
 
     pub(super) fn snapshot(&mut self, id: u64) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::CreateSnapshot { volume: VOLUME, snapshot: SnapshotId(id), reply })
+        let made = self.ask(|reply| Request::CreateSnapshot { volume: VOLUME, snapshot: SnapshotId(id), reply })?;
+        let listed = self.snapshots().into_iter().find(|listed| listed.snapshot == SnapshotId(id));
+        let listed = listed.map(|listed| (listed.lsn, listed.size));
+        assert_eq!(listed, Some((made.lsn, made.size)), "it is listed as it was made");
+        Ok(made.lsn)
     }
 
     pub(super) fn delete_snapshot(&mut self, id: u64) -> Result<(), StoreError> {

@@ -106,7 +106,7 @@ impl Kept {
         let made = self.rig.send(|reply| Request::CreateSnapshot { volume: VOLUME, snapshot, reply });
         self.rig.turn();
         (before..before + after).for_each(|number| send(self, number));
-        let lsn = self.rig.wait(made).expect("is made");
+        let lsn = self.rig.wait(made).expect("is made").lsn;
         let mut content = self.live.clone();
         for (block, fill, answer) in writes {
             let written = self.rig.wait(answer).expect("is written");

@@ -10,6 +10,7 @@ pub struct Layer {
     pub(super) id: u64,
     pub(super) entries: BTreeMap<u32, Version>,
     pub(super) stale: u64,
+    pub(super) local: u64,
     /// Chunks that differ from what the store has.
     pub(super) dirty: BTreeSet<u32>,
 }
@@ -24,7 +25,8 @@ impl Layer {
     #[must_use]
     pub fn restore(id: u64, entries: BTreeMap<u32, Version>) -> Layer {
         let stale = entries.values().filter(|version| version.content.is_stale()).count() as u64;
-        Layer { id, entries, stale, dirty: BTreeSet::new() }
+        let local = entries.values().filter(|version| version.content.place().is_some()).count() as u64;
+        Layer { id, entries, stale, local, dirty: BTreeSet::new() }
     }
 
     /// Its name in the store.
@@ -43,6 +45,12 @@ impl Layer {
     #[must_use]
     pub fn stale(&self) -> u64 {
         self.stale
+    }
+
+    /// How many of its entries have their data here.
+    #[must_use]
+    pub fn local(&self) -> u64 {
+        self.local
     }
 
     /// Its versions, in block order.
@@ -66,6 +74,8 @@ impl Layer {
         let before = self.entries.insert(block, version);
         self.stale += u64::from(version.content.is_stale());
         self.stale -= u64::from(before.is_some_and(|before| before.content.is_stale()));
+        self.local += u64::from(version.content.place().is_some());
+        self.local -= u64::from(before.is_some_and(|before| before.content.place().is_some()));
         self.dirty.insert(block / PAGE_ENTRIES);
         before
     }
@@ -73,6 +83,7 @@ impl Layer {
     pub(super) fn take(&mut self, block: u32) -> Option<Version> {
         let before = self.entries.remove(&block)?;
         self.stale -= u64::from(before.content.is_stale());
+        self.local -= u64::from(before.content.place().is_some());
         self.dirty.insert(block / PAGE_ENTRIES);
         Some(before)
     }
