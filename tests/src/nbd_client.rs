@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// `NBD_EPERM` on the wire.
 pub const EPERM: u32 = 1;
 
+/// `NBD_EIO` on the wire.
+pub const EIO: u32 = 5;
+
 /// `NBD_EINVAL` on the wire.
 pub const EINVAL: u32 = 22;
 

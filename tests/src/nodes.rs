@@ -4,11 +4,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use crate::cluster::{helio, start_ready};
 use crate::tools::{Owned, run};
+
+/// How long a node may take to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(90);
 
 /// Nodes of separate processes, each of a provider of its own; ended when dropped.
 pub struct Nodes {
@@ -22,11 +26,19 @@ impl Nodes {
     /// # Errors
     /// What the programs say.
     pub fn start(names: &[&str]) -> anyhow::Result<Nodes> {
-        let mut this = Nodes { directory: tempfile::tempdir()?, nodes: Vec::new() };
+        let mut this = Nodes::none()?;
         for name in names {
             this.add(name)?;
         }
         Ok(this)
+    }
+
+    /// No nodes yet.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn none() -> anyhow::Result<Nodes> {
+        Ok(Nodes { directory: tempfile::tempdir()?, nodes: Vec::new() })
     }
 
     /// Founds the cluster with this node, or has it join, and waits until it serves.
@@ -34,7 +46,15 @@ impl Nodes {
     /// # Errors
     /// What the programs say.
     pub fn add(&mut self, name: &str) -> anyhow::Result<()> {
-        self.configure(name)?;
+        self.add_with(name, "")
+    }
+
+    /// The same with further settings of its store, in TOML.
+    ///
+    /// # Errors
+    /// What the programs say.
+    pub fn add_with(&mut self, name: &str, store: &str) -> anyhow::Result<()> {
+        self.configure_with(name, store)?;
         match self.nodes.first() {
             None => self.cluster(&["init"], name, "")?,
             Some((first, _)) => self.cluster(&["join"], name, &self.cluster(&["token"], first, "")?)?,
@@ -59,10 +79,14 @@ impl Nodes {
     /// # Errors
     /// As the system says.
     pub fn configure(&self, name: &str) -> anyhow::Result<()> {
+        self.configure_with(name, "")
+    }
+
+    fn configure_with(&self, name: &str, store: &str) -> anyhow::Result<()> {
         let address = own_address();
         let text = format!(
             "name = \"{name}\"\nprovider = \"cloud-{name}\"\ndata = \"{name}\"\nlisten = \"{address}\"\n\
-            [admin]\nhttp = \"127.0.0.1:0\"\n[store]\nsegment_bytes = \"8MiB\"\n"
+            [admin]\nhttp = \"127.0.0.1:0\"\n[store]\nsegment_bytes = \"8MiB\"\n{store}"
         );
         Ok(std::fs::write(self.config(name), text)?)
     }
@@ -131,6 +155,18 @@ impl Nodes {
     fn process(&self, name: &str) -> anyhow::Result<&Owned> {
         let found = self.nodes.iter().find(|(known, _)| known == name);
         found.and_then(|(_, process)| process.as_ref()).context("it runs")
+    }
+
+    /// SIGTERM, and waits for a clean end.
+    ///
+    /// # Errors
+    /// When it does not run, does not end, or ends with a failure.
+    pub fn stop(&mut self, name: &str) -> anyhow::Result<()> {
+        let found = self.nodes.iter_mut().find(|(known, _)| known == name);
+        let mut process = found.and_then(|(_, process)| process.take()).context("it runs")?;
+        process.terminate()?;
+        ensure!(process.wait(STOP_PATIENCE)?, "it ended with a failure");
+        Ok(())
     }
 
     /// Runs a `helio` command at a node; returns what it printed.

@@ -1,0 +1,166 @@
+//! `kill -9` under load, again and again: whatever was acked is there, whatever was flushed or not. A few rounds here, 200 in
+//! `make soak` (`HELIO_KILLS`).
+//!
+//! Twice: with `fio`'s NBD engine, which verifies what it knows to be complete by its saved state, and with clients of our own
+//! on several connections, which keep a ledger of every ack.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tests::ledger::Ledger;
+use tests::nbd_client::{self, Client};
+use tests::nodes::Nodes;
+use tests::tools::Owned;
+use tests::workload::{check, fill};
+
+const BLOCK: u64 = 4096;
+/// Each writer of our own has so many blocks.
+const BLOCKS: u64 = 1500;
+const WRITERS: u64 = 4;
+const SEED: u64 = 41;
+/// No progress for this long fails the test.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+fn rounds() -> u64 {
+    std::env::var("HELIO_KILLS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(4)
+}
+
+/// How many writes are acked before the kill of a round; spread, and the same in every run.
+fn writes_before_kill(round: u64) -> u64 {
+    200 + round.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 1500
+}
+
+/// The sequence of the newest write at the owner.
+fn head(nodes: &Nodes) -> u64 {
+    let json = nodes.run("a", &["volume", "status", "disk", "--json"]).expect("tells");
+    let status: serde_json::Value = serde_json::from_str(&json).expect("is JSON");
+    let head = status["head"].as_str().and_then(|head| head.split_once('.')).expect("EPOCH.SEQUENCE");
+    head.1.parse().expect("a number")
+}
+
+/// Waits until so many more writes were made than `from`.
+fn progress(nodes: &Nodes, from: u64, more: u64, mut look: impl FnMut()) {
+    let begun = Instant::now();
+    while head(nodes) < from + more {
+        assert!(begun.elapsed() < PATIENCE, "no progress");
+        look();
+    }
+}
+
+/// `fio` on the volume in `round`, with these options more: four connections, each with a quarter of it and one write under
+/// way, since by its saved state fio cannot tell a write that is late among many from one that was lost.
+fn fio(directory: &Path, uri: &str, round: u64, more: &[&str]) -> Command {
+    let mut command = Command::new("fio");
+    command
+        .current_dir(directory)
+        .args(["--name=kill", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=64"])
+        .args(["--numjobs=4", "--size=12M", "--offset_increment=12M", "--verify=crc32c", "--verify_fatal=1"])
+        .args(["--output=fio.json", "--output-format=json"])
+        .arg(format!("--uri={uri}"))
+        .arg(format!("--randseed={}", round + 1))
+        .args(more)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+/// How many operations of a kind fio made, over all its connections.
+fn operations(directory: &Path, kind: &str) -> u64 {
+    let text = std::fs::read_to_string(directory.join("fio.json")).expect("fio has ended");
+    // What it says of errors stands before and behind.
+    let json = text.find('{').zip(text.rfind('}')).map_or("", |(first, last)| &text[first..=last]);
+    let report: serde_json::Value = serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let jobs = report["jobs"].as_array().expect("is a list");
+    jobs.iter().map(|job| job[kind]["total_ios"].as_u64().expect("a number")).sum()
+}
+
+/// The states that fio saved: which of its writes were complete.
+fn states(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).expect("lists").map(|entry| entry.expect("lists").path());
+    entries.filter(|path| path.to_string_lossy().ends_with("-verify.state")).collect()
+}
+
+#[test]
+fn what_fio_was_told_is_written_is_there_after_every_kill() {
+    let engines = Command::new("fio").arg("--enghelp").output().expect("fio runs: `make tools` installs it");
+    if !String::from_utf8_lossy(&engines.stdout).lines().any(|line| line.trim() == "nbd") {
+        return eprintln!("skipped: this fio has no NBD engine; our own client does the same in the other test");
+    }
+    let mut nodes = Nodes::start(&["a"]).expect("a node starts");
+    nodes.run("a", &["volume", "create", "disk", "--size", "48M"]).expect("is created");
+    let directory = nodes.path().to_owned();
+    let uri = nodes.uri("a", "disk");
+    for round in 0..rounds() {
+        let (from, more) = (head(&nodes), writes_before_kill(round));
+        let mut writing = fio(&directory, &uri, round, &["--do_verify=0", "--verify_state_save=1"]);
+        let mut writing = Owned::start(&mut writing, "fio").expect("starts");
+        progress(&nodes, from, more, || assert!(writing.ended().expect("tells").is_none(), "round {round}: fio ended"));
+        nodes.kill("a").expect("it runs");
+        assert!(!writing.wait(PATIENCE).expect("fio notices"), "round {round}: it was not through");
+        nodes.start_node("a").expect("comes back by itself");
+        assert_eq!(states(&directory).len(), 4, "round {round}: fio saves a state for each connection");
+        let verified = fio(&directory, &uri, round, &["--verify_only", "--verify_state_load=1"]).status();
+        assert!(verified.expect("fio runs").success(), "round {round}: an acked write is lost or altered");
+        let read = operations(&directory, "read");
+        assert!(read + 8 >= more, "round {round}: fio verified {read} of {more} writes");
+        states(&directory).into_iter().for_each(|state| std::fs::remove_file(state).expect("is removed"));
+    }
+}
+
+/// One writer with its own blocks of the volume: writes, now and then a FLUSH, until told to stop.
+fn write_blocks(
+    socket: &Path,
+    writer: u64,
+    ledger: &Mutex<Ledger>,
+    stop: &AtomicBool,
+) -> Result<(), nbd_client::Error> {
+    let mut client = Client::connect(socket, "disk")?;
+    while !stop.load(Ordering::SeqCst) {
+        let next = ledger.lock().expect("no thread panics").generation() + 1;
+        let block = writer * BLOCKS + next * 7919 % BLOCKS;
+        let generation = ledger.lock().expect("no thread panics").begin(block);
+        client.write(block * BLOCK, &fill(SEED, block, generation))?;
+        ledger.lock().expect("no thread panics").ack();
+        if generation.is_multiple_of(50) {
+            client.flush()?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_several_connections_were_told_is_written_is_there_after_every_kill() {
+    let mut nodes = Nodes::start(&["a"]).expect("a node starts");
+    nodes.run("a", &["volume", "create", "disk", "--size", "32M"]).expect("is created");
+    let ledgers: Vec<Mutex<Ledger>> = (0..WRITERS).map(|_| Mutex::default()).collect();
+    for round in 0..rounds() {
+        let from = head(&nodes);
+        let (stop, socket) = (AtomicBool::new(false), nodes.socket("a"));
+        std::thread::scope(|scope| {
+            for (writer, ledger) in (0..).zip(&ledgers) {
+                let (socket, stop) = (&socket, &stop);
+                scope.spawn(move || {
+                    // It ends with the node.
+                    let ended = write_blocks(socket, writer, ledger, stop);
+                    assert!(matches!(ended, Ok(()) | Err(nbd_client::Error::Broken(_))), "{ended:?}");
+                });
+            }
+            progress(&nodes, from, writes_before_kill(round), || {});
+            nodes.kill("a").expect("it runs");
+            stop.store(true, Ordering::SeqCst);
+        });
+        nodes.start_node("a").expect("comes back by itself");
+        let mut client = Client::connect(&nodes.socket("a"), "disk").expect("connects");
+        for ledger in &ledgers {
+            let read = |block: u64| {
+                let bytes = client.read(block * BLOCK, BLOCK as u32).map_err(|error| format!("{error:?}"))?;
+                check(&bytes, SEED, block)
+            };
+            let checked = ledger.lock().expect("no thread panics").check(read);
+            checked.unwrap_or_else(|what| panic!("round {round}: {what}"));
+        }
+    }
+}
