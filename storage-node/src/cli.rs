@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 mod client;
 mod cluster;
+mod disk;
 mod export;
 mod import;
 mod inspect;

@@ -10,17 +10,20 @@ pub mod map;
 pub mod segments;
 pub mod volume;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use client_lib::VolumeId;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::data_dir;
-use crate::log::LogPosition;
+use crate::log::{Entry, LogPosition};
 use crate::map::store::{FORMAT_FILE, MapError, MapStore, StoredVolume, format_of};
 use crate::shard::decode_position;
+use crate::stores::{self, StoresError};
 
 /// What the name of a shard's directory begins with.
 const SHARD_PREFIX: &str = "shard-";
@@ -51,6 +54,9 @@ pub enum InspectError {
         /// The process, as it wrote itself down.
         holder: String,
     },
+    /// The list of a node's stores.
+    #[error(transparent)]
+    Stores(#[from] StoresError),
     /// The map cannot be opened or read.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -75,7 +81,7 @@ pub struct Inspected {
     /// Shards that could not be opened, and why.
     pub damage: Vec<String>,
     /// Keeps nodes from starting here.
-    _lock: Option<File>,
+    _locks: Vec<File>,
 }
 
 /// A shard's stored data.
@@ -106,15 +112,26 @@ impl Inspected {
             }
             Err(source) => return Err(InspectError::File { path: marker, source }),
         };
-        let (lock, directories) = if text.starts_with(SHARD_MARKER) {
+        let (locks, directories) = if text.starts_with(SHARD_MARKER) {
+            // A store has a lock of its own, wherever it is; those of earlier versions only that of the node around them.
             let node = path.canonicalize().ok().and_then(|path| path.parent().map(Path::to_owned));
             let node = node.filter(|node| node.join(FORMAT_FILE).exists());
-            (node.map(|node| hold(&node)).transpose()?.flatten(), vec![path.to_owned()])
+            let locks = [hold(path)?, node.map(|node| hold(&node)).transpose()?.flatten()];
+            (locks.into_iter().flatten().collect(), vec![path.to_owned()])
         } else {
             data_dir::check(path)?;
-            (hold(path)?, shard_directories(path)?)
+            let mut locks: Vec<File> = hold(path)?.into_iter().collect();
+            let mut directories = shard_directories(path)?;
+            for store in stores::directories(path)? {
+                // Those that are missing are `helio node disk list`'s.
+                if !directories.contains(&store) && store.join(FORMAT_FILE).exists() {
+                    locks.extend(hold(&store)?);
+                    directories.push(store);
+                }
+            }
+            (locks, directories)
         };
-        let mut inspected = Inspected { shards: Vec::new(), damage: Vec::new(), _lock: lock };
+        let mut inspected = Inspected { shards: Vec::new(), damage: Vec::new(), _locks: locks };
         let mut failure = None;
         for directory in directories {
             match Shard::open(&directory) {
@@ -133,7 +150,7 @@ impl Inspected {
 }
 
 impl Shard {
-    fn open(directory: &Path) -> Result<Shard, InspectError> {
+    pub(crate) fn open(directory: &Path) -> Result<Shard, InspectError> {
         if format_of(directory)?.is_none() {
             return Err(InspectError::NotOurs { path: directory.to_owned(), hint: String::new() });
         }
@@ -149,6 +166,27 @@ impl Shard {
         let canonical = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let name = canonical.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         Ok(Shard { name, checkpoint, directory: directory.to_owned(), store, damage })
+    }
+
+    /// Every volume in it: those of the last checkpoint, and what the log behind it says.
+    ///
+    /// # Errors
+    /// When map or log cannot be read.
+    pub fn volume_ids(&self) -> Result<BTreeSet<VolumeId>, InspectError> {
+        let mut ids: BTreeSet<VolumeId> = self.volumes()?.into_iter().map(|(id, _)| id).collect();
+        let first = self.checkpoint.map_or(0, |checkpoint| checkpoint.sequence);
+        let files = log::files(self, &mut Vec::new())?;
+        log::walk(&files, self.checkpoint, log::Data::Skipped, &mut |record| {
+            for entry in record.entries.iter().filter(|_| record.at.sequence >= first) {
+                match entry {
+                    Entry::Opened { volume, .. } => drop(ids.insert(*volume)),
+                    Entry::Deleted { volume } => drop(ids.remove(volume)),
+                    _ => {}
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(ids)
     }
 
     /// The values of its volumes, still encoded.

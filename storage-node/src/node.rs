@@ -123,6 +123,7 @@ pub struct Node {
     tasks: Vec<JoinHandle<()>>,
     /// Held until everything above has stopped.
     _data: DataDir,
+    _stores: Vec<std::fs::File>,
 }
 
 impl Node {
@@ -144,7 +145,9 @@ impl Node {
 
         let lease = Arc::new(LeaseCell::new(Arc::new(lease::BootClock)));
         let directories = stores::prepare(&options.data, &options.store.directories, &cluster, me)?;
-        let shards = Arc::new(Shards::start(&options.store, &directories, &lease).await?);
+        let locks = stores::lock(&directories)?;
+        let lost = stores::offline::Lost::load(&options.data)?;
+        let shards = Arc::new(Shards::start(&options.store, &directories, &lease).await?.without(lost));
         let meta_options = MetaOptions {
             node: me,
             group: GroupId::META,
@@ -221,7 +224,7 @@ impl Node {
             Some(address) => Some(HttpServer::bind(address, admin.clone()).await?),
             None => None,
         };
-        Ok(Node { admin, nbd, http, reconciler, meta, shards, transport, tasks, _data: data })
+        Ok(Node { admin, nbd, http, reconciler, meta, shards, transport, tasks, _data: data, _stores: locks })
     }
 
     /// What an administrator can ask of this node.

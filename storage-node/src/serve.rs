@@ -9,5 +9,6 @@ pub mod resize;
 mod session;
 pub mod snapshots;
 pub mod tail;
+mod through;
 pub mod volume;
 pub mod volumes;

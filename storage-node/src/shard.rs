@@ -134,6 +134,23 @@ impl Shard {
     /// # Errors
     /// When the directory is of a newer format (and then left untouched), damaged, or cannot be used.
     pub async fn start(options: ShardOptions) -> Result<ShardHandle, StartError> {
+        Shard::start_with(options, open).await
+    }
+
+    /// A shard on a simulated disk, with its map in memory.
+    #[cfg(test)]
+    pub(crate) async fn start_on(
+        options: ShardOptions,
+        disk: crate::io::sim::SimDisk,
+    ) -> Result<ShardHandle, StartError> {
+        let store = crate::map::store::MapStore::in_memory();
+        Shard::start_with(options, move |options| recover::recover_with(options, Box::new(disk.engine()), store)).await
+    }
+
+    async fn start_with(
+        options: ShardOptions,
+        open: impl FnOnce(ShardOptions) -> Result<Core, StartError> + Send + 'static,
+    ) -> Result<ShardHandle, StartError> {
         let (queue, requests) = mpsc::channel(QUEUE_DEPTH);
         let (ready, started) = oneshot::channel();
         let directory = options.directory.clone();
@@ -141,7 +158,7 @@ impl Shard {
             .name("shard".to_owned())
             .spawn(move || match open(options) {
                 Ok(core) => {
-                    if ready.send(Ok(core.doorbell())).is_ok() {
+                    if ready.send(Ok((core.doorbell(), core.fault_cell()))).is_ok() {
                         // Told only when the files are closed: the same process may open them again at once.
                         let (reply, outcome) = core.run(requests);
                         match (reply, outcome) {
@@ -154,8 +171,8 @@ impl Shard {
                 Err(error) => drop(ready.send(Err(error))),
             })
             .map_err(|source| StartError::Io { directory, source })?;
-        let doorbell = started.await.map_err(|_| StartError::Died)??;
-        Ok(ShardHandle::new(queue, doorbell))
+        let (doorbell, fault) = started.await.map_err(|_| StartError::Died)??;
+        Ok(ShardHandle::new(queue, doorbell, fault))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The shards of a node, one per store, and which of them each volume is in.
 //!
 //! A volume is pinned to one shard: to the one that has it stored, which is the only record of that. A volume that none
-//! has is placed where most space is free per volume. All shards are opened, or none: a node that started without one
+//! has is placed where most space is free per volume, never in a shard that has failed while another has not. All shards are opened, or none: a node that started without one
 //! would take the volumes in it for new ones.
 
 use std::collections::BTreeMap;
@@ -9,13 +9,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use client_lib::VolumeId;
+use client_lib::{Epoch, Error, ErrorKind, VolumeId, VolumeName};
 
 use crate::config::StoreSettings;
 use crate::ownership::lease::LeaseCell;
 use crate::shard::handle::{ShardHandle, StoreError};
 use crate::shard::space::ShardSpace;
 use crate::shard::{Shard, ShardOptions, StartError};
+use crate::stores::offline::Lost;
 
 /// Why the shards of a node could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,8 @@ struct Store {
 pub struct Shards {
     stores: Vec<Store>,
     capacity_bytes: Option<u64>,
+    /// What was given up with a disk.
+    lost: Lost,
     /// The place in `stores` of each volume that is stored or about to be.
     placed: Mutex<BTreeMap<VolumeId, usize>>,
 }
@@ -118,7 +121,8 @@ impl Shards {
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        let mut shards = Shards { stores, capacity_bytes: settings.capacity_bytes, placed: Mutex::default() };
+        let (capacity_bytes, lost, placed) = (settings.capacity_bytes, Lost::default(), Mutex::default());
+        let mut shards = Shards { stores, capacity_bytes, lost, placed };
         let placed = match failure {
             None => shards.stored().await,
             Some(error) => Err(error),
@@ -131,6 +135,28 @@ impl Shards {
             }
         }
         Ok(shards)
+    }
+
+    /// The same, with what was given up when a disk was replaced.
+    #[must_use]
+    pub fn without(self, lost: Lost) -> Shards {
+        Shards { lost, ..self }
+    }
+
+    /// Refuses to own `volume` in `epoch` when what this node wrote under it was on a disk that was given up.
+    ///
+    /// # Errors
+    /// `Corrupt`, with what to do.
+    pub fn require_not_lost(&self, volume: VolumeId, name: &VolumeName, epoch: Epoch) -> Result<(), Error> {
+        if !self.lost.has(volume, epoch) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "the disk of this node that held volume {name} was given up with what was written there: have a replica take it over, or delete it (docs/disks.md)"
+            ),
+        ))
     }
 
     /// Which shard has which volume.
@@ -234,16 +260,17 @@ impl Shards {
     fn place(&self, placed: &BTreeMap<VolumeId, usize>) -> usize {
         let room = |(at, store): (usize, &Store)| {
             let volumes = placed.values().filter(|other| **other == at).count() as u64;
-            (free_bytes(&store.directory, self.capacity_bytes), volumes)
+            let works = store.handle.fault().is_none();
+            works.then(|| (free_bytes(&store.directory, self.capacity_bytes), volumes))
         };
         choose(self.stores.iter().enumerate().map(room))
     }
 }
 
 /// The place of the store with most free bytes per volume, the new one included; the first of equals. Free space alone
-/// would put volumes that are made together, and are all empty, on one disk.
-fn choose(stores: impl Iterator<Item = (u64, u64)>) -> usize {
-    let score = stores.map(|(free, volumes)| free / (volumes + 1)).enumerate();
+/// would put volumes that are made together, and are all empty, on one disk. `None` is a store that takes no writes.
+fn choose(stores: impl Iterator<Item = Option<(u64, u64)>>) -> usize {
+    let score = stores.map(|store| store.map(|(free, volumes)| free / (volumes + 1))).enumerate();
     score.reduce(|best, next| if next.1 > best.1 { next } else { best }).map_or(0, |(at, _)| at)
 }
 
@@ -266,23 +293,154 @@ fn files_bytes(directory: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use client_lib::{Epoch, VolumeSize};
+    use client_lib::VolumeSize;
 
     use super::*;
+    use crate::io::sim::SimDisk;
+    use crate::log::LogSettings;
+    use crate::log::segment::SEGMENT_BYTES_MIN;
     use crate::shard::handle::ReadChunk;
     use crate::volume::Moment;
 
     #[test]
     fn volumes_go_where_most_space_is_free_for_each() {
         for (stores, expected) in [
-            (&[(100, 0), (100, 0)][..], 0),
-            (&[(100, 1), (100, 0)], 1),
-            (&[(1000, 1), (100, 0)], 0),
-            (&[(0, 0), (1, 9)], 0),
-            (&[(0, 0), (100, 9)], 1),
+            (&[Some((100, 0)), Some((100, 0))][..], 0),
+            (&[Some((100, 1)), Some((100, 0))], 1),
+            (&[Some((1000, 1)), Some((100, 0))], 0),
+            (&[Some((0, 0)), Some((1, 9))], 0),
+            (&[Some((0, 0)), Some((100, 9))], 1),
+            (&[None, Some((0, 9))], 1),
+            (&[None, None], 0),
         ] {
             assert_eq!(choose(stores.iter().copied()), expected, "{stores:?}");
         }
+    }
+
+    /// A node with two disks, simulated; their directories are only looked at for the space that is free.
+    async fn two_disks(root: &Path) -> (Shards, [SimDisk; 2]) {
+        let disks = [SimDisk::new(1), SimDisk::new(2)];
+        let mut stores = Vec::new();
+        for disk in &disks {
+            let log = LogSettings { segment_bytes: SEGMENT_BYTES_MIN, spare_segments: 1, capacity_bytes: None };
+            let options = ShardOptions { log, scrub_period: None, ..ShardOptions::new(root.to_owned()) };
+            let handle = Shard::start_on(options, disk.clone()).await.expect("starts");
+            stores.push(Store { directory: root.to_owned(), handle });
+        }
+        (Shards { stores, capacity_bytes: None, lost: Lost::default(), placed: Mutex::default() }, disks)
+    }
+
+    async fn read(shards: &Shards, volume: VolumeId, block: u64) -> Result<u8, StoreError> {
+        let chunks = shards.of(volume).read(volume, Moment::Now, block * 4096, 4096).await?;
+        match chunks.as_slice() {
+            [ReadChunk::Data(data)] => Ok(data[0]),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_disk_stops_its_own_volumes_and_gets_no_new_ones() {
+        let root = tempfile::tempdir().expect("a directory");
+        for is_sync in [false, true] {
+            let (shards, disks) = two_disks(root.path()).await;
+            let volumes = [1, 2, 3, 4].map(VolumeId);
+            for volume in volumes {
+                write(&shards, volume, volume.0 as u8).await;
+            }
+            let at = |volume: VolumeId| shards.placed.lock().expect("no thread panics")[&volume];
+            assert_eq!(volumes.map(at), [0, 1, 0, 1]);
+            let failing = shards.of(VolumeId(1));
+            let data = Bytes::from(vec![9; 4096]);
+            if is_sync {
+                failing.write(VolumeId(1), 4096, data.clone(), false).await.expect("is acked");
+                disks[0].fail_after(0);
+                let refused = failing.flush(VolumeId(1)).await;
+                assert!(matches!(refused, Err(StoreError::Poisoned(_))), "{refused:?}");
+            } else {
+                disks[0].fail_after(0);
+                let refused = failing.write(VolumeId(1), 4096, data.clone(), false).await;
+                assert!(matches!(refused, Err(StoreError::Poisoned(_))), "{refused:?}");
+            }
+            assert!(failing.fault().is_some_and(|fault| fault.contains("injected")), "{:?}", failing.fault());
+            for volume in volumes {
+                let shard = shards.of(volume);
+                let written = shard.write(volume, 8192, data.clone(), true).await;
+                assert_eq!(written.is_ok(), at(volume) == 1, "{volume}: {written:?}");
+                assert_eq!(shard.flush(volume).await.is_ok(), at(volume) == 1, "{volume}");
+                assert_eq!(read(&shards, volume, 0).await.expect("is read"), volume.0 as u8, "reads go on");
+                let report = shard.report(volume).await.expect("tells");
+                assert_eq!(report.fault.is_some(), at(volume) == 0, "{volume}");
+            }
+            // More than its share, for want of another.
+            for volume in [5, 6, 7].map(VolumeId) {
+                write(&shards, volume, volume.0 as u8).await;
+                assert_eq!(at(volume), 1);
+            }
+            let usage = shards.usage().await.expect("tells");
+            assert_eq!(usage[0].available_bytes(), 0);
+            assert_eq!(usage.iter().map(|store| store.shard.fault.is_some()).collect::<Vec<_>>(), [true, false]);
+            shards.stop().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn one_full_disk_refuses_writes_and_nothing_else_and_goes_on_when_space_is_back() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (shards, disks) = two_disks(root.path()).await;
+        let (full, other, victim) = (VolumeId(1), VolumeId(2), VolumeId(3));
+        for volume in [full, other, victim] {
+            write(&shards, volume, volume.0 as u8).await;
+        }
+        // The least that a node can be given is eight.
+        disks[0].set_capacity(10 * SEGMENT_BYTES_MIN);
+        let shard = shards.of(full);
+        let size = VolumeSize::try_from(256 << 20).expect("valid");
+        shard.resize(full, size, Some(Epoch(1))).await.expect("grows");
+        let mib = Bytes::from(vec![5; 1 << 20]);
+        let mut written = 0;
+        let refused = loop {
+            match shard.write(full, written << 20, mib.clone(), false).await {
+                Ok(_) => written += 1,
+                Err(error) => break error,
+            }
+            assert!(written < 80, "more than fits is not there");
+        };
+        assert_eq!(refused, StoreError::OutOfSpace);
+        assert!(written > 8, "only {written} MiB fit");
+
+        // The other disk notices nothing, and what takes no space works on the full one.
+        shards.of(other).write(other, 0, mib.slice(..4096), true).await.expect("is written");
+        assert_eq!(read(&shards, full, 0).await.expect("is read"), 5);
+        shard.flush(full).await.expect("what was acked can be made durable");
+        shard.freeze(full).await.expect("a handover can begin");
+        shard.deactivate(full, Epoch(2)).await.expect("and end");
+        shard.activate(full, Epoch(3)).await.expect("and come back");
+        shard.delete(victim).await.expect("a volume can be deleted");
+        assert_eq!(shard.fault(), None, "full is not failed");
+
+        // Space is back: nobody restarts anything.
+        disks[0].set_capacity(u64::MAX);
+        let mut tries = 0;
+        while shard.write(full, 200 << 20, mib.clone(), true).await == Err(StoreError::OutOfSpace) {
+            tries += 1;
+            assert!(tries < 1000, "it does not go on");
+        }
+        disks[0].set_capacity(0);
+        let refused = loop {
+            match shard.write(full, written << 20, mib.clone(), false).await {
+                Ok(_) => written += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused, StoreError::OutOfSpace, "full again");
+        shard.zero(full, 0, 32 << 20, true).await.expect("TRIM works on a full disk");
+        let mut tries = 0;
+        while shard.write(full, 0, mib.clone(), true).await == Err(StoreError::OutOfSpace) {
+            tries += 1;
+            assert!(tries < 1000, "what was trimmed does not come back");
+        }
+        assert_eq!(read(&shards, full, 200 << 8).await.expect("is read"), 5);
+        shards.stop().await;
     }
 
     async fn start(directories: &[PathBuf]) -> Result<Shards, ShardsError> {

@@ -3,22 +3,27 @@
 //! Every store (the directory of a shard) has a marker, `STORE`, that says whose it is; the node's data directory has the
 //! list of its stores, `stores.json`. Compared at every start, before anything is opened: a disk that is not mounted,
 //! was swapped with another or is another node's is an error that says so, never an empty store in its place. Nothing is
-//! written before all of them are right. What is in a store is the shard's.
+//! written before all of them are right. What is in a store is the shard's. [`offline`] is for a node that does not run.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use client_lib::NodeId;
 use client_lib::pki::{ClusterId, PkiError};
+use client_lib::{Error, ErrorKind, NodeId};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::map::store::{FORMAT_FILE, MapError, format_of, prepare_directory};
+
+pub mod offline;
 
 /// The marker in a store.
 const MARKER_FILE: &str = "STORE";
 /// The list in a node's data directory.
 const LIST_FILE: &str = "stores.json";
+/// What is locked in a store by whoever uses it; holds the number of the process.
+const LOCK_FILE: &str = "lock";
 /// The store of a node that names none, in its data directory.
 const DEFAULT_STORE: &str = "shard-0";
 
@@ -27,7 +32,7 @@ const DEFAULT_STORE: &str = "shard-0";
 pub enum StoresError {
     /// A store that is expected at a place is not there.
     #[error(
-        "the store in {} is missing: is its disk mounted? docs/disks.md says what to do when it is lost for good", directory.display()
+        "the store in {} is missing: is its disk mounted? `helio node disk list` shows what was on it, and docs/disks.md says what to do when it is lost for good", directory.display()
     )]
     Missing {
         /// Where it should be.
@@ -159,6 +164,42 @@ pub fn prepare(data: &Path, named: &[PathBuf], cluster: &ClusterId, node: NodeId
         write(&list_path, &list)?;
     }
     Ok(directories)
+}
+
+/// The directories in the list of the node in `data`, whether they are there or not; none before its first start.
+///
+/// # Errors
+/// When the list cannot be read.
+pub fn directories(data: &Path) -> Result<Vec<PathBuf>, StoresError> {
+    let listed: Vec<Listed> = read(&data.join(LIST_FILE))?.unwrap_or_default();
+    Ok(listed.into_iter().map(|listed| listed.directory).collect())
+}
+
+/// Locks each of these stores for this process, until the files are dropped. A store may lie far from the node's data directory,
+/// whose lock says nothing to somebody who looks at the store alone.
+///
+/// # Errors
+/// `Busy` when another process uses one; `InvalidRequest` when one cannot be locked.
+pub fn lock(directories: &[PathBuf]) -> Result<Vec<File>, Error> {
+    directories.iter().map(|directory| lock_one(directory)).collect()
+}
+
+fn lock_one(directory: &Path) -> Result<File, Error> {
+    let what = |kind, what: &str| Error::new(kind, format!("the store in {} {what}", directory.display()));
+    let failed = |error: io::Error| what(ErrorKind::InvalidRequest, "cannot be locked").caused_by(error);
+    let path = directory.join(LOCK_FILE);
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
+    let mut file = file.map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            return Err(what(ErrorKind::Busy, "is in use by another process; end that one first"));
+        }
+        Err(error) => return Err(failed(error.into())),
+    }
+    let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    written.map_err(failed)?;
+    Ok(file)
 }
 
 /// Whether what is in `directory` may be used there.

@@ -247,6 +247,9 @@ pub struct ReplicaStatus {
     /// What it keeps, if a takeover cut off what it holds: it does not follow until it rejoins.
     #[serde(default)]
     pub tail: Option<TailStatus>,
+    /// Why not, as it said or as the network did; `null` when it did.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// Everything about a volume.

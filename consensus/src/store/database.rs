@@ -92,6 +92,27 @@ impl Database {
         Ok(database)
     }
 
+    /// A value of the database in `directory`, which nobody has open; nothing in it is changed.
+    pub(super) fn peek<T: DeserializeOwned>(
+        directory: &Path,
+        group: GroupId,
+        family: &str,
+        name: &[u8],
+    ) -> io::Result<Option<T>> {
+        let families = [LOG, RAFT, META];
+        let db = DB::open_cf_for_read_only(&Options::default(), directory, families, false).map_err(|error| {
+            io::Error::other(format!("the metadata store {} cannot be read: {error}", directory.display()))
+        })?;
+        let handle = |name: &str| db.cf_handle(name).expect("opened with every column family");
+        let key = |name: &[u8]| [&group.0.to_be_bytes()[..], name].concat();
+        let value = |family: &str, name: &[u8]| db.get_cf(handle(family), key(name)).map_err(io::Error::other);
+        let format: Option<u64> = value(RAFT, b"format")?.map(|value| decode(RAFT, b"format", &value)).transpose()?;
+        if format.is_some_and(|found| found != FORMAT) {
+            return Err(io::Error::other(format!("the metadata store {} has another format", directory.display())));
+        }
+        value(family, name)?.map(|value| decode(family, name, &value)).transpose()
+    }
+
     fn family(&self, name: &str) -> &ColumnFamily {
         self.db.cf_handle(name).expect("opened with every column family")
     }

@@ -59,6 +59,15 @@ pub fn open(directory: &Path, group: GroupId) -> io::Result<Stores> {
     Ok(Stores { database, published })
 }
 
+/// The state that was applied last in a directory that nobody has open; `None` when nothing was. Nothing is changed.
+///
+/// # Errors
+/// When the directory cannot be read, is of another format, or the state is corrupt.
+pub fn peek(directory: &Path, group: GroupId) -> io::Result<Option<MetaState>> {
+    let applied: Option<Applied> = Database::peek(directory, group, META, b"applied")?;
+    Ok(applied.map(|applied| applied.state))
+}
+
 /// The opened stores; hands out storages for a Raft core, again after the core has stopped.
 #[derive(Clone)]
 pub struct Stores {

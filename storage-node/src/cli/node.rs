@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::Common;
 use super::serving::{Served, announce, until_stopped};
-use super::{scrub, space};
+use super::{disk, scrub, space};
 use crate::config::NodeConfig;
 use crate::data_dir::DataDir;
 use crate::membership::Membership;
@@ -33,6 +33,8 @@ pub(super) struct NodeArguments {
 pub(super) enum Verb {
     Space(space::Space),
     Scrub(scrub::NodeScrub),
+    #[command(subcommand)]
+    Disk(disk::Verb),
 }
 
 impl NodeArguments {
@@ -45,6 +47,7 @@ impl NodeArguments {
 pub(super) fn run(arguments: &NodeArguments, common: &Common) -> anyhow::Result<()> {
     match &arguments.verb {
         Some(Verb::Space(space)) => return space::run(space, common),
+        Some(Verb::Disk(verb)) => return disk::run(verb),
         Some(Verb::Scrub(scrub)) => return scrub::run_node(scrub, common),
         None => {}
     }

@@ -195,7 +195,11 @@ fn print_status(status: &VolumeStatus) {
         );
     }
     if let Some(fault) = &status.fault {
-        println!("the owner takes no writes until it is restarted: {fault}");
+        println!("node {} takes no writes of this volume until it is restarted: {fault}", status.owner);
+        println!(
+            "reads go on, from other nodes where the disk fails; next: look at the disk of {} (dmesg, smartctl), then restart node {}; is it lost for good, see docs/disks.md",
+            status.space.store, status.owner
+        );
     }
     for tail in status.replicas.iter().filter_map(|replica| replica.tail.as_ref()) {
         println!(
@@ -229,4 +233,9 @@ fn print_status(status: &VolumeStatus) {
         ]
     });
     print_table(&["replica", "provider", "watermark", "behind", "for", "stale", "reachable"], rows.collect());
+    for replica in status.replicas.iter().filter(|replica| !replica.reachable) {
+        if let Some(error) = &replica.error {
+            println!("replica {} does not follow: {error}", replica.node);
+        }
+    }
 }

@@ -121,6 +121,7 @@ mod tests {
             stale_bytes: 0,
             reachable: true,
             tail: None,
+            error: None,
         }
     }
 

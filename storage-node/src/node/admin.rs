@@ -189,6 +189,7 @@ impl NodeAdmin {
         F: Fn(Arc<ServedVolume>) -> R,
         R: Future<Output = Result<T, Error>>,
     {
+        self.require_no_trouble(id)?;
         let served = self.volumes.arrival(id, OWNER_PATIENCE).await.ok_or_else(|| {
             Error::new(ErrorKind::Unavailable, format!("this node cannot serve volume {id}; its log says why"))
         })?;
@@ -203,6 +204,15 @@ impl NodeAdmin {
             return here(served).await;
         }
         self.ask(view.owner, forward).await
+    }
+
+    /// Says at once why this node, which should own the volume, does not serve it, if so.
+    fn require_no_trouble(&self, id: VolumeId) -> Result<(), Error> {
+        let owned = self.meta.state().volume(id).is_some_and(|volume| volume.owner == self.this.id);
+        match self.volumes.trouble(id).filter(|_| owned) {
+            Some(trouble) => Err(Error::new(trouble.kind(), format!("node {}: {trouble}", self.this.name))),
+            None => Ok(()),
+        }
     }
 
     /// Carries out `here` if `node` is this one, or none is named; else asks that node for `forward`.
@@ -256,6 +266,7 @@ impl NodeAdmin {
                 stale_bytes: seen.position.stale_blocks * u64::from(BLOCK_SIZE),
                 reachable: seen.reachable,
                 tail: seen.tail.map(|tail| tail_status(&state, meta, *replica, tail)),
+                error: seen.error,
             });
         }
         let source_needed =
@@ -696,6 +707,7 @@ impl ForwardedAdmin for NodeAdmin {
 impl NodeAdmin {
     /// The volume, if this node owns it; never passes the request on again.
     async fn owned(&self, id: VolumeId) -> Result<Arc<ServedVolume>, Error> {
+        self.require_no_trouble(id)?;
         let volume = self.volumes.get(id).ok_or_else(|| moved(id))?;
         let view = volume.gate.settled(client_lib::Epoch(0)).await?;
         if view.phase == Phase::Owner { Ok(volume) } else { Err(moved(id)) }

@@ -122,13 +122,16 @@ impl Reconciler {
             if before != acts_under && volume.owner == self.me {
                 self.arm(volume, acts_under).await;
             }
-            if let Err(error) = self.apply_volume(volume, acts_under).await {
+            let served = self.apply_volume(volume, acts_under).await;
+            if let Err(error) = &served {
                 tracing::error!(volume = %volume.name, epoch = %volume.epoch, %error, "the volume cannot be served");
             }
+            self.volumes.set_trouble(volume.id, served.as_ref().err());
         }
         let wanted: BTreeSet<VolumeId> = state.volumes().map(|volume| volume.id).collect();
         for gone in self.volumes.all().into_iter().filter(|volume| !wanted.contains(&volume.id)) {
             self.volumes.remove(gone.id);
+            self.volumes.set_trouble(gone.id, None);
             self.stop_propagation(gone.id);
         }
         // Also what was deleted while this node was down.
@@ -231,6 +234,7 @@ impl Reconciler {
         acts_under: Option<u64>,
     ) -> Result<(), Error> {
         tracing::debug!(volume = %meta.name, epoch = %meta.epoch, "taking up the ownership");
+        self.shards.require_not_lost(meta.id, &meta.name, meta.epoch)?;
         let fork = meta.forks.last().map(|fork| fork.epoch.next());
         // Taken over by this node: it begins with what it holds, and knows of nothing else.
         let report = match fork == Some(meta.epoch) {

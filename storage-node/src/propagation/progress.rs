@@ -21,6 +21,8 @@ pub struct Progress {
     pub reachable: bool,
     /// What it keeps, if it has left the volume.
     pub tail: Option<Tail>,
+    /// Why not.
+    pub error: Option<String>,
     /// For each manifest that is not applied yet, when it was sealed.
     marks: VecDeque<(Lsn, Duration)>,
 }
@@ -39,10 +41,17 @@ impl Progress {
         }
     }
 
+    /// The replica could not be brought further.
+    pub fn failed(&mut self, error: String) {
+        self.reachable = false;
+        self.error = Some(error);
+    }
+
     /// The replica said where it is.
     pub fn heard(&mut self, position: ReplicaPosition) {
         self.position = position;
         (self.reachable, self.tail) = (true, None);
+        self.error = None;
         while self.marks.front().is_some_and(|(to, _)| *to <= position.watermark) {
             self.marks.pop_front();
         }

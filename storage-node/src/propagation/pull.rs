@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::Class;
-use client_lib::{BlockIndex, Error, ErrorKind, NodeId, VolumeId};
+use client_lib::{BLOCK_SIZE, BlockIndex, Error, ErrorKind, NodeId, VolumeId};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::manifest::BlockRun;
+use super::manifest::{BlockRun, VersionedBlock};
+use crate::map::page::Version;
 use crate::peer::client::{PeerClient, unexpected};
 use crate::peer::message::{Message, PeerReply, PeerRequest, unpack_blocks};
 use crate::serve::volume::store_failure;
-use crate::shard::handle::{ShardHandle, StoreError};
+use crate::shard::handle::{ShardHandle, StoreError, Versions};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
 
@@ -118,6 +119,62 @@ impl Puller {
         }
     }
 
+    /// Fetches `runs` in the versions that `expected` has, in order, without storing them: for a store that takes no writes.
+    ///
+    /// # Errors
+    /// `Corrupt` when no other holder has them so.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn fetch(
+        &self,
+        moment: Moment,
+        runs: &[BlockRun],
+        expected: &Versions,
+    ) -> Result<Vec<VersionedBlock>, Error> {
+        let mut fetched = Vec::new();
+        for runs in split(runs, PULL_BLOCKS_MAX) {
+            let wanted = &expected[fetched.len()..];
+            fetched.extend(self.fetch_part(moment, runs, wanted).await?);
+        }
+        Ok(fetched)
+    }
+
+    async fn fetch_part(
+        &self,
+        moment: Moment,
+        runs: Vec<BlockRun>,
+        wanted: &[(u32, Option<Version>)],
+    ) -> Result<Vec<VersionedBlock>, Error> {
+        let mut last = None;
+        let mut told = vec![self.me];
+        for holder in self.holders() {
+            let request = PeerRequest::Pull { volume: self.volume, moment, runs: runs.clone(), visited: told.clone() };
+            match self.peers.ask(holder, Class::Pull, request, Bytes::new()).await {
+                Ok(Message { head: PeerReply::Blocks(heads), payload }) => {
+                    let blocks = unpack_blocks(&heads, payload)?;
+                    let count: usize = runs.iter().map(|run| run.count as usize).sum();
+                    if blocks.len() == count
+                        && blocks.iter().zip(wanted).all(|(block, wanted)| is_version(block, wanted))
+                    {
+                        return Ok(blocks);
+                    }
+                    last = Some(Error::new(ErrorKind::Unavailable, format!("node {holder} holds other versions")));
+                }
+                Ok(message) => last = Some(unexpected(holder, &message.head)),
+                Err(error) => last = Some(error.into()),
+            }
+            told.push(holder);
+        }
+        let first = runs.first().map_or(0, |run| run.start.0);
+        let text = format!(
+            "block {first} of volume {} cannot be read here, the store takes no writes, and no other node has it in this version",
+            self.volume
+        );
+        let why = last.map_or_else(|| "there is no other holder".to_owned(), |error| error.to_string());
+        Err(Error::new(ErrorKind::Corrupt, text).caused_by(why))
+    }
+
     async fn still_missing(&self, moment: Moment, runs: &[BlockRun]) -> Result<bool, Error> {
         for run in runs {
             let missing = self.shard.missing(self.volume, wanted(moment), run.start, 1).await.map_err(store_failure)?;
@@ -205,6 +262,16 @@ impl Puller {
             };
         }
     }
+}
+
+/// Whether a block that was sent is what the map here says it must be.
+fn is_version(block: &VersionedBlock, (number, version): &(u32, Option<Version>)) -> bool {
+    let Some(version) = version.filter(|version| block.block.0 == *number && block.lsn == version.lsn) else {
+        return false;
+    };
+    let zeroes = Bytes::from_static(&[0; BLOCK_SIZE as usize]);
+    let data = block.data.as_ref().unwrap_or(&zeroes);
+    data.len() == BLOCK_SIZE as usize && version.content.crc() == Some(crc32fast::hash(data))
 }
 
 fn wanted(moment: Moment) -> Wanted {

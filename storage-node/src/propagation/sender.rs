@@ -138,7 +138,7 @@ impl Sender {
                     continue;
                 }
             };
-            self.watermarks.with(self.replica, |progress| progress.reachable = false);
+            self.watermarks.with(self.replica, |progress| progress.failed(error.to_string()));
             if error.kind() == client_lib::ErrorKind::Fenced {
                 tracing::info!(volume = %self.volume.name, replica = %self.replica, epoch = %self.epoch, "sending ends: {error}");
                 return;

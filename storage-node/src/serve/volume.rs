@@ -17,6 +17,7 @@ use consensus::Volume;
 use super::metadata::NewestMetadata;
 use super::resize::Sizes;
 use super::snapshots::Snapshots;
+use super::through;
 use crate::ownership::gate::{Gate, Phase, View};
 use crate::ownership::standing::Standing;
 use crate::ownership::writers::Writers;
@@ -166,7 +167,14 @@ impl ServedVolume {
             Ok(view) => view,
             Err(detour) => return Ok(Err(detour)),
         };
-        match self.shard.read(self.id, moment, offset, length).await {
+        let read = match self.shard.read(self.id, moment, offset, length).await {
+            // Nothing can be stored, so nothing can be repaired: what is read is passed through.
+            Err(StoreError::Stale { runs } | StoreError::Damaged { runs, .. }) if self.shard.fault().is_some() => {
+                through::read(self, moment, offset, length, runs).await?
+            }
+            read => read,
+        };
+        match read {
             // Still the owner after the read: no transfer was proposed before it ended, so what it saw was the newest.
             Ok(chunks) if moment != Moment::Now || self.gate.view() == view => Ok(Ok(chunks)),
             Ok(_) => Ok(Err(Detour::Again)),

@@ -1,10 +1,10 @@
 //! The volumes that a node serves, by id.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use client_lib::VolumeId;
+use client_lib::{Error, ErrorKind, VolumeId};
 use tokio::sync::watch;
 
 use super::volume::ServedVolume;
@@ -13,6 +13,8 @@ use super::volume::ServedVolume;
 #[derive(Default)]
 pub struct Volumes {
     by_id: watch::Sender<BTreeMap<VolumeId, Arc<ServedVolume>>>,
+    /// Why volumes that this node should serve are not served.
+    troubles: Mutex<BTreeMap<VolumeId, (ErrorKind, String)>>,
 }
 
 impl Volumes {
@@ -42,6 +44,22 @@ impl Volumes {
     #[must_use]
     pub fn all(&self) -> Vec<Arc<ServedVolume>> {
         self.by_id.borrow().values().cloned().collect()
+    }
+
+    /// Why this node does not serve the volume `id` as metadata says, if so.
+    #[must_use]
+    pub fn trouble(&self, id: VolumeId) -> Option<Error> {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.get(&id).map(|(kind, text)| Error::new(*kind, text.clone()))
+    }
+
+    /// This node does not serve the volume `id`, for this reason; or it does.
+    pub fn set_trouble(&self, id: VolumeId, trouble: Option<&Error>) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        match trouble {
+            Some(trouble) => drop(troubles.insert(id, (trouble.kind(), trouble.to_string()))),
+            None => drop(troubles.remove(&id)),
+        }
     }
 
     /// Adds a volume.

@@ -20,7 +20,7 @@ use super::clean::Cleaner;
 use super::clone::finish_fillings;
 use super::control::SealJob;
 use super::fetch::Fetches;
-use super::handle::{Doorbell, Request, Role, StoreError};
+use super::handle::{Doorbell, FaultCell, Request, Role, StoreError};
 use super::lease::LEASE_PAUSE;
 use super::run::{Busy, Reply, VolumeRun};
 use super::scrub::Scrub;
@@ -75,6 +75,8 @@ pub(super) struct Core {
     next_ticket: u64,
     /// Why nothing is written any more, if so.
     pub(super) failed: Option<String>,
+    /// The same for the log as well, for those who do not ask the shard.
+    fault_cell: FaultCell,
     stopping: Option<Reply<()>>,
     is_stopping: bool,
     /// Whether any answer waits for the lease.
@@ -127,6 +129,7 @@ impl Core {
             in_flight: HashMap::new(),
             next_ticket: 1,
             failed: None,
+            fault_cell: FaultCell::default(),
             stopping: None,
             is_stopping: false,
             is_holding_answers: false,
@@ -136,6 +139,10 @@ impl Core {
 
     pub(super) fn doorbell(&self) -> Arc<dyn Doorbell> {
         self.log.doorbell()
+    }
+
+    pub(super) fn fault_cell(&self) -> FaultCell {
+        self.fault_cell.clone()
     }
 
     /// Serves `requests` until told to stop or nobody can ask any more. Returns whom to tell, and what, once everything
@@ -181,6 +188,10 @@ impl Core {
         if let Err(error) = self.log.turn(sleep, &mut events) {
             tracing::error!(%error, "the log's engine failed");
         }
+        // Before anybody hears of a failure: who then looks for another shard shall not come back to this one.
+        if let Some(reason) = self.fault() {
+            self.fault_cell.set(reason);
+        }
         for event in events.drain(..) {
             self.event(event);
         }
@@ -188,6 +199,9 @@ impl Core {
         self.pump_syncs();
         self.background();
         self.pump_syncs();
+        if let Some(reason) = self.fault() {
+            self.fault_cell.set(reason);
+        }
     }
 
     /// Takes note of something that the log finished.
@@ -252,6 +266,9 @@ impl Core {
             Request::ApplySealed { volume, to, reply } => self.apply_sealed(volume, to, reply),
             Request::Rewind { volume, to, reply } => self.rewind(volume, to, reply),
             Request::ReadVersions { volume, moment, runs, reply } => self.read_versions(volume, moment, &runs, reply),
+            Request::Versions { volume, moment, runs, reply } => {
+                drop(reply.send(self.versions_of(volume, moment, &runs)));
+            }
             Request::Traffic { reply } => drop(reply.send(Ok(self.log.traffic()))),
             Request::Scrub { action, of, reply } => drop(reply.send(self.scrub(action, of))),
             Request::Space { of, reply } => drop(reply.send(Ok(self.space(of)))),

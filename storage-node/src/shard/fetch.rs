@@ -13,7 +13,7 @@ use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
 use super::core::Core;
 use super::damage::runs_of;
-use super::handle::{MappedExtent, ReadChunk, StoreError};
+use super::handle::{MappedExtent, ReadChunk, StoreError, Versions};
 use super::lease::Held;
 use super::run::Reply;
 use super::write::{Shape, WriteJob};
@@ -164,6 +164,27 @@ impl Core {
             Ok(versions)
         })();
         self.send_versions(volume, versions, reply);
+    }
+
+    /// What a read of these blocks would give now, whether it is here or not.
+    pub(super) fn versions_of(
+        &mut self,
+        volume: VolumeId,
+        moment: Moment,
+        runs: &[BlockRun],
+    ) -> Result<Versions, StoreError> {
+        let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        run.require_readable(moment, 0, 0)?;
+        if moment == Moment::Now {
+            self.require_lease(run)?;
+        }
+        check_runs(runs)?;
+        let mut versions = Vec::new();
+        for run_of in runs {
+            let last = run_of.start.0 + (run_of.count - 1);
+            versions.extend(run.state.versions(moment, run_of.start.0, last, &mut self.map)?);
+        }
+        Ok(versions)
     }
 
     pub(super) fn read_sealed(

@@ -4,6 +4,8 @@
 //! concurrency comes from having many under way. The shard is the authority on whether a write may happen
 //! (role, epoch, freeze): no caller needs to check first.
 
+use std::sync::{Arc, OnceLock};
+
 use bytes::Bytes;
 use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use tokio::sync::oneshot;
@@ -11,6 +13,7 @@ use tokio::sync::oneshot;
 use super::scrub::{ScrubAction, ScrubReport};
 use super::space::ShardSpace;
 use crate::log::Traffic;
+use crate::map::page::Version;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
@@ -257,6 +260,9 @@ pub struct MappedExtent {
 /// A manifest, and the delta that was pinned with it.
 pub type Sealed = (Manifest, Option<SealedDelta>);
 
+/// Blocks, each with its version if it has one.
+pub type Versions = Vec<(u32, Option<Version>)>;
+
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// What a shard can be asked. The methods of [`ShardHandle`] document each.
@@ -295,6 +301,7 @@ pub enum Request {
     ApplySealed { volume: VolumeId, to: Lsn, reply: Reply<Lsn> },
     Rewind { volume: VolumeId, to: Lsn, reply: Reply<VolumeReport> },
     ReadVersions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
+    Versions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Versions> },
     Damaged { reply: Reply<Vec<DamagedBlocks>> },
     Traffic { reply: Reply<Traffic> },
     Scrub { action: ScrubAction, of: Option<VolumeId>, reply: Reply<ScrubReport> },
@@ -312,18 +319,46 @@ pub trait Doorbell: Send + Sync + 'static {
     fn ring(&self);
 }
 
+/// Why a shard takes no more writes until the node is restarted: told once, seen by everybody.
+#[derive(Clone, Debug, Default)]
+pub struct FaultCell(Arc<OnceLock<String>>);
+
+impl FaultCell {
+    /// The shard has this fault. The first one counts.
+    pub fn set(&self, reason: &str) {
+        self.0.get_or_init(|| reason.to_owned());
+    }
+
+    /// The fault, if there is one.
+    #[must_use]
+    pub fn get(&self) -> Option<&str> {
+        self.0.get().map(String::as_str)
+    }
+}
+
 /// The way into one shard.
 #[derive(Clone)]
 pub struct ShardHandle {
     queue: tokio::sync::mpsc::Sender<Request>,
-    doorbell: std::sync::Arc<dyn Doorbell>,
+    doorbell: Arc<dyn Doorbell>,
+    fault: FaultCell,
 }
 
 impl ShardHandle {
-    /// A handle that feeds `queue` and rings `doorbell`.
+    /// A handle that feeds `queue` and rings `doorbell`; the shard puts its fault into `fault`.
     #[must_use]
-    pub fn new(queue: tokio::sync::mpsc::Sender<Request>, doorbell: std::sync::Arc<dyn Doorbell>) -> ShardHandle {
-        ShardHandle { queue, doorbell }
+    pub fn new(
+        queue: tokio::sync::mpsc::Sender<Request>,
+        doorbell: Arc<dyn Doorbell>,
+        fault: FaultCell,
+    ) -> ShardHandle {
+        ShardHandle { queue, doorbell, fault }
+    }
+
+    /// Why the shard takes no more writes until the node is restarted, if so; without asking it.
+    #[must_use]
+    pub fn fault(&self) -> Option<&str> {
+        self.fault.get()
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
@@ -617,6 +652,19 @@ impl ShardHandle {
         runs: Vec<BlockRun>,
     ) -> Result<Vec<VersionedBlock>, StoreError> {
         self.ask(|reply| Request::ReadVersions { volume, moment, runs, reply }).await
+    }
+
+    /// Which version of each block a read of the volume as its owner, or of a snapshot, would give at this moment.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), but that nothing is stale or damaged to it; `Frozen` while the node's lease is out.
+    pub async fn versions(
+        &self,
+        volume: VolumeId,
+        moment: Moment,
+        runs: Vec<BlockRun>,
+    ) -> Result<Versions, StoreError> {
+        self.ask(|reply| Request::Versions { volume, moment, runs, reply }).await
     }
 
     /// The blocks that are known to be damaged here. Works in both roles.

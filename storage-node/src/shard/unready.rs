@@ -115,6 +115,7 @@ impl Request {
             | Request::Receive { volume, .. }
             | Request::ApplySealed { volume, .. }
             | Request::Rewind { volume, .. }
+            | Request::Versions { volume, .. }
             | Request::ReadVersions { volume, .. } => Some(*volume),
             Request::List { .. }
             | Request::Delete { .. }

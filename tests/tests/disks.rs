@@ -1,0 +1,310 @@
+//! A node with two disks, one of which fails, is lost, or is looked at: what its operator sees and does.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::cluster::helio;
+use tests::nbd_client::{Client, EIO, Error};
+use tests::nodes::Nodes;
+use tests::tools::{run, tool};
+use tests::workload::{check, fill};
+
+const BLOCK: u64 = 4096;
+const BLOCKS: u64 = 60;
+/// Far longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Node a with stores in these two directories, and node b.
+fn two_nodes(nodes: &mut Nodes, first: &Path, second: &Path) {
+    // The same capacity, so that volumes go to them in turns whatever else is on their file systems.
+    let store =
+        format!("directories = [\"{}\", \"{}\"]\ncapacity_bytes = \"128MiB\"\n", first.display(), second.display());
+    nodes.add_with("a", &store).expect("a node with two disks starts");
+    nodes.add("b").expect("another joins");
+}
+
+fn json(nodes: &Nodes, arguments: &[&str]) -> Value {
+    let said = nodes.run("b", &[arguments, &["--json"]].concat()).expect("tells");
+    serde_json::from_str(&said).expect("is JSON")
+}
+
+/// The store at node a that has `volume`.
+fn store_of(nodes: &Nodes, volume: &str) -> PathBuf {
+    let space = json(nodes, &["node", "space", "--node", "a"]);
+    let volumes = space["volumes"].as_array().expect("is a list");
+    let found = volumes.iter().find(|found| found["volume"] == volume).unwrap_or_else(|| panic!("{volume} in {space}"));
+    found["store"].as_str().expect("has a store").into()
+}
+
+/// Writes every block of `volume` at its owner, and waits until the other node has all of it.
+fn write_everywhere(nodes: &Nodes, owner: &str, volume: &str, seed: u64) {
+    let mut client = Client::connect(&nodes.socket(owner), volume).expect("connects");
+    for block in 0..BLOCKS {
+        client.write(block * BLOCK, &fill(seed, block, 1)).expect("is written");
+    }
+    client.flush().expect("flushes");
+    wait_for_replica(nodes, volume);
+}
+
+fn wait_for_replica(nodes: &Nodes, volume: &str) {
+    let begun = Instant::now();
+    loop {
+        let status = json(nodes, &["volume", "status", volume]);
+        if status["replicas"][0]["watermark"] == status["head"] {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the replica does not catch up: {status:#}");
+        std::thread::yield_now();
+    }
+}
+
+fn verify(client: &mut Client, seed: u64, generation: u64) {
+    for block in 0..BLOCKS {
+        let bytes = client.read(block * BLOCK, BLOCK as u32).unwrap_or_else(|error| panic!("block {block}: {error:?}"));
+        assert_eq!(check(&bytes, seed, block), Ok(generation), "block {block} is not what was written");
+    }
+}
+
+/// A file system of its own, which can be made to refuse writes; unmounted when dropped.
+struct Disk {
+    root: tempfile::TempDir,
+}
+
+impl Disk {
+    fn new() -> Disk {
+        let disk = Disk { root: tempfile::tempdir().expect("a directory") };
+        fs::create_dir(disk.point()).expect("is made");
+        run(tool("mke2fs").args(["-q", "-t", "ext4"]).arg(disk.image()).arg("400M")).expect("is made");
+        disk.mount();
+        disk
+    }
+
+    fn image(&self) -> PathBuf {
+        self.root.path().join("image")
+    }
+
+    fn point(&self) -> PathBuf {
+        self.root.path().join("mnt")
+    }
+
+    fn mount(&self) {
+        run(Command::new("mount").args(["-o", "loop,errors=remount-ro"]).arg(self.image()).arg(self.point()))
+            .expect("mounts");
+    }
+
+    /// From now on every write to it fails. `Err` says why that cannot be had here.
+    fn fail_writes(&self) -> Result<(), String> {
+        let table = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
+        let point = self.point();
+        let line = table.lines().find(|line| line.split(' ').nth(4) == point.to_str());
+        let device = line.and_then(|line| line.split(" - ").nth(1)?.split(' ').nth(1)).ok_or("it is not mounted")?;
+        let name = device.rsplit('/').next().unwrap_or(device);
+        let path = format!("/sys/fs/ext4/{name}/trigger_fs_error");
+        fs::write(&path, "1\n").map_err(|error| format!("{path}: {error}"))?;
+        match fs::write(self.point().join("probe"), "x") {
+            Ok(()) => Err("this kernel goes on writing after an error".to_owned()),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// As an operator does with a disk that was at fault and is in order again.
+    fn repair(&self) {
+        run(Command::new("umount").arg(self.point())).expect("is unmounted");
+        // 1 is "errors corrected".
+        let checked = tool("e2fsck").args(["-f", "-y"]).arg(self.image()).output().expect("e2fsck runs");
+        assert!(matches!(checked.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&checked.stdout));
+        self.mount();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.point()).status();
+    }
+}
+
+/// Alters a byte of every copy of these blocks in the segments of a store; returns how many copies there were.
+fn alter(store: &Path, seed: u64, blocks: &[u64]) -> usize {
+    let wanted: Vec<Vec<u8>> = blocks.iter().map(|block| fill(seed, *block, 1)).collect();
+    let mut altered = 0;
+    for entry in fs::read_dir(store.join("segments")).expect("lists") {
+        let path = entry.expect("lists").path();
+        let file = OpenOptions::new().read(true).write(true).open(&path).expect("opens");
+        let bytes = fs::read(&path).expect("is read");
+        for (at, found) in (0u64..).zip(bytes.chunks_exact(BLOCK as usize)) {
+            if wanted.iter().any(|wanted| wanted == found) {
+                file.write_all_at(&[!found[1000]], at * BLOCK + 1000).expect("is altered");
+                altered += 1;
+            }
+        }
+        file.sync_all().expect("is on the disk");
+    }
+    altered
+}
+
+#[test]
+fn a_disk_that_fails_stops_its_own_volumes_only_and_their_reads_go_on() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: a file system of its own needs root to be mounted");
+    }
+    let disk = Disk::new();
+    let mut nodes = Nodes::none().expect("a directory");
+    let (first, second) = (disk.point().join("store"), nodes.path().join("second"));
+    two_nodes(&mut nodes, &first, &second);
+    for volume in ["one", "two"] {
+        nodes.run("a", &["volume", "create", volume, "--size", "1M"]).expect("is created");
+    }
+    let (failing, healthy) = if store_of(&nodes, "one") == first { ("one", "two") } else { ("two", "one") };
+    assert_eq!((store_of(&nodes, failing), store_of(&nodes, healthy)), (first.clone(), second.clone()));
+    write_everywhere(&nodes, "a", failing, 1);
+    write_everywhere(&nodes, "a", healthy, 2);
+    // With a checkpoint, so that what is altered below is no record that a restart reads.
+    nodes.stop("a").expect("stops");
+    nodes.start_node("a").expect("starts");
+    let mut on_failing = Client::connect(&nodes.socket("a"), failing).expect("connects");
+    let mut on_healthy = Client::connect(&nodes.socket("a"), healthy).expect("connects");
+
+    // What nobody has read yet is damaged, and then the disk takes no writes: it cannot be repaired there.
+    assert!(alter(&first, 1, &[3, 4, 30]) >= 3);
+    if let Err(reason) = disk.fail_writes() {
+        return eprintln!("skipped: {reason}");
+    }
+    let refused = on_failing.write(0, &fill(1, 0, 2));
+    assert!(matches!(refused, Err(Error::Refused(EIO))), "{refused:?}");
+    assert!(matches!(on_failing.flush(), Err(Error::Refused(EIO))), "nothing is promised any more");
+    verify(&mut on_failing, 1, 1);
+    let many = on_failing.read(0, (BLOCKS * BLOCK) as u32).expect("is read");
+    assert!(many == (0..BLOCKS).flat_map(|block| fill(1, block, 1)).collect::<Vec<_>>(), "a large read");
+    for block in 0..BLOCKS {
+        on_healthy.write(block * BLOCK, &fill(2, block, 2)).expect("the other disk goes on");
+    }
+    on_healthy.flush().expect("flushes");
+
+    // The status says what is wrong, and what to do.
+    let status = json(&nodes, &["volume", "status", failing]);
+    assert!(status["fault"].is_string() && status["space"]["store"] == first.to_str().expect("is UTF-8"), "{status:#}");
+    let said = nodes.run("b", &["volume", "status", failing]).expect("tells");
+    for expected in ["node a takes no writes of this volume", "dmesg", "restart node a", &first.display().to_string()] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    assert!(json(&nodes, &["volume", "status", healthy])["fault"].is_null());
+    let space = json(&nodes, &["node", "space", "--node", "a"]);
+    let faults: Vec<bool> =
+        space["stores"].as_array().expect("is a list").iter().map(|store| store["fault"].is_string()).collect();
+    assert_eq!(faults, [true, false], "{space:#}");
+
+    // New volumes go to the disk that works.
+    for volume in ["three", "four"] {
+        nodes.run("a", &["volume", "create", volume, "--size", "1M"]).expect("is created");
+        assert_eq!(store_of(&nodes, volume), second);
+    }
+
+    drop((on_failing, on_healthy));
+    nodes.kill("a").expect("it runs");
+    disk.repair();
+    nodes.start_node("a").expect("comes back");
+    let mut client = Client::connect(&nodes.socket("a"), failing).expect("connects");
+    verify(&mut client, 1, 1);
+    client.write(0, &fill(1, 0, 3)).expect("writes again");
+    client.flush().expect("flushes");
+    assert!(json(&nodes, &["volume", "status", failing])["fault"].is_null());
+    drop(client);
+    // The file system is still in use by the node.
+    nodes.kill("a").expect("it runs");
+}
+
+/// What `helio node disk` with the settings of node a says: success, or the refusal.
+fn disk_command(nodes: &Nodes, verb: &str, arguments: &[&str]) -> Result<String, String> {
+    let mut command = Command::new(helio().expect("is built"));
+    command.args(["node", "disk", verb, "--config"]).arg(nodes.config("a")).args(arguments);
+    let output = command.output().expect("runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    match output.status.code() {
+        Some(0) => Ok(said),
+        Some(1) => Err(format!("{said}{}", String::from_utf8_lossy(&output.stderr))),
+        other => panic!("{other:?}: {output:?}"),
+    }
+}
+
+#[test]
+fn a_lost_disk_is_replaced_and_nothing_is_lost_silently() {
+    let mut nodes = Nodes::none().expect("a directory");
+    let (first, second) = (nodes.path().join("first"), nodes.path().join("second"));
+    two_nodes(&mut nodes, &first, &second);
+    // Each store has one that a owns and one that it follows.
+    let names = ["own-1", "own-2", "follow-1", "follow-2"];
+    for name in names {
+        let owner = if name.starts_with("own") { "a" } else { "b" };
+        nodes.run("b", &["volume", "create", name, "--size", "1M", "--owner", owner]).expect("is created");
+        write_everywhere(&nodes, owner, name, 7);
+    }
+    let in_first: Vec<&str> = names.into_iter().filter(|name| store_of(&nodes, name) == first).collect();
+    let lost_own = *in_first.iter().find(|name| name.starts_with("own")).expect("one that a owns");
+    let lost_follow = *in_first.iter().find(|name| name.starts_with("follow")).expect("one that a follows");
+    let kept_own = names.into_iter().find(|name| name.starts_with("own") && *name != lost_own).expect("the other");
+
+    // Neither the node nor one of its stores, wherever it is, may be in use.
+    let refused = disk_command(&nodes, "list", &[]).expect_err("it runs");
+    assert!(refused.contains("in use by process"), "{refused}");
+    let looked = Command::new(helio().expect("is built")).args(["inspect", "segments"]).arg(&second).output();
+    let looked = looked.expect("runs");
+    assert!(String::from_utf8_lossy(&looked.stderr).contains("is in use by process"), "{looked:?}");
+
+    nodes.kill("a").expect("it runs");
+    let listed = disk_command(&nodes, "list", &[]).expect("tells");
+    assert!(listed.contains(&format!("{lost_own} (owner)")) && listed.contains("here"), "{listed}");
+    let refused = disk_command(&nodes, "replace", &[first.to_str().expect("is UTF-8"), "--confirm"]);
+    assert!(refused.expect_err("is there").contains("is there and not lost"));
+
+    fs::rename(&first, nodes.path().join("gone")).expect("is taken out");
+    let error = nodes.start_node("a").expect_err("a disk is missing").to_string();
+    assert!(error.contains("is missing: is its disk mounted?"), "{error}");
+    let listed = disk_command(&nodes, "list", &[]).expect("tells");
+    assert!(listed.contains("missing") && listed.contains("owner: what no replica has is lost"), "{listed}");
+    let lost: Value =
+        serde_json::from_str(&disk_command(&nodes, "list", &["--json"]).expect("tells")).expect("is JSON");
+    let lost: Vec<&str> =
+        lost["lost"].as_array().expect("is a list").iter().filter_map(|known| known["name"].as_str()).collect();
+    assert_eq!(lost, in_first, "by id, which is the order of their creation");
+
+    let list_file = nodes.path().join("a/stores.json");
+    let before = fs::read(&list_file).expect("is read");
+    let at = first.to_str().expect("is UTF-8");
+    for (arguments, expected) in [
+        (&[at][..], "add --confirm"),
+        (&[at, "--confirm"], &format!("add --lose {lost_own}")),
+        (&[at, "--confirm", "--lose", kept_own], "is not among those that this node owned on a lost disk"),
+        (&["/nowhere", "--confirm"], "is no store of this node; its stores are"),
+    ] {
+        let refused = disk_command(&nodes, "replace", arguments).expect_err(expected);
+        assert!(refused.contains(expected), "{arguments:?}: {refused}");
+        assert_eq!(fs::read(&list_file).expect("is read"), before, "{arguments:?} changed something");
+    }
+    let done = disk_command(&nodes, "replace", &[at, "--confirm", "--lose", lost_own]).expect("is struck");
+    assert!(done.contains("start the node"), "{done}");
+
+    nodes.start_node("a").expect("starts with an empty store");
+    wait_for_replica(&nodes, lost_follow);
+    let mut kept = Client::connect(&nodes.socket("a"), kept_own).expect("connects");
+    verify(&mut kept, 7, 1);
+    // Never served empty, and the reason is told.
+    let error = nodes.run("b", &["volume", "status", lost_own]).expect_err("is not served").to_string();
+    assert!(error.contains("was given up") && error.contains("take it over"), "{error}");
+    nodes.run("b", &["volume", "migrate", lost_follow, "--to", "a"]).expect("what was sent again can be owned");
+    verify(&mut Client::connect(&nodes.socket("a"), lost_follow).expect("connects"), 7, 1);
+    nodes.run("b", &["volume", "delete", lost_own]).expect("is deleted");
+
+    // All that a stopped node has is looked at, also outside its data directory.
+    nodes.kill("a").expect("it runs");
+    let looked = Command::new(helio().expect("is built"))
+        .args(["inspect", "volume", "--json"])
+        .arg(nodes.path().join("a"))
+        .output()
+        .expect("runs");
+    let shown = String::from_utf8_lossy(&looked.stdout).into_owned();
+    assert!(looked.status.success() && shown.contains("first") && shown.contains("second"), "{looked:?}");
+}
