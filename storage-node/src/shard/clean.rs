@@ -38,7 +38,7 @@ const COPIES_MAX: usize = 2;
 /// Emptied segments that wait for one checkpoint together.
 const EMPTIED_MAX: usize = 2;
 /// Free segments below which none waits: guests' writes would soon.
-const FREE_MIN: usize = 6;
+const FREE_MIN: usize = 5;
 /// Pages looked at per turn when the maps are walked.
 const PAGES_PER_STEP: u32 = 32;
 

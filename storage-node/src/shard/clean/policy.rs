@@ -7,9 +7,9 @@
 //! without measure when guests would otherwise run out of space. While they do not write, it goes on in small steps.
 
 /// Free segments below which guests' writes would soon have to wait: the log keeps two for itself and the cleaner.
-const CRITICAL_SEGMENTS: u64 = 4;
+const CRITICAL_SEGMENTS: u64 = 3;
 /// Free segments below which cleaning begins. Not more: what is kept free makes every other segment fuller.
-const LOW_SEGMENTS: u64 = 9;
+const LOW_SEGMENTS: u64 = 6;
 /// Where no capacity is set, the store may hold this many times its live blocks before cleaning begins.
 const GARBAGE_FACTOR: u64 = 2;
 /// Segments beyond that before it is worth it.

@@ -171,10 +171,10 @@ fn pressure_rises_as_space_shrinks() {
     let space = |used, capacity, live_blocks, refused| {
         Space { used, capacity, blocks_per_segment: 100, live_blocks, refused }.pressure()
     };
-    assert_eq!(space(55, Some(64), 100, false), Pressure::None, "a set capacity may be used");
-    assert_eq!(space(56, Some(64), 100, false), Pressure::Some);
-    assert_eq!(space(61, Some(64), 100, false), Pressure::Critical);
-    assert_eq!(space(991, Some(1000), 100, false), Pressure::None);
+    assert_eq!(space(58, Some(64), 100, false), Pressure::None, "a set capacity may be used");
+    assert_eq!(space(59, Some(64), 100, false), Pressure::Some);
+    assert_eq!(space(62, Some(64), 100, false), Pressure::Critical);
+    assert_eq!(space(994, Some(1000), 100, false), Pressure::None);
     assert_eq!(space(28, None, 1000, false), Pressure::None);
     assert_eq!(space(29, None, 1000, false), Pressure::Some);
     assert_eq!(space(1, None, 1000, true), Pressure::Critical);
@@ -185,15 +185,15 @@ fn the_cleaner_works_as_fast_as_guests_write_faster_the_less_is_left_and_at_will
     let space = |used| Space { used, capacity: Some(64), blocks_per_segment: 100, live_blocks: 100, refused: false };
     let victim = Candidate { segment: 1, blocks: 100, live: 50, age: 1 };
     let mut pacer = Pacer::default();
-    pacer.look(&space(56));
-    pacer.begin(&victim, &space(56));
+    pacer.look(&space(59));
+    pacer.begin(&victim, &space(59));
     assert!(!pacer.may_work());
     pacer.earn(8);
     pacer.spend(9);
     assert!(pacer.may_work(), "eight written blocks earn ten copies of a half-empty segment, with one segment too few");
     pacer.spend(1);
     assert!(!pacer.may_work());
-    pacer.begin(&victim, &space(59));
+    pacer.begin(&victim, &space(62));
     pacer.earn(8);
     pacer.spend(15);
     assert!(pacer.may_work(), "sixteen with four too few");
