@@ -396,20 +396,22 @@ mod tests {
         let shard = shards.of(full);
         let size = VolumeSize::try_from(256 << 20).expect("valid");
         shard.resize(full, size, Some(Epoch(1))).await.expect("grows");
-        let mib = Bytes::from(vec![5; 1 << 20]);
+        /// Small enough that the segments end full.
+        const CHUNK: u64 = 128 << 10;
+        let data = Bytes::from(vec![5; CHUNK as usize]);
         let mut written = 0;
         let refused = loop {
-            match shard.write(full, written << 20, mib.clone(), false).await {
+            match shard.write(full, written * CHUNK, data.clone(), false).await {
                 Ok(_) => written += 1,
                 Err(error) => break error,
             }
-            assert!(written < 80, "more than fits is not there");
+            assert!(written * CHUNK < 80 << 20, "more than fits is not there");
         };
         assert_eq!(refused, StoreError::OutOfSpace);
-        assert!(written > 8, "only {written} MiB fit");
+        assert!(written * CHUNK > 32 << 20, "only {written} times {CHUNK} bytes fit");
 
         // The other disk notices nothing, and what takes no space works on the full one.
-        shards.of(other).write(other, 0, mib.slice(..4096), true).await.expect("is written");
+        shards.of(other).write(other, 0, data.slice(..4096), true).await.expect("is written");
         assert_eq!(read(&shards, full, 0).await.expect("is read"), 5);
         shard.flush(full).await.expect("what was acked can be made durable");
         shard.freeze(full).await.expect("a handover can begin");
@@ -421,13 +423,13 @@ mod tests {
         // Space is back: nobody restarts anything.
         disks[0].set_capacity(u64::MAX);
         let mut tries = 0;
-        while shard.write(full, 200 << 20, mib.clone(), true).await == Err(StoreError::OutOfSpace) {
+        while shard.write(full, 200 << 20, data.clone(), true).await == Err(StoreError::OutOfSpace) {
             tries += 1;
             assert!(tries < 1000, "it does not go on");
         }
         disks[0].set_capacity(0);
         let refused = loop {
-            match shard.write(full, written << 20, mib.clone(), false).await {
+            match shard.write(full, written * CHUNK, data.clone(), false).await {
                 Ok(_) => written += 1,
                 Err(error) => break error,
             }
@@ -435,7 +437,7 @@ mod tests {
         assert_eq!(refused, StoreError::OutOfSpace, "full again");
         shard.zero(full, 0, 32 << 20, true).await.expect("TRIM works on a full disk");
         let mut tries = 0;
-        while shard.write(full, 0, mib.clone(), true).await == Err(StoreError::OutOfSpace) {
+        while shard.write(full, 0, data.clone(), true).await == Err(StoreError::OutOfSpace) {
             tries += 1;
             assert!(tries < 1000, "what was trimmed does not come back");
         }
