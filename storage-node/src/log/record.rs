@@ -93,13 +93,16 @@ impl Entry {
         }
     }
 
-    /// Whether space can come free by it as a whole, or a volume change hands: what must find room when nothing else does.
+    /// Whether a volume changes hands by it, or space comes free as a whole: what must find room when nothing else does.
     #[must_use]
     pub fn is_vital(&self) -> bool {
-        matches!(
-            self,
-            Entry::Relocated { .. } | Entry::Deleted { .. } | Entry::SnapshotDeleted { .. } | Entry::Role { .. }
-        )
+        matches!(self, Entry::Deleted { .. } | Entry::SnapshotDeleted { .. } | Entry::Role { .. })
+    }
+
+    /// Whether it tells where the cleaner has put blocks.
+    #[must_use]
+    pub fn is_move(&self) -> bool {
+        matches!(self, Entry::Relocated { .. })
     }
 
     /// How many data blocks belong to the entry.

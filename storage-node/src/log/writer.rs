@@ -26,8 +26,10 @@ const APPENDS_MAX: usize = 2;
 /// The share of the last segment that only entries without data may use, so that TRIM, handover, shutdown and the
 /// cleaner's moves work on a full disk: as many moves as it takes to gain a whole segment fit.
 const RESERVE_DIVISOR: u32 = 16;
-/// The share of that segment that only moves, and what lets go of space as a whole, may use.
-const VITAL_DIVISOR: u32 = 64;
+/// The share of that segment that only moves, and what is vital, may use.
+const MOVES_DIVISOR: u32 = 64;
+/// The share of that segment that is for what is vital alone.
+const VITAL_DIVISOR: u32 = 256;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -189,12 +191,22 @@ impl Log {
         self.finds_no_room && self.flights.is_empty() && self.pool.is_full() && !self.pool.is_making()
     }
 
-    /// Refuses everything queued that brings data, with [`LogError::OutOfSpace`], and everything behind it; then looks
-    /// for space anew.
+    /// Refuses everything queued that brings data, with [`LogError::OutOfSpace`], and everything behind it; where none does, the
+    /// cleaner's moves; without any, the rest. Then looks for space anew.
     pub fn refuse_queued(&mut self) {
-        let first = self.queue.iter().position(|queued| !queued.data.is_empty()).unwrap_or(0);
         self.finds_no_room = false;
-        for queued in self.queue.drain(first..) {
+        let with_data = self.queue.iter().position(|queued| !queued.data.is_empty());
+        let refused = match with_data {
+            Some(first) => self.queue.split_off(first),
+            // Nothing else depends on where the cleaner's copies are.
+            None if self.queue.iter().any(|queued| queued.entry.is_move()) => {
+                let (moves, others) = self.queue.drain(..).partition(|queued| queued.entry.is_move());
+                self.queue = others;
+                moves
+            }
+            None => std::mem::take(&mut self.queue),
+        };
+        for queued in refused {
             self.ready.push(Event::Appended { ticket: queued.ticket, result: Err(LogError::OutOfSpace) });
         }
         self.pool.retry();
@@ -357,15 +369,11 @@ impl Log {
     }
 
     /// Whether a record of `needed` blocks, which may take all but `reserved` of the free segments, may go into what is
-    /// left of the active one: when there is no other after that, a part of it is for what is more urgent.
-    fn fits(&self, needed: u32, reserved: usize) -> bool {
+    /// left of the active one: when there is no other after that, a share of it, by `divisor`, is for what is more urgent.
+    fn fits(&self, needed: u32, reserved: usize, divisor: Option<u32>) -> bool {
         let is_last = self.pool.is_full() && self.pool.free_count() <= reserved;
         self.active.is_some_and(|active| {
-            let reserve = match reserved {
-                RESERVED_SEGMENTS if is_last => active.blocks / RESERVE_DIVISOR,
-                COLD_SEGMENTS if is_last => active.blocks / VITAL_DIVISOR,
-                _ => 0,
-            };
+            let reserve = divisor.filter(|_| is_last).map_or(0, |divisor| active.blocks / divisor);
             self.room() >= needed + reserve
         })
     }
@@ -373,14 +381,22 @@ impl Log {
     /// Lays out and submits one record of what has gathered; false when there is no room for it yet.
     fn start_append(&mut self) -> bool {
         let first = |is_so: fn(&Queued) -> bool| self.queue.iter().take_while(|queued| is_so(queued)).count();
-        let (without_data, vital) = (first(|queued| queued.data.is_empty()), first(|queued| queued.entry.is_vital()));
+        let without_data = first(|queued| queued.data.is_empty());
+        let moves = first(|queued| queued.entry.is_move() || queued.entry.is_vital());
+        let vital = first(|queued| queued.entry.is_vital());
         let mut fresh = false;
-        // What brings no data may still find room where data does not, and what makes room where nothing else does.
-        let tries = [(usize::MAX, RESERVED_SEGMENTS), (without_data, COLD_SEGMENTS), (vital, 0)];
-        let gathered = tries.into_iter().find_map(|(most, reserved)| {
+        // What brings no data may still find room where data does not, and so on: how many entries, the free segments that
+        // they may not take, the share of the last segment that is not for them.
+        let tries = [
+            (usize::MAX, RESERVED_SEGMENTS, Some(RESERVE_DIVISOR)),
+            (without_data, COLD_SEGMENTS, Some(MOVES_DIVISOR)),
+            (moves, COLD_SEGMENTS, Some(VITAL_DIVISOR)),
+            (vital, COLD_SEGMENTS, None),
+        ];
+        let gathered = tries.into_iter().find_map(|(most, reserved, divisor)| {
             let gathered = self.gather(most);
             let is_room = gathered.count > 0
-                && (self.fits(gathered.blocks, reserved) || self.roll_over(reserved.max(COLD_SEGMENTS), &mut fresh));
+                && (self.fits(gathered.blocks, reserved, divisor) || self.roll_over(reserved, &mut fresh));
             is_room.then_some(gathered)
         });
         let Some(Gathered { count, data_blocks, .. }) = gathered else { return false };
