@@ -75,7 +75,7 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Keep a volume as it is now: create, list and delete snapshots
+    /// Keep a volume as it is now; go back to that, or make another volume of it
     #[command(subcommand)]
     Snapshot(snapshot::Verb),
     Scrub(scrub::VolumeScrub),
