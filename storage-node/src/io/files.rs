@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use super::FileId;
+use super::buffer::AlignedBuffer;
 
 /// Chunk in which a new file is written through with zeroes: a mebibyte, large enough for full bandwidth.
 const ZERO_CHUNK: usize = 1 << 20;
@@ -78,7 +79,9 @@ pub(super) fn create_zeroed(directory: &Path, name: &str, size: u64) -> io::Resu
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
             Err(error) => return Err(error.into()),
         }
-        let zeroes = vec![0; ZERO_CHUNK.min(size as usize)];
+        // Past the page cache: what it kept of the file would have to be dropped by every first write to a part of it.
+        let file = open_as_it_can(&temporary)?.0;
+        let zeroes = AlignedBuffer::zeroed(ZERO_CHUNK.min(size as usize));
         let mut offset = 0;
         while offset < size {
             let chunk = (size - offset).min(zeroes.len() as u64);
@@ -98,12 +101,18 @@ pub(super) fn create_zeroed(directory: &Path, name: &str, size: u64) -> io::Resu
 
 /// Opens a file for direct I/O, or through the page cache where the file system knows no direct I/O (tmpfs).
 fn open_direct(path: &Path) -> io::Result<File> {
+    let (file, is_direct) = open_as_it_can(path)?;
+    if !is_direct {
+        tracing::warn!(path = %path.display(), "the file system offers no direct I/O: reads and writes go through the page cache");
+    }
+    Ok(file)
+}
+
+/// As [`open_direct`]; says which it is.
+fn open_as_it_can(path: &Path) -> io::Result<(File, bool)> {
     let open = |flags: OFlags| OpenOptions::new().read(true).write(true).custom_flags(flags.bits() as i32).open(path);
     match open(OFlags::DIRECT) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            tracing::warn!(path = %path.display(), "the file system offers no direct I/O: reads and writes go through the page cache");
-            open(OFlags::empty())
-        }
-        opened => opened,
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok((open(OFlags::empty())?, false)),
+        opened => Ok((opened?, true)),
     }
 }
