@@ -4,6 +4,7 @@
 //! Deliberately uses none of Heliotrope's code, so that a mistake there is not repeated here.
 
 pub mod cluster;
+pub mod damage;
 pub mod ledger;
 pub mod mount;
 pub mod nbd_client;

@@ -1,13 +1,13 @@
 //! A node with two disks, one of which fails, is lost, or is looked at: what its operator sees and does.
 
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::cluster::helio;
+use tests::damage;
 use tests::nbd_client::{Client, EIO, Error};
 use tests::nodes::Nodes;
 use tests::tools::{run, tool};
@@ -127,23 +127,10 @@ impl Drop for Disk {
     }
 }
 
-/// Alters a byte of every copy of these blocks in the segments of a store; returns how many copies there were.
+/// Alters every copy of these blocks in a store; returns how many there were.
 fn alter(store: &Path, seed: u64, blocks: &[u64]) -> usize {
     let wanted: Vec<Vec<u8>> = blocks.iter().map(|block| fill(seed, *block, 1)).collect();
-    let mut altered = 0;
-    for entry in fs::read_dir(store.join("segments")).expect("lists") {
-        let path = entry.expect("lists").path();
-        let file = OpenOptions::new().read(true).write(true).open(&path).expect("opens");
-        let bytes = fs::read(&path).expect("is read");
-        for (at, found) in (0u64..).zip(bytes.chunks_exact(BLOCK as usize)) {
-            if wanted.iter().any(|wanted| wanted == found) {
-                file.write_all_at(&[!found[1000]], at * BLOCK + 1000).expect("is altered");
-                altered += 1;
-            }
-        }
-        file.sync_all().expect("is on the disk");
-    }
-    altered
+    damage::alter(store, &wanted).expect("is altered")
 }
 
 #[test]

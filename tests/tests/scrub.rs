@@ -1,11 +1,10 @@
 //! Scrubs that an operator asks for: what they find is repaired, snapshots included; watched again, stopped, gone on with.
 
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tests::damage;
 use tests::nbd_client::Client;
 use tests::nodes::Nodes;
 use tests::workload::{check, fill};
@@ -45,19 +44,7 @@ fn write(nodes: &Nodes, blocks: std::ops::Range<u64>, generation: u64) {
 /// Alters every copy of these blocks and generations at a node; returns how many there were.
 fn alter(data: &Path, wanted: &[(u64, u64)]) -> usize {
     let wanted: Vec<Vec<u8>> = wanted.iter().map(|(block, generation)| fill(SEED, *block, *generation)).collect();
-    let mut altered = 0;
-    for entry in fs::read_dir(data.join("shard-0/segments")).expect("lists") {
-        let path = entry.expect("lists").path();
-        let file = OpenOptions::new().read(true).write(true).open(&path).expect("opens");
-        for (at, found) in (0u64..).zip(fs::read(&path).expect("is read").chunks_exact(BLOCK as usize)) {
-            if wanted.iter().any(|wanted| wanted == found) {
-                file.write_all_at(&[!found[1000]], at * BLOCK + 1000).expect("is altered");
-                altered += 1;
-            }
-        }
-        file.sync_all().expect("is on the disk");
-    }
-    altered
+    damage::alter(&data.join("shard-0"), &wanted).expect("is altered")
 }
 
 #[test]
