@@ -163,15 +163,13 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// A volume for tests and documentation.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn example() -> Volume {
+    /// A volume in its first epoch, without replicas.
+    pub(crate) fn new(id: VolumeId, name: VolumeName, size: VolumeSize, owner: NodeId) -> Volume {
         Volume {
-            id: VolumeId(9),
-            name: "example".parse().expect("a name"),
-            size: VolumeSize::try_from(1 << 20).expect("a size"),
-            owner: NodeId(1),
+            id,
+            name,
+            size,
+            owner,
             epoch: Epoch(1),
             replicas: BTreeSet::new(),
             source: None,
@@ -184,6 +182,14 @@ impl Volume {
             takeover_after_ms: None,
             origin: None,
         }
+    }
+
+    /// A volume for tests and documentation.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn example() -> Volume {
+        let (name, size) = ("example".parse().expect("a name"), VolumeSize::try_from(1 << 20).expect("a size"));
+        Volume::new(VolumeId(9), name, size, NodeId(1))
     }
 
     /// The snapshot called `name`.

@@ -3,7 +3,7 @@
 //! Only a node that has all of the snapshot can make one, so the owner of the snapshot's volume proposes it and owns it. Until
 //! it has said that the clone is there, the snapshot cannot be deleted; from then on neither needs the other.
 
-use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeId, VolumeName};
+use client_lib::{Epoch, NodeId, SnapshotId, VolumeId, VolumeName};
 
 use super::ownership::require_owner;
 use super::{MetaState, Origin, Volume};
@@ -22,39 +22,23 @@ pub(super) struct Clone {
 impl MetaState {
     pub(super) fn clone_volume(&mut self, log_index: u64, clone: Clone) -> Result<Response, Refusal> {
         let Clone { name, origin, snapshot, from, epoch, nonce } = clone;
-        if let Some(known) = self.volumes.values().find(|volume| volume.name == name) {
-            // The same proposal again: its first answer was lost.
-            return if known.nonce == nonce {
-                Ok(Response::VolumeCreated { volume: known.id })
-            } else {
-                Err(Refusal::VolumeNameTaken(name))
-            };
+        if let Some(known) = self.created_before(&name, nonce)? {
+            return Ok(known);
         }
         let volume = self.volumes.get(&origin).ok_or(Refusal::UnknownVolume(origin))?;
         require_owner(volume, from, epoch)?;
         let made = volume.snapshots.iter().find(|listed| listed.id == snapshot).and_then(|listed| listed.made);
         let made = made.ok_or(Refusal::UnknownSnapshot { volume: origin, snapshot })?;
-        let id = VolumeId(log_index);
         let clone = Volume {
-            id,
-            name,
-            size: made.size,
-            owner: from,
             // What it has of the origin has that epoch at most, so what is written to it comes after.
             epoch: volume.epoch,
             replicas: volume.replicas.clone(),
-            source: None,
-            final_lsn: Lsn::ZERO,
-            history: Vec::new(),
             nonce,
-            forks: Vec::new(),
-            snapshots: Vec::new(),
-            newest_snapshot: SnapshotId(0),
             takeover_after_ms: volume.takeover_after_ms,
             origin: Some(Origin { volume: origin, snapshot, is_made: false }),
+            ..Volume::new(VolumeId(log_index), name, made.size, from)
         };
-        self.volumes.insert(id, clone);
-        Ok(Response::VolumeCreated { volume: id })
+        Ok(self.add_volume(clone))
     }
 
     pub(super) fn clone_made(&mut self, id: VolumeId, from: NodeId, epoch: Epoch) -> Result<Response, Refusal> {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeId, VolumeName, VolumeSize};
+use client_lib::{Epoch, NodeId, VolumeId, VolumeName, VolumeSize};
 
+use super::ownership::require_owner;
 use super::{MetaState, Volume};
 use crate::command::{Refusal, Response};
 
@@ -27,13 +28,8 @@ impl MetaState {
         mut replicas: BTreeSet<NodeId>,
         nonce: u64,
     ) -> Result<Response, Refusal> {
-        if let Some(known) = self.volumes.values().find(|volume| volume.name == name) {
-            // The same proposal again: its first answer was lost.
-            return if known.nonce == nonce {
-                Ok(Response::VolumeCreated { volume: known.id })
-            } else {
-                Err(Refusal::VolumeNameTaken(name))
-            };
+        if let Some(known) = self.created_before(&name, nonce)? {
+            return Ok(known);
         }
         replicas.remove(&owner);
         let stranger = std::iter::once(&owner).chain(&replicas).find(|node| !self.nodes.contains_key(node));
@@ -41,26 +37,22 @@ impl MetaState {
             return Err(Refusal::UnknownNode(*stranger));
         }
         // The log's index is never used again, so neither is the id.
-        let id = VolumeId(log_index);
-        let volume = Volume {
-            id,
-            name,
-            size,
-            owner,
-            epoch: Epoch(1),
-            replicas,
-            source: None,
-            final_lsn: Lsn::ZERO,
-            history: Vec::new(),
-            nonce,
-            forks: Vec::new(),
-            snapshots: Vec::new(),
-            newest_snapshot: SnapshotId(0),
-            takeover_after_ms: None,
-            origin: None,
-        };
+        Ok(self.add_volume(Volume { replicas, nonce, ..Volume::new(VolumeId(log_index), name, size, owner) }))
+    }
+
+    /// The answer to a creation that is proposed again, because its first answer was lost; refuses a name that is taken.
+    pub(super) fn created_before(&self, name: &VolumeName, nonce: u64) -> Result<Option<Response>, Refusal> {
+        match self.volumes.values().find(|volume| volume.name == *name) {
+            Some(known) if known.nonce == nonce => Ok(Some(Response::VolumeCreated { volume: known.id })),
+            Some(_) => Err(Refusal::VolumeNameTaken(name.clone())),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn add_volume(&mut self, volume: Volume) -> Response {
+        let id = volume.id;
         self.volumes.insert(id, volume);
-        Ok(Response::VolumeCreated { volume: id })
+        Response::VolumeCreated { volume: id }
     }
 
     /// Only the owner proposes a size, and only when it has carried out the one before: so at most one change is on its
@@ -68,10 +60,7 @@ impl MetaState {
     pub(super) fn resize_volume(&mut self, resize: Resize) -> Result<Response, Refusal> {
         let Resize { volume: id, from, incarnation, epoch, expected, size } = resize;
         let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;
-        if volume.owner != from || volume.epoch != epoch {
-            let (owner, current) = (volume.owner, volume.epoch);
-            return Err(Refusal::NotOwner { volume: id, from, proposed: epoch, owner, current });
-        }
+        require_owner(volume, from, epoch)?;
         let current = self.nodes.get(&from).ok_or(Refusal::UnknownNode(from))?.incarnation;
         if incarnation != current {
             return Err(Refusal::OldIncarnation { node: from, proposed: incarnation, current });
