@@ -241,19 +241,20 @@ impl Core {
         batch.extend(self.scrub.take_changes());
         let changed = self.map.usage.take_changed();
         batch.extend(changed.into_iter().map(|(map, segment, live)| Change::Usage(map, segment, live)));
-        let free = self.freeable().map(|info| info.segment).collect();
+        let free = self.freeable().collect();
         self.checkpoints.state = Committing::Taken { batch, free };
         true
     }
 
     /// The segments that a checkpoint taken now frees.
-    pub(super) fn freeable(&self) -> impl Iterator<Item = SegmentInfo> + '_ {
+    pub(super) fn freeable(&self) -> impl Iterator<Item = u32> + '_ {
         let position = self.log.position();
         // A segment of the log may have entries under way until the log is beyond it; a cold one is pinned meanwhile.
         let may_go = move |info: &SegmentInfo| {
             !info.active && !info.free && (info.cold || info.generation < position.generation)
         };
-        self.log.segments().into_iter().filter(may_go).filter(|info| self.map.usage.is_free(info.segment))
+        let unneeded = |segment: &u32| self.map.usage.is_free(*segment);
+        self.log.segments().into_iter().filter(may_go).map(|info| info.segment).filter(unneeded)
     }
 
     /// What the checkpoint holds is durable.

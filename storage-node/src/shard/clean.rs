@@ -13,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use bytes::Bytes;
 use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
-use super::clone::holders_of;
 use super::core::Core;
 use super::fetch::Then;
 use crate::log::{Entry, LogError, Placed};
@@ -254,6 +253,9 @@ impl Core {
 
     /// Keeps those of the blocks found that the map still needs.
     fn look_up(&mut self) -> Result<(), MapError> {
+        // Looked for once: a block may be its own volume's, or one of these'.
+        let clones: Vec<VolumeId> =
+            self.volumes.values().filter(|run| run.state.is_clone()).map(|run| run.state.id).collect();
         for _ in 0..LOOKUPS_PER_STEP {
             let Some(pass) = &mut self.cleaner.pass else { return Ok(()) };
             if pass.batch.len() >= COPY_BLOCKS {
@@ -262,9 +264,11 @@ impl Core {
             let Some(found) = pass.scan.take_found() else { return Ok(()) };
             let FoundBlock { volume, block, lsn, crc, place, data } = found;
             let mut holder = None;
-            for state in holders_of(&mut self.volumes, volume) {
-                if state.holds(block, lsn, place, &mut self.map)? {
-                    holder = Some(state.id);
+            for id in std::iter::once(volume).chain(clones.iter().copied()) {
+                if let Some(run) = self.volumes.get(&id).filter(|run| run.state.may_hold(volume))
+                    && run.state.holds(block, lsn, place, &mut self.map)?
+                {
+                    holder = Some(id);
                     break;
                 }
             }

@@ -104,11 +104,3 @@ pub(super) fn finish_fillings<V: AsMut<Volume>>(
     }
     Ok(())
 }
-
-/// The volumes that may hold blocks which were written to `volume`: itself and its clones.
-pub(super) fn holders_of<V: AsMut<Volume>>(
-    volumes: &mut BTreeMap<VolumeId, V>,
-    volume: VolumeId,
-) -> impl Iterator<Item = &mut Volume> {
-    volumes.values_mut().map(AsMut::as_mut).filter(move |state| state.may_hold(volume))
-}

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use client_lib::VolumeId;
 
 use super::checkpoint::{Checkpoints, decode_position};
-use super::clone::{finish_fillings, holders_of};
+use super::clone::finish_fillings;
 use super::core::{Core, apply_to};
 use super::handle::Role;
 use super::run::VolumeRun;
@@ -143,7 +143,7 @@ fn replay(
             }
         }
         entry @ Entry::Relocated { volume, .. } => {
-            for state in holders_of(states, *volume) {
+            for state in states.values_mut().filter(|state| state.may_hold(*volume)) {
                 apply_to(state, entry, place, map)?;
             }
         }

@@ -40,6 +40,12 @@ impl Volume {
         Some(clone)
     }
 
+    /// Whether it began as another volume's snapshot.
+    #[must_use]
+    pub fn is_clone(&self) -> bool {
+        !self.ancestors.is_empty()
+    }
+
     /// Whether a block that was written to `volume` may be one of this volume's.
     #[must_use]
     pub fn may_hold(&self, volume: VolumeId) -> bool {
