@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Context, bail, ensure};
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 /// Pause between two looks at something that others do.
 pub(crate) const LOOK: Duration = Duration::from_millis(20);
@@ -89,12 +90,17 @@ impl Owned {
         self.signal(Signal::TERM)
     }
 
-    /// Stops it where it is, until [`resume`](Self::resume).
+    /// Stops it where it is, until [`resume`](Self::resume). None of its threads runs any more when this returns.
     ///
     /// # Errors
-    /// As the system says.
+    /// As the system says, and when it has ended.
     pub fn pause(&self) -> anyhow::Result<()> {
-        self.signal(Signal::STOP)
+        self.signal(Signal::STOP)?;
+        // The signal is only sent by now: threads run on until they meet it. The system tells when the last has.
+        let told = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let status = retry_on_intr(|| waitid(WaitId::Pid(Pid::from_child(&self.child)), told))?;
+        ensure!(status.is_some_and(|status| status.stopped()), "process {} has ended", self.child.id());
+        Ok(())
     }
 
     /// Lets it go on.
@@ -130,5 +136,26 @@ impl Drop for Owned {
         // Ended already is fine too.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node that was just paused once acked a write: SIGSTOP was sent, and its threads ran on for a while.
+    #[test]
+    fn a_paused_process_has_stopped() {
+        let process =
+            Owned::start(Command::new("sh").args(["-c", "while :; do :; done"]), "a busy shell").expect("starts");
+        let state = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).expect("it is there");
+            stat.rsplit_once(") ").expect("a state follows the name").1.chars().next()
+        };
+        for _ in 0..200 {
+            process.pause().expect("it runs");
+            assert_eq!(state(), Some('T'));
+            process.resume().expect("it is paused");
+        }
     }
 }
