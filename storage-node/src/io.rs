@@ -5,15 +5,19 @@
 //! writes. Engines decide nothing: no retries of failed operations, no caching, no ordering between operations
 //! under way. Implementations: io_uring ([`uring`]), threads and system calls ([`std`]), and a simulated disk
 //! ([`sim`]); one conformance suite runs on all three.
+//!
+//! The shard that uses an engine sleeps outside of it, in its runtime, and is woken by its [`Completions`] or by its [`Bell`].
 
 use ::std::fmt;
 use ::std::io;
+use ::std::os::fd::OwnedFd;
 use ::std::path::Path;
 use ::std::sync::Arc;
 use ::std::time::Duration;
 
-use crate::shard::handle::Doorbell;
 use buffer::AlignedBuffer;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 
 pub mod buffer;
 #[cfg(test)]
@@ -76,6 +80,44 @@ pub struct IoCompletion {
     pub buffer: Option<AlignedBuffer>,
 }
 
+/// Wakes a shard that sleeps, from any thread. A ring while it is awake is not lost: its next sleep ends at once.
+#[derive(Debug, Default)]
+pub struct Bell(Notify);
+
+impl Bell {
+    /// Makes the shard look at what has become of its work.
+    pub fn ring(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits for the next ring.
+    ///
+    /// # Cancel safety
+    /// A ring is not lost by dropping the future.
+    pub async fn rung(&self) {
+        self.0.notified().await;
+    }
+}
+
+/// Tells that an engine has completed something.
+#[derive(Debug, Default)]
+pub struct Completions(Option<AsyncFd<OwnedFd>>);
+
+impl Completions {
+    /// Waits until something may have completed since this was told the last time; for ever where the engine rings the
+    /// bell instead.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost by dropping the future.
+    pub async fn some(&self) {
+        match &self.0 {
+            // A failure is the engine's to tell, in the next `wait`.
+            Some(fd) => drop(fd.readable().await.map(|mut ready| ready.clear_ready())),
+            None => ::std::future::pending().await,
+        }
+    }
+}
+
 /// A disk, as a shard uses it. Dropping it waits for the operations under way.
 pub trait IoEngine: fmt::Debug + Send {
     /// The files of the directory with their sizes, sorted by name. Blocks; used at start.
@@ -93,11 +135,19 @@ pub trait IoEngine: fmt::Debug + Send {
     /// If offset or buffer is not aligned: that is a mistake of ours.
     fn submit(&mut self, op: IoOp);
 
-    /// Collects completions; if there are none, sleeps until there is one, the doorbell rings or `timeout` passes.
+    /// Hands on what was submitted and collects completions; if there are none, blocks until there is one or `timeout`
+    /// passes.
     fn wait(&mut self, timeout: Duration, completions: &mut Vec<IoCompletion>) -> io::Result<()>;
 
-    /// Ends a sleep in [`wait`](Self::wait) from any thread; a ring before the sleep is not lost.
-    fn doorbell(&self) -> Arc<dyn Doorbell>;
+    /// Whether something that was submitted goes on only in the next [`wait`](Self::wait).
+    fn has_unsent(&self) -> bool;
+
+    /// What tells that an operation has completed, on the runtime that this is called in. What it does not tell, the engine
+    /// rings its bell for.
+    ///
+    /// # Errors
+    /// When the system gives no descriptor.
+    fn completions(&self) -> io::Result<Completions>;
 }
 
 /// Which engine to use.
@@ -113,19 +163,19 @@ pub enum EngineKind {
     Std,
 }
 
-/// Opens an engine on `directory`, which must exist.
+/// Opens an engine on `directory`, which must exist, that rings `bell`.
 ///
 /// # Errors
 /// When io_uring was demanded and is not to be had, or the directory cannot be used.
-pub fn open_engine(kind: EngineKind, directory: &Path) -> io::Result<Box<dyn IoEngine>> {
+pub fn open_engine(kind: EngineKind, directory: &Path, bell: &Arc<Bell>) -> io::Result<Box<dyn IoEngine>> {
     match kind {
-        EngineKind::Std => Ok(Box::new(std::StdEngine::open(directory)?)),
-        EngineKind::Uring => Ok(Box::new(uring::UringEngine::open(directory)?)),
-        EngineKind::Auto => match uring::UringEngine::open(directory) {
+        EngineKind::Std => Ok(Box::new(std::StdEngine::open(directory, bell.clone())?)),
+        EngineKind::Uring => Ok(Box::new(uring::UringEngine::open(directory, bell.clone())?)),
+        EngineKind::Auto => match uring::UringEngine::open(directory, bell.clone()) {
             Ok(engine) => Ok(Box::new(engine)),
             Err(error) => {
                 tracing::warn!(%error, "io_uring is not available (kernel.io_uring_disabled or a seccomp profile?): using threads");
-                Ok(Box::new(std::StdEngine::open(directory)?))
+                Ok(Box::new(std::StdEngine::open(directory, bell.clone())?))
             }
         },
     }

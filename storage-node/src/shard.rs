@@ -1,8 +1,8 @@
 //! One single-threaded data path: a log, a map and the volumes pinned to it.
 //!
 //! [`Shard::start`] recovers the directory on a thread of its own and returns a [`handle::ShardHandle`]; everything
-//! after that happens on that thread. [`core`] is the loop: requests in, log entries out, events applied in log
-//! order, replies. [`mod@write`], [`fetch`], [`replica`], [`control`], [`resize`], [`snapshots`], [`rollback`] and [`clone`] hold what the requests do, [`lease`] what may not be answered while the node's lease is out, [`unready`] what waits for volumes, [`sync`] who waits for
+//! after that happens on that thread, on a runtime that it shares with the connections it serves. [`core`] is the loop: requests in, log entries out, events applied in log
+//! order, replies; [`sleep`] what it waits for. [`mod@write`], [`fetch`], [`replica`], [`control`], [`resize`], [`snapshots`], [`rollback`] and [`clone`] hold what the requests do, [`lease`] what may not be answered while the node's lease is out, [`unready`] what waits for volumes, [`sync`] who waits for
 //! what to be durable, [`checkpoint`] and [`recover`] how the state gets into the map store and back, [`clean`] how
 //! segments come free under random overwrites, [`damage`] what is known to be unreadable, [`space`] where the space goes, [`scrub`] how it is found when nobody reads it. No lock is held anywhere: volumes of a shard share nothing with others.
 
@@ -23,6 +23,7 @@ mod replica;
 mod resize;
 mod rollback;
 mod run;
+mod sleep;
 mod snapshots;
 mod sync;
 mod unready;
@@ -37,7 +38,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::io::{EngineKind, open_engine};
+use crate::io::{Bell, EngineKind, open_engine};
 use crate::log::{LogError, LogSettings};
 use crate::map::store::MapError;
 use crate::ownership::lease::LeaseCell;
@@ -144,23 +145,36 @@ impl Shard {
         disk: crate::io::sim::SimDisk,
     ) -> Result<ShardHandle, StartError> {
         let store = crate::map::store::MapStore::in_memory();
-        Shard::start_with(options, move |options| recover::recover_with(options, Box::new(disk.engine()), store)).await
+        Shard::start_with(options, move |options, bell| {
+            recover::recover_with(options, Box::new(disk.engine()), bell, store)
+        })
+        .await
     }
 
     async fn start_with(
         options: ShardOptions,
-        open: impl FnOnce(ShardOptions) -> Result<Core, StartError> + Send + 'static,
+        open: impl FnOnce(ShardOptions, Arc<Bell>) -> Result<Core, StartError> + Send + 'static,
     ) -> Result<ShardHandle, StartError> {
         let (queue, requests) = mpsc::channel(QUEUE_DEPTH);
         let (ready, started) = oneshot::channel();
         let directory = options.directory.clone();
-        std::thread::Builder::new()
-            .name("shard".to_owned())
-            .spawn(move || match open(options) {
-                Ok(core) => {
-                    if ready.send(Ok((core.doorbell(), core.fault_cell()))).is_ok() {
+        let failed = |source| StartError::Io { directory: directory.clone(), source };
+        // Current-thread: the shard's state never leaves its thread.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let home = runtime.handle().clone();
+        let run = move || {
+            let opened = open(options, Arc::default()).and_then(|core| {
+                let _context = runtime.enter();
+                let sleep = core
+                    .sleep()
+                    .map_err(|source| StartError::Io { directory: core.options.directory.clone(), source })?;
+                Ok((core, sleep))
+            });
+            match opened {
+                Ok((core, sleep)) => {
+                    if ready.send(Ok(core.fault_cell())).is_ok() {
                         // Told only when the files are closed: the same process may open them again at once.
-                        let (reply, outcome) = core.run(requests);
+                        let (reply, outcome) = runtime.block_on(core.run(sleep, requests));
                         match (reply, outcome) {
                             (Some(reply), outcome) => drop(reply.send(outcome)),
                             (None, Err(error)) => tracing::error!(%error, "a shard did not stop cleanly"),
@@ -169,16 +183,19 @@ impl Shard {
                     }
                 }
                 Err(error) => drop(ready.send(Err(error))),
-            })
-            .map_err(|source| StartError::Io { directory, source })?;
-        let (doorbell, fault) = started.await.map_err(|_| StartError::Died)??;
-        Ok(ShardHandle::new(queue, doorbell, fault))
+            }
+            // What still runs here must not hold up the end.
+            runtime.shutdown_background();
+        };
+        std::thread::Builder::new().name("shard".to_owned()).spawn(run).map_err(failed)?;
+        let fault = started.await.map_err(|_| StartError::Died)??;
+        Ok(ShardHandle::new(queue, home, fault))
     }
 }
 
-fn open(options: ShardOptions) -> Result<Core, StartError> {
+fn open(options: ShardOptions, bell: Arc<Bell>) -> Result<Core, StartError> {
     let segments = recover::prepare(&options)?;
-    let engine = open_engine(options.engine, &segments)
+    let engine = open_engine(options.engine, &segments, &bell)
         .map_err(|source| StartError::Io { directory: segments.clone(), source })?;
-    recover::recover(options, engine)
+    recover::recover(options, engine, bell)
 }

@@ -1,13 +1,14 @@
 //! What every engine must do, run on all of them.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::buffer::AlignedBuffer;
 use super::sim::SimDisk;
 use super::std::StdEngine;
 use super::uring::UringEngine;
-use super::{FileId, IoCompletion, IoEngine, IoKind, IoOp};
+use super::{Bell, FileId, IoCompletion, IoEngine, IoKind, IoOp};
 
 /// Long enough that running out of it means a hang.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,7 +44,7 @@ fn write(token: u64, file: FileId, offset: u64, byte: u8, durable: bool) -> IoOp
     IoOp { token, file, kind: IoKind::Write { offset, buffer: filled(byte), durable } }
 }
 
-fn conforms(mut engine: Box<dyn IoEngine>) {
+fn conforms(mut engine: Box<dyn IoEngine>, bell: &Bell) {
     let engine = &mut *engine;
     // A file is made whole, of zeroes, and is listed.
     let made =
@@ -73,16 +74,29 @@ fn conforms(mut engine: Box<dyn IoEngine>) {
     assert!(beyond.buffer.is_some());
     assert_eq!(engine.open("y").expect_err("is not there").kind(), io::ErrorKind::NotFound);
 
-    // A ring before the sleep is not lost, and a timeout ends one.
-    engine.doorbell().ring();
+    // A timeout ends a wait for nothing.
     let mut none = Vec::new();
-    engine.wait(PATIENCE, &mut none).expect("woken");
     engine.wait(Duration::from_millis(1), &mut none).expect("timed out");
-    assert!(none.is_empty());
-    let bell = engine.doorbell();
-    let ringer = std::thread::spawn(move || bell.ring());
-    engine.wait(PATIENCE, &mut none).expect("woken by another thread");
-    ringer.join().expect("rang");
+    assert!(none.is_empty() && !engine.has_unsent());
+
+    // Who sleeps elsewhere is woken: by the descriptor, by the bell, or it has more to do before it may sleep.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let completions = engine.completions().expect("are told");
+        for round in 0..50 {
+            engine.submit(read(round, file, 0));
+            let mut found = Vec::new();
+            while found.is_empty() {
+                engine.wait(Duration::ZERO, &mut found).expect("looks");
+                if !found.is_empty() || engine.has_unsent() {
+                    continue;
+                }
+                let woken = async { tokio::select!(() = completions.some() => {}, () = bell.rung() => {}) };
+                tokio::time::timeout(PATIENCE, woken).await.expect("is woken");
+            }
+            assert_eq!(found[0].token, round);
+        }
+    });
 
     engine.remove("x", Some(file)).expect("is removed");
     assert!(engine.list().expect("lists").is_empty());
@@ -90,20 +104,22 @@ fn conforms(mut engine: Box<dyn IoEngine>) {
 
 #[test]
 fn the_simulated_engine_conforms() {
-    conforms(Box::new(SimDisk::new(1).engine()));
+    conforms(Box::new(SimDisk::new(1).engine()), &Bell::default());
 }
 
 #[test]
 fn the_thread_engine_conforms() {
     let directory = tempfile::tempdir().expect("a directory");
-    conforms(Box::new(StdEngine::open(directory.path()).expect("opens")));
+    let bell = Arc::new(Bell::default());
+    conforms(Box::new(StdEngine::open(directory.path(), bell.clone()).expect("opens")), &bell);
 }
 
 #[test]
 fn the_io_uring_engine_conforms() {
     let directory = tempfile::tempdir().expect("a directory");
-    match UringEngine::open(directory.path()) {
-        Ok(engine) => conforms(Box::new(engine)),
+    let bell = Arc::new(Bell::default());
+    match UringEngine::open(directory.path(), bell.clone()) {
+        Ok(engine) => conforms(Box::new(engine), &bell),
         Err(error) => eprintln!("skipped: the kernel gives no io_uring here: {error}"),
     }
 }

@@ -10,8 +10,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{ALIGNMENT, FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
-use crate::shard::handle::Doorbell;
+use super::{ALIGNMENT, Completions, FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
 
 /// What a device writes whole or not at all.
 const SECTOR: usize = 512;
@@ -379,7 +378,7 @@ impl IoEngine for SimEngine {
         let completes = |op: &IoOp| !holds_syncs || !matches!(op.kind, IoKind::Sync);
         let mut able: Vec<usize> = (0..self.queue.len()).filter(|at| completes(&self.queue[*at])).collect();
         if able.is_empty() {
-            // Nothing will complete by itself: give other threads, who ring no real bell here, a moment.
+            // Nothing will complete by itself: give other threads a moment.
             std::thread::sleep(timeout.min(Duration::from_millis(1)));
             return Ok(());
         }
@@ -395,14 +394,11 @@ impl IoEngine for SimEngine {
         Ok(())
     }
 
-    fn doorbell(&self) -> Arc<dyn Doorbell> {
-        Arc::new(NoBell)
+    fn has_unsent(&self) -> bool {
+        !self.queue.is_empty()
     }
-}
 
-/// The simulated engine never sleeps long.
-struct NoBell;
-
-impl Doorbell for NoBell {
-    fn ring(&self) {}
+    fn completions(&self) -> io::Result<Completions> {
+        Ok(Completions::default())
+    }
 }

@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use super::buffer::AlignedBuffer;
 use super::files::{Files, create_zeroed};
-use super::{FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
-use crate::shard::handle::Doorbell;
+use super::{Bell, Completions, FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
 
 /// Threads per engine; enough to keep a device's queue busy when each call blocks.
 const THREADS: usize = 4;
@@ -25,8 +24,7 @@ type Job = (u64, Option<Arc<File>>, IoKind);
 pub struct StdEngine {
     files: Files,
     jobs: Option<Sender<Job>>,
-    events: Receiver<Option<IoCompletion>>,
-    bell: Sender<Option<IoCompletion>>,
+    completed: Receiver<IoCompletion>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -37,40 +35,41 @@ impl std::fmt::Debug for StdEngine {
 }
 
 impl StdEngine {
-    /// An engine on `directory`.
+    /// An engine on `directory` that rings `bell` whenever something is done.
     ///
     /// # Errors
     /// When the directory is not one.
-    pub fn open(directory: &Path) -> io::Result<StdEngine> {
+    pub fn open(directory: &Path, bell: Arc<Bell>) -> io::Result<StdEngine> {
         if !directory.is_dir() {
             return Err(io::Error::new(
                 io::ErrorKind::NotADirectory,
                 format!("{} is not a directory", directory.display()),
             ));
         }
-        let (bell, events) = channel();
+        let (done, completed) = channel();
         let (jobs, queue) = channel::<Job>();
         let queue = Arc::new(Mutex::new(queue));
         let threads = (0..THREADS)
             .map(|number| {
-                let (queue, done, directory) = (queue.clone(), bell.clone(), directory.to_owned());
+                let (queue, done, directory) = (queue.clone(), (done.clone(), bell.clone()), directory.to_owned());
                 std::thread::Builder::new()
                     .name(format!("helio-io-{number}"))
                     .spawn(move || work(&queue, &done, &directory))
             })
             .collect::<io::Result<_>>()?;
-        Ok(StdEngine { files: Files::new(directory), jobs: Some(jobs), events, bell, threads })
+        Ok(StdEngine { files: Files::new(directory), jobs: Some(jobs), completed, threads })
     }
 }
 
-fn work(queue: &Mutex<Receiver<Job>>, done: &Sender<Option<IoCompletion>>, directory: &Path) {
+fn work(queue: &Mutex<Receiver<Job>>, (done, bell): &(Sender<IoCompletion>, Arc<Bell>), directory: &Path) {
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((token, file, kind)) = job else { return };
         let (result, buffer) = carry_out(file.as_deref(), kind, directory);
-        if done.send(Some(IoCompletion { token, result, buffer })).is_err() {
+        if done.send(IoCompletion { token, result, buffer }).is_err() {
             return;
         }
+        bell.ring();
     }
 }
 
@@ -117,17 +116,21 @@ impl IoEngine for StdEngine {
     }
 
     fn wait(&mut self, timeout: Duration, completions: &mut Vec<IoCompletion>) -> io::Result<()> {
-        match self.events.recv_timeout(timeout) {
-            Ok(event) => completions.extend(event),
+        match self.completed.recv_timeout(timeout) {
+            Ok(completion) => completions.push(completion),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the I/O threads have ended")),
         }
-        completions.extend(self.events.try_iter().flatten());
+        completions.extend(self.completed.try_iter());
         Ok(())
     }
 
-    fn doorbell(&self) -> Arc<dyn Doorbell> {
-        Arc::new(ChannelBell(Mutex::new(self.bell.clone())))
+    fn has_unsent(&self) -> bool {
+        false
+    }
+
+    fn completions(&self) -> io::Result<Completions> {
+        Ok(Completions::default())
     }
 }
 
@@ -138,14 +141,5 @@ impl Drop for StdEngine {
             // A thread that panicked has said so already.
             let _ = thread.join();
         }
-    }
-}
-
-struct ChannelBell(Mutex<Sender<Option<IoCompletion>>>);
-
-impl Doorbell for ChannelBell {
-    fn ring(&self) {
-        // No receiver means no sleeper.
-        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).send(None);
     }
 }

@@ -2,30 +2,31 @@
 //!
 //! Rules of the ring (io_uring(7), and `docs/decisions/0004`): a buffer belongs to the kernel from submission
 //! to completion, so operations live in a slab until then; an operation that came back short is finished by
-//! another; `EINTR` and `EAGAIN` are tried again; every other failure is the caller's. The doorbell is an
-//! eventfd that the ring reads; it is written only while the shard sleeps.
+//! another; `EINTR` and `EAGAIN` are tried again; every other failure is the caller's. Whoever sleeps for completions
+//! polls the ring's descriptor.
 
 #![expect(unsafe_code, reason = "submission hands pointers to the kernel; the only other place is io::buffer")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use io_uring::{IoUring, opcode, types};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::files::{Files, create_zeroed};
-use super::{FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
-use crate::shard::handle::Doorbell;
+use super::{Bell, Completions, FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
 
 /// Entries of the ring. More operations than this wait in a queue of ours.
 const ENTRIES: u32 = 256;
-
-/// The token of the doorbell's read; slab indices stay far below.
-const DOORBELL: u64 = u64::MAX;
+/// How often a wait that blocks looks for files that threads have made.
+const CREATED_LOOK: Duration = Duration::from_millis(1);
+/// How often an engine that goes looks whether the kernel has let go of its buffers.
+const DROP_LOOK: Duration = Duration::from_millis(100);
 
 /// The io_uring engine.
 pub struct UringEngine {
@@ -34,12 +35,13 @@ pub struct UringEngine {
     slab: Vec<Option<Pending>>,
     free: Vec<usize>,
     under_way: usize,
+    /// Operations in the ring that the kernel does not know of yet.
+    unsent: usize,
     /// Operations that found the ring full.
     backlog: std::collections::VecDeque<usize>,
-    bell: Arc<EventBell>,
-    bell_buffer: Box<u64>,
-    bell_armed: bool,
-    /// Files are made by threads: it is rare, long, and blocks.
+    /// Files are made by threads, which ring the bell: it is rare, long, and blocks.
+    bell: Arc<Bell>,
+    creating: usize,
     created: Receiver<IoCompletion>,
     created_sender: Sender<IoCompletion>,
 }
@@ -60,17 +62,17 @@ impl std::fmt::Debug for UringEngine {
 }
 
 impl UringEngine {
-    /// An engine on `directory`.
+    /// An engine on `directory` that rings `bell` when a file is made.
     ///
     /// # Errors
     /// When the kernel refuses a ring.
-    pub fn open(directory: &Path) -> io::Result<UringEngine> {
+    pub fn open(directory: &Path, bell: Arc<Bell>) -> io::Result<UringEngine> {
         let ring = IoUring::builder()
             .setup_coop_taskrun()
+            .setup_taskrun_flag()
             .setup_single_issuer()
             .build(ENTRIES)
             .or_else(|_| IoUring::new(ENTRIES))?;
-        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         let (created_sender, created) = channel();
         Ok(UringEngine {
             ring,
@@ -78,10 +80,10 @@ impl UringEngine {
             slab: Vec::new(),
             free: Vec::new(),
             under_way: 0,
+            unsent: 0,
             backlog: std::collections::VecDeque::new(),
-            bell: Arc::new(EventBell { event, sleeping: AtomicBool::new(false), rung: AtomicBool::new(false) }),
-            bell_buffer: Box::new(0),
-            bell_armed: false,
+            bell,
+            creating: 0,
             created,
             created_sender,
         })
@@ -110,31 +112,17 @@ impl UringEngine {
         let entry = entry.user_data(index as u64);
         // SAFETY: the buffer lives in the slab, unmoved on the heap, until the completion of this index is seen; the
         // file stays open because the shard removes no file with an operation under way.
-        if unsafe { self.ring.submission().push(&entry) }.is_err() {
-            self.backlog.push_back(index);
+        match unsafe { self.ring.submission().push(&entry) } {
+            Ok(()) => self.unsent += 1,
+            Err(_) => self.backlog.push_back(index),
         }
-    }
-
-    fn arm_doorbell(&mut self) {
-        if self.bell_armed {
-            return;
-        }
-        let event = types::Fd(self.bell.event.as_raw_fd());
-        let entry =
-            opcode::Read::new(event, std::ptr::from_mut(&mut *self.bell_buffer).cast(), 8).build().user_data(DOORBELL);
-        // SAFETY: the eight bytes are boxed in the engine, which waits for the read before it goes (`drop`).
-        self.bell_armed = unsafe { self.ring.submission().push(&entry) }.is_ok();
     }
 
     fn reap(&mut self, completions: &mut Vec<IoCompletion>) {
         let finished: Vec<(u64, i32)> =
             self.ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
-        for (token, result) in finished {
-            if token == DOORBELL {
-                self.bell_armed = false;
-            } else {
-                self.finish(token as usize, result, completions);
-            }
+        for (index, result) in finished {
+            self.finish(index as usize, result, completions);
         }
         while let Some(index) = self.backlog.pop_front() {
             let waiting = self.backlog.len();
@@ -146,7 +134,7 @@ impl UringEngine {
             }
         }
         while let Ok(completion) = self.created.try_recv() {
-            self.under_way -= 1;
+            self.creating -= 1;
             completions.push(completion);
         }
     }
@@ -183,7 +171,7 @@ impl UringEngine {
     fn create(&mut self, token: u64, name: String, size: u64) {
         let (directory, done, bell) =
             (self.files.directory().to_owned(), self.created_sender.clone(), self.bell.clone());
-        self.under_way += 1;
+        self.creating += 1;
         let made = std::thread::Builder::new().name("helio-segment".into()).spawn(move || {
             let result = create_zeroed(&directory, &name, size);
             // The engine waits for what is under way before it goes, so the receiver is there.
@@ -195,25 +183,38 @@ impl UringEngine {
         }
     }
 
-    /// Submits what is queued and sleeps until something completes, at most `timeout`.
+    /// Submits what is queued and blocks until something completes, at most `timeout`.
     fn sleep(&mut self, timeout: Duration) -> io::Result<()> {
         let time = types::Timespec::new().sec(timeout.as_secs()).nsec(timeout.subsec_nanos());
         let arguments = types::SubmitArgs::new().timespec(&time);
-        match self.ring.submitter().submit_with_args(1, &arguments) {
-            Ok(_) => Ok(()),
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc_errno::ETIME | libc_errno::EINTR | libc_errno::EBUSY)) =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(error),
+        let sent = self.ring.submitter().submit_with_args(1, &arguments);
+        self.note_sent(sent)
+    }
+
+    /// Submits what is queued, and has the kernel put out what it holds back.
+    fn send(&mut self) -> io::Result<()> {
+        let sent = self.ring.submit();
+        self.note_sent(sent)
+    }
+
+    fn note_sent(&mut self, sent: io::Result<usize>) -> io::Result<()> {
+        match sent {
+            Ok(count) => self.unsent = self.unsent.saturating_sub(count),
+            // What was not taken is taken the next time. A time-out comes after all was.
+            Err(error) => match error.raw_os_error() {
+                Some(libc_errno::ETIME) => self.unsent = 0,
+                Some(libc_errno::EINTR | libc_errno::EBUSY | libc_errno::EAGAIN) => {}
+                _ => return Err(error),
+            },
         }
+        Ok(())
     }
 }
 
-/// The three errno values that end a sleep without harm (errno(3), Linux).
+/// The errno values that end a submission without harm (errno(3), Linux).
 mod libc_errno {
     pub(super) const EINTR: i32 = 4;
+    pub(super) const EAGAIN: i32 = 11;
     pub(super) const EBUSY: i32 = 16;
     pub(super) const ETIME: i32 = 62;
 }
@@ -248,62 +249,47 @@ impl IoEngine for UringEngine {
     }
 
     fn wait(&mut self, timeout: Duration, completions: &mut Vec<IoCompletion>) -> io::Result<()> {
-        self.arm_doorbell();
-        self.bell.sleeping.store(true, Ordering::SeqCst);
-        let rung = self.bell.rung.swap(false, Ordering::SeqCst);
-        let slept = if rung || timeout.is_zero() { self.ring.submit().map(drop) } else { self.sleep(timeout) };
-        self.bell.sleeping.store(false, Ordering::SeqCst);
-        self.bell.rung.store(false, Ordering::SeqCst);
-        slept?;
+        let is_ready = timeout.is_zero() || !self.ring.completion().is_empty();
+        if !is_ready {
+            self.sleep(if self.creating > 0 { timeout.min(CREATED_LOOK) } else { timeout })?;
+        } else {
+            let queue = self.ring.submission();
+            // The kernel may hold completions back until it is entered.
+            let holds_back = queue.cq_overflow() || queue.taskrun();
+            drop(queue);
+            if holds_back || self.unsent > 0 {
+                self.send()?;
+            }
+        }
         self.reap(completions);
         Ok(())
     }
 
-    fn doorbell(&self) -> Arc<dyn Doorbell> {
-        self.bell.clone()
+    fn has_unsent(&self) -> bool {
+        self.unsent > 0 || !self.backlog.is_empty()
+    }
+
+    fn completions(&self) -> io::Result<Completions> {
+        // SAFETY: the ring, and so its descriptor, lives as long as this borrow of the engine.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
+        let fd = ring.try_clone_to_owned()?;
+        // SAFETY: the descriptor is open, and nothing takes it out of the `AsyncFd` that owns it.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        Ok(Completions(Some(fd?)))
     }
 }
 
 impl Drop for UringEngine {
     fn drop(&mut self) {
-        // The kernel may still write into our buffers: wait, also for the doorbell's read.
-        self.bell.wake();
+        // The kernel may still write into our buffers, and threads into our directory.
         let mut completions = Vec::new();
-        while self.under_way > 0 || self.bell_armed {
-            if self.sleep(Duration::from_millis(100)).is_err() {
+        while self.under_way > 0 || self.creating > 0 {
+            if self.sleep(if self.creating > 0 { CREATED_LOOK } else { DROP_LOOK }).is_err() {
                 // A ring that cannot be waited for: leak what it may still use rather than free it under the kernel.
                 std::mem::forget(std::mem::take(&mut self.slab));
-                std::mem::forget(std::mem::replace(&mut self.bell_buffer, Box::new(0)));
                 return;
             }
             self.reap(&mut completions);
-        }
-    }
-}
-
-/// An eventfd that the ring reads.
-///
-/// The flag saves the system call while the shard is awake. It loses no ring: the shard says that it sleeps before
-/// it looks at `rung`, the ringer sets `rung` before it looks at `sleeping`, all in one order (SeqCst), so
-/// at least one of them sees the other. The shard looks at its queue after every [`IoEngine::wait`].
-struct EventBell {
-    event: OwnedFd,
-    sleeping: AtomicBool,
-    rung: AtomicBool,
-}
-
-impl EventBell {
-    fn wake(&self) {
-        // Fails only when the counter is at its limit, and then the reader is awake anyway.
-        let _ = rustix::io::write(self.event.as_fd(), &1u64.to_ne_bytes());
-    }
-}
-
-impl Doorbell for EventBell {
-    fn ring(&self) {
-        self.rung.store(true, Ordering::SeqCst);
-        if self.sleeping.load(Ordering::SeqCst) {
-            self.wake();
         }
     }
 }

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,8 +15,7 @@ use super::record::{DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, HEADER_BYTES, Sta
 use super::segment::{COLD_SEGMENTS, Pool, RESERVED_SEGMENTS, SEGMENT_HEADER_BLOCKS, SegmentHeader};
 use super::{Event, LogError, LogPosition, Placed, Queued, SegmentInfo, Traffic};
 use crate::io::buffer::AlignedBuffer;
-use crate::io::{FileId, IoCompletion, IoEngine, IoKind, IoOp};
-use crate::shard::handle::Doorbell;
+use crate::io::{Completions, FileId, IoCompletion, IoEngine, IoKind, IoOp};
 
 /// Appends under way at once. Two keep the device busy while the next one gathers; more would only make records
 /// smaller.
@@ -244,7 +242,7 @@ impl Log {
         self.engine.submit(IoOp { token: token(TOKEN_READ, number), file, kind });
     }
 
-    /// Starts what can start, waits at most `timeout` for something to finish or for the doorbell, and reports.
+    /// Starts what can start, blocks at most `timeout` until something finishes, and reports.
     ///
     /// # Errors
     /// When the engine itself fails; the log is poisoned then.
@@ -345,10 +343,20 @@ impl Log {
         Traffic { prepared: self.pool.prepared_blocks(), ..self.traffic }
     }
 
-    /// Wakes [`turn`](Self::turn).
+    /// Whether a [`turn`](Self::turn) would start or report something even if nothing finishes.
     #[must_use]
-    pub fn doorbell(&self) -> Arc<dyn Doorbell> {
-        self.engine.doorbell()
+    pub fn wants_turn(&self) -> bool {
+        let may_append = !self.queue.is_empty() && self.flights.len() < APPENDS_MAX && !self.finds_no_room;
+        let may_sync = !self.sync_waiters.is_empty() && self.sync_flight.is_none();
+        !self.ready.is_empty() || self.engine.has_unsent() || (self.poisoned.is_none() && (may_append || may_sync))
+    }
+
+    /// What tells that something has finished, as [`IoEngine::completions`] says.
+    ///
+    /// # Errors
+    /// When the system gives no descriptor.
+    pub fn completions(&self) -> io::Result<Completions> {
+        self.engine.completions()
     }
 
     /// Blocks left in the active segment.

@@ -14,9 +14,10 @@ use bytes::{Buf, BufMut};
 use client_lib::{BLOCK_SIZE, VolumeId};
 
 use super::core::Core;
-use super::handle::{Doorbell, StoreError};
+use super::handle::StoreError;
 use super::run::Reply;
 use super::sync::Done;
+use crate::io::Bell;
 use crate::log::{Entry, LogPosition, SegmentInfo};
 use crate::map::store::{Change, MapError, MapStore};
 use crate::volume::record;
@@ -67,12 +68,8 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Starts the committer, which rings `doorbell` when it has finished something.
-    pub(super) fn start(
-        store: MapStore,
-        log_bytes_max: u64,
-        doorbell: Arc<dyn Doorbell>,
-    ) -> std::io::Result<Checkpoints> {
+    /// Starts the committer, which rings `bell` when it has finished something.
+    pub(super) fn start(store: MapStore, log_bytes_max: u64, bell: Arc<Bell>) -> std::io::Result<Checkpoints> {
         let (jobs, batches) = channel::<Batch>();
         let (done, results) = channel();
         if store.is_in_memory() {
@@ -87,7 +84,7 @@ impl Checkpoints {
                 if done.send(result).is_err() {
                     return;
                 }
-                doorbell.ring();
+                bell.ring();
             }
         })?;
         Ok(Checkpoints::new(log_bytes_max, results, Some(jobs), Some(committer), None))

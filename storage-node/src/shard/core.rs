@@ -20,13 +20,15 @@ use super::clean::Cleaner;
 use super::clone::finish_fillings;
 use super::control::SealJob;
 use super::fetch::Fetches;
-use super::handle::{Doorbell, FaultCell, Request, Role, StoreError};
+use super::handle::{FaultCell, Request, Role, StoreError};
 use super::lease::LEASE_PAUSE;
 use super::run::{Busy, Reply, VolumeRun};
 use super::scrub::Scrub;
+use super::sleep::{Sleep, Woken};
 use super::space::Reclaim;
 use super::sync::{Done, Syncs};
 use super::unready::Unready;
+use crate::io::Bell;
 use crate::io::buffer::AlignedBuffer;
 use crate::log::{Entry, Event, Log, LogError, Placed};
 use crate::map::Map;
@@ -40,7 +42,7 @@ const REQUESTS_PER_TURN: usize = 256;
 const FOLD_STEP: usize = 128;
 /// Pages of deleted snapshots merged per turn and volume: each may take a few reads.
 const MERGE_STEP: usize = 8;
-/// The longest sleep of an idle shard; the doorbell ends it at once.
+/// The longest sleep of an idle shard; whatever happens ends it at once.
 const IDLE_SLEEP: Duration = Duration::from_secs(1);
 /// How long nothing must happen until the cleaner does a step on the side.
 const CLEANING_PAUSE: Duration = Duration::from_millis(50);
@@ -60,6 +62,7 @@ struct InFlight {
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) options: ShardOptions,
+    bell: Arc<Bell>,
     pub(super) log: Log,
     pub(super) map: Map,
     pub(super) volumes: BTreeMap<VolumeId, VolumeRun>,
@@ -104,6 +107,7 @@ impl From<MapError> for StoreError {
 impl Core {
     pub(super) fn new(
         options: ShardOptions,
+        bell: Arc<Bell>,
         log: Log,
         map: Map,
         volumes: BTreeMap<VolumeId, VolumeRun>,
@@ -115,6 +119,7 @@ impl Core {
         let unready = Unready::of(volumes.values());
         Core {
             options,
+            bell,
             log,
             map,
             volumes,
@@ -137,8 +142,12 @@ impl Core {
         }
     }
 
-    pub(super) fn doorbell(&self) -> Arc<dyn Doorbell> {
-        self.log.doorbell()
+    /// What the shard will sleep with, on the runtime that this is called in.
+    ///
+    /// # Errors
+    /// When the system gives no descriptors.
+    pub(super) fn sleep(&self) -> std::io::Result<Sleep> {
+        Ok(Sleep::new(self.bell.clone(), self.log.completions()?))
     }
 
     pub(super) fn fault_cell(&self) -> FaultCell {
@@ -146,8 +155,13 @@ impl Core {
     }
 
     /// Serves `requests` until told to stop or nobody can ask any more. Returns whom to tell, and what, once everything
-    /// is closed.
-    pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) -> (Option<Reply<()>>, Result<(), StoreError>) {
+    /// is closed. Shares the thread with what else runs on the runtime: others get their turn whenever nothing more can be
+    /// done at once, and between steps of background work.
+    pub(super) async fn run(
+        mut self,
+        mut sleep: Sleep,
+        mut requests: mpsc::Receiver<Request>,
+    ) -> (Option<Reply<()>>, Result<(), StoreError>) {
         loop {
             let mut taken = 0;
             while taken < REQUESTS_PER_TURN && !self.is_stopping && !self.must_hold_back() {
@@ -158,34 +172,43 @@ impl Core {
                 }
                 taken += 1;
             }
-            let is_busy = taken == REQUESTS_PER_TURN || self.is_stopping || self.has_background_work();
-            let sleep = match is_busy {
-                true => Duration::ZERO,
-                false if self.is_holding_answers => LEASE_PAUSE,
-                false if self.cleaner.is_waiting() => CLEANING_PAUSE,
-                false => IDLE_SLEEP.min(self.scrub.wait()),
-            };
-            let was_quiet = taken == 0 && self.is_quiet();
-            self.turn(sleep);
-            if was_quiet && !is_busy && self.is_quiet() && requests.is_empty() {
-                self.cleaner.note_idle();
-            }
+            self.turn(Duration::ZERO);
             if self.is_stopping
                 && let Some(outcome) = self.stop_step()
             {
                 return (self.stopping.take(), outcome);
             }
+            if taken == REQUESTS_PER_TURN || self.is_stopping || self.has_background_work() {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            if self.log.wants_turn() {
+                continue;
+            }
+            let longest = match () {
+                () if self.is_holding_answers => LEASE_PAUSE,
+                () if self.cleaner.is_waiting() => CLEANING_PAUSE,
+                () => IDLE_SLEEP.min(self.scrub.wait()),
+            };
+            let takes_requests = !self.must_hold_back();
+            match sleep.until(longest, takes_requests.then_some(&mut requests)).await {
+                Woken::Request(request) => self.handle(request),
+                Woken::Disconnected => self.is_stopping = true,
+                Woken::Something => {}
+                Woken::Time if self.is_quiet() => self.cleaner.note_idle(),
+                Woken::Time => {}
+            }
         }
     }
 
-    /// Lets everything that is under way go on; sleeps at most `sleep` when there is nothing to do.
-    pub(super) fn turn(&mut self, sleep: Duration) {
+    /// Lets everything that is under way go on; blocks at most `timeout` when there is nothing to do.
+    pub(super) fn turn(&mut self, timeout: Duration) {
         if self.is_holding_answers {
             self.lease_step();
         }
         self.pump_syncs();
         let mut events = std::mem::take(&mut self.events);
-        if let Err(error) = self.log.turn(sleep, &mut events) {
+        if let Err(error) = self.log.turn(timeout, &mut events) {
             tracing::error!(%error, "the log's engine failed");
         }
         // Before anybody hears of a failure: who then looks for another shard shall not come back to this one.

@@ -313,12 +313,6 @@ pub enum Request {
 /// How many requests may wait for a shard; more make their callers wait.
 pub const QUEUE_DEPTH: usize = 1024;
 
-/// Wakes a shard that sleeps in its I/O engine.
-pub trait Doorbell: Send + Sync + 'static {
-    /// Makes the shard look at its queue. Cheap when it is awake already.
-    fn ring(&self);
-}
-
 /// Why a shard takes no more writes until the node is restarted: told once, seen by everybody.
 #[derive(Clone, Debug, Default)]
 pub struct FaultCell(Arc<OnceLock<String>>);
@@ -340,19 +334,26 @@ impl FaultCell {
 #[derive(Clone)]
 pub struct ShardHandle {
     queue: tokio::sync::mpsc::Sender<Request>,
-    doorbell: Arc<dyn Doorbell>,
+    home: tokio::runtime::Handle,
     fault: FaultCell,
 }
 
 impl ShardHandle {
-    /// A handle that feeds `queue` and rings `doorbell`; the shard puts its fault into `fault`.
+    /// A handle that feeds `queue` of a shard that runs on `home` and puts its fault into `fault`.
     #[must_use]
     pub fn new(
         queue: tokio::sync::mpsc::Sender<Request>,
-        doorbell: Arc<dyn Doorbell>,
+        home: tokio::runtime::Handle,
         fault: FaultCell,
     ) -> ShardHandle {
-        ShardHandle { queue, doorbell, fault }
+        ShardHandle { queue, home, fault }
+    }
+
+    /// The runtime of the shard's own thread. What runs there asks the shard without waking another thread, takes turns with
+    /// it, and so must never block; it ends when the shard does.
+    #[must_use]
+    pub fn home(&self) -> &tokio::runtime::Handle {
+        &self.home
     }
 
     /// Why the shard takes no more writes until the node is restarted, if so; without asking it.
@@ -364,7 +365,6 @@ impl ShardHandle {
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         self.queue.send(request(reply)).await.map_err(|_| StoreError::Stopped)?;
-        self.doorbell.ring();
         answer.await.map_err(|_| StoreError::Stopped)?
     }
 

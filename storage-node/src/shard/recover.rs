@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use client_lib::VolumeId;
 
@@ -17,7 +18,7 @@ use super::handle::Role;
 use super::run::VolumeRun;
 use super::sync::Done;
 use super::{ShardOptions, StartError};
-use crate::io::IoEngine;
+use crate::io::{Bell, IoEngine};
 use crate::log::{Entry, Known, Log, LogError, Replayed};
 use crate::map::cache::{PageCache, decode_set};
 use crate::map::page::Place;
@@ -37,19 +38,20 @@ pub(super) fn prepare(options: &ShardOptions) -> Result<PathBuf, StartError> {
     Ok(segments)
 }
 
-/// Brings the shard back to where its log ends.
+/// Brings the shard back to where its log ends. `bell` is the one that `engine` rings.
 ///
 /// # Errors
 /// When the map or the log is damaged or cannot be read.
-pub(super) fn recover(options: ShardOptions, engine: Box<dyn IoEngine>) -> Result<Core, StartError> {
+pub(super) fn recover(options: ShardOptions, engine: Box<dyn IoEngine>, bell: Arc<Bell>) -> Result<Core, StartError> {
     let store = MapStore::open(&options.directory.join("map"))?;
-    recover_with(options, engine, store)
+    recover_with(options, engine, bell, store)
 }
 
 /// As [`recover`], with a map store that is open.
 pub(super) fn recover_with(
     options: ShardOptions,
     engine: Box<dyn IoEngine>,
+    bell: Arc<Bell>,
     store: MapStore,
 ) -> Result<Core, StartError> {
     let identity = log_number(&store)?;
@@ -86,9 +88,9 @@ pub(super) fn recover_with(
     tracing::info!(directory = %options.directory.display(), volumes = states.len(), entries, "the shard is recovered");
 
     let volumes = states.into_iter().map(|(id, state)| (id, VolumeRun::new(state))).collect();
-    let checkpoints = Checkpoints::start(store.clone(), options.checkpoint_log_bytes, log.doorbell())
+    let checkpoints = Checkpoints::start(store.clone(), options.checkpoint_log_bytes, bell.clone())
         .map_err(|source| StartError::Io { directory: options.directory.clone(), source })?;
-    let mut core = Core::new(options, log, map, volumes, forgotten, checkpoints);
+    let mut core = Core::new(options, bell, log, map, volumes, forgotten, checkpoints);
     let passes = store.scrubs()?;
     let is_here = |volume| core.volumes.contains_key(&volume);
     core.scrub.restore(passes, is_here);

@@ -1,6 +1,7 @@
 //! A shard without its thread: requests go in, turns are taken until the answer is there.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
@@ -89,10 +90,10 @@ impl Rig {
         assert!(self.core.is_none(), "runs already");
         let (options, engine) = (self.options.clone(), Box::new(self.disk.engine()));
         self.core = Some(match &self.store {
-            Some(store) => recover::recover_with(options, engine, store.clone())?,
+            Some(store) => recover::recover_with(options, engine, Arc::default(), store.clone())?,
             None => {
                 recover::prepare(&self.options)?;
-                recover::recover(options, engine)?
+                recover::recover(options, engine, Arc::default())?
             }
         });
         Ok(())

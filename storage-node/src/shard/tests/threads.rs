@@ -61,7 +61,7 @@ async fn write_read_and_come_back(engine: EngineKind) {
 #[tokio::test]
 async fn a_shard_on_io_uring_serves_many_at_once_and_comes_back() {
     let directory = tempfile::tempdir().expect("temporary directory");
-    if let Err(error) = crate::io::open_engine(EngineKind::Uring, directory.path()) {
+    if let Err(error) = crate::io::open_engine(EngineKind::Uring, directory.path(), &std::sync::Arc::default()) {
         eprintln!("skipped: io_uring is not available here: {error}");
         return;
     }
