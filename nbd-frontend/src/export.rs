@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
+use tokio::runtime::Handle;
 
 /// What a client is told about an export before it transmits (NBD protocol, `NBD_OPT_INFO`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +82,13 @@ pub trait ExportDirectory: Send + Sync + 'static {
 pub trait Session: Send + Sync + 'static {
     /// The export as it is now; the size may have grown since the handshake.
     fn info(&self) -> ExportInfo;
+
+    /// The runtime on which the session's requests are carried out, if the connection may be served there too: then no
+    /// request or reply waits for another thread to wake up. Asked once, after the handshake. When the runtime ends,
+    /// the connection does.
+    fn home(&self) -> Option<Handle> {
+        None
+    }
 
     /// Reads `length` bytes at `offset`: the newest acked write of every byte, wherever it was acked.
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>>;

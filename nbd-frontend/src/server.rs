@@ -1,7 +1,7 @@
 //! The listening sockets, and what becomes of each connection.
 //!
 //! Owns accepting, the limits on connections and handshakes, the Unix socket file, and shutdown. Each connection is a
-//! task of its own, on one of a few threads ([`lane`]): whatever a client sends, and even a panic in an export, ends
+//! task of its own, on one of a few threads ([`lane`]) or, after the handshake, where its export lives: whatever a client sends, and even a panic in an export, ends
 //! that connection alone. What is said on a connection is for `negotiation` and `transmission`.
 
 mod connection;
@@ -175,9 +175,46 @@ fn cannot_listen(place: &str, error: std::io::Error) -> Error {
     Error::new(kind, format!("cannot listen for NBD on {place}")).caused_by(error)
 }
 
+/// A connected socket of either family, which may move from one runtime to another.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// The socket while no runtime watches it.
+    type Resting: Send + 'static;
+
+    fn leave(self) -> std::io::Result<Self::Resting>;
+
+    /// Has the runtime that this is called in watch the socket.
+    fn arrive(socket: Self::Resting) -> std::io::Result<Self>
+    where
+        Self: Sized;
+}
+
+impl Stream for tokio::net::TcpStream {
+    type Resting = std::net::TcpStream;
+
+    fn leave(self) -> std::io::Result<Self::Resting> {
+        self.into_std()
+    }
+
+    fn arrive(socket: Self::Resting) -> std::io::Result<Self> {
+        Self::from_std(socket)
+    }
+}
+
+impl Stream for tokio::net::UnixStream {
+    type Resting = std::os::unix::net::UnixStream;
+
+    fn leave(self) -> std::io::Result<Self::Resting> {
+        self.into_std()
+    }
+
+    fn arrive(socket: Self::Resting) -> std::io::Result<Self> {
+        Self::from_std(socket)
+    }
+}
+
 /// A listening socket of either family.
 trait Listener: Send + 'static {
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    type Stream: Stream;
 
     fn next(&self) -> impl Future<Output = std::io::Result<(Self::Stream, String)>> + Send;
 }
@@ -222,7 +259,7 @@ async fn accept<L: Listener>(listener: L, shared: Arc<Shared>) {
                     Ok(permit) => {
                         let shared = Arc::clone(&shared);
                         connections.spawn(async move {
-                            connection::serve(stream, peer, &shared).await;
+                            connection::serve(stream, peer, shared).await;
                             drop(permit);
                         });
                     }

@@ -3,8 +3,9 @@
 #[path = "support/client.rs"]
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use nbd_frontend::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 const SIZE: u64 = 1 << 30;
@@ -172,6 +174,9 @@ struct Gate {
     started: AtomicUsize,
     started_signal: tokio::sync::Notify,
     ends: ErrorOrOk,
+    home: Option<Handle>,
+    /// The threads that have asked for writes.
+    threads: Mutex<Vec<ThreadId>>,
 }
 
 #[derive(Clone, Copy)]
@@ -183,11 +188,17 @@ enum ErrorOrOk {
 
 impl Gate {
     fn new(ends: ErrorOrOk) -> Arc<Gate> {
+        Gate::at_home(ends, None)
+    }
+
+    fn at_home(ends: ErrorOrOk, home: Option<Handle>) -> Arc<Gate> {
         Arc::new(Gate {
             permits: Semaphore::new(0),
             started: AtomicUsize::new(0),
             started_signal: tokio::sync::Notify::new(),
             ends,
+            home,
+            threads: Mutex::default(),
         })
     }
 
@@ -220,11 +231,16 @@ impl Session for GateSession {
         MemoryExport::new("gate", SIZE << grown).info()
     }
 
+    fn home(&self) -> Option<Handle> {
+        self.0.home.clone()
+    }
+
     fn read(&self, _: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
         Box::pin(async move { Ok(vec![ReadPart::Hole(length)]) })
     }
 
     fn write(&self, _: u64, _: Bytes, _: bool) -> BoxFuture<'_, Result<(), Error>> {
+        self.0.threads.lock().expect("no thread panics with it").push(std::thread::current().id());
         self.0.started.fetch_add(1, Ordering::SeqCst);
         self.0.started_signal.notify_waiters();
         Box::pin(async {
@@ -288,6 +304,44 @@ async fn an_export_that_grows_is_served_to_its_new_end() {
     client.go("gate", false).await;
     assert_eq!(client.call(CMD_READ, 0, 2 * SIZE - 512, 512, &[]).await, 0);
     assert_eq!(client.call(CMD_READ, 0, 2 * SIZE, 512, &[]).await, EINVAL);
+}
+
+/// The thread of an export, as a node has one per disk.
+fn export_thread() -> (Handle, std::thread::JoinHandle<()>, tokio::sync::oneshot::Sender<()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let home = runtime.handle().clone();
+    let (end, ended) = tokio::sync::oneshot::channel();
+    let thread = std::thread::spawn(move || drop(runtime.block_on(ended)));
+    (home, thread, end)
+}
+
+#[tokio::test]
+async fn a_connection_moves_to_the_thread_of_its_export_and_ends_with_it() {
+    let (home, thread, end) = export_thread();
+    let gate = Gate::at_home(ErrorOrOk::Ok, Some(home));
+    let server = TestServer::start(Arc::new(GateDirectory(Arc::clone(&gate))), limits()).await;
+    gate.permits.add_permits(100);
+    let mut clients = vec![server.unix().await, server.unix().await];
+    for client in &mut clients {
+        // The first request comes with the last of the handshake, before the connection has moved.
+        client.go("gate", false).await;
+        for cookie in 0..10 {
+            client.send(&write(cookie, 65536)).await;
+            assert_eq!(client.reply(0).await.cookie, cookie);
+        }
+    }
+    let threads = gate.threads.lock().expect("no thread panics with it").clone();
+    assert_eq!(threads, vec![thread.thread().id(); 20]);
+
+    drop(end);
+    thread.join().expect("ends");
+    for client in &mut clients {
+        assert!(client.is_closed().await);
+    }
+    let mut late = server.unix().await;
+    late.go("gate", false).await;
+    assert!(late.is_closed().await);
+    server.server.shutdown().await;
 }
 
 #[tokio::test]
@@ -431,7 +485,15 @@ async fn disconnect_and_half_close_finish_what_is_in_flight() {
 
 #[tokio::test]
 async fn shutdown_refuses_new_requests_and_drains_old_ones() {
-    let (server, gate) = gate_server(ErrorOrOk::Ok, Limits { drain_timeout: HUNG, ..limits() }).await;
+    shutdown_drains(None).await;
+    let (home, _thread, _end) = export_thread();
+    shutdown_drains(Some(home)).await;
+}
+
+async fn shutdown_drains(home: Option<Handle>) {
+    let gate = Gate::at_home(ErrorOrOk::Ok, home);
+    let limits = Limits { drain_timeout: HUNG, ..limits() };
+    let server = TestServer::start(Arc::new(GateDirectory(Arc::clone(&gate))), limits).await;
     let mut client = server.unix().await;
     client.go("gate", false).await;
     let mut idle = server.tcp().await;

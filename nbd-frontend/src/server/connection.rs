@@ -1,11 +1,12 @@
-//! One connection from accept to close: handshake, then transmission.
+//! One connection from accept to close: handshake, then transmission, perhaps on another thread.
 
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::Shared;
+use super::{Shared, Stream};
 use crate::export::{ExportDirectory, Session};
 use crate::negotiation::{Answer, Negotiated, Negotiation, Question, Step};
 use crate::transmission::{Bounds, READ_BUFFER_LEN, transmit};
@@ -21,15 +22,15 @@ impl Drop for PanicLog<'_> {
     }
 }
 
-/// Serves one client until it leaves, errs, or the server closes.
-pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, peer: String, shared: &Shared) {
-    let _log = PanicLog(&peer);
-    let limits = &shared.limits;
+/// Serves one client until it leaves, errs, or the server closes. Dropping the future cuts the client off.
+pub(super) async fn serve<S: Stream>(mut stream: S, peer: String, shared: Arc<Shared>) {
+    let log = PanicLog(&peer);
+    let limit = shared.limits.handshake_timeout;
     let mut input = BytesMut::with_capacity(READ_BUFFER_LEN);
     let handshake = tokio::select! {
         biased;
         () = shared.closing.token().cancelled() => return,
-        handshake = tokio::time::timeout(limits.handshake_timeout, negotiate(&mut stream, &mut input, &*shared.directory)) => handshake,
+        handshake = tokio::time::timeout(limit, negotiate(&mut stream, &mut input, &*shared.directory)) => handshake,
     };
     let (session, negotiated) = match handshake {
         Ok(Ok(agreed)) => agreed,
@@ -38,12 +39,40 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, peer
             return;
         }
         Err(_) => {
-            tracing::info!(peer, limit = ?limits.handshake_timeout, "NBD handshake took too long");
+            tracing::info!(peer, ?limit, "NBD handshake took too long");
             return;
         }
     };
-    let export = &negotiated.info.name;
-    tracing::info!(peer, export, structured = negotiated.structured, "NBD client connected");
+    tracing::info!(peer, export = negotiated.info.name, structured = negotiated.structured, "NBD client connected");
+    drop(log);
+    let Some(home) = session.home() else {
+        return converse(stream, peer, session, negotiated, input, shared).await;
+    };
+    let socket = match stream.leave() {
+        Ok(socket) => socket,
+        Err(error) => return tracing::warn!(peer, %error, "an NBD connection cannot be moved to its export"),
+    };
+    let conversation = home.spawn(async move {
+        match S::arrive(socket) {
+            Ok(stream) => converse(stream, peer, session, negotiated, input, shared).await,
+            Err(error) => tracing::warn!(peer, %error, "an NBD connection cannot be moved to its export"),
+        }
+    });
+    // It has told of its end itself, or its runtime has ended.
+    let _ = AbortOnDropHandle::new(conversation).await;
+}
+
+/// Answers the requests of one client.
+async fn converse<S: Stream>(
+    mut stream: S,
+    peer: String,
+    session: Arc<dyn Session>,
+    negotiated: Negotiated,
+    input: BytesMut,
+    shared: Arc<Shared>,
+) {
+    let _log = PanicLog(&peer);
+    let (limits, export) = (&shared.limits, &negotiated.info.name);
     let bounds = Bounds {
         requests: limits.requests_in_flight_max.max(1),
         bytes: limits.bytes_in_flight_max,

@@ -1,13 +1,15 @@
 //! One connection's use of a volume, and its right to write there; or of a snapshot, which is only read.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use client_lib::transport::BoxFuture;
 use client_lib::{Epoch, Error, ErrorKind};
 use consensus::Snapshot;
 use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Session, ZeroOptions};
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::exports::{export_info, snapshot_info};
 use super::volume::{Change, ServedVolume, SessionWriter};
@@ -26,6 +28,8 @@ pub(super) struct VolumeSession {
     since: AtomicU64,
     /// Its present attempt at forwarded writes.
     generation: AtomicU64,
+    /// Its place on the thread of the volume's shard, once it has asked for one and got it.
+    place: OnceLock<OwnedSemaphorePermit>,
 }
 
 impl VolumeSession {
@@ -37,7 +41,7 @@ impl VolumeSession {
         let is_owner = view.owner == volume.me && view.phase != Phase::Closed && view.epoch > volume.standing.forked();
         let right = if is_owner { view.epoch } else { Epoch(0) };
         let [right, since] = [right.0, right.0].map(AtomicU64::new);
-        VolumeSession { volume, id, right, since, generation: AtomicU64::new(0) }
+        VolumeSession { volume, id, right, since, generation: AtomicU64::new(0), place: OnceLock::new() }
     }
 
     /// Carries out `operation`, unless the volume was taken over from an owner under whom this session used it, before or
@@ -97,6 +101,11 @@ impl SessionWriter for VolumeSession {
 impl Session for VolumeSession {
     fn info(&self) -> ExportInfo {
         export_info(&self.volume)
+    }
+
+    fn home(&self) -> Option<Handle> {
+        let (home, permit) = self.volume.shard.home()?;
+        self.place.set(permit).is_ok().then_some(home)
     }
 
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {

@@ -8,7 +8,8 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
-use tokio::sync::oneshot;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::scrub::{ScrubAction, ScrubReport};
 use super::space::ShardSpace;
@@ -310,6 +311,9 @@ pub enum Request {
     Stop { reply: Reply<()> },
 }
 
+/// How many connections a shard serves on its own thread. More would make the thread the limit where there are other cores.
+const GUESTS_MAX: usize = 4;
+
 /// How many requests may wait for a shard; more make their callers wait.
 pub const QUEUE_DEPTH: usize = 1024;
 
@@ -334,26 +338,25 @@ impl FaultCell {
 #[derive(Clone)]
 pub struct ShardHandle {
     queue: tokio::sync::mpsc::Sender<Request>,
-    home: tokio::runtime::Handle,
+    home: Handle,
+    guests: Arc<Semaphore>,
     fault: FaultCell,
 }
 
 impl ShardHandle {
     /// A handle that feeds `queue` of a shard that runs on `home` and puts its fault into `fault`.
     #[must_use]
-    pub fn new(
-        queue: tokio::sync::mpsc::Sender<Request>,
-        home: tokio::runtime::Handle,
-        fault: FaultCell,
-    ) -> ShardHandle {
-        ShardHandle { queue, home, fault }
+    pub fn new(queue: tokio::sync::mpsc::Sender<Request>, home: Handle, fault: FaultCell) -> ShardHandle {
+        ShardHandle { queue, home, guests: Arc::new(Semaphore::new(GUESTS_MAX)), fault }
     }
 
-    /// The runtime of the shard's own thread. What runs there asks the shard without waking another thread, takes turns with
-    /// it, and so must never block; it ends when the shard does.
+    /// The runtime of the shard's own thread, for whoever keeps the permit; `None` when it has guests enough. What runs
+    /// there asks the shard without waking another thread, takes turns with it, and so must never block; it ends when the
+    /// shard does.
     #[must_use]
-    pub fn home(&self) -> &tokio::runtime::Handle {
-        &self.home
+    pub fn home(&self) -> Option<(Handle, OwnedSemaphorePermit)> {
+        let permit = self.guests.clone().try_acquire_owned().ok()?;
+        Some((self.home.clone(), permit))
     }
 
     /// Why the shard takes no more writes until the node is restarted, if so; without asking it.
