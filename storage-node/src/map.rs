@@ -47,21 +47,34 @@ pub struct Map {
 }
 
 impl Map {
-    /// Makes `version`, whose place is not yet counted, the base's version of `block`; lets go of the one before, but for
-    /// what `snapshots` keep.
+    /// Makes `versions`, whose places are not yet counted and in one segment, the base's of the blocks from `first` on; lets
+    /// go of those before, but for what `snapshots` keep.
     ///
     /// # Errors
-    /// When a page cannot be read; then nothing changed.
+    /// When a page cannot be read; then the blocks of pages before it have changed.
     pub fn replace(
         &mut self,
         volume: VolumeId,
-        block: u32,
-        version: Version,
+        first: u32,
+        versions: &[Version],
         snapshots: &Snapshots,
     ) -> Result<(), MapError> {
-        self.absorb(volume, block, version, snapshots)?;
-        if let Some(place) = version.content.place() {
-            self.usage.add(volume, place);
+        if let [version] = versions {
+            self.absorb(volume, first, *version, snapshots)?;
+            version.content.place().into_iter().for_each(|place| self.usage.add(volume, place));
+            return Ok(());
+        }
+        let (mut block, mut rest) = (first, versions);
+        while !rest.is_empty() {
+            let (run, others) = rest.split_at(rest.len().min((PAGE_ENTRIES - block % PAGE_ENTRIES) as usize));
+            self.keep(volume, block / PAGE_ENTRIES, snapshots)?;
+            let before = self.cache.set_run(volume, block, run)?;
+            self.let_go_run(volume, block, &before, snapshots);
+            if let Some(place) = run[0].content.place() {
+                self.usage.add_many(volume, place.segment, run.len() as u32);
+            }
+            // The last block may be the largest number.
+            (block, rest) = (block.saturating_add(run.len() as u32), others);
         }
         Ok(())
     }

@@ -309,10 +309,12 @@ impl Volume {
         map: &mut Map,
     ) -> Result<(), MapError> {
         assert!(lsn > self.known, "write {lsn} of volume {} does not follow {}", self.id, self.known);
-        for (index, crc) in (0u32..).zip(checksums) {
+        let version = |(index, crc): (u32, &u32)| {
             let place = Place { segment: place.segment, block: place.block + index };
-            self.put(start + index, Version { lsn, content: Content::Local { place, crc: *crc } }, map)?;
-        }
+            Version { lsn, content: Content::Local { place, crc: *crc } }
+        };
+        let versions: Vec<Version> = (0u32..).zip(checksums).map(version).collect();
+        self.put(start, &versions, map)?;
         self.changes.record(lsn, (0u32..).zip(checksums).map(|(index, _)| start + index));
         (self.known, self.written) = (lsn, lsn);
         self.settle_owner(map);
@@ -330,7 +332,7 @@ impl Volume {
             let last = start.saturating_add(count - 1).min(self.last_block());
             for (block, version) in self.mapped(Moment::Now, start, last, map)? {
                 if version.content != Content::Zero {
-                    self.put(block, Version { lsn, content: Content::Zero }, map)?;
+                    self.put(block, &[Version { lsn, content: Content::Zero }], map)?;
                     changed.push(block);
                 }
             }
@@ -539,14 +541,15 @@ impl Volume {
         Ok(self.layers.is_folding())
     }
 
-    /// A version newer than all others of `block`.
-    fn put(&mut self, block: u32, version: Version, map: &mut Map) -> Result<(), MapError> {
+    /// Versions newer than all others of the blocks from `first` on, with their data in one segment.
+    fn put(&mut self, first: u32, versions: &[Version], map: &mut Map) -> Result<(), MapError> {
+        let blocks = || (0u32..).zip(versions).map(|(index, version)| (first + index, version));
         if self.layers.settled() {
-            self.layers.supersede(block, &mut map.usage);
-            map.replace(self.id, block, version, &self.snapshots)
+            blocks().for_each(|(block, _)| self.layers.supersede(block, &mut map.usage));
+            map.replace(self.id, first, versions, &self.snapshots)
         } else {
             // The base stays the prefix it is until everything stale below the new writes has arrived.
-            self.layers.note(block, version, &mut map.usage);
+            blocks().for_each(|(block, version)| self.layers.note(block, *version, &mut map.usage));
             Ok(())
         }
     }

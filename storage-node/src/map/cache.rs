@@ -9,6 +9,7 @@
 //! back writes at [`PageCache::is_full`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use client_lib::VolumeId;
@@ -125,19 +126,50 @@ impl PageCache {
     /// # Errors
     /// When the page cannot be read; then nothing changed.
     pub fn set(&mut self, map: impl Into<MapKey>, block: u32, version: Version) -> Result<Option<Version>, MapError> {
-        let (map, page, index) = (map.into(), block / PAGE_ENTRIES, (block % PAGE_ENTRIES) as Index);
+        let index = (block % PAGE_ENTRIES) as Index;
+        self.change(map.into(), block / PAGE_ENTRIES, index..=index, |page| page.set(index, version))
+    }
+
+    /// Sets the versions of the blocks from `first` on, all of one page, and returns those before.
+    ///
+    /// # Errors
+    /// When the page cannot be read; then nothing changed.
+    ///
+    /// # Panics
+    /// If there are none, or they go beyond the page.
+    pub fn set_run(
+        &mut self,
+        map: impl Into<MapKey>,
+        first: u32,
+        versions: &[Version],
+    ) -> Result<Vec<Option<Version>>, MapError> {
+        let index = (first % PAGE_ENTRIES) as usize;
+        let last = index + versions.len() - 1;
+        assert!(last < PAGE_ENTRIES as usize, "the run is in one page");
+        let indexes = index as Index..=last as Index;
+        self.change(map.into(), first / PAGE_ENTRIES, indexes, |page| page.set_run(index as Index, versions))
+    }
+
+    /// Has `change` set the entries at `indexes` of a page.
+    fn change<T>(
+        &mut self,
+        map: MapKey,
+        page: u32,
+        indexes: RangeInclusive<Index>,
+        change: impl FnOnce(&mut Page) -> T,
+    ) -> Result<T, MapError> {
         self.load(map, page)?;
         let slot = self.slots.get_mut(&(map, page)).expect("just loaded");
         let memory_before = slot.page.memory();
-        let before = Arc::make_mut(&mut slot.page).set(index, version);
+        let before = change(Arc::make_mut(&mut slot.page));
         let memory = slot.page.memory();
         self.bytes = self.bytes - memory_before + memory;
         if let Some(changed) = self.dirty.get_mut(&(map, page)) {
-            changed.add(index);
+            indexes.for_each(|index| changed.add(index));
             self.dirty_bytes = self.dirty_bytes - memory_before + memory;
         } else {
             let mut changed = if self.has(map, page) { Changed::Entries(Default::default()) } else { Changed::All };
-            changed.add(index);
+            indexes.for_each(|index| changed.add(index));
             self.note_dirty(map, page, changed, memory);
         }
         Ok(before)

@@ -144,6 +144,28 @@ impl Page {
         }
     }
 
+    /// Sets the versions from `first` on and returns those before, in order: cheaper than one by one where they are many.
+    ///
+    /// # Panics
+    /// If they are more than the page has.
+    pub fn set_run(&mut self, first: Index, versions: &[Version]) -> Vec<Option<Version>> {
+        let first = usize::from(first);
+        if versions.len() < CHANGED_MAX {
+            let each = (first..).zip(versions);
+            return each.map(|(index, version)| self.set(index as Index, *version)).collect();
+        }
+        assert!(versions.iter().all(|version| !version.content.is_stale()), "the base map holds only what is here");
+        let mut entries = [None; PAGE_ENTRIES as usize];
+        self.iter().for_each(|(index, version)| entries[usize::from(index)] = Some(version));
+        let run = &mut entries[first..first + versions.len()];
+        let before = run.to_vec();
+        run.iter_mut().zip(versions).for_each(|(entry, version)| *entry = Some(*version));
+        let mapped = (0..=Index::MAX).zip(entries).filter_map(|(index, entry)| Some((index, entry?)));
+        self.packed = codec::encode(mapped).into_boxed_slice();
+        self.changed = Vec::new();
+        before
+    }
+
     /// What is mapped, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Index, Version)> + '_ {
         let packed = match self.packed.is_empty() {

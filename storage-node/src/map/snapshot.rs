@@ -178,6 +178,26 @@ impl Map {
         }
     }
 
+    /// As [`let_go`](Self::let_go) for the blocks of a page from `first` on, where there was a version.
+    pub(super) fn let_go_run(
+        &mut self,
+        volume: VolumeId,
+        first: u32,
+        versions: &[Option<Version>],
+        snapshots: &Snapshots,
+    ) {
+        if !snapshots.list.is_empty() {
+            let known = (0u32..).zip(versions).filter_map(|(index, version)| Some((first + index, (*version)?)));
+            return known.for_each(|(block, version)| self.let_go(volume, block, version, snapshots));
+        }
+        let segment = |version: &Option<Version>| Some(version.as_ref()?.content.place()?.segment);
+        for run in versions.chunk_by(|one, other| segment(one) == segment(other)) {
+            if let Some(segment) = segment(&run[0]) {
+                self.usage.remove_many(volume, segment, run.len() as u32);
+            }
+        }
+    }
+
     /// The data of `block` at `from` was copied to `to`: every map that points there points to the copy now.
     ///
     /// # Errors

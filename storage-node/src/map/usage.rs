@@ -35,10 +35,15 @@ impl Usage {
 
     /// An entry of `map` now points to `place`.
     pub fn add(&mut self, map: impl Into<MapKey>, place: Place) {
+        self.add_many(map, place.segment, 1);
+    }
+
+    /// So many entries of `map`, at least one, now point into `segment`.
+    pub fn add_many(&mut self, map: impl Into<MapKey>, segment: u32, count: u32) {
         let map = map.into();
-        *self.maps.entry(map).or_default().entry(place.segment).or_default() += 1;
-        self.segments.entry(place.segment).or_default().live += 1;
-        self.changed.insert((map, place.segment));
+        *self.maps.entry(map).or_default().entry(segment).or_default() += count;
+        self.segments.entry(segment).or_default().live += u64::from(count);
+        self.changed.insert((map, segment));
     }
 
     /// An entry of `map` no longer points to `place`.
@@ -46,16 +51,24 @@ impl Usage {
     /// # Panics
     /// If none did: the counts guard data against being overwritten.
     pub fn remove(&mut self, map: impl Into<MapKey>, place: Place) {
+        self.remove_many(map, place.segment, 1);
+    }
+
+    /// So many entries of `map` no longer point into `segment`.
+    ///
+    /// # Panics
+    /// As [`remove`](Self::remove).
+    pub fn remove_many(&mut self, map: impl Into<MapKey>, segment: u32, count: u32) {
         let map = map.into();
         let table = self.maps.get_mut(&map).expect("the map has live blocks");
-        let live = table.get_mut(&place.segment).expect("the segment has live blocks of the map");
-        *live -= 1;
+        let live = table.get_mut(&segment).expect("the segment has live blocks of the map");
+        *live = live.checked_sub(count).expect("as many as pointed there");
         if *live == 0 {
-            table.remove(&place.segment);
+            table.remove(&segment);
         }
-        let counts = self.segments.get_mut(&place.segment).expect("the segment has live blocks");
-        counts.live -= 1;
-        self.changed.insert((map, place.segment));
+        let counts = self.segments.get_mut(&segment).expect("the segment has live blocks");
+        counts.live -= u64::from(count);
+        self.changed.insert((map, segment));
     }
 
     /// Every entry of `map` is gone.

@@ -103,7 +103,7 @@ impl Volume {
             let of = |version: Option<Version>| version.map_or(Content::Zero, |version| version.content);
             let wanted = of(kept.as_ref().and_then(|kept| kept.entry((block - first) as u8)));
             if of(self.view(block, map)?) != wanted {
-                self.put(block, Version { lsn, content: wanted }, map)?;
+                self.put(block, &[Version { lsn, content: wanted }], map)?;
             }
         }
         Ok(())

@@ -134,13 +134,21 @@ proptest! {
 
     /// A page is a map of index to version, whatever part of it is packed.
     #[test]
-    fn a_page_holds_what_was_set(steps in proptest::collection::vec((any::<Index>(), version(), 0..20u8), 0..300)) {
+    fn a_page_holds_what_was_set(
+        steps in proptest::collection::vec((any::<Index>(), version(), 0..20u8, prop_oneof![Just(1), 1..=256u32]), 0..300),
+    ) {
         let (mut page, mut model) = (Page::default(), Entries::new());
-        for (index, version, then) in steps {
+        for (index, version, then, count) in steps {
             if version.content.is_stale() {
                 continue;
             }
-            prop_assert_eq!(page.set(index, version), model.insert(index, version));
+            if count > 1 {
+                let run = vec![version; count.min(PAGE_ENTRIES - u32::from(index)) as usize];
+                let before: Vec<_> = (index..=Index::MAX).zip(&run).map(|(index, version)| model.insert(index, *version)).collect();
+                prop_assert_eq!(page.set_run(index, &run), before);
+            } else {
+                prop_assert_eq!(page.set(index, version), model.insert(index, version));
+            }
             match then {
                 0 => page.pack(),
                 1 => page = Page::decode(&page.encode()).expect("decodes"),

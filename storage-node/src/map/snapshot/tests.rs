@@ -14,13 +14,16 @@ const VOLUME: VolumeId = VolumeId(4);
 const PAGES: u32 = 5;
 /// Blocks used in each page.
 const BLOCKS: u32 = 4;
-const PLACES_PER_SEGMENT: u32 = 8;
+const PLACES_PER_SEGMENT: u32 = 64;
+/// A write has fewer blocks.
+const RUN_MAX: u32 = 40;
 
 type View = BTreeMap<u32, Version>;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write(u32),
+    /// So many blocks from this one on, as one write.
+    Write(u32, u32),
     Zero(u32),
     Snapshot,
     Delete(usize),
@@ -31,10 +34,15 @@ enum Step {
     Store,
 }
 
+/// The last of a page is at its end, so that a run goes on in the next.
+fn block_at(at: u32) -> u32 {
+    at / BLOCKS * PAGE_ENTRIES + at % BLOCKS * 84
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let block = || (0..PAGES * BLOCKS).prop_map(|at| at / BLOCKS * PAGE_ENTRIES + at % BLOCKS * 50);
+    let block = || (0..PAGES * BLOCKS).prop_map(block_at);
     let step = prop_oneof![
-        12 => block().prop_map(Step::Write),
+        12 => (block(), prop_oneof![Just(1), 2..RUN_MAX]).prop_map(|(block, count)| Step::Write(block, count)),
         2 => block().prop_map(Step::Zero),
         4 => Just(Step::Snapshot),
         3 => any::<usize>().prop_map(Step::Delete),
@@ -82,10 +90,14 @@ struct Model {
 }
 
 impl Model {
-    fn version(&mut self) -> Version {
+    /// What one write leaves: all in one segment.
+    fn versions(&mut self, count: u32) -> Vec<Version> {
+        if self.places % PLACES_PER_SEGMENT + count >= PLACES_PER_SEGMENT {
+            self.places = self.places.next_multiple_of(PLACES_PER_SEGMENT);
+        }
         self.sequence += 1;
-        let (lsn, place) = (Lsn::new(Epoch(1), self.sequence), self.place());
-        Version { lsn, content: Content::Local { place, crc: self.sequence as u32 } }
+        let lsn = Lsn::new(Epoch(1), self.sequence);
+        (0..count).map(|_| Version { lsn, content: Content::Local { place: self.place(), crc: self.places } }).collect()
     }
 
     fn place(&mut self) -> Place {
@@ -108,8 +120,7 @@ impl Model {
     }
 
     fn check(&self, map: &mut Map, snapshots: &Snapshots) {
-        for at in 0..PAGES * BLOCKS {
-            let block = at / BLOCKS * PAGE_ENTRIES + at % BLOCKS * 50;
+        for block in (0..PAGES * BLOCKS).flat_map(|at| block_at(at)..block_at(at) + RUN_MAX) {
             assert_eq!(
                 map.cache.version(VOLUME, block).expect("reads"),
                 self.live.get(&block).copied(),
@@ -147,14 +158,14 @@ proptest! {
         let mut model = Model { live: View::new(), kept: BTreeMap::new(), sequence: 0, places: 0 };
         for step in steps {
             match step {
-                Step::Write(block) => {
-                    let version = model.version();
-                    map.replace(VOLUME, block, version, &snapshots).expect("replaces");
-                    model.live.insert(block, version);
+                Step::Write(first, count) => {
+                    let versions = model.versions(count);
+                    map.replace(VOLUME, first, &versions, &snapshots).expect("replaces");
+                    model.live.extend((first..).zip(versions));
                 }
                 Step::Zero(block) => {
-                    let version = Version { content: Content::Zero, ..model.version() };
-                    map.replace(VOLUME, block, version, &snapshots).expect("replaces");
+                    let version = Version { content: Content::Zero, ..model.versions(1)[0] };
+                    map.replace(VOLUME, block, &[version], &snapshots).expect("replaces");
                     model.live.insert(block, version);
                 }
                 Step::Snapshot => {
@@ -217,12 +228,12 @@ fn a_volume_with_a_hundred_snapshots_is_read_from_its_own_pages() {
         (Snapshots::default(), Model { live: View::new(), kept: BTreeMap::new(), sequence: 0, places: 0 });
     let size = VolumeSize::try_from(1 << 30).expect("valid");
     for number in 0..100 {
-        let version = model.version();
-        map.replace(VOLUME, 7, version, &snapshots).expect("replaces");
+        let version = model.versions(1)[0];
+        map.replace(VOLUME, 7, &[version], &snapshots).expect("replaces");
         snapshots.add(Snapshot { id: SnapshotId(number + 1), lsn: version.lsn, size, is_deleted: false });
     }
-    let newest = model.version();
-    map.replace(VOLUME, 7, newest, &snapshots).expect("replaces");
+    let newest = model.versions(1)[0];
+    map.replace(VOLUME, 7, &[newest], &snapshots).expect("replaces");
     map = restored(&mut map, &store);
     assert_eq!(map.cache.version(VOLUME, 7).expect("reads"), Some(newest));
     assert_eq!(map.cache.pages(), 1, "one page, whatever the depth");
