@@ -123,6 +123,17 @@ enum Wants {
     Nothing,
 }
 
+/// An empty buffer for `length` bytes that begins at a page of memory: whoever stores them can hand them to a device from
+/// where they are.
+fn at_page(length: usize) -> BytesMut {
+    const PAGE: usize = 4096;
+    let mut buffer = BytesMut::with_capacity(length + PAGE);
+    let before = buffer.as_ptr().align_offset(PAGE);
+    buffer.put_bytes(0, before);
+    buffer.advance(before);
+    buffer
+}
+
 /// Serves requests until the connection ends. `input` is what was read past the handshake.
 pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
@@ -369,7 +380,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             return Some(Wants::Bytes);
         } else {
             self.input.advance(REQUEST_HEADER_LEN);
-            let mut payload = BytesMut::with_capacity(length);
+            let mut payload = at_page(length);
             payload.put_slice(&self.input);
             self.input.clear();
             self.bytes_in_flight += length as u64;

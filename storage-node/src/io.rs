@@ -16,6 +16,7 @@ use ::std::sync::Arc;
 use ::std::time::Duration;
 
 use buffer::AlignedBuffer;
+use bytes::Bytes;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
@@ -37,10 +38,11 @@ pub struct FileId(pub u32);
 /// What an operation does.
 #[derive(Debug)]
 pub enum IoKind {
-    /// Fills the whole buffer from `offset`.
+    /// Fills all of the buffer's room from `offset`.
     Read { offset: u64, buffer: AlignedBuffer },
-    /// Writes the whole buffer at `offset`; with `durable` it is on stable storage at completion.
-    Write { offset: u64, buffer: AlignedBuffer, durable: bool },
+    /// Writes what the buffer is filled with at `offset`, and `rest` behind it; with `durable` it is on stable storage at
+    /// completion. Each part is a whole number of blocks; `rest` begins at multiples of [`ALIGNMENT`] in memory too.
+    Write { offset: u64, buffer: AlignedBuffer, rest: Vec<Bytes>, durable: bool },
     /// Makes durable every write of the file that completed before this was submitted.
     Sync,
     /// Makes the file `name` of `size` zero bytes, written through and synced, replacing nothing. `file` is ignored.
@@ -181,7 +183,22 @@ pub fn open_engine(kind: EngineKind, directory: &Path, bell: &Arc<Bell>) -> io::
     }
 }
 
-fn assert_aligned(offset: u64, buffer: &AlignedBuffer) {
+fn assert_aligned(kind: &IoKind) {
+    let (offset, bytes) = match kind {
+        IoKind::Read { offset, buffer } => (offset, buffer.room()),
+        IoKind::Write { offset, buffer, rest, .. } => {
+            let is_aligned = |part: &Bytes| part.len().is_multiple_of(ALIGNMENT) && is_at_page(part);
+            assert!(rest.iter().all(is_aligned), "a part to write is not aligned");
+            (offset, buffer.len())
+        }
+        IoKind::Sync | IoKind::Create { .. } => return,
+    };
     assert!(offset.is_multiple_of(ALIGNMENT as u64), "offset {offset} is not aligned");
-    assert!(!buffer.is_empty(), "an operation moves at least one block");
+    assert!(bytes > 0 && bytes.is_multiple_of(ALIGNMENT), "{bytes} bytes are not a number of blocks");
+}
+
+/// Whether a device can take the bytes from where they are in memory.
+#[must_use]
+pub fn is_at_page(bytes: &[u8]) -> bool {
+    bytes.as_ptr().addr().is_multiple_of(ALIGNMENT)
 }

@@ -16,6 +16,8 @@ use bytes::Bytes;
 use crate::io::buffer::AlignedBuffer;
 
 pub mod cold;
+mod foresight;
+mod parts;
 mod proof;
 pub mod record;
 pub mod recovery;

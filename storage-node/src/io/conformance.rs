@@ -37,11 +37,11 @@ fn filled(byte: u8) -> AlignedBuffer {
 }
 
 fn read(token: u64, file: FileId, offset: u64) -> IoOp {
-    IoOp { token, file, kind: IoKind::Read { offset, buffer: AlignedBuffer::zeroed(4096) } }
+    IoOp { token, file, kind: IoKind::Read { offset, buffer: AlignedBuffer::with_room(4096) } }
 }
 
 fn write(token: u64, file: FileId, offset: u64, byte: u8, durable: bool) -> IoOp {
-    IoOp { token, file, kind: IoKind::Write { offset, buffer: filled(byte), durable } }
+    IoOp { token, file, kind: IoKind::Write { offset, buffer: filled(byte), rest: Vec::new(), durable } }
 }
 
 fn conforms(mut engine: Box<dyn IoEngine>, bell: &Bell) {
@@ -67,6 +67,14 @@ fn conforms(mut engine: Box<dyn IoEngine>, bell: &Bell) {
         let buffer = completion.buffer.expect("comes back");
         assert!(buffer.iter().all(|byte| *byte == completion.token as u8 + 1), "block {}", completion.token);
     }
+
+    // A write in parts is one write.
+    let rest = [201, 202].map(|byte| filled(byte).into_bytes()).to_vec();
+    let kind = IoKind::Write { offset: 8 * 4096, buffer: filled(200), rest, durable: true };
+    run(engine, vec![IoOp { token: 7, file, kind }])[0].result.as_ref().expect("is written");
+    let found = run(engine, (7..12).map(|n| read(n, file, n * 4096)).collect());
+    let bytes: Vec<u8> = found.iter().map(|completion| completion.buffer.as_ref().expect("comes back")[4095]).collect();
+    assert_eq!(bytes, [8, 200, 201, 202, 12]);
 
     // Beyond the end: an error, and the buffer back.
     let beyond = &run(engine, vec![read(9, file, SIZE)])[0];

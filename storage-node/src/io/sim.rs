@@ -299,6 +299,7 @@ impl SimEngine {
         let file = state.files.get_mut(&self.open[file.0 as usize]).expect("an open file exists");
         match kind {
             IoKind::Read { offset, mut buffer } => {
+                buffer.zero_to(buffer.room());
                 if !file.holds(offset, buffer.len()) {
                     return (Err(io::ErrorKind::UnexpectedEof.into()), Some(buffer));
                 }
@@ -314,25 +315,27 @@ impl SimEngine {
                 }
                 (Ok(()), Some(buffer))
             }
-            IoKind::Write { offset, buffer, durable } => {
-                if !file.holds(offset, buffer.len()) {
+            IoKind::Write { offset, buffer, rest, durable } => {
+                let parts = std::iter::once(&buffer[..]).chain(rest.iter().map(|part| &part[..]));
+                let bytes = parts.collect::<Vec<_>>().concat();
+                if !file.holds(offset, bytes.len()) {
                     return (Err(io::ErrorKind::UnexpectedEof.into()), Some(buffer));
                 }
                 let first = offset as usize / BLOCK;
                 match fault {
-                    None => file.write(first, &buffer, durable, || true),
+                    None => file.write(first, &bytes, durable, || true),
                     Some(Fault::Lost) => {}
                     Some(Fault::Torn) => {
                         // One at least is missing: the bits of the choice are used in turn, the first is always 0.
                         let mut bits = choice << 1;
-                        file.write(first, &buffer, durable, || {
+                        file.write(first, &bytes, durable, || {
                             bits = bits.rotate_right(1);
                             bits & (1 << 63) != 0
                         });
                     }
                     Some(Fault::Misdirected) => {
-                        let places = file.live.len() - buffer.len() / BLOCK + 1;
-                        file.write(choice as usize % places, &buffer, durable, || true);
+                        let places = file.live.len() - bytes.len() / BLOCK + 1;
+                        file.write(choice as usize % places, &bytes, durable, || true);
                     }
                 }
                 (Ok(()), Some(buffer))
@@ -367,9 +370,7 @@ impl IoEngine for SimEngine {
     }
 
     fn submit(&mut self, op: IoOp) {
-        if let IoKind::Read { offset, buffer } | IoKind::Write { offset, buffer, .. } = &op.kind {
-            assert_aligned(*offset, buffer);
-        }
+        assert_aligned(&op.kind);
         self.queue.push_back(op);
     }
 

@@ -76,9 +76,18 @@ fn work(queue: &Mutex<Receiver<Job>>, (done, bell): &(Sender<IoCompletion>, Arc<
 fn carry_out(file: Option<&File>, kind: IoKind, directory: &Path) -> (io::Result<()>, Option<AlignedBuffer>) {
     let file = || file.expect("operations on files name an open one");
     match kind {
-        IoKind::Read { offset, mut buffer } => (file().read_exact_at(&mut buffer, offset), Some(buffer)),
-        IoKind::Write { offset, buffer, durable } => {
-            let mut result = file().write_all_at(&buffer, offset);
+        IoKind::Read { offset, mut buffer } => {
+            buffer.zero_to(buffer.room());
+            (file().read_exact_at(&mut buffer, offset), Some(buffer))
+        }
+        IoKind::Write { offset, buffer, rest, durable } => {
+            let mut at = offset;
+            let parts = std::iter::once(&buffer[..]).chain(rest.iter().map(|part| &part[..]));
+            let mut result = parts.into_iter().try_for_each(|part| {
+                let written = file().write_all_at(part, at);
+                at += part.len() as u64;
+                written
+            });
             if durable && result.is_ok() {
                 result = file().sync_data();
             }
@@ -103,12 +112,9 @@ impl IoEngine for StdEngine {
     }
 
     fn submit(&mut self, op: IoOp) {
+        assert_aligned(&op.kind);
         let file = match &op.kind {
-            IoKind::Read { offset, buffer } | IoKind::Write { offset, buffer, .. } => {
-                assert_aligned(*offset, buffer);
-                Some(self.files.get(op.file).clone())
-            }
-            IoKind::Sync => Some(self.files.get(op.file).clone()),
+            IoKind::Read { .. } | IoKind::Write { .. } | IoKind::Sync => Some(self.files.get(op.file).clone()),
             IoKind::Create { .. } => None,
         };
         let jobs = self.jobs.as_ref().expect("the queue is there until the engine is dropped");

@@ -7,13 +7,14 @@
 
 #![expect(unsafe_code, reason = "submission hands pointers to the kernel; the only other place is io::buffer")]
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use bytes::Bytes;
 use io_uring::{IoUring, opcode, types};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -53,6 +54,24 @@ struct Pending {
     kind: IoKind,
     /// Bytes done so far.
     done: usize,
+    /// Of a write in parts: those of `kind` that are left, as the kernel wants them (readv(2)). Looked at by it alone.
+    vectors: Vec<IoSlice<'static>>,
+}
+
+/// What is left of a write in parts when `done` bytes of it are written. To be kept no longer than the parts.
+fn vectors(buffer: &[u8], rest: &[Bytes], done: usize) -> Vec<IoSlice<'static>> {
+    let mut skipped = 0;
+    let parts = std::iter::once(buffer).chain(rest.iter().map(|part| &part[..]));
+    parts
+        .filter_map(|part| {
+            let skip = (done - skipped).min(part.len());
+            skipped += skip;
+            let left = &part[skip..];
+            // SAFETY: the parts are on the heap and live as long as the operation, as does what is made here.
+            let left = unsafe { std::slice::from_raw_parts(left.as_ptr(), left.len()) };
+            (!left.is_empty()).then(|| IoSlice::new(left))
+        })
+        .collect()
 }
 
 impl std::fmt::Debug for UringEngine {
@@ -95,22 +114,31 @@ impl UringEngine {
         let file = types::Fd(self.files.get(pending.file).as_raw_fd());
         let entry = match &mut pending.kind {
             IoKind::Read { offset, buffer } => {
-                let rest = &mut buffer[done..];
-                opcode::Read::new(file, rest.as_mut_ptr(), rest.len() as u32).offset(*offset + done as u64).build()
+                let missing = buffer.room() - done;
+                // SAFETY: `done` bytes of the room were read, and some are missing.
+                let start = unsafe { buffer.as_mut_start().add(done) };
+                opcode::Read::new(file, start, missing as u32).offset(*offset + done as u64).build()
             }
-            IoKind::Write { offset, buffer, durable } => {
-                let rest = &buffer[done..];
+            IoKind::Write { offset, buffer, rest, durable } => {
                 let flags = if *durable { rustix::io::ReadWriteFlags::DSYNC.bits() as i32 } else { 0 };
-                opcode::Write::new(file, rest.as_ptr(), rest.len() as u32)
-                    .offset(*offset + done as u64)
-                    .rw_flags(flags)
-                    .build()
+                let offset = *offset + done as u64;
+                if rest.is_empty() {
+                    let left = &buffer[done..];
+                    opcode::Write::new(file, left.as_ptr(), left.len() as u32).offset(offset).rw_flags(flags).build()
+                } else {
+                    pending.vectors = vectors(buffer, rest, done);
+                    let vectors = &pending.vectors;
+                    opcode::Writev::new(file, vectors.as_ptr().cast(), vectors.len() as u32)
+                        .offset(offset)
+                        .rw_flags(flags)
+                        .build()
+                }
             }
             IoKind::Sync => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
             IoKind::Create { .. } => unreachable!("files are made by threads"),
         };
         let entry = entry.user_data(index as u64);
-        // SAFETY: the buffer lives in the slab, unmoved on the heap, until the completion of this index is seen; the
+        // SAFETY: buffers and vectors live in the slab, unmoved on the heap, until the completion of this index is seen; the
         // file stays open because the shard removes no file with an operation under way.
         match unsafe { self.ring.submission().push(&entry) } {
             Ok(()) => self.unsent += 1,
@@ -142,7 +170,8 @@ impl UringEngine {
     fn finish(&mut self, index: usize, result: i32, completions: &mut Vec<IoCompletion>) {
         let pending = self.slab[index].as_mut().expect("a completion belongs to an operation under way");
         let length = match &pending.kind {
-            IoKind::Read { buffer, .. } | IoKind::Write { buffer, .. } => buffer.len(),
+            IoKind::Read { buffer, .. } => buffer.room(),
+            IoKind::Write { buffer, rest, .. } => buffer.len() + rest.iter().map(Bytes::len).sum::<usize>(),
             IoKind::Sync | IoKind::Create { .. } => 0,
         };
         let outcome = if result < 0 {
@@ -153,6 +182,10 @@ impl UringEngine {
             }
         } else {
             pending.done += result as usize;
+            if let IoKind::Read { buffer, .. } = &mut pending.kind {
+                // SAFETY: the kernel has filled so much of the room.
+                unsafe { buffer.assume_filled(pending.done) };
+            }
             match &pending.kind {
                 IoKind::Sync => Ok(()),
                 _ if pending.done == length => Ok(()),
@@ -233,12 +266,11 @@ impl IoEngine for UringEngine {
     }
 
     fn submit(&mut self, op: IoOp) {
-        match &op.kind {
-            IoKind::Read { offset, buffer } | IoKind::Write { offset, buffer, .. } => assert_aligned(*offset, buffer),
-            IoKind::Sync => {}
-            IoKind::Create { name, size } => return self.create(op.token, name.clone(), *size),
+        assert_aligned(&op.kind);
+        if let IoKind::Create { name, size } = op.kind {
+            return self.create(op.token, name, size);
         }
-        let pending = Pending { token: op.token, file: op.file, kind: op.kind, done: 0 };
+        let pending = Pending { token: op.token, file: op.file, kind: op.kind, done: 0, vectors: Vec::new() };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slab.push(None);
             self.slab.len() - 1

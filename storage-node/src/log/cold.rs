@@ -14,6 +14,7 @@ use std::io;
 use bytes::Bytes;
 use client_lib::BLOCK_SIZE;
 
+use super::parts::Parts;
 use super::record::{DATA_BLOCKS_MAX, Entry, Stamp, encode};
 use super::segment::{SEGMENT_HEADER_BLOCKS, SegmentHeader};
 use super::writer::{TOKEN_COPY, entries_blocks, token};
@@ -99,15 +100,12 @@ impl Log {
         let entries: Vec<&Entry> = entries.iter().collect();
         let stamp =
             Stamp { log: self.identity, generation: target.generation, sequence: COLD_SEQUENCE, chain: 0, durable: 0 };
-        let (mut buffer, header_blocks, _) = encode(&stamp, &entries, blocks, prefix);
+        let parts = Parts::of(data);
+        let (mut buffer, header_blocks, _) = encode(&stamp, &entries, parts.first_blocks(), prefix);
         if prefix > 0 {
             SegmentHeader { segment: target.segment, generation: target.generation, cold: true }.encode(&mut buffer);
         }
-        let mut filled = (prefix + header_blocks) as usize * BLOCK;
-        for data in data {
-            buffer[filled..filled + data.len()].copy_from_slice(data);
-            filled += data.len();
-        }
+        let rest = parts.lay_out(&mut buffer);
         self.traffic.copy_headers += u64::from(prefix + header_blocks);
         self.traffic.copies += u64::from(blocks);
         let offset = u64::from(target.next - prefix) * u64::from(BLOCK_SIZE);
@@ -115,7 +113,7 @@ impl Log {
         self.cold.next_number += 1;
         self.cold.flights.insert(number, (ticket, target.segment, target.next + header_blocks));
         target.next += header_blocks + blocks;
-        let kind = IoKind::Write { offset, buffer, durable: true };
+        let kind = IoKind::Write { offset, buffer, rest, durable: true };
         let (segment, file) = (target.segment, target.file);
         self.engine.submit(IoOp { token: token(TOKEN_COPY, number), file, kind });
         Ok(segment)

@@ -184,8 +184,8 @@ pub enum RecordError {
     },
 }
 
-/// Lays out a record in an aligned buffer with room for `prefix_blocks` in front and the data behind.
-/// Returns the buffer, the first data block relative to the record, and the checksum for the chain.
+/// Lays out the front of a record in an aligned buffer, behind `prefix_blocks` of zeroes and with room for `data_blocks`
+/// more. Returns the buffer, the first data block relative to the record, and the checksum for the chain.
 ///
 /// # Panics
 /// If the entries are over the limit, or the record would vouch for itself.
@@ -200,7 +200,8 @@ pub fn encode(stamp: &Stamp, entries: &[&Entry], data_blocks: u32, prefix_blocks
     assert!(body.len() <= ENTRIES_BYTES_MAX, "{} bytes of entries are over the limit", body.len());
     let header_blocks = (HEADER_BYTES + body.len()).div_ceil(BLOCK) as u32;
     let total = (prefix_blocks + header_blocks + data_blocks) as usize * BLOCK;
-    let mut buffer = AlignedBuffer::zeroed(total);
+    let mut buffer = AlignedBuffer::with_room(total);
+    buffer.zero_to((prefix_blocks + header_blocks) as usize * BLOCK);
     let record = &mut buffer[prefix_blocks as usize * BLOCK..];
     record[0..4].copy_from_slice(&RECORD_MAGIC);
     record[4..6].copy_from_slice(&RECORD_VERSION.to_le_bytes());
@@ -336,9 +337,8 @@ mod tests {
             [write(), Entry::Zero { volume: VolumeId(3), lsn: Lsn::new(Epoch(1), 10), start: BlockIndex(1), count: 4 }];
         let (mut buffer, data, checksum) = encode(&stamp(4, 77, 0xabcd), &[&entries[0], &entries[1]], 2, 1);
         assert_eq!(data, 1);
-        let at = (1 + data) as usize * BLOCK;
-        buffer[at..at + BLOCK].fill(7);
-        buffer[at + BLOCK..].fill(8);
+        buffer.push(&[7; BLOCK]);
+        buffer.push(&[8; BLOCK]);
         let record = &buffer[BLOCK..];
         let header = decode_header(record, 4, 77, 0xabcd).expect("the header");
         assert_eq!((header.checksum, header.blocks()), (checksum, 1));

@@ -462,10 +462,10 @@ impl Reader<'_> {
         let failed = |error: io::Error| {
             LogError::Io(format!("segment {number} cannot be read at block {first_block} ({count} blocks): {error}"))
         };
-        let spare = self.spares.iter().position(|spare| spare.len() == count as usize * BLOCK);
+        let spare = self.spares.iter().position(|spare| spare.room() == count as usize * BLOCK);
         let buffer = match spare {
             Some(spare) => self.spares.swap_remove(spare),
-            None => AlignedBuffer::zeroed(count as usize * BLOCK),
+            None => AlignedBuffer::with_room(count as usize * BLOCK),
         };
         let kind = IoKind::Read { offset: u64::from(first_block) * u64::from(BLOCK_SIZE), buffer };
         self.engine.submit(IoOp { token: 0, file: segment.file, kind });
@@ -480,8 +480,8 @@ impl Reader<'_> {
 
     /// Keeps a buffer for the next read of its size.
     pub(super) fn give_back(&mut self, buffer: AlignedBuffer) {
-        let is_usual = [1, LOOK_BLOCKS, WINDOW_BLOCKS].iter().any(|blocks| buffer.len() == *blocks as usize * BLOCK);
-        if is_usual && self.spares.iter().all(|spare| spare.len() != buffer.len()) {
+        let is_usual = [1, LOOK_BLOCKS, WINDOW_BLOCKS].iter().any(|blocks| buffer.room() == *blocks as usize * BLOCK);
+        if is_usual && self.spares.iter().all(|spare| spare.room() != buffer.room()) {
             self.spares.push(buffer);
         }
     }

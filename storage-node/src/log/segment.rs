@@ -26,7 +26,7 @@ pub(super) const COLD_SEGMENTS: usize = 1;
 /// Most free segments that are kept: one that is made anew is written through first, which costs more than it is worth
 /// while segments come free and are taken again all the time.
 const KEPT_SEGMENTS_MAX: usize = 12;
-/// Of all segments, the share that is kept free at most.
+/// Of all segments, the share that is kept free at most while nobody takes more.
 const KEPT_DIVISOR: usize = 8;
 /// Smallest segment: the largest record and the header must fit twice.
 pub const SEGMENT_BYTES_MIN: u64 = 8 << 20;
@@ -83,12 +83,38 @@ pub(super) struct Segment {
     pub(super) cold: bool,
 }
 
+/// How many segments are taken from one time that some are given back to the next: as many will be wanted again.
+#[derive(Debug, Default)]
+struct Demand {
+    now: usize,
+    before: usize,
+    is_giving_back: bool,
+}
+
+impl Demand {
+    fn take(&mut self) {
+        if std::mem::take(&mut self.is_giving_back) {
+            self.before = std::mem::take(&mut self.now);
+        }
+        self.now += 1;
+    }
+
+    fn give_back(&mut self) {
+        self.is_giving_back = true;
+    }
+
+    fn expected(&self) -> usize {
+        self.now.max(self.before)
+    }
+}
+
 /// All segment files.
 #[derive(Debug)]
 pub(super) struct Pool {
     settings: LogSettings,
     segments: BTreeMap<u32, Segment>,
     free: VecDeque<u32>,
+    demand: Demand,
     making: Option<u32>,
     next_number: u32,
     /// The newest generation seen in any header, also in segments that are free now: none is given out twice.
@@ -118,6 +144,7 @@ impl Pool {
             settings,
             segments,
             free: VecDeque::new(),
+            demand: Demand::default(),
             making: None,
             next_number,
             newest_generation: 0,
@@ -147,6 +174,7 @@ impl Pool {
             return None;
         }
         let number = self.free.pop_front()?;
+        self.demand.take();
         self.set_generation(number, self.newest_generation + 1, cold);
         Some((number, self.segments[&number]))
     }
@@ -158,13 +186,26 @@ impl Pool {
 
     /// Free segments that are not deleted.
     fn kept(&self) -> usize {
-        self.wanted().max((self.segments.len() / KEPT_DIVISOR).min(KEPT_SEGMENTS_MAX))
+        let share = self.segments.len() / KEPT_DIVISOR;
+        self.wanted().max(share.max(self.demand.expected()).min(KEPT_SEGMENTS_MAX))
+    }
+
+    /// Nobody writes: what was kept for those who did is deleted.
+    pub(super) fn trim(&mut self, engine: &mut dyn IoEngine) -> io::Result<()> {
+        self.demand = Demand::default();
+        while self.free.len() > self.kept() {
+            let Some(number) = self.free.pop_back() else { break };
+            let segment = self.segments.remove(&number).expect("a segment that exists");
+            engine.remove(&file_name(number), Some(segment.file))?;
+        }
+        Ok(())
     }
 
     /// A segment is not needed any more; it is deleted when enough are free.
     pub(super) fn give_back(&mut self, engine: &mut dyn IoEngine, number: u32) -> io::Result<()> {
         assert!(!self.free.contains(&number), "segment {number} is free already");
         self.full = false;
+        self.demand.give_back();
         let segment = *self.segments.get(&number).expect("a segment that exists");
         let fits = u64::from(segment.blocks) * u64::from(BLOCK_SIZE) >= self.settings.segment_bytes;
         if self.free.len() < self.kept() && fits {
@@ -261,6 +302,19 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_taken_between_two_checkpoints_is_expected_again() {
+        let mut demand = Demand::default();
+        (0..5).for_each(|_| demand.take());
+        assert_eq!(demand.expected(), 5);
+        (0..3).for_each(|_| demand.give_back());
+        demand.take();
+        assert_eq!(demand.expected(), 5, "the next time has just begun");
+        demand.give_back();
+        demand.take();
+        assert_eq!(demand.expected(), 1);
+    }
 
     #[test]
     fn a_header_reads_back_and_a_torn_one_is_none() {

@@ -116,6 +116,54 @@ fn one_record_carries_what_gathered() {
     assert_eq!(log.position().sequence, before.sequence + 1, "32 writes in one append");
 }
 
+/// Turns until nothing goes on but syncs, which the disk holds.
+fn settle_but_syncs(log: &mut Log) -> Vec<Event> {
+    let mut events = Vec::new();
+    (0..1000).for_each(|_| log.turn(Duration::ZERO, &mut events).expect("turns"));
+    events
+}
+
+fn synced(events: &[Event]) -> Vec<u64> {
+    let ticket = |event: &Event| match event {
+        Event::Synced { ticket, result: Ok(()) } => Some(*ticket),
+        _ => None,
+    };
+    events.iter().filter_map(ticket).collect()
+}
+
+#[test]
+fn a_sync_that_always_comes_is_begun_ahead_and_covers_what_was_done_by_then() {
+    let disk = SimDisk::new(12);
+    let (mut log, _) = open(&disk, None);
+    let append = |log: &mut Log, number: u64| {
+        let (entry, data) = write(number, 1);
+        log.append(entry, data, false, number).expect("is queued");
+    };
+    for number in 1..=10 {
+        assert!(log.durable());
+        append(&mut log, number);
+        settle(&mut log);
+        assert_eq!(log.durable(), number > 4, "after {number} appends, and a sync of each but the last");
+        let is_done = log.sync(100 + number).expect("is asked for");
+        assert_eq!((is_done, synced(&settle(&mut log)).len()), (number > 4, usize::from(number <= 4)));
+    }
+
+    // One that is asked for while it is under way is answered by it, unless something was done since it began.
+    disk.hold_syncs(true);
+    append(&mut log, 11);
+    assert_eq!(acked(&settle_but_syncs(&mut log)), [11], "the write is not held up");
+    assert!(!log.sync(111).expect("is asked for"));
+    append(&mut log, 12);
+    assert_eq!(acked(&settle_but_syncs(&mut log)), [12]);
+    assert!(!log.sync(112).expect("is asked for"));
+    assert!(synced(&settle_but_syncs(&mut log)).is_empty());
+    disk.hold_syncs(false);
+    assert_eq!(synced(&settle(&mut log)), [111, 112]);
+    disk.crash();
+    let (_, found) = open(&disk, None);
+    assert_eq!(found.len(), 12);
+}
+
 #[test]
 fn recovery_from_a_position_replays_only_what_follows() {
     let disk = SimDisk::new(4);
@@ -325,7 +373,11 @@ fn survives_crashes(seed: u64) {
         let (mut appended, mut acked, mut covered) = (Vec::new(), 0, 0);
         for _ in 0..next(60) {
             match next(8) {
-                0 => log.sync(acked as u64).expect("not poisoned"),
+                0 => {
+                    if log.sync(acked as u64).expect("not poisoned") {
+                        covered = acked;
+                    }
+                }
                 1 if log.idle() && log.durable() => {
                     from = Some(log.position());
                     let position = log.position();

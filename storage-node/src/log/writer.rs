@@ -11,6 +11,8 @@ use bytes::Bytes;
 use client_lib::BLOCK_SIZE;
 
 use super::cold::Cold;
+use super::foresight::Foresight;
+use super::parts::Parts;
 use super::record::{DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, HEADER_BYTES, Stamp, encode};
 use super::segment::{COLD_SEGMENTS, Pool, RESERVED_SEGMENTS, SEGMENT_HEADER_BLOCKS, SegmentHeader};
 use super::{Event, LogError, LogPosition, Placed, Queued, SegmentInfo, Traffic};
@@ -90,6 +92,7 @@ pub struct Log {
     flights: VecDeque<Flight>,
     dirty: BTreeSet<FileId>,
     sync_waiters: Vec<u64>,
+    foresight: Foresight,
     sync_flight: Option<SyncFlight>,
     reads: HashMap<u64, u64>,
     next_read: u64,
@@ -137,6 +140,7 @@ impl Log {
             flights: VecDeque::new(),
             dirty,
             sync_waiters: Vec::new(),
+            foresight: Foresight::default(),
             sync_flight: None,
             reads: HashMap::new(),
             next_read: 0,
@@ -210,20 +214,23 @@ impl Log {
         self.pool.retry();
     }
 
-    /// Asks for everything appended (reported done) so far to be durable; [`Event::Synced`] brings `ticket` back.
+    /// Asks for everything appended (reported done) so far to be durable. Returns whether it is so already; else
+    /// [`Event::Synced`] brings `ticket` back.
     ///
     /// # Errors
     /// `Poisoned`.
-    pub fn sync(&mut self, ticket: u64) -> Result<(), LogError> {
+    pub fn sync(&mut self, ticket: u64) -> Result<bool, LogError> {
         if let Some(reason) = &self.poisoned {
             return Err(LogError::Poisoned(reason.clone()));
         }
-        if self.durable() {
-            self.ready.push(Event::Synced { ticket, result: Ok(()) });
-        } else {
-            self.sync_waiters.push(ticket);
+        self.foresight.asked();
+        match &mut self.sync_flight {
+            // Everything that was reported done is in the sync under way.
+            Some(flight) if self.dirty.is_empty() => flight.tickets.push(ticket),
+            None if self.dirty.is_empty() => return Ok(true),
+            _ => self.sync_waiters.push(ticket),
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Reads `count` neighbouring blocks of a segment; [`Event::Read`] brings `ticket` back. Verifying is the caller's.
@@ -237,7 +244,7 @@ impl Log {
         self.reads.insert(number, ticket);
         let kind = IoKind::Read {
             offset: u64::from(first_block) * u64::from(BLOCK_SIZE),
-            buffer: AlignedBuffer::zeroed(count as usize * BLOCK),
+            buffer: AlignedBuffer::with_room(count as usize * BLOCK),
         };
         self.engine.submit(IoOp { token: token(TOKEN_READ, number), file, kind });
     }
@@ -305,6 +312,13 @@ impl Log {
             if let Err(error) = self.pool.give_back(&mut *self.engine, segment) {
                 tracing::warn!(segment, %error, "a segment that is not needed cannot be deleted");
             }
+        }
+    }
+
+    /// Nobody writes: lets go of the free segments that were kept for those who did.
+    pub fn trim(&mut self) {
+        if let Err(error) = self.pool.trim(&mut *self.engine) {
+            tracing::warn!(%error, "a segment that is not needed cannot be deleted");
         }
     }
 
@@ -419,7 +433,8 @@ impl Log {
             chain: self.next.chain,
             durable: self.synced,
         };
-        let (mut buffer, header_blocks, checksum) = encode(&stamp, &entries, data_blocks, prefix);
+        let data = Parts::of(gathered.iter().flat_map(|queued| &queued.data));
+        let (mut buffer, header_blocks, checksum) = encode(&stamp, &entries, data.first_blocks(), prefix);
         if fresh {
             SegmentHeader { segment: active.segment, generation: self.next.generation, cold: false }
                 .encode(&mut buffer);
@@ -427,17 +442,13 @@ impl Log {
         let first_data = self.next.block + header_blocks;
         self.traffic.headers += u64::from(prefix + header_blocks);
         self.traffic.data += u64::from(data_blocks);
-        let mut filled = (prefix + header_blocks) as usize * BLOCK;
         let mut tickets = Vec::with_capacity(count);
         let mut at = first_data;
         for queued in &gathered {
             tickets.push((queued.ticket, at));
             at += queued.entry.data_blocks();
-            for data in &queued.data {
-                buffer[filled..filled + data.len()].copy_from_slice(data);
-                filled += data.len();
-            }
         }
+        let rest = data.lay_out(&mut buffer);
         // One request instead of a write and a sync, when nothing else waits to be synced.
         let durable = gathered.iter().any(|queued| queued.durable) && self.flights.is_empty() && self.durable();
         let offset = u64::from(self.next.block - prefix) * u64::from(BLOCK_SIZE);
@@ -451,7 +462,7 @@ impl Log {
             durable,
             done: false,
         });
-        let kind = IoKind::Write { offset, buffer, durable };
+        let kind = IoKind::Write { offset, buffer, rest, durable };
         self.engine.submit(IoOp { token: token(TOKEN_APPEND, sequence), file: active.file, kind });
         true
     }
@@ -479,9 +490,13 @@ impl Log {
     }
 
     fn start_sync(&mut self) {
-        if self.sync_flight.is_some() || self.sync_waiters.is_empty() {
-            return;
+        if self.sync_flight.is_none() && !self.sync_waiters.is_empty() {
+            self.sync_now();
         }
+    }
+
+    /// Begins a sync for those who wait; for those who come until it is done as well.
+    fn sync_now(&mut self) {
         let tickets = std::mem::take(&mut self.sync_waiters);
         let files = std::mem::take(&mut self.dirty);
         if files.is_empty() {
@@ -536,6 +551,10 @@ impl Log {
                 let placed = Placed { segment: flight.segment, first_block, durable: flight.durable };
                 self.ready.push(Event::Appended { ticket, result: Ok(placed) });
             }
+        }
+        let is_alone = self.flights.is_empty() && self.queue.is_empty() && self.sync_flight.is_none();
+        if is_alone && !self.dirty.is_empty() && self.foresight.appended() {
+            self.sync_now();
         }
     }
 

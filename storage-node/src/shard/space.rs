@@ -85,7 +85,7 @@ impl Reclaim {
 }
 
 impl Core {
-    /// Asks for a checkpoint if enough would come free by it.
+    /// Asks for a checkpoint if enough would come free by it; lets go of free segments that nobody will take soon.
     pub(super) fn reclaim_step(&mut self) {
         let Some(pause) = self.reclaim.pause else { return };
         let now = Instant::now();
@@ -99,6 +99,9 @@ impl Core {
         let used = self.log.segments().iter().filter(|info| !info.free && !info.active).count();
         if emptied > 0 && (is_quiet || emptied * EMPTIED_SHARE >= used) {
             self.checkpoints.request_if_idle();
+        }
+        if is_quiet {
+            self.log.trim();
         }
     }
 

@@ -102,13 +102,10 @@ impl Core {
                 continue;
             }
             let served = waiting.into_iter().map(|(volume, done)| (volume, self.take(done))).collect();
-            if self.log.durable() {
-                self.serve(served);
-                continue;
-            }
             let ticket = self.ticket();
             match self.log.sync(ticket) {
-                Ok(()) => self.syncs.running = Some(Running { ticket, served }),
+                Ok(true) => self.serve(served),
+                Ok(false) => self.syncs.running = Some(Running { ticket, served }),
                 Err(error) => self.fail_all(served, &error),
             }
         }

@@ -147,6 +147,7 @@ mod tests {
             };
             let stamp = Stamp { log: 1, generation: GENERATION, sequence: index as u64, chain: 9, durable: 0 };
             bytes.extend_from_slice(&encode(&stamp, &[&entry], *count, 0).0);
+            bytes.resize(bytes.len() + *count as usize * BLOCK, 0);
         }
         bytes.resize(blocks as usize * BLOCK, 0);
         bytes
