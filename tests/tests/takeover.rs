@@ -79,7 +79,7 @@ fn refused(outcome: anyhow::Result<String>, expected: &str) {
 fn a_killed_owners_volume_goes_on_at_a_survivor_and_its_tail_is_kept() {
     let mut nodes = Nodes::start(&["a", "b", "c"]).expect("three nodes start");
     nodes.run("a", &["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
-    refused(nodes.run("b", &["volume", "takeover", "disk"]), "is alive");
+    refused(nodes.run("b", &["volume", "takeover", "disk"]), "node a has renewed its lease: it is alive");
     refused(nodes.run("b", &["volume", "takeover", "disk", "--to", "a"]), "owns volume disk already");
 
     let (ledger, stop, socket) = (Mutex::new(Ledger::default()), AtomicBool::new(false), nodes.socket("a"));

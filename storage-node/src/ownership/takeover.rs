@@ -100,6 +100,8 @@ pub enum Effect {
     Resolve,
     /// Follow the owner as before, and report this failure.
     Release(Error),
+    /// Follow the owner as before: it has renewed its lease, so it is alive.
+    Alive,
     /// The volume is this node's under this epoch; where it begins is in the metadata.
     TakeUp(Epoch),
 }
@@ -108,16 +110,15 @@ pub enum Effect {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Takeover {
     me: NodeId,
-    from: NodeId,
     epoch: Epoch,
     state: State,
 }
 
 impl Takeover {
-    /// A takeover by node `me` of a volume that node `from` owns in `epoch`. Begins when the lease is looked at.
+    /// A takeover by node `me` of a volume that another node owns in `epoch`. Begins when the lease is looked at.
     #[must_use]
-    pub fn new(me: NodeId, from: NodeId, epoch: Epoch) -> Takeover {
-        Takeover { me, from, epoch, state: State::Waiting { renewals: None } }
+    pub fn new(me: NodeId, epoch: Epoch) -> Takeover {
+        Takeover { me, epoch, state: State::Waiting { renewals: None } }
     }
 
     /// Takes an event and says what to do; `None` when there is nothing more to do.
@@ -159,8 +160,7 @@ impl Takeover {
             return (State::Holding, Effect::Hold);
         }
         if waited_for.is_some_and(|renewals| renewals != lease.renewals) {
-            let what = format!("node {} has renewed its lease: it is alive; migrate the volume instead", self.from);
-            return (State::Ended, Effect::Release(Error::new(ErrorKind::Busy, what)));
+            return (State::Ended, Effect::Alive);
         }
         let renewals = lease.renewals;
         if now < lease.out_at {
@@ -186,7 +186,7 @@ mod tests {
     }
 
     fn proposing() -> Takeover {
-        let mut takeover = Takeover::new(ME, FROM, EPOCH);
+        let mut takeover = Takeover::new(ME, EPOCH);
         assert!(matches!(takeover.on(looked(3, 7, false)), Some(Effect::Wait { until }) if until.as_secs() == 10));
         assert!(matches!(takeover.on(looked(10, 7, false)), Some(Effect::Expire { renewals: 7 })));
         assert!(matches!(takeover.on(Event::Expired), Some(Effect::Hold)));
@@ -206,20 +206,20 @@ mod tests {
 
     #[test]
     fn a_lease_that_is_out_is_not_waited_for() {
-        assert!(matches!(Takeover::new(ME, FROM, EPOCH).on(looked(0, 7, true)), Some(Effect::Hold)));
+        assert!(matches!(Takeover::new(ME, EPOCH).on(looked(0, 7, true)), Some(Effect::Hold)));
     }
 
     #[test]
     fn an_owner_that_renews_keeps_its_volume() {
-        let mut takeover = Takeover::new(ME, FROM, EPOCH);
+        let mut takeover = Takeover::new(ME, EPOCH);
         takeover.on(looked(3, 7, false));
         let released = takeover.on(looked(5, 8, false));
-        assert!(matches!(released, Some(Effect::Release(error)) if error.kind() == ErrorKind::Busy));
+        assert!(matches!(released, Some(Effect::Alive)));
     }
 
     #[test]
     fn an_early_look_waits_on() {
-        let mut takeover = Takeover::new(ME, FROM, EPOCH);
+        let mut takeover = Takeover::new(ME, EPOCH);
         takeover.on(looked(3, 7, false));
         assert!(matches!(takeover.on(looked(9, 7, false)), Some(Effect::Wait { .. })));
     }
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_failure_before_the_proposal_changes_nothing() {
-        let mut takeover = Takeover::new(ME, FROM, EPOCH);
+        let mut takeover = Takeover::new(ME, EPOCH);
         takeover.on(looked(0, 7, true));
         assert!(matches!(takeover.on(Event::Failed(failure())), Some(Effect::Release(_))));
         assert!(matches!(proposing().on(Event::Refused(failure())), Some(Effect::Release(_))));

@@ -318,7 +318,7 @@ impl Protocol {
             Action::Takeover(node) => {
                 world.budget.takeovers -= 1;
                 let process = &mut world.nodes[*node];
-                process.takeover = Some(Takeover::new(id(*node), id(1 - *node), process.seen.volume().epoch));
+                process.takeover = Some(Takeover::new(id(*node), process.seen.volume().epoch));
                 self.look(world, *node);
             }
             Action::Look(node) => self.look(world, *node),
@@ -637,7 +637,7 @@ impl Protocol {
                 Ask::Takeover { incarnation: process.incarnation, from, epoch: volume.epoch, start }
             }
             Some(takeover::Effect::Resolve) => Ask::Started,
-            Some(takeover::Effect::Release(_)) => {
+            Some(takeover::Effect::Release(_) | takeover::Effect::Alive) => {
                 (process.holding, process.takeover) = (false, None);
                 return;
             }

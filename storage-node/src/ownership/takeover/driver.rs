@@ -94,7 +94,7 @@ impl Driver {
     /// Not safe: run it as a task.
     pub async fn run(mut self) -> Result<Taken, Error> {
         let mut states = self.log.states();
-        let mut machine = Takeover::new(self.volume.me, self.from, self.epoch);
+        let mut machine = Takeover::new(self.volume.me, self.epoch);
         let mut event = self.look(&states.borrow_and_update().clone());
         loop {
             let effect = machine.on(event).expect("a takeover ends released or taken up");
@@ -108,6 +108,7 @@ impl Driver {
                     self.stage.send_replace(Stage::Expiring);
                     match self.log.expire(self.from, renewals).await {
                         Ok(()) => Event::Expired,
+                        Err(error) if error.kind() == ErrorKind::Busy => Event::Failed(self.alive()),
                         Err(error) => Event::Failed(error),
                     }
                 }
@@ -133,6 +134,7 @@ impl Driver {
                     self.resolve().await
                 }
                 Effect::Release(error) => return Err(error),
+                Effect::Alive => return Err(self.alive()),
                 Effect::TakeUp(epoch) => {
                     self.stage.send_replace(Stage::TakingUp);
                     self.served(epoch).await?;
@@ -146,6 +148,7 @@ impl Driver {
     fn look(&self, state: &MetaState) -> Event {
         let meta = state.volume(self.volume.id);
         if let Some((owner, epoch)) = meta.map(|meta| (meta.owner, meta.epoch)).filter(|now| now.1 != self.epoch) {
+            let owner = name_of(state, owner);
             let what = format!("volume {} is at node {owner} by now, in epoch {epoch}", self.volume.name);
             return Event::Failed(Error::new(ErrorKind::Busy, what));
         }
@@ -155,6 +158,16 @@ impl Driver {
         let lease = state.lease(self.from);
         let out_at = self.leases.observe(self.from, &lease);
         Event::Looked { now: self.leases.now(), lease: Seen { renewals: lease.renewals, is_out: lease.is_out, out_at } }
+    }
+
+    /// The refusal to take over from an owner that is not lost.
+    fn alive(&self) -> Error {
+        let from = name_of(&self.log.states().borrow(), self.from);
+        let what = format!(
+            "node {from} has renewed its lease: it is alive; use `helio volume migrate {} --to NODE` to move the volume",
+            self.volume.name
+        );
+        Error::new(ErrorKind::Busy, what)
     }
 
     /// Until then, or until metadata changes.
@@ -224,6 +237,11 @@ impl Driver {
             )),
         }
     }
+}
+
+/// What people call a node.
+fn name_of(state: &MetaState, node: NodeId) -> String {
+    state.node(node).map_or_else(|| format!("#{node}"), |node| node.name.to_string())
 }
 
 /// The refusal of a node that has written more than it holds all of.

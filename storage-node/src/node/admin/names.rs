@@ -1,0 +1,39 @@
+//! Names that administrators use, and what they stand for.
+
+use client_lib::{Error, ErrorKind, NodeId, NodeName};
+use consensus::{MetaState, Snapshot, Volume};
+
+pub(in crate::node) fn volume_named<'a>(state: &'a MetaState, name: &str) -> Result<&'a Volume, Error> {
+    state.volumes().find(|volume| volume.name.as_str() == name).ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("there is no volume {name:?}; `helio volume list` shows those that exist"),
+        )
+    })
+}
+
+pub(super) fn snapshot_named<'a>(volume: &'a Volume, snapshot: &str) -> Result<&'a Snapshot, Error> {
+    volume.snapshot_named(snapshot).ok_or_else(|| {
+        let name = &volume.name;
+        Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "volume {name} has no snapshot {snapshot:?}; `helio volume snapshot list {name}` shows those it has"
+            ),
+        )
+    })
+}
+
+pub(in crate::node) fn node_named(state: &MetaState, name: &str) -> Result<NodeId, Error> {
+    let known = || state.nodes().map(|node| node.name.to_string()).collect::<Vec<_>>().join(", ");
+    let wanted: NodeName = name.parse()?;
+    state
+        .nodes()
+        .find(|node| node.name == wanted)
+        .map(|node| node.id)
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no node {name:?}; the nodes are {}", known())))
+}
+
+pub(in crate::node) fn name_of(state: &MetaState, node: NodeId) -> String {
+    state.node(node).map_or_else(|| format!("#{node}"), |node| node.name.to_string())
+}

@@ -1,0 +1,133 @@
+//! Volumes: created, listed, looked at, deleted.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client_lib::wire::admin::{CreateVolume, ReplicaStatus, VolumeStatus, VolumeSummary};
+use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, VolumeId, VolumeName, VolumeSize};
+use consensus::{Command, Response};
+
+use super::names::{name_of, node_named, volume_named};
+use super::{NodeAdmin, deleted, nonce, out_of_turn};
+use crate::node::METADATA_DEADLINE;
+use crate::node::takeover::tail_status;
+use crate::peer::message::AdminForward;
+use crate::serve::volume::{ServedVolume, store_failure};
+
+/// How long a new volume may take to be served at its owner before `create` says so.
+const CREATE_PATIENCE: Duration = Duration::from_secs(10);
+
+impl NodeAdmin {
+    pub(super) async fn create(&self, request: CreateVolume) -> Result<VolumeStatus, Error> {
+        let name: VolumeName = request.name.parse()?;
+        let size = VolumeSize::try_from(request.size_bytes)?;
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let owner = match &request.owner {
+            Some(owner) => node_named(&state, owner)?,
+            None => self.this.id,
+        };
+        let replicas: BTreeSet<NodeId> = match &request.replicas {
+            Some(names) => names.iter().map(|name| node_named(&state, name)).collect::<Result<_, _>>()?,
+            None => state.nodes().map(|node| node.id).collect(),
+        };
+        let replicas = replicas.into_iter().filter(|replica| *replica != owner).collect();
+        let command = Command::CreateVolume { name: name.clone(), size, owner, replicas, nonce: nonce() };
+        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+            Response::VolumeCreated { volume } => self.created(volume).await,
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    /// Waits until the owner serves the new volume, so that a client may connect at once.
+    pub(super) async fn created(&self, id: VolumeId) -> Result<VolumeStatus, Error> {
+        let ready = async {
+            loop {
+                match self.status_of(id).await {
+                    Ok(status) => return Ok(status),
+                    Err(error) if error.kind() == ErrorKind::Unavailable || error.kind() == ErrorKind::Busy => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        tokio::time::timeout(CREATE_PATIENCE, ready).await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                "the volume was created, but its owner does not serve it yet: is that node up? `helio cluster status` tells",
+            ))
+        })
+    }
+
+    pub(super) async fn list(&self) -> Result<Vec<VolumeSummary>, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        Ok(state
+            .volumes()
+            .map(|volume| VolumeSummary {
+                name: volume.name.to_string(),
+                size_bytes: volume.size.bytes(),
+                owner: name_of(&state, volume.owner),
+                epoch: volume.epoch.0,
+                replicas: volume.replicas.iter().map(|replica| name_of(&state, *replica)).collect(),
+            })
+            .collect())
+    }
+
+    pub(super) async fn delete(&self, name: &str) -> Result<(), Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?.id;
+        self.meta.propose(Command::DeleteVolume { volume }, METADATA_DEADLINE).await?.into_result().map(drop)
+    }
+
+    pub(super) async fn status_of(&self, id: VolumeId) -> Result<VolumeStatus, Error> {
+        self.at_owner(id, AdminForward::Status { volume: id }, |served| self.status_here(served)).await
+    }
+
+    pub(super) async fn status_here(&self, volume: Arc<ServedVolume>) -> Result<VolumeStatus, Error> {
+        let state = self.meta.state();
+        let meta = state.volume(volume.id).ok_or_else(|| deleted(&volume))?;
+        let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
+        let progress = self.reconciler.watermarks(volume.id).map(|marks| (marks.now(), marks.snapshot()));
+        let mut replicas = Vec::with_capacity(meta.replicas.len());
+        for replica in &meta.replicas {
+            let (now, seen) = match &progress {
+                Some((now, all)) => (*now, all.get(replica).cloned().unwrap_or_default()),
+                None => Default::default(),
+            };
+            // What was written since the replica's last word counts too.
+            let changed = volume.shard.changed_blocks(volume.id, seen.position.watermark).await;
+            replicas.push(ReplicaStatus {
+                node: name_of(&state, *replica),
+                provider: state.node(*replica).map(|node| node.provider.to_string()).unwrap_or_default(),
+                watermark: seen.position.watermark.to_string(),
+                known: seen.position.known.to_string(),
+                bytes_behind: changed.map_err(store_failure)? * u64::from(BLOCK_SIZE),
+                seconds_behind: seen.behind_for(now).as_secs_f64(),
+                stale_bytes: seen.position.stale_blocks * u64::from(BLOCK_SIZE),
+                reachable: seen.reachable,
+                tail: seen.tail.map(|tail| tail_status(&state, meta, *replica, tail)),
+                error: seen.error,
+            });
+        }
+        let source_needed =
+            if report.stale_blocks > 0 { meta.source.map(|source| name_of(&state, source)) } else { None };
+        Ok(VolumeStatus {
+            name: meta.name.to_string(),
+            id: meta.id.0,
+            size_bytes: meta.size.bytes(),
+            owner: name_of(&state, meta.owner),
+            epoch: meta.epoch.0,
+            head: report.head.to_string(),
+            mapped_bytes: report.mapped_blocks * u64::from(BLOCK_SIZE),
+            stale_bytes: report.stale_blocks * u64::from(BLOCK_SIZE),
+            replicas,
+            source_needed,
+            damaged_blocks: report.damaged_blocks,
+            repaired_blocks: report.repaired_blocks,
+            verified_blocks: report.verified_blocks,
+            fault: report.fault,
+            space: self.volume_space(&volume).await?,
+        })
+    }
+}
