@@ -1,13 +1,14 @@
 //! The bottom of Heliotrope: the words, the wire and the transport that every other crate shares.
 //!
-//! Owns the identifiers and positions ([`types`]), sizes ([`geometry`]), the error that callers act on
-//! ([`error`]), the seam to the network ([`transport`]) and the frames that cross it ([`wire`]). It links
+//! Owns the identifiers and positions ([`types`]), sizes ([`geometry`]), policies ([`policy`]), the error that callers act
+//! on ([`error`]), the seam to the network ([`transport`]) and the frames that cross it ([`wire`]). It links
 //! neither RocksDB, openraft nor io_uring, and never will, so that outside programs can link it.
 
 pub mod clock;
 pub mod error;
 pub mod geometry;
 pub mod pki;
+pub mod policy;
 pub mod transport;
 pub mod types;
 pub mod wire;

@@ -78,6 +78,9 @@ impl Lsn {
     /// The position before any write.
     pub const ZERO: Lsn = Lsn { epoch: Epoch(0), sequence: 0 };
 
+    /// After every write.
+    pub const MAX: Lsn = Lsn { epoch: Epoch(u64::MAX), sequence: u64::MAX };
+
     /// The position `sequence` under `epoch`.
     #[must_use]
     pub const fn new(epoch: Epoch, sequence: u64) -> Lsn {

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use client_lib::geometry::SNAPSHOTS_MAX;
+use client_lib::policy::{Durability, Rpo};
 use client_lib::{
     Epoch, Error, ErrorKind, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeId, VolumeName,
     VolumeSize,
@@ -190,6 +191,35 @@ pub enum Command {
         /// The epoch of the ownership.
         epoch: Epoch,
     },
+    /// A new volume whose flushes wait for more than its owner.
+    CreateVolumeOfClass {
+        /// Its name; unique.
+        name: VolumeName,
+        /// Its size.
+        size: VolumeSize,
+        /// The node that may write it.
+        owner: NodeId,
+        /// The nodes that follow.
+        replicas: BTreeSet<NodeId>,
+        /// What FLUSH and FUA wait for.
+        durability: Durability,
+        /// Tells a repeated proposal from another volume of the same name.
+        nonce: u64,
+    },
+    /// What FLUSH and FUA of the volume wait for from now on.
+    SetDurability {
+        /// The volume.
+        volume: VolumeId,
+        /// What.
+        durability: Durability,
+    },
+    /// How far the volume's best replica may be behind from now on.
+    SetRpo {
+        /// The volume.
+        volume: VolumeId,
+        /// How far; `None` is as far as it is.
+        rpo: Option<Rpo>,
+    },
 }
 
 impl Command {
@@ -279,6 +309,8 @@ pub enum Response {
     TakeoverSet,
     /// The clone is known to exist.
     CloneMade,
+    /// The policy is what was asked for.
+    PolicySet,
 }
 
 impl Response {

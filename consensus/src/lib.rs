@@ -13,6 +13,11 @@ pub mod state;
 pub mod store;
 pub mod timings;
 
+/// Shared with the node: both keep their golden files in one place.
+#[cfg(test)]
+#[path = "../../storage-node/src/golden.rs"]
+mod golden;
+
 pub use command::{Command, Refusal, Response};
 pub use network::RaftCalls;
 pub use raft::{MetaOptions, MetaRaft};

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use client_lib::policy::{Durability, Rpo};
 use client_lib::{
     Epoch, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeId, VolumeName, VolumeSize,
 };
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, Response};
 
+pub(crate) mod before;
 mod clones;
 mod leases;
 mod members;
@@ -160,6 +162,10 @@ pub struct Volume {
     pub takeover_after_ms: Option<u64>,
     /// What it is a clone of, if it is one.
     pub origin: Option<Origin>,
+    /// What FLUSH and FUA wait for.
+    pub durability: Durability,
+    /// How far its best replica may be behind; `None` is as far as it is.
+    pub rpo: Option<Rpo>,
 }
 
 impl Volume {
@@ -181,6 +187,8 @@ impl Volume {
             newest_snapshot: SnapshotId(0),
             takeover_after_ms: None,
             origin: None,
+            durability: Durability::default(),
+            rpo: None,
         }
     }
 
@@ -227,7 +235,9 @@ impl MetaState {
             Command::RegisterNode { id, name, provider, address } => self.register_node(id, name, provider, address),
             Command::NodeStarted { node } => self.node_started(node),
             Command::CreateVolume { name, size, owner, replicas, nonce } => {
-                self.create_volume(log_index, name, size, owner, replicas, nonce)
+                let durability = Durability::default();
+                let create = volumes::Create { name, size, owner, replicas, durability, nonce };
+                self.create_volume(log_index, create)
             }
             Command::DeleteVolume { volume } => self.delete_volume(volume),
             Command::Transfer { volume, from, incarnation, epoch, to, final_lsn, manifest_digest } => {
@@ -254,6 +264,12 @@ impl MetaState {
                 self.clone_volume(log_index, clones::Clone { name, origin, snapshot, from, epoch, nonce })
             }
             Command::CloneMade { volume, from, epoch } => self.clone_made(volume, from, epoch),
+            Command::CreateVolumeOfClass { name, size, owner, replicas, durability, nonce } => {
+                let create = volumes::Create { name, size, owner, replicas, durability, nonce };
+                self.create_volume(log_index, create)
+            }
+            Command::SetDurability { volume, durability } => self.set_durability(volume, durability),
+            Command::SetRpo { volume, rpo } => self.set_rpo(volume, rpo),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

@@ -12,9 +12,19 @@ const VARIABLE: &str = "HELIO_GOLDEN";
 /// Bytes on a line.
 const LINE: usize = 16;
 
+/// The bytes of golden file `name`, which is of an older version and never written anew.
+#[allow(dead_code, reason = "not both of the crates that share this file need it")]
+pub(crate) fn read(name: &str) -> Vec<u8> {
+    from_text(&std::fs::read_to_string(path(name)).expect("is there"))
+}
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
+}
+
 /// Compares `bytes` with golden file `name`, or writes it. Returns the file's bytes, for decoding.
 pub(crate) fn check(name: &str, bytes: &[u8]) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
+    let path = path(name);
     let text = to_text(bytes);
     if std::env::var(VARIABLE).is_ok_and(|value| value == "write") {
         std::fs::write(&path, &text).expect("the golden file is written");

@@ -1,5 +1,7 @@
 //! Carrying what was written at the owner to the other nodes: manifests ahead, data behind, pulls on demand.
 
+pub mod classes;
+pub mod flushes;
 pub mod hearing;
 pub mod intake;
 pub mod manifest;

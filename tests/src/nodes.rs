@@ -54,7 +54,20 @@ impl Nodes {
     /// # Errors
     /// What the programs say.
     pub fn add_with(&mut self, name: &str, store: &str) -> anyhow::Result<()> {
-        self.configure_with(name, store)?;
+        self.configure_with(name, &own_provider(name), store)?;
+        self.join(name)
+    }
+
+    /// As [`add`](Self::add), at a provider that may have other nodes.
+    ///
+    /// # Errors
+    /// What the programs say.
+    pub fn add_at(&mut self, name: &str, provider: &str) -> anyhow::Result<()> {
+        self.configure_with(name, provider, "")?;
+        self.join(name)
+    }
+
+    fn join(&mut self, name: &str) -> anyhow::Result<()> {
         match self.nodes.first() {
             None => self.cluster(&["init"], name, "")?,
             Some((first, _)) => self.cluster(&["join"], name, &self.cluster(&["token"], first, "")?)?,
@@ -79,13 +92,13 @@ impl Nodes {
     /// # Errors
     /// As the system says.
     pub fn configure(&self, name: &str) -> anyhow::Result<()> {
-        self.configure_with(name, "")
+        self.configure_with(name, &own_provider(name), "")
     }
 
-    fn configure_with(&self, name: &str, store: &str) -> anyhow::Result<()> {
+    fn configure_with(&self, name: &str, provider: &str, store: &str) -> anyhow::Result<()> {
         let address = own_address();
         let text = format!(
-            "name = \"{name}\"\nprovider = \"cloud-{name}\"\ndata = \"{name}\"\nlisten = \"{address}\"\n\
+            "name = \"{name}\"\nprovider = \"{provider}\"\ndata = \"{name}\"\nlisten = \"{address}\"\n\
             [admin]\nhttp = \"127.0.0.1:0\"\n[store]\nsegment_bytes = \"8MiB\"\n{store}"
         );
         Ok(std::fs::write(self.config(name), text)?)
@@ -176,6 +189,10 @@ impl Nodes {
     pub fn run(&self, name: &str, arguments: &[&str]) -> anyhow::Result<String> {
         run(Command::new(helio()?).args(arguments).arg("--data").arg(self.path().join(name)))
     }
+}
+
+fn own_provider(name: &str) -> String {
+    format!("cloud-{name}")
 }
 
 /// A UDP address that no other test has: loopback is a /8, and a process id fits into what is left of it. Not a free

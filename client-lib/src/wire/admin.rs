@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Asks for a new volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateVolume {
     /// Its name.
@@ -18,6 +18,18 @@ pub struct CreateVolume {
     /// The nodes that follow; all others, if none are given.
     #[serde(default)]
     pub replicas: Option<Vec<String>>,
+    /// What FLUSH and FUA wait for: `local`, `site:N` or `geo:N`; `local`, if it is not given.
+    #[serde(default)]
+    pub durability: Option<String>,
+    /// What happens while that cannot be met: `block` or `degrade`; `block`, if it is not given.
+    #[serde(default)]
+    pub unmet: Option<String>,
+    /// With `degrade`: how long it is waited for, in milliseconds.
+    #[serde(default)]
+    pub degrade_after_ms: Option<u64>,
+    /// Whether a class is accepted that these nodes can never meet.
+    #[serde(default)]
+    pub accept_unmet: bool,
 }
 
 /// Asks for a handover.
@@ -26,6 +38,9 @@ pub struct CreateVolume {
 pub struct Migrate {
     /// The node that is to own the volume.
     pub to: String,
+    /// Whether the volume may go where its class of durability can never be met.
+    #[serde(default)]
+    pub accept_unmet: bool,
 }
 
 /// Asks for a takeover: the owner is lost.
@@ -35,7 +50,8 @@ pub struct AskTakeover {
     /// The node that is to own the volume; the replica that holds most of it, if none is given.
     #[serde(default)]
     pub to: Option<String>,
-    /// Whether `to` may hold less than another replica: what only that one holds is cut off.
+    /// Whether the new owner may hold less than another replica, or than one that does not answer and may hold what was flushed in
+    /// the volume's class: what only that one holds is cut off.
     #[serde(default)]
     pub behind: bool,
 }
@@ -88,13 +104,86 @@ pub struct TakeoverReport {
     pub left: Vec<String>,
 }
 
-/// What happens when a volume's owner is lost, as it is or is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What a volume's owner promises, and what happens when it is lost.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumePolicy {
     /// A replica takes over by itself when the owner's lease has been out for so many milliseconds; `null` leaves it to an
     /// operator.
     pub takeover_after_ms: Option<u64>,
+    /// What FLUSH and FUA wait for: `local`, `site:N` or `geo:N`.
+    #[serde(default)]
+    pub durability: String,
+    /// What happens while that cannot be met: `block` or `degrade`.
+    #[serde(default)]
+    pub unmet: String,
+    /// With `degrade`: how long it is waited for, in milliseconds.
+    #[serde(default)]
+    pub degrade_after_ms: Option<u64>,
+    /// How far the best replica may be behind, in milliseconds; `null` is as far as it is.
+    #[serde(default)]
+    pub rpo_target_ms: Option<u64>,
+    /// What happens beyond that: `alarm` or `throttle`.
+    #[serde(default)]
+    pub rpo_action: Option<String>,
+}
+
+/// Asks for another policy. What is not given stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangePolicy {
+    /// As in [`VolumePolicy`]; `null` is `manual`.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub takeover_after_ms: Option<Option<u64>>,
+    /// As in [`VolumePolicy`].
+    #[serde(default)]
+    pub durability: Option<String>,
+    /// As in [`VolumePolicy`].
+    #[serde(default)]
+    pub unmet: Option<String>,
+    /// As in [`VolumePolicy`]; with `unmet`.
+    #[serde(default)]
+    pub degrade_after_ms: Option<u64>,
+    /// Whether a class is accepted that the volume's nodes can never meet.
+    #[serde(default)]
+    pub accept_unmet: bool,
+    /// As in [`VolumePolicy`]; `null` is no target.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub rpo_target_ms: Option<Option<u64>>,
+    /// As in [`VolumePolicy`].
+    #[serde(default)]
+    pub rpo_action: Option<String>,
+}
+
+/// Tells `null` from a field that is not there.
+fn given<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// How a volume stands to its class of durability, as its owner sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DurabilityStatus {
+    /// What FLUSH and FUA wait for: `local`, `site:N` or `geo:N`; empty from a node that does not tell yet.
+    pub class: String,
+    /// What happens while that cannot be met: `block` or `degrade`.
+    pub unmet: String,
+    /// With `degrade`: how long it is waited for, in milliseconds.
+    pub degrade_after_ms: Option<u64>,
+    /// `met`, `unmet` (a flush waits, or would) or `degraded` (flushes are answered without it).
+    pub state: String,
+    /// Up to where the volume is durable in its class, as far as is known; `null` in class `local`.
+    pub durable: Option<String>,
+    /// How many clients' requests wait for it now.
+    pub waiting: u64,
+    /// For how long the first of them has.
+    pub waiting_seconds: f64,
+    /// Since when the volume is degraded, by the owner's clock, in milliseconds since 1970.
+    pub degraded_since_ms: Option<u64>,
+    /// Bytes of distinct blocks that were flushed since and are not durable in the class, at most.
+    pub at_risk_bytes: u64,
+    /// Why the class is not met; `null` when it is.
+    pub cause: Option<String>,
+    /// What happens next by itself.
+    pub next: Option<String>,
 }
 
 /// The owner of a volume, as the node asked sees it, whether it answers or not.
@@ -223,6 +312,9 @@ pub struct VolumeSummary {
     pub epoch: u64,
     /// The nodes that follow.
     pub replicas: Vec<String>,
+    /// Its class of durability; empty from a node that does not tell yet.
+    #[serde(default)]
+    pub durability: String,
 }
 
 /// A replica of a volume, as its owner sees it.
@@ -244,6 +336,9 @@ pub struct ReplicaStatus {
     pub stale_bytes: u64,
     /// Whether the last call to it succeeded.
     pub reachable: bool,
+    /// Whether what it holds counts toward the volume's class of durability.
+    #[serde(default)]
+    pub counts: bool,
     /// What it keeps, if a takeover cut off what it holds: it does not follow until it rejoins.
     #[serde(default)]
     pub tail: Option<TailStatus>,
@@ -291,6 +386,9 @@ pub struct VolumeStatus {
     /// Where its space goes at the owner.
     #[serde(default)]
     pub space: VolumeSpace,
+    /// How it stands to its class of durability.
+    #[serde(default)]
+    pub durability: DurabilityStatus,
 }
 
 /// Whether a scrub is over.

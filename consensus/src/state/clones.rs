@@ -35,6 +35,8 @@ impl MetaState {
             replicas: volume.replicas.clone(),
             nonce,
             takeover_after_ms: volume.takeover_after_ms,
+            durability: volume.durability,
+            rpo: volume.rpo,
             origin: Some(Origin { volume: origin, snapshot, is_made: false }),
             ..Volume::new(VolumeId(log_index), name, made.size, from)
         };

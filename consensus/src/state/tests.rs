@@ -6,6 +6,8 @@ use proptest::prelude::*;
 use super::{Made, MetaState};
 use crate::command::{Command, Refusal, Response};
 
+mod golden;
+
 fn register(id: u64, name: &str) -> Command {
     Command::RegisterNode {
         id: NodeId(id),

@@ -2,11 +2,22 @@
 
 use std::collections::BTreeSet;
 
+use client_lib::policy::{Durability, Rpo};
 use client_lib::{Epoch, NodeId, VolumeId, VolumeName, VolumeSize};
 
 use super::ownership::require_owner;
 use super::{MetaState, Volume};
 use crate::command::{Refusal, Response};
+
+/// As [`crate::Command::CreateVolumeOfClass`].
+pub(super) struct Create {
+    pub(super) name: VolumeName,
+    pub(super) size: VolumeSize,
+    pub(super) owner: NodeId,
+    pub(super) replicas: BTreeSet<NodeId>,
+    pub(super) durability: Durability,
+    pub(super) nonce: u64,
+}
 
 /// As [`crate::Command::ResizeVolume`].
 pub(super) struct Resize {
@@ -19,15 +30,8 @@ pub(super) struct Resize {
 }
 
 impl MetaState {
-    pub(super) fn create_volume(
-        &mut self,
-        log_index: u64,
-        name: VolumeName,
-        size: VolumeSize,
-        owner: NodeId,
-        mut replicas: BTreeSet<NodeId>,
-        nonce: u64,
-    ) -> Result<Response, Refusal> {
+    pub(super) fn create_volume(&mut self, log_index: u64, create: Create) -> Result<Response, Refusal> {
+        let Create { name, size, owner, mut replicas, durability, nonce } = create;
         if let Some(known) = self.created_before(&name, nonce)? {
             return Ok(known);
         }
@@ -37,7 +41,8 @@ impl MetaState {
             return Err(Refusal::UnknownNode(*stranger));
         }
         // The log's index is never used again, so neither is the id.
-        Ok(self.add_volume(Volume { replicas, nonce, ..Volume::new(VolumeId(log_index), name, size, owner) }))
+        let volume = Volume::new(VolumeId(log_index), name, size, owner);
+        Ok(self.add_volume(Volume { replicas, durability, nonce, ..volume }))
     }
 
     /// The answer to a creation that is proposed again, because its first answer was lost; refuses a name that is taken.
@@ -78,6 +83,16 @@ impl MetaState {
     pub(super) fn set_takeover(&mut self, volume: VolumeId, after_ms: Option<u64>) -> Result<Response, Refusal> {
         self.volumes.get_mut(&volume).ok_or(Refusal::UnknownVolume(volume))?.takeover_after_ms = after_ms;
         Ok(Response::TakeoverSet)
+    }
+
+    pub(super) fn set_durability(&mut self, volume: VolumeId, durability: Durability) -> Result<Response, Refusal> {
+        self.volumes.get_mut(&volume).ok_or(Refusal::UnknownVolume(volume))?.durability = durability;
+        Ok(Response::PolicySet)
+    }
+
+    pub(super) fn set_rpo(&mut self, volume: VolumeId, rpo: Option<Rpo>) -> Result<Response, Refusal> {
+        self.volumes.get_mut(&volume).ok_or(Refusal::UnknownVolume(volume))?.rpo = rpo;
+        Ok(Response::PolicySet)
     }
 
     pub(super) fn delete_volume(&mut self, volume: VolumeId) -> Result<Response, Refusal> {

@@ -15,10 +15,15 @@ use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, IteratorMode, Options, W
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::state_machine::take_over;
+
 /// The version of every value.
 const VALUE_VERSION: u8 = 1;
-/// The version of the database's layout and of the state in it. Any other is refused; 1 was of development versions only.
-const FORMAT: u64 = 3;
+/// The version of the database's layout and of the state in it. Others but [`FORMAT_BEFORE`] are refused; 1 and 2 were of
+/// development versions only.
+pub(super) const FORMAT: u64 = 4;
+/// What is taken over when it is found: its volumes had no classes of durability and no targets.
+pub(super) const FORMAT_BEFORE: u64 = 3;
 /// Write-ahead logs kept for recycling: overwriting blocks needs no change of the file's size in the journal, and a
 /// sync is a third faster for it (measured, see shared figures in docs/decisions/0002).
 const RECYCLED_LOGS: usize = 4;
@@ -81,6 +86,7 @@ impl Database {
         match database.get::<u64>(RAFT, b"format")? {
             None => database.put(RAFT, b"format", &FORMAT)?,
             Some(FORMAT) => {}
+            Some(FORMAT_BEFORE) => take_over(&database)?,
             Some(found) => {
                 let what = if found > FORMAT { "use the newer program" } else { "a development version wrote it" };
                 return Err(io::Error::other(format!(
@@ -93,12 +99,12 @@ impl Database {
     }
 
     /// A value of the database in `directory`, which nobody has open; nothing in it is changed.
-    pub(super) fn peek<T: DeserializeOwned>(
-        directory: &Path,
-        group: GroupId,
-        family: &str,
-        name: &[u8],
-    ) -> io::Result<Option<T>> {
+    /// A value of the format before is read as `Before`.
+    pub(super) fn peek<T, Before>(directory: &Path, group: GroupId, family: &str, name: &[u8]) -> io::Result<Option<T>>
+    where
+        T: DeserializeOwned + From<Before>,
+        Before: DeserializeOwned,
+    {
         let families = [LOG, RAFT, META];
         let db = DB::open_cf_for_read_only(&Options::default(), directory, families, false).map_err(|error| {
             io::Error::other(format!("the metadata store {} cannot be read: {error}", directory.display()))
@@ -107,10 +113,12 @@ impl Database {
         let key = |name: &[u8]| [&group.0.to_be_bytes()[..], name].concat();
         let value = |family: &str, name: &[u8]| db.get_cf(handle(family), key(name)).map_err(io::Error::other);
         let format: Option<u64> = value(RAFT, b"format")?.map(|value| decode(RAFT, b"format", &value)).transpose()?;
-        if format.is_some_and(|found| found != FORMAT) {
-            return Err(io::Error::other(format!("the metadata store {} has another format", directory.display())));
+        let Some(found) = value(family, name)? else { return Ok(None) };
+        match format {
+            None | Some(FORMAT) => decode(family, name, &found).map(Some),
+            Some(FORMAT_BEFORE) => decode::<Before>(family, name, &found).map(|before| Some(before.into())),
+            Some(_) => Err(io::Error::other(format!("the metadata store {} has another format", directory.display()))),
         }
-        value(family, name)?.map(|value| decode(family, name, &value)).transpose()
     }
 
     fn family(&self, name: &str) -> &ColumnFamily {

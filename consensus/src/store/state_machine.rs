@@ -15,11 +15,12 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::database::{Database, META};
+use super::database::{Database, FORMAT, META, RAFT};
 use super::log_store::LogStore;
 use super::types::{LogId, MetaTypes, Snapshot, SnapshotMeta, StoredMembership};
 use crate::command::Response;
 use crate::state::MetaState;
+use crate::state::before::StateBefore;
 
 /// The largest snapshot that is sent or taken, in bytes; it travels in one frame.
 pub const SNAPSHOT_BYTES_MAX: usize = 32 << 20;
@@ -30,6 +31,37 @@ struct Applied {
     last_applied: Option<LogId>,
     membership: StoredMembership,
     state: MetaState,
+}
+
+/// The same in the format before.
+#[derive(Deserialize)]
+struct AppliedBefore {
+    last_applied: Option<LogId>,
+    membership: StoredMembership,
+    state: StateBefore,
+}
+
+impl From<AppliedBefore> for Applied {
+    fn from(before: AppliedBefore) -> Applied {
+        let AppliedBefore { last_applied, membership, state } = before;
+        Applied { last_applied, membership, state: state.into() }
+    }
+}
+
+/// Makes a store of the format before one of the present format, in one step.
+pub(super) fn take_over(database: &Database) -> io::Result<()> {
+    let mut batch = database.batch().put(RAFT, b"format", &FORMAT)?;
+    if let Some(applied) = database.get::<AppliedBefore>(META, b"applied")? {
+        batch = batch.put(META, b"applied", &Applied::from(applied))?;
+    }
+    if let Some(mut snapshot) = database.get::<StoredSnapshot>(META, b"snapshot")? {
+        let state: StateBefore = postcard::from_bytes(&snapshot.data).map_err(|error| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot of the metadata cannot be read: {error}"))
+        })?;
+        snapshot.data = postcard::to_stdvec(&MetaState::from(state)).map_err(io::Error::other)?;
+        batch = batch.put(META, b"snapshot", &snapshot)?;
+    }
+    batch.write()
 }
 
 /// What is applied, for those who read.
@@ -64,7 +96,7 @@ pub fn open(directory: &Path, group: GroupId) -> io::Result<Stores> {
 /// # Errors
 /// When the directory cannot be read, is of another format, or the state is corrupt.
 pub fn peek(directory: &Path, group: GroupId) -> io::Result<Option<MetaState>> {
-    let applied: Option<Applied> = Database::peek(directory, group, META, b"applied")?;
+    let applied: Option<Applied> = Database::peek::<Applied, AppliedBefore>(directory, group, META, b"applied")?;
     Ok(applied.map(|applied| applied.state))
 }
 

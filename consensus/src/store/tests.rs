@@ -3,14 +3,19 @@
 use client_lib::{GroupId, NodeId};
 use openraft::StorageError;
 use openraft::entry::RaftEntry;
-use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
+use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::vote::RaftLeaderId;
 
+use serde::ser::{Serialize, SerializeTuple, Serializer};
+
+use super::database::{Database, META, RAFT};
 use super::log_store::LogStore;
-use super::state_machine::{StateMachine, open};
-use super::types::{Entry, LogId, MetaTypes, Vote};
+use super::state_machine::{StateMachine, open, peek};
+use super::types::{Entry, LogId, MetaTypes, StoredMembership, Vote};
 use crate::command::Command;
+use crate::golden;
+use crate::state::MetaState;
 
 struct Builder;
 
@@ -60,4 +65,48 @@ async fn groups_do_not_see_each_other() {
     let (mut log, _machine) = open(directory.path(), GroupId(2)).expect("opens").storages().expect("reads");
     assert_eq!(log.read_vote().await.expect("reads"), None);
     assert_eq!(log.get_log_state().await.expect("reads").last_log_id, None);
+}
+
+/// Bytes that are stored as they are.
+struct Raw(Vec<u8>);
+
+impl Serialize for Raw {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut tuple = serializer.serialize_tuple(self.0.len())?;
+        self.0.iter().try_for_each(|byte| tuple.serialize_element(byte))?;
+        tuple.end()
+    }
+}
+
+#[tokio::test]
+async fn a_store_of_the_format_before_is_taken_over_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let state = golden::read("meta-state-3.hex");
+    {
+        let database = Database::open(directory.path(), GroupId::META).expect("opens");
+        let place = (None::<LogId>, StoredMembership::default());
+        let applied = [postcard::to_stdvec(&place).expect("plain data"), state.clone()].concat();
+        let batch = database.batch().put(RAFT, b"format", &3u64).expect("encodes");
+        let batch = batch.put(META, b"applied", &Raw(applied)).expect("encodes");
+        batch.put(META, b"snapshot", &(place.0, place.1, state)).expect("encodes").write().expect("is written");
+    }
+    let volumes = |state: &MetaState| state.volumes().map(|volume| volume.name.to_string()).collect::<Vec<_>>();
+    for _ in 0..2 {
+        let seen = peek(directory.path(), GroupId::META).expect("reads").expect("is there");
+        assert_eq!(volumes(&seen), ["v", "w"]);
+    }
+    for _ in 0..2 {
+        let (_, mut machine) = open(directory.path(), GroupId::META).expect("opens").storages().expect("reads");
+        let snapshot = machine.get_current_snapshot().await.expect("reads").expect("is there");
+        let seen: MetaState = postcard::from_bytes(&snapshot.snapshot).expect("is of the present form");
+        assert_eq!(volumes(&seen), ["v", "w"]);
+        drop(machine);
+        assert_eq!(peek(directory.path(), GroupId::META).expect("reads"), Some(seen));
+    }
+    {
+        let database = Database::open(directory.path(), GroupId::META).expect("opens");
+        database.put(RAFT, b"format", &5u64).expect("is written");
+    }
+    let refused = open(directory.path(), GroupId::META).err().expect("is newer").to_string();
+    assert!(refused.contains("use the newer program"), "{refused}");
 }

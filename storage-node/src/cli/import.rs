@@ -161,6 +161,7 @@ fn create(arguments: &Import, name: &VolumeName, needed: u64, client: &Client) -
             human(needed)
         );
     }
-    let request = CreateVolume { name: name.to_string(), size_bytes, owner: arguments.owner.clone(), replicas: None };
+    let owner = arguments.owner.clone();
+    let request = CreateVolume { name: name.to_string(), size_bytes, owner, ..CreateVolume::default() };
     client.post("/v1/volumes", &request)
 }

@@ -26,8 +26,9 @@ pub(super) struct Takeover {
     /// The node that is to own it [default: the replica that holds most]
     #[arg(long)]
     to: Option<String>,
-    /// Allow a node that holds less than another replica: what only that one holds is cut off
-    #[arg(long, requires = "to")]
+    /// Allow a node that holds less than another replica, or than one that does not answer and may hold what was flushed in the
+    /// volume's class: what only that one holds is cut off
+    #[arg(long)]
     behind: bool,
     /// Print JSON
     #[arg(long)]

@@ -12,7 +12,9 @@ use crate::size;
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     /// Create a volume
-    #[command(after_help = "Example:\n  helio volume create disk --size 10GiB --owner a")]
+    #[command(
+        after_help = "Example:\n  helio volume create disk --size 10GiB --owner a\n  helio volume create disk --size 10GiB --durability geo:1"
+    )]
     Create {
         /// Its name
         name: String,
@@ -25,6 +27,8 @@ pub(super) enum Verb {
         /// The nodes that follow [default: all others]
         #[arg(long, value_delimiter = ',')]
         replicas: Option<Vec<String>>,
+        #[command(flatten)]
+        durability: policy::DurabilityArguments,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -53,6 +57,9 @@ pub(super) enum Verb {
         /// The node that is to own it
         #[arg(long)]
         to: String,
+        /// Also where its class of durability can never be met
+        #[arg(long)]
+        accept_unmet: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -95,11 +102,20 @@ pub(super) enum Verb {
 pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
     let client = || Client::find(common);
     match verb {
-        Verb::Create { name, size: size_bytes, owner, replicas, json } => {
+        Verb::Create { name, size: size_bytes, owner, replicas, durability, json } => {
             // Checked here too: an odd name must not become part of a URL, and needs no cluster to be refused.
             name.parse::<VolumeName>()?;
-            let status: VolumeStatus =
-                client()?.post("/v1/volumes", &CreateVolume { name, size_bytes, owner, replicas })?;
+            let request = CreateVolume {
+                name,
+                size_bytes,
+                owner,
+                replicas,
+                durability: durability.class(),
+                unmet: durability.unmet(),
+                degrade_after_ms: durability.degrade_after_ms(),
+                accept_unmet: durability.accept_unmet,
+            };
+            let status: VolumeStatus = client()?.post("/v1/volumes", &request)?;
             if json {
                 return print_json(&status);
             }
@@ -112,9 +128,10 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
             }
             let rows = volumes.into_iter().map(|volume| {
                 let size = size::human(volume.size_bytes);
-                vec![volume.name, size, volume.owner, volume.epoch.to_string(), volume.replicas.join(", ")]
+                let (epoch, replicas) = (volume.epoch.to_string(), volume.replicas.join(", "));
+                vec![volume.name, size, volume.owner, epoch, volume.durability, replicas]
             });
-            print_table(&["volume", "size", "owner", "epoch", "replicas"], rows.collect());
+            print_table(&["volume", "size", "owner", "epoch", "durability", "replicas"], rows.collect());
         }
         Verb::Status { name, json } => {
             let status: VolumeStatus = client()?.get(&path(&name)?)?;
@@ -123,9 +140,9 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
             }
             print_status(&status);
         }
-        Verb::Migrate { name, to, json } => {
-            let report: MigrateReport =
-                client()?.post(&format!("{}/migrate", path(&name)?), &Migrate { to: to.clone() })?;
+        Verb::Migrate { name, to, accept_unmet, json } => {
+            let request = Migrate { to: to.clone(), accept_unmet };
+            let report: MigrateReport = client()?.post(&format!("{}/migrate", path(&name)?), &request)?;
             if json {
                 return print_json(&report);
             }
@@ -184,6 +201,7 @@ fn print_status(status: &VolumeStatus) {
         Some(source) => println!("{} still come from node {source}: keep it running", size::human(status.stale_bytes)),
         None => println!("every block is at the owner"),
     }
+    policy::print_durability(status);
     // A node that does not tell yet.
     if !status.space.store.is_empty() {
         space::print_of_volume(&status.space);

@@ -4,8 +4,8 @@ use clap::Args;
 use client_lib::VolumeName;
 use client_lib::wire::admin::{OwnerStatus, ReplicaStatus, VolumeStatus};
 
-use super::Common;
 use super::client::{Client, print_json};
+use super::{Common, policy};
 use crate::size;
 
 /// Say what is not as it should be with a volume, and what happens next
@@ -73,6 +73,7 @@ fn of_status(status: &VolumeStatus) -> Vec<String> {
             size::human(status.stale_bytes)
         ));
     }
+    sentences.extend(policy::sentences(status));
     sentences.extend(status.replicas.iter().filter_map(|replica| of_replica(status, replica)));
     sentences
 }
@@ -106,7 +107,7 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
 
 #[cfg(test)]
 mod tests {
-    use client_lib::wire::admin::{TailStatus, VolumeSpace};
+    use client_lib::wire::admin::{DurabilityStatus, TailStatus, VolumeSpace};
 
     use super::*;
 
@@ -120,6 +121,7 @@ mod tests {
             seconds_behind: 0.1,
             stale_bytes: 0,
             reachable: true,
+            counts: false,
             tail: None,
             error: None,
         }
@@ -142,6 +144,7 @@ mod tests {
             verified_blocks: 0,
             fault: None,
             space: VolumeSpace::default(),
+            durability: DurabilityStatus::default(),
         }
     }
 
@@ -157,6 +160,28 @@ mod tests {
         let all = of_status(&status(vec![left, away, slow]));
         assert!(all[0].contains("helio volume rejoin disk --node b --discard-tail"), "{all:?}");
         assert!(all[1].contains("node c cannot be reached") && all[2].contains("node d is 70 s behind"), "{all:?}");
+    }
+
+    #[test]
+    fn a_class_that_is_not_met_has_its_sentence() {
+        let told = |state: &str, waiting, degraded_since_ms| {
+            let cause = Some("node b cannot be reached".to_owned());
+            let (class, next) = ("geo:1".to_owned(), Some("flushes wait until it is met".to_owned()));
+            let durability = DurabilityStatus {
+                class,
+                state: state.into(),
+                waiting,
+                degraded_since_ms,
+                cause,
+                next,
+                ..Default::default()
+            };
+            of_status(&VolumeStatus { durability, ..status(vec![]) }).join("")
+        };
+        let said = told("unmet", 0, None);
+        assert_eq!(said, "class geo:1 cannot be met, because node b cannot be reached; flushes wait until it is met");
+        assert!(told("unmet", 2, None).starts_with("2 requests wait for class geo:1, the first of them for"));
+        assert!(told("degraded", 0, Some(1)).starts_with("flushes are answered without class geo:1 for"));
     }
 
     #[test]

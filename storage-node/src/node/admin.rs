@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AskTakeover, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, NbdAddresses,
-    NodeSpace, OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress,
-    TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AskTakeover, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport,
+    NbdAddresses, NodeSpace, OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus,
+    TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
@@ -30,6 +30,7 @@ use crate::serve::volumes::Volumes;
 use crate::shard::scrub::ScrubAction;
 
 mod cluster;
+pub(super) mod durability;
 mod handover;
 mod names;
 mod resize;
@@ -181,7 +182,7 @@ impl Admin for NodeAdmin {
     }
 
     fn migrate<'a>(&'a self, name: &'a str, request: Migrate) -> BoxFuture<'a, Result<MigrateReport, Error>> {
-        Box::pin(async move { self.migrate_to(name, &request.to).await })
+        Box::pin(async move { self.migrate_to(name, &request).await })
     }
 
     fn take_over<'a>(&'a self, name: &'a str, request: AskTakeover) -> BoxFuture<'a, Result<TakeoverReport, Error>> {
@@ -204,7 +205,7 @@ impl Admin for NodeAdmin {
         Box::pin(self.policy_of(name))
     }
 
-    fn set_policy<'a>(&'a self, name: &'a str, wanted: VolumePolicy) -> BoxFuture<'a, Result<VolumePolicy, Error>> {
+    fn set_policy<'a>(&'a self, name: &'a str, wanted: ChangePolicy) -> BoxFuture<'a, Result<VolumePolicy, Error>> {
         Box::pin(self.set_policy_of(name, wanted))
     }
 

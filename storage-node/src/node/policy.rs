@@ -1,4 +1,5 @@
-//! What happens to a volume whose owner is lost: nothing until somebody asks, or a takeover by itself after a while.
+//! The policies of volumes: what they are, and changing them. And what happens to a volume whose owner is lost: nothing until
+//! somebody asks, or a takeover by itself after a while.
 //!
 //! Every node that follows a volume with the policy `auto` counts for itself, from when the owner's lease is out as seen here. The
 //! replicas begin one after the other, so that one does it and the others see that it is done; if two do it at once, the metadata
@@ -8,12 +9,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client_lib::wire::admin::{AskTakeover, OwnerStatus, VolumePolicy};
-use client_lib::{Error, NodeId, VolumeId};
+use client_lib::policy::{Rpo, RpoAction};
+use client_lib::wire::admin::{AskTakeover, ChangePolicy, OwnerStatus, VolumePolicy};
+use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{Command, Lease, MetaState, Response, Volume};
 use futures_util::future::join_all;
 
 use super::METADATA_DEADLINE;
+use super::admin::durability::{asked_for, require_possible, unmet_named};
 use super::admin::{NodeAdmin, name_of, out_of_turn, volume_named};
 
 /// How much later each replica begins than the one before it: longer than a takeover that has no lease to wait for.
@@ -24,6 +27,15 @@ const AT_ONCE_MAX: usize = 16;
 
 /// How long after a takeover that failed it is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(15);
+
+/// How often the owner is asked whether it keeps to a new class.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long the owner may take to keep to a new class before the change is reported without that.
+const IN_FORCE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The shortest target: a replica is some deltas behind even when all is well.
+const RPO_TARGET_MS_MIN: u64 = 500;
 
 /// Takes over what is to be taken over by itself, for as long as the node runs.
 pub(super) async fn take_over_what_is_due(admin: Arc<NodeAdmin>) {
@@ -104,19 +116,103 @@ impl NodeAdmin {
         Ok(policy(volume_named(&state, name)?))
     }
 
-    pub(super) async fn set_policy_of(&self, name: &str, wanted: VolumePolicy) -> Result<VolumePolicy, Error> {
+    pub(super) async fn set_policy_of(&self, name: &str, wanted: ChangePolicy) -> Result<VolumePolicy, Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
-        let volume = volume_named(&state, name)?.id;
-        let command = Command::SetTakeover { volume, after_ms: wanted.takeover_after_ms };
-        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
-            Response::TakeoverSet => Ok(wanted),
-            other => Err(out_of_turn(&other)),
+        let volume = volume_named(&state, name)?;
+        let id = volume.id;
+        let (class, unmet) = (wanted.durability.as_deref(), wanted.unmet.as_deref());
+        let durability = asked_for(volume.durability, class, unmet, wanted.degrade_after_ms)?;
+        if durability.class != volume.durability.class && !wanted.accept_unmet {
+            require_possible(&state, name, durability.class, volume.owner, volume.replicas.iter().copied())?;
+        }
+        let rpo = rpo_asked_for(volume.rpo, wanted.rpo_target_ms, wanted.rpo_action.as_deref())?;
+        let mut commands = Vec::new();
+        if let Some(after_ms) = wanted.takeover_after_ms {
+            commands.push(Command::SetTakeover { volume: id, after_ms });
+        }
+        if durability != volume.durability {
+            commands.push(Command::SetDurability { volume: id, durability });
+        }
+        if rpo != volume.rpo {
+            commands.push(Command::SetRpo { volume: id, rpo });
+        }
+        for command in commands {
+            match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+                Response::TakeoverSet | Response::PolicySet => {}
+                other => return Err(out_of_turn(&other)),
+            }
+        }
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let policy = policy(volume_named(&state, name)?);
+        if durability != volume.durability {
+            self.until_in_force(id, &policy).await?;
+        }
+        Ok(policy)
+    }
+
+    /// Waits until the owner keeps to a class, so that whoever asked for it may rely on it. An owner that does not answer does
+    /// when it is back.
+    async fn until_in_force(&self, id: VolumeId, policy: &VolumePolicy) -> Result<(), Error> {
+        let is_so = async {
+            loop {
+                match self.status_of(id).await {
+                    Ok(status) if status.durability.class == policy.durability => return Ok(()),
+                    Ok(_) => tokio::time::sleep(LOOK).await,
+                    Err(error) if error.kind() == ErrorKind::NotFound => return Err(error),
+                    Err(error) => {
+                        tracing::info!(volume = %id, %error, "the owner keeps to the new policy when it is back");
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        // One that hears so late is as good as out of reach.
+        tokio::time::timeout(IN_FORCE_PATIENCE, is_so).await.unwrap_or(Ok(()))
+    }
+}
+
+/// The target that is asked for, where `present` is in force. What is not given stays.
+fn rpo_asked_for(
+    present: Option<Rpo>,
+    target_ms: Option<Option<u64>>,
+    action: Option<&str>,
+) -> Result<Option<Rpo>, Error> {
+    let invalid = |what: String| Err(Error::new(ErrorKind::InvalidRequest, what));
+    let action = match action {
+        None => None,
+        Some("alarm") => Some(RpoAction::Alarm),
+        Some("throttle") => Some(RpoAction::Throttle),
+        Some(other) => {
+            return invalid(format!("{other:?} is no action beyond a target: use `alarm` or `throttle`"));
+        }
+    };
+    match (target_ms.unwrap_or(present.map(|rpo| rpo.target_ms)), action) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => invalid("an action needs a target: how many seconds may the best replica be behind?".into()),
+        (Some(ms), _) if ms < RPO_TARGET_MS_MIN => invalid(format!(
+            "a target of {ms} ms is too short: replicas are told every 100 ms, so take {RPO_TARGET_MS_MIN} ms or more"
+        )),
+        (Some(target_ms), action) => {
+            let before = present.map_or_else(RpoAction::default, |rpo| rpo.action);
+            Ok(Some(Rpo { target_ms, action: action.unwrap_or(before) }))
         }
     }
 }
 
 fn policy(volume: &Volume) -> VolumePolicy {
-    VolumePolicy { takeover_after_ms: volume.takeover_after_ms }
+    let (unmet, degrade_after_ms) = unmet_named(volume.durability.unmet);
+    let action = |rpo: Rpo| match rpo.action {
+        RpoAction::Alarm => "alarm",
+        RpoAction::Throttle => "throttle",
+    };
+    VolumePolicy {
+        takeover_after_ms: volume.takeover_after_ms,
+        durability: volume.durability.class.to_string(),
+        unmet: unmet.to_owned(),
+        degrade_after_ms,
+        rpo_target_ms: volume.rpo.map(|rpo| rpo.target_ms),
+        rpo_action: volume.rpo.map(|rpo| action(rpo).to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -154,6 +250,29 @@ mod tests {
         }
         apply(&mut state, 12, Command::SetTakeover { volume: VolumeId(10), after_ms: Some(30_000) });
         state
+    }
+
+    #[test]
+    fn a_target_is_asked_for_in_parts() {
+        let rpo = |target_ms, action| Some(Rpo { target_ms, action });
+        let present = rpo(5_000, RpoAction::Throttle);
+        for (present, target, action, expected) in [
+            (None, None, None, None),
+            (None, Some(Some(5_000)), None, rpo(5_000, RpoAction::Alarm)),
+            (present, None, None, present),
+            (present, Some(Some(900)), None, rpo(900, RpoAction::Throttle)),
+            (present, None, Some("alarm"), rpo(5_000, RpoAction::Alarm)),
+            (present, Some(None), None, None),
+        ] {
+            assert_eq!(rpo_asked_for(present, target, action).expect("is valid"), expected);
+        }
+        for (target, action, said) in [
+            (None, Some("alarm"), "needs a target"),
+            (Some(Some(9)), None, "too short"),
+            (Some(Some(900)), Some("panic"), "use `alarm` or `throttle`"),
+        ] {
+            assert!(rpo_asked_for(None, target, action).expect_err(said).message().contains(said));
+        }
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Reconciler {
             if before != acts_under && volume.owner == self.me {
                 self.arm(volume, acts_under).await;
             }
-            let served = self.apply_volume(volume, acts_under).await;
+            let served = self.apply_volume(state, volume, acts_under).await;
             if let Err(error) = &served {
                 tracing::error!(volume = %volume.name, epoch = %volume.epoch, %error, "the volume cannot be served");
             }
@@ -162,7 +162,12 @@ impl Reconciler {
         }
     }
 
-    async fn apply_volume(self: &Arc<Self>, meta: &Volume, acts_under: Option<u64>) -> Result<(), Error> {
+    async fn apply_volume(
+        self: &Arc<Self>,
+        state: &MetaState,
+        meta: &Volume,
+        acts_under: Option<u64>,
+    ) -> Result<(), Error> {
         let owned = meta.owner == self.me;
         let (volume, view) = match self.volumes.get(meta.id) {
             Some(volume) => {
@@ -184,6 +189,7 @@ impl Reconciler {
         };
         volume.puller.set_holders(holders(meta));
         volume.sizes.want(meta.size);
+        volume.flushes.follow(meta, state);
         let is_done = view.epoch >= meta.epoch && view.phase != Phase::Activating;
         if !is_done {
             volume.standing.heard(meta);
@@ -272,6 +278,8 @@ impl Reconciler {
         if report.head == meta.final_lsn {
             make_again(volume, meta, report.newest_snapshot).await?;
         }
+        let own = (report.stale_blocks > 0).then_some(report.watermark);
+        volume.flushes.begin(meta.epoch, own);
         volume.gate.set_phase(meta.epoch, Phase::Owner);
         tracing::info!(volume = %meta.name, epoch = %meta.epoch, head = %report.head, stale_blocks = report.stale_blocks, "owner");
         self.start_propagation(volume, meta);
@@ -285,10 +293,18 @@ impl Reconciler {
             .iter()
             .map(|replica| tokio::spawn(Sender::new(volume.clone(), *replica, meta.epoch, watermarks.clone()).run()))
             .collect();
-        let backfill = volume.clone();
+        let (backfill, epoch) = (volume.clone(), meta.epoch);
         tasks.push(tokio::spawn(async move {
-            match backfill.puller.backfill().await {
-                Ok(()) => tracing::info!(volume = %backfill.name, "every block is here"),
+            let filled = async {
+                backfill.puller.backfill().await?;
+                // What was fetched counts as held when it is synced.
+                backfill.shard.flush(backfill.id).await.map_err(store_failure)
+            };
+            match filled.await {
+                Ok(_) => {
+                    backfill.flushes.whole(epoch);
+                    tracing::info!(volume = %backfill.name, "every block is here");
+                }
                 Err(error) => tracing::error!(volume = %backfill.name, %error, "filling in stale blocks has ended"),
             }
         }));

@@ -22,6 +22,7 @@ use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::standing::Tail;
 use crate::ownership::takeover::driver::{Driver, Stage, Taken, incomplete};
 use crate::peer::message::AdminForward;
+use crate::propagation::classes;
 use crate::serve::tail::tail_name;
 use crate::serve::volume::{ServedVolume, store_failure};
 
@@ -156,6 +157,9 @@ impl NodeAdmin {
         }
         let surveys = join_all(volume.replicas.iter().map(|node| self.survey(&state, volume.id, *node))).await;
         let chosen = choose(volume, &surveys, to, self.this.id, request.behind)?;
+        if !request.behind {
+            require_heard(&state, volume, &surveys, chosen)?;
+        }
         let (to, holding) = (chosen.node, *chosen.answer.as_ref().map_err(|_| no_replica(volume, &surveys))?);
 
         let shown = Shown {
@@ -415,6 +419,36 @@ fn choose<'a>(
     }
 }
 
+/// Refuses to go on without replicas that may hold, and they alone, what was flushed in the volume's class.
+fn require_heard(state: &MetaState, volume: &Volume, surveys: &[Survey], chosen: &Survey) -> Result<(), Error> {
+    let start = chosen.answer.as_ref().map_or(Lsn::ZERO, |holding| holding.watermark);
+    let has_told = |survey: &Survey| match &survey.answer {
+        // A node that has left counts for no class, and who holds no more than is begun with has nothing to add.
+        Ok(holding) => holding.tail.is_some() || holding.watermark <= start,
+        Err(_) => false,
+    };
+    let provider = |node: NodeId| state.node(node).map(|node| &node.provider);
+    let class = volume.durability.class;
+    let Some(home) = provider(volume.owner) else { return Ok(()) };
+    let told = surveys.iter().filter_map(|survey| Some((provider(survey.node)?, has_told(survey))));
+    if !classes::may_hide_flushes(class, home, told) {
+        return Ok(());
+    }
+    let counts = |survey: &&Survey| provider(survey.node).is_some_and(|at| classes::counts(class, home, at));
+    let silent = surveys.iter().filter(|survey| !has_told(survey)).filter(counts);
+    let names: Vec<&str> = silent.map(|survey| survey.name.as_str()).collect();
+    Err(Error::new(
+        ErrorKind::Unavailable,
+        format!(
+            "what was flushed in class {class} of volume {} may be at node {} alone, which cannot take over now: bring it back, or add \
+             --behind to go on at node {} without what only that one holds",
+            volume.name,
+            names.join(" or "),
+            chosen.name
+        ),
+    ))
+}
+
 fn no_replica(volume: &Volume, surveys: &[Survey]) -> Error {
     let why = surveys.iter().map(|survey| match &survey.answer {
         Ok(Holding { tail: Some(tail), .. }) => {
@@ -434,6 +468,8 @@ fn no_replica(volume: &Volume, surveys: &[Survey]) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use client_lib::policy::{Class, Durability, Unmet};
+
     use super::*;
 
     const ME: NodeId = NodeId(2);
@@ -469,6 +505,32 @@ mod tests {
         assert_eq!(chosen(&[survey(2, 9, 4, 4), survey(3, 5, 5, 5), silent(4)], None, false), Ok(3));
         assert_eq!(chosen(&[survey(3, 5, 5, 5), survey(2, 5, 5, 5), survey(4, 5, 5, 5)], None, false), Ok(2), "here");
         assert_eq!(chosen(&[left(3), survey(4, 7, 2, 6), survey(2, 1, 1, 1)], None, false), Ok(2));
+    }
+
+    #[test]
+    fn what_was_flushed_in_a_class_is_not_given_up_unasked() {
+        let mut state = MetaState::default();
+        for id in 1..=3 {
+            let (name, provider) = (format!("n{id}"), format!("p{id}"));
+            let (name, provider) = (name.parse().expect("a name"), provider.parse().expect("a name"));
+            let register = consensus::Command::RegisterNode { id: NodeId(id), name, provider, address: String::new() };
+            state.apply(id, register).into_result().expect("is applied");
+        }
+        let heard = |class, surveys: &[Survey]| {
+            let durability = Durability { class, unmet: Unmet::Block };
+            let volume = Volume { durability, ..Volume::example() };
+            let chosen = choose(&volume, surveys, None, ME, false).expect("one is able");
+            require_heard(&state, &volume, surveys, chosen).map_err(|error| error.message().to_owned())
+        };
+        let silent = [survey(2, 9, 4, 4), silent(3)];
+        assert_eq!(heard(Class::Local, &silent), Ok(()));
+        let refused = heard(Class::Geo(1), &silent).expect_err("it may be the one");
+        assert!(refused.contains("at node n3 alone") && refused.contains("--behind"), "{refused}");
+        assert_eq!(heard(Class::Geo(2), &silent), Ok(()), "then node 2 has it too");
+        assert_eq!(heard(Class::Geo(1), &[survey(2, 9, 4, 4), survey(3, 5, 5, 5)]), Ok(()));
+        assert_eq!(heard(Class::Geo(1), &[survey(2, 9, 4, 4), left(3)]), Ok(()));
+        let unable = [survey(2, 9, 4, 4), survey(3, 9, 6, 8)];
+        assert!(heard(Class::Geo(1), &unable).is_err(), "it holds more, and cannot take over");
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub enum PeerRequest {
     Prepare { volume: VolumeId, epoch: Epoch, manifest: Manifest, claim: Epoch },
     /// An administrative request for the owner, as JSON of `serve::admin` (slow path, human-paced).
     Admin { request: AdminForward },
+    /// Take note of a manifest that begins at the replica's watermark, take its data, and apply it all, if nothing is missing then:
+    /// what a flush waits for, in one call. Durable on reply.
+    Deliver { volume: VolumeId, epoch: Epoch, manifest: Manifest, blocks: Vec<BlockHead>, prune: Lsn },
 }
 
 /// Administrative requests that only one node can carry out: the owner of a volume, or the one that is named.
@@ -145,6 +148,15 @@ pub enum PeerReply {
     Failed(Error),
     /// The receiver has left the volume: a takeover cut off what it holds.
     Left(Tail),
+    /// A replica's positions, and up to where it holds the volume durably.
+    Delivered {
+        /// The positions.
+        position: ReplicaPosition,
+        /// Everything up to here is applied, and synced.
+        held: Lsn,
+    },
+    /// It is done at the owner and not durable in the volume's class yet: ask for a flush until it is.
+    Waiting,
 }
 
 /// A head with its payload.

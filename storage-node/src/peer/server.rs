@@ -85,10 +85,10 @@ impl PeerServer {
             }
             PeerRequest::Flush { volume, epoch } => {
                 let volume = self.volume(volume)?;
-                if volume.flush_for_peer(epoch).await? {
-                    PeerReply::Done
-                } else {
-                    PeerReply::NotOwner(volume.gate.view().epoch)
+                match volume.flush_for_peer(epoch).await? {
+                    Some(true) => PeerReply::Done,
+                    Some(false) => PeerReply::Waiting,
+                    None => PeerReply::NotOwner(volume.gate.view().epoch),
                 }
             }
             PeerRequest::Extents { volume, epoch, moment, offset, length } => {
@@ -118,6 +118,7 @@ impl PeerServer {
             | PeerRequest::Missing { volume, epoch, .. }
             | PeerRequest::Blocks { volume, epoch, .. }
             | PeerRequest::Apply { volume, epoch, .. }
+            | PeerRequest::Deliver { volume, epoch, .. }
             | PeerRequest::Prepare { volume, epoch, .. } => (*volume, *epoch),
             other => return Err(Error::new(ErrorKind::Internal, format!("not a request of propagation: {other:?}"))),
         };
@@ -133,13 +134,16 @@ impl PeerServer {
             PeerRequest::Missing { after, limit, .. } => receiver::missing(&volume, after, limit).await,
             PeerRequest::Blocks { blocks, .. } => receiver::blocks(&volume, unpack_blocks(&blocks, payload)?).await,
             PeerRequest::Apply { to, .. } => receiver::apply(&volume, to).await,
+            PeerRequest::Deliver { manifest, blocks, prune, .. } => {
+                receiver::deliver(&volume, manifest, unpack_blocks(&blocks, payload)?, prune).await
+            }
             PeerRequest::Prepare { manifest, claim, .. } => {
                 volume.writers.claim(claim);
                 receiver::manifest(&volume, manifest, false, true, client_lib::Lsn::ZERO).await
             }
             _ => receiver::reply_position(&volume).await,
         };
-        if let PeerReply::Position(position) = &reply {
+        if let PeerReply::Position(position) | PeerReply::Delivered { position, .. } = &reply {
             volume.hearing.heard(*position);
         }
         Ok(reply)
@@ -165,7 +169,8 @@ async fn write(volume: &ServedVolume, epoch: Epoch, writer: Writer, change: Chan
     let written = volume.write_for_peer(epoch, &change).await;
     drop(admission);
     Ok(match written? {
-        Some(epoch) => PeerReply::Written(epoch),
+        Some(lsn) if volume.is_settled_for_peer(&change, lsn).await? => PeerReply::Written(lsn.epoch),
+        Some(_) => PeerReply::Waiting,
         None => PeerReply::NotOwner(volume.gate.view().epoch),
     })
 }

@@ -88,6 +88,28 @@ pub async fn manifest(volume: &ServedVolume, manifest: Manifest, seal: bool, dur
     }
 }
 
+/// Takes a manifest with its data and applies them, with whatever was on its way before; durable on return.
+pub async fn deliver(volume: &ServedVolume, manifest: Manifest, blocks: Vec<VersionedBlock>, prune: Lsn) -> PeerReply {
+    let to = manifest.to;
+    let held = async {
+        volume.shard.apply_manifest(volume.id, manifest, true, false).await?;
+        if !blocks.is_empty() {
+            volume.shard.receive(volume.id, blocks).await?;
+        }
+        let held = volume.shard.apply_sealed(volume.id, to).await?;
+        volume.shard.prune(volume.id, prune).await?;
+        Ok((held, position(volume).await?))
+    };
+    match held.await {
+        Ok((held, position)) => PeerReply::Delivered { position, held },
+        Err(StoreError::ManifestGap { .. }) => match position(volume).await {
+            Ok(position) => PeerReply::Gap(position),
+            Err(error) => failed(error),
+        },
+        Err(error) => failed(error),
+    }
+}
+
 /// Which blocks of the sealed delta are still missing.
 pub async fn missing(volume: &ServedVolume, after: BlockIndex, limit: u32) -> PeerReply {
     match volume.shard.missing(volume.id, Wanted::Sealed, after, limit).await {
@@ -104,10 +126,14 @@ pub async fn blocks(volume: &ServedVolume, blocks: Vec<VersionedBlock>) -> PeerR
     }
 }
 
-/// Applies the sealed delta, if it is complete.
+/// Applies the sealed delta, if it is complete. The watermark in the answer is durable.
 pub async fn apply(volume: &ServedVolume, to: Lsn) -> PeerReply {
-    match volume.shard.apply_sealed(volume.id, to).await {
-        Ok(_) => reply_position(volume).await,
+    let applied = async {
+        let watermark = volume.shard.apply_sealed(volume.id, to).await?;
+        Ok(ReplicaPosition { watermark, ..position(volume).await? })
+    };
+    match applied.await {
+        Ok(position) => PeerReply::Position(position),
         Err(error) => failed(error),
     }
 }

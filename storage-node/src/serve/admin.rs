@@ -3,9 +3,9 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AskTakeover, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport, NodeSpace,
-    OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport,
-    VolumePolicy, VolumeStatus, VolumeSummary,
+    AskTakeover, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport,
+    NodeSpace, OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress,
+    TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
 use crate::shard::scrub::ScrubAction;
@@ -39,11 +39,11 @@ pub trait Admin: Send + Sync + 'static {
     /// The volume's owner and its lease; does not need the owner.
     fn owner<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<OwnerStatus, Error>>;
 
-    /// What happens when the volume's owner is lost; does not need the owner.
+    /// What the volume's owner promises, and what happens when it is lost; does not need the owner.
     fn policy<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumePolicy, Error>>;
 
-    /// Changes what happens when the volume's owner is lost.
-    fn set_policy<'a>(&'a self, name: &'a str, wanted: VolumePolicy) -> BoxFuture<'a, Result<VolumePolicy, Error>>;
+    /// Changes that, and waits until the owner, if it is in reach, keeps to it.
+    fn set_policy<'a>(&'a self, name: &'a str, wanted: ChangePolicy) -> BoxFuture<'a, Result<VolumePolicy, Error>>;
 
     /// Gives a volume another size, and waits until it is in force at the owner.
     fn resize<'a>(&'a self, name: &'a str, request: Resize) -> BoxFuture<'a, Result<VolumeStatus, Error>>;

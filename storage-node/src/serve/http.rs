@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use client_lib::wire::admin::{
-    AskTakeover, CloneSnapshot, CreateSnapshot, CreateVolume, Failure, Migrate, Rejoin, Resize, RollBack, VolumePolicy,
+    AskTakeover, ChangePolicy, CloneSnapshot, CreateSnapshot, CreateVolume, Failure, Migrate, Rejoin, Resize, RollBack,
 };
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
@@ -144,7 +144,7 @@ async fn policy(State(admin): Shared, Path(name): Path<String>) -> Response {
     answer(admin.policy(&name).await)
 }
 
-async fn set_policy(State(admin): Shared, Path(name): Path<String>, Json(wanted): Json<VolumePolicy>) -> Response {
+async fn set_policy(State(admin): Shared, Path(name): Path<String>, Json(wanted): Json<ChangePolicy>) -> Response {
     answer(admin.set_policy(&name, wanted).await)
 }
 

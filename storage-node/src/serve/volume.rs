@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use client_lib::transport::Class;
-use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId, VolumeName, VolumeSize};
+use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId, VolumeName, VolumeSize};
 use consensus::Volume;
 
+use super::durability::{FlushGate, Outcome};
 use super::metadata::NewestMetadata;
 use super::resize::Sizes;
 use super::snapshots::Snapshots;
@@ -32,6 +33,9 @@ use crate::volume::Moment;
 /// How long an operation waits for an owner that cannot be reached before it fails. Long enough for a node
 /// to restart and recover; a guest's own disk time-out is usually 30 s, so a dead link shows there first.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a flush for another node waits for the volume's class before that node is told to ask again: less than a call may take.
+const PEER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Pause between attempts to reach the owner.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -56,6 +60,8 @@ pub struct ServedVolume {
     pub writers: Writers,
     /// What takeovers mean to this node and its sessions.
     pub standing: Standing,
+    /// What flushes wait for.
+    pub flushes: FlushGate,
     /// Where the owner's news come in.
     pub intake: Arc<Intake>,
     /// When they came.
@@ -97,6 +103,7 @@ impl ServedVolume {
             gate: Gate::new(View { owner: meta.owner, epoch: meta.epoch, phase }),
             writers: Writers::default(),
             standing: Standing::default(),
+            flushes: FlushGate::default(),
             intake: Arc::default(),
             hearing: Hearing::default(),
             puller: Puller::new(meta.id, me, shard.clone(), peers.clone()),
@@ -214,12 +221,16 @@ impl ServedVolume {
         let mut patience = Patience::new();
         loop {
             match self.write_here(Epoch(0), &change, Some(writer)).await? {
-                Ok(epoch) => {
+                Ok(lsn) => {
                     // It was taken over from meanwhile, twice: the write is in another history than this session.
                     writer.require_current()?;
-                    self.writers.claim(epoch);
-                    writer.wrote_at_owner(epoch);
-                    return Ok(());
+                    self.writers.claim(lsn.epoch);
+                    writer.wrote_at_owner(lsn.epoch);
+                    // Handed over meanwhile, it is in the volume, and made durable where that is now.
+                    return match self.is_settled(&change, lsn).await? {
+                        true => Ok(()),
+                        false => self.flush().await,
+                    };
                 }
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(view)) => {
@@ -231,6 +242,7 @@ impl ServedVolume {
                     self.forwarded.store(true, Ordering::Release);
                     match self.peers.ask(view.owner, Class::Pull, request, payload).await {
                         Ok(Message { head: PeerReply::Written(_), .. }) => return Ok(()),
+                        Ok(Message { head: PeerReply::Waiting, .. }) => return self.flush().await,
                         // An older attempt of this very session: try again with the present generation.
                         Ok(Message { head: PeerReply::Done, .. }) => {}
                         Ok(Message { head: PeerReply::Superseded(epoch), .. }) => {
@@ -259,7 +271,7 @@ impl ServedVolume {
         epoch: Epoch,
         change: &Change,
         writer: Option<&dyn SessionWriter>,
-    ) -> Result<Result<Epoch, Detour>, Error> {
+    ) -> Result<Result<Lsn, Detour>, Error> {
         let view = self.gate.settled(epoch).await?;
         if let Some(writer) = writer {
             writer.require_current()?;
@@ -272,32 +284,75 @@ impl ServedVolume {
             Change::Zero { offset, length, fua } => self.shard.zero(self.id, *offset, *length, *fua).await,
         };
         match written {
-            Ok(lsn) => Ok(Ok(lsn.epoch)),
+            Ok(lsn) => Ok(Ok(lsn)),
             Err(error @ StoreError::BeyondEnd { .. }) => Err(no_space_beyond_end(store_failure(error))),
             Err(error) => self.recover(Moment::Now, view, error).await.map(Err),
         }
     }
 
     /// As [`write`](Self::write), for a session of another node; `None` when this node is not the owner.
-    pub async fn write_for_peer(&self, epoch: Epoch, change: &Change) -> Result<Option<Epoch>, Error> {
+    pub async fn write_for_peer(&self, epoch: Epoch, change: &Change) -> Result<Option<Lsn>, Error> {
         loop {
             match self.write_here(epoch, change, None).await? {
-                Ok(epoch) => return Ok(Some(epoch)),
+                Ok(lsn) => return Ok(Some(lsn)),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(_)) => return Ok(None),
             }
         }
     }
 
-    /// Makes every acked write durable. At a node that does not own the volume and passed nothing on, there is
-    /// nothing to do: the handover synced what was written here (DESIGN, "late FLUSH").
+    /// Whether what was written here, up to `lsn`, is as durable as it was asked to be; waits for that. False when the volume was
+    /// handed over meanwhile.
+    async fn is_settled(&self, change: &Change, lsn: Lsn) -> Result<bool, Error> {
+        if !change.fua() || !self.flushes.waits() {
+            return Ok(true);
+        }
+        let view = self.gate.view();
+        if view.epoch != lsn.epoch { Ok(false) } else { self.settle(view, lsn).await }
+    }
+
+    /// The same for another node, which does not wait for long.
+    pub async fn is_settled_for_peer(&self, change: &Change, lsn: Lsn) -> Result<bool, Error> {
+        tokio::time::timeout(PEER_PATIENCE, self.is_settled(change, lsn)).await.unwrap_or(Ok(false))
+    }
+
+    /// Waits until the volume, owned here under `view` and durable here up to `lsn`, is so in its class. False when it was handed
+    /// over meanwhile.
+    async fn settle(&self, view: View, lsn: Lsn) -> Result<bool, Error> {
+        let mut views = self.gate.subscribe();
+        let outcome = tokio::select! {
+            outcome = self.flushes.settled(view.epoch, lsn) => outcome,
+            _ = views.wait_for(|now| *now != view) => Outcome::Over,
+        };
+        match outcome {
+            Outcome::Durable => Ok(true),
+            Outcome::Over => Ok(false),
+            // Nobody else vouches for it, so the lease must, now: the volume may have been taken over meanwhile.
+            Outcome::Degraded => match self.shard.flush(self.id).await {
+                Ok(_) => Ok(true),
+                Err(error) => self.recover(Moment::Now, view, error).await.map(|_| false),
+            },
+        }
+    }
+
+    /// Makes every acked write durable in the volume's class. In class `local` there is nothing to do at a node that does not own
+    /// the volume and passed nothing on: the handover synced what was written here (DESIGN, "late FLUSH"). In any other the
+    /// owner is asked.
     pub async fn flush(&self) -> Result<(), Error> {
         let mut patience = Patience::new();
         loop {
             let view = self.gate.view();
+            let waits = self.flushes.waits();
             match view.phase {
                 Phase::Closed => {
                     return Err(Error::new(ErrorKind::Closed, format!("volume {} was deleted", self.name)));
+                }
+                Phase::Transferring | Phase::Activating if waits => drop(self.gate.settled(Epoch(0)).await?),
+                Phase::Owner if waits => {
+                    if self.flush_here(view).await? {
+                        self.forwarded.store(false, Ordering::Release);
+                        return Ok(());
+                    }
                 }
                 Phase::Owner | Phase::Transferring | Phase::Activating => {
                     match self.shard.flush(self.id).await {
@@ -318,12 +373,14 @@ impl ServedVolume {
                     self.gate.settled(Epoch(0)).await?;
                 }
                 Phase::Elsewhere => {
-                    if !self.forwarded.load(Ordering::Acquire) {
+                    if !waits && !self.forwarded.load(Ordering::Acquire) {
                         return Ok(());
                     }
                     let request = PeerRequest::Flush { volume: self.id, epoch: view.epoch };
                     match self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await {
                         Ok(Message { head: PeerReply::Done, .. }) => return Ok(()),
+                        // The owner is there, and does what it can.
+                        Ok(Message { head: PeerReply::Waiting, .. }) => patience = Patience::new(),
                         answer => self.after_detour(view, answer, &mut patience).await?,
                     }
                 }
@@ -331,14 +388,22 @@ impl ServedVolume {
         }
     }
 
-    /// Flushes as the owner of at least `epoch`, for another node; false when this node is not the owner.
-    pub async fn flush_for_peer(&self, epoch: Epoch) -> Result<bool, Error> {
+    /// Flushes as the owner, in the volume's class; false when it has to be done over, perhaps elsewhere.
+    async fn flush_here(&self, view: View) -> Result<bool, Error> {
+        match self.shard.flush(self.id).await {
+            Ok(lsn) => self.settle(view, lsn).await,
+            Err(error) => self.recover(Moment::Now, view, error).await.map(|_| false),
+        }
+    }
+
+    /// Flushes as the owner of at least `epoch`, for another node; false when it is to ask again, `None` when this node is not
+    /// the owner.
+    pub async fn flush_for_peer(&self, epoch: Epoch) -> Result<Option<bool>, Error> {
         let view = self.gate.settled(epoch).await?;
         if view.phase == Phase::Elsewhere {
-            return Ok(false);
+            return Ok(None);
         }
-        self.shard.flush(self.id).await.map_err(store_failure)?;
-        Ok(true)
+        tokio::time::timeout(PEER_PATIENCE, self.flush_here(view)).await.unwrap_or(Ok(false)).map(Some)
     }
 
     /// What is mapped in a range, as the owner knows it, or in a snapshot.
@@ -489,6 +554,13 @@ pub enum Change {
 }
 
 impl Change {
+    /// Whether it must be durable before it is answered.
+    fn fua(&self) -> bool {
+        match self {
+            Change::Data { fua, .. } | Change::Zero { fua, .. } => *fua,
+        }
+    }
+
     fn to_request(&self, volume: VolumeId, epoch: Epoch, writer: Writer) -> (PeerRequest, Bytes) {
         match self {
             Change::Data { offset, data, fua } => {

@@ -636,7 +636,7 @@ impl ShardHandle {
     }
 
     /// Replica: moves the watermark to the sealed delta's end `to`, logged and synced, if nothing of it is missing.
-    /// Returns the watermark, moved or not.
+    /// Returns the watermark, moved or not, as far as it is durable.
     pub async fn apply_sealed(&self, volume: VolumeId, to: Lsn) -> Result<Lsn, StoreError> {
         self.ask(|reply| Request::ApplySealed { volume, to, reply }).await
     }

@@ -137,14 +137,16 @@ impl Core {
     }
 
     pub(super) fn apply_sealed(&mut self, volume: VolumeId, to: Lsn, reply: Reply<Lsn>) {
-        let done = Done::Watermark(reply);
-        let Some(run) = self.volumes.get(&volume) else { return done.fail(StoreError::UnknownVolume(volume)) };
+        let Some(run) = self.volumes.get(&volume) else {
+            return Done::Watermark(reply, to).fail(StoreError::UnknownVolume(volume));
+        };
         let layers = &run.state.layers;
         if run.role == Role::Replica && layers.sealed_to() == Some(to) && layers.sealed_complete() {
-            self.append_plain(Entry::Applied { volume, to }, true, done);
+            self.append_plain(Entry::Applied { volume, to }, true, Done::Watermark(reply, to));
         } else {
-            // The watermark that is told must be durable, whoever moved it.
-            self.syncs.wait(volume, done);
+            // The watermark that is told must be durable, whoever moved it; and it may move on meanwhile.
+            let reached = run.state.watermark();
+            self.syncs.wait(volume, Done::Watermark(reply, reached));
         }
     }
 

@@ -22,8 +22,8 @@ pub(super) enum Done {
     Lsn(Reply<Lsn>, Lsn),
     /// Answer with the volume's known position.
     Known(Reply<Lsn>),
-    /// Answer with the volume's watermark.
-    Watermark(Reply<Lsn>),
+    /// Answer with the volume's watermark, as far as this: beyond it, it may not be durable.
+    Watermark(Reply<Lsn>, Lsn),
     /// Answer with up to where the volume is durable.
     Durable(Reply<Lsn>),
     /// Answer with the volume's report.
@@ -49,7 +49,7 @@ impl Done {
     pub(super) fn fail(self, error: StoreError) {
         match self {
             Done::Nothing | Done::Checkpoint | Done::CheckpointTaken => {}
-            Done::Lsn(reply, _) | Done::Known(reply) | Done::Watermark(reply) | Done::Durable(reply) => {
+            Done::Lsn(reply, _) | Done::Known(reply) | Done::Watermark(reply, _) | Done::Durable(reply) => {
                 drop(reply.send(Err(error)));
             }
             Done::Report(reply) => drop(reply.send(Err(error))),
@@ -166,7 +166,7 @@ impl Core {
             Done::Nothing => {}
             Done::Lsn(reply, lsn) => self.answer_as_owner(volume, Held::Lsn(reply, lsn)),
             Done::Known(reply) => drop(reply.send(Ok(run.state.known))),
-            Done::Watermark(reply) => drop(reply.send(Ok(run.state.watermark()))),
+            Done::Watermark(reply, reached) => drop(reply.send(Ok(run.state.watermark().min(reached)))),
             // A FLUSH at a node that owns nothing says nothing of the volume.
             Done::Durable(reply) if run.role == Role::Replica => drop(reply.send(Ok(run.durable))),
             Done::Durable(reply) => {

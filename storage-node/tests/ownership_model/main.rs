@@ -54,6 +54,8 @@ pub(crate) enum Bug {
     TailMixed,
     /// It drops its tail.
     TailCut,
+    /// A flush that waits for the other node is acked before that one holds everything.
+    FlushNotHeld,
 }
 
 /// Nothing is left to happen.
@@ -166,5 +168,6 @@ fn broken_rules_of_a_takeover_are_caught() {
     caught(Bug::TakesWhileTakingOver, TAKEOVER);
     caught(Bug::TailMixed, Budget { writes: 2, deltas: 2, ..TAKEOVER });
     caught(Bug::TailCut, TAKEOVER);
+    caught(Bug::FlushNotHeld, TAKEOVER);
     caught(Bug::OldEpochAccepted, Budget { crashes: 1, ..TAKEOVER });
 }

@@ -190,8 +190,9 @@ impl Protocol {
             if budget.writes > 0 && !process.frozen && process.pending.is_none() {
                 actions.push(Action::Write(node));
             }
-            let is_told = process.applied_there >= process.writes.len() && process.pending.is_none();
-            if is_told && process.serves_writes() && world.promised != process.writes {
+            let is_held = process.applied_there >= process.writes.len() || self.has(Bug::FlushNotHeld);
+            // Whoever holds it vouches for it: no lease is asked for.
+            if is_held && process.pending.is_none() && world.promised != process.writes {
                 actions.push(Action::Flush(node));
             }
             if budget.deltas > 0 && world.nodes[1 - node].writes != process.writes {
@@ -283,7 +284,13 @@ impl Protocol {
                 world.acked.push(write);
                 world.ever_acked.push(write);
             }
-            Action::Flush(node) => world.promised = world.nodes[*node].writes.clone(),
+            Action::Flush(node) => {
+                world.promised = world.nodes[*node].writes.clone();
+                let other = &world.nodes[1 - *node].writes;
+                if let Some(lost) = world.promised.iter().find(|write| !other.contains(write)) {
+                    return Err(format!("{lost:?} was flushed to both nodes and is at one"));
+                }
+            }
             Action::Send(node) => {
                 world.budget.deltas -= 1;
                 let process = &world.nodes[*node];

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use client_lib::wire::admin::MigrateReport;
+use client_lib::wire::admin::{Migrate, MigrateReport};
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use tokio_util::sync::CancellationToken;
 
 use super::NodeAdmin;
+use super::durability::require_possible;
 use super::names::{name_of, node_named, volume_named};
 use crate::node::METADATA_DEADLINE;
 use crate::ownership::driver::Driver;
@@ -15,10 +16,10 @@ use crate::peer::message::AdminForward;
 use crate::serve::volume::ServedVolume;
 
 impl NodeAdmin {
-    pub(super) async fn migrate_to(&self, name: &str, to: &str) -> Result<MigrateReport, Error> {
+    pub(super) async fn migrate_to(&self, name: &str, request: &Migrate) -> Result<MigrateReport, Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let volume = volume_named(&state, name)?;
-        let to = node_named(&state, to)?;
+        let to = node_named(&state, &request.to)?;
         if volume.owner != to && !volume.replicas.contains(&to) {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
@@ -28,6 +29,10 @@ impl NodeAdmin {
                     volume.replicas.iter().map(|node| name_of(&state, *node)).collect::<Vec<_>>().join(", ")
                 ),
             ));
+        }
+        if volume.owner != to && !request.accept_unmet {
+            let replicas = volume.replicas.iter().copied().chain([volume.owner]).filter(|node| *node != to);
+            require_possible(&state, name, volume.durability.class, to, replicas)?;
         }
         let forward = AdminForward::Migrate { volume: volume.id, to };
         self.at_owner(volume.id, forward, |served| self.migrate_here(served, to)).await

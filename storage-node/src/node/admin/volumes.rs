@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use client_lib::policy::Durability;
 use client_lib::wire::admin::{CreateVolume, ReplicaStatus, VolumeStatus, VolumeSummary};
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, VolumeId, VolumeName, VolumeSize};
 use consensus::{Command, Response};
 
+use super::durability::{asked_for, require_possible};
 use super::names::{name_of, node_named, volume_named};
 use super::{NodeAdmin, deleted, nonce, out_of_turn};
 use crate::node::METADATA_DEADLINE;
@@ -31,8 +33,17 @@ impl NodeAdmin {
             Some(names) => names.iter().map(|name| node_named(&state, name)).collect::<Result<_, _>>()?,
             None => state.nodes().map(|node| node.id).collect(),
         };
-        let replicas = replicas.into_iter().filter(|replica| *replica != owner).collect();
-        let command = Command::CreateVolume { name: name.clone(), size, owner, replicas, nonce: nonce() };
+        let replicas: BTreeSet<NodeId> = replicas.into_iter().filter(|replica| *replica != owner).collect();
+        let (class, unmet) = (request.durability.as_deref(), request.unmet.as_deref());
+        let durability = asked_for(Durability::default(), class, unmet, request.degrade_after_ms)?;
+        if !request.accept_unmet {
+            require_possible(&state, name.as_str(), durability.class, owner, replicas.iter().copied())?;
+        }
+        let nonce = nonce();
+        let command = match durability == Durability::default() {
+            true => Command::CreateVolume { name: name.clone(), size, owner, replicas, nonce },
+            false => Command::CreateVolumeOfClass { name: name.clone(), size, owner, replicas, durability, nonce },
+        };
         match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
             Response::VolumeCreated { volume } => self.created(volume).await,
             other => Err(out_of_turn(&other)),
@@ -70,6 +81,7 @@ impl NodeAdmin {
                 owner: name_of(&state, volume.owner),
                 epoch: volume.epoch.0,
                 replicas: volume.replicas.iter().map(|replica| name_of(&state, *replica)).collect(),
+                durability: volume.durability.class.to_string(),
             })
             .collect())
     }
@@ -80,7 +92,7 @@ impl NodeAdmin {
         self.meta.propose(Command::DeleteVolume { volume }, METADATA_DEADLINE).await?.into_result().map(drop)
     }
 
-    pub(super) async fn status_of(&self, id: VolumeId) -> Result<VolumeStatus, Error> {
+    pub(in crate::node) async fn status_of(&self, id: VolumeId) -> Result<VolumeStatus, Error> {
         self.at_owner(id, AdminForward::Status { volume: id }, |served| self.status_here(served)).await
     }
 
@@ -106,12 +118,15 @@ impl NodeAdmin {
                 seconds_behind: seen.behind_for(now).as_secs_f64(),
                 stale_bytes: seen.position.stale_blocks * u64::from(BLOCK_SIZE),
                 reachable: seen.reachable,
+                counts: volume.flushes.counts(*replica),
                 tail: seen.tail.map(|tail| tail_status(&state, meta, *replica, tail)),
                 error: seen.error,
             });
         }
         let source_needed =
             if report.stale_blocks > 0 { meta.source.map(|source| name_of(&state, source)) } else { None };
+        let stale_bytes = report.stale_blocks * u64::from(BLOCK_SIZE);
+        let durability = self.durability_here(&state, meta, &volume, stale_bytes).await?;
         Ok(VolumeStatus {
             name: meta.name.to_string(),
             id: meta.id.0,
@@ -120,7 +135,7 @@ impl NodeAdmin {
             epoch: meta.epoch.0,
             head: report.head.to_string(),
             mapped_bytes: report.mapped_blocks * u64::from(BLOCK_SIZE),
-            stale_bytes: report.stale_blocks * u64::from(BLOCK_SIZE),
+            stale_bytes,
             replicas,
             source_needed,
             damaged_blocks: report.damaged_blocks,
@@ -128,6 +143,7 @@ impl NodeAdmin {
             verified_blocks: report.verified_blocks,
             fault: report.fault,
             space: self.volume_space(&volume).await?,
+            durability,
         })
     }
 }

@@ -1,0 +1,90 @@
+//! The state as bytes: what a node's metadata store and Raft's snapshots hold.
+
+use client_lib::policy::{Class, Durability, Rpo, RpoAction, Unmet};
+use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeId, VolumeSize};
+
+use super::{create, expire, register, renew, takeover, transfer};
+use crate::command::Command;
+use crate::golden;
+use crate::state::before::StateBefore;
+use crate::state::{Made, MetaState};
+
+fn durability(class: Class) -> Command {
+    let unmet = Unmet::Degrade { after_ms: 10_000 };
+    let durability = if class == Class::Local { Durability::default() } else { Durability { class, unmet } };
+    Command::SetDurability { volume: VolumeId(10), durability }
+}
+
+/// A state with something in every field.
+fn full() -> MetaState {
+    let mut state = MetaState::default();
+    let volume = VolumeId(10);
+    let commands = [
+        (1, register(1, "a")),
+        (2, register(2, "b")),
+        (3, register(3, "c")),
+        (4, Command::NodeStarted { node: NodeId(1) }),
+        (5, Command::NodeStarted { node: NodeId(2) }),
+        (10, create("v", 1, &[2, 3], 7)),
+        (11, Command::CreateSnapshot { volume, name: "monday".parse().expect("a name"), nonce: 8 }),
+        (
+            12,
+            Command::SnapshotMade {
+                volume,
+                snapshot: SnapshotId(11),
+                from: NodeId(1),
+                epoch: Epoch(1),
+                made: Made {
+                    lsn: Lsn::new(Epoch(1), 3),
+                    size: VolumeSize::try_from(1 << 20).expect("a size"),
+                    at_ms: 1_700_000_000_000,
+                },
+            },
+        ),
+        (13, transfer(1, 1, 2, 1)),
+        (14, Command::SetTakeover { volume, after_ms: Some(60_000) }),
+        (14, durability(Class::Geo(1))),
+        (14, Command::SetRpo { volume, rpo: Some(Rpo { target_ms: 5_000, action: RpoAction::Throttle }) }),
+        (15, renew(2, 0)),
+        (16, expire(2, 1)),
+        (17, takeover(2, 2, 1, 1, Lsn::new(Epoch(2), 4))),
+        (
+            18,
+            Command::CloneVolume {
+                name: "w".parse().expect("a name"),
+                origin: volume,
+                snapshot: SnapshotId(11),
+                from: NodeId(1),
+                epoch: Epoch(3),
+                nonce: 9,
+            },
+        ),
+    ];
+    for (index, command) in commands {
+        state.apply(index, command).into_result().expect("is applied");
+    }
+    state
+}
+
+#[test]
+fn the_state_is_stored_as_these_bytes() {
+    let state = full();
+    let kept = golden::check("meta-state.hex", &postcard::to_stdvec(&state).expect("plain data"));
+    assert_eq!(postcard::from_bytes::<MetaState>(&kept).expect("reads"), state);
+}
+
+/// The same state as the version before wrote it.
+#[test]
+fn the_state_of_format_3_is_read() {
+    let kept = golden::read("meta-state-3.hex");
+    let before: StateBefore = postcard::from_bytes(&kept).expect("reads");
+    let mut now = full();
+    for command in [(30, durability(Class::Local)), (31, Command::SetRpo { volume: VolumeId(10), rpo: None })] {
+        now.apply(command.0, command.1).into_result().expect("is applied");
+    }
+    let mut read = MetaState::from(before);
+    // The clone was made after the class was set.
+    read.volumes.get_mut(&VolumeId(18)).expect("the clone").durability = now.volumes[&VolumeId(18)].durability;
+    read.volumes.get_mut(&VolumeId(18)).expect("the clone").rpo = now.volumes[&VolumeId(18)].rpo;
+    assert_eq!(read, now);
+}

@@ -1,0 +1,323 @@
+//! The flushes of an owned volume that wait for its class: which are answered, which wait, and when they stop waiting. Pure:
+//! time is an argument.
+//!
+//! ```text
+//!              flush                        held by enough
+//!   (nothing) ───────► waiting ────────────────────────────► durable
+//!                         │ for as long as the policy allows
+//!                         ▼
+//!                     degraded: every flush is answered as in class `local`, until enough hold what was flushed so
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use client_lib::policy::{Durability, Unmet};
+use client_lib::{Epoch, Lsn, NodeId, ProviderId};
+
+use super::classes;
+
+/// What becomes of a flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is durable in the class, as the volume's class is now.
+    Durable,
+    /// It is answered though it is not.
+    Degraded,
+    /// It waits, at most until then if the policy says so.
+    Wait(Option<Duration>),
+    /// The ownership under which it began is over.
+    Over,
+}
+
+/// The volume is degraded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Degraded {
+    /// Since when.
+    pub since: Duration,
+    /// What was flushed meanwhile, and is not durable in the class.
+    pub acked: Lsn,
+}
+
+/// How a volume stands to its class.
+#[derive(Clone, Debug, Default)]
+pub struct Flushes {
+    policy: Durability,
+    home: Option<ProviderId>,
+    replicas: BTreeMap<NodeId, ProviderId>,
+    /// Of the ownership here; 0 when there is none.
+    epoch: Epoch,
+    own: Lsn,
+    held: BTreeMap<NodeId, Lsn>,
+    durable: Lsn,
+    wanted: Lsn,
+    waiting: BTreeMap<u64, Duration>,
+    next: u64,
+    degraded: Option<Degraded>,
+}
+
+impl Flushes {
+    /// The policy, and where the owner and the replicas are, as metadata has it. Returns whether anything changed.
+    pub fn follow(
+        &mut self,
+        policy: Durability,
+        home: Option<ProviderId>,
+        replicas: BTreeMap<NodeId, ProviderId>,
+    ) -> bool {
+        if (self.policy, &self.home, &self.replicas) == (policy, &home, &replicas) {
+            return false;
+        }
+        if policy != self.policy {
+            // What was promised of degraded flushes, nothing, stays so; what waits is judged anew.
+            self.degraded = None;
+        }
+        (self.policy, self.home, self.replicas) = (policy, home, replicas);
+        self.reckon();
+        true
+    }
+
+    /// An ownership begins here, which holds the volume up to `own`; `None` is all of it, whatever is written.
+    pub fn begin(&mut self, epoch: Epoch, own: Option<Lsn>) {
+        if epoch > self.epoch {
+            (self.epoch, self.own, self.wanted) = (epoch, Lsn::ZERO, Lsn::ZERO);
+            (self.held, self.degraded) = (BTreeMap::new(), None);
+            self.own = own.unwrap_or(Lsn::MAX);
+            self.reckon();
+        }
+    }
+
+    /// The owner of `epoch` has fetched everything, durably.
+    pub fn whole(&mut self, epoch: Epoch) {
+        if epoch == self.epoch {
+            self.own = Lsn::MAX;
+            self.reckon();
+        }
+    }
+
+    /// Replica `node` has told the owner of `epoch` that it holds everything up to `lsn`.
+    pub fn held(&mut self, epoch: Epoch, node: NodeId, lsn: Lsn) -> bool {
+        let news = epoch == self.epoch && self.held.get(&node).is_none_or(|held| *held < lsn);
+        if news {
+            self.held.insert(node, lsn);
+            self.reckon();
+        }
+        news
+    }
+
+    /// Replica `node` has left the volume.
+    pub fn left(&mut self, epoch: Epoch, node: NodeId) {
+        if epoch == self.epoch && self.held.remove(&node).is_some() {
+            self.reckon();
+        }
+    }
+
+    /// A flush up to `lsn` begins under `epoch`; returns its number, to [`end`](Self::end) it by.
+    pub fn start(&mut self, epoch: Epoch, lsn: Lsn, now: Duration) -> u64 {
+        self.next += 1;
+        self.waiting.insert(self.next, now);
+        if epoch == self.epoch {
+            self.wanted = self.wanted.max(lsn);
+        }
+        self.next
+    }
+
+    /// Nobody waits for the flush `number` any more.
+    pub fn end(&mut self, number: u64) {
+        self.waiting.remove(&number);
+    }
+
+    /// What becomes of a flush up to `lsn` that began under `epoch` at `since`.
+    #[must_use]
+    pub fn verdict(&self, epoch: Epoch, lsn: Lsn, since: Duration, now: Duration) -> Verdict {
+        if !self.waits() {
+            return Verdict::Durable;
+        }
+        if epoch != self.epoch {
+            return Verdict::Over;
+        }
+        if self.durable >= lsn {
+            return Verdict::Durable;
+        }
+        match self.policy.unmet {
+            _ if self.degraded.is_some() => Verdict::Degraded,
+            Unmet::Block => Verdict::Wait(None),
+            Unmet::Degrade { after_ms } => {
+                let until = since + Duration::from_millis(after_ms);
+                if now >= until { Verdict::Degraded } else { Verdict::Wait(Some(until)) }
+            }
+        }
+    }
+
+    /// A flush up to `lsn` is answered though it is not durable in the class. Returns whether the volume was not degraded before.
+    pub fn degrade(&mut self, epoch: Epoch, lsn: Lsn, now: Duration) -> bool {
+        if epoch != self.epoch || self.durable >= lsn {
+            return false;
+        }
+        let is_new = self.degraded.is_none();
+        let degraded = self.degraded.get_or_insert(Degraded { since: now, acked: lsn });
+        degraded.acked = degraded.acked.max(lsn);
+        is_new
+    }
+
+    /// Whether flushes wait for other nodes.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.policy.class.others() > 0
+    }
+
+    /// Whether what `node` holds counts.
+    #[must_use]
+    pub fn counts(&self, node: NodeId) -> bool {
+        let provider = self.replicas.get(&node);
+        let counts = |home, provider| classes::counts(self.policy.class, home, provider);
+        self.home.as_ref().zip(provider).is_some_and(|(home, provider)| counts(home, provider))
+    }
+
+    /// Whether a flush waits for more than `node` holds, and what it holds counts.
+    #[must_use]
+    pub fn urges(&self, epoch: Epoch, node: NodeId) -> bool {
+        let is_behind = || self.held.get(&node).is_none_or(|held| *held < self.wanted);
+        epoch == self.epoch && self.wanted > self.durable && is_behind() && self.counts(node)
+    }
+
+    /// The policy.
+    #[must_use]
+    pub fn policy(&self) -> Durability {
+        self.policy
+    }
+
+    /// Up to where the volume is durable in its class, as far as is known.
+    #[must_use]
+    pub fn durable(&self) -> Lsn {
+        self.durable
+    }
+
+    /// Whether the owner holds everything itself.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.own == Lsn::MAX
+    }
+
+    /// How many places there are for copies besides the owner.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        let places = |home| classes::places(self.policy.class, home, self.replicas.values());
+        self.home.as_ref().map_or(0, places)
+    }
+
+    /// How many flushes wait, and since when the first of them does.
+    #[must_use]
+    pub fn waiting(&self) -> (usize, Option<Duration>) {
+        (self.waiting.len(), self.waiting.values().next().copied())
+    }
+
+    /// How the volume is degraded, if it is.
+    #[must_use]
+    pub fn degraded(&self) -> Option<Degraded> {
+        self.degraded
+    }
+
+    fn reckon(&mut self) {
+        let held = self.replicas.iter().filter_map(|(node, provider)| Some((provider, *self.held.get(node)?)));
+        let durable = |home| classes::durable(self.policy.class, home, self.own, held);
+        self.durable = self.home.as_ref().map_or(Lsn::ZERO, durable);
+        self.degraded.take_if(|degraded| self.durable >= degraded.acked);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use client_lib::policy::Class;
+
+    use super::*;
+
+    const EPOCH: Epoch = Epoch(3);
+    const B: NodeId = NodeId(2);
+    const C: NodeId = NodeId(3);
+
+    fn lsn(sequence: u64) -> Lsn {
+        Lsn::new(EPOCH, sequence)
+    }
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// Owned at a, with replicas at b and c, each at a provider of its own.
+    fn flushes(class: Class, unmet: Unmet) -> Flushes {
+        let mut flushes = Flushes::default();
+        let provider = |name: &str| name.parse::<ProviderId>().expect("a name");
+        let replicas = [(B, provider("b")), (C, provider("c"))].into();
+        flushes.follow(Durability { class, unmet }, Some(provider("a")), replicas);
+        flushes.begin(EPOCH, None);
+        flushes
+    }
+
+    #[test]
+    fn a_flush_waits_until_the_fastest_replica_holds_it() {
+        let mut flushes = flushes(Class::Geo(1), Unmet::Block);
+        let number = flushes.start(EPOCH, lsn(5), s(1));
+        assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(900)), Verdict::Wait(None), "for as long as it takes");
+        assert!(flushes.urges(EPOCH, B) && flushes.urges(EPOCH, C));
+        assert!(!flushes.held(Epoch(2), B, lsn(9)), "told to an earlier owner");
+        flushes.held(EPOCH, B, lsn(4));
+        assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(2)), Verdict::Wait(None));
+        flushes.held(EPOCH, C, lsn(5));
+        assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(2)), Verdict::Durable);
+        assert!(!flushes.urges(EPOCH, B), "nobody waits for the other one");
+        assert_eq!(flushes.waiting(), (1, Some(s(1))));
+        flushes.end(number);
+        assert_eq!(flushes.waiting(), (0, None));
+    }
+
+    #[test]
+    fn an_unmet_class_degrades_after_its_time_for_everybody_and_heals_by_itself() {
+        let mut flushes = flushes(Class::Geo(1), Unmet::Degrade { after_ms: 10_000 });
+        assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(10)), Verdict::Wait(Some(s(11))));
+        assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(11)), Verdict::Degraded);
+        assert!(flushes.degrade(EPOCH, lsn(5), s(11)));
+        assert_eq!(flushes.verdict(EPOCH, lsn(8), s(12), s(12)), Verdict::Degraded, "the next one does not wait");
+        assert!(!flushes.degrade(EPOCH, lsn(8), s(12)), "it is degraded already");
+        assert_eq!(flushes.degraded(), Some(Degraded { since: s(11), acked: lsn(8) }));
+        flushes.held(EPOCH, B, lsn(7));
+        assert!(flushes.degraded().is_some(), "what was flushed is not there yet");
+        flushes.held(EPOCH, B, lsn(8));
+        assert_eq!(flushes.degraded(), None);
+        assert_eq!(flushes.verdict(EPOCH, lsn(9), s(20), s(20)), Verdict::Wait(Some(s(30))));
+    }
+
+    #[test]
+    fn another_class_is_in_force_at_once_for_those_who_wait() {
+        let mut flushes = flushes(Class::Geo(2), Unmet::Block);
+        flushes.held(EPOCH, B, lsn(5));
+        assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(2)), Verdict::Wait(None));
+        let (home, replicas) = (flushes.home.clone(), flushes.replicas.clone());
+        let geo = Durability { class: Class::Geo(1), ..flushes.policy() };
+        assert!(flushes.follow(geo, home.clone(), replicas.clone()));
+        assert!(!flushes.follow(geo, home.clone(), replicas.clone()), "no news");
+        assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(2)), Verdict::Durable);
+        flushes.follow(Durability::default(), home, replicas);
+        assert_eq!(flushes.verdict(EPOCH, lsn(99), s(1), s(2)), Verdict::Durable, "local");
+        assert!(!flushes.counts(B));
+    }
+
+    #[test]
+    fn a_new_owner_counts_for_what_it_holds_and_asks_the_replicas_again() {
+        let mut flushes = flushes(Class::Geo(1), Unmet::Block);
+        flushes.held(EPOCH, B, lsn(9));
+        let next = EPOCH.next();
+        flushes.begin(next, Some(lsn(4)));
+        assert_eq!(flushes.verdict(EPOCH, lsn(3), s(1), s(2)), Verdict::Over);
+        assert_eq!(flushes.durable(), Lsn::ZERO, "what they told another is not known");
+        flushes.held(next, B, lsn(9));
+        assert_eq!(flushes.durable(), lsn(4), "a second place must hold it");
+        flushes.held(next, C, lsn(8));
+        assert_eq!(flushes.durable(), lsn(8), "the two others do");
+        flushes.whole(EPOCH);
+        assert_eq!(flushes.durable(), lsn(8), "an earlier owner");
+        flushes.whole(next);
+        assert_eq!(flushes.durable(), lsn(9));
+        flushes.left(next, B);
+        assert_eq!(flushes.durable(), lsn(8));
+    }
+}

@@ -1,0 +1,181 @@
+//! FLUSH and FUA of a volume wait here until they are durable in its class ([`Flushes`] decides).
+//!
+//! The senders of the owner tell what their replicas hold, the reconciler what the policy is and which ownership is in force, and
+//! whoever has flushed locally waits for the verdict. A flush that waits urges the senders whose replicas count.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use client_lib::policy::{Class, Durability};
+use client_lib::{Epoch, Lsn, NodeId, ProviderId};
+use consensus::{MetaState, Volume};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::propagation::flushes::{Flushes, Verdict};
+
+/// How a flush ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is durable in the volume's class.
+    Durable,
+    /// The class is not met, and the policy says not to wait any longer.
+    Degraded,
+    /// The ownership under which it began is over.
+    Over,
+}
+
+/// The class of one volume, and who waits for it.
+#[derive(Debug)]
+pub struct FlushGate {
+    began: Instant,
+    flushes: watch::Sender<Flushes>,
+}
+
+impl Default for FlushGate {
+    fn default() -> FlushGate {
+        FlushGate { began: Instant::now(), flushes: watch::Sender::new(Flushes::default()) }
+    }
+}
+
+/// Ends a wait however it ends.
+struct Waiting<'a> {
+    gate: &'a FlushGate,
+    number: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.gate.flushes.send_if_modified(|flushes| {
+            flushes.end(self.number);
+            false
+        });
+    }
+}
+
+impl FlushGate {
+    /// Metadata has this policy for the volume, and its nodes at these providers.
+    pub fn follow(&self, meta: &Volume, state: &MetaState) {
+        let provider = |node: NodeId| state.node(node).map(|node| node.provider.clone());
+        let replicas: BTreeMap<NodeId, ProviderId> =
+            meta.replicas.iter().filter_map(|node| Some((*node, provider(*node)?))).collect();
+        self.flushes.send_if_modified(|flushes| flushes.follow(meta.durability, provider(meta.owner), replicas));
+    }
+
+    /// An ownership of this node begins, as [`Flushes::begin`].
+    pub fn begin(&self, epoch: Epoch, own: Option<Lsn>) {
+        self.flushes.send_modify(|flushes| flushes.begin(epoch, own));
+    }
+
+    /// The owner of `epoch`, this node, has fetched everything, durably.
+    pub fn whole(&self, epoch: Epoch) {
+        self.flushes.send_modify(|flushes| flushes.whole(epoch));
+    }
+
+    /// A replica holds everything up to `lsn`, durably.
+    pub fn held(&self, epoch: Epoch, replica: NodeId, lsn: Lsn) {
+        self.flushes.send_if_modified(|flushes| flushes.held(epoch, replica, lsn));
+    }
+
+    /// A replica has left the volume.
+    pub fn left(&self, epoch: Epoch, replica: NodeId) {
+        self.flushes.send_modify(|flushes| flushes.left(epoch, replica));
+    }
+
+    /// Whether flushes wait for other nodes.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.flushes.borrow().waits()
+    }
+
+    /// The class.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        self.policy().class
+    }
+
+    /// The policy.
+    #[must_use]
+    pub fn policy(&self) -> Durability {
+        self.flushes.borrow().policy()
+    }
+
+    /// Whether what `replica` holds counts toward the class.
+    #[must_use]
+    pub fn counts(&self, replica: NodeId) -> bool {
+        self.flushes.borrow().counts(replica)
+    }
+
+    /// Everything, and the time on the clock that it is measured by.
+    #[must_use]
+    pub fn look(&self) -> (Flushes, Duration) {
+        (self.flushes.borrow().clone(), self.began.elapsed())
+    }
+
+    /// Whether a flush waits for more than `replica` holds.
+    #[must_use]
+    pub fn urges(&self, epoch: Epoch, replica: NodeId) -> bool {
+        self.flushes.borrow().urges(epoch, replica)
+    }
+
+    /// Waits until [`urges`](Self::urges).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn urged(&self, epoch: Epoch, replica: NodeId) {
+        let mut watch = self.flushes.subscribe();
+        // The sender is here as long as this is.
+        let _ = watch.wait_for(|flushes| flushes.urges(epoch, replica)).await;
+    }
+
+    /// Waits until the volume, which this node owns in `epoch`, is durable in its class up to `lsn`, which it is here already.
+    ///
+    /// # Cancel safety
+    /// Safe: dropping it stops waiting.
+    pub async fn settled(&self, epoch: Epoch, lsn: Lsn) -> Outcome {
+        let since = self.began.elapsed();
+        let verdict = |flushes: &Flushes| flushes.verdict(epoch, lsn, since, self.began.elapsed());
+        if let Some(outcome) = outcome(verdict(&self.flushes.borrow())) {
+            // What is answered degraded is wanted all the same: that is how it heals.
+            if outcome != Outcome::Degraded {
+                return outcome;
+            }
+        }
+        let mut number = 0;
+        self.flushes.send_modify(|flushes| number = flushes.start(epoch, lsn, since));
+        let _waiting = Waiting { gate: self, number };
+        let mut watch = self.flushes.subscribe();
+        loop {
+            let verdict = verdict(&watch.borrow_and_update());
+            match (outcome(verdict), verdict) {
+                (Some(Outcome::Degraded), _) => {
+                    let mut is_new = false;
+                    self.flushes.send_if_modified(|flushes| {
+                        is_new = flushes.degrade(epoch, lsn, self.began.elapsed());
+                        is_new
+                    });
+                    if is_new {
+                        tracing::warn!(%epoch, %lsn, class = %self.class(), "the volume is degraded: its class is not met, and flushes are answered without it");
+                    }
+                    return Outcome::Degraded;
+                }
+                (Some(outcome), _) => return outcome,
+                (None, Verdict::Wait(Some(until))) => {
+                    let rest = until.saturating_sub(self.began.elapsed());
+                    // Either way it is looked at again.
+                    let _ = tokio::time::timeout(rest, watch.changed()).await;
+                }
+                (None, _) => drop(watch.changed().await),
+            }
+        }
+    }
+}
+
+fn outcome(verdict: Verdict) -> Option<Outcome> {
+    match verdict {
+        Verdict::Durable => Some(Outcome::Durable),
+        Verdict::Degraded => Some(Outcome::Degraded),
+        Verdict::Over => Some(Outcome::Over),
+        Verdict::Wait(_) => None,
+    }
+}
