@@ -9,4 +9,8 @@ pub mod progress;
 pub mod pull;
 pub mod receiver;
 pub mod repair;
+pub mod rpo;
 pub mod sender;
+pub mod throttle;
+pub mod timeline;
+pub mod watermarks;

@@ -6,6 +6,7 @@ pub mod exports;
 pub mod http;
 pub mod metadata;
 mod outcome;
+pub mod pace;
 pub mod resize;
 mod session;
 pub mod snapshots;

@@ -203,6 +203,21 @@ pub struct OwnerStatus {
     pub takeover_after_ms: Option<u64>,
 }
 
+/// What the loss of the owner would cost now, and may cost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RpoStatus {
+    /// Age of the oldest write that no replica has; `null` when there is no replica, or from a node that does not tell yet.
+    pub seconds: Option<f64>,
+    /// How far that may go, in milliseconds; `null` when nothing is said.
+    pub target_ms: Option<u64>,
+    /// What happens beyond it: `alarm` or `throttle`.
+    pub action: Option<String>,
+    /// For how long the target has been missed; `null` when it is met, or there is none.
+    pub missed_seconds: Option<f64>,
+    /// What may be written per second, while writes are slowed.
+    pub limit_bytes_per_second: Option<u64>,
+}
+
 /// Asks a node that has left a volume to drop what it holds and follow again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -330,8 +345,13 @@ pub struct ReplicaStatus {
     pub known: String,
     /// Bytes of distinct blocks changed since its watermark.
     pub bytes_behind: u64,
-    /// Age of the oldest write that it has not applied.
+    /// Age of the oldest write that it lacks, by the owner's clock: at most so much, to a tenth of a second for the last minute. Of
+    /// writes under an earlier owner only that they are older than the present ownership is known.
     pub seconds_behind: f64,
+    /// The moment as of which it shows the volume, by the owner's clock, in milliseconds since 1970; the position is `watermark`. `null`
+    /// when that was before the present ownership.
+    #[serde(default)]
+    pub consistent_ms: Option<u64>,
     /// Bytes it knows in a newer version than it holds.
     pub stale_bytes: u64,
     /// Whether the last call to it succeeded.
@@ -389,6 +409,9 @@ pub struct VolumeStatus {
     /// How it stands to its class of durability.
     #[serde(default)]
     pub durability: DurabilityStatus,
+    /// How far its replicas are behind, and may be.
+    #[serde(default)]
+    pub rpo: RpoStatus,
 }
 
 /// Whether a scrub is over.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Args, ValueEnum};
 use client_lib::VolumeName;
 use client_lib::policy::Class;
-use client_lib::wire::admin::{ChangePolicy, VolumePolicy, VolumeStatus};
+use client_lib::wire::admin::{ChangePolicy, ReplicaStatus, VolumePolicy, VolumeStatus};
 
 use super::Common;
 use super::client::{Client, print_json};
@@ -27,6 +27,30 @@ enum Unmet {
     Block,
     /// Flushes are answered as in class `local` after a while, until the replicas have caught up
     Degrade,
+}
+
+/// What happens when the replicas are further behind than they may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum RpoAction {
+    /// `helio volume status`, `helio why` and the owner's log say so
+    Alarm,
+    /// Also, writes are slowed so that the lag comes back to the target; they never fail for it
+    Throttle,
+}
+
+/// How far the best replica may be behind, in milliseconds, if that is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Target(Option<u64>);
+
+fn target(text: &str) -> Result<Target, String> {
+    let wrong = || format!("{text:?} is no time: use seconds, such as 5 or 0.5, or `none`");
+    match text {
+        "none" => Ok(Target(None)),
+        text => match text.parse::<f64>() {
+            Ok(seconds) if seconds > 0.0 && seconds < 1e9 => Ok(Target(Some((seconds * 1000.0) as u64))),
+            _ => Err(wrong()),
+        },
+    }
 }
 
 /// What FLUSH and FUA wait for.
@@ -67,7 +91,7 @@ impl DurabilityArguments {
 /// Show or change what a volume's owner promises, and what happens when it is lost
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  helio volume policy disk\n  helio volume policy disk --durability geo:1 --unmet degrade --degrade-after 30\n  helio volume policy disk --takeover auto --after 60\n  helio volume policy disk --takeover manual\n\nWhat is not given stays as it is; changes are in force at once, also for flushes that wait.\n\nA takeover loses what no replica has. Do not let volumes be taken over by themselves whose nodes may be suspended as virtual machines: their clocks stop."
+    after_help = "Examples:\n  helio volume policy disk\n  helio volume policy disk --durability geo:1 --unmet degrade --degrade-after 30\n  helio volume policy disk --rpo-target 5 --rpo-action throttle\n  helio volume policy disk --takeover auto --after 60\n  helio volume policy disk --takeover manual\n\nWhat is not given stays as it is; changes are in force at once, also for flushes that wait.\n\nA takeover loses what no replica has. Do not let volumes be taken over by themselves whose nodes may be suspended as virtual machines: their clocks stop."
 )]
 pub(super) struct Policy {
     /// The volume
@@ -80,6 +104,12 @@ pub(super) struct Policy {
     after: Option<u32>,
     #[command(flatten)]
     durability: DurabilityArguments,
+    /// How far the best replica may be behind, in seconds, or `none`
+    #[arg(long, value_name = "SECONDS", value_parser = target)]
+    rpo_target: Option<Target>,
+    /// What happens beyond that
+    #[arg(long)]
+    rpo_action: Option<RpoAction>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -104,6 +134,11 @@ pub(super) fn run(arguments: &Policy, common: &Common) -> anyhow::Result<()> {
         durability: durability.class(),
         unmet: durability.unmet(),
         degrade_after_ms: durability.degrade_after_ms(),
+        rpo_target_ms: arguments.rpo_target.map(|target| target.0),
+        rpo_action: arguments.rpo_action.map(|action| match action {
+            RpoAction::Alarm => "alarm".to_owned(),
+            RpoAction::Throttle => "throttle".to_owned(),
+        }),
         ..ChangePolicy::default()
     };
     let client = Client::find(common)?;
@@ -126,6 +161,13 @@ fn print_policy(volume: &str, policy: &VolumePolicy) {
             ms / 1000
         ),
     }
+    match (policy.rpo_target_ms, policy.rpo_action.as_deref()) {
+        (Some(ms), Some("throttle")) => {
+            println!("its writes are slowed when no replica is within {} s", ms as f64 / 1000.0);
+        }
+        (Some(ms), _) => println!("it is told when no replica is within {} s", ms as f64 / 1000.0),
+        (None, _) => println!("its replicas may be behind as far as they are"),
+    }
     let Ok(class) = policy.durability.parse::<Class>() else { return };
     let unmet = match policy.degrade_after_ms {
         None => "while that cannot be met, they wait".to_owned(),
@@ -140,8 +182,25 @@ fn print_policy(volume: &str, policy: &VolumePolicy) {
     }
 }
 
-/// Says how a volume stands to its class, if that is another than `local`.
+/// As of how long ago a replica shows the volume.
+pub(super) fn as_of(replica: &ReplicaStatus) -> String {
+    match replica.consistent_ms {
+        _ if replica.seconds_behind == 0.0 => "now".to_owned(),
+        Some(moment) => format!("{:.1} s ago", ago(moment).as_secs_f64()),
+        None => "before".to_owned(),
+    }
+}
+
+/// Says how a volume stands to its target, if it has one, and to its class, if that is another than `local`.
 pub(super) fn print_durability(status: &VolumeStatus) {
+    match rpo_sentence(status) {
+        Some(sentence) => println!("{sentence}"),
+        None => {
+            if let (Some(ms), Some(seconds)) = (status.rpo.target_ms, status.rpo.seconds) {
+                println!("the best replica is {seconds:.1} s behind, of {} s that it may be", ms as f64 / 1000.0);
+            }
+        }
+    }
     let durability = &status.durability;
     let Some(durable) = &durability.durable else { return };
     println!("durability {} ({} while unmet): {}", durability.class, durability.unmet, durability.state);
@@ -175,7 +234,37 @@ pub(super) fn sentences(status: &VolumeStatus) -> Vec<String> {
     vec![format!("{what}, because {cause}; {next}")]
 }
 
+/// What is not as it should be with how far the replicas are behind.
+pub(super) fn rpo_sentence(status: &VolumeStatus) -> Option<String> {
+    let rpo = &status.rpo;
+    let (missed, target) = (rpo.missed_seconds?, rpo.target_ms? as f64 / 1000.0);
+    let lag = match rpo.seconds {
+        Some(seconds) => format!("the loss of node {} would cost the last {seconds:.1} s", status.owner),
+        None => format!("the loss of node {} would cost everything, since there is no replica", status.owner),
+    };
+    let next = match rpo.limit_bytes_per_second {
+        Some(limit) => format!("writes are slowed to {}/s until it is met", size::human(limit)),
+        None => "the replicas catch up as fast as their links let them".to_owned(),
+    };
+    Some(format!("{lag}: the target of {target} s has been missed for {missed:.0} s; {next}"))
+}
+
 fn ago(since_ms: u64) -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_millis(since_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_seconds_or_none() {
+        assert_eq!(target("5"), Ok(Target(Some(5_000))));
+        assert_eq!(target("0.5"), Ok(Target(Some(500))));
+        assert_eq!(target("none"), Ok(Target(None)));
+        for text in ["", "0", "-1", "nan", "inf", "5s", "never"] {
+            assert!(target(text).expect_err(text).contains("`none`"), "{text}");
+        }
+    }
 }

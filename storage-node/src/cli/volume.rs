@@ -238,7 +238,7 @@ fn print_status(status: &VolumeStatus) {
             let reachable = if replica.reachable { "yes" } else { "no" }.to_owned();
             let unknown = || "-".to_owned();
             let (node, provider) = (replica.node.clone(), replica.provider.clone());
-            return vec![node, provider, "has left".to_owned(), unknown(), unknown(), unknown(), reachable];
+            return vec![node, provider, "has left".to_owned(), unknown(), unknown(), unknown(), unknown(), reachable];
         }
         vec![
             replica.node.clone(),
@@ -246,11 +246,12 @@ fn print_status(status: &VolumeStatus) {
             replica.watermark.clone(),
             size::human(replica.bytes_behind),
             format!("{:.1} s", replica.seconds_behind),
+            policy::as_of(replica),
             size::human(replica.stale_bytes),
             if replica.reachable { "yes" } else { "no" }.to_owned(),
         ]
     });
-    print_table(&["replica", "provider", "watermark", "behind", "for", "stale", "reachable"], rows.collect());
+    print_table(&["replica", "provider", "watermark", "behind", "for", "as of", "stale", "reachable"], rows.collect());
     for replica in status.replicas.iter().filter(|replica| !replica.reachable) {
         if let Some(error) = &replica.error {
             println!("replica {} does not follow: {error}", replica.node);

@@ -74,6 +74,7 @@ fn of_status(status: &VolumeStatus) -> Vec<String> {
         ));
     }
     sentences.extend(policy::sentences(status));
+    sentences.extend(policy::rpo_sentence(status));
     sentences.extend(status.replicas.iter().filter_map(|replica| of_replica(status, replica)));
     sentences
 }
@@ -107,7 +108,7 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
 
 #[cfg(test)]
 mod tests {
-    use client_lib::wire::admin::{DurabilityStatus, TailStatus, VolumeSpace};
+    use client_lib::wire::admin::{DurabilityStatus, RpoStatus, TailStatus, VolumeSpace};
 
     use super::*;
 
@@ -119,6 +120,7 @@ mod tests {
             known: "1.9".into(),
             bytes_behind: 0,
             seconds_behind: 0.1,
+            consistent_ms: None,
             stale_bytes: 0,
             reachable: true,
             counts: false,
@@ -145,6 +147,7 @@ mod tests {
             fault: None,
             space: VolumeSpace::default(),
             durability: DurabilityStatus::default(),
+            rpo: RpoStatus::default(),
         }
     }
 
@@ -182,6 +185,29 @@ mod tests {
         assert_eq!(said, "class geo:1 cannot be met, because node b cannot be reached; flushes wait until it is met");
         assert!(told("unmet", 2, None).starts_with("2 requests wait for class geo:1, the first of them for"));
         assert!(told("degraded", 0, Some(1)).starts_with("flushes are answered without class geo:1 for"));
+    }
+
+    #[test]
+    fn a_missed_target_is_told_with_what_is_done_about_it() {
+        let told = |seconds, missed, limit| {
+            let (missed_seconds, limit_bytes_per_second) = (missed, limit);
+            let rpo = RpoStatus {
+                seconds,
+                target_ms: Some(5_000),
+                missed_seconds,
+                limit_bytes_per_second,
+                ..Default::default()
+            };
+            of_status(&VolumeStatus { rpo, ..status(vec![]) }).join("")
+        };
+        assert_eq!(told(Some(3.0), None, None), "");
+        let said = told(Some(8.0), Some(60.0), Some(1 << 20));
+        assert_eq!(
+            said,
+            "the loss of node a would cost the last 8.0 s: the target of 5 s has been missed for 60 s; writes are slowed to \
+             1 MiB/s until it is met"
+        );
+        assert!(told(None, Some(60.0), None).contains("there is no replica"));
     }
 
     #[test]

@@ -199,19 +199,23 @@ fn rpo_asked_for(
     }
 }
 
-fn policy(volume: &Volume) -> VolumePolicy {
-    let (unmet, degrade_after_ms) = unmet_named(volume.durability.unmet);
-    let action = |rpo: Rpo| match rpo.action {
+/// What an action is called.
+pub(super) fn action_named(action: RpoAction) -> &'static str {
+    match action {
         RpoAction::Alarm => "alarm",
         RpoAction::Throttle => "throttle",
-    };
+    }
+}
+
+fn policy(volume: &Volume) -> VolumePolicy {
+    let (unmet, degrade_after_ms) = unmet_named(volume.durability.unmet);
     VolumePolicy {
         takeover_after_ms: volume.takeover_after_ms,
         durability: volume.durability.class.to_string(),
         unmet: unmet.to_owned(),
         degrade_after_ms,
         rpo_target_ms: volume.rpo.map(|rpo| rpo.target_ms),
-        rpo_action: volume.rpo.map(|rpo| action(rpo).to_owned()),
+        rpo_action: volume.rpo.map(|rpo| action_named(rpo.action).to_owned()),
     }
 }
 

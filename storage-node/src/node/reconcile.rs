@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use client_lib::transport::Transport;
-use client_lib::{Epoch, Error, ErrorKind, NodeId, NodeName, SnapshotId, VolumeId};
+use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, NodeName, SnapshotId, VolumeId};
 use consensus::{MetaState, Snapshot, Volume};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -18,7 +18,9 @@ use crate::ownership::driver::OwnershipLog;
 use crate::ownership::gate::{Phase, View};
 use crate::ownership::standing::Tail;
 use crate::peer::client::PeerClient;
-use crate::propagation::sender::{Sender, Watermarks};
+use crate::propagation::rpo;
+use crate::propagation::sender::Sender;
+use crate::propagation::watermarks::Watermarks;
 use crate::serve::metadata::NewestMetadata;
 use crate::serve::resize::{follow_size, grow};
 use crate::serve::snapshots::follow_snapshots;
@@ -190,6 +192,7 @@ impl Reconciler {
         volume.puller.set_holders(holders(meta));
         volume.sizes.want(meta.size);
         volume.flushes.follow(meta, state);
+        volume.pace.follow(meta.rpo);
         let is_done = view.epoch >= meta.epoch && view.phase != Phase::Activating;
         if !is_done {
             volume.standing.heard(meta);
@@ -282,17 +285,18 @@ impl Reconciler {
         volume.flushes.begin(meta.epoch, own);
         volume.gate.set_phase(meta.epoch, Phase::Owner);
         tracing::info!(volume = %meta.name, epoch = %meta.epoch, head = %report.head, stale_blocks = report.stale_blocks, "owner");
-        self.start_propagation(volume, meta);
+        self.start_propagation(volume, meta, report.head);
         Ok(())
     }
 
-    fn start_propagation(&self, volume: &Arc<ServedVolume>, meta: &Volume) {
-        let watermarks = Arc::new(Watermarks::new(meta.replicas.iter().copied()));
+    fn start_propagation(&self, volume: &Arc<ServedVolume>, meta: &Volume, head: Lsn) {
+        let watermarks = Arc::new(Watermarks::new(meta.replicas.iter().copied(), head));
         let mut tasks: Vec<_> = meta
             .replicas
             .iter()
             .map(|replica| tokio::spawn(Sender::new(volume.clone(), *replica, meta.epoch, watermarks.clone()).run()))
             .collect();
+        tasks.push(tokio::spawn(rpo::watch(volume.clone(), watermarks.clone())));
         let (backfill, epoch) = (volume.clone(), meta.epoch);
         tasks.push(tokio::spawn(async move {
             let filled = async {

@@ -1,4 +1,4 @@
-//! How far a replica is behind, in LSNs and seconds. Pure: time is an argument.
+//! How far a replica is, as its owner sees it, and as it sees itself while its owner is silent. Pure: time is an argument.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -11,8 +11,8 @@
 //! The replica is the authority on where it is: after any failure the sender asks it and goes on from its
 //! answer, so a broken transfer resumes with the blocks that are still missing.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::Class;
@@ -20,10 +20,11 @@ use client_lib::{BlockIndex, Epoch, Error, Lsn, NodeId, SnapshotId};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
-use super::progress::Progress;
 use super::pull::split;
+use super::watermarks::Watermarks;
 use crate::peer::client::unexpected;
 use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition, pack_blocks};
 use crate::serve::volume::{ServedVolume, store_failure};
@@ -47,48 +48,6 @@ const DELIVER_BLOCKS_MAX: u64 = 1024;
 
 /// First and longest pause after a replica could not be reached.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-
-/// Where the replicas of a volume are; shared by its senders, `status` and the pruning of the history.
-#[derive(Debug)]
-pub struct Watermarks {
-    started: Instant,
-    replicas: Mutex<std::collections::BTreeMap<NodeId, Progress>>,
-}
-
-impl Watermarks {
-    /// Starts to follow exactly `replicas`.
-    #[must_use]
-    pub fn new(replicas: impl IntoIterator<Item = NodeId>) -> Watermarks {
-        let replicas = replicas.into_iter().map(|node| (node, Progress::default())).collect();
-        Watermarks { started: Instant::now(), replicas: Mutex::new(replicas) }
-    }
-
-    /// The time on the clock that the progress of replicas is measured by.
-    #[must_use]
-    pub fn now(&self) -> Duration {
-        self.started.elapsed()
-    }
-
-    fn with<T>(&self, replica: NodeId, f: impl FnOnce(&mut Progress) -> T) -> T {
-        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
-        f(replicas.entry(replica).or_default())
-    }
-
-    /// What is known of each replica.
-    #[must_use]
-    pub fn snapshot(&self) -> std::collections::BTreeMap<NodeId, Progress> {
-        self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The lowest watermark: history up to here is needed by nobody. A replica that has left the volume needs none: it comes
-    /// back with nothing.
-    #[must_use]
-    pub fn lowest(&self) -> Lsn {
-        let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
-        let following = replicas.values().filter(|progress| progress.tail.is_none());
-        following.map(|progress| progress.position.watermark).min().unwrap_or(Lsn::ZERO)
-    }
-}
 
 /// Keeps one replica of one volume up to date while this node owns it in `epoch`.
 pub struct Sender {
@@ -232,7 +191,6 @@ impl Sender {
             .seal_manifest(volume, position.known, position.newest_snapshot, seal.then_some(position.watermark))
             .await
             .map_err(store_failure)?;
-        self.watermarks.with(self.replica, |progress| progress.sealed(manifest.to, self.watermarks.now()));
         let request = PeerRequest::Manifest {
             volume,
             epoch: self.epoch,
@@ -281,7 +239,6 @@ impl Sender {
             .filter(is_data)
             .map(|run| BlockRun { start: run.start, count: run.blocks() })
             .collect();
-        self.watermarks.with(self.replica, |progress| progress.sealed(manifest.to, self.watermarks.now()));
         let (blocks, payload) = pack_blocks(&read_sealed(&self.volume, &delta, &runs).await?);
         let (volume, epoch, prune) = (self.volume.id, self.epoch, self.watermarks.lowest());
         let request = PeerRequest::Deliver { volume, epoch, manifest, blocks, prune };

@@ -16,6 +16,7 @@ use consensus::Volume;
 
 use super::durability::{FlushGate, Outcome};
 use super::metadata::NewestMetadata;
+use super::pace::Pace;
 use super::resize::Sizes;
 use super::snapshots::Snapshots;
 use super::through;
@@ -62,6 +63,8 @@ pub struct ServedVolume {
     pub standing: Standing,
     /// What flushes wait for.
     pub flushes: FlushGate,
+    /// How fast it is written here.
+    pub pace: Pace,
     /// Where the owner's news come in.
     pub intake: Arc<Intake>,
     /// When they came.
@@ -104,6 +107,7 @@ impl ServedVolume {
             writers: Writers::default(),
             standing: Standing::default(),
             flushes: FlushGate::default(),
+            pace: Pace::default(),
             intake: Arc::default(),
             hearing: Hearing::default(),
             puller: Puller::new(meta.id, me, shard.clone(), peers.clone()),
@@ -278,6 +282,9 @@ impl ServedVolume {
         }
         if view.phase == Phase::Elsewhere {
             return Ok(Err(Detour::Elsewhere(view)));
+        }
+        if let Change::Data { data, .. } = change {
+            self.pace.turn(data.len() as u64).await;
         }
         let written = match change {
             Change::Data { offset, data, fua } => self.shard.write(self.id, *offset, data.clone(), *fua).await,

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use client_lib::clock::{Clock, SystemClock};
 use client_lib::policy::Durability;
-use client_lib::wire::admin::{CreateVolume, ReplicaStatus, VolumeStatus, VolumeSummary};
+use client_lib::wire::admin::{CreateVolume, ReplicaStatus, RpoStatus, VolumeStatus, VolumeSummary};
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, VolumeId, VolumeName, VolumeSize};
 use consensus::{Command, Response};
 
@@ -13,8 +14,10 @@ use super::durability::{asked_for, require_possible};
 use super::names::{name_of, node_named, volume_named};
 use super::{NodeAdmin, deleted, nonce, out_of_turn};
 use crate::node::METADATA_DEADLINE;
+use crate::node::policy::action_named;
 use crate::node::takeover::tail_status;
 use crate::peer::message::AdminForward;
+use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::{ServedVolume, store_failure};
 
 /// How long a new volume may take to be served at its owner before `create` says so.
@@ -100,22 +103,28 @@ impl NodeAdmin {
         let state = self.meta.state();
         let meta = state.volume(volume.id).ok_or_else(|| deleted(&volume))?;
         let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
-        let progress = self.reconciler.watermarks(volume.id).map(|marks| (marks.now(), marks.snapshot()));
+        let marks = self.reconciler.watermarks(volume.id);
+        if let Some(marks) = &marks {
+            marks.note_head(report.head);
+        }
+        let mut progress = marks.as_ref().map(|marks| marks.snapshot()).unwrap_or_default();
+        let now_ms = SystemClock::new().unix_ms();
         let mut replicas = Vec::with_capacity(meta.replicas.len());
         for replica in &meta.replicas {
-            let (now, seen) = match &progress {
-                Some((now, all)) => (*now, all.get(replica).cloned().unwrap_or_default()),
-                None => Default::default(),
-            };
+            let seen = progress.remove(replica).unwrap_or_default();
+            let watermark = seen.position.watermark;
+            let ago = marks.as_ref().and_then(|marks| marks.moment_ago(watermark));
+            let ago = if watermark >= report.head { Some(Duration::ZERO) } else { ago };
             // What was written since the replica's last word counts too.
-            let changed = volume.shard.changed_blocks(volume.id, seen.position.watermark).await;
+            let changed = volume.shard.changed_blocks(volume.id, watermark).await;
             replicas.push(ReplicaStatus {
                 node: name_of(&state, *replica),
                 provider: state.node(*replica).map(|node| node.provider.to_string()).unwrap_or_default(),
-                watermark: seen.position.watermark.to_string(),
+                watermark: watermark.to_string(),
                 known: seen.position.known.to_string(),
                 bytes_behind: changed.map_err(store_failure)? * u64::from(BLOCK_SIZE),
-                seconds_behind: seen.behind_for(now).as_secs_f64(),
+                seconds_behind: marks.as_ref().map_or(0.0, |marks| marks.behind(watermark).as_secs_f64()),
+                consistent_ms: ago.map(|ago| now_ms.saturating_sub(ago.as_millis() as u64)),
                 stale_bytes: seen.position.stale_blocks * u64::from(BLOCK_SIZE),
                 reachable: seen.reachable,
                 counts: volume.flushes.counts(*replica),
@@ -144,6 +153,19 @@ impl NodeAdmin {
             fault: report.fault,
             space: self.volume_space(&volume).await?,
             durability,
+            rpo: marks.map(|marks| rpo_told(&volume, &marks)).unwrap_or_default(),
         })
+    }
+}
+
+/// What the loss of the owner would cost, and may cost.
+fn rpo_told(volume: &ServedVolume, marks: &Watermarks) -> RpoStatus {
+    let rpo = volume.pace.rpo();
+    RpoStatus {
+        seconds: marks.highest().map(|watermark| marks.behind(watermark).as_secs_f64()),
+        target_ms: rpo.map(|rpo| rpo.target_ms),
+        action: rpo.map(|rpo| action_named(rpo.action).to_owned()),
+        missed_seconds: rpo.and_then(|_| marks.missed_for()).map(|missed| missed.as_secs_f64()),
+        limit_bytes_per_second: volume.pace.rate(),
     }
 }

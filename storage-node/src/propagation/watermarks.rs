@@ -1,0 +1,105 @@
+//! Where the replicas of an owned volume are, and what that means in time; shared by its senders, `status`, the watch on its target and
+//! the pruning of the history.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use client_lib::{Lsn, NodeId};
+use tokio::time::Instant;
+
+use super::progress::Progress;
+use super::timeline::Timeline;
+
+/// The replicas of one volume, for as long as an ownership lasts.
+#[derive(Debug)]
+pub struct Watermarks {
+    started: Instant,
+    replicas: Mutex<BTreeMap<NodeId, Progress>>,
+    timeline: Mutex<Timeline>,
+    missed: Mutex<Option<Duration>>,
+}
+
+impl Watermarks {
+    /// Starts to follow exactly `replicas`, of a volume whose newest write is `head`.
+    #[must_use]
+    pub fn new(replicas: impl IntoIterator<Item = NodeId>, head: Lsn) -> Watermarks {
+        let replicas = replicas.into_iter().map(|node| (node, Progress::default())).collect();
+        let this = Watermarks {
+            started: Instant::now(),
+            replicas: Mutex::new(replicas),
+            timeline: Mutex::default(),
+            missed: Mutex::default(),
+        };
+        this.note_head(head);
+        this
+    }
+
+    /// The time since the ownership began.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The newest write is `head`, now.
+    pub fn note_head(&self, head: Lsn) {
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner).note(head, self.now());
+    }
+
+    /// How old the oldest write is that a replica at `watermark` lacks, as [`Timeline::behind`].
+    #[must_use]
+    pub fn behind(&self, watermark: Lsn) -> Duration {
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner).behind(watermark, self.now())
+    }
+
+    /// How long ago the volume was, for certain, as a replica at `watermark` shows it; `None` when that was before this ownership.
+    #[must_use]
+    pub fn moment_ago(&self, watermark: Lsn) -> Option<Duration> {
+        let moment = self.timeline.lock().unwrap_or_else(PoisonError::into_inner).moment(watermark);
+        moment.map(|moment| self.now().saturating_sub(moment))
+    }
+
+    /// The watermark of the replica that a takeover would go on with: the highest of those that follow.
+    #[must_use]
+    pub fn highest(&self) -> Option<Lsn> {
+        let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        let following = replicas.values().filter(|progress| progress.tail.is_none());
+        following.map(|progress| progress.position.watermark).max()
+    }
+
+    /// The target is missed, or met. Returns whether that is news.
+    pub fn note_target(&self, is_missed: bool) -> bool {
+        let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = missed.is_some() != is_missed;
+        *missed = is_missed.then(|| missed.unwrap_or_else(|| self.now()));
+        is_news
+    }
+
+    /// For how long the target has been missed, if it is.
+    #[must_use]
+    pub fn missed_for(&self) -> Option<Duration> {
+        let missed = *self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        missed.map(|since| self.now().saturating_sub(since))
+    }
+
+    /// Changes what is known of a replica.
+    pub(super) fn with<T>(&self, replica: NodeId, f: impl FnOnce(&mut Progress) -> T) -> T {
+        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        f(replicas.entry(replica).or_default())
+    }
+
+    /// What is known of each replica.
+    #[must_use]
+    pub fn snapshot(&self) -> BTreeMap<NodeId, Progress> {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The lowest watermark: history up to here is needed by nobody. A replica that has left the volume needs none: it comes
+    /// back with nothing.
+    #[must_use]
+    pub fn lowest(&self) -> Lsn {
+        let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        let following = replicas.values().filter(|progress| progress.tail.is_none());
+        following.map(|progress| progress.position.watermark).min().unwrap_or(Lsn::ZERO)
+    }
+}
