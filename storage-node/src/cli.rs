@@ -15,6 +15,7 @@ mod disk;
 mod export;
 mod import;
 mod inspect;
+mod migrate;
 mod node;
 mod policy;
 mod scrub;

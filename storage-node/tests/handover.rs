@@ -5,6 +5,8 @@
 mod cluster;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeSize};
@@ -362,5 +364,44 @@ async fn a_snapshot_that_was_asked_for_is_made_by_the_next_owner() {
     drop(deaf);
     let session = cluster.export(3, "v@late").await;
     assert_eq!(read(&session, 0).await, block(1));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_synced_handover_under_load_the_old_owner_is_needed_no_more() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let at_a = cluster.session(1).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    for index in 0..4000 {
+        write(&at_a, index, 1).await;
+    }
+    let writer = tokio::spawn({
+        let (at_a, stop) = (at_a.clone(), stop.clone());
+        async move {
+            let mut fill = 2;
+            while !stop.load(Ordering::SeqCst) {
+                for index in 0..20 {
+                    write(&at_a, index, fill).await;
+                }
+                fill = fill % 200 + 2;
+            }
+            fill
+        }
+    });
+    let report = cluster.migrate_synced(1, 2).await.expect("is handed over");
+    assert_eq!(report.stale_bytes, 0);
+    stop.store(true, Ordering::SeqCst);
+    writer.await.expect("joins");
+    let at_b = cluster.session(2).await;
+    let last = read(&at_b, 0).await;
+    cluster.network.set_blocked(NodeId(1), NodeId(2), true);
+    cluster.network.set_blocked(NodeId(2), NodeId(1), true);
+    assert_eq!(read(&at_b, 0).await, last);
+    for index in 20..4000 {
+        assert_eq!(read(&at_b, index).await, block(1), "block {index} is here");
+    }
+    let gone = cluster.migrate_synced(2, 1).await.expect_err("it cannot be reached");
+    assert_eq!(gone.kind(), ErrorKind::Unavailable);
+    write(&at_b, 0, 9).await;
     cluster.stop().await;
 }

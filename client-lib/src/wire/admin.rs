@@ -41,6 +41,10 @@ pub struct Migrate {
     /// Whether the volume may go where its class of durability can never be met.
     #[serde(default)]
     pub accept_unmet: bool,
+    /// Whether it goes only when that node holds everything, so that the loss of the present owner costs nothing from then on. Else
+    /// it goes at once, and what is still on its way is fetched on demand.
+    #[serde(default)]
+    pub synced: bool,
 }
 
 /// Asks for a takeover: the owner is lost.
@@ -312,6 +316,9 @@ pub struct MigrateReport {
     pub epoch: u64,
     /// Bytes that the new owner knew of and did not hold yet.
     pub stale_bytes_at_handover: u64,
+    /// How long the new owner was waited for before that, until it held nearly everything.
+    #[serde(default)]
+    pub caught_up_seconds: f64,
 }
 
 /// A volume in a list.

@@ -1,12 +1,12 @@
-//! `helio volume`: create, list, look at, move, resize and delete volumes; `takeover`, `snapshot`, `import` and `export` have
-//! files of their own.
+//! `helio volume`: create, list, look at, resize and delete volumes; `migrate`, `takeover`, `policy`, `snapshot`, `import` and
+//! `export` have files of their own.
 
 use clap::Subcommand;
 use client_lib::VolumeName;
-use client_lib::wire::admin::{CreateVolume, Migrate, MigrateReport, Resize, VolumeStatus, VolumeSummary};
+use client_lib::wire::admin::{CreateVolume, Resize, VolumeStatus, VolumeSummary};
 
 use super::client::{Client, print_json, print_table};
-use super::{Common, export, import, policy, scrub, snapshot, space, takeover};
+use super::{Common, export, import, migrate, policy, scrub, snapshot, space, takeover};
 use crate::size;
 
 #[derive(Debug, Subcommand)]
@@ -49,21 +49,7 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Hand a volume over to another node, while it is in use
-    #[command(after_help = "Example:\n  helio volume migrate disk --to b")]
-    Migrate {
-        /// Its name
-        name: String,
-        /// The node that is to own it
-        #[arg(long)]
-        to: String,
-        /// Also where its class of durability can never be met
-        #[arg(long)]
-        accept_unmet: bool,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Migrate(migrate::Migrate),
     Takeover(takeover::Takeover),
     Rejoin(takeover::Rejoin),
     Policy(policy::Policy),
@@ -140,19 +126,7 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
             }
             print_status(&status);
         }
-        Verb::Migrate { name, to, accept_unmet, json } => {
-            let request = Migrate { to: to.clone(), accept_unmet };
-            let report: MigrateReport = client()?.post(&format!("{}/migrate", path(&name)?), &request)?;
-            if json {
-                return print_json(&report);
-            }
-            println!(
-                "volume {name} is at node {to} (epoch {}): writers waited {:.1} ms, {} follow",
-                report.epoch,
-                report.handover_ms,
-                size::human(report.stale_bytes_at_handover)
-            );
-        }
+        Verb::Migrate(arguments) => return migrate::run(&arguments, common),
         Verb::Resize { name, size: size_bytes, shrink, json } => {
             let status: VolumeStatus =
                 client()?.post(&format!("{}/resize", path(&name)?), &Resize { size_bytes, shrink })?;

@@ -274,7 +274,12 @@ impl ForwardedAdmin for NodeAdmin {
         Box::pin(async move {
             match request {
                 AdminForward::Status { volume } => json(&self.status_here(self.owned(volume).await?).await?),
-                AdminForward::Migrate { volume, to } => json(&self.migrate_here(self.owned(volume).await?, to).await?),
+                AdminForward::Migrate { volume, to } => {
+                    json(&self.migrate_here(self.owned(volume).await?, to, false).await?)
+                }
+                AdminForward::MigrateSynced { volume, to } => {
+                    json(&self.migrate_here(self.owned(volume).await?, to, true).await?)
+                }
                 AdminForward::Scrub { action, volume } => json(&self.scrub_here(action, volume).await?),
                 AdminForward::Space => json(&self.space_here().await?),
                 AdminForward::Snapshots { volume } => json(&self.snapshots_here(self.owned(volume).await?).await?),

@@ -19,6 +19,7 @@ use super::handover::{Effect, Event, Handover};
 use crate::peer::client::unexpected;
 use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::propagation::manifest::Manifest;
+use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::{ServedVolume, store_failure};
 
 /// How long the destination may take to answer the last manifest before the handover is given up.
@@ -26,6 +27,15 @@ const PREPARE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Pause before consensus is asked again for an outcome that nobody could tell.
 const RESOLVE_PAUSE: Duration = Duration::from_millis(200);
+
+/// A destination that lacks no more than so many blocks has the rest while writers are held: a mebibyte.
+const LEFT_BLOCKS_MAX: u64 = 256;
+
+/// How often it is looked how far the destination is.
+const CATCH_UP_LOOK: Duration = Duration::from_millis(10);
+
+/// How long the destination may be out of reach before it is not waited for any more.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What consensus said to a proposed transfer.
 #[derive(Debug)]
@@ -136,6 +146,8 @@ pub struct HandoverReport {
     pub held: Duration,
     /// Bytes that the destination knew of and did not hold when it was prepared.
     pub stale_bytes: u64,
+    /// How long the destination was waited for before that.
+    pub caught_up: Duration,
 }
 
 /// One handover of one volume.
@@ -145,6 +157,9 @@ pub struct Driver {
     epoch: Epoch,
     log: Arc<dyn OwnershipLog>,
     cancel: CancellationToken,
+    /// Where the destination is, if it must hold everything first.
+    synced: Option<Arc<Watermarks>>,
+    caught_up: Duration,
     position: ReplicaPosition,
     digest: u64,
 }
@@ -159,7 +174,15 @@ impl Driver {
         log: Arc<dyn OwnershipLog>,
         cancel: CancellationToken,
     ) -> Driver {
-        Driver { volume, to, epoch, log, cancel, position: ReplicaPosition::default(), digest: 0 }
+        let (position, caught_up) = (ReplicaPosition::default(), Duration::ZERO);
+        Driver { volume, to, epoch, log, cancel, synced: None, caught_up, position, digest: 0 }
+    }
+
+    /// The same, but the volume is handed over only when the destination holds everything, as `watermarks` tells: from then on the
+    /// loss of the source costs nothing.
+    #[must_use]
+    pub fn synced(self, watermarks: Arc<Watermarks>) -> Driver {
+        Driver { synced: Some(watermarks), ..self }
     }
 
     /// Hands over, or leaves the volume where it was and says why.
@@ -172,6 +195,9 @@ impl Driver {
     pub async fn run(mut self) -> Result<HandoverReport, Error> {
         // Before anything is held: is the destination there, and near? What is sent now need not be sent frozen.
         self.position = self.ask(PeerRequest::ReplicaStatus { volume: self.volume.id, epoch: self.epoch }).await?;
+        let asked = Instant::now();
+        self.catch_up(None).await?;
+        self.caught_up = asked.elapsed();
         self.send_manifest().await?;
 
         let began = Instant::now();
@@ -259,7 +285,50 @@ impl Driver {
         }
     }
 
+    /// Waits until the destination holds everything up to `final_lsn`, or, without that, lacks little; if that is asked for.
+    async fn catch_up(&self, final_lsn: Option<Lsn>) -> Result<(), Error> {
+        let Some(watermarks) = &self.synced else { return Ok(()) };
+        let mut reached = Instant::now();
+        loop {
+            let progress = watermarks.snapshot().remove(&self.to).unwrap_or_default();
+            if let Some(tail) = progress.tail {
+                return Err(tail.refusal(self.to));
+            }
+            let watermark = progress.position.watermark;
+            let is_there = match final_lsn {
+                Some(lsn) => watermark >= lsn,
+                None => {
+                    let lacks = self.volume.shard.changed_blocks(self.volume.id, watermark).await;
+                    lacks.map_err(store_failure)? <= LEFT_BLOCKS_MAX
+                }
+            };
+            if is_there {
+                return Ok(());
+            }
+            if progress.reachable {
+                reached = Instant::now();
+            } else if reached.elapsed() >= CATCH_UP_PATIENCE {
+                let why = progress.error.unwrap_or_else(|| "it does not answer".to_owned());
+                let what =
+                    format!("node {} cannot be brought up to date: {why}; the volume stays where it is", self.to);
+                return Err(Error::new(ErrorKind::Unavailable, what));
+            }
+            if self.volume.gate.view().epoch != self.epoch {
+                let what = format!("volume {} has another owner by now", self.volume.name);
+                return Err(Error::new(ErrorKind::Busy, what));
+            }
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => {
+                    return Err(Error::new(ErrorKind::Closed, "the handover was cancelled"));
+                }
+                () = tokio::time::sleep(CATCH_UP_LOOK) => {}
+            }
+        }
+    }
+
     async fn prepare(&mut self, final_lsn: Lsn) -> Result<Lsn, Error> {
+        self.catch_up(Some(final_lsn)).await?;
         let manifest = self.send_snapshots().await?;
         if manifest.to != final_lsn {
             return Err(Error::new(
@@ -288,6 +357,7 @@ impl Driver {
             epoch,
             held: began.elapsed(),
             stale_bytes: self.position.stale_blocks * u64::from(BLOCK_SIZE),
+            caught_up: self.caught_up,
         })
     }
 

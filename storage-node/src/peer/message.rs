@@ -89,6 +89,8 @@ pub enum AdminForward {
     Space,
     /// The scrub of a volume at the node, or of all that it stores.
     Scrub { action: ScrubAction, volume: Option<VolumeId> },
+    /// Hand a volume over to a node once that holds everything.
+    MigrateSynced { volume: VolumeId, to: client_lib::NodeId },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

@@ -292,6 +292,16 @@ impl Cluster {
         Driver::new(volume, NodeId(to), view.epoch, log, CancellationToken::new()).run().await
     }
 
+    /// Hands the volume over once the new owner holds everything.
+    pub(crate) async fn migrate_synced(&self, from: u64, to: u64) -> Result<HandoverReport, Error> {
+        let volume = self.nodes[&from].volumes.get(self.volume).expect("is served");
+        let view = volume.gate.settled(Epoch(0)).await?;
+        let log = Arc::new(TestLog { meta: self.meta.clone(), me: NodeId(from), lose_answers: false });
+        let watermarks = self.nodes[&from].reconciler.watermarks(self.volume).expect("is owned");
+        let driver = Driver::new(volume, NodeId(to), view.epoch, log, CancellationToken::new());
+        driver.synced(watermarks).run().await
+    }
+
     pub(crate) async fn in_step(&self, node: u64) -> bool {
         let owner = self.meta.state().volume(self.volume).expect("exists").owner;
         let head = self.nodes[&owner.0].shard.report(self.volume).await.expect("reports");

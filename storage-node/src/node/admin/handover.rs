@@ -7,9 +7,9 @@ use client_lib::wire::admin::{Migrate, MigrateReport};
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use tokio_util::sync::CancellationToken;
 
-use super::NodeAdmin;
 use super::durability::require_possible;
 use super::names::{name_of, node_named, volume_named};
+use super::{NodeAdmin, moved};
 use crate::node::METADATA_DEADLINE;
 use crate::ownership::driver::Driver;
 use crate::peer::message::AdminForward;
@@ -34,18 +34,33 @@ impl NodeAdmin {
             let replicas = volume.replicas.iter().copied().chain([volume.owner]).filter(|node| *node != to);
             require_possible(&state, name, volume.durability.class, to, replicas)?;
         }
-        let forward = AdminForward::Migrate { volume: volume.id, to };
-        self.at_owner(volume.id, forward, |served| self.migrate_here(served, to)).await
+        let (volume, synced) = (volume.id, request.synced);
+        let forward = match synced {
+            true => AdminForward::MigrateSynced { volume, to },
+            false => AdminForward::Migrate { volume, to },
+        };
+        self.at_owner(volume, forward, |served| self.migrate_here(served, to, synced)).await
     }
 
-    pub(super) async fn migrate_here(&self, volume: Arc<ServedVolume>, to: NodeId) -> Result<MigrateReport, Error> {
+    pub(super) async fn migrate_here(
+        &self,
+        volume: Arc<ServedVolume>,
+        to: NodeId,
+        synced: bool,
+    ) -> Result<MigrateReport, Error> {
         let view = volume.gate.view();
         if to == self.this.id {
             // Already there: a repeated request is a success that took no time.
-            return Ok(MigrateReport { handover_ms: 0.0, epoch: view.epoch.0, stale_bytes_at_handover: 0 });
+            let epoch = view.epoch.0;
+            return Ok(MigrateReport { handover_ms: 0.0, epoch, stale_bytes_at_handover: 0, caught_up_seconds: 0.0 });
         }
         let busy = Busy::begin(self.busy.clone(), &volume)?;
         let driver = Driver::new(volume.clone(), to, view.epoch, self.ownership.clone(), CancellationToken::new());
+        let driver = match (synced, self.reconciler.watermarks(volume.id)) {
+            (false, _) => driver,
+            (true, Some(watermarks)) => driver.synced(watermarks),
+            (true, None) => return Err(moved(volume.id)),
+        };
         // A task of its own: it goes on, and stays marked, when the one who asked stops waiting.
         let task = tokio::spawn(async move {
             let _busy = busy;
@@ -59,6 +74,7 @@ impl NodeAdmin {
             handover_ms: report.held.as_secs_f64() * 1000.0,
             epoch: report.epoch.0,
             stale_bytes_at_handover: report.stale_bytes,
+            caught_up_seconds: report.caught_up.as_secs_f64(),
         })
     }
 }
