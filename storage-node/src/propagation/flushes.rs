@@ -180,6 +180,12 @@ impl Flushes {
         epoch == self.epoch && self.wanted > self.durable && is_behind() && self.counts(node)
     }
 
+    /// Whether `node`, whose watermark counts, has yet to tell that it is durable.
+    #[must_use]
+    pub fn is_unsure(&self, epoch: Epoch, node: NodeId, watermark: Lsn) -> bool {
+        epoch == self.epoch && self.counts(node) && self.held.get(&node).is_none_or(|held| *held < watermark)
+    }
+
     /// The policy.
     #[must_use]
     pub fn policy(&self) -> Durability {
@@ -309,8 +315,10 @@ mod tests {
         flushes.begin(next, Some(lsn(4)));
         assert_eq!(flushes.verdict(EPOCH, lsn(3), s(1), s(2)), Verdict::Over);
         assert_eq!(flushes.durable(), Lsn::ZERO, "what they told another is not known");
+        assert!(flushes.is_unsure(next, B, lsn(9)) && !flushes.is_unsure(EPOCH, B, lsn(9)));
         flushes.held(next, B, lsn(9));
         assert_eq!(flushes.durable(), lsn(4), "a second place must hold it");
+        assert!(!flushes.is_unsure(next, B, lsn(9)));
         flushes.held(next, C, lsn(8));
         assert_eq!(flushes.durable(), lsn(8), "the two others do");
         flushes.whole(EPOCH);

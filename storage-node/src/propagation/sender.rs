@@ -43,8 +43,9 @@ const PUSH_CALLS_MAX: usize = 8;
 /// Missing runs asked for at a time.
 const MISSING_RUNS_MAX: u32 = 4096;
 
-/// Most blocks that are delivered in one call: four mebibytes, a sixth of a second at 200 Mbit/s. More goes in parallel.
-const DELIVER_BLOCKS_MAX: u64 = 1024;
+/// Most blocks that are delivered in one call: two mebibytes, which a link of 2 Mbit/s takes well within the time that a call may take. More
+/// goes in parallel.
+const DELIVER_BLOCKS_MAX: u64 = 512;
 
 /// First and longest pause after a replica could not be reached.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -140,8 +141,10 @@ impl Sender {
             let is_free = transfer.is_none() && position.awaited_snapshot.is_none();
             let is_awaited = self.volume.flushes.urges(self.epoch, self.replica);
             let is_behind = position.watermark < report.head && self.volume.flushes.counts(self.replica);
+            // After a change of owner: what it holds it has told another.
+            let is_unsure = self.volume.flushes.is_unsure(self.epoch, self.replica, position.watermark);
             if is_free
-                && (is_awaited || is_behind)
+                && (is_awaited || is_behind || is_unsure)
                 && let Some(reached) = self.deliver(position).await?
             {
                 position = reached;

@@ -22,6 +22,8 @@ struct Point {
 /// The positions of a volume over the time of an ownership.
 #[derive(Clone, Debug, Default)]
 pub struct Timeline {
+    /// When the first point was noted.
+    began: Duration,
     points: VecDeque<Point>,
 }
 
@@ -30,7 +32,10 @@ impl Timeline {
     pub fn note(&mut self, head: Lsn, now: Duration) {
         match self.points.back_mut() {
             Some(last) if last.lsn >= head => last.until = last.until.max(now),
-            _ => {
+            before => {
+                if before.is_none() {
+                    self.began = now;
+                }
                 if self.points.len() == POINTS_MAX {
                     self.thin();
                 }
@@ -53,10 +58,7 @@ impl Timeline {
     #[must_use]
     pub fn behind(&self, watermark: Lsn, now: Duration) -> Duration {
         match self.points.back() {
-            Some(last) if last.lsn > watermark => {
-                let since = self.moment(watermark).or_else(|| self.points.front().map(|first| first.until));
-                now.saturating_sub(since.unwrap_or(now))
-            }
+            Some(last) if last.lsn > watermark => now.saturating_sub(self.moment(watermark).unwrap_or(self.began)),
             _ => Duration::ZERO,
         }
     }
@@ -95,7 +97,11 @@ mod tests {
         assert_eq!(timeline.behind(lsn(9), ms(6000)), Duration::ZERO);
         assert_eq!(timeline.behind(lsn(5), ms(6000)), ms(2000), "it was idle until then");
         assert_eq!(timeline.behind(lsn(7), ms(6000)), ms(2000), "between two looks: the earlier counts");
-        assert_eq!(timeline.behind(lsn(2), ms(6000)), ms(2000), "of an earlier ownership: at least");
+        assert_eq!(
+            timeline.behind(lsn(2), ms(6000)),
+            ms(5000),
+            "of an earlier ownership: for as long as this one lasts"
+        );
         assert_eq!((timeline.moment(lsn(5)), timeline.moment(lsn(2))), (Some(ms(4000)), None));
     }
 

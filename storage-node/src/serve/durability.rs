@@ -118,6 +118,12 @@ impl FlushGate {
         self.flushes.borrow().urges(epoch, replica)
     }
 
+    /// Whether `replica`, which is at `watermark` and counts, has yet to tell that this is durable.
+    #[must_use]
+    pub fn is_unsure(&self, epoch: Epoch, replica: NodeId, watermark: Lsn) -> bool {
+        self.flushes.borrow().is_unsure(epoch, replica, watermark)
+    }
+
     /// Waits until [`urges`](Self::urges).
     ///
     /// # Cancel safety
