@@ -3,6 +3,7 @@
 
 mod cluster;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use client_lib::policy::{Class, Durability, Unmet};
@@ -65,6 +66,44 @@ async fn a_flush_is_answered_when_as_many_providers_hold_it_as_the_class_names()
         assert_eq!(cluster.flushes(1).waiting(), (0, None), "nothing is left over");
     }
     cluster.stop().await;
+}
+
+/// Several deliveries are on their way to each replica at once, and overlap.
+#[tokio::test(flavor = "multi_thread")]
+async fn flushes_of_many_clients_at_once_are_all_held_and_the_replicas_have_what_was_written() {
+    const CLIENTS: u64 = 8;
+    let cluster = Arc::new(Cluster::start(Duration::from_millis(8)).await);
+    cluster.set_class(Class::Geo(1), Unmet::Block).await;
+    let clients = (0..CLIENTS).map(|client| {
+        let cluster = cluster.clone();
+        tokio::spawn(async move {
+            let session = cluster.session(1).await;
+            for round in 1..=25 {
+                for index in 0..=client {
+                    write(&session, client * 100 + index, round).await;
+                }
+                let head = cluster.head(1).await;
+                session.flush().await.expect("is flushed");
+                let held = cluster.watermark(2).await.max(cluster.watermark(3).await);
+                assert!(held >= head, "client {client}, round {round}: {held} of {head}");
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.expect("no client fails");
+    }
+    for to in [2, 3] {
+        cluster.until(|| cluster.in_step(to)).await;
+        let owner = cluster.meta.state().volume(cluster.volume).expect("exists").owner;
+        cluster.migrate(owner.0, to).await.expect("is handed over");
+        let session = cluster.session(to).await;
+        for client in 0..CLIENTS {
+            for index in 0..=client {
+                assert_eq!(read(&session, client * 100 + index).await, block(25));
+            }
+        }
+    }
+    Arc::into_inner(cluster).expect("every client has ended").stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -173,11 +173,11 @@ impl Flushes {
         self.home.as_ref().zip(provider).is_some_and(|(home, provider)| counts(home, provider))
     }
 
-    /// Whether a flush waits for more than `node` holds, and what it holds counts.
+    /// Whether a flush waits for more than `node` holds and than is on its way there, up to `sent`, and what it holds counts.
     #[must_use]
-    pub fn urges(&self, epoch: Epoch, node: NodeId) -> bool {
+    pub fn urges(&self, epoch: Epoch, node: NodeId, sent: Lsn) -> bool {
         let is_behind = || self.held.get(&node).is_none_or(|held| *held < self.wanted);
-        epoch == self.epoch && self.wanted > self.durable && is_behind() && self.counts(node)
+        epoch == self.epoch && self.wanted > self.durable.max(sent) && is_behind() && self.counts(node)
     }
 
     /// Whether `node`, whose watermark counts, has yet to tell that it is durable.
@@ -264,13 +264,14 @@ mod tests {
         let mut flushes = flushes(Class::Geo(1), Unmet::Block);
         let number = flushes.start(EPOCH, lsn(5), s(1));
         assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(900)), Verdict::Wait(None), "for as long as it takes");
-        assert!(flushes.urges(EPOCH, B) && flushes.urges(EPOCH, C));
+        assert!(flushes.urges(EPOCH, B, Lsn::ZERO) && flushes.urges(EPOCH, C, lsn(4)));
+        assert!(!flushes.urges(EPOCH, C, lsn(5)), "it is on its way");
         assert!(!flushes.held(Epoch(2), B, lsn(9)), "told to an earlier owner");
         flushes.held(EPOCH, B, lsn(4));
         assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(2)), Verdict::Wait(None));
         flushes.held(EPOCH, C, lsn(5));
         assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(2)), Verdict::Durable);
-        assert!(!flushes.urges(EPOCH, B), "nobody waits for the other one");
+        assert!(!flushes.urges(EPOCH, B, Lsn::ZERO), "nobody waits for the other one");
         assert_eq!(flushes.waiting(), (1, Some(s(1))));
         flushes.end(number);
         assert_eq!(flushes.waiting(), (0, None));

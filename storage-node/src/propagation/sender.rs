@@ -6,7 +6,8 @@
 //! A slow replica gets fewer and larger deltas, each block once: lag costs distinct dirty blocks, no more.
 //!
 //! Where a flush waits for the replica ([`super::flushes`]) the two are one: manifest and data go out together and are applied at
-//! once, in one call, as soon as the flush asks for it and with every tick; what is too much for a call goes as above.
+//! once, in one call, as soon as the flush asks for it and with every tick; what is too much for a call goes as above. Several are
+//! on their way at once, and flushes that come within a quarter of a round trip share one.
 //!
 //! The replica is the authority on where it is: after any failure the sender asks it and goes on from its
 //! answer, so a broken transfer resumes with the blocks that are still missing.
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use client_lib::transport::Class;
+use client_lib::transport::{BoxFuture, Class};
 use client_lib::{BlockIndex, Epoch, Error, Lsn, NodeId, SnapshotId};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -47,6 +48,12 @@ const MISSING_RUNS_MAX: u32 = 4096;
 /// goes in parallel.
 const DELIVER_BLOCKS_MAX: u64 = 512;
 
+/// Deliveries on their way at once: a flush that comes while one is does not wait for that.
+const DELIVERIES_MAX: usize = 4;
+
+/// Most blocks that are delivered again because their delivery is not answered yet: 256 KiB.
+const AGAIN_BLOCKS_MAX: u64 = 64;
+
 /// First and longest pause after a replica could not be reached.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -76,6 +83,53 @@ impl From<Error> for Ended {
 struct Transfer {
     delta: SealedDelta,
     task: JoinHandle<Result<ReplicaPosition, Error>>,
+}
+
+/// The deliveries on their way to a replica. Each begins where the replica is known to be, so they may arrive in any order: what one
+/// has brought the others bring for nothing.
+#[derive(Default)]
+struct Deliveries<'a> {
+    calls: FuturesUnordered<BoxFuture<'a, Result<ReplicaPosition, Error>>>,
+    /// Up to where the newest of them goes.
+    sent: Lsn,
+    /// When it was sent.
+    last: Option<Instant>,
+    /// What is to be delivered next is too much to be sent more than once: those on their way come first.
+    is_blocked: bool,
+}
+
+impl<'a> Deliveries<'a> {
+    fn is_empty(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    fn has_room(&self) -> bool {
+        self.calls.len() < DELIVERIES_MAX && !self.is_blocked
+    }
+
+    /// When another may be sent while some are on their way; `None` is at once.
+    fn not_before(&self, spacing: Duration) -> Option<Instant> {
+        self.last.filter(|_| !self.is_empty()).map(|last| last + spacing)
+    }
+
+    fn blocks_max(&self) -> u64 {
+        if self.is_empty() { DELIVER_BLOCKS_MAX } else { AGAIN_BLOCKS_MAX }
+    }
+
+    fn push(&mut self, to: Lsn, call: BoxFuture<'a, Result<ReplicaPosition, Error>>) {
+        (self.sent, self.last) = (to, Some(Instant::now()));
+        self.calls.push(call);
+    }
+
+    /// The next answer; `None` when nothing is on its way.
+    async fn next(&mut self) -> Option<Result<ReplicaPosition, Error>> {
+        let answer = self.calls.next().await;
+        self.is_blocked = false;
+        if self.is_empty() {
+            self.sent = Lsn::ZERO;
+        }
+        answer
+    }
 }
 
 impl Drop for Transfer {
@@ -121,9 +175,12 @@ impl Sender {
         let volume = self.volume.id;
         let mut position = self.first_word().await?;
         let mut transfer: Option<Transfer> = None;
+        let mut deliveries = Deliveries::default();
         let mut ticker = tokio::time::interval(MANIFEST_INTERVAL);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            let may_deliver = transfer.is_none() && deliveries.has_room();
+            let (sent, not_before) = (deliveries.sent, deliveries.not_before(self.spacing()));
             tokio::select! {
                 biased;
                 finished = finished(&mut transfer) => {
@@ -133,24 +190,38 @@ impl Sender {
                     // It is the answer to `Apply`.
                     self.volume.flushes.held(self.epoch, self.replica, position.watermark);
                 }
+                Some(reached) = deliveries.next() => {
+                    let reached = reached?;
+                    // An earlier one may be answered later.
+                    if (reached.watermark, reached.known) >= (position.watermark, position.known) {
+                        position = reached;
+                    }
+                }
                 // What is delivered while a transfer is under way could not be applied before that.
-                () = self.volume.flushes.urged(self.epoch, self.replica), if transfer.is_none() => {}
+                () = self.awaited(sent, not_before), if may_deliver => {}
                 _ = ticker.tick() => {}
             }
             let report = self.volume.shard.report(volume).await.map_err(store_failure)?;
-            let is_free = transfer.is_none() && position.awaited_snapshot.is_none();
-            let is_awaited = self.volume.flushes.urges(self.epoch, self.replica);
-            let is_behind = position.watermark < report.head && self.volume.flushes.counts(self.replica);
+            let flushes = &self.volume.flushes;
+            let counts = flushes.counts(self.replica);
+            let is_awaited = flushes.urges(self.epoch, self.replica, deliveries.sent);
             // After a change of owner: what it holds it has told another.
-            let is_unsure = self.volume.flushes.is_unsure(self.epoch, self.replica, position.watermark);
-            if is_free
-                && (is_awaited || is_behind || is_unsure)
-                && let Some(reached) = self.deliver(position).await?
-            {
-                position = reached;
+            let is_unsure = flushes.is_unsure(self.epoch, self.replica, position.watermark);
+            let is_wanted = match deliveries.is_empty() {
+                true => is_awaited || is_unsure || (counts && position.watermark < report.head),
+                false => is_awaited && not_before.is_none_or(|moment| moment <= Instant::now()),
+            };
+            if transfer.is_none() && position.awaited_snapshot.is_none() && deliveries.has_room() && is_wanted {
+                match self.deliver(position, deliveries.blocks_max()).await? {
+                    Some((to, delivery)) => deliveries.push(to, Box::pin(delivery)),
+                    None => deliveries.is_blocked = true,
+                }
+            }
+            if !deliveries.is_empty() {
                 self.note(position).await?;
                 continue;
             }
+            deliveries.is_blocked = false;
             if let (None, Some(snapshot)) = (&transfer, position.awaited_snapshot) {
                 transfer = self.pin(snapshot, position.watermark).await?.map(|delta| self.start(delta));
             }
@@ -213,36 +284,49 @@ impl Sender {
         }
     }
 
-    /// Delivers everything that the replica lacks and has it applied; `None` when that is too much for one call, or ends at a
-    /// snapshot.
-    async fn deliver(&self, position: ReplicaPosition) -> Result<Option<ReplicaPosition>, Error> {
+    /// How long after a delivery another may be sent while that one is on its way.
+    fn spacing(&self) -> Duration {
+        let rtt = self.volume.peers.transport().rtt(self.replica).unwrap_or_default();
+        rtt / DELIVERIES_MAX as u32
+    }
+
+    /// Waits until a flush waits for more than what the replica has and what is on its way brings, up to `sent`.
+    async fn awaited(&self, sent: Lsn, not_before: Option<Instant>) {
+        self.volume.flushes.urged(self.epoch, self.replica, sent).await;
+        if let Some(not_before) = not_before {
+            tokio::time::sleep_until(not_before).await;
+        }
+    }
+
+    /// Takes everything that the replica lacks, to be delivered and applied: up to where that is, and the delivery. `None` when it is more
+    /// than `blocks_max`, or ends at a snapshot.
+    async fn deliver(
+        &self,
+        position: ReplicaPosition,
+        blocks_max: u64,
+    ) -> Result<Option<(Lsn, impl Future<Output = Result<ReplicaPosition, Error>>)>, Error> {
         let (volume, from) = (self.volume.id, position.watermark);
         let shard = &self.volume.shard;
         // About: a look at the history only.
-        if shard.changed_blocks(volume, from).await.map_err(store_failure)? > DELIVER_BLOCKS_MAX {
+        if shard.changed_blocks(volume, from).await.map_err(store_failure)? > blocks_max {
             return Ok(None);
         }
         let sealed = shard.seal_manifest(volume, from, position.newest_snapshot, Some(from)).await;
         let (manifest, Some(delta)) = sealed.map_err(store_failure)? else { return Ok(None) };
-        let pin = delta.pin;
-        let delivered = if delta.blocks > DELIVER_BLOCKS_MAX {
-            Ok(None)
-        } else {
-            self.deliver_sealed(manifest, delta).await.map(Some)
+        let is_data = |run: &&ManifestRun| matches!(run.content, RunContent::Data(_));
+        let data = manifest.runs.iter().filter(is_data);
+        let runs: Vec<BlockRun> = data.map(|run| BlockRun { start: run.start, count: run.blocks() }).collect();
+        let blocks = match delta.blocks > blocks_max {
+            true => Ok(None),
+            false => read_sealed(&self.volume, &delta, &runs).await.map(Some),
         };
-        shard.release(volume, pin).await.map_err(store_failure)?;
-        delivered
+        shard.release(volume, delta.pin).await.map_err(store_failure)?;
+        let Some(blocks) = blocks? else { return Ok(None) };
+        Ok(Some((manifest.to, self.send_delivery(manifest, blocks))))
     }
 
-    async fn deliver_sealed(&self, manifest: Manifest, delta: SealedDelta) -> Result<ReplicaPosition, Error> {
-        let is_data = |run: &&ManifestRun| matches!(run.content, RunContent::Data(_));
-        let runs: Vec<BlockRun> = manifest
-            .runs
-            .iter()
-            .filter(is_data)
-            .map(|run| BlockRun { start: run.start, count: run.blocks() })
-            .collect();
-        let (blocks, payload) = pack_blocks(&read_sealed(&self.volume, &delta, &runs).await?);
+    async fn send_delivery(&self, manifest: Manifest, blocks: Vec<VersionedBlock>) -> Result<ReplicaPosition, Error> {
+        let (blocks, payload) = pack_blocks(&blocks);
         let (volume, epoch, prune) = (self.volume.id, self.epoch, self.watermarks.lowest());
         let request = PeerRequest::Deliver { volume, epoch, manifest, blocks, prune };
         match self.volume.peers.ask(self.replica, Class::Pull, request, payload).await? {

@@ -112,10 +112,10 @@ impl FlushGate {
         (self.flushes.borrow().clone(), self.began.elapsed())
     }
 
-    /// Whether a flush waits for more than `replica` holds.
+    /// Whether a flush waits for more than `replica` holds, and than is on its way there, up to `sent`.
     #[must_use]
-    pub fn urges(&self, epoch: Epoch, replica: NodeId) -> bool {
-        self.flushes.borrow().urges(epoch, replica)
+    pub fn urges(&self, epoch: Epoch, replica: NodeId, sent: Lsn) -> bool {
+        self.flushes.borrow().urges(epoch, replica, sent)
     }
 
     /// Whether `replica`, which is at `watermark` and counts, has yet to tell that this is durable.
@@ -128,10 +128,10 @@ impl FlushGate {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn urged(&self, epoch: Epoch, replica: NodeId) {
+    pub async fn urged(&self, epoch: Epoch, replica: NodeId, sent: Lsn) {
         let mut watch = self.flushes.subscribe();
         // The sender is here as long as this is.
-        let _ = watch.wait_for(|flushes| flushes.urges(epoch, replica)).await;
+        let _ = watch.wait_for(|flushes| flushes.urges(epoch, replica, sent)).await;
     }
 
     /// Waits until the volume, which this node owns in `epoch`, is durable in its class up to `lsn`, which it is here already.
