@@ -4,6 +4,7 @@ pub mod admin;
 pub mod durability;
 pub mod exports;
 pub mod http;
+mod kept;
 pub mod metadata;
 mod outcome;
 pub mod pace;

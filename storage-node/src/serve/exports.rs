@@ -11,9 +11,10 @@ use client_lib::{BLOCK_SIZE, Error, ErrorKind, SECTOR_SIZE};
 use consensus::Snapshot;
 use nbd_frontend::export::{ExportDirectory, ExportInfo, Session};
 
+use super::kept::{KeptSnapshot, ReadOnly};
 use super::metadata::NewestMetadata;
-use super::session::{SnapshotSession, VolumeSession};
-use super::tail::{TailSession, tail_info, tail_name};
+use super::session::VolumeSession;
+use super::tail::{KeptTail, tail_info, tail_name};
 use super::volume::ServedVolume;
 use super::volumes::Volumes;
 
@@ -72,10 +73,10 @@ impl Exports {
         if let Some(tail) = served.standing.tail().filter(|tail| tail_name(tail) == snapshot)
             && served.snapshots.named(snapshot).is_none()
         {
-            return Ok(Arc::new(TailSession::open(served, tail).await?));
+            return Ok(Arc::new(ReadOnly(KeptTail::open(served, tail).await?)));
         }
         let (volume, snapshot) = self.snapshot_named(volume, snapshot).await?;
-        Ok(Arc::new(SnapshotSession::new(volume, &snapshot)))
+        Ok(Arc::new(ReadOnly(KeptSnapshot::new(volume, &snapshot))))
     }
 
     /// The volume called `name`, also one that was made this moment at another node.

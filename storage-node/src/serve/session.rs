@@ -1,4 +1,4 @@
-//! One connection's use of a volume, and its right to write there; or of a snapshot, which is only read.
+//! One connection's use of a volume, and its right to write there.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -6,12 +6,11 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use client_lib::transport::BoxFuture;
 use client_lib::{Epoch, Error, ErrorKind};
-use consensus::Snapshot;
 use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Session, ZeroOptions};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::exports::{export_info, snapshot_info};
+use super::exports::export_info;
 use super::volume::{Change, ServedVolume, SessionWriter};
 use crate::ownership::gate::{Phase, View};
 use crate::peer::message::Writer;
@@ -148,7 +147,7 @@ impl Session for VolumeSession {
     }
 }
 
-fn read_parts(chunks: Vec<ReadChunk>) -> Vec<ReadPart> {
+pub(super) fn read_parts(chunks: Vec<ReadChunk>) -> Vec<ReadPart> {
     let part = |chunk| match chunk {
         ReadChunk::Data(data) => ReadPart::Data(data),
         ReadChunk::Zero(length) => ReadPart::Hole(length),
@@ -156,67 +155,11 @@ fn read_parts(chunks: Vec<ReadChunk>) -> Vec<ReadPart> {
     chunks.into_iter().map(part).collect()
 }
 
-fn allocation_extents(extents: Vec<MappedExtent>) -> Vec<AllocationExtent> {
+pub(super) fn allocation_extents(extents: Vec<MappedExtent>) -> Vec<AllocationExtent> {
     let extent = |extent: MappedExtent| AllocationExtent {
         length: extent.length,
         allocated: extent.mapped,
         zero: !extent.mapped,
     };
     extents.into_iter().map(extent).collect()
-}
-
-/// One connection to a snapshot.
-pub(super) struct SnapshotSession {
-    volume: Arc<ServedVolume>,
-    moment: Moment,
-    info: ExportInfo,
-}
-
-impl SnapshotSession {
-    /// A session of `snapshot`, which is made.
-    pub(super) fn new(volume: Arc<ServedVolume>, snapshot: &Snapshot) -> SnapshotSession {
-        let info = snapshot_info(&volume, snapshot);
-        SnapshotSession { volume, moment: Moment::Snapshot(snapshot.id), info }
-    }
-
-    fn refuse<T>(&self) -> BoxFuture<'_, Result<T, Error>>
-    where
-        T: Send + 'static,
-    {
-        let text = format!("{} is a snapshot and never changes", self.info.name);
-        Box::pin(async { Err(Error::new(ErrorKind::NotOwner, text)) })
-    }
-}
-
-impl Session for SnapshotSession {
-    fn info(&self) -> ExportInfo {
-        self.info.clone()
-    }
-
-    fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
-        Box::pin(async move { self.volume.read(self.moment, offset, length).await.map(read_parts) })
-    }
-
-    fn write(&self, _offset: u64, _data: Bytes, _fua: bool) -> BoxFuture<'_, Result<(), Error>> {
-        self.refuse()
-    }
-
-    fn write_zeroes(&self, _offset: u64, _length: u32, _options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
-        self.refuse()
-    }
-
-    fn trim(&self, _offset: u64, _length: u32, _fua: bool) -> BoxFuture<'_, Result<(), Error>> {
-        self.refuse()
-    }
-
-    /// A snapshot that can be opened is durable.
-    fn flush(&self) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
-        Box::pin(
-            async move { self.volume.extents(self.moment, offset, u64::from(length)).await.map(allocation_extents) },
-        )
-    }
 }

@@ -5,42 +5,34 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::{BLOCK_SIZE, BlockIndex, Error, ErrorKind, VolumeSize};
-use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Session, ZeroOptions};
+use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart};
 
 use super::exports::export_info;
+use super::kept::Kept;
 use super::volume::{ServedVolume, store_failure};
 use crate::ownership::standing::Tail;
 use crate::propagation::manifest::{BlockRun, VersionedBlock};
 use crate::shard::handle::StoreError;
 use crate::volume::Moment;
 
-/// One connection to a tail.
-pub(super) struct TailSession {
+/// A tail, read by one connection.
+pub(super) struct KeptTail {
     volume: Arc<ServedVolume>,
     tail: Tail,
     info: ExportInfo,
 }
 
-impl TailSession {
-    /// A session of `tail`, which `volume` has here.
+impl KeptTail {
+    /// `tail`, which `volume` has here.
     ///
     /// # Errors
     /// When the store does not answer.
-    pub(super) async fn open(volume: Arc<ServedVolume>, tail: Tail) -> Result<TailSession, Error> {
+    pub(super) async fn open(volume: Arc<ServedVolume>, tail: Tail) -> Result<KeptTail, Error> {
         let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
         let info = tail_info(&volume, &tail, report.size);
-        Ok(TailSession { volume, tail, info })
-    }
-
-    fn refuse<T>(&self) -> BoxFuture<'_, Result<T, Error>>
-    where
-        T: Send + 'static,
-    {
-        let text = format!("{} is what a takeover cut off, and never changes", self.info.name);
-        Box::pin(async { Err(Error::new(ErrorKind::NotOwner, text)) })
+        Ok(KeptTail { volume, tail, info })
     }
 
     fn require_here(&self) -> Result<(), Error> {
@@ -112,30 +104,17 @@ pub(super) fn tail_info(volume: &ServedVolume, tail: &Tail, size: VolumeSize) ->
     }
 }
 
-impl Session for TailSession {
-    fn info(&self) -> ExportInfo {
-        self.info.clone()
+impl Kept for KeptTail {
+    fn info(&self) -> &ExportInfo {
+        &self.info
+    }
+
+    fn nature(&self) -> &'static str {
+        "what a takeover cut off,"
     }
 
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
         Box::pin(self.read_parts(offset, length))
-    }
-
-    fn write(&self, _offset: u64, _data: Bytes, _fua: bool) -> BoxFuture<'_, Result<(), Error>> {
-        self.refuse()
-    }
-
-    fn write_zeroes(&self, _offset: u64, _length: u32, _options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
-        self.refuse()
-    }
-
-    fn trim(&self, _offset: u64, _length: u32, _fua: bool) -> BoxFuture<'_, Result<(), Error>> {
-        self.refuse()
-    }
-
-    /// It was synced before the node knew that it had left.
-    fn flush(&self) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async { Ok(()) })
     }
 
     /// Which blocks are zeroes is seen when they are read.

@@ -1,0 +1,105 @@
+//! Sessions of what is only read: a snapshot, or the tail that a takeover cut off ([`super::tail`]).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use client_lib::transport::BoxFuture;
+use client_lib::{Error, ErrorKind};
+use consensus::Snapshot;
+use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Session, ZeroOptions};
+
+use super::exports::snapshot_info;
+use super::session::{allocation_extents, read_parts};
+use super::volume::ServedVolume;
+use crate::volume::Moment;
+
+/// What can be read and never changes.
+pub(super) trait Kept: Send + Sync + 'static {
+    /// The export.
+    fn info(&self) -> &ExportInfo;
+
+    /// What it is, for who would write to it.
+    fn nature(&self) -> &'static str;
+
+    /// As [`Session::read`].
+    fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>>;
+
+    /// As [`Session::allocation`].
+    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>>;
+}
+
+/// One connection to something that is only read.
+pub(super) struct ReadOnly<K>(pub(super) K);
+
+impl<K: Kept> ReadOnly<K> {
+    fn refuse(&self) -> BoxFuture<'_, Result<(), Error>> {
+        let text = format!("{} is {} and never changes", self.0.info().name, self.0.nature());
+        Box::pin(async { Err(Error::new(ErrorKind::NotOwner, text)) })
+    }
+}
+
+impl<K: Kept> Session for ReadOnly<K> {
+    fn info(&self) -> ExportInfo {
+        self.0.info().clone()
+    }
+
+    fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
+        self.0.read(offset, length)
+    }
+
+    fn write(&self, _offset: u64, _data: Bytes, _fua: bool) -> BoxFuture<'_, Result<(), Error>> {
+        self.refuse()
+    }
+
+    fn write_zeroes(&self, _offset: u64, _length: u32, _options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
+        self.refuse()
+    }
+
+    fn trim(&self, _offset: u64, _length: u32, _fua: bool) -> BoxFuture<'_, Result<(), Error>> {
+        self.refuse()
+    }
+
+    /// What can be opened is durable: a snapshot is listed when it is, a tail was synced before the node knew of it.
+    fn flush(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
+        self.0.allocation(offset, length)
+    }
+}
+
+/// A snapshot, read at one node.
+pub(super) struct KeptSnapshot {
+    volume: Arc<ServedVolume>,
+    moment: Moment,
+    info: ExportInfo,
+}
+
+impl KeptSnapshot {
+    /// `snapshot` of `volume`, which is made.
+    pub(super) fn new(volume: Arc<ServedVolume>, snapshot: &Snapshot) -> KeptSnapshot {
+        let info = snapshot_info(&volume, snapshot);
+        KeptSnapshot { volume, moment: Moment::Snapshot(snapshot.id), info }
+    }
+}
+
+impl Kept for KeptSnapshot {
+    fn info(&self) -> &ExportInfo {
+        &self.info
+    }
+
+    fn nature(&self) -> &'static str {
+        "a snapshot"
+    }
+
+    fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
+        Box::pin(async move { self.volume.read(self.moment, offset, length).await.map(read_parts) })
+    }
+
+    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
+        Box::pin(
+            async move { self.volume.extents(self.moment, offset, u64::from(length)).await.map(allocation_extents) },
+        )
+    }
+}
