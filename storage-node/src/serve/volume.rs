@@ -14,7 +14,7 @@ use client_lib::transport::Class;
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId, VolumeName, VolumeSize};
 use consensus::Volume;
 
-use super::durability::{FlushGate, Outcome};
+use super::durability::FlushGate;
 use super::metadata::NewestMetadata;
 use super::pace::Pace;
 use super::resize::Sizes;
@@ -31,12 +31,11 @@ use crate::propagation::pull::Puller;
 use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ReadChunk, ShardHandle, StoreError};
 use crate::volume::Moment;
 
+mod flush;
+
 /// How long an operation waits for an owner that cannot be reached before it fails. Long enough for a node
 /// to restart and recover; a guest's own disk time-out is usually 30 s, so a dead link shows there first.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// How long a flush for another node waits for the volume's class before that node is told to ask again: less than a call may take.
-const PEER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Pause between attempts to reach the owner.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -306,111 +305,6 @@ impl ServedVolume {
                 Err(Detour::Elsewhere(_)) => return Ok(None),
             }
         }
-    }
-
-    /// Whether what was written here, up to `lsn`, is as durable as it was asked to be; waits for that. False when the volume was
-    /// handed over meanwhile.
-    async fn is_settled(&self, change: &Change, lsn: Lsn) -> Result<bool, Error> {
-        if !change.fua() || !self.flushes.waits() {
-            return Ok(true);
-        }
-        let view = self.gate.view();
-        if view.epoch != lsn.epoch { Ok(false) } else { self.settle(view, lsn).await }
-    }
-
-    /// The same for another node, which does not wait for long.
-    pub async fn is_settled_for_peer(&self, change: &Change, lsn: Lsn) -> Result<bool, Error> {
-        tokio::time::timeout(PEER_PATIENCE, self.is_settled(change, lsn)).await.unwrap_or(Ok(false))
-    }
-
-    /// Waits until the volume, owned here under `view` and durable here up to `lsn`, is so in its class. False when it was handed
-    /// over meanwhile.
-    async fn settle(&self, view: View, lsn: Lsn) -> Result<bool, Error> {
-        let mut views = self.gate.subscribe();
-        let outcome = tokio::select! {
-            outcome = self.flushes.settled(view.epoch, lsn) => outcome,
-            _ = views.wait_for(|now| *now != view) => Outcome::Over,
-        };
-        match outcome {
-            Outcome::Durable => Ok(true),
-            Outcome::Over => Ok(false),
-            // Nobody else vouches for it, so the lease must, now: the volume may have been taken over meanwhile.
-            Outcome::Degraded => match self.shard.flush(self.id).await {
-                Ok(_) => Ok(true),
-                Err(error) => self.recover(Moment::Now, view, error).await.map(|_| false),
-            },
-        }
-    }
-
-    /// Makes every acked write durable in the volume's class. In class `local` there is nothing to do at a node that does not own
-    /// the volume and passed nothing on: the handover synced what was written here (DESIGN, "late FLUSH"). In any other the
-    /// owner is asked.
-    pub async fn flush(&self) -> Result<(), Error> {
-        let mut patience = Patience::new();
-        loop {
-            let view = self.gate.view();
-            let waits = self.flushes.waits();
-            match view.phase {
-                Phase::Closed => {
-                    return Err(Error::new(ErrorKind::Closed, format!("volume {} was deleted", self.name)));
-                }
-                Phase::Transferring | Phase::Activating if waits => drop(self.gate.settled(Epoch(0)).await?),
-                Phase::Owner if waits => {
-                    if self.flush_here(view).await? {
-                        self.forwarded.store(false, Ordering::Release);
-                        return Ok(());
-                    }
-                }
-                Phase::Owner | Phase::Transferring | Phase::Activating => {
-                    match self.shard.flush(self.id).await {
-                        Ok(_) => {}
-                        Err(error) => {
-                            self.recover(Moment::Now, view, error).await?;
-                            continue;
-                        }
-                    }
-                    if !self.forwarded.load(Ordering::Acquire) {
-                        return Ok(());
-                    }
-                    // Writes went elsewhere before the volume came here: they were synced by that handover.
-                    if view.phase == Phase::Owner {
-                        self.forwarded.store(false, Ordering::Release);
-                        return Ok(());
-                    }
-                    self.gate.settled(Epoch(0)).await?;
-                }
-                Phase::Elsewhere => {
-                    if !waits && !self.forwarded.load(Ordering::Acquire) {
-                        return Ok(());
-                    }
-                    let request = PeerRequest::Flush { volume: self.id, epoch: view.epoch };
-                    match self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await {
-                        Ok(Message { head: PeerReply::Done, .. }) => return Ok(()),
-                        // The owner is there, and does what it can.
-                        Ok(Message { head: PeerReply::Waiting, .. }) => patience = Patience::new(),
-                        answer => self.after_detour(view, answer, &mut patience).await?,
-                    }
-                }
-            }
-        }
-    }
-
-    /// Flushes as the owner, in the volume's class; false when it has to be done over, perhaps elsewhere.
-    async fn flush_here(&self, view: View) -> Result<bool, Error> {
-        match self.shard.flush(self.id).await {
-            Ok(lsn) => self.settle(view, lsn).await,
-            Err(error) => self.recover(Moment::Now, view, error).await.map(|_| false),
-        }
-    }
-
-    /// Flushes as the owner of at least `epoch`, for another node; false when it is to ask again, `None` when this node is not
-    /// the owner.
-    pub async fn flush_for_peer(&self, epoch: Epoch) -> Result<Option<bool>, Error> {
-        let view = self.gate.settled(epoch).await?;
-        if view.phase == Phase::Elsewhere {
-            return Ok(None);
-        }
-        tokio::time::timeout(PEER_PATIENCE, self.flush_here(view)).await.unwrap_or(Ok(false)).map(Some)
     }
 
     /// What is mapped in a range, as the owner knows it, or in a snapshot.
