@@ -9,8 +9,10 @@ pub mod error;
 pub mod geometry;
 pub mod pki;
 pub mod policy;
+pub mod random;
 pub mod transport;
 pub mod types;
+pub mod watch;
 pub mod wire;
 
 pub use error::{Error, ErrorKind};

@@ -1,7 +1,7 @@
 //! The cluster's metadata: who may write a volume and up to where, agreed by Raft.
 //!
 //! [`command`] says what can change, [`state`] is the pure state machine that applies it, [`store`] keeps log and
-//! state in RocksDB, [`placement`] says who votes, [`network`] carries Raft's calls over a small byte-call trait, [`raft`] is the handle that the node
+//! state in RocksDB, [`placement`] says who votes, [`network`] carries Raft's calls over a small byte-call trait, [`runtime`] is what openraft runs on, [`raft`] is the handle that the node
 //! uses. Knows nothing of QUIC or of block data: no block write passes through here.
 
 pub mod command;
@@ -9,6 +9,7 @@ pub mod invariants;
 pub mod network;
 pub mod placement;
 pub mod raft;
+pub mod runtime;
 pub mod state;
 pub mod store;
 pub mod timings;
@@ -22,5 +23,7 @@ pub use command::{Command, Refusal, Response};
 pub use network::RaftCalls;
 pub use raft::{MetaOptions, MetaRaft};
 pub use state::{EpochRecord, Fork, Lease, Made, MetaState, Node, Snapshot, Volume};
+pub use store::database::MetaPlace;
+pub use store::memory::MetaDisk;
 pub use store::types::Member;
 pub use timings::Timings;

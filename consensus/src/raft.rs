@@ -9,22 +9,22 @@ mod leader;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::watch;
 use client_lib::{Error, ErrorKind, GroupId, NodeId};
 use leader::{NotHere, out_of_turn};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, Raft, SnapshotPolicy};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::command::{Command, Refusal, Response};
 use crate::network::{LeaderReply, LeaderRequest, Network, RaftCalls, Reply, Request, decode, encode};
 use crate::state::MetaState;
+use crate::store::database::MetaPlace;
 use crate::store::state_machine::{Published, StateMachine, Stores, open};
 use crate::store::types::{Member, MetaTypes, Snapshot, SnapshotMeta};
 use crate::timings::Timings;
@@ -47,8 +47,8 @@ pub struct MetaOptions {
     pub node: NodeId,
     /// The group.
     pub group: GroupId,
-    /// Where log and state are kept; made when missing.
-    pub directory: PathBuf,
+    /// Where log and state are kept.
+    pub place: MetaPlace,
     /// Timings to begin with.
     pub timings: Timings,
     /// Members to ask for the leader while this node knows of no group; the calls must reach them.
@@ -79,7 +79,7 @@ impl MetaRaft {
     /// # Errors
     /// When the stores cannot be opened.
     pub async fn start(options: MetaOptions, calls: Arc<dyn RaftCalls>) -> Result<MetaRaft, Error> {
-        let stores = open(&options.directory, options.group).map_err(failed)?;
+        let stores = open(&options.place, options.group).map_err(failed)?;
         let network = Network { calls, group: options.group };
         let core = start_core(options.node, &options.timings, &network, &stores).await?;
         let published = stores.published();

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client_lib::clock::SystemClock;
+use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};
 use cluster::{Cluster, TestLog, block, read, write};
 use consensus::Command;
 use storage_node::ownership::expiry::LeaseWatch;
 use storage_node::ownership::standing::Tail;
 use storage_node::ownership::takeover::driver::{Driver, Stage, Taken};
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::OwnedMutexGuard;
 
 impl Cluster {
     fn takeover(&self, to: u64, lose_answers: bool) -> (Driver, watch::Receiver<Stage>) {

@@ -66,7 +66,7 @@ impl Group {
         let options = MetaOptions {
             node: id,
             group: GroupId::META,
-            directory: self.directories[&id].path().to_owned(),
+            place: self.directories[&id].path().to_owned().into(),
             timings: Timings::for_rtt(self.calls.rtt),
             contacts: vec![NodeId(2)],
         };

@@ -1,11 +1,11 @@
-//! The only user of RocksDB in this crate: keys, values, syncs.
+//! The only user of RocksDB in this crate: keys, values, syncs. A simulated machine has a [`MetaDisk`] instead.
 //!
 //! Keys start with the group id, big-endian, so that groups lie apart and entries in order. A value is a version
 //! byte, a CRC-32 of the rest, and postcard bytes; anything else is an error that names the key. One thread
 //! syncs, for all who wait at that moment, in the order they came.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -14,6 +14,9 @@ use client_lib::GroupId;
 use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::memory::{MetaDisk, Step, Waiter};
 
 use super::state_machine::take_over;
 
@@ -37,14 +40,34 @@ pub(super) const RAFT: &str = "raft";
 /// Column family of applied state and snapshots.
 pub(super) const META: &str = "meta";
 
-type Waiter = Box<dyn FnOnce(io::Result<()>) + Send>;
+/// Where a metadata store is.
+#[derive(Clone, Debug)]
+pub enum MetaPlace {
+    /// In this directory; made when missing.
+    Directory(PathBuf),
+    /// On the disk of a simulated machine.
+    Simulated(MetaDisk),
+}
+
+impl From<PathBuf> for MetaPlace {
+    fn from(directory: PathBuf) -> MetaPlace {
+        MetaPlace::Directory(directory)
+    }
+}
 
 /// The database of one group. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Database {
-    db: Arc<DB>,
+    rows: Rows,
     group: GroupId,
-    syncer: Arc<Syncer>,
+    place: String,
+}
+
+/// What holds the keys and values, and who syncs them.
+#[derive(Clone)]
+enum Rows {
+    Rocks(Arc<DB>, Arc<Syncer>),
+    Simulated(MetaDisk, UnboundedSender<Waiter>),
 }
 
 /// The sync thread; ends, and lets go of the database, when the last [`Database`] is dropped.
@@ -64,25 +87,12 @@ impl Drop for Syncer {
 }
 
 impl Database {
-    pub(super) fn open(directory: &Path, group: GroupId) -> io::Result<Database> {
-        let mut options = Options::default();
-        options.create_if_missing(true);
-        options.create_missing_column_families(true);
-        options.set_recycle_log_file_num(RECYCLED_LOGS);
-        options.set_max_total_wal_size(WAL_BYTES_MAX);
-        options.set_paranoid_checks(true);
-        options.set_max_background_jobs(2);
-        let families = [LOG, RAFT, META].map(|name| ColumnFamilyDescriptor::new(name, Options::default()));
-        let db = DB::open_cf_descriptors(&options, directory, families).map_err(|error| {
-            io::Error::other(format!("the metadata store {} cannot be opened: {error}", directory.display()))
-        })?;
-        let db = Arc::new(db);
-        let (sender, waiters) = channel();
-        let syncing = db.clone();
-        let thread =
-            std::thread::Builder::new().name("helio-meta-sync".into()).spawn(move || sync_for(&syncing, &waiters))?;
-        let syncer = Arc::new(Syncer { waiters: Some(sender), thread: Some(thread) });
-        let database = Database { db, group, syncer };
+    pub(super) fn open(place: &MetaPlace, group: GroupId) -> io::Result<Database> {
+        let (rows, place) = match place {
+            MetaPlace::Directory(directory) => (open_rocks(directory)?, directory.display().to_string()),
+            MetaPlace::Simulated(disk) => (Rows::Simulated(disk.clone(), disk.syncer()), "(simulated)".to_owned()),
+        };
+        let database = Database { rows, group, place };
         match database.get::<u64>(RAFT, b"format")? {
             None => database.put(RAFT, b"format", &FORMAT)?,
             Some(FORMAT) => {}
@@ -91,7 +101,7 @@ impl Database {
                 let what = if found > FORMAT { "use the newer program" } else { "a development version wrote it" };
                 return Err(io::Error::other(format!(
                     "the metadata store {} has format {found}, this program reads {FORMAT}: {what}",
-                    directory.display()
+                    database.place
                 )));
             }
         }
@@ -121,51 +131,73 @@ impl Database {
         }
     }
 
-    fn family(&self, name: &str) -> &ColumnFamily {
-        self.db.cf_handle(name).expect("opened with every column family")
-    }
-
     fn key(&self, name: &[u8]) -> Vec<u8> {
         [&self.group.0.to_be_bytes()[..], name].concat()
     }
 
     /// Reads a value.
-    pub(super) fn get<T: DeserializeOwned>(&self, family: &str, name: &[u8]) -> io::Result<Option<T>> {
-        let value = self.db.get_cf(self.family(family), self.key(name)).map_err(io::Error::other)?;
-        value.map(|value| decode(family, name, &value)).transpose()
+    pub(super) fn get<T: DeserializeOwned>(&self, family: &'static str, name: &[u8]) -> io::Result<Option<T>> {
+        let read = |value: &[u8]| decode(family, name, value);
+        let value = match &self.rows {
+            Rows::Rocks(db, _) => {
+                db.get_cf(in_db(db, family), self.key(name)).map_err(io::Error::other)?.map(|value| read(&value))
+            }
+            Rows::Simulated(disk, _) => disk.get(family, self.key(name), read),
+        };
+        value.transpose()
     }
 
     /// Writes a value, not synced.
-    pub(super) fn put<T: Serialize>(&self, family: &str, name: &[u8], value: &T) -> io::Result<()> {
+    pub(super) fn put<T: Serialize>(&self, family: &'static str, name: &[u8], value: &T) -> io::Result<()> {
         self.batch().put(family, name, value)?.write()
     }
 
     /// Starts a batch.
     pub(super) fn batch(&self) -> Batch<'_> {
-        Batch { database: self, batch: WriteBatch::default() }
+        Batch { database: self, steps: Vec::new() }
     }
 
     /// The values of a family whose names lie in `from..to`, in order.
-    pub(super) fn range<T: DeserializeOwned>(&self, family: &str, from: &[u8], to: &[u8]) -> io::Result<Vec<T>> {
+    pub(super) fn range<T: DeserializeOwned>(
+        &self,
+        family: &'static str,
+        from: &[u8],
+        to: &[u8],
+    ) -> io::Result<Vec<T>> {
         let (start, end) = (self.key(from), self.key(to));
-        let mut values = Vec::new();
-        let from = IteratorMode::From(&start, rocksdb::Direction::Forward);
-        for item in self.db.iterator_cf(self.family(family), from) {
-            let (key, value) = item.map_err(io::Error::other)?;
-            if *key >= *end {
-                break;
+        let read = |key: &[u8], value: &[u8]| decode(family, &key[size_of::<u64>()..], value);
+        match &self.rows {
+            Rows::Rocks(db, _) => {
+                let mut values = Vec::new();
+                let from = IteratorMode::From(&start, rocksdb::Direction::Forward);
+                for item in db.iterator_cf(in_db(db, family), from) {
+                    let (key, value) = item.map_err(io::Error::other)?;
+                    if *key >= *end {
+                        break;
+                    }
+                    values.push(read(&key, &value)?);
+                }
+                Ok(values)
             }
-            values.push(decode(family, &key[size_of::<u64>()..], &value)?);
+            Rows::Simulated(disk, _) => {
+                disk.range(family, start, end).iter().map(|(key, value)| read(key, value)).collect()
+            }
         }
-        Ok(values)
     }
 
     /// The last value of a family.
-    pub(super) fn last<T: DeserializeOwned>(&self, family: &str) -> io::Result<Option<T>> {
+    pub(super) fn last<T: DeserializeOwned>(&self, family: &'static str) -> io::Result<Option<T>> {
         let prefix = self.group.0.to_be_bytes();
         let end = self.key(&[0xff; 16]);
-        let mut items = self.db.iterator_cf(self.family(family), IteratorMode::From(&end, rocksdb::Direction::Reverse));
-        match items.next().transpose().map_err(io::Error::other)? {
+        let last = match &self.rows {
+            Rows::Rocks(db, _) => {
+                let from = IteratorMode::From(&end, rocksdb::Direction::Reverse);
+                let last = db.iterator_cf(in_db(db, family), from).next().transpose().map_err(io::Error::other)?;
+                last.map(|(key, value)| (key.into_vec(), value.into_vec()))
+            }
+            Rows::Simulated(disk, _) => disk.last(family, end),
+        };
+        match last {
             Some((key, value)) if key.starts_with(&prefix) => decode(family, &key[prefix.len()..], &value).map(Some),
             _ => Ok(None),
         }
@@ -173,8 +205,14 @@ impl Database {
 
     /// Calls `waiter` when everything written before is on stable storage. In order of the calls.
     pub(super) fn when_synced(&self, waiter: impl FnOnce(io::Result<()>) + Send + 'static) -> io::Result<()> {
-        let waiters = self.syncer.waiters.as_ref().expect("there until the syncer is dropped");
-        waiters.send(Box::new(waiter)).map_err(|_| io::Error::other("the sync thread has ended"))
+        let waiter: Waiter = Box::new(waiter);
+        let is_taken = match &self.rows {
+            Rows::Rocks(_, syncer) => {
+                syncer.waiters.as_ref().expect("there until the syncer is dropped").send(waiter).is_ok()
+            }
+            Rows::Simulated(_, syncer) => syncer.send(waiter).is_ok(),
+        };
+        if is_taken { Ok(()) } else { Err(io::Error::other("what syncs has ended")) }
     }
 
     /// Waits until everything written before is on stable storage.
@@ -186,6 +224,27 @@ impl Database {
         })?;
         wait.await.map_err(|_| io::Error::other("the sync thread has ended"))?
     }
+}
+
+fn open_rocks(directory: &Path) -> io::Result<Rows> {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_recycle_log_file_num(RECYCLED_LOGS);
+    options.set_max_total_wal_size(WAL_BYTES_MAX);
+    options.set_paranoid_checks(true);
+    options.set_max_background_jobs(2);
+    let families = [LOG, RAFT, META].map(|name| ColumnFamilyDescriptor::new(name, Options::default()));
+    let db = DB::open_cf_descriptors(&options, directory, families).map_err(|error| {
+        io::Error::other(format!("the metadata store {} cannot be opened: {error}", directory.display()))
+    })?;
+    let db = Arc::new(db);
+    let (sender, waiters) = channel();
+    let syncing = db.clone();
+    let thread =
+        std::thread::Builder::new().name("helio-meta-sync".into()).spawn(move || sync_for(&syncing, &waiters))?;
+    let syncer = Syncer { waiters: Some(sender), thread: Some(thread) };
+    Ok(Rows::Rocks(db, Arc::new(syncer)))
 }
 
 /// One sync for all who wait. After a failed one nothing is ever reported synced again.
@@ -208,27 +267,44 @@ fn sync_for(db: &DB, waiters: &Receiver<Waiter>) {
 /// Writes that happen together or not at all.
 pub(super) struct Batch<'a> {
     database: &'a Database,
-    batch: WriteBatch,
+    steps: Vec<Step>,
 }
 
 impl Batch<'_> {
-    pub(super) fn put<T: Serialize>(mut self, family: &str, name: &[u8], value: &T) -> io::Result<Self> {
-        let key = self.database.key(name);
-        self.batch.put_cf(self.database.family(family), key, encode(value)?);
+    pub(super) fn put<T: Serialize>(mut self, family: &'static str, name: &[u8], value: &T) -> io::Result<Self> {
+        self.steps.push(Step::Put(family, self.database.key(name), encode(value)?));
         Ok(self)
     }
 
     /// Deletes the names in `from..to`.
-    pub(super) fn delete_range(mut self, family: &str, from: &[u8], to: &[u8]) -> Self {
-        let (from, to) = (self.database.key(from), self.database.key(to));
-        self.batch.delete_range_cf(self.database.family(family), from, to);
+    pub(super) fn delete_range(mut self, family: &'static str, from: &[u8], to: &[u8]) -> Self {
+        self.steps.push(Step::DeleteRange(family, self.database.key(from), self.database.key(to)));
         self
     }
 
     /// Writes the batch, not synced.
     pub(super) fn write(self) -> io::Result<()> {
-        self.database.db.write(self.batch).map_err(io::Error::other)
+        match &self.database.rows {
+            Rows::Rocks(db, _) => {
+                let mut batch = WriteBatch::default();
+                for step in &self.steps {
+                    match step {
+                        Step::Put(family, key, value) => batch.put_cf(in_db(db, family), key, value),
+                        Step::DeleteRange(family, from, to) => batch.delete_range_cf(in_db(db, family), from, to),
+                    }
+                }
+                db.write(batch).map_err(io::Error::other)
+            }
+            Rows::Simulated(disk, _) => {
+                disk.write(self.steps);
+                Ok(())
+            }
+        }
     }
+}
+
+fn in_db<'a>(db: &'a DB, family: &str) -> &'a ColumnFamily {
+    db.cf_handle(family).expect("opened with every column family")
 }
 
 fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {

@@ -8,14 +8,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use client_lib::GroupId;
+use client_lib::watch;
 use futures_util::{Stream, StreamExt};
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
-use super::database::{Database, FORMAT, META, RAFT};
+use super::database::{Database, FORMAT, META, MetaPlace, RAFT};
 use super::log_store::LogStore;
 use super::types::{LogId, MetaTypes, Snapshot, SnapshotMeta, StoredMembership};
 use crate::command::Response;
@@ -84,8 +84,8 @@ pub struct StateMachine {
 ///
 /// # Errors
 /// When the directory cannot be used, is of a newer format, or holds corrupt values.
-pub fn open(directory: &Path, group: GroupId) -> io::Result<Stores> {
-    let database = Database::open(directory, group)?;
+pub fn open(place: &MetaPlace, group: GroupId) -> io::Result<Stores> {
+    let database = Database::open(place, group)?;
     let applied: Applied = database.get(META, b"applied")?.unwrap_or_default();
     let published = watch::Sender::new(publish(&applied));
     Ok(Stores { database, published })

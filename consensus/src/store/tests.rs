@@ -9,8 +9,9 @@ use openraft::vote::RaftLeaderId;
 
 use serde::ser::{Serialize, SerializeTuple, Serializer};
 
-use super::database::{Database, META, RAFT};
+use super::database::{Database, META, MetaPlace, RAFT};
 use super::log_store::LogStore;
+use super::memory::MetaDisk;
 use super::state_machine::{StateMachine, open, peek};
 use super::types::{Entry, LogId, MetaTypes, StoredMembership, Vote};
 use crate::command::Command;
@@ -22,7 +23,8 @@ struct Builder;
 impl StoreBuilder<MetaTypes, LogStore, StateMachine, tempfile::TempDir> for Builder {
     async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError<MetaTypes>> {
         let directory = tempfile::tempdir().expect("a directory");
-        let (log, machine) = open(directory.path(), GroupId::META).expect("opens").storages().expect("reads");
+        let (log, machine) =
+            open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().expect("reads");
         Ok((directory, log, machine))
     }
 }
@@ -30,6 +32,47 @@ impl StoreBuilder<MetaTypes, LogStore, StateMachine, tempfile::TempDir> for Buil
 #[tokio::test]
 async fn openrafts_storage_suite_passes() {
     Suite::test_all(Builder).await.expect("conforms");
+}
+
+struct SimulatedBuilder;
+
+impl StoreBuilder<MetaTypes, LogStore, StateMachine, ()> for SimulatedBuilder {
+    async fn build(&self) -> Result<((), LogStore, StateMachine), StorageError<MetaTypes>> {
+        let place = MetaPlace::Simulated(MetaDisk::default());
+        let (log, machine) = open(&place, GroupId::META).expect("opens").storages().expect("reads");
+        Ok(((), log, machine))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn openrafts_storage_suite_passes_on_a_simulated_disk() {
+    Suite::test_all(SimulatedBuilder).await.expect("conforms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_power_cut_takes_the_newest_of_what_was_not_synced() {
+    let mut lost = std::collections::BTreeSet::new();
+    for seed in 0..40 {
+        client_lib::random::seed_thread(Some(seed));
+        let disk = MetaDisk::default();
+        let place = MetaPlace::Simulated(disk.clone());
+        let (mut log, _machine) = open(&place, GroupId::META).expect("opens").storages().expect("reads");
+        log.save_vote(&Vote::new(7, 1)).await.expect("is saved and synced");
+        for index in 1..=4 {
+            let entry = Entry::new_normal(log_id(7, index), Command::NodeStarted { node: NodeId(3) });
+            log.append([entry], IOFlushed::noop()).await.expect("is appended");
+        }
+        assert_eq!(disk.unsynced(), 4);
+        disk.crash();
+        let (mut log, _machine) = open(&place, GroupId::META).expect("opens").storages().expect("reads");
+        assert_eq!(log.read_vote().await.expect("reads"), Some(Vote::new(7, 1)));
+        let entries = log.try_get_log_entries(0..10).await.expect("reads");
+        let indexes: Vec<u64> = entries.iter().map(|entry| entry.log_id().index).collect();
+        assert_eq!(indexes, (1..=indexes.len() as u64).collect::<Vec<_>>(), "no gap");
+        lost.insert(4 - indexes.len());
+    }
+    client_lib::random::seed_thread(None);
+    assert_eq!(lost, (0..=4).collect(), "sometimes everything, sometimes nothing");
 }
 
 fn log_id(term: u64, index: u64) -> LogId {
@@ -41,14 +84,16 @@ async fn votes_and_entries_are_there_after_the_process_died() {
     let directory = tempfile::tempdir().expect("a directory");
     let vote = Vote::new(7, 1);
     {
-        let (mut log, _machine) = open(directory.path(), GroupId::META).expect("opens").storages().expect("reads");
+        let (mut log, _machine) =
+            open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().expect("reads");
         log.save_vote(&vote).await.expect("is saved");
         let entry = Entry::new_normal(log_id(7, 1), Command::NodeStarted { node: NodeId(3) });
         log.append([entry], IOFlushed::noop()).await.expect("is appended");
         log.save_committed(Some(log_id(7, 1))).await.expect("is saved");
         // Dropped without a shutdown.
     }
-    let (mut log, _machine) = open(directory.path(), GroupId::META).expect("opens").storages().expect("reads");
+    let (mut log, _machine) =
+        open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().expect("reads");
     assert_eq!(log.read_vote().await.expect("reads"), Some(vote));
     let entries = log.try_get_log_entries(0..10).await.expect("reads");
     assert_eq!(entries.iter().map(|entry| entry.log_id().index).collect::<Vec<_>>(), [1]);
@@ -59,10 +104,12 @@ async fn votes_and_entries_are_there_after_the_process_died() {
 async fn groups_do_not_see_each_other() {
     let directory = tempfile::tempdir().expect("a directory");
     {
-        let (mut log, _machine) = open(directory.path(), GroupId(1)).expect("opens").storages().expect("reads");
+        let (mut log, _machine) =
+            open(&directory.path().to_owned().into(), GroupId(1)).expect("opens").storages().expect("reads");
         log.save_vote(&Vote::new(7, 1)).await.expect("is saved");
     }
-    let (mut log, _machine) = open(directory.path(), GroupId(2)).expect("opens").storages().expect("reads");
+    let (mut log, _machine) =
+        open(&directory.path().to_owned().into(), GroupId(2)).expect("opens").storages().expect("reads");
     assert_eq!(log.read_vote().await.expect("reads"), None);
     assert_eq!(log.get_log_state().await.expect("reads").last_log_id, None);
 }
@@ -83,7 +130,7 @@ async fn a_store_of_the_format_before_is_taken_over_once() {
     let directory = tempfile::tempdir().expect("a directory");
     let state = golden::read("meta-state-3.hex");
     {
-        let database = Database::open(directory.path(), GroupId::META).expect("opens");
+        let database = Database::open(&directory.path().to_owned().into(), GroupId::META).expect("opens");
         let place = (None::<LogId>, StoredMembership::default());
         let applied = [postcard::to_stdvec(&place).expect("plain data"), state.clone()].concat();
         let batch = database.batch().put(RAFT, b"format", &3u64).expect("encodes");
@@ -96,7 +143,8 @@ async fn a_store_of_the_format_before_is_taken_over_once() {
         assert_eq!(volumes(&seen), ["v", "w"]);
     }
     for _ in 0..2 {
-        let (_, mut machine) = open(directory.path(), GroupId::META).expect("opens").storages().expect("reads");
+        let (_, mut machine) =
+            open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().expect("reads");
         let snapshot = machine.get_current_snapshot().await.expect("reads").expect("is there");
         let seen: MetaState = postcard::from_bytes(&snapshot.snapshot).expect("is of the present form");
         assert_eq!(volumes(&seen), ["v", "w"]);
@@ -104,9 +152,9 @@ async fn a_store_of_the_format_before_is_taken_over_once() {
         assert_eq!(peek(directory.path(), GroupId::META).expect("reads"), Some(seen));
     }
     {
-        let database = Database::open(directory.path(), GroupId::META).expect("opens");
+        let database = Database::open(&directory.path().to_owned().into(), GroupId::META).expect("opens");
         database.put(RAFT, b"format", &5u64).expect("is written");
     }
-    let refused = open(directory.path(), GroupId::META).err().expect("is newer").to_string();
+    let refused = open(&directory.path().to_owned().into(), GroupId::META).err().expect("is newer").to_string();
     assert!(refused.contains("use the newer program"), "{refused}");
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, Response};
+use crate::runtime::SeamRuntime;
 
 /// A voter or learner as Raft's membership knows it. The node's own record is in [`crate::MetaState`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -22,6 +23,7 @@ openraft::declare_raft_types!(
         R = Response,
         NodeId = u64,
         Node = Member,
+        AsyncRuntime = SeamRuntime,
 );
 
 /// The position of an entry.

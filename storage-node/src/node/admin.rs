@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::clock::Clock;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
     AskTakeover, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport,
@@ -62,19 +63,25 @@ pub struct NodeAdmin {
 }
 
 impl NodeAdmin {
-    /// The face of `this` node.
+    /// The face of `this` node; leases are counted by `clock`, which goes on while the machine sleeps.
     #[must_use]
     pub fn new(
         this: ThisNode,
-        wan_bytes: Option<WanBytes>,
+        clock: Arc<dyn Clock>,
         meta: MetaRaft,
         volumes: Arc<Volumes>,
         reconciler: Arc<Reconciler>,
         peers: PeerClient,
         ownership: Arc<dyn OwnershipLog>,
     ) -> NodeAdmin {
-        let (busy, nbd, takeovers) = (Arc::default(), OnceLock::new(), Takeovers::default());
-        NodeAdmin { this, wan_bytes, meta, volumes, reconciler, peers, ownership, busy, takeovers, nbd }
+        let (busy, nbd, takeovers) = (Arc::default(), OnceLock::new(), Takeovers::new(clock));
+        NodeAdmin { this, wan_bytes: None, meta, volumes, reconciler, peers, ownership, busy, takeovers, nbd }
+    }
+
+    /// The same, which also tells what crosses the WAN emulator.
+    #[must_use]
+    pub fn counting(self, wan_bytes: Option<WanBytes>) -> NodeAdmin {
+        NodeAdmin { wan_bytes, ..self }
     }
 
     /// The watch on other nodes' leases that takeovers count by.
@@ -330,6 +337,5 @@ pub(super) fn out_of_turn(response: &Response) -> Error {
 
 /// A number that no other creation has, so that a repeated proposal is known as such.
 fn nonce() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
+    client_lib::random::bits()
 }

@@ -52,6 +52,7 @@ pub async fn keep(meta: MetaRaft, me: NodeId, cell: Arc<LeaseCell>) {
         }
         let rest = keeper.next().saturating_sub(cell.now());
         tokio::select! {
+            biased;
             changed = states.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(rest), if is_needed => {}
         }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use client_lib::transport::BoxFuture;
+use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, VolumeId};
 use consensus::{Command, Made, MetaRaft, MetaState, Response};
-use tokio::sync::watch;
 
 use super::METADATA_DEADLINE;
 use crate::ownership::driver::{OwnershipLog, Resize, TakeoverProposal, Transfer, TransferOutcome};

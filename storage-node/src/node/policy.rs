@@ -60,6 +60,7 @@ pub(super) async fn take_over_what_is_due(admin: Arc<NodeAdmin>) {
         }
         let rest = watched.values().min().map(|due| due.saturating_sub(now));
         tokio::select! {
+            biased;
             changed = states.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(rest.unwrap_or_default()), if rest.is_some() => {}
         }

@@ -9,9 +9,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use client_lib::transport::Transport;
+use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, NodeName, SnapshotId, VolumeId};
 use consensus::{MetaState, Snapshot, Volume};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::ownership::driver::OwnershipLog;

@@ -5,18 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use client_lib::clock::Clock;
+use client_lib::watch;
 use client_lib::wire::admin::{AskTakeover, Rejoin, TailStatus, TakeoverProgress, TakeoverReport};
 use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
 use consensus::{MetaState, Volume};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::METADATA_DEADLINE;
 use super::admin::{Busy, NodeAdmin, name_of, node_named, volume_named};
-use super::lease::BootClock;
 use super::reconcile::follow;
 use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::standing::Tail;
@@ -62,14 +63,13 @@ pub(super) struct Takeovers {
     asked: Mutex<BTreeMap<String, TakeoverProgress>>,
 }
 
-impl Default for Takeovers {
-    fn default() -> Takeovers {
-        let leases = Arc::new(LeaseWatch::new(Arc::new(BootClock)));
+impl Takeovers {
+    /// None yet; leases are counted by `clock`, which goes on while the machine sleeps.
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Takeovers {
+        let leases = Arc::new(LeaseWatch::new(clock));
         Takeovers { leases, here: Mutex::default(), asked: Mutex::default() }
     }
-}
 
-impl Takeovers {
     /// How the takeover of `volume` goes that this node was asked for.
     pub(super) fn progress(&self, volume: &str) -> Result<TakeoverProgress, Error> {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,14 +4,15 @@
 //! through, whoever stops waiting for the report.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
+use client_lib::watch;
 use client_lib::wire::frame::encode_head;
 use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, SnapshotId, VolumeId, VolumeSize};
 use consensus::{Made, MetaState};
-use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::gate::{Phase, View};

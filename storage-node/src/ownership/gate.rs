@@ -7,8 +7,8 @@
 
 use std::time::Duration;
 
+use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, NodeId};
-use tokio::sync::watch;
 
 /// What this node does with guest I/O of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! When a replica was told what, by its own clock: what it can say of its owner once that is lost.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 use super::progress::Progress;
 use crate::peer::message::ReplicaPosition;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use client_lib::watch;
 
 #[derive(Debug, Default)]
 struct State {

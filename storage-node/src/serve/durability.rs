@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use client_lib::policy::{Class, Durability};
+use client_lib::watch;
 use client_lib::{Epoch, Lsn, NodeId, ProviderId};
 use consensus::{MetaState, Volume};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::propagation::flushes::{Flushes, Verdict};

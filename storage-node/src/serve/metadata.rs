@@ -4,12 +4,12 @@
 //! then comes here must not be told that it does not exist, or that it may not be written.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use consensus::MetaState;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 /// Reads metadata through consensus.
 pub trait Metadata: Send + Sync + 'static {

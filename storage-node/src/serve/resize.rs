@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client_lib::transport::Class;
+use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, VolumeSize};
-use tokio::sync::watch;
 
 use super::outcome::{Outcomes, retry};
 use super::volume::{ServedVolume, store_failure};
@@ -102,6 +102,7 @@ pub async fn follow_size(volume: Arc<ServedVolume>) {
             tracing::error!(volume = %volume.name, epoch = %view.epoch, size = size.bytes(), %error, "the size is not in force; it is tried again");
         });
         let changed = tokio::select! {
+            biased;
             changed = wanted.changed() => changed,
             changed = views.changed() => changed,
             () = retry(&outcome) => Ok(()),

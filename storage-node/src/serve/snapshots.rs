@@ -8,9 +8,10 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, SnapshotId};
 use consensus::{Made, Snapshot, Volume};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::outcome::{Outcomes, retry};
 use super::volume::{ServedVolume, store_failure};
@@ -97,6 +98,7 @@ pub async fn follow_snapshots(volume: Arc<ServedVolume>, log: Arc<dyn OwnershipL
             tracing::error!(volume = %volume.name, epoch = %view.epoch, %error, "snapshots are not as listed; it is tried again");
         });
         let changed = tokio::select! {
+            biased;
             changed = listed.changed() => changed,
             changed = views.changed() => changed,
             () = volume.snapshots.look.notified() => Ok(()),

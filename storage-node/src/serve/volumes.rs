@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use client_lib::watch;
 use client_lib::{Error, ErrorKind, VolumeId};
-use tokio::sync::watch;
 
 use super::volume::ServedVolume;
 

@@ -8,10 +8,11 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut};
 use client_lib::{BLOCK_SIZE, VolumeId};
+use tokio::time::Instant;
 
 use super::core::Core;
 use super::handle::StoreError;

@@ -5,7 +5,6 @@
 //! anything else is appended, so that another recovery decides alike.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -114,8 +113,7 @@ fn log_number(store: &MapStore) -> Result<u64, MapError> {
     if let Some(number) = store.log_number()? {
         return Ok(number);
     }
-    // Each state is seeded from the system's randomness.
-    let number = RandomState::new().build_hasher().finish();
+    let number = client_lib::random::bits();
     store.commit(&[Change::Log(number)])?;
     Ok(number)
 }

@@ -12,10 +12,11 @@
 //! near where it was; the last outcome of each is kept there as well.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use client_lib::{BLOCK_SIZE, SnapshotId, VolumeId};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::core::Core;
 use super::fetch::Then;

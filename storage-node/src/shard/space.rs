@@ -5,9 +5,10 @@
 //! A segment in which nothing is needed any more is free with the next checkpoint, and while guests write there is one often
 //! enough. [`Reclaim`] asks for one when they do not, or when much waits for it: what was deleted shall come back.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use client_lib::{BLOCK_SIZE, VolumeId, VolumeSize};
+use tokio::time::Instant;
 
 use super::core::Core;
 use super::handle::Role;

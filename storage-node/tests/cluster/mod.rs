@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::transport::memory::MemoryNetwork;
 use client_lib::transport::{BoxFuture, Class, Service, Transport};
+use client_lib::watch;
 use client_lib::wire::frame::Frame;
 use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, VolumeId, VolumeSize};
 use consensus::{Command, Made, MetaState, Response};
@@ -29,7 +30,6 @@ use storage_node::serve::resize::InForce;
 use storage_node::serve::volumes::Volumes;
 use storage_node::shard::handle::ShardHandle;
 use storage_node::shards::Shards;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const SIZE: u64 = 64 << 20;

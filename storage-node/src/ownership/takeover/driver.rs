@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};
 use consensus::MetaState;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
 use super::{Effect, Event, Seen, Takeover};
 use crate::ownership::driver::{OwnershipLog, TakeoverProposal, TransferOutcome};
@@ -176,6 +176,7 @@ impl Driver {
         self.stage
             .send_replace(Stage::Waiting { remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX) });
         tokio::select! {
+            biased;
             changed = states.changed() => if changed.is_err() {
                 // The node stops, and this task with it.
                 std::future::pending::<()>().await;

@@ -37,6 +37,7 @@ impl ServedVolume {
     async fn settle(&self, view: View, lsn: Lsn) -> Result<bool, Error> {
         let mut views = self.gate.subscribe();
         let outcome = tokio::select! {
+            biased;
             outcome = self.flushes.settled(view.epoch, lsn) => outcome,
             _ = views.wait_for(|now| *now != view) => Outcome::Over,
         };

@@ -1,0 +1,231 @@
+//! What a node is above its seams, put together the same way whatever lies below them: QUIC, files and the system's clock in
+//! a process, or the simulator's.
+//!
+//! Order matters. Consensus comes first; only when this process has proposed its own start and seen it applied does the node
+//! take up ownerships and let others ask it for volumes. What clients reach it by (NBD, HTTP) is opened by the caller, after.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client_lib::clock::Clock;
+use client_lib::transport::{BoxFuture, Transport};
+use client_lib::wire::join::Contact;
+use client_lib::{Error, ErrorKind, GroupId, NodeId, NodeName};
+use consensus::{Command, Member, MetaOptions, MetaPlace, MetaRaft, MetaState, Response};
+use tokio::task::JoinHandle;
+
+use super::admin::NodeAdmin;
+use super::admission::Admission;
+use super::reconcile::{Reconciler, learn_peers};
+use super::service::{NodeService, RaftTransport};
+use super::{BootstrapMember, METADATA_DEADLINE, ThisNode, WanBytes, lease, ownership_log, policy, rtt};
+use crate::ownership::driver::OwnershipLog;
+use crate::ownership::lease::LeaseCell;
+use crate::peer::client::PeerClient;
+use crate::peer::server::PeerServer;
+use crate::propagation::repair;
+use crate::serve::exports::Exports;
+use crate::serve::metadata::{Metadata, NewestMetadata};
+use crate::serve::volumes::Volumes;
+use crate::shards::Shards;
+
+/// Pause between attempts to reach the metadata at start.
+const START_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a node stands on: everything that differs between a process and a simulation.
+pub struct Seams {
+    /// Reaches other nodes.
+    pub transport: Arc<dyn Transport>,
+    /// What the transport answers with; the parts are put in as they come up.
+    pub service: Arc<NodeService>,
+    /// Time that goes on while the machine sleeps.
+    pub clock: Arc<dyn Clock>,
+    /// Under what the shards act as owners; of the same clock.
+    pub lease: Arc<LeaseCell>,
+    /// The stores, recovered.
+    pub shards: Arc<Shards>,
+    /// Where the metadata is.
+    pub meta: MetaPlace,
+}
+
+/// Where a node stands in its cluster.
+pub struct Place {
+    /// Who it is.
+    pub this: ThisNode,
+    /// Addresses to use instead of those the members announce.
+    pub peer_overrides: BTreeMap<NodeName, SocketAddr>,
+    /// The first voters, when the cluster is new.
+    pub bootstrap: Option<Vec<BootstrapMember>>,
+    /// Members to turn to, for a node that joined and never started.
+    pub contacts: Vec<Contact>,
+    /// The directory of the cluster's authority, at the node that admits others.
+    pub authority: Option<PathBuf>,
+    /// Counts what crosses the WAN emulator, if there is one.
+    pub wan_bytes: Option<WanBytes>,
+}
+
+/// A node that runs, without what clients reach it by.
+pub struct Parts {
+    /// What administrators ask.
+    pub admin: Arc<NodeAdmin>,
+    /// What clients open.
+    pub exports: Arc<Exports>,
+    /// Consensus.
+    pub meta: MetaRaft,
+    reconciler: Arc<Reconciler>,
+    shards: Arc<Shards>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Parts {
+    /// Starts everything; waits for a leader as long as it takes.
+    ///
+    /// # Errors
+    /// When the metadata cannot be opened, or refuses this node.
+    pub async fn start(seams: Seams, place: Place) -> anyhow::Result<Parts> {
+        let Seams { transport, service, clock, lease, shards, meta } = seams;
+        let me = place.this.id;
+        let peers = PeerClient::new(transport.clone());
+        let known = first_peers(&place);
+        let others: Vec<NodeId> = known.iter().map(|(node, _)| *node).collect();
+        known.iter().for_each(|(node, address)| transport.set_peer(*node, *address));
+        let meta_options = MetaOptions {
+            node: me,
+            group: GroupId::META,
+            place: meta,
+            timings: rtt::first_timings(&peers, &others).await,
+            contacts: others,
+        };
+        let meta = MetaRaft::start(meta_options, Arc::new(RaftTransport(transport.clone()))).await?;
+        service.set_meta(meta.clone());
+        // What was known at the last stop: this node may have to tell the others a new address.
+        learn_peers(&*transport, me, &place.peer_overrides, &meta.state());
+        if let Some(members) = &place.bootstrap {
+            initialize(&meta, me, members).await?;
+        }
+
+        let this = place.this;
+        if !meta.is_member() {
+            let member = this.member();
+            until_available(&this, || meta.enrol(member.clone(), METADATA_DEADLINE)).await?;
+            learn_peers(&*transport, me, &place.peer_overrides, &meta.state());
+        }
+        let incarnation = until_available(&this, || announce(&meta, &this)).await?;
+        tracing::info!(node = %this.name, id = %me, incarnation, "started");
+
+        let volumes = Arc::new(Volumes::default());
+        let newest = Arc::new(NewestMetadata::new(Arc::new(meta.clone())));
+        let log: Arc<dyn OwnershipLog> = Arc::new(ownership_log::RaftOwnership::new(meta.clone(), me, incarnation));
+        let reconciler = Arc::new(Reconciler::new(
+            me,
+            volumes.clone(),
+            shards.clone(),
+            peers.clone(),
+            newest.clone(),
+            log.clone(),
+            place.peer_overrides,
+        ));
+        let admin = NodeAdmin::new(this, clock, meta.clone(), volumes.clone(), reconciler.clone(), peers.clone(), log);
+        let admin = Arc::new(admin.counting(place.wan_bytes));
+        service.set_peers(PeerServer::new(volumes.clone(), admin.clone()));
+        service.set_admission(Admission::new(place.authority, meta.clone()));
+        let mut tasks = vec![
+            tokio::spawn(reconciler.clone().run(meta.subscribe())),
+            tokio::spawn(rtt::follow(meta.clone(), peers.clone(), me)),
+            tokio::spawn(lease::keep(meta.clone(), me, lease)),
+            tokio::spawn(lease::watch_others(meta.clone(), admin.leases())),
+            tokio::spawn(policy::take_over_what_is_due(admin.clone())),
+        ];
+        tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
+        // Session numbers are unique over the cluster's life: node, incarnation, count.
+        let first_session = (me.0 << 48) | ((incarnation & 0xffff) << 32);
+        let exports = Arc::new(Exports::new(volumes, newest, first_session));
+        Ok(Parts { admin, exports, meta, reconciler, shards, tasks })
+    }
+
+    /// Stops: what runs for volumes first; then the store, which syncs and writes a checkpoint; then consensus. A second
+    /// failure does not hide the first.
+    pub async fn stop(&self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.reconciler.stop();
+        self.shards.stop().await;
+        if let Err(error) = self.meta.shutdown().await {
+            tracing::error!(%error, "consensus did not stop cleanly; it will recover at the next start");
+        }
+    }
+}
+
+impl Metadata for MetaRaft {
+    fn linearizable(&self) -> BoxFuture<'_, Result<Arc<MetaState>, Error>> {
+        Box::pin(MetaRaft::linearizable(self, METADATA_DEADLINE))
+    }
+}
+
+/// The nodes other than this one that are known before there is any metadata, and how they are reached.
+fn first_peers(place: &Place) -> Vec<(NodeId, SocketAddr)> {
+    let founders = place.bootstrap.iter().flatten().map(|member| (member.id, &member.name, member.address));
+    let contacts = place.contacts.iter().map(|contact| (contact.node, &contact.name, contact.address));
+    let others = founders.chain(contacts).filter(|(node, ..)| *node != place.this.id);
+    others.map(|(node, name, address)| (node, place.peer_overrides.get(name).copied().unwrap_or(address))).collect()
+}
+
+/// Founds the cluster, if this is its first node and it does not exist yet.
+async fn initialize(meta: &MetaRaft, me: NodeId, members: &[BootstrapMember]) -> anyhow::Result<()> {
+    let first = members.iter().map(|member| member.id).min();
+    if first != Some(me) {
+        return Ok(());
+    }
+    let voters = members
+        .iter()
+        .map(|member| {
+            let value = Member {
+                name: member.name.to_string(),
+                provider: member.provider.to_string(),
+                address: member.address.to_string(),
+            };
+            (member.id, value)
+        })
+        .collect();
+    meta.initialize(voters).await?;
+    Ok(())
+}
+
+/// Repeats `attempt` while there is no leader, and says once that it waits.
+async fn until_available<T, F: Future<Output = Result<T, Error>>>(
+    this: &ThisNode,
+    attempt: impl Fn() -> F,
+) -> Result<T, Error> {
+    let mut told = false;
+    loop {
+        match attempt().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                if !told {
+                    tracing::warn!(node = %this.name, %error, "waiting for a metadata leader (a majority of the voters must be up)");
+                    told = true;
+                }
+                tokio::time::sleep(START_PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Tells the cluster where this node is now and that a new process runs it; returns its incarnation.
+async fn announce(meta: &MetaRaft, this: &ThisNode) -> Result<u64, Error> {
+    let register = Command::RegisterNode {
+        id: this.id,
+        name: this.name.clone(),
+        provider: this.provider.clone(),
+        address: this.advertise.to_string(),
+    };
+    meta.propose(register, METADATA_DEADLINE).await?.into_result()?;
+    match meta.propose(Command::NodeStarted { node: this.id }, METADATA_DEADLINE).await?.into_result()? {
+        Response::Started { incarnation } => Ok(incarnation),
+        other => Err(Error::new(ErrorKind::Internal, format!("a start was answered with {other:?}"))),
+    }
+}
