@@ -17,6 +17,8 @@ pub mod propagation;
 pub mod serve;
 pub mod shard;
 pub mod shards;
+#[cfg(test)]
+mod simulation;
 mod size;
 pub mod stores;
 pub mod volume;

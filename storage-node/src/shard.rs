@@ -151,6 +151,28 @@ impl Shard {
         .await
     }
 
+    /// As [`start_on`](Self::start_on), with a map that may have been there before, as a task of this runtime and in its
+    /// time.
+    #[cfg(test)]
+    pub(crate) fn start_as_task(
+        options: ShardOptions,
+        disk: &crate::io::sim::SimDisk,
+        store: crate::map::store::MapStore,
+    ) -> Result<ShardHandle, StartError> {
+        let (queue, requests) = mpsc::channel(QUEUE_DEPTH);
+        let failed = |source| StartError::Io { directory: options.directory.clone(), source };
+        let bell = Arc::<Bell>::default();
+        let engine = Box::new(disk.engine_in_time(bell.clone()));
+        let core = recover::recover_with(options.clone(), engine, bell, store)?;
+        let (fault, sleep) = (core.fault_cell(), core.sleep().map_err(failed)?);
+        tokio::spawn(async move {
+            if let (Some(reply), outcome) = core.run(sleep, requests).await {
+                drop(reply.send(outcome));
+            }
+        });
+        Ok(ShardHandle::new(queue, tokio::runtime::Handle::current(), fault))
+    }
+
     async fn start_with(
         options: ShardOptions,
         open: impl FnOnce(ShardOptions, Arc<Bell>) -> Result<Core, StartError> + Send + 'static,

@@ -137,6 +137,15 @@ impl Shards {
         Ok(shards)
     }
 
+    /// One shard, which runs already.
+    #[cfg(test)]
+    pub(crate) async fn of_one(directory: PathBuf, handle: ShardHandle) -> Result<Shards, ShardsError> {
+        let stores = vec![Store { directory, handle }];
+        let mut shards = Shards { stores, capacity_bytes: None, lost: Lost::default(), placed: Mutex::default() };
+        shards.placed = Mutex::new(shards.stored().await?);
+        Ok(shards)
+    }
+
     /// The same, with what was given up when a disk was replaced.
     #[must_use]
     pub fn without(self, lost: Lost) -> Shards {

@@ -10,7 +10,9 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{ALIGNMENT, Completions, FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
+use tokio::time::Instant;
+
+use super::{ALIGNMENT, Bell, Completions, FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
 
 /// What a device writes whole or not at all.
 const SECTOR: usize = 512;
@@ -161,7 +163,13 @@ impl SimDisk {
     #[must_use]
     pub fn engine(&self) -> SimEngine {
         let life = self.state().life;
-        SimEngine { disk: self.clone(), life, open: Vec::new(), queue: VecDeque::new() }
+        SimEngine { disk: self.clone(), life, open: Vec::new(), queue: VecDeque::new(), time: None }
+    }
+
+    /// An engine whose operations take their time, on the clock of the runtime that it is used on, and ring `bell`.
+    #[must_use]
+    pub fn engine_in_time(&self, bell: Arc<Bell>) -> SimEngine {
+        SimEngine { time: Some(InTime { bell, due: VecDeque::new(), looks: 0 }), ..self.engine() }
     }
 
     /// Cuts the power: what was not synced survives by sectors, at random. Engines opened before fail from now on.
@@ -251,13 +259,48 @@ impl SimDisk {
     }
 }
 
-/// An engine on a [`SimDisk`]. Completes operations in a random order, at the next wait.
+/// An engine on a [`SimDisk`]. Completes operations in a random order, at the next wait or in their time.
 #[derive(Debug)]
 pub struct SimEngine {
     disk: SimDisk,
     life: u64,
     open: Vec<String>,
     queue: VecDeque<IoOp>,
+    time: Option<InTime>,
+}
+
+/// When operations complete.
+#[derive(Debug)]
+struct InTime {
+    bell: Arc<Bell>,
+    /// For each operation of the queue.
+    due: VecDeque<Instant>,
+    /// Waits in a row that found nothing.
+    looks: u32,
+}
+
+impl InTime {
+    /// The longest that an operation takes, in microseconds.
+    const LONGEST_US: u64 = 3_000;
+    /// Waits for nothing after which something completes all the same: time stands still while anybody looks, so one who
+    /// does nothing else would look for ever.
+    const LOOKS_MAX: u32 = 200;
+
+    /// An operation was submitted that takes its time from `random`.
+    fn submitted(&mut self, random: u64) {
+        let due = Instant::now() + Duration::from_micros(random % InTime::LONGEST_US);
+        self.due.push_back(due);
+        let bell = self.bell.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep_until(due).await;
+            bell.ring();
+        });
+    }
+
+    /// Whether the operation at `at` is done now.
+    fn is_done(&self, at: usize) -> bool {
+        self.looks >= InTime::LOOKS_MAX || self.due[at] <= Instant::now()
+    }
 }
 
 impl SimEngine {
@@ -371,23 +414,38 @@ impl IoEngine for SimEngine {
 
     fn submit(&mut self, op: IoOp) {
         assert_aligned(&op.kind);
+        if let Some(time) = &mut self.time {
+            time.submitted(self.disk.state().random());
+        }
         self.queue.push_back(op);
     }
 
     fn wait(&mut self, timeout: Duration, completions: &mut Vec<IoCompletion>) -> io::Result<()> {
         let holds_syncs = self.disk.state().holds_syncs;
         let completes = |op: &IoOp| !holds_syncs || !matches!(op.kind, IoKind::Sync);
-        let mut able: Vec<usize> = (0..self.queue.len()).filter(|at| completes(&self.queue[*at])).collect();
+        // Who blocks here stops the clock: what it waits for is done.
+        let is_done = |at: &usize| !timeout.is_zero() || self.time.as_ref().is_none_or(|time| time.is_done(*at));
+        let able = (0..self.queue.len()).filter(|at| completes(&self.queue[*at])).filter(is_done);
+        let mut able: Vec<usize> = able.collect();
+        if let Some(time) = &mut self.time {
+            time.looks = if able.is_empty() { time.looks + 1 } else { 0 };
+        }
         if able.is_empty() {
             // Nothing will complete by itself: give other threads a moment.
             std::thread::sleep(timeout.min(Duration::from_millis(1)));
             return Ok(());
         }
-        // At least one completes, the others perhaps later: many orders are possible on a real device.
-        let count = 1 + self.disk.state().random() as usize % able.len();
+        // At least one completes, the others perhaps later: many orders are possible on a real device. In time, all do.
+        let count = match self.time {
+            None => 1 + self.disk.state().random() as usize % able.len(),
+            Some(_) => able.len(),
+        };
         for _ in 0..count {
             let chosen = able.remove(self.disk.state().random() as usize % able.len());
             let op = self.queue.remove(chosen).expect("chosen among them");
+            if let Some(time) = &mut self.time {
+                time.due.remove(chosen);
+            }
             able.iter_mut().filter(|at| **at > chosen).for_each(|at| *at -= 1);
             let (result, buffer) = self.carry_out(op.file, op.kind);
             completions.push(IoCompletion { token: op.token, result, buffer });
@@ -396,7 +454,7 @@ impl IoEngine for SimEngine {
     }
 
     fn has_unsent(&self) -> bool {
-        !self.queue.is_empty()
+        self.time.is_none() && !self.queue.is_empty()
     }
 
     fn completions(&self) -> io::Result<Completions> {

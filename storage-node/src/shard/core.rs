@@ -435,6 +435,8 @@ impl Core {
     }
 
     fn apply(&mut self, entry: &Entry, placed: Placed) -> Result<(), MapError> {
+        #[cfg(test)]
+        crate::simulation::history::applied(&self.options.directory, entry);
         let place = Place { segment: placed.segment, block: placed.first_block };
         if self.unready.may_be_any() {
             finish_fillings(&mut self.volumes, entry, &mut self.map)?;

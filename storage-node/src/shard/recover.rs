@@ -90,6 +90,10 @@ pub(super) fn recover_with(
     let checkpoints = Checkpoints::start(store.clone(), options.checkpoint_log_bytes, bell.clone())
         .map_err(|source| StartError::Io { directory: options.directory.clone(), source })?;
     let mut core = Core::new(options, bell, log, map, volumes, forgotten, checkpoints);
+    #[cfg(test)]
+    for run in core.volumes.values() {
+        crate::simulation::history::recovered(&core.options.directory, run.state.id, run.state.known);
+    }
     let passes = store.scrubs()?;
     let is_here = |volume| core.volumes.contains_key(&volume);
     core.scrub.restore(passes, is_here);

@@ -1,0 +1,7 @@
+//! What must hold whatever happens, a module each. A check returns what it found wrong, in words.
+
+pub(super) mod convergence;
+pub(super) mod durability;
+pub(super) mod linearizable;
+pub(super) mod survivors;
+pub(super) mod writers;

@@ -1,0 +1,249 @@
+//! Guests: programs that write, read and flush volumes through the sessions that NBD connections use, and note everything.
+//!
+//! Every machine has a guest per volume. The one where the virtual machine runs writes; the others read now and then, as
+//! another host does that looks at the export. No two writes hold the same bytes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, VolumeId, random};
+use nbd_frontend::export::{ExportDirectory, ReadPart, Session, ZeroOptions};
+
+use super::history::{Content, History, Operation, Outcome, What};
+use super::machine::LocalTime;
+use crate::serve::exports::Exports;
+
+/// Blocks of every volume.
+pub(super) const BLOCKS: u32 = 48;
+/// The most blocks of one operation.
+const RUN_MAX: u64 = 4;
+/// Requests that a guest has under way.
+const QUEUES: usize = 2;
+const BLOCK: usize = BLOCK_SIZE as usize;
+
+/// A virtual machine and the volume that it uses.
+#[derive(Clone, Debug)]
+pub(super) struct Vm {
+    pub(super) volume: VolumeId,
+    /// Where it runs, if it does.
+    pub(super) at: Option<NodeId>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    vms: BTreeMap<String, Vm>,
+    is_over: bool,
+}
+
+/// The virtual machines. Clones are the same ones.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Guests(Arc<Mutex<State>>);
+
+impl Guests {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add(&self, volume: &str, vm: Vm) {
+        self.state().vms.insert(volume.to_owned(), vm);
+    }
+
+    /// Lets the virtual machine of `volume` run at another place, or nowhere.
+    pub(super) fn place(&self, volume: &str, at: Option<NodeId>) {
+        if let Some(vm) = self.state().vms.get_mut(volume) {
+            vm.at = at;
+        }
+    }
+
+    pub(super) fn vms(&self) -> BTreeMap<String, Vm> {
+        self.state().vms.clone()
+    }
+
+    /// Nobody begins anything any more.
+    pub(super) fn end(&self) {
+        self.state().is_over = true;
+    }
+
+    fn is_over(&self) -> bool {
+        self.state().is_over
+    }
+
+    fn runs_at(&self, volume: &str, node: NodeId) -> bool {
+        self.state().vms.get(volume).is_some_and(|vm| vm.at == Some(node))
+    }
+}
+
+/// Runs the guests of machine `node`, as long as the process does.
+pub(super) fn run_guests(node: NodeId, guests: Guests, history: History, exports: Arc<Exports>, time: &LocalTime) {
+    let time = time.clone();
+    tokio::spawn(async move {
+        let mut running = BTreeSet::new();
+        while !guests.is_over() {
+            for (name, vm) in guests.vms() {
+                if running.insert(name.clone()) {
+                    let guest = Guest {
+                        node,
+                        name,
+                        volume: vm.volume,
+                        guests: guests.clone(),
+                        history: history.clone(),
+                        exports: exports.clone(),
+                        time: time.clone(),
+                        session: Arc::default(),
+                    };
+                    for _ in 0..QUEUES {
+                        tokio::spawn(guest.clone().run());
+                    }
+                }
+            }
+            pause(40).await;
+        }
+    });
+}
+
+async fn pause(ms_max: u64) {
+    tokio::time::sleep(Duration::from_millis(1 + random::bits() % ms_max)).await;
+}
+
+type Connection = (u64, Arc<dyn Session>);
+
+#[derive(Clone)]
+struct Guest {
+    node: NodeId,
+    name: String,
+    volume: VolumeId,
+    guests: Guests,
+    history: History,
+    exports: Arc<Exports>,
+    time: LocalTime,
+    session: Arc<tokio::sync::Mutex<Option<Connection>>>,
+}
+
+impl Guest {
+    async fn run(self) {
+        while !self.guests.is_over() {
+            let Some((number, session)) = self.connection().await else {
+                pause(300).await;
+                continue;
+            };
+            let is_writer = self.guests.runs_at(&self.name, self.node);
+            let failed = match random::bits() % 100 {
+                choice if !is_writer && choice < 80 => None,
+                _ if !is_writer => self.read(number, &*session).await.err(),
+                0..45 => self.write(number, &*session, random::bits().is_multiple_of(8)).await.err(),
+                45..53 => self.zero(number, &*session).await.err(),
+                53..88 => self.read(number, &*session).await.err(),
+                _ => self.flush(number, &*session).await.err(),
+            };
+            if let Some(error) = failed {
+                if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::NotOwner | ErrorKind::Closed) {
+                    // As a host does that connects anew after an error.
+                    let mut current = self.session.lock().await;
+                    current.take_if(|(current, _)| *current == number);
+                }
+                pause(100).await;
+            }
+            pause(if is_writer { 120 } else { 500 }).await;
+        }
+    }
+
+    async fn connection(&self) -> Option<Connection> {
+        let mut current = self.session.lock().await;
+        if current.is_none() {
+            let session = self.exports.open(&self.name).await.ok()?;
+            *current = Some((self.history.session(), session));
+        }
+        current.clone()
+    }
+
+    fn ask(&self, session: u64, what: What) -> usize {
+        let (volume, node, asked) = (self.volume, self.node, self.time.now());
+        self.history.asks(Operation { volume, node, session, what, asked, outcome: Outcome::Pending })
+    }
+
+    fn note<T>(&self, number: usize, outcome: &Result<T, Error>, found: Option<Vec<Content>>) {
+        let now = self.time.now();
+        let outcome = match outcome {
+            Ok(_) => Outcome::Done(now),
+            Err(error) => Outcome::Failed(now, error.kind()),
+        };
+        self.history.answers(number, outcome, found);
+    }
+
+    async fn write(&self, number: u64, session: &dyn Session, fua: bool) -> Result<(), Error> {
+        let (start, count) = run();
+        let data = bytes_of(self.history.write(), count);
+        let contents = contents(&data);
+        let asked = self.ask(number, What::Write { start, contents, is_durable: fua });
+        let done = session.write(u64::from(start) * BLOCK as u64, data, fua).await;
+        self.note(asked, &done, None);
+        done
+    }
+
+    async fn zero(&self, number: u64, session: &dyn Session) -> Result<(), Error> {
+        let (start, count) = run();
+        let what = What::Write { start, contents: vec![None; count as usize], is_durable: false };
+        let asked = self.ask(number, what);
+        let done =
+            session.write_zeroes(u64::from(start) * BLOCK as u64, count * BLOCK_SIZE, ZeroOptions::default()).await;
+        self.note(asked, &done, None);
+        done
+    }
+
+    async fn read(&self, number: u64, session: &dyn Session) -> Result<(), Error> {
+        let (start, count) = run();
+        let asked = self.ask(number, What::Read { start, found: Vec::new() });
+        let done = session.read(u64::from(start) * BLOCK as u64, count * BLOCK_SIZE).await;
+        let found = done.as_ref().ok().map(|parts| contents(&joined(parts)));
+        self.note(asked, &done, found);
+        done.map(drop)
+    }
+
+    async fn flush(&self, number: u64, session: &dyn Session) -> Result<(), Error> {
+        let asked = self.ask(number, What::Flush);
+        let done = session.flush().await;
+        self.note(asked, &done, None);
+        done
+    }
+}
+
+/// Some blocks: the first, and how many.
+fn run() -> (u32, u32) {
+    let count = 1 + random::bits() % RUN_MAX;
+    let start = random::bits() % (u64::from(BLOCKS) - count + 1);
+    (start as u32, count as u32)
+}
+
+/// The bytes of a write: every block of every write differs.
+fn bytes_of(write: u64, count: u32) -> Bytes {
+    let mut bytes = Vec::with_capacity(count as usize * BLOCK);
+    for block in 0..count {
+        let mut bits = random::bits();
+        bytes.extend_from_slice(&write.to_le_bytes());
+        bytes.extend_from_slice(&u64::from(block).to_le_bytes());
+        while !bytes.len().is_multiple_of(BLOCK) {
+            bytes.extend_from_slice(&bits.to_le_bytes());
+            bits = bits.rotate_left(7);
+        }
+    }
+    bytes.into()
+}
+
+fn joined(parts: &[ReadPart]) -> Bytes {
+    let mut bytes = Vec::new();
+    for part in parts {
+        match part {
+            ReadPart::Data(data) => bytes.extend_from_slice(data),
+            ReadPart::Hole(length) => bytes.resize(bytes.len() + *length as usize, 0),
+        }
+    }
+    bytes.into()
+}
+
+/// What each block of `bytes` holds.
+pub(super) fn contents(bytes: &[u8]) -> Vec<Content> {
+    let content = |block: &[u8]| block.iter().any(|byte| *byte != 0).then(|| crc32fast::hash(block));
+    bytes.chunks(BLOCK).map(content).collect()
+}

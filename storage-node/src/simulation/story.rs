@@ -1,0 +1,296 @@
+//! What happens in a seed: handovers, takeovers, snapshots, and faults, drawn as time goes on.
+//!
+//! Every fault ends: what broke is repaired after a while drawn with it, everything at the end. At most one machine is dead
+//! at a time as a rule, two now and then; more would only make everything stand still.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use client_lib::NodeId;
+use client_lib::wire::admin::{AskTakeover, Migrate, Rejoin};
+
+use super::network::Link;
+use super::world::{NAMES, World, text};
+use crate::serve::admin::Admin;
+
+/// What kinds of things may happen in a story.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hazards {
+    /// Machines that lose their power or have their process killed.
+    pub(super) deaths: bool,
+    /// Links that are cut, one way or both, lose or delay messages.
+    pub(super) network: bool,
+    /// Processes that stand still, clocks that drift.
+    pub(super) clocks: bool,
+    /// Owners that are taken over from.
+    pub(super) takeovers: bool,
+}
+
+impl Hazards {
+    pub(super) const NONE: Hazards = Hazards { deaths: false, network: false, clocks: false, takeovers: false };
+    pub(super) const ALL: Hazards = Hazards { deaths: true, network: true, clocks: true, takeovers: true };
+}
+
+/// A handover or takeover that was asked for.
+struct Errand {
+    volume: String,
+    from: Option<NodeId>,
+    to: NodeId,
+    /// Whether the virtual machine moves with it.
+    moves: bool,
+    done: Arc<OnceLock<Result<NodeId, String>>>,
+    until: Duration,
+}
+
+/// Tells the story.
+pub(super) struct Story {
+    hazards: Hazards,
+    /// When who starts again.
+    restarts: BTreeMap<NodeId, Duration>,
+    /// When which link is as before.
+    repairs: BTreeMap<(NodeId, NodeId), (Duration, Link)>,
+    errands: Vec<Errand>,
+    pub(super) handovers: u32,
+    pub(super) takeovers: u32,
+}
+
+impl Story {
+    pub(super) fn new(hazards: Hazards) -> Story {
+        Story {
+            hazards,
+            restarts: BTreeMap::new(),
+            repairs: BTreeMap::new(),
+            errands: Vec::new(),
+            handovers: 0,
+            takeovers: 0,
+        }
+    }
+
+    /// Lets things happen for `duration`.
+    pub(super) fn tell(&mut self, world: &mut World, duration: Duration) {
+        let end = world.now + duration;
+        while world.now < end {
+            let pause = Duration::from_millis(100 + world.draw.below(1500));
+            let next = (world.now + pause).min(end);
+            while world.now < next {
+                world.step();
+                self.follow_up(world);
+            }
+            self.happen(world);
+        }
+    }
+
+    /// What was begun and is due.
+    fn follow_up(&mut self, world: &mut World) {
+        let now = world.now;
+        let due: Vec<NodeId> = self.restarts.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in due {
+            self.restarts.remove(&id);
+            world.history.tell(now, format!("{id} starts"));
+            world.boot(id);
+        }
+        let due: Vec<(NodeId, NodeId)> =
+            self.repairs.iter().filter(|(_, (at, _))| *at <= now).map(|(link, _)| *link).collect();
+        for (from, to) in due {
+            if let Some((_, before)) = self.repairs.remove(&(from, to)) {
+                world.history.tell(now, format!("{from} to {to} is as before"));
+                world.network.change(from, to, |link| *link = before);
+            }
+        }
+        let (over, under_way) = std::mem::take(&mut self.errands)
+            .into_iter()
+            .partition(|errand: &Errand| errand.done.get().is_some() || errand.until <= now);
+        self.errands = under_way;
+        for errand in over {
+            self.returned(world, &errand);
+        }
+    }
+
+    fn returned(&mut self, world: &mut World, errand: &Errand) {
+        let outcome = errand.done.get();
+        world.history.tell(world.now, format!("{} to {}: {outcome:?}", errand.volume, errand.to));
+        match outcome {
+            Some(Ok(owner)) => {
+                if errand.from.is_some() {
+                    self.handovers += 1
+                } else {
+                    self.takeovers += 1
+                }
+                if errand.moves {
+                    world.guests.place(&errand.volume, Some(*owner));
+                }
+            }
+            // Nobody knows whether it moved: whoever runs the machine takes it back to where it was, or goes on there.
+            _ if errand.moves => {
+                let back = errand.from.filter(|_| world.draw.happens(500)).unwrap_or(errand.to);
+                world.guests.place(&errand.volume, Some(back));
+            }
+            _ => {}
+        }
+    }
+
+    fn happen(&mut self, world: &mut World) {
+        let choice = world.draw.below(100);
+        match choice {
+            0..40 => self.migrate(world),
+            40..55 if self.hazards.deaths => self.kill(world),
+            55..75 if self.hazards.network => self.break_link(world),
+            75..85 if self.hazards.clocks => self.pause_or_drift(world),
+            85..100 if self.hazards.takeovers => self.take_over(world),
+            _ => {}
+        }
+    }
+
+    fn some_vm(&self, world: &mut World) -> Option<(String, Option<NodeId>)> {
+        let vms = world.guests.vms();
+        let at = world.draw.below(vms.len() as u64) as usize;
+        let (name, vm) = vms.into_iter().nth(at)?;
+        let is_free = self.errands.iter().all(|errand| errand.volume != name);
+        is_free.then_some((name, vm.at))
+    }
+
+    fn some_of(world: &mut World, ids: &[NodeId]) -> Option<NodeId> {
+        let at = world.draw.below(ids.len() as u64) as usize;
+        ids.get(at).copied()
+    }
+
+    fn migrate(&mut self, world: &mut World) {
+        let Some((volume, Some(from))) = self.some_vm(world) else { return };
+        let serving = world.serving();
+        let (Some(to), Some(asked)) = (Self::some_of(world, &serving), Self::some_of(world, &serving)) else { return };
+        let moves = world.draw.happens(700);
+        world.history.tell(world.now, format!("{volume} from {from} to {to}, asked of {asked}, moves: {moves}"));
+        if moves {
+            world.guests.place(&volume, None);
+        }
+        let (name, request) =
+            (volume.clone(), Migrate { to: NAMES[to.0 as usize - 1].into(), synced: false, accept_unmet: false });
+        let done = world.ask(asked, |running| {
+            let admin = running.parts.admin.clone();
+            async move { admin.migrate(&name, request).await.map(|_| to).map_err(text) }
+        });
+        let until = world.now + Duration::from_secs(60);
+        self.errands.push(Errand { volume, from: Some(from), to, moves, done, until });
+    }
+
+    fn take_over(&mut self, world: &mut World) {
+        let Some((volume, _)) = self.some_vm(world) else { return };
+        let serving = world.serving();
+        let Some(asked) = Self::some_of(world, &serving) else { return };
+        world.history.tell(world.now, format!("{volume} is to be taken over, asked of {asked}"));
+        let name = volume.clone();
+        let done = world.ask(asked, |running| {
+            let admin = running.parts.admin.clone();
+            async move {
+                let report = admin.take_over(&name, AskTakeover::default()).await.map_err(text)?;
+                let to = NAMES.iter().position(|node| **node == *report.to).ok_or("an unknown node")?;
+                Ok(NodeId(to as u64 + 1))
+            }
+        });
+        let until = world.now + Duration::from_secs(60);
+        self.errands.push(Errand { volume, from: None, to: asked, moves: true, done, until });
+    }
+
+    fn kill(&mut self, world: &mut World) {
+        let up: Vec<NodeId> =
+            world.machines.values().filter(|machine| machine.is_up()).map(|machine| machine.id).collect();
+        let dead = world.machines.len() - up.len();
+        let most = if world.draw.happens(150) { 2 } else { 1 };
+        let Some(id) = Self::some_of(world, &up).filter(|_| dead < most) else { return };
+        let (power, rest) = (world.draw.happens(600), Duration::from_millis(200 + world.draw.below(25_000)));
+        world.history.tell(world.now, format!("{id} dies, power: {power}"));
+        world.kill(id, power);
+        self.restarts.insert(id, world.now + rest);
+    }
+
+    fn break_link(&mut self, world: &mut World) {
+        let ids = world.ids();
+        let (Some(from), Some(to)) = (Self::some_of(world, &ids), Self::some_of(world, &ids)) else { return };
+        let rest = Duration::from_millis(200 + world.draw.below(20_000));
+        let (isolates, both, kind) = (world.draw.happens(400), world.draw.happens(500), world.draw.below(4));
+        world
+            .history
+            .tell(world.now, format!("{from} to {to} breaks: isolates: {isolates}, both: {both}, kind {kind}"));
+        let others = ids.iter().copied().filter(|id| *id != from && (isolates || *id == to));
+        let one_way: Vec<(NodeId, NodeId)> = others.map(|other| (from, other)).collect();
+        let links = one_way
+            .iter()
+            .flat_map(|(from, to)| [Some((*from, *to)), both.then_some((*to, *from))].into_iter().flatten());
+        for (from, to) in links {
+            if self.repairs.contains_key(&(from, to)) {
+                continue;
+            }
+            let mut before = Link::default();
+            world.network.change(from, to, |link| {
+                before = *link;
+                match kind {
+                    0 | 1 => link.is_cut = true,
+                    2 => link.lost = 300,
+                    _ => {
+                        link.late = 100;
+                        link.jitter = Duration::from_millis(200);
+                    }
+                }
+            });
+            self.repairs.insert((from, to), (world.now + rest, before));
+        }
+    }
+
+    fn pause_or_drift(&mut self, world: &mut World) {
+        let ids = world.ids();
+        let Some(id) = Self::some_of(world, &ids) else { return };
+        let now = world.now;
+        if world.draw.happens(500) {
+            let rest = Duration::from_millis(50 + world.draw.below(15_000));
+            world.history.tell(now, format!("{id} stands still for {rest:?}"));
+            world.machine(id).paused_until = now + rest;
+        } else {
+            // Two of them are at most as far apart as leases allow for.
+            let drift = world.draw.below(9) as i64 - 4;
+            world.history.tell(now, format!("the clock of {id} is fast by {drift} of a thousand"));
+            world.machine(id).drift_per_mille = drift;
+        }
+    }
+
+    /// Ends every fault; whoever is dead starts.
+    pub(super) fn end(&mut self, world: &mut World) {
+        for ((from, to), (_, before)) in std::mem::take(&mut self.repairs) {
+            world.network.change(from, to, |link| *link = before);
+        }
+        for id in world.ids() {
+            world.machine(id).paused_until = Duration::ZERO;
+        }
+        for (id, _) in std::mem::take(&mut self.restarts) {
+            world.boot(id);
+        }
+        world.history.tell(world.now, "every fault is over");
+        let all = world.machines.len();
+        let is_up = world.run_until(Duration::from_secs(120), |world| world.serving().len() == all);
+        assert!(is_up, "{}: not all nodes serve: {:?}", world.replay(), world.serving());
+        while !self.errands.is_empty() {
+            world.step();
+            self.follow_up(world);
+        }
+        // The faults are over, the guests go on for a while: it must work again.
+        world.run_for(Duration::from_secs(5));
+        world.guests.end();
+        world.run_for(Duration::from_secs(2));
+        self.rejoin(world);
+    }
+
+    /// Has every node that a takeover left behind drop its tail.
+    fn rejoin(&mut self, world: &mut World) {
+        for (volume, _) in world.guests.vms() {
+            for id in world.ids() {
+                let name = volume.clone();
+                let rejoined = world.answer(id, Duration::from_secs(60), |running| {
+                    let admin = running.parts.admin.clone();
+                    let request = Rejoin { node: NAMES[id.0 as usize - 1].into(), discard_tail: true };
+                    async move { admin.rejoin(&name, request).await.map_err(text) }
+                });
+                world.history.tell(world.now, format!("{volume} at {id} rejoins: {rejoined:?}"));
+            }
+        }
+    }
+}

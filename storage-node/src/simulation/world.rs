@@ -1,0 +1,190 @@
+//! The cluster and its time: machines moved on in turn, a window at a time.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use client_lib::random::{self, Sequence};
+use client_lib::wire::admin::CreateVolume;
+use client_lib::{BLOCK_SIZE, Error, NodeId, VolumeId};
+
+use super::guest::{BLOCKS, Guests, Vm};
+use super::history::{Death, History};
+use super::machine::{Machine, Running};
+use super::network::{DELAY_MIN, Network};
+use crate::node::BootstrapMember;
+use crate::serve::admin::Admin;
+
+/// How long a new cluster may take until all its nodes serve.
+const FOUNDING_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The names of the machines, of their providers too.
+pub(super) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+pub(super) struct World {
+    pub(super) seed: u64,
+    pub(super) now: Duration,
+    /// What the story draws from; what the nodes draw does not change it.
+    pub(super) draw: Sequence,
+    pub(super) machines: BTreeMap<NodeId, Machine>,
+    pub(super) network: Network,
+    pub(super) history: History,
+    pub(super) guests: Guests,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.machines.clear();
+        random::seed_thread(None);
+    }
+}
+
+impl World {
+    /// A new cluster of `count` machines, all of which serve.
+    pub(super) fn found(seed: u64, count: u64) -> World {
+        let mut draw = Sequence::new(seed);
+        random::seed_thread(Some(draw.bits()));
+        let (network, history, guests) = (Network::new(draw.bits()), History::begin(), Guests::default());
+        let founders: Vec<BootstrapMember> = (1..=count)
+            .map(|id| BootstrapMember {
+                id: NodeId(id),
+                name: NAMES[id as usize - 1].parse().expect("a name"),
+                provider: NAMES[id as usize - 1].parse().expect("a name"),
+                address: format!("192.0.2.{id}:1").parse().expect("an address"),
+            })
+            .collect();
+        let machine = |founder| Machine::new(founder, &founders, &network, &history, &guests);
+        let machines = founders.iter().map(|founder| (founder.id, machine(founder))).collect();
+        let mut world = World { seed, now: Duration::ZERO, draw, machines, network, history, guests };
+        for from in 1..=count {
+            for to in (1..=count).filter(|to| *to != from) {
+                let delay = DELAY_MIN + Duration::from_millis(world.draw.below(40));
+                let jitter = Duration::from_micros(world.draw.below(8_000));
+                world.network.change(NodeId(from), NodeId(to), |link| {
+                    link.delay = delay;
+                    link.jitter = jitter;
+                });
+            }
+        }
+        for id in world.ids() {
+            world.boot(id);
+        }
+        let is_founded = world.run_until(FOUNDING_PATIENCE, |world| world.machines.values().all(Machine::is_serving));
+        assert!(is_founded, "{}: the cluster is not founded: {:?}", world.replay(), world.failures());
+        world
+    }
+
+    /// How this seed is run again.
+    pub(super) fn replay(&self) -> String {
+        format!("seed {0} (HELIO_SEED={0} cargo nextest run -p storage-node simulation)", self.seed)
+    }
+
+    fn failures(&self) -> Vec<(NodeId, &str)> {
+        self.machines.values().filter_map(|machine| Some((machine.id, machine.failure()?))).collect()
+    }
+
+    pub(super) fn ids(&self) -> Vec<NodeId> {
+        self.machines.keys().copied().collect()
+    }
+
+    /// Those whose nodes serve.
+    pub(super) fn serving(&self) -> Vec<NodeId> {
+        self.machines.values().filter(|machine| machine.is_serving()).map(|machine| machine.id).collect()
+    }
+
+    pub(super) fn machine(&mut self, id: NodeId) -> &mut Machine {
+        self.machines.get_mut(&id).expect("there is one")
+    }
+
+    pub(super) fn boot(&mut self, id: NodeId) {
+        let now = self.now;
+        self.machine(id).boot(now);
+    }
+
+    /// The process of `id` dies.
+    pub(super) fn kill(&mut self, id: NodeId, power: bool) {
+        let now = self.now;
+        self.history.died(id, if power { Death::PowerCut(now) } else { Death::Killed(now) });
+        let machine = self.machine(id);
+        if power { machine.crash() } else { machine.kill() }
+    }
+
+    /// Moves everything on by a window.
+    pub(super) fn step(&mut self) {
+        let end = self.now + DELAY_MIN;
+        for machine in self.machines.values_mut() {
+            machine.advance(end);
+        }
+        self.now = end;
+    }
+
+    pub(super) fn run_for(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    /// Moves on until `is_met`, at most for `patience`; whether it is.
+    pub(super) fn run_until(&mut self, patience: Duration, mut is_met: impl FnMut(&World) -> bool) -> bool {
+        let end = self.now + patience;
+        while !is_met(self) {
+            if self.now >= end {
+                return false;
+            }
+            self.step();
+        }
+        true
+    }
+
+    /// Has the node of `id` do something; its result is there once it is done.
+    pub(super) fn ask<T, F>(&self, id: NodeId, task: impl FnOnce(&Running) -> F) -> Arc<OnceLock<T>>
+    where
+        T: Send + Sync + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let slot = Arc::new(OnceLock::new());
+        let into = slot.clone();
+        if let Some(machine) = self.machines.get(&id) {
+            machine.spawn(|running, _| {
+                let work = task(running);
+                async move {
+                    let _ = into.set(work.await);
+                }
+            });
+        }
+        slot
+    }
+
+    /// As [`ask`](Self::ask), and waits for it at most for `patience`.
+    pub(super) fn answer<T, F>(&mut self, id: NodeId, patience: Duration, task: impl FnOnce(&Running) -> F) -> Option<T>
+    where
+        T: Clone + Send + Sync + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let slot = self.ask(id, task);
+        self.run_until(patience, |_| slot.get().is_some());
+        slot.get().cloned()
+    }
+
+    /// A new volume of `owner`, followed by all others, and a virtual machine there that uses it.
+    pub(super) fn create(&mut self, name: &'static str, owner: NodeId) -> VolumeId {
+        let created = self.answer(owner, FOUNDING_PATIENCE, |running| {
+            let admin = running.parts.admin.clone();
+            let request = CreateVolume {
+                name: name.into(),
+                size_bytes: u64::from(BLOCKS) * u64::from(BLOCK_SIZE),
+                ..CreateVolume::default()
+            };
+            async move { admin.create_volume(request).await.map(|status| status.id).map_err(text) }
+        });
+        let id = VolumeId(created.expect("it answers").expect("is created"));
+        self.guests.add(name, Vm { volume: id, at: Some(owner) });
+        id
+    }
+}
+
+/// An error, as it is shown.
+pub(super) fn text(error: Error) -> String {
+    format!("{:?}: {error}", error.kind())
+}
