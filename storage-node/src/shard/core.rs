@@ -476,6 +476,9 @@ impl Core {
                     }
                     if let Entry::Rewound { .. } = entry {
                         run.known = run.state.known;
+                        // What was made durable beyond it is no part of the volume any more.
+                        run.durable = run.durable.min(run.known);
+                        run.syncing = run.syncing.min(run.known);
                     } else if run.role == Role::Replica {
                         run.known = run.known.max(run.state.known);
                     }

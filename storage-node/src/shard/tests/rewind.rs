@@ -66,6 +66,19 @@ fn content(ranges: &[(std::ops::Range<usize>, u8)]) -> Vec<u8> {
     content
 }
 
+/// The simulation found it at its first look at positions (seed 3, 25 seconds, all hazards): a node that had taken over told
+/// of a durable position beyond its newest write, that of what it had been told of and had dropped.
+#[test]
+fn whoever_took_over_claims_nothing_durable_beyond_its_newest_write() {
+    let Lost { mut told, common, .. } = Lost::new(20);
+    assert!(told.report().durable > common, "it had made durable what it was told of");
+    told.rewind(common);
+    let report = told.activate(2);
+    assert_eq!((report.head, report.durable), (common, common), "{report:?}");
+    let answer = told.ask(|reply| Request::Flush { volume: VOLUME, reply });
+    assert_eq!(answer, Ok(common));
+}
+
 #[test]
 fn a_replica_forgets_what_it_was_told_of_and_follows_the_new_owner() {
     let Lost { mut told, mut heir, common, .. } = Lost::new(10);
