@@ -23,6 +23,8 @@ pub(super) struct VolumeSession {
     id: u64,
     /// The epoch of its right to write; 0 without one.
     right: AtomicU64,
+    /// How often it got a right anew after it had lost one to others.
+    tenure: AtomicU64,
     /// The epoch in which it used the volume first; 0 until then.
     since: AtomicU64,
     /// Its present attempt at forwarded writes.
@@ -40,7 +42,15 @@ impl VolumeSession {
         let is_owner = view.owner == volume.me && view.phase != Phase::Closed && view.epoch > volume.standing.forked();
         let right = if is_owner { view.epoch } else { Epoch(0) };
         let [right, since] = [right.0, right.0].map(AtomicU64::new);
-        VolumeSession { volume, id, right, since, generation: AtomicU64::new(0), place: OnceLock::new() }
+        VolumeSession {
+            volume,
+            id,
+            right,
+            tenure: AtomicU64::new(0),
+            since,
+            generation: AtomicU64::new(0),
+            place: OnceLock::new(),
+        }
     }
 
     /// Carries out `operation`, unless the volume was taken over from an owner under whom this session used it, before or
@@ -61,7 +71,7 @@ impl VolumeSession {
 
 impl SessionWriter for VolumeSession {
     fn credentials(&self) -> Option<Writer> {
-        let right = Epoch(self.right.load(Ordering::Relaxed));
+        let right = Epoch(self.right.load(Ordering::Acquire));
         (right > Epoch(0)).then(|| Writer {
             session: self.id,
             generation: self.generation.load(Ordering::Acquire),
@@ -69,11 +79,20 @@ impl SessionWriter for VolumeSession {
         })
     }
 
-    fn wrote_at_owner(&self, epoch: Epoch) {
+    fn wrote_at_owner(&self, epoch: Epoch, claimed: Epoch) {
         // Read first: it changes once per epoch, and this is on the path of every write.
-        if self.right.load(Ordering::Relaxed) < epoch.0 {
-            self.right.fetch_max(epoch.0, Ordering::Relaxed);
+        let right = self.right.load(Ordering::Relaxed);
+        if right < epoch.0 {
+            if right < claimed.0 {
+                self.tenure.fetch_add(1, Ordering::Relaxed);
+            }
+            // Whoever sees the right sees the tenure.
+            self.right.fetch_max(epoch.0, Ordering::Release);
         }
+    }
+
+    fn tenure(&self) -> u64 {
+        self.tenure.load(Ordering::Relaxed)
     }
 
     fn require_current(&self) -> Result<(), Error> {

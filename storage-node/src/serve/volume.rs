@@ -223,13 +223,16 @@ impl ServedVolume {
     /// for a forwarded write, and is told so.
     pub async fn write(&self, change: Change, writer: &dyn SessionWriter) -> Result<(), Error> {
         let mut patience = Patience::new();
+        // Under which tenure it was sent to another node, if it was: it may have been carried out there.
+        let mut sent = None;
         loop {
-            match self.write_here(Epoch(0), &change, Some(writer)).await? {
+            match self.write_here(Epoch(0), &change, Some((writer, sent))).await? {
                 Ok(lsn) => {
                     // It was taken over from meanwhile, twice: the write is in another history than this session.
                     writer.require_current()?;
+                    let claimed = self.writers.claimed();
                     self.writers.claim(lsn.epoch);
-                    writer.wrote_at_owner(lsn.epoch);
+                    writer.wrote_at_owner(lsn.epoch, claimed);
                     // Handed over meanwhile, it is in the volume, and made durable where that is now.
                     return match self.is_settled(&change, lsn).await? {
                         true => Ok(()),
@@ -244,6 +247,7 @@ impl ServedVolume {
                     };
                     let (request, payload) = change.to_request(self.id, view.epoch, credentials);
                     self.forwarded.store(true, Ordering::Release);
+                    sent.get_or_insert(writer.tenure());
                     match self.peers.ask(view.owner, Class::Pull, request, payload).await {
                         Ok(Message { head: PeerReply::Written(_), .. }) => return Ok(()),
                         Ok(Message { head: PeerReply::Waiting, .. }) => return self.flush().await,
@@ -274,10 +278,10 @@ impl ServedVolume {
         &self,
         epoch: Epoch,
         change: &Change,
-        writer: Option<&dyn SessionWriter>,
+        writer: Option<(&dyn SessionWriter, Option<u64>)>,
     ) -> Result<Result<Lsn, Detour>, Error> {
         let view = self.gate.settled(epoch).await?;
-        if let Some(writer) = writer {
+        if let Some((writer, _)) = writer {
             writer.require_current()?;
         }
         if view.phase == Phase::Elsewhere {
@@ -285,6 +289,9 @@ impl ServedVolume {
         }
         if let Change::Data { data, .. } = change {
             self.pace.turn(data.len() as u64).await;
+        }
+        if let Some((writer, Some(sent))) = writer {
+            self.require_tenure(writer, sent)?;
         }
         let written = match change {
             Change::Data { offset, data, fua } => self.shard.write(self.id, *offset, data.clone(), *fua).await,
@@ -295,6 +302,24 @@ impl ServedVolume {
             Err(error @ StoreError::BeyondEnd { .. }) => Err(no_space_beyond_end(store_failure(error))),
             Err(error) => self.recover(Moment::Now, view, error).await.map(Err),
         }
+    }
+
+    /// A write that was on its way elsewhere while others wrote is not carried out here, where the volume has come
+    /// meanwhile: it may be there already, and would be a second time, over newer data.
+    fn require_tenure(&self, writer: &dyn SessionWriter, sent: u64) -> Result<(), Error> {
+        let claimed = self.writers.claimed();
+        let has_right = writer.credentials().is_some_and(|writer| writer.right >= claimed);
+        if has_right && writer.tenure() == sent {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Fenced,
+            format!(
+                "volume {} was written by others (since epoch {claimed}) while a write of this connection was on its way to \
+                 its owner: it is not carried out any more",
+                self.name
+            ),
+        ))
     }
 
     /// As [`write`](Self::write), for a session of another node; `None` when this node is not the owner.
@@ -479,8 +504,11 @@ impl Change {
 pub trait SessionWriter: Sync {
     /// What to show the owner; `None` without a right.
     fn credentials(&self) -> Option<Writer>;
-    /// The session wrote at the owner, under `epoch`: its right is renewed.
-    fn wrote_at_owner(&self, epoch: Epoch);
+    /// The session wrote at the owner, under `epoch`: its right is renewed. Its tenure is another one if others had claimed
+    /// the volume since, up to `claimed`.
+    fn wrote_at_owner(&self, epoch: Epoch, claimed: Epoch);
+    /// Changes when the session gets a right anew after it had lost one.
+    fn tenure(&self) -> u64;
     /// Makes sure that the volume was not taken over from an owner under whom the session used it.
     ///
     /// # Errors
