@@ -87,6 +87,8 @@ struct State {
     capacity: u64,
     /// Whether syncs stay under way.
     holds_syncs: bool,
+    /// Whether syncs and durable writes only say that they are.
+    lies: bool,
     /// Rises with every crash: engines of an earlier life are dead.
     life: u64,
     operations: u64,
@@ -150,6 +152,7 @@ impl SimDisk {
             cut_in: None,
             capacity: u64::MAX,
             holds_syncs: false,
+            lies: false,
             life: 0,
             operations: 0,
         })))
@@ -206,6 +209,11 @@ impl SimDisk {
     /// Whether syncs do not complete from now on.
     pub fn hold_syncs(&self, holds: bool) {
         self.state().holds_syncs = holds;
+    }
+
+    /// Whether from now on nothing is made durable, without a word.
+    pub fn lie_about_syncs(&self, lies: bool) {
+        self.state().lies = lies;
     }
 
     /// The write after `writes` others goes wrong as `fault` says, without a word.
@@ -339,6 +347,7 @@ impl SimEngine {
         }
         let fault = if matches!(kind, IoKind::Write { .. }) { state.next_fault() } else { None };
         let choice = state.random();
+        let lies = state.lies;
         let file = state.files.get_mut(&self.open[file.0 as usize]).expect("an open file exists");
         match kind {
             IoKind::Read { offset, mut buffer } => {
@@ -365,6 +374,7 @@ impl SimEngine {
                     return (Err(io::ErrorKind::UnexpectedEof.into()), Some(buffer));
                 }
                 let first = offset as usize / BLOCK;
+                let durable = durable && !lies;
                 match fault {
                     None => file.write(first, &bytes, durable, || true),
                     Some(Fault::Lost) => {}
@@ -383,6 +393,7 @@ impl SimEngine {
                 }
                 (Ok(()), Some(buffer))
             }
+            IoKind::Sync if lies => (Ok(()), None),
             IoKind::Sync => {
                 for at in std::mem::take(&mut file.unsynced) {
                     file.durable[at].clone_from(&file.live[at]);

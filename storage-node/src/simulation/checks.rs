@@ -3,5 +3,7 @@
 pub(super) mod convergence;
 pub(super) mod durability;
 pub(super) mod linearizable;
+pub(super) mod positions;
+pub(super) mod snapshots;
 pub(super) mod survivors;
 pub(super) mod writers;

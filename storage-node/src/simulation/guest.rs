@@ -29,6 +29,8 @@ pub(super) struct Vm {
     pub(super) volume: VolumeId,
     /// Where it runs, if it does.
     pub(super) at: Option<NodeId>,
+    /// Where one still runs that should not: nobody could tell it that its volume was taken over.
+    pub(super) forgotten: Option<NodeId>,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +59,13 @@ impl Guests {
         }
     }
 
+    /// Lets the virtual machine of `volume` be started at `at`, while the other one goes on too.
+    pub(super) fn start_another(&self, volume: &str, at: NodeId) {
+        if let Some(vm) = self.state().vms.get_mut(volume) {
+            vm.forgotten = vm.at.replace(at);
+        }
+    }
+
     pub(super) fn vms(&self) -> BTreeMap<String, Vm> {
         self.state().vms.clone()
     }
@@ -71,7 +80,7 @@ impl Guests {
     }
 
     fn runs_at(&self, volume: &str, node: NodeId) -> bool {
-        self.state().vms.get(volume).is_some_and(|vm| vm.at == Some(node))
+        self.state().vms.get(volume).is_some_and(|vm| [vm.at, vm.forgotten].contains(&Some(node)))
     }
 }
 

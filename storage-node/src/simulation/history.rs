@@ -12,6 +12,7 @@ use consensus::MetaState;
 
 use super::machine::{LocalTime, directory};
 use crate::log::Entry;
+use crate::shard::handle::VolumeReport;
 
 /// What a block holds: the checksum of its bytes, `None` for zeroes. No two writes of a simulation hold the same.
 pub(super) type Content = Option<u32>;
@@ -95,6 +96,15 @@ pub(super) struct Cut {
     pub(super) seen: Duration,
 }
 
+/// The positions of a volume at a node.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) node: NodeId,
+    pub(super) volume: VolumeId,
+    pub(super) at: Duration,
+    pub(super) report: VolumeReport,
+}
+
 /// Everything that happened.
 #[derive(Debug, Default)]
 pub(super) struct Book {
@@ -103,6 +113,8 @@ pub(super) struct Book {
     pub(super) cuts: BTreeMap<(VolumeId, Epoch), Cut>,
     /// Ownerships as they were first seen applied: owner, when.
     pub(super) ownerships: BTreeMap<(VolumeId, Epoch), (NodeId, Duration)>,
+    /// Positions as nodes told them.
+    pub(super) seen: Vec<Seen>,
     /// What the operator did and the faults that struck, for people.
     pub(super) told: Vec<(Duration, String)>,
     deaths: BTreeMap<NodeId, Death>,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use client_lib::clock::Clock;
 use client_lib::transport::Service;
+use client_lib::wire::join::Contact;
 use client_lib::{NodeId, random};
 use consensus::{MetaDisk, MetaPlace};
 use tokio::runtime::{Builder, Runtime};
@@ -25,6 +26,33 @@ use crate::ownership::lease::LeaseCell;
 use crate::shard::handle::ShardHandle;
 use crate::shard::{Shard, ShardOptions};
 use crate::shards::Shards;
+
+/// A rule that is broken on purpose, below the seams, to see that the checks notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// Shards look at the lease before they answer as owners.
+    LeaseIsLookedAt,
+    /// Whoever takes over waits until the lease is out.
+    LeaseIsWaitedOut,
+    /// A sync of the disk is done when it says so.
+    DiskSyncs,
+    /// A sync of the metadata store is done when it says so.
+    MetadataSyncs,
+}
+
+/// A lease's clock that is far ahead: for it every lease is long out.
+#[derive(Debug)]
+struct Hasty(LocalTime);
+
+impl Clock for Hasty {
+    fn now(&self) -> Duration {
+        self.0.local() * 50
+    }
+
+    fn unix_ms(&self) -> u64 {
+        self.0.unix_ms()
+    }
+}
 
 /// How a machine's clock stands to the simulation's: both at the beginning of the window, and how much faster it is.
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +130,9 @@ pub(super) struct Machine {
     network: Network,
     history: History,
     guests: Guests,
+    member: BootstrapMember,
     founders: Vec<BootstrapMember>,
+    broken: Option<Rule>,
     process: Option<Process>,
     lives: u64,
     /// By how many thousandths its clock is fast.
@@ -120,23 +150,29 @@ pub(super) fn directory(id: NodeId) -> PathBuf {
 
 impl Machine {
     pub(super) fn new(
-        founder: &BootstrapMember,
+        member: &BootstrapMember,
         founders: &[BootstrapMember],
         network: &Network,
         history: &History,
         guests: &Guests,
+        broken: Option<Rule>,
     ) -> Machine {
         let map = MapStore::in_memory();
         map.commit(&[Change::Log(random::bits())]).expect("memory takes it");
+        let (disk, meta) = (SimDisk::new(random::bits()), MetaDisk::default());
+        disk.lie_about_syncs(broken == Some(Rule::DiskSyncs));
+        meta.lie_about_syncs(broken == Some(Rule::MetadataSyncs));
         Machine {
-            id: founder.id,
-            disk: SimDisk::new(random::bits()),
+            id: member.id,
+            disk,
             map,
-            meta: MetaDisk::default(),
+            meta,
             network: network.clone(),
             history: history.clone(),
             guests: guests.clone(),
+            member: member.clone(),
             founders: founders.to_vec(),
+            broken,
             process: None,
             lives: 0,
             drift_per_mille: 0,
@@ -178,14 +214,17 @@ impl Machine {
         let transport = Arc::new(SimTransport::new(self.id, self.lives, self.network.clone(), time.clone()));
         let service = Arc::new(NodeService::default());
         let running = Arc::new(OnceLock::new());
-        let founder = self.founders.iter().find(|founder| founder.id == self.id).expect("is one").clone();
-        let this =
-            ThisNode { id: founder.id, name: founder.name, provider: founder.provider, advertise: founder.address };
+        let BootstrapMember { id, name, provider, address } = self.member.clone();
+        let this = ThisNode { id, name, provider, advertise: address };
+        let is_founder = self.founders.iter().any(|founder| founder.id == id);
+        let contact =
+            |member: &BootstrapMember| Contact { node: member.id, name: member.name.clone(), address: member.address };
+        let contacts = if is_founder { Vec::new() } else { self.founders.iter().map(contact).collect() };
         let place = Place {
             this,
             peer_overrides: Default::default(),
-            bootstrap: Some(self.founders.clone()),
-            contacts: Vec::new(),
+            bootstrap: is_founder.then(|| self.founders.clone()),
+            contacts,
             authority: None,
             wan_bytes: None,
         };
@@ -197,9 +236,9 @@ impl Machine {
             transport: transport.clone(),
             service: service.clone(),
             time: time.clone(),
+            broken: self.broken,
         };
         let (slot, guests, history, times) = (running.clone(), self.guests.clone(), self.history.clone(), time.clone());
-        let id = self.id;
         runtime.spawn(async move {
             let started = start.run().await.map_err(|error| format!("{error:#}"));
             if let Ok(running) = &started {
@@ -286,18 +325,27 @@ struct Start {
     transport: Arc<SimTransport>,
     service: Arc<NodeService>,
     time: LocalTime,
+    broken: Option<Rule>,
 }
 
 impl Start {
     async fn run(self) -> anyhow::Result<Running> {
         let lease = Arc::new(LeaseCell::new(Arc::new(self.time.clone())));
+        let looked_at = match self.broken {
+            Some(Rule::LeaseIsLookedAt) => Arc::new(LeaseCell::forever()),
+            _ => lease.clone(),
+        };
+        let clock: Arc<dyn Clock> = match self.broken {
+            Some(Rule::LeaseIsWaitedOut) => Arc::new(Hasty(self.time.clone())),
+            _ => Arc::new(self.time),
+        };
         let log = LogSettings { segment_bytes: SEGMENT_BYTES_MIN, spare_segments: 1, capacity_bytes: None };
         let options = ShardOptions {
             log,
             checkpoint_log_bytes: 1 << 20,
             map_cache_bytes: 1 << 20,
             scrub_period: None,
-            lease: lease.clone(),
+            lease: looked_at,
             ..ShardOptions::new(directory(self.place.this.id))
         };
         let shard = Shard::start_as_task(options, &self.disk, self.map)?;
@@ -305,7 +353,7 @@ impl Start {
         let seams = Seams {
             transport: self.transport,
             service: self.service,
-            clock: Arc::new(self.time),
+            clock,
             lease,
             shards,
             meta: MetaPlace::Simulated(self.meta),

@@ -8,8 +8,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use client_lib::NodeId;
-use client_lib::wire::admin::{AskTakeover, Migrate, Rejoin};
+use client_lib::wire::admin::{AskTakeover, CreateSnapshot, Migrate, Rejoin};
 
+use super::checks::positions;
+use super::machine::Running;
 use super::network::Link;
 use super::world::{NAMES, World, text};
 use crate::serve::admin::Admin;
@@ -25,11 +27,32 @@ pub(super) struct Hazards {
     pub(super) clocks: bool,
     /// Owners that are taken over from.
     pub(super) takeovers: bool,
+    /// Disks that take no more for a while.
+    pub(super) full_disks: bool,
 }
 
 impl Hazards {
-    pub(super) const NONE: Hazards = Hazards { deaths: false, network: false, clocks: false, takeovers: false };
-    pub(super) const ALL: Hazards = Hazards { deaths: true, network: true, clocks: true, takeovers: true };
+    pub(super) const NONE: Hazards =
+        Hazards { deaths: false, network: false, clocks: false, takeovers: false, full_disks: false };
+    pub(super) const ALL: Hazards =
+        Hazards { deaths: true, network: true, clocks: true, takeovers: true, full_disks: true };
+    /// Owners are lost and nothing else is wrong.
+    pub(super) const TAKEOVERS: Hazards = Hazards { takeovers: true, ..Hazards::NONE };
+    /// Machines die, and disks are full.
+    pub(super) const DEATHS: Hazards = Hazards { deaths: true, full_disks: true, ..Hazards::NONE };
+    /// The network fails, and clocks are off.
+    pub(super) const NETWORK: Hazards = Hazards { network: true, clocks: true, ..Hazards::NONE };
+
+    /// What a seed is about: where everything fails at once, little gets done.
+    pub(super) fn of(seed: u64) -> Hazards {
+        match seed % 5 {
+            0 => Hazards::ALL,
+            1 => Hazards::TAKEOVERS,
+            2 => Hazards::DEATHS,
+            3 => Hazards::NETWORK,
+            _ => Hazards { takeovers: true, ..Hazards::DEATHS },
+        }
+    }
 }
 
 /// A handover or takeover that was asked for.
@@ -50,7 +73,13 @@ pub(super) struct Story {
     restarts: BTreeMap<NodeId, Duration>,
     /// When which link is as before.
     repairs: BTreeMap<(NodeId, NodeId), (Duration, Link)>,
+    /// When whose disk takes more again.
+    emptied: BTreeMap<NodeId, Duration>,
     errands: Vec<Errand>,
+    /// The snapshots that were asked for: volume, name.
+    snapshots: Vec<(String, String)>,
+    /// When the next look at everybody's positions is.
+    look: Duration,
     pub(super) handovers: u32,
     pub(super) takeovers: u32,
 }
@@ -61,7 +90,10 @@ impl Story {
             hazards,
             restarts: BTreeMap::new(),
             repairs: BTreeMap::new(),
+            emptied: BTreeMap::new(),
             errands: Vec::new(),
+            snapshots: Vec::new(),
+            look: Duration::ZERO,
             handovers: 0,
             takeovers: 0,
         }
@@ -71,7 +103,7 @@ impl Story {
     pub(super) fn tell(&mut self, world: &mut World, duration: Duration) {
         let end = world.now + duration;
         while world.now < end {
-            let pause = Duration::from_millis(100 + world.draw.below(1500));
+            let pause = Duration::from_millis(100 + world.draw.below(1800));
             let next = (world.now + pause).min(end);
             while world.now < next {
                 world.step();
@@ -98,6 +130,15 @@ impl Story {
                 world.network.change(from, to, |link| *link = before);
             }
         }
+        let due: Vec<NodeId> = self.emptied.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in due {
+            self.emptied.remove(&id);
+            world.machine(id).disk.set_capacity(u64::MAX);
+        }
+        if self.look <= now {
+            self.look = now + Duration::from_millis(700);
+            positions::look(world);
+        }
         let (over, under_way) = std::mem::take(&mut self.errands)
             .into_iter()
             .partition(|errand: &Errand| errand.done.get().is_some() || errand.until <= now);
@@ -117,8 +158,10 @@ impl Story {
                 } else {
                     self.takeovers += 1
                 }
-                if errand.moves {
-                    world.guests.place(&errand.volume, Some(*owner));
+                match errand.from {
+                    None => world.guests.start_another(&errand.volume, *owner),
+                    Some(_) if errand.moves => world.guests.place(&errand.volume, Some(*owner)),
+                    Some(_) => {}
                 }
             }
             // Nobody knows whether it moved: whoever runs the machine takes it back to where it was, or goes on there.
@@ -133,11 +176,15 @@ impl Story {
     fn happen(&mut self, world: &mut World) {
         let choice = world.draw.below(100);
         match choice {
-            0..40 => self.migrate(world),
-            40..55 if self.hazards.deaths => self.kill(world),
-            55..75 if self.hazards.network => self.break_link(world),
-            75..85 if self.hazards.clocks => self.pause_or_drift(world),
-            85..100 if self.hazards.takeovers => self.take_over(world),
+            0..30 => self.migrate(world),
+            30..36 => self.snapshot(world),
+            36..39 => self.join(world),
+            39..52 if self.hazards.deaths => self.kill(world),
+            52..70 if self.hazards.network => self.break_link(world),
+            70..80 if self.hazards.clocks => self.pause_or_drift(world),
+            80..83 if self.hazards.full_disks => self.fill(world),
+            83..90 if self.hazards.takeovers => self.take_over(world),
+            90..100 if self.hazards.takeovers => self.lose_owner(world),
             _ => {}
         }
     }
@@ -158,7 +205,8 @@ impl Story {
     fn migrate(&mut self, world: &mut World) {
         let Some((volume, Some(from))) = self.some_vm(world) else { return };
         let serving = world.serving();
-        let (Some(to), Some(asked)) = (Self::some_of(world, &serving), Self::some_of(world, &serving)) else { return };
+        let holders: Vec<NodeId> = serving.iter().copied().filter(|id| world.is_founder(*id)).collect();
+        let (Some(to), Some(asked)) = (Self::some_of(world, &holders), Self::some_of(world, &serving)) else { return };
         let moves = world.draw.happens(700);
         world.history.tell(world.now, format!("{volume} from {from} to {to}, asked of {asked}, moves: {moves}"));
         if moves {
@@ -178,6 +226,10 @@ impl Story {
         let Some((volume, _)) = self.some_vm(world) else { return };
         let serving = world.serving();
         let Some(asked) = Self::some_of(world, &serving) else { return };
+        self.ask_takeover(world, volume, asked);
+    }
+
+    fn ask_takeover(&mut self, world: &mut World, volume: String, asked: NodeId) {
         world.history.tell(world.now, format!("{volume} is to be taken over, asked of {asked}"));
         let name = volume.clone();
         let done = world.ask(asked, |running| {
@@ -189,7 +241,79 @@ impl Story {
             }
         });
         let until = world.now + Duration::from_secs(60);
-        self.errands.push(Errand { volume, from: None, to: asked, moves: true, done, until });
+        self.errands.push(Errand { volume, from: None, to: asked, moves: false, done, until });
+    }
+
+    /// The owner of a volume is cut off or stands still, its guests go on as they can, and a replica takes over.
+    fn lose_owner(&mut self, world: &mut World) {
+        let Some((volume, _)) = self.some_vm(world) else { return };
+        let Some(owner) = world.owner(&volume) else { return };
+        let now = world.now;
+        let rest = Duration::from_millis(12_000 + world.draw.below(20_000));
+        if world.draw.happens(300) {
+            world.history.tell(now, format!("{owner}, where {volume} runs, stands still for {rest:?}"));
+            world.machine(owner).paused_until = now + rest;
+        } else {
+            world.history.tell(now, format!("{owner}, where {volume} runs, is cut off"));
+            for other in world.ids().into_iter().filter(|other| *other != owner) {
+                self.cut(world, owner, other, rest, |link| link.is_cut = true);
+                self.cut(world, other, owner, rest, |link| link.is_cut = true);
+            }
+        }
+        let others: Vec<NodeId> = world.serving().into_iter().filter(|id| *id != owner).collect();
+        let Some(asked) = Self::some_of(world, &others) else { return };
+        self.ask_takeover(world, volume, asked);
+    }
+
+    fn cut(&mut self, world: &World, from: NodeId, to: NodeId, rest: Duration, change: impl FnOnce(&mut Link)) {
+        if self.repairs.contains_key(&(from, to)) {
+            return;
+        }
+        let mut before = Link::default();
+        world.network.change(from, to, |link| {
+            before = *link;
+            change(link);
+        });
+        self.repairs.insert((from, to), (world.now + rest, before));
+    }
+
+    fn snapshot(&mut self, world: &mut World) {
+        let Some((volume, _)) = self.some_vm(world) else { return };
+        let serving = world.serving();
+        let Some(asked) = Self::some_of(world, &serving) else { return };
+        let admin_of = |running: &Running| running.parts.admin.clone();
+        if self.snapshots.len() > 2 && world.draw.happens(500) {
+            let (volume, name) = self.snapshots.remove(world.draw.below(self.snapshots.len() as u64) as usize);
+            world.history.tell(world.now, format!("{volume}@{name} is deleted, asked of {asked}"));
+            world.ask(asked, |running| {
+                let admin = admin_of(running);
+                async move { admin.delete_snapshot(&volume, &name).await.map_err(text) }
+            });
+            return;
+        }
+        let name = format!("s{}", world.now.as_millis());
+        world.history.tell(world.now, format!("{volume}@{name} is made, asked of {asked}"));
+        self.snapshots.push((volume.clone(), name.clone()));
+        world.ask(asked, |running| {
+            let admin = admin_of(running);
+            async move { admin.create_snapshot(&volume, CreateSnapshot { name }).await.map(drop).map_err(text) }
+        });
+    }
+
+    /// Another machine joins the cluster.
+    fn join(&mut self, world: &mut World) {
+        if let Some(id) = world.join() {
+            world.history.tell(world.now, format!("{id} joins"));
+        }
+    }
+
+    fn fill(&mut self, world: &mut World) {
+        let ids = world.ids();
+        let Some(id) = Self::some_of(world, &ids) else { return };
+        let rest = Duration::from_millis(500 + world.draw.below(8_000));
+        world.history.tell(world.now, format!("the disk of {id} is full for {rest:?}"));
+        world.machine(id).disk.set_capacity(0);
+        self.emptied.insert(id, world.now + rest);
     }
 
     fn kill(&mut self, world: &mut World) {
@@ -217,23 +341,16 @@ impl Story {
         let links = one_way
             .iter()
             .flat_map(|(from, to)| [Some((*from, *to)), both.then_some((*to, *from))].into_iter().flatten());
+        let links: Vec<(NodeId, NodeId)> = links.collect();
         for (from, to) in links {
-            if self.repairs.contains_key(&(from, to)) {
-                continue;
-            }
-            let mut before = Link::default();
-            world.network.change(from, to, |link| {
-                before = *link;
-                match kind {
-                    0 | 1 => link.is_cut = true,
-                    2 => link.lost = 300,
-                    _ => {
-                        link.late = 100;
-                        link.jitter = Duration::from_millis(200);
-                    }
+            self.cut(world, from, to, rest, |link| match kind {
+                0 | 1 => link.is_cut = true,
+                2 => link.lost = 300,
+                _ => {
+                    link.late = 100;
+                    link.jitter = Duration::from_millis(200);
                 }
             });
-            self.repairs.insert((from, to), (world.now + rest, before));
         }
     }
 
@@ -254,12 +371,18 @@ impl Story {
     }
 
     /// Ends every fault; whoever is dead starts.
-    pub(super) fn end(&mut self, world: &mut World) {
+    ///
+    /// # Errors
+    /// When not all of them come up.
+    pub(super) fn end(&mut self, world: &mut World) -> Result<(), String> {
         for ((from, to), (_, before)) in std::mem::take(&mut self.repairs) {
             world.network.change(from, to, |link| *link = before);
         }
         for id in world.ids() {
-            world.machine(id).paused_until = Duration::ZERO;
+            let now = world.now;
+            let machine = world.machine(id);
+            machine.paused_until = machine.paused_until.min(now);
+            machine.disk.set_capacity(u64::MAX);
         }
         for (id, _) in std::mem::take(&mut self.restarts) {
             world.boot(id);
@@ -267,7 +390,9 @@ impl Story {
         world.history.tell(world.now, "every fault is over");
         let all = world.machines.len();
         let is_up = world.run_until(Duration::from_secs(120), |world| world.serving().len() == all);
-        assert!(is_up, "{}: not all nodes serve: {:?}", world.replay(), world.serving());
+        if !is_up {
+            return Err(format!("only these nodes serve: {:?}; {:?}", world.serving(), world.failures()));
+        }
         while !self.errands.is_empty() {
             world.step();
             self.follow_up(world);
@@ -277,6 +402,7 @@ impl Story {
         world.guests.end();
         world.run_for(Duration::from_secs(2));
         self.rejoin(world);
+        Ok(())
     }
 
     /// Has every node that a takeover left behind drop its tail.

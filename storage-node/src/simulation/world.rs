@@ -1,16 +1,18 @@
 //! The cluster and its time: machines moved on in turn, a window at a time.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use client_lib::random::{self, Sequence};
 use client_lib::wire::admin::CreateVolume;
 use client_lib::{BLOCK_SIZE, Error, NodeId, VolumeId};
+use consensus::Volume;
 
 use super::guest::{BLOCKS, Guests, Vm};
 use super::history::{Death, History};
-use super::machine::{Machine, Running};
+use super::machine::{Machine, Rule, Running};
 use super::network::{DELAY_MIN, Network};
 use crate::node::BootstrapMember;
 use crate::serve::admin::Admin;
@@ -21,6 +23,23 @@ const FOUNDING_PATIENCE: Duration = Duration::from_secs(60);
 /// The names of the machines, of their providers too.
 pub(super) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
+thread_local! {
+    static PANICS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Counts the panics of this thread from now on: those of tasks, which nobody else hears of, too.
+fn count_panics() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.with(|panics| panics.set(panics.get() + 1));
+            before(info);
+        }));
+    });
+    PANICS.set(0);
+}
+
 pub(super) struct World {
     pub(super) seed: u64,
     pub(super) now: Duration,
@@ -30,6 +49,17 @@ pub(super) struct World {
     pub(super) network: Network,
     pub(super) history: History,
     pub(super) guests: Guests,
+    founders: Vec<BootstrapMember>,
+    broken: Option<Rule>,
+}
+
+fn member(id: u64) -> BootstrapMember {
+    BootstrapMember {
+        id: NodeId(id),
+        name: NAMES[id as usize - 1].parse().expect("a name"),
+        provider: NAMES[id as usize - 1].parse().expect("a name"),
+        address: format!("192.0.2.{id}:1").parse().expect("an address"),
+    }
 }
 
 impl Drop for World {
@@ -41,21 +71,17 @@ impl Drop for World {
 
 impl World {
     /// A new cluster of `count` machines, all of which serve.
-    pub(super) fn found(seed: u64, count: u64) -> World {
+    pub(super) fn found(seed: u64, count: u64, broken: Option<Rule>) -> World {
+        count_panics();
         let mut draw = Sequence::new(seed);
         random::seed_thread(Some(draw.bits()));
         let (network, history, guests) = (Network::new(draw.bits()), History::begin(), Guests::default());
-        let founders: Vec<BootstrapMember> = (1..=count)
-            .map(|id| BootstrapMember {
-                id: NodeId(id),
-                name: NAMES[id as usize - 1].parse().expect("a name"),
-                provider: NAMES[id as usize - 1].parse().expect("a name"),
-                address: format!("192.0.2.{id}:1").parse().expect("an address"),
-            })
-            .collect();
-        let machine = |founder| Machine::new(founder, &founders, &network, &history, &guests);
+        let founders: Vec<BootstrapMember> = (1..=count).map(member).collect();
+        let machine = |founder| Machine::new(founder, &founders, &network, &history, &guests, broken);
         let machines = founders.iter().map(|founder| (founder.id, machine(founder))).collect();
-        let mut world = World { seed, now: Duration::ZERO, draw, machines, network, history, guests };
+        let mut world =
+            World { seed, now: Duration::ZERO, draw, machines, network, history, guests, founders: Vec::new(), broken };
+        world.founders = founders;
         for from in 1..=count {
             for to in (1..=count).filter(|to| *to != from) {
                 let delay = DELAY_MIN + Duration::from_millis(world.draw.below(40));
@@ -79,7 +105,13 @@ impl World {
         format!("seed {0} (HELIO_SEED={0} cargo nextest run -p storage-node simulation)", self.seed)
     }
 
-    fn failures(&self) -> Vec<(NodeId, &str)> {
+    /// How often anything has panicked in this simulation.
+    pub(super) fn panics(&self) -> u32 {
+        PANICS.get()
+    }
+
+    /// Why nodes did not start.
+    pub(super) fn failures(&self) -> Vec<(NodeId, &str)> {
         self.machines.values().filter_map(|machine| Some((machine.id, machine.failure()?))).collect()
     }
 
@@ -92,6 +124,27 @@ impl World {
         self.machines.values().filter(|machine| machine.is_serving()).map(|machine| machine.id).collect()
     }
 
+    pub(super) fn is_founder(&self, id: NodeId) -> bool {
+        self.founders.iter().any(|founder| founder.id == id)
+    }
+
+    /// The newest metadata of `volume` that anybody has.
+    fn newest(&self, volume: VolumeId) -> Option<Volume> {
+        let states = self.machines.values().filter_map(|machine| Some(machine.running()?.parts.meta.state()));
+        states.filter_map(|state| state.volume(volume).cloned()).max_by_key(|volume| volume.epoch)
+    }
+
+    /// The owner of the volume called `name`, as far as anybody knows.
+    pub(super) fn owner(&self, name: &str) -> Option<NodeId> {
+        Some(self.newest(self.guests.vms().get(name)?.volume)?.owner)
+    }
+
+    /// The owner of `volume` and those that follow, as far as anybody knows.
+    pub(super) fn holders(&self, volume: VolumeId) -> Vec<NodeId> {
+        let newest = self.newest(volume);
+        newest.map_or(Vec::new(), |volume| volume.replicas.iter().copied().chain([volume.owner]).collect())
+    }
+
     pub(super) fn machine(&mut self, id: NodeId) -> &mut Machine {
         self.machines.get_mut(&id).expect("there is one")
     }
@@ -99,6 +152,19 @@ impl World {
     pub(super) fn boot(&mut self, id: NodeId) {
         let now = self.now;
         self.machine(id).boot(now);
+    }
+
+    /// Another machine joins the cluster, if there may be one more; which.
+    pub(super) fn join(&mut self) -> Option<NodeId> {
+        let id = self.machines.len() as u64 + 1;
+        if id as usize > NAMES.len() {
+            return None;
+        }
+        let machine =
+            Machine::new(&member(id), &self.founders, &self.network, &self.history, &self.guests, self.broken);
+        self.machines.insert(NodeId(id), machine);
+        self.boot(NodeId(id));
+        Some(NodeId(id))
     }
 
     /// The process of `id` dies.
@@ -179,7 +245,7 @@ impl World {
             async move { admin.create_volume(request).await.map(|status| status.id).map_err(text) }
         });
         let id = VolumeId(created.expect("it answers").expect("is created"));
-        self.guests.add(name, Vm { volume: id, at: Some(owner) });
+        self.guests.add(name, Vm { volume: id, at: Some(owner), forgotten: None });
         id
     }
 }

@@ -37,7 +37,7 @@ async fn look(shard: crate::shard::handle::ShardHandle, volume: VolumeId) -> Res
 pub(crate) fn check(world: &mut World, volume: VolumeId) -> Result<(), String> {
     let end = world.now + PATIENCE;
     loop {
-        let ids = world.ids();
+        let ids = world.holders(volume);
         let looks: Vec<(NodeId, _)> = ids
             .iter()
             .map(|id| (*id, world.ask(*id, |running: &Running| look(running.shard.clone(), volume))))
