@@ -38,7 +38,14 @@ pub(super) enum Rule {
     DiskSyncs,
     /// A sync of the metadata store is done when it says so.
     MetadataSyncs,
+    /// What was written is there when the process is killed.
+    WritesOutliveProcesses,
+    /// Clocks drift apart by no more than leases allow for.
+    DriftIsBounded,
 }
+
+/// How slow the clocks of the first two machines are where drift has no bound, in thousandths.
+const UNBOUNDED_DRIFT: i64 = -400;
 
 /// A lease's clock that is far ahead: for it every lease is long out.
 #[derive(Debug)]
@@ -175,7 +182,10 @@ impl Machine {
             broken,
             process: None,
             lives: 0,
-            drift_per_mille: 0,
+            drift_per_mille: match broken {
+                Some(Rule::DriftIsBounded) if member.id.0 <= 2 => UNBOUNDED_DRIFT,
+                _ => 0,
+            },
             paused_until: Duration::ZERO,
             stands_at: Duration::ZERO,
         }
@@ -296,7 +306,10 @@ impl Machine {
 
     /// The process is killed: whatever it had written stays.
     pub(super) fn kill(&mut self) {
-        self.disk.kill();
+        match self.broken {
+            Some(Rule::WritesOutliveProcesses) => self.disk.crash(),
+            _ => self.disk.kill(),
+        }
         self.end();
     }
 
