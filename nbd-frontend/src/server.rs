@@ -1,8 +1,9 @@
 //! The listening sockets, and what becomes of each connection.
 //!
 //! Owns accepting, the limits on connections and handshakes, the Unix socket file, and shutdown. Each connection is a
-//! task of its own, on one of a few threads ([`lane`]) or, after the handshake, where its export lives: whatever a client sends, and even a panic in an export, ends
-//! that connection alone. What is said on a connection is for `negotiation` and `transmission`.
+//! task of its own, on one of a few threads ([`lane`]) or, after the handshake, where its export lives: whatever a client
+//! sends, and even a panic in an export, ends that connection alone. What is said on a connection is for `negotiation`
+//! and `transmission`.
 
 mod connection;
 mod lane;

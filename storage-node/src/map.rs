@@ -61,7 +61,9 @@ impl Map {
     ) -> Result<(), MapError> {
         if let [version] = versions {
             self.absorb(volume, first, *version, snapshots)?;
-            version.content.place().into_iter().for_each(|place| self.usage.add(volume, place));
+            if let Some(place) = version.content.place() {
+                self.usage.add(volume, place);
+            }
             return Ok(());
         }
         let (mut block, mut rest) = (first, versions);

@@ -160,11 +160,10 @@ impl Shard {
         store: crate::map::store::MapStore,
     ) -> Result<ShardHandle, StartError> {
         let (queue, requests) = mpsc::channel(QUEUE_DEPTH);
-        let failed = |source| StartError::Io { directory: options.directory.clone(), source };
         let bell = Arc::<Bell>::default();
         let engine = Box::new(disk.engine_in_time(bell.clone()));
-        let core = recover::recover_with(options.clone(), engine, bell, store)?;
-        let (fault, sleep) = (core.fault_cell(), core.sleep().map_err(failed)?);
+        let core = recover::recover_with(options, engine, bell, store)?;
+        let (fault, sleep) = (core.fault_cell(), core.sleep()?);
         tokio::spawn(async move {
             if let (Some(reply), outcome) = core.run(sleep, requests).await {
                 drop(reply.send(outcome));
@@ -187,9 +186,7 @@ impl Shard {
         let run = move || {
             let opened = open(options, Arc::default()).and_then(|core| {
                 let _context = runtime.enter();
-                let sleep = core
-                    .sleep()
-                    .map_err(|source| StartError::Io { directory: core.options.directory.clone(), source })?;
+                let sleep = core.sleep()?;
                 Ok((core, sleep))
             });
             match opened {

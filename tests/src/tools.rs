@@ -37,6 +37,12 @@ pub fn run(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// How often a test kills what it tests: `usual`, or as often as `HELIO_KILLS` says.
+#[must_use]
+pub fn kills(usual: u64) -> u64 {
+    std::env::var("HELIO_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(usual)
+}
+
 /// A process in its own group, so that Ctrl-C reaches it only through us; ended when dropped.
 #[derive(Debug)]
 pub struct Owned {

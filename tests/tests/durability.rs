@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::nbd_client::{self, Client};
 use tests::nodes::Nodes;
+use tests::tools::kills;
 use tests::workload::{check, fill};
 
 const BLOCK: u64 = 4096;
@@ -17,10 +18,6 @@ const SEED: u64 = 31;
 const BURST: u64 = 40;
 /// What takes longer than this fails the test.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn kills() -> u64 {
-    std::env::var("HELIO_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(3)
-}
 
 /// Where a write of this generation goes.
 fn block_of(generation: u64) -> u64 {
@@ -119,7 +116,7 @@ fn what_was_flushed_is_there_after_each_loss_of_an_owner() {
     let create = ["volume", "create", "disk", "--size", "32M", "--owner", "a", "--durability", "geo:1"];
     nodes.run("a", &create).expect("is created");
     let (mut owner, mut newest) = ("a".to_owned(), 0);
-    for kill in 0..kills() {
+    for kill in 0..kills(3) {
         let lost = owner.clone();
         (owner, newest) = lose(&mut nodes, &lost, &[&lost], newest, 5 + kill * 7);
         nodes.start_node(&lost).expect("comes back");

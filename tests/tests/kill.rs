@@ -13,20 +13,18 @@ use std::time::{Duration, Instant};
 use tests::ledger::Ledger;
 use tests::nbd_client::{self, Client};
 use tests::nodes::Nodes;
-use tests::tools::Owned;
+use tests::tools::{Owned, kills};
 use tests::workload::{check, fill};
 
 const BLOCK: u64 = 4096;
 /// Each writer of our own has so many blocks.
 const BLOCKS: u64 = 1500;
 const WRITERS: u64 = 4;
+/// Kills of each test, but in a soak.
+const KILLS: u64 = 4;
 const SEED: u64 = 41;
 /// No progress for this long fails the test.
 const PATIENCE: Duration = Duration::from_secs(90);
-
-fn rounds() -> u64 {
-    std::env::var("HELIO_KILLS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(4)
-}
 
 /// How many writes are acked before the kill of a round; spread, and the same in every run.
 fn writes_before_kill(round: u64) -> u64 {
@@ -121,7 +119,7 @@ fn what_fio_was_told_is_written_is_there_after_every_kill() {
     nodes.run("a", &["volume", "create", "disk", "--size", "48M"]).expect("is created");
     let fios: Vec<Fio> = (0..4).map(|number| Fio::new(&nodes, number)).collect();
     let mut verified = 0;
-    for round in 0..rounds() {
+    for round in 0..kills(KILLS) {
         let from = head(&nodes);
         let mut writing: Vec<Owned> = fios.iter().map(|fio| fio.write(round)).collect();
         progress(&nodes, from, writes_before_kill(round), || {
@@ -137,7 +135,7 @@ fn what_fio_was_told_is_written_is_there_after_every_kill() {
         assert!(!of_each.is_empty(), "round {round}: no fio saved its state");
         verified += of_each.iter().sum::<u64>();
     }
-    println!("{} kills, {verified} acked writes verified by fio", rounds());
+    println!("{} kills, {verified} acked writes verified by fio", kills(KILLS));
 }
 
 /// One writer with its own blocks of the volume: writes, now and then a FLUSH, until told to stop.
@@ -166,7 +164,7 @@ fn what_several_connections_were_told_is_written_is_there_after_every_kill() {
     let mut nodes = Nodes::start(&["a"]).expect("a node starts");
     nodes.run("a", &["volume", "create", "disk", "--size", "32M"]).expect("is created");
     let ledgers: Vec<Mutex<Ledger>> = (0..WRITERS).map(|_| Mutex::default()).collect();
-    for round in 0..rounds() {
+    for round in 0..kills(KILLS) {
         let from = head(&nodes);
         let (stop, socket) = (AtomicBool::new(false), nodes.socket("a"));
         std::thread::scope(|scope| {

@@ -48,12 +48,9 @@ pub(super) async fn serve<S: Stream>(mut stream: S, peer: String, shared: Arc<Sh
     let Some(home) = session.home() else {
         return converse(stream, peer, session, negotiated, input, shared).await;
     };
-    let socket = match stream.leave() {
-        Ok(socket) => socket,
-        Err(error) => return tracing::warn!(peer, %error, "an NBD connection cannot be moved to its export"),
-    };
+    let left = stream.leave();
     let conversation = home.spawn(async move {
-        match S::arrive(socket) {
+        match left.and_then(S::arrive) {
             Ok(stream) => converse(stream, peer, session, negotiated, input, shared).await,
             Err(error) => tracing::warn!(peer, %error, "an NBD connection cannot be moved to its export"),
         }

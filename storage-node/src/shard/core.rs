@@ -14,7 +14,6 @@ use bytes::Bytes;
 use client_lib::{Lsn, VolumeId};
 use tokio::sync::mpsc;
 
-use super::ShardOptions;
 use super::checkpoint::Checkpoints;
 use super::clean::Cleaner;
 use super::clone::finish_fillings;
@@ -28,6 +27,7 @@ use super::sleep::{Sleep, Woken};
 use super::space::Reclaim;
 use super::sync::{Done, Syncs};
 use super::unready::Unready;
+use super::{ShardOptions, StartError};
 use crate::io::Bell;
 use crate::io::buffer::AlignedBuffer;
 use crate::log::{Entry, Event, Log, LogError, Placed};
@@ -146,8 +146,9 @@ impl Core {
     ///
     /// # Errors
     /// When the system gives no descriptors.
-    pub(super) fn sleep(&self) -> std::io::Result<Sleep> {
-        Ok(Sleep::new(self.bell.clone(), self.log.completions()?))
+    pub(super) fn sleep(&self) -> Result<Sleep, StartError> {
+        let failed = |source| StartError::Io { directory: self.options.directory.clone(), source };
+        Ok(Sleep::new(self.bell.clone(), self.log.completions().map_err(failed)?))
     }
 
     pub(super) fn fault_cell(&self) -> FaultCell {
@@ -185,10 +186,12 @@ impl Core {
             if self.log.wants_turn() {
                 continue;
             }
-            let longest = match () {
-                () if self.is_holding_answers => LEASE_PAUSE,
-                () if self.cleaner.is_waiting() => CLEANING_PAUSE,
-                () => IDLE_SLEEP.min(self.scrub.wait()),
+            let longest = if self.is_holding_answers {
+                LEASE_PAUSE
+            } else if self.cleaner.is_waiting() {
+                CLEANING_PAUSE
+            } else {
+                IDLE_SLEEP.min(self.scrub.wait())
             };
             let takes_requests = !self.must_hold_back();
             match sleep.until(longest, takes_requests.then_some(&mut requests)).await {
