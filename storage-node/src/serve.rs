@@ -6,6 +6,7 @@ pub mod exports;
 pub mod http;
 mod kept;
 pub mod metadata;
+pub mod numbers;
 mod outcome;
 pub mod pace;
 pub mod resize;

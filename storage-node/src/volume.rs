@@ -5,12 +5,13 @@
 //! process had: they decide from the state and the entry alone. No I/O but page look-ups, no clock, no replies.
 //!
 //! [`layers`] holds what is known above the base, [`changes`] the change history, [`pins`] the sealed deltas of an
-//! owner (in memory only), [`rollback`] how it becomes a snapshot again, [`clone`] how it begins as another volume's, `rewind`
-//! what a takeover cuts off, [`record`] the encoding for the map store.
+//! owner (in memory only), [`ledger`] who writes from afar, [`rollback`] how it becomes a snapshot again, [`clone`] how it
+//! begins as another volume's, `rewind` what a takeover cuts off, [`record`] the encoding for the map store.
 
 pub mod changes;
 pub mod clone;
 pub mod layers;
+pub mod ledger;
 pub mod pins;
 pub mod record;
 mod rewind;
@@ -32,6 +33,7 @@ use crate::shard::handle::Role;
 use changes::Changes;
 use clone::Filling;
 use layers::{Layer, Layers};
+use ledger::Ledger;
 use pins::Pins;
 use rollback::Rollback;
 
@@ -65,6 +67,8 @@ pub struct Volume {
     pub pins: Pins,
     /// The snapshots in the base. Others are on their way into it, in the layers.
     pub snapshots: Snapshots,
+    /// Who writes it from afar.
+    pub ledger: Ledger,
     /// The rollback under way; until it is done only its steps may look at the volume.
     pub rollback: Option<Rollback>,
     /// Where the rest of its pages come from; until it has them only the steps may look at the volume.
@@ -98,6 +102,7 @@ impl Volume {
             changes: Changes::default(),
             pins: Pins::default(),
             snapshots: Snapshots::default(),
+            ledger: Ledger::default(),
             rollback: None,
             filling: None,
             ancestors: Vec::new(),

@@ -14,7 +14,7 @@ use crate::types::GroupId;
 /// The first bytes of every frame: "HELF".
 pub const FRAME_MAGIC: [u8; 4] = *b"HELF";
 /// The frame version that this build speaks. Nodes of different versions refuse each other's frames.
-pub const FRAME_VERSION: u16 = 1;
+pub const FRAME_VERSION: u16 = 2;
 /// Bytes of the fixed header.
 pub const FRAME_HEADER_SIZE: usize = 32;
 

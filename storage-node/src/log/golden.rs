@@ -6,6 +6,7 @@ use super::record::{Entry, Stamp, decode_entries, decode_header, encode, first_m
 use super::segment::SegmentHeader;
 use crate::golden;
 use crate::propagation::manifest::{Manifest, ManifestRun, RunContent, SnapshotMark};
+use crate::volume::ledger::LedgerNews;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 /// Fills each data block.
@@ -40,6 +41,7 @@ fn entries() -> Vec<Entry> {
         Entry::RolledBack { volume, lsn: lsn(43), snapshot: SnapshotId(500) },
         Entry::Rewound { volume, to: lsn(40) },
         Entry::Cloned { volume, origin: VolumeId(9), snapshot: SnapshotId(600) },
+        Entry::Writers { volume, news: LedgerNews { claim: Epoch(3), done: vec![(2571, vec![(0, 300), (302, 303)])] } },
     ]
 }
 

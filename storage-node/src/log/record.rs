@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::io::buffer::AlignedBuffer;
 use crate::propagation::manifest::Manifest;
+use crate::volume::ledger::LedgerNews;
 
 /// Marks a record header.
 pub const RECORD_MAGIC: [u8; 4] = *b"HELR";
@@ -68,6 +69,8 @@ pub enum Entry {
     Rewound { volume: VolumeId, to: Lsn },
     /// The volume came to this node, as a clone of another one's snapshot.
     Cloned { volume: VolumeId, origin: VolumeId, snapshot: SnapshotId },
+    /// Who writes the volume from afar, and which of those writes were carried out.
+    Writers { volume: VolumeId, news: LedgerNews },
 }
 
 impl Entry {
@@ -89,7 +92,8 @@ impl Entry {
             | Entry::SnapshotDeleted { volume, .. }
             | Entry::RolledBack { volume, .. }
             | Entry::Rewound { volume, .. }
-            | Entry::Cloned { volume, .. } => *volume,
+            | Entry::Cloned { volume, .. }
+            | Entry::Writers { volume, .. } => *volume,
         }
     }
 

@@ -599,6 +599,7 @@ fn entry_bytes_max(entry: &Entry) -> usize {
             Entry::Write { checksums, .. } => checksums.len() * 5,
             Entry::Received { blocks, .. } => blocks.len() * 30,
             Entry::Relocated { moves, .. } => moves.len() * 15,
+            Entry::Writers { news, .. } => news.done.iter().map(|(_, runs)| 20 + 20 * runs.len()).sum(),
             Entry::Manifest { manifest, .. } => {
                 manifest.runs.iter().map(|run| 36 + 5 * run.blocks() as usize).sum::<usize>()
             }

@@ -20,7 +20,7 @@ use super::MapKey;
 use super::page::{Index, Page, PageError, Version, encode_entries, merge_values};
 
 /// The version of the shard directory as a whole: layout, keys and values.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 /// The oldest that is read, and made one of [`FORMAT_VERSION`] by that: it has no merge operands yet, and is the same
 /// otherwise.

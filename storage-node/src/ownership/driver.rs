@@ -338,9 +338,10 @@ impl Driver {
             ));
         }
         self.digest = digest(&manifest)?;
-        let claim = self.volume.writers.claimed();
+        let mut ledger = self.volume.shard.ledger(self.volume.id).await.map_err(store_failure)?;
+        ledger.claim = ledger.claim.max(self.volume.writers.claimed());
         self.position =
-            self.ask(PeerRequest::Prepare { volume: self.volume.id, epoch: self.epoch, manifest, claim }).await?;
+            self.ask(PeerRequest::Prepare { volume: self.volume.id, epoch: self.epoch, manifest, ledger }).await?;
         if self.position.known != final_lsn {
             return Err(Error::new(
                 ErrorKind::Unavailable,

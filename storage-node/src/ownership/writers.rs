@@ -3,8 +3,8 @@
 //! A session that was opened at the owner, or wrote there, holds the right to write of that epoch, and keeps
 //! it through handovers: its writes are passed on to the new owner. The first write by a session *at* the new owner
 //! claims the volume; rights of older epochs end there (docs/decisions/0007). The registry also keeps a
-//! session's attempts apart: after an unknown outcome the session raises its generation, and an older attempt
-//! that was still on its way is refused rather than carried out late, over newer data.
+//! session's attempts apart: after an unknown outcome the session raises its generation, and an attempt waits until those of
+//! older ones have ended, which are refused once it was seen. Which writes were carried out is part of the volume ([`crate::volume::ledger`]).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -68,7 +68,7 @@ impl Writers {
         if writer.right < claimed {
             return Err(Refusal::Claimed(claimed));
         }
-        let attempt = self.session(writer.session);
+        let attempt = self.session(writer.origin.session);
         loop {
             let current = attempt.clone().read_owned().await;
             match writer.generation.cmp(&current) {
@@ -95,9 +95,10 @@ impl Writers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::ledger::Origin;
 
     fn writer(generation: u64, right: u64) -> Writer {
-        Writer { session: 7, generation, right: Epoch(right) }
+        Writer { origin: Origin { session: 7, number: 0, answered: 0 }, generation, right: Epoch(right) }
     }
 
     #[tokio::test]

@@ -14,12 +14,13 @@ use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::shard::handle::ReadChunk;
 use crate::shard::scrub::ScrubAction;
 use crate::volume::Moment;
+use crate::volume::ledger::{LedgerNews, Origin};
 
-/// Who sends a forwarded write: one session of a client, and which of its attempts.
+/// Who sends a forwarded write: which write of which session it is, and which attempt at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writer {
-    /// Unique per session, over the life of the cluster.
-    pub session: u64,
+    /// The same in every attempt.
+    pub origin: Origin,
     /// Rises when the session retries after an unknown outcome, so that a late first attempt is refused.
     pub generation: u64,
     /// The epoch in which the session got its right to write.
@@ -53,8 +54,8 @@ pub enum PeerRequest {
     Apply { volume: VolumeId, epoch: Epoch, to: Lsn },
     /// Send the newest version you hold, or a snapshot's; `visited` have been asked already.
     Pull { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, visited: Vec<client_lib::NodeId> },
-    /// The last manifest before a handover to the receiver: durable on reply.
-    Prepare { volume: VolumeId, epoch: Epoch, manifest: Manifest, claim: Epoch },
+    /// The last manifest before a handover to the receiver, and all that is known of the volume's writers: durable on reply.
+    Prepare { volume: VolumeId, epoch: Epoch, manifest: Manifest, ledger: LedgerNews },
     /// An administrative request for the owner, as JSON of `serve::admin` (slow path, human-paced).
     Admin { request: AdminForward },
     /// Take note of a manifest that begins at the replica's watermark, take its data, and apply it all, if nothing is missing then:

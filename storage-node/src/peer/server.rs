@@ -137,8 +137,9 @@ impl PeerServer {
             PeerRequest::Deliver { manifest, blocks, prune, .. } => {
                 receiver::deliver(&volume, manifest, unpack_blocks(&blocks, payload)?, prune).await
             }
-            PeerRequest::Prepare { manifest, claim, .. } => {
-                volume.writers.claim(claim);
+            PeerRequest::Prepare { manifest, ledger, .. } => {
+                volume.writers.claim(ledger.claim);
+                volume.shard.note_ledger(volume.id, ledger).await.map_err(store_failure)?;
                 receiver::manifest(&volume, manifest, false, true, client_lib::Lsn::ZERO).await
             }
             _ => receiver::reply_position(&volume).await,
@@ -166,7 +167,7 @@ async fn write(volume: &ServedVolume, epoch: Epoch, writer: Writer, change: Chan
         Err(Refusal::Claimed(epoch)) => return Ok(PeerReply::Superseded(epoch)),
         Err(Refusal::Outrun) => return Ok(PeerReply::Done),
     };
-    let written = volume.write_for_peer(epoch, &change).await;
+    let written = volume.write_for_peer(epoch, &change, writer.origin).await;
     drop(admission);
     Ok(match written? {
         Some(lsn) if volume.is_settled_for_peer(&change, lsn).await? => PeerReply::Written(lsn.epoch),

@@ -11,9 +11,9 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::exports::export_info;
+use super::numbers::Numbers;
 use super::volume::{Change, ServedVolume, SessionWriter};
 use crate::ownership::gate::{Phase, View};
-use crate::peer::message::Writer;
 use crate::shard::handle::{MappedExtent, ReadChunk};
 use crate::volume::Moment;
 
@@ -23,12 +23,12 @@ pub(super) struct VolumeSession {
     id: u64,
     /// The epoch of its right to write; 0 without one.
     right: AtomicU64,
-    /// How often it got a right anew after it had lost one to others.
-    tenure: AtomicU64,
     /// The epoch in which it used the volume first; 0 until then.
     since: AtomicU64,
     /// Its present attempt at forwarded writes.
     generation: AtomicU64,
+    /// The numbers of its forwarded writes.
+    numbers: Numbers,
     /// Its place on the thread of the volume's shard, once it has asked for one and got it.
     place: OnceLock<OwnedSemaphorePermit>,
 }
@@ -46,9 +46,9 @@ impl VolumeSession {
             volume,
             id,
             right,
-            tenure: AtomicU64::new(0),
             since,
             generation: AtomicU64::new(0),
+            numbers: Numbers::default(),
             place: OnceLock::new(),
         }
     }
@@ -70,29 +70,28 @@ impl VolumeSession {
 }
 
 impl SessionWriter for VolumeSession {
-    fn credentials(&self) -> Option<Writer> {
-        let right = Epoch(self.right.load(Ordering::Acquire));
-        (right > Epoch(0)).then(|| Writer {
-            session: self.id,
-            generation: self.generation.load(Ordering::Acquire),
-            right,
-        })
+    fn session(&self) -> u64 {
+        self.id
     }
 
-    fn wrote_at_owner(&self, epoch: Epoch, claimed: Epoch) {
+    fn right(&self) -> Option<Epoch> {
+        let right = Epoch(self.right.load(Ordering::Relaxed));
+        (right > Epoch(0)).then_some(right)
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
+    fn wrote_at_owner(&self, epoch: Epoch) {
         // Read first: it changes once per epoch, and this is on the path of every write.
-        let right = self.right.load(Ordering::Relaxed);
-        if right < epoch.0 {
-            if right < claimed.0 {
-                self.tenure.fetch_add(1, Ordering::Relaxed);
-            }
-            // Whoever sees the right sees the tenure.
-            self.right.fetch_max(epoch.0, Ordering::Release);
+        if self.right.load(Ordering::Relaxed) < epoch.0 {
+            self.right.fetch_max(epoch.0, Ordering::Relaxed);
         }
-    }
-
-    fn tenure(&self) -> u64 {
-        self.tenure.load(Ordering::Relaxed)
     }
 
     fn require_current(&self) -> Result<(), Error> {

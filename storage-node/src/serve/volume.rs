@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::durability::FlushGate;
 use super::metadata::NewestMetadata;
+use super::numbers::{Number, Numbers};
 use super::pace::Pace;
 use super::resize::Sizes;
 use super::snapshots::Snapshots;
@@ -31,6 +32,7 @@ use crate::propagation::intake::Intake;
 use crate::propagation::pull::Puller;
 use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ReadChunk, ShardHandle, StoreError};
 use crate::volume::Moment;
+use crate::volume::ledger::Origin;
 
 mod flush;
 
@@ -223,16 +225,16 @@ impl ServedVolume {
     /// for a forwarded write, and is told so.
     pub async fn write(&self, change: Change, writer: &dyn SessionWriter) -> Result<(), Error> {
         let mut patience = Patience::new();
-        // Under which tenure it was sent to another node, if it was: it may have been carried out there.
-        let mut sent = None;
+        // Once it was sent to another node: it may have been carried out there.
+        let mut sent: Option<Number<'_>> = None;
         loop {
-            match self.write_here(Epoch(0), &change, Some((writer, sent))).await? {
+            let origin = sent.as_ref().map(|number| number.origin(writer.session()));
+            match self.write_here(Epoch(0), &change, origin, Some(writer)).await? {
                 Ok(lsn) => {
                     // It was taken over from meanwhile, twice: the write is in another history than this session.
                     writer.require_current()?;
-                    let claimed = self.writers.claimed();
                     self.writers.claim(lsn.epoch);
-                    writer.wrote_at_owner(lsn.epoch, claimed);
+                    writer.wrote_at_owner(lsn.epoch);
                     // Handed over meanwhile, it is in the volume, and made durable where that is now.
                     return match self.is_settled(&change, lsn).await? {
                         true => Ok(()),
@@ -241,13 +243,15 @@ impl ServedVolume {
                 }
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(view)) => {
-                    let Some(credentials) = writer.credentials() else {
+                    let Some(right) = writer.right() else {
                         self.overtaken(view).await?;
                         continue;
                     };
+                    let generation = writer.generation();
+                    let origin = sent.get_or_insert_with(|| writer.numbers().take()).origin(writer.session());
+                    let credentials = Writer { origin, generation, right };
                     let (request, payload) = change.to_request(self.id, view.epoch, credentials);
                     self.forwarded.store(true, Ordering::Release);
-                    sent.get_or_insert(writer.tenure());
                     match self.peers.ask(view.owner, Class::Pull, request, payload).await {
                         Ok(Message { head: PeerReply::Written(_), .. }) => return Ok(()),
                         Ok(Message { head: PeerReply::Waiting, .. }) => return self.flush().await,
@@ -264,7 +268,7 @@ impl ServedVolume {
                         }
                         answer => {
                             if matches!(&answer, Err(error) if !error.not_delivered()) {
-                                writer.outcome_unknown(credentials.generation);
+                                writer.outcome_unknown(generation);
                             }
                             self.after_detour(view, answer, &mut patience).await?;
                         }
@@ -278,10 +282,11 @@ impl ServedVolume {
         &self,
         epoch: Epoch,
         change: &Change,
-        writer: Option<(&dyn SessionWriter, Option<u64>)>,
+        origin: Option<Origin>,
+        writer: Option<&dyn SessionWriter>,
     ) -> Result<Result<Lsn, Detour>, Error> {
         let view = self.gate.settled(epoch).await?;
-        if let Some((writer, _)) = writer {
+        if let Some(writer) = writer {
             writer.require_current()?;
         }
         if view.phase == Phase::Elsewhere {
@@ -290,12 +295,16 @@ impl ServedVolume {
         if let Change::Data { data, .. } = change {
             self.pace.turn(data.len() as u64).await;
         }
-        if let Some((writer, Some(sent))) = writer {
-            self.require_tenure(writer, sent)?;
-        }
-        let written = match change {
-            Change::Data { offset, data, fua } => self.shard.write(self.id, *offset, data.clone(), *fua).await,
-            Change::Zero { offset, length, fua } => self.shard.zero(self.id, *offset, *length, *fua).await,
+        let (shard, id) = (&self.shard, self.id);
+        let written = match (change, origin) {
+            (Change::Data { offset, data, fua }, None) => shard.write(id, *offset, data.clone(), *fua).await,
+            (Change::Data { offset, data, fua }, Some(origin)) => {
+                shard.write_from(origin, id, *offset, data.clone(), *fua).await
+            }
+            (Change::Zero { offset, length, fua }, None) => shard.zero(id, *offset, *length, *fua).await,
+            (Change::Zero { offset, length, fua }, Some(origin)) => {
+                shard.zero_from(origin, id, *offset, *length, *fua).await
+            }
         };
         match written {
             Ok(lsn) => Ok(Ok(lsn)),
@@ -304,28 +313,10 @@ impl ServedVolume {
         }
     }
 
-    /// A write that was on its way elsewhere while others wrote is not carried out here, where the volume has come
-    /// meanwhile: it may be there already, and would be a second time, over newer data.
-    fn require_tenure(&self, writer: &dyn SessionWriter, sent: u64) -> Result<(), Error> {
-        let claimed = self.writers.claimed();
-        let has_right = writer.credentials().is_some_and(|writer| writer.right >= claimed);
-        if has_right && writer.tenure() == sent {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Fenced,
-            format!(
-                "volume {} was written by others (since epoch {claimed}) while a write of this connection was on its way to \
-                 its owner: it is not carried out any more",
-                self.name
-            ),
-        ))
-    }
-
     /// As [`write`](Self::write), for a session of another node; `None` when this node is not the owner.
-    pub async fn write_for_peer(&self, epoch: Epoch, change: &Change) -> Result<Option<Lsn>, Error> {
+    pub async fn write_for_peer(&self, epoch: Epoch, change: &Change, origin: Origin) -> Result<Option<Lsn>, Error> {
         loop {
-            match self.write_here(epoch, change, None).await? {
+            match self.write_here(epoch, change, Some(origin), None).await? {
                 Ok(lsn) => return Ok(Some(lsn)),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(_)) => return Ok(None),
@@ -502,13 +493,16 @@ impl Change {
 
 /// What a session knows of its own right to write.
 pub trait SessionWriter: Sync {
-    /// What to show the owner; `None` without a right.
-    fn credentials(&self) -> Option<Writer>;
-    /// The session wrote at the owner, under `epoch`: its right is renewed. Its tenure is another one if others had claimed
-    /// the volume since, up to `claimed`.
-    fn wrote_at_owner(&self, epoch: Epoch, claimed: Epoch);
-    /// Changes when the session gets a right anew after it had lost one.
-    fn tenure(&self) -> u64;
+    /// Unique, over the life of the cluster.
+    fn session(&self) -> u64;
+    /// The epoch of its right to write from afar; `None` without one.
+    fn right(&self) -> Option<Epoch>;
+    /// Its present attempt at forwarded writes.
+    fn generation(&self) -> u64;
+    /// The numbers of its forwarded writes.
+    fn numbers(&self) -> &Numbers;
+    /// The session wrote at the owner, under `epoch`: its right is renewed.
+    fn wrote_at_owner(&self, epoch: Epoch);
     /// Makes sure that the volume was not taken over from an owner under whom the session used it.
     ///
     /// # Errors

@@ -27,6 +27,7 @@ use super::sleep::{Sleep, Woken};
 use super::space::Reclaim;
 use super::sync::{Done, Syncs};
 use super::unready::Unready;
+use super::write::{Author, WriteJob};
 use super::{ShardOptions, StartError};
 use crate::io::Bell;
 use crate::io::buffer::AlignedBuffer;
@@ -261,8 +262,14 @@ impl Core {
             }
             Request::Damaged { reply } => drop(reply.send(Ok(self.damaged()))),
             Request::Read { volume, moment, offset, length, reply } => self.read(volume, moment, offset, length, reply),
-            Request::Write { volume, offset, data, fua, reply } => self.write(volume, offset, data, fua, reply),
-            Request::Zero { volume, offset, length, fua, reply } => self.zero(volume, offset, length, fua, reply),
+            Request::Write { volume, offset, data, fua, origin, reply } => {
+                self.admit_write(WriteJob::data(volume, offset, data, fua, Author::of(origin), reply));
+            }
+            Request::Zero { volume, offset, length, fua, origin, reply } => {
+                self.admit_write(WriteJob::zeroes(volume, offset, length, fua, Author::of(origin), reply));
+            }
+            Request::Ledger { volume, reply } => drop(reply.send(self.ledger(volume))),
+            Request::NoteLedger { volume, news, reply } => self.note_ledger(volume, news, reply),
             Request::Flush { volume, reply } => self.syncs.wait(volume, Done::Durable(reply)),
             Request::Extents { volume, moment, offset, length, reply } => {
                 drop(reply.send(self.extents(volume, moment, offset, length)));
@@ -644,6 +651,10 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
         }
         Entry::Rewound { to, .. } => {
             state.apply_rewound(*to, map);
+            Ok(())
+        }
+        Entry::Writers { news, .. } => {
+            state.ledger.note(news);
             Ok(())
         }
         Entry::Opened { .. } | Entry::Cloned { .. } | Entry::Deleted { .. } => Ok(()),

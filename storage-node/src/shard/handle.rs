@@ -18,6 +18,7 @@ use crate::map::page::Version;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
+use crate::volume::ledger::{LedgerNews, Origin};
 
 /// The segment named when bytes that came from elsewhere, and lie in no segment, do not match.
 pub const RECEIVED_SEGMENT: u64 = u64::MAX;
@@ -281,8 +282,10 @@ pub enum Request {
     Snapshots { volume: VolumeId, reply: Reply<Vec<SnapshotReport>> },
     Report { volume: VolumeId, reply: Reply<VolumeReport> },
     Read { volume: VolumeId, moment: Moment, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
-    Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, reply: Reply<Lsn> },
-    Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, reply: Reply<Lsn> },
+    Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, origin: Option<Origin>, reply: Reply<Lsn> },
+    Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, origin: Option<Origin>, reply: Reply<Lsn> },
+    Ledger { volume: VolumeId, reply: Reply<LedgerNews> },
+    NoteLedger { volume: VolumeId, news: LedgerNews, reply: Reply<()> },
     Flush { volume: VolumeId, reply: Reply<Lsn> },
     Extents { volume: VolumeId, moment: Moment, offset: u64, length: u64, reply: Reply<Vec<MappedExtent>> },
     Activate { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<VolumeReport> },
@@ -484,13 +487,50 @@ impl ShardHandle {
     ///
     /// # Errors
     /// `NotOwner`, `Frozen`; `Stale` when a partly written block must be fetched first; `OutOfSpace`, `Poisoned`, `Io`.
+    ///
+    /// The write is a session's of this node, and claims the volume for those of this node in its present epoch.
     pub async fn write(&self, volume: VolumeId, offset: u64, data: Bytes, fua: bool) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Write { volume, offset, data, fua, reply }).await
+        self.ask(|reply| Request::Write { volume, offset, data, fua, origin: None, reply }).await
     }
 
     /// Makes a range read as zeroes and frees the whole blocks in it. Otherwise as [`write`](Self::write).
     pub async fn zero(&self, volume: VolumeId, offset: u64, length: u64, fua: bool) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Zero { volume, offset, length, fua, reply }).await
+        self.ask(|reply| Request::Zero { volume, offset, length, fua, origin: None, reply }).await
+    }
+
+    /// As [`write`](Self::write), for a write that came from another node, or was on its way to one: it claims nothing, and is
+    /// carried out once. Was it before, the answer is an LSN that covers it. Earlier attempts must have ended.
+    pub async fn write_from(
+        &self,
+        origin: Origin,
+        volume: VolumeId,
+        offset: u64,
+        data: Bytes,
+        fua: bool,
+    ) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::Write { volume, offset, data, fua, origin: Some(origin), reply }).await
+    }
+
+    /// As [`zero`](Self::zero), in the way of [`write_from`](Self::write_from).
+    pub async fn zero_from(
+        &self,
+        origin: Origin,
+        volume: VolumeId,
+        offset: u64,
+        length: u64,
+        fua: bool,
+    ) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::Zero { volume, offset, length, fua, origin: Some(origin), reply }).await
+    }
+
+    /// What is known of the volume's writers; of an owner that is frozen, all there is.
+    pub async fn ledger(&self, volume: VolumeId) -> Result<LedgerNews, StoreError> {
+        self.ask(|reply| Request::Ledger { volume, reply }).await
+    }
+
+    /// Takes note of what another node knows of the volume's writers. Logged, and durable with the next sync.
+    pub async fn note_ledger(&self, volume: VolumeId, news: LedgerNews) -> Result<(), StoreError> {
+        self.ask(|reply| Request::NoteLedger { volume, news, reply }).await
     }
 
     /// Syncs everything acked before; returns the durable LSN. On a replica: syncs what it has received.

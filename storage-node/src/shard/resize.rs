@@ -20,7 +20,7 @@ use super::core::Core;
 use super::handle::{Role, StoreError, VolumeReport};
 use super::run::Reply;
 use super::sync::Done;
-use super::write::WriteJob;
+use super::write::{Author, WriteJob};
 use crate::log::Entry;
 
 /// Bytes dropped per step: their pages fit a small cache, and the guest's writes go on in between.
@@ -142,7 +142,7 @@ impl Core {
             let (reply, piece) = oneshot::channel();
             shrink.piece = Some(piece);
             shrink.at = at + length;
-            run.waiting.push_back(WriteJob::zeroes(volume, at, length, reply));
+            run.waiting.push_back(WriteJob::zeroes(volume, at, length, false, Author::Shard, reply));
             self.wake_writes(volume);
         } else {
             shrink.is_logged = true;

@@ -7,6 +7,7 @@ mod crash;
 mod damage;
 mod faults;
 mod lease;
+mod ledger;
 mod model;
 mod replica;
 mod resize;

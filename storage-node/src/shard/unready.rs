@@ -97,6 +97,7 @@ impl Request {
             | Request::Read { volume, .. }
             | Request::Write { volume, .. }
             | Request::Zero { volume, .. }
+            | Request::NoteLedger { volume, .. }
             | Request::Flush { volume, .. }
             | Request::Extents { volume, .. }
             | Request::Activate { volume, .. }
@@ -121,6 +122,7 @@ impl Request {
             | Request::Delete { .. }
             | Request::Snapshots { .. }
             | Request::Report { .. }
+            | Request::Ledger { .. }
             | Request::Damaged { .. }
             | Request::Traffic { .. }
             | Request::Scrub { .. }

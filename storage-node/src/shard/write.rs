@@ -15,9 +15,14 @@ use super::sync::Done;
 use crate::log::Entry;
 use crate::map::page::{Content, Version};
 use crate::propagation::manifest::BlockRun;
+use crate::volume::ledger::{LedgerNews, Origin};
 
 /// Blocks per log entry: a mebibyte, so that a large write does not hold up the small ones behind it.
 pub(super) const ENTRY_BLOCKS_MAX: usize = 256;
+
+/// Sessions per log entry of a ledger that comes from another node: with all that may be known of them, the entry is within
+/// the limit of a record.
+const LEDGER_SESSIONS_MAX: usize = 64;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -28,6 +33,24 @@ pub(super) enum Source {
     Zeroes,
 }
 
+/// Who writes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Author {
+    /// A session of this node.
+    Session,
+    /// A session whose write was passed on to another node, here or there.
+    Afar(Origin),
+    /// The shard itself.
+    Shard,
+}
+
+impl Author {
+    /// Who sent a request with this origin.
+    pub(super) fn of(origin: Option<Origin>) -> Author {
+        origin.map_or(Author::Session, Author::Afar)
+    }
+}
+
 /// A write or zero request on its way.
 #[derive(Debug)]
 pub(super) struct WriteJob {
@@ -36,6 +59,7 @@ pub(super) struct WriteJob {
     length: u64,
     source: Source,
     fua: bool,
+    author: Author,
     reply: Reply<Lsn>,
 }
 
@@ -85,9 +109,28 @@ impl Shape {
 }
 
 impl WriteJob {
-    /// A job of the shard itself, which may lie beyond what is admitted from others.
-    pub(super) fn zeroes(volume: VolumeId, offset: u64, length: u64, reply: Reply<Lsn>) -> WriteJob {
-        WriteJob { volume, offset, length, source: Source::Zeroes, fua: false, reply }
+    /// Data from a session.
+    pub(super) fn data(
+        volume: VolumeId,
+        offset: u64,
+        data: Bytes,
+        fua: bool,
+        author: Author,
+        reply: Reply<Lsn>,
+    ) -> WriteJob {
+        WriteJob { volume, offset, length: data.len() as u64, source: Source::Data(data), fua, author, reply }
+    }
+
+    /// Zeroes for `author`; the shard's may lie beyond what is admitted from others.
+    pub(super) fn zeroes(
+        volume: VolumeId,
+        offset: u64,
+        length: u64,
+        fua: bool,
+        author: Author,
+        reply: Reply<Lsn>,
+    ) -> WriteJob {
+        WriteJob { volume, offset, length, source: Source::Zeroes, fua, author, reply }
     }
 
     fn shape(&self, size: VolumeSize) -> Shape {
@@ -119,16 +162,7 @@ impl WriteJob {
 }
 
 impl Core {
-    pub(super) fn write(&mut self, volume: VolumeId, offset: u64, data: Bytes, fua: bool, reply: Reply<Lsn>) {
-        let length = data.len() as u64;
-        self.admit_write(WriteJob { volume, offset, length, source: Source::Data(data), fua, reply });
-    }
-
-    pub(super) fn zero(&mut self, volume: VolumeId, offset: u64, length: u64, fua: bool, reply: Reply<Lsn>) {
-        self.admit_write(WriteJob { volume, offset, length, source: Source::Zeroes, fua, reply });
-    }
-
-    fn admit_write(&mut self, job: WriteJob) {
+    pub(super) fn admit_write(&mut self, job: WriteJob) {
         let Some(run) = self.volumes.get_mut(&job.volume) else {
             let volume = job.volume;
             return job.fail(StoreError::UnknownVolume(volume));
@@ -140,16 +174,27 @@ impl Core {
             let volume = job.volume;
             return job.fail(StoreError::Frozen(volume));
         }
+        if let Author::Afar(origin) = job.author
+            && run.state.ledger.has(origin)
+        {
+            return self.nothing_to_write(job);
+        }
         if let Err(error) = run.require_inside(job.offset, job.length) {
             return job.fail(error);
         }
         if job.length == 0 {
-            let done = Done::Lsn(job.reply, run.state.known);
-            return if job.fua { self.syncs.wait(job.volume, done) } else { self.answer(job.volume, done) };
+            return self.nothing_to_write(job);
         }
         run.waiting.push_back(job);
         let volume = run.state.id;
         self.wake_writes(volume);
+    }
+
+    /// Answers a job whose bytes are in the volume already.
+    fn nothing_to_write(&mut self, job: WriteJob) {
+        let known = self.volumes.get(&job.volume).map_or(Lsn::ZERO, |run| run.state.known);
+        let done = Done::Lsn(job.reply, known);
+        if job.fua { self.syncs.wait(job.volume, done) } else { self.answer(job.volume, done) }
     }
 
     /// Starts every waiting write that nothing earlier is in the way of.
@@ -261,23 +306,29 @@ impl Core {
                 pieces.extend(merged.map(|(block, _, data)| (block, block, Some(vec![data]))));
             }
         }
-        let Some(last_piece) = pieces.len().checked_sub(1) else {
-            let known = self.volumes.get(&job.volume).map_or(Lsn::ZERO, |run| run.state.known);
-            let done = Done::Lsn(job.reply, known);
-            return if job.fua { self.syncs.wait(job.volume, done) } else { self.answer(job.volume, done) };
+        let carried_out = match job.author {
+            Author::Afar(origin) => Some(LedgerNews::carried_out(origin)),
+            Author::Session | Author::Shard => None,
         };
-        let mut reply = Some(job.reply);
+        if pieces.is_empty() && carried_out.is_none() {
+            return self.nothing_to_write(job);
+        }
+        if let Err(error) = self.claim(&job) {
+            return job.fail(error);
+        }
+        let WriteJob { volume, fua, reply, .. } = job;
+        let (mut reply, pieces_len) = (Some(reply), pieces.len());
         for (index, (first, last, data)) in pieces.into_iter().enumerate() {
-            let Some(run) = self.volumes.get(&job.volume) else { return };
+            let Some(run) = self.volumes.get(&volume) else { return };
             let lsn = Lsn::new(run.epoch, run.head.sequence + 1);
-            let done = match reply.take_if(|_| index == last_piece) {
+            let done = match reply.take_if(|_| index + 1 == pieces_len && carried_out.is_none()) {
                 Some(reply) => Done::Lsn(reply, lsn),
                 None => Done::Nothing,
             };
-            let (entry, data) = entry_of(job.volume, lsn, first, last, data);
-            match self.append(entry, data, job.fua, Some((first, last)), done) {
+            let (entry, data) = entry_of(volume, lsn, first, last, data);
+            match self.append(entry, data, fua, Some((first, last)), done) {
                 Ok(()) => {
-                    if let Some(run) = self.volumes.get_mut(&job.volume) {
+                    if let Some(run) = self.volumes.get_mut(&volume) {
                         run.head = lsn;
                     }
                 }
@@ -290,6 +341,54 @@ impl Core {
                 }
             }
         }
+        if let (Some(news), Some(reply)) = (carried_out, reply) {
+            // A flight on the same blocks, so that a freeze waits for it: the next owner must hear of it.
+            let blocks = Some((shape.first, shape.last));
+            let lsn = self.volumes.get(&volume).map_or(Lsn::ZERO, |run| run.head);
+            let done = Done::Lsn(reply, lsn);
+            if let Err((error, done)) = self.append(Entry::Writers { volume, news }, Vec::new(), fua, blocks, done) {
+                done.fail(error);
+            }
+        }
+    }
+
+    /// The first write of a session of this node in an epoch claims the volume in it.
+    fn claim(&mut self, job: &WriteJob) -> Result<(), StoreError> {
+        let volume = job.volume;
+        let Some(run) = self.volumes.get(&volume) else { return Err(StoreError::UnknownVolume(volume)) };
+        if !matches!(job.author, Author::Session) || run.state.ledger.claimed() >= run.epoch {
+            return Ok(());
+        }
+        let news = LedgerNews::claim(run.epoch);
+        let entry = Entry::Writers { volume, news };
+        self.append(entry, Vec::new(), false, None, Done::Nothing).map_err(|(error, _)| error)
+    }
+
+    /// What is known of the writers of `volume`.
+    pub(super) fn ledger(&self, volume: VolumeId) -> Result<LedgerNews, StoreError> {
+        let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        Ok(run.state.ledger.all())
+    }
+
+    /// Logs what another node knows of them, in entries that are small enough for a record.
+    pub(super) fn note_ledger(&mut self, volume: VolumeId, news: LedgerNews, reply: Reply<()>) {
+        if !self.volumes.contains_key(&volume) {
+            return drop(reply.send(Err(StoreError::UnknownVolume(volume))));
+        }
+        let mut parts: Vec<LedgerNews> = news
+            .done
+            .chunks(LEDGER_SESSIONS_MAX)
+            .map(|done| LedgerNews { claim: news.claim, done: done.to_vec() })
+            .collect();
+        let last = parts.pop().unwrap_or(LedgerNews { done: Vec::new(), ..news });
+        for news in parts {
+            if let Err((error, _)) =
+                self.append(Entry::Writers { volume, news }, Vec::new(), false, None, Done::Nothing)
+            {
+                return drop(reply.send(Err(error)));
+            }
+        }
+        self.append_plain(Entry::Writers { volume, news: last }, false, Done::Unit(reply));
     }
 
     /// The volume takes no more writes: those that wait are refused.

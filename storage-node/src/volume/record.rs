@@ -13,6 +13,7 @@ use super::Volume;
 use super::changes::{Changes, Interval};
 use super::clone::Filling;
 use super::layers::{ClosedShape, Layers, LayersShape};
+use super::ledger::{Ledger, LedgerNews};
 use super::pins::Pins;
 use super::rollback::Rollback;
 use crate::map::cache::{decode_set, encode_set};
@@ -23,7 +24,9 @@ use crate::propagation::manifest::SnapshotMark;
 use crate::shard::handle::Role;
 
 /// The layout of the record.
-const RECORD_VERSION: u16 = 5;
+const RECORD_VERSION: u16 = 6;
+/// Since when it has the newest write and clones.
+const CLONE_VERSION: u16 = 5;
 /// Since when it has rollbacks. Older ones are read, down to the one before.
 const ROLLBACK_VERSION: u16 = 4;
 
@@ -74,6 +77,7 @@ pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> 
         changes: Changes::restore(record.history_start, intervals),
         pins: Pins::default(),
         snapshots: Snapshots::restore(record.snapshots, record.has_aliases),
+        ledger: record.ledger,
         rollback: record.rollback,
         filling: record.filling,
         ancestors: record.ancestors,
@@ -97,6 +101,7 @@ struct Record {
     written: Lsn,
     filling: Option<Filling>,
     ancestors: Vec<VolumeId>,
+    ledger: Ledger,
 }
 
 fn encode_record(volume: &Volume) -> Vec<u8> {
@@ -128,6 +133,9 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
     bytes.put_u64_le(volume.filling.map_or(0, |filling| filling.snapshot.0));
     bytes.put_u32_le(volume.filling.map_or(0, |filling| filling.next_page));
     bytes.put_u32_le(volume.ancestors.len() as u32);
+    let ledger = volume.ledger.all();
+    bytes.put_u64_le(ledger.claim.0);
+    bytes.put_u64_le(ledger.done.len() as u64);
     for closed in shape.folding.iter().chain(&shape.sealed) {
         bytes.put_u64_le(closed.id);
         put_lsn(&mut bytes, closed.to);
@@ -141,6 +149,11 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
         bytes.put_u64_le(u64::from(snapshot.is_deleted));
     }
     volume.ancestors.iter().for_each(|ancestor| bytes.put_u64_le(ancestor.0));
+    for (session, runs) in &ledger.done {
+        bytes.put_u64_le(*session);
+        bytes.put_u64_le(runs.len() as u64);
+        runs.iter().flat_map(|(from, to)| [from, to]).for_each(|number| bytes.put_u64_le(*number));
+    }
     seal(bytes)
 }
 
@@ -151,8 +164,12 @@ const ROLLBACK_LEN: usize = 8 + 16 + 4 + 4;
 /// Bytes behind those since version 5: the newest write made here; a clone's origin, snapshot and page, the number of its
 /// ancestors.
 const SINCE_5_LEN: usize = 16 + (8 + 8 + 4 + 4);
+/// Bytes behind those since version 6: the claim of the ledger, and the number of its sessions.
+const SINCE_6_LEN: usize = 8 + 8;
 /// Bytes of an ancestor in the record: id.
 const ANCESTOR_LEN: usize = 8;
+/// Bytes of a run of numbers in the record: from, to.
+const RUN_LEN: usize = 8 + 8;
 /// Bytes of a closed layer in the record: id, LSN, snapshot, size.
 const CLOSED_LEN: usize = 8 + 16 + 8 + 8;
 /// Bytes of a snapshot in the record: id, LSN, size, whether it is deleted.
@@ -163,12 +180,19 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     if bytes.len() < RECORD_LEN {
         return None;
     }
-    let (has_rollback, has_written) = match bytes.get_u16_le() {
-        RECORD_VERSION if bytes.len() >= RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN - 2 => (true, true),
-        ROLLBACK_VERSION if bytes.len() >= RECORD_LEN + ROLLBACK_LEN - 2 => (true, false),
-        version if version == ROLLBACK_VERSION - 1 => (false, false),
+    let version = bytes.get_u16_le();
+    let (has_rollback, has_written, has_ledger) =
+        (version >= ROLLBACK_VERSION, version >= CLONE_VERSION, version >= RECORD_VERSION);
+    let len = match version {
+        RECORD_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN,
+        CLONE_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN,
+        ROLLBACK_VERSION => RECORD_LEN + ROLLBACK_LEN,
+        version if version == ROLLBACK_VERSION - 1 => RECORD_LEN,
         _ => return None,
     };
+    if bytes.len() < len - 2 {
+        return None;
+    }
     let role = match bytes.get_u8() {
         0 => Role::Replica,
         1 => Role::Owner,
@@ -188,9 +212,11 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     let unsaid = if role == Role::Owner { known } else { watermark };
     let written = if has_written { get_lsn(&mut bytes) } else { unsaid };
     let (filling, ancestors) = if has_written { get_filling(&mut bytes) } else { (None, 0) };
+    let (claim, sessions) = if has_ledger { (Epoch(bytes.get_u64_le()), bytes.get_u64_le()) } else { (Epoch(0), 0) };
     let closed_len = folding.checked_add(sealed)?.checked_mul(CLOSED_LEN)?;
     let lists_len = closed_len.checked_add(snapshots.checked_mul(SNAPSHOT_LEN)?)?;
-    if bytes.len() != lists_len.checked_add(ancestors.checked_mul(ANCESTOR_LEN)?)? {
+    let lists_len = lists_len.checked_add(ancestors.checked_mul(ANCESTOR_LEN)?)?;
+    if bytes.len() < lists_len || (!has_ledger && bytes.len() > lists_len) {
         return None;
     }
     let mut closed = |count: usize| (0..count).map(|_| get_closed(&mut bytes)).collect::<Option<Vec<_>>>();
@@ -203,6 +229,7 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
         })
         .collect::<Option<_>>()?;
     let ancestors = (0..ancestors).map(|_| VolumeId(bytes.get_u64_le())).collect();
+    let ledger = get_ledger(bytes, claim, sessions)?;
     let shape = LayersShape { next_id, open, sealed, folding };
     Some(Record {
         size,
@@ -218,7 +245,28 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
         written,
         filling,
         ancestors,
+        ledger,
     })
+}
+
+/// The ledger's sessions, which are the rest of the record.
+fn get_ledger(mut bytes: &[u8], claim: Epoch, sessions: u64) -> Option<Ledger> {
+    let mut ledger = Ledger::default();
+    ledger.note(&LedgerNews::claim(claim));
+    for _ in 0..sessions {
+        let session = bytes.try_get_u64_le().ok()?;
+        let len = usize::try_from(bytes.try_get_u64_le().ok()?).ok()?.checked_mul(RUN_LEN)?;
+        let (runs, rest) = bytes.split_at_checked(len)?;
+        let number = |at| u64::from_le_bytes(at);
+        let run = |run: &[u8]| {
+            let (from, to) = (run.first_chunk()?, run.last_chunk()?);
+            Some((number(*from), number(*to)))
+        };
+        let runs = runs.chunks_exact(RUN_LEN).map(run).collect::<Option<Vec<_>>>()?;
+        ledger.note(&LedgerNews { claim, done: vec![(session, runs)] });
+        bytes = rest;
+    }
+    bytes.is_empty().then_some(ledger)
 }
 
 /// Where a clone is filled from, and how many ancestors it has.
@@ -305,12 +353,13 @@ mod tests {
         volume.rollback = Some(Rollback { snapshot: SnapshotId(7), lsn: volume.known, next_page: 5 });
         volume.filling = Some(Filling { origin: VolumeId(2), snapshot: SnapshotId(4), next_page: 6 });
         volume.ancestors = vec![VolumeId(1), VolumeId(2)];
+        volume.ledger.note(&LedgerNews { claim: Epoch(2), done: vec![(5, vec![(0, 3), (4, 6)]), (8, vec![(0, 1)])] });
         let bytes = encode_record(&volume);
         let record = decode_record(&bytes).expect("decodes");
         assert_eq!((record.rollback, record.has_aliases), (volume.rollback, true));
         assert!(record.snapshots.iter().eq(volume.snapshots.iter()));
         assert_eq!((record.size, record.known, record.watermark), (size, volume.known, volume.watermark));
-        assert_eq!(record.written, volume.written);
+        assert_eq!((record.written, &record.ledger), (volume.written, &volume.ledger));
         assert_eq!(record.shape, volume.layers.shape());
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
@@ -355,13 +404,22 @@ mod golden {
         volume.rollback = Some(Rollback { snapshot: SnapshotId(5), lsn: lsn(42), next_page: 3 });
         volume.filling = Some(Filling { origin: VolumeId(4), snapshot: SnapshotId(2), next_page: 1 });
         volume.ancestors = vec![VolumeId(3), VolumeId(4)];
+        volume.ledger.note(&LedgerNews { claim: Epoch(2), done: vec![(0x0a0b, vec![(0, 300), (302, 303)])] });
         let kept = golden::check("volume-record.hex", &encode_record(&volume));
         let record = decode_record(&kept).expect("decodes");
         assert_eq!((record.rollback, record.has_aliases, record.written), (volume.rollback, true, lsn(41)));
         assert_eq!((record.filling, &record.ancestors), (volume.filling, &volume.ancestors));
+        assert_eq!(record.ledger, volume.ledger);
         // As the versions before have it: what they do not say of the newest write is taken from the role.
+        let ledger_len = 2 * 8 + 2 * RUN_LEN;
+        let mut five = kept[..kept.len() - 4 - ledger_len].to_vec();
+        five[0] = 5;
+        five.drain(RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN..RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN);
+        let old = golden::check("volume-record-5.hex", &seal(five.clone()));
+        let old = decode_record(&old).expect("decodes");
+        assert_eq!((&old.ancestors, old.written, &old.ledger), (&volume.ancestors, lsn(41), &Ledger::default()));
         for (version, len, rollback) in [(4, RECORD_LEN + ROLLBACK_LEN, volume.rollback), (3, RECORD_LEN, None)] {
-            let mut before = kept[..kept.len() - 4].to_vec();
+            let mut before = five.clone();
             before[0] = version;
             before.truncate(before.len() - volume.ancestors.len() * ANCESTOR_LEN);
             before.drain(len..RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN);

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 
+use client_lib::Epoch;
 use serde_json::json;
 
 use super::{Damage, Out, Start, counted, heading};
@@ -10,6 +11,7 @@ use crate::inspect::Shard;
 use crate::inspect::log::{Data, Record, files, walk};
 use crate::log::Entry;
 use crate::size;
+use crate::volume::ledger::LedgerNews;
 
 /// Prints the log, as far as it was asked for.
 pub(super) struct LogPrinter {
@@ -157,6 +159,7 @@ fn describe(entry: &Entry) -> (&'static str, String, String) {
         Entry::Cloned { origin, snapshot, .. } => {
             ("cloned", none(), format!("from snapshot {snapshot} of volume {origin}"))
         }
+        Entry::Writers { news, .. } => ("writers", none(), describe_writers(news)),
         Entry::Rewound { to, .. } => ("rewound", none(), format!("up to {to}")),
         Entry::SnapshotDeleted { snapshot, .. } => ("snapshot", none(), format!("{snapshot} deleted")),
         Entry::RolledBack { lsn, snapshot, .. } => ("rolled back", lsn.to_string(), format!("to snapshot {snapshot}")),
@@ -164,4 +167,19 @@ fn describe(entry: &Entry) -> (&'static str, String, String) {
             ("relocated", none(), format!("{} to {segment}:{block} and behind", counted(moves.len() as u64, "block")))
         }
     }
+}
+
+/// `claimed in epoch 3; session 7: 0..299, 302`
+fn describe_writers(news: &LedgerNews) -> String {
+    let claim = (news.claim > Epoch(0)).then(|| format!("claimed in epoch {}", news.claim));
+    let run = |(from, to): &(u64, u64)| match to - from {
+        1 => from.to_string(),
+        _ => format!("{from}..{}", to - 1),
+    };
+    let session = |(session, runs): &(u64, Vec<(u64, u64)>)| {
+        // The first run of a session whose first write it is.
+        let runs: Vec<String> = runs.iter().filter(|(from, to)| from < to).map(run).collect();
+        format!("session {session}: {}", runs.join(", "))
+    };
+    claim.into_iter().chain(news.done.iter().map(session)).collect::<Vec<_>>().join("; ")
 }

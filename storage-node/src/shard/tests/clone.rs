@@ -69,7 +69,7 @@ impl Volumes {
         let fill = 1 + self.random(250) as u8;
         let data = Bytes::from(vec![fill; count as usize * BLOCK_SIZE as usize]);
         let offset = u64::from(start) * BLOCK;
-        self.rig.ask(|reply| Request::Write { volume, offset, data, fua: false, reply }).expect("writes");
+        self.rig.ask(|reply| Request::Write { volume, offset, data, fua: false, origin: None, reply }).expect("writes");
         self.live.get_mut(&volume).expect("is there")[start as usize..(start + count) as usize].fill(fill);
     }
 

@@ -195,7 +195,7 @@ impl Rig {
     }
 
     pub(super) fn send_write(&mut self, offset: u64, data: Vec<u8>, fua: bool) -> Answer<Lsn> {
-        self.send(|reply| Request::Write { volume: VOLUME, offset, data: Bytes::from(data), fua, reply })
+        self.send(|reply| Request::Write { volume: VOLUME, offset, data: Bytes::from(data), fua, origin: None, reply })
     }
 
     pub(super) fn write(&mut self, offset: u64, data: Vec<u8>) -> Result<Lsn, StoreError> {
@@ -208,7 +208,7 @@ impl Rig {
     }
 
     pub(super) fn zero(&mut self, offset: u64, length: u64) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, reply })
+        self.ask(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, origin: None, reply })
     }
 
     pub(super) fn flush(&mut self) -> Result<Lsn, StoreError> {

@@ -1,0 +1,150 @@
+//! Writes from afar are carried out once, whatever happens between two attempts.
+
+use client_lib::{Epoch, Lsn};
+
+use super::rig::{Rig, VOLUME};
+use crate::shard::handle::{Request, StoreError};
+use crate::volume::ledger::{LedgerNews, Origin};
+
+const SIZE: u64 = 64 * 4096;
+
+impl Rig {
+    fn write_from(&mut self, number: u64, block: u32, fill: u8, fua: bool) -> Result<Lsn, StoreError> {
+        let origin = Some(Origin { session: 7, number, answered: 0 });
+        let (offset, data) = (u64::from(block) * 4096, vec![fill; 4096].into());
+        self.ask(|reply| Request::Write { volume: VOLUME, offset, data, fua, origin, reply })
+    }
+
+    fn zero_from(&mut self, number: u64, offset: u64, length: u64) -> Result<Lsn, StoreError> {
+        let origin = Some(Origin { session: 7, number, answered: 0 });
+        self.ask(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, origin, reply })
+    }
+
+    fn ledger(&mut self) -> LedgerNews {
+        self.ask(|reply| Request::Ledger { volume: VOLUME, reply }).expect("tells")
+    }
+
+    fn fill(&mut self, block: u32) -> u8 {
+        let bytes = self.read(u64::from(block) * 4096, 4096).expect("reads");
+        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "of one write");
+        bytes[0]
+    }
+}
+
+fn owner(seed: u64) -> Rig {
+    let mut rig = Rig::new(seed);
+    rig.open(SIZE);
+    rig.activate(1);
+    rig
+}
+
+#[test]
+fn an_attempt_after_the_first_changes_nothing_and_covers_it() {
+    let mut rig = owner(1);
+    let first = rig.write_from(0, 3, 1, false).expect("writes");
+    let other = rig.write_from(1, 3, 2, false).expect("writes");
+    let again = rig.write_from(0, 3, 1, true).expect("is answered");
+    assert!(again >= other && other > first);
+    assert_eq!(rig.fill(3), 2);
+    assert_eq!(rig.report().head, other, "no third write");
+    assert_eq!(rig.report().durable, other, "the attempt asked for durability, and has it");
+}
+
+/// What changes nothing is carried out too: zeroes where there were zeroes, asked for again over data.
+#[test]
+fn zeroes_over_nothing_are_remembered_as_well() {
+    let mut rig = owner(2);
+    rig.zero_from(0, 512, 512).expect("nothing to do");
+    rig.zero_from(1, 8 * 4096, 4096).expect("nothing to do");
+    for block in [0, 8] {
+        rig.write_block(block, 5).expect("writes");
+    }
+    rig.zero_from(0, 512, 512).expect("is answered");
+    rig.zero_from(1, 8 * 4096, 4096).expect("is answered");
+    assert_eq!((rig.fill(0), rig.fill(8)), (5, 5));
+}
+
+#[test]
+fn a_restart_forgets_nothing_that_it_keeps() {
+    for in_order in [false, true] {
+        let mut rig = owner(3);
+        rig.write_from(0, 3, 1, false).expect("writes");
+        rig.write_block(3, 2).expect("a session here claims the volume");
+        rig.flush().expect("flushes");
+        // From the log, or from the checkpoint that it ends with.
+        if in_order {
+            rig.restart()
+        } else {
+            rig.kill()
+        }
+        rig.activate(1);
+        rig.write_from(0, 3, 1, false).expect("is answered");
+        assert_eq!(rig.fill(3), 2);
+        assert_eq!(rig.ledger().claim, Epoch(1), "others' rights stay ended");
+    }
+}
+
+/// A write and word of it are two entries: whatever the power leaves, a write that was answered, or flushed, is known to have
+/// been carried out.
+#[test]
+fn a_power_cut_leaves_no_write_that_is_not_known() {
+    for cut in 0..12 {
+        let mut rig = owner(100 + cut);
+        rig.write_from(0, 3, 1, true).expect("writes");
+        rig.disk.crash_after(cut);
+        let mut newest = 1;
+        for number in 1..6 {
+            if rig.write_from(number, 3, 1 + number as u8, true).is_err() {
+                break;
+            }
+            newest = 1 + number as u8;
+        }
+        rig.crash();
+        rig.activate(1);
+        let found = rig.fill(3);
+        assert!(found >= newest, "cut {cut}: {found}, flushed {newest}");
+        rig.write_block(3, 99).expect("writes");
+        for number in 0..u64::from(newest) {
+            rig.write_from(number, 3, 1 + number as u8, false).expect("is answered");
+            assert_eq!(rig.fill(3), 99, "cut {cut}: write {number} was carried out again");
+        }
+    }
+}
+
+#[test]
+fn the_next_owner_hears_of_everything_that_a_freeze_waited_for() {
+    let (mut old, mut new) = (owner(4), Rig::new(5));
+    new.open(SIZE);
+    old.write_from(0, 3, 1, false).expect("writes");
+    old.write_from(2, 4, 1, false).expect("writes");
+    old.ask(|reply| Request::Freeze { volume: VOLUME, reply }).expect("freezes");
+    let refused = old.write_from(2, 4, 1, false).expect_err("is frozen, also for what was carried out");
+    assert_eq!(refused, StoreError::Frozen(VOLUME));
+    let news = old.ledger();
+    assert_eq!(news.done, [(7, vec![(0, 1), (2, 3)])]);
+    new.ask(|reply| Request::NoteLedger { volume: VOLUME, news, reply }).expect("notes");
+    new.flush().expect("flushes");
+    new.restart();
+    new.activate(2);
+    let head = new.report().head;
+    new.write_from(0, 3, 1, false).expect("is answered");
+    assert_eq!(new.report().head, head, "carried out by the old owner");
+    new.write_from(1, 3, 6, false).expect("writes");
+    assert_eq!(new.fill(3), 6, "which had not seen this one");
+}
+
+#[test]
+fn a_large_ledger_is_taken_whole() {
+    let mut rig = owner(6);
+    let runs: Vec<(u64, u64)> = (0..500u64).map(|run| (u64::MAX / 2 + 2 * run, u64::MAX / 2 + 2 * run + 1)).collect();
+    let news = LedgerNews {
+        claim: Epoch(1),
+        done: (0..300).map(|session| (u64::MAX - 1000 + session, runs.clone())).collect(),
+    };
+    let told = news.clone();
+    rig.ask(|reply| Request::NoteLedger { volume: VOLUME, news, reply }).expect("notes");
+    assert_eq!(rig.ledger(), told);
+    let refused =
+        rig.ask(|reply| Request::NoteLedger { volume: client_lib::VolumeId(99), news: LedgerNews::default(), reply });
+    assert_eq!(refused, Err(StoreError::UnknownVolume(client_lib::VolumeId(99))));
+}

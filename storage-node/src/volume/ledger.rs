@@ -1,0 +1,161 @@
+//! Who writes a volume from afar: which epoch was claimed, and which forwarded writes were carried out.
+//!
+//! A session that does not sit at the owner has its writes passed on, and asks again when no answer comes. The owner may
+//! have carried the write out, and others may have written the same blocks since: a second time would undo theirs. So a
+//! session numbers its forwarded writes, a write keeps its number in every attempt, and the numbers that were carried out
+//! are part of the volume's state: logged behind the write, in checkpoints, and given to the next owner with a handover.
+//! (The completion records of RIFL, Lee et al., SOSP 2015; without leases on them, because a takeover ends the sessions.)
+
+use std::collections::BTreeMap;
+
+use client_lib::Epoch;
+use rangemap::RangeSet;
+use serde::{Deserialize, Serialize};
+
+/// How many sessions are remembered; the lowest numbers, which are the oldest, are forgotten first. A write of a forgotten
+/// session that is asked for again is carried out again.
+pub const SESSIONS_MAX: usize = 1024;
+
+/// How many separate runs of numbers are remembered of a session. Between two lies a write that is not answered yet, so there
+/// are no more of them than a connection has requests under way; of a peer that says otherwise the oldest are forgotten.
+const RUNS_MAX: usize = 512;
+
+/// A forwarded write, the same in every attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Unique per session, over the life of the cluster.
+    pub session: u64,
+    /// The write's number in the session.
+    pub number: u64,
+    /// Every write below this number has been answered, or given up: none of them may be carried out any more.
+    pub answered: u64,
+}
+
+/// News for a ledger: what one write adds, or all that an owner knows. Runs are `from..to` of numbers, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerNews {
+    /// A session at the owner has written in this epoch; 0 says nothing.
+    pub claim: Epoch,
+    /// Per session, which writes are not to be carried out any more.
+    pub done: Vec<(u64, Vec<(u64, u64)>)>,
+}
+
+impl LedgerNews {
+    /// A session at the owner of `epoch` writes.
+    #[must_use]
+    pub fn claim(epoch: Epoch) -> LedgerNews {
+        LedgerNews { claim: epoch, done: Vec::new() }
+    }
+
+    /// The write was carried out.
+    #[must_use]
+    pub fn carried_out(origin: Origin) -> LedgerNews {
+        let Origin { session, number, answered } = origin;
+        LedgerNews { claim: Epoch(0), done: vec![(session, vec![(0, answered), (number, number.saturating_add(1))])] }
+    }
+
+    /// Whether it says nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.claim == Epoch(0) && self.done.is_empty()
+    }
+}
+
+/// What is known of a volume's writers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    claim: Epoch,
+    sessions: BTreeMap<u64, RangeSet<u64>>,
+}
+
+impl Ledger {
+    /// The epoch of the last claim.
+    #[must_use]
+    pub fn claimed(&self) -> Epoch {
+        self.claim
+    }
+
+    /// Whether the write was carried out, or its session has its answer.
+    #[must_use]
+    pub fn has(&self, origin: Origin) -> bool {
+        self.sessions.get(&origin.session).is_some_and(|done| done.contains(&origin.number))
+    }
+
+    /// Takes note of `news`.
+    pub fn note(&mut self, news: &LedgerNews) {
+        self.claim = self.claim.max(news.claim);
+        for (session, runs) in &news.done {
+            let done = self.sessions.entry(*session).or_default();
+            // From another node: a run that is none is passed over.
+            runs.iter().filter(|(from, to)| from < to).for_each(|(from, to)| done.insert(*from..*to));
+            while done.len() > RUNS_MAX {
+                // Not the first: it is what has been answered.
+                let Some(oldest) = done.iter().nth(1).cloned() else { break };
+                done.remove(oldest);
+            }
+        }
+        while self.sessions.len() > SESSIONS_MAX {
+            self.sessions.pop_first();
+        }
+    }
+
+    /// All of it, for another ledger.
+    #[must_use]
+    pub fn all(&self) -> LedgerNews {
+        let runs = |done: &RangeSet<u64>| done.iter().map(|run| (run.start, run.end)).collect();
+        LedgerNews { claim: self.claim, done: self.sessions.iter().map(|(id, done)| (*id, runs(done))).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(number: u64, answered: u64) -> Origin {
+        Origin { session: 7, number, answered }
+    }
+
+    #[test]
+    fn what_was_carried_out_or_answered_is_known_and_nothing_else() {
+        let mut ledger = Ledger::default();
+        ledger.note(&LedgerNews::carried_out(origin(4, 2)));
+        let known: Vec<u64> = (0..8).filter(|number| ledger.has(origin(*number, 0))).collect();
+        assert_eq!(known, [0, 1, 4], "2 and 3 are still under way");
+        assert!(!ledger.has(Origin { session: 8, ..origin(4, 0) }), "numbers are of a session");
+        ledger.note(&LedgerNews::carried_out(origin(2, 2)));
+        ledger.note(&LedgerNews::carried_out(origin(5, 5)));
+        assert_eq!(ledger.all().done, [(7, vec![(0, 6)])], "runs join");
+    }
+
+    #[test]
+    fn another_ledger_learns_all_of_it_in_any_order() {
+        let (mut first, mut second) = (Ledger::default(), Ledger::default());
+        first.note(&LedgerNews::carried_out(origin(3, 0)));
+        first.note(&LedgerNews::claim(Epoch(5)));
+        second.note(&LedgerNews::carried_out(origin(9, 1)));
+        second.note(&LedgerNews::claim(Epoch(4)));
+        let (ours, theirs) = (first.all(), second.all());
+        first.note(&theirs);
+        second.note(&ours);
+        assert_eq!(first, second);
+        assert_eq!(first.claimed(), Epoch(5));
+        assert!(first.has(origin(3, 0)) && first.has(origin(9, 0)) && !first.has(origin(4, 0)));
+    }
+
+    #[test]
+    fn it_stays_small_whatever_sessions_do() {
+        let mut ledger = Ledger::default();
+        for number in 0..4 * RUNS_MAX as u64 {
+            ledger.note(&LedgerNews::carried_out(origin(2 * number + 1, 0)));
+        }
+        assert_eq!(ledger.all().done[0].1.len(), RUNS_MAX);
+        assert!(ledger.has(origin(8 * RUNS_MAX as u64 - 1, 0)), "the newest is known");
+        for session in 0..2 * SESSIONS_MAX as u64 {
+            ledger.note(&LedgerNews::carried_out(Origin { session, ..origin(1, 0) }));
+        }
+        assert_eq!(ledger.all().done.len(), SESSIONS_MAX);
+        assert!(ledger.has(Origin { session: 2 * SESSIONS_MAX as u64 - 1, ..origin(1, 0) }));
+        // As no sound node would send it.
+        ledger.note(&LedgerNews { claim: Epoch(0), done: vec![(9, vec![(5, 5), (7, 3), (u64::MAX, u64::MAX)])] });
+    }
+}
