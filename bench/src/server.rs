@@ -85,9 +85,20 @@ impl Server {
 
     /// `nbdkit file`, through the page cache as it comes.
     pub(crate) fn nbdkit_file(root: &Path, size: u64) -> anyhow::Result<Server> {
-        let (image, socket) = (image(root, "nbdkit.img", size)?, root.join("nbdkit.sock"));
+        Server::nbdkit(root, size, "default")
+    }
+
+    /// `nbdkit file` that keeps its file out of the page cache, as far as it can.
+    pub(crate) fn nbdkit_none(root: &Path, size: u64) -> anyhow::Result<Server> {
+        Server::nbdkit(root, size, "none")
+    }
+
+    fn nbdkit(root: &Path, size: u64, cache: &str) -> anyhow::Result<Server> {
+        let image = image(root, &format!("nbdkit-{cache}.img"), size)?;
+        let socket = root.join(format!("nbdkit-{cache}.sock"));
         let mut arguments: Vec<String> = ["--foreground", "--unix"].map(String::from).to_vec();
         arguments.extend([socket.display().to_string(), "file".to_owned(), image.display().to_string()]);
+        arguments.push(format!("cache={cache}"));
         Stopped(Plan { arguments, ..Plan::new("nbdkit", root, socket) }).start()
     }
 

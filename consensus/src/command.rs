@@ -220,6 +220,13 @@ pub enum Command {
         /// How far; `None` is as far as it is.
         rpo: Option<Rpo>,
     },
+    /// Where the volume goes when it is written there: until then, until it is withdrawn, or until the epoch ends.
+    SetOnWrite {
+        /// The volume.
+        volume: VolumeId,
+        /// One of its replicas; `None` withdraws it.
+        to: Option<NodeId>,
+    },
 }
 
 impl Command {

@@ -12,7 +12,7 @@ type Predicate = fn(&MetaState) -> bool;
 /// The first invariant that does not hold, if any.
 #[must_use]
 pub fn violated(state: &MetaState) -> Option<&'static str> {
-    let all: [(&str, Predicate); 10] = [
+    let all: [(&str, Predicate); 11] = [
         ("node names are unique", node_names_are_unique),
         ("volume names are unique", volume_names_are_unique),
         ("holders are members", holders_are_members),
@@ -23,6 +23,7 @@ pub fn violated(state: &MetaState) -> Option<&'static str> {
         ("forks are of ended epochs and rise", forks_are_of_ended_epochs_and_rise),
         ("snapshot names are unique in a volume", snapshot_names_are_unique),
         ("snapshots rise, and are made in their order", snapshots_rise),
+        ("a write takes a volume to a replica", a_write_takes_a_volume_to_a_replica),
     ];
     all.into_iter().find(|(_, holds)| !holds(state)).map(|(name, _)| name)
 }
@@ -45,6 +46,10 @@ fn holders_are_members(state: &MetaState) -> bool {
 
 fn the_owner_is_not_its_own_replica(state: &MetaState) -> bool {
     state.volumes().all(|volume| !volume.replicas.contains(&volume.owner))
+}
+
+fn a_write_takes_a_volume_to_a_replica(state: &MetaState) -> bool {
+    state.volumes().all(|volume| volume.on_write.is_none_or(|to| volume.replicas.contains(&to)))
 }
 
 fn epochs_only_rise(state: &MetaState) -> bool {

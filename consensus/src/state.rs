@@ -166,6 +166,8 @@ pub struct Volume {
     pub durability: Durability,
     /// How far its best replica may be behind; `None` is as far as it is.
     pub rpo: Option<Rpo>,
+    /// The replica to which it goes when that is written at, for as long as the present epoch lasts.
+    pub on_write: Option<NodeId>,
 }
 
 impl Volume {
@@ -189,6 +191,7 @@ impl Volume {
             origin: None,
             durability: Durability::default(),
             rpo: None,
+            on_write: None,
         }
     }
 
@@ -270,6 +273,7 @@ impl MetaState {
             }
             Command::SetDurability { volume, durability } => self.set_durability(volume, durability),
             Command::SetRpo { volume, rpo } => self.set_rpo(volume, rpo),
+            Command::SetOnWrite { volume, to } => self.set_on_write(volume, to),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 mod client;
 mod cluster;
 mod disk;
+mod drain;
 mod export;
 mod import;
 mod inspect;

@@ -308,7 +308,7 @@ mod tests {
     use crate::io::sim::SimDisk;
     use crate::log::LogSettings;
     use crate::log::segment::SEGMENT_BYTES_MIN;
-    use crate::shard::handle::ReadChunk;
+    use crate::shard::handle::{FreezeWhen, ReadChunk};
     use crate::volume::Moment;
 
     #[test]
@@ -424,7 +424,7 @@ mod tests {
         shards.of(other).write(other, 0, data.slice(..4096), true).await.expect("is written");
         assert_eq!(read(&shards, full, 0).await.expect("is read"), 5);
         shard.flush(full).await.expect("what was acked can be made durable");
-        shard.freeze(full).await.expect("a handover can begin");
+        shard.freeze(full, FreezeWhen::Always).await.expect("a handover can begin");
         shard.deactivate(full, Epoch(2)).await.expect("and end");
         shard.activate(full, Epoch(3)).await.expect("and come back");
         shard.delete(victim).await.expect("a volume can be deleted");

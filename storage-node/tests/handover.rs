@@ -143,6 +143,47 @@ async fn a_forwarded_write_is_carried_out_once_however_often_it_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_volume_comes_with_the_first_write_where_it_may_go_once_it_was_flushed() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let (at_a, at_b, at_c) = (cluster.session(1).await, cluster.session(2).await, cluster.session(3).await);
+    let owner = || cluster.meta.state().volume(cluster.volume).expect("exists").owner;
+    write(&at_a, 1, 1).await;
+    cluster.meta.propose(Command::SetOnWrite { volume: cluster.volume, to: Some(NodeId(2)) }).expect("is allowed");
+    assert_eq!(read(&at_b, 1).await, block(1));
+    at_b.flush().await.expect("flushes");
+    assert_eq!(owner(), NodeId(1), "neither a read nor a flush takes it along");
+    let refused = at_c.write(0, block(3), false).await.expect_err("it may not go there");
+    assert_eq!(refused.kind(), ErrorKind::NotOwner);
+
+    let refused = at_b.write(0, block(2), false).await.expect_err("was written since the last flush");
+    assert_eq!(refused.kind(), ErrorKind::NotOwner, "{refused}");
+    assert!(refused.message().contains("since the last flush"), "{refused}");
+    assert_eq!(owner(), NodeId(1));
+    assert_eq!(read(&at_a, 0).await, block(0));
+
+    at_a.flush().await.expect("as a machine does that stops");
+    // As from a queue of a machine that begins: one handover for all of them.
+    let writes = (10..40).map(|index| {
+        let at_b = at_b.clone();
+        tokio::spawn(async move { at_b.write(index * BLOCK as u64, block(index as u8), false).await })
+    });
+    for written in writes.collect::<Vec<_>>() {
+        written.await.expect("joins").expect("is written");
+    }
+    let meta = cluster.meta.state().volume(cluster.volume).expect("exists").clone();
+    assert_eq!((meta.owner, meta.epoch, meta.on_write), (NodeId(2), Epoch(2), None));
+    for index in 10..40 {
+        assert_eq!(read(&at_a, index).await, block(index as u8));
+    }
+    at_a.flush().await.expect("the late flush of a machine that ends");
+    let fenced = at_a.write(0, block(9), false).await.expect_err("is written at b by now");
+    assert_eq!(fenced.kind(), ErrorKind::Fenced);
+    let refused = cluster.session(1).await.write(0, block(9), false).await.expect_err("once, and not back");
+    assert_eq!(refused.kind(), ErrorKind::NotOwner);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_volume_goes_round_all_nodes_under_load() {
     let cluster = Cluster::start(Duration::from_millis(2)).await;
     let writer = cluster.session(1).await;

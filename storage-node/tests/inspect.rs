@@ -217,11 +217,17 @@ async fn a_part_of_the_log_is_shown_on_request() {
 async fn the_end_of_the_log_is_told_from_damage() {
     let stored = Stored::new().await;
     let all = text(&stored.inspect(&stored.node(), &["log"]).stdout);
-    let place_of = |line: &str| {
-        let (segment, block) = line.split_whitespace().next().and_then(|place| place.split_once(':')).expect("a place");
-        (segment.parse::<u32>().expect("a segment"), block.parse::<u64>().expect("a block"))
+    // A record is told of in a line for each of its entries; the first says where it lies.
+    let place_of = |write: usize| {
+        let place = |line: &str| {
+            let (segment, block) = line.split_whitespace().next()?.split_once(':')?;
+            Some((segment.parse::<u32>().ok()?, block.parse::<u64>().ok()?))
+        };
+        all.lines().take(write + 1).filter_map(place).last().expect("a place")
     };
-    let last_write = all.lines().rfind(|line| line.contains(" write ")).expect("a write");
+    let mut writes = all.lines().enumerate().filter(|(_, line)| line.contains(" write "));
+    let (first_write, _) = writes.next().expect("a write");
+    let (last_write, _) = writes.last().expect("another write");
     let (segment, block) = place_of(last_write);
     // Its first data block, behind the header.
     stored.flip(segment, block + 1);
@@ -231,7 +237,6 @@ async fn the_end_of_the_log_is_told_from_damage() {
     assert!(text(&torn.stdout).contains(&end), "{}", text(&torn.stdout));
     assert!(text(&torn.stdout).contains("its data does not fit its checksums"), "{}", text(&torn.stdout));
 
-    let first_write = all.lines().find(|line| line.contains(" write ")).expect("a write");
     let (segment, block) = place_of(first_write);
     stored.flip(segment, block + 1);
     let damaged = stored.inspect(&stored.node(), &["log"]);

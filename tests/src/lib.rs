@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod damage;
+pub mod guest;
 pub mod ledger;
 pub mod mount;
 pub mod nbd_client;

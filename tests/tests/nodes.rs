@@ -220,3 +220,44 @@ fn strangers_and_mistakes_are_turned_away_with_what_to_do() {
     fs::rename(nodes.path().join("meta"), nodes.path().join("a/meta")).expect("is moved back");
     nodes.start_node("a").expect("nothing was harmed");
 }
+
+/// Two volumes leave their node while one of them is written; then the node is gone, and nobody misses it.
+#[test]
+fn a_node_is_drained_and_nobody_needs_it_any_more() {
+    let mut nodes = Nodes::start(&["a", "b", "c"]).expect("starts");
+    for volume in ["disk", "other"] {
+        nodes.run("b", &["volume", "create", volume, "--size", "64M", "--owner", "a"]).expect("is created");
+    }
+    let (ledger, stop) = (Mutex::new(Ledger::default()), AtomicBool::new(false));
+    let socket = nodes.socket("a");
+    let wrote = |count: u64| {
+        while ledger.lock().expect("no thread panics").generation() < count {
+            std::thread::yield_now();
+        }
+    };
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_blocks(&socket, &ledger, &stop));
+        wrote(500);
+        let plan: serde_json::Value = serde_json::from_str(
+            &nodes.run("b", &["node", "drain", "a", "--to", "c", "--dry-run", "--json"]).expect("plans"),
+        )
+        .expect("is JSON");
+        let steps: Vec<_> = plan.as_array().expect("steps").iter().map(|step| (&step["volume"], &step["to"])).collect();
+        assert_eq!(steps.len(), 2, "{plan}");
+        assert!(steps.iter().all(|(_, to)| *to == "c"), "{plan}");
+        let told = nodes.run("b", &["node", "drain", "a", "--to", "c"]).expect("is drained");
+        assert!(told.contains("owns nothing, and nobody needs it"), "{told}");
+        let then = ledger.lock().expect("no thread panics").generation();
+        wrote(then + 100);
+        stop.store(true, Ordering::SeqCst);
+        writer.join().expect("no panic").expect("a client at the drained node sees no error");
+    });
+    let refused = nodes.run("b", &["node", "drain", "b", "--to", "b"]).expect_err("to itself").to_string();
+    assert!(refused.contains("to be drained itself"), "{refused}");
+    let refused = nodes.run("b", &["node", "drain", "z"]).expect_err("nobody").to_string();
+    assert!(refused.contains("there is no such node; the cluster has a of "), "{refused}");
+    let told = nodes.run("b", &["node", "drain", "a"]).expect("has nothing to do");
+    assert!(told.contains("0 volumes to move"), "{told}");
+    nodes.kill("a").expect("dies");
+    check_blocks(&nodes, "c", &mut ledger.into_inner().expect("no thread panics"));
+}

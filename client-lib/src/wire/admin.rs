@@ -45,6 +45,38 @@ pub struct Migrate {
     /// it goes at once, and what is still on its way is fetched on demand.
     #[serde(default)]
     pub synced: bool,
+    /// How long it may take, in milliseconds; when that is over, and nothing is decided yet, the volume stays where it is.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+}
+
+/// Asks that a volume goes to a node when it is written there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnWrite {
+    /// The node.
+    pub to: String,
+    /// Whether it may go where its class of durability can never be met.
+    #[serde(default)]
+    pub accept_unmet: bool,
+}
+
+/// Where a volume goes when it is written there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnWriteStatus {
+    /// The node.
+    pub to: String,
+    /// The epoch of the present ownership, with whose end this ends.
+    pub epoch: u64,
+}
+
+/// What was taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelledMigrate {
+    /// Whether a handover was told to end; whoever asked for it hears whether it did.
+    pub handover: bool,
+    /// The node to which the volume would have gone with a write there.
+    pub on_write: Option<String>,
 }
 
 /// Asks for a takeover: the owner is lost.
@@ -419,6 +451,9 @@ pub struct VolumeStatus {
     /// How far its replicas are behind, and may be.
     #[serde(default)]
     pub rpo: RpoStatus,
+    /// The node to which it goes when it is written there.
+    #[serde(default)]
+    pub on_write: Option<String>,
 }
 
 /// Whether a scrub is over.

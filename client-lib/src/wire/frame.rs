@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     /// Of the sample frame; computed once with version 1 and fixed since.
-    const GOLDEN_CHECKSUM: u32 = 0xace5_26d7;
+    const GOLDEN_CHECKSUM: u32 = 0xf7f2_97c2;
 
     fn sample() -> Frame {
         Frame {
@@ -268,7 +268,7 @@ mod tests {
         let bytes = sample().encode().expect("small");
         let mut golden = Vec::new();
         golden.extend_from_slice(b"HELF");
-        golden.extend_from_slice(&[1, 0, 2, 0, 7, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]);
+        golden.extend_from_slice(&[2, 0, 2, 0, 7, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]);
         golden.extend_from_slice(&GOLDEN_CHECKSUM.to_le_bytes());
         golden.extend_from_slice(b"headdata!");
         assert_eq!(&bytes[..], &golden[..]);
@@ -279,8 +279,8 @@ mod tests {
         let mut bytes = sample().encode().expect("small").to_vec();
         bytes[VERSION_AT] = 9;
         let error = Frame::decode(&bytes.into()).expect_err("another version");
-        assert_eq!(error, FrameError::Version { found: 9, expected: 1 });
-        assert!(error.to_string().contains("version 9 found, version 1 expected"));
+        assert_eq!(error, FrameError::Version { found: 9, expected: 2 });
+        assert!(error.to_string().contains("version 9 found, version 2 expected"));
     }
 
     #[test]

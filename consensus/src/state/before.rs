@@ -1,10 +1,10 @@
-//! The state as format 3 of the metadata store had it: volumes without classes of durability and targets.
+//! The state as format 4 of the metadata store had it: volumes that do not know where the next write takes them.
 //!
 //! Read only where an old store is taken over, once; nothing is written in this form.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use client_lib::policy::Durability;
+use client_lib::policy::{Durability, Rpo};
 use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeId, VolumeName, VolumeSize};
 use serde::Deserialize;
 
@@ -27,9 +27,11 @@ struct VolumeBefore {
     newest_snapshot: SnapshotId,
     takeover_after_ms: Option<u64>,
     origin: Option<Origin>,
+    durability: Durability,
+    rpo: Option<Rpo>,
 }
 
-/// All metadata of a cluster, in the form of format 3.
+/// All metadata of a cluster, in the form of format 4.
 #[derive(Deserialize)]
 pub(crate) struct StateBefore {
     nodes: BTreeMap<NodeId, Node>,
@@ -55,8 +57,9 @@ impl From<VolumeBefore> for Volume {
             newest_snapshot: before.newest_snapshot,
             takeover_after_ms: before.takeover_after_ms,
             origin: before.origin,
-            durability: Durability::default(),
-            rpo: None,
+            durability: before.durability,
+            rpo: before.rpo,
+            on_write: None,
         }
     }
 }

@@ -83,6 +83,20 @@ impl MetaState {
     }
 }
 
+impl MetaState {
+    /// The owner's consent to a handover to `to` that begins with a write there; `None` withdraws it.
+    pub(super) fn set_on_write(&mut self, id: VolumeId, to: Option<NodeId>) -> Result<Response, Refusal> {
+        let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;
+        if let Some(to) = to
+            && !volume.replicas.contains(&to)
+        {
+            return Err(Refusal::NotReplica { volume: id, to });
+        }
+        volume.on_write = to;
+        Ok(Response::PolicySet)
+    }
+}
+
 pub(super) fn require_owner(volume: &Volume, from: NodeId, epoch: Epoch) -> Result<(), Refusal> {
     if volume.owner == from && volume.epoch == epoch {
         return Ok(());
@@ -100,6 +114,7 @@ fn give(volume: &mut Volume, to: NodeId, ended: EpochRecord) -> Result<(), Refus
     volume.owner = to;
     volume.epoch = ended.epoch.next();
     volume.final_lsn = ended.final_lsn;
+    volume.on_write = None;
     volume.history.push(ended);
     if volume.history.len() > EPOCH_HISTORY_MAX {
         volume.history.remove(0);

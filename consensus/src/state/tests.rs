@@ -277,6 +277,21 @@ fn a_policy_is_kept_over_a_takeover() {
 }
 
 #[test]
+fn a_volume_goes_where_it_is_written_only_in_the_epoch_in_which_that_was_allowed() {
+    let mut state = cluster();
+    let volume = VolumeId(10);
+    let allow = |to| Command::SetOnWrite { volume, to: Some(NodeId(to)) };
+    assert!(state.apply(20, allow(1)).into_result().is_err(), "the owner itself");
+    assert!(state.apply(21, allow(9)).into_result().is_err(), "nobody who follows");
+    assert_eq!(state.apply(22, allow(2)), Response::PolicySet);
+    state.apply(23, transfer(1, 1, 3, 1)).into_result().expect("is handed over");
+    assert_eq!(state.volume(volume).expect("exists").on_write, None);
+    assert_eq!(state.apply(24, allow(2)), Response::PolicySet);
+    state.apply(25, Command::SetOnWrite { volume, to: None });
+    assert_eq!(state.volume(volume).expect("exists").on_write, None, "withdrawn");
+}
+
+#[test]
 fn snapshots_that_a_takeover_cut_off_are_not_listed_any_more() {
     let mut state = cluster();
     let volume = VolumeId(10);

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::Common;
 use super::serving::{Served, announce, until_stopped};
-use super::{disk, scrub, space};
+use super::{disk, drain, scrub, space};
 use crate::config::NodeConfig;
 use crate::data_dir::DataDir;
 use crate::membership::Membership;
@@ -32,6 +32,7 @@ pub(super) struct NodeArguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     Space(space::Space),
+    Drain(drain::Drain),
     Scrub(scrub::NodeScrub),
     #[command(subcommand)]
     Disk(disk::Verb),
@@ -47,6 +48,7 @@ impl NodeArguments {
 pub(super) fn run(arguments: &NodeArguments, common: &Common) -> anyhow::Result<()> {
     match &arguments.verb {
         Some(Verb::Space(space)) => return space::run(space, common),
+        Some(Verb::Drain(drain)) => return drain::run(drain, common),
         Some(Verb::Disk(verb)) => return disk::run(verb),
         Some(Verb::Scrub(scrub)) => return scrub::run_node(scrub, common),
         None => {}

@@ -175,6 +175,12 @@ fn print_status(status: &VolumeStatus) {
         Some(source) => println!("{} still come from node {source}: keep it running", size::human(status.stale_bytes)),
         None => println!("every block is at the owner"),
     }
+    if let Some(to) = &status.on_write {
+        println!(
+            "it goes to node {to} when it is written there, after a flush here (`helio volume migrate {} --cancel` takes that back)",
+            status.name
+        );
+    }
     policy::print_durability(status);
     // A node that does not tell yet.
     if !status.space.store.is_empty() {

@@ -148,6 +148,7 @@ mod tests {
             space: VolumeSpace::default(),
             durability: DurabilityStatus::default(),
             rpo: RpoStatus::default(),
+            on_write: None,
         }
     }
 

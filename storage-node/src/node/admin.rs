@@ -1,16 +1,15 @@
 //! What administrators ask of this node: answered from metadata, from the shard, or by the volume's owner.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::clock::Clock;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AskTakeover, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport,
-    NbdAddresses, NodeSpace, OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus,
-    TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AskTakeover, CancelledMigrate, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate,
+    MigrateReport, NbdAddresses, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus,
+    SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
@@ -41,6 +40,7 @@ mod space;
 mod volumes;
 
 pub(super) use handover::Busy;
+use handover::{BusyVolumes, How};
 pub(super) use names::{name_of, node_named, volume_named};
 
 /// How long an administrative request waits for the owner to be known, across a handover under way.
@@ -56,7 +56,7 @@ pub struct NodeAdmin {
     peers: PeerClient,
     pub(super) ownership: Arc<dyn OwnershipLog>,
     /// Volumes that are being handed over, taken over or resized by this node.
-    pub(super) busy: Arc<Mutex<BTreeSet<VolumeId>>>,
+    pub(super) busy: BusyVolumes,
     pub(super) takeovers: Takeovers,
     /// Set once NBD listens, which is after everything that it serves.
     nbd: OnceLock<NbdAddresses>,
@@ -192,6 +192,14 @@ impl Admin for NodeAdmin {
         Box::pin(async move { self.migrate_to(name, &request).await })
     }
 
+    fn let_go_on_write<'a>(&'a self, name: &'a str, request: OnWrite) -> BoxFuture<'a, Result<OnWriteStatus, Error>> {
+        Box::pin(async move { self.let_go_on_write(name, &request).await })
+    }
+
+    fn cancel_migrate<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CancelledMigrate, Error>> {
+        Box::pin(self.cancel_handover(name))
+    }
+
     fn take_over<'a>(&'a self, name: &'a str, request: AskTakeover) -> BoxFuture<'a, Result<TakeoverReport, Error>> {
         Box::pin(self.take_over_volume(name, request))
     }
@@ -281,12 +289,14 @@ impl ForwardedAdmin for NodeAdmin {
         Box::pin(async move {
             match request {
                 AdminForward::Status { volume } => json(&self.status_here(self.owned(volume).await?).await?),
-                AdminForward::Migrate { volume, to } => {
-                    json(&self.migrate_here(self.owned(volume).await?, to, false).await?)
+                AdminForward::Migrate { volume, to, synced, deadline_ms } => {
+                    let how = How { synced, deadline: deadline_ms.map(Duration::from_millis), ..How::default() };
+                    json(&self.migrate_here(self.owned(volume).await?, to, how).await?)
                 }
-                AdminForward::MigrateSynced { volume, to } => {
-                    json(&self.migrate_here(self.owned(volume).await?, to, true).await?)
+                AdminForward::HandOverOnWrite { volume, to } => {
+                    json(&self.hand_over_on_write(self.owned(volume).await?, to).await?)
                 }
+                AdminForward::CancelMigrate { volume } => json(&self.cancel_here(self.owned(volume).await?).await?),
                 AdminForward::Scrub { action, volume } => json(&self.scrub_here(action, volume).await?),
                 AdminForward::Space => json(&self.space_here().await?),
                 AdminForward::Snapshots { volume } => json(&self.snapshots_here(self.owned(volume).await?).await?),

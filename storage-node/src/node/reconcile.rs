@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use client_lib::transport::Transport;
@@ -193,6 +194,7 @@ impl Reconciler {
         volume.sizes.want(meta.size);
         volume.flushes.follow(meta, state);
         volume.pace.follow(meta.rpo);
+        volume.may_come.store(meta.on_write == Some(self.me), Ordering::Relaxed);
         let is_done = view.epoch >= meta.epoch && view.phase != Phase::Activating;
         if !is_done {
             volume.standing.heard(meta);
@@ -303,7 +305,7 @@ impl Reconciler {
             let filled = async {
                 backfill.puller.backfill().await?;
                 // What was fetched counts as held when it is synced.
-                backfill.shard.flush(backfill.id).await.map_err(store_failure)
+                backfill.shard.sync(backfill.id).await.map_err(store_failure)
             };
             match filled.await {
                 Ok(_) => {

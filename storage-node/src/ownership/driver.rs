@@ -22,6 +22,7 @@ use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::propagation::manifest::Manifest;
 use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::{ServedVolume, store_failure};
+use crate::shard::handle::FreezeWhen;
 
 /// How long the destination may take to answer the last manifest before the handover is given up.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(10);
@@ -160,6 +161,7 @@ pub struct Driver {
     cancel: CancellationToken,
     /// Where the destination is, if it must hold everything first.
     synced: Option<Arc<Watermarks>>,
+    when: FreezeWhen,
     caught_up: Duration,
     position: ReplicaPosition,
     digest: u64,
@@ -176,7 +178,8 @@ impl Driver {
         cancel: CancellationToken,
     ) -> Driver {
         let (position, caught_up) = (ReplicaPosition::default(), Duration::ZERO);
-        Driver { volume, to, epoch, log, cancel, synced: None, caught_up, position, digest: 0 }
+        let when = FreezeWhen::Always;
+        Driver { volume, to, epoch, log, cancel, synced: None, when, caught_up, position, digest: 0 }
     }
 
     /// The same, but the volume is handed over only when the destination holds everything, as `watermarks` tells: from then on the
@@ -184,6 +187,12 @@ impl Driver {
     #[must_use]
     pub fn synced(self, watermarks: Arc<Watermarks>) -> Driver {
         Driver { synced: Some(watermarks), ..self }
+    }
+
+    /// The same, but the volume is handed over only as a virtual machine that was stopped leaves it: flushed, with nothing under way.
+    #[must_use]
+    pub fn flushed(self) -> Driver {
+        Driver { when: FreezeWhen::Flushed, ..self }
     }
 
     /// Hands over, or leaves the volume where it was and says why.
@@ -199,7 +208,10 @@ impl Driver {
         let asked = Instant::now();
         self.catch_up(None).await?;
         self.caught_up = asked.elapsed();
-        self.send_manifest().await?;
+        if self.when == FreezeWhen::Always {
+            // Else nobody writes, so nobody would be held up by what is sent frozen.
+            self.send_manifest().await?;
+        }
 
         let began = Instant::now();
         let mut machine = Handover::new(self.to, self.epoch);
@@ -239,7 +251,7 @@ impl Driver {
 
     async fn carry_out(&mut self, step: Effect) -> Event {
         match step {
-            Effect::Freeze => match self.volume.shard.freeze(self.volume.id).await {
+            Effect::Freeze => match self.volume.shard.freeze(self.volume.id, self.when).await {
                 Ok(final_lsn) => Event::Frozen(final_lsn),
                 Err(error) => Event::Failed(store_failure(error)),
             },

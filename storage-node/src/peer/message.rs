@@ -68,8 +68,8 @@ pub enum PeerRequest {
 pub enum AdminForward {
     /// Status of a volume.
     Status { volume: VolumeId },
-    /// Hand a volume over to a node.
-    Migrate { volume: VolumeId, to: client_lib::NodeId },
+    /// Hand a volume over to a node: with `synced` once that holds everything, with `deadline_ms` not later than so long from now.
+    Migrate { volume: VolumeId, to: client_lib::NodeId, synced: bool, deadline_ms: Option<u64> },
     /// Give a volume another size; a smaller one only with `shrink`.
     Resize { volume: VolumeId, size: client_lib::VolumeSize, shrink: bool },
     /// The snapshots of a volume.
@@ -90,8 +90,10 @@ pub enum AdminForward {
     Space,
     /// The scrub of a volume at the node, or of all that it stores.
     Scrub { action: ScrubAction, volume: Option<VolumeId> },
-    /// Hand a volume over to a node once that holds everything.
-    MigrateSynced { volume: VolumeId, to: client_lib::NodeId },
+    /// Hand a volume over to a node where it is written, if it may go there and nobody uses it here.
+    HandOverOnWrite { volume: VolumeId, to: client_lib::NodeId },
+    /// End a handover that has not been proposed yet.
+    CancelMigrate { volume: VolumeId },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

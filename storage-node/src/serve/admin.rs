@@ -3,9 +3,9 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AskTakeover, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate, MigrateReport,
-    NodeSpace, OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress,
-    TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AskTakeover, CancelledMigrate, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate,
+    MigrateReport, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus,
+    SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
 use crate::shard::scrub::ScrubAction;
@@ -26,6 +26,12 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Hands a volume over.
     fn migrate<'a>(&'a self, name: &'a str, request: Migrate) -> BoxFuture<'a, Result<MigrateReport, Error>>;
+
+    /// Lets a volume go to a node when it is written there, as long as its present ownership lasts.
+    fn let_go_on_write<'a>(&'a self, name: &'a str, request: OnWrite) -> BoxFuture<'a, Result<OnWriteStatus, Error>>;
+
+    /// Ends a handover under way, if it is not proposed yet, and takes back that the volume may go by a write.
+    fn cancel_migrate<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CancelledMigrate, Error>>;
 
     /// Takes a volume over from an owner that is lost, once its lease is out.
     fn take_over<'a>(&'a self, name: &'a str, request: AskTakeover) -> BoxFuture<'a, Result<TakeoverReport, Error>>;

@@ -9,7 +9,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use client_lib::wire::admin::{
-    AskTakeover, ChangePolicy, CloneSnapshot, CreateSnapshot, CreateVolume, Failure, Migrate, Rejoin, Resize, RollBack,
+    AskTakeover, ChangePolicy, CloneSnapshot, CreateSnapshot, CreateVolume, Failure, Migrate, OnWrite, Rejoin, Resize,
+    RollBack,
 };
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
@@ -86,7 +87,8 @@ fn router(admin: Arc<dyn Admin>) -> Router {
     Router::new()
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", get(volume).delete(delete))
-        .route("/v1/volumes/{name}/migrate", post(migrate))
+        .route("/v1/volumes/{name}/migrate", post(migrate).delete(cancel_migrate))
+        .route("/v1/volumes/{name}/on-write", post(let_go_on_write))
         .route("/v1/volumes/{name}/takeover", get(takeover).post(take_over))
         .route("/v1/volumes/{name}/rejoin", post(rejoin))
         .route("/v1/volumes/{name}/policy", get(policy).post(set_policy))
@@ -118,6 +120,14 @@ async fn volume(State(admin): Shared, Path(name): Path<String>) -> Response {
 
 async fn delete(State(admin): Shared, Path(name): Path<String>) -> Response {
     answer(admin.delete_volume(&name).await)
+}
+
+async fn cancel_migrate(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.cancel_migrate(&name).await)
+}
+
+async fn let_go_on_write(State(admin): Shared, Path(name): Path<String>, Json(request): Json<OnWrite>) -> Response {
+    answer(admin.let_go_on_write(&name, request).await)
 }
 
 async fn migrate(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Migrate>) -> Response {

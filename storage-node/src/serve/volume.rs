@@ -35,6 +35,7 @@ use crate::volume::Moment;
 use crate::volume::ledger::Origin;
 
 mod flush;
+mod on_write;
 
 /// How long an operation waits for an owner that cannot be reached before it fails. Long enough for a node
 /// to restart and recover; a guest's own disk time-out is usually 30 s, so a dead link shows there first.
@@ -79,6 +80,10 @@ pub struct ServedVolume {
     metadata: Arc<NewestMetadata>,
     /// Whether writes were passed on that a FLUSH here must make durable there.
     forwarded: AtomicBool,
+    /// Whether it comes here when it is written here, as far as this node has heard.
+    pub may_come: AtomicBool,
+    /// Held while the owner is asked for the volume, because it is written here.
+    coming: tokio::sync::Mutex<()>,
 }
 
 /// What a served request came to when it has to be tried again or elsewhere.
@@ -117,6 +122,8 @@ impl ServedVolume {
             peers,
             metadata,
             forwarded: AtomicBool::new(false),
+            may_come: AtomicBool::new(false),
+            coming: tokio::sync::Mutex::default(),
         })
     }
 
@@ -418,23 +425,16 @@ impl ServedVolume {
             Ok(message) => return Err(unexpected(view.owner, &message.head)),
             Err(error) => Error::from(error),
         };
+        self.wait_for_owner(view, error, patience).await
+    }
+
+    /// Waits a moment for what failed with `error` to be worth another attempt, or fails.
+    async fn wait_for_owner(&self, view: View, error: Error, patience: &mut Patience) -> Result<(), Error> {
         if patience.exhausted() {
             return Err(error);
         }
         self.gate.changed_from(view, RETRY_PAUSE).await;
         Ok(())
-    }
-
-    /// Waits until this node has heard of an epoch newer than that of `view`, if there is one.
-    ///
-    /// # Errors
-    /// `NotOwner` when `view` is the newest: whoever wants to write here has to move the volume first.
-    async fn overtaken(&self, view: View) -> Result<(), Error> {
-        match self.metadata.get().await?.volume(self.id) {
-            Some(meta) if meta.epoch > view.epoch => self.gate.settled(meta.epoch).await.map(drop),
-            Some(_) => Err(self.not_owner(view)),
-            None => Err(Error::new(ErrorKind::Closed, format!("volume {} was deleted", self.name))),
-        }
     }
 
     fn not_owner(&self, view: View) -> Error {
@@ -539,7 +539,10 @@ pub fn store_failure(error: StoreError) -> Error {
         StoreError::UnknownVolume(_) | StoreError::Stopped => ErrorKind::Closed,
         StoreError::NotOwner { .. } => ErrorKind::NotOwner,
         StoreError::BeyondEnd { .. } | StoreError::SmallerThanSnapshot { .. } => ErrorKind::InvalidRequest,
-        StoreError::Frozen(_) | StoreError::Resizing(_) | StoreError::StillFetching { .. } => ErrorKind::Busy,
+        StoreError::Frozen(_)
+        | StoreError::Resizing(_)
+        | StoreError::StillFetching { .. }
+        | StoreError::NotFlushed(_) => ErrorKind::Busy,
         StoreError::UnknownSnapshot { .. } => ErrorKind::NotFound,
         StoreError::TooManySnapshots(_) => ErrorKind::InvalidRequest,
         StoreError::Stale { .. } | StoreError::ManifestGap { .. } => ErrorKind::Unavailable,

@@ -6,7 +6,7 @@
 use client_lib::{Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 
 use super::core::Core;
-use super::handle::{Role, SealedDelta, StoreError, VolumeReport};
+use super::handle::{FreezeWhen, Role, SealedDelta, StoreError, VolumeReport};
 use super::run::{Reply, VolumeRun};
 use super::sync::Done;
 use crate::log::Entry;
@@ -99,12 +99,24 @@ impl Core {
         self.finish_freeze(volume);
     }
 
-    pub(super) fn freeze(&mut self, volume: VolumeId, reply: Reply<Lsn>) {
+    /// A client flushes the volume.
+    pub(super) fn note_flush(&mut self, volume: VolumeId) {
+        if let Some(run) = self.volumes.get_mut(&volume)
+            && run.is_quiet()
+        {
+            run.flushed = run.head;
+        }
+    }
+
+    pub(super) fn freeze(&mut self, volume: VolumeId, when: FreezeWhen, reply: Reply<Lsn>) {
         let Some(run) = self.volumes.get_mut(&volume) else {
             return Done::Durable(reply).fail(StoreError::UnknownVolume(volume));
         };
         if let Err(error) = run.require_owner() {
             return Done::Durable(reply).fail(error);
+        }
+        if when == FreezeWhen::Flushed && !run.frozen && !run.is_flushed() {
+            return Done::Durable(reply).fail(StoreError::NotFlushed(volume));
         }
         run.frozen = true;
         run.freezers.push(reply);

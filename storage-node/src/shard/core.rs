@@ -270,14 +270,18 @@ impl Core {
             }
             Request::Ledger { volume, reply } => drop(reply.send(self.ledger(volume))),
             Request::NoteLedger { volume, news, reply } => self.note_ledger(volume, news, reply),
-            Request::Flush { volume, reply } => self.syncs.wait(volume, Done::Durable(reply)),
+            Request::Flush { volume, reply } => {
+                self.note_flush(volume);
+                self.syncs.wait(volume, Done::Durable(reply));
+            }
+            Request::Sync { volume, reply } => self.syncs.wait(volume, Done::Durable(reply)),
             Request::Extents { volume, moment, offset, length, reply } => {
                 drop(reply.send(self.extents(volume, moment, offset, length)));
             }
             Request::Activate { volume, epoch, acts_under, reply } => self.activate(volume, epoch, acts_under, reply),
             Request::Arm { volume, epoch, acts_under, reply } => drop(reply.send(self.arm(volume, epoch, acts_under))),
             Request::Deactivate { volume, epoch, reply } => self.deactivate(volume, epoch, reply),
-            Request::Freeze { volume, reply } => self.freeze(volume, reply),
+            Request::Freeze { volume, when, reply } => self.freeze(volume, when, reply),
             Request::Thaw { volume, reply } => drop(reply.send(self.thaw(volume))),
             Request::SealManifest { volume, from, after, delta_from, reply } => {
                 self.seal_manifest(SealJob { volume, from, after, delta_from, reply });
@@ -480,6 +484,7 @@ impl Core {
                         run.role = run.state.role;
                         if *owner {
                             run.frozen = false;
+                            run.flushed = run.state.known;
                             run.head = run.state.known;
                             run.known = run.state.known;
                         }

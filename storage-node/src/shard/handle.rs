@@ -40,6 +40,9 @@ pub enum StoreError {
     /// Writes are held while the volume is handed over: wait for the outcome, then try again.
     #[error("volume {0} is frozen for a handover")]
     Frozen(VolumeId),
+    /// Something was written since the last flush, or is under way.
+    #[error("volume {0} is in use where it is: something was written there since the last flush")]
+    NotFlushed(VolumeId),
     /// The range lies beyond the end.
     #[error("{length} bytes at {offset} lie beyond the end of volume {volume}, which has {} bytes", size.bytes())]
     BeyondEnd {
@@ -189,6 +192,17 @@ pub struct VolumeReport {
     pub fault: Option<String>,
 }
 
+/// When a volume may be frozen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FreezeWhen {
+    /// At once.
+    #[default]
+    Always,
+    /// When the last that clients did was a flush, or nothing yet, and nothing of theirs is under way: as a virtual machine
+    /// leaves its disk that was stopped.
+    Flushed,
+}
+
 /// What a snapshot that was made has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MadeSnapshot {
@@ -287,11 +301,12 @@ pub enum Request {
     Ledger { volume: VolumeId, reply: Reply<LedgerNews> },
     NoteLedger { volume: VolumeId, news: LedgerNews, reply: Reply<()> },
     Flush { volume: VolumeId, reply: Reply<Lsn> },
+    Sync { volume: VolumeId, reply: Reply<Lsn> },
     Extents { volume: VolumeId, moment: Moment, offset: u64, length: u64, reply: Reply<Vec<MappedExtent>> },
     Activate { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<VolumeReport> },
     Arm { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<()> },
     Deactivate { volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport> },
-    Freeze { volume: VolumeId, reply: Reply<Lsn> },
+    Freeze { volume: VolumeId, when: FreezeWhen, reply: Reply<Lsn> },
     Thaw { volume: VolumeId, reply: Reply<()> },
     SealManifest { volume: VolumeId, from: Lsn, after: SnapshotId, delta_from: Option<Lsn>, reply: Reply<Sealed> },
     PinSnapshot { volume: VolumeId, snapshot: SnapshotId, from: Lsn, reply: Reply<SealedDelta> },
@@ -538,6 +553,11 @@ impl ShardHandle {
         self.ask(|reply| Request::Flush { volume, reply }).await
     }
 
+    /// As [`flush`](Self::flush), and not taken for one of a client ([`FreezeWhen::Flushed`]).
+    pub async fn sync(&self, volume: VolumeId) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::Sync { volume, reply }).await
+    }
+
     /// What is mapped in a range, as the owner, or of a snapshot in either role.
     pub async fn extents(
         &self,
@@ -578,8 +598,11 @@ impl ShardHandle {
     }
 
     /// Refuses new writes with `Frozen`, waits for those under way, syncs, and returns the final LSN. Idempotent.
-    pub async fn freeze(&self, volume: VolumeId) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Freeze { volume, reply }).await
+    ///
+    /// # Errors
+    /// `NotFlushed` when it is to be frozen only after a flush, and something was written since; `NotOwner`.
+    pub async fn freeze(&self, volume: VolumeId, when: FreezeWhen) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::Freeze { volume, when, reply }).await
     }
 
     /// Ends a freeze without a change of owner.

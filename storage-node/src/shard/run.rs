@@ -54,6 +54,8 @@ pub(super) struct VolumeRun {
     pub(super) shrink: Option<Shrink>,
     pub(super) rollback: Option<RollbackJob>,
     pub(super) frozen: bool,
+    /// Owner: the newest write when it was flushed last, with nothing under way.
+    pub(super) flushed: Lsn,
     /// The number of lapses under which the ownership was taken up.
     pub(super) acts_under: Option<u64>,
     /// Answers that wait for the node's lease.
@@ -91,6 +93,7 @@ impl VolumeRun {
             shrink: None,
             rollback: None,
             frozen: false,
+            flushed: state.known,
             acts_under: None,
             held: Vec::new(),
             freezers: Vec::new(),
@@ -106,6 +109,11 @@ impl VolumeRun {
     /// Whether no write is under way.
     pub(super) fn is_quiet(&self) -> bool {
         self.flights.is_empty() && self.merging.is_empty() && self.waiting.is_empty() && self.held.is_empty()
+    }
+
+    /// Whether the last that was done to it was a flush, and nothing is under way.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.is_quiet() && self.flushed == self.head
     }
 
     /// Refuses what only an owner may do.

@@ -6,6 +6,7 @@ mod clone;
 mod crash;
 mod damage;
 mod faults;
+mod freeze;
 mod lease;
 mod ledger;
 mod model;

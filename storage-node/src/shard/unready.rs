@@ -99,6 +99,7 @@ impl Request {
             | Request::Zero { volume, .. }
             | Request::NoteLedger { volume, .. }
             | Request::Flush { volume, .. }
+            | Request::Sync { volume, .. }
             | Request::Extents { volume, .. }
             | Request::Activate { volume, .. }
             | Request::Arm { volume, .. }

@@ -132,13 +132,17 @@ struct Guest {
 
 impl Guest {
     async fn run(self) {
+        let mut wrote = false;
         while !self.guests.is_over() {
             let Some((number, session)) = self.connection().await else {
                 pause(300).await;
                 continue;
             };
             let is_writer = self.guests.runs_at(&self.name, self.node);
+            // A machine flushes its disk when it is stopped.
+            let stops = std::mem::replace(&mut wrote, is_writer) && !is_writer;
             let failed = match random::bits() % 100 {
+                _ if stops => self.flush(number, &*session).await.err(),
                 choice if !is_writer && choice < 80 => None,
                 _ if !is_writer => self.read(number, &*session).await.err(),
                 0..45 => self.write(number, &*session, random::bits().is_multiple_of(8)).await.err(),

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use client_lib::NodeId;
-use client_lib::wire::admin::{AskTakeover, CreateSnapshot, Migrate, Rejoin};
+use client_lib::wire::admin::{AskTakeover, CreateSnapshot, Migrate, OnWrite, Rejoin};
 
 use super::checks::positions;
 use super::machine::Running;
@@ -208,15 +208,24 @@ impl Story {
         let holders: Vec<NodeId> = serving.iter().copied().filter(|id| world.is_founder(*id)).collect();
         let (Some(to), Some(asked)) = (Self::some_of(world, &holders), Self::some_of(world, &serving)) else { return };
         let moves = world.draw.happens(700);
-        world.history.tell(world.now, format!("{volume} from {from} to {to}, asked of {asked}, moves: {moves}"));
+        // The volume follows the machine by itself, or is told to go first.
+        let on_write = moves && from != to && world.draw.happens(400);
+        let how = if on_write { "when it is written" } else { "now" };
+        world.history.tell(world.now, format!("{volume} from {from} to {to} {how}, asked of {asked}, moves: {moves}"));
         if moves {
             world.guests.place(&volume, None);
         }
-        let (name, request) =
-            (volume.clone(), Migrate { to: NAMES[to.0 as usize - 1].into(), synced: false, accept_unmet: false });
+        let (name, destination) = (volume.clone(), NAMES[to.0 as usize - 1].to_owned());
         let done = world.ask(asked, |running| {
             let admin = running.parts.admin.clone();
-            async move { admin.migrate(&name, request).await.map(|_| to).map_err(text) }
+            async move {
+                if on_write {
+                    let request = OnWrite { to: destination, accept_unmet: false };
+                    return admin.let_go_on_write(&name, request).await.map(|_| to).map_err(text);
+                }
+                let request = Migrate { to: destination, synced: false, accept_unmet: false, deadline_ms: None };
+                admin.migrate(&name, request).await.map(|_| to).map_err(text)
+            }
         });
         let until = world.now + Duration::from_secs(60);
         self.errands.push(Errand { volume, from: Some(from), to, moves, done, until });

@@ -171,11 +171,30 @@ impl OwnershipLog for TestLog {
     }
 }
 
-struct NoAdmin;
+/// Lets volumes go that are written elsewhere, and nothing else.
+struct TestAdmin {
+    volumes: Arc<Volumes>,
+    log: Arc<TestLog>,
+    /// One handover at a time.
+    handing_over: tokio::sync::Mutex<()>,
+}
 
-impl ForwardedAdmin for NoAdmin {
-    fn forwarded(&self, _request: AdminForward) -> BoxFuture<'_, Result<String, Error>> {
-        Box::pin(async { Err(Error::new(ErrorKind::InvalidRequest, "not in this test")) })
+impl ForwardedAdmin for TestAdmin {
+    fn forwarded(&self, request: AdminForward) -> BoxFuture<'_, Result<String, Error>> {
+        Box::pin(async move {
+            let AdminForward::HandOverOnWrite { volume, to } = request else {
+                return Err(Error::new(ErrorKind::InvalidRequest, "not in this test"));
+            };
+            let busy = |_| Error::new(ErrorKind::Busy, "is being handed over");
+            let _turn = self.handing_over.try_lock().map_err(busy)?;
+            let served = self.volumes.get(volume).expect("is served");
+            let view = served.gate.settled(Epoch(0)).await?;
+            if view.owner != self.log.me {
+                return Err(Error::new(ErrorKind::Unavailable, "is not here"));
+            }
+            let driver = Driver::new(served, to, view.epoch, self.log.clone(), CancellationToken::new());
+            driver.flushed().run().await.map(|_| "{}".to_owned())
+        })
     }
 }
 
@@ -245,7 +264,9 @@ impl Cluster {
             let log = Arc::new(TestLog { meta: meta.clone(), me: NodeId(id), lose_answers: false });
             let reconciler =
                 Arc::new(Reconciler::new(NodeId(id), volumes.clone(), Arc::new(shards), peers, newest, log, overrides));
-            assert!(service.0.set(PeerServer::new(volumes.clone(), Arc::new(NoAdmin))).is_ok());
+            let log = Arc::new(TestLog { meta: meta.clone(), me: NodeId(id), lose_answers: false });
+            let admin = TestAdmin { volumes: volumes.clone(), log, handing_over: tokio::sync::Mutex::default() };
+            assert!(service.0.set(PeerServer::new(volumes.clone(), Arc::new(admin))).is_ok());
             let (hearing, heard) = meta.follow();
             let running = tokio::spawn(reconciler.clone().run(heard));
             let node = TestNode {

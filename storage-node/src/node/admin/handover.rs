@@ -1,15 +1,18 @@
 //! Handovers, as an administrator asks for them; and that a volume changes in one way at a time.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use client_lib::wire::admin::{Migrate, MigrateReport};
+use client_lib::wire::admin::{CancelledMigrate, Migrate, MigrateReport, OnWrite, OnWriteStatus};
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
+use consensus::{Command, MetaState, Response, Volume};
 use tokio_util::sync::CancellationToken;
 
 use super::durability::require_possible;
 use super::names::{name_of, node_named, volume_named};
-use super::{NodeAdmin, moved};
+use super::{NodeAdmin, deleted, moved, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::ownership::driver::Driver;
 use crate::peer::message::AdminForward;
@@ -19,34 +22,18 @@ impl NodeAdmin {
     pub(super) async fn migrate_to(&self, name: &str, request: &Migrate) -> Result<MigrateReport, Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let volume = volume_named(&state, name)?;
-        let to = node_named(&state, &request.to)?;
-        if volume.owner != to && !volume.replicas.contains(&to) {
-            return Err(Error::new(
-                ErrorKind::InvalidRequest,
-                format!(
-                    "node {} holds no replica of volume {name}; its replicas are at {}",
-                    name_of(&state, to),
-                    volume.replicas.iter().map(|node| name_of(&state, *node)).collect::<Vec<_>>().join(", ")
-                ),
-            ));
-        }
-        if volume.owner != to && !request.accept_unmet {
-            let replicas = volume.replicas.iter().copied().chain([volume.owner]).filter(|node| *node != to);
-            require_possible(&state, name, volume.durability.class, to, replicas)?;
-        }
-        let (volume, synced) = (volume.id, request.synced);
-        let forward = match synced {
-            true => AdminForward::MigrateSynced { volume, to },
-            false => AdminForward::Migrate { volume, to },
-        };
-        self.at_owner(volume, forward, |served| self.migrate_here(served, to, synced)).await
+        let to = self.destination(&state, volume, &request.to, request.accept_unmet)?;
+        let (volume, synced, deadline_ms) = (volume.id, request.synced, request.deadline_ms);
+        let forward = AdminForward::Migrate { volume, to, synced, deadline_ms };
+        let how = How { synced, deadline: deadline_ms.map(Duration::from_millis), ..How::default() };
+        self.at_owner(volume, forward, |served| self.migrate_here(served, to, how)).await
     }
 
     pub(super) async fn migrate_here(
         &self,
         volume: Arc<ServedVolume>,
         to: NodeId,
-        synced: bool,
+        how: How,
     ) -> Result<MigrateReport, Error> {
         let view = volume.gate.view();
         if to == self.this.id {
@@ -54,21 +41,33 @@ impl NodeAdmin {
             let epoch = view.epoch.0;
             return Ok(MigrateReport { handover_ms: 0.0, epoch, stale_bytes_at_handover: 0, caught_up_seconds: 0.0 });
         }
-        let busy = Busy::begin(self.busy.clone(), &volume)?;
-        let driver = Driver::new(volume.clone(), to, view.epoch, self.ownership.clone(), CancellationToken::new());
-        let driver = match (synced, self.reconciler.watermarks(volume.id)) {
+        let cancel = CancellationToken::new();
+        let busy = Busy::handing_over(self.busy.clone(), &volume, cancel.clone())?;
+        let driver = Driver::new(volume.clone(), to, view.epoch, self.ownership.clone(), cancel.clone());
+        let driver = match (how.synced, self.reconciler.watermarks(volume.id)) {
             (false, _) => driver,
             (true, Some(watermarks)) => driver.synced(watermarks),
             (true, None) => return Err(moved(volume.id)),
         };
+        let driver = if how.flushed { driver.flushed() } else { driver };
         // A task of its own: it goes on, and stays marked, when the one who asked stops waiting.
-        let task = tokio::spawn(async move {
+        let mut task = tokio::spawn(async move {
             let _busy = busy;
             driver.run().await
         });
-        let report = task
-            .await
-            .map_err(|error| Error::new(ErrorKind::Internal, "the handover ended early").caused_by(error))??;
+        let ended = match how.deadline {
+            None => (&mut task).await,
+            Some(deadline) => match tokio::time::timeout(deadline, &mut task).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    // Once it is proposed it goes on all the same.
+                    cancel.cancel();
+                    (&mut task).await.map(|outcome| outcome.map_err(|error| in_time(&volume, deadline, error)))
+                }
+            },
+        };
+        let report =
+            ended.map_err(|error| Error::new(ErrorKind::Internal, "the handover ended early").caused_by(error))??;
         tracing::info!(volume = %volume.name, epoch = %report.epoch, to = %to, held = ?report.held, stale_bytes = report.stale_bytes, "handed over");
         Ok(MigrateReport {
             handover_ms: report.held.as_secs_f64() * 1000.0,
@@ -77,24 +76,140 @@ impl NodeAdmin {
             caught_up_seconds: report.caught_up.as_secs_f64(),
         })
     }
+
+    /// Lets a volume go to a node when it is written there.
+    pub(super) async fn let_go_on_write(&self, name: &str, request: &OnWrite) -> Result<OnWriteStatus, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?;
+        let to = self.destination(&state, volume, &request.to, request.accept_unmet)?;
+        if volume.owner == to {
+            let what = format!("volume {name} is at node {} already, and is written there as it is", request.to);
+            return Err(Error::new(ErrorKind::InvalidRequest, what));
+        }
+        self.set_on_write(volume.id, Some(to)).await?;
+        Ok(OnWriteStatus { to: request.to.clone(), epoch: volume.epoch.0 })
+    }
+
+    async fn set_on_write(&self, volume: VolumeId, to: Option<NodeId>) -> Result<(), Error> {
+        match self.meta.propose(Command::SetOnWrite { volume, to }, METADATA_DEADLINE).await?.into_result()? {
+            Response::PolicySet => Ok(()),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    /// Hands a volume over to the node that asks because it is written there.
+    pub(super) async fn hand_over_on_write(
+        &self,
+        volume: Arc<ServedVolume>,
+        to: NodeId,
+    ) -> Result<MigrateReport, Error> {
+        // As far as this node has heard: it hears of it before a withdrawal is reported done.
+        let state = self.meta.state();
+        let meta = state.volume(volume.id).ok_or_else(|| deleted(&volume))?;
+        if meta.on_write != Some(to) || meta.owner != self.this.id {
+            let what = format!("volume {} may not go to node {} by a write there", meta.name, name_of(&state, to));
+            return Err(Error::new(ErrorKind::NotOwner, what));
+        }
+        self.migrate_here(volume, to, How { flushed: true, ..How::default() }).await
+    }
+
+    /// Ends a handover of a volume that is under way and not proposed yet, and takes back that it may go by a write.
+    pub(super) async fn cancel_handover(&self, name: &str) -> Result<CancelledMigrate, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?;
+        let on_write = volume.on_write.map(|to| name_of(&state, to));
+        if on_write.is_some() {
+            self.set_on_write(volume.id, None).await?;
+        }
+        let forward = AdminForward::CancelMigrate { volume: volume.id };
+        let handover = self.at_owner(volume.id, forward, |served| self.cancel_here(served)).await?;
+        Ok(CancelledMigrate { handover, on_write })
+    }
+
+    /// Whether there was a handover that may be ended still; its outcome is told to whoever asked for it.
+    pub(super) async fn cancel_here(&self, volume: Arc<ServedVolume>) -> Result<bool, Error> {
+        // So that no write at the other node can begin one any more.
+        self.meta.linearizable(METADATA_DEADLINE).await?;
+        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Some(cancel)) = busy.get(&volume.id) else { return Ok(false) };
+        cancel.cancel();
+        Ok(true)
+    }
+
+    /// The node `to`, if the volume may go there.
+    fn destination(&self, state: &MetaState, volume: &Volume, to: &str, accept_unmet: bool) -> Result<NodeId, Error> {
+        let (name, to) = (volume.name.as_str(), node_named(state, to)?);
+        if volume.owner != to && !volume.replicas.contains(&to) {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                format!(
+                    "node {} holds no replica of volume {name}; its replicas are at {}",
+                    name_of(state, to),
+                    volume.replicas.iter().map(|node| name_of(state, *node)).collect::<Vec<_>>().join(", ")
+                ),
+            ));
+        }
+        if volume.owner != to && !accept_unmet {
+            let replicas = volume.replicas.iter().copied().chain([volume.owner]).filter(|node| *node != to);
+            require_possible(state, name, volume.durability.class, to, replicas)?;
+        }
+        Ok(to)
+    }
 }
+
+/// How a volume is handed over.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct How {
+    /// Only when the new owner holds everything.
+    pub(super) synced: bool,
+    /// Only as a virtual machine that was stopped leaves it.
+    pub(super) flushed: bool,
+    /// Not later than so long after it was asked for.
+    pub(super) deadline: Option<Duration>,
+}
+
+/// What is said of a handover that was ended because its time was over.
+fn in_time(volume: &ServedVolume, deadline: Duration, error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Closed => Error::new(
+            ErrorKind::Unavailable,
+            format!("volume {} could not be handed over within {deadline:?}, and stays where it is", volume.name),
+        ),
+        _ => error,
+    }
+}
+
+/// The volumes that are being changed, and how a handover among that is ended.
+pub(in crate::node) type BusyVolumes = Arc<Mutex<BTreeMap<VolumeId, Option<CancellationToken>>>>;
 
 /// Marks a volume as being handed over, taken over or resized; another such request meanwhile is refused.
 pub(in crate::node) struct Busy {
-    busy: Arc<Mutex<BTreeSet<VolumeId>>>,
+    busy: BusyVolumes,
     volume: VolumeId,
 }
 
 impl Busy {
-    pub(in crate::node) fn begin(busy: Arc<Mutex<BTreeSet<VolumeId>>>, volume: &ServedVolume) -> Result<Busy, Error> {
-        if !busy.lock().unwrap_or_else(PoisonError::into_inner).insert(volume.id) {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!(
-                    "volume {} is being handed over, taken over or resized already; wait for that to end",
-                    volume.name
-                ),
-            ));
+    pub(in crate::node) fn begin(busy: BusyVolumes, volume: &ServedVolume) -> Result<Busy, Error> {
+        Busy::with(busy, volume, None)
+    }
+
+    /// Of a handover that `cancel` ends.
+    fn handing_over(busy: BusyVolumes, volume: &ServedVolume, cancel: CancellationToken) -> Result<Busy, Error> {
+        Busy::with(busy, volume, Some(cancel))
+    }
+
+    fn with(busy: BusyVolumes, volume: &ServedVolume, cancel: Option<CancellationToken>) -> Result<Busy, Error> {
+        match busy.lock().unwrap_or_else(PoisonError::into_inner).entry(volume.id) {
+            Entry::Vacant(place) => drop(place.insert(cancel)),
+            Entry::Occupied(_) => {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!(
+                        "volume {} is being handed over, taken over or resized already; wait for that to end",
+                        volume.name
+                    ),
+                ));
+            }
         }
         Ok(Busy { busy, volume: volume.id })
     }

@@ -154,6 +154,7 @@ impl NodeAdmin {
             space: self.volume_space(&volume).await?,
             durability,
             rpo: marks.map(|marks| rpo_told(&volume, &marks)).unwrap_or_default(),
+            on_write: meta.on_write.map(|to| name_of(&state, to)),
         })
     }
 }

@@ -4,7 +4,7 @@ use client_lib::BLOCK_SIZE;
 
 use super::rig::{Rig, VOLUME};
 use crate::log::segment::SEGMENT_BYTES_MIN;
-use crate::shard::handle::{Request, StoreError};
+use crate::shard::handle::{FreezeWhen, Request, StoreError};
 
 /// What one write covers: 16 blocks.
 const CHUNK: u64 = 16 * BLOCK_SIZE as u64;
@@ -170,7 +170,7 @@ fn a_store_that_is_truly_full_refuses_writes_and_takes_them_again_after_a_trim()
     for chunk in 0..written / 3 {
         rig.write(chunk * CHUNK, vec![9; CHUNK as usize]).expect("waits for the space and has it");
     }
-    rig.ask(|reply| Request::Freeze { volume: VOLUME, reply }).expect("freezes");
+    rig.ask(|reply| Request::Freeze { volume: VOLUME, when: FreezeWhen::Always, reply }).expect("freezes");
     assert_eq!(rig.read((written - 1) * CHUNK, 4096).expect("reads"), [7; 4096]);
     assert_eq!(rig.read(0, 4096).expect("reads"), [9; 4096]);
 }

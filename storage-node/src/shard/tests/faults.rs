@@ -5,7 +5,7 @@ use client_lib::{BlockIndex, Epoch, VolumeId, VolumeSize};
 use super::rig::{Rig, VOLUME};
 use crate::log::segment::SEGMENT_BYTES_MIN;
 use crate::map::page::Content;
-use crate::shard::handle::{Request, Role, StoreError};
+use crate::shard::handle::{FreezeWhen, Request, Role, StoreError};
 
 const SIZE: u64 = 64 << 20;
 
@@ -76,7 +76,7 @@ fn a_full_disk_refuses_writes_and_goes_on_when_space_is_back() {
     assert_eq!(refused, StoreError::OutOfSpace);
     assert!(written > 4, "{written} MiB were written");
     assert_eq!(rig.read(0, 4096).expect("reads"), [1; 4096]);
-    rig.ask(|reply| Request::Freeze { volume: VOLUME, reply }).expect("freezes");
+    rig.ask(|reply| Request::Freeze { volume: VOLUME, when: FreezeWhen::Always, reply }).expect("freezes");
     rig.ask(|reply| Request::Thaw { volume: VOLUME, reply }).expect("thaws");
     rig.zero(0, SIZE).expect("zeroes");
     rig.activate(2);
@@ -134,7 +134,7 @@ fn only_an_owner_that_is_not_frozen_writes() {
     let lsn = rig.write_block(0, 1).expect("writes");
     assert_eq!(lsn.to_string(), "4.1");
     let answer = rig.send_write(4096, vec![2; 512], false);
-    let frozen = rig.send(|reply| Request::Freeze { volume: VOLUME, reply });
+    let frozen = rig.send(|reply| Request::Freeze { volume: VOLUME, when: FreezeWhen::Always, reply });
     assert_eq!(rig.write_block(2, 3), Err(StoreError::Frozen(VOLUME)));
     assert_eq!(rig.wait(answer).expect("what was under way ends").to_string(), "4.2");
     assert_eq!(rig.wait(frozen).expect("freezes").to_string(), "4.2");

@@ -9,7 +9,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use super::rig::{Rig, VOLUME};
 use crate::ownership::lease::{LeaseCell, Terms};
-use crate::shard::handle::{Request, StoreError};
+use crate::shard::handle::{FreezeWhen, Request, StoreError};
 use crate::volume::Moment;
 
 const LEASE: Duration = Duration::from_secs(8);
@@ -93,7 +93,7 @@ fn a_freeze_waits_for_answers_that_are_held() {
     let (mut rig, clock, cell) = owner();
     let write = rig.send_write(0, vec![1; 4096], false);
     clock.advance(LEASE);
-    let mut freeze = rig.send(|reply| Request::Freeze { volume: VOLUME, reply });
+    let mut freeze = rig.send(|reply| Request::Freeze { volume: VOLUME, when: FreezeWhen::Always, reply });
     turns(&mut rig);
     assert_eq!(freeze.try_recv(), Err(TryRecvError::Empty));
     cell.hold(Terms { lapses: 0, until: LEASE * 2 });

@@ -3,7 +3,7 @@
 use client_lib::{Epoch, Lsn};
 
 use super::rig::{Rig, VOLUME};
-use crate::shard::handle::{Request, StoreError};
+use crate::shard::handle::{FreezeWhen, Request, StoreError};
 use crate::volume::ledger::{LedgerNews, Origin};
 
 const SIZE: u64 = 64 * 4096;
@@ -117,7 +117,7 @@ fn the_next_owner_hears_of_everything_that_a_freeze_waited_for() {
     new.open(SIZE);
     old.write_from(0, 3, 1, false).expect("writes");
     old.write_from(2, 4, 1, false).expect("writes");
-    old.ask(|reply| Request::Freeze { volume: VOLUME, reply }).expect("freezes");
+    old.ask(|reply| Request::Freeze { volume: VOLUME, when: FreezeWhen::Always, reply }).expect("freezes");
     let refused = old.write_from(2, 4, 1, false).expect_err("is frozen, also for what was carried out");
     assert_eq!(refused, StoreError::Frozen(VOLUME));
     let news = old.ledger();

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::rig::{Rig, VOLUME, cases};
 use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
-use crate::shard::handle::{Request, SealedDelta, StoreError};
+use crate::shard::handle::{FreezeWhen, Request, SealedDelta, StoreError};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
 
@@ -258,7 +258,10 @@ impl Pair {
 
     /// Moves the ownership to the replica; it serves at once, whatever is stale.
     fn hand_over(&mut self) {
-        let last = self.owner.ask(|reply| Request::Freeze { volume: VOLUME, reply }).expect("freezes");
+        let last = self
+            .owner
+            .ask(|reply| Request::Freeze { volume: VOLUME, when: FreezeWhen::Always, reply })
+            .expect("freezes");
         self.send_manifest(true);
         assert_eq!(self.replica.report().known, last);
         self.epoch += 1;

@@ -4,7 +4,7 @@ use client_lib::{Epoch, Lsn, VolumeSize};
 
 use super::rig::{Rig, VOLUME, uniform};
 use crate::propagation::manifest::BlockRun;
-use crate::shard::handle::{Request, Role, StoreError};
+use crate::shard::handle::{FreezeWhen, Request, Role, StoreError};
 use crate::volume::layers::Wanted;
 
 const BLOCK: u64 = 4096;
@@ -108,7 +108,7 @@ fn a_shrink_of_another_epoch_drops_nothing() {
 fn a_frozen_volume_is_not_shrunk() {
     let mut rig = owner(64 * BLOCK);
     rig.write_block(40, 1).expect("writes");
-    let last = rig.ask(|reply| Request::Freeze { volume: VOLUME, reply }).expect("freezes");
+    let last = rig.ask(|reply| Request::Freeze { volume: VOLUME, when: FreezeWhen::Always, reply }).expect("freezes");
     assert_eq!(rig.resize(8 * BLOCK), Err(StoreError::Frozen(VOLUME)));
     assert_eq!(rig.report().head, last, "nothing was written");
     rig.ask(|reply| Request::Thaw { volume: VOLUME, reply }).expect("thaws");

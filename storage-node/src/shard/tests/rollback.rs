@@ -4,7 +4,7 @@
 use client_lib::{BLOCK_SIZE, Lsn, SnapshotId};
 
 use super::rig::{Rig, VOLUME, catch_up};
-use crate::shard::handle::{Request, StoreError};
+use crate::shard::handle::{FreezeWhen, Request, StoreError};
 
 /// Pages for several steps.
 const BLOCKS: u32 = 40 * 256;
@@ -46,7 +46,7 @@ fn whatever_is_asked_meanwhile_waits_and_sees_the_snapshot() {
     let earlier = rig.send_write(0, vec![3; 4096], false);
     let rolled = rig.send(|reply| Request::RollBack { volume: VOLUME, snapshot: SnapshotId(1), reply });
     let later = rig.send_write(u64::from(STEP) * 4096, vec![4; 4096], false);
-    let mut frozen = rig.send(|reply| Request::Freeze { volume: VOLUME, reply });
+    let mut frozen = rig.send(|reply| Request::Freeze { volume: VOLUME, when: FreezeWhen::Always, reply });
     let lsn = rig.wait(rolled).expect("is rolled back");
     assert!(rig.wait(earlier).expect("was under way") < lsn);
     assert!(rig.wait(later).expect("is written after it") > lsn);

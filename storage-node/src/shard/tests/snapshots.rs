@@ -9,7 +9,7 @@ use super::rig::{Rig, VOLUME, cases, catch_up};
 use crate::log::segment::SEGMENT_BYTES_MIN;
 use crate::map::page::{Place, Version};
 use crate::propagation::manifest::BlockRun;
-use crate::shard::handle::{Request, StoreError};
+use crate::shard::handle::{FreezeWhen, Request, StoreError};
 use crate::volume::Moment;
 
 /// A segment and a half.
@@ -378,7 +378,7 @@ fn an_owner_that_still_fetches_makes_a_snapshot_and_fills_it_in_later() {
     replica.delete_snapshot(1).expect("is deleted");
     replica.snapshot(3).expect("is made");
     assert!(matches!(replica.snapshot(2), Err(StoreError::UnknownSnapshot { .. })), "ids rise");
-    replica.ask(|reply| Request::Freeze { volume: VOLUME, reply }).expect("freezes");
+    replica.ask(|reply| Request::Freeze { volume: VOLUME, when: FreezeWhen::Always, reply }).expect("freezes");
     assert_eq!(replica.snapshot(4), Err(StoreError::Frozen(VOLUME)));
 }
 

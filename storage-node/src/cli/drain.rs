@@ -1,0 +1,329 @@
+//! `helio node drain`: hands everything that a node owns, or all nodes of a provider, to replicas elsewhere, so that it may be stopped.
+//!
+//! Each volume goes to the replica that lacks least, when that holds everything: nobody needs the drained nodes afterwards. What is
+//! to happen, when it will have happened and what the loss of the next owner would cost then is shown first. Safe to interrupt
+//! and to repeat: what has moved has moved.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure};
+use clap::Args;
+use client_lib::wire::admin::{ClusterStatus, Migrate, MigrateReport, ReplicaStatus, VolumeStatus, VolumeSummary};
+use client_lib::{NodeName, ProviderId};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::Common;
+use super::client::{Client, print_json, print_table};
+use crate::size;
+
+/// Hand everything that a node owns to other nodes, so that it may be stopped
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  helio node drain a --dry-run           # what would go where, and how long that takes\n  helio node drain a\n  helio node drain --provider cloud-1 --to cloud-2-a\n\nVolumes stay in use meanwhile. The node keeps its replicas, and follows again when it is back; nothing keeps volumes from being moved to it or made at it."
+)]
+pub(super) struct Drain {
+    /// The node
+    #[arg(required_unless_present = "provider", conflicts_with = "provider")]
+    node: Option<NodeName>,
+    /// All nodes of this provider
+    #[arg(long)]
+    provider: Option<ProviderId>,
+    /// Where everything goes [default: for each volume the replica that lacks least]
+    #[arg(long, value_name = "NODE")]
+    to: Option<NodeName>,
+    /// Also where a class of durability can never be met
+    #[arg(long)]
+    accept_unmet: bool,
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long it is looked how fast replicas catch up, before it is said how long they will take.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often a replica is looked at that a volume waits for.
+const POLL: Duration = Duration::from_millis(500);
+
+/// What the next owner may lack when the volume's owner is asked: that waits for the rest by itself.
+const LEFT_BYTES_MAX: u64 = 4 << 20;
+
+/// How long a replica may make no progress.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is to happen to a volume.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Step {
+    volume: String,
+    from: String,
+    /// Where it goes; `null` when no replica can have it.
+    to: Option<String>,
+    /// What that lacks, in bytes.
+    behind_bytes: u64,
+    /// In how many seconds it will hold everything, at the rate of a moment ago; `null` when it does not catch up.
+    finish_seconds: Option<f64>,
+    /// How far the best replica that is left then is behind now, in seconds: what the loss of the next owner would cost;
+    /// `null` when none is left.
+    rpo_seconds: Option<f64>,
+}
+
+pub(super) fn run(arguments: &Drain, common: &Common) -> anyhow::Result<()> {
+    let client = Client::find(common)?;
+    let drained = drained(arguments, &client)?;
+    let to = arguments.to.as_ref().map(ToString::to_string);
+    if let Some(to) = to.as_ref().filter(|to| drained.contains(*to)) {
+        bail!("node {to} is to be drained itself");
+    }
+    let owned: Vec<String> = client
+        .get::<Vec<VolumeSummary>>("/v1/volumes")?
+        .into_iter()
+        .filter(|volume| drained.contains(&volume.owner))
+        .map(|volume| volume.name)
+        .collect();
+    let look = || {
+        owned
+            .iter()
+            .map(|volume| client.get(&format!("/v1/volumes/{volume}")))
+            .collect::<anyhow::Result<Vec<VolumeStatus>>>()
+    };
+    let before = look()?;
+    let is_behind = before.iter().any(|status| status.replicas.iter().any(|replica| replica.bytes_behind > 0));
+    let now = if is_behind {
+        std::thread::sleep(LOOK);
+        look()?
+    } else {
+        before.clone()
+    };
+    let steps: Vec<Step> =
+        before.iter().zip(&now).map(|(before, now)| step(before, now, &drained, to.as_deref())).collect();
+    if !arguments.json && !steps.is_empty() {
+        print_plan(&steps);
+    }
+    if !arguments.dry_run {
+        if let Some(stuck) = steps.iter().find(|step| step.to.is_none()) {
+            bail!("volume {} has no replica in reach that could own it: nothing was moved", stuck.volume);
+        }
+        for step in &steps {
+            move_away(step, arguments, &client)?;
+        }
+    }
+    if arguments.json {
+        return print_json(&steps);
+    }
+    let names = drained.iter().cloned().collect::<Vec<_>>().join(", ");
+    if arguments.dry_run || steps.is_empty() {
+        println!("{names}: {} volumes to move", steps.len());
+    }
+    if !arguments.dry_run {
+        still_needed(&drained, &client)?;
+        println!("{names}: owns nothing, and nobody needs it; it can be stopped");
+    }
+    Ok(())
+}
+
+/// The nodes that are to be drained.
+fn drained(arguments: &Drain, client: &Client) -> anyhow::Result<BTreeSet<String>> {
+    let members = client.get::<ClusterStatus>("/v1/cluster")?.members;
+    let is_meant = |name: &str, provider: &str| match (&arguments.node, &arguments.provider) {
+        (Some(node), _) => node.as_str() == name,
+        (None, Some(wanted)) => wanted.as_str() == provider,
+        (None, None) => false,
+    };
+    let drained: BTreeSet<String> = members
+        .iter()
+        .filter(|member| is_meant(&member.name, &member.provider))
+        .map(|member| member.name.clone())
+        .collect();
+    let known = members.iter().map(|member| format!("{} of {}", member.name, member.provider)).collect::<Vec<_>>();
+    ensure!(!drained.is_empty(), "there is no such node; the cluster has {}", known.join(", "));
+    Ok(drained)
+}
+
+/// Plans one volume from two looks at it, [`LOOK`] apart.
+fn step(before: &VolumeStatus, now: &VolumeStatus, drained: &BTreeSet<String>, to: Option<&str>) -> Step {
+    let can_own =
+        |replica: &&ReplicaStatus| replica.reachable && replica.tail.is_none() && !drained.contains(&replica.node);
+    let wanted = |replica: &&ReplicaStatus| to.is_none_or(|to| replica.node == to);
+    let heir = now.replicas.iter().filter(can_own).filter(wanted).min_by_key(|replica| replica.bytes_behind);
+    let behind_bytes = heir.map_or(0, |replica| replica.bytes_behind);
+    let finish_seconds = heir.and_then(|heir| {
+        let earlier = before.replicas.iter().find(|replica| replica.node == heir.node)?.bytes_behind;
+        let gained = earlier.saturating_sub(behind_bytes) as f64 / LOOK.as_secs_f64();
+        match behind_bytes {
+            // No more than what is written in a moment.
+            0..=LEFT_BYTES_MAX => Some(0.0),
+            _ if gained > 0.0 => Some(behind_bytes as f64 / gained),
+            _ => None,
+        }
+    });
+    let rest = now.replicas.iter().filter(can_own).filter(|replica| heir.is_some_and(|heir| heir.node != replica.node));
+    Step {
+        volume: now.name.clone(),
+        from: now.owner.clone(),
+        to: heir.map(|replica| replica.node.clone()),
+        behind_bytes,
+        finish_seconds,
+        rpo_seconds: rest.map(|replica| replica.seconds_behind).min_by(f64::total_cmp),
+    }
+}
+
+fn print_plan(steps: &[Step]) {
+    let row = |step: &Step| {
+        let (to, finish) = match (&step.to, step.finish_seconds) {
+            (None, _) => ("no replica in reach", "-".to_owned()),
+            (Some(to), None) => (to.as_str(), "does not catch up: written faster than it is sent".to_owned()),
+            (Some(to), Some(0.0)) => (to.as_str(), "at once".to_owned()),
+            (Some(to), Some(seconds)) => (to.as_str(), format!("in {}", duration(seconds))),
+        };
+        let rpo = match step.rpo_seconds {
+            None => "no other replica".to_owned(),
+            Some(seconds) => format!("{seconds:.1} s"),
+        };
+        vec![step.volume.clone(), step.from.clone(), to.to_owned(), size::human(step.behind_bytes), finish, rpo]
+    };
+    print_table(&["volume", "from", "to", "lacks", "moves", "rpo then"], steps.iter().map(row).collect());
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds.ceil() as u64 {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds.div_ceil(60)),
+        seconds => format!("{} h", seconds.div_ceil(3600)),
+    }
+}
+
+/// Waits until the next owner lacks little, and hands the volume over when it holds everything.
+fn move_away(step: &Step, arguments: &Drain, client: &Client) -> anyhow::Result<()> {
+    let Some(to) = &step.to else { return Ok(()) };
+    let path = format!("/v1/volumes/{}", step.volume);
+    let bar = ProgressBar::with_draw_target(Some(step.behind_bytes), ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message(step.volume.clone());
+    let (mut least, mut since) = (u64::MAX, Instant::now());
+    loop {
+        let status: VolumeStatus = client.get(&path)?;
+        let behind =
+            status.replicas.iter().find(|replica| &replica.node == to).map_or(0, |replica| replica.bytes_behind);
+        bar.set_position(step.behind_bytes.saturating_sub(behind));
+        if behind <= LEFT_BYTES_MAX {
+            break;
+        }
+        if behind < least {
+            (least, since) = (behind, Instant::now());
+        }
+        if since.elapsed() > PATIENCE {
+            bar.abandon();
+            bail!(
+                "node {to} makes no progress with volume {}, which stays at {}: `helio why {}` tells",
+                step.volume,
+                step.from,
+                step.volume
+            );
+        }
+        std::thread::sleep(POLL);
+    }
+    bar.finish_and_clear();
+    let request = Migrate { to: to.clone(), accept_unmet: arguments.accept_unmet, synced: true, deadline_ms: None };
+    let report: MigrateReport = client.post(&format!("{path}/migrate"), &request)?;
+    if !arguments.json {
+        println!(
+            "volume {} is at node {to} (epoch {}): writers waited {:.1} ms",
+            step.volume, report.epoch, report.handover_ms
+        );
+    }
+    Ok(())
+}
+
+const TEMPLATE: &str = "{msg} {bar:30} {bytes} of {total_bytes} at the next owner, {eta} left";
+
+/// Refuses to call a node unneeded that a volume still fetches from, or that owns one again.
+fn still_needed(drained: &BTreeSet<String>, client: &Client) -> anyhow::Result<()> {
+    for volume in client.get::<Vec<VolumeSummary>>("/v1/volumes")? {
+        ensure!(
+            !drained.contains(&volume.owner),
+            "volume {} was moved to node {} or made there meanwhile: drain it again",
+            volume.name,
+            volume.owner
+        );
+        let status: VolumeStatus = client.get(&format!("/v1/volumes/{}", volume.name))?;
+        if let Some(source) = status.source_needed.filter(|source| drained.contains(source)) {
+            bail!(
+                "volume {} still fetches {} from node {source}: keep that running until `helio volume status {}` says that every block is at the owner",
+                volume.name,
+                size::human(status.stale_bytes),
+                volume.name
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replica(node: &str, bytes_behind: u64) -> ReplicaStatus {
+        ReplicaStatus {
+            node: node.to_owned(),
+            provider: node.to_owned(),
+            watermark: String::new(),
+            known: String::new(),
+            bytes_behind,
+            seconds_behind: bytes_behind as f64 / 1e6,
+            consistent_ms: None,
+            stale_bytes: 0,
+            reachable: true,
+            counts: true,
+            tail: None,
+            error: None,
+        }
+    }
+
+    fn status(replicas: Vec<ReplicaStatus>) -> VolumeStatus {
+        let json = serde_json::json!({
+            "name": "disk", "size_bytes": 1, "owner": "a", "epoch": 1, "head": "1.1", "mapped_bytes": 0,
+            "stale_bytes": 0, "replicas": [], "source_needed": null,
+        });
+        let status: VolumeStatus = serde_json::from_value(json).expect("the rest has defaults");
+        VolumeStatus { replicas, ..status }
+    }
+
+    fn plan(before: Vec<ReplicaStatus>, now: Vec<ReplicaStatus>, drained: &[&str], to: Option<&str>) -> Step {
+        let drained = drained.iter().map(|node| (*node).to_owned()).collect();
+        step(&status(before), &status(now), &drained, to)
+    }
+
+    #[test]
+    fn a_volume_goes_to_the_replica_that_lacks_least_and_is_not_drained() {
+        let all = || vec![replica("b", 9_000_000), replica("c", 8_000_000), replica("d", 0)];
+        let found = plan(vec![replica("b", 0), replica("c", 12_000_000)], all(), &["a", "d"], None);
+        assert_eq!((found.to.as_deref(), found.behind_bytes), (Some("c"), 8_000_000));
+        assert_eq!(found.finish_seconds, Some(2.0), "4 MB a second");
+        assert_eq!(found.rpo_seconds, Some(9.0), "b is left");
+        let found = plan(all(), all(), &["a", "d"], Some("b"));
+        assert_eq!((found.to.as_deref(), found.finish_seconds), (Some("b"), None), "does not catch up");
+        let found = plan(all(), all(), &["a"], None);
+        assert_eq!((found.to.as_deref(), found.finish_seconds), (Some("d"), Some(0.0)));
+    }
+
+    #[test]
+    fn who_cannot_be_reached_owns_nothing() {
+        let away = ReplicaStatus { reachable: false, ..replica("b", 0) };
+        let found = plan(vec![away.clone()], vec![away.clone()], &["a"], None);
+        assert_eq!((found.to, found.rpo_seconds), (None, None));
+        let found = plan(vec![], vec![away, replica("c", 0)], &["a"], None);
+        assert_eq!((found.to.as_deref(), found.rpo_seconds), (Some("c"), None), "no other is left");
+    }
+
+    #[test]
+    fn times_are_told_in_their_unit() {
+        let told: Vec<String> = [0.2, 100.0, 121.0, 9000.0].into_iter().map(duration).collect();
+        assert_eq!(told, ["1 s", "100 s", "3 min", "3 h"]);
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
+    }
+}
