@@ -190,7 +190,11 @@ fn bars(rows: &[Row]) -> anyhow::Result<Vec<Bar>> {
         Bar::at_least(format!("{WRITE} QD32: throughput over the better's"), faster(WRITE)?, 1.5),
         Bar::at_least(format!("{LARGE_WRITE}: throughput over the better's"), faster(LARGE_WRITE)?, 0.9),
         Bar::at_least(format!("{LARGE_READ}: throughput over the better's"), faster(LARGE_READ)?, 0.9),
-        Bar::at_least(format!("{LARGE_WRITE}: over the better's without page cache"), faster_on_disk(LARGE_WRITE)?, 0.9),
+        Bar::at_least(
+            format!("{LARGE_WRITE}: over the better's without page cache"),
+            faster_on_disk(LARGE_WRITE)?,
+            0.9,
+        ),
         Bar::at_least(format!("{LARGE_READ}: over the better's without page cache"), faster_on_disk(LARGE_READ)?, 0.9),
         Bar::at_least(
             format!("{READ} QD32: throughput over qemu-nbd's"),

@@ -5,16 +5,16 @@
 //! and to repeat: what has moved has moved.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use clap::Args;
 use client_lib::wire::admin::{ClusterStatus, Migrate, MigrateReport, ReplicaStatus, VolumeStatus, VolumeSummary};
 use client_lib::{NodeName, ProviderId};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::Common;
+use super::catch_up::{LEFT_BYTES_MAX, catch_up};
 use super::client::{Client, print_json, print_table};
 use crate::size;
 
@@ -46,15 +46,6 @@ pub(super) struct Drain {
 
 /// How long it is looked how fast replicas catch up, before it is said how long they will take.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// How often a replica is looked at that a volume waits for.
-const POLL: Duration = Duration::from_millis(500);
-
-/// What the next owner may lack when the volume's owner is asked: that waits for the rest by itself.
-const LEFT_BYTES_MAX: u64 = 4 << 20;
-
-/// How long a replica may make no progress.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is to happen to a volume.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -201,33 +192,7 @@ fn duration(seconds: f64) -> String {
 fn move_away(step: &Step, arguments: &Drain, client: &Client) -> anyhow::Result<()> {
     let Some(to) = &step.to else { return Ok(()) };
     let path = format!("/v1/volumes/{}", step.volume);
-    let bar = ProgressBar::with_draw_target(Some(step.behind_bytes), ProgressDrawTarget::stderr());
-    bar.set_style(ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_message(step.volume.clone());
-    let (mut least, mut since) = (u64::MAX, Instant::now());
-    loop {
-        let status: VolumeStatus = client.get(&path)?;
-        let behind =
-            status.replicas.iter().find(|replica| &replica.node == to).map_or(0, |replica| replica.bytes_behind);
-        bar.set_position(step.behind_bytes.saturating_sub(behind));
-        if behind <= LEFT_BYTES_MAX {
-            break;
-        }
-        if behind < least {
-            (least, since) = (behind, Instant::now());
-        }
-        if since.elapsed() > PATIENCE {
-            bar.abandon();
-            bail!(
-                "node {to} makes no progress with volume {}, which stays at {}: `helio why {}` tells",
-                step.volume,
-                step.from,
-                step.volume
-            );
-        }
-        std::thread::sleep(POLL);
-    }
-    bar.finish_and_clear();
+    catch_up(client, &step.volume, to, None)?;
     let request = Migrate { to: to.clone(), accept_unmet: arguments.accept_unmet, synced: true, deadline_ms: None };
     let report: MigrateReport = client.post(&format!("{path}/migrate"), &request)?;
     if !arguments.json {
@@ -238,8 +203,6 @@ fn move_away(step: &Step, arguments: &Drain, client: &Client) -> anyhow::Result<
     }
     Ok(())
 }
-
-const TEMPLATE: &str = "{msg} {bar:30} {bytes} of {total_bytes} at the next owner, {eta} left";
 
 /// Refuses to call a node unneeded that a volume still fetches from, or that owns one again.
 fn still_needed(drained: &BTreeSet<String>, client: &Client) -> anyhow::Result<()> {
@@ -324,6 +287,5 @@ mod tests {
     fn times_are_told_in_their_unit() {
         let told: Vec<String> = [0.2, 100.0, 121.0, 9000.0].into_iter().map(duration).collect();
         assert_eq!(told, ["1 s", "100 s", "3 min", "3 h"]);
-        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
     }
 }

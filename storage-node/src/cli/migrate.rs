@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
 use clap::{Args, ValueEnum};
 use client_lib::VolumeName;
-use client_lib::wire::admin::{self, CancelledMigrate, MigrateReport, OnWriteStatus, VolumeStatus};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use client_lib::wire::admin::{self, CancelledMigrate, MigrateReport, OnWriteStatus};
 
 use super::Common;
+use super::catch_up::catch_up;
 use super::client::{Client, print_json};
 use crate::size;
 
@@ -52,17 +51,6 @@ pub(super) struct Migrate {
     json: bool,
 }
 
-/// What the new owner may lack when the owner is asked: it waits for that by itself, in less time than an answer may take.
-const LEFT_BYTES_MAX: u64 = 4 << 20;
-
-/// How often it is looked how far the new owner is.
-const LOOK: Duration = Duration::from_millis(500);
-
-/// So many looks without progress, and it is asked all the same: the owner says what is wrong.
-const LOOKS_MAX: u32 = 60;
-
-const TEMPLATE: &str = "{bar:30} {bytes} of {total_bytes} at the new owner, {bytes_per_sec}, {eta} left {msg}";
-
 pub(super) fn run(arguments: &Migrate, common: &Common) -> anyhow::Result<()> {
     let client = Client::find(common)?;
     let path = format!("/v1/volumes/{}", arguments.name);
@@ -74,10 +62,10 @@ pub(super) fn run(arguments: &Migrate, common: &Common) -> anyhow::Result<()> {
     let deadline = arguments.deadline.map(|seconds| Duration::from_secs(u64::from(seconds)));
     let synced = arguments.mode == Mode::Synced;
     if synced {
-        catch_up(&client, &path, to, deadline.map(|deadline| began + deadline))?;
+        catch_up(&client, arguments.name.as_str(), to, deadline.map(|deadline| began + deadline))?;
     }
     // What is left of it; the node says so when it is over.
-    let deadline_ms = deadline.map(|deadline| deadline.saturating_sub(began.elapsed()).as_millis() as u64);
+    let deadline_ms = deadline.map(|deadline| deadline.saturating_sub(began.elapsed()).as_millis().max(1) as u64);
     let request = admin::Migrate { to: to.clone(), accept_unmet: arguments.accept_unmet, synced, deadline_ms };
     let report: MigrateReport = client.post(&format!("{path}/migrate"), &request)?;
     if arguments.json {
@@ -123,41 +111,4 @@ fn cancel(arguments: &Migrate, client: &Client, path: &str) -> anyhow::Result<()
         println!("no handover of volume {name} is under way, or can still be ended, and it goes nowhere by a write");
     }
     Ok(())
-}
-
-/// Shows how the new owner catches up, until it lacks little.
-fn catch_up(client: &Client, path: &str, to: &str, until: Option<Instant>) -> anyhow::Result<()> {
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-    // The template is right, as a test says; with another one the default is shown.
-    bar.set_style(ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let (mut most, mut least, mut looks) = (0, u64::MAX, 0);
-    while looks < LOOKS_MAX && until.is_none_or(|until| Instant::now() < until) {
-        let status: VolumeStatus = client.get(path)?;
-        let Some(replica) = status.replicas.iter().find(|replica| replica.node == to) else { break };
-        if let Some(tail) = &replica.tail {
-            bail!("node {to} has left the volume with {} writes that a takeover cut off", tail.writes);
-        }
-        let behind = replica.bytes_behind;
-        if behind <= LEFT_BYTES_MAX {
-            break;
-        }
-        looks = if behind < least { 0 } else { looks + 1 };
-        (most, least) = (most.max(behind), least.min(behind));
-        bar.set_length(most);
-        bar.set_position(most - behind);
-        bar.set_message(if replica.reachable { String::new() } else { format!("(node {to} cannot be reached)") });
-        std::thread::sleep(LOOK);
-    }
-    bar.finish_and_clear();
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_bar_has_its_template() {
-        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
-    }
 }

@@ -173,7 +173,10 @@ fn in_time(volume: &ServedVolume, deadline: Duration, error: Error) -> Error {
     match error.kind() {
         ErrorKind::Closed => Error::new(
             ErrorKind::Unavailable,
-            format!("volume {} could not be handed over within {deadline:?}, and stays where it is", volume.name),
+            format!(
+                "volume {} could not be handed over in the {deadline:?} that were left, and stays where it is",
+                volume.name
+            ),
         ),
         _ => error,
     }
