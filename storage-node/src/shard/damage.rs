@@ -152,6 +152,7 @@ impl Core {
                 // What cannot be looked up is looked for where most is.
                 let moment = run.state.shows(*block, damaged.place, &mut self.map).unwrap_or(Moment::Now);
                 match by_moment.iter_mut().find(|(known, _)| *known == moment) {
+                    Some((_, blocks)) if blocks.last() == Some(block) => {}
                     Some((_, blocks)) => blocks.push(*block),
                     None => by_moment.push((moment, vec![*block])),
                 }

@@ -79,8 +79,8 @@ struct Fetch {
     runs: Vec<Run>,
     outstanding: usize,
     failure: Option<StoreError>,
-    /// The damaged blocks that were met.
-    damaged: BTreeSet<u32>,
+    /// The damaged versions of blocks that were met.
+    damaged: BTreeSet<(u32, Lsn)>,
     then: Then,
 }
 
@@ -306,7 +306,7 @@ impl Core {
             // Nobody shall try again to be told the same.
             let failure = if self.note_damage(volume, block, version, &what) { failure } else { StoreError::Io(what) };
             let Some(fetch) = self.fetches.fetches.get_mut(&id) else { return };
-            fetch.damaged.insert(block);
+            fetch.damaged.insert((block, version.lsn));
             fetch.failure.get_or_insert(failure);
         }
     }
@@ -345,7 +345,10 @@ impl Core {
                 self.scrubbed(volume, (pass, number), blocks, damaged.len() as u64);
             }
             Then::Clean { versions } => {
-                let data = blocks(&runs).map(|(block, data)| data.filter(|_| !damaged.contains(&block))).collect();
+                let each = blocks(&runs).zip(&versions);
+                let is_whole = |block: u32, version: &Version| !damaged.contains(&(block, version.lsn));
+                let data =
+                    each.map(|((block, data), (_, version))| data.filter(|_| is_whole(block, version))).collect();
                 self.walk_fetched(volume, &versions, data);
             }
         }

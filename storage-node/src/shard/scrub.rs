@@ -1,9 +1,8 @@
 //! Reading everything now and then: what nobody reads would decay unseen, until the last good copy elsewhere has too.
 //!
-//! A [`Pass`] walks the maps of a volume, or of all, a page at a time: the live one, then those of the snapshots. It reads what
-//! each of them counts ([`crate::map::snapshot`]), so what they share once, and compares it with its checksums. What it
-//! finds is noted like damage that a reader meets, and repaired like it (see [`super::damage`]). Blocks that only a layer
-//! has are left out: they came lately, or were never here, and are on their way into the base.
+//! A [`Pass`] walks the maps of a volume, or of all, a page at a time: the live one with what the layers have above it, then
+//! those of the snapshots. It reads what each of them counts ([`crate::map::snapshot`]), so what they share once, and compares it
+//! with its checksums. What it finds is noted like damage that a reader meets, and repaired like it (see [`super::damage`]).
 //!
 //! One pass at a time reads: one that somebody asked for before the one that begins by itself every
 //! [`scrub_period`](super::ShardOptions::scrub_period). That one is spread over its period, the others go as fast as
@@ -41,6 +40,9 @@ const GIVE_WAY_PAUSE: Duration = Duration::from_millis(20);
 
 /// How much of a pass may be done again after a crash.
 const KEEP_PAUSE: Duration = Duration::from_secs(60);
+
+/// Pages looked at per turn for one that has blocks in the log: what layers know of may all be elsewhere.
+const PAGES_PER_STEP: usize = 64;
 
 /// The key of the pass over everything; no volume has this id.
 const EVERYTHING: VolumeId = VolumeId(0);
@@ -210,7 +212,7 @@ impl Core {
         Ok(ScrubReport { pass: self.scrub.passes.get(&key).copied(), damaged_now })
     }
 
-    /// Blocks that a pass over `of` reads, about: with those that only layers have.
+    /// Blocks that a pass over `of` reads.
     fn blocks_of(&self, of: Option<VolumeId>) -> u64 {
         let runs = self.volumes.values().filter(|run| of.is_none_or(|of| run.state.id == of));
         runs.flat_map(|run| run.state.maps()).map(|map| self.map.usage.mapped(map)).sum()
@@ -295,14 +297,14 @@ impl Core {
         }
     }
 
-    /// The next page of a pass that has blocks in the log; `None` when it is through.
+    /// The next page of a pass that has blocks in the log, or none after many without; `None` when it is through.
     #[expect(clippy::type_complexity, reason = "what a fetch takes")]
     fn next_to_verify(&mut self, key: VolumeId) -> Option<(VolumeId, Vec<(u32, Option<Version>)>)> {
-        loop {
+        for _ in 0..PAGES_PER_STEP {
             let pass = self.scrub.passes.get(&key)?;
             let (wanted, page) = (pass.at, pass.page);
             let map = self.map_at(wanted, (key != EVERYTHING).then_some(key))?;
-            let page = self.map.cache.next_page(map, if map == wanted { page } else { 0 });
+            let page = self.next_page(map, if map == wanted { page } else { 0 });
             let pass = self.scrub.passes.get_mut(&key)?;
             (pass.at, pass.page) = match page.and_then(|page| page.checked_add(1)) {
                 Some(next) => (map, next),
@@ -317,6 +319,15 @@ impl Core {
                 }
             }
         }
+        let at = self.scrub.passes.get(&key)?.at;
+        Some((at.volume, Vec::new()))
+    }
+
+    /// The first page of a map at or after `page` that exists, or that a layer above it has anything of.
+    fn next_page(&self, map: MapKey, page: u32) -> Option<u32> {
+        let layers = self.volumes.get(&map.volume).filter(|_| map == map.volume.into()).map(|run| &run.state.layers);
+        let above = layers.and_then(|layers| layers.next_page(page));
+        self.map.cache.next_page(map, page).into_iter().chain(above).min()
     }
 
     /// `wanted`, or the first map after it that exists: of a volume the live one, then its snapshots from the newest on.
@@ -332,7 +343,12 @@ impl Core {
         let Some(run) = self.volumes.get(&map.volume) else { return Ok(Vec::new()) };
         let counted = self.map.counted_page(map, &run.state.snapshots, page)?;
         let block = |index: u8| page * PAGE_ENTRIES + u32::from(index);
-        Ok(counted.into_iter().map(|(index, version)| (block(index), Some(version))).collect())
+        let mut versions: Vec<_> = counted.into_iter().map(|(index, version)| (block(index), Some(version))).collect();
+        if map == map.volume.into() {
+            let above = run.state.layers.local_of_page(page);
+            versions.extend(above.into_iter().map(|(block, version)| (block, Some(version))));
+        }
+        Ok(versions)
     }
 }
 

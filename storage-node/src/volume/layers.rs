@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use client_lib::{BlockIndex, Lsn, SnapshotId, VolumeId};
 
-use crate::map::page::{Content, Place, Version};
+use crate::map::page::{Content, PAGE_ENTRIES, Place, Version};
 use crate::map::snapshot::Snapshot;
 use crate::map::usage::Usage;
 use crate::propagation::manifest::{BlockRun, SnapshotMark};
@@ -280,6 +280,24 @@ impl Layers {
     /// Every entry of every layer, for a cleaner that looks for what still lies in a segment.
     pub fn entries(&self) -> impl Iterator<Item = (u32, Version)> + '_ {
         self.oldest_first().flat_map(Layer::iter)
+    }
+
+    /// The first page at or after `page` in which a layer that has data here has an entry.
+    #[must_use]
+    pub fn next_page(&self, page: u32) -> Option<u32> {
+        let first = page.checked_mul(PAGE_ENTRIES)?;
+        let with_data = self.oldest_first().filter(|layer| layer.local > 0);
+        let next = with_data.filter_map(|layer| layer.entries.range(first..).next()).map(|(block, _)| *block);
+        next.min().map(|block| block / PAGE_ENTRIES)
+    }
+
+    /// Every entry on `page` that has its data here, of the oldest layer first.
+    #[must_use]
+    pub fn local_of_page(&self, page: u32) -> Vec<(u32, Version)> {
+        let (first, last) = (page * PAGE_ENTRIES, page * PAGE_ENTRIES + (PAGE_ENTRIES - 1));
+        let entries = self.oldest_first().flat_map(|layer| layer.entries.range(first..=last));
+        let local = entries.filter(|(_, version)| version.content.place().is_some());
+        local.map(|(block, version)| (*block, *version)).collect()
     }
 
     /// Every layer with what it is, the oldest first.

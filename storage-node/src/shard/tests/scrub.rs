@@ -216,3 +216,95 @@ fn an_overwritten_block_stays_damaged_in_the_snapshot_that_has_it() {
     }
     assert_eq!(damaged_now(&mut rig), 0, "nobody shows it any more");
 }
+
+/// The place of the only version of `block` that a layer has.
+fn place_in_layers(rig: &mut Rig, block: u32) -> crate::map::page::Place {
+    let layers = &rig.core().volumes[&VOLUME].state.layers;
+    let mut places = layers.entries().filter(|(known, _)| *known == block).filter_map(|(_, it)| it.content.place());
+    let place = places.next().expect("a layer has it");
+    assert_eq!(places.next(), None, "one layer");
+    place
+}
+
+/// What a replica has received, and not applied before the rest is there, lay unread for as long as that took.
+#[test]
+fn what_only_layers_have_is_read_and_repaired_before_anybody_reads_it() {
+    let (mut owner, mut replica) = (owner(17, |_| {}), Rig::in_memory(18, |_| {}));
+    replica.open(SIZE);
+    catch_up(&mut owner, &mut replica);
+    // A delta of which all but the last block is here, and above it a write that is known and a few blocks of it pulled.
+    let first = |block: u32| block * 3;
+    for block in 0..20 {
+        owner.write_block(first(block), 8).expect("writes");
+    }
+    let report = replica.report();
+    let (manifest, delta) = owner.seal(report.known, Some(report.watermark));
+    let delta = delta.expect("was asked for");
+    replica.apply_manifest(&manifest, true, false).expect("is taken");
+    let run = |block: u32, count: u32| vec![BlockRun { start: client_lib::BlockIndex(block), count }];
+    for block in 0..19 {
+        replica.receive(owner.read_sealed(delta.pin, run(first(block), 1)).expect("reads")).expect("receives");
+    }
+    for block in 100..104 {
+        owner.write_block(first(block), 9).expect("writes");
+    }
+    let (manifest, _) = owner.seal(replica.report().known, None);
+    replica.apply_manifest(&manifest, false, false).expect("is taken");
+    for block in 100..102 {
+        replica.receive(owner.read_newest(run(first(block), 1)).expect("reads")).expect("receives");
+    }
+    // One in each layer, and what the base has of a block that a layer has too.
+    for block in [first(3), first(101)] {
+        let place = place_in_layers(&mut replica, block);
+        replica.disk.flip(&super::damage::file_of(place), place.block as usize * 4096 + 9);
+    }
+    let core = replica.core();
+    let below = core.map.cache.version(VOLUME, first(3)).expect("reads").and_then(|version| version.content.place());
+    let below = below.expect("the base has it");
+    replica.disk.flip(&super::damage::file_of(below), below.block as usize * 4096 + 9);
+
+    ask(&mut replica, ScrubAction::Start, None);
+    let pass = finish(&mut replica, None);
+    let all = u64::from(WRITTEN) + 19 + 2;
+    assert_eq!((pass.checked_blocks, pass.damaged_blocks, pass.total_blocks), (all, 3, all), "also two of one block");
+    assert_eq!(damaged_now(&mut replica), 3);
+    repair(&mut replica, &mut owner);
+    let missing = replica.missing(crate::volume::layers::Wanted::Sealed, 10);
+    assert_eq!(missing, run(first(19), 1), "what was repaired is still here");
+    replica.receive(owner.read_sealed(delta.pin, missing).expect("reads")).expect("receives");
+    assert_eq!(replica.apply_sealed(delta.to), delta.to);
+    owner
+        .ask(|reply| crate::shard::handle::Request::Release { volume: VOLUME, pin: delta.pin, reply })
+        .expect("releases");
+    while replica.core().has_background_work() {
+        replica.turn();
+    }
+    assert_eq!(damaged_now(&mut replica), 0, "what the base had is replaced");
+    catch_up(&mut owner, &mut replica);
+    let shown = replica.applied_prefix();
+    assert_eq!((shown[first(3) as usize], shown[first(101) as usize], shown[first(200) as usize]), (8, 9, 7));
+}
+
+/// Folding layers of an owner, which keep what a snapshot shall have from being overwritten, are read as well.
+#[test]
+fn what_folds_into_the_base_is_read_too_and_a_volume_of_stale_blocks_ends() {
+    let (mut owner, mut replica) = (owner(19, |_| {}), Rig::in_memory(20, |_| {}));
+    replica.open(SIZE);
+    let (manifest, _) = owner.seal(Default::default(), None);
+    replica.apply_manifest(&manifest, false, false).expect("is taken");
+    let run = |block: u32| vec![BlockRun { start: client_lib::BlockIndex(block), count: 1 }];
+    replica.receive(owner.read_newest(run(3)).expect("reads")).expect("receives");
+    ask(&mut replica, ScrubAction::Start, None);
+    assert_eq!(finish(&mut replica, None).checked_blocks, 1, "the rest is elsewhere");
+    // Taken over, all that was written lies in layers above what is stale.
+    replica.activate(2);
+    for block in 0..50 {
+        replica.write_block(block * 3, 5).expect("writes");
+    }
+    replica.snapshot(1).expect("is made");
+    let place = place_in_layers(&mut replica, 60);
+    replica.disk.flip(&super::damage::file_of(place), place.block as usize * 4096 + 9);
+    ask(&mut replica, ScrubAction::Start, None);
+    let pass = finish(&mut replica, None);
+    assert_eq!((pass.checked_blocks, pass.damaged_blocks), (50, 1));
+}
