@@ -138,21 +138,20 @@ impl Shard {
         Shard::start_with(options, open).await
     }
 
-    /// A shard on a simulated disk, with its map in memory.
+    /// A shard on a simulated disk, with its map in memory, which may have been there before.
     #[cfg(test)]
     pub(crate) async fn start_on(
         options: ShardOptions,
         disk: crate::io::sim::SimDisk,
+        store: crate::map::store::MapStore,
     ) -> Result<ShardHandle, StartError> {
-        let store = crate::map::store::MapStore::in_memory();
         Shard::start_with(options, move |options, bell| {
             recover::recover_with(options, Box::new(disk.engine()), bell, store)
         })
         .await
     }
 
-    /// As [`start_on`](Self::start_on), with a map that may have been there before, as a task of this runtime and in its
-    /// time.
+    /// As [`start_on`](Self::start_on), as a task of this runtime and in its time.
     #[cfg(test)]
     pub(crate) fn start_as_task(
         options: ShardOptions,

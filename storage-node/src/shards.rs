@@ -308,6 +308,7 @@ mod tests {
     use crate::io::sim::SimDisk;
     use crate::log::LogSettings;
     use crate::log::segment::SEGMENT_BYTES_MIN;
+    use crate::map::store::{Faults, MapStore};
     use crate::shard::handle::{FreezeWhen, ReadChunk};
     use crate::volume::Moment;
 
@@ -329,14 +330,21 @@ mod tests {
     /// A node with two disks, simulated; their directories are only looked at for the space that is free.
     async fn two_disks(root: &Path) -> (Shards, [SimDisk; 2]) {
         let disks = [SimDisk::new(1), SimDisk::new(2)];
+        let maps = [MapStore::in_memory(), MapStore::in_memory()];
+        (shards_on(root, &disks, &maps).await, disks)
+    }
+
+    async fn shards_on(root: &Path, disks: &[SimDisk; 2], maps: &[MapStore; 2]) -> Shards {
         let mut stores = Vec::new();
-        for disk in &disks {
+        for (disk, map) in disks.iter().zip(maps) {
             let log = LogSettings { segment_bytes: SEGMENT_BYTES_MIN, spare_segments: 1, capacity_bytes: None };
             let options = ShardOptions { log, scrub_period: None, ..ShardOptions::new(root.to_owned()) };
-            let handle = Shard::start_on(options, disk.clone()).await.expect("starts");
+            let handle = Shard::start_on(options, disk.clone(), map.clone()).await.expect("starts");
             stores.push(Store { directory: root.to_owned(), handle });
         }
-        (Shards { stores, capacity_bytes: None, lost: Lost::default(), placed: Mutex::default() }, disks)
+        let mut shards = Shards { stores, capacity_bytes: None, lost: Lost::default(), placed: Mutex::default() };
+        shards.placed = Mutex::new(shards.stored().await.expect("both tell"));
+        shards
     }
 
     async fn read(shards: &Shards, volume: VolumeId, block: u64) -> Result<u8, StoreError> {
@@ -390,6 +398,42 @@ mod tests {
             assert_eq!(usage.iter().map(|store| store.shard.fault.is_some()).collect::<Vec<_>>(), [true, false]);
             shards.stop().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_map_that_cannot_be_read_stops_its_own_volumes_and_says_so() {
+        let root = tempfile::tempdir().expect("a directory");
+        let disks = [SimDisk::new(1), SimDisk::new(2)];
+        let maps = [MapStore::in_memory(), MapStore::in_memory()];
+        let shards = shards_on(root.path(), &disks, &maps).await;
+        let volumes = [1, 2].map(VolumeId);
+        for volume in volumes {
+            write(&shards, volume, volume.0 as u8).await;
+        }
+        shards.stop().await;
+        let shards = shards_on(root.path(), &disks, &maps).await;
+        maps[0].inject(Faults { page: Some(0), commits: None });
+        for volume in volumes {
+            shards.of(volume).activate(volume, Epoch(2)).await.expect("activates");
+        }
+        let refused = read(&shards, volumes[0], 0).await;
+        assert!(matches!(refused, Err(StoreError::Io(_))), "{refused:?}");
+        let data = Bytes::from(vec![9; 4096]);
+        for (volume, fails) in [(volumes[0], true), (volumes[1], false)] {
+            let shard = shards.of(volume);
+            let report = shard.report(volume).await.expect("tells");
+            assert_eq!(report.fault.is_some_and(|fault| fault.contains("block map")), fails, "{volume}");
+            let written = shard.write(volume, 4096, data.clone(), true).await;
+            assert_eq!(written.is_err(), fails, "{volume}: {written:?}");
+        }
+        assert_eq!(read(&shards, volumes[1], 0).await.expect("is read"), 2);
+        let usage = shards.usage().await.expect("tells");
+        assert_eq!(usage.iter().map(|store| store.shard.fault.is_some()).collect::<Vec<_>>(), [true, false]);
+        for volume in [3, 4].map(VolumeId) {
+            write(&shards, volume, volume.0 as u8).await;
+            assert_eq!(shards.placed.lock().expect("no thread panics")[&volume], 1, "new volumes go elsewhere");
+        }
+        shards.stop().await;
     }
 
     #[tokio::test]

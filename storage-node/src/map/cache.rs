@@ -6,7 +6,8 @@
 //! the committer and the shard never share a changing page.
 //! Clean pages are evicted by a clock. The limit is in bytes, of what the pages really take ([`Page::memory`]); it can
 //! be passed only by pages that are not clean: callers begin a checkpoint at [`PageCache::wants_checkpoint`] and hold
-//! back writes at [`PageCache::is_full`].
+//! back writes at [`PageCache::is_full`]. That a page could not be read is remembered ([`PageCache::fault`]): an entry of the log
+//! that changes it could not be applied, so who asked is not the only one who must know.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -72,6 +73,8 @@ pub struct PageCache {
     /// What those in `committing` took when the checkpoint began.
     committing_bytes: usize,
     limit_bytes: usize,
+    /// Why a page could not be read, the first time.
+    fault: Option<String>,
 }
 
 impl PageCache {
@@ -91,7 +94,14 @@ impl PageCache {
             dirty_bytes: 0,
             committing_bytes: 0,
             limit_bytes: limit_bytes.max(PAGES_MIN * PAGE_MEMORY_MAX),
+            fault: None,
         }
+    }
+
+    /// Why a page could not be read, if that has happened, whoever wanted it.
+    #[must_use]
+    pub fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
     }
 
     /// Takes over the set of existing pages from a checkpoint.
@@ -313,8 +323,12 @@ impl PageCache {
             return Ok(());
         }
         let loaded = if self.has(map, page) {
+            let read = self.store.page(map, page);
             // The set and the pages are committed together: a page of the set that is not there is damage.
-            self.store.page(map, page)?.ok_or(MapError::Value { what: "page set", volume: map.volume })?
+            let found = read.and_then(|read| read.ok_or(MapError::Value { what: "page set", volume: map.volume }));
+            found.inspect_err(|error| {
+                self.fault.get_or_insert_with(|| format!("the block map cannot be read: {error}"));
+            })?
         } else {
             Page::default()
         };

@@ -140,6 +140,23 @@ pub enum MapError {
     },
 }
 
+impl MapError {
+    /// Whether the file system had no room: that may change without anybody's doing.
+    #[must_use]
+    pub fn is_out_of_space(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        match self {
+            MapError::File { source, .. } => matches!(source.kind(), StorageFull | QuotaExceeded),
+            // RocksDB has no code of its own for it in what it hands on; its texts are those of strerror(3).
+            MapError::Store(error) => {
+                let text = error.to_string();
+                ["No space left on device", "Disk quota exceeded"].iter().any(|full| text.contains(full))
+            }
+            _ => false,
+        }
+    }
+}
+
 /// The format of `directory`, which this software reads; `None` when it has no format file. Changes nothing.
 ///
 /// # Errors
@@ -237,6 +254,18 @@ pub struct MapStore {
     directory: PathBuf,
     /// Replaced only by [`MapStore::reopen`]; `None` when that could not open it again.
     db: Arc<RwLock<Option<Db>>>,
+    #[cfg(test)]
+    faults: Arc<std::sync::Mutex<Faults>>,
+}
+
+/// What of a store fails, in tests.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    /// Reads of this page, of whatever map.
+    pub(crate) page: Option<u32>,
+    /// Every commit, in this way.
+    pub(crate) commits: Option<std::io::ErrorKind>,
 }
 
 /// What holds the keys and values.
@@ -371,14 +400,39 @@ impl MapStore {
     /// When RocksDB cannot: another process has it open, the disk fails.
     pub fn open(directory: &Path) -> Result<MapStore, MapError> {
         let db = DB::open(&options(), directory)?;
-        Ok(MapStore { directory: directory.to_owned(), db: Arc::new(RwLock::new(Some(Db::Rocks(db)))) })
+        Ok(MapStore::of(directory.to_owned(), Db::Rocks(db)))
     }
 
     /// An empty store in memory, for a shard on a simulated disk: what is committed outlives every crash.
     #[must_use]
     pub fn in_memory() -> MapStore {
-        let db = Db::Memory(RwLock::default());
-        MapStore { directory: PathBuf::from("(memory)"), db: Arc::new(RwLock::new(Some(db))) }
+        MapStore::of(PathBuf::from("(memory)"), Db::Memory(RwLock::default()))
+    }
+
+    fn of(directory: PathBuf, db: Db) -> MapStore {
+        MapStore {
+            directory,
+            db: Arc::new(RwLock::new(Some(db))),
+            #[cfg(test)]
+            faults: Arc::default(),
+        }
+    }
+
+    /// From now on, and in every clone of the store, this fails.
+    #[cfg(test)]
+    pub(crate) fn inject(&self, faults: Faults) {
+        *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
+    }
+
+    #[cfg(test)]
+    fn injected(&self, fails: impl FnOnce(&Faults) -> Option<std::io::ErrorKind>) -> Result<(), MapError> {
+        match fails(&self.faults.lock().unwrap_or_else(PoisonError::into_inner)) {
+            Some(kind) => {
+                let source = std::io::Error::new(kind, "an injected fault");
+                Err(MapError::File { path: self.directory.clone(), source })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether it is in memory.
@@ -395,7 +449,7 @@ impl MapStore {
         let mut options = options();
         options.create_if_missing(false);
         let db = Db::Rocks(DB::open_for_read_only(&options, directory, false)?);
-        Ok(MapStore { directory: directory.to_owned(), db: Arc::new(RwLock::new(Some(db))) })
+        Ok(MapStore::of(directory.to_owned(), db))
     }
 
     /// Opens the database again: after a failed write it takes no more, whatever the cause becomes. Waits for readers
@@ -465,6 +519,8 @@ impl MapStore {
     /// When RocksDB fails or the page is damaged.
     pub fn page(&self, map: impl Into<MapKey>, page: u32) -> Result<Option<Page>, MapError> {
         let map = map.into();
+        #[cfg(test)]
+        self.injected(|faults| (faults.page == Some(page)).then_some(std::io::ErrorKind::Other))?;
         self.with(|db| {
             let decoded = db.get(&map_key(TABLE_PAGE, map, Some(page)), Page::decode)?;
             let damaged = |source| MapError::Page { volume: map.volume, page, source };
@@ -524,6 +580,8 @@ impl MapStore {
     /// # Errors
     /// When RocksDB fails; then none of them happened, or (after a crash) all of them.
     pub fn commit(&self, changes: &[Change]) -> Result<(), MapError> {
+        #[cfg(test)]
+        self.injected(|faults| faults.commits)?;
         let mut batch = self.with(|db| Ok(db.batch()))?;
         for change in changes {
             match change {

@@ -27,6 +27,9 @@ use crate::volume::record;
 const LAYER_CHUNKS_MAX: usize = 2048;
 /// Pause before a batch that could not be written is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How often a batch is tried that fails for another reason than want of space, each time with the store opened anew; then
+/// the shard takes no more writes: what it logs would only make the next start longer, and segments never come free.
+const TRIES_MAX: u32 = 3;
 
 type Batch = Vec<Change>;
 type Outcome = Result<(), (MapError, Batch)>;
@@ -59,6 +62,8 @@ pub(super) struct Checkpoints {
     log_bytes_max: u64,
     log_bytes_total: u64,
     last_outcome: Result<(), StoreError>,
+    /// Tries in a row that failed for another reason than want of space.
+    tries: u32,
     is_final: bool,
     jobs: Option<Sender<Batch>>,
     results: Receiver<Outcome>,
@@ -107,6 +112,7 @@ impl Checkpoints {
             log_bytes_max,
             log_bytes_total: 0,
             last_outcome: Ok(()),
+            tries: 0,
             is_final: false,
             jobs,
             results,
@@ -194,8 +200,9 @@ impl Drop for Checkpoints {
 impl Core {
     /// Takes note of finished checkpoints and begins one when it is time.
     pub(super) fn checkpoint_step(&mut self) {
-        while let Ok(result) = self.checkpoints.results.try_recv() {
-            self.committed(result);
+        self.take_checkpoint_results();
+        if self.failed.is_some() {
+            return;
         }
         let layers = || self.volumes.values().map(|run| run.state.layers.dirty_chunks()).sum::<usize>();
         if self.map.cache.wants_checkpoint()
@@ -217,10 +224,21 @@ impl Core {
         }
     }
 
+    /// Takes note of finished checkpoints.
+    pub(super) fn take_checkpoint_results(&mut self) {
+        while let Ok(result) = self.checkpoints.results.try_recv() {
+            self.committed(result);
+        }
+    }
+
     /// Takes the checkpoint of everything applied, which is everything that the log has reported done. Returns whether it
     /// did.
     pub(super) fn take_checkpoint(&mut self) -> bool {
         self.checkpoints.state = Committing::Idle;
+        if self.failed.is_some() {
+            // An entry may have been applied in part; and nothing more is written.
+            return false;
+        }
         if self.volumes.values().any(|run| run.state.is_between_entries()) {
             // The rest of the manifest is on its way; the next turn tries again.
             return false;
@@ -253,6 +271,16 @@ impl Core {
         };
         let unneeded = |segment: &u32| self.map.usage.is_free(*segment);
         self.log.segments().into_iter().filter(may_go).map(|info| info.segment).filter(unneeded)
+    }
+
+    /// Nothing is written any more, so nobody need wait for a checkpoint that has not begun.
+    pub(super) fn refuse_checkpoints(&mut self, error: &StoreError) {
+        if !matches!(self.checkpoints.state, Committing::Running { .. }) {
+            self.checkpoints.waiting.append(&mut self.checkpoints.served);
+        }
+        for reply in self.checkpoints.waiting.drain(..) {
+            drop(reply.send(Err(error.clone())));
+        }
     }
 
     /// What the checkpoint holds is durable.
@@ -290,6 +318,7 @@ impl Core {
         let outcome = match result {
             Ok(()) => {
                 self.map.cache.end_checkpoint();
+                self.checkpoints.tries = 0;
                 for segment in free {
                     self.log.free(segment);
                 }
@@ -297,6 +326,10 @@ impl Core {
             }
             Err((error, batch)) => {
                 tracing::error!(%error, "a checkpoint could not be written; it is tried again");
+                self.checkpoints.tries = if error.is_out_of_space() { 0 } else { self.checkpoints.tries + 1 };
+                if self.checkpoints.tries >= TRIES_MAX {
+                    self.fail(&format!("the block map cannot be written: {error}"));
+                }
                 self.checkpoints.state = Committing::Failed { batch, free, at: Instant::now() + RETRY_PAUSE };
                 Err(StoreError::from(error))
             }

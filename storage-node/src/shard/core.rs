@@ -4,7 +4,8 @@
 //! order, serves who waits for durability and does a bounded step of background work (folding, merging of deleted
 //! snapshots, checkpoint, cleaning).
 //! An entry that cannot be applied (the map store cannot be read) ends all writing: the state would no longer be
-//! what the log says.
+//! what the log says. So does a page that anybody could not read, before an entry that changes it is in the log, and a map store
+//! that cannot be written ([`super::checkpoint`]). From then on what can be read is served, and everybody else refused.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -216,9 +217,7 @@ impl Core {
             tracing::error!(%error, "the log's engine failed");
         }
         // Before anybody hears of a failure: who then looks for another shard shall not come back to this one.
-        if let Some(reason) = self.fault() {
-            self.fault_cell.set(reason);
-        }
+        self.note_fault();
         for event in events.drain(..) {
             self.event(event);
         }
@@ -226,9 +225,7 @@ impl Core {
         self.pump_syncs();
         self.background();
         self.pump_syncs();
-        if let Some(reason) = self.fault() {
-            self.fault_cell.set(reason);
-        }
+        self.note_fault();
     }
 
     /// Takes note of something that the log finished.
@@ -329,8 +326,8 @@ impl Core {
         blocks: Option<(u32, u32)>,
         done: Done,
     ) -> Result<(), (StoreError, Done)> {
-        if let Some(reason) = &self.failed {
-            return Err((StoreError::Poisoned(reason.clone()), done));
+        if let Some(reason) = self.map_fault() {
+            return Err((StoreError::Poisoned(reason.to_owned()), done));
         }
         let changes_pages = matches!(
             entry,
@@ -358,8 +355,8 @@ impl Core {
     /// # Errors
     /// Nothing was queued.
     pub(super) fn append_move(&mut self, entry: Entry) -> Result<(), StoreError> {
-        if let Some(reason) = &self.failed {
-            return Err(StoreError::Poisoned(reason.clone()));
+        if let Some(reason) = self.map_fault() {
+            return Err(StoreError::Poisoned(reason.to_owned()));
         }
         let (ticket, volume) = (self.ticket(), entry.volume());
         self.log.append_first(entry.clone(), ticket)?;
@@ -403,8 +400,7 @@ impl Core {
                     self.checkpoints.note_appended(&entry);
                     self.cleaner.note_written(u64::from(entry.data_blocks()));
                     self.apply(&entry, placed).map(|()| placed).map_err(|error| {
-                        tracing::error!(%volume, %error, "an entry cannot be applied: nothing is written until the node is restarted");
-                        self.failed = Some(error.to_string());
+                        self.fail(&format!("an entry of volume {volume} cannot be applied to the block map: {error}"));
                         StoreError::from(error)
                     })
                 }
@@ -508,12 +504,50 @@ impl Core {
 
     /// Why nothing is written any more, if so.
     pub(super) fn fault(&self) -> Option<&str> {
-        self.failed.as_deref().or(self.log.poisoned())
+        self.map_fault().or(self.log.poisoned())
+    }
+
+    /// The same, if it is not the log's.
+    fn map_fault(&self) -> Option<&str> {
+        self.failed.as_deref().or(self.map.cache.fault())
+    }
+
+    /// Nothing is written from now on. The first reason counts.
+    pub(super) fn fail(&mut self, reason: &str) {
+        if self.failed.is_none() {
+            let directory = self.options.directory.display();
+            tracing::error!(%directory, reason, "the store takes no writes until the node is restarted");
+            self.failed = Some(reason.to_owned());
+        }
+    }
+
+    fn note_fault(&mut self) {
+        if let Some(reason) = self.map.cache.fault().map(str::to_owned) {
+            self.fail(&reason);
+        }
+        if let Some(reason) = self.fault() {
+            self.fault_cell.set(reason);
+        }
+    }
+
+    /// Lets nobody wait for what a shard that takes no writes does not do any more.
+    fn refuse_waiting_for_writes(&mut self, reason: String) {
+        if self.log.is_starved() {
+            self.log.refuse_queued();
+        }
+        let error = StoreError::Poisoned(reason);
+        self.take_checkpoint_results();
+        self.refuse_checkpoints(&error);
+        self.refuse_unready(&error);
     }
 
     /// Whether requests must wait for a checkpoint. While checkpoints fail they need not: reads are served, and what
     /// would change pages is refused.
     fn must_hold_back(&self) -> bool {
+        // Where nothing is written, nothing that is waited for would come.
+        if self.map_fault().is_some() {
+            return false;
+        }
         (self.map.cache.is_full() && !self.checkpoints.is_failing()) || self.log.is_starved() || self.unready.is_full()
     }
 
@@ -521,17 +555,15 @@ impl Core {
         if !self.is_stopping {
             self.shrink_step();
         }
-        if self.failed.is_some() {
-            return;
+        if let Some(reason) = self.failed.clone() {
+            return self.refuse_waiting_for_writes(reason);
         }
         if !self.map.cache.wants_checkpoint() {
             for run in self.volumes.values_mut() {
                 let folded = run.state.fold(FOLD_STEP, &mut self.map);
                 let merged = folded.and_then(|_| run.state.merge_snapshots(MERGE_STEP, &mut self.map));
-                if let Err(error) = merged {
-                    tracing::error!(volume = %run.state.id, %error, "the map cannot be read: nothing is written until the node is restarted");
-                    self.failed = Some(error.to_string());
-                    return;
+                if merged.is_err() {
+                    return self.note_fault();
                 }
             }
         }
@@ -547,7 +579,10 @@ impl Core {
 
     /// Whether the next turn has something to do even if nothing happens.
     pub(super) fn has_background_work(&self) -> bool {
-        let may_change_pages = self.failed.is_none() && !self.map.cache.wants_checkpoint();
+        if self.failed.is_some() {
+            return false;
+        }
+        let may_change_pages = !self.map.cache.wants_checkpoint();
         let has_work = |run: &VolumeRun| {
             run.state.layers.is_folding()
                 || run.state.snapshots.is_merging()

@@ -133,8 +133,8 @@ pub enum StoreError {
     /// No segment is free and the file system has no space for another.
     #[error("the data directory is full")]
     OutOfSpace,
-    /// The log failed before and takes no more writes until the node is restarted.
-    #[error("the log is poisoned: {0}")]
+    /// The log or the map failed before; nothing is written until the node is restarted.
+    #[error("the store takes no writes until the node is restarted: {0}")]
     Poisoned(String),
     /// The device or file system failed.
     #[error("input or output failed: {0}")]

@@ -9,6 +9,7 @@ mod faults;
 mod freeze;
 mod lease;
 mod ledger;
+mod map_faults;
 mod model;
 mod replica;
 mod resize;

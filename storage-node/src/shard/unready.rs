@@ -4,7 +4,7 @@
 use client_lib::VolumeId;
 
 use super::core::Core;
-use super::handle::{QUEUE_DEPTH, Request};
+use super::handle::{QUEUE_DEPTH, Request, StoreError};
 use super::run::VolumeRun;
 
 /// What waits for volumes of a shard.
@@ -58,8 +58,7 @@ impl Core {
         for volume in unready.map(|(volume, _)| *volume).collect::<Vec<_>>() {
             let outcome = self.fill_volume(volume).and_then(|()| self.roll_volume_back(volume));
             if let Err(error) = outcome {
-                tracing::error!(%volume, %error, "the map cannot be read: nothing is written until the node is restarted");
-                self.failed = Some(error.to_string());
+                self.fail(&format!("the block map cannot be read: {error}"));
                 if let Some(job) = self.volumes.get_mut(&volume).and_then(|run| run.rollback.take()) {
                     job.fail(&error.into());
                 }
@@ -68,6 +67,20 @@ impl Core {
         self.unready.is_any = self.volumes.values().any(VolumeRun::is_unready);
         for request in std::mem::take(&mut self.unready.waiting) {
             self.handle(request);
+        }
+    }
+}
+
+impl Core {
+    /// Volumes that are not ready will not be: refuses what waits for them.
+    pub(super) fn refuse_unready(&mut self, error: &StoreError) {
+        for request in std::mem::take(&mut self.unready.waiting) {
+            request.refuse(error.clone());
+        }
+        for run in self.volumes.values_mut() {
+            if let Some(job) = run.rollback.take() {
+                job.fail(error);
+            }
         }
     }
 }
@@ -85,6 +98,52 @@ impl VolumeRun {
 }
 
 impl Request {
+    /// Answers with `error`. A receiver that is gone has abandoned its call.
+    fn refuse(self, error: StoreError) {
+        match self {
+            Request::Open { reply, .. }
+            | Request::OpenClone { reply, .. }
+            | Request::Resize { reply, .. }
+            | Request::Report { reply, .. }
+            | Request::Activate { reply, .. }
+            | Request::Deactivate { reply, .. }
+            | Request::Rewind { reply, .. } => drop(reply.send(Err(error))),
+            Request::RollBack { reply, .. }
+            | Request::Write { reply, .. }
+            | Request::Zero { reply, .. }
+            | Request::Flush { reply, .. }
+            | Request::Sync { reply, .. }
+            | Request::Freeze { reply, .. }
+            | Request::ApplyManifest { reply, .. }
+            | Request::ApplySealed { reply, .. } => drop(reply.send(Err(error))),
+            Request::Delete { reply, .. }
+            | Request::DeleteSnapshot { reply, .. }
+            | Request::Arm { reply, .. }
+            | Request::Thaw { reply, .. }
+            | Request::Release { reply, .. }
+            | Request::Prune { reply, .. }
+            | Request::NoteLedger { reply, .. }
+            | Request::Checkpoint { reply }
+            | Request::Stop { reply } => drop(reply.send(Err(error))),
+            Request::ChangedBlocks { reply, .. } | Request::Receive { reply, .. } => drop(reply.send(Err(error))),
+            Request::ReadSealed { reply, .. } | Request::ReadVersions { reply, .. } => drop(reply.send(Err(error))),
+            Request::List { reply } => drop(reply.send(Err(error))),
+            Request::Ledger { reply, .. } => drop(reply.send(Err(error))),
+            Request::CreateSnapshot { reply, .. } => drop(reply.send(Err(error))),
+            Request::Snapshots { reply, .. } => drop(reply.send(Err(error))),
+            Request::Read { reply, .. } => drop(reply.send(Err(error))),
+            Request::Extents { reply, .. } => drop(reply.send(Err(error))),
+            Request::SealManifest { reply, .. } => drop(reply.send(Err(error))),
+            Request::PinSnapshot { reply, .. } => drop(reply.send(Err(error))),
+            Request::Missing { reply, .. } => drop(reply.send(Err(error))),
+            Request::Versions { reply, .. } => drop(reply.send(Err(error))),
+            Request::Damaged { reply } => drop(reply.send(Err(error))),
+            Request::Traffic { reply } => drop(reply.send(Err(error))),
+            Request::Scrub { reply, .. } => drop(reply.send(Err(error))),
+            Request::Space { reply, .. } => drop(reply.send(Err(error))),
+        }
+    }
+
     /// The volume that must be ready for this.
     fn touches(&self) -> Option<VolumeId> {
         match self {

@@ -14,7 +14,7 @@ use crate::io::sim::SimDisk;
 use crate::log::LogSettings;
 use crate::log::segment::SEGMENT_BYTES_MIN;
 use crate::map::page::Content;
-use crate::map::store::MapStore;
+use crate::map::store::{Faults, MapStore};
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::shard::core::Core;
 use crate::shard::handle::{ReadChunk, Request, SealedDelta, SnapshotReport, StoreError, VolumeReport};
@@ -80,6 +80,11 @@ impl Rig {
         let mut rig = Rig { disk: SimDisk::new(seed), options, core: None, store, _directory: None };
         rig.start();
         rig
+    }
+
+    /// From now on this of the map, which is kept in memory, fails; also after a restart.
+    pub(super) fn fail_map(&self, faults: Faults) {
+        self.store.as_ref().expect("the map is in memory").inject(faults);
     }
 
     pub(super) fn start(&mut self) {
