@@ -419,12 +419,15 @@ impl Volume {
             self.layers.relocate(block, before, place, &mut map.usage);
         } else if let Some(before) = map.place_of(self.id, block, lsn, &self.snapshots)? {
             // For everybody who shares it.
-            map.relocate(self.id, block, before, place, &self.snapshots)?;
+            let moved = map.relocate(self.id, block, before, place, &self.snapshots)?;
+            map.usage.begin_moves();
+            map.usage.note_moved(before.segment, place, moved);
         }
         Ok(())
     }
 
-    /// The cleaner copied blocks to `to` and after it: what is still where it copied from is there now.
+    /// The cleaner copied blocks to `to` and after it: what is still where it copied from is there now. Whoever applies it to
+    /// several volumes [says when the moves begin](crate::map::usage::Usage::begin_moves).
     ///
     /// # Errors
     /// As [`apply_write`](Self::apply_write).
@@ -439,7 +442,8 @@ impl Volume {
             let to = Place { segment: to.segment, block: to.block + index };
             // What a layer has is younger than every snapshot, so no map shares it.
             if !self.layers.relocate(block.0, from, to, &mut map.usage) {
-                map.relocate(self.id, block.0, from, to, &self.snapshots)?;
+                let moved = map.relocate(self.id, block.0, from, to, &self.snapshots)?;
+                map.usage.note_moved(from.segment, to, moved);
             }
         }
         Ok(())

@@ -16,7 +16,7 @@
 //! it is the live version, then in the newest snapshot that shows it. What a snapshot counts is what its deletion frees,
 //! up to what older ones need. All versions of the base at a snapshot are at or before its LSN and all later ones
 //! after it, so the LSN alone tells whether a snapshot has a version. Two versions at one place, as a rollback leaves them, are
-//! counted twice.
+//! counted twice, and told to be aliases.
 
 use std::sync::Arc;
 
@@ -198,7 +198,8 @@ impl Map {
         }
     }
 
-    /// The data of `block` at `from` was copied to `to`: every map that points there points to the copy now.
+    /// The data of `block` at `from` was copied to `to`: every map that points there points to the copy now. Returns how many
+    /// versions are counted there.
     ///
     /// # Errors
     /// When a page cannot be read; some maps may point to the copy already.
@@ -209,7 +210,8 @@ impl Map {
         from: Place,
         to: Place,
         snapshots: &Snapshots,
-    ) -> Result<(), MapError> {
+    ) -> Result<u32, MapError> {
+        let mut moved = 0;
         let older = snapshots.list.iter().rev().map(|snapshot| MapKey { volume, snapshot: snapshot.id });
         // The version that was found last.
         let mut found: Option<Lsn> = None;
@@ -230,6 +232,7 @@ impl Map {
                     if found != Some(lsn) {
                         self.usage.add(key, to);
                         self.usage.remove(key, from);
+                        moved += 1;
                         found = Some(lsn);
                     }
                 }
@@ -237,7 +240,7 @@ impl Map {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(moved)
     }
 
     /// Whether a map has `block` at `place`, where the write `lsn` put it.

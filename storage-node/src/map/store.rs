@@ -48,6 +48,7 @@ const TABLE_HISTORY: u8 = 6;
 const TABLE_USAGE: u8 = 7;
 const TABLE_LOG: u8 = 64;
 const TABLE_SCRUB: u8 = 65;
+const TABLE_ALIASES: u8 = 66;
 
 /// Memory for RocksDB's own blocks; the pages are cached above it.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
@@ -240,6 +241,8 @@ pub enum Change {
     History(VolumeId, u64, Option<Vec<u8>>),
     /// Live blocks in a segment; 0 deletes the value.
     Usage(MapKey, u32, u32),
+    /// Aliases in a segment, at most; 0 deletes the value.
+    Aliases(u32, u64),
     /// A pass of the scrub, of a volume or (0) of everything; `None` deletes it.
     Scrub(VolumeId, Option<Vec<u8>>),
     /// The map of a snapshot is gone.
@@ -575,6 +578,21 @@ impl MapStore {
         Ok(rows.into_iter().map(|(volume, _, value)| (volume, value.into())).collect())
     }
 
+    /// The segments that may have aliases, with how many at most. What another version of this software left of segments that it
+    /// did not count for is among them, so it is no more than that.
+    ///
+    /// # Errors
+    /// When RocksDB fails or a value has another length than it should.
+    pub fn aliases(&self) -> Result<Vec<(u32, u64)>, MapError> {
+        let wrong = || MapError::Value { what: "number of aliases", volume: VolumeId(0) };
+        let rows = self.scan(&[TABLE_ALIASES])?.into_iter().map(|(_, segment, value)| {
+            let segment = segment.as_slice().try_into().map_err(|_| wrong())?;
+            let aliases = value.as_ref().try_into().map_err(|_| wrong())?;
+            Ok((u32::from_be_bytes(segment), u64::from_le_bytes(aliases)))
+        });
+        rows.collect()
+    }
+
     /// Carries out `changes` all together, durably.
     ///
     /// # Errors
@@ -612,6 +630,8 @@ impl MapStore {
                 Change::Usage(map, segment, live) => {
                     batch.put(map_key(TABLE_USAGE, *map, Some(*segment)), live.to_le_bytes());
                 }
+                Change::Aliases(segment, 0) => batch.delete(aliases_key(*segment)),
+                Change::Aliases(segment, aliases) => batch.put(aliases_key(*segment), aliases.to_le_bytes()),
                 Change::Scrub(volume, Some(pass)) => batch.put(key(TABLE_SCRUB, *volume, &[]), pass),
                 Change::Scrub(volume, None) => batch.delete(key(TABLE_SCRUB, *volume, &[])),
                 Change::ForgetMap(map) => {
@@ -718,6 +738,11 @@ fn map_key(table: u8, map: MapKey, number: Option<u32>) -> Vec<u8> {
     key
 }
 
+/// Aliases are counted by segment, whatever the volume.
+fn aliases_key(segment: u32) -> Vec<u8> {
+    key(TABLE_ALIASES, VolumeId(0), &segment.to_be_bytes())
+}
+
 fn layer_key(volume: VolumeId, layer: u64, chunk: Option<u32>) -> Vec<u8> {
     let mut key = key(TABLE_LAYER, volume, &layer.to_be_bytes());
     key.extend(chunk.into_iter().flat_map(u32::to_be_bytes));
@@ -768,14 +793,18 @@ mod tests {
                     Change::RemovePage(snapshot(a), 7),
                     Change::ForgetMap(MapKey { volume: a, snapshot: SnapshotId(10) }),
                     Change::Forget(b),
+                    Change::Aliases(4, 7),
+                    Change::Aliases(5, 9),
                 ])
                 .expect("commits");
+            store.commit(&[Change::Aliases(5, 0)]).expect("commits");
         }
         let store = MapStore::open(directory.path()).expect("opens again");
         store.reopen().expect("opens while it is open");
         assert_eq!(store.log_number().expect("reads"), Some(0xfeed));
         assert_eq!(store.position().expect("reads"), Some(vec![1]));
         assert_eq!(store.scrubs().expect("reads"), [(a, vec![1])]);
+        assert_eq!(store.aliases().expect("reads"), [(4, 7)]);
         assert_eq!(store.page(a, 7).expect("reads"), Some(page.clone()));
         assert_eq!(store.page(snapshot(a), 7).expect("reads"), None);
         assert_eq!(store.page(snapshot(a), 8).expect("reads"), Some(page));

@@ -5,6 +5,13 @@
 //! recycling once a checkpoint that says so is committed: nothing can come to point into it again, since new
 //! entries only come from appends. Counting per map makes deletion of a map cost segments, not blocks.
 //! Deliberately knows nothing of segment files.
+//!
+//! Several versions may point to one place, after a rollback or from a clone: *aliases*. What such a segment would cost to
+//! empty is less than its live blocks. Which versions they are is not kept, only how many at most point to a place that another
+//! points to as well: told when an alias comes to be ([`Usage::add_alias`]), and counted when the cleaner has moved the blocks
+//! ([`Usage::note_moved`]). When a version goes, it is not looked up whether it was one. So [`Usage::needed`] is exact where there
+//! are none and right after a move, and never too high: else segments full of garbage would be taken for full ones for as long as
+//! the volumes share anything (`docs/decisions/0018-clones-share-places.md`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +23,20 @@ use crate::map::page::Place;
 struct Counts {
     live: u64,
     pinned: u64,
+    /// Of `live`, those that point where another does too: at most so many.
+    aliases: u64,
+}
+
+impl Counts {
+    /// So many are gone. Returns whether that says something about the aliases.
+    fn let_go(&mut self, count: u32) -> bool {
+        self.live -= u64::from(count);
+        // What is live needs one place at least.
+        let most = self.live.saturating_sub(1);
+        let is_more = self.aliases > most;
+        self.aliases = self.aliases.min(most);
+        is_more
+    }
 }
 
 /// The reference counts of a shard.
@@ -24,6 +45,10 @@ pub struct Usage {
     maps: BTreeMap<MapKey, BTreeMap<u32, u32>>,
     segments: BTreeMap<u32, Counts>,
     changed: BTreeSet<(MapKey, u32)>,
+    /// Segments whose aliases the next checkpoint writes.
+    changed_aliases: BTreeSet<u32>,
+    /// Where the blocks are now that are being moved.
+    moved: BTreeSet<Place>,
 }
 
 impl Usage {
@@ -31,6 +56,46 @@ impl Usage {
     pub fn restore(&mut self, map: impl Into<MapKey>, segment: u32, live: u32) {
         self.maps.entry(map.into()).or_default().insert(segment, live);
         self.segments.entry(segment).or_default().live += u64::from(live);
+    }
+
+    /// Takes over from a checkpoint, after the counts, how many aliases a segment has at most.
+    pub fn restore_aliases(&mut self, segment: u32, aliases: u64) {
+        // The counts of a segment that is free are gone, and this may have been written before.
+        if let Some(counts) = self.segments.get_mut(&segment) {
+            counts.aliases = aliases;
+            counts.let_go(0);
+        }
+    }
+
+    /// Blocks are about to be moved, with all entries that point to them.
+    pub fn begin_moves(&mut self) {
+        self.moved.clear();
+    }
+
+    /// So many entries that pointed into segment `from` point to `to` now: they were added there and removed here. May be told
+    /// more than once of a block, for one volume after the other.
+    pub fn note_moved(&mut self, from: u32, to: Place, entries: u32) {
+        let is_first = entries > 0 && self.moved.insert(to);
+        let aliases = u64::from(entries - u32::from(is_first));
+        if aliases == 0 {
+            return;
+        }
+        self.segments.entry(to.segment).or_default().aliases += aliases;
+        let counts = self.segments.entry(from).or_default();
+        counts.aliases = counts.aliases.saturating_sub(aliases);
+        self.changed_aliases.extend([from, to.segment]);
+    }
+
+    /// An entry of `map` now points to `place`, where another entry of this or another map points too.
+    pub fn add_alias(&mut self, map: impl Into<MapKey>, place: Place) {
+        self.add(map, place);
+        self.note_alias(place.segment);
+    }
+
+    /// An entry that was added points where another does.
+    pub fn note_alias(&mut self, segment: u32) {
+        self.segments.entry(segment).or_default().aliases += 1;
+        self.changed_aliases.insert(segment);
     }
 
     /// An entry of `map` now points to `place`.
@@ -66,8 +131,9 @@ impl Usage {
         if *live == 0 {
             table.remove(&segment);
         }
-        let counts = self.segments.get_mut(&segment).expect("the segment has live blocks");
-        counts.live -= u64::from(count);
+        if self.segments.get_mut(&segment).expect("the segment has live blocks").let_go(count) {
+            self.changed_aliases.insert(segment);
+        }
         self.changed.insert((map, segment));
     }
 
@@ -75,7 +141,9 @@ impl Usage {
     pub fn forget(&mut self, map: impl Into<MapKey>) {
         let map = map.into();
         for (segment, live) in self.maps.remove(&map).unwrap_or_default() {
-            self.segments.get_mut(&segment).expect("the segment has live blocks").live -= u64::from(live);
+            if self.segments.get_mut(&segment).expect("the segment has live blocks").let_go(live) {
+                self.changed_aliases.insert(segment);
+            }
         }
         self.changed.retain(|(changed, _)| *changed != map);
     }
@@ -119,7 +187,19 @@ impl Usage {
         self.segments.get(&segment).is_none_or(|counts| *counts == Counts::default())
     }
 
-    /// Live blocks of `segment`.
+    /// Blocks of `segment` that something points to: exactly, where it has no aliases, and never more than there are.
+    #[must_use]
+    pub fn needed(&self, segment: u32) -> u64 {
+        let Some(counts) = self.segments.get(&segment) else { return 0 };
+        if counts.aliases == 0 {
+            return counts.live;
+        }
+        // No map points to a place twice.
+        let most = self.maps.values().filter_map(|table| table.get(&segment)).max().copied().unwrap_or(0);
+        (counts.live - counts.aliases).max(u64::from(most))
+    }
+
+    /// Entries that point into `segment`, aliases too: 0 when nothing there is needed.
     #[must_use]
     pub fn live(&self, segment: u32) -> u64 {
         self.segments.get(&segment).map_or(0, |counts| counts.live)
@@ -129,6 +209,12 @@ impl Usage {
     #[must_use]
     pub fn is_pinned(&self, segment: u32) -> bool {
         self.segments.get(&segment).is_some_and(|counts| counts.pinned > 0)
+    }
+
+    /// Segments whose aliases changed since the last call, with how many they have at most, for the checkpoint.
+    pub fn take_changed_aliases(&mut self) -> Vec<(u32, u64)> {
+        let aliases = |segment: &u32| self.segments.get(segment).map_or(0, |counts| counts.aliases);
+        std::mem::take(&mut self.changed_aliases).into_iter().map(|segment| (segment, aliases(&segment))).collect()
     }
 
     /// The counts that changed since the last call, for the checkpoint.
@@ -168,6 +254,50 @@ mod tests {
         usage.unpin(7);
         assert!(usage.is_free(7));
         assert!(usage.is_free(8), "never used");
+    }
+
+    #[test]
+    fn aliases_are_counted_once_where_that_is_known_and_never_too_often() {
+        let mut usage = Usage::default();
+        usage.add_many(A, 7, 10);
+        // B begins as A; each then loses five: of the same blocks, or of others.
+        (0..10).for_each(|_| usage.add_alias(B, place(7)));
+        assert_eq!((usage.live(7), usage.needed(7)), (20, 10));
+        usage.remove_many(A, 7, 5);
+        assert_eq!(usage.needed(7), 10, "all of B's");
+        usage.remove_many(B, 7, 5);
+        assert_eq!(usage.needed(7), 5, "as many at least");
+        // They were others: ten blocks are moved, with one entry each.
+        for block in 0..10 {
+            usage.begin_moves();
+            let (map, to) = (if block < 5 { A } else { B }, Place { segment: 8, block });
+            usage.add(map, to);
+            usage.remove(map, place(7));
+            usage.note_moved(7, to, 1);
+        }
+        assert_eq!((usage.live(8), usage.needed(8), usage.is_free(7)), (10, 10, true));
+        // Both have one more, which is moved with both.
+        usage.add(A, place(9));
+        usage.add_alias(B, place(9));
+        usage.begin_moves();
+        let to = Place { segment: 8, block: 10 };
+        for map in [A, B] {
+            usage.add(map, to);
+            usage.remove(map, place(9));
+            usage.note_moved(9, to, 1);
+        }
+        assert_eq!((usage.live(8), usage.needed(8), usage.needed(9)), (12, 11, 0));
+        assert_eq!(usage.take_changed_aliases(), [(7, 0), (8, 1), (9, 0)]);
+        let mut restored = Usage::default();
+        restored.restore(A, 8, 6);
+        restored.restore(B, 8, 6);
+        restored.restore_aliases(8, 1);
+        restored.restore_aliases(9, 3);
+        assert_eq!((restored.needed(8), restored.is_free(9)), (11, true), "what is free has none");
+        restored.forget(B);
+        assert_eq!(restored.needed(8), 6);
+        restored.forget(A);
+        assert_eq!((restored.is_free(8), restored.take_changed_aliases()), (true, vec![(8, 0)]));
     }
 
     #[test]

@@ -257,6 +257,8 @@ impl Core {
         batch.extend(self.scrub.take_changes());
         let changed = self.map.usage.take_changed();
         batch.extend(changed.into_iter().map(|(map, segment, live)| Change::Usage(map, segment, live)));
+        let aliases = self.map.usage.take_changed_aliases();
+        batch.extend(aliases.into_iter().map(|(segment, aliases)| Change::Aliases(segment, aliases)));
         let free = self.freeable().collect();
         self.checkpoints.state = Committing::Taken { batch, free };
         true

@@ -479,7 +479,7 @@ impl Core {
             used: (segments.len() - emptied) as u64,
             capacity: self.options.log.capacity_bytes.map(|bytes| bytes / self.options.log.segment_bytes),
             blocks_per_segment: self.options.log.segment_bytes / u64::from(BLOCK_SIZE),
-            live_blocks: segments.iter().map(|info| self.map.usage.live(info.segment)).sum(),
+            live_blocks: segments.iter().map(|info| self.map.usage.needed(info.segment)).sum(),
             refused: self.cleaner.refused,
         };
         self.cleaner.pacer.look(&space);
@@ -497,7 +497,7 @@ impl Core {
             .map(|info| Candidate {
                 segment: info.segment,
                 blocks: u64::from(info.blocks),
-                live: usage.live(info.segment),
+                live: usage.needed(info.segment),
                 age: newest - info.generation,
             });
         let Some(victim) = policy::choose(candidates) else {

@@ -454,6 +454,7 @@ impl Core {
         match entry {
             Entry::Cloned { volume, origin, snapshot } => self.cloned(*volume, *origin, *snapshot),
             Entry::Relocated { volume, .. } => {
+                self.map.usage.begin_moves();
                 for run in self.volumes.values_mut().filter(|run| run.state.may_hold(*volume)) {
                     apply_to(&mut run.state, entry, place, &mut self.map)?;
                 }

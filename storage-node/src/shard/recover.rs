@@ -69,6 +69,9 @@ pub(super) fn recover_with(
         states.insert(id, record::restore(id, &stored)?);
     }
 
+    for (segment, aliases) in store.aliases()? {
+        map.usage.restore_aliases(segment, aliases);
+    }
     let live = map.usage.live_segments();
     let known = Known { identity, from: position, live: &live };
     let mut forgotten = Vec::new();
@@ -147,6 +150,7 @@ fn replay(
             }
         }
         entry @ Entry::Relocated { volume, .. } => {
+            map.usage.begin_moves();
             for state in states.values_mut().filter(|state| state.may_hold(*volume)) {
                 apply_to(state, entry, place, map)?;
             }

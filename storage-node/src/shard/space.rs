@@ -28,8 +28,8 @@ pub struct ShardSpace {
     pub pooled_bytes: u64,
     /// What is left in the segments that are written to.
     pub unwritten_bytes: u64,
-    /// Blocks that the volumes and their snapshots need. Exact, but that what a rollback made the same in a volume and a
-    /// snapshot counts in both.
+    /// Blocks that the volumes and their snapshots need. Exact where no volumes or snapshots share them by a rollback or a clone;
+    /// else, of segments that were not emptied since, at least so many.
     pub live_bytes: u64,
     /// The rest: blocks that nothing needs, or deltas in flight alone, headers of records, ends of segments. The cleaner gets
     /// most of it back when space is wanted.
@@ -121,14 +121,13 @@ impl Core {
                 space.pooled_bytes += size;
                 continue;
             }
-            space.live_bytes += bytes(usage.live(info.segment));
+            space.live_bytes += bytes(usage.needed(info.segment));
             if !info.active && usage.is_free(info.segment) {
                 space.emptied_bytes += size;
             }
         }
         space.unwritten_bytes = bytes(u64::from(self.log.unwritten_blocks()));
         let written = space.log_bytes - space.pooled_bytes - space.unwritten_bytes;
-        // What counts in both a volume and a snapshot may be more than there is.
         space.garbage_bytes = written.saturating_sub(space.live_bytes);
         let wanted = self.volumes.values().filter(|run| of.is_none_or(|of| run.state.id == of));
         space.volumes = wanted.map(|run| self.space_of(run)).collect();

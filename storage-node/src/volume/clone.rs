@@ -71,7 +71,7 @@ impl Volume {
                 content
                     .iter()
                     .filter_map(|(_, version)| version.content.place())
-                    .for_each(|it| map.usage.add(self.id, it));
+                    .for_each(|it| map.usage.add_alias(self.id, it));
                 map.cache.insert(self.id.into(), page, content);
             }
             self.filling = page.checked_add(1).map(|next_page| Filling { origin, snapshot, next_page });

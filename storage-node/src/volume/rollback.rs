@@ -104,6 +104,9 @@ impl Volume {
             let wanted = of(kept.as_ref().and_then(|kept| kept.entry((block - first) as u8)));
             if of(self.view(block, map)?) != wanted {
                 self.put(block, &[Version { lsn, content: wanted }], map)?;
+                if let Some(place) = wanted.place() {
+                    map.usage.note_alias(place.segment);
+                }
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Clones: as what they were cloned from, independent of it from then on, in crashes, cleaning and deletions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use client_lib::{BLOCK_SIZE, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
@@ -142,6 +142,50 @@ impl Volumes {
         }
     }
 
+    fn roll_back(&mut self, (volume, snapshot): (VolumeId, SnapshotId)) {
+        self.rig.ask(|reply| Request::RollBack { volume, snapshot, reply }).expect("is rolled back");
+        self.live.insert(volume, self.snapshots[&(volume, snapshot)].clone());
+    }
+
+    /// The count of what each segment still holds for somebody is compared with what all maps and layers point to.
+    fn check_usage(&mut self, when: &str) {
+        while self.rig.core().has_background_work() {
+            self.rig.turn();
+        }
+        let core = self.rig.core();
+        let mut places: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+        let mut of_one: BTreeMap<u32, u64> = BTreeMap::new();
+        for run in core.volumes.values() {
+            let layers = run.state.layers.entries().map(|(_, version)| version);
+            let mut found: Vec<_> = layers.filter_map(|version| version.content.place()).collect();
+            for map in run.state.maps() {
+                let mut next = core.map.cache.next_page(map, 0);
+                while let Some(page) = next {
+                    let content = core.map.cache.page(map, page).expect("reads").expect("is there");
+                    found.extend(content.iter().filter_map(|(_, version)| version.content.place()));
+                    next = core.map.cache.next_page(map, page + 1);
+                }
+            }
+            for map in run.state.maps() {
+                for info in core.log.segments() {
+                    let most = of_one.entry(info.segment).or_default();
+                    *most = (*most).max(core.map.usage.live_in(map, info.segment));
+                }
+            }
+            for place in found {
+                places.entry(place.segment).or_default().insert(place.block);
+            }
+        }
+        for info in core.log.segments() {
+            let held = places.get(&info.segment).map_or(0, |blocks| blocks.len() as u64);
+            let (live, needed) = (core.map.usage.live(info.segment), core.map.usage.needed(info.segment));
+            let told = format!("{when}: segment {}: {held} held, {live} entries, {needed} needed", info.segment);
+            assert!((live == 0) == (held == 0) && live >= held, "{told}");
+            assert!(needed <= held && needed >= of_one[&info.segment], "{told}");
+            assert!(live > needed || live == held, "without aliases both are exact; {told}");
+        }
+    }
+
     fn live_blocks(&mut self) -> u64 {
         let core = self.rig.core();
         core.log.segments().iter().map(|info| core.map.usage.live(info.segment)).sum()
@@ -268,6 +312,11 @@ fn volumes_and_their_clones_keep_what_is_theirs_whatever_happens() {
                     all.delete(volume);
                 }
                 16 => all.clean(),
+                15 => {
+                    if let Some(of) = all.any_snapshot() {
+                        all.roll_back(of);
+                    }
+                }
                 17 => all.rig.checkpoint().expect("is written"),
                 18 if step % 3 == 0 => {
                     all.rig.kill();
@@ -279,6 +328,9 @@ fn volumes_and_their_clones_keep_what_is_theirs_whatever_happens() {
                 }
                 _ => {}
             }
+            if step % 5 == 0 {
+                all.check_usage(&format!("seed {seed}, step {step}"));
+            }
         }
         all.check(&format!("seed {seed}"));
         all.clean();
@@ -289,5 +341,61 @@ fn volumes_and_their_clones_keep_what_is_theirs_whatever_happens() {
             all.delete(volume);
         }
         assert_eq!(all.live_blocks(), 0, "seed {seed}: nothing is left");
+    }
+}
+
+/// A block counted once for each volume that has it, so segments that were half garbage seemed to be more than full: they were
+/// never emptied, and writes were refused on a store that had room.
+#[test]
+fn garbage_beside_what_volumes_share_is_cleaned() {
+    const SEGMENTS: u64 = 10;
+    const CHUNK: u64 = 16 * BLOCK;
+    const CHUNKS: u64 = 7 * SEGMENT_BYTES_MIN / (17 * BLOCK);
+    let mut rig = Rig::in_memory(31, |options| options.log.capacity_bytes = Some(SEGMENTS * SEGMENT_BYTES_MIN));
+    let size = VolumeSize::try_from(CHUNKS * CHUNK).expect("valid");
+    let activate = |rig: &mut Rig, volume| {
+        rig.ask(|reply| Request::Activate { volume, epoch: Epoch(1), acts_under: Some(0), reply }).expect("activates");
+    };
+    let write = |rig: &mut Rig, volume, chunk: u64, fill| {
+        let data = Bytes::from(vec![fill; CHUNK as usize]);
+        rig.ask(|reply| Request::Write { volume, offset: chunk * CHUNK, data, fua: false, origin: None, reply })
+    };
+    rig.ask(|reply| Request::Open { volume: ORIGIN, size, reply }).expect("opens");
+    activate(&mut rig, ORIGIN);
+    for chunk in 0..CHUNKS {
+        write(&mut rig, ORIGIN, chunk, 1 + (chunk % 250) as u8).expect("writes");
+    }
+    let snapshot = SnapshotId(1);
+    rig.ask(|reply| Request::CreateSnapshot { volume: ORIGIN, snapshot, reply }).expect("is made");
+    let clones = [2, 3, 4].map(VolumeId);
+    for volume in clones {
+        rig.ask(|reply| Request::OpenClone { volume, origin: ORIGIN, snapshot, reply }).expect("is cloned");
+        activate(&mut rig, volume);
+    }
+    rig.ask(|reply| Request::DeleteSnapshot { volume: ORIGIN, snapshot, reply }).expect("is deleted");
+    for volume in [ORIGIN].into_iter().chain(clones) {
+        for chunk in (0..CHUNKS).step_by(2) {
+            rig.ask(|reply| Request::Zero {
+                volume,
+                offset: chunk * CHUNK,
+                length: CHUNK,
+                fua: false,
+                origin: None,
+                reply,
+            })
+            .expect("is trimmed");
+        }
+    }
+    // Half of what there was has room again.
+    for chunk in (0..CHUNKS).step_by(2) {
+        write(&mut rig, ORIGIN, chunk, 255).unwrap_or_else(|error| panic!("chunk {chunk}: {error}"));
+    }
+    for (volume, even) in [(ORIGIN, 255), (clones[2], 0)] {
+        for chunk in 0..CHUNKS {
+            let (moment, offset, length) = (Moment::Now, chunk * CHUNK, CHUNK as u32);
+            let read = rig.ask(|reply| Request::Read { volume, moment, offset, length, reply }).expect("reads");
+            let expected = if chunk % 2 == 0 { even } else { 1 + (chunk % 250) as u8 };
+            assert_eq!(joined(read), vec![expected; CHUNK as usize], "chunk {chunk} of {volume}");
+        }
     }
 }
