@@ -146,6 +146,18 @@ fn a_clone_begins_as_the_snapshot_at_every_node_and_needs_it_no_more() {
     assert_eq!(said.trim(), "volume copy begins as disk@monday, owned by a");
     let taken = up.run(&["volume", "snapshot", "clone", "disk@monday", "copy"]).expect_err("is taken");
     assert!(taken.to_string().contains("volume copy exists already"), "{taken}");
+    let is_told = |up: &Up, line: &str, json: serde_json::Value| {
+        let said = up.run(&["volume", "status", "copy"]).expect("tells");
+        assert!(said.lines().any(|found| found == line), "{said}");
+        let said = up.run(&["volume", "status", "copy", "--json"]).expect("tells");
+        let status: serde_json::Value = serde_json::from_str(&said).expect("is JSON");
+        assert_eq!(status["clone_of"], json);
+    };
+    let origin = |volume: Option<&str>, snapshot: Option<&str>| serde_json::json!({ "volume": volume, "snapshot": snapshot, "is_made": true });
+    is_told(&up, "clone of disk@monday", origin(Some("disk"), Some("monday")));
+    let said = up.run(&["volume", "status", "disk", "--json"]).expect("tells");
+    let status: serde_json::Value = serde_json::from_str(&said).expect("is JSON");
+    assert_eq!(status["clone_of"], serde_json::Value::Null);
     let monday = ["read -P 1 0 32M", "read -P 0 32M 32M"];
     for provider in ["a", "b"] {
         qemu_io(&up, provider, "copy", &monday).expect(provider);
@@ -155,7 +167,9 @@ fn a_clone_begins_as_the_snapshot_at_every_node_and_needs_it_no_more() {
 
     // Without what it comes from, at another owner, after a crash.
     up.run(&["volume", "snapshot", "delete", "disk@monday"]).expect("is deleted");
+    is_told(&up, "clone of disk, of a snapshot that is deleted", origin(Some("disk"), None));
     up.run(&["volume", "delete", "disk"]).expect("is deleted");
+    is_told(&up, "clone of a volume that is deleted", origin(None, None));
     let own = ["read -P 1 0 16M", "read -P 3 16M 32M", "read -P 0 48M 16M"];
     up.run(&["volume", "migrate", "copy", "--to", "b"]).expect("is handed over");
     qemu_io(&up, "b", "copy", &own).expect("is there");

@@ -406,6 +406,17 @@ pub struct ReplicaStatus {
     pub error: Option<String>,
 }
 
+/// What a volume began as, if it is a clone. That is all it says: from when it is made neither needs the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneOrigin {
+    /// The volume, by its present name; `null` when it is deleted.
+    pub volume: Option<String>,
+    /// The snapshot of it; `null` when it, or the volume, is deleted.
+    pub snapshot: Option<String>,
+    /// Whether the clone's owner has made it; until then the snapshot cannot be deleted.
+    pub is_made: bool,
+}
+
 /// Everything about a volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VolumeStatus {
@@ -454,6 +465,9 @@ pub struct VolumeStatus {
     /// The node to which it goes when it is written there.
     #[serde(default)]
     pub on_write: Option<String>,
+    /// What it is a clone of; `null` when it is none.
+    #[serde(default)]
+    pub clone_of: Option<CloneOrigin>,
 }
 
 /// Whether a scrub is over.

@@ -3,7 +3,7 @@
 
 use clap::Subcommand;
 use client_lib::VolumeName;
-use client_lib::wire::admin::{CreateVolume, Resize, VolumeStatus, VolumeSummary};
+use client_lib::wire::admin::{CloneOrigin, CreateVolume, Resize, VolumeStatus, VolumeSummary};
 
 use super::client::{Client, print_json, print_table};
 use super::{Common, export, import, migrate, policy, scrub, snapshot, space, takeover};
@@ -161,6 +161,16 @@ fn path(name: &str) -> anyhow::Result<String> {
     Ok(format!("/v1/volumes/{}", name.parse::<VolumeName>()?))
 }
 
+/// What a clone began as.
+fn origin_line(origin: &CloneOrigin) -> String {
+    let what = match (&origin.volume, &origin.snapshot) {
+        (Some(volume), Some(snapshot)) => format!("clone of {volume}@{snapshot}"),
+        (Some(volume), None) => format!("clone of {volume}, of a snapshot that is deleted"),
+        (None, _) => "clone of a volume that is deleted".to_owned(),
+    };
+    if origin.is_made { what } else { format!("{what}, being made") }
+}
+
 fn print_status(status: &VolumeStatus) {
     println!(
         "volume {} of {}: owner {}, epoch {}, head {}, {} in use",
@@ -171,6 +181,9 @@ fn print_status(status: &VolumeStatus) {
         status.head,
         size::human(status.mapped_bytes)
     );
+    if let Some(origin) = &status.clone_of {
+        println!("{}", origin_line(origin));
+    }
     match &status.source_needed {
         Some(source) => println!("{} still come from node {source}: keep it running", size::human(status.stale_bytes)),
         None => println!("every block is at the owner"),
@@ -236,5 +249,25 @@ fn print_status(status: &VolumeStatus) {
         if let Some(error) = &replica.error {
             println!("replica {} does not follow: {error}", replica.node);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_tells_what_it_began_as_as_far_as_that_has_a_name() {
+        let told = |volume: Option<&str>, snapshot: Option<&str>, is_made| {
+            origin_line(&CloneOrigin {
+                volume: volume.map(str::to_owned),
+                snapshot: snapshot.map(str::to_owned),
+                is_made,
+            })
+        };
+        assert_eq!(told(Some("disk"), Some("monday"), true), "clone of disk@monday");
+        assert_eq!(told(Some("disk"), Some("monday"), false), "clone of disk@monday, being made");
+        assert_eq!(told(Some("disk"), None, true), "clone of disk, of a snapshot that is deleted");
+        assert_eq!(told(None, None, true), "clone of a volume that is deleted");
     }
 }

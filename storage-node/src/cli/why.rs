@@ -149,6 +149,7 @@ mod tests {
             durability: DurabilityStatus::default(),
             rpo: RpoStatus::default(),
             on_write: None,
+            clone_of: None,
         }
     }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use client_lib::clock::{Clock, SystemClock};
 use client_lib::policy::Durability;
-use client_lib::wire::admin::{CreateVolume, ReplicaStatus, RpoStatus, VolumeStatus, VolumeSummary};
+use client_lib::wire::admin::{CloneOrigin, CreateVolume, ReplicaStatus, RpoStatus, VolumeStatus, VolumeSummary};
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, VolumeId, VolumeName, VolumeSize};
+use consensus::state::{MetaState, Origin};
 use consensus::{Command, Response};
 
 use super::durability::{asked_for, require_possible};
@@ -155,7 +156,19 @@ impl NodeAdmin {
             durability,
             rpo: marks.map(|marks| rpo_told(&volume, &marks)).unwrap_or_default(),
             on_write: meta.on_write.map(|to| name_of(&state, to)),
+            clone_of: meta.origin.map(|origin| origin_told(&state, origin)),
         })
+    }
+}
+
+/// What a clone began as, as far as that still has a name.
+fn origin_told(state: &MetaState, origin: Origin) -> CloneOrigin {
+    let volume = state.volume(origin.volume);
+    let snapshot = volume.and_then(|volume| volume.snapshots.iter().find(|listed| listed.id == origin.snapshot));
+    CloneOrigin {
+        volume: volume.map(|volume| volume.name.to_string()),
+        snapshot: snapshot.map(|snapshot| snapshot.name.to_string()),
+        is_made: origin.is_made,
     }
 }
 
