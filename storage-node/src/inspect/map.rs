@@ -94,8 +94,15 @@ pub fn runs(
         damage.push(format!("the page set of volume {volume} does not decode: its base is not shown"));
         Default::default()
     });
+    let sparse = stored.sparse_sets.iter().find(|(map, _)| *map == SnapshotId(0)).map_or(&[][..], |(_, set)| set);
+    let sparse = decode_set(sparse).unwrap_or_else(|| {
+        damage.push(format!("the sparse set of volume {volume} does not decode: some of its base is not shown"));
+        Default::default()
+    });
     for page in pages.range(range.start() / PAGE_ENTRIES..=range.end() / PAGE_ENTRIES) {
-        let entries = match shard.store.page(volume, page) {
+        let is_sparse = sparse.contains(page);
+        let read = if is_sparse { shard.store.sparse_page(volume, page) } else { shard.store.page(volume, page) };
+        let entries = match read {
             Ok(Some(entries)) => entries,
             Ok(None) => {
                 damage.push(format!("page {page} of volume {volume} is not there"));

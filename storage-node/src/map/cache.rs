@@ -17,6 +17,7 @@ use client_lib::VolumeId;
 use roaring::RoaringBitmap;
 
 use super::MapKey;
+use super::page::sheaf::SPARSE_MAX;
 use super::page::{Index, PAGE_ENTRIES, PAGE_MEMORY_MAX, Page, Version};
 use super::store::{Change, MapError, MapStore};
 
@@ -50,6 +51,14 @@ impl Changed {
             *self = Changed::All;
         }
     }
+
+    /// The changed entries of `page`.
+    fn entries(&self, page: &Page) -> Vec<(Index, Version)> {
+        let Changed::Entries(bits) = self else { return page.iter().collect() };
+        let is_changed = |index: Index| bits[usize::from(index) / 64] & (1 << (index % 64)) != 0;
+        let indexes = (0..=Index::MAX).filter(|index| is_changed(*index));
+        indexes.filter_map(|index| Some((index, page.entry(index)?))).collect()
+    }
 }
 
 /// The maps of a shard's volumes and their snapshots.
@@ -64,8 +73,12 @@ pub struct PageCache {
     /// Which pages exist, so that what was never written costs no look-up.
     sets: HashMap<MapKey, RoaringBitmap>,
     changed_sets: BTreeSet<MapKey>,
-    /// Pages that are gone since the last checkpoint began.
-    removed: Vec<(MapKey, u32)>,
+    /// Which of them share a value with their neighbours in the store ([`super::page::sheaf`]): those that had few entries when they
+    /// came there, until they have more.
+    sparse: HashMap<MapKey, RoaringBitmap>,
+    changed_sparse: BTreeSet<MapKey>,
+    /// Pages that are gone since the last checkpoint began, and whether they shared a value.
+    removed: Vec<(MapKey, u32, bool)>,
     /// What the pages in `slots` take; one that two maps share counts twice.
     bytes: usize,
     /// What those of them in `dirty` take.
@@ -89,6 +102,8 @@ impl PageCache {
             committing: BTreeSet::new(),
             sets: HashMap::new(),
             changed_sets: BTreeSet::new(),
+            sparse: HashMap::new(),
+            changed_sparse: BTreeSet::new(),
             removed: Vec::new(),
             bytes: 0,
             dirty_bytes: 0,
@@ -107,6 +122,11 @@ impl PageCache {
     /// Takes over the set of existing pages from a checkpoint.
     pub fn restore(&mut self, map: impl Into<MapKey>, pages: RoaringBitmap) {
         self.sets.insert(map.into(), pages);
+    }
+
+    /// The same of the set of those that share values.
+    pub fn restore_sparse(&mut self, map: impl Into<MapKey>, pages: RoaringBitmap) {
+        self.sparse.insert(map.into(), pages);
     }
 
     /// The version of `block` in a map.
@@ -203,8 +223,23 @@ impl PageCache {
         }
         if self.sets.get_mut(&map).is_some_and(|pages| pages.remove(page)) {
             self.changed_sets.insert(map);
-            self.removed.push((map, page));
+            let was_sparse = self.set_sparse(map, page, false);
+            self.removed.push((map, page, was_sparse));
         }
+    }
+
+    fn is_sparse(&self, map: MapKey, page: u32) -> bool {
+        self.sparse.get(&map).is_some_and(|pages| pages.contains(page))
+    }
+
+    /// Returns whether that is a change.
+    fn set_sparse(&mut self, map: MapKey, page: u32, is_sparse: bool) -> bool {
+        let pages = self.sparse.entry(map).or_default();
+        let has_changed = if is_sparse { pages.insert(page) } else { pages.remove(page) };
+        if has_changed {
+            self.changed_sparse.insert(map);
+        }
+        has_changed
     }
 
     /// Whether a map has a page.
@@ -232,11 +267,13 @@ impl PageCache {
         let map = map.into();
         self.sets.remove(&map);
         self.changed_sets.remove(&map);
+        self.sparse.remove(&map);
+        self.changed_sparse.remove(&map);
         self.slots.retain(|(slot, _), _| *slot != map);
         self.clock.retain(|(slot, _)| *slot != map);
         self.dirty.retain(|(slot, _), _| *slot != map);
         self.committing.retain(|(slot, _)| *slot != map);
-        self.removed.retain(|(removed, _)| *removed != map);
+        self.removed.retain(|(removed, ..)| *removed != map);
         let memory = |at| self.slots.get(at).map_or(0, |slot| slot.page.memory());
         self.bytes = self.slots.values().map(|slot| slot.page.memory()).sum();
         self.dirty_bytes = self.dirty.keys().map(memory).sum();
@@ -282,20 +319,35 @@ impl PageCache {
         assert!(self.committing.is_empty(), "one checkpoint at a time");
         let dirty = std::mem::take(&mut self.dirty);
         self.committing_bytes = std::mem::take(&mut self.dirty_bytes);
-        changes.extend(self.removed.drain(..).map(|(map, page)| Change::RemovePage(map, page)));
+        changes.extend(self.removed.drain(..).map(|(map, page, was_sparse)| match was_sparse {
+            true => Change::RemoveSparse(map, page),
+            false => Change::RemovePage(map, page),
+        }));
         for ((map, page), changed) in &dirty {
-            let slot = self.slots.get(&(*map, *page)).expect("dirty pages stay in memory");
+            let (map, page) = (*map, *page);
+            let content = self.slots.get(&(map, page)).expect("dirty pages stay in memory").page.clone();
+            let was_sparse = self.is_sparse(map, page);
+            // What has a value of its own and has changed in some entries keeps it.
+            let may_be_sparse = was_sparse || matches!(changed, Changed::All);
+            if may_be_sparse && content.is_sparse(SPARSE_MAX) {
+                self.set_sparse(map, page, true);
+                let entries = if was_sparse { changed.entries(&content) } else { content.iter().collect() };
+                changes.push(Change::Sparse(map, page, entries));
+                continue;
+            }
+            if was_sparse {
+                self.set_sparse(map, page, false);
+                changes.push(Change::RemoveSparse(map, page));
+            }
             changes.push(match changed {
-                Changed::All => Change::Page(*map, *page, slot.page.clone()),
-                Changed::Entries(bits) => {
-                    let is_changed = |index: Index| bits[usize::from(index) / 64] & (1 << (index % 64)) != 0;
-                    let indexes = (0..=Index::MAX).filter(|index| is_changed(*index));
-                    let entries = indexes.filter_map(|index| Some((index, slot.page.entry(index)?))).collect();
-                    Change::Entries(*map, *page, entries)
-                }
+                Changed::Entries(_) if !was_sparse => Change::Entries(map, page, changed.entries(&content)),
+                _ => Change::Page(map, page, content),
             });
         }
         self.committing = dirty.into_keys().collect();
+        for map in std::mem::take(&mut self.changed_sparse) {
+            changes.push(Change::SparseSet(map, encode_set(&self.sparse[&map])));
+        }
         for map in std::mem::take(&mut self.changed_sets) {
             changes.push(Change::PageSet(map, encode_set(&self.sets[&map])));
         }
@@ -323,7 +375,8 @@ impl PageCache {
             return Ok(());
         }
         let loaded = if self.has(map, page) {
-            let read = self.store.page(map, page);
+            let is_sparse = self.is_sparse(map, page);
+            let read = if is_sparse { self.store.sparse_page(map, page) } else { self.store.page(map, page) };
             // The set and the pages are committed together: a page of the set that is not there is damage.
             let found = read.and_then(|read| read.ok_or(MapError::Value { what: "page set", volume: map.volume }));
             found.inspect_err(|error| {
@@ -397,6 +450,14 @@ mod tests {
         Version { lsn: Lsn::new(Epoch(1), sequence), content: Content::Local { place, crc: 0 } }
     }
 
+    /// Page 0 of volume 1 as the store has it.
+    fn stored(cache: &PageCache, store: &MapStore) -> Option<Arc<Page>> {
+        let volume = VolumeId(1);
+        let is_sparse = cache.is_sparse(volume.into(), 0);
+        let page = if is_sparse { store.sparse_page(volume, 0) } else { store.page(volume, 0) };
+        page.expect("reads").map(Arc::new)
+    }
+
     fn checkpoint(cache: &mut PageCache, store: &MapStore) {
         let mut changes = Vec::new();
         cache.begin_checkpoint(&mut changes);
@@ -445,20 +506,47 @@ mod tests {
             cache.begin_checkpoint(&mut changes);
             store.commit(&changes).expect("commits");
             cache.end_checkpoint();
-            let page = store.page(volume, 0).expect("reads").expect("is there");
-            assert_eq!(Some(&Arc::new(page)), cache.page(volume, 0).expect("reads"));
-            changes.iter().find_map(|change| match change {
-                Change::Page(..) => Some(None),
-                Change::Entries(_, _, entries) => Some(Some(entries.len())),
+            assert_eq!(stored(cache, &store), cache.page(volume, 0).expect("reads").cloned());
+            let what = |change: &Change| match change {
+                Change::Page(..) => Some("whole".to_owned()),
+                Change::Entries(_, _, entries) => Some(format!("{} entries", entries.len())),
+                Change::Sparse(_, _, entries) => Some(format!("{} into a sheaf", entries.len())),
+                Change::RemovePage(..) => Some("gone".to_owned()),
+                Change::RemoveSparse(..) => Some("gone from its sheaf".to_owned()),
                 _ => None,
-            })
+            };
+            changes.iter().filter_map(what).collect::<Vec<_>>().join(", ")
         };
-        assert_eq!(change(&mut cache, 3), Some(None), "the page is new");
-        assert_eq!(change(&mut cache, 3), Some(Some(3)));
-        assert_eq!(change(&mut cache, ENTRIES_CHANGED_MAX), Some(Some(ENTRIES_CHANGED_MAX as usize)));
-        assert_eq!(change(&mut cache, ENTRIES_CHANGED_MAX + 1), Some(None));
+        assert_eq!(change(&mut cache, 3), "3 into a sheaf", "the page is new");
+        assert_eq!(change(&mut cache, SPARSE_MAX as u32), "16 into a sheaf");
+        assert_eq!(change(&mut cache, 1), "1 into a sheaf");
+        assert_eq!(change(&mut cache, SPARSE_MAX as u32 + 1), "gone from its sheaf, whole");
+        assert_eq!(change(&mut cache, 3), "3 entries");
+        assert_eq!(change(&mut cache, ENTRIES_CHANGED_MAX), "48 entries");
+        assert_eq!(change(&mut cache, ENTRIES_CHANGED_MAX + 1), "whole");
         cache.remove(volume.into(), 0);
-        assert_eq!(change(&mut cache, 1), Some(None), "the store has none to merge it with");
+        assert_eq!(change(&mut cache, 1), "gone, 1 into a sheaf", "the store has none to merge it with");
+        cache.remove(volume.into(), 0);
+        assert_eq!(change(&mut cache, 2), "gone from its sheaf, 2 into a sheaf");
+        cache.remove(volume.into(), 0);
+        assert_eq!(change(&mut cache, 40), "gone from its sheaf, whole");
+    }
+
+    #[test]
+    fn a_page_with_few_entries_from_before_there_were_sheaves_keeps_its_value() {
+        let store = MapStore::in_memory();
+        let volume = VolumeId(1);
+        let mut page = Page::default();
+        page.set(3, version(1));
+        store.commit(&[Change::Page(volume.into(), 0, Arc::new(page))]).expect("commits");
+        for round in 2..5 {
+            let mut cache = PageCache::new(store.clone(), 0);
+            cache.restore(volume, [0].into_iter().collect());
+            assert_eq!(cache.version(volume, 3).expect("reads"), Some(version(round - 1)));
+            cache.set(volume, 3, version(round)).expect("sets");
+            checkpoint(&mut cache, &store);
+            assert_eq!(stored(&cache, &store), cache.page(volume, 0).expect("reads").cloned());
+        }
     }
 
     #[test]
@@ -473,8 +561,8 @@ mod tests {
         assert_eq!(cache.set(volume, 1, version(2)).expect("sets"), Some(version(1)));
         store.commit(&changes).expect("commits");
         cache.end_checkpoint();
-        assert_eq!(store.page(volume, 0).expect("reads").expect("is there").entry(1), Some(version(1)));
+        assert_eq!(stored(&cache, &store).expect("is there").entry(1), Some(version(1)));
         checkpoint(&mut cache, &store);
-        assert_eq!(store.page(volume, 0).expect("reads").expect("is there").entry(1), Some(version(2)));
+        assert_eq!(stored(&cache, &store).expect("is there").entry(1), Some(version(2)));
     }
 }

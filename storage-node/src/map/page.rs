@@ -3,9 +3,11 @@
 //! [`codec`] is the encoding. A page in memory *is* its encoded bytes, searched as they are, and a short list of what
 //! was set since: a page costs in memory what it costs on disk and little more, so the cache covers as much of a
 //! volume as it can. The same encoding holds a page of the base map and a chunk of a layer; only chunks hold stale
-//! entries. Pure. `docs/decisions/0013-compact-pages.md` says why this and not arrays, and why 256.
+//! entries. Pages with few entries share a value in the store: [`sheaf`]. Pure. `docs/decisions/0013-compact-pages.md` says why
+//! this and not arrays, and why 256.
 
 mod codec;
+pub mod sheaf;
 #[cfg(test)]
 mod tests;
 
@@ -173,6 +175,15 @@ impl Page {
             false => codec::unpack(&self.packed),
         };
         Merged { packed: packed.into_iter().peekable(), changed: self.changed.iter().copied().peekable() }
+    }
+
+    /// Whether it has any entry, and at most `most`.
+    #[must_use]
+    pub fn is_sparse(&self, most: usize) -> bool {
+        if codec::count(&self.packed) > most {
+            return false;
+        }
+        (1..=most).contains(&self.iter().count())
     }
 
     /// Packs what was set, so that the page takes as little memory as it can.

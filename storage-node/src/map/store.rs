@@ -7,7 +7,8 @@
 //! `docs/format.md` has the tables.
 //!
 //! A page of which few entries changed is not written again: the entries are written beside it, as an operand of
-//! RocksDB's merge ([`merge_page`]), and whoever reads the page sees them in it.
+//! RocksDB's merge ([`merge_page`]), and whoever reads the page sees them in it. Pages with few entries share values
+//! ([`Sheaf`]), to which they come by merging alone; which pages these are, the cache above says.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,13 +18,14 @@ use client_lib::{Lsn, SnapshotId, VolumeId};
 use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 
 use super::MapKey;
+use super::page::sheaf::{SHEAF_PAGES, Sheaf};
 use super::page::{Index, Page, PageError, Version, encode_entries, merge_values};
 
 /// The version of the shard directory as a whole: layout, keys and values.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 
-/// The oldest that is read, and made one of [`FORMAT_VERSION`] by that: it has no merge operands yet, and is the same
-/// otherwise.
+/// The oldest that is read, and made one of [`FORMAT_VERSION`] by that: 4 has no sheaves yet, 2 no merge operands either, and what
+/// they have is read as it is.
 pub const FORMAT_OLDEST: u32 = 2;
 
 /// What RocksDB knows the merge by: another name for another meaning of the operands.
@@ -46,6 +48,10 @@ const TABLE_PAGE_SET: u8 = 4;
 const TABLE_LAYER: u8 = 5;
 const TABLE_HISTORY: u8 = 6;
 const TABLE_USAGE: u8 = 7;
+const TABLE_SHEAF: u8 = 8;
+const TABLE_SPARSE_SET: u8 = 9;
+/// The tables that are of one volume alone.
+const VOLUME_TABLES: std::ops::RangeInclusive<u8> = TABLE_VOLUME..=TABLE_SPARSE_SET;
 const TABLE_LOG: u8 = 64;
 const TABLE_SCRUB: u8 = 65;
 const TABLE_ALIASES: u8 = 66;
@@ -208,6 +214,8 @@ pub struct StoredVolume {
     pub record: Vec<u8>,
     /// Map, the set of its pages that exist.
     pub page_sets: Vec<(SnapshotId, Vec<u8>)>,
+    /// Map, the set of those of them that share values.
+    pub sparse_sets: Vec<(SnapshotId, Vec<u8>)>,
     /// Layer, chunk, entries.
     pub layers: Vec<(u64, u32, Vec<u8>)>,
     /// Id, interval.
@@ -229,10 +237,16 @@ pub enum Change {
     Page(MapKey, u32, Arc<Page>),
     /// Entries of a page that is in the store already, by rising index.
     Entries(MapKey, u32, Vec<(Index, Version)>),
-    /// A page is gone.
+    /// Entries of a page that shares a value, or is to from now on, by rising index.
+    Sparse(MapKey, u32, Vec<(Index, Version)>),
+    /// A page that has a value of its own is gone.
     RemovePage(MapKey, u32),
+    /// A page that shares a value is gone, or is to have its own.
+    RemoveSparse(MapKey, u32),
     /// Which pages exist.
     PageSet(MapKey, Vec<u8>),
+    /// Which of them share values.
+    SparseSet(MapKey, Vec<u8>),
     /// A chunk of a layer; `None` deletes it.
     Layer(VolumeId, u64, u32, Option<Vec<u8>>),
     /// A layer is gone.
@@ -331,7 +345,7 @@ impl Db {
                     match step {
                         Step::Put(key, value) => drop(rows.insert(key, value)),
                         Step::Merge(key, operand) => {
-                            let merged = merge_page(rows.get(&key).map(Vec::as_slice), std::iter::once(&*operand));
+                            let merged = merge(&key, rows.get(&key).map(Vec::as_slice), std::iter::once(&*operand));
                             drop(rows.insert(key, merged));
                         }
                         Step::Delete(key) => drop(rows.remove(&key)),
@@ -366,7 +380,7 @@ impl Batch {
         }
     }
 
-    /// Adds `operand` to the value of `key`, as [`merge_page`] does.
+    /// Adds `operand` to the value of `key`, as [`merge`] does.
     fn merge(&mut self, key: Vec<u8>, operand: Vec<u8>) {
         match self {
             Batch::Rocks(batch) => batch.merge(key, operand),
@@ -516,7 +530,7 @@ impl MapStore {
         value.map(|bytes| decode_log_number(&bytes).ok_or(MapError::LogNumber)).transpose()
     }
 
-    /// A page.
+    /// A page that has a value of its own.
     ///
     /// # Errors
     /// When RocksDB fails or the page is damaged.
@@ -528,6 +542,21 @@ impl MapStore {
             let decoded = db.get(&map_key(TABLE_PAGE, map, Some(page)), Page::decode)?;
             let damaged = |source| MapError::Page { volume: map.volume, page, source };
             decoded.transpose().map_err(damaged)
+        })
+    }
+
+    /// A page that shares a value.
+    ///
+    /// # Errors
+    /// When RocksDB fails or the value is damaged.
+    pub fn sparse_page(&self, map: impl Into<MapKey>, page: u32) -> Result<Option<Page>, MapError> {
+        let map = map.into();
+        #[cfg(test)]
+        self.injected(|faults| (faults.page == Some(page)).then_some(std::io::ErrorKind::Other))?;
+        self.with(|db| {
+            let decoded = db.get(&map_key(TABLE_SHEAF, map, Some(page / SHEAF_PAGES)), Sheaf::decode)?;
+            let damaged = |source| MapError::Page { volume: map.volume, page, source };
+            Ok(decoded.transpose().map_err(damaged)?.and_then(|sheaf| sheaf.page(page)))
         })
     }
 
@@ -543,9 +572,12 @@ impl MapStore {
             }
             let mut stored = StoredVolume { record: record.into(), ..StoredVolume::default() };
             let wrong = |what| move || MapError::Value { what, volume };
-            for (_, rest, value) in self.scan(&key(TABLE_PAGE_SET, volume, &[]))? {
-                let snapshot = u64::from_be_bytes(rest.as_slice().try_into().map_err(|_| wrong("page set key")())?);
-                stored.page_sets.push((SnapshotId(snapshot), value.into()));
+            for (table, sets) in [(TABLE_PAGE_SET, &mut stored.page_sets), (TABLE_SPARSE_SET, &mut stored.sparse_sets)]
+            {
+                for (_, rest, value) in self.scan(&key(table, volume, &[]))? {
+                    let snapshot = u64::from_be_bytes(rest.as_slice().try_into().map_err(|_| wrong("page set key")())?);
+                    sets.push((SnapshotId(snapshot), value.into()));
+                }
             }
             for (_, rest, value) in self.scan(&key(TABLE_LAYER, volume, &[]))? {
                 let (layer, chunk) = rest.split_at_checked(8).ok_or_else(wrong("layer key"))?;
@@ -601,8 +633,23 @@ impl MapStore {
         #[cfg(test)]
         self.injected(|faults| faults.commits)?;
         let mut batch = self.with(|db| Ok(db.batch()))?;
-        for change in changes {
-            match change {
+        // Neighbours that share a value are merged into it together.
+        for group in changes.chunk_by(|one, next| sheaf_of(one).is_some() && sheaf_of(one) == sheaf_of(next)) {
+            match &group[0] {
+                Change::Sparse(map, page, _) => {
+                    let mut sheaf = Sheaf::default();
+                    for change in group {
+                        if let Change::Sparse(_, page, entries) = change {
+                            sheaf.add(*page, entries.iter().copied());
+                        }
+                    }
+                    batch.merge(map_key(TABLE_SHEAF, *map, Some(page / SHEAF_PAGES)), encode_sheaf(&sheaf));
+                }
+                Change::RemoveSparse(map, page) => {
+                    let key = map_key(TABLE_SHEAF, *map, Some(*page / SHEAF_PAGES));
+                    batch.merge(key, encode_sheaf(&Sheaf::dropping(*page)));
+                }
+                Change::SparseSet(map, pages) => batch.put(map_key(TABLE_SPARSE_SET, *map, None), pages),
                 Change::Log(number) => batch.put([TABLE_LOG], encode_log_number(*number)),
                 Change::Position(position) => batch.put([TABLE_POSITION], position),
                 Change::Volume(volume, record) => batch.put(key(TABLE_VOLUME, *volume, &[]), record),
@@ -636,12 +683,12 @@ impl MapStore {
                 Change::Scrub(volume, None) => batch.delete(key(TABLE_SCRUB, *volume, &[])),
                 Change::ForgetMap(map) => {
                     let after = MapKey { snapshot: SnapshotId(map.snapshot.0 + 1), ..*map };
-                    for table in [TABLE_PAGE, TABLE_PAGE_SET, TABLE_USAGE] {
+                    for table in [TABLE_PAGE, TABLE_PAGE_SET, TABLE_USAGE, TABLE_SHEAF, TABLE_SPARSE_SET] {
                         batch.delete_range(map_key(table, *map, None), map_key(table, after, None));
                     }
                 }
                 Change::Forget(volume) => {
-                    for table in TABLE_VOLUME..=TABLE_USAGE {
+                    for table in VOLUME_TABLES {
                         // Volume ids end far below the largest number: the metadata log counts them.
                         batch.delete_range(key(table, *volume, &[]), key(table, VolumeId(volume.0 + 1), &[]));
                     }
@@ -700,10 +747,53 @@ fn merge_page<'a>(page: Option<&[u8]>, operands: impl Iterator<Item = &'a [u8]>)
     merged
 }
 
+/// The sheaf that a change gives entries to.
+fn sheaf_of(change: &Change) -> Option<(MapKey, u32)> {
+    match change {
+        Change::Sparse(map, page, _) => Some((*map, page / SHEAF_PAGES)),
+        _ => None,
+    }
+}
+
+fn encode_sheaf(sheaf: &Sheaf) -> Vec<u8> {
+    sheaf.encode().expect("only pages with few entries share values")
+}
+
+/// As [`merge_page`], for the value of a sheaf. What comes out of something damaged is damaged.
+fn merge_sheaf<'a>(value: Option<&'a [u8]>, operands: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut merged: Option<Sheaf> = None;
+    for next in value.into_iter().chain(operands) {
+        match Sheaf::decode(next) {
+            Ok(newer) => {
+                merged = Some(match merged {
+                    None => newer,
+                    Some(older) => older.merge(newer),
+                });
+            }
+            Err(error) => {
+                tracing::error!(%error, "a sheaf of the map cannot be merged with what changed in it");
+                return next.to_vec();
+            }
+        }
+    }
+    merged.unwrap_or_default().encode().unwrap_or_else(|| {
+        tracing::error!("a page in a sheaf of the map has more entries than it may have");
+        Vec::new()
+    })
+}
+
+/// What RocksDB calls for whatever is merged.
+fn merge<'a>(key: &[u8], value: Option<&'a [u8]>, operands: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    match key.first() {
+        Some(&TABLE_SHEAF) => merge_sheaf(value, operands),
+        _ => merge_page(value, operands),
+    }
+}
+
 fn options() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
-    options.set_merge_operator_associative(MERGE_NAME, |_, page, operands| Some(merge_page(page, operands.iter())));
+    options.set_merge_operator_associative(MERGE_NAME, |key, page, operands| Some(merge(key, page, operands.iter())));
     options.set_max_successive_merges(MERGE_OPERANDS_MAX);
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);

@@ -63,6 +63,10 @@ pub(super) fn recover_with(
             let pages = decode_set(pages).ok_or(MapError::Value { what: "page set", volume: id })?;
             map.cache.restore(MapKey { volume: id, snapshot: *snapshot }, pages);
         }
+        for (snapshot, pages) in &stored.sparse_sets {
+            let pages = decode_set(pages).ok_or(MapError::Value { what: "sparse set", volume: id })?;
+            map.cache.restore_sparse(MapKey { volume: id, snapshot: *snapshot }, pages);
+        }
         for (snapshot, segment, live) in &stored.usage {
             map.usage.restore(MapKey { volume: id, snapshot: *snapshot }, *segment, *live);
         }

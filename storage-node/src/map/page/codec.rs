@@ -17,8 +17,10 @@ use super::{Content, Index, PAGE_ENTRIES, PAGE_VERSION, PageError, Place, Versio
 
 /// Version (1), kinds (1).
 const HEADER_LEN: usize = 2;
+/// Runs (1), blocks beyond one for each (1).
+const SECTION_LEN: usize = 2;
 /// CRC-32 (4).
-const TRAILER_LEN: usize = 4;
+pub(super) const TRAILER_LEN: usize = 4;
 /// A block's checksum.
 const CHECKSUM_LEN: usize = 4;
 
@@ -399,6 +401,54 @@ pub(super) fn check(value: &[u8]) -> Result<(), PageError> {
         }
     }
     if rest.is_empty() { Ok(()) } else { Err(PageError::Damaged("bytes after the last entry")) }
+}
+
+/// How many entries a value that [`check`] has accepted or [`encode`] made has; no bytes have none.
+///
+/// # Panics
+/// On other bytes.
+pub(super) fn count(value: &[u8]) -> usize {
+    let Some(mut rest) = value.len().checked_sub(TRAILER_LEN).and_then(|end| value.get(HEADER_LEN..end)) else {
+        return 0;
+    };
+    let sections = KINDS.into_iter().filter(|kind| value[1] & kind.bit() != 0);
+    let lengths = sections.map(|kind| {
+        let section = Section::parse(kind, &mut rest).expect("the value was checked");
+        section.starts.len() + section.extra
+    });
+    lengths.sum()
+}
+
+/// Where the indexes of runs lie in a value of entries `0..n` of one kind, which [`encode`] made: they follow from the lengths of
+/// the runs. Empty where entries are of several kinds, or none.
+pub(super) fn lone_starts(value: &[u8]) -> std::ops::Range<usize> {
+    if !value[1].is_power_of_two() {
+        return 0..0;
+    }
+    let first = HEADER_LEN + SECTION_LEN;
+    first..first + usize::from(value[HEADER_LEN]) + 1
+}
+
+/// A value from which what is at [`lone_starts`], and the checksum, were taken away. Not checked.
+///
+/// # Errors
+/// When it cannot be one.
+pub(super) fn with_lone_starts(body: &[u8]) -> Result<Vec<u8>, PageError> {
+    let mut value = Vec::with_capacity(body.len() + PAGE_ENTRIES as usize + TRAILER_LEN);
+    let kinds = *body.get(1).ok_or(CUT_OFF)?;
+    if kinds.is_power_of_two() {
+        let (head, rest) = body.split_at_checked(HEADER_LEN + SECTION_LEN).ok_or(CUT_OFF)?;
+        let (runs, has_extra) = (usize::from(head[HEADER_LEN]) + 1, head[HEADER_LEN + 1] > 0);
+        let before = rest.get(..if has_extra { runs } else { 0 }).ok_or(CUT_OFF)?;
+        value.extend_from_slice(head);
+        value.extend((0..runs).map(|run| (run as Index).wrapping_add(before.get(run).copied().unwrap_or(0))));
+        value.extend_from_slice(rest);
+    } else {
+        value.extend_from_slice(body);
+    }
+    let checksum = crc32fast::hash(&value);
+    value.put_u32_le(checksum);
+    Ok(value)
 }
 
 /// Whether a value that [`check`] has accepted has stale entries.

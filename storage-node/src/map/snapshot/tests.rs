@@ -70,6 +70,9 @@ fn restored(map: &mut Map, store: &MapStore) -> Map {
         for (snapshot, pages) in stored.page_sets {
             restored.cache.restore(MapKey { volume, snapshot }, decode_set(&pages).expect("is a set"));
         }
+        for (snapshot, pages) in stored.sparse_sets {
+            restored.cache.restore_sparse(MapKey { volume, snapshot }, decode_set(&pages).expect("is a set"));
+        }
         for (snapshot, segment, live) in stored.usage {
             restored.usage.restore(MapKey { volume, snapshot }, segment, live);
         }
