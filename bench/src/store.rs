@@ -146,7 +146,7 @@ impl Store {
     }
 
     fn data(&self, seed: u64) -> Bytes {
-        let at = (seed as usize * 8) % NOISE_BYTES;
+        let at = seed.wrapping_mul(8) as usize % NOISE_BYTES;
         self.noise.slice(at..at + BLOCK)
     }
 
