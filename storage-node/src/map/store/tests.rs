@@ -324,3 +324,31 @@ fn maps_of_the_usual_shapes_are_small_on_disk() {
     println!("bytes per block: sparse {sparse:.2}, dense {dense:.2}, sequential {sequential:.2}");
     assert!(sparse < 12.3 && dense < 12.3 && sequential < 4.25, "{sparse} {dense} {sequential}");
 }
+
+/// What the disk alters of RocksDB's files is found by RocksDB: a page of it is an error, and never another page or none.
+#[test]
+fn an_altered_table_file_is_an_error_and_no_page() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let volume = VolumeId(1);
+    let mut page = Page::default();
+    for index in 0..200 {
+        page.set(index, entry(u64::from(index) * 7 + 1));
+    }
+    {
+        let store = MapStore::open(directory.path()).expect("opens");
+        let pages = (0..40).map(|number| Change::Page(volume.into(), number, Arc::new(page.clone())));
+        store.commit(&pages.collect::<Vec<_>>()).expect("commits");
+        store.compact();
+    }
+    let files = std::fs::read_dir(directory.path()).expect("lists").map(|file| file.expect("a file").path());
+    for table in files.filter(|file| file.extension().is_some_and(|extension| extension == "sst")) {
+        let mut bytes = std::fs::read(&table).expect("reads");
+        bytes[100] ^= 1;
+        std::fs::write(&table, bytes).expect("writes");
+    }
+    let store = MapStore::open(directory.path()).expect("opens again");
+    let found = store.page(volume, 0);
+    assert!(matches!(&found, Err(MapError::Store(_))), "{found:?}");
+    assert!(found.is_err_and(|error| !error.is_out_of_space() && error.to_string().contains("orrupt")));
+    assert_eq!(store.page(volume, 39).expect("another block of the file is whole"), Some(page));
+}
