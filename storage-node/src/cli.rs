@@ -17,6 +17,7 @@ mod drain;
 mod export;
 mod import;
 mod inspect;
+mod link;
 mod migrate;
 mod node;
 mod policy;
@@ -80,6 +81,9 @@ enum Verb {
     /// Begin a cluster, let nodes join it, look at it
     #[command(subcommand)]
     Cluster(cluster::Verb),
+    /// Look at the ways from node to node
+    #[command(subcommand)]
+    Link(link::Verb),
     /// Look at a data directory without a node: log, map, segments, volumes; changes nothing
     #[command(subcommand)]
     Inspect(inspect::Verb),
@@ -130,6 +134,7 @@ pub fn run(helio: Helio) -> ExitCode {
         Verb::Volume(verb) => volume::run(verb, &helio.common),
         Verb::Why(why) => why::run(&why, &helio.common),
         Verb::Cluster(verb) => cluster::run(verb, &helio.common),
+        Verb::Link(verb) => link::run(verb, &helio.common),
         Verb::Inspect(verb) => inspect::run(verb),
     };
     match outcome {

@@ -2,6 +2,7 @@
 
 pub mod classes;
 pub mod flushes;
+pub mod freight;
 pub mod hearing;
 pub mod intake;
 pub mod manifest;

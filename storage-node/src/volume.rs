@@ -16,6 +16,7 @@ pub mod pins;
 pub mod record;
 mod rewind;
 pub mod rollback;
+pub mod tally;
 
 use std::collections::BTreeSet;
 
@@ -36,6 +37,7 @@ use layers::{Layer, Layers};
 use ledger::Ledger;
 use pins::Pins;
 use rollback::Rollback;
+use tally::Tally;
 
 /// Which moment of a volume is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +75,8 @@ pub struct Volume {
     pub rollback: Option<Rollback>,
     /// Where the rest of its pages come from; until it has them only the steps may look at the volume.
     pub filling: Option<Filling>,
+    /// What the owner has written.
+    pub tally: Tally,
     /// Whose clone it is, and whose that is, the first of them first.
     ancestors: Vec<VolumeId>,
     watermark: Lsn,
@@ -105,6 +109,7 @@ impl Volume {
             ledger: Ledger::default(),
             rollback: None,
             filling: None,
+            tally: Tally::default(),
             ancestors: Vec::new(),
             watermark: Lsn::ZERO,
             written: Lsn::ZERO,
@@ -322,6 +327,7 @@ impl Volume {
         self.put(start, &versions, map)?;
         self.changes.record(lsn, (0u32..).zip(checksums).map(|(index, _)| start + index));
         (self.known, self.written) = (lsn, lsn);
+        self.tally.blocks += checksums.len() as u64;
         self.settle_owner(map);
         Ok(())
     }
@@ -342,6 +348,7 @@ impl Volume {
                 }
             }
         }
+        self.tally.blocks += changed.len() as u64;
         self.changes.record(lsn, changed);
         (self.known, self.written) = (lsn, lsn);
         self.settle_owner(map);
@@ -531,6 +538,7 @@ impl Volume {
         self.role = if owner { Role::Owner } else { Role::Replica };
         // What is left of a manifest whose other entries a crash took: who told of it tells it again, if it is still so.
         self.partial.clear();
+        self.tally = Tally { since: self.known, blocks: 0 };
         self.changes.cut();
         if !owner {
             self.pins.release_all(&mut map.usage);

@@ -371,6 +371,48 @@ pub struct VolumeSummary {
     pub durability: String,
 }
 
+/// Bytes of blocks on their way to another node, and what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreightStatus {
+    /// Written by guests, as far as the other node has come: what is still to be sent to it is not in it.
+    pub written_bytes: u64,
+    /// Sent as data, before compression; what was sent again after a break counts again.
+    pub sent_bytes: u64,
+    /// What that was on the wire, without what goes around it.
+    pub wire_bytes: u64,
+    /// Not sent because a mark says that a block holds zeroes.
+    pub zero_bytes: u64,
+    /// Not sent because the block was written again before.
+    pub overwritten_bytes: u64,
+    /// Saved by compression: `sent_bytes` less `wire_bytes`.
+    pub compressed_bytes: u64,
+}
+
+/// The way from one node to another.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The node that sends.
+    pub from: String,
+    /// The node that it sends to.
+    pub to: String,
+    /// That node's provider.
+    pub provider: String,
+    /// Round trip, in milliseconds; `null` before the first connection.
+    pub rtt_ms: Option<f64>,
+    /// What went over it, of all volumes, since the sending node was started. Blocks that were fetched on demand are in `sent_bytes`
+    /// and not in `written_bytes`.
+    pub freight: FreightStatus,
+}
+
+/// The links of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LinkList {
+    /// Each direction by itself.
+    pub links: Vec<LinkStatus>,
+    /// Nodes that do not answer: the links that begin at them are left out.
+    pub silent: Vec<String>,
+}
+
 /// A replica of a volume, as its owner sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReplicaStatus {
@@ -404,6 +446,9 @@ pub struct ReplicaStatus {
     /// Why not, as it said or as the network did; `null` when it did.
     #[serde(default)]
     pub error: Option<String>,
+    /// What was sent to it since the ownership began, or the owner was started.
+    #[serde(default)]
+    pub freight: FreightStatus,
 }
 
 /// What a volume began as, if it is a clone. That is all it says: from when it is made neither needs the other.
@@ -468,6 +513,9 @@ pub struct VolumeStatus {
     /// What it is a clone of; `null` when it is none.
     #[serde(default)]
     pub clone_of: Option<CloneOrigin>,
+    /// Bytes of blocks that were written since the ownership began, or the owner was started, each time counted.
+    #[serde(default)]
+    pub written_bytes: u64,
 }
 
 /// Whether a scrub is over.

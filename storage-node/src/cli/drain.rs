@@ -244,6 +244,7 @@ mod tests {
             counts: true,
             tail: None,
             error: None,
+            freight: Default::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use client_lib::VolumeName;
 use client_lib::wire::admin::{CloneOrigin, CreateVolume, Resize, VolumeStatus, VolumeSummary};
 
 use super::client::{Client, print_json, print_table};
-use super::{Common, export, import, migrate, policy, scrub, snapshot, space, takeover};
+use super::{Common, export, import, link, migrate, policy, scrub, snapshot, space, takeover};
 use crate::size;
 
 #[derive(Debug, Subcommand)]
@@ -245,6 +245,11 @@ fn print_status(status: &VolumeStatus) {
         ]
     });
     print_table(&["replica", "provider", "watermark", "behind", "for", "as of", "stale", "reachable"], rows.collect());
+    for replica in &status.replicas {
+        if let Some(sentence) = link::sentence(&replica.node, &replica.freight) {
+            println!("{sentence}");
+        }
+    }
     for replica in status.replicas.iter().filter(|replica| !replica.reachable) {
         if let Some(error) = &replica.error {
             println!("replica {} does not follow: {error}", replica.node);

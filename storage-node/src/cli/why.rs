@@ -108,7 +108,7 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
 
 #[cfg(test)]
 mod tests {
-    use client_lib::wire::admin::{DurabilityStatus, RpoStatus, TailStatus, VolumeSpace};
+    use client_lib::wire::admin::{DurabilityStatus, FreightStatus, RpoStatus, TailStatus, VolumeSpace};
 
     use super::*;
 
@@ -126,6 +126,7 @@ mod tests {
             counts: false,
             tail: None,
             error: None,
+            freight: FreightStatus::default(),
         }
     }
 
@@ -150,6 +151,7 @@ mod tests {
             rpo: RpoStatus::default(),
             on_write: None,
             clone_of: None,
+            written_bytes: 0,
         }
     }
 

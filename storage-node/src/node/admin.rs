@@ -7,9 +7,10 @@ use bytes::Bytes;
 use client_lib::clock::Clock;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AskTakeover, CancelledMigrate, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate,
-    MigrateReport, NbdAddresses, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus,
-    SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AskTakeover, CancelledMigrate, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, LinkList,
+    Migrate, MigrateReport, NbdAddresses, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize, RollBack,
+    ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus,
+    VolumeSummary,
 };
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
@@ -32,6 +33,7 @@ use crate::shard::scrub::ScrubAction;
 mod cluster;
 pub(super) mod durability;
 mod handover;
+mod links;
 mod names;
 mod resize;
 mod scrub;
@@ -270,6 +272,10 @@ impl Admin for NodeAdmin {
         Box::pin(self.at_node(node, AdminForward::Space, || self.space_here()))
     }
 
+    fn links(&self) -> BoxFuture<'_, Result<LinkList, Error>> {
+        Box::pin(self.link_list())
+    }
+
     fn scrub<'a>(
         &'a self,
         action: ScrubAction,
@@ -299,6 +305,7 @@ impl ForwardedAdmin for NodeAdmin {
                 AdminForward::CancelMigrate { volume } => json(&self.cancel_here(self.owned(volume).await?).await?),
                 AdminForward::Scrub { action, volume } => json(&self.scrub_here(action, volume).await?),
                 AdminForward::Space => json(&self.space_here().await?),
+                AdminForward::Links => json(&self.links_here()),
                 AdminForward::Snapshots { volume } => json(&self.snapshots_here(self.owned(volume).await?).await?),
                 AdminForward::Clone { volume, snapshot, name } => {
                     json(&self.clone_here(self.owned(volume).await?, snapshot, name).await?)

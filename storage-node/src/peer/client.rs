@@ -11,6 +11,7 @@ use client_lib::transport::{Class, Transport, TransportError};
 use client_lib::wire::frame::Frame;
 use client_lib::{Error, ErrorKind, NodeId};
 
+use super::links::Links;
 use super::message::{Message, PeerReply, PeerRequest};
 
 /// How long a call may take before its outcome counts as unknown. Well above any round trip and transfer of a
@@ -53,13 +54,20 @@ impl From<PeerError> for Error {
 #[derive(Clone, Debug)]
 pub struct PeerClient {
     transport: Arc<dyn Transport>,
+    links: Arc<Links>,
 }
 
 impl PeerClient {
     /// A client over `transport`.
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>) -> PeerClient {
-        PeerClient { transport }
+        PeerClient { transport, links: Arc::default() }
+    }
+
+    /// What is known of the links to the other nodes.
+    #[must_use]
+    pub fn links(&self) -> &Links {
+        &self.links
     }
 
     /// The network below.

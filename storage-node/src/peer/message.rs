@@ -10,6 +10,7 @@ use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, 
 use serde::{Deserialize, Serialize};
 
 use crate::ownership::standing::Tail;
+use crate::propagation::freight::Freight;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::shard::handle::ReadChunk;
 use crate::shard::scrub::ScrubAction;
@@ -94,6 +95,8 @@ pub enum AdminForward {
     HandOverOnWrite { volume: VolumeId, to: client_lib::NodeId },
     /// End a handover that has not been proposed yet.
     CancelMigrate { volume: VolumeId },
+    /// What went over the links that begin at the node asked.
+    Links,
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].
@@ -200,20 +203,35 @@ impl<T: for<'de> Deserialize<'de>> Message<T> {
     }
 }
 
-/// Splits blocks into heads and one payload.
+/// Blocks as they are sent.
+#[derive(Debug)]
+pub struct PackedBlocks {
+    /// Which they are.
+    pub heads: Vec<BlockHead>,
+    /// The data of those that have some.
+    pub payload: Bytes,
+    /// What they come to.
+    pub freight: Freight,
+}
+
+/// Splits blocks into heads and one payload. Of data that is all zeroes only a mark is sent.
 #[must_use]
-pub fn pack_blocks(blocks: &[VersionedBlock]) -> (Vec<BlockHead>, Bytes) {
+pub fn pack_blocks(blocks: &[VersionedBlock]) -> PackedBlocks {
+    const ZEROES: &[u8] = &[0; BLOCK_SIZE as usize];
     let mut payload = BytesMut::with_capacity(blocks.len() * BLOCK_SIZE as usize);
-    let heads = blocks
-        .iter()
-        .map(|block| {
-            if let Some(data) = &block.data {
-                payload.extend_from_slice(data);
-            }
-            BlockHead { block: block.block, lsn: block.lsn, zero: block.data.is_none() }
-        })
-        .collect();
-    (heads, payload.freeze())
+    let mut zero = 0;
+    let heads = blocks.iter().map(|block| {
+        let data = block.data.as_ref().filter(|data| data[..] != *ZEROES);
+        match data {
+            Some(data) => payload.extend_from_slice(data),
+            None => zero += u64::from(BLOCK_SIZE),
+        }
+        BlockHead { block: block.block, lsn: block.lsn, zero: data.is_none() }
+    });
+    let heads = heads.collect();
+    let payload = payload.freeze();
+    let sent = payload.len() as u64;
+    PackedBlocks { heads, payload, freight: Freight { sent, wire: sent, zero, ..Freight::default() } }
 }
 
 /// Joins heads and payload into blocks.
@@ -296,13 +314,24 @@ mod tests {
     #[test]
     fn blocks_come_out_as_they_went_in() {
         let blocks = vec![block(3, Some(7)), block(4, None), block(9, Some(8))];
-        let (heads, payload) = pack_blocks(&blocks);
+        let PackedBlocks { heads, payload, .. } = pack_blocks(&blocks);
         assert_eq!(unpack_blocks(&heads, payload).expect("unpacks"), blocks);
     }
 
     #[test]
+    fn of_zeroes_only_a_mark_is_sent_even_if_they_were_written_as_data() {
+        let blocks = [block(3, Some(7)), block(4, Some(0)), block(5, None)];
+        let PackedBlocks { heads, payload, freight } = pack_blocks(&blocks);
+        assert_eq!(heads.iter().map(|head| head.zero).collect::<Vec<_>>(), [false, true, true]);
+        assert_eq!(payload.len(), BLOCK_SIZE as usize);
+        let bytes = u64::from(BLOCK_SIZE);
+        assert_eq!(freight, Freight { sent: bytes, wire: bytes, zero: 2 * bytes, ..Freight::default() });
+        assert_eq!(unpack_blocks(&heads, payload).expect("unpacks")[1].data, None, "the receiver knows its checksum");
+    }
+
+    #[test]
     fn a_payload_of_the_wrong_size_is_corrupt() {
-        let (heads, payload) = pack_blocks(&[block(3, Some(7))]);
+        let PackedBlocks { heads, payload, .. } = pack_blocks(&[block(3, Some(7))]);
         let error = unpack_blocks(&heads, payload.slice(1..)).expect_err("too short");
         assert_eq!(error.kind(), ErrorKind::Corrupt);
     }

@@ -10,7 +10,9 @@ use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::frame::Frame;
 use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId};
 
-use super::message::{AdminForward, Message, PeerReply, PeerRequest, Writer, pack_blocks, pack_read, unpack_blocks};
+use super::message::{
+    AdminForward, Message, PackedBlocks, PeerReply, PeerRequest, Writer, pack_blocks, pack_read, unpack_blocks,
+};
 use crate::ownership::writers::Refusal;
 use crate::propagation::manifest::BlockRun;
 use crate::propagation::pull::PULL_BLOCKS_MAX;
@@ -102,7 +104,7 @@ impl PeerServer {
                 }
             }
             PeerRequest::Pull { volume, moment, runs, visited } => {
-                return pull(&*self.volume(volume)?, moment, runs, &visited).await;
+                return pull(&*self.volume(volume)?, peer, moment, runs, &visited).await;
             }
             PeerRequest::Admin { request } => PeerReply::Admin(self.admin.forwarded(request).await?),
             propagation => return Ok((self.propagate(peer, propagation, payload).await?, Bytes::new())),
@@ -179,6 +181,7 @@ async fn write(volume: &ServedVolume, epoch: Epoch, writer: Writer, change: Chan
 /// Sends the newest versions held here, or a snapshot's, fetching first what this node itself knows to be stale.
 async fn pull(
     volume: &ServedVolume,
+    peer: NodeId,
     moment: Moment,
     runs: Vec<BlockRun>,
     visited: &[NodeId],
@@ -196,7 +199,8 @@ async fn pull(
     loop {
         match volume.shard.read_versions(volume.id, moment, runs.clone()).await {
             Ok(blocks) => {
-                let (heads, payload) = pack_blocks(&blocks);
+                let PackedBlocks { heads, payload, freight } = pack_blocks(&blocks);
+                volume.peers.links().carried(peer, freight);
                 return Ok((PeerReply::Blocks(heads), payload));
             }
             Err(StoreError::Stale { runs }) => volume.puller.pull(moment, &runs, Class::Bulk, visited).await?,

@@ -23,11 +23,12 @@ use futures_util::stream::FuturesUnordered;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::freight::{Account, Covered, Freight};
 use super::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
 use super::pull::split;
 use super::watermarks::Watermarks;
 use crate::peer::client::unexpected;
-use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition, pack_blocks};
+use crate::peer::message::{Message, PackedBlocks, PeerReply, PeerRequest, ReplicaPosition, pack_blocks};
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::{SealedDelta, StoreError};
 use crate::volume::Moment;
@@ -174,6 +175,8 @@ impl Sender {
     async fn session(&self) -> Result<std::convert::Infallible, Ended> {
         let volume = self.volume.id;
         let mut position = self.first_word().await?;
+        self.count_reached(position.watermark);
+        self.watermarks.with_account(self.replica, Account::begin_anew);
         let mut transfer: Option<Transfer> = None;
         let mut deliveries = Deliveries::default();
         let mut ticker = tokio::time::interval(MANIFEST_INTERVAL);
@@ -184,9 +187,13 @@ impl Sender {
             tokio::select! {
                 biased;
                 finished = finished(&mut transfer) => {
-                    let delta = transfer.take().expect("a transfer finished").delta.pin;
-                    self.volume.shard.release(volume, delta).await.map_err(store_failure)?;
+                    let delta = transfer.take().expect("a transfer finished").delta.clone();
+                    self.volume.shard.release(volume, delta.pin).await.map_err(store_failure)?;
                     position = finished?;
+                    if position.watermark < delta.to {
+                        // Another one goes there instead.
+                        self.watermarks.with_account(self.replica, Account::begin_anew);
+                    }
                     // It is the answer to `Apply`.
                     self.volume.flushes.held(self.epoch, self.replica, position.watermark);
                 }
@@ -212,7 +219,7 @@ impl Sender {
                 false => is_awaited && not_before.is_none_or(|moment| moment <= Instant::now()),
             };
             if transfer.is_none() && position.awaited_snapshot.is_none() && deliveries.has_room() && is_wanted {
-                match self.deliver(position, deliveries.blocks_max()).await? {
+                match self.deliver(position, deliveries.blocks_max(), deliveries.sent).await? {
                     Some((to, delivery)) => deliveries.push(to, Box::pin(delivery)),
                     None => deliveries.is_blocked = true,
                 }
@@ -299,11 +306,12 @@ impl Sender {
     }
 
     /// Takes everything that the replica lacks, to be delivered and applied: up to where that is, and the delivery. `None` when it is more
-    /// than `blocks_max`, or ends at a snapshot.
+    /// than `blocks_max`, or ends at a snapshot. What was written up to `sent` is on its way already.
     async fn deliver(
         &self,
         position: ReplicaPosition,
         blocks_max: u64,
+        sent: Lsn,
     ) -> Result<Option<(Lsn, impl Future<Output = Result<ReplicaPosition, Error>>)>, Error> {
         let (volume, from) = (self.volume.id, position.watermark);
         let shard = &self.volume.shard;
@@ -322,13 +330,16 @@ impl Sender {
         };
         shard.release(volume, delta.pin).await.map_err(store_failure)?;
         let Some(blocks) = blocks? else { return Ok(None) };
+        let covered = covered_after(sent, &manifest, &delta);
+        self.watermarks.with_account(self.replica, |account| account.sealed(manifest.to, covered));
         Ok(Some((manifest.to, self.send_delivery(manifest, blocks))))
     }
 
     async fn send_delivery(&self, manifest: Manifest, blocks: Vec<VersionedBlock>) -> Result<ReplicaPosition, Error> {
-        let (blocks, payload) = pack_blocks(&blocks);
+        let PackedBlocks { heads: blocks, payload, freight } = pack_blocks(&blocks);
         let (volume, epoch, prune) = (self.volume.id, self.epoch, self.watermarks.lowest());
         let request = PeerRequest::Deliver { volume, epoch, manifest, blocks, prune };
+        count_sent(&self.volume, &self.watermarks, self.replica, freight);
         match self.volume.peers.ask(self.replica, Class::Pull, request, payload).await? {
             Message { head: PeerReply::Delivered { position, held }, .. } => {
                 self.volume.flushes.held(self.epoch, self.replica, held);
@@ -349,19 +360,48 @@ impl Sender {
     }
 
     fn start(&self, delta: SealedDelta) -> Transfer {
-        let push = Push { volume: self.volume.clone(), replica: self.replica, epoch: self.epoch, delta: delta.clone() };
+        self.watermarks.with_account(self.replica, |account| account.sealed(delta.to, delta.covered));
+        let push = Push {
+            volume: self.volume.clone(),
+            replica: self.replica,
+            epoch: self.epoch,
+            watermarks: self.watermarks.clone(),
+            delta: delta.clone(),
+        };
         Transfer { delta, task: tokio::spawn(push.run()) }
     }
 
     /// Records where the replica is, and lets go of history that nobody needs any more.
     async fn note(&self, position: ReplicaPosition) -> Result<(), Error> {
         self.watermarks.with(self.replica, |progress| progress.heard(position));
+        self.count_reached(position.watermark);
         self.volume.shard.prune(self.volume.id, self.watermarks.lowest()).await.map_err(store_failure)
+    }
+
+    /// Accounts for the deltas that the replica has reached.
+    fn count_reached(&self, watermark: Lsn) {
+        let added = self.watermarks.with_account(self.replica, |account| account.reached(watermark));
+        self.volume.peers.links().carried(self.replica, added);
     }
 
     async fn ask(&self, class: Class, request: PeerRequest) -> Result<ReplicaPosition, Error> {
         ask_position(&self.volume, self.replica, class, request, Bytes::new()).await
     }
+}
+
+/// Accounts for what is sent to a replica.
+fn count_sent(volume: &ServedVolume, watermarks: &Watermarks, replica: NodeId, freight: Freight) {
+    watermarks.with_account(replica, |account| account.sent(freight));
+    volume.peers.links().carried(replica, freight);
+}
+
+/// What a delta covers, without what was written up to `sent`.
+fn covered_after(sent: Lsn, manifest: &Manifest, delta: &SealedDelta) -> Covered {
+    let since = delta.covered.tally.map_or(sent, |tally| tally.since.max(sent));
+    let fresh = || manifest.runs.iter().filter(|run| run.lsn > since);
+    let zeroes = fresh().filter(|run| matches!(run.content, RunContent::Zero(_)));
+    let blocks = |run: &ManifestRun| u64::from(run.blocks());
+    Covered { tally: delta.covered.tally, blocks: fresh().map(blocks).sum(), zeroes: zeroes.map(blocks).sum() }
 }
 
 /// Waits for the transfer under way; for ever when there is none.
@@ -412,6 +452,7 @@ struct Push {
     volume: Arc<ServedVolume>,
     replica: NodeId,
     epoch: Epoch,
+    watermarks: Arc<Watermarks>,
     delta: SealedDelta,
 }
 
@@ -460,8 +501,10 @@ impl Push {
     }
 
     async fn send(&self, runs: Vec<BlockRun>) -> Result<(), Error> {
-        let (heads, payload) = pack_blocks(&read_sealed(&self.volume, &self.delta, &runs).await?);
-        let request = PeerRequest::Blocks { volume: self.volume.id, epoch: self.epoch, blocks: heads };
+        let packed = pack_blocks(&read_sealed(&self.volume, &self.delta, &runs).await?);
+        let PackedBlocks { heads: blocks, payload, freight } = packed;
+        let request = PeerRequest::Blocks { volume: self.volume.id, epoch: self.epoch, blocks };
+        count_sent(&self.volume, &self.watermarks, self.replica, freight);
         ask_position(&self.volume, self.replica, Class::Bulk, request, payload).await.map(drop)
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use client_lib::{Lsn, NodeId};
 use tokio::time::Instant;
 
+use super::freight::{Account, Freight};
 use super::progress::Progress;
 use super::timeline::Timeline;
 
@@ -18,6 +19,7 @@ pub struct Watermarks {
     replicas: Mutex<BTreeMap<NodeId, Progress>>,
     timeline: Mutex<Timeline>,
     missed: Mutex<Option<Duration>>,
+    accounts: Mutex<BTreeMap<NodeId, Account>>,
 }
 
 impl Watermarks {
@@ -30,6 +32,7 @@ impl Watermarks {
             replicas: Mutex::new(replicas),
             timeline: Mutex::default(),
             missed: Mutex::default(),
+            accounts: Mutex::default(),
         };
         this.note_head(head);
         this
@@ -86,6 +89,17 @@ impl Watermarks {
     pub(super) fn with<T>(&self, replica: NodeId, f: impl FnOnce(&mut Progress) -> T) -> T {
         let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
         f(replicas.entry(replica).or_default())
+    }
+
+    /// Changes the account of what is sent to a replica.
+    pub(super) fn with_account<T>(&self, replica: NodeId, f: impl FnOnce(&mut Account) -> T) -> T {
+        f(self.accounts.lock().unwrap_or_else(PoisonError::into_inner).entry(replica).or_default())
+    }
+
+    /// What became of the volume's blocks on their way to a replica.
+    #[must_use]
+    pub fn freight(&self, replica: NodeId) -> Freight {
+        self.with_account(replica, |account| account.freight())
     }
 
     /// What is known of each replica.

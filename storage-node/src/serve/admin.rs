@@ -3,8 +3,8 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AskTakeover, CancelledMigrate, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, Migrate,
-    MigrateReport, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus,
+    AskTakeover, CancelledMigrate, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, LinkList,
+    Migrate, MigrateReport, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus,
     SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
@@ -88,6 +88,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Where the space of a node goes; of the node asked, if none is named.
     fn space<'a>(&'a self, node: Option<&'a str>) -> BoxFuture<'a, Result<NodeSpace, Error>>;
+
+    /// What went over the links between the nodes.
+    fn links(&self) -> BoxFuture<'_, Result<LinkList, Error>>;
 
     /// Begins, ends or tells of a scrub of `volume` at `node`, by default its owner; without a volume of everything that
     /// `node` stores, by default the node asked.

@@ -99,6 +99,7 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/volumes/{name}/snapshots/{snapshot}/rollback", post(roll_back))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/clone", post(clone_snapshot))
         .route("/v1/space", get(space))
+        .route("/v1/links", get(links))
         .route("/v1/scrub", get(look_at_scrub).post(start_scrub).delete(stop_scrub))
         .route("/v1/cluster", get(cluster))
         .route("/health", get(|| async { "ok\n" }))
@@ -202,6 +203,10 @@ struct OfNode {
 
 async fn space(State(admin): Shared, Query(of): Query<OfNode>) -> Response {
     answer(admin.space(of.node.as_deref()).await)
+}
+
+async fn links(State(admin): Shared) -> Response {
+    answer(admin.links().await)
 }
 
 /// `?volume=NAME&node=NAME`, each of them or none.

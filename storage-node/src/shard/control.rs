@@ -13,6 +13,7 @@ use crate::log::Entry;
 use crate::map::Map;
 use crate::map::page::Version;
 use crate::map::snapshot::Snapshot;
+use crate::propagation::freight::Covered;
 use crate::propagation::manifest::{Manifest, SnapshotMark};
 use crate::volume::{Moment, manifest_of};
 
@@ -234,7 +235,16 @@ fn pin_delta(
     versions: Vec<(u32, Version)>,
     map: &mut Map,
 ) -> SealedDelta {
-    let blocks = versions.iter().filter(|(_, version)| version.content.crc().is_some()).count() as u64;
+    let is_data = |version: &Version| version.content.crc().is_some();
+    let blocks = versions.iter().filter(|(_, version)| is_data(version)).count() as u64;
+    let tally = run.state.tally;
+    let fresh = || versions.iter().filter(|(_, version)| version.lsn > tally.since);
+    let covered = Covered {
+        // The snapshot was made before: more may have been written since.
+        tally: snapshot.is_none().then_some(tally),
+        blocks: fresh().count() as u64,
+        zeroes: fresh().filter(|(_, version)| !is_data(version)).count() as u64,
+    };
     run.state.pins.insert(pin, to, versions, &mut map.usage);
-    SealedDelta { pin, snapshot, from, to, blocks }
+    SealedDelta { pin, snapshot, from, to, blocks, covered }
 }

@@ -15,10 +15,12 @@ use super::scrub::{ScrubAction, ScrubReport};
 use super::space::ShardSpace;
 use crate::log::Traffic;
 use crate::map::page::Version;
+use crate::propagation::freight::Covered;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
 use crate::volume::ledger::{LedgerNews, Origin};
+use crate::volume::tally::Tally;
 
 /// The segment named when bytes that came from elsewhere, and lie in no segment, do not match.
 pub const RECEIVED_SEGMENT: u64 = u64::MAX;
@@ -190,6 +192,8 @@ pub struct VolumeReport {
     pub verified_blocks: u64,
     /// Why the shard takes no more writes until the node is restarted, if so.
     pub fault: Option<String>,
+    /// What was written under this ownership.
+    pub tally: Tally,
 }
 
 /// When a volume may be frozen.
@@ -253,6 +257,8 @@ pub struct SealedDelta {
     pub to: Lsn,
     /// The blocks that hold data, to be sent; zero runs travel in the manifest alone.
     pub blocks: u64,
+    /// What it has of what was written under this ownership.
+    pub covered: Covered,
 }
 
 /// A part of a read: block data as stored or a run of zeroes.

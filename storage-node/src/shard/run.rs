@@ -177,6 +177,7 @@ impl VolumeRun {
             repaired_blocks: self.damage.repaired(),
             verified_blocks: self.verified_blocks,
             fault: None,
+            tally: self.state.tally,
         }
     }
 }

@@ -16,6 +16,7 @@ use super::layers::{ClosedShape, Layers, LayersShape};
 use super::ledger::{Ledger, LedgerNews};
 use super::pins::Pins;
 use super::rollback::Rollback;
+use super::tally::Tally;
 use crate::map::cache::{decode_set, encode_set};
 use crate::map::page::{PAGE_ENTRIES, Version, decode_entries};
 use crate::map::snapshot::{Snapshot, Snapshots};
@@ -80,6 +81,7 @@ pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> 
         ledger: record.ledger,
         rollback: record.rollback,
         filling: record.filling,
+        tally: Tally::default(),
         ancestors: record.ancestors,
         watermark: record.watermark,
         written: record.written,

@@ -12,6 +12,7 @@ use consensus::state::{MetaState, Origin};
 use consensus::{Command, Response};
 
 use super::durability::{asked_for, require_possible};
+use super::links::freight_told;
 use super::names::{name_of, node_named, volume_named};
 use super::{NodeAdmin, deleted, nonce, out_of_turn};
 use crate::node::METADATA_DEADLINE;
@@ -131,6 +132,7 @@ impl NodeAdmin {
                 counts: volume.flushes.counts(*replica),
                 tail: seen.tail.map(|tail| tail_status(&state, meta, *replica, tail)),
                 error: seen.error,
+                freight: marks.as_ref().map(|marks| freight_told(marks.freight(*replica))).unwrap_or_default(),
             });
         }
         let source_needed =
@@ -157,6 +159,7 @@ impl NodeAdmin {
             rpo: marks.map(|marks| rpo_told(&volume, &marks)).unwrap_or_default(),
             on_write: meta.on_write.map(|to| name_of(&state, to)),
             clone_of: meta.origin.map(|origin| origin_told(&state, origin)),
+            written_bytes: report.tally.blocks * u64::from(BLOCK_SIZE),
         })
     }
 }
