@@ -3,4 +3,5 @@
 pub mod client;
 pub mod links;
 pub mod message;
+pub mod packing;
 pub mod server;

@@ -2,12 +2,16 @@
 
 mod cluster;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::NodeId;
-use cluster::{BLOCK, Cluster, write};
+use client_lib::policy::{Class, Durability, Unmet};
+use cluster::{BLOCK, Cluster, read, write};
+use consensus::Command;
 use storage_node::propagation::freight::Freight;
+use storage_node::serve::volume::ServedVolume;
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
 
@@ -15,6 +19,10 @@ impl Cluster {
     fn freight(&self, replica: u64) -> Freight {
         let watermarks = self.nodes[&1].reconciler.watermarks(self.volume).expect("is owned");
         watermarks.freight(NodeId(replica))
+    }
+
+    fn served(&self, node: u64) -> Arc<ServedVolume> {
+        self.nodes[&node].volumes.get(self.volume).expect("is served")
     }
 
     fn cut_off_owner(&self, blocked: bool) {
@@ -96,5 +104,56 @@ async fn a_snapshot_and_a_handover_leave_the_counts_in_order() {
     };
     cluster.until(|| async { counted().written == BLOCK_BYTES }).await;
     assert_eq!(counted().sent, BLOCK_BYTES, "it counts from its own beginning");
+    cluster.stop().await;
+}
+
+/// Text that shrinks to a tenth at least.
+fn text(index: u64) -> Bytes {
+    let line = format!("{index}: what a log file says, again and again with another number\n");
+    Bytes::from(line.repeat(BLOCK / line.len() + 1).into_bytes()).slice(..BLOCK)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_shrinks_is_compressed_between_providers_in_pushes_deliveries_and_pulls() {
+    // Twice this is what a link between providers has at least.
+    let cluster = Cluster::start(Duration::from_millis(5)).await;
+    let at_a = cluster.session(1).await;
+    // By then the nodes have told each other what they understand.
+    write(&at_a, 0, 1).await;
+    cluster.until_written(1).await;
+    let before = cluster.freight(2);
+    for index in 1..=64 {
+        at_a.write(index * BLOCK_BYTES, text(index), false).await.expect("is written");
+    }
+    cluster.until_written(65).await;
+    let pushed = cluster.freight(2);
+    assert!((pushed.wire - before.wire) * 4 < pushed.sent - before.sent, "{pushed:?}");
+
+    let durability = Durability { class: Class::Geo(2), unmet: Unmet::Block };
+    cluster.meta.propose(Command::SetDurability { volume: cluster.volume, durability }).expect("is set");
+    cluster.until(|| async { cluster.served(1).flushes.policy() == durability }).await;
+    for index in 1..=64 {
+        at_a.write(index * BLOCK_BYTES, text(index + 1000), false).await.expect("is written");
+    }
+    at_a.flush().await.expect("is flushed");
+    let delivered = cluster.freight(2);
+    assert!(delivered.sent - pushed.sent >= 64 * BLOCK_BYTES, "{delivered:?}");
+    assert!((delivered.wire - pushed.wire) * 4 < delivered.sent - pushed.sent, "{delivered:?}");
+
+    // The new owner has yet to fetch: nothing reaches it but manifests and pulls.
+    let durability = Durability::default();
+    cluster.meta.propose(Command::SetDurability { volume: cluster.volume, durability }).expect("is set");
+    cluster.until(|| async { cluster.served(1).flushes.policy() == durability }).await;
+    for index in 1..=64 {
+        at_a.write(index * BLOCK_BYTES, text(index + 2000), false).await.expect("is written");
+    }
+    cluster.migrate(1, 2).await.expect("is handed over");
+    let at_b = cluster.session(2).await;
+    for index in 1..=64 {
+        assert!(read(&at_b, index).await == text(index + 2000), "block {index}");
+    }
+    let link = cluster.served(1).peers.links().link(NodeId(2)).freight;
+    assert!(link.wire * 4 < link.sent, "{link:?}");
+    cluster.until(|| cluster.in_step(3)).await;
     cluster.stop().await;
 }

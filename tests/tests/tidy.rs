@@ -18,12 +18,13 @@ const ARROWS: [(&str, &[&str]); 4] = [
     ("storage-node", &["client-lib", "consensus", "nbd-frontend"]),
 ];
 /// Dependency, and the prefixes of the only files that may name it.
-const HOMES: [(&str, &[&str]); 5] = [
+const HOMES: [(&str, &[&str]); 6] = [
     ("quinn", &["client-lib/src/transport/quic"]),
     ("rocksdb", &["consensus/src/store", "storage-node/src/map/store.rs"]),
     ("io_uring", &["storage-node/src/io/uring.rs"]),
     ("openraft", &["consensus/"]),
     ("imago", &["storage-node/src/cli/transfer/image.rs"]),
+    ("zstd", &["storage-node/src/peer/packing"]),
 ];
 const UNSAFE_HOMES: [&str; 2] = ["storage-node/src/io/uring.rs", "storage-node/src/io/buffer.rs"];
 

@@ -118,6 +118,7 @@ impl Reconciler {
 
     async fn apply(self: &Arc<Self>, state: &MetaState) {
         learn_peers(&**self.peers.transport(), self.me, &self.peer_overrides, state);
+        state.nodes().filter(|node| node.id != self.me).for_each(|node| self.peers.greet(node.id));
         let acts_under = state.lease(self.me).acts_under();
         let before =
             std::mem::replace(&mut *self.acts_under.lock().unwrap_or_else(PoisonError::into_inner), acts_under);

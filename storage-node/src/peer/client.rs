@@ -11,8 +11,10 @@ use client_lib::transport::{Class, Transport, TransportError};
 use client_lib::wire::frame::Frame;
 use client_lib::{Error, ErrorKind, NodeId};
 
-use super::links::Links;
-use super::message::{Message, PeerReply, PeerRequest};
+use super::links::{Links, choice};
+use super::message::{ENCODING_ZSTD, Message, PeerReply, PeerRequest};
+use super::packing::{Compressor, PackedBlocks, pack_blocks};
+use crate::propagation::manifest::VersionedBlock;
 
 /// How long a call may take before its outcome counts as unknown. Well above any round trip and transfer of a
 /// frame, so that a slow link is not taken for a broken one.
@@ -55,13 +57,14 @@ impl From<PeerError> for Error {
 pub struct PeerClient {
     transport: Arc<dyn Transport>,
     links: Arc<Links>,
+    compressor: Arc<Compressor>,
 }
 
 impl PeerClient {
     /// A client over `transport`.
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>) -> PeerClient {
-        PeerClient { transport, links: Arc::default() }
+        PeerClient { transport, links: Arc::default(), compressor: Arc::default() }
     }
 
     /// What is known of the links to the other nodes.
@@ -90,15 +93,96 @@ impl PeerClient {
         head: PeerRequest,
         payload: Bytes,
     ) -> Result<Message<PeerReply>, PeerError> {
+        let tells_rate = class == Class::Bulk && !payload.is_empty();
         let request = Message { head, payload }.encode().map_err(PeerError::Reply)?;
+        let mut under_way = tells_rate.then(|| UnderWay::begin(self, node));
+        let bytes = request.len() as u64;
         let reply = self.transport.call(node, class, request, CALL_DEADLINE).await?;
+        if let Some(under_way) = &mut under_way {
+            under_way.bytes = bytes;
+        }
+        drop(under_way);
         let frame = Frame::decode(&reply).map_err(|error| {
             PeerError::Reply(
                 Error::new(ErrorKind::Corrupt, format!("node {node} sent a frame that cannot be read"))
                     .caused_by(error),
             )
         })?;
-        Message::decode(frame).map_err(PeerError::Reply)
+        let reply = Message::decode(frame).map_err(PeerError::Reply)?;
+        if matches!(&reply.head, PeerReply::Failed(error) if error.kind() == ErrorKind::Corrupt) {
+            // It may run an older program by now.
+            self.links.forget_encodings(node);
+        }
+        Ok(reply)
+    }
+
+    /// Blocks as they are sent to `node`: compressed where that pays.
+    #[must_use]
+    pub fn pack(&self, node: NodeId, blocks: &[VersionedBlock]) -> PackedBlocks {
+        let accepts_zstd = self.encodings(node) & ENCODING_ZSTD != 0;
+        self.pack_as(node, blocks, accepts_zstd)
+    }
+
+    /// The same for a node of which the caller knows whether it understands zstd.
+    #[must_use]
+    pub fn pack_as(&self, node: NodeId, blocks: &[VersionedBlock], accepts_zstd: bool) -> PackedBlocks {
+        let mut packed = pack_blocks(blocks);
+        if accepts_zstd {
+            let link = choice::link_rate(self.links.link(node).rate(), self.transport.rtt(node));
+            self.compressor.press(&mut packed, link);
+        }
+        packed
+    }
+
+    /// Learns what `node` understands before there is anything to send to it or to fetch from it.
+    pub fn greet(&self, node: NodeId) {
+        let _ = self.encodings(node);
+    }
+
+    /// The encodings of payloads that `node` understands, as far as is known. It is asked now and then; nobody waits for that.
+    #[must_use]
+    pub fn encodings(&self, node: NodeId) -> u32 {
+        let (known, is_due) = self.links.encodings(node);
+        if is_due {
+            let client = self.clone();
+            tokio::spawn(async move {
+                let answer = client.ask(node, Class::Control, PeerRequest::Encodings, Bytes::new()).await;
+                client.links.told_encodings(
+                    node,
+                    match answer {
+                        Ok(Message { head: PeerReply::Encodings(encodings), .. }) => Some(encodings),
+                        // An older program, which cannot read the question.
+                        Ok(Message { head: PeerReply::Failed(error), .. }) if error.kind() == ErrorKind::Corrupt => {
+                            Some(0)
+                        }
+                        // It has only just begun, or cannot be reached.
+                        Ok(_) | Err(_) => None,
+                    },
+                );
+            });
+        }
+        known
+    }
+}
+
+/// A call that tells how fast its link is, however it ends.
+struct UnderWay<'a> {
+    client: &'a PeerClient,
+    node: NodeId,
+    bytes: u64,
+}
+
+impl UnderWay<'_> {
+    fn begin(client: &PeerClient, node: NodeId) -> UnderWay<'_> {
+        client.links.call_begins(node);
+        UnderWay { client, node, bytes: 0 }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let rtt = self.client.transport.rtt(self.node).unwrap_or_default();
+        self.client.links.call_ends(self.node, self.bytes, rtt);
     }
 }
 
@@ -116,5 +200,91 @@ pub fn unexpected(node: NodeId, reply: &PeerReply) -> Error {
             format!("node {node} refused: a newer writer or epoch ({epoch}) has taken over"),
         ),
         other => Error::new(ErrorKind::Internal, format!("node {node} answered out of turn: {other:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use client_lib::transport::memory::MemoryNetwork;
+    use client_lib::transport::{BoxFuture, Service};
+    use client_lib::{BLOCK_SIZE, BlockIndex, Lsn};
+
+    use super::*;
+    use crate::peer::message::ENCODINGS;
+
+    const ME: NodeId = NodeId(1);
+    const OTHER: NodeId = NodeId(2);
+
+    /// A node that may run an older program, which cannot read what came later.
+    #[derive(Default)]
+    struct Other {
+        is_old: AtomicBool,
+        is_starting: AtomicBool,
+    }
+
+    impl Service for Other {
+        fn serve(&self, _peer: Option<NodeId>, _class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
+            Box::pin(async move {
+                let frame = Frame::decode(&request).expect("our own frame");
+                let head = match Message::<PeerRequest>::decode(frame).expect("our own message").head {
+                    PeerRequest::Ping => PeerReply::Done,
+                    _ if self.is_starting.load(Ordering::Relaxed) => {
+                        PeerReply::Failed(Error::new(ErrorKind::Unavailable, "it is starting"))
+                    }
+                    _ if self.is_old.load(Ordering::Relaxed) => {
+                        PeerReply::Failed(Error::new(ErrorKind::Corrupt, "a peer sent a message that cannot be read"))
+                    }
+                    PeerRequest::Encodings => PeerReply::Encodings(ENCODINGS),
+                    _ => PeerReply::Done,
+                };
+                Message { head, payload: Bytes::new() }.encode().expect("is small")
+            })
+        }
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        let met = async {
+            while !condition() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), met).await.expect("happens");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_compressed_for_a_node_that_does_not_say_that_it_understands_it() {
+        let network = MemoryNetwork::new();
+        let (here, there) = (Arc::new(Other::default()), Arc::new(Other::default()));
+        let (transport, _other) = (network.endpoint(ME, here), network.endpoint(OTHER, there.clone()));
+        transport.set_peer(OTHER, ([127, 0, 0, 1], 1).into());
+        for (from, to) in [(ME, OTHER), (OTHER, ME)] {
+            network.set_delay(from, to, Duration::from_millis(5));
+        }
+        let data = Bytes::from_static(&[7; BLOCK_SIZE as usize]);
+        let block = [VersionedBlock { block: BlockIndex(1), lsn: Lsn::ZERO, data: Some(data) }];
+        let client = PeerClient::new(transport);
+        let is_zstd = || client.pack(OTHER, &block).is_zstd;
+        there.is_starting.store(true, Ordering::Relaxed);
+        client.greet(OTHER);
+        until(|| client.links.link(OTHER).asked.is_none()).await;
+        there.is_starting.store(false, Ordering::Relaxed);
+        there.is_old.store(true, Ordering::Relaxed);
+        assert!(!is_zstd(), "it has not answered");
+        until(|| client.links.link(OTHER).encodings.is_some()).await;
+        assert!(!is_zstd(), "it is old");
+
+        there.is_old.store(false, Ordering::Relaxed);
+        client.links.forget_encodings(OTHER);
+        assert!(!is_zstd());
+        until(is_zstd).await;
+        // It was put back: the first refusal tells.
+        there.is_old.store(true, Ordering::Relaxed);
+        let (volume, epoch) = (client_lib::VolumeId(1), client_lib::Epoch(1));
+        let request = PeerRequest::BlocksZstd { volume, epoch, blocks: Vec::new() };
+        let refused = client.ask(OTHER, Class::Bulk, request, Bytes::from_static(b"x")).await.expect("answers");
+        assert!(matches!(refused.head, PeerReply::Failed(_)));
+        assert!(!is_zstd());
     }
 }

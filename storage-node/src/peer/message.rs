@@ -6,12 +6,11 @@
 
 use bytes::{Bytes, BytesMut};
 use client_lib::wire::frame::{Frame, ServiceId, decode_head, encode_head};
-use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, SnapshotId, VolumeId};
+use client_lib::{BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, SnapshotId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::ownership::standing::Tail;
-use crate::propagation::freight::Freight;
-use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
+use crate::propagation::manifest::{BlockRun, Manifest};
 use crate::shard::handle::ReadChunk;
 use crate::shard::scrub::ScrubAction;
 use crate::volume::Moment;
@@ -62,7 +61,21 @@ pub enum PeerRequest {
     /// Take note of a manifest that begins at the replica's watermark, take its data, and apply it all, if nothing is missing then:
     /// what a flush waits for, in one call. Durable on reply.
     Deliver { volume: VolumeId, epoch: Epoch, manifest: Manifest, blocks: Vec<BlockHead>, prune: Lsn },
+    /// Which encodings of payloads do you understand? A program that does not know this request answers that it cannot read it.
+    Encodings,
+    /// As `Blocks`; the payload is a zstd frame of what is there.
+    BlocksZstd { volume: VolumeId, epoch: Epoch, blocks: Vec<BlockHead> },
+    /// As `Deliver`; the payload is a zstd frame of what is there.
+    DeliverZstd { volume: VolumeId, epoch: Epoch, manifest: Manifest, blocks: Vec<BlockHead>, prune: Lsn },
+    /// As `Pull`; the answer may be `BlocksZstd`.
+    PullZstd { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, visited: Vec<client_lib::NodeId> },
 }
+
+/// In an answer to `Encodings`: zstd frames are understood.
+pub const ENCODING_ZSTD: u32 = 1;
+
+/// The encodings that this program understands.
+pub const ENCODINGS: u32 = ENCODING_ZSTD;
 
 /// Administrative requests that only one node can carry out: the owner of a volume, or the one that is named.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,6 +178,10 @@ pub enum PeerReply {
     },
     /// It is done at the owner and not durable in the volume's class yet: ask for a flush until it is.
     Waiting,
+    /// The encodings of payloads that the receiver understands, a bit for each.
+    Encodings(u32),
+    /// Pulled blocks; the payload is a zstd frame of their data.
+    BlocksZstd(Vec<BlockHead>),
 }
 
 /// A head with its payload.
@@ -201,59 +218,6 @@ impl<T: for<'de> Deserialize<'de>> Message<T> {
         })?;
         Ok(Message { head, payload: frame.payload })
     }
-}
-
-/// Blocks as they are sent.
-#[derive(Debug)]
-pub struct PackedBlocks {
-    /// Which they are.
-    pub heads: Vec<BlockHead>,
-    /// The data of those that have some.
-    pub payload: Bytes,
-    /// What they come to.
-    pub freight: Freight,
-}
-
-/// Splits blocks into heads and one payload. Of data that is all zeroes only a mark is sent.
-#[must_use]
-pub fn pack_blocks(blocks: &[VersionedBlock]) -> PackedBlocks {
-    const ZEROES: &[u8] = &[0; BLOCK_SIZE as usize];
-    let mut payload = BytesMut::with_capacity(blocks.len() * BLOCK_SIZE as usize);
-    let mut zero = 0;
-    let heads = blocks.iter().map(|block| {
-        let data = block.data.as_ref().filter(|data| data[..] != *ZEROES);
-        match data {
-            Some(data) => payload.extend_from_slice(data),
-            None => zero += u64::from(BLOCK_SIZE),
-        }
-        BlockHead { block: block.block, lsn: block.lsn, zero: data.is_none() }
-    });
-    let heads = heads.collect();
-    let payload = payload.freeze();
-    let sent = payload.len() as u64;
-    PackedBlocks { heads, payload, freight: Freight { sent, wire: sent, zero, ..Freight::default() } }
-}
-
-/// Joins heads and payload into blocks.
-///
-/// # Errors
-/// `Corrupt` when the payload does not have one block for each head with data.
-pub fn unpack_blocks(heads: &[BlockHead], mut payload: Bytes) -> Result<Vec<VersionedBlock>, Error> {
-    let with_data = heads.iter().filter(|head| !head.zero).count();
-    if payload.len() != with_data * BLOCK_SIZE as usize {
-        return Err(Error::new(
-            ErrorKind::Corrupt,
-            format!("a peer announced {with_data} blocks and sent {} bytes", payload.len()),
-        ));
-    }
-    Ok(heads
-        .iter()
-        .map(|head| VersionedBlock {
-            block: head.block,
-            lsn: head.lsn,
-            data: (!head.zero).then(|| payload.split_to(BLOCK_SIZE as usize)),
-        })
-        .collect())
 }
 
 /// Splits the chunks of a read into a head and one payload.
@@ -301,39 +265,14 @@ pub fn unpack_read(parts: &[(u32, bool)], mut payload: Bytes, length: u32) -> Re
 
 #[cfg(test)]
 mod tests {
+    use client_lib::NodeId;
+
     use super::*;
+    use crate::golden;
+    use crate::propagation::manifest::{ManifestRun, RunContent};
 
-    fn block(index: u32, fill: Option<u8>) -> VersionedBlock {
-        VersionedBlock {
-            block: BlockIndex(index),
-            lsn: Lsn::new(Epoch(1), u64::from(index)),
-            data: fill.map(|fill| Bytes::from(vec![fill; BLOCK_SIZE as usize])),
-        }
-    }
-
-    #[test]
-    fn blocks_come_out_as_they_went_in() {
-        let blocks = vec![block(3, Some(7)), block(4, None), block(9, Some(8))];
-        let PackedBlocks { heads, payload, .. } = pack_blocks(&blocks);
-        assert_eq!(unpack_blocks(&heads, payload).expect("unpacks"), blocks);
-    }
-
-    #[test]
-    fn of_zeroes_only_a_mark_is_sent_even_if_they_were_written_as_data() {
-        let blocks = [block(3, Some(7)), block(4, Some(0)), block(5, None)];
-        let PackedBlocks { heads, payload, freight } = pack_blocks(&blocks);
-        assert_eq!(heads.iter().map(|head| head.zero).collect::<Vec<_>>(), [false, true, true]);
-        assert_eq!(payload.len(), BLOCK_SIZE as usize);
-        let bytes = u64::from(BLOCK_SIZE);
-        assert_eq!(freight, Freight { sent: bytes, wire: bytes, zero: 2 * bytes, ..Freight::default() });
-        assert_eq!(unpack_blocks(&heads, payload).expect("unpacks")[1].data, None, "the receiver knows its checksum");
-    }
-
-    #[test]
-    fn a_payload_of_the_wrong_size_is_corrupt() {
-        let PackedBlocks { heads, payload, .. } = pack_blocks(&[block(3, Some(7))]);
-        let error = unpack_blocks(&heads, payload.slice(1..)).expect_err("too short");
-        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    fn head(block: u32, zero: bool) -> BlockHead {
+        BlockHead { block: BlockIndex(block), lsn: Lsn::new(Epoch(3), 300), zero }
     }
 
     #[test]
@@ -343,5 +282,33 @@ mod tests {
         assert_eq!(unpack_read(&parts, payload.clone(), 1536).expect("covers"), chunks);
         assert!(unpack_read(&parts, payload.clone(), 2048).is_err(), "too little");
         assert!(unpack_read(&parts, payload.slice(..100), 1536).is_err(), "payload cut");
+    }
+
+    /// What carries blocks, plain and compressed: its place in the enum and its fields are what other nodes read.
+    #[test]
+    fn messages_with_blocks_are_encoded_as_these_bytes() {
+        let (volume, epoch) = (VolumeId(9), Epoch(3));
+        let runs = vec![BlockRun { start: BlockIndex(7), count: 2 }];
+        let visited = vec![NodeId(1)];
+        let content = RunContent::Data(vec![0xdead_beef]);
+        let run = ManifestRun { start: BlockIndex(7), lsn: Lsn::new(epoch, 300), content };
+        let manifest = Manifest { from: Lsn::new(epoch, 1), to: Lsn::new(epoch, 300), runs: vec![run], mark: None };
+        let blocks = vec![head(7, false), head(8, true)];
+        let prune = Lsn::ZERO;
+        let requests = [
+            PeerRequest::Blocks { volume, epoch, blocks: blocks.clone() },
+            PeerRequest::Pull { volume, moment: Moment::Now, runs: runs.clone(), visited: visited.clone() },
+            PeerRequest::Deliver { volume, epoch, manifest: manifest.clone(), blocks: blocks.clone(), prune },
+            PeerRequest::Encodings,
+            PeerRequest::BlocksZstd { volume, epoch, blocks: blocks.clone() },
+            PeerRequest::DeliverZstd { volume, epoch, manifest, blocks: blocks.clone(), prune },
+            PeerRequest::PullZstd { volume, moment: Moment::Now, runs, visited },
+        ];
+        let encoded: Vec<u8> = requests.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
+        golden::check("peer-requests.hex", &encoded);
+        let replies =
+            [PeerReply::Blocks(blocks.clone()), PeerReply::Encodings(ENCODINGS), PeerReply::BlocksZstd(blocks)];
+        let encoded: Vec<u8> = replies.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
+        golden::check("peer-replies.hex", &encoded);
     }
 }

@@ -10,9 +10,8 @@ use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::frame::Frame;
 use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId};
 
-use super::message::{
-    AdminForward, Message, PackedBlocks, PeerReply, PeerRequest, Writer, pack_blocks, pack_read, unpack_blocks,
-};
+use super::message::{AdminForward, ENCODINGS, Message, PeerReply, PeerRequest, Writer, pack_read};
+use super::packing::{PackedBlocks, unpack_blocks, unpack_zstd};
 use crate::ownership::writers::Refusal;
 use crate::propagation::manifest::BlockRun;
 use crate::propagation::pull::PULL_BLOCKS_MAX;
@@ -64,6 +63,7 @@ impl PeerServer {
         let Message { head, payload } = request;
         let reply = match head {
             PeerRequest::Ping => PeerReply::Done,
+            PeerRequest::Encodings => PeerReply::Encodings(ENCODINGS),
             PeerRequest::Read { volume, epoch, moment, offset, length } => {
                 let volume = self.volume(volume)?;
                 volume.require_inside(moment, offset, u64::from(length), false).await?;
@@ -104,7 +104,10 @@ impl PeerServer {
                 }
             }
             PeerRequest::Pull { volume, moment, runs, visited } => {
-                return pull(&*self.volume(volume)?, peer, moment, runs, &visited).await;
+                return pull(&*self.volume(volume)?, (peer, false), moment, runs, &visited).await;
+            }
+            PeerRequest::PullZstd { volume, moment, runs, visited } => {
+                return pull(&*self.volume(volume)?, (peer, true), moment, runs, &visited).await;
             }
             PeerRequest::Admin { request } => PeerReply::Admin(self.admin.forwarded(request).await?),
             propagation => return Ok((self.propagate(peer, propagation, payload).await?, Bytes::new())),
@@ -121,6 +124,8 @@ impl PeerServer {
             | PeerRequest::Blocks { volume, epoch, .. }
             | PeerRequest::Apply { volume, epoch, .. }
             | PeerRequest::Deliver { volume, epoch, .. }
+            | PeerRequest::BlocksZstd { volume, epoch, .. }
+            | PeerRequest::DeliverZstd { volume, epoch, .. }
             | PeerRequest::Prepare { volume, epoch, .. } => (*volume, *epoch),
             other => return Err(Error::new(ErrorKind::Internal, format!("not a request of propagation: {other:?}"))),
         };
@@ -135,9 +140,13 @@ impl PeerServer {
             }
             PeerRequest::Missing { after, limit, .. } => receiver::missing(&volume, after, limit).await,
             PeerRequest::Blocks { blocks, .. } => receiver::blocks(&volume, unpack_blocks(&blocks, payload)?).await,
+            PeerRequest::BlocksZstd { blocks, .. } => receiver::blocks(&volume, unpack_zstd(&blocks, &payload)?).await,
             PeerRequest::Apply { to, .. } => receiver::apply(&volume, to).await,
             PeerRequest::Deliver { manifest, blocks, prune, .. } => {
                 receiver::deliver(&volume, manifest, unpack_blocks(&blocks, payload)?, prune).await
+            }
+            PeerRequest::DeliverZstd { manifest, blocks, prune, .. } => {
+                receiver::deliver(&volume, manifest, unpack_zstd(&blocks, &payload)?, prune).await
             }
             PeerRequest::Prepare { manifest, ledger, .. } => {
                 volume.writers.claim(ledger.claim);
@@ -181,7 +190,7 @@ async fn write(volume: &ServedVolume, epoch: Epoch, writer: Writer, change: Chan
 /// Sends the newest versions held here, or a snapshot's, fetching first what this node itself knows to be stale.
 async fn pull(
     volume: &ServedVolume,
-    peer: NodeId,
+    (peer, accepts_zstd): (NodeId, bool),
     moment: Moment,
     runs: Vec<BlockRun>,
     visited: &[NodeId],
@@ -199,9 +208,11 @@ async fn pull(
     loop {
         match volume.shard.read_versions(volume.id, moment, runs.clone()).await {
             Ok(blocks) => {
-                let PackedBlocks { heads, payload, freight } = pack_blocks(&blocks);
+                let packed = volume.peers.pack_as(peer, &blocks, accepts_zstd);
+                let PackedBlocks { heads, payload, is_zstd, freight } = packed;
                 volume.peers.links().carried(peer, freight);
-                return Ok((PeerReply::Blocks(heads), payload));
+                let reply = if is_zstd { PeerReply::BlocksZstd(heads) } else { PeerReply::Blocks(heads) };
+                return Ok((reply, payload));
             }
             Err(StoreError::Stale { runs }) => volume.puller.pull(moment, &runs, Class::Bulk, visited).await?,
             // Noted by now: the next attempt is told all of them, or finds a newer version.

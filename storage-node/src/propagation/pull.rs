@@ -16,7 +16,8 @@ use futures_util::stream::FuturesUnordered;
 use super::manifest::{BlockRun, VersionedBlock};
 use crate::map::page::Version;
 use crate::peer::client::{PeerClient, unexpected};
-use crate::peer::message::{Message, PeerReply, PeerRequest, unpack_blocks};
+use crate::peer::message::{ENCODING_ZSTD, Message, PeerReply, PeerRequest};
+use crate::peer::packing::{unpack_blocks, unpack_zstd};
 use crate::serve::volume::store_failure;
 use crate::shard::handle::{ShardHandle, StoreError, Versions};
 use crate::volume::Moment;
@@ -90,10 +91,8 @@ impl Puller {
         let mut told: Vec<NodeId> = visited.to_vec();
         told.push(self.me);
         for holder in self.holders().into_iter().filter(|holder| !visited.contains(holder)) {
-            let request = PeerRequest::Pull { volume: self.volume, moment, runs: runs.clone(), visited: told.clone() };
-            match self.peers.ask(holder, class, request, Bytes::new()).await {
-                Ok(Message { head: PeerReply::Blocks(heads), payload }) => {
-                    let blocks = unpack_blocks(&heads, payload)?;
+            match self.ask(holder, class, moment, &runs, &told).await {
+                Ok(blocks) => {
                     last = Some(match self.shard.receive(self.volume, blocks).await {
                         Ok(0) => Error::new(ErrorKind::Unavailable, format!("node {holder} holds other versions")),
                         Ok(_) => return Ok(()),
@@ -102,8 +101,7 @@ impl Puller {
                         Err(error) => return Err(store_failure(error)),
                     });
                 }
-                Ok(message) => last = Some(unexpected(holder, &message.head)),
-                Err(error) => last = Some(error.into()),
+                Err(error) => last = Some(error),
             }
             told.push(holder);
         }
@@ -149,10 +147,8 @@ impl Puller {
         let mut last = None;
         let mut told = vec![self.me];
         for holder in self.holders() {
-            let request = PeerRequest::Pull { volume: self.volume, moment, runs: runs.clone(), visited: told.clone() };
-            match self.peers.ask(holder, Class::Pull, request, Bytes::new()).await {
-                Ok(Message { head: PeerReply::Blocks(heads), payload }) => {
-                    let blocks = unpack_blocks(&heads, payload)?;
+            match self.ask(holder, Class::Pull, moment, &runs, &told).await {
+                Ok(blocks) => {
                     let count: usize = runs.iter().map(|run| run.count as usize).sum();
                     if blocks.len() == count
                         && blocks.iter().zip(wanted).all(|(block, wanted)| is_version(block, wanted))
@@ -161,8 +157,7 @@ impl Puller {
                     }
                     last = Some(Error::new(ErrorKind::Unavailable, format!("node {holder} holds other versions")));
                 }
-                Ok(message) => last = Some(unexpected(holder, &message.head)),
-                Err(error) => last = Some(error.into()),
+                Err(error) => last = Some(error),
             }
             told.push(holder);
         }
@@ -173,6 +168,27 @@ impl Puller {
         );
         let why = last.map_or_else(|| "there is no other holder".to_owned(), |error| error.to_string());
         Err(Error::new(ErrorKind::Corrupt, text).caused_by(why))
+    }
+
+    /// Asks one holder for `runs`; `visited` have been asked before.
+    async fn ask(
+        &self,
+        holder: NodeId,
+        class: Class,
+        moment: Moment,
+        runs: &[BlockRun],
+        visited: &[NodeId],
+    ) -> Result<Vec<VersionedBlock>, Error> {
+        let (volume, runs, visited) = (self.volume, runs.to_vec(), visited.to_vec());
+        let request = match self.peers.encodings(holder) & ENCODING_ZSTD {
+            0 => PeerRequest::Pull { volume, moment, runs, visited },
+            _ => PeerRequest::PullZstd { volume, moment, runs, visited },
+        };
+        match self.peers.ask(holder, class, request, Bytes::new()).await? {
+            Message { head: PeerReply::Blocks(heads), payload } => unpack_blocks(&heads, payload),
+            Message { head: PeerReply::BlocksZstd(heads), payload } => unpack_zstd(&heads, &payload),
+            message => Err(unexpected(holder, &message.head)),
+        }
     }
 
     async fn still_missing(&self, moment: Moment, runs: &[BlockRun]) -> Result<bool, Error> {

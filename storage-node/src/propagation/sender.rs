@@ -28,7 +28,8 @@ use super::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBloc
 use super::pull::split;
 use super::watermarks::Watermarks;
 use crate::peer::client::unexpected;
-use crate::peer::message::{Message, PackedBlocks, PeerReply, PeerRequest, ReplicaPosition, pack_blocks};
+use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition};
+use crate::peer::packing::PackedBlocks;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::{SealedDelta, StoreError};
 use crate::volume::Moment;
@@ -336,9 +337,12 @@ impl Sender {
     }
 
     async fn send_delivery(&self, manifest: Manifest, blocks: Vec<VersionedBlock>) -> Result<ReplicaPosition, Error> {
-        let PackedBlocks { heads: blocks, payload, freight } = pack_blocks(&blocks);
+        let PackedBlocks { heads: blocks, payload, is_zstd, freight } = self.volume.peers.pack(self.replica, &blocks);
         let (volume, epoch, prune) = (self.volume.id, self.epoch, self.watermarks.lowest());
-        let request = PeerRequest::Deliver { volume, epoch, manifest, blocks, prune };
+        let request = match is_zstd {
+            true => PeerRequest::DeliverZstd { volume, epoch, manifest, blocks, prune },
+            false => PeerRequest::Deliver { volume, epoch, manifest, blocks, prune },
+        };
         count_sent(&self.volume, &self.watermarks, self.replica, freight);
         match self.volume.peers.ask(self.replica, Class::Pull, request, payload).await? {
             Message { head: PeerReply::Delivered { position, held }, .. } => {
@@ -501,9 +505,13 @@ impl Push {
     }
 
     async fn send(&self, runs: Vec<BlockRun>) -> Result<(), Error> {
-        let packed = pack_blocks(&read_sealed(&self.volume, &self.delta, &runs).await?);
-        let PackedBlocks { heads: blocks, payload, freight } = packed;
-        let request = PeerRequest::Blocks { volume: self.volume.id, epoch: self.epoch, blocks };
+        let blocks = read_sealed(&self.volume, &self.delta, &runs).await?;
+        let PackedBlocks { heads: blocks, payload, is_zstd, freight } = self.volume.peers.pack(self.replica, &blocks);
+        let (volume, epoch) = (self.volume.id, self.epoch);
+        let request = match is_zstd {
+            true => PeerRequest::BlocksZstd { volume, epoch, blocks },
+            false => PeerRequest::Blocks { volume, epoch, blocks },
+        };
         count_sent(&self.volume, &self.watermarks, self.replica, freight);
         ask_position(&self.volume, self.replica, Class::Bulk, request, payload).await.map(drop)
     }

@@ -1,0 +1,109 @@
+//! What crosses the emulated WAN for a load: counted in bytes, at the nodes and on the links. Figures are printed; what is asserted are
+//! counts and never times.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::cluster::Up;
+use tests::nbd_client::Client;
+use tests::workload::{BLOCK, check, fill};
+
+const SEED: u64 = 5;
+const BLOCKS: u64 = 4096;
+/// What takes longer than this fails the test.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn json(up: &Up, arguments: &[&str]) -> Value {
+    serde_json::from_str(&up.run(arguments).expect("succeeds")).expect("is JSON")
+}
+
+fn until(what: &str, is_met: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_met() {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn is_in_step(up: &Up) -> bool {
+    let status = json(up, &["volume", "status", "disk", "--json"]);
+    status["replicas"].as_array().expect("a list").iter().all(|replica| replica["watermark"] == status["head"])
+}
+
+fn number(value: &Value, key: &str) -> u64 {
+    value[key].as_u64().unwrap_or_else(|| panic!("{key} is a number in {value}"))
+}
+
+/// Bytes that do not shrink.
+fn noise(block: u64) -> Vec<u8> {
+    let mut state = block * 2 + 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..BLOCK / 8).flat_map(|_| next().wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes()).collect()
+}
+
+#[test]
+fn a_load_that_shrinks_crosses_the_wan_small_and_arrives_whole() {
+    let up = Up::start(&["--rtt", "40", "--rate", "100"]).expect("starts");
+    up.run(&["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    let mut client = Client::connect(&up.socket("a"), "disk").expect("connects");
+    // By the end of this the nodes know what the others understand.
+    client.write(0, &fill(SEED, 0, 1)).expect("is written");
+    until("the replicas follow", || is_in_step(&up));
+    let before = number(&json(&up, &["cluster", "status", "--json"]), "wan_bytes");
+
+    for block in (0..BLOCKS).step_by(64) {
+        let bytes: Vec<u8> = (block..block + 64).flat_map(|block| fill(SEED, block, 2)).collect();
+        client.write(block * BLOCK as u64, &bytes).expect("is written");
+    }
+    until("the replicas have it", || is_in_step(&up));
+    let crossed = number(&json(&up, &["cluster", "status", "--json"]), "wan_bytes") - before;
+    let status = json(&up, &["volume", "status", "disk", "--json"]);
+    let mut sent_to_all = 0;
+    for replica in status["replicas"].as_array().expect("a list") {
+        let freight = &replica["freight"];
+        println!("to {}: {freight}", replica["node"]);
+        let (sent, wire) = (number(freight, "sent_bytes"), number(freight, "wire_bytes"));
+        let (zero, overwritten) = (number(freight, "zero_bytes"), number(freight, "overwritten_bytes"));
+        assert_eq!(number(freight, "written_bytes"), number(&status, "written_bytes"));
+        assert!(sent + zero + overwritten >= number(&status, "written_bytes"), "{freight}");
+        assert!(wire * 4 < sent, "{freight}");
+        assert_eq!(number(freight, "compressed_bytes"), sent - wire);
+        sent_to_all += sent;
+    }
+    println!("{crossed} bytes crossed the WAN for {sent_to_all} bytes of blocks");
+    assert!(crossed < sent_to_all / 2, "{crossed} of {sent_to_all}");
+
+    // What does not shrink crosses as it is.
+    let link = |key: &str| {
+        let links = json(&up, &["link", "list", "--json"]);
+        let links = links["links"].as_array().expect("a list").clone();
+        let link = links.into_iter().find(|link| link["from"] == "a" && link["to"] == "b").expect("is listed");
+        number(&link["freight"], key)
+    };
+    let before = (link("sent_bytes"), link("wire_bytes"));
+    for block in (0..1024).step_by(64) {
+        let bytes: Vec<u8> = (block..block + 64).flat_map(noise).collect();
+        client.write(block * BLOCK as u64, &bytes).expect("is written");
+    }
+    until("the replicas have that, too", || is_in_step(&up));
+    let (sent, wire) = (link("sent_bytes") - before.0, link("wire_bytes") - before.1);
+    println!("noise: {wire} bytes on the wire for {sent}");
+    assert_eq!(sent, wire);
+    assert!(up.run(&["volume", "status", "disk"]).expect("succeeds").contains("by compression"));
+    assert!(up.run(&["link", "list"]).expect("succeeds").contains("COMPRESSED"));
+
+    up.run(&["volume", "migrate", "disk", "--to", "b"]).expect("is handed over");
+    let mut at_b = Client::connect(&up.socket("b"), "disk").expect("connects");
+    for block in 0..BLOCKS {
+        let bytes = at_b.read(block * BLOCK as u64, BLOCK as u32).expect("is read");
+        match block < 1024 {
+            true => assert!(bytes == noise(block), "block {block}"),
+            false => assert_eq!(check(&bytes, SEED, block), Ok(2)),
+        }
+    }
+}
