@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use client_lib::geometry::SNAPSHOTS_MAX;
-use client_lib::policy::{Durability, Rpo};
+use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{
     Epoch, Error, ErrorKind, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeId, VolumeName,
     VolumeSize,
@@ -226,6 +226,22 @@ pub enum Command {
         volume: VolumeId,
         /// One of its replicas; `None` withdraws it.
         to: Option<NodeId>,
+    },
+    /// When the volume's replicas are sent data from now on.
+    SetPropagation {
+        /// The volume.
+        volume: VolumeId,
+        /// When.
+        propagation: Propagation,
+    },
+    /// How much bulk data a link may take from now on.
+    SetLink {
+        /// The node that sends.
+        from: NodeId,
+        /// The node that it sends to.
+        to: NodeId,
+        /// How much.
+        policy: LinkPolicy,
     },
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use client_lib::policy::{Durability, Rpo};
+use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{
     Epoch, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeId, VolumeName, VolumeSize,
 };
@@ -168,6 +168,8 @@ pub struct Volume {
     pub rpo: Option<Rpo>,
     /// The replica to which it goes when that is written at, for as long as the present epoch lasts.
     pub on_write: Option<NodeId>,
+    /// When its replicas are sent data.
+    pub propagation: Propagation,
 }
 
 impl Volume {
@@ -192,6 +194,7 @@ impl Volume {
             durability: Durability::default(),
             rpo: None,
             on_write: None,
+            propagation: Propagation::default(),
         }
     }
 
@@ -229,6 +232,8 @@ pub struct MetaState {
     nodes: BTreeMap<NodeId, Node>,
     volumes: BTreeMap<VolumeId, Volume>,
     leases: BTreeMap<NodeId, Lease>,
+    /// By who sends and who is sent to; those that may take whatever comes are left out.
+    links: BTreeMap<(NodeId, NodeId), LinkPolicy>,
 }
 
 impl MetaState {
@@ -274,6 +279,8 @@ impl MetaState {
             Command::SetDurability { volume, durability } => self.set_durability(volume, durability),
             Command::SetRpo { volume, rpo } => self.set_rpo(volume, rpo),
             Command::SetOnWrite { volume, to } => self.set_on_write(volume, to),
+            Command::SetPropagation { volume, propagation } => self.set_propagation(volume, propagation),
+            Command::SetLink { from, to, policy } => self.set_link(from, to, policy),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)
@@ -299,6 +306,12 @@ impl MetaState {
     /// The leases that were ever asked for, by node.
     pub fn leases(&self) -> impl Iterator<Item = (NodeId, Lease)> {
         self.leases.iter().map(|(node, lease)| (*node, *lease))
+    }
+
+    /// How much bulk data may go from one node to another.
+    #[must_use]
+    pub fn link(&self, from: NodeId, to: NodeId) -> LinkPolicy {
+        self.links.get(&(from, to)).cloned().unwrap_or_default()
     }
 
     /// The volumes, by id.

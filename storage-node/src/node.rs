@@ -33,6 +33,7 @@ pub mod compose;
 pub mod lease;
 pub mod ownership_log;
 mod policy;
+mod propagation;
 pub mod reconcile;
 pub mod rtt;
 pub mod service;

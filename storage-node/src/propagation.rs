@@ -1,13 +1,17 @@
 //! Carrying what was written at the owner to the other nodes: manifests ahead, data behind, pulls on demand.
 
+pub mod ahead;
 pub mod classes;
 pub mod flushes;
 pub mod freight;
 pub mod hearing;
+pub mod heat;
 pub mod intake;
 pub mod manifest;
+pub mod order;
 pub mod progress;
 pub mod pull;
+mod push;
 pub mod receiver;
 pub mod repair;
 pub mod rpo;

@@ -10,6 +10,7 @@ pub mod numbers;
 mod outcome;
 pub mod pace;
 pub mod resize;
+pub mod sending;
 mod session;
 pub mod snapshots;
 pub mod tail;

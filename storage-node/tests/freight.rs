@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::NodeId;
-use client_lib::policy::{Class, Durability, Unmet};
+use client_lib::policy::{Class, Durability, LinkPolicy, Mode, Propagation, Unmet};
 use cluster::{BLOCK, Cluster, read, write};
 use consensus::Command;
 use storage_node::propagation::freight::Freight;
@@ -155,5 +155,156 @@ async fn what_shrinks_is_compressed_between_providers_in_pushes_deliveries_and_p
     let link = cluster.served(1).peers.links().link(NodeId(2)).freight;
     assert!(link.wire * 4 < link.sent, "{link:?}");
     cluster.until(|| cluster.in_step(3)).await;
+    cluster.stop().await;
+}
+
+impl Cluster {
+    fn set_link(&self, to: u64, rate: Option<u64>) {
+        let policy = LinkPolicy { rate, windows: Vec::new() };
+        self.meta.propose(Command::SetLink { from: NodeId(1), to: NodeId(to), policy }).expect("is set");
+    }
+
+    /// Has the replicas sent data by these modes, and waits until the owner knows.
+    async fn set_modes(&self, modes: &[(u64, Mode)]) {
+        let replicas = modes.iter().map(|(node, mode)| (NodeId(*node), *mode)).collect();
+        let propagation = Propagation { replicas, ..Propagation::default() };
+        self.meta.propose(Command::SetPropagation { volume: self.volume, propagation }).expect("is set");
+        for (node, mode) in modes {
+            self.until(|| async { self.served(1).sending.mode(NodeId(*node)) == *mode }).await;
+        }
+    }
+
+    /// Whether `node` knows of everything that was written.
+    async fn knows(&self, node: u64) -> bool {
+        let head = self.nodes[&1].shard.report(self.volume).await.expect("reports").head;
+        self.nodes[&node].shard.report(self.volume).await.expect("reports").known == head
+    }
+
+    async fn stale(&self, node: u64) -> u64 {
+        self.nodes[&node].shard.report(self.volume).await.expect("reports").stale_blocks
+    }
+}
+
+const HOURLY: Mode = Mode::Lazy { interval_ms: 3_600_000 };
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_link_holds_up_the_data_of_deltas_and_nothing_else() {
+    let cluster = Cluster::start(Duration::from_millis(1)).await;
+    let at_a = cluster.session(1).await;
+    cluster.set_link(2, Some(0));
+    cluster.until(|| async { cluster.served(1).peers.links().limit(NodeId(2)) == Some(0) }).await;
+    for index in 0..20 {
+        write(&at_a, index, 1).await;
+    }
+    cluster.until(|| cluster.in_step(3)).await;
+    cluster.until(|| cluster.knows(2)).await;
+    assert_eq!((cluster.stale(2).await, cluster.freight(2).sent), (20, 0), "it is told, and sent nothing");
+
+    // A flush in a class takes what it needs with it, and what was begun before.
+    let durability = Durability { class: Class::Geo(2), unmet: Unmet::Block };
+    cluster.meta.propose(Command::SetDurability { volume: cluster.volume, durability }).expect("is set");
+    cluster.until(|| async { cluster.served(1).flushes.policy() == durability }).await;
+    write(&at_a, 3, 2).await;
+    for index in 0..20 {
+        write(&at_a, index, 3).await;
+        at_a.flush().await.expect("is flushed, though the link is closed");
+    }
+    cluster.until(|| cluster.in_step(2)).await;
+
+    // So does what is fetched on demand after a handover.
+    let durability = Durability::default();
+    cluster.meta.propose(Command::SetDurability { volume: cluster.volume, durability }).expect("is set");
+    cluster.until(|| async { cluster.served(1).flushes.policy() == durability }).await;
+    for index in 0..20 {
+        write(&at_a, index, 4).await;
+    }
+    cluster.migrate(1, 2).await.expect("is handed over");
+    let at_b = cluster.session(2).await;
+    for index in 0..20 {
+        assert_eq!(read(&at_b, index).await, vec![4; BLOCK]);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_link_does_not_keep_a_volume_from_moving_with_everything() {
+    let cluster = Cluster::start(Duration::from_millis(1)).await;
+    let at_a = cluster.session(1).await;
+    cluster.set_modes(&[(2, HOURLY)]).await;
+    cluster.set_link(2, Some(0));
+    cluster.until(|| async { cluster.served(1).peers.links().limit(NodeId(2)) == Some(0) }).await;
+    for index in 0..600 {
+        write(&at_a, index, 1).await;
+    }
+    cluster.until(|| cluster.knows(2)).await;
+    assert_eq!(cluster.stale(2).await, 600);
+    let report = cluster.migrate_synced(1, 2).await.expect("is handed over");
+    assert_eq!(report.stale_bytes, 0, "it holds everything");
+    let at_b = cluster.session(2).await;
+    assert_eq!(read(&at_b, 599).await, vec![1; BLOCK]);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lazy_replica_is_told_at_once_and_sent_each_block_once() {
+    let cluster = Cluster::start(Duration::from_millis(1)).await;
+    let at_a = cluster.session(1).await;
+    write(&at_a, 0, 1).await;
+    cluster.until_written(1).await;
+    cluster.set_modes(&[(2, HOURLY)]).await;
+    for fill in 1..=30 {
+        write(&at_a, 5, fill).await;
+        write(&at_a, 6, fill).await;
+        // The eager one is sent each version that it has time for; both are told of each.
+        cluster.until(|| cluster.in_step(3)).await;
+        cluster.until(|| cluster.knows(2)).await;
+    }
+    assert_eq!(cluster.freight(2).sent, BLOCK_BYTES, "nothing since it is lazy");
+    assert_eq!(cluster.freight(3).sent, (1 + 2 * 30) * BLOCK_BYTES);
+
+    cluster.set_modes(&[(2, Mode::Eager)]).await;
+    cluster.until_written(61).await;
+    let Freight { sent, overwritten, .. } = cluster.freight(2);
+    assert_eq!((sent, overwritten), (3 * BLOCK_BYTES, 58 * BLOCK_BYTES));
+    assert!(cluster.in_step(2).await);
+
+    // A lazy one is sent the next delta when its interval is over, and not before.
+    cluster.set_modes(&[(2, Mode::Lazy { interval_ms: 1000 })]).await;
+    for fill in 1..=5 {
+        write(&at_a, 7, fill).await;
+    }
+    cluster.until(|| cluster.in_step(2)).await;
+
+    // What nobody has sent is found after a handover all the same.
+    cluster.set_modes(&[(2, HOURLY)]).await;
+    write(&at_a, 8, 77).await;
+    cluster.migrate(1, 2).await.expect("is handed over");
+    let at_b = cluster.session(2).await;
+    assert_eq!(read(&at_b, 8).await, vec![77; BLOCK]);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lazy_replica_is_sent_ahead_what_was_left_alone_and_applies_nothing_before_its_delta() {
+    let cluster = Cluster::start(Duration::from_millis(1)).await;
+    let at_a = cluster.session(1).await;
+    write(&at_a, 0, 1).await;
+    cluster.until_written(1).await;
+    // Left alone for a quarter of it; the delta is due when all of it is over.
+    cluster.set_modes(&[(2, Mode::Lazy { interval_ms: 40_000 })]).await;
+    let watermark = || async { cluster.nodes[&2].shard.report(cluster.volume).await.expect("reports").watermark };
+    let before = watermark().await;
+    for index in 0..40 {
+        write(&at_a, index, 9).await;
+    }
+    cluster.until(|| cluster.knows(2)).await;
+    assert_eq!((cluster.stale(2).await, cluster.freight(2).sent), (40, BLOCK_BYTES));
+    cluster.until(|| async { cluster.stale(2).await == 0 }).await;
+    assert_eq!(watermark().await, before, "it has everything, and shows what it showed");
+    assert_eq!(cluster.freight(2).sent, 41 * BLOCK_BYTES);
+    let report = cluster.migrate(1, 2).await.expect("is handed over");
+    assert_eq!(report.stale_bytes, 0, "nothing is left to fetch");
+    let at_b = cluster.session(2).await;
+    assert_eq!(read(&at_b, 39).await, vec![9; BLOCK]);
     cluster.stop().await;
 }

@@ -2,6 +2,8 @@
 //!
 //! Names are names, sizes are bytes, LSNs are text (`EPOCH.SEQUENCE`). Fields are only ever added.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Asks for a new volume.
@@ -161,6 +163,27 @@ pub struct VolumePolicy {
     /// What happens beyond that: `alarm` or `throttle`.
     #[serde(default)]
     pub rpo_action: Option<String>,
+    /// When the replicas are sent data that have no mode of their own: `eager` or `lazy`.
+    #[serde(default)]
+    pub propagation: String,
+    /// With `lazy`: how long after the last delta was begun the next one is, at least, in milliseconds.
+    #[serde(default)]
+    pub interval_ms: Option<u64>,
+    /// Those that have a mode of their own, by node.
+    #[serde(default)]
+    pub replicas: BTreeMap<String, ReplicaPolicy>,
+    /// What lazy replicas are sent first: `log`, `least-volatile`, `write-count` or `benefit`.
+    #[serde(default)]
+    pub send_order: String,
+}
+
+/// When a replica is sent data.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaPolicy {
+    /// `eager` or `lazy`.
+    pub propagation: String,
+    /// As in [`VolumePolicy`].
+    pub interval_ms: Option<u64>,
 }
 
 /// Asks for another policy. What is not given stays as it is.
@@ -188,6 +211,42 @@ pub struct ChangePolicy {
     /// As in [`VolumePolicy`].
     #[serde(default)]
     pub rpo_action: Option<String>,
+    /// As in [`VolumePolicy`]; with `replica` also `default`, which takes its own mode from it.
+    #[serde(default)]
+    pub propagation: Option<String>,
+    /// As in [`VolumePolicy`].
+    #[serde(default)]
+    pub interval_ms: Option<u64>,
+    /// The replica that `propagation` and `interval_ms` are for; all that have no mode of their own, if it is not given.
+    #[serde(default)]
+    pub replica: Option<String>,
+    /// As in [`VolumePolicy`]; for all replicas.
+    #[serde(default)]
+    pub send_order: Option<String>,
+}
+
+/// A time of every day, and what a link may take then.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkWindow {
+    /// From then on, as `HH:MM` in UTC.
+    pub from: String,
+    /// Until then; on the next day if it is not after `from`.
+    pub to: String,
+    /// Bytes per second; `null` is as many as come, 0 is none.
+    pub rate_bytes_per_second: Option<u64>,
+}
+
+/// Asks for another limit of a link. What is not given stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeLink {
+    /// Bytes of bulk data per second outside all windows; `null` is as many as come, 0 is none.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub rate_bytes_per_second: Option<Option<u64>>,
+    /// All windows; the first that fits counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<Vec<LinkWindow>>,
 }
 
 /// Tells `null` from a field that is not there.
@@ -402,6 +461,14 @@ pub struct LinkStatus {
     /// What went over it, of all volumes, since the sending node was started. Blocks that were fetched on demand are in `sent_bytes`
     /// and not in `written_bytes`.
     pub freight: FreightStatus,
+    /// How fast it took bulk data, as far as that was measured.
+    pub measured_bytes_per_second: Option<u64>,
+    /// How much bulk data it may take outside all windows; `null` is as much as comes, 0 is none.
+    pub rate_bytes_per_second: Option<u64>,
+    /// Other rates at times of the day.
+    pub windows: Vec<LinkWindow>,
+    /// How much it may take now.
+    pub limit_bytes_per_second: Option<u64>,
 }
 
 /// The links of a cluster.
@@ -449,6 +516,12 @@ pub struct ReplicaStatus {
     /// What was sent to it since the ownership began, or the owner was started.
     #[serde(default)]
     pub freight: FreightStatus,
+    /// When it is sent data.
+    #[serde(default)]
+    pub policy: ReplicaPolicy,
+    /// How much bulk data of all volumes it may be sent per second now, as its link is set; `null` is as much as comes, 0 is none.
+    #[serde(default)]
+    pub limit_bytes_per_second: Option<u64>,
 }
 
 /// What a volume began as, if it is a clone. That is all it says: from when it is made neither needs the other.

@@ -1,10 +1,10 @@
-//! The state as format 4 of the metadata store had it: volumes that do not know where the next write takes them.
+//! The state as format 5 of the metadata store had it: without policies of propagation and limits of links.
 //!
 //! Read only where an old store is taken over, once; nothing is written in this form.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use client_lib::policy::{Durability, Rpo};
+use client_lib::policy::{Durability, Propagation, Rpo};
 use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeId, VolumeName, VolumeSize};
 use serde::Deserialize;
 
@@ -29,9 +29,10 @@ struct VolumeBefore {
     origin: Option<Origin>,
     durability: Durability,
     rpo: Option<Rpo>,
+    on_write: Option<NodeId>,
 }
 
-/// All metadata of a cluster, in the form of format 4.
+/// All metadata of a cluster, in the form of format 5.
 #[derive(Deserialize)]
 pub(crate) struct StateBefore {
     nodes: BTreeMap<NodeId, Node>,
@@ -59,7 +60,8 @@ impl From<VolumeBefore> for Volume {
             origin: before.origin,
             durability: before.durability,
             rpo: before.rpo,
-            on_write: None,
+            on_write: before.on_write,
+            propagation: Propagation::default(),
         }
     }
 }
@@ -67,6 +69,6 @@ impl From<VolumeBefore> for Volume {
 impl From<StateBefore> for MetaState {
     fn from(before: StateBefore) -> MetaState {
         let volumes = before.volumes.into_iter().map(|(id, volume)| (id, volume.into())).collect();
-        MetaState { nodes: before.nodes, volumes, leases: before.leases }
+        MetaState { nodes: before.nodes, volumes, leases: before.leases, links: BTreeMap::new() }
     }
 }

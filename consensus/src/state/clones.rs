@@ -37,6 +37,7 @@ impl MetaState {
             takeover_after_ms: volume.takeover_after_ms,
             durability: volume.durability,
             rpo: volume.rpo,
+            propagation: volume.propagation.clone(),
             origin: Some(Origin { volume: origin, snapshot, is_made: false }),
             ..Volume::new(VolumeId(log_index), name, made.size, from)
         };

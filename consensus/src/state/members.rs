@@ -1,5 +1,6 @@
 //! Members: who they are, where they are reached, how often they started.
 
+use client_lib::policy::LinkPolicy;
 use client_lib::{NodeId, NodeName, ProviderId};
 
 use super::{MetaState, Node};
@@ -54,6 +55,17 @@ impl MetaState {
     fn free_id(&self, log_index: u64) -> NodeId {
         let above = self.nodes.last_key_value().map_or(0, |(id, _)| id.0 + 1);
         NodeId(log_index.max(above))
+    }
+
+    pub(super) fn set_link(&mut self, from: NodeId, to: NodeId, policy: LinkPolicy) -> Result<Response, Refusal> {
+        if let Some(stranger) = [from, to].into_iter().find(|node| !self.nodes.contains_key(node)) {
+            return Err(Refusal::UnknownNode(stranger));
+        }
+        match policy == LinkPolicy::default() {
+            true => drop(self.links.remove(&(from, to))),
+            false => drop(self.links.insert((from, to), policy)),
+        }
+        Ok(Response::PolicySet)
     }
 
     pub(super) fn node_started(&mut self, node: NodeId) -> Result<Response, Refusal> {

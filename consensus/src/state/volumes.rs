@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use client_lib::policy::{Durability, Rpo};
+use client_lib::policy::{Durability, Propagation, Rpo};
 use client_lib::{Epoch, NodeId, VolumeId, VolumeName, VolumeSize};
 
 use super::ownership::require_owner;
@@ -92,6 +92,11 @@ impl MetaState {
 
     pub(super) fn set_rpo(&mut self, volume: VolumeId, rpo: Option<Rpo>) -> Result<Response, Refusal> {
         self.volumes.get_mut(&volume).ok_or(Refusal::UnknownVolume(volume))?.rpo = rpo;
+        Ok(Response::PolicySet)
+    }
+
+    pub(super) fn set_propagation(&mut self, volume: VolumeId, wanted: Propagation) -> Result<Response, Refusal> {
+        self.volumes.get_mut(&volume).ok_or(Refusal::UnknownVolume(volume))?.propagation = wanted;
         Ok(Response::PolicySet)
     }
 

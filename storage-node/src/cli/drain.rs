@@ -245,6 +245,8 @@ mod tests {
             tail: None,
             error: None,
             freight: Default::default(),
+            policy: Default::default(),
+            limit_bytes_per_second: None,
         }
     }
 

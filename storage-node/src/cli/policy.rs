@@ -3,9 +3,9 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
-use client_lib::VolumeName;
-use client_lib::policy::Class;
+use client_lib::policy::{Class, Order};
 use client_lib::wire::admin::{ChangePolicy, ReplicaStatus, VolumePolicy, VolumeStatus};
+use client_lib::{NodeName, VolumeName};
 
 use super::Common;
 use super::client::{Client, print_json};
@@ -36,6 +36,20 @@ enum RpoAction {
     Alarm,
     /// Also, writes are slowed so that the lag comes back to the target; they never fail for it
     Throttle,
+}
+
+/// When replicas are sent data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Propagation {
+    /// As fast as their links let them
+    Eager,
+    /// Only every --interval: what is written again before is sent once. What has changed is told at once all the same
+    Lazy,
+    /// With --replica: as the others
+    Default,
+    /// Not here: that a flush waits for other nodes is what --durability says
+    #[value(hide = true)]
+    Sync,
 }
 
 /// How far the best replica may be behind, in milliseconds, if that is limited.
@@ -91,7 +105,7 @@ impl DurabilityArguments {
 /// Show or change what a volume's owner promises, and what happens when it is lost
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  helio volume policy disk\n  helio volume policy disk --durability geo:1 --unmet degrade --degrade-after 30\n  helio volume policy disk --rpo-target 5 --rpo-action throttle\n  helio volume policy disk --takeover auto --after 60\n  helio volume policy disk --takeover manual\n\nWhat is not given stays as it is; changes are in force at once, also for flushes that wait.\n\nA takeover loses what no replica has. Do not let volumes be taken over by themselves whose nodes may be suspended as virtual machines: their clocks stop."
+    after_help = "Examples:\n  helio volume policy disk\n  helio volume policy disk --durability geo:1 --unmet degrade --degrade-after 30\n  helio volume policy disk --rpo-target 5 --rpo-action throttle\n  helio volume policy disk --propagation lazy --interval 60\n  helio volume policy disk --replica c --propagation lazy   # only c\n  helio volume policy disk --takeover auto --after 60\n  helio volume policy disk --takeover manual\n\nWhat is not given stays as it is; changes are in force at once, also for flushes that wait.\n\nA takeover loses what no replica has. Do not let volumes be taken over by themselves whose nodes may be suspended as virtual machines: their clocks stop."
 )]
 pub(super) struct Policy {
     /// The volume
@@ -110,6 +124,20 @@ pub(super) struct Policy {
     /// What happens beyond that
     #[arg(long)]
     rpo_action: Option<RpoAction>,
+    /// When replicas are sent data
+    #[arg(long)]
+    propagation: Option<Propagation>,
+    /// With `lazy`: how long after the last time, in seconds [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    interval: Option<u64>,
+    /// The one replica that --propagation and --interval are for [default: all without their own]
+    #[arg(long, value_name = "NODE")]
+    replica: Option<NodeName>,
+    /// What lazy replicas are sent first, before their interval is over: `log` (what was written first), `least-volatile`,
+    /// `write-count` (what was written first, without what is written often) or `benefit` (what is likely read before it is written
+    /// again)
+    #[arg(long, value_name = "ORDER")]
+    send_order: Option<Order>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -139,6 +167,15 @@ pub(super) fn run(arguments: &Policy, common: &Common) -> anyhow::Result<()> {
             RpoAction::Alarm => "alarm".to_owned(),
             RpoAction::Throttle => "throttle".to_owned(),
         }),
+        propagation: arguments.propagation.map(|propagation| match propagation {
+            Propagation::Eager => "eager".to_owned(),
+            Propagation::Lazy => "lazy".to_owned(),
+            Propagation::Default => "default".to_owned(),
+            Propagation::Sync => "sync".to_owned(),
+        }),
+        interval_ms: arguments.interval.map(|seconds| seconds.saturating_mul(1000)),
+        replica: arguments.replica.as_ref().map(ToString::to_string),
+        send_order: arguments.send_order.map(|order| order.to_string()),
         ..ChangePolicy::default()
     };
     let client = Client::find(common)?;
@@ -168,6 +205,16 @@ fn print_policy(volume: &str, policy: &VolumePolicy) {
         (Some(ms), _) => println!("it is told when no replica is within {} s", ms as f64 / 1000.0),
         (None, _) => println!("its replicas may be behind as far as they are"),
     }
+    println!("its replicas are sent data {}", mode_text(&policy.propagation, policy.interval_ms));
+    for (replica, own) in &policy.replicas {
+        println!("replica {replica} is sent data {}", mode_text(&own.propagation, own.interval_ms));
+    }
+    if policy.interval_ms.is_some() || policy.replicas.values().any(|own| own.interval_ms.is_some()) {
+        println!(
+            "before an interval is over, blocks that were left alone are sent ahead in the order {}",
+            policy.send_order
+        );
+    }
     let Ok(class) = policy.durability.parse::<Class>() else { return };
     let unmet = match policy.degrade_after_ms {
         None => "while that cannot be met, they wait".to_owned(),
@@ -179,6 +226,13 @@ fn print_policy(volume: &str, policy: &VolumePolicy) {
             println!("its flushes wait for {others} other nodes at the owner's provider (class {class}); {unmet}");
         }
         Class::Geo(others) => println!("its flushes wait for {others} other providers (class {class}); {unmet}"),
+    }
+}
+
+fn mode_text(propagation: &str, interval_ms: Option<u64>) -> String {
+    match interval_ms {
+        Some(ms) => format!("every {} s ({propagation})", ms as f64 / 1000.0),
+        None => format!("as fast as their links let them ({propagation})"),
     }
 }
 

@@ -97,7 +97,17 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
             size::human(replica.bytes_behind)
         ));
     }
-    (replica.seconds_behind > BEHIND_SECONDS).then(|| {
+    if replica.bytes_behind > 0 && replica.limit_bytes_per_second == Some(0) {
+        return Some(format!(
+            "node {node} is {:.0} s behind, {} of blocks, and is sent nothing now, as the link to it is set; `helio link set {} {node}` changes that",
+            replica.seconds_behind,
+            size::human(replica.bytes_behind),
+            status.owner
+        ));
+    }
+    // One that is sent data now and then is behind for so long, and as long again until it has it.
+    let interval = replica.policy.interval_ms.unwrap_or(0) as f64 / 1000.0;
+    (replica.seconds_behind > BEHIND_SECONDS + 2.0 * interval).then(|| {
         format!(
             "node {node} is {:.0} s behind, {} of blocks; it catches up by itself as fast as its link lets it",
             replica.seconds_behind,
@@ -108,7 +118,7 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
 
 #[cfg(test)]
 mod tests {
-    use client_lib::wire::admin::{DurabilityStatus, FreightStatus, RpoStatus, TailStatus, VolumeSpace};
+    use client_lib::wire::admin::{DurabilityStatus, FreightStatus, ReplicaPolicy, RpoStatus, TailStatus, VolumeSpace};
 
     use super::*;
 
@@ -127,6 +137,8 @@ mod tests {
             tail: None,
             error: None,
             freight: FreightStatus::default(),
+            policy: ReplicaPolicy::default(),
+            limit_bytes_per_second: None,
         }
     }
 
@@ -164,6 +176,11 @@ mod tests {
         let left = ReplicaStatus { tail, ..replica("b") };
         let away = ReplicaStatus { reachable: false, ..replica("c") };
         let slow = ReplicaStatus { seconds_behind: 70.0, ..replica("d") };
+        let policy = ReplicaPolicy { propagation: "lazy".into(), interval_ms: Some(60_000) };
+        let lazy = ReplicaStatus { policy, ..slow.clone() };
+        assert!(of_status(&status(vec![lazy])).is_empty(), "it is sent data every minute");
+        let closed = ReplicaStatus { bytes_behind: 4096, limit_bytes_per_second: Some(0), ..replica("d") };
+        assert!(of_status(&status(vec![closed]))[0].contains("`helio link set a d`"));
         let all = of_status(&status(vec![left, away, slow]));
         assert!(all[0].contains("helio volume rejoin disk --node b --discard-tail"), "{all:?}");
         assert!(all[1].contains("node c cannot be reached") && all[2].contains("node d is 70 s behind"), "{all:?}");

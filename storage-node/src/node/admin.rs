@@ -7,10 +7,10 @@ use bytes::Bytes;
 use client_lib::clock::Clock;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AskTakeover, CancelledMigrate, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, LinkList,
-    Migrate, MigrateReport, NbdAddresses, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize, RollBack,
-    ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus,
-    VolumeSummary,
+    AskTakeover, CancelledMigrate, ChangeLink, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot,
+    CreateVolume, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeSpace, OnWrite, OnWriteStatus,
+    OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport,
+    VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
@@ -270,6 +270,15 @@ impl Admin for NodeAdmin {
 
     fn space<'a>(&'a self, node: Option<&'a str>) -> BoxFuture<'a, Result<NodeSpace, Error>> {
         Box::pin(self.at_node(node, AdminForward::Space, || self.space_here()))
+    }
+
+    fn set_link<'a>(
+        &'a self,
+        from: &'a str,
+        to: &'a str,
+        wanted: ChangeLink,
+    ) -> BoxFuture<'a, Result<LinkStatus, Error>> {
+        Box::pin(self.change_link(from, to, wanted))
     }
 
     fn links(&self) -> BoxFuture<'_, Result<LinkList, Error>> {

@@ -88,7 +88,7 @@ impl Parts {
     pub async fn start(seams: Seams, place: Place) -> anyhow::Result<Parts> {
         let Seams { transport, service, clock, lease, shards, meta } = seams;
         let me = place.this.id;
-        let peers = PeerClient::new(transport.clone());
+        let peers = PeerClient::new(transport.clone()).by(clock.clone());
         let known = first_peers(&place);
         let others: Vec<NodeId> = known.iter().map(|(node, _)| *node).collect();
         known.iter().for_each(|(node, address)| transport.set_peer(*node, *address));

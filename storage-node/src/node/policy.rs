@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client_lib::policy::{Rpo, RpoAction};
-use client_lib::wire::admin::{AskTakeover, ChangePolicy, OwnerStatus, VolumePolicy};
+use client_lib::wire::admin::{AskTakeover, ChangePolicy, OwnerStatus, ReplicaPolicy, VolumePolicy};
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{Command, Lease, MetaState, Response, Volume};
 use futures_util::future::join_all;
 
 use super::METADATA_DEADLINE;
 use super::admin::durability::{asked_for, require_possible, unmet_named};
-use super::admin::{NodeAdmin, name_of, out_of_turn, volume_named};
+use super::admin::{NodeAdmin, name_of, node_named, out_of_turn, volume_named};
+use super::propagation::{mode_told, propagation_asked_for, replicas_told, require_within};
 
 /// How much later each replica begins than the one before it: longer than a takeover that has no lease to wait for.
 const STAGGER: Duration = Duration::from_secs(3);
@@ -114,7 +115,7 @@ impl NodeAdmin {
 
     pub(super) async fn policy_of(&self, name: &str) -> Result<VolumePolicy, Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
-        Ok(policy(volume_named(&state, name)?))
+        Ok(policy(&state, volume_named(&state, name)?))
     }
 
     pub(super) async fn set_policy_of(&self, name: &str, wanted: ChangePolicy) -> Result<VolumePolicy, Error> {
@@ -127,6 +128,15 @@ impl NodeAdmin {
             require_possible(&state, name, durability.class, volume.owner, volume.replicas.iter().copied())?;
         }
         let rpo = rpo_asked_for(volume.rpo, wanted.rpo_target_ms, wanted.rpo_action.as_deref())?;
+        let replica = wanted.replica.as_deref().map(|name| node_named(&state, name)).transpose()?;
+        let mode = wanted.propagation.as_deref();
+        let mut propagation = propagation_asked_for(&volume.propagation, replica, mode, wanted.interval_ms)?;
+        if let Some(order) = wanted.send_order.as_deref() {
+            propagation.order = order.parse()?;
+        }
+        if (rpo, &propagation) != (volume.rpo, &volume.propagation) {
+            require_within(rpo, &propagation, volume.replicas.iter().copied())?;
+        }
         let mut commands = Vec::new();
         if let Some(after_ms) = wanted.takeover_after_ms {
             commands.push(Command::SetTakeover { volume: id, after_ms });
@@ -137,6 +147,9 @@ impl NodeAdmin {
         if rpo != volume.rpo {
             commands.push(Command::SetRpo { volume: id, rpo });
         }
+        if propagation != volume.propagation {
+            commands.push(Command::SetPropagation { volume: id, propagation });
+        }
         for command in commands {
             match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
                 Response::TakeoverSet | Response::PolicySet => {}
@@ -144,7 +157,7 @@ impl NodeAdmin {
             }
         }
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
-        let policy = policy(volume_named(&state, name)?);
+        let policy = policy(&state, volume_named(&state, name)?);
         if durability != volume.durability {
             self.until_in_force(id, &policy).await?;
         }
@@ -208,8 +221,9 @@ pub(super) fn action_named(action: RpoAction) -> &'static str {
     }
 }
 
-fn policy(volume: &Volume) -> VolumePolicy {
+fn policy(state: &MetaState, volume: &Volume) -> VolumePolicy {
     let (unmet, degrade_after_ms) = unmet_named(volume.durability.unmet);
+    let ReplicaPolicy { propagation, interval_ms } = mode_told(volume.propagation.mode);
     VolumePolicy {
         takeover_after_ms: volume.takeover_after_ms,
         durability: volume.durability.class.to_string(),
@@ -217,6 +231,10 @@ fn policy(volume: &Volume) -> VolumePolicy {
         degrade_after_ms,
         rpo_target_ms: volume.rpo.map(|rpo| rpo.target_ms),
         rpo_action: volume.rpo.map(|rpo| action_named(rpo.action).to_owned()),
+        propagation,
+        interval_ms,
+        send_order: volume.propagation.order.to_string(),
+        replicas: replicas_told(&volume.propagation, |replica| name_of(state, replica)),
     }
 }
 

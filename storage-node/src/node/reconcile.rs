@@ -118,7 +118,10 @@ impl Reconciler {
 
     async fn apply(self: &Arc<Self>, state: &MetaState) {
         learn_peers(&**self.peers.transport(), self.me, &self.peer_overrides, state);
-        state.nodes().filter(|node| node.id != self.me).for_each(|node| self.peers.greet(node.id));
+        for node in state.nodes().filter(|node| node.id != self.me) {
+            self.peers.greet(node.id);
+            self.peers.links().follow(node.id, state.link(self.me, node.id));
+        }
         let acts_under = state.lease(self.me).acts_under();
         let before =
             std::mem::replace(&mut *self.acts_under.lock().unwrap_or_else(PoisonError::into_inner), acts_under);
@@ -196,6 +199,7 @@ impl Reconciler {
         volume.flushes.follow(meta, state);
         volume.pace.follow(meta.rpo);
         volume.may_come.store(meta.on_write == Some(self.me), Ordering::Relaxed);
+        volume.sending.follow(&meta.propagation);
         let is_done = view.epoch >= meta.epoch && view.phase != Phase::Activating;
         if !is_done {
             volume.standing.heard(meta);

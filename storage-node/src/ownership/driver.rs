@@ -203,6 +203,8 @@ impl Driver {
     /// # Cancel safety
     /// Not safe: run it as a task.
     pub async fn run(mut self) -> Result<HandoverReport, Error> {
+        // Whoever waits for the destination does not wait for its policy or its link's.
+        let _hurry = self.synced.as_ref().map(|_| self.volume.sending.hurry(self.to));
         // Before anything is held: is the destination there, and near? What is sent now need not be sent frozen.
         self.position = self.ask(PeerRequest::ReplicaStatus { volume: self.volume.id, epoch: self.epoch }).await?;
         let asked = Instant::now();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::clock::Clock;
 use client_lib::transport::{Class, Transport, TransportError};
 use client_lib::wire::frame::Frame;
 use client_lib::{Error, ErrorKind, NodeId};
@@ -65,6 +66,12 @@ impl PeerClient {
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>) -> PeerClient {
         PeerClient { transport, links: Arc::default(), compressor: Arc::default() }
+    }
+
+    /// The same, whose links keep to windows by the calendar of `clock`.
+    #[must_use]
+    pub fn by(self, clock: Arc<dyn Clock>) -> PeerClient {
+        PeerClient { links: Arc::new(Links::new(clock)), ..self }
     }
 
     /// What is known of the links to the other nodes.

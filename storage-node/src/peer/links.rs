@@ -1,15 +1,21 @@
-//! What this node knows of its links to others: what it has sent over each, how fast each is, and what the other end understands.
+//! What this node knows of its links to others: what it has sent over each, how fast each is, what the other end understands, and how
+//! much bulk data each may take.
 
 pub mod choice;
+pub mod limit;
 pub mod meter;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client_lib::NodeId;
+use client_lib::clock::{Clock, SystemClock};
+use client_lib::policy::LinkPolicy;
 use tokio::time::Instant;
 
+use self::limit::Bucket;
 use self::meter::Meter;
 use crate::propagation::freight::Freight;
 
@@ -37,19 +43,81 @@ impl Link {
 }
 
 /// The links of a node.
-#[derive(Debug)]
 pub struct Links {
     began: Instant,
+    /// Whose calendar windows go by.
+    clock: Arc<dyn Clock>,
     links: Mutex<BTreeMap<NodeId, Link>>,
+    limits: Mutex<BTreeMap<NodeId, Limit>>,
+}
+
+/// What a link may take. Those who wait for it do so in turn.
+#[derive(Clone, Debug, Default)]
+struct Limit {
+    policy: LinkPolicy,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    bucket: Arc<Mutex<Bucket>>,
+}
+
+impl fmt::Debug for Links {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Links").field("links", &self.links).field("limits", &self.limits).finish_non_exhaustive()
+    }
 }
 
 impl Default for Links {
     fn default() -> Links {
-        Links { began: Instant::now(), links: Mutex::default() }
+        Links::new(Arc::new(SystemClock::new()))
     }
 }
 
 impl Links {
+    /// No links yet; windows go by the calendar of `clock`.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>) -> Links {
+        Links { began: Instant::now(), clock, links: Mutex::default(), limits: Mutex::default() }
+    }
+
+    /// Metadata has this policy for the link to `node`.
+    pub fn follow(&self, node: NodeId, policy: LinkPolicy) {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if limits.contains_key(&node) || policy != LinkPolicy::default() {
+            limits.entry(node).or_default().policy = policy;
+        }
+    }
+
+    /// Bytes of bulk data per second that the link to `node` may take now; `None` is as many as come.
+    #[must_use]
+    pub fn limit(&self, node: NodeId) -> Option<u64> {
+        let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.get(&node).and_then(|limit| limit::rate_at(&limit.policy, self.clock.unix_ms()))
+    }
+
+    /// Waits until so many bytes of bulk data may be sent to `node`, and takes them.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is taken.
+    pub async fn turn(&self, node: NodeId, bytes: u64) {
+        let limit = |links: &Links| links.limits.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned();
+        let Some(Limit { turn, .. }) = limit(self) else { return };
+        let _turn = turn.lock().await;
+        while let Some(Limit { policy, bucket, .. }) = limit(self) {
+            let rate = limit::rate_at(&policy, self.clock.unix_ms());
+            let taken = bucket.lock().unwrap_or_else(PoisonError::into_inner).take(self.began.elapsed(), rate, bytes);
+            match taken {
+                Ok(()) => return,
+                Err(wait) => tokio::time::sleep(wait).await,
+            }
+        }
+    }
+
+    /// So many bytes that were taken for `node` need not be sent.
+    pub fn give_back(&self, node: NodeId, bytes: u64) {
+        if let Some(limit) = self.limits.lock().unwrap_or_else(PoisonError::into_inner).get(&node) {
+            limit.bucket.lock().unwrap_or_else(PoisonError::into_inner).give_back(bytes);
+        }
+    }
+
     /// Blocks were sent to `node`, or need not be.
     pub fn carried(&self, node: NodeId, freight: Freight) {
         self.with(node, |link| link.freight += freight);
@@ -101,5 +169,74 @@ impl Links {
 
     fn with<T>(&self, node: NodeId, f: impl FnOnce(&mut Link) -> T) -> T {
         f(self.links.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use client_lib::clock::VirtualClock;
+    use client_lib::policy::RateWindow;
+
+    use super::*;
+
+    const NODE: NodeId = NodeId(2);
+    const MIB: u64 = 1 << 20;
+
+    fn policy(rate: Option<u64>) -> LinkPolicy {
+        LinkPolicy { rate, windows: Vec::new() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bulk_data_waits_its_turn_and_a_new_rate_is_in_force_for_those_who_wait() {
+        let links = Arc::new(Links::default());
+        let begun = Instant::now();
+        links.turn(NODE, 1 << 40).await;
+        assert_eq!(begun.elapsed(), Duration::ZERO, "there is no limit");
+        links.follow(NODE, policy(Some(MIB)));
+        for _ in 0..11 {
+            links.turn(NODE, MIB).await;
+        }
+        // The first leaves a debt, which the second waits for, and so on.
+        let waited = begun.elapsed();
+        assert!((Duration::from_secs(9)..=Duration::from_secs(11)).contains(&waited), "{waited:?}");
+        links.follow(NODE, policy(Some(0)));
+        let waiting = tokio::spawn({
+            let links = links.clone();
+            async move { links.turn(NODE, MIB).await }
+        });
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert!(!waiting.is_finished(), "the link is closed");
+        assert_eq!(links.limit(NODE), Some(0));
+        links.follow(NODE, policy(None));
+        waiting.await.expect("goes on");
+        assert_eq!(links.limit(NODE), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_window_opens_by_the_calendar() {
+        let clock = Arc::new(VirtualClock::new(0));
+        let links = Arc::new(Links::new(clock.clone()));
+        let window = RateWindow { from_minute: 60, to_minute: 120, rate: None };
+        links.follow(NODE, LinkPolicy { rate: Some(0), windows: vec![window] });
+        let waiting = tokio::spawn({
+            let links = links.clone();
+            async move { links.turn(NODE, MIB).await }
+        });
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(!waiting.is_finished());
+        clock.advance(Duration::from_secs(3600));
+        waiting.await.expect("goes on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_sent_after_all_is_given_back() {
+        let links = Links::default();
+        links.follow(NODE, policy(Some(MIB)));
+        links.turn(NODE, 1).await;
+        let begun = Instant::now();
+        links.turn(NODE, 100 * MIB).await;
+        links.give_back(NODE, 99 * MIB);
+        links.turn(NODE, 1).await;
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     }
 }

@@ -3,7 +3,12 @@
 //! Two flows run beside each other. *Manifests* go out about every [`MANIFEST_INTERVAL`] and say what changed,
 //! up to what is durable. *Data* follows: when the last delta was applied, the sender seals the next one
 //! together with a manifest, and pushes what the replica misses of it in bulk calls, a bounded number at a time.
-//! A slow replica gets fewer and larger deltas, each block once: lag costs distinct dirty blocks, no more.
+//! A slow replica gets fewer and larger deltas, each block once: lag costs distinct dirty blocks, no more. So does one that is to be sent
+//! data now and then only ([`Mode::Lazy`]): what has changed it is told at once all the same. Data of deltas, and nothing else, keeps to
+//! what its link may take.
+//!
+//! A lazy replica is sent some of the next delta's data *ahead*, in the order of the volume ([`super::order`]): what has been left alone for a
+//! while. It is stored there and applied with the delta; what is written again meanwhile was sent for nothing, and is sent again.
 //!
 //! Where a flush waits for the replica ([`super::flushes`]) the two are one: manifest and data go out together and are applied at
 //! once, in one call, as soon as the flush asks for it and with every tick; what is too much for a call goes as above. Several are
@@ -12,39 +17,31 @@
 //! The replica is the authority on where it is: after any failure the sender asks it and goes on from its
 //! answer, so a broken transfer resumes with the blocks that are still missing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::policy::Mode;
 use client_lib::transport::{BoxFuture, Class};
-use client_lib::{BlockIndex, Epoch, Error, Lsn, NodeId, SnapshotId};
+use client_lib::{Epoch, Error, Lsn, NodeId, SnapshotId};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::freight::{Account, Covered, Freight};
+use super::ahead::Ahead;
+use super::freight::{Account, Covered};
 use super::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
-use super::pull::split;
+use super::push::{Push, Way, ask_position, count_sent, read_sealed};
 use super::watermarks::Watermarks;
 use crate::peer::client::unexpected;
 use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::peer::packing::PackedBlocks;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::{SealedDelta, StoreError};
-use crate::volume::Moment;
 
 /// How often the owner looks for news to tell a replica.
 pub const MANIFEST_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Blocks per bulk call: a mebibyte.
-const PUSH_BLOCKS_MAX: u32 = 256;
-
-/// Bulk calls under way per replica. With [`PUSH_BLOCKS_MAX`], eight mebibytes: 450 Mbit/s at 150 ms.
-const PUSH_CALLS_MAX: usize = 8;
-
-/// Missing runs asked for at a time.
-const MISSING_RUNS_MAX: u32 = 4096;
 
 /// Most blocks that are delivered in one call: two mebibytes, which a link of 2 Mbit/s takes well within the time that a call may take. More
 /// goes in parallel.
@@ -56,6 +53,12 @@ const DELIVERIES_MAX: usize = 4;
 /// Most blocks that are delivered again because their delivery is not answered yet: 256 KiB.
 const AGAIN_BLOCKS_MAX: u64 = 64;
 
+/// How often it is looked what a lazy replica can be sent before its interval is over.
+const AHEAD_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Most blocks that it is sent then: eight mebibytes.
+const AHEAD_BLOCKS_MAX: usize = 2048;
+
 /// First and longest pause after a replica could not be reached.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -65,6 +68,8 @@ pub struct Sender {
     replica: NodeId,
     epoch: Epoch,
     watermarks: Arc<Watermarks>,
+    /// When the last delta was begun.
+    begun: Mutex<Option<Instant>>,
 }
 
 /// Why a session with a replica has ended.
@@ -134,6 +139,15 @@ impl<'a> Deliveries<'a> {
     }
 }
 
+/// Data on its way before its delta; nobody waits for it.
+struct Leading(JoinHandle<Result<(), Error>>);
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl Drop for Transfer {
     fn drop(&mut self) {
         self.task.abort();
@@ -144,7 +158,7 @@ impl Sender {
     /// A sender; [`run`](Self::run) does the work.
     #[must_use]
     pub fn new(volume: Arc<ServedVolume>, replica: NodeId, epoch: Epoch, watermarks: Arc<Watermarks>) -> Sender {
-        Sender { volume, replica, epoch, watermarks }
+        Sender { volume, replica, epoch, watermarks, begun: Mutex::default() }
     }
 
     /// Sends until aborted or fenced by a newer epoch.
@@ -180,6 +194,7 @@ impl Sender {
         self.watermarks.with_account(self.replica, Account::begin_anew);
         let mut transfer: Option<Transfer> = None;
         let mut deliveries = Deliveries::default();
+        let (mut ahead, mut leading, mut looked) = (Ahead::default(), None::<Leading>, Instant::now());
         let mut ticker = tokio::time::interval(MANIFEST_INTERVAL);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -234,15 +249,42 @@ impl Sender {
                 transfer = self.pin(snapshot, position.watermark).await?.map(|delta| self.start(delta));
             }
             // A snapshot is applied by itself: what is beyond it is sealed when it is there.
-            let seal = transfer.is_none() && position.awaited_snapshot.is_none() && position.watermark < report.head;
+            let lacks = transfer.is_none() && position.awaited_snapshot.is_none() && position.watermark < report.head;
+            let seal = lacks && self.is_due();
             if seal || position.known < report.head || position.newest_snapshot < report.newest_snapshot {
-                let (reached, delta) = self.send_manifest(position, seal).await?;
+                let (reached, delta) = self.send_manifest(position, seal, &mut ahead).await?;
                 position = ReplicaPosition { watermark: position.watermark, ..reached };
                 if let Some(delta) = delta {
+                    // Everything goes with it.
+                    leading = None;
                     transfer = Some(self.start(delta));
                 }
             }
+            let is_leading = leading.as_ref().is_some_and(|leading| !leading.0.is_finished());
+            if transfer.is_none() && !is_leading && looked.elapsed() >= AHEAD_INTERVAL {
+                looked = Instant::now();
+                ahead.applied(position.watermark);
+                leading = self.lead(&mut ahead);
+            }
             self.note(position).await?;
+        }
+    }
+
+    /// Sends some of what the replica has been told of, if it is lazy.
+    fn lead(&self, ahead: &mut Ahead) -> Option<Leading> {
+        let sending = &self.volume.sending;
+        let Mode::Lazy { interval_ms } = sending.mode(self.replica) else { return None };
+        let (order, interval) = (sending.order(), Duration::from_millis(interval_ms));
+        let blocks = sending.with_heat(|heat, now| ahead.take(order, heat, interval, AHEAD_BLOCKS_MAX, now));
+        (!blocks.is_empty()).then(|| Leading(tokio::spawn(self.way().lead(blocks))))
+    }
+
+    fn way(&self) -> Way {
+        Way {
+            volume: self.volume.clone(),
+            replica: self.replica,
+            epoch: self.epoch,
+            watermarks: self.watermarks.clone(),
         }
     }
 
@@ -265,6 +307,7 @@ impl Sender {
         &self,
         position: ReplicaPosition,
         seal: bool,
+        ahead: &mut Ahead,
     ) -> Result<(ReplicaPosition, Option<SealedDelta>), Error> {
         let volume = self.volume.id;
         let (manifest, delta) = self
@@ -273,6 +316,12 @@ impl Sender {
             .seal_manifest(volume, position.known, position.newest_snapshot, seal.then_some(position.watermark))
             .await
             .map_err(store_failure)?;
+        // At a snapshot everything known is sealed, too.
+        match delta.is_some() || manifest.mark.is_some() {
+            true => ahead.begin_anew(),
+            false if self.volume.sending.mode(self.replica) == Mode::Eager => {}
+            false => ahead.told(&manifest, self.volume.sending.now()),
+        }
         let request = PeerRequest::Manifest {
             volume,
             epoch: self.epoch,
@@ -288,6 +337,18 @@ impl Sender {
                     self.volume.shard.release(volume, delta.pin).await.map_err(store_failure)?;
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// Whether the next delta may begin, by the policy.
+    fn is_due(&self) -> bool {
+        let begun = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.volume.sending.mode(self.replica) {
+            Mode::Eager => true,
+            Mode::Lazy { interval_ms } => {
+                let interval = Duration::from_millis(interval_ms);
+                self.volume.sending.is_hurried(self.replica) || begun.is_none_or(|begun| begun.elapsed() >= interval)
             }
         }
     }
@@ -364,14 +425,9 @@ impl Sender {
     }
 
     fn start(&self, delta: SealedDelta) -> Transfer {
+        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.watermarks.with_account(self.replica, |account| account.sealed(delta.to, delta.covered));
-        let push = Push {
-            volume: self.volume.clone(),
-            replica: self.replica,
-            epoch: self.epoch,
-            watermarks: self.watermarks.clone(),
-            delta: delta.clone(),
-        };
+        let push = Push { way: self.way(), delta: delta.clone() };
         Transfer { delta, task: tokio::spawn(push.run()) }
     }
 
@@ -393,12 +449,6 @@ impl Sender {
     }
 }
 
-/// Accounts for what is sent to a replica.
-fn count_sent(volume: &ServedVolume, watermarks: &Watermarks, replica: NodeId, freight: Freight) {
-    watermarks.with_account(replica, |account| account.sent(freight));
-    volume.peers.links().carried(replica, freight);
-}
-
 /// What a delta covers, without what was written up to `sent`.
 fn covered_after(sent: Lsn, manifest: &Manifest, delta: &SealedDelta) -> Covered {
     let since = delta.covered.tally.map_or(sent, |tally| tally.since.max(sent));
@@ -415,104 +465,5 @@ async fn finished(transfer: &mut Option<Transfer>) -> Result<ReplicaPosition, Er
             Err(Error::new(client_lib::ErrorKind::Internal, "a push ended early").caused_by(error))
         }),
         None => std::future::pending().await,
-    }
-}
-
-async fn ask_position(
-    volume: &ServedVolume,
-    replica: NodeId,
-    class: Class,
-    request: PeerRequest,
-    payload: Bytes,
-) -> Result<ReplicaPosition, Error> {
-    match volume.peers.ask(replica, class, request, payload).await? {
-        Message { head: PeerReply::Position(position), .. } => Ok(position),
-        message => Err(unexpected(replica, &message.head)),
-    }
-}
-
-/// Blocks of a sealed delta, fetched first where they are stale or damaged here.
-async fn read_sealed(
-    volume: &ServedVolume,
-    delta: &SealedDelta,
-    runs: &[BlockRun],
-) -> Result<Vec<VersionedBlock>, Error> {
-    let moment = delta.snapshot.map_or(Moment::Now, Moment::Snapshot);
-    let mut is_found = false;
-    loop {
-        match volume.shard.read_sealed(volume.id, delta.pin, runs.to_vec()).await {
-            Ok(blocks) => return Ok(blocks),
-            Err(StoreError::Stale { runs }) => volume.puller.pull(moment, &runs, Class::Bulk, &[]).await?,
-            Err(StoreError::Damaged { runs, .. }) => volume.puller.repair(moment, &runs, Class::Bulk, &[]).await?,
-            // Noted by now, unless it was overwritten since it was sealed: then the next delta has it.
-            Err(StoreError::Corrupt { .. }) if !std::mem::replace(&mut is_found, true) => {}
-            Err(error) => return Err(store_failure(error)),
-        }
-    }
-}
-
-/// The data of one sealed delta on its way to one replica.
-struct Push {
-    volume: Arc<ServedVolume>,
-    replica: NodeId,
-    epoch: Epoch,
-    watermarks: Arc<Watermarks>,
-    delta: SealedDelta,
-}
-
-impl Push {
-    /// Sends what the replica misses, then has it applied; returns where the replica is then.
-    async fn run(self) -> Result<ReplicaPosition, Error> {
-        let volume = self.volume.id;
-        loop {
-            self.send_missing().await?;
-            let request = PeerRequest::Apply { volume, epoch: self.epoch, to: self.delta.to };
-            let position = ask_position(&self.volume, self.replica, Class::Control, request, Bytes::new()).await?;
-            // Another delta is sealed there when the snapshot was deleted that this one ends at.
-            if position.watermark >= self.delta.to || position.sealed_to != Some(self.delta.to) {
-                return Ok(position);
-            }
-            // Something was lost on the replica meanwhile (it restarted): send what it misses now.
-            tokio::time::sleep(MANIFEST_INTERVAL).await;
-        }
-    }
-
-    async fn send_missing(&self) -> Result<(), Error> {
-        let volume = self.volume.id;
-        let mut after = BlockIndex(0);
-        let mut calls = FuturesUnordered::new();
-        loop {
-            let request = PeerRequest::Missing { volume, epoch: self.epoch, after, limit: MISSING_RUNS_MAX };
-            let runs = match self.volume.peers.ask(self.replica, Class::Bulk, request, Bytes::new()).await? {
-                Message { head: PeerReply::Missing(runs), .. } => runs,
-                message => return Err(unexpected(self.replica, &message.head)),
-            };
-            let Some(last) = runs.last() else { break };
-            after = BlockIndex(last.start.0 + last.count);
-            for part in split(&runs, PUSH_BLOCKS_MAX) {
-                if calls.len() >= PUSH_CALLS_MAX
-                    && let Some(sent) = calls.next().await
-                {
-                    let () = sent?;
-                }
-                calls.push(self.send(part));
-            }
-        }
-        while let Some(sent) = calls.next().await {
-            sent?;
-        }
-        Ok(())
-    }
-
-    async fn send(&self, runs: Vec<BlockRun>) -> Result<(), Error> {
-        let blocks = read_sealed(&self.volume, &self.delta, &runs).await?;
-        let PackedBlocks { heads: blocks, payload, is_zstd, freight } = self.volume.peers.pack(self.replica, &blocks);
-        let (volume, epoch) = (self.volume.id, self.epoch);
-        let request = match is_zstd {
-            true => PeerRequest::BlocksZstd { volume, epoch, blocks },
-            false => PeerRequest::Blocks { volume, epoch, blocks },
-        };
-        count_sent(&self.volume, &self.watermarks, self.replica, freight);
-        ask_position(&self.volume, self.replica, Class::Bulk, request, payload).await.map(drop)
     }
 }

@@ -3,9 +3,10 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AskTakeover, CancelledMigrate, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot, CreateVolume, LinkList,
-    Migrate, MigrateReport, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus,
-    SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AskTakeover, CancelledMigrate, ChangeLink, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot,
+    CreateVolume, LinkList, LinkStatus, Migrate, MigrateReport, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin,
+    Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy,
+    VolumeStatus, VolumeSummary,
 };
 
 use crate::shard::scrub::ScrubAction;
@@ -88,6 +89,14 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Where the space of a node goes; of the node asked, if none is named.
     fn space<'a>(&'a self, node: Option<&'a str>) -> BoxFuture<'a, Result<NodeSpace, Error>>;
+
+    /// Changes how much bulk data may go from one node to another; does not need either of them.
+    fn set_link<'a>(
+        &'a self,
+        from: &'a str,
+        to: &'a str,
+        wanted: ChangeLink,
+    ) -> BoxFuture<'a, Result<LinkStatus, Error>>;
 
     /// What went over the links between the nodes.
     fn links(&self) -> BoxFuture<'_, Result<LinkList, Error>>;

@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use client_lib::wire::admin::{
-    AskTakeover, ChangePolicy, CloneSnapshot, CreateSnapshot, CreateVolume, Failure, Migrate, OnWrite, Rejoin, Resize,
-    RollBack,
+    AskTakeover, ChangeLink, ChangePolicy, CloneSnapshot, CreateSnapshot, CreateVolume, Failure, Migrate, OnWrite,
+    Rejoin, Resize, RollBack,
 };
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
@@ -100,6 +100,7 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/volumes/{name}/snapshots/{snapshot}/clone", post(clone_snapshot))
         .route("/v1/space", get(space))
         .route("/v1/links", get(links))
+        .route("/v1/links/{from}/{to}", post(set_link))
         .route("/v1/scrub", get(look_at_scrub).post(start_scrub).delete(stop_scrub))
         .route("/v1/cluster", get(cluster))
         .route("/health", get(|| async { "ok\n" }))
@@ -203,6 +204,14 @@ struct OfNode {
 
 async fn space(State(admin): Shared, Query(of): Query<OfNode>) -> Response {
     answer(admin.space(of.node.as_deref()).await)
+}
+
+async fn set_link(
+    State(admin): Shared,
+    Path((from, to)): Path<(String, String)>,
+    Json(wanted): Json<ChangeLink>,
+) -> Response {
+    answer(admin.set_link(&from, &to, wanted).await)
 }
 
 async fn links(State(admin): Shared) -> Response {

@@ -20,6 +20,7 @@ use super::metadata::NewestMetadata;
 use super::numbers::{Number, Numbers};
 use super::pace::Pace;
 use super::resize::Sizes;
+use super::sending::Sending;
 use super::snapshots::Snapshots;
 use super::through;
 use crate::ownership::gate::{Gate, Phase, View};
@@ -68,6 +69,8 @@ pub struct ServedVolume {
     pub flushes: FlushGate,
     /// How fast it is written here.
     pub pace: Pace,
+    /// When its replicas are sent data.
+    pub sending: Sending,
     /// Where the owner's news come in.
     pub intake: Arc<Intake>,
     /// When they came.
@@ -115,6 +118,7 @@ impl ServedVolume {
             standing: Standing::default(),
             flushes: FlushGate::default(),
             pace: Pace::default(),
+            sending: Sending::default(),
             intake: Arc::default(),
             hearing: Hearing::default(),
             puller: Puller::new(meta.id, me, shard.clone(), peers.clone()),
@@ -187,6 +191,7 @@ impl ServedVolume {
             Ok(view) => view,
             Err(detour) => return Ok(Err(detour)),
         };
+        self.sending.read(offset, u64::from(length));
         let read = match self.shard.read(self.id, moment, offset, length).await {
             // Nothing can be stored, so nothing can be repaired: what is read is passed through.
             Err(StoreError::Stale { runs } | StoreError::Damaged { runs, .. }) if self.shard.fault().is_some() => {
@@ -299,8 +304,9 @@ impl ServedVolume {
         if view.phase == Phase::Elsewhere {
             return Ok(Err(Detour::Elsewhere(view)));
         }
-        if let Change::Data { data, .. } = change {
+        if let Change::Data { offset, data, .. } = change {
             self.pace.turn(data.len() as u64).await;
+            self.sending.wrote(*offset, data.len() as u64);
         }
         let (shard, id) = (&self.shard, self.id);
         let written = match (change, origin) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use client_lib::random::{self, Sequence};
-use client_lib::wire::admin::CreateVolume;
+use client_lib::wire::admin::{ChangePolicy, CreateVolume};
 use client_lib::{BLOCK_SIZE, Error, NodeId, VolumeId};
 use consensus::Volume;
 
@@ -247,6 +247,17 @@ impl World {
         let id = VolumeId(created.expect("it answers").expect("is created"));
         self.guests.add(name, Vm { volume: id, at: Some(owner), forgotten: None });
         id
+    }
+
+    /// The replicas of volume `name` are sent data now and then only, and some ahead.
+    pub(super) fn make_lazy(&mut self, name: &'static str, asked: NodeId) {
+        let set = self.answer(asked, FOUNDING_PATIENCE, |running| {
+            let admin = running.parts.admin.clone();
+            let (propagation, interval_ms) = (Some("lazy".to_owned()), Some(6_000));
+            let wanted = ChangePolicy { propagation, interval_ms, ..ChangePolicy::default() };
+            async move { admin.set_policy(name, wanted).await.map(drop).map_err(text) }
+        });
+        set.expect("it answers").expect("is set");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The state as bytes: what a node's metadata store and Raft's snapshots hold.
 
-use client_lib::policy::{Class, Durability, Rpo, RpoAction, Unmet};
+use client_lib::policy::{Class, Durability, LinkPolicy, Mode, Order, Propagation, RateWindow, Rpo, RpoAction, Unmet};
 use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeId, VolumeSize};
 
 use super::{create, expire, register, renew, takeover, transfer};
@@ -13,6 +13,14 @@ fn durability(class: Class) -> Command {
     let unmet = Unmet::Degrade { after_ms: 10_000 };
     let durability = if class == Class::Local { Durability::default() } else { Durability { class, unmet } };
     Command::SetDurability { volume: VolumeId(10), durability }
+}
+
+fn propagation(propagation: Propagation) -> Command {
+    Command::SetPropagation { volume: VolumeId(10), propagation }
+}
+
+fn link(policy: LinkPolicy) -> Command {
+    Command::SetLink { from: NodeId(1), to: NodeId(2), policy }
 }
 
 /// A state with something in every field.
@@ -45,6 +53,21 @@ fn full() -> MetaState {
         (14, Command::SetTakeover { volume, after_ms: Some(60_000) }),
         (14, durability(Class::Geo(1))),
         (14, Command::SetRpo { volume, rpo: Some(Rpo { target_ms: 5_000, action: RpoAction::Throttle }) }),
+        (
+            14,
+            propagation(Propagation {
+                mode: Mode::Lazy { interval_ms: 30_000 },
+                replicas: [(NodeId(3), Mode::Eager)].into(),
+                order: Order::WriteCount,
+            }),
+        ),
+        (
+            14,
+            link(LinkPolicy {
+                rate: Some(20 << 20),
+                windows: vec![RateWindow { from_minute: 1320, to_minute: 360, rate: None }],
+            }),
+        ),
         (15, renew(2, 0)),
         (16, expire(2, 1)),
         (17, takeover(2, 2, 1, 1, Lsn::new(Epoch(2), 4))),
@@ -76,11 +99,14 @@ fn the_state_is_stored_as_these_bytes() {
 
 /// The same state as the version before wrote it.
 #[test]
-fn the_state_of_format_4_is_read() {
-    let kept = golden::read("meta-state-4.hex");
+fn the_state_of_format_5_is_read() {
+    let kept = golden::read("meta-state-5.hex");
     let before: StateBefore = postcard::from_bytes(&kept).expect("reads");
     let mut now = full();
-    let withdrawn = Command::SetOnWrite { volume: VolumeId(10), to: None };
-    now.apply(30, withdrawn).into_result().expect("is applied");
+    for (index, command) in [(30, propagation(Propagation::default())), (31, link(LinkPolicy::default()))] {
+        now.apply(index, command).into_result().expect("is applied");
+    }
+    // The clone was made after they were set.
+    now.volumes.get_mut(&VolumeId(18)).expect("the clone").propagation = Propagation::default();
     assert_eq!(MetaState::from(before), now);
 }

@@ -1,11 +1,14 @@
-//! The links between nodes: what went over each. Every node knows those that begin at it.
+//! The links between nodes: what went over each, and how much each may take. Every node knows those that begin at it.
 
-use client_lib::wire::admin::{FreightStatus, LinkList, LinkStatus};
-use client_lib::{Error, NodeId};
+use client_lib::wire::admin::{ChangeLink, FreightStatus, LinkList, LinkStatus};
+use client_lib::{Error, ErrorKind, NodeId};
+use consensus::{Command, Response};
 use futures_util::future::join_all;
 
-use super::NodeAdmin;
-use super::names::name_of;
+use super::names::{name_of, node_named};
+use super::{NodeAdmin, out_of_turn};
+use crate::node::METADATA_DEADLINE;
+use crate::node::propagation::{link_asked_for, windows_told};
 use crate::peer::message::AdminForward;
 use crate::propagation::freight::Freight;
 
@@ -33,16 +36,52 @@ impl NodeAdmin {
         Ok(list)
     }
 
+    /// Changes how much a link may take; it is in force as soon as the node that sends hears of it.
+    pub(super) async fn change_link(&self, from: &str, to: &str, wanted: ChangeLink) -> Result<LinkStatus, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let (from, to) = (node_named(&state, from)?, node_named(&state, to)?);
+        if from == to {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                "a link is between two nodes: name another one to send to",
+            ));
+        }
+        let policy = link_asked_for(&state.link(from, to), wanted)?;
+        if policy != state.link(from, to) {
+            match self
+                .meta
+                .propose(Command::SetLink { from, to, policy: policy.clone() }, METADATA_DEADLINE)
+                .await?
+                .into_result()?
+            {
+                Response::PolicySet => {}
+                other => return Err(out_of_turn(&other)),
+            }
+        }
+        let (from, to) = (name_of(&state, from), state.node(to));
+        let (to, provider) = to.map(|node| (node.name.to_string(), node.provider.to_string())).unwrap_or_default();
+        let windows = windows_told(&policy);
+        Ok(LinkStatus { from, to, provider, rate_bytes_per_second: policy.rate, windows, ..LinkStatus::default() })
+    }
+
     /// The links that begin here.
     pub(super) fn links_here(&self) -> Vec<LinkStatus> {
         let state = self.meta.state();
         let others = state.nodes().filter(|node| node.id != self.this.id);
-        let status = |to: &consensus::Node| LinkStatus {
-            from: self.this.name.to_string(),
-            to: to.name.to_string(),
-            provider: to.provider.to_string(),
-            rtt_ms: self.peers.transport().rtt(to.id).map(|rtt| rtt.as_secs_f64() * 1000.0),
-            freight: freight_told(self.peers.links().link(to.id).freight),
+        let links = self.peers.links();
+        let status = |to: &consensus::Node| {
+            let (link, policy) = (links.link(to.id), state.link(self.this.id, to.id));
+            LinkStatus {
+                from: self.this.name.to_string(),
+                to: to.name.to_string(),
+                provider: to.provider.to_string(),
+                rtt_ms: self.peers.transport().rtt(to.id).map(|rtt| rtt.as_secs_f64() * 1000.0),
+                freight: freight_told(link.freight),
+                measured_bytes_per_second: link.rate().map(|rate| rate as u64),
+                rate_bytes_per_second: policy.rate,
+                windows: windows_told(&policy),
+                limit_bytes_per_second: links.limit(to.id),
+            }
         };
         others.map(status).collect()
     }

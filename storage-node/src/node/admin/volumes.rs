@@ -17,6 +17,7 @@ use super::names::{name_of, node_named, volume_named};
 use super::{NodeAdmin, deleted, nonce, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::node::policy::action_named;
+use crate::node::propagation::mode_told;
 use crate::node::takeover::tail_status;
 use crate::peer::message::AdminForward;
 use crate::propagation::watermarks::Watermarks;
@@ -132,6 +133,8 @@ impl NodeAdmin {
                 counts: volume.flushes.counts(*replica),
                 tail: seen.tail.map(|tail| tail_status(&state, meta, *replica, tail)),
                 error: seen.error,
+                policy: mode_told(meta.propagation.of(*replica)),
+                limit_bytes_per_second: self.peers.links().limit(*replica),
                 freight: marks.as_ref().map(|marks| freight_told(marks.freight(*replica))).unwrap_or_default(),
             });
         }
