@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::cluster::Up;
 use tests::nbd_client::{Client, Error};
+use tests::workload::{BLOCK, fill};
 
 const CHUNK: u64 = 256 << 10;
 const SIZE_MIB: u64 = 1024;
@@ -20,7 +21,10 @@ fn write(socket: &Path, written: &AtomicU64, stop: &AtomicBool) -> Result<Durati
     let mut at = 0;
     while !stop.load(Ordering::SeqCst) {
         let begun = Instant::now();
-        client.write(at % (SIZE_MIB << 20), &vec![(at / CHUNK) as u8 | 1; CHUNK as usize])?;
+        // What would shrink would cross the link in no time.
+        let blocks = at / BLOCK as u64..(at + CHUNK) / BLOCK as u64;
+        let chunk: Vec<u8> = blocks.flat_map(|block| fill(1, block, at)).collect();
+        client.write(at % (SIZE_MIB << 20), &chunk)?;
         longest = longest.max(begun.elapsed());
         at += CHUNK;
         written.fetch_add(CHUNK, Ordering::SeqCst);

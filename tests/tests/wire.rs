@@ -34,16 +34,10 @@ fn number(value: &Value, key: &str) -> u64 {
     value[key].as_u64().unwrap_or_else(|| panic!("{key} is a number in {value}"))
 }
 
-/// Bytes that do not shrink.
-fn noise(block: u64) -> Vec<u8> {
-    let mut state = block * 2 + 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..BLOCK / 8).flat_map(|_| next().wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes()).collect()
+/// A block that says what it is over and over, and so shrinks to a hundredth.
+fn text(block: u64, generation: u64) -> Vec<u8> {
+    let line = format!("block {block}, generation {generation}; ");
+    line.into_bytes().into_iter().cycle().take(BLOCK).collect()
 }
 
 #[test]
@@ -57,7 +51,7 @@ fn a_load_that_shrinks_crosses_the_wan_small_and_arrives_whole() {
     let before = number(&json(&up, &["cluster", "status", "--json"]), "wan_bytes");
 
     for block in (0..BLOCKS).step_by(64) {
-        let bytes: Vec<u8> = (block..block + 64).flat_map(|block| fill(SEED, block, 2)).collect();
+        let bytes: Vec<u8> = (block..block + 64).flat_map(|block| text(block, 2)).collect();
         client.write(block * BLOCK as u64, &bytes).expect("is written");
     }
     until("the replicas have it", || is_in_step(&up));
@@ -87,7 +81,7 @@ fn a_load_that_shrinks_crosses_the_wan_small_and_arrives_whole() {
     };
     let before = (link("sent_bytes"), link("wire_bytes"));
     for block in (0..1024).step_by(64) {
-        let bytes: Vec<u8> = (block..block + 64).flat_map(noise).collect();
+        let bytes: Vec<u8> = (block..block + 64).flat_map(|block| fill(SEED, block, 3)).collect();
         client.write(block * BLOCK as u64, &bytes).expect("is written");
     }
     until("the replicas have that, too", || is_in_step(&up));
@@ -102,8 +96,73 @@ fn a_load_that_shrinks_crosses_the_wan_small_and_arrives_whole() {
     for block in 0..BLOCKS {
         let bytes = at_b.read(block * BLOCK as u64, BLOCK as u32).expect("is read");
         match block < 1024 {
-            true => assert!(bytes == noise(block), "block {block}"),
-            false => assert_eq!(check(&bytes, SEED, block), Ok(2)),
+            true => assert_eq!(check(&bytes, SEED, block), Ok(3)),
+            false => assert!(bytes == text(block, 2), "block {block}"),
         }
     }
+}
+
+#[test]
+fn links_and_replicas_are_set_while_everything_runs() {
+    let up = Up::start(&["--rtt", "4"]).expect("starts");
+    up.run(&["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    let mut client = Client::connect(&up.socket("a"), "disk").expect("connects");
+    client.write(0, &fill(SEED, 0, 1)).expect("is written");
+    until("the replicas follow", || is_in_step(&up));
+
+    let said = up.run(&["link", "set", "a", "b", "--rate", "0", "--window", "22:00-22:00=0"]).expect("is set");
+    assert_eq!(said.trim(), "from a to b: nothing, 22:00 to 22:00 UTC nothing");
+    let replica = |node: &str| {
+        let status = json(&up, &["volume", "status", "disk", "--json"]);
+        let replicas = status["replicas"].as_array().expect("a list").clone();
+        replicas.into_iter().find(|replica| replica["node"] == node).expect("follows")
+    };
+    until("the owner knows", || replica("b")["limit_bytes_per_second"] == 0);
+    for block in 0..64 {
+        client.write(block * BLOCK as u64, &fill(SEED, block, 2)).expect("is written, whatever the link may take");
+    }
+    until("c follows", || replica("c")["bytes_behind"] == 0);
+    assert_eq!(replica("b")["bytes_behind"], 64 * BLOCK, "and b does not");
+    let why = up.run(&["why", "disk"]).expect("tells");
+    assert!(why.contains("`helio link set a b` changes that"), "{why}");
+    assert!(up.run(&["link", "list"]).expect("lists").contains("from a to b: nothing"));
+
+    // It moves with everything all the same, and the link of another node is another one.
+    up.run(&["volume", "migrate", "disk", "--to", "b", "--mode", "synced"]).expect("is handed over");
+    assert_eq!(json(&up, &["volume", "status", "disk", "--json"])["stale_bytes"], 0);
+    up.run(&["link", "set", "a", "b", "--rate", "unlimited", "--no-windows"]).expect("is set");
+    let links = json(&up, &["link", "list", "--json"]);
+    let is_free = |link: &Value| link["rate_bytes_per_second"].is_null() && link["windows"] == serde_json::json!([]);
+    assert!(links["links"].as_array().expect("a list").iter().all(is_free), "{links}");
+    assert_eq!(links["links"].as_array().map(Vec::len), Some(6));
+
+    let said = up
+        .run(&["volume", "policy", "disk", "--propagation", "lazy", "--interval", "600", "--send-order", "log"])
+        .expect("is set");
+    assert!(said.contains("sent data every 600 s (lazy)") && said.contains("in the order log"), "{said}");
+    let own = ["volume", "policy", "disk", "--replica", "c", "--propagation", "eager", "--json"];
+    let policy = json(&up, &own);
+    assert_eq!((&policy["propagation"], &policy["replicas"]["c"]["propagation"]), (&"lazy".into(), &"eager".into()));
+    let mut at_b = Client::connect(&up.socket("b"), "disk").expect("connects");
+    until("the owner knows that, too", || replica("a")["policy"]["interval_ms"] == 600_000);
+    at_b.write(0, &fill(SEED, 0, 3)).expect("is written");
+    until("the eager one follows", || replica("c")["bytes_behind"] == 0);
+    assert_eq!(replica("c")["policy"]["propagation"], "eager");
+    for (arguments, said) in [
+        (&["--propagation", "sync"][..], "--durability site:N or geo:N"),
+        (&["--rpo-target", "5", "--replica", "c", "--propagation", "default"], "no replica would be within 5 s"),
+        (&["--replica", "nobody", "--propagation", "lazy"], "nobody"),
+        (&["--interval", "9", "--propagation", "eager"], "goes with `lazy`"),
+    ] {
+        let all = [&["volume", "policy", "disk"], arguments].concat();
+        let refused = up.run(&all).expect_err(said).to_string();
+        assert!(refused.contains(said), "{refused}");
+    }
+    assert!(
+        up.run(&["link", "set", "a", "a", "--rate", "1M"])
+            .expect_err("is none")
+            .to_string()
+            .contains("between two nodes")
+    );
+    assert!(up.run(&["link", "set", "a", "b"]).expect_err("says nothing").to_string().contains("--rate"));
 }
