@@ -26,7 +26,9 @@ const HOMES: [(&str, &[&str]); 6] = [
     ("imago", &["storage-node/src/cli/transfer/image.rs"]),
     ("zstd", &["storage-node/src/peer/packing"]),
 ];
-const UNSAFE_HOMES: [&str; 2] = ["storage-node/src/io/uring.rs", "storage-node/src/io/buffer.rs"];
+/// The last one is the program inside the guests of the tests, which has no crates.
+const UNSAFE_HOMES: [&str; 3] =
+    ["storage-node/src/io/uring.rs", "storage-node/src/io/buffer.rs", "tests/guest/init.rs"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is inside the workspace").to_path_buf()
@@ -130,7 +132,7 @@ fn heavy_dependencies_stay_at_home() {
 }
 
 #[test]
-fn unsafe_code_stays_in_two_files() {
+fn unsafe_code_stays_in_its_files() {
     let word = concat!("un", "safe");
     let mut found = Vec::new();
     for (path, text) in sources().filter(|(path, _)| !UNSAFE_HOMES.contains(&path.as_str())) {
@@ -142,7 +144,7 @@ fn unsafe_code_stays_in_two_files() {
             }
         }
     }
-    none(&found, "code that the compiler cannot check is outside its two files");
+    none(&found, "code that the compiler cannot check is outside its files");
 }
 
 #[test]

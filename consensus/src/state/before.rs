@@ -1,4 +1,5 @@
-//! The state as format 5 of the metadata store had it: without policies of propagation and limits of links.
+//! The state as format 4 of the metadata store had it: volumes that do not know where the next write takes them, without policies of
+//! propagation, and no limits of links.
 //!
 //! Read only where an old store is taken over, once; nothing is written in this form.
 
@@ -29,10 +30,9 @@ struct VolumeBefore {
     origin: Option<Origin>,
     durability: Durability,
     rpo: Option<Rpo>,
-    on_write: Option<NodeId>,
 }
 
-/// All metadata of a cluster, in the form of format 5.
+/// All metadata of a cluster, in the form of format 4.
 #[derive(Deserialize)]
 pub(crate) struct StateBefore {
     nodes: BTreeMap<NodeId, Node>,
@@ -60,7 +60,7 @@ impl From<VolumeBefore> for Volume {
             origin: before.origin,
             durability: before.durability,
             rpo: before.rpo,
-            on_write: before.on_write,
+            on_write: None,
             propagation: Propagation::default(),
         }
     }

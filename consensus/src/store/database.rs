@@ -24,9 +24,9 @@ use super::state_machine::take_over;
 const VALUE_VERSION: u8 = 1;
 /// The version of the database's layout and of the state in it. Others but [`FORMAT_BEFORE`] are refused; those below were of
 /// development versions only.
-pub(super) const FORMAT: u64 = 6;
+pub(super) const FORMAT: u64 = 5;
 /// What is taken over when it is found: it has no policies of propagation and no limits of links.
-pub(super) const FORMAT_BEFORE: u64 = 5;
+pub(super) const FORMAT_BEFORE: u64 = 4;
 /// Write-ahead logs kept for recycling: overwriting blocks needs no change of the file's size in the journal, and a
 /// sync is a third faster for it (measured, see shared figures in docs/decisions/0002).
 const RECYCLED_LOGS: usize = 4;

@@ -99,11 +99,13 @@ fn the_state_is_stored_as_these_bytes() {
 
 /// The same state as the version before wrote it.
 #[test]
-fn the_state_of_format_5_is_read() {
-    let kept = golden::read("meta-state-5.hex");
+fn the_state_of_format_4_is_read() {
+    let kept = golden::read("meta-state-4.hex");
     let before: StateBefore = postcard::from_bytes(&kept).expect("reads");
     let mut now = full();
-    for (index, command) in [(30, propagation(Propagation::default())), (31, link(LinkPolicy::default()))] {
+    let withdrawn = Command::SetOnWrite { volume: VolumeId(10), to: None };
+    let commands = [(30, propagation(Propagation::default())), (31, link(LinkPolicy::default())), (32, withdrawn)];
+    for (index, command) in commands {
         now.apply(index, command).into_result().expect("is applied");
     }
     // The clone was made after they were set.
