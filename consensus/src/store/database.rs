@@ -25,7 +25,7 @@ const VALUE_VERSION: u8 = 1;
 /// The version of the database's layout and of the state in it. Others but [`FORMAT_BEFORE`] are refused; those below were of
 /// development versions only.
 pub(super) const FORMAT: u64 = 5;
-/// What is taken over when it is found: it has no policies of propagation and no limits of links.
+/// What is taken over when it is found: its volumes have no policies of propagation and do not go anywhere by a write, and links no limits.
 pub(super) const FORMAT_BEFORE: u64 = 4;
 /// Write-ahead logs kept for recycling: overwriting blocks needs no change of the file's size in the journal, and a
 /// sync is a third faster for it (measured, see shared figures in docs/decisions/0002).

@@ -1,0 +1,173 @@
+//! Volumes: made, listed, resized, told of.
+
+use serde::{Deserialize, Serialize};
+
+use super::{DurabilityStatus, FreightStatus, ReplicaPolicy, RpoStatus, TailStatus, VolumeSpace};
+
+/// Asks for a new volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes, a multiple of 512.
+    pub size_bytes: u64,
+    /// The node that owns it; the node asked, if none is given.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// The nodes that follow; all others, if none are given.
+    #[serde(default)]
+    pub replicas: Option<Vec<String>>,
+    /// What FLUSH and FUA wait for: `local`, `site:N` or `geo:N`; `local`, if it is not given.
+    #[serde(default)]
+    pub durability: Option<String>,
+    /// What happens while that cannot be met: `block` or `degrade`; `block`, if it is not given.
+    #[serde(default)]
+    pub unmet: Option<String>,
+    /// With `degrade`: how long it is waited for, in milliseconds.
+    #[serde(default)]
+    pub degrade_after_ms: Option<u64>,
+    /// Whether a class is accepted that these nodes can never meet.
+    #[serde(default)]
+    pub accept_unmet: bool,
+}
+
+/// Asks for another size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// The new size in bytes, a multiple of 512.
+    pub size_bytes: u64,
+    /// Whether it may be smaller than the present one: what lies beyond the end is dropped.
+    #[serde(default)]
+    pub shrink: bool,
+}
+
+/// A volume in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSummary {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The node that owns it.
+    pub owner: String,
+    /// The epoch of that ownership.
+    pub epoch: u64,
+    /// The nodes that follow.
+    pub replicas: Vec<String>,
+    /// Its class of durability; empty from a node that does not tell yet.
+    #[serde(default)]
+    pub durability: String,
+}
+
+/// A replica of a volume, as its owner sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// The node.
+    pub node: String,
+    /// Its provider.
+    pub provider: String,
+    /// Up to where it holds a complete prefix.
+    pub watermark: String,
+    /// Up to where it knows what changed.
+    pub known: String,
+    /// Bytes of distinct blocks changed since its watermark.
+    pub bytes_behind: u64,
+    /// Age of the oldest write that it lacks, by the owner's clock: at most so much, to a tenth of a second for the last minute. Of
+    /// writes under an earlier owner only that they are older than the present ownership is known.
+    pub seconds_behind: f64,
+    /// The moment as of which it shows the volume, by the owner's clock, in milliseconds since 1970; the position is `watermark`. `null`
+    /// when that was before the present ownership.
+    #[serde(default)]
+    pub consistent_ms: Option<u64>,
+    /// Bytes it knows in a newer version than it holds.
+    pub stale_bytes: u64,
+    /// Whether the last call to it succeeded.
+    pub reachable: bool,
+    /// Whether what it holds counts toward the volume's class of durability.
+    #[serde(default)]
+    pub counts: bool,
+    /// What it keeps, if a takeover cut off what it holds: it does not follow until it rejoins.
+    #[serde(default)]
+    pub tail: Option<TailStatus>,
+    /// Why not, as it said or as the network did; `null` when it did.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// What was sent to it since the ownership began, or the owner was started.
+    #[serde(default)]
+    pub freight: FreightStatus,
+    /// When it is sent data.
+    #[serde(default)]
+    pub policy: ReplicaPolicy,
+    /// How much bulk data of all volumes it may be sent per second now, as its link is set; `null` is as much as comes, 0 is none.
+    #[serde(default)]
+    pub limit_bytes_per_second: Option<u64>,
+}
+
+/// What a volume began as, if it is a clone. That is all it says: from when it is made neither needs the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneOrigin {
+    /// The volume, by its present name; `null` when it is deleted.
+    pub volume: Option<String>,
+    /// The snapshot of it; `null` when it, or the volume, is deleted.
+    pub snapshot: Option<String>,
+    /// Whether the clone's owner has made it; until then the snapshot cannot be deleted.
+    pub is_made: bool,
+}
+
+/// Everything about a volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its id: a volume that is made anew under the same name has another. 0 from a node that does not tell yet.
+    #[serde(default)]
+    pub id: u64,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The node that owns it.
+    pub owner: String,
+    /// The epoch of that ownership.
+    pub epoch: u64,
+    /// The newest LSN.
+    pub head: String,
+    /// Bytes that occupy space at the owner.
+    pub mapped_bytes: u64,
+    /// Bytes that the owner has yet to fetch.
+    pub stale_bytes: u64,
+    /// The nodes that follow.
+    pub replicas: Vec<ReplicaStatus>,
+    /// The node whose loss would cost data now; `null` when there is none.
+    pub source_needed: Option<String>,
+    /// Blocks whose data at the owner is damaged and not yet repaired, as far as it was found.
+    #[serde(default)]
+    pub damaged_blocks: u64,
+    /// Damaged blocks at the owner that were repaired from another node since it started.
+    #[serde(default)]
+    pub repaired_blocks: u64,
+    /// Blocks that the owner's scrub has read and compared since it started, counted again in each pass.
+    #[serde(default)]
+    pub verified_blocks: u64,
+    /// Why the owner takes no writes until it is restarted; `null` when it does.
+    #[serde(default)]
+    pub fault: Option<String>,
+    /// Where its space goes at the owner.
+    #[serde(default)]
+    pub space: VolumeSpace,
+    /// How it stands to its class of durability.
+    #[serde(default)]
+    pub durability: DurabilityStatus,
+    /// How far its replicas are behind, and may be.
+    #[serde(default)]
+    pub rpo: RpoStatus,
+    /// The node to which it goes when it is written there.
+    #[serde(default)]
+    pub on_write: Option<String>,
+    /// What it is a clone of; `null` when it is none.
+    #[serde(default)]
+    pub clone_of: Option<CloneOrigin>,
+    /// Bytes of blocks that were written since the ownership began, or the owner was started, each time counted.
+    #[serde(default)]
+    pub written_bytes: u64,
+}
