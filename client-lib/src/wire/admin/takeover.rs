@@ -76,7 +76,7 @@ pub struct OwnerStatus {
     pub lease_left_ms: u64,
     /// For how long its lease has been out, in milliseconds, as seen at the node asked.
     pub lease_out_for_ms: u64,
-    /// The policy: as in [`VolumePolicy`].
+    /// The policy: as in [`VolumePolicy`](super::VolumePolicy).
     pub takeover_after_ms: Option<u64>,
 }
 
