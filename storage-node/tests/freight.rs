@@ -2,7 +2,6 @@
 
 mod cluster;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +10,6 @@ use client_lib::policy::{Class, Durability, LinkPolicy, Mode, Propagation, Unmet
 use cluster::{BLOCK, Cluster, read, write};
 use consensus::Command;
 use storage_node::propagation::freight::Freight;
-use storage_node::serve::volume::ServedVolume;
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
 
@@ -19,17 +17,6 @@ impl Cluster {
     fn freight(&self, replica: u64) -> Freight {
         let watermarks = self.nodes[&1].reconciler.watermarks(self.volume).expect("is owned");
         watermarks.freight(NodeId(replica))
-    }
-
-    fn served(&self, node: u64) -> Arc<ServedVolume> {
-        self.nodes[&node].volumes.get(self.volume).expect("is served")
-    }
-
-    fn cut_off_owner(&self, blocked: bool) {
-        for other in [2, 3] {
-            self.network.set_blocked(NodeId(1), NodeId(other), blocked);
-            self.network.set_blocked(NodeId(other), NodeId(1), blocked);
-        }
     }
 
     async fn until_written(&self, blocks: u64) {

@@ -5,27 +5,14 @@ mod cluster;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client_lib::NodeId;
 use client_lib::policy::{Rpo, RpoAction};
 use cluster::{Cluster, block, write};
 use consensus::Command;
 use storage_node::propagation::watermarks::Watermarks;
-use storage_node::serve::volume::ServedVolume;
 
 impl Cluster {
     fn watermarks(&self, node: u64) -> Arc<Watermarks> {
         self.nodes[&node].reconciler.watermarks(self.volume).expect("is owned")
-    }
-
-    fn served(&self, node: u64) -> Arc<ServedVolume> {
-        self.nodes[&node].volumes.get(self.volume).expect("is served")
-    }
-
-    fn cut_off_owner(&self, blocked: bool) {
-        for other in [2, 3] {
-            self.network.set_blocked(NodeId(1), NodeId(other), blocked);
-            self.network.set_blocked(NodeId(other), NodeId(1), blocked);
-        }
     }
 
     fn set_rpo(&self, rpo: Option<Rpo>) {

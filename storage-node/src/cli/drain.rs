@@ -103,6 +103,9 @@ pub(super) fn run(arguments: &Drain, common: &Common) -> anyhow::Result<()> {
             move_away(step, arguments, &client)?;
         }
     }
+    if !arguments.dry_run {
+        still_needed(&drained, &client)?;
+    }
     if arguments.json {
         return print_json(&steps);
     }
@@ -111,7 +114,6 @@ pub(super) fn run(arguments: &Drain, common: &Common) -> anyhow::Result<()> {
         println!("{names}: {} volumes to move", steps.len());
     }
     if !arguments.dry_run {
-        still_needed(&drained, &client)?;
         println!("{names}: owns nothing, and nobody needs it; it can be stopped");
     }
     Ok(())

@@ -305,8 +305,7 @@ impl ForwardedAdmin for NodeAdmin {
             match request {
                 AdminForward::Status { volume } => json(&self.status_here(self.owned(volume).await?).await?),
                 AdminForward::Migrate { volume, to, synced, deadline_ms } => {
-                    let how = How { synced, deadline: deadline_ms.map(Duration::from_millis), ..How::default() };
-                    json(&self.migrate_here(self.owned(volume).await?, to, how).await?)
+                    json(&self.migrate_here(self.owned(volume).await?, to, How::asked(synced, deadline_ms)).await?)
                 }
                 AdminForward::HandOverOnWrite { volume, to } => {
                     json(&self.hand_over_on_write(self.owned(volume).await?, to).await?)

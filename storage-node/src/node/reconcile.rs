@@ -284,7 +284,7 @@ impl Reconciler {
         }
         grow(volume, meta.size).await;
         let report = volume.shard.activate_under(meta.id, meta.epoch, acts_under).await.map_err(store_failure)?;
-        volume.writers.claim(volume.shard.ledger(meta.id).await.map_err(store_failure)?.claim);
+        volume.writers.claim(report.claimed);
         volume.standing.set_tail(None);
         if report.head == meta.final_lsn {
             make_again(volume, meta, report.newest_snapshot).await?;

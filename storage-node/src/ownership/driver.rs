@@ -17,8 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::gate::{Phase, View};
 use super::handover::{Effect, Event, Handover};
-use crate::peer::client::unexpected;
-use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition};
+use crate::peer::message::{PeerRequest, ReplicaPosition};
 use crate::propagation::manifest::Manifest;
 use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::{ServedVolume, store_failure};
@@ -410,10 +409,7 @@ impl Driver {
     }
 
     async fn ask(&self, request: PeerRequest) -> Result<ReplicaPosition, Error> {
-        match self.volume.peers.ask(self.to, Class::Control, request, Bytes::new()).await? {
-            Message { head: PeerReply::Position(position), .. } => Ok(position),
-            message => Err(unexpected(self.to, &message.head)),
-        }
+        self.volume.peers.ask_position(self.to, Class::Control, request, Bytes::new()).await
     }
 }
 

@@ -13,7 +13,7 @@ use client_lib::wire::frame::Frame;
 use client_lib::{Error, ErrorKind, NodeId};
 
 use super::links::{Links, choice};
-use super::message::{ENCODING_ZSTD, Message, PeerReply, PeerRequest};
+use super::message::{ENCODING_ZSTD, Message, PeerReply, PeerRequest, ReplicaPosition};
 use super::packing::{Compressor, PackedBlocks, pack_blocks};
 use crate::propagation::manifest::VersionedBlock;
 
@@ -121,6 +121,23 @@ impl PeerClient {
             self.links.forget_encodings(node);
         }
         Ok(reply)
+    }
+
+    /// Asks a replica for something that is answered with its positions.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask); [`unexpected`] for another answer.
+    pub async fn ask_position(
+        &self,
+        replica: NodeId,
+        class: Class,
+        request: PeerRequest,
+        payload: Bytes,
+    ) -> Result<ReplicaPosition, Error> {
+        match self.ask(replica, class, request, payload).await? {
+            Message { head: PeerReply::Position(position), .. } => Ok(position),
+            message => Err(unexpected(replica, &message.head)),
+        }
     }
 
     /// Blocks as they are sent to `node`: compressed where that pays.

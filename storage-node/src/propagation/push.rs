@@ -62,7 +62,7 @@ impl Way {
             false => PeerRequest::Blocks { volume, epoch, blocks },
         };
         count_sent(&self.volume, &self.watermarks, self.replica, freight);
-        ask_position(&self.volume, self.replica, Class::Bulk, request, payload).await.map(drop)
+        self.volume.peers.ask_position(self.replica, Class::Bulk, request, payload).await.map(drop)
     }
 
     /// Sends these versions, first things first, as far as they are still the newest.
@@ -103,7 +103,7 @@ impl Push {
             self.send_missing().await?;
             let request = PeerRequest::Apply { volume, epoch: self.way.epoch, to: self.delta.to };
             let position =
-                ask_position(&self.way.volume, self.way.replica, Class::Control, request, Bytes::new()).await?;
+                self.way.volume.peers.ask_position(self.way.replica, Class::Control, request, Bytes::new()).await?;
             // Another delta is sealed there when the snapshot was deleted that this one ends at.
             if position.watermark >= self.delta.to || position.sealed_to != Some(self.delta.to) {
                 return Ok(position);
@@ -152,20 +152,6 @@ impl Push {
 pub(super) fn count_sent(volume: &ServedVolume, watermarks: &Watermarks, replica: NodeId, freight: Freight) {
     watermarks.with_account(replica, |account| account.sent(freight));
     volume.peers.links().carried(replica, freight);
-}
-
-/// Asks a replica for something that is answered with its positions.
-pub(super) async fn ask_position(
-    volume: &ServedVolume,
-    replica: NodeId,
-    class: Class,
-    request: PeerRequest,
-    payload: Bytes,
-) -> Result<ReplicaPosition, Error> {
-    match volume.peers.ask(replica, class, request, payload).await? {
-        Message { head: PeerReply::Position(position), .. } => Ok(position),
-        message => Err(unexpected(replica, &message.head)),
-    }
 }
 
 /// Blocks of a sealed delta, fetched first where they are stale or damaged here.

@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use super::ahead::Ahead;
 use super::freight::{Account, Covered};
 use super::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
-use super::push::{Push, Way, ask_position, count_sent, read_sealed};
+use super::push::{Push, Way, count_sent, read_sealed};
 use super::watermarks::Watermarks;
 use crate::peer::client::unexpected;
 use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition};
@@ -445,7 +445,7 @@ impl Sender {
     }
 
     async fn ask(&self, class: Class, request: PeerRequest) -> Result<ReplicaPosition, Error> {
-        ask_position(&self.volume, self.replica, class, request, Bytes::new()).await
+        self.volume.peers.ask_position(self.replica, class, request, Bytes::new()).await
     }
 }
 

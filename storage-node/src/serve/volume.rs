@@ -309,15 +309,9 @@ impl ServedVolume {
             self.sending.wrote(*offset, data.len() as u64);
         }
         let (shard, id) = (&self.shard, self.id);
-        let written = match (change, origin) {
-            (Change::Data { offset, data, fua }, None) => shard.write(id, *offset, data.clone(), *fua).await,
-            (Change::Data { offset, data, fua }, Some(origin)) => {
-                shard.write_from(origin, id, *offset, data.clone(), *fua).await
-            }
-            (Change::Zero { offset, length, fua }, None) => shard.zero(id, *offset, *length, *fua).await,
-            (Change::Zero { offset, length, fua }, Some(origin)) => {
-                shard.zero_from(origin, id, *offset, *length, *fua).await
-            }
+        let written = match change {
+            Change::Data { offset, data, fua } => shard.write_from(origin, id, *offset, data.clone(), *fua).await,
+            Change::Zero { offset, length, fua } => shard.zero_from(origin, id, *offset, *length, *fua).await,
         };
         match written {
             Ok(lsn) => Ok(Ok(lsn)),

@@ -194,6 +194,8 @@ pub struct VolumeReport {
     pub fault: Option<String>,
     /// What was written under this ownership.
     pub tally: Tally,
+    /// The last epoch in which a session of the owner's node wrote; `Epoch(0)` when none did.
+    pub claimed: Epoch,
 }
 
 /// When a volume may be frozen.
@@ -511,37 +513,37 @@ impl ShardHandle {
     ///
     /// The write is a session's of this node, and claims the volume for those of this node in its present epoch.
     pub async fn write(&self, volume: VolumeId, offset: u64, data: Bytes, fua: bool) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Write { volume, offset, data, fua, origin: None, reply }).await
+        self.write_from(None, volume, offset, data, fua).await
     }
 
     /// Makes a range read as zeroes and frees the whole blocks in it. Otherwise as [`write`](Self::write).
     pub async fn zero(&self, volume: VolumeId, offset: u64, length: u64, fua: bool) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Zero { volume, offset, length, fua, origin: None, reply }).await
+        self.zero_from(None, volume, offset, length, fua).await
     }
 
-    /// As [`write`](Self::write), for a write that came from another node, or was on its way to one: it claims nothing, and is
+    /// As [`write`](Self::write). One with an `origin` came from another node, or was on its way to one: it claims nothing, and is
     /// carried out once. Was it before, the answer is an LSN that covers it. Earlier attempts must have ended.
     pub async fn write_from(
         &self,
-        origin: Origin,
+        origin: Option<Origin>,
         volume: VolumeId,
         offset: u64,
         data: Bytes,
         fua: bool,
     ) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Write { volume, offset, data, fua, origin: Some(origin), reply }).await
+        self.ask(|reply| Request::Write { volume, offset, data, fua, origin, reply }).await
     }
 
     /// As [`zero`](Self::zero), in the way of [`write_from`](Self::write_from).
     pub async fn zero_from(
         &self,
-        origin: Origin,
+        origin: Option<Origin>,
         volume: VolumeId,
         offset: u64,
         length: u64,
         fua: bool,
     ) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Zero { volume, offset, length, fua, origin: Some(origin), reply }).await
+        self.ask(|reply| Request::Zero { volume, offset, length, fua, origin, reply }).await
     }
 
     /// What is known of the volume's writers; of an owner that is frozen, all there is.

@@ -178,6 +178,7 @@ impl VolumeRun {
             verified_blocks: self.verified_blocks,
             fault: None,
             tally: self.state.tally,
+            claimed: self.state.ledger.claimed(),
         }
     }
 }

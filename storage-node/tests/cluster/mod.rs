@@ -27,6 +27,7 @@ use storage_node::peer::server::{ForwardedAdmin, PeerServer};
 use storage_node::serve::exports::Exports;
 use storage_node::serve::metadata::{Metadata, NewestMetadata};
 use storage_node::serve::resize::InForce;
+use storage_node::serve::volume::ServedVolume;
 use storage_node::serve::volumes::Volumes;
 use storage_node::shard::handle::ShardHandle;
 use storage_node::shards::Shards;
@@ -302,12 +303,25 @@ impl Cluster {
         self.nodes[&node].exports.open("v").await.expect("opens")
     }
 
+    /// The volume as `node` serves it.
+    pub(crate) fn served(&self, node: u64) -> Arc<ServedVolume> {
+        self.nodes[&node].volumes.get(self.volume).expect("is served")
+    }
+
+    /// Lets nothing through between node 1 and the others, or everything again.
+    pub(crate) fn cut_off_owner(&self, blocked: bool) {
+        for other in [2, 3] {
+            self.network.set_blocked(NodeId(1), NodeId(other), blocked);
+            self.network.set_blocked(NodeId(other), NodeId(1), blocked);
+        }
+    }
+
     pub(crate) async fn migrate(&self, from: u64, to: u64) -> Result<HandoverReport, Error> {
         self.migrate_with(from, to, false).await
     }
 
     pub(crate) async fn migrate_with(&self, from: u64, to: u64, lose_answers: bool) -> Result<HandoverReport, Error> {
-        let volume = self.nodes[&from].volumes.get(self.volume).expect("is served");
+        let volume = self.served(from);
         let view = volume.gate.settled(Epoch(0)).await?;
         let log = Arc::new(TestLog { meta: self.meta.clone(), me: NodeId(from), lose_answers });
         Driver::new(volume, NodeId(to), view.epoch, log, CancellationToken::new()).run().await
@@ -315,7 +329,7 @@ impl Cluster {
 
     /// Hands the volume over once the new owner holds everything.
     pub(crate) async fn migrate_synced(&self, from: u64, to: u64) -> Result<HandoverReport, Error> {
-        let volume = self.nodes[&from].volumes.get(self.volume).expect("is served");
+        let volume = self.served(from);
         let view = volume.gate.settled(Epoch(0)).await?;
         let log = Arc::new(TestLog { meta: self.meta.clone(), me: NodeId(from), lose_answers: false });
         let watermarks = self.nodes[&from].reconciler.watermarks(self.volume).expect("is owned");
@@ -386,7 +400,7 @@ impl Cluster {
     }
 
     pub(crate) async fn in_force(&self, owner: u64, wanted: InForce) {
-        let volume = self.nodes[&owner].volumes.get(self.volume).expect("is served");
+        let volume = self.served(owner);
         assert!(volume.sizes.reaches(wanted, Duration::from_secs(60)).await, "{wanted:?} is not in force");
     }
 }
@@ -405,7 +419,7 @@ impl Cluster {
     pub(crate) async fn snapshot(&self, name: &str) -> (SnapshotId, Made) {
         let snapshot = self.record_snapshot(name);
         let owner = self.meta.state().volume(self.volume).expect("exists").owner;
-        let volume = self.nodes[&owner.0].volumes.get(self.volume).expect("is served");
+        let volume = self.served(owner.0);
         (snapshot, volume.snapshots.made(snapshot, Duration::from_secs(60)).await.expect("is made"))
     }
 

@@ -25,7 +25,7 @@ impl NodeAdmin {
         let to = self.destination(&state, volume, &request.to, request.accept_unmet)?;
         let (volume, synced, deadline_ms) = (volume.id, request.synced, request.deadline_ms);
         let forward = AdminForward::Migrate { volume, to, synced, deadline_ms };
-        let how = How { synced, deadline: deadline_ms.map(Duration::from_millis), ..How::default() };
+        let how = How::asked(synced, deadline_ms);
         self.at_owner(volume, forward, |served| self.migrate_here(served, to, how)).await
     }
 
@@ -166,6 +166,13 @@ pub(super) struct How {
     pub(super) flushed: bool,
     /// Not later than so long after it was asked for.
     pub(super) deadline: Option<Duration>,
+}
+
+impl How {
+    /// As a request has it.
+    pub(super) fn asked(synced: bool, deadline_ms: Option<u64>) -> How {
+        How { synced, deadline: deadline_ms.map(Duration::from_millis), ..How::default() }
+    }
 }
 
 /// What is said of a handover that was ended because its time was over.
