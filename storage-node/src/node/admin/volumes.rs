@@ -181,11 +181,15 @@ fn origin_told(state: &MetaState, origin: Origin) -> CloneOrigin {
 /// What the loss of the owner would cost, and may cost.
 fn rpo_told(volume: &ServedVolume, marks: &Watermarks) -> RpoStatus {
     let rpo = volume.pace.rpo();
+    let lag = marks.highest().map(|watermark| marks.behind(watermark));
+    // The target is looked at now and then, the lag is as of now: that is not said to be missed which this one is within.
+    let is_within = |target_ms| lag.is_some_and(|lag| lag <= Duration::from_millis(target_ms));
+    let missed = rpo.filter(|rpo| !is_within(rpo.target_ms)).and_then(|_| marks.missed_for());
     RpoStatus {
-        seconds: marks.highest().map(|watermark| marks.behind(watermark).as_secs_f64()),
+        seconds: lag.map(|lag| lag.as_secs_f64()),
         target_ms: rpo.map(|rpo| rpo.target_ms),
         action: rpo.map(|rpo| action_named(rpo.action).to_owned()),
-        missed_seconds: rpo.and_then(|_| marks.missed_for()).map(|missed| missed.as_secs_f64()),
+        missed_seconds: missed.map(|missed| missed.as_secs_f64()),
         limit_bytes_per_second: volume.pace.rate(),
     }
 }
