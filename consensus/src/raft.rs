@@ -5,6 +5,7 @@
 //! deadline; proposals are safe to repeat (see [`crate::Command`]).
 
 mod leader;
+mod leadership;
 #[cfg(test)]
 mod tests;
 
@@ -69,6 +70,8 @@ struct Inner {
     published: watch::Receiver<Published>,
     states: watch::Sender<Arc<MetaState>>,
     core: Mutex<(Core, Timings)>,
+    /// When this node came to lead because it asked to.
+    came_to_lead: Mutex<Option<Instant>>,
     /// One change of the core or of the membership at a time.
     changing: tokio::sync::Mutex<()>,
 }
@@ -92,6 +95,7 @@ impl MetaRaft {
             published: published.clone(),
             states: states.clone(),
             core: Mutex::new((core, options.timings)),
+            came_to_lead: Mutex::default(),
             changing: tokio::sync::Mutex::new(()),
         };
         tokio::spawn(forward_states(published, states));
