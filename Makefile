@@ -33,7 +33,7 @@ unit: tools ## unit, conformance, crash and process-level tests
 
 soak: tools ## the same tests with many more seeds and larger backlogs
 	$(CARGO) build --workspace --bins
-	export HELIO_SEEDS=100000 HELIO_BACKLOG_MIB=2048 HELIO_KILLS=200 && $(CARGO) test --workspace
+	export HELIO_SEEDS=100000 HELIO_BACKLOG_MIB=2048 HELIO_KILLS=200 HELIO_MOVES=50 && $(CARGO) test --workspace
 
 bench: tools ## measure speed, cleaning and growth, optimised build; half an hour, figures and plots in target/bench
 	$(CARGO) build --release --package storage-node --package bench --bins

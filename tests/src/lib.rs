@@ -12,3 +12,4 @@ pub mod nbd_client;
 pub mod nodes;
 pub mod tools;
 pub mod workload;
+pub mod writer;

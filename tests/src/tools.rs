@@ -40,7 +40,16 @@ pub fn run(command: &mut Command) -> anyhow::Result<String> {
 /// How often a test kills what it tests: `usual`, or as often as `HELIO_KILLS` says.
 #[must_use]
 pub fn kills(usual: u64) -> u64 {
-    std::env::var("HELIO_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(usual)
+    count("HELIO_KILLS", usual)
+}
+
+/// How often a test does what it does: `usual`, or as often as this variable says.
+///
+/// # Panics
+/// If it says no number.
+#[must_use]
+pub fn count(variable: &str, usual: u64) -> u64 {
+    std::env::var(variable).map_or(usual, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
 }
 
 /// A process in its own group, so that Ctrl-C reaches it only through us; ended when dropped.

@@ -3,18 +3,15 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tests::cluster::Up;
-use tests::ledger::Ledger;
-use tests::nbd_client::{Client, Error};
+use tests::nbd_client::Client;
 use tests::tools::run;
 use tests::workload::{check, fill};
+use tests::writer::Writer;
 
 const BLOCK: u64 = 4096;
 /// The blocks that the writer overwrites: few, so that they are no backlog.
@@ -29,64 +26,32 @@ const SAMPLES: u64 = 200;
 const BACKLOG_MIB: u64 = 192;
 const LARGE_BACKLOG_MIB: u64 = 2048;
 
-/// Writes at node a until told to stop; returns the longest wait between two answers while `watched`.
-fn write(
-    socket: &Path,
-    volume: &str,
-    ledger: &Mutex<Ledger>,
-    watched: &AtomicBool,
-    stop: &AtomicBool,
-) -> Result<Duration, Error> {
-    let mut client = Client::connect(socket, volume)?;
-    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
-    while !stop.load(Ordering::SeqCst) {
-        let mut ledger = ledger.lock().expect("no thread panics");
-        let block = ledger.generation() % HOT;
-        let generation = ledger.begin(block);
-        client.write(block * BLOCK, &fill(HOT_SEED, block, generation))?;
-        ledger.ack();
-        drop(ledger);
-        let now = Instant::now();
-        if watched.load(Ordering::SeqCst) {
-            longest = longest.max(now - last);
-        }
-        last = now;
-    }
-    client.flush()?;
-    Ok(longest)
-}
-
 fn json(up: &Up, arguments: &[&str]) -> Value {
     serde_json::from_str(&up.run(arguments).expect("succeeds")).expect("is JSON")
 }
 
 /// Hands `volume` from a to b under a writer, checks the writer's blocks at b, and returns the report and the wait.
 fn hand_over(up: &Up, volume: &str) -> (Value, Duration) {
-    let (socket, ledger) = (up.socket("a"), Mutex::new(Ledger::default()));
-    let (watched, stop) = (AtomicBool::new(false), AtomicBool::new(false));
-    let (report, wait) = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| write(&socket, volume, &ledger, &watched, &stop));
-        while ledger.lock().expect("no thread panics").generation() < 100 {
-            assert!(!writer.is_finished(), "the writer writes");
-            std::thread::yield_now();
-        }
-        watched.store(true, Ordering::SeqCst);
+    let (socket, writer) = (up.socket("a"), Writer::new(0..HOT, HOT_SEED));
+    let report = std::thread::scope(|scope| {
+        let runs = scope.spawn(|| writer.run(&socket, volume));
+        let until = |acked: u64| {
+            while writer.acked() < acked {
+                assert!(!runs.is_finished(), "the writer writes");
+                std::thread::yield_now();
+            }
+        };
+        until(100);
+        writer.watch();
         let report = json(up, &["volume", "migrate", volume, "--to", "b", "--json"]);
         // On, until it has written through the new owner.
-        let then = ledger.lock().expect("no thread panics").generation();
-        while ledger.lock().expect("no thread panics").generation() < then + 10 && !writer.is_finished() {
-            std::thread::yield_now();
-        }
-        stop.store(true, Ordering::SeqCst);
-        (report, writer.join().expect("ends").expect("the writer's client sees no error"))
+        until(writer.acked() + 10);
+        writer.stop();
+        runs.join().expect("ends").expect("the writer's client sees no error");
+        report
     });
-    let mut client = Client::connect(&up.socket("b"), volume).expect("connects");
-    let read = |block: u64| {
-        let bytes = client.read(block * BLOCK, BLOCK as u32).map_err(|error| format!("{error:?}"))?;
-        check(&bytes, HOT_SEED, block)
-    };
-    ledger.into_inner().expect("no thread panics").check(read).expect("what was acked is at b");
-    (report, wait)
+    writer.check(&mut Client::connect(&up.socket("b"), volume).expect("connects")).expect("what was acked is at b");
+    (report, writer.longest_wait())
 }
 
 fn compare_waits(rtt_ms: u64, backlog_mib: u64) {
