@@ -73,19 +73,24 @@ fn json(nodes: &Nodes, node: &str, arguments: &[&str]) -> Value {
     serde_json::from_str(&nodes.run(node, arguments).expect("succeeds")).expect("is JSON")
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Waits until something is so, or fails with what the nodes say of the volume.
+fn until(what: &str, nodes: &Nodes, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "{what}");
+        if begun.elapsed() > PATIENCE {
+            let told = |node: &&str| format!("{node}: {:?}\n", nodes.run(node, &["volume", "status", "disk"]));
+            panic!("{what} for {PATIENCE:?}:\n{}", NAMES.iter().map(told).collect::<String>());
+        }
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// Whether every replica holds what the owner has, and none is apart.
-fn all_follow(nodes: &Nodes, at: &str) -> bool {
-    let status = json(nodes, at, &["volume", "status", "disk", "--json"]);
+/// Whether every replica is there and holds what the owner has, and none is apart.
+fn all_follow(status: &Value) -> bool {
     let replicas = status["replicas"].as_array().expect("a list");
-    replicas.iter().all(|replica| replica["tail"].is_null() && replica["watermark"] == status["head"])
+    replicas.iter().all(|replica| {
+        replica["tail"].is_null() && replica["reachable"] == true && replica["watermark"] == status["head"]
+    })
 }
 
 fn lose_one_after_another(durability: &str) {
@@ -100,7 +105,7 @@ fn lose_one_after_another(durability: &str) {
         let writes = 300 + loss.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 1500;
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| write(&socket, next, &progress));
-            until("the writer writes", || {
+            until("the writer does not write", &nodes, || {
                 assert!(!writer.is_finished(), "its node is there");
                 progress.begun.load(Ordering::SeqCst) > next + writes
             });
@@ -125,17 +130,16 @@ fn lose_one_after_another(durability: &str) {
         let lost = owner;
         nodes.start_node(lost).expect("starts");
         let mut rejoined = false;
-        until("it is back", || {
+        until("it is not back", &nodes, || {
             let status = json(&nodes, to, &["volume", "status", "disk", "--json"]);
-            let replicas = status["replicas"].as_array().expect("a list").clone();
-            let Some(back) = replicas.iter().find(|replica| replica["node"] == lost) else { return false };
+            let replicas = status["replicas"].as_array().expect("a list");
+            let is_apart = replicas.iter().any(|replica| replica["node"] == lost && !replica["tail"].is_null());
             // The owner shows it a moment longer.
-            if !back["tail"].is_null() && !rejoined {
+            if is_apart && !rejoined {
                 rejoined = true;
-                let rejoin = ["volume", "rejoin", "disk", "--node", lost, "--discard-tail"];
-                nodes.run(to, &rejoin).expect("rejoins");
+                nodes.run(to, &["volume", "rejoin", "disk", "--node", lost, "--discard-tail"]).expect("rejoins");
             }
-            all_follow(&nodes, to)
+            all_follow(&status)
         });
         (owner, next) = (to, begun + 1);
     }

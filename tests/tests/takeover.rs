@@ -139,6 +139,18 @@ fn a_killed_owners_volume_goes_on_at_a_survivor_and_its_tail_is_kept() {
         .check(|block| Ok(found(&mut kept, block)))
         .expect("every acked write is in the tail");
     refused(nodes.run(&to, &["volume", "migrate", "disk", "--to", "a"]), "has left the volume");
+    let image = nodes.path().join("tail.raw");
+    let image_path = image.to_str().expect("is UTF-8");
+    let exported = nodes.run("a", &["volume", "export", name, image_path]).expect("is exported where it is");
+    assert!(exported.contains(&format!("exported tail {name}")), "{exported}");
+    let mut bytes = vec![0; BLOCK as usize];
+    for block in (0..BLOCKS).step_by(97) {
+        let image = std::fs::File::open(&image).expect("is there");
+        std::os::unix::fs::FileExt::read_exact_at(&image, &mut bytes, block * BLOCK).expect("is whole");
+        assert_eq!(check(&bytes, SEED, block), Ok(found(&mut kept, block)), "block {block} of the image");
+    }
+    refused(nodes.run(&to, &["volume", "export", name, image_path, "--force"]), "is at node a only");
+    refused(nodes.run("a", &["volume", "export", "disk@tail-9", image_path]), "what nodes kept");
 
     refused(nodes.run("c", &["volume", "rejoin", "disk", "--node", "a"]), "--discard-tail");
     refused(nodes.run("c", &["volume", "rejoin", "disk", "--node", other, "--discard-tail"]), "no tail to discard");

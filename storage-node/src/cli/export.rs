@@ -15,13 +15,13 @@ use super::transfer::{
 };
 use crate::size::human;
 
-/// Copy a volume or a snapshot into an image, or into an export of any NBD server
+/// Copy a volume, a snapshot, or what a node kept of a volume, into an image or into an export of any NBD server
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  helio volume export disk disk.raw\n  helio volume export disk disk.qcow2\n  helio volume export disk@monday nbd://192.0.2.7/disk\n\nThe image has holes where the volume has them. A volume that is written meanwhile gives an image of no single moment: export a snapshot of it, or stop its writers first. After Ctrl-C, a crash or a lost connection the same command with --resume goes on, unless the volume was written since or the image is qcow2: that begins anew with --force."
+    after_help = "Examples:\n  helio volume export disk disk.raw\n  helio volume export disk disk.qcow2\n  helio volume export disk@monday nbd://192.0.2.7/disk\n  helio volume export disk@tail-1 lost.qcow2\n\nThe image has holes where the volume has them. A volume that is written meanwhile gives an image of no single moment: export a snapshot of it, or stop its writers first. After Ctrl-C, a crash or a lost connection the same command with --resume goes on, unless the volume was written since or the image is qcow2: that begins anew with --force."
 )]
 pub(super) struct Export {
-    /// The volume, or VOLUME@SNAPSHOT
+    /// The volume, VOLUME@SNAPSHOT, or VOLUME@tail-EPOCH as `helio volume status` names it
     name: String,
     /// A file, nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH
     #[arg(value_parser = Place::parse)]
@@ -66,13 +66,6 @@ impl std::fmt::Display for Source {
 }
 
 impl Source {
-    fn kind(&self) -> &'static str {
-        match self {
-            Source::Volume(_) => "volume",
-            Source::Snapshot(_) => "snapshot",
-        }
-    }
-
     fn volume(&self) -> &VolumeName {
         match self {
             Source::Volume(volume) => volume,
@@ -80,22 +73,39 @@ impl Source {
         }
     }
 
-    /// What names the content: an export of other content is not gone on with.
-    fn content(&self, client: &Client, volume: &VolumeStatus) -> anyhow::Result<String> {
+    /// What the cluster knows of it.
+    fn find(&self, client: &Client, volume: &VolumeStatus) -> anyhow::Result<Found> {
         let Source::Snapshot(target) = self else {
-            return Ok(format!("volume {}, id {}, head {}", volume.name, volume.id, volume.head));
+            let content = format!("volume {}, id {}, head {}", volume.name, volume.id, volume.head);
+            return Ok(Found { kind: "volume", node: volume.owner.clone(), only_there: false, content });
         };
         let path = format!("/v1/volumes/{}/snapshots", target.volume);
         let all: Vec<SnapshotStatus> = tokio::task::block_in_place(|| client.get(&path))?;
-        let found = all.iter().find(|snapshot| snapshot.name == target.snapshot.as_str());
-        let found = found.with_context(|| {
+        if let Some(snapshot) = all.iter().find(|snapshot| snapshot.name == target.snapshot.as_str()) {
+            let content = format!("snapshot {target}, id {}", snapshot.id);
+            return Ok(Found { kind: "snapshot", node: volume.owner.clone(), only_there: false, content });
+        }
+        let mut tails = volume.replicas.iter().filter_map(|replica| replica.tail.as_ref());
+        let tail = tails.find(|tail| tail.export == target.to_string()).with_context(|| {
             format!(
-                "there is no snapshot {target}; `helio volume snapshot list {}` shows those that exist",
+                "there is no snapshot {target}; `helio volume snapshot list {}` shows those that exist, `helio volume status {0}` what nodes kept that have left it",
                 target.volume
             )
         })?;
-        Ok(format!("snapshot {target}, id {}", found.id))
+        let content = format!("tail {target}, id {}, of node {} up to {}", volume.id, tail.node, tail.to);
+        Ok(Found { kind: "tail", node: tail.node.clone(), only_there: true, content })
     }
+}
+
+/// What is exported, as the cluster knows it.
+struct Found {
+    kind: &'static str,
+    /// Where it is read best.
+    node: String,
+    /// Whether no other node has it.
+    only_there: bool,
+    /// Names the content: an export of other content is not gone on with.
+    content: String,
 }
 
 pub(super) fn run(arguments: &Export, common: &Common) -> anyhow::Result<()> {
@@ -107,13 +117,14 @@ pub(super) fn run(arguments: &Export, common: &Common) -> anyhow::Result<()> {
 async fn export(arguments: &Export, what: &Source, common: &Common) -> anyhow::Result<()> {
     let client = Client::find(common)?;
     let volume = volume(&client, what.volume())?;
-    let (name, content) = (what.to_string(), what.content(&client, &volume)?);
+    let (name, found) = (what.to_string(), what.find(&client, &volume)?);
     let servers = tokio::task::block_in_place(|| reach::Servers::find(common, &client))?;
-    let source = connect(&servers.any(&name, &volume.owner)?, arguments.common.connections).await?;
+    let server = if found.only_there { servers.only(&name, &found.node) } else { servers.any(&name, &found.node) };
+    let source = connect(&server?, arguments.common.connections).await?;
     let size_bytes = source.size();
     let file = state_file(arguments.common.state.as_deref(), &arguments.target, &name, "export", common)?;
     let (target, place) = open(arguments, size_bytes, &file).await?;
-    let state = State { source: content, target: place, size_bytes, progress: Progress::none() };
+    let state = State { source: found.content, target: place, size_bytes, progress: Progress::none() };
     let progress = if arguments.resume { file.resume(&state, "with --force")? } else { Progress::none() };
     let mut transfer = Transfer { source: End::Nbd(source), target, file: &file, state: State { progress, ..state } };
     let mut report = transfer.run().await?;
@@ -124,7 +135,7 @@ async fn export(arguments: &Export, what: &Source, common: &Common) -> anyhow::R
     file.remove()?;
     report.volume.clone_from(&name);
     report.image = arguments.target.to_string();
-    print(&report, &format!("exported {} {name} to {}", what.kind(), arguments.target), arguments.common.json)?;
+    print(&report, &format!("exported {} {name} to {}", found.kind, arguments.target), arguments.common.json)?;
     let Source::Volume(volume_name) = what else { return Ok(()) };
     let after = self::volume(&client, volume_name).context("whether it was written meanwhile is not known")?;
     if after.head != volume.head {

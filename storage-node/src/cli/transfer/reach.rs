@@ -68,6 +68,14 @@ impl Servers {
         Ok(NbdUri { server: server.clone(), export: volume.to_owned() })
     }
 
+    /// The export at `node`, the only one that has it.
+    pub(in crate::cli) fn only(&self, export: &str, node: &str) -> anyhow::Result<NbdUri> {
+        let Some(server) = self.0.get(node) else {
+            bail!("{export} is at node {node} only, which cannot be reached over NBD from here: run this at that node");
+        };
+        Ok(NbdUri { server: server.clone(), export: export.to_owned() })
+    }
+
     /// The export at its volume's owner if that can be reached, else at another node, which reads through.
     pub(in crate::cli) fn any(&self, export: &str, owner: &str) -> anyhow::Result<NbdUri> {
         let Some(server) = self.0.get(owner).or_else(|| self.0.values().next()) else {
