@@ -26,6 +26,9 @@ pub const BLOCKS_MAX: u64 = VOLUME_SIZE_MAX / BLOCK_SIZE as u64;
 /// Most snapshots of a volume: each costs some bytes in every checkpoint, and look-ups in older ones pass by the newer.
 pub const SNAPSHOTS_MAX: usize = 1024;
 
+/// Most volumes of a group: each is frozen, prepared and synced while writers of all of them are held.
+pub const GROUP_VOLUMES_MAX: usize = 64;
+
 const _: () = assert!(BLOCKS_MAX <= u32::MAX as u64 + 1, "block numbers fit u32 bitmaps");
 
 /// The number of a block within its volume.

@@ -17,4 +17,7 @@ pub mod wire;
 
 pub use error::{Error, ErrorKind};
 pub use geometry::{BLOCK_SIZE, BlockIndex, SECTOR_SIZE, VolumeSize};
-pub use types::{Epoch, GroupId, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeId, VolumeName};
+pub use types::{
+    Epoch, GroupId, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId,
+    VolumeName,
+};

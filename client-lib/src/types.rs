@@ -40,6 +40,10 @@ id!(
     SnapshotId
 );
 id!(
+    /// A group of volumes, for ever: never used again after deletion.
+    VolumeGroupId
+);
+id!(
     /// A Raft group. There is one today ([`GroupId::META`]); keys and frames carry it so that more can follow.
     GroupId
 );
@@ -126,7 +130,12 @@ pub struct VolumeName(String);
 #[serde(try_from = "String", into = "String")]
 pub struct SnapshotName(String);
 
-/// The longest name of a node, provider, volume or snapshot, in bytes. Longer ones are refused as invalid.
+/// What people call a group of volumes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct GroupName(String);
+
+/// The longest name of a node, provider, volume, snapshot or group, in bytes. Longer ones are refused as invalid.
 pub const NAME_LEN_MAX: usize = 63;
 
 macro_rules! name {
@@ -174,6 +183,7 @@ name!(ProviderId, "provider");
 name!(NodeName, "node");
 name!(VolumeName, "volume");
 name!(SnapshotName, "snapshot");
+name!(GroupName, "group");
 
 /// Letters, digits, `-`, `_` and `.`, starting with a letter or digit. Safe as a file name, in a URI and in a
 /// shell, and leaves `@` free for snapshots (`VOL@SNAP`).

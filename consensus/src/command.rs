@@ -5,11 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use client_lib::geometry::SNAPSHOTS_MAX;
+use client_lib::geometry::{GROUP_VOLUMES_MAX, SNAPSHOTS_MAX};
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{
-    Epoch, Error, ErrorKind, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeId, VolumeName,
-    VolumeSize,
+    Epoch, Error, ErrorKind, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeGroupId,
+    VolumeId, VolumeName, VolumeSize,
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,19 @@ use crate::state::Made;
 
 /// The version in front of every encoded command.
 pub const COMMAND_VERSION: u8 = 1;
+
+/// The end of one volume's epoch, where several end together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Ended {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The epoch that ends.
+    pub epoch: Epoch,
+    /// Its last LSN.
+    pub final_lsn: Lsn,
+    /// Digest of the last manifest that the new owner took.
+    pub manifest_digest: u64,
+}
 
 /// A change of the metadata.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,6 +256,80 @@ pub enum Command {
         /// How much.
         policy: LinkPolicy,
     },
+    /// Volumes go together from now on.
+    CreateGroup {
+        /// The group's name; unique.
+        name: GroupName,
+        /// The volumes.
+        members: BTreeSet<VolumeId>,
+        /// Tells a repeated proposal from another group of the same name.
+        nonce: u64,
+    },
+    /// The volumes of a group do not go together any more.
+    DeleteGroup {
+        /// The group.
+        group: VolumeGroupId,
+    },
+    /// Other volumes are in a group from now on.
+    ChangeGroup {
+        /// The group.
+        group: VolumeGroupId,
+        /// Those that come into it.
+        add: BTreeSet<VolumeId>,
+        /// Those that are taken out.
+        remove: BTreeSet<VolumeId>,
+    },
+    /// The owner ends the epochs of all volumes of a group that it owns, and gives them to another node: all or none.
+    TransferGroup {
+        /// The group.
+        group: VolumeGroupId,
+        /// The owner who proposes.
+        from: NodeId,
+        /// The process of the owner that proposes, as numbered by [`Command::NodeStarted`].
+        incarnation: u64,
+        /// The new owner: a replica of each that was prepared for each.
+        to: NodeId,
+        /// The volumes, and where their epochs end.
+        members: Vec<Ended>,
+    },
+    /// Where the volumes of a group go when one of them is written there.
+    SetGroupOnWrite {
+        /// The group.
+        group: VolumeGroupId,
+        /// One of their replicas; `None` withdraws it.
+        to: Option<NodeId>,
+    },
+    /// The owner of all volumes of a group is about to keep them as they are at one cut, under this name, each.
+    CreateGroupSnapshot {
+        /// The group.
+        group: VolumeGroupId,
+        /// The name of the snapshot of each.
+        name: SnapshotName,
+        /// The owner who proposes.
+        from: NodeId,
+        /// The process of the owner that proposes: with its end the snapshot is void if it is not made.
+        incarnation: u64,
+        /// The volumes, all of the group, and the epochs of their ownership.
+        members: Vec<(VolumeId, Epoch)>,
+        /// Tells a repeated proposal from another snapshot of the same name.
+        nonce: u64,
+    },
+    /// The owner has made a snapshot of several volumes at one cut.
+    GroupSnapshotMade {
+        /// Its id in every volume.
+        snapshot: SnapshotId,
+        /// The owner who proposes.
+        from: NodeId,
+        /// The volumes, the epochs of their ownership, and what the snapshot of each is.
+        made: Vec<(VolumeId, Epoch, Made)>,
+    },
+    /// Snapshots of several volumes are not needed any more; those that are gone already do not matter.
+    DeleteSnapshots {
+        /// The volumes and their snapshots.
+        snapshots: Vec<(VolumeId, SnapshotId)>,
+        /// Only those that are not made: whoever proposes this has given up making them.
+        if_unmade: bool,
+    },
 }
 
 impl Command {
@@ -334,6 +421,17 @@ pub enum Response {
     CloneMade,
     /// The policy is what was asked for.
     PolicySet,
+    /// The group exists.
+    GroupCreated {
+        /// Its id.
+        group: VolumeGroupId,
+    },
+    /// The group does not exist any more; its volumes do.
+    GroupDeleted,
+    /// The group has other volumes.
+    GroupChanged,
+    /// Each of the volumes has its new owner, under the epoch after the one that was named.
+    GroupTransferred,
 }
 
 impl Response {
@@ -474,6 +572,73 @@ pub enum Refusal {
         /// The clone's.
         clone: VolumeName,
     },
+    /// Another group has the name.
+    #[error("group {0} exists already; choose another name or delete it first")]
+    GroupNameTaken(GroupName),
+    /// No such group.
+    #[error("there is no group {0}; it may have been deleted")]
+    UnknownGroup(VolumeGroupId),
+    /// The volume goes with others.
+    #[error(
+        "volume {volume} is in group {group}: `helio group migrate {group}` moves all of it, `helio group remove {group} {volume}` takes it out"
+    )]
+    InGroup {
+        /// The volume.
+        volume: VolumeName,
+        /// Its group.
+        group: GroupName,
+    },
+    /// The volumes of a group have one owner when they come into it.
+    #[error(
+        "volume {volume} is owned by node {owner}, volume {other} by node {other_owner}: `helio volume migrate {volume} --to {other_owner}` first"
+    )]
+    OwnersDiffer {
+        /// The volume.
+        volume: VolumeName,
+        /// Its owner.
+        owner: NodeName,
+        /// Another one.
+        other: VolumeName,
+        /// The owner of that.
+        other_owner: NodeName,
+    },
+    /// The volumes of a group are held by the same nodes.
+    #[error(
+        "volume {volume} has replicas at other nodes than volume {other}: replicas are chosen when a volume is made, so make one with          `helio volume create NAME --replicas …` as volume {other} has them, and copy {volume} into it"
+    )]
+    ReplicasDiffer {
+        /// The volume.
+        volume: VolumeName,
+        /// Another one.
+        other: VolumeName,
+    },
+    /// A group has one volume at least.
+    #[error("group {0} would have no volumes: `helio group delete {0}` ends it")]
+    GroupEmpty(GroupName),
+    /// The group would have more volumes than it may have.
+    #[error("group {0} would have more than {max} volumes", max = GROUP_VOLUMES_MAX)]
+    GroupTooLarge(GroupName),
+    /// The volume is not in the group.
+    #[error("volume {volume} is not in group {group}; `helio group status {group}` shows those that are")]
+    NotInGroup {
+        /// The volume.
+        volume: VolumeName,
+        /// The group.
+        group: GroupName,
+    },
+    /// What was proposed is not for all that it must be for.
+    #[error(
+        "group {0} has other volumes by now, or they have other owners: look at it with `helio group status {0}` and try again"
+    )]
+    GroupIsOther(GroupName),
+    /// A snapshot is on its way that must be made first.
+    #[error("snapshot {volume}@{snapshot} is being made: try again when it is")]
+    SnapshotOnItsWay {
+        /// The volume.
+        volume: VolumeName,
+        /// Its snapshot.
+        snapshot: SnapshotName,
+    },
 }
 
 impl From<Refusal> for Error {
@@ -482,16 +647,28 @@ impl From<Refusal> for Error {
             Refusal::NodeNameTaken { .. }
             | Refusal::NodeIdTaken { .. }
             | Refusal::VolumeNameTaken(_)
-            | Refusal::SnapshotNameTaken { .. } => ErrorKind::AlreadyExists,
-            Refusal::UnknownNode(_) | Refusal::UnknownVolume(_) | Refusal::UnknownSnapshot { .. } => {
-                ErrorKind::NotFound
-            }
+            | Refusal::SnapshotNameTaken { .. }
+            | Refusal::GroupNameTaken(_) => ErrorKind::AlreadyExists,
+            Refusal::UnknownNode(_)
+            | Refusal::UnknownVolume(_)
+            | Refusal::UnknownSnapshot { .. }
+            | Refusal::UnknownGroup(_)
+            | Refusal::NotInGroup { .. } => ErrorKind::NotFound,
             Refusal::NotOwner { .. } => ErrorKind::NotOwner,
             Refusal::OldIncarnation { .. } => ErrorKind::Fenced,
-            Refusal::NotReplica { .. } | Refusal::LeftBehind { .. } | Refusal::TooManySnapshots(_) => {
-                ErrorKind::InvalidRequest
-            }
-            Refusal::SizeChanged { .. } | Refusal::LeaseHeld { .. } | Refusal::BeingCloned { .. } => ErrorKind::Busy,
+            Refusal::NotReplica { .. }
+            | Refusal::LeftBehind { .. }
+            | Refusal::TooManySnapshots(_)
+            | Refusal::InGroup { .. }
+            | Refusal::OwnersDiffer { .. }
+            | Refusal::ReplicasDiffer { .. }
+            | Refusal::GroupEmpty(_)
+            | Refusal::GroupTooLarge(_) => ErrorKind::InvalidRequest,
+            Refusal::SizeChanged { .. }
+            | Refusal::LeaseHeld { .. }
+            | Refusal::BeingCloned { .. }
+            | Refusal::GroupIsOther(_)
+            | Refusal::SnapshotOnItsWay { .. } => ErrorKind::Busy,
             Refusal::LeaseLapsed { .. } => ErrorKind::Fenced,
         };
         Error::new(kind, refusal.to_string())

@@ -1,9 +1,10 @@
 //! What holds in every state, by name. Checked after every apply in debug builds and by the property tests.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use client_lib::Epoch;
 
+use crate::state::groups::same_holders;
 use crate::state::{Fork, MetaState};
 
 /// Whether something holds in a state.
@@ -12,7 +13,7 @@ type Predicate = fn(&MetaState) -> bool;
 /// The first invariant that does not hold, if any.
 #[must_use]
 pub fn violated(state: &MetaState) -> Option<&'static str> {
-    let all: [(&str, Predicate); 11] = [
+    let all: [(&str, Predicate); 13] = [
         ("node names are unique", node_names_are_unique),
         ("volume names are unique", volume_names_are_unique),
         ("holders are members", holders_are_members),
@@ -24,6 +25,8 @@ pub fn violated(state: &MetaState) -> Option<&'static str> {
         ("snapshot names are unique in a volume", snapshot_names_are_unique),
         ("snapshots rise, and are made in their order", snapshots_rise),
         ("a write takes a volume to a replica", a_write_takes_a_volume_to_a_replica),
+        ("a volume is in one group at most, and held as the others of it", groups_are_held_together),
+        ("snapshots of one cut are made together", snapshots_of_one_cut_are_made_together),
     ];
     all.into_iter().find(|(_, holds)| !holds(state)).map(|(name, _)| name)
 }
@@ -83,6 +86,21 @@ fn snapshot_names_are_unique(state: &MetaState) -> bool {
         let names: BTreeSet<_> = volume.snapshots.iter().map(|snapshot| &snapshot.name).collect();
         names.len() == volume.snapshots.len()
     })
+}
+
+fn groups_are_held_together(state: &MetaState) -> bool {
+    let mut seen = BTreeSet::new();
+    state.groups().all(|group| {
+        let members: Option<Vec<_>> = group.members.iter().map(|id| state.volume(*id)).collect();
+        let Some(members) = members.filter(|members| !members.is_empty()) else { return false };
+        group.members.iter().all(|id| seen.insert(*id)) && members.iter().all(|member| same_holders(member, members[0]))
+    })
+}
+
+fn snapshots_of_one_cut_are_made_together(state: &MetaState) -> bool {
+    let mut made = BTreeMap::new();
+    let mut cuts = state.volumes().flat_map(|volume| &volume.snapshots).filter(|snapshot| snapshot.cut.is_some());
+    cuts.all(|snapshot| *made.entry(snapshot.id).or_insert(snapshot.made.is_some()) == snapshot.made.is_some())
 }
 
 fn snapshots_rise(state: &MetaState) -> bool {

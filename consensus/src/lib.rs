@@ -19,10 +19,10 @@ pub mod timings;
 #[path = "../../storage-node/src/golden.rs"]
 mod golden;
 
-pub use command::{Command, Refusal, Response};
+pub use command::{Command, Ended, Refusal, Response};
 pub use network::RaftCalls;
 pub use raft::{MetaOptions, MetaRaft};
-pub use state::{EpochRecord, Fork, Lease, Made, MetaState, Node, Snapshot, Volume};
+pub use state::{Cut, EpochRecord, Fork, Lease, Made, MetaState, Node, Snapshot, Volume, VolumeGroup};
 pub use store::database::MetaPlace;
 pub use store::memory::MetaDisk;
 pub use store::types::Member;

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{
-    Epoch, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeId, VolumeName, VolumeSize,
+    Epoch, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeName,
+    VolumeSize,
 };
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,7 @@ use crate::command::{Command, Response};
 
 pub(crate) mod before;
 mod clones;
+pub(crate) mod groups;
 mod leases;
 mod members;
 mod ownership;
@@ -104,6 +106,15 @@ pub struct Made {
     pub at_ms: u64,
 }
 
+/// That a snapshot has the same id in other volumes, and was made of all of them at one cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    /// The group of the volumes; it may be gone.
+    pub group: VolumeGroupId,
+    /// The node that makes it, and nobody else.
+    pub by: NodeId,
+}
+
 /// A snapshot of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -113,6 +124,29 @@ pub struct Snapshot {
     pub name: SnapshotName,
     /// `None` until the owner has made it.
     pub made: Option<Made>,
+    /// Tells repeated creations apart.
+    pub nonce: u64,
+    /// Whether it is one of several of a group of volumes.
+    pub cut: Option<Cut>,
+}
+
+impl Snapshot {
+    /// The one that makes it together with those of other volumes, if it is still to be made.
+    #[must_use]
+    pub fn made_together_by(&self) -> Option<NodeId> {
+        self.cut.filter(|_| self.made.is_none()).map(|cut| cut.by)
+    }
+}
+
+/// Volumes that go together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeGroup {
+    /// Its id, for ever.
+    pub id: VolumeGroupId,
+    /// Its name.
+    pub name: GroupName,
+    /// Its volumes: one at least; none is in two groups; all are held by the same nodes.
+    pub members: BTreeSet<VolumeId>,
     /// Tells repeated creations apart.
     pub nonce: u64,
 }
@@ -234,6 +268,7 @@ pub struct MetaState {
     leases: BTreeMap<NodeId, Lease>,
     /// By who sends and who is sent to; those that may take whatever comes are left out.
     links: BTreeMap<(NodeId, NodeId), LinkPolicy>,
+    groups: BTreeMap<VolumeGroupId, VolumeGroup>,
 }
 
 impl MetaState {
@@ -281,6 +316,20 @@ impl MetaState {
             Command::SetOnWrite { volume, to } => self.set_on_write(volume, to),
             Command::SetPropagation { volume, propagation } => self.set_propagation(volume, propagation),
             Command::SetLink { from, to, policy } => self.set_link(from, to, policy),
+            Command::CreateGroup { name, members, nonce } => self.create_group(log_index, name, members, nonce),
+            Command::DeleteGroup { group } => self.delete_group(group),
+            Command::ChangeGroup { group, add, remove } => self.change_group(group, &add, &remove),
+            Command::TransferGroup { group, from, incarnation, to, members } => {
+                self.transfer_group(groups::Transfer { group, from, incarnation, to, members })
+            }
+            Command::SetGroupOnWrite { group, to } => self.set_group_on_write(group, to),
+            Command::CreateGroupSnapshot { group, name, from, incarnation, members, nonce } => self
+                .create_group_snapshot(
+                    log_index,
+                    groups::CreateSnapshot { group, name, from, incarnation, members, nonce },
+                ),
+            Command::GroupSnapshotMade { snapshot, from, made } => self.group_snapshot_made(snapshot, from, &made),
+            Command::DeleteSnapshots { snapshots, if_unmade } => self.delete_snapshots(&snapshots, if_unmade),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)
@@ -317,6 +366,23 @@ impl MetaState {
     /// The volumes, by id.
     pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
         self.volumes.values()
+    }
+
+    /// The groups of volumes, by id.
+    pub fn groups(&self) -> impl Iterator<Item = &VolumeGroup> {
+        self.groups.values()
+    }
+
+    /// The group `id`.
+    #[must_use]
+    pub fn group(&self, id: VolumeGroupId) -> Option<&VolumeGroup> {
+        self.groups.get(&id)
+    }
+
+    /// The group that `volume` is in.
+    #[must_use]
+    pub fn group_of(&self, volume: VolumeId) -> Option<&VolumeGroup> {
+        self.groups.values().find(|group| group.members.contains(&volume))
     }
 
     /// The volume `id`.

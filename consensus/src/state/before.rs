@@ -1,18 +1,27 @@
-//! The state as format 4 of the metadata store had it: volumes that do not know where the next write takes them, without policies of
-//! propagation, and no limits of links.
+//! The state as formats 5 and 4 of the metadata store had it: without groups of volumes, and with snapshots of one volume each. Volumes
+//! of format 4 do not know where the next write takes them and have no policies of propagation, and links no limits.
 //!
 //! Read only where an old store is taken over, once; nothing is written in this form.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use client_lib::policy::{Durability, Propagation, Rpo};
-use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeId, VolumeName, VolumeSize};
+use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
+use client_lib::{Epoch, Lsn, NodeId, SnapshotId, SnapshotName, VolumeId, VolumeName, VolumeSize};
 use serde::Deserialize;
 
-use super::{EpochRecord, Fork, Lease, MetaState, Node, Origin, Snapshot, Volume};
+use super::{EpochRecord, Fork, Lease, Made, MetaState, Node, Origin, Snapshot, Volume};
 
 #[derive(Deserialize)]
-struct VolumeBefore {
+struct SnapshotBefore {
+    id: SnapshotId,
+    name: SnapshotName,
+    made: Option<Made>,
+    nonce: u64,
+}
+
+/// A volume, which ends with an `End`.
+#[derive(Deserialize)]
+struct VolumeBefore<End> {
     id: VolumeId,
     name: VolumeName,
     size: VolumeSize,
@@ -24,25 +33,72 @@ struct VolumeBefore {
     history: Vec<EpochRecord>,
     nonce: u64,
     forks: Vec<Fork>,
-    snapshots: Vec<Snapshot>,
+    snapshots: Vec<SnapshotBefore>,
     newest_snapshot: SnapshotId,
     takeover_after_ms: Option<u64>,
     origin: Option<Origin>,
     durability: Durability,
     rpo: Option<Rpo>,
+    end: End,
 }
 
-/// All metadata of a cluster, in the form of format 4.
+/// What format 5 added to volumes.
+#[derive(Default, Deserialize)]
+pub(crate) struct EndOf5 {
+    on_write: Option<NodeId>,
+    propagation: Propagation,
+}
+
+/// All metadata of a cluster, whose volumes end with an `End`, with its `Links`.
 #[derive(Deserialize)]
-pub(crate) struct StateBefore {
+pub(crate) struct StateBefore<End, Links> {
     nodes: BTreeMap<NodeId, Node>,
-    volumes: BTreeMap<VolumeId, VolumeBefore>,
+    volumes: BTreeMap<VolumeId, VolumeBefore<End>>,
     leases: BTreeMap<NodeId, Lease>,
+    links: Links,
 }
 
-impl From<VolumeBefore> for Volume {
-    fn from(before: VolumeBefore) -> Volume {
+/// In the form of format 5.
+pub(crate) type State5 = StateBefore<EndOf5, BTreeMap<(NodeId, NodeId), LinkPolicy>>;
+
+/// In the form of format 4.
+pub(crate) type State4 = StateBefore<(), ()>;
+
+impl From<SnapshotBefore> for Snapshot {
+    fn from(before: SnapshotBefore) -> Snapshot {
+        Snapshot { id: before.id, name: before.name, made: before.made, nonce: before.nonce, cut: None }
+    }
+}
+
+impl From<VolumeBefore<EndOf5>> for Volume {
+    fn from(before: VolumeBefore<EndOf5>) -> Volume {
         Volume {
+            id: before.id,
+            name: before.name,
+            size: before.size,
+            owner: before.owner,
+            epoch: before.epoch,
+            replicas: before.replicas,
+            source: before.source,
+            final_lsn: before.final_lsn,
+            history: before.history,
+            nonce: before.nonce,
+            forks: before.forks,
+            snapshots: before.snapshots.into_iter().map(Snapshot::from).collect(),
+            newest_snapshot: before.newest_snapshot,
+            takeover_after_ms: before.takeover_after_ms,
+            origin: before.origin,
+            durability: before.durability,
+            rpo: before.rpo,
+            on_write: before.end.on_write,
+            propagation: before.end.propagation,
+        }
+    }
+}
+
+impl From<VolumeBefore<()>> for VolumeBefore<EndOf5> {
+    fn from(before: VolumeBefore<()>) -> VolumeBefore<EndOf5> {
+        VolumeBefore {
             id: before.id,
             name: before.name,
             size: before.size,
@@ -60,15 +116,22 @@ impl From<VolumeBefore> for Volume {
             origin: before.origin,
             durability: before.durability,
             rpo: before.rpo,
-            on_write: None,
-            propagation: Propagation::default(),
+            end: EndOf5::default(),
         }
     }
 }
 
-impl From<StateBefore> for MetaState {
-    fn from(before: StateBefore) -> MetaState {
+impl From<State5> for MetaState {
+    fn from(before: State5) -> MetaState {
         let volumes = before.volumes.into_iter().map(|(id, volume)| (id, volume.into())).collect();
-        MetaState { nodes: before.nodes, volumes, leases: before.leases, links: BTreeMap::new() }
+        let StateBefore { nodes, leases, links, .. } = before;
+        MetaState { nodes, volumes, leases, links, groups: BTreeMap::new() }
+    }
+}
+
+impl From<State4> for MetaState {
+    fn from(before: State4) -> MetaState {
+        let volumes = before.volumes.into_iter().map(|(id, volume)| (id, volume.into())).collect();
+        State5 { nodes: before.nodes, volumes, leases: before.leases, links: BTreeMap::new() }.into()
     }
 }

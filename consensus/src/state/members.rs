@@ -69,8 +69,10 @@ impl MetaState {
     }
 
     pub(super) fn node_started(&mut self, node: NodeId) -> Result<Response, Refusal> {
-        let node = self.nodes.get_mut(&node).ok_or(Refusal::UnknownNode(node))?;
-        node.incarnation += 1;
-        Ok(Response::Started { incarnation: node.incarnation })
+        let member = self.nodes.get_mut(&node).ok_or(Refusal::UnknownNode(node))?;
+        member.incarnation += 1;
+        let incarnation = member.incarnation;
+        self.drop_unmade_of(node);
+        Ok(Response::Started { incarnation })
     }
 }

@@ -29,21 +29,40 @@ pub(super) struct Takeover {
 impl MetaState {
     pub(super) fn transfer(&mut self, transfer: Transfer) -> Result<Response, Refusal> {
         let Transfer { volume: id, from, incarnation, epoch, to, final_lsn, manifest_digest } = transfer;
-        let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;
+        let volume = self.volumes.get(&id).ok_or(Refusal::UnknownVolume(id))?;
         let ended = EpochRecord { epoch, owner: from, final_lsn, manifest_digest };
-        // The same proposal again: it happened, and its first answer was lost.
-        let by_handover = volume.forks.last().is_none_or(|fork| fork.epoch != epoch);
-        if volume.epoch == epoch.next() && volume.owner == to && by_handover && volume.history.last() == Some(&ended) {
+        if has_happened(volume, to, &ended) {
             return Ok(Response::Transferred { epoch: volume.epoch });
         }
         require_owner(volume, from, epoch)?;
-        let current = self.nodes.get(&from).ok_or(Refusal::UnknownNode(from))?.incarnation;
-        if incarnation != current {
-            return Err(Refusal::OldIncarnation { node: from, proposed: incarnation, current });
+        self.require_alone(id)?;
+        self.require_incarnation(from, incarnation)?;
+        self.require_replica(id, to)?;
+        let epoch = self.hand_over(id, to, ended);
+        Ok(Response::Transferred { epoch })
+    }
+
+    /// Gives a volume that `to` follows to that node, by a handover of its owner.
+    pub(super) fn hand_over(&mut self, id: VolumeId, to: NodeId, ended: EpochRecord) -> Epoch {
+        self.drop_unmade_in(id);
+        let volume = self.volumes.get_mut(&id).expect("whoever gives it has looked at it");
+        volume.source = Some(ended.owner);
+        give(volume, to, ended);
+        volume.epoch
+    }
+
+    /// Refuses what an earlier process of `node` proposed.
+    pub(super) fn require_incarnation(&self, node: NodeId, incarnation: u64) -> Result<(), Refusal> {
+        let current = self.nodes.get(&node).ok_or(Refusal::UnknownNode(node))?.incarnation;
+        match incarnation == current {
+            true => Ok(()),
+            false => Err(Refusal::OldIncarnation { node, proposed: incarnation, current }),
         }
-        give(volume, to, ended)?;
-        volume.source = Some(from);
-        Ok(Response::Transferred { epoch: volume.epoch })
+    }
+
+    pub(super) fn require_replica(&self, id: VolumeId, to: NodeId) -> Result<(), Refusal> {
+        let volume = self.volumes.get(&id).ok_or(Refusal::UnknownVolume(id))?;
+        if volume.replicas.contains(&to) { Ok(()) } else { Err(Refusal::NotReplica { volume: id, to }) }
     }
 
     /// The owner's lease is out, so it acks nothing any more, and it cannot have it back and still own the volume. The
@@ -51,24 +70,24 @@ impl MetaState {
     pub(super) fn takeover(&mut self, takeover: Takeover) -> Result<Response, Refusal> {
         let Takeover { volume: id, from, epoch, to, incarnation, start } = takeover;
         let lease = self.lease(from);
-        let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;
+        let volume = self.volumes.get(&id).ok_or(Refusal::UnknownVolume(id))?;
         let fork = Fork { epoch, end: start };
         // The same proposal again: it happened, and its first answer was lost.
         if volume.epoch == epoch.next() && volume.owner == to && volume.forks.last() == Some(&fork) {
             return Ok(Response::TakenOver { epoch: volume.epoch });
         }
         require_owner(volume, from, epoch)?;
-        let current = self.nodes.get(&to).ok_or(Refusal::UnknownNode(to))?.incarnation;
-        if incarnation != current {
-            return Err(Refusal::OldIncarnation { node: to, proposed: incarnation, current });
-        }
+        self.require_incarnation(to, incarnation)?;
         if volume.has_left(start) {
             return Err(Refusal::LeftBehind { volume: id, node: to, position: start });
         }
         if !lease.is_out {
             return Err(Refusal::LeaseHeld { node: from, renewals: lease.renewals });
         }
-        give(volume, to, EpochRecord { epoch, owner: from, final_lsn: start, manifest_digest: 0 })?;
+        self.require_replica(id, to)?;
+        self.drop_unmade_in(id);
+        let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;
+        give(volume, to, EpochRecord { epoch, owner: from, final_lsn: start, manifest_digest: 0 });
         volume.source = None;
         // Nobody who follows the volume has them any more.
         volume.snapshots.retain(|snapshot| snapshot.made.is_none_or(|made| made.lsn <= start));
@@ -86,13 +105,11 @@ impl MetaState {
 impl MetaState {
     /// The owner's consent to a handover to `to` that begins with a write there; `None` withdraws it.
     pub(super) fn set_on_write(&mut self, id: VolumeId, to: Option<NodeId>) -> Result<Response, Refusal> {
-        let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;
-        if let Some(to) = to
-            && !volume.replicas.contains(&to)
-        {
-            return Err(Refusal::NotReplica { volume: id, to });
+        if let Some(to) = to {
+            self.require_alone(id)?;
+            self.require_replica(id, to)?;
         }
-        volume.on_write = to;
+        self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?.on_write = to;
         Ok(Response::PolicySet)
     }
 }
@@ -105,11 +122,15 @@ pub(super) fn require_owner(volume: &Volume, from: NodeId, epoch: Epoch) -> Resu
     Err(Refusal::NotOwner { volume: volume.id, from, proposed: epoch, owner, current })
 }
 
+/// Whether just this handover has taken place: its first answer was lost, and it is proposed again.
+pub(super) fn has_happened(volume: &Volume, to: NodeId, ended: &EpochRecord) -> bool {
+    let by_handover = volume.forks.last().is_none_or(|fork| fork.epoch != ended.epoch);
+    volume.epoch == ended.epoch.next() && volume.owner == to && by_handover && volume.history.last() == Some(ended)
+}
+
 /// Ends the epoch of `ended`; its owner follows from now on.
-fn give(volume: &mut Volume, to: NodeId, ended: EpochRecord) -> Result<(), Refusal> {
-    if !volume.replicas.remove(&to) {
-        return Err(Refusal::NotReplica { volume: volume.id, to });
-    }
+fn give(volume: &mut Volume, to: NodeId, ended: EpochRecord) {
+    assert!(volume.replicas.remove(&to), "volume {} is given to a replica, not to {to}", volume.id);
     volume.replicas.insert(ended.owner);
     volume.owner = to;
     volume.epoch = ended.epoch.next();
@@ -119,5 +140,4 @@ fn give(volume: &mut Volume, to: NodeId, ended: EpochRecord) -> Result<(), Refus
     if volume.history.len() > EPOCH_HISTORY_MAX {
         volume.history.remove(0);
     }
-    Ok(())
 }

@@ -28,7 +28,7 @@ impl MetaState {
             return Err(Refusal::TooManySnapshots(volume.name.clone()));
         }
         let id = SnapshotId(log_index);
-        volume.snapshots.push(Snapshot { id, name, made: None, nonce });
+        volume.snapshots.push(Snapshot { id, name, made: None, nonce, cut: None });
         volume.newest_snapshot = id;
         Ok(Response::SnapshotCreated { snapshot: id })
     }

@@ -7,6 +7,7 @@ use super::{Made, MetaState};
 use crate::command::{Command, Refusal, Response};
 
 mod golden;
+mod groups;
 
 fn register(id: u64, name: &str) -> Command {
     Command::RegisterNode {

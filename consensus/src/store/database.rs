@@ -18,15 +18,17 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::memory::{MetaDisk, Step, Waiter};
 
-use super::state_machine::take_over;
+use super::state_machine::{State4, State5, take_over};
 
 /// The version of every value.
 const VALUE_VERSION: u8 = 1;
-/// The version of the database's layout and of the state in it. Others but [`FORMAT_BEFORE`] are refused; those below were of
-/// development versions only.
-pub(super) const FORMAT: u64 = 5;
-/// What is taken over when it is found: its volumes have no policies of propagation and do not go anywhere by a write, and links no limits.
-pub(super) const FORMAT_BEFORE: u64 = 4;
+/// The version of the database's layout and of the state in it. Others but [`FORMAT_5`] and [`FORMAT_4`] are refused; those below
+/// were of development versions only.
+pub(super) const FORMAT: u64 = 6;
+/// What is taken over when it is found: it has no groups of volumes, and its snapshots are of one volume each.
+pub(super) const FORMAT_5: u64 = 5;
+/// The same, and its volumes have no policies of propagation and do not go anywhere by a write, and links no limits.
+pub(super) const FORMAT_4: u64 = 4;
 /// Write-ahead logs kept for recycling: overwriting blocks needs no change of the file's size in the journal, and a
 /// sync is a third faster for it (measured, see shared figures in docs/decisions/0002).
 const RECYCLED_LOGS: usize = 4;
@@ -96,7 +98,8 @@ impl Database {
         match database.get::<u64>(RAFT, b"format")? {
             None => database.put(RAFT, b"format", &FORMAT)?,
             Some(FORMAT) => {}
-            Some(FORMAT_BEFORE) => take_over(&database)?,
+            Some(FORMAT_5) => take_over::<State5>(&database)?,
+            Some(FORMAT_4) => take_over::<State4>(&database)?,
             Some(found) => {
                 let what = if found > FORMAT { "use the newer program" } else { "a development version wrote it" };
                 return Err(io::Error::other(format!(
@@ -108,13 +111,15 @@ impl Database {
         Ok(database)
     }
 
-    /// A value of the database in `directory`, which nobody has open; nothing in it is changed.
-    /// A value of the format before is read as `Before`.
-    pub(super) fn peek<T, Before>(directory: &Path, group: GroupId, family: &str, name: &[u8]) -> io::Result<Option<T>>
-    where
-        T: DeserializeOwned + From<Before>,
-        Before: DeserializeOwned,
-    {
+    /// A value of the database in `directory`, which nobody has open, as `read` makes it of the format and the value's bytes;
+    /// nothing in it is changed.
+    pub(super) fn peek<T>(
+        directory: &Path,
+        group: GroupId,
+        family: &str,
+        name: &[u8],
+        read: impl FnOnce(u64, &[u8]) -> io::Result<Option<T>>,
+    ) -> io::Result<Option<T>> {
         let families = [LOG, RAFT, META];
         let db = DB::open_cf_for_read_only(&Options::default(), directory, families, false).map_err(|error| {
             io::Error::other(format!("the metadata store {} cannot be read: {error}", directory.display()))
@@ -124,10 +129,9 @@ impl Database {
         let value = |family: &str, name: &[u8]| db.get_cf(handle(family), key(name)).map_err(io::Error::other);
         let format: Option<u64> = value(RAFT, b"format")?.map(|value| decode(RAFT, b"format", &value)).transpose()?;
         let Some(found) = value(family, name)? else { return Ok(None) };
-        match format {
-            None | Some(FORMAT) => decode(family, name, &found).map(Some),
-            Some(FORMAT_BEFORE) => decode::<Before>(family, name, &found).map(|before| Some(before.into())),
-            Some(_) => Err(io::Error::other(format!("the metadata store {} has another format", directory.display()))),
+        match read(format.unwrap_or(FORMAT), &found)? {
+            Some(value) => Ok(Some(value)),
+            None => Err(io::Error::other(format!("the metadata store {} has another format", directory.display()))),
         }
     }
 
@@ -316,7 +320,7 @@ fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn decode<T: DeserializeOwned>(family: &str, name: &[u8], bytes: &[u8]) -> io::Result<T> {
+pub(super) fn decode<T: DeserializeOwned>(family: &str, name: &[u8], bytes: &[u8]) -> io::Result<T> {
     let corrupt = |reason: String| {
         io::Error::new(
             io::ErrorKind::InvalidData,

@@ -13,14 +13,15 @@ use futures_util::{Stream, StreamExt};
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::database::{Database, FORMAT, META, MetaPlace, RAFT};
+use super::database::{Database, FORMAT, FORMAT_4, FORMAT_5, META, MetaPlace, RAFT, decode};
 use super::log_store::LogStore;
 use super::types::{LogId, MetaTypes, Snapshot, SnapshotMeta, StoredMembership};
 use crate::command::Response;
 use crate::state::MetaState;
-use crate::state::before::StateBefore;
+pub(super) use crate::state::before::{State4, State5};
 
 /// The largest snapshot that is sent or taken, in bytes; it travels in one frame.
 pub const SNAPSHOT_BYTES_MAX: usize = 32 << 20;
@@ -33,32 +34,32 @@ struct Applied {
     state: MetaState,
 }
 
-/// The same in the format before.
+/// The same in a format before, whose state is an `S`.
 #[derive(Deserialize)]
-struct AppliedBefore {
+struct AppliedBefore<S> {
     last_applied: Option<LogId>,
     membership: StoredMembership,
-    state: StateBefore,
+    state: S,
 }
 
-impl From<AppliedBefore> for Applied {
-    fn from(before: AppliedBefore) -> Applied {
+impl<S: Into<MetaState>> From<AppliedBefore<S>> for Applied {
+    fn from(before: AppliedBefore<S>) -> Applied {
         let AppliedBefore { last_applied, membership, state } = before;
         Applied { last_applied, membership, state: state.into() }
     }
 }
 
-/// Makes a store of the format before one of the present format, in one step.
-pub(super) fn take_over(database: &Database) -> io::Result<()> {
+/// Makes a store of a format before, whose state is an `S`, one of the present format, in one step.
+pub(super) fn take_over<S: DeserializeOwned + Into<MetaState>>(database: &Database) -> io::Result<()> {
     let mut batch = database.batch().put(RAFT, b"format", &FORMAT)?;
-    if let Some(applied) = database.get::<AppliedBefore>(META, b"applied")? {
+    if let Some(applied) = database.get::<AppliedBefore<S>>(META, b"applied")? {
         batch = batch.put(META, b"applied", &Applied::from(applied))?;
     }
     if let Some(mut snapshot) = database.get::<StoredSnapshot>(META, b"snapshot")? {
-        let state: StateBefore = postcard::from_bytes(&snapshot.data).map_err(|error| {
+        let state: S = postcard::from_bytes(&snapshot.data).map_err(|error| {
             io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot of the metadata cannot be read: {error}"))
         })?;
-        snapshot.data = postcard::to_stdvec(&MetaState::from(state)).map_err(io::Error::other)?;
+        snapshot.data = postcard::to_stdvec::<MetaState>(&state.into()).map_err(io::Error::other)?;
         batch = batch.put(META, b"snapshot", &snapshot)?;
     }
     batch.write()
@@ -96,7 +97,16 @@ pub fn open(place: &MetaPlace, group: GroupId) -> io::Result<Stores> {
 /// # Errors
 /// When the directory cannot be read, is of another format, or the state is corrupt.
 pub fn peek(directory: &Path, group: GroupId) -> io::Result<Option<MetaState>> {
-    let applied: Option<Applied> = Database::peek::<Applied, AppliedBefore>(directory, group, META, b"applied")?;
+    const NAME: &[u8] = b"applied";
+    let before = |format: u64, value: &[u8]| {
+        Ok(Some(match format {
+            FORMAT => decode::<Applied>(META, NAME, value)?,
+            FORMAT_5 => decode::<AppliedBefore<State5>>(META, NAME, value)?.into(),
+            FORMAT_4 => decode::<AppliedBefore<State4>>(META, NAME, value)?.into(),
+            _ => return Ok(None),
+        }))
+    };
+    let applied = Database::peek(directory, group, META, NAME, before)?;
     Ok(applied.map(|applied| applied.state))
 }
 

@@ -126,14 +126,19 @@ impl Serialize for Raw {
 }
 
 #[tokio::test]
-async fn a_store_of_the_format_before_is_taken_over_once() {
+async fn a_store_of_a_format_before_is_taken_over_once() {
+    taken_over(5, "meta-state-5.hex").await;
+    taken_over(4, "meta-state-4.hex").await;
+}
+
+async fn taken_over(format: u64, golden_file: &str) {
     let directory = tempfile::tempdir().expect("a directory");
-    let state = golden::read("meta-state-4.hex");
+    let state = golden::read(golden_file);
     {
         let database = Database::open(&directory.path().to_owned().into(), GroupId::META).expect("opens");
         let place = (None::<LogId>, StoredMembership::default());
         let applied = [postcard::to_stdvec(&place).expect("plain data"), state.clone()].concat();
-        let batch = database.batch().put(RAFT, b"format", &4u64).expect("encodes");
+        let batch = database.batch().put(RAFT, b"format", &format).expect("encodes");
         let batch = batch.put(META, b"applied", &Raw(applied)).expect("encodes");
         batch.put(META, b"snapshot", &(place.0, place.1, state)).expect("encodes").write().expect("is written");
     }
@@ -153,7 +158,7 @@ async fn a_store_of_the_format_before_is_taken_over_once() {
     }
     {
         let database = Database::open(&directory.path().to_owned().into(), GroupId::META).expect("opens");
-        database.put(RAFT, b"format", &6u64).expect("is written");
+        database.put(RAFT, b"format", &7u64).expect("is written");
     }
     let refused = open(&directory.path().to_owned().into(), GroupId::META).err().expect("is newer").to_string();
     assert!(refused.contains("use the newer program"), "{refused}");

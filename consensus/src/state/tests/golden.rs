@@ -1,12 +1,12 @@
 //! The state as bytes: what a node's metadata store and Raft's snapshots hold.
 
 use client_lib::policy::{Class, Durability, LinkPolicy, Mode, Order, Propagation, RateWindow, Rpo, RpoAction, Unmet};
-use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeId, VolumeSize};
+use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeGroupId, VolumeId, VolumeSize};
 
 use super::{create, expire, register, renew, takeover, transfer};
 use crate::command::Command;
 use crate::golden;
-use crate::state::before::StateBefore;
+use crate::state::before::{State4, State5};
 use crate::state::{Made, MetaState};
 
 fn durability(class: Class) -> Command {
@@ -23,8 +23,8 @@ fn link(policy: LinkPolicy) -> Command {
     Command::SetLink { from: NodeId(1), to: NodeId(2), policy }
 }
 
-/// A state with something in every field.
-fn full() -> MetaState {
+/// A state with something in every field that format 5 has.
+fn full_of_5() -> MetaState {
     let mut state = MetaState::default();
     let volume = VolumeId(10);
     let commands = [
@@ -90,6 +90,31 @@ fn full() -> MetaState {
     state
 }
 
+/// A state with something in every field.
+fn full() -> MetaState {
+    let mut state = full_of_5();
+    let (members, group) = ([VolumeId(10), VolumeId(18)], VolumeGroupId(20));
+    let commands = [
+        (20, Command::CreateGroup { name: "g".parse().expect("a name"), members: members.into(), nonce: 12 }),
+        (
+            21,
+            Command::CreateGroupSnapshot {
+                group,
+                name: "tuesday".parse().expect("a name"),
+                from: NodeId(1),
+                incarnation: 1,
+                members: members.map(|member| (member, Epoch(3))).into(),
+                nonce: 13,
+            },
+        ),
+        (22, Command::SetGroupOnWrite { group, to: Some(NodeId(2)) }),
+    ];
+    for (index, command) in commands {
+        state.apply(index, command).into_result().expect("is applied");
+    }
+    state
+}
+
 #[test]
 fn the_state_is_stored_as_these_bytes() {
     let state = full();
@@ -97,12 +122,20 @@ fn the_state_is_stored_as_these_bytes() {
     assert_eq!(postcard::from_bytes::<MetaState>(&kept).expect("reads"), state);
 }
 
-/// The same state as the version before wrote it.
+/// The same state, but for what is new, as the version before wrote it.
+#[test]
+fn the_state_of_format_5_is_read() {
+    let kept = golden::read("meta-state-5.hex");
+    let before: State5 = postcard::from_bytes(&kept).expect("reads");
+    assert_eq!(MetaState::from(before), full_of_5());
+}
+
+/// As the version before that wrote it.
 #[test]
 fn the_state_of_format_4_is_read() {
     let kept = golden::read("meta-state-4.hex");
-    let before: StateBefore = postcard::from_bytes(&kept).expect("reads");
-    let mut now = full();
+    let before: State4 = postcard::from_bytes(&kept).expect("reads");
+    let mut now = full_of_5();
     let withdrawn = Command::SetOnWrite { volume: VolumeId(10), to: None };
     let commands = [(30, propagation(Propagation::default())), (31, link(LinkPolicy::default())), (32, withdrawn)];
     for (index, command) in commands {
