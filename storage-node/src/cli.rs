@@ -15,6 +15,7 @@ mod cluster;
 mod disk;
 mod drain;
 mod export;
+mod group;
 mod import;
 mod inspect;
 mod link;
@@ -77,6 +78,9 @@ enum Verb {
     /// Create, list, move and delete volumes
     #[command(subcommand)]
     Volume(volume::Verb),
+    /// Let volumes go together: moved in one step, and kept as of one moment
+    #[command(subcommand)]
+    Group(group::Verb),
     Why(why::Why),
     /// Begin a cluster, let nodes join it, look at it
     #[command(subcommand)]
@@ -132,6 +136,7 @@ pub fn run(helio: Helio) -> ExitCode {
         Verb::Up(up) => up::run(up, &helio.common),
         Verb::Node(arguments) => node::run(&arguments, &helio.common),
         Verb::Volume(verb) => volume::run(verb, &helio.common),
+        Verb::Group(verb) => group::run(verb, &helio.common),
         Verb::Why(why) => why::run(&why, &helio.common),
         Verb::Cluster(verb) => cluster::run(verb, &helio.common),
         Verb::Link(verb) => link::run(verb, &helio.common),

@@ -54,7 +54,7 @@ async fn a_handover_carries_everything_and_the_writer_travels_along() {
         write(&at_a, index, 1 + (index % 200) as u8).await;
     }
     let report = cluster.migrate(1, 2).await.expect("is handed over");
-    assert_eq!(report.epoch, Epoch(2));
+    assert_eq!(report.epochs, [Epoch(2)]);
 
     // The writer at a goes on without a reconnect; what it writes is seen at b at once.
     let at_b = cluster.session(2).await;
@@ -238,7 +238,7 @@ async fn a_handover_whose_answer_was_lost_still_ends() {
     let at_a = cluster.session(1).await;
     write(&at_a, 1, 1).await;
     let report = cluster.migrate_with(1, 2, true).await.expect("consensus tells that it happened");
-    assert_eq!(report.epoch, Epoch(2));
+    assert_eq!(report.epochs, [Epoch(2)]);
     write(&at_a, 1, 2).await;
     assert_eq!(read(&cluster.session(2).await, 1).await, block(2));
     cluster.stop().await;

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 mod cluster;
+mod group;
 mod handover;
 mod links;
 mod policy;
@@ -15,6 +16,10 @@ mod takeover;
 mod volume;
 
 pub use cluster::{ClusterStatus, MemberStatus, NbdAddresses};
+pub use group::{
+    ChangeGroup, CreateGroup, CutVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus,
+    GroupVolume, MovedVolume,
+};
 pub use handover::{CancelledMigrate, Migrate, MigrateReport, OnWrite, OnWriteStatus};
 pub use links::{ChangeLink, FreightStatus, LinkList, LinkStatus, LinkWindow};
 pub use policy::{ChangePolicy, DurabilityStatus, ReplicaPolicy, RpoStatus, VolumePolicy};

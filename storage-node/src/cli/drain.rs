@@ -1,16 +1,19 @@
 //! `helio node drain`: hands everything that a node owns, or all nodes of a provider, to replicas elsewhere, so that it may be stopped.
 //!
-//! Each volume goes to the replica that lacks least, when that holds everything: nobody needs the drained nodes afterwards. What is
+//! Each volume goes to the replica that lacks least, when that holds everything, and a group of volumes goes as one: nobody needs the drained
+//! nodes afterwards. What is
 //! to happen, when it will have happened and what the loss of the next owner would cost then is shown first. Safe to interrupt
 //! and to repeat: what has moved has moved.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use clap::Args;
-use client_lib::wire::admin::{ClusterStatus, Migrate, MigrateReport, ReplicaStatus, VolumeStatus, VolumeSummary};
-use client_lib::{NodeName, ProviderId};
+use client_lib::wire::admin::{
+    ClusterStatus, GroupMigrateReport, Migrate, MigrateReport, ReplicaStatus, VolumeStatus, VolumeSummary,
+};
+use client_lib::{GroupName, NodeName, ProviderId};
 use serde::Serialize;
 
 use super::Common;
@@ -51,6 +54,8 @@ const LOOK: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Step {
     volume: String,
+    /// The group that goes in one step with it.
+    group: Option<String>,
     from: String,
     /// Where it goes; `null` when no replica can have it.
     to: Option<String>,
@@ -90,8 +95,12 @@ pub(super) fn run(arguments: &Drain, common: &Common) -> anyhow::Result<()> {
     } else {
         before.clone()
     };
-    let steps: Vec<Step> =
-        before.iter().zip(&now).map(|(before, now)| step(before, now, &drained, to.as_deref())).collect();
+    let heirs = heirs(&now, &drained, to.as_deref());
+    let plan = |(before, now): (&VolumeStatus, &VolumeStatus)| {
+        let to = now.group.as_ref().map_or(to.clone(), |group| Some(heirs.get(group).cloned().unwrap_or_default()));
+        step(before, now, &drained, to.as_deref())
+    };
+    let steps: Vec<Step> = before.iter().zip(&now).map(plan).collect();
     if !arguments.json && !steps.is_empty() {
         print_plan(&steps);
     }
@@ -100,7 +109,15 @@ pub(super) fn run(arguments: &Drain, common: &Common) -> anyhow::Result<()> {
             bail!("volume {} has no replica in reach that could own it: nothing was moved", stuck.volume);
         }
         for step in &steps {
-            move_away(step, arguments, &client)?;
+            match &step.group {
+                None => move_away(step, arguments, &client)?,
+                // With the first volume of it.
+                Some(group) if steps.iter().find(|other| other.group == step.group) == Some(step) => {
+                    let all = steps.iter().filter(|other| other.group == step.group).collect::<Vec<_>>();
+                    move_group_away(&group.parse()?, &all, arguments, &client)?;
+                }
+                Some(_) => {}
+            }
         }
     }
     if !arguments.dry_run {
@@ -137,10 +154,38 @@ fn drained(arguments: &Drain, client: &Client) -> anyhow::Result<BTreeSet<String
     Ok(drained)
 }
 
+/// Whether a replica may be the next owner.
+fn can_own(replica: &ReplicaStatus, drained: &BTreeSet<String>) -> bool {
+    replica.reachable && replica.tail.is_none() && !drained.contains(&replica.node)
+}
+
+/// Where each group goes: to the node that may own all of its volumes, and lacks least of them together.
+fn heirs(now: &[VolumeStatus], drained: &BTreeSet<String>, to: Option<&str>) -> BTreeMap<String, String> {
+    let mut volumes: BTreeMap<&String, Vec<&VolumeStatus>> = BTreeMap::new();
+    for status in now {
+        if let Some(group) = &status.group {
+            volumes.entry(group).or_default().push(status);
+        }
+    }
+    let heir = |all: &[&VolumeStatus]| {
+        let nodes = all.first()?.replicas.iter().map(|replica| &replica.node);
+        let lacks = |node: &String| {
+            let of = |status: &&VolumeStatus| {
+                let replica = status.replicas.iter().find(|replica| replica.node == *node)?;
+                can_own(replica, drained).then_some(replica.bytes_behind)
+            };
+            all.iter().map(of).sum::<Option<u64>>()
+        };
+        let able = nodes.filter(|node| to.is_none_or(|to| to == node.as_str()));
+        let able = able.filter_map(|node| Some((lacks(node)?, node)));
+        able.min().map(|(_, node)| node.clone())
+    };
+    volumes.into_iter().filter_map(|(group, all)| Some((group.clone(), heir(&all)?))).collect()
+}
+
 /// Plans one volume from two looks at it, [`LOOK`] apart.
 fn step(before: &VolumeStatus, now: &VolumeStatus, drained: &BTreeSet<String>, to: Option<&str>) -> Step {
-    let can_own =
-        |replica: &&ReplicaStatus| replica.reachable && replica.tail.is_none() && !drained.contains(&replica.node);
+    let can_own = |replica: &&ReplicaStatus| can_own(replica, drained);
     let wanted = |replica: &&ReplicaStatus| to.is_none_or(|to| replica.node == to);
     let heir = now.replicas.iter().filter(can_own).filter(wanted).min_by_key(|replica| replica.bytes_behind);
     let behind_bytes = heir.map_or(0, |replica| replica.bytes_behind);
@@ -157,6 +202,7 @@ fn step(before: &VolumeStatus, now: &VolumeStatus, drained: &BTreeSet<String>, t
     let rest = now.replicas.iter().filter(can_own).filter(|replica| heir.is_some_and(|heir| heir.node != replica.node));
     Step {
         volume: now.name.clone(),
+        group: now.group.clone(),
         from: now.owner.clone(),
         to: heir.map(|replica| replica.node.clone()),
         behind_bytes,
@@ -177,7 +223,11 @@ fn print_plan(steps: &[Step]) {
             None => "no other replica".to_owned(),
             Some(seconds) => format!("{seconds:.1} s"),
         };
-        vec![step.volume.clone(), step.from.clone(), to.to_owned(), size::human(step.behind_bytes), finish, rpo]
+        let volume = match &step.group {
+            Some(group) => format!("{} (of {group})", step.volume),
+            None => step.volume.clone(),
+        };
+        vec![volume, step.from.clone(), to.to_owned(), size::human(step.behind_bytes), finish, rpo]
     };
     print_table(&["volume", "from", "to", "lacks", "moves", "rpo then"], steps.iter().map(row).collect());
 }
@@ -202,6 +252,20 @@ fn move_away(step: &Step, arguments: &Drain, client: &Client) -> anyhow::Result<
             "volume {} is at node {to} (epoch {}): writers waited {:.1} ms",
             step.volume, report.epoch, report.handover_ms
         );
+    }
+    Ok(())
+}
+
+/// The same with all volumes of a group, in one step.
+fn move_group_away(group: &GroupName, steps: &[&Step], arguments: &Drain, client: &Client) -> anyhow::Result<()> {
+    let Some(to) = steps.first().and_then(|step| step.to.clone()) else { return Ok(()) };
+    for step in steps {
+        catch_up(client, &step.volume, &to, None)?;
+    }
+    let request = Migrate { to: to.clone(), accept_unmet: arguments.accept_unmet, synced: true, deadline_ms: None };
+    let report: GroupMigrateReport = client.post(&format!("/v1/groups/{group}/migrate"), &request)?;
+    if !arguments.json {
+        println!("{}", super::group::told(group, &to, true, &report));
     }
     Ok(())
 }
@@ -277,6 +341,24 @@ mod tests {
         assert_eq!((found.to.as_deref(), found.finish_seconds), (Some("b"), None), "does not catch up");
         let found = plan(all(), all(), &["a"], None);
         assert_eq!((found.to.as_deref(), found.finish_seconds), (Some("d"), Some(0.0)));
+    }
+
+    #[test]
+    fn a_group_goes_to_the_node_that_lacks_least_of_all_its_volumes_and_may_own_each() {
+        let of_group = |replicas| VolumeStatus { group: Some("db".into()), ..status(replicas) };
+        let all = |b: (u64, u64), c: (u64, u64)| {
+            [of_group(vec![replica("b", b.0), replica("c", c.0)]), of_group(vec![replica("b", b.1), replica("c", c.1)])]
+        };
+        let drained: BTreeSet<String> = ["a".to_owned()].into();
+        let heir = |all: &[VolumeStatus], to| heirs(all, &drained, to).get("db").cloned();
+        assert_eq!(heir(&all((1, 9), (4, 4)), None).as_deref(), Some("c"));
+        assert_eq!(heir(&all((1, 9), (4, 4)), Some("b")).as_deref(), Some("b"));
+        let away = ReplicaStatus { reachable: false, ..replica("c", 0) };
+        let mut half = all((1, 9), (4, 4));
+        half[1].replicas[1] = away.clone();
+        assert_eq!(heir(&half, None).as_deref(), Some("b"), "c cannot have one of them");
+        half[0].replicas[0] = ReplicaStatus { node: "b".into(), ..away };
+        assert_eq!(heir(&half, None), None);
     }
 
     #[test]

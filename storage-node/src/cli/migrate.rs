@@ -13,7 +13,7 @@ use crate::size;
 
 /// When a volume is handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Mode {
+pub(super) enum Mode {
     /// At once: what is still on its way is fetched on demand, and the old owner is needed until then
     Instant,
     /// When the new owner holds everything: the loss of the old one costs nothing from then on

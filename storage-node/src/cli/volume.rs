@@ -181,6 +181,9 @@ fn print_status(status: &VolumeStatus) {
         status.head,
         size::human(status.mapped_bytes)
     );
+    if let Some(group) = &status.group {
+        println!("it is in group {group}, and moves with it (`helio group status {group}`)");
+    }
     if let Some(origin) = &status.clone_of {
         println!("{}", origin_line(origin));
     }
@@ -188,7 +191,7 @@ fn print_status(status: &VolumeStatus) {
         Some(source) => println!("{} still come from node {source}: keep it running", size::human(status.stale_bytes)),
         None => println!("every block is at the owner"),
     }
-    if let Some(to) = &status.on_write {
+    if let Some(to) = status.on_write.as_ref().filter(|_| status.group.is_none()) {
         println!(
             "it goes to node {to} when it is written there, after a flush here (`helio volume migrate {} --cancel` takes that back)",
             status.name

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use client_lib::VolumeName;
-use client_lib::wire::admin::{OwnerStatus, ReplicaStatus, VolumeStatus};
+use client_lib::wire::admin::{GroupStatus, OwnerStatus, ReplicaStatus, VolumeStatus};
 
 use super::client::{Client, print_json};
 use super::{Common, policy};
@@ -26,10 +26,15 @@ pub(super) fn run(why: &Why, common: &Common) -> anyhow::Result<()> {
     let client = Client::find(common)?;
     let path = format!("/v1/volumes/{}", why.volume);
     let owner: OwnerStatus = client.get(&format!("{path}/owner"))?;
-    let sentences = match owner.reachable {
+    let mut sentences = match owner.reachable {
         true => of_status(&client.get(&path)?),
         false => vec![of_lost_owner(why.volume.as_str(), &owner)],
     };
+    let groups: Vec<GroupStatus> = client.get("/v1/groups")?;
+    let is_in = |group: &&GroupStatus| group.volumes.iter().any(|volume| volume.name == why.volume.as_str());
+    if let Some(group) = groups.iter().find(is_in) {
+        sentences.extend(of_group(group, owner.reachable));
+    }
     if why.json {
         return print_json(&sentences);
     }
@@ -54,6 +59,30 @@ fn of_lost_owner(volume: &str, owner: &OwnerStatus) -> String {
         },
     };
     format!("node {}, which owns the volume in epoch {}, does not answer, {lease}; {next}", owner.owner, owner.epoch)
+}
+
+fn of_group(group: &GroupStatus, is_owner_reachable: bool) -> Option<String> {
+    let name = &group.name;
+    match (&group.advice, is_owner_reachable) {
+        (Some(advice), _) => Some(format!("it is in group {name}: {advice}")),
+        (None, false) => Some(format!(
+            "it is in group {name}, whose volumes are taken over one by one, and not necessarily as of one moment; `helio group status \
+             {name}` shows whether they are together"
+        )),
+        (None, true) => {
+            let half = group
+                .snapshots
+                .iter()
+                .find(|snapshot| snapshot.is_made && snapshot.volumes.len() < group.volumes.len());
+            half.map(|snapshot| {
+                format!(
+                    "snapshot {name}@{} is there of {} only: with other volumes it is no moment of the group",
+                    snapshot.name,
+                    snapshot.volumes.join(", ")
+                )
+            })
+        }
+    }
 }
 
 fn of_status(status: &VolumeStatus) -> Vec<String> {
@@ -163,6 +192,7 @@ mod tests {
             rpo: RpoStatus::default(),
             on_write: None,
             clone_of: None,
+            group: None,
             written_bytes: 0,
         }
     }
@@ -184,6 +214,28 @@ mod tests {
         let all = of_status(&status(vec![left, away, slow]));
         assert!(all[0].contains("helio volume rejoin disk --node b --discard-tail"), "{all:?}");
         assert!(all[1].contains("node c cannot be reached") && all[2].contains("node d is 70 s behind"), "{all:?}");
+    }
+
+    #[test]
+    fn a_group_that_is_not_together_is_told_with_what_brings_it_together() {
+        use client_lib::wire::admin::{GroupSnapshot, GroupVolume};
+        let volume = |name: &str| GroupVolume { name: name.into(), owner: "a".into(), epoch: 1, replicas: vec![] };
+        let together = GroupStatus {
+            name: "db".into(),
+            id: 1,
+            owner: Some("a".into()),
+            volumes: vec![volume("disk"), volume("wal")],
+            snapshots: vec![],
+            on_write: None,
+            advice: None,
+        };
+        assert_eq!(of_group(&together, true), None);
+        assert!(of_group(&together, false).is_some_and(|said| said.contains("taken over one by one")));
+        let split = GroupStatus { advice: Some("`helio group migrate db --to b`".into()), ..together.clone() };
+        assert!(of_group(&split, true).is_some_and(|said| said.ends_with("`helio group migrate db --to b`")));
+        let snapshots = vec![GroupSnapshot { name: "monday".into(), is_made: true, volumes: vec!["wal".into()] }];
+        let half = GroupStatus { snapshots, ..together };
+        assert!(of_group(&half, true).is_some_and(|said| said.contains("snapshot db@monday is there of wal only")));
     }
 
     #[test]

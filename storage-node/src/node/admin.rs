@@ -7,10 +7,11 @@ use bytes::Bytes;
 use client_lib::clock::Clock;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AskTakeover, CancelledMigrate, ChangeLink, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot,
-    CreateVolume, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeSpace, OnWrite, OnWriteStatus,
-    OwnerStatus, Rejoin, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport,
-    VolumePolicy, VolumeStatus, VolumeSummary,
+    AskTakeover, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, ClusterStatus, CreateGroup,
+    CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList,
+    LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize,
+    RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus,
+    VolumeSummary,
 };
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
@@ -32,6 +33,7 @@ use crate::shard::scrub::ScrubAction;
 
 mod cluster;
 pub(super) mod durability;
+mod groups;
 mod handover;
 mod links;
 mod names;
@@ -268,6 +270,62 @@ impl Admin for NodeAdmin {
         Box::pin(self.delete(name))
     }
 
+    fn create_group(&self, request: CreateGroup) -> BoxFuture<'_, Result<GroupStatus, Error>> {
+        Box::pin(self.make_group(request))
+    }
+
+    fn groups(&self) -> BoxFuture<'_, Result<Vec<GroupStatus>, Error>> {
+        Box::pin(self.list_groups())
+    }
+
+    fn group<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<GroupStatus, Error>> {
+        Box::pin(self.group_status(name))
+    }
+
+    fn change_group<'a>(&'a self, name: &'a str, request: ChangeGroup) -> BoxFuture<'a, Result<GroupStatus, Error>> {
+        Box::pin(self.change_group_of(name, request))
+    }
+
+    fn delete_group<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.drop_group(name))
+    }
+
+    fn migrate_group<'a>(
+        &'a self,
+        name: &'a str,
+        request: Migrate,
+    ) -> BoxFuture<'a, Result<GroupMigrateReport, Error>> {
+        Box::pin(async move { self.migrate_group_to(name, &request).await })
+    }
+
+    fn let_group_go_on_write<'a>(
+        &'a self,
+        name: &'a str,
+        request: OnWrite,
+    ) -> BoxFuture<'a, Result<OnWriteStatus, Error>> {
+        Box::pin(async move { self.let_group_go_on_write(name, &request).await })
+    }
+
+    fn cancel_group_migrate<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CancelledMigrate, Error>> {
+        Box::pin(self.cancel_group_handover(name))
+    }
+
+    fn snapshot_group<'a>(
+        &'a self,
+        name: &'a str,
+        request: CreateSnapshot,
+    ) -> BoxFuture<'a, Result<GroupSnapshotReport, Error>> {
+        Box::pin(self.take_group_snapshot(name, request))
+    }
+
+    fn delete_group_snapshot<'a>(
+        &'a self,
+        name: &'a str,
+        snapshot: &'a str,
+    ) -> BoxFuture<'a, Result<GroupSnapshot, Error>> {
+        Box::pin(self.drop_group_snapshot(name, snapshot))
+    }
+
     fn space<'a>(&'a self, node: Option<&'a str>) -> BoxFuture<'a, Result<NodeSpace, Error>> {
         Box::pin(self.at_node(node, AdminForward::Space, || self.space_here()))
     }
@@ -307,6 +365,10 @@ impl ForwardedAdmin for NodeAdmin {
                 AdminForward::Migrate { volume, to, synced, deadline_ms } => {
                     json(&self.migrate_here(self.owned(volume).await?, to, How::asked(synced, deadline_ms)).await?)
                 }
+                AdminForward::MigrateGroup { group, to, synced, deadline_ms } => {
+                    json(&self.migrate_group_here(group, to, How::asked(synced, deadline_ms)).await?)
+                }
+                AdminForward::SnapshotGroup { group, name } => json(&self.snapshot_group_here(group, name).await?),
                 AdminForward::HandOverOnWrite { volume, to } => {
                     json(&self.hand_over_on_write(self.owned(volume).await?, to).await?)
                 }

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use client_lib::transport::BoxFuture;
 use client_lib::watch;
-use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, VolumeId};
-use consensus::{Command, Made, MetaRaft, MetaState, Response};
+use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId};
+use consensus::{Command, Ended, Made, MetaRaft, MetaState, Response};
 
 use super::METADATA_DEADLINE;
-use crate::ownership::driver::{OwnershipLog, Resize, TakeoverProposal, Transfer, TransferOutcome};
+use crate::ownership::driver::{GroupOutcome, OwnershipLog, Resize, TakeoverProposal, Transfer, TransferOutcome};
 
 /// [`OwnershipLog`] over the metadata group.
 pub struct RaftOwnership {
@@ -54,6 +54,36 @@ impl RaftOwnership {
         }
     }
 
+    async fn propose_group_transfer(&self, group: VolumeGroupId, to: NodeId, members: Vec<Ended>) -> GroupOutcome {
+        let command = Command::TransferGroup { group, from: self.me, incarnation: self.incarnation(), to, members };
+        match self.meta.propose(command, METADATA_DEADLINE).await {
+            Ok(response) => match response.into_result() {
+                Ok(Response::GroupTransferred) => GroupOutcome::Committed,
+                Ok(other) => {
+                    tracing::error!(%group, ?other, "a transfer was answered out of turn");
+                    GroupOutcome::Unknown
+                }
+                Err(refusal) => GroupOutcome::Refused(refusal),
+            },
+            Err(_) => GroupOutcome::Unknown,
+        }
+    }
+
+    async fn propose_group_snapshot(
+        &self,
+        group: VolumeGroupId,
+        name: SnapshotName,
+        members: Vec<(VolumeId, Epoch)>,
+        nonce: u64,
+    ) -> Result<SnapshotId, Error> {
+        let (from, incarnation) = (self.me, self.incarnation());
+        let command = Command::CreateGroupSnapshot { group, name, from, incarnation, members, nonce };
+        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+            Response::SnapshotCreated { snapshot } => Ok(snapshot),
+            other => Err(Error::new(ErrorKind::Internal, format!("metadata answered out of turn: {other:?}"))),
+        }
+    }
+
     async fn propose_takeover(&self, takeover: TakeoverProposal) -> TransferOutcome {
         let TakeoverProposal { volume, from, epoch, start } = takeover;
         let command = Command::Takeover { volume, from, epoch, to: self.me, incarnation: self.incarnation(), start };
@@ -72,17 +102,18 @@ impl RaftOwnership {
 
     /// A new incarnation of this node makes everything proposed under the old one void, so what a read shows
     /// afterwards is final.
-    async fn settle_volume(&self, volume: VolumeId) -> Result<(NodeId, Epoch), Error> {
+    async fn settle_volumes(&self, volumes: &[VolumeId]) -> Result<Vec<(NodeId, Epoch)>, Error> {
         let response =
             self.meta.propose(Command::NodeStarted { node: self.me }, METADATA_DEADLINE).await?.into_result()?;
         if let Response::Started { incarnation } = response {
             self.incarnation.fetch_max(incarnation, Ordering::AcqRel);
         }
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
-        let volume = state
-            .volume(volume)
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("volume {volume} was deleted")))?;
-        Ok((volume.owner, volume.epoch))
+        let owner = |id: &VolumeId| {
+            let deleted = || Error::new(ErrorKind::NotFound, format!("volume {id} was deleted"));
+            state.volume(*id).map(|volume| (volume.owner, volume.epoch)).ok_or_else(deleted)
+        };
+        volumes.iter().map(owner).collect()
     }
 
     async fn propose_resize(&self, resize: Resize) -> Result<(), Error> {
@@ -92,7 +123,7 @@ impl RaftOwnership {
         match self.meta.propose(command, METADATA_DEADLINE).await {
             Ok(response) => response.into_result().map(drop),
             Err(error) => {
-                self.settle_volume(volume).await?;
+                self.settle_volumes(&[volume]).await?;
                 match self.meta.state().volume(volume) {
                     Some(meta) if meta.size == size => Ok(()),
                     _ => Err(error),
@@ -120,8 +151,36 @@ impl OwnershipLog for RaftOwnership {
         self.meta.subscribe()
     }
 
-    fn settle(&self, volume: VolumeId) -> BoxFuture<'_, Result<(NodeId, Epoch), Error>> {
-        Box::pin(self.settle_volume(volume))
+    fn propose_group(&self, group: VolumeGroupId, to: NodeId, ended: Vec<Ended>) -> BoxFuture<'_, GroupOutcome> {
+        Box::pin(self.propose_group_transfer(group, to, ended))
+    }
+
+    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<(NodeId, Epoch)>, Error>> {
+        Box::pin(async move { self.settle_volumes(&volumes).await })
+    }
+
+    fn snapshot_group(
+        &self,
+        group: VolumeGroupId,
+        name: SnapshotName,
+        members: Vec<(VolumeId, Epoch)>,
+        nonce: u64,
+    ) -> BoxFuture<'_, Result<SnapshotId, Error>> {
+        Box::pin(self.propose_group_snapshot(group, name, members, nonce))
+    }
+
+    fn group_snapshot_made(
+        &self,
+        snapshot: SnapshotId,
+        made: Vec<(VolumeId, Epoch, Made)>,
+    ) -> BoxFuture<'_, Result<(), Error>> {
+        let command = Command::GroupSnapshotMade { snapshot, from: self.me, made };
+        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
+    }
+
+    fn drop_unmade(&self, snapshots: Vec<(VolumeId, SnapshotId)>) -> BoxFuture<'_, Result<(), Error>> {
+        let command = Command::DeleteSnapshots { snapshots, if_unmade: true };
+        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
     }
 
     fn resize(&self, resize: Resize) -> BoxFuture<'_, Result<(), Error>> {

@@ -1,4 +1,5 @@
-//! Carries out a handover: the effects of [`Handover`] on the real shard, peers and consensus.
+//! Carries out a handover of a volume, or of those of a group: the effects of [`Handover`] on the real shards, peers and consensus.
+//! What concerns several volumes is done for all of them at once, so that it takes no more round trips than for one.
 //!
 //! Runs as a task of its own, never inside a caller's future: once the source is frozen, someone must see it
 //! through, whoever stops waiting for the report.
@@ -6,22 +7,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use client_lib::transport::{BoxFuture, Class};
+use client_lib::transport::BoxFuture;
 use client_lib::watch;
-use client_lib::wire::frame::encode_head;
-use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, SnapshotId, VolumeId, VolumeSize};
-use consensus::{Made, MetaState};
+use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeSize};
+use consensus::{Ended, Made, MetaState};
+use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::gate::{Phase, View};
-use super::handover::{Effect, Event, Handover};
-use crate::peer::message::{PeerRequest, ReplicaPosition};
-use crate::propagation::manifest::Manifest;
+use super::gate::Phase;
+use super::handover::{Effect, Event, Handover, Released};
 use crate::propagation::watermarks::Watermarks;
-use crate::serve::volume::{ServedVolume, store_failure};
+use crate::serve::volume::ServedVolume;
 use crate::shard::handle::FreezeWhen;
+
+mod member;
+
+pub use member::Member;
 
 /// How long the destination may take to answer the last manifest before the handover is given up.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(10);
@@ -29,20 +31,22 @@ const PREPARE_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause before consensus is asked again for an outcome that nobody could tell.
 const RESOLVE_PAUSE: Duration = Duration::from_millis(200);
 
-/// A destination that lacks no more than so many blocks has the rest while writers are held: a mebibyte.
-const LEFT_BLOCKS_MAX: u64 = 256;
-
-/// How often it is looked how far the destination is.
-const CATCH_UP_LOOK: Duration = Duration::from_millis(10);
-
-/// How long the destination may be out of reach before it is not waited for any more.
-const CATCH_UP_PATIENCE: Duration = Duration::from_secs(30);
-
 /// What consensus said to a proposed transfer.
 #[derive(Debug)]
 pub enum TransferOutcome {
     /// Committed under this epoch.
     Committed(Epoch),
+    /// Refused: did not and will not happen.
+    Refused(Error),
+    /// Nobody knows yet.
+    Unknown,
+}
+
+/// What consensus said to a proposed transfer of several volumes.
+#[derive(Debug)]
+pub enum GroupOutcome {
+    /// Committed: each has the epoch after the one that was named.
+    Committed,
     /// Refused: did not and will not happen.
     Refused(Error),
     /// Nobody knows yet.
@@ -107,11 +111,43 @@ pub trait OwnershipLog: Send + Sync + 'static {
     /// Metadata as applied here, as it changes.
     fn states(&self) -> watch::Receiver<Arc<MetaState>>;
 
-    /// Makes sure that nothing that was proposed before can be committed after, then reads the owner of `volume`.
+    /// Proposes the end of the epochs of all volumes of `group` that this node owns, all or none.
+    fn propose_group(&self, group: VolumeGroupId, to: NodeId, ended: Vec<Ended>) -> BoxFuture<'_, GroupOutcome>;
+
+    /// Makes sure that nothing that was proposed before can be committed after, then reads the owner of each of `volumes`.
     ///
     /// # Errors
     /// When consensus cannot be reached: try again.
-    fn settle(&self, volume: VolumeId) -> BoxFuture<'_, Result<(NodeId, Epoch), Error>>;
+    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<(NodeId, Epoch)>, Error>>;
+
+    /// Lists a snapshot of all volumes of `group`, which this process is about to make, and nobody else. May be repeated with the same
+    /// `nonce`.
+    ///
+    /// # Errors
+    /// The refusal; `Unavailable` when consensus cannot be reached: it may have been committed.
+    fn snapshot_group(
+        &self,
+        group: VolumeGroupId,
+        name: SnapshotName,
+        members: Vec<(VolumeId, Epoch)>,
+        nonce: u64,
+    ) -> BoxFuture<'_, Result<SnapshotId, Error>>;
+
+    /// Tells what such a snapshot is of each volume. May be repeated.
+    ///
+    /// # Errors
+    /// The refusal: it is not listed any more. `Unavailable` when consensus cannot be reached: it may have been committed.
+    fn group_snapshot_made(
+        &self,
+        snapshot: SnapshotId,
+        made: Vec<(VolumeId, Epoch, Made)>,
+    ) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Takes snapshots that are not made, and will not be, off the list. May be repeated.
+    ///
+    /// # Errors
+    /// The refusal; `Unavailable` when consensus cannot be reached: it may have been committed.
+    fn drop_unmade(&self, snapshots: Vec<(VolumeId, SnapshotId)>) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Proposes `resize`. When it returns, the outcome is known: it was committed, or never will be.
     ///
@@ -139,10 +175,10 @@ pub trait OwnershipLog: Send + Sync + 'static {
 }
 
 /// What a handover came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandoverReport {
-    /// The new epoch.
-    pub epoch: Epoch,
+    /// The new epochs, in the order of the volumes; of one volume there is one.
+    pub epochs: Vec<Epoch>,
     /// From the freeze to the release: how long writers were held.
     pub held: Duration,
     /// Bytes that the destination knew of and did not hold when it was prepared.
@@ -151,19 +187,16 @@ pub struct HandoverReport {
     pub caught_up: Duration,
 }
 
-/// One handover of one volume.
+/// One handover.
 pub struct Driver {
-    volume: Arc<ServedVolume>,
+    members: Vec<Member>,
     to: NodeId,
-    epoch: Epoch,
+    /// The group that the volumes are all of, as far as they are owned here; else there is one.
+    group: Option<VolumeGroupId>,
     log: Arc<dyn OwnershipLog>,
     cancel: CancellationToken,
-    /// Where the destination is, if it must hold everything first.
-    synced: Option<Arc<Watermarks>>,
     when: FreezeWhen,
     caught_up: Duration,
-    position: ReplicaPosition,
-    digest: u64,
 }
 
 impl Driver {
@@ -176,245 +209,186 @@ impl Driver {
         log: Arc<dyn OwnershipLog>,
         cancel: CancellationToken,
     ) -> Driver {
-        let (position, caught_up) = (ReplicaPosition::default(), Duration::ZERO);
-        let when = FreezeWhen::Always;
-        Driver { volume, to, epoch, log, cancel, synced: None, when, caught_up, position, digest: 0 }
+        let members = vec![Member::new(volume, to, epoch)];
+        Driver { members, to, group: None, log, cancel, when: FreezeWhen::Always, caught_up: Duration::ZERO }
     }
 
-    /// The same, but the volume is handed over only when the destination holds everything, as `watermarks` tells: from then on the
-    /// loss of the source costs nothing.
+    /// The same of several volumes, with the epochs in which they are owned here: all of `group` that are.
     #[must_use]
-    pub fn synced(self, watermarks: Arc<Watermarks>) -> Driver {
-        Driver { synced: Some(watermarks), ..self }
+    pub fn of_group(
+        group: VolumeGroupId,
+        volumes: Vec<(Arc<ServedVolume>, Epoch)>,
+        to: NodeId,
+        log: Arc<dyn OwnershipLog>,
+        cancel: CancellationToken,
+    ) -> Driver {
+        let members = volumes.into_iter().map(|(volume, epoch)| Member::new(volume, to, epoch)).collect();
+        let (when, caught_up) = (FreezeWhen::Always, Duration::ZERO);
+        Driver { members, to, group: Some(group), log, cancel, when, caught_up }
     }
 
-    /// The same, but the volume is handed over only as a virtual machine that was stopped leaves it: flushed, with nothing under way.
+    /// The same, but it is handed over only when the destination holds everything, as `watermarks` tells of each volume: from then on
+    /// the loss of the source costs nothing.
+    #[must_use]
+    pub fn synced(mut self, watermarks: Vec<Arc<Watermarks>>) -> Driver {
+        assert_eq!(watermarks.len(), self.members.len(), "every volume has them");
+        for (member, watermarks) in self.members.iter_mut().zip(watermarks) {
+            member.synced = Some(watermarks);
+        }
+        self
+    }
+
+    /// The same, but it is handed over only as a virtual machine that was stopped leaves its disks: flushed, with nothing under way.
     #[must_use]
     pub fn flushed(self) -> Driver {
         Driver { when: FreezeWhen::Flushed, ..self }
     }
 
-    /// Hands over, or leaves the volume where it was and says why.
+    /// Hands over, or leaves everything where it was and says why.
     ///
     /// # Errors
-    /// The volume stays owned here and goes on.
+    /// What stays owned here goes on.
     ///
     /// # Cancel safety
     /// Not safe: run it as a task.
     pub async fn run(mut self) -> Result<HandoverReport, Error> {
         // Whoever waits for the destination does not wait for its policy or its link's.
-        let _hurry = self.synced.as_ref().map(|_| self.volume.sending.hurry(self.to));
+        let waited_for = self.members.iter().filter(|member| member.synced.is_some());
+        let _hurry: Vec<_> = waited_for.map(|member| member.volume.sending.hurry(self.to)).collect();
         // Before anything is held: is the destination there, and near? What is sent now need not be sent frozen.
-        self.position = self.ask(PeerRequest::ReplicaStatus { volume: self.volume.id, epoch: self.epoch }).await?;
+        try_join_all(self.members.iter_mut().map(Member::ask_position)).await?;
         let asked = Instant::now();
-        self.catch_up(None).await?;
+        try_join_all(self.members.iter().map(|member| member.catch_up(None, &self.cancel))).await?;
         self.caught_up = asked.elapsed();
         if self.when == FreezeWhen::Always {
             // Else nobody writes, so nobody would be held up by what is sent frozen.
-            self.send_manifest().await?;
+            try_join_all(self.members.iter_mut().map(Member::send_manifest)).await?;
         }
 
         let began = Instant::now();
-        let mut machine = Handover::new(self.to, self.epoch);
+        let mut machine = Handover::new(self.to, self.members.iter().map(|member| member.epoch).collect());
         let mut effect = machine.on(Event::Start);
-        let mut report = None;
-        let mut failure = None;
         while let Some(next) = effect {
             effect = match next {
                 Effect::Thaw(error) => {
-                    self.volume.shard.thaw(self.volume.id).await.map_err(store_failure)?;
-                    self.volume.gate.set_phase(self.epoch, Phase::Owner);
-                    failure = Some(error);
-                    None
+                    self.release(&vec![Released::Here; self.members.len()]).await?;
+                    return Err(error);
                 }
-                Effect::StepDown { owner, epoch } => {
-                    let stepped_down = self.step_down(owner, epoch, began).await?;
-                    if owner == self.to {
-                        report = Some(stepped_down);
-                    } else {
-                        let what = format!("the volume was taken over by node {owner} meanwhile");
-                        failure = Some(Error::new(ErrorKind::Fenced, what));
-                    }
-                    None
+                Effect::Release { volumes, failure } => {
+                    self.release(&volumes).await?;
+                    return match failure {
+                        None => Ok(self.report(&volumes, began.elapsed())),
+                        Some(failure) => Err(failure),
+                    };
                 }
                 step => {
                     let event = self.carry_out(step).await;
-                    tracing::debug!(volume = %self.volume.name, epoch = %self.epoch, ?event, since = ?began.elapsed(), "handover");
+                    tracing::debug!(volume = %self.names(), ?event, since = ?began.elapsed(), "handover");
                     machine.on(event)
                 }
             };
         }
-        match (report, failure) {
-            (Some(report), _) => Ok(report),
-            (None, failure) => Err(failure.expect("a handover ends stepped down or thawed")),
-        }
+        unreachable!("a handover ends thawed or released")
     }
 
     async fn carry_out(&mut self, step: Effect) -> Event {
         match step {
-            Effect::Freeze => match self.volume.shard.freeze(self.volume.id, self.when).await {
-                Ok(final_lsn) => Event::Frozen(final_lsn),
-                Err(error) => Event::Failed(store_failure(error)),
-            },
-            Effect::Prepare { final_lsn } => {
-                let cancel = self.cancel.clone();
-                tokio::select! {
-                    biased;
-                    () = cancel.cancelled() => Event::Failed(Error::new(ErrorKind::Closed, "the handover was cancelled")),
-                    prepared = tokio::time::timeout(PREPARE_DEADLINE, self.prepare(final_lsn)) => match prepared {
-                        Ok(Ok(known)) => Event::Prepared(known),
-                        Ok(Err(error)) => Event::Failed(error),
-                        Err(_) => Event::Failed(Error::new(
-                            ErrorKind::Unavailable,
-                            format!("node {} did not take the last manifest within {PREPARE_DEADLINE:?}", self.to),
-                        )),
-                    },
+            Effect::Freeze => {
+                // All of them, before it is looked what came of any: whatever fails, none is left half way.
+                let frozen = join_all(self.members.iter().map(|member| member.freeze(self.when))).await;
+                match frozen.into_iter().collect() {
+                    Ok(final_lsns) => Event::Frozen(final_lsns),
+                    Err(error) => Event::Failed(error),
                 }
             }
-            Effect::Propose { final_lsn } => {
-                // From here on this node must not answer reads from its own copy either.
-                self.volume.gate.set_phase(self.epoch, Phase::Transferring);
-                let transfer = Transfer {
-                    volume: self.volume.id,
-                    epoch: self.epoch,
-                    to: self.to,
-                    final_lsn,
-                    manifest_digest: self.digest,
-                };
-                match self.log.propose(transfer).await {
-                    TransferOutcome::Committed(epoch) => Event::Committed(epoch),
+            Effect::Prepare { final_lsns } => self.prepare(&final_lsns).await,
+            Effect::Propose { final_lsns } => {
+                // From here on this node must not answer reads from its own copies either.
+                for member in &self.members {
+                    member.volume.gate.set_phase(member.epoch, Phase::Transferring);
+                }
+                self.propose(&final_lsns).await
+            }
+            Effect::Resolve => {
+                let volumes = self.members.iter().map(|member| member.volume.id).collect();
+                match self.log.settle(volumes).await {
+                    Ok(owners) => Event::Resolved(owners),
+                    Err(error) => {
+                        tracing::warn!(volume = %self.names(), %error, "the outcome of a handover is not known yet; I/O is held");
+                        tokio::time::sleep(RESOLVE_PAUSE).await;
+                        Event::Unknown
+                    }
+                }
+            }
+            Effect::Thaw(_) | Effect::Release { .. } => unreachable!("handled by the caller"),
+        }
+    }
+
+    async fn prepare(&mut self, final_lsns: &[Lsn]) -> Event {
+        let (to, cancel) = (self.to, self.cancel.clone());
+        let members = self.members.iter_mut().zip(final_lsns);
+        let all = try_join_all(members.map(|(member, final_lsn)| member.prepare(*final_lsn, &cancel)));
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Event::Failed(Error::new(ErrorKind::Closed, "the handover was cancelled")),
+            prepared = tokio::time::timeout(PREPARE_DEADLINE, all) => match prepared {
+                Ok(Ok(known)) => Event::Prepared(known),
+                Ok(Err(error)) => Event::Failed(error),
+                Err(_) => Event::Failed(Error::new(
+                    ErrorKind::Unavailable,
+                    format!("node {to} did not take the last manifest within {PREPARE_DEADLINE:?}"),
+                )),
+            },
+        }
+    }
+
+    async fn propose(&self, final_lsns: &[Lsn]) -> Event {
+        let to = self.to;
+        match (self.group, self.members.as_slice(), final_lsns) {
+            (Some(group), members, final_lsns) => {
+                let ended =
+                    members.iter().zip(final_lsns).map(|(member, final_lsn)| member.ended(*final_lsn)).collect();
+                match self.log.propose_group(group, to, ended).await {
+                    GroupOutcome::Committed => {
+                        Event::Committed(members.iter().map(|member| member.epoch.next()).collect())
+                    }
+                    GroupOutcome::Refused(error) => Event::Refused(error),
+                    GroupOutcome::Unknown => Event::Unknown,
+                }
+            }
+            (None, [member], [final_lsn]) => {
+                let Ended { volume, epoch, final_lsn, manifest_digest } = member.ended(*final_lsn);
+                match self.log.propose(Transfer { volume, epoch, to, final_lsn, manifest_digest }).await {
+                    TransferOutcome::Committed(epoch) => Event::Committed(vec![epoch]),
                     TransferOutcome::Refused(error) => Event::Refused(error),
                     TransferOutcome::Unknown => Event::Unknown,
                 }
             }
-            Effect::Resolve => match self.log.settle(self.volume.id).await {
-                Ok((owner, epoch)) => Event::Resolved { owner, epoch },
-                Err(error) => {
-                    tracing::warn!(volume = %self.volume.name, epoch = %self.epoch, %error, "the outcome of a handover is not known yet; I/O is held");
-                    tokio::time::sleep(RESOLVE_PAUSE).await;
-                    Event::Unknown
-                }
-            },
-            Effect::Thaw(_) | Effect::StepDown { .. } => unreachable!("handled by the caller"),
+            _ => unreachable!("without a group there is one volume"),
         }
     }
 
-    /// Waits until the destination holds everything up to `final_lsn`, or, without that, lacks little; if that is asked for.
-    async fn catch_up(&self, final_lsn: Option<Lsn>) -> Result<(), Error> {
-        let Some(watermarks) = &self.synced else { return Ok(()) };
-        let mut reached = Instant::now();
-        loop {
-            let progress = watermarks.snapshot().remove(&self.to).unwrap_or_default();
-            if let Some(tail) = progress.tail {
-                return Err(tail.refusal(self.to));
-            }
-            let watermark = progress.position.watermark;
-            let is_there = match final_lsn {
-                Some(lsn) => watermark >= lsn,
-                None => {
-                    let lacks = self.volume.shard.changed_blocks(self.volume.id, watermark).await;
-                    lacks.map_err(store_failure)? <= LEFT_BLOCKS_MAX
-                }
-            };
-            if is_there {
-                return Ok(());
-            }
-            if progress.reachable {
-                reached = Instant::now();
-            } else if reached.elapsed() >= CATCH_UP_PATIENCE {
-                let why = progress.error.unwrap_or_else(|| "it does not answer".to_owned());
-                let what =
-                    format!("node {} cannot be brought up to date: {why}; the volume stays where it is", self.to);
-                return Err(Error::new(ErrorKind::Unavailable, what));
-            }
-            if self.volume.gate.view().epoch != self.epoch {
-                let what = format!("volume {} has another owner by now", self.volume.name);
-                return Err(Error::new(ErrorKind::Busy, what));
-            }
-            tokio::select! {
-                biased;
-                () = self.cancel.cancelled() => {
-                    return Err(Error::new(ErrorKind::Closed, "the handover was cancelled"));
-                }
-                () = tokio::time::sleep(CATCH_UP_LOOK) => {}
-            }
-        }
+    /// Releases every volume as it is said, whatever fails with one of them.
+    async fn release(&self, released: &[Released]) -> Result<(), Error> {
+        let members = self.members.iter().zip(released);
+        let all = join_all(members.map(|(member, released)| member.release(*released))).await;
+        all.into_iter().collect()
     }
 
-    async fn prepare(&mut self, final_lsn: Lsn) -> Result<Lsn, Error> {
-        self.catch_up(Some(final_lsn)).await?;
-        let manifest = self.send_snapshots().await?;
-        if manifest.to != final_lsn {
-            return Err(Error::new(
-                ErrorKind::Internal,
-                format!("the last manifest ends at {}, the epoch at {final_lsn}", manifest.to),
-            ));
-        }
-        self.digest = digest(&manifest)?;
-        let mut ledger = self.volume.shard.ledger(self.volume.id).await.map_err(store_failure)?;
-        ledger.claim = ledger.claim.max(self.volume.writers.claimed());
-        self.position =
-            self.ask(PeerRequest::Prepare { volume: self.volume.id, epoch: self.epoch, manifest, ledger }).await?;
-        if self.position.known != final_lsn {
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("node {} knows the volume up to {}, not {final_lsn}", self.to, self.position.known),
-            ));
-        }
-        Ok(self.position.known)
-    }
-
-    async fn step_down(&self, owner: NodeId, epoch: Epoch, began: Instant) -> Result<HandoverReport, Error> {
-        // The shard first: once the gate is open, what was held must not be admitted here.
-        self.volume.shard.deactivate(self.volume.id, epoch).await.map_err(store_failure)?;
-        self.volume.gate.set(View { owner, epoch, phase: Phase::Elsewhere });
-        Ok(HandoverReport {
-            epoch,
-            held: began.elapsed(),
-            stale_bytes: self.position.stale_blocks * u64::from(BLOCK_SIZE),
-            caught_up: self.caught_up,
-        })
-    }
-
-    async fn send_manifest(&mut self) -> Result<(), Error> {
-        let manifest = self.send_snapshots().await?;
-        self.send(manifest).await
-    }
-
-    /// Sends the manifests that end at a snapshot which the destination does not know, and returns the one that goes on to
-    /// the newest write.
-    async fn send_snapshots(&mut self) -> Result<Manifest, Error> {
-        loop {
-            let (known, newest) = (self.position.known, self.position.newest_snapshot);
-            let sealed = self.volume.shard.seal_manifest(self.volume.id, known, newest, None).await;
-            let (manifest, _) = sealed.map_err(store_failure)?;
-            if manifest.mark.is_none() {
-                return Ok(manifest);
-            }
-            self.send(manifest).await?;
-        }
-    }
-
-    async fn send(&mut self, manifest: Manifest) -> Result<(), Error> {
-        let request = PeerRequest::Manifest {
-            volume: self.volume.id,
-            epoch: self.epoch,
-            manifest,
-            seal: false,
-            durable: true,
-            prune: Lsn::ZERO,
+    fn report(&self, released: &[Released], held: Duration) -> HandoverReport {
+        let epoch = |released: &Released| match released {
+            Released::To { epoch, .. } => Some(*epoch),
+            Released::Here => None,
         };
-        self.position = self.ask(request).await?;
-        Ok(())
+        HandoverReport {
+            epochs: released.iter().filter_map(epoch).collect(),
+            held,
+            stale_bytes: self.members.iter().map(Member::stale_bytes).sum(),
+            caught_up: self.caught_up,
+        }
     }
 
-    async fn ask(&self, request: PeerRequest) -> Result<ReplicaPosition, Error> {
-        self.volume.peers.ask_position(self.to, Class::Control, request, Bytes::new()).await
+    fn names(&self) -> String {
+        self.members.iter().map(|member| member.volume.name.as_str()).collect::<Vec<_>>().join(", ")
     }
-}
-
-fn digest(manifest: &Manifest) -> Result<u64, Error> {
-    let encoded = encode_head(manifest)
-        .map_err(|error| Error::new(ErrorKind::Internal, "a manifest cannot be encoded").caused_by(error))?;
-    Ok(u64::from(crc32fast::hash(&encoded)))
 }

@@ -1,21 +1,23 @@
-//! The planned change of a volume's owner, as a pure state machine at the source.
+//! The planned change of owner of one volume, or of several in one step, as a pure state machine at the source.
 //!
 //! Events in, effects out: no I/O, no clock. The driver carries out the effects one at a time and reports
-//! each outcome as an event. What must hold, whatever fails and whenever:
+//! each outcome as an event; what concerns several volumes it does for all of them at once. What must hold, whatever fails and whenever:
 //!
-//! - nothing but `Thaw` or `Step down` ends a hold, so no write is acked in between;
+//! - nothing but `Thaw` or `Release` ends a hold, so no write is acked in between;
+//! - no end of an epoch is told before every volume is held, and none is released before all may be: that is the one cut of several;
 //! - until the proposal, any failure thaws and the source goes on as owner;
 //! - from the proposal on, the source stays frozen until it *knows* the outcome: a proposal whose reply was
 //!   lost may still commit. Only consensus can tell, so the machine asks it ([`Effect::Resolve`]) until it can;
-//! - the epoch may end by a takeover meanwhile ([`super::takeover`]): then the source steps down for whoever has it.
+//! - an epoch may end by a takeover meanwhile ([`super::takeover`]): then the source steps down for whoever has it. A takeover is of
+//!   one volume, and makes the proposal of several void: the others stay.
 //!
 //! ```text
 //!            Start            Frozen            Prepared           Committed
-//!  Serving ────────► Freezing ───────► Preparing ───────► Proposing ────────► SteppedDown
-//!     ▲                 │ Failed           │ Failed           │ Refused             ▲
-//!     └─────────────────┴──────────────────┴──────────────────┤                     │
-//!                                                    Unknown, ▼   Resolved(moved)   │
-//!                              Resolved(not moved) ── Resolving ────────────────────┘
+//!  Serving ────────► Freezing ───────► Preparing ───────► Proposing ────────► Over
+//!     ▲                 │ Failed           │ Failed           │ Refused          ▲
+//!     └─────────────────┴──────────────────┴──────────────────┤                  │
+//!                                                    Unknown, ▼   Resolved       │
+//!                             Resolved(none moved) ── Resolving ─────────────────┘
 //!                                                     Refused as not the owner
 //! ```
 
@@ -26,59 +28,68 @@ use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};
 enum State {
     Serving,
     Freezing,
-    Preparing { final_lsn: Lsn },
-    Proposing { final_lsn: Lsn },
-    Resolving { final_lsn: Lsn },
-    SteppedDown,
+    Preparing { final_lsns: Vec<Lsn> },
+    Proposing,
+    Resolving,
+    Over,
 }
 
-/// What has happened.
+/// What has happened. What is told of each volume is in the order of the volumes.
 #[derive(Debug)]
 pub enum Event {
     /// Begin.
     Start,
-    /// No write is under way any more and all are synced; this is the last LSN.
-    Frozen(Lsn),
-    /// The destination holds, durably, the manifest up to this LSN.
-    Prepared(Lsn),
+    /// Every volume is held: no write is under way any more and all are synced; these are the last LSNs.
+    Frozen(Vec<Lsn>),
+    /// The destination holds, durably, the manifest of each volume up to this LSN.
+    Prepared(Vec<Lsn>),
     /// A step before the proposal failed or was cancelled.
     Failed(Error),
-    /// The transfer was committed under this epoch.
-    Committed(Epoch),
+    /// The transfer was committed, under these epochs.
+    Committed(Vec<Epoch>),
     /// Consensus refused the transfer: it certainly did not happen and never will.
     Refused(Error),
     /// No answer: the transfer may or may not have been, or still be, committed.
     Unknown,
-    /// A linearizable read, made after the proposal was fenced off, showed this owner and epoch.
-    Resolved {
-        /// The owner it showed.
-        owner: NodeId,
-        /// The epoch it showed.
-        epoch: Epoch,
-    },
+    /// A linearizable read, made after the proposal was fenced off, showed these owners and epochs.
+    Resolved(Vec<(NodeId, Epoch)>),
 }
 
 /// What the driver must do next.
 #[derive(Debug)]
 pub enum Effect {
-    /// Hold new writes, wait for those under way, sync; then [`Event::Frozen`].
+    /// Hold new writes of every volume, wait for those under way, sync; then [`Event::Frozen`].
     Freeze,
-    /// Send the last manifest to the destination; then [`Event::Prepared`].
+    /// Send the last manifest of each volume to the destination; then [`Event::Prepared`].
     Prepare {
-        /// Where it must end.
-        final_lsn: Lsn,
+        /// Where each must end.
+        final_lsns: Vec<Lsn>,
     },
-    /// Hold reads too, then propose the transfer; then `Committed`, `Refused` or `Unknown`.
+    /// Hold reads too, then propose the transfer of all; then `Committed`, `Refused` or `Unknown`.
     Propose {
-        /// The last LSN of the epoch.
-        final_lsn: Lsn,
+        /// The last LSN of each epoch.
+        final_lsns: Vec<Lsn>,
     },
-    /// Make sure the proposal can not be committed later, then read the volume's owner; then `Resolved`.
+    /// Make sure the proposal can not be committed later, then read the volumes' owners; then `Resolved`.
     Resolve,
-    /// Go on as owner, release everything held, and report this failure.
+    /// Go on as owner of all, release everything held, and report this failure.
     Thaw(Error),
-    /// Become a replica of this owner, then release everything held: it goes there.
-    StepDown {
+    /// Do with each volume what is said here, then release everything held.
+    Release {
+        /// For each volume.
+        volumes: Vec<Released>,
+        /// Why not all of them went where they should, if so.
+        failure: Option<Error>,
+    },
+}
+
+/// What becomes of a volume when the outcome is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// It stays here.
+    Here,
+    /// It is followed here from now on.
+    To {
         /// The new owner.
         owner: NodeId,
         /// The epoch of its ownership.
@@ -90,15 +101,15 @@ pub enum Effect {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Handover {
     to: NodeId,
-    epoch: Epoch,
+    epochs: Vec<Epoch>,
     state: State,
 }
 
 impl Handover {
-    /// A handover of a volume that is owned in `epoch`, to node `to`.
+    /// A handover of volumes that are owned in `epochs`, to node `to`.
     #[must_use]
-    pub fn new(to: NodeId, epoch: Epoch) -> Handover {
-        Handover { to, epoch, state: State::Serving }
+    pub fn new(to: NodeId, epochs: Vec<Epoch>) -> Handover {
+        Handover { to, epochs, state: State::Serving }
     }
 
     /// Whether the handover may still be cancelled: nothing has been proposed.
@@ -112,52 +123,68 @@ impl Handover {
     /// # Panics
     /// On an event that its state cannot have: the driver answers each effect with one of its outcomes.
     pub fn on(&mut self, event: Event) -> Option<Effect> {
-        let state = std::mem::replace(&mut self.state, State::SteppedDown);
+        let state = std::mem::replace(&mut self.state, State::Over);
         let (next, effect) = match (state, event) {
-            (State::Serving, Event::Start) => (State::Freezing, Some(Effect::Freeze)),
-            (State::Freezing, Event::Frozen(final_lsn)) => {
-                (State::Preparing { final_lsn }, Some(Effect::Prepare { final_lsn }))
+            (State::Serving, Event::Start) => (State::Freezing, Effect::Freeze),
+            (State::Freezing, Event::Frozen(final_lsns)) => {
+                assert_eq!(final_lsns.len(), self.epochs.len(), "every volume is frozen");
+                (State::Preparing { final_lsns: final_lsns.clone() }, Effect::Prepare { final_lsns })
             }
-            (State::Preparing { final_lsn }, Event::Prepared(known)) => {
+            (State::Preparing { final_lsns }, Event::Prepared(known)) => {
                 // The destination may not know more than the source wrote, and must not know less.
-                assert_eq!(known, final_lsn, "the destination is prepared up to the final LSN");
-                (State::Proposing { final_lsn }, Some(Effect::Propose { final_lsn }))
+                assert_eq!(known, final_lsns, "the destination is prepared up to the final LSN");
+                (State::Proposing, Effect::Propose { final_lsns })
             }
-            (State::Freezing | State::Preparing { .. }, Event::Failed(error)) => {
-                (State::Serving, Some(Effect::Thaw(error)))
+            (State::Freezing | State::Preparing { .. }, Event::Failed(error)) => (State::Serving, Effect::Thaw(error)),
+            (State::Proposing, Event::Refused(error)) if error.kind() == ErrorKind::NotOwner => {
+                // An epoch is over: whoever owns the volume now took it over.
+                (State::Resolving, Effect::Resolve)
             }
-            (State::Proposing { final_lsn }, Event::Refused(error)) if error.kind() == ErrorKind::NotOwner => {
-                // The epoch is over: whoever owns the volume now took it over.
-                (State::Resolving { final_lsn }, Some(Effect::Resolve))
+            (State::Proposing, Event::Refused(error)) => (State::Serving, Effect::Thaw(error)),
+            (State::Proposing, Event::Committed(epochs)) => {
+                assert!(
+                    epochs.iter().copied().eq(self.epochs.iter().map(|epoch| epoch.next())),
+                    "a transfer raises each epoch by one"
+                );
+                let to = |epoch| Released::To { owner: self.to, epoch };
+                let volumes = epochs.into_iter().map(to).collect();
+                (State::Over, Effect::Release { volumes, failure: None })
             }
-            (State::Proposing { .. }, Event::Refused(error)) => (State::Serving, Some(Effect::Thaw(error))),
-            (State::Proposing { .. }, Event::Committed(epoch)) => {
-                assert_eq!(epoch, self.epoch.next(), "a transfer raises the epoch by one");
-                (State::SteppedDown, Some(Effect::StepDown { owner: self.to, epoch }))
-            }
-            (State::Proposing { final_lsn } | State::Resolving { final_lsn }, Event::Unknown) => {
-                (State::Resolving { final_lsn }, Some(Effect::Resolve))
-            }
-            (State::Resolving { .. }, Event::Resolved { owner, epoch }) => {
-                if epoch == self.epoch {
-                    let error = Error::new(
-                        ErrorKind::Unavailable,
-                        format!(
-                            "the transfer to node {} was not committed; the volume stays where it was, try again",
-                            self.to
-                        ),
-                    );
-                    (State::Serving, Some(Effect::Thaw(error)))
-                } else {
-                    // This very transfer, or a takeover.
-                    assert!(epoch > self.epoch, "epochs only rise: had {}, saw {epoch} of node {owner}", self.epoch);
-                    (State::SteppedDown, Some(Effect::StepDown { owner, epoch }))
-                }
-            }
+            (State::Proposing | State::Resolving, Event::Unknown) => (State::Resolving, Effect::Resolve),
+            (State::Resolving, Event::Resolved(owners)) => self.resolved(&owners),
             (state, event) => panic!("handover in state {state:?} cannot take {event:?}"),
         };
         self.state = next;
-        effect
+        Some(effect)
+    }
+
+    /// Every volume's owner is known, for good.
+    fn resolved(&self, owners: &[(NodeId, Epoch)]) -> (State, Effect) {
+        assert_eq!(owners.len(), self.epochs.len(), "every volume has an owner");
+        let released = |(before, (owner, epoch)): (&Epoch, &(NodeId, Epoch))| {
+            assert!(epoch >= before, "epochs only rise: had {before}, saw {epoch} of node {owner}");
+            if epoch == before { Released::Here } else { Released::To { owner: *owner, epoch: *epoch } }
+        };
+        let volumes: Vec<Released> = self.epochs.iter().zip(owners).map(released).collect();
+        if volumes.iter().all(|released| *released == Released::Here) {
+            let what = format!("the transfer to node {} was not committed; nothing has moved, try again", self.to);
+            return (State::Serving, Effect::Thaw(Error::new(ErrorKind::Unavailable, what)));
+        }
+        // This very transfer, or takeovers: by the destination, that is as good.
+        let lost = volumes.iter().find_map(|released| match released {
+            Released::To { owner, .. } if *owner != self.to => Some(*owner),
+            _ => None,
+        });
+        let failure = match lost {
+            Some(owner) => Some(format!("the volume was taken over by node {owner} meanwhile")),
+            // Not the transfer, which is of all or none.
+            None if volumes.contains(&Released::Here) => {
+                Some(format!("one of the volumes was taken over by node {} meanwhile; the others stay", self.to))
+            }
+            None => None,
+        };
+        let failure = failure.map(|what| Error::new(ErrorKind::Fenced, what));
+        (State::Over, Effect::Release { volumes, failure })
     }
 }
 
@@ -168,13 +195,20 @@ mod tests {
     const TO: NodeId = NodeId(2);
     const EPOCH: Epoch = Epoch(4);
     const FINAL: Lsn = Lsn::new(EPOCH, 99);
+    const OTHER: Epoch = Epoch(7);
+    const OTHER_FINAL: Lsn = Lsn::new(OTHER, 5);
 
-    fn proposing() -> Handover {
-        let mut handover = Handover::new(TO, EPOCH);
+    /// Of a volume, or of two.
+    fn proposing(of_two: bool) -> Handover {
+        let count = if of_two { 2 } else { 1 };
+        let lsns = || [FINAL, OTHER_FINAL][..count].to_vec();
+        let mut handover = Handover::new(TO, [EPOCH, OTHER][..count].to_vec());
         assert!(matches!(handover.on(Event::Start), Some(Effect::Freeze)));
-        assert!(matches!(handover.on(Event::Frozen(FINAL)), Some(Effect::Prepare { final_lsn }) if final_lsn == FINAL));
+        assert!(
+            matches!(handover.on(Event::Frozen(lsns())), Some(Effect::Prepare { final_lsns }) if final_lsns == lsns())
+        );
         assert!(handover.abortable());
-        assert!(matches!(handover.on(Event::Prepared(FINAL)), Some(Effect::Propose { .. })));
+        assert!(matches!(handover.on(Event::Prepared(lsns())), Some(Effect::Propose { .. })));
         assert!(!handover.abortable());
         handover
     }
@@ -183,57 +217,79 @@ mod tests {
         Error::new(ErrorKind::Unavailable, "link down")
     }
 
+    fn to(owner: NodeId, epoch: u64) -> Released {
+        Released::To { owner, epoch: Epoch(epoch) }
+    }
+
+    /// What is released how, and whether that is a failure.
+    fn released(effect: Option<Effect>) -> (Vec<Released>, bool) {
+        let Some(Effect::Release { volumes, failure }) = effect else { panic!("{effect:?} releases nothing") };
+        (volumes, failure.is_some())
+    }
+
     #[test]
     fn a_committed_transfer_steps_down() {
-        assert!(matches!(
-            proposing().on(Event::Committed(Epoch(5))),
-            Some(Effect::StepDown { owner: TO, epoch: Epoch(5) })
-        ));
+        assert_eq!(released(proposing(false).on(Event::Committed(vec![Epoch(5)]))), (vec![to(TO, 5)], false));
+        let committed = proposing(true).on(Event::Committed(vec![Epoch(5), Epoch(8)]));
+        assert_eq!(released(committed), (vec![to(TO, 5), to(TO, 8)], false));
     }
 
     #[test]
     fn an_epoch_that_a_takeover_ended_steps_down_for_the_new_owner() {
-        let mut handover = proposing();
+        let mut handover = proposing(false);
         let over = Error::new(ErrorKind::NotOwner, "the epoch is over");
         assert!(matches!(handover.on(Event::Refused(over)), Some(Effect::Resolve)), "does not thaw");
-        let resolved = handover.on(Event::Resolved { owner: NodeId(3), epoch: Epoch(5) });
-        assert!(matches!(resolved, Some(Effect::StepDown { owner: NodeId(3), epoch: Epoch(5) })));
+        let resolved = handover.on(Event::Resolved(vec![(NodeId(3), Epoch(5))]));
+        assert_eq!(released(resolved), (vec![to(NodeId(3), 5)], true));
+    }
+
+    #[test]
+    fn a_takeover_of_one_of_two_leaves_the_other_where_it_was() {
+        for by in [TO, NodeId(3)] {
+            let mut handover = proposing(true);
+            handover.on(Event::Unknown);
+            let resolved = handover.on(Event::Resolved(vec![(NodeId(1), EPOCH), (by, Epoch(8))]));
+            assert_eq!(released(resolved), (vec![Released::Here, to(by, 8)], true));
+        }
     }
 
     #[test]
     fn a_failure_before_the_proposal_thaws() {
-        let mut handover = Handover::new(TO, EPOCH);
+        let mut handover = Handover::new(TO, vec![EPOCH]);
         handover.on(Event::Start);
         assert!(matches!(handover.on(Event::Failed(failure())), Some(Effect::Thaw(_))));
 
-        let mut handover = Handover::new(TO, EPOCH);
+        let mut handover = Handover::new(TO, vec![EPOCH, OTHER]);
         handover.on(Event::Start);
-        handover.on(Event::Frozen(FINAL));
+        handover.on(Event::Frozen(vec![FINAL, OTHER_FINAL]));
         assert!(matches!(handover.on(Event::Failed(failure())), Some(Effect::Thaw(_))));
         assert!(handover.abortable(), "and may be started again");
     }
 
     #[test]
     fn an_unknown_outcome_holds_until_consensus_tells() {
-        let mut handover = proposing();
-        assert!(matches!(handover.on(Event::Unknown), Some(Effect::Resolve)));
-        assert!(matches!(handover.on(Event::Unknown), Some(Effect::Resolve)), "asks again, does not thaw");
-        assert!(matches!(
-            handover.on(Event::Resolved { owner: TO, epoch: Epoch(5) }),
-            Some(Effect::StepDown { owner: TO, epoch: Epoch(5) })
-        ));
+        for of_two in [false, true] {
+            let count = if of_two { 2 } else { 1 };
+            let mut handover = proposing(of_two);
+            assert!(matches!(handover.on(Event::Unknown), Some(Effect::Resolve)));
+            assert!(matches!(handover.on(Event::Unknown), Some(Effect::Resolve)), "asks again, does not thaw");
+            let moved = [(TO, Epoch(5)), (TO, Epoch(8))][..count].to_vec();
+            let all = [to(TO, 5), to(TO, 8)][..count].to_vec();
+            assert_eq!(released(handover.on(Event::Resolved(moved))), (all, false));
 
-        let mut handover = proposing();
-        handover.on(Event::Unknown);
-        assert!(matches!(handover.on(Event::Resolved { owner: NodeId(1), epoch: EPOCH }), Some(Effect::Thaw(_))));
+            let mut handover = proposing(of_two);
+            handover.on(Event::Unknown);
+            let stayed = [(NodeId(1), EPOCH), (NodeId(1), OTHER)][..count].to_vec();
+            assert!(matches!(handover.on(Event::Resolved(stayed)), Some(Effect::Thaw(_))));
+        }
     }
 
     #[test]
     #[should_panic(expected = "prepared up to the final LSN")]
     fn a_destination_that_misses_the_end_is_not_proposed() {
-        let mut handover = Handover::new(TO, EPOCH);
+        let mut handover = Handover::new(TO, vec![EPOCH]);
         handover.on(Event::Start);
-        handover.on(Event::Frozen(FINAL));
-        handover.on(Event::Prepared(Lsn::new(EPOCH, 98)));
+        handover.on(Event::Frozen(vec![FINAL]));
+        handover.on(Event::Prepared(vec![Lsn::new(EPOCH, 98)]));
     }
 }

@@ -6,7 +6,7 @@
 
 use bytes::{Bytes, BytesMut};
 use client_lib::wire::frame::{Frame, ServiceId, decode_head, encode_head};
-use client_lib::{BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, SnapshotId, VolumeId};
+use client_lib::{BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, SnapshotId, VolumeGroupId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::ownership::standing::Tail;
@@ -110,6 +110,10 @@ pub enum AdminForward {
     CancelMigrate { volume: VolumeId },
     /// What went over the links that begin at the node asked.
     Links,
+    /// Hand all volumes of a group that the node owns over to another; the rest as with `Migrate`.
+    MigrateGroup { group: VolumeGroupId, to: client_lib::NodeId, synced: bool, deadline_ms: Option<u64> },
+    /// Make a snapshot of all volumes of a group at one cut.
+    SnapshotGroup { group: VolumeGroupId, name: client_lib::SnapshotName },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

@@ -3,10 +3,11 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AskTakeover, CancelledMigrate, ChangeLink, ChangePolicy, CloneSnapshot, ClusterStatus, CreateSnapshot,
-    CreateVolume, LinkList, LinkStatus, Migrate, MigrateReport, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin,
-    Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy,
-    VolumeStatus, VolumeSummary,
+    AskTakeover, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, ClusterStatus, CreateGroup,
+    CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList,
+    LinkStatus, Migrate, MigrateReport, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize, RollBack,
+    ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus,
+    VolumeSummary,
 };
 
 use crate::shard::scrub::ScrubAction;
@@ -86,6 +87,49 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Deletes a volume and its data.
     fn delete_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Makes a group of volumes.
+    fn create_group(&self, request: CreateGroup) -> BoxFuture<'_, Result<GroupStatus, Error>>;
+
+    /// Every group.
+    fn groups(&self) -> BoxFuture<'_, Result<Vec<GroupStatus>, Error>>;
+
+    /// One group, by name; does not need the owner of its volumes.
+    fn group<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<GroupStatus, Error>>;
+
+    /// Puts volumes into a group, and takes others out.
+    fn change_group<'a>(&'a self, name: &'a str, request: ChangeGroup) -> BoxFuture<'a, Result<GroupStatus, Error>>;
+
+    /// Ends a group; its volumes stay.
+    fn delete_group<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Hands all volumes of a group over in one step.
+    fn migrate_group<'a>(&'a self, name: &'a str, request: Migrate)
+    -> BoxFuture<'a, Result<GroupMigrateReport, Error>>;
+
+    /// Lets a group go to a node when one of its volumes is written there, as long as their present ownership lasts.
+    fn let_group_go_on_write<'a>(
+        &'a self,
+        name: &'a str,
+        request: OnWrite,
+    ) -> BoxFuture<'a, Result<OnWriteStatus, Error>>;
+
+    /// As [`cancel_migrate`](Self::cancel_migrate), of a group.
+    fn cancel_group_migrate<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<CancelledMigrate, Error>>;
+
+    /// Makes a snapshot of every volume of a group at one cut.
+    fn snapshot_group<'a>(
+        &'a self,
+        name: &'a str,
+        request: CreateSnapshot,
+    ) -> BoxFuture<'a, Result<GroupSnapshotReport, Error>>;
+
+    /// Deletes a snapshot of a group, of every volume; returns what was deleted.
+    fn delete_group_snapshot<'a>(
+        &'a self,
+        name: &'a str,
+        snapshot: &'a str,
+    ) -> BoxFuture<'a, Result<GroupSnapshot, Error>>;
 
     /// Where the space of a node goes; of the node asked, if none is named.
     fn space<'a>(&'a self, node: Option<&'a str>) -> BoxFuture<'a, Result<NodeSpace, Error>>;

@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use client_lib::wire::admin::{
-    AskTakeover, ChangeLink, ChangePolicy, CloneSnapshot, CreateSnapshot, CreateVolume, Failure, Migrate, OnWrite,
-    Rejoin, Resize, RollBack,
+    AskTakeover, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, CreateGroup, CreateSnapshot, CreateVolume,
+    Failure, Migrate, OnWrite, Rejoin, Resize, RollBack,
 };
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
@@ -98,6 +98,13 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/rollback", post(roll_back))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/clone", post(clone_snapshot))
+        .route("/v1/groups", get(groups).post(create_group))
+        .route("/v1/groups/{name}", get(group).delete(delete_group))
+        .route("/v1/groups/{name}/volumes", post(change_group))
+        .route("/v1/groups/{name}/migrate", post(migrate_group).delete(cancel_group_migrate))
+        .route("/v1/groups/{name}/on-write", post(let_group_go_on_write))
+        .route("/v1/groups/{name}/snapshots", post(snapshot_group))
+        .route("/v1/groups/{name}/snapshots/{snapshot}", axum::routing::delete(delete_group_snapshot))
         .route("/v1/space", get(space))
         .route("/v1/links", get(links))
         .route("/v1/links/{from}/{to}", post(set_link))
@@ -194,6 +201,54 @@ async fn clone_snapshot(
     Json(request): Json<CloneSnapshot>,
 ) -> Response {
     answer(admin.clone_snapshot(&name, &snapshot, request).await)
+}
+
+async fn groups(State(admin): Shared) -> Response {
+    answer(admin.groups().await)
+}
+
+async fn create_group(State(admin): Shared, Json(request): Json<CreateGroup>) -> Response {
+    answer(admin.create_group(request).await)
+}
+
+async fn group(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.group(&name).await)
+}
+
+async fn delete_group(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.delete_group(&name).await)
+}
+
+async fn change_group(State(admin): Shared, Path(name): Path<String>, Json(request): Json<ChangeGroup>) -> Response {
+    answer(admin.change_group(&name, request).await)
+}
+
+async fn migrate_group(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Migrate>) -> Response {
+    answer(admin.migrate_group(&name, request).await)
+}
+
+async fn cancel_group_migrate(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.cancel_group_migrate(&name).await)
+}
+
+async fn let_group_go_on_write(
+    State(admin): Shared,
+    Path(name): Path<String>,
+    Json(request): Json<OnWrite>,
+) -> Response {
+    answer(admin.let_group_go_on_write(&name, request).await)
+}
+
+async fn snapshot_group(
+    State(admin): Shared,
+    Path(name): Path<String>,
+    Json(request): Json<CreateSnapshot>,
+) -> Response {
+    answer(admin.snapshot_group(&name, request).await)
+}
+
+async fn delete_group_snapshot(State(admin): Shared, Path((name, snapshot)): Path<(String, String)>) -> Response {
+    answer(admin.delete_group_snapshot(&name, &snapshot).await)
 }
 
 /// `?node=NAME`.

@@ -4,8 +4,12 @@
 //! order in which it was asked for, and tells metadata what came of it; every node deletes what is not listed any more. So a
 //! snapshot that was asked for is made whatever happens to whoever asked, by the next owner if need be. It also tells that a
 //! clone is there, after which the snapshot that it comes from is not needed any more.
+//!
+//! One that is made of several volumes at one cut ([`super::cut`]) is left to whoever makes it, and those after it wait for that. If nobody
+//! does any more, it is taken off the list.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use client_lib::watch;
@@ -33,6 +37,27 @@ struct Listed {
 pub struct Snapshots {
     listed: watch::Sender<Listed>,
     look: Notify,
+    /// Whether this process makes one of several volumes, or is about to.
+    is_cutting: AtomicBool,
+}
+
+/// As long as it lasts, this process makes a snapshot of several volumes that is one of this volume too.
+pub struct Cutting(Arc<ServedVolume>);
+
+impl Cutting {
+    /// Begins with `volume`; there is one at a time, since a volume changes in one way at a time.
+    #[must_use]
+    pub fn begin(volume: Arc<ServedVolume>) -> Cutting {
+        volume.snapshots.is_cutting.store(true, Ordering::Release);
+        Cutting(volume)
+    }
+}
+
+impl Drop for Cutting {
+    fn drop(&mut self) {
+        self.0.snapshots.is_cutting.store(false, Ordering::Release);
+        self.0.snapshots.told();
+    }
 }
 
 impl Snapshots {
@@ -134,10 +159,16 @@ async fn follow(
         tracing::info!(volume = %volume.name, "a clone is made");
     }
     for snapshot in listed.snapshots.iter().filter(|snapshot| snapshot.made.is_none()) {
+        if snapshot.cut.is_some() {
+            if !volume.snapshots.is_cutting.load(Ordering::Acquire) {
+                log.drop_unmade(vec![(volume.id, snapshot.id)]).await?;
+                tracing::warn!(volume = %volume.name, snapshot = %snapshot.name, "a snapshot of a group was not made, and is dropped");
+            }
+            // What comes after it waits: this is not the newest that is listed by now.
+            return Ok(());
+        }
         let stored = volume.shard.create_snapshot(volume.id, snapshot.id).await.map_err(store_failure)?;
-        // A clock before 1970 is told as 1970.
-        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        let made = Made { lsn: stored.lsn, size: stored.size, at_ms };
+        let made = Made { lsn: stored.lsn, size: stored.size, at_ms: now_ms() };
         match log.snapshot_made(volume.id, epoch, snapshot.id, made).await {
             Ok(()) => {
                 tracing::info!(volume = %volume.name, snapshot = %snapshot.name, lsn = %made.lsn, "a snapshot is made")
@@ -148,4 +179,9 @@ async fn follow(
         }
     }
     Ok(())
+}
+
+/// The owner's clock; one before 1970 is told as 1970.
+pub(super) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

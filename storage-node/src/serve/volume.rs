@@ -13,6 +13,7 @@ use bytes::Bytes;
 use client_lib::transport::Class;
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId, VolumeName, VolumeSize};
 use consensus::Volume;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::durability::FlushGate;
@@ -87,6 +88,8 @@ pub struct ServedVolume {
     pub may_come: AtomicBool,
     /// Held while the owner is asked for the volume, because it is written here.
     coming: tokio::sync::Mutex<()>,
+    /// Told when a freeze has ended and the volume is still here.
+    thawed: Notify,
 }
 
 /// What a served request came to when it has to be tried again or elsewhere.
@@ -128,7 +131,18 @@ impl ServedVolume {
             forwarded: AtomicBool::new(false),
             may_come: AtomicBool::new(false),
             coming: tokio::sync::Mutex::default(),
+            thawed: Notify::new(),
         })
+    }
+
+    /// Ends a freeze here: what was held goes on at once.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn thaw(&self) -> Result<(), Error> {
+        self.shard.thaw(self.id).await.map_err(store_failure)?;
+        self.thawed.notify_waiters();
+        Ok(())
     }
 
     /// The size that clients are told.
@@ -406,7 +420,11 @@ impl ServedVolume {
             StoreError::UnknownSnapshot { .. } if seen.phase == Phase::Elsewhere => Ok(Detour::Elsewhere(seen)),
             StoreError::Frozen(_) | StoreError::NotOwner { .. } => {
                 // The gate follows within moments; if it does not (a handover still preparing), look again.
-                self.gate.changed_from(seen, RETRY_PAUSE).await;
+                tokio::select! {
+                    biased;
+                    _ = self.gate.changed_from(seen, RETRY_PAUSE) => {}
+                    () = self.thawed.notified() => {}
+                }
                 Ok(Detour::Again)
             }
             other => Err(store_failure(other)),

@@ -40,7 +40,7 @@ pub enum StoreError {
         epoch: Epoch,
     },
     /// Writes are held while the volume is handed over: wait for the outcome, then try again.
-    #[error("volume {0} is frozen for a handover")]
+    #[error("volume {0} is frozen for a handover or a snapshot of its group")]
     Frozen(VolumeId),
     /// Something was written since the last flush, or is under way.
     #[error("volume {0} is in use where it is: something was written there since the last flush")]
@@ -299,6 +299,7 @@ pub enum Request {
     Delete { volume: VolumeId, reply: Reply<()> },
     Resize { volume: VolumeId, size: VolumeSize, owner: Option<Epoch>, reply: Reply<VolumeReport> },
     CreateSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<MadeSnapshot> },
+    CreateFrozen { volume: VolumeId, snapshot: SnapshotId, reply: Reply<MadeSnapshot> },
     DeleteSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<()> },
     RollBack { volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn> },
     Snapshots { volume: VolumeId, reply: Reply<Vec<SnapshotReport>> },
@@ -457,6 +458,14 @@ impl ShardHandle {
     /// `Io`.
     pub async fn create_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<MadeSnapshot, StoreError> {
         self.ask(|reply| Request::CreateSnapshot { volume, snapshot, reply }).await
+    }
+
+    /// The same of a volume that its caller has frozen, so that it is what the volume was then.
+    ///
+    /// # Errors
+    /// As [`create_snapshot`](Self::create_snapshot).
+    pub async fn create_frozen(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<MadeSnapshot, StoreError> {
+        self.ask(|reply| Request::CreateFrozen { volume, snapshot, reply }).await
     }
 
     /// Deletes a snapshot, in either role. Durable on return; its space comes back in the background. Idempotent.

@@ -18,14 +18,21 @@ use crate::map::MapKey;
 use crate::map::snapshot::Snapshot;
 
 impl Core {
-    pub(super) fn create_snapshot(&mut self, volume: VolumeId, snapshot: SnapshotId, reply: Reply<MadeSnapshot>) {
+    /// Of a volume that may be written, or, if `is_frozen`, of one that may not.
+    pub(super) fn create_snapshot(
+        &mut self,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        is_frozen: bool,
+        reply: Reply<MadeSnapshot>,
+    ) {
         let done = Done::Snapshot(reply, snapshot);
         let Some(run) = self.volumes.get_mut(&volume) else { return done.fail(StoreError::UnknownVolume(volume)) };
         if run.state.snapshot(snapshot).is_some() {
             // Asked for again: it may not be durable yet.
             return self.syncs.wait(volume, done);
         }
-        match may_snapshot(run, snapshot) {
+        match may_snapshot(run, snapshot, is_frozen) {
             Err(error) => done.fail(error),
             Ok(()) => self.append_plain(Entry::Snapshot { volume, snapshot }, true, done),
         }
@@ -57,10 +64,10 @@ impl Core {
 }
 
 /// Whether a snapshot can be made now.
-fn may_snapshot(run: &VolumeRun, snapshot: SnapshotId) -> Result<(), StoreError> {
+fn may_snapshot(run: &VolumeRun, snapshot: SnapshotId, is_frozen: bool) -> Result<(), StoreError> {
     run.require_owner()?;
     let volume = run.state.id;
-    if run.frozen {
+    if run.frozen && !is_frozen {
         return Err(StoreError::Frozen(volume));
     }
     if run.state.newest_snapshot() > snapshot {

@@ -129,7 +129,9 @@ impl Request {
             Request::ReadSealed { reply, .. } | Request::ReadVersions { reply, .. } => drop(reply.send(Err(error))),
             Request::List { reply } => drop(reply.send(Err(error))),
             Request::Ledger { reply, .. } => drop(reply.send(Err(error))),
-            Request::CreateSnapshot { reply, .. } => drop(reply.send(Err(error))),
+            Request::CreateSnapshot { reply, .. } | Request::CreateFrozen { reply, .. } => {
+                drop(reply.send(Err(error)));
+            }
             Request::Snapshots { reply, .. } => drop(reply.send(Err(error))),
             Request::Read { reply, .. } => drop(reply.send(Err(error))),
             Request::Extents { reply, .. } => drop(reply.send(Err(error))),
@@ -150,6 +152,7 @@ impl Request {
             Request::Open { volume, .. }
             | Request::Resize { volume, .. }
             | Request::CreateSnapshot { volume, .. }
+            | Request::CreateFrozen { volume, .. }
             | Request::DeleteSnapshot { volume, .. }
             | Request::RollBack { volume, .. }
             | Request::OpenClone { volume, .. }

@@ -2,6 +2,7 @@
 
 pub(super) mod convergence;
 pub(super) mod durability;
+pub(super) mod groups;
 pub(super) mod linearizable;
 pub(super) mod positions;
 pub(super) mod snapshots;

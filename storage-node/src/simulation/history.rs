@@ -115,6 +115,8 @@ pub(super) struct Book {
     pub(super) ownerships: BTreeMap<(VolumeId, Epoch), (NodeId, Duration)>,
     /// Positions as nodes told them.
     pub(super) seen: Vec<Seen>,
+    /// How the volumes of a group were found apart without a takeover, if they were.
+    pub(super) apart: Option<String>,
     /// What the operator did and the faults that struck, for people.
     pub(super) told: Vec<(Duration, String)>,
     deaths: BTreeMap<NodeId, Death>,
@@ -246,6 +248,16 @@ impl History {
                 for fork in &volume.forks {
                     let cut = Cut { volume: volume.id, epoch: fork.epoch, end: fork.end, seen: now };
                     book.cuts.entry((volume.id, fork.epoch)).or_insert(cut);
+                }
+            }
+            for group in state.groups() {
+                let members: Vec<_> = group.members.iter().filter_map(|id| state.volume(*id)).collect();
+                let is_one = members.iter().all(|it| (it.owner, it.epoch) == (members[0].owner, members[0].epoch));
+                if !is_one && members.iter().all(|it| it.forks.is_empty()) {
+                    let owners: Vec<_> = members.iter().map(|it| (&it.name, it.owner, it.epoch)).collect();
+                    self.book()
+                        .apart
+                        .get_or_insert(format!("half of group {} has moved at {now:?}: {owners:?}", group.name));
                 }
             }
             if states.changed().await.is_err() {

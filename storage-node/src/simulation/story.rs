@@ -76,6 +76,8 @@ pub(super) struct Story {
     /// When whose disk takes more again.
     emptied: BTreeMap<NodeId, Duration>,
     errands: Vec<Errand>,
+    /// The group that all volumes are, if they are one: they move together, and so do the machines.
+    group: Option<&'static str>,
     /// The snapshots that were asked for: volume, name.
     snapshots: Vec<(String, String)>,
     /// When the next look at everybody's positions is.
@@ -92,10 +94,25 @@ impl Story {
             repairs: BTreeMap::new(),
             emptied: BTreeMap::new(),
             errands: Vec::new(),
+            group: None,
             snapshots: Vec::new(),
             look: Duration::ZERO,
             handovers: 0,
             takeovers: 0,
+        }
+    }
+
+    /// The same of volumes that are the group `name`.
+    pub(super) fn of_group(name: &'static str, hazards: Hazards) -> Story {
+        Story { group: Some(name), ..Story::new(hazards) }
+    }
+
+    /// Lets the machine of `volume` run at another place or nowhere, and those that go with it.
+    fn place(&self, world: &World, volume: &str, at: Option<NodeId>) {
+        for (name, _) in world.guests.vms() {
+            if name == volume || self.group.is_some() {
+                world.guests.place(&name, at);
+            }
         }
     }
 
@@ -160,14 +177,14 @@ impl Story {
                 }
                 match errand.from {
                     None => world.guests.start_another(&errand.volume, *owner),
-                    Some(_) if errand.moves => world.guests.place(&errand.volume, Some(*owner)),
+                    Some(_) if errand.moves => self.place(world, &errand.volume, Some(*owner)),
                     Some(_) => {}
                 }
             }
             // Nobody knows whether it moved: whoever runs the machine takes it back to where it was, or goes on there.
             _ if errand.moves => {
                 let back = errand.from.filter(|_| world.draw.happens(500)).unwrap_or(errand.to);
-                world.guests.place(&errand.volume, Some(back));
+                self.place(world, &errand.volume, Some(back));
             }
             _ => {}
         }
@@ -178,6 +195,7 @@ impl Story {
         match choice {
             0..30 => self.migrate(world),
             30..36 => self.snapshot(world),
+            36..39 if self.group.is_some() => self.snapshot(world),
             36..39 => self.join(world),
             39..52 if self.hazards.deaths => self.kill(world),
             52..70 if self.hazards.network => self.break_link(world),
@@ -193,7 +211,7 @@ impl Story {
         let vms = world.guests.vms();
         let at = world.draw.below(vms.len() as u64) as usize;
         let (name, vm) = vms.into_iter().nth(at)?;
-        let is_free = self.errands.iter().all(|errand| errand.volume != name);
+        let is_free = self.errands.iter().all(|errand| errand.volume != name && self.group.is_none());
         is_free.then_some((name, vm.at))
     }
 
@@ -213,18 +231,22 @@ impl Story {
         let how = if on_write { "when it is written" } else { "now" };
         world.history.tell(world.now, format!("{volume} from {from} to {to} {how}, asked of {asked}, moves: {moves}"));
         if moves {
-            world.guests.place(&volume, None);
+            self.place(world, &volume, None);
         }
         let (name, destination) = (volume.clone(), NAMES[to.0 as usize - 1].to_owned());
+        let group = self.group;
         let done = world.ask(asked, |running| {
             let admin = running.parts.admin.clone();
             async move {
-                if on_write {
-                    let request = OnWrite { to: destination, accept_unmet: false };
-                    return admin.let_go_on_write(&name, request).await.map(|_| to).map_err(text);
-                }
-                let request = Migrate { to: destination, synced: false, accept_unmet: false, deadline_ms: None };
-                admin.migrate(&name, request).await.map(|_| to).map_err(text)
+                let leave = OnWrite { to: destination.clone(), accept_unmet: false };
+                let order = Migrate { to: destination, synced: false, accept_unmet: false, deadline_ms: None };
+                let done = match (group, on_write) {
+                    (None, true) => admin.let_go_on_write(&name, leave).await.map(drop),
+                    (None, false) => admin.migrate(&name, order).await.map(drop),
+                    (Some(group), true) => admin.let_group_go_on_write(group, leave).await.map(drop),
+                    (Some(group), false) => admin.migrate_group(group, order).await.map(drop),
+                };
+                done.map(|()| to).map_err(text)
             }
         });
         let until = world.now + Duration::from_secs(60);
@@ -302,6 +324,14 @@ impl Story {
         }
         let name = format!("s{}", world.now.as_millis());
         world.history.tell(world.now, format!("{volume}@{name} is made, asked of {asked}"));
+        // Of both together, mostly, and of one of them now and then.
+        if let Some(group) = self.group.filter(|_| world.draw.happens(800)) {
+            world.ask(asked, |running| {
+                let admin = admin_of(running);
+                async move { admin.snapshot_group(group, CreateSnapshot { name }).await.map(drop).map_err(text) }
+            });
+            return;
+        }
         self.snapshots.push((volume.clone(), name.clone()));
         world.ask(asked, |running| {
             let admin = admin_of(running);

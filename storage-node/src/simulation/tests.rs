@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use client_lib::{NodeId, VolumeId};
 
-use super::checks::{convergence, durability, linearizable, positions, snapshots, writers};
+use super::checks::{convergence, durability, groups, linearizable, positions, snapshots, writers};
 use super::machine::Rule;
 use super::story::{Hazards, Story};
 use super::world::World;
 
-/// Seeds of a usual run, without faults and with all of them.
-const SEEDS: (u64, u64) = (5, 60);
+/// Seeds of a usual run, without faults and with all of them; of groups.
+const SEEDS: (u64, u64, u64) = (5, 60, 30);
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -24,12 +24,26 @@ fn try_run(seed: u64, hazards: Hazards, broken: Option<Rule>) -> Result<String, 
     if seed.is_multiple_of(3) {
         world.make_lazy("v", NodeId(1));
     }
-    let mut story = Story::new(hazards);
+    tell(world, volumes, Story::new(hazards), false)
+}
+
+/// The same with two volumes that are a group.
+fn try_run_group(seed: u64, hazards: Hazards) -> Result<String, String> {
+    let mut world = World::found(seed, 3, None);
+    let volumes = [world.create("v", NodeId(1)), world.create("w", NodeId(1))];
+    world.group("g", NodeId(1));
+    tell(world, volumes, Story::of_group("g", hazards), true)
+}
+
+fn tell(mut world: World, volumes: [VolumeId; 2], mut story: Story, is_group: bool) -> Result<String, String> {
     story.tell(&mut world, Duration::from_secs(25));
     let mut judged = story.end(&mut world);
-    let mut snapshots = 0;
+    let (mut snapshots, mut cuts) = (0, 0);
     for volume in volumes {
         judged = judged.and_then(|()| judge(&mut world, volume)).map(|count| snapshots += count);
+    }
+    if is_group {
+        judged = judged.and_then(|()| groups::check(&world, volumes)).map(|count| cuts += count);
     }
     if world.panics() > 0 {
         judged = judged.and(Err("a task of a node has panicked".to_owned()));
@@ -46,13 +60,17 @@ fn try_run(seed: u64, hazards: Hazards, broken: Option<Rule>) -> Result<String, 
     let (sent, digest) = world.network.digest();
     let done = book.operations.iter().filter(|operation| operation.done().is_some()).count();
     Ok(format!(
-        "{} operations, {done} answered, {} logged, {} handovers, {} takeovers, {snapshots} snapshots, {} machines, {sent} messages, {digest:08x}",
+        "{} operations, {done} answered, {} logged, {} handovers, {} takeovers, {snapshots} snapshots, {cuts} cuts, {} machines, {sent} messages, {digest:08x}",
         book.operations.len(),
         book.logged.len(),
         story.handovers,
         story.takeovers,
         world.machines.len(),
     ))
+}
+
+fn run_group(seed: u64, hazards: Hazards) -> String {
+    try_run_group(seed, hazards).unwrap_or_else(|why| panic!("{why}"))
 }
 
 fn run(seed: u64, hazards: Hazards) -> String {
@@ -72,14 +90,14 @@ fn judge(world: &mut World, volume: VolumeId) -> Result<usize, String> {
 }
 
 /// Runs the first `count` seeds, or the one that `HELIO_SEED` names.
-fn seeds(count: u64, hazards: impl Fn(u64) -> Hazards) {
+fn seeds(count: u64, run: impl Fn(u64) -> String) {
     if let Some(seed) = number("HELIO_SEED") {
-        eprintln!("seed {seed}: {}", run(seed, hazards(seed)));
+        eprintln!("seed {seed}: {}", run(seed));
         return;
     }
     let mut failed = Vec::new();
     for seed in 1..=count {
-        match catch_unwind(AssertUnwindSafe(|| run(seed, hazards(seed)))) {
+        match catch_unwind(AssertUnwindSafe(|| run(seed))) {
             Ok(result) => eprintln!("seed {seed}: {result}"),
             Err(_) => failed.push(seed),
         }
@@ -93,12 +111,19 @@ fn seeds(count: u64, hazards: impl Fn(u64) -> Hazards) {
 #[test]
 fn without_faults_everything_is_answered_and_everybody_agrees() {
     // There is little to be found in it: a soak does not spend its time here.
-    seeds(number("HELIO_SEEDS").map_or(SEEDS.0, |seeds| seeds.min(50)), |_| Hazards::NONE);
+    let count = number("HELIO_SEEDS").map_or(SEEDS.0, |seeds| seeds.min(50));
+    seeds(count, |seed| run(seed, Hazards::NONE));
+    seeds(count, |seed| run_group(seed, Hazards::NONE));
+}
+
+#[test]
+fn whatever_fails_a_group_moves_as_one_and_is_kept_at_one_cut() {
+    seeds(number("HELIO_SEEDS").unwrap_or(SEEDS.2), |seed| run_group(seed, Hazards::of(seed)));
 }
 
 #[test]
 fn whatever_fails_the_promises_hold() {
-    seeds(number("HELIO_SEEDS").unwrap_or(SEEDS.1), Hazards::of);
+    seeds(number("HELIO_SEEDS").unwrap_or(SEEDS.1), |seed| run(seed, Hazards::of(seed)));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use client_lib::random::{self, Sequence};
-use client_lib::wire::admin::{ChangePolicy, CreateVolume};
+use client_lib::wire::admin::{ChangePolicy, CreateGroup, CreateVolume};
 use client_lib::{BLOCK_SIZE, Error, NodeId, VolumeId};
 use consensus::Volume;
 
@@ -129,7 +129,7 @@ impl World {
     }
 
     /// The newest metadata of `volume` that anybody has.
-    fn newest(&self, volume: VolumeId) -> Option<Volume> {
+    pub(super) fn newest(&self, volume: VolumeId) -> Option<Volume> {
         let states = self.machines.values().filter_map(|machine| Some(machine.running()?.parts.meta.state()));
         states.filter_map(|state| state.volume(volume).cloned()).max_by_key(|volume| volume.epoch)
     }
@@ -247,6 +247,17 @@ impl World {
         let id = VolumeId(created.expect("it answers").expect("is created"));
         self.guests.add(name, Vm { volume: id, at: Some(owner), forgotten: None });
         id
+    }
+
+    /// All volumes go together from now on.
+    pub(super) fn group(&mut self, name: &'static str, asked: NodeId) {
+        let volumes: Vec<String> = self.guests.vms().into_keys().collect();
+        let made = self.answer(asked, FOUNDING_PATIENCE, |running| {
+            let admin = running.parts.admin.clone();
+            let request = CreateGroup { name: name.to_owned(), volumes };
+            async move { admin.create_group(request).await.map(drop).map_err(text) }
+        });
+        made.expect("it answers").expect("is made");
     }
 
     /// The replicas of volume `name` are sent data now and then only, and some ahead.

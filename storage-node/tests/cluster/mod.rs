@@ -12,13 +12,13 @@ use client_lib::transport::memory::MemoryNetwork;
 use client_lib::transport::{BoxFuture, Class, Service, Transport};
 use client_lib::watch;
 use client_lib::wire::frame::Frame;
-use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, VolumeId, VolumeSize};
-use consensus::{Command, Made, MetaState, Response};
+use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeSize};
+use consensus::{Command, Ended, Made, MetaState, Response};
 use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
 use storage_node::config::StoreSettings;
 use storage_node::node::reconcile::Reconciler;
 use storage_node::ownership::driver::{
-    Driver, HandoverReport, OwnershipLog, Resize, TakeoverProposal, Transfer, TransferOutcome,
+    Driver, GroupOutcome, HandoverReport, OwnershipLog, Resize, TakeoverProposal, Transfer, TransferOutcome,
 };
 use storage_node::ownership::lease::LeaseCell;
 use storage_node::peer::client::PeerClient;
@@ -94,10 +94,16 @@ pub(crate) struct TestLog {
     pub(crate) lose_answers: bool,
 }
 
+impl TestLog {
+    fn incarnation(&self) -> u64 {
+        self.meta.state().node(self.me).expect("a member").incarnation
+    }
+}
+
 impl OwnershipLog for TestLog {
     fn propose(&self, transfer: Transfer) -> BoxFuture<'_, TransferOutcome> {
         Box::pin(async move {
-            let incarnation = self.meta.state().node(self.me).expect("a member").incarnation;
+            let incarnation = self.incarnation();
             let answer = self.meta.propose(Command::Transfer {
                 volume: transfer.volume,
                 from: self.me,
@@ -127,7 +133,7 @@ impl OwnershipLog for TestLog {
     fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, TransferOutcome> {
         let TakeoverProposal { volume, from, epoch, start } = takeover;
         Box::pin(async move {
-            let incarnation = self.meta.state().node(self.me).expect("a member").incarnation;
+            let incarnation = self.incarnation();
             match self.meta.propose(Command::Takeover { volume, from, epoch, to: self.me, incarnation, start }) {
                 _ if self.lose_answers => TransferOutcome::Unknown,
                 Ok(Response::TakenOver { epoch }) => TransferOutcome::Committed(epoch),
@@ -141,19 +147,61 @@ impl OwnershipLog for TestLog {
         self.meta.published.subscribe()
     }
 
-    fn settle(&self, volume: VolumeId) -> BoxFuture<'_, Result<(NodeId, Epoch), Error>> {
+    fn propose_group(&self, group: VolumeGroupId, to: NodeId, members: Vec<Ended>) -> BoxFuture<'_, GroupOutcome> {
+        Box::pin(async move {
+            let (from, incarnation) = (self.me, self.incarnation());
+            match self.meta.propose(Command::TransferGroup { group, from, incarnation, to, members }) {
+                _ if self.lose_answers => GroupOutcome::Unknown,
+                Ok(Response::GroupTransferred) => GroupOutcome::Committed,
+                Ok(other) => panic!("out of turn: {other:?}"),
+                Err(error) => GroupOutcome::Refused(error),
+            }
+        })
+    }
+
+    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<(NodeId, Epoch)>, Error>> {
         Box::pin(async move {
             self.meta.propose(Command::NodeStarted { node: self.me })?;
             let state = self.meta.state();
-            let volume = state.volume(volume).expect("the volume exists");
-            Ok((volume.owner, volume.epoch))
+            let volumes = volumes.iter().map(|id| state.volume(*id).expect("the volume exists"));
+            Ok(volumes.map(|volume| (volume.owner, volume.epoch)).collect())
         })
+    }
+
+    fn snapshot_group(
+        &self,
+        group: VolumeGroupId,
+        name: SnapshotName,
+        members: Vec<(VolumeId, Epoch)>,
+        nonce: u64,
+    ) -> BoxFuture<'_, Result<SnapshotId, Error>> {
+        Box::pin(async move {
+            let (from, incarnation) = (self.me, self.incarnation());
+            match self.meta.propose(Command::CreateGroupSnapshot { group, name, from, incarnation, members, nonce })? {
+                Response::SnapshotCreated { snapshot } => Ok(snapshot),
+                other => panic!("out of turn: {other:?}"),
+            }
+        })
+    }
+
+    fn group_snapshot_made(
+        &self,
+        snapshot: SnapshotId,
+        made: Vec<(VolumeId, Epoch, Made)>,
+    ) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(
+            async move { self.meta.propose(Command::GroupSnapshotMade { snapshot, from: self.me, made }).map(drop) },
+        )
+    }
+
+    fn drop_unmade(&self, snapshots: Vec<(VolumeId, SnapshotId)>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move { self.meta.propose(Command::DeleteSnapshots { snapshots, if_unmade: true }).map(drop) })
     }
 
     fn resize(&self, resize: Resize) -> BoxFuture<'_, Result<(), Error>> {
         let Resize { volume, epoch, expected, size } = resize;
         Box::pin(async move {
-            let incarnation = self.meta.state().node(self.me).expect("a member").incarnation;
+            let incarnation = self.incarnation();
             let command = Command::ResizeVolume { volume, from: self.me, incarnation, epoch, expected, size };
             self.meta.propose(command).map(drop)
         })
@@ -334,7 +382,7 @@ impl Cluster {
         let log = Arc::new(TestLog { meta: self.meta.clone(), me: NodeId(from), lose_answers: false });
         let watermarks = self.nodes[&from].reconciler.watermarks(self.volume).expect("is owned");
         let driver = Driver::new(volume, NodeId(to), view.epoch, log, CancellationToken::new());
-        driver.synced(watermarks).run().await
+        driver.synced(vec![watermarks]).run().await
     }
 
     pub(crate) async fn in_step(&self, node: u64) -> bool {

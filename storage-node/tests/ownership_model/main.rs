@@ -4,6 +4,7 @@
 //! then find what goes wrong.
 
 mod explorer;
+mod group;
 mod steps;
 mod world;
 

@@ -300,14 +300,14 @@ impl Protocol {
             Action::Handover(node) => {
                 world.budget.handovers -= 1;
                 let process = &mut world.nodes[*node];
-                process.handover = Some(Handover::new(id(1 - *node), process.epoch));
+                process.handover = Some(Handover::new(id(1 - *node), vec![process.epoch]));
                 self.hand_over(world, *node, handover::Event::Start);
             }
             Action::Frozen(node) => {
                 world.nodes[*node].freezing = false;
                 let process = &world.nodes[*node];
                 let event = if process.owner {
-                    handover::Event::Frozen(end(&process.writes))
+                    handover::Event::Frozen(vec![end(&process.writes)])
                 } else {
                     handover::Event::Failed(failure())
                 };
@@ -427,7 +427,7 @@ impl Protocol {
                     process.preparing = false;
                     let is_right = known == end(&process.writes) || self.has(Bug::NoSeal);
                     let event = if is_right {
-                        handover::Event::Prepared(process.sealed)
+                        handover::Event::Prepared(vec![process.sealed])
                     } else {
                         handover::Event::Failed(failure())
                     };
@@ -527,7 +527,7 @@ impl Protocol {
             (Ask::Transfer { .. }, answer) if is_awaited => {
                 process.question = None;
                 let event = match answer {
-                    Answer::Moved(epoch) => handover::Event::Committed(epoch),
+                    Answer::Moved(epoch) => handover::Event::Committed(vec![epoch]),
                     Answer::NotOwner => handover::Event::Refused(Error::new(ErrorKind::NotOwner, "over")),
                     _ => handover::Event::Refused(failure()),
                 };
@@ -556,7 +556,7 @@ impl Protocol {
     fn resolved(&self, world: &mut World, node: usize, owner: NodeId, epoch: Epoch) {
         world.nodes[node].question = None;
         if world.nodes[node].handover.is_some() {
-            self.hand_over(world, node, handover::Event::Resolved { owner, epoch });
+            self.hand_over(world, node, handover::Event::Resolved(vec![(owner, epoch)]));
         } else {
             self.take_over(world, node, takeover::Event::Resolved { owner, epoch });
         }
@@ -588,19 +588,22 @@ impl Protocol {
                 (process.frozen, process.freezing) = (true, true);
                 return;
             }
-            Some(handover::Effect::Prepare { final_lsn }) => {
+            Some(handover::Effect::Prepare { final_lsns }) => {
+                let final_lsn = final_lsns[0];
                 (process.preparing, process.sealed) = (true, final_lsn);
                 let prepare = Message::Prepare { from: node, epoch: process.epoch, writes: process.writes.clone() };
                 return world.send(prepare);
             }
-            Some(handover::Effect::Propose { final_lsn }) => {
+            Some(handover::Effect::Propose { final_lsns }) => {
+                let final_lsn = final_lsns[0];
                 process.transferring = !self.has(Bug::ReadsWhileTransferring);
                 let (incarnation, epoch) = (process.incarnation, process.epoch);
                 Ask::Transfer { incarnation, epoch, to: 1 - node, final_lsn }
             }
             Some(handover::Effect::Resolve) => Ask::Started,
             Some(handover::Effect::Thaw(_)) => return thaw(process),
-            Some(handover::Effect::StepDown { epoch, .. }) => {
+            Some(handover::Effect::Release { volumes, .. }) => {
+                let handover::Released::To { epoch, .. } = volumes[0] else { unreachable!("of one volume") };
                 process.handover = None;
                 if epoch > process.epoch {
                     step_down(process, epoch);

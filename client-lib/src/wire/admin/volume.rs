@@ -167,6 +167,9 @@ pub struct VolumeStatus {
     /// What it is a clone of; `null` when it is none.
     #[serde(default)]
     pub clone_of: Option<CloneOrigin>,
+    /// The group that it is in.
+    #[serde(default)]
+    pub group: Option<String>,
     /// Bytes of blocks that were written since the ownership began, or the owner was started, each time counted.
     #[serde(default)]
     pub written_bytes: u64,

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use client_lib::wire::admin::{CancelledMigrate, Migrate, MigrateReport, OnWrite, OnWriteStatus};
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
-use consensus::{Command, MetaState, Response, Volume};
+use consensus::{Command, MetaState, Refusal, Response, Volume};
 use tokio_util::sync::CancellationToken;
 
 use super::durability::require_possible;
 use super::names::{name_of, node_named, volume_named};
 use super::{NodeAdmin, deleted, moved, out_of_turn};
 use crate::node::METADATA_DEADLINE;
-use crate::ownership::driver::Driver;
+use crate::ownership::driver::{Driver, HandoverReport};
 use crate::peer::message::AdminForward;
 use crate::serve::volume::ServedVolume;
 
@@ -22,6 +22,7 @@ impl NodeAdmin {
     pub(super) async fn migrate_to(&self, name: &str, request: &Migrate) -> Result<MigrateReport, Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let volume = volume_named(&state, name)?;
+        require_alone(&state, volume)?;
         let to = self.destination(&state, volume, &request.to, request.accept_unmet)?;
         let (volume, synced, deadline_ms) = (volume.id, request.synced, request.deadline_ms);
         let forward = AdminForward::Migrate { volume, to, synced, deadline_ms };
@@ -42,12 +43,35 @@ impl NodeAdmin {
             return Ok(MigrateReport { handover_ms: 0.0, epoch, stale_bytes_at_handover: 0, caught_up_seconds: 0.0 });
         }
         let cancel = CancellationToken::new();
-        let busy = Busy::handing_over(self.busy.clone(), &volume, cancel.clone())?;
         let driver = Driver::new(volume.clone(), to, view.epoch, self.ownership.clone(), cancel.clone());
-        let driver = match (how.synced, self.reconciler.watermarks(volume.id)) {
-            (false, _) => driver,
-            (true, Some(watermarks)) => driver.synced(watermarks),
-            (true, None) => return Err(moved(volume.id)),
+        let what = format!("volume {}", volume.name);
+        let report = self.hand_over(driver, &what, std::slice::from_ref(&volume), how, cancel).await?;
+        let epoch = report.epochs.first().copied().unwrap_or(view.epoch.next());
+        tracing::info!(volume = %volume.name, %epoch, to = %to, held = ?report.held, stale_bytes = report.stale_bytes, "handed over");
+        Ok(MigrateReport {
+            handover_ms: report.held.as_secs_f64() * 1000.0,
+            epoch: epoch.0,
+            stale_bytes_at_handover: report.stale_bytes,
+            caught_up_seconds: report.caught_up.as_secs_f64(),
+        })
+    }
+
+    /// Runs the handover of `volumes`, which are `what`, unless one of them is being changed already.
+    pub(super) async fn hand_over(
+        &self,
+        driver: Driver,
+        what: &str,
+        volumes: &[Arc<ServedVolume>],
+        how: How,
+        cancel: CancellationToken,
+    ) -> Result<HandoverReport, Error> {
+        let busy = volumes.iter().map(|volume| Busy::handing_over(self.busy.clone(), volume, cancel.clone()));
+        let busy: Vec<Busy> = busy.collect::<Result<_, _>>()?;
+        let watermarks =
+            |volume: &Arc<ServedVolume>| self.reconciler.watermarks(volume.id).ok_or_else(|| moved(volume.id));
+        let driver = match how.synced {
+            false => driver,
+            true => driver.synced(volumes.iter().map(watermarks).collect::<Result<_, _>>()?),
         };
         let driver = if how.flushed { driver.flushed() } else { driver };
         // A task of its own: it goes on, and stays marked, when the one who asked stops waiting.
@@ -62,19 +86,11 @@ impl NodeAdmin {
                 Err(_) => {
                     // Once it is proposed it goes on all the same.
                     cancel.cancel();
-                    (&mut task).await.map(|outcome| outcome.map_err(|error| in_time(&volume, deadline, error)))
+                    (&mut task).await.map(|outcome| outcome.map_err(|error| in_time(what, deadline, error)))
                 }
             },
         };
-        let report =
-            ended.map_err(|error| Error::new(ErrorKind::Internal, "the handover ended early").caused_by(error))??;
-        tracing::info!(volume = %volume.name, epoch = %report.epoch, to = %to, held = ?report.held, stale_bytes = report.stale_bytes, "handed over");
-        Ok(MigrateReport {
-            handover_ms: report.held.as_secs_f64() * 1000.0,
-            epoch: report.epoch.0,
-            stale_bytes_at_handover: report.stale_bytes,
-            caught_up_seconds: report.caught_up.as_secs_f64(),
-        })
+        ended.map_err(|error| Error::new(ErrorKind::Internal, "the handover ended early").caused_by(error))?
     }
 
     /// Lets a volume go to a node when it is written there.
@@ -110,13 +126,26 @@ impl NodeAdmin {
             let what = format!("volume {} may not go to node {} by a write there", meta.name, name_of(&state, to));
             return Err(Error::new(ErrorKind::NotOwner, what));
         }
-        self.migrate_here(volume, to, How { flushed: true, ..How::default() }).await
+        let how = How { flushed: true, ..How::default() };
+        match state.group_of(volume.id) {
+            None => self.migrate_here(volume, to, how).await,
+            Some(group) => {
+                let report = self.migrate_group_here(group.id, to, how).await?;
+                Ok(MigrateReport {
+                    handover_ms: report.handover_ms,
+                    epoch: meta.epoch.next().0,
+                    stale_bytes_at_handover: report.stale_bytes_at_handover,
+                    caught_up_seconds: report.caught_up_seconds,
+                })
+            }
+        }
     }
 
     /// Ends a handover of a volume that is under way and not proposed yet, and takes back that it may go by a write.
     pub(super) async fn cancel_handover(&self, name: &str) -> Result<CancelledMigrate, Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let volume = volume_named(&state, name)?;
+        require_alone(&state, volume)?;
         let on_write = volume.on_write.map(|to| name_of(&state, to));
         if on_write.is_some() {
             self.set_on_write(volume.id, None).await?;
@@ -137,7 +166,13 @@ impl NodeAdmin {
     }
 
     /// The node `to`, if the volume may go there.
-    fn destination(&self, state: &MetaState, volume: &Volume, to: &str, accept_unmet: bool) -> Result<NodeId, Error> {
+    pub(super) fn destination(
+        &self,
+        state: &MetaState,
+        volume: &Volume,
+        to: &str,
+        accept_unmet: bool,
+    ) -> Result<NodeId, Error> {
         let (name, to) = (volume.name.as_str(), node_named(state, to)?);
         if volume.owner != to && !volume.replicas.contains(&to) {
             return Err(Error::new(
@@ -154,6 +189,14 @@ impl NodeAdmin {
             require_possible(state, name, volume.durability.class, to, replicas)?;
         }
         Ok(to)
+    }
+}
+
+/// Refuses what is done with all volumes of a group or with none of them.
+fn require_alone(state: &MetaState, volume: &Volume) -> Result<(), Error> {
+    match state.group_of(volume.id) {
+        None => Ok(()),
+        Some(group) => Err(Refusal::InGroup { volume: volume.name.clone(), group: group.name.clone() }.into()),
     }
 }
 
@@ -176,14 +219,11 @@ impl How {
 }
 
 /// What is said of a handover that was ended because its time was over.
-fn in_time(volume: &ServedVolume, deadline: Duration, error: Error) -> Error {
+fn in_time(what: &str, deadline: Duration, error: Error) -> Error {
     match error.kind() {
         ErrorKind::Closed => Error::new(
             ErrorKind::Unavailable,
-            format!(
-                "volume {} could not be handed over in the {deadline:?} that were left, and stays where it is",
-                volume.name
-            ),
+            format!("{what} could not be handed over in the {deadline:?} that were left, and stays where it is"),
         ),
         _ => error,
     }
@@ -192,7 +232,7 @@ fn in_time(volume: &ServedVolume, deadline: Duration, error: Error) -> Error {
 /// The volumes that are being changed, and how a handover among that is ended.
 pub(in crate::node) type BusyVolumes = Arc<Mutex<BTreeMap<VolumeId, Option<CancellationToken>>>>;
 
-/// Marks a volume as being handed over, taken over or resized; another such request meanwhile is refused.
+/// Marks a volume as being handed over, taken over, resized or cut; another such request meanwhile is refused.
 pub(in crate::node) struct Busy {
     busy: BusyVolumes,
     volume: VolumeId,
@@ -215,7 +255,7 @@ impl Busy {
                 return Err(Error::new(
                     ErrorKind::Busy,
                     format!(
-                        "volume {} is being handed over, taken over or resized already; wait for that to end",
+                        "volume {} is being handed over, taken over, resized, or kept as a snapshot of its group already; wait for that to end",
                         volume.name
                     ),
                 ));

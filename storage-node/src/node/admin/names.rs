@@ -1,13 +1,22 @@
 //! Names that administrators use, and what they stand for.
 
 use client_lib::{Error, ErrorKind, NodeId, NodeName};
-use consensus::{MetaState, Snapshot, Volume};
+use consensus::{MetaState, Snapshot, Volume, VolumeGroup};
 
 pub(in crate::node) fn volume_named<'a>(state: &'a MetaState, name: &str) -> Result<&'a Volume, Error> {
     state.volumes().find(|volume| volume.name.as_str() == name).ok_or_else(|| {
         Error::new(
             ErrorKind::NotFound,
             format!("there is no volume {name:?}; `helio volume list` shows those that exist"),
+        )
+    })
+}
+
+pub(super) fn group_named<'a>(state: &'a MetaState, name: &str) -> Result<&'a VolumeGroup, Error> {
+    state.groups().find(|group| group.name.as_str() == name).ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("there is no group {name:?}; `helio group list` shows those that exist"),
         )
     })
 }

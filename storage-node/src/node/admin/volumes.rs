@@ -95,6 +95,13 @@ impl NodeAdmin {
     pub(super) async fn delete(&self, name: &str) -> Result<(), Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let volume = volume_named(&state, name)?.id;
+        if let Some(group) = state.group_of(volume) {
+            let group = &group.name;
+            let what = format!(
+                "volume {name} is in group {group}: take it out with `helio group remove {group} {name}` first"
+            );
+            return Err(Error::new(ErrorKind::InvalidRequest, what));
+        }
         self.meta.propose(Command::DeleteVolume { volume }, METADATA_DEADLINE).await?.into_result().map(drop)
     }
 
@@ -162,6 +169,7 @@ impl NodeAdmin {
             rpo: marks.map(|marks| rpo_told(&volume, &marks)).unwrap_or_default(),
             on_write: meta.on_write.map(|to| name_of(&state, to)),
             clone_of: meta.origin.map(|origin| origin_told(&state, origin)),
+            group: state.group_of(meta.id).map(|group| group.name.to_string()),
             written_bytes: report.tally.blocks * u64::from(BLOCK_SIZE),
         })
     }

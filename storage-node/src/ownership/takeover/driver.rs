@@ -212,8 +212,10 @@ impl Driver {
     }
 
     async fn resolve(&self) -> Event {
-        match self.log.settle(self.volume.id).await {
-            Ok((owner, epoch)) => Event::Resolved { owner, epoch },
+        let settled = self.log.settle(vec![self.volume.id]).await;
+        match settled.map(|owners| owners.first().copied()) {
+            Ok(Some((owner, epoch))) => Event::Resolved { owner, epoch },
+            Ok(None) => unreachable!("the owner of every volume that was asked for is told"),
             Err(error) => {
                 tracing::warn!(volume = %self.volume.name, epoch = %self.epoch, %error, "the outcome of a takeover is not known yet");
                 tokio::time::sleep(RESOLVE_PAUSE).await;

@@ -1,0 +1,189 @@
+//! A volume in a handover: what is asked of its shard and said to the destination.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use client_lib::transport::Class;
+use client_lib::wire::frame::encode_head;
+use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId};
+use consensus::Ended;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::ownership::gate::{Phase, View};
+use crate::ownership::handover::Released;
+use crate::peer::message::{PeerRequest, ReplicaPosition};
+use crate::propagation::manifest::Manifest;
+use crate::propagation::watermarks::Watermarks;
+use crate::serve::volume::{ServedVolume, store_failure};
+use crate::shard::handle::FreezeWhen;
+
+/// A destination that lacks no more than so many blocks has the rest while writers are held: a mebibyte.
+const LEFT_BLOCKS_MAX: u64 = 256;
+
+/// How often it is looked how far the destination is.
+const CATCH_UP_LOOK: Duration = Duration::from_millis(10);
+
+/// How long the destination may be out of reach before it is not waited for any more.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A volume that is handed over.
+pub struct Member {
+    pub(super) volume: Arc<ServedVolume>,
+    to: NodeId,
+    pub(super) epoch: Epoch,
+    /// Where the destination is, if it must hold everything first.
+    pub(super) synced: Option<Arc<Watermarks>>,
+    position: ReplicaPosition,
+    digest: u64,
+}
+
+impl Member {
+    pub(super) fn new(volume: Arc<ServedVolume>, to: NodeId, epoch: Epoch) -> Member {
+        Member { volume, to, epoch, synced: None, position: ReplicaPosition::default(), digest: 0 }
+    }
+
+    pub(super) async fn ask_position(&mut self) -> Result<(), Error> {
+        self.position = self.ask(PeerRequest::ReplicaStatus { volume: self.volume.id, epoch: self.epoch }).await?;
+        Ok(())
+    }
+
+    /// Waits until the destination holds everything up to `final_lsn`, or, without that, lacks little; if that is asked for.
+    pub(super) async fn catch_up(&self, final_lsn: Option<Lsn>, cancel: &CancellationToken) -> Result<(), Error> {
+        let Some(watermarks) = &self.synced else { return Ok(()) };
+        let mut reached = Instant::now();
+        loop {
+            let progress = watermarks.snapshot().remove(&self.to).unwrap_or_default();
+            if let Some(tail) = progress.tail {
+                return Err(tail.refusal(self.to));
+            }
+            let watermark = progress.position.watermark;
+            let is_there = match final_lsn {
+                Some(lsn) => watermark >= lsn,
+                None => {
+                    let lacks = self.volume.shard.changed_blocks(self.volume.id, watermark).await;
+                    lacks.map_err(store_failure)? <= LEFT_BLOCKS_MAX
+                }
+            };
+            if is_there {
+                return Ok(());
+            }
+            if progress.reachable {
+                reached = Instant::now();
+            } else if reached.elapsed() >= CATCH_UP_PATIENCE {
+                let why = progress.error.unwrap_or_else(|| "it does not answer".to_owned());
+                let what =
+                    format!("node {} cannot be brought up to date: {why}; the volume stays where it is", self.to);
+                return Err(Error::new(ErrorKind::Unavailable, what));
+            }
+            if self.volume.gate.view().epoch != self.epoch {
+                let what = format!("volume {} has another owner by now", self.volume.name);
+                return Err(Error::new(ErrorKind::Busy, what));
+            }
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => {
+                    return Err(Error::new(ErrorKind::Closed, "the handover was cancelled"));
+                }
+                () = tokio::time::sleep(CATCH_UP_LOOK) => {}
+            }
+        }
+    }
+
+    pub(super) async fn freeze(&self, when: FreezeWhen) -> Result<Lsn, Error> {
+        self.volume.shard.freeze(self.volume.id, when).await.map_err(store_failure)
+    }
+
+    pub(super) async fn prepare(&mut self, final_lsn: Lsn, cancel: &CancellationToken) -> Result<Lsn, Error> {
+        self.catch_up(Some(final_lsn), cancel).await?;
+        let manifest = self.send_snapshots().await?;
+        if manifest.to != final_lsn {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("the last manifest ends at {}, the epoch at {final_lsn}", manifest.to),
+            ));
+        }
+        self.digest = digest(&manifest)?;
+        let mut ledger = self.volume.shard.ledger(self.volume.id).await.map_err(store_failure)?;
+        ledger.claim = ledger.claim.max(self.volume.writers.claimed());
+        self.position =
+            self.ask(PeerRequest::Prepare { volume: self.volume.id, epoch: self.epoch, manifest, ledger }).await?;
+        if self.position.known != final_lsn {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("node {} knows the volume up to {}, not {final_lsn}", self.to, self.position.known),
+            ));
+        }
+        Ok(self.position.known)
+    }
+
+    /// The end of its epoch, as it is proposed.
+    pub(super) fn ended(&self, final_lsn: Lsn) -> Ended {
+        Ended { volume: self.volume.id, epoch: self.epoch, final_lsn, manifest_digest: self.digest }
+    }
+
+    /// Goes on as owner, or becomes a replica.
+    pub(super) async fn release(&self, released: Released) -> Result<(), Error> {
+        let (shard, id) = (&self.volume.shard, self.volume.id);
+        match released {
+            Released::Here => {
+                self.volume.thaw().await?;
+                self.volume.gate.set_phase(self.epoch, Phase::Owner);
+            }
+            Released::To { owner, epoch } => {
+                // The shard first: once the gate is open, what was held must not be admitted here.
+                shard.deactivate(id, epoch).await.map_err(store_failure)?;
+                self.volume.gate.set(View { owner, epoch, phase: Phase::Elsewhere });
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that the destination knew of and did not hold when it was prepared.
+    pub(super) fn stale_bytes(&self) -> u64 {
+        self.position.stale_blocks * u64::from(BLOCK_SIZE)
+    }
+
+    pub(super) async fn send_manifest(&mut self) -> Result<(), Error> {
+        let manifest = self.send_snapshots().await?;
+        self.send(manifest).await
+    }
+
+    /// Sends the manifests that end at a snapshot which the destination does not know, and returns the one that goes on to
+    /// the newest write.
+    async fn send_snapshots(&mut self) -> Result<Manifest, Error> {
+        loop {
+            let (known, newest) = (self.position.known, self.position.newest_snapshot);
+            let sealed = self.volume.shard.seal_manifest(self.volume.id, known, newest, None).await;
+            let (manifest, _) = sealed.map_err(store_failure)?;
+            if manifest.mark.is_none() {
+                return Ok(manifest);
+            }
+            self.send(manifest).await?;
+        }
+    }
+
+    async fn send(&mut self, manifest: Manifest) -> Result<(), Error> {
+        let request = PeerRequest::Manifest {
+            volume: self.volume.id,
+            epoch: self.epoch,
+            manifest,
+            seal: false,
+            durable: true,
+            prune: Lsn::ZERO,
+        };
+        self.position = self.ask(request).await?;
+        Ok(())
+    }
+
+    async fn ask(&self, request: PeerRequest) -> Result<ReplicaPosition, Error> {
+        self.volume.peers.ask_position(self.to, Class::Control, request, Bytes::new()).await
+    }
+}
+
+fn digest(manifest: &Manifest) -> Result<u64, Error> {
+    let encoded = encode_head(manifest)
+        .map_err(|error| Error::new(ErrorKind::Internal, "a manifest cannot be encoded").caused_by(error))?;
+    Ok(u64::from(crc32fast::hash(&encoded)))
+}
