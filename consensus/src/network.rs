@@ -66,8 +66,6 @@ pub(crate) enum LeaderRequest {
     ReadIndex,
     /// Make this node follow, and vote if it should.
     Enrol(u64, Member),
-    /// Let this voter lead.
-    HandOn(u64),
 }
 
 /// The answers.
@@ -94,8 +92,6 @@ pub(crate) enum LeaderReply {
     ReadIndex(Option<u64>),
     /// The node follows, unless its registration was refused.
     Enrolled(Response),
-    /// Whether the voter was told to lead.
-    HandedOn(bool),
 }
 
 /// A message with version and group.

@@ -70,8 +70,6 @@ struct Inner {
     published: watch::Receiver<Published>,
     states: watch::Sender<Arc<MetaState>>,
     core: Mutex<(Core, Timings)>,
-    /// When this node came to lead because it asked to.
-    came_to_lead: Mutex<Option<Instant>>,
     /// One change of the core or of the membership at a time.
     changing: tokio::sync::Mutex<()>,
 }
@@ -95,7 +93,6 @@ impl MetaRaft {
             published: published.clone(),
             states: states.clone(),
             core: Mutex::new((core, options.timings)),
-            came_to_lead: Mutex::default(),
             changing: tokio::sync::Mutex::new(()),
         };
         tokio::spawn(forward_states(published, states));

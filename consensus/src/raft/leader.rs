@@ -73,7 +73,6 @@ impl MetaRaft {
             LeaderRequest::Enrol(node, member) => {
                 self.enrol_here(NodeId(node), member).await.map(LeaderReply::Enrolled)
             }
-            LeaderRequest::HandOn(node) => self.hand_on_here(NodeId(node)).await.map(LeaderReply::HandedOn),
         }
     }
 

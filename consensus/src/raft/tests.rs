@@ -222,34 +222,6 @@ async fn without_a_majority_a_proposal_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_asks_for_the_lead_has_it_and_keeps_it_for_a_while() {
-    let group = Group::start(Duration::from_millis(2)).await;
-    let leader = group.node(1).leader().expect("there is one").0;
-    let (first, second) = (1 + leader % 3, 1 + (leader + 1) % 3);
-    assert!(group.node(leader).come_to_lead(PATIENCE).await, "it leads already");
-    group.node(first).propose(register(first), PATIENCE).await.expect("is applied");
-    assert!(group.node(first).come_to_lead(PATIENCE).await);
-    assert_eq!(group.node(first).leader(), Some(NodeId(first)));
-    assert!(!group.node(second).come_to_lead(PATIENCE).await, "it was given away just now");
-    let state = group.node(second).linearizable(PATIENCE).await.expect("reads");
-    assert!(state.node(NodeId(first)).is_some());
-    group.node(second).propose(register(second), PATIENCE).await.expect("is applied under the new leader");
-    assert_eq!(group.node(first).leader(), Some(NodeId(first)));
-    group.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_vote_does_not_come_to_lead() {
-    let mut group = Group::start(Duration::ZERO).await;
-    group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
-    group.directories.insert(NodeId(4), tempfile::tempdir().expect("a directory"));
-    group.start_node(NodeId(4)).await;
-    group.node(4).enrol(member(4), PATIENCE).await.expect("is let in");
-    assert!(!group.node(4).come_to_lead(PATIENCE).await, "of four nodes three vote");
-    group.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_stops_hands_the_lead_on() {
     let group = Group::start(Duration::from_millis(2)).await;
     group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
