@@ -1,8 +1,8 @@
 //! An NBD client: many requests in flight over one or several connections to an export.
 //!
 //! Owns the handshake ([`handshake`]), the connections ([`connection`]) and the addresses of exports ([`NbdUri`]). It
-//! uses what the server offers: structured replies, so that holes cross as holes; `base:allocation`; several
-//! connections, where the server says that a flush on one covers all. Needs fixed newstyle with GO, which every server
+//! uses what the server offers: extended headers, so that zeroes and queries cover any range at once; else structured replies,
+//! so that holes cross as holes; `base:allocation`; several connections, where the server says that a flush on one covers all. Needs fixed newstyle with GO, which every server
 //! of the last ten years has. No TLS, no reconnecting: a broken connection fails every request on it, and the
 //! caller decides.
 //!
@@ -30,12 +30,16 @@ use crate::proto::constants::{
     CMD_BLOCK_STATUS, CMD_FLUSH, CMD_READ, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, EIO, ENOSPC, ENOTSUP, EPERM, ESHUTDOWN,
     FLAG_CAN_MULTI_CONN, FLAG_READ_ONLY, FLAG_SEND_FLUSH, FLAG_SEND_WRITE_ZEROES,
 };
+use crate::proto::style::Style;
 
 /// Requests in flight on one connection; a further one waits for a reply.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 64;
-/// The largest range of one WRITE_ZEROES or BLOCK_STATUS, which carry no payload: a multiple of every block size
-/// that the protocol allows, and below 2 GiB, where some servers' arithmetic ends.
-const RANGE_LEN_MAX: u32 = 1 << 30;
+/// The largest range of one WRITE_ZEROES or BLOCK_STATUS, which carry no payload, without extended headers: a multiple of
+/// every block size that the protocol allows, and below 2 GiB, where some servers' arithmetic ends.
+const COMPACT_RANGE_LEN_MAX: u64 = 1 << 30;
+/// The same with extended headers: long enough that no disk needs many, short enough that a server is not busy with one for
+/// long.
+const EXTENDED_RANGE_LEN_MAX: u64 = 1 << 40;
 /// How long connecting and the handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// After how much silence the kernel probes a server, so that one that vanished is noticed.
@@ -74,7 +78,7 @@ pub enum ClientError {
         /// First byte.
         offset: u64,
         /// Bytes.
-        length: u32,
+        length: u64,
         /// The protocol's error number.
         errno: u32,
         /// What the server said, or what the number means.
@@ -199,7 +203,7 @@ impl Client {
     /// `Failed` or `Lost`.
     pub async fn read(&self, offset: u64, length: u32) -> Result<Vec<ReadPart>, ClientError> {
         let mut parts = Vec::with_capacity(1);
-        for (offset, length) in pieces(offset, u64::from(length), self.agreed.payload_max) {
+        for (offset, length) in pieces(offset, u64::from(length), u64::from(self.agreed.payload_max)) {
             match self.request(CMD_READ, offset, length, Bytes::new()).await? {
                 Answer::Read(read) if parts.is_empty() => parts = read,
                 Answer::Read(read) => parts.extend(read),
@@ -214,7 +218,7 @@ impl Client {
     /// # Errors
     /// `Failed` or `Lost`; parts of the data may have been written.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), ClientError> {
-        for (at, length) in pieces(offset, data.len() as u64, self.agreed.payload_max) {
+        for (at, length) in pieces(offset, data.len() as u64, u64::from(self.agreed.payload_max)) {
             let start = (at - offset) as usize;
             self.request(CMD_WRITE, at, length, data.slice(start..start + length as usize)).await?;
         }
@@ -227,7 +231,7 @@ impl Client {
     /// # Errors
     /// `Failed` or `Lost`.
     pub async fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), ClientError> {
-        for (offset, length) in pieces(offset, length, RANGE_LEN_MAX) {
+        for (offset, length) in pieces(offset, length, self.range_len_max()) {
             self.request(CMD_WRITE_ZEROES, offset, length, Bytes::new()).await?;
         }
         Ok(())
@@ -254,7 +258,7 @@ impl Client {
         if self.agreed.allocation.is_none() {
             return Ok(vec![AllocationExtent { length, allocated: true, zero: false }]);
         }
-        let asked = length.min(u64::from(RANGE_LEN_MAX)) as u32;
+        let asked = length.min(self.range_len_max());
         let Answer::Extents(mut extents) = self.request(CMD_BLOCK_STATUS, offset, asked, Bytes::new()).await? else {
             return Err(Malformed("a query for block status was answered without extents").into());
         };
@@ -278,21 +282,29 @@ impl Client {
         }
     }
 
-    async fn request(&self, command: u16, offset: u64, length: u32, payload: Bytes) -> Result<Answer, ClientError> {
+    /// The largest range of a request without payload.
+    fn range_len_max(&self) -> u64 {
+        match self.agreed.style {
+            Style::Simple | Style::Structured => COMPACT_RANGE_LEN_MAX,
+            Style::Extended => EXTENDED_RANGE_LEN_MAX,
+        }
+    }
+
+    async fn request(&self, command: u16, offset: u64, length: u64, payload: Bytes) -> Result<Answer, ClientError> {
         let index = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
         self.connections[index].request(command, offset, length, payload).await
     }
 }
 
 /// Cuts a range into parts of at most `max`; an empty range has none.
-fn pieces(offset: u64, length: u64, max: u32) -> impl Iterator<Item = (u64, u32)> {
+fn pieces(offset: u64, length: u64, max: u64) -> impl Iterator<Item = (u64, u64)> {
     let end = offset + length;
     let mut at = offset;
     std::iter::from_fn(move || {
         (at < end).then(|| {
-            let piece = (end - at).min(u64::from(max)) as u32;
-            at += u64::from(piece);
-            (at - u64::from(piece), piece)
+            let piece = (end - at).min(max);
+            at += piece;
+            (at - piece, piece)
         })
     })
 }

@@ -75,7 +75,8 @@ pub trait ExportDirectory: Send + Sync + 'static {
 
 /// One connection's use of an export. Dropped when the connection ends.
 ///
-/// Offsets and lengths are bytes, multiples of `block_size_min`, and inside the export.
+/// Offsets and lengths are bytes, multiples of `block_size_min`, and inside the export. Lengths of what carries data are at
+/// most `block_size_max`, all others may be the whole export.
 ///
 /// # Cancel safety
 /// Dropping a returned future abandons the reply; the operation may or may not have been carried out.
@@ -101,15 +102,15 @@ pub trait Session: Send + Sync + 'static {
 
     /// Makes `length` bytes at `offset` read as zeroes. Without `no_hole` this must be faster than writing them: the
     /// server promises `NBD_CMD_FLAG_FAST_ZERO` to its clients.
-    fn write_zeroes(&self, offset: u64, length: u32, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>>;
+    fn write_zeroes(&self, offset: u64, length: u64, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Tells that `length` bytes at `offset` are not needed; they read as zeroes afterwards.
-    fn trim(&self, offset: u64, length: u32, fua: bool) -> BoxFuture<'_, Result<(), Error>>;
+    fn trim(&self, offset: u64, length: u64, fua: bool) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Makes durable every write that any connection of this export had acked before this call.
     fn flush(&self) -> BoxFuture<'_, Result<(), Error>>;
 
     /// The allocation of `length` bytes at `offset`. The extents start at `offset`, cover at least one byte, and
     /// may stop short of `length` or pass it.
-    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>>;
+    fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>>;
 }

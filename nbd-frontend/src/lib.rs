@@ -9,6 +9,7 @@
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
 
 pub mod client;
+pub mod contexts;
 pub mod errno;
 pub mod export;
 pub mod memory;

@@ -17,6 +17,8 @@ use crate::export::{AllocationExtent, ExportDirectory, ExportInfo, ReadPart, Ses
 
 /// The unit of allocation in bytes.
 pub const CHUNK_LEN: usize = 64 << 10;
+/// How many chunks are looked up one by one; of a larger range those that exist are.
+const FEW_CHUNKS: u64 = 1024;
 /// Over how many locks the chunks are spread.
 const SHARDS: usize = 64;
 
@@ -57,8 +59,8 @@ impl MemoryExport {
         MemoryExport { info, shards: (0..SHARDS).map(|_| Mutex::new(Chunks::new())).collect() }
     }
 
-    fn pieces(offset: u64, length: u32) -> impl Iterator<Item = Piece> {
-        let end = offset + u64::from(length);
+    fn pieces(offset: u64, length: u64) -> impl Iterator<Item = Piece> {
+        let end = offset + length;
         let mut at = offset;
         std::iter::from_fn(move || {
             (at < end).then(|| {
@@ -78,7 +80,7 @@ impl MemoryExport {
 
     fn read_now(&self, offset: u64, length: u32) -> Vec<ReadPart> {
         let mut parts = Vec::with_capacity(1);
-        for Piece { chunk, start, length } in Self::pieces(offset, length) {
+        for Piece { chunk, start, length } in Self::pieces(offset, u64::from(length)) {
             match self.shard(chunk).get(&chunk) {
                 Some(bytes) => parts.push(ReadPart::Data(Bytes::copy_from_slice(&bytes[start..start + length]))),
                 None => match parts.last_mut() {
@@ -92,7 +94,7 @@ impl MemoryExport {
 
     fn write_now(&self, offset: u64, data: &[u8]) {
         let mut rest = data;
-        for Piece { chunk, start, length } in Self::pieces(offset, data.len() as u32) {
+        for Piece { chunk, start, length } in Self::pieces(offset, data.len() as u64) {
             let (head, tail) = rest.split_at(length);
             rest = tail;
             let mut shard = self.shard(chunk);
@@ -101,7 +103,17 @@ impl MemoryExport {
         }
     }
 
-    fn zero_now(&self, offset: u64, length: u32, keep: bool) {
+    fn zero_now(&self, offset: u64, length: u64, keep: bool) {
+        if !keep && length > FEW_CHUNKS * CHUNK_LEN as u64 {
+            // Whole chunks are dropped by a look at those that exist, which may be few in a large range.
+            let (first, last) = (offset.div_ceil(CHUNK_LEN as u64), (offset + length) / CHUNK_LEN as u64);
+            for shard in &self.shards {
+                shard.lock().unwrap_or_else(PoisonError::into_inner).retain(|chunk, _| !(first..last).contains(chunk));
+            }
+            let (middle, end) = (first * CHUNK_LEN as u64, last * CHUNK_LEN as u64);
+            self.zero_now(offset, middle - offset, false);
+            return self.zero_now(end, offset + length - end, false);
+        }
         for Piece { chunk, start, length } in Self::pieces(offset, length) {
             let mut shard = self.shard(chunk);
             if keep {
@@ -115,15 +127,32 @@ impl MemoryExport {
         }
     }
 
-    fn allocation_now(&self, offset: u64, length: u32) -> Vec<AllocationExtent> {
+    fn allocation_now(&self, offset: u64, length: u64) -> Vec<AllocationExtent> {
+        let (first, end) = (offset / CHUNK_LEN as u64, (offset + length).div_ceil(CHUNK_LEN as u64));
+        let mut allocated: Vec<u64> = if end - first <= FEW_CHUNKS {
+            (first..end).filter(|chunk| self.shard(*chunk).contains_key(chunk)).collect()
+        } else {
+            let shards = self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner));
+            shards.flat_map(|shard| shard.keys().copied().collect::<Vec<_>>()).collect()
+        };
+        allocated.retain(|chunk| (first..end).contains(chunk));
+        allocated.sort_unstable();
         let mut extents: Vec<AllocationExtent> = Vec::new();
-        for Piece { chunk, length, .. } in Self::pieces(offset, length) {
-            let allocated = self.shard(chunk).contains_key(&chunk);
+        let mut at = offset;
+        let mut push = |to: u64, allocated: bool| {
+            let length = to.clamp(at, offset + length) - at;
+            at += length;
             match extents.last_mut() {
-                Some(last) if last.allocated == allocated => last.length += length as u64,
-                _ => extents.push(AllocationExtent { length: length as u64, allocated, zero: !allocated }),
+                _ if length == 0 => {}
+                Some(last) if last.allocated == allocated => last.length += length,
+                _ => extents.push(AllocationExtent { length, allocated, zero: !allocated }),
             }
+        };
+        for chunk in allocated {
+            push(chunk * CHUNK_LEN as u64, false);
+            push((chunk + 1) * CHUNK_LEN as u64, true);
         }
+        push(offset + length, false);
         extents
     }
 
@@ -155,12 +184,12 @@ impl Session for MemoryExport {
         Box::pin(future::ready(Ok(())))
     }
 
-    fn write_zeroes(&self, offset: u64, length: u32, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
+    fn write_zeroes(&self, offset: u64, length: u64, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
         self.zero_now(offset, length, options.no_hole);
         Box::pin(future::ready(Ok(())))
     }
 
-    fn trim(&self, offset: u64, length: u32, _fua: bool) -> BoxFuture<'_, Result<(), Error>> {
+    fn trim(&self, offset: u64, length: u64, _fua: bool) -> BoxFuture<'_, Result<(), Error>> {
         self.zero_now(offset, length, false);
         Box::pin(future::ready(Ok(())))
     }
@@ -169,7 +198,7 @@ impl Session for MemoryExport {
         Box::pin(future::ready(Ok(())))
     }
 
-    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
+    fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
         Box::pin(future::ready(Ok(self.allocation_now(offset, length))))
     }
 }
@@ -227,9 +256,34 @@ mod tests {
                 AllocationExtent { length: (1 << 20) - 2 * CHUNK_LEN as u64, allocated: false, zero: true },
             ]
         );
-        export.zero_now(0, 3 * CHUNK_LEN as u32, false);
+        export.zero_now(0, 3 * CHUNK_LEN as u64, false);
         assert_eq!(export.read_now(0, 1 << 20), [ReadPart::Hole(1 << 20)]);
         export.zero_now(0, 512, true);
         assert!(export.allocation_now(0, 512)[0].allocated);
+    }
+
+    #[test]
+    fn huge_ranges_cost_what_is_in_them() {
+        let export = MemoryExport::new("disk", 1 << 50);
+        let chunk = CHUNK_LEN as u64;
+        export.write_now(1 << 45, &[7; 1024]);
+        export.write_now((1 << 46) - 512, &[7; 1024]);
+        let extent = |length, allocated| AllocationExtent { length, allocated, zero: !allocated };
+        assert_eq!(
+            export.allocation_now(512, (1 << 50) - 512),
+            [
+                extent((1 << 45) - 512, false),
+                extent(chunk, true),
+                extent((1 << 46) - (1 << 45) - 2 * chunk, false),
+                extent(2 * chunk, true),
+                extent((1 << 50) - (1 << 46) - chunk, false),
+            ]
+        );
+        export.zero_now(512, (1 << 46) - 512, false);
+        assert_eq!(export.contents((1 << 46) - 512, 1024), [vec![0; 512], vec![7; 512]].concat());
+        assert_eq!(
+            export.allocation_now(0, 1 << 50),
+            [extent(1 << 46, false), extent(chunk, true), extent((1 << 50) - (1 << 46) - chunk, false)]
+        );
     }
 }

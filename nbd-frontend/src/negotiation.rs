@@ -8,17 +8,20 @@
 use bytes::{Buf, BytesMut};
 use client_lib::{Error, ErrorKind};
 
+use crate::contexts::Contexts;
 use crate::errno;
 use crate::export::ExportInfo;
 use crate::proto::constants::{
-    FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_CAN_MULTI_CONN, FLAG_HAS_FLAGS, FLAG_READ_ONLY, FLAG_SEND_DF,
-    FLAG_SEND_FAST_ZERO, FLAG_SEND_FLUSH, FLAG_SEND_FUA, FLAG_SEND_TRIM, FLAG_SEND_WRITE_ZEROES, INFO_DESCRIPTION,
-    INFO_NAME, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT,
-    OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_INVALID, REP_ERR_POLICY, REP_ERR_TOO_BIG, REP_ERR_UNSUP,
+    FLAG_BLOCK_STATUS_PAYLOAD, FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_CAN_MULTI_CONN, FLAG_HAS_FLAGS,
+    FLAG_READ_ONLY, FLAG_SEND_DF, FLAG_SEND_FAST_ZERO, FLAG_SEND_FLUSH, FLAG_SEND_FUA, FLAG_SEND_TRIM,
+    FLAG_SEND_WRITE_ZEROES, INFO_DESCRIPTION, INFO_NAME, OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO,
+    OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK,
+    REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_POLICY, REP_ERR_TOO_BIG, REP_ERR_UNSUP,
 };
 use crate::proto::handshake::{
     self, CLIENT_FLAGS_LEN, InfoRequest, MetaContextRequest, OPTION_HEADER_LEN, OptionHeader, option_reply,
 };
+use crate::proto::style::Style;
 
 /// The longest option data that is read, in bytes. Longer data is skipped and answered with `ERR_TOO_BIG`.
 pub const OPTION_DATA_LEN_MAX: u32 = 64 << 10;
@@ -31,11 +34,6 @@ pub const LIST_LEN_MAX: usize = 10_000;
 
 /// The longest message of a refusal, in bytes; longer ones are cut ("Conventions" allows 4096).
 const REFUSAL_LEN_MAX: usize = 512;
-
-/// The one metadata context that is offered.
-pub const ALLOCATION_CONTEXT: &str = "base:allocation";
-/// Its number in replies.
-pub const ALLOCATION_CONTEXT_ID: u32 = 1;
 
 /// What the driver must do next.
 #[derive(Debug)]
@@ -75,19 +73,23 @@ pub enum Answer {
 pub struct Negotiated {
     /// The export as it was told to the client.
     pub info: ExportInfo,
-    /// Whether replies are structured.
-    pub structured: bool,
-    /// Whether `base:allocation` was selected for this export.
-    pub allocation: bool,
+    /// Which requests and replies there are.
+    pub style: Style,
+    /// The metadata contexts that were selected for this export.
+    pub contexts: Contexts,
 }
 
-/// The transmission flags of an export ("Transmission flags").
+/// The transmission flags of an export ("Transmission flags") for a client that has agreed on `style` and selected `contexts`.
 #[must_use]
-pub fn transmission_flags(info: &ExportInfo, structured: bool) -> u16 {
+pub fn transmission_flags(info: &ExportInfo, style: Style, contexts: Contexts) -> u16 {
     // A session's flush covers every connection, which is what CAN_MULTI_CONN promises.
     let mut flags = FLAG_HAS_FLAGS | FLAG_SEND_FLUSH | FLAG_SEND_FUA | FLAG_CAN_MULTI_CONN;
-    if structured {
+    if style.is_chunked() {
         flags |= FLAG_SEND_DF;
+    }
+    // Only with extended headers, and of no use without contexts.
+    if style == Style::Extended && !contexts.is_empty() {
+        flags |= FLAG_BLOCK_STATUS_PAYLOAD;
     }
     if info.read_only {
         flags |= FLAG_READ_ONLY;
@@ -103,7 +105,7 @@ enum Pending {
     List,
     Info { option: u32, name: String, requests: Vec<u16> },
     ExportName { name: String },
-    MetaContext { option: u32, name: String, selected: bool },
+    MetaContext { option: u32, name: String, contexts: Contexts },
 }
 
 #[derive(Debug)]
@@ -127,9 +129,9 @@ pub struct Negotiation {
     output: Vec<u8>,
     fixed: bool,
     no_zeroes: bool,
-    structured: bool,
-    /// The export for which `base:allocation` was selected; holds for that export only.
-    allocation_for: Option<String>,
+    style: Style,
+    /// The metadata contexts that were selected, and for which export: they hold for that export only.
+    selected: Option<(String, Contexts)>,
     options: u32,
 }
 
@@ -148,8 +150,8 @@ impl Negotiation {
             output: handshake::greeting().to_vec(),
             fixed: false,
             no_zeroes: false,
-            structured: false,
-            allocation_for: None,
+            style: Style::Simple,
+            selected: None,
             options: 0,
         }
     }
@@ -249,6 +251,11 @@ impl Negotiation {
         let data = input.split_to(header.length as usize);
         let option = header.option;
         match option {
+            OPT_EXPORT_NAME if self.style == Style::Extended => {
+                // "Option types", NBD_OPT_EXTENDED_HEADERS: a client must not use EXPORT_NAME afterwards, which cannot be refused.
+                self.phase = Phase::Close("EXPORT_NAME after extended headers were agreed on");
+                None
+            }
             OPT_EXPORT_NAME => match handshake::string(&data) {
                 Ok(name) => {
                     let name = name.to_owned();
@@ -266,12 +273,18 @@ impl Negotiation {
                 None
             }
             OPT_LIST if data.is_empty() => Some(self.ask(Pending::List, Question::List)),
-            OPT_STRUCTURED_REPLY if data.is_empty() => {
-                self.structured = true;
+            OPT_STRUCTURED_REPLY if data.is_empty() && self.style == Style::Extended => {
+                // "Option types", NBD_OPT_STRUCTURED_REPLY: extended headers take precedence.
+                self.refuse(option, REP_ERR_EXT_HEADER_REQD, "extended headers are agreed on already")
+            }
+            OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS if data.is_empty() => {
+                self.style = if option == OPT_EXTENDED_HEADERS { Style::Extended } else { Style::Structured };
                 self.acknowledge(option);
                 None
             }
-            OPT_LIST | OPT_STRUCTURED_REPLY => self.refuse(option, REP_ERR_INVALID, "the option has no data"),
+            OPT_LIST | OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS => {
+                self.refuse(option, REP_ERR_INVALID, "the option has no data")
+            }
             OPT_INFO | OPT_GO => match InfoRequest::decode(&data) {
                 Ok(request) => {
                     let name = request.name.to_owned();
@@ -290,23 +303,26 @@ impl Negotiation {
     fn meta_context(&mut self, option: u32, data: &[u8]) -> Option<Question> {
         if option == OPT_SET_META_CONTEXT {
             // "Option types", NBD_OPT_SET_META_CONTEXT: each one replaces the last, and a failed one leaves none.
-            self.allocation_for = None;
+            self.selected = None;
         }
-        // "Option types": structured replies must have been negotiated before.
-        if !self.structured {
-            return self.refuse(option, REP_ERR_INVALID, "structured replies must be negotiated first");
+        // "Option types": structured replies or extended headers must have been negotiated before.
+        if !self.style.is_chunked() {
+            return self.refuse(
+                option,
+                REP_ERR_INVALID,
+                "structured replies or extended headers must be negotiated first",
+            );
         }
         let request = match MetaContextRequest::decode(data) {
             Ok(request) => request,
             Err(malformed) => return self.refuse(option, REP_ERR_INVALID, malformed.0),
         };
-        let listing = option == OPT_LIST_META_CONTEXT;
-        // "The `base:` metadata namespace": `base:` is a wildcard in a list and ignored in a selection;
-        // no query at all lists everything and selects nothing. Unknown queries are ignored.
-        let selected = (listing && request.queries.is_empty())
-            || request.queries.iter().any(|query| *query == ALLOCATION_CONTEXT || (listing && *query == "base:"));
+        let contexts = match option {
+            OPT_LIST_META_CONTEXT => Contexts::listed(&request.queries),
+            _ => Contexts::selected(&request.queries),
+        };
         let name = request.name.to_owned();
-        Some(self.ask(Pending::MetaContext { option, name: name.clone(), selected }, Question::Info(name)))
+        Some(self.ask(Pending::MetaContext { option, name: name.clone(), contexts }, Question::Info(name)))
     }
 
     fn ask(&mut self, pending: Pending, question: Question) -> Question {
@@ -340,7 +356,7 @@ impl Negotiation {
                 self.refuse(option, errno::of_option(error.kind()), &error.to_string());
             }
             (Pending::ExportName { name }, Answer::Export(Ok(info))) => {
-                let flags = transmission_flags(&info, self.structured);
+                let flags = transmission_flags(&info, self.style, self.contexts_of(&name));
                 handshake::export_name_answer(&mut self.output, info.size, flags, self.no_zeroes);
                 self.phase = Phase::Ready(self.negotiated(&name, info));
             }
@@ -348,12 +364,12 @@ impl Negotiation {
                 // "Newstyle negotiation": EXPORT_NAME cannot be refused but by closing.
                 self.phase = Phase::Close("the export that EXPORT_NAME asked for cannot be opened");
             }
-            (Pending::MetaContext { option, name, selected }, Answer::Export(Ok(_))) => {
-                if selected {
-                    handshake::rep_meta_context(&mut self.output, option, ALLOCATION_CONTEXT_ID, ALLOCATION_CONTEXT);
-                    if option == OPT_SET_META_CONTEXT {
-                        self.allocation_for = Some(name);
-                    }
+            (Pending::MetaContext { option, name, contexts }, Answer::Export(Ok(_))) => {
+                for context in contexts.iter() {
+                    handshake::rep_meta_context(&mut self.output, option, context.id(), context.name());
+                }
+                if option == OPT_SET_META_CONTEXT {
+                    self.selected = Some((name, contexts));
                 }
                 self.acknowledge(option);
             }
@@ -364,7 +380,7 @@ impl Negotiation {
     }
 
     fn describe(&mut self, option: u32, name: &str, requests: &[u16], info: ExportInfo) {
-        let flags = transmission_flags(&info, self.structured);
+        let flags = transmission_flags(&info, self.style, self.contexts_of(name));
         handshake::info_export(&mut self.output, option, info.size, flags);
         // "Block size constraints": must be told when they are not the defaults, asked for or not.
         handshake::info_block_size(
@@ -387,9 +403,12 @@ impl Negotiation {
     }
 
     fn negotiated(&self, name: &str, info: ExportInfo) -> Negotiated {
-        // "Metadata querying": contexts hold for the export they were selected for, by the name the client used.
-        let allocation = self.allocation_for.as_deref() == Some(name);
-        Negotiated { info, structured: self.structured, allocation }
+        Negotiated { info, style: self.style, contexts: self.contexts_of(name) }
+    }
+
+    /// "Metadata querying": contexts hold for the export they were selected for, by the name the client used.
+    fn contexts_of(&self, name: &str) -> Contexts {
+        self.selected.as_ref().filter(|(export, _)| export == name).map(|(_, contexts)| *contexts).unwrap_or_default()
     }
 
     fn acknowledge(&mut self, option: u32) {

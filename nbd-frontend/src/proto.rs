@@ -9,6 +9,7 @@ pub mod handshake;
 pub mod peer;
 pub mod reply;
 pub mod request;
+pub mod style;
 
 /// Bytes that no conforming peer sends: the connection cannot go on, or the option is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -28,13 +28,15 @@ use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use self::operation::{Done, Operation, Outcome};
-use self::output::Output;
+use self::output::{Output, StatusAsk};
 use crate::errno;
 use crate::export::Session;
 use crate::negotiation::Negotiated;
 use crate::proto::constants::{CMD_DISC, CMD_READ, CMD_WRITE, ESHUTDOWN};
-use crate::proto::request::{REQUEST_HEADER_LEN, RequestHeader};
-use crate::validate::{Constraints, READ_BEYOND_END, Refusal, Request, WRITE_BEYOND_END, validate};
+use crate::proto::reply::ReplyTo;
+use crate::proto::request::RequestHeader;
+use crate::proto::style::Style;
+use crate::validate::{Constraints, READ_BEYOND_END, Refusal, Request, WRITE_BEYOND_END, validate, validate_filter};
 
 /// The read buffer in bytes: some fifteen pipelined writes of 4 KiB per system call, and small enough for a cache.
 pub(crate) const READ_BUFFER_LEN: usize = 64 << 10;
@@ -46,8 +48,9 @@ const SHARED_PAYLOAD_MAX: usize = READ_BUFFER_LEN / 2;
 /// Unsent reply bytes above which no further request is taken. More would not make the socket busier.
 const REPLY_BACKLOG_MAX: u64 = 4 << 20;
 /// The payload of a refused write that is read and thrown away so that the connection can go on, in bytes. A client
-/// that announces more is disconnected ("Block size constraints" allows it above 32 MiB).
-const DISCARD_LEN_MAX: u32 = 64 << 20;
+/// that announces more is disconnected ("Block size constraints" allows it above 32 MiB). With extended headers the bound is
+/// the advertised maximum ("Request message").
+const DISCARD_LEN_MAX: u64 = 64 << 20;
 /// How many different refusals one connection logs at all.
 const LOGGED_REFUSALS_MAX: usize = 16;
 
@@ -108,7 +111,7 @@ enum Incoming {
     Header,
     /// Inside a large payload.
     Payload { header: RequestHeader, offset: u64, fua: bool, payload: BytesMut },
-    /// Inside the payload of a refused write; the refusal goes out after it, as clients expect no reply while they send.
+    /// Inside the payload of a refused request; the refusal goes out after it, as clients expect no reply while they send.
     Discard { header: RequestHeader, remaining: usize, refusal: Refusal },
     /// No more requests are read.
     Ended(End),
@@ -148,8 +151,8 @@ pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
         stream,
         session,
         constraints: Constraints {
-            structured: negotiated.structured,
-            allocation: negotiated.allocation,
+            style: negotiated.style,
+            contexts: negotiated.contexts,
             ..Constraints::of(&negotiated.info)
         },
         bounds,
@@ -326,23 +329,26 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         if self.in_flight.len() >= self.bounds.requests || self.output.unsent() >= REPLY_BACKLOG_MAX {
             return Ok(Some(Wants::Room));
         }
-        let Some(header) = RequestHeader::decode(&self.input)? else {
+        let style = self.constraints.style;
+        let Some(header) = RequestHeader::decode(&self.input, style)? else {
             return Ok(Some(Wants::Bytes));
         };
-        let request = match self.judge(&header) {
+        let mut judged = self.judge(&header, validate);
+        let mut header_len = style.request_header_len();
+        if let Ok(Request::FilteredStatus { payload }) = judged {
+            let Some(payload) = self.input.get(header_len..header_len + payload).map(<[u8]>::to_vec) else {
+                return Ok(Some(Wants::Bytes));
+            };
+            header_len += payload.len();
+            judged = self.judge(&header, |header, constraints| validate_filter(header, &payload, constraints));
+        }
+        let request = match judged {
             Ok(request) => request,
             Err(refusal) => {
-                self.input.advance(REQUEST_HEADER_LEN);
-                if header.command != CMD_WRITE {
-                    self.refuse(&header, refusal);
-                } else if header.length > DISCARD_LEN_MAX {
-                    return Err(Broken::Malformed(crate::proto::Malformed(
-                        "a refused write has too large a payload to skip",
-                    )));
-                } else {
-                    self.incoming = Incoming::Discard { header, remaining: header.length as usize, refusal };
-                }
-                return Ok(None);
+                // A filter that was judged has been seen whole.
+                let payload = header.payload_len(style) - (header_len - style.request_header_len()) as u64;
+                self.input.advance(header_len);
+                return self.discard(header, payload, refusal).map(|()| None);
             }
         };
         let cost = match request {
@@ -355,7 +361,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         if let Request::Write { offset, length, fua } = request {
             return Ok(self.take_write(&header, offset, length as usize, fua));
         }
-        self.input.advance(REQUEST_HEADER_LEN);
+        self.input.advance(header_len);
         match request {
             Request::Disconnect => self.end(End::Disconnected),
             Request::Nothing => self.finish(Done::nothing(&header)),
@@ -367,10 +373,30 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         Ok(None)
     }
 
+    /// Refuses a request whose header was consumed, once its payload was too.
+    fn discard(&mut self, header: RequestHeader, payload: u64, refusal: Refusal) -> Result<(), Broken> {
+        let longest = match self.constraints.style {
+            Style::Simple | Style::Structured => DISCARD_LEN_MAX,
+            Style::Extended => u64::from(self.constraints.payload_max),
+        };
+        if payload > longest {
+            return Err(Broken::Malformed(crate::proto::Malformed(
+                "a refused request has too large a payload to skip",
+            )));
+        }
+        if payload == 0 {
+            self.refuse(&header, refusal);
+        } else {
+            self.incoming = Incoming::Discard { header, remaining: payload as usize, refusal };
+        }
+        Ok(())
+    }
+
     fn take_write(&mut self, header: &RequestHeader, offset: u64, length: usize, fua: bool) -> Option<Wants> {
-        let whole = REQUEST_HEADER_LEN + length;
+        let header_len = self.constraints.style.request_header_len();
+        let whole = header_len + length;
         if self.input.len() >= whole {
-            self.input.advance(REQUEST_HEADER_LEN);
+            self.input.advance(header_len);
             let payload = self.input.split_to(length).freeze();
             self.bytes_in_flight += length as u64;
             self.start(Operation::write(self.session, header, offset, payload, fua));
@@ -379,7 +405,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             self.input.reserve(whole - self.input.len());
             return Some(Wants::Bytes);
         } else {
-            self.input.advance(REQUEST_HEADER_LEN);
+            self.input.advance(header_len);
             let mut payload = at_page(length);
             payload.put_slice(&self.input);
             self.input.clear();
@@ -389,7 +415,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         None
     }
 
-    fn judge(&mut self, header: &RequestHeader) -> Result<Request, Refusal> {
+    fn judge(
+        &mut self,
+        header: &RequestHeader,
+        validate: impl Fn(&RequestHeader, &Constraints) -> Result<Request, Refusal>,
+    ) -> Result<Request, Refusal> {
         if self.is_closing && header.command != CMD_DISC {
             // "Terminating the transmission phase": new requests are answered with ESHUTDOWN.
             return Err(Refusal { errno: ESHUTDOWN, reason: "the server is shutting down" });
@@ -416,30 +446,30 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
     /// Puts the reply of a finished request into the output.
     fn finish(&mut self, done: Done) {
         self.bytes_in_flight -= done.cost;
-        let structured = self.constraints.structured;
+        let style = self.constraints.style;
+        let to = ReplyTo { style, cookie: done.cookie, offset: done.offset };
         let failure = match done.outcome {
-            Outcome::Done(Ok(())) => {
-                // "Simple reply message": allowed for a reply without payload even after structured replies were
-                // negotiated, and shorter.
-                self.output.simple(done.cookie, 0);
+            // "Simple reply message": allowed for a reply without payload even after structured replies were
+            // negotiated, and shorter; never with extended headers. A read has no simple reply in either.
+            Outcome::Nothing if style == Style::Structured && done.command == CMD_READ => {
+                self.output.none(to);
                 return;
             }
-            Outcome::Nothing if structured && done.command == CMD_READ => {
-                self.output.none(done.cookie);
+            Outcome::Done(Ok(())) | Outcome::Nothing => {
+                match style {
+                    Style::Extended => self.output.none(to),
+                    Style::Simple | Style::Structured => self.output.simple(done.cookie, 0),
+                }
                 return;
             }
-            Outcome::Nothing => {
-                self.output.simple(done.cookie, 0);
-                return;
-            }
-            Outcome::Read { offset, length, one_chunk, result: Ok(parts) } => {
-                let fits = self.output.read(done.cookie, structured, offset, length, one_chunk, parts);
+            Outcome::Read { length, one_chunk, result: Ok(parts) } => {
+                let fits = self.output.read(to, length, one_chunk, parts);
                 fits.err().map(|reason| Error::new(ErrorKind::Internal, reason))
             }
-            Outcome::Status { offset, length, one_extent, result: Ok(extents) } => {
-                let unit = self.constraints.block_size_min;
-                let end = self.constraints.size;
-                let fits = self.output.block_status(done.cookie, offset, length, one_extent, &extents, end, unit);
+            Outcome::Status { length, one_extent, result: Ok(told) } => {
+                let Constraints { size: export_size, block_size_min, .. } = self.constraints;
+                let ask = StatusAsk { length, one_extent, export_size, block_size_min };
+                let fits = self.output.block_status(to, &told, &ask);
                 fits.err().map(|reason| Error::new(ErrorKind::Internal, reason))
             }
             Outcome::Done(Err(error))
@@ -448,16 +478,17 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         };
         if let Some(error) = failure {
             let reason = error.to_string();
-            self.fail(done.command, done.cookie, errno::of_request(error.kind()), &reason, true);
+            self.fail(done.command, to, errno::of_request(error.kind()), &reason, true);
         }
     }
 
     fn refuse(&mut self, header: &RequestHeader, refusal: Refusal) {
         // Only a refused write is worth a warning: a client that sends what it should not is told on the wire.
-        self.fail(header.command, header.cookie, refusal.errno, refusal.reason, header.command == CMD_WRITE);
+        let to = ReplyTo { style: self.constraints.style, cookie: header.cookie, offset: header.offset };
+        self.fail(header.command, to, refusal.errno, refusal.reason, header.command == CMD_WRITE);
     }
 
-    fn fail(&mut self, command: u16, cookie: u64, errno: u32, reason: &str, warn: bool) {
+    fn fail(&mut self, command: u16, to: ReplyTo, errno: u32, reason: &str, warn: bool) {
         if self.logged.len() < LOGGED_REFUSALS_MAX && !self.logged.contains(&(command, errno)) {
             self.logged.push((command, errno));
             let (peer, export) = (self.peer, self.export);
@@ -482,10 +513,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
                 tracing::debug!(peer, export, command, errno, reason, "request refused");
             }
         }
-        if self.constraints.structured {
-            self.output.error(cookie, errno, reason);
-        } else {
-            self.output.simple(cookie, errno);
+        match to.style {
+            Style::Simple => self.output.simple(to.cookie, errno),
+            Style::Structured | Style::Extended => self.output.error(to, errno, reason),
         }
     }
 }

@@ -4,12 +4,14 @@
 //! comes out as a [`Request`] keeps every promise that [`crate::export::Session`] makes to its implementers; whether
 //! the export then carries it out (owner, space) is not decided here.
 
+use crate::contexts::Contexts;
 use crate::export::{ExportInfo, ZeroOptions};
 use crate::proto::constants::{
-    CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_DF, CMD_FLAG_FAST_ZERO, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_REQ_ONE,
-    CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, ENOSPC, ENOTSUP, EPERM,
+    CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_DF, CMD_FLAG_FAST_ZERO, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_PAYLOAD_LEN,
+    CMD_FLAG_REQ_ONE, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, ENOSPC, ENOTSUP, EPERM,
 };
-use crate::proto::request::RequestHeader;
+use crate::proto::request::{RequestHeader, status_filter};
+use crate::proto::style::Style;
 
 /// What the requests of one connection are judged by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,10 +24,10 @@ pub struct Constraints {
     pub block_size_min: u32,
     /// Largest payload in bytes.
     pub payload_max: u32,
-    /// Whether structured replies were negotiated.
-    pub structured: bool,
-    /// Whether `base:allocation` was negotiated for this export.
-    pub allocation: bool,
+    /// Which requests and replies were negotiated.
+    pub style: Style,
+    /// The metadata contexts that were negotiated for this export.
+    pub contexts: Contexts,
 }
 
 impl Constraints {
@@ -37,8 +39,8 @@ impl Constraints {
             read_only: info.read_only,
             block_size_min: info.block_size_min,
             payload_max: info.block_size_max,
-            structured: false,
-            allocation: false,
+            style: Style::Simple,
+            contexts: Contexts::default(),
         }
     }
 }
@@ -71,7 +73,7 @@ pub enum Request {
         /// First byte.
         offset: u64,
         /// Bytes.
-        length: u32,
+        length: u64,
         /// Durable before the reply.
         fua: bool,
     },
@@ -80,18 +82,25 @@ pub enum Request {
         /// First byte.
         offset: u64,
         /// Bytes.
-        length: u32,
+        length: u64,
         /// How.
         options: ZeroOptions,
     },
-    /// Tell the allocation.
+    /// Tell what metadata contexts say.
     BlockStatus {
         /// First byte.
         offset: u64,
         /// Bytes.
-        length: u32,
-        /// One extent only, not longer than asked.
+        length: u64,
+        /// One extent of each only, not longer than asked.
         one_extent: bool,
+        /// Which, at least one.
+        contexts: Contexts,
+    },
+    /// The range and the contexts of a BLOCK_STATUS are in its payload: judge that with [`validate_filter`].
+    FilteredStatus {
+        /// Bytes of payload.
+        payload: usize,
     },
     /// An empty range: nothing to do but to answer.
     Nothing,
@@ -120,14 +129,21 @@ pub const WRITE_BEYOND_END: Refusal = refusal(ENOSPC, "the range to write lies b
 /// Judges `header`.
 ///
 /// # Errors
-/// The number and the reason to answer with. The payload of a refused write is still on its way.
+/// The number and the reason to answer with. The payload of a refused request is still on its way.
 pub fn validate(header: &RequestHeader, constraints: &Constraints) -> Result<Request, Refusal> {
     let &RequestHeader { flags, command, offset, length, .. } = header;
+    let extended = constraints.style == Style::Extended;
     let allowed_flags = match command {
         // "Command flags": DF is for reads, and only after structured replies were negotiated.
-        CMD_READ if constraints.structured => CMD_FLAG_DF,
+        CMD_READ if constraints.style.is_chunked() => CMD_FLAG_DF,
         CMD_WRITE_ZEROES => CMD_FLAG_NO_HOLE | CMD_FLAG_FAST_ZERO,
+        CMD_BLOCK_STATUS if extended => CMD_FLAG_REQ_ONE | CMD_FLAG_PAYLOAD_LEN,
         CMD_BLOCK_STATUS => CMD_FLAG_REQ_ONE,
+        // "Command flags", PAYLOAD_LEN: with extended headers it is on every write, and on what takes a payload by choice.
+        CMD_WRITE if extended && flags & CMD_FLAG_PAYLOAD_LEN == 0 => {
+            return Err(refusal(EINVAL, "with extended headers a write has the flag PAYLOAD_LEN"));
+        }
+        CMD_WRITE if extended => CMD_FLAG_PAYLOAD_LEN,
         CMD_READ | CMD_WRITE | CMD_FLUSH | CMD_TRIM => 0,
         // "Request types", NBD_CMD_DISC: has no reply, so there is nothing to refuse it with.
         CMD_DISC => return Ok(Request::Disconnect),
@@ -147,6 +163,14 @@ pub fn validate(header: &RequestHeader, constraints: &Constraints) -> Result<Req
             Err(refusal(EINVAL, "a flush has neither offset nor length"))
         };
     }
+    if command == CMD_BLOCK_STATUS && flags & CMD_FLAG_PAYLOAD_LEN != 0 {
+        // A longer list than there are contexts repeats one or names an unknown one.
+        let longest = FILTER_LEN_MIN + 4 * constraints.contexts.len() as u64;
+        return match usize::try_from(length) {
+            Ok(payload) if (FILTER_LEN_MIN..=longest).contains(&length) => Ok(Request::FilteredStatus { payload }),
+            _ => Err(WRONG_FILTER),
+        };
+    }
 
     let writes = matches!(command, CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES);
     // "Error values": EPERM for a write or trim of a read-only export.
@@ -154,29 +178,36 @@ pub fn validate(header: &RequestHeader, constraints: &Constraints) -> Result<Req
         return Err(refusal(EPERM, "the export is read-only"));
     }
     // "Block size constraints": the maximum limits payloads. Commands without payload may cover more.
-    if matches!(command, CMD_READ | CMD_WRITE) && length > constraints.payload_max {
+    if matches!(command, CMD_READ | CMD_WRITE) && length > u64::from(constraints.payload_max) {
         return Err(refusal(EINVAL, "the length is over the advertised maximum"));
     }
     // "Block size constraints": offset and length are multiples of the minimum. Before the range, so that
     // a range that is wrong in both ways has one answer whatever the size.
     let mask = u64::from(constraints.block_size_min.max(1)) - 1;
-    if (offset | u64::from(length)) & mask != 0 {
+    if (offset | length) & mask != 0 {
         return Err(refusal(EINVAL, "offset or length is not a multiple of the minimum block size"));
     }
     // `>`: a range may end exactly at the end of the export.
-    if offset.checked_add(u64::from(length)).is_none_or(|end| end > constraints.size) {
+    if offset.checked_add(length).is_none_or(|end| end > constraints.size) {
         // "Error values": ENOSPC for writes beyond the end, EINVAL for reads and trims.
         return Err(if matches!(command, CMD_WRITE | CMD_WRITE_ZEROES) { WRITE_BEYOND_END } else { READ_BEYOND_END });
     }
     let fua = flags & CMD_FLAG_FUA != 0;
+    // Of reads and writes, whose length is not above the maximum, which has 32 bits.
+    let short = length as u32;
     match command {
-        CMD_BLOCK_STATUS if !constraints.allocation => {
+        CMD_BLOCK_STATUS if constraints.contexts.is_empty() => {
             // "Metadata querying": EINVAL without a selected context.
-            Err(refusal(EINVAL, "no metadata context was negotiated for this export"))
+            Err(refusal(EINVAL, "no metadata context was negotiated for this export, or none is asked for"))
         }
         // "Request types", NBD_CMD_BLOCK_STATUS: the length must not be zero; an answer has at least one extent.
         CMD_BLOCK_STATUS if length == 0 => Err(refusal(EINVAL, "the range is empty")),
-        CMD_BLOCK_STATUS => Ok(Request::BlockStatus { offset, length, one_extent: flags & CMD_FLAG_REQ_ONE != 0 }),
+        CMD_BLOCK_STATUS => Ok(Request::BlockStatus {
+            offset,
+            length,
+            one_extent: flags & CMD_FLAG_REQ_ONE != 0,
+            contexts: constraints.contexts,
+        }),
         // "Command flags", FAST_ZERO: NBD_ENOTSUP where zeroing would be no faster than writing. Zeroes are a
         // record of the map unless space must be held for them.
         CMD_WRITE_ZEROES if flags & CMD_FLAG_FAST_ZERO != 0 && flags & CMD_FLAG_NO_HOLE != 0 => {
@@ -184,8 +215,8 @@ pub fn validate(header: &RequestHeader, constraints: &Constraints) -> Result<Req
         }
         // The effect of an empty read or write is unspecified ("Request types"); doing nothing suits every client.
         _ if length == 0 => Ok(Request::Nothing),
-        CMD_READ => Ok(Request::Read { offset, length, one_chunk: flags & CMD_FLAG_DF != 0 }),
-        CMD_WRITE => Ok(Request::Write { offset, length, fua }),
+        CMD_READ => Ok(Request::Read { offset, length: short, one_chunk: flags & CMD_FLAG_DF != 0 }),
+        CMD_WRITE => Ok(Request::Write { offset, length: short, fua }),
         CMD_TRIM => Ok(Request::Trim { offset, length, fua }),
         // All other commands were refused above.
         _ => Ok(Request::WriteZeroes {
@@ -196,11 +227,31 @@ pub fn validate(header: &RequestHeader, constraints: &Constraints) -> Result<Req
     }
 }
 
+/// The bytes of a filter before its list ("Request types", `NBD_CMD_BLOCK_STATUS`).
+const FILTER_LEN_MIN: u64 = 8;
+const WRONG_FILTER: Refusal = refusal(
+    EINVAL,
+    "the payload of a query for block status does not list metadata contexts that were negotiated, each once",
+);
+
+/// Judges a BLOCK_STATUS whose range and contexts are in its `payload`, after [`validate`] has asked for that.
+///
+/// # Errors
+/// The number and the reason to answer with. The payload was consumed.
+pub fn validate_filter(header: &RequestHeader, payload: &[u8], constraints: &Constraints) -> Result<Request, Refusal> {
+    // "Request types", NBD_CMD_BLOCK_STATUS: EINVAL for numbers that are repeated or unknown.
+    let (length, ids) = status_filter(payload).map_err(|_| WRONG_FILTER)?;
+    let contexts = constraints.contexts.filtered(&ids).ok_or(WRONG_FILTER)?;
+    let header = RequestHeader { flags: header.flags & !CMD_FLAG_PAYLOAD_LEN, length, ..*header };
+    validate(&header, &Constraints { contexts, ..*constraints })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::contexts::Context;
     use crate::proto::constants::CMD_CACHE;
 
     const SIZE: u64 = 1 << 20;
@@ -212,16 +263,16 @@ mod tests {
             read_only: false,
             block_size_min: 512,
             payload_max: MAX,
-            structured: true,
-            allocation: true,
+            style: Style::Structured,
+            contexts: Contexts::of(&Context::ALL),
         }
     }
 
-    fn header(command: u16, flags: u16, offset: u64, length: u32) -> RequestHeader {
+    fn header(command: u16, flags: u16, offset: u64, length: u64) -> RequestHeader {
         RequestHeader { flags, command, cookie: 1, offset, length }
     }
 
-    fn errno(command: u16, flags: u16, offset: u64, length: u32, constraints: &Constraints) -> u32 {
+    fn errno(command: u16, flags: u16, offset: u64, length: u64, constraints: &Constraints) -> u32 {
         validate(&header(command, flags, offset, length), constraints).map_or_else(|refusal| refusal.errno, |_| 0)
     }
 
@@ -236,23 +287,23 @@ mod tests {
             (CMD_READ, 0, u64::MAX - 511, 512, EINVAL),
             (CMD_READ, 0, 1, 512, EINVAL),
             (CMD_READ, 0, 0, 511, EINVAL),
-            (CMD_READ, 0, 0, MAX, 0),
-            (CMD_READ, 0, 0, MAX + 512, EINVAL),
+            (CMD_READ, 0, 0, u64::from(MAX), 0),
+            (CMD_READ, 0, 0, u64::from(MAX) + 512, EINVAL),
             (CMD_READ, CMD_FLAG_FUA | CMD_FLAG_DF, 0, 512, 0),
             (CMD_READ, CMD_FLAG_NO_HOLE, 0, 512, EINVAL),
             (CMD_WRITE, CMD_FLAG_FUA, 0, 512, 0),
             (CMD_WRITE, CMD_FLAG_DF, 0, 512, EINVAL),
             (CMD_WRITE, 0, SIZE, 512, ENOSPC),
-            (CMD_WRITE, 0, 0, MAX + 512, EINVAL),
+            (CMD_WRITE, 0, 0, u64::from(MAX) + 512, EINVAL),
             (CMD_FLUSH, 0, 0, 0, 0),
             (CMD_FLUSH, 0, 512, 0, EINVAL),
             (CMD_FLUSH, 0, 0, 512, EINVAL),
-            (CMD_TRIM, CMD_FLAG_FUA, 0, SIZE as u32, 0),
-            (CMD_TRIM, 0, 512, SIZE as u32, EINVAL),
-            (CMD_WRITE_ZEROES, CMD_FLAG_NO_HOLE, 0, SIZE as u32, 0),
-            (CMD_WRITE_ZEROES, CMD_FLAG_FAST_ZERO, 0, SIZE as u32, 0),
+            (CMD_TRIM, CMD_FLAG_FUA, 0, SIZE, 0),
+            (CMD_TRIM, 0, 512, SIZE, EINVAL),
+            (CMD_WRITE_ZEROES, CMD_FLAG_NO_HOLE, 0, SIZE, 0),
+            (CMD_WRITE_ZEROES, CMD_FLAG_FAST_ZERO, 0, SIZE, 0),
             (CMD_WRITE_ZEROES, CMD_FLAG_FAST_ZERO | CMD_FLAG_NO_HOLE, 0, 512, ENOTSUP),
-            (CMD_WRITE_ZEROES, 0, 512, SIZE as u32, ENOSPC),
+            (CMD_WRITE_ZEROES, 0, 512, SIZE, ENOSPC),
             (CMD_BLOCK_STATUS, CMD_FLAG_REQ_ONE, 0, 512, 0),
             (CMD_BLOCK_STATUS, 0, 0, 0, EINVAL),
             (CMD_CACHE, 0, 0, 512, EINVAL),
@@ -269,9 +320,54 @@ mod tests {
 
     #[test]
     fn what_was_not_negotiated_is_refused() {
-        let plain = Constraints { structured: false, allocation: false, ..constraints() };
+        let plain = Constraints { style: Style::Simple, contexts: Contexts::default(), ..constraints() };
         assert_eq!(errno(CMD_READ, CMD_FLAG_DF, 0, 512, &plain), EINVAL);
         assert_eq!(errno(CMD_BLOCK_STATUS, 0, 0, 512, &plain), EINVAL);
+    }
+
+    #[test]
+    fn with_extended_headers_lengths_have_64_bits_and_payloads_a_flag() {
+        let size = 1 << 44;
+        let extended = Constraints { style: Style::Extended, size, ..constraints() };
+        let payload = CMD_FLAG_PAYLOAD_LEN;
+        for (command, flags, offset, length, expected) in [
+            (CMD_WRITE, payload, 0, 512, 0),
+            (CMD_WRITE, payload | CMD_FLAG_FUA, 0, 512, 0),
+            (CMD_WRITE, 0, 0, 512, EINVAL),
+            (CMD_READ, payload, 0, 512, EINVAL),
+            (CMD_FLUSH, payload, 0, 0, EINVAL),
+            (CMD_TRIM, payload, 0, 512, EINVAL),
+            (CMD_TRIM, 0, 0, size, 0),
+            (CMD_WRITE_ZEROES, 0, 512, size - 512, 0),
+            (CMD_WRITE_ZEROES, 0, 512, size, ENOSPC),
+            (CMD_BLOCK_STATUS, 0, 0, size, 0),
+            (CMD_READ, 0, 0, 1 << 33, EINVAL),
+            (CMD_READ, 0, u64::MAX - 511, u64::MAX - 511, EINVAL),
+            (CMD_BLOCK_STATUS, payload, 0, 8, 0),
+            (CMD_BLOCK_STATUS, payload, 0, 7, EINVAL),
+            (CMD_BLOCK_STATUS, payload, 0, 1 << 40, EINVAL),
+        ] {
+            assert_eq!(errno(command, flags, offset, length, &extended), expected, "{command} {flags:#x} {length}");
+        }
+        assert_eq!(errno(CMD_WRITE, payload, 0, 512, &constraints()), EINVAL, "a flag of extended headers only");
+        assert_eq!(errno(CMD_BLOCK_STATUS, payload, 0, 12, &constraints()), EINVAL);
+    }
+
+    #[test]
+    fn a_filter_chooses_among_the_negotiated_contexts() {
+        let extended = Constraints { style: Style::Extended, ..constraints() };
+        let header = header(CMD_BLOCK_STATUS, CMD_FLAG_PAYLOAD_LEN | CMD_FLAG_REQ_ONE, 512, 12);
+        let filter = |length: u64, ids: &[u32]| {
+            let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_be_bytes()).collect();
+            validate_filter(&header, &[&length.to_be_bytes()[..], &ids].concat(), &extended)
+        };
+        let contexts = Contexts::of(&[Context::Allocation]);
+        let expected = Request::BlockStatus { offset: 512, length: 1024, one_extent: true, contexts };
+        assert_eq!(filter(1024, &[1]), Ok(expected));
+        for (length, ids) in [(1024, &[][..]), (1024, &[9]), (1024, &[1, 1]), (0, &[1]), (SIZE, &[1]), (511, &[1])] {
+            assert_eq!(filter(length, ids).map_err(|refusal| refusal.errno), Err(EINVAL), "{length} {ids:?}");
+        }
+        assert!(validate_filter(&header, &[0; 5], &extended).is_err());
     }
 
     #[test]
@@ -287,10 +383,12 @@ mod tests {
     proptest! {
         #[test]
         fn an_accepted_range_is_aligned_and_inside(
-            flags in 0..32u16, command in 0..9u16, offset in 0..2 * SIZE, length in 0..2 * SIZE as u32, aligned: bool,
+            flags in 0..64u16, command in 0..9u16, offset in 0..2 * SIZE, length in 0..2 * SIZE, aligned: bool, extended: bool,
         ) {
+            let style = if extended { Style::Extended } else { Style::Structured };
+            let constraints = Constraints { style, ..constraints() };
             let (offset, length) = if aligned { (offset & !511, length & !511) } else { (offset, length) };
-            match validate(&header(command, flags, offset, length), &constraints()) {
+            match validate(&header(command, flags, offset, length), &constraints) {
                 Ok(Request::Read { offset, length, .. } | Request::Write { offset, length, .. }) => {
                     prop_assert!(length > 0 && length <= MAX && offset + u64::from(length) <= SIZE);
                     prop_assert!(offset % 512 == 0 && length % 512 == 0);
@@ -300,8 +398,11 @@ mod tests {
                     | Request::WriteZeroes { offset, length, .. }
                     | Request::BlockStatus { offset, length, .. },
                 ) => {
-                    prop_assert!(length > 0 && offset + u64::from(length) <= SIZE);
+                    prop_assert!(length > 0 && offset + length <= SIZE);
                     prop_assert!(offset % 512 == 0 && length % 512 == 0);
+                }
+                Ok(Request::FilteredStatus { payload }) => {
+                    prop_assert!(extended && (8..=8 + 4 * Context::ALL.len()).contains(&payload));
                 }
                 Ok(Request::Flush | Request::Nothing | Request::Disconnect) => {}
                 Err(refusal) => prop_assert!(refusal.errno != 0 && !refusal.reason.is_empty()),

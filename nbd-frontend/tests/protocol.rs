@@ -11,8 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::transport::BoxFuture;
 use client_lib::{Error, ErrorKind};
-use common::{HUNG, TestServer, limits, option, request};
+use common::{HUNG, TestServer, extended, limits, option, request};
 use nbd_frontend::proto::constants::*;
+use nbd_frontend::proto::style::Style;
 use nbd_frontend::{
     AllocationExtent, ExportDirectory, ExportInfo, Limits, MemoryDirectory, MemoryExport, ReadPart, Server,
     ServerOptions, Session, ZeroOptions,
@@ -109,11 +110,11 @@ async fn what_is_refused_is_answered_and_the_connection_goes_on() {
             (CMD_READ, CMD_FLAG_NO_HOLE, 0, 512, &[], EINVAL),
             (CMD_READ, 0, SIZE, 512, &[], EINVAL),
             (CMD_READ, 0, u64::MAX - 511, 512, &[], EINVAL),
-            (CMD_READ, 0, 0, u32::MAX - 511, &[], EINVAL),
+            (CMD_READ, 0, 0, u64::from(u32::MAX) - 511, &[], EINVAL),
             (CMD_READ, 0, 1, 512, &[], EINVAL),
             (CMD_WRITE, 0, SIZE - 512, 1024, &large[..1024], ENOSPC),
             (CMD_WRITE, 0, 3, 5, &large[..5], EINVAL),
-            (CMD_WRITE, 0, 0, large.len() as u32, &large, EINVAL),
+            (CMD_WRITE, 0, 0, large.len() as u64, &large, EINVAL),
             (CMD_FLUSH, 0, 512, 0, &[], EINVAL),
             (CMD_WRITE_ZEROES, CMD_FLAG_FAST_ZERO | CMD_FLAG_NO_HOLE, 0, 512, &[], ENOTSUP),
         ] {
@@ -124,6 +125,92 @@ async fn what_is_refused_is_answered_and_the_connection_goes_on() {
             );
             assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0, "the connection goes on");
         }
+    }
+}
+
+#[tokio::test]
+async fn extended_headers_carry_64_bits_both_ways() {
+    let export = Arc::new(MemoryExport::new("disk", 1 << 44));
+    let server = TestServer::start(Arc::new(MemoryDirectory::new(vec![Arc::clone(&export)])), limits()).await;
+    let mut client = server.unix().await;
+    client.go_with("disk", Style::Extended, &["base:allocation"]).await;
+    let (far, payload) = (1 << 43, CMD_FLAG_PAYLOAD_LEN);
+    assert_eq!(client.call(CMD_WRITE, payload | CMD_FLAG_FUA, far, 65536, &[1; 65536]).await, 0);
+    assert_eq!(client.call(CMD_WRITE, payload, far + 65536, 512, &[2; 512]).await, 0);
+    assert_eq!(client.call(CMD_FLUSH, 0, 0, 0, &[]).await, 0);
+    client.send(&extended(CMD_READ, 0, 3, far + 65024, 1024)).await;
+    let reply = client.reply(0).await;
+    assert_eq!((reply.cookie, reply.chunks.len()), (3, 1));
+    assert_eq!(reply.chunks[0].1[8..], [vec![1; 512], vec![2; 512]].concat());
+
+    client.send(&extended(CMD_BLOCK_STATUS, 0, 4, 0, 1 << 44)).await;
+    let reply = client.reply(0).await;
+    let (hole, data) = (u64::from(STATE_HOLE | STATE_ZERO), 2 * 65536);
+    let mut expected = [0, 0, 0, 1, 0, 0, 0, 3].to_vec();
+    for number in [far, hole, data, 0, (1 << 44) - far - data, hole] {
+        expected.extend(number.to_be_bytes());
+    }
+    assert_eq!(reply.chunks, [(REPLY_TYPE_BLOCK_STATUS_EXT, expected)], "in one answer");
+
+    assert_eq!(client.call(CMD_TRIM, 0, 512, (1 << 44) - 512, &[]).await, 0, "in one request");
+    assert_eq!(export.contents(far, 512), [0; 512]);
+    assert_eq!(client.call(CMD_WRITE_ZEROES, 0, 0, 1 << 44, &[]).await, 0);
+}
+
+#[tokio::test]
+async fn a_query_for_block_status_may_name_its_contexts() {
+    let (server, _) = memory_server(limits()).await;
+    let mut client = server.unix().await;
+    let numbers = client.go_with("disk", Style::Extended, &["base:allocation"]).await;
+    let filter = |length: u64, ids: &[u32]| {
+        let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_be_bytes()).collect();
+        [&length.to_be_bytes()[..], &ids].concat()
+    };
+    for (length, ids, errno) in [
+        (SIZE, vec![numbers[0]], 0),
+        (SIZE, vec![], EINVAL),
+        (SIZE, vec![numbers[0], numbers[0]], EINVAL),
+        (SIZE, vec![77], EINVAL),
+        (SIZE, vec![1; 10_000], EINVAL),
+        (2 * SIZE, vec![numbers[0]], EINVAL),
+    ] {
+        let payload = filter(length, &ids);
+        // In pieces: the payload may come after the header.
+        client.send(&extended(CMD_BLOCK_STATUS, CMD_FLAG_PAYLOAD_LEN, 1, 0, payload.len() as u64)).await;
+        client.send(&payload[..5]).await;
+        client.send(&payload[5..]).await;
+        let reply = client.reply(0).await;
+        assert_eq!(reply.error, errno, "{length} {} ids", ids.len());
+        assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0, "the connection goes on");
+    }
+}
+
+#[tokio::test]
+async fn with_extended_headers_what_is_refused_is_skipped_up_to_the_advertised_maximum() {
+    let (server, _) = memory_server(limits()).await;
+    let mut client = server.unix().await;
+    client.go_with("disk", Style::Extended, &[]).await;
+    let payload = CMD_FLAG_PAYLOAD_LEN;
+    for (command, flags, offset, length, bytes, errno) in [
+        (CMD_WRITE, 0, 0, 512, &[][..], EINVAL),
+        (CMD_READ, payload, 0, 1000, &[7; 1000], EINVAL),
+        (CMD_BLOCK_STATUS, payload, 0, 1000, &[7; 1000], EINVAL),
+        (99, payload, 0, 1000, &[7; 1000], EINVAL),
+        (CMD_READ, 0, 0, 1 << 40, &[], EINVAL),
+        (CMD_WRITE_ZEROES, 0, 0, 1 << 40, &[], ENOSPC),
+        (CMD_TRIM, 0, 0, u64::MAX, &[], EINVAL),
+    ] {
+        assert_eq!(client.call(command, flags, offset, length, bytes).await, errno, "{command} {length}");
+        assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0, "the connection goes on");
+    }
+    client.send(&extended(CMD_WRITE, payload, 1, 0, (32 << 20) + 512)).await;
+    assert!(client.is_closed().await, "a payload over the maximum");
+    for wrong in [request(CMD_READ, 0, 1, 0, 512), extended(CMD_READ, 0, 1, 0, 512)] {
+        let mut client = server.unix().await;
+        let style = if wrong.len() == 28 { Style::Extended } else { Style::Structured };
+        client.go_with("disk", style, &[]).await;
+        client.send(&wrong).await;
+        assert!(client.is_closed().await, "a request of another style than was agreed on");
     }
 }
 
@@ -253,11 +340,11 @@ impl Session for GateSession {
         })
     }
 
-    fn write_zeroes(&self, _: u64, _: u32, _: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
+    fn write_zeroes(&self, _: u64, _: u64, _: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async { Ok(()) })
     }
 
-    fn trim(&self, _: u64, _: u32, _: bool) -> BoxFuture<'_, Result<(), Error>> {
+    fn trim(&self, _: u64, _: u64, _: bool) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async { Ok(()) })
     }
 
@@ -265,7 +352,7 @@ impl Session for GateSession {
         Box::pin(async { Ok(()) })
     }
 
-    fn allocation(&self, _: u64, _: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
+    fn allocation(&self, _: u64, _: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
         Box::pin(async { Ok(vec![]) })
     }
 }

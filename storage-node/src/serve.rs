@@ -14,6 +14,7 @@ pub mod resize;
 pub mod sending;
 mod session;
 pub mod snapshots;
+mod status;
 pub mod tail;
 mod through;
 pub mod volume;

@@ -35,7 +35,7 @@ async fn what_is_written_is_sent_once_or_is_zeroes_or_was_written_again_before()
     // Data that is all zeroes, and zeroes over data.
     write(&at_a, 8, 0).await;
     write(&at_a, 9, 1).await;
-    at_a.trim(9 * BLOCK_BYTES, BLOCK as u32, false).await.expect("is trimmed");
+    at_a.trim(9 * BLOCK_BYTES, BLOCK as u64, false).await.expect("is trimmed");
     at_a.write(100 * BLOCK_BYTES, Bytes::from(vec![5; 10 * BLOCK]), false).await.expect("is written");
     cluster.cut_off_owner(false);
 

@@ -123,7 +123,7 @@ async fn a_forwarded_write_is_carried_out_once_however_often_it_is_asked_for() {
         let first = first.clone();
         async move { first.write(5 * BLOCK as u64, block(7), true).await }
     })];
-    waiting.push(tokio::spawn(async move { first.write_zeroes(6 * BLOCK as u64, BLOCK as u32, zero).await }));
+    waiting.push(tokio::spawn(async move { first.write_zeroes(6 * BLOCK as u64, BLOCK as u64, zero).await }));
     cluster.until(|| async { read(&at_b, 5).await == block(7) && read(&at_b, 6).await == block(0) }).await;
     for index in [5, 6] {
         let second = second.clone();

@@ -17,19 +17,21 @@ use super::{ClientError, REQUESTS_IN_FLIGHT_MAX, errno_meaning};
 use crate::export::{AllocationExtent, ReadPart};
 use crate::proto::Malformed;
 use crate::proto::constants::{
-    CMD_BLOCK_STATUS, CMD_DISC, CMD_READ, REPLY_FLAG_DONE, REPLY_TYPE_BLOCK_STATUS, REPLY_TYPE_NONE,
-    REPLY_TYPE_OFFSET_DATA, REPLY_TYPE_OFFSET_HOLE, STATE_HOLE, STATE_ZERO,
+    CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_PAYLOAD_LEN, CMD_READ, CMD_WRITE, REPLY_FLAG_DONE, REPLY_TYPE_BLOCK_STATUS,
+    REPLY_TYPE_BLOCK_STATUS_EXT, REPLY_TYPE_NONE, REPLY_TYPE_OFFSET_DATA, REPLY_TYPE_OFFSET_HOLE, STATE_HOLE,
+    STATE_ZERO,
 };
 use crate::proto::peer::{self, ReplyHeader};
-use crate::proto::reply::{CHUNK_HEADER_LEN, SIMPLE_REPLY_LEN};
+use crate::proto::reply::EXTENDED_CHUNK_HEADER_LEN;
 use crate::proto::request::RequestHeader;
+use crate::proto::style::Style;
 
 /// The read buffer in bytes: for headers and small replies. Large data is read past it.
 const READ_BUFFER_LEN: usize = 32 << 10;
-/// The longest content of a chunk without data that is believed, in bytes: a hundred thousand extents.
-const CONTENT_LEN_MAX: u32 = 1 << 20;
+/// The longest content of a chunk without data that is believed, in bytes: tens of thousands of extents.
+const CONTENT_LEN_MAX: u64 = 1 << 20;
 /// The bytes in front of a data chunk's data: its offset.
-const DATA_OFFSET_LEN: u32 = 8;
+const DATA_OFFSET_LEN: u64 = 8;
 /// The bit that all error types have ("Structured reply types").
 const ERROR_TYPE: u16 = 1 << 15;
 
@@ -47,10 +49,25 @@ struct InFlight {
     header: RequestHeader,
     /// What came so far of a read: offset and part, in the order of arrival.
     parts: Vec<(u64, ReadPart)>,
+    /// How many bytes these are.
+    received: u64,
     extents: Vec<AllocationExtent>,
     /// The first error that the server told.
     error: Option<(u32, String)>,
     answer: oneshot::Sender<Result<Answer, ClientError>>,
+}
+
+impl InFlight {
+    /// Notes a part of a read. A server that sends more than was asked, or chunks of nothing, would fill the memory.
+    fn add(&mut self, offset: u64, part: ReadPart) -> Result<(), Malformed> {
+        let length = part_len(&part);
+        self.received += length;
+        if length == 0 || self.received > self.header.length {
+            return Err(Malformed("the chunks of a read are more than what was asked, or empty"));
+        }
+        self.parts.push((offset, part));
+        Ok(())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +111,7 @@ pub(super) struct Connection {
     requests: mpsc::Sender<Outgoing>,
     room: Semaphore,
     shared: Arc<Shared>,
+    style: Style,
     receiver: JoinHandle<()>,
 }
 
@@ -107,14 +125,15 @@ impl Connection {
         let (requests, outgoing) = mpsc::channel(REQUESTS_IN_FLIGHT_MAX);
         let shared = Arc::new(Shared::default());
         let sending = Arc::clone(&shared);
+        let style = agreed.style;
         tokio::spawn(async move {
-            if let Err(error) = send(writer, outgoing).await {
+            if let Err(error) = send(writer, outgoing, style).await {
                 sending.lose(&error.to_string());
             }
         });
         let mut receiving = Receiver {
             reader: BufReader::with_capacity(READ_BUFFER_LEN, reader),
-            structured: agreed.structured,
+            style,
             allocation: agreed.allocation,
             shared: Arc::clone(&shared),
         };
@@ -122,16 +141,19 @@ impl Connection {
             let reason = receiving.receive().await;
             receiving.shared.lose(&reason);
         });
-        Connection { requests, room: Semaphore::new(REQUESTS_IN_FLIGHT_MAX), shared, receiver }
+        Connection { requests, room: Semaphore::new(REQUESTS_IN_FLIGHT_MAX), shared, style, receiver }
     }
 
     pub(super) async fn request(
         &self,
         command: u16,
         offset: u64,
-        length: u32,
+        length: u64,
         payload: Bytes,
     ) -> Result<Answer, ClientError> {
+        // "Command flags", PAYLOAD_LEN: on every write, with extended headers only.
+        let has_flag = self.style == Style::Extended && command == CMD_WRITE;
+        let flags = if has_flag { CMD_FLAG_PAYLOAD_LEN } else { 0 };
         // The semaphore is never closed.
         let _room = self.room.acquire().await.map_err(|_| ClientError::Lost("it was closed".to_owned()))?;
         let (answer, answered) = oneshot::channel();
@@ -141,8 +163,8 @@ impl Connection {
                 return Err(ClientError::Lost(reason.clone()));
             }
             state.cookies += 1;
-            let header = RequestHeader { flags: 0, command, cookie: state.cookies, offset, length };
-            let request = InFlight { header, parts: Vec::new(), extents: Vec::new(), error: None, answer };
+            let header = RequestHeader { flags, command, cookie: state.cookies, offset, length };
+            let request = InFlight { header, parts: Vec::new(), received: 0, extents: Vec::new(), error: None, answer };
             state.in_flight.insert(header.cookie, request);
             header
         };
@@ -163,12 +185,23 @@ impl Connection {
 }
 
 /// Sends what comes, then disconnects.
-async fn send<W: AsyncWrite + Unpin>(mut writer: W, mut requests: mpsc::Receiver<Outgoing>) -> std::io::Result<()> {
+async fn send<W: AsyncWrite + Unpin>(
+    mut writer: W,
+    mut requests: mpsc::Receiver<Outgoing>,
+    style: Style,
+) -> std::io::Result<()> {
+    let mut head = Vec::with_capacity(style.request_header_len());
     while let Some(Outgoing { header, payload }) = requests.recv().await {
-        writer.write_all_buf(&mut Buf::chain(&header.encode()[..], payload)).await?;
+        head.clear();
+        header.encode(style, &mut head);
+        writer.write_all_buf(&mut Buf::chain(&head[..], payload)).await?;
+        // Nothing to do for a socket; what encrypts may have kept a part.
+        writer.flush().await?;
     }
     let disconnect = RequestHeader { flags: 0, command: CMD_DISC, cookie: 0, offset: 0, length: 0 };
-    writer.write_all(&disconnect.encode()).await?;
+    head.clear();
+    disconnect.encode(style, &mut head);
+    writer.write_all(&head).await?;
     writer.shutdown().await
 }
 
@@ -183,7 +216,7 @@ enum Broken {
 
 struct Receiver<R> {
     reader: BufReader<R>,
-    structured: bool,
+    style: Style,
     allocation: Option<u32>,
     shared: Arc<Shared>,
 }
@@ -202,21 +235,27 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
 
     /// Takes one simple reply or one chunk; false when the server has closed its end.
     async fn take_reply(&mut self) -> Result<bool, Broken> {
-        let mut head = [0; CHUNK_HEADER_LEN];
-        match self.reader.read(&mut head[..SIMPLE_REPLY_LEN]).await? {
+        let (shortest, longest) = self.style.reply_header_lens();
+        let mut head = [0; EXTENDED_CHUNK_HEADER_LEN];
+        match self.reader.read(&mut head[..shortest]).await? {
             0 => return Ok(false),
-            some => self.reader.read_exact(&mut head[some..SIMPLE_REPLY_LEN]).await?,
+            some => self.reader.read_exact(&mut head[some..shortest]).await?,
         };
-        let header = match ReplyHeader::decode(&head[..SIMPLE_REPLY_LEN])? {
+        let header = match ReplyHeader::decode(&head[..shortest], self.style)? {
             Some(header) => header,
             None => {
-                self.reader.read_exact(&mut head[SIMPLE_REPLY_LEN..]).await?;
-                ReplyHeader::decode(&head)?.ok_or(Malformed("a reply has no header"))?
+                self.reader.read_exact(&mut head[shortest..longest]).await?;
+                let header = ReplyHeader::decode(&head[..longest], self.style)?;
+                header.ok_or(Malformed("a reply has no header"))?
             }
         };
         match header {
             ReplyHeader::Simple { error, cookie } => self.take_simple(error, cookie).await?,
-            ReplyHeader::Chunk { flags, kind, cookie, length } => {
+            ReplyHeader::Chunk { flags, kind, cookie, offset, length } => {
+                // "Extended reply chunk message": the offset must match the request's.
+                if offset.is_some_and(|offset| self.header_of(cookie).is_ok_and(|header| header.offset != offset)) {
+                    return Err(Malformed("a reply names another offset than its request").into());
+                }
                 self.take_chunk(kind, cookie, length).await?;
                 if flags & REPLY_FLAG_DONE != 0 {
                     self.finish(cookie)?;
@@ -228,23 +267,20 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
 
     async fn take_simple(&mut self, error: u32, cookie: u64) -> Result<(), Broken> {
         let header = self.header_of(cookie)?;
-        if self.structured && header.command == CMD_READ {
+        if self.style != Style::Simple && header.command == CMD_READ {
             return Err(Malformed("a read has a simple reply though structured ones were agreed on").into());
         }
         if error != 0 {
             self.with(cookie, |request| request.error = Some((error, String::new())))?;
         } else if header.command == CMD_READ {
             let data = self.data(header.length as usize).await?;
-            self.with(cookie, |request| request.parts.push((header.offset, ReadPart::Data(data))))?;
+            self.with(cookie, |request| request.add(header.offset, ReadPart::Data(data)))??;
         }
         self.finish(cookie)?;
         Ok(())
     }
 
-    async fn take_chunk(&mut self, kind: u16, cookie: u64, length: u32) -> Result<(), Broken> {
-        if !self.structured {
-            return Err(Malformed("a reply is structured though that was not agreed on").into());
-        }
+    async fn take_chunk(&mut self, kind: u16, cookie: u64, length: u64) -> Result<(), Broken> {
         let header = self.header_of(cookie)?;
         if kind == REPLY_TYPE_OFFSET_DATA && header.command == CMD_READ {
             let mut offset = [0; DATA_OFFSET_LEN as usize];
@@ -255,7 +291,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             self.reader.read_exact(&mut offset).await?;
             let offset = peer::data_offset(&offset)?;
             let data = self.data(data as usize).await?;
-            self.with(cookie, |request| request.parts.push((offset, ReadPart::Data(data))))?;
+            self.with(cookie, |request| request.add(offset, ReadPart::Data(data)))??;
             return Ok(());
         }
         if length > CONTENT_LEN_MAX {
@@ -267,17 +303,28 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             REPLY_TYPE_NONE => {}
             REPLY_TYPE_OFFSET_HOLE if header.command == CMD_READ => {
                 let (offset, hole) = peer::hole(&content)?;
-                self.with(cookie, |request| request.parts.push((offset, ReadPart::Hole(hole))))?;
+                self.with(cookie, |request| request.add(offset, ReadPart::Hole(hole)))??;
             }
-            REPLY_TYPE_BLOCK_STATUS if header.command == CMD_BLOCK_STATUS => {
-                let (context, extents) = peer::extents(&content)?;
+            REPLY_TYPE_BLOCK_STATUS | REPLY_TYPE_BLOCK_STATUS_EXT
+                if header.command == CMD_BLOCK_STATUS
+                    && (kind == REPLY_TYPE_BLOCK_STATUS_EXT) == (self.style == Style::Extended) =>
+            {
+                let (context, extents) = peer::extents(&content, self.style)?;
                 if Some(context) == self.allocation {
                     let extents = extents.into_iter().map(|(length, flags)| AllocationExtent {
-                        length: u64::from(length),
-                        allocated: flags & STATE_HOLE == 0,
-                        zero: flags & STATE_ZERO != 0,
+                        length,
+                        allocated: flags & u64::from(STATE_HOLE) == 0,
+                        zero: flags & u64::from(STATE_ZERO) != 0,
                     });
-                    self.with(cookie, |request| request.extents.extend(extents))?;
+                    let is_first = self.with(cookie, |request| {
+                        let is_first = request.extents.is_empty();
+                        request.extents.extend(extents);
+                        is_first
+                    })?;
+                    // "Structured reply types": exactly one chunk for each context.
+                    if !is_first {
+                        return Err(Malformed("a context has more than one chunk").into());
+                    }
                 }
             }
             kind if kind & ERROR_TYPE != 0 => {
@@ -322,7 +369,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             if whole { Ok(()) } else { put_in_order(&request.header, &mut request.parts) }
         })??;
         let request = self.shared.state().in_flight.remove(&cookie);
-        let InFlight { header, parts, extents, error, answer } =
+        let InFlight { header, parts, extents, error, answer, .. } =
             request.ok_or(Malformed("a reply is to a request that is not in flight"))?;
         let outcome = match (error, header.command) {
             (Some((errno, message)), command) => Err(ClientError::Failed {
@@ -350,13 +397,17 @@ fn put_in_order(header: &RequestHeader, parts: &mut [(u64, ReadPart)]) -> Result
         if *offset != at {
             return Err(Malformed("the chunks of a read leave a gap or overlap"));
         }
-        at += match part {
-            ReadPart::Data(data) => data.len() as u64,
-            ReadPart::Hole(length) => u64::from(*length),
-        };
+        at += part_len(part);
     }
-    if at != header.offset + u64::from(header.length) {
+    if at != header.offset + header.length {
         return Err(Malformed("the chunks of a read do not cover it"));
     }
     Ok(())
+}
+
+fn part_len(part: &ReadPart) -> u64 {
+    match part {
+        ReadPart::Data(data) => data.len() as u64,
+        ReadPart::Hole(length) => u64::from(*length),
+    }
 }

@@ -1,15 +1,16 @@
-//! The handshake from the client's side: structured replies, `base:allocation`, then GO.
+//! The handshake from the client's side: extended headers or structured replies, `base:allocation`, then GO.
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::negotiation::ALLOCATION_CONTEXT;
+use crate::contexts::Context;
 use crate::proto::Malformed;
 use crate::proto::constants::{
     BLOCK_SIZE_MIN_MAX, FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE,
-    OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, PAYLOAD_CUSTOMARY, REP_ACK, REP_ERR_POLICY, REP_ERR_SHUTDOWN,
-    REP_ERR_TLS_REQD, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
+    OPT_EXTENDED_HEADERS, OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, PAYLOAD_CUSTOMARY, REP_ACK,
+    REP_ERR_POLICY, REP_ERR_SHUTDOWN, REP_ERR_TLS_REQD, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
 };
 use crate::proto::peer::{self, GREETING_LEN, Info, OPTION_REPLY_HEADER_LEN, OptionReplyHeader};
+use crate::proto::style::Style;
 
 /// The longest data of an option reply that is believed, in bytes; a server that sends more is left.
 const REPLY_DATA_LEN_MAX: u32 = 64 << 10;
@@ -25,8 +26,8 @@ pub(super) struct Agreed {
     pub(super) size: u64,
     /// Transmission flags.
     pub(super) flags: u16,
-    /// Whether replies are structured.
-    pub(super) structured: bool,
+    /// Which requests and replies there are.
+    pub(super) style: Style,
     /// The number of `base:allocation`, if the server offers it.
     pub(super) allocation: Option<u32>,
     /// Smallest unit in bytes.
@@ -73,22 +74,30 @@ pub(super) async fn agree(
     let mut agreed = Agreed {
         size: 0,
         flags: 0,
-        structured: false,
+        style: Style::Simple,
         allocation: None,
         block_size_min: 1,
         // "Block size constraints": what a client may assume of a server that names none.
         payload_max: PAYLOAD_CUSTOMARY,
     };
-    agreed.structured = ask(reader, writer, OPT_STRUCTURED_REPLY, &[], |_, _| Ok(())).await?.is_ok();
+    // The best that the server knows.
+    for (option, style) in [(OPT_EXTENDED_HEADERS, Style::Extended), (OPT_STRUCTURED_REPLY, Style::Structured)] {
+        if ask(reader, writer, option, &[], |_, _| Ok(())).await?.is_ok() {
+            agreed.style = style;
+            break;
+        }
+    }
     let name_length = (export.len() as u32).to_be_bytes();
     let name: [&[u8]; 2] = [&name_length, export.as_bytes()];
-    if agreed.structured {
-        let query_length = (ALLOCATION_CONTEXT.len() as u32).to_be_bytes();
-        let query: [&[u8]; 3] = [&1u32.to_be_bytes(), &query_length, ALLOCATION_CONTEXT.as_bytes()];
+    if agreed.style.is_chunked() {
+        let context = Context::Allocation.name();
+        let query_length = (context.len() as u32).to_be_bytes();
+        let query: [&[u8]; 3] = [&1u32.to_be_bytes(), &query_length, context.as_bytes()];
         let data = [&name[..], &query].concat();
         let asked = ask(reader, writer, OPT_SET_META_CONTEXT, &data, |kind, data| {
             if kind == REP_META_CONTEXT
-                && let (id, ALLOCATION_CONTEXT) = peer::meta_context(data)?
+                && let (id, name) = peer::meta_context(data)?
+                && name == context
             {
                 agreed.allocation = Some(id);
             }

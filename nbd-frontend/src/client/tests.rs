@@ -9,7 +9,8 @@ use super::*;
 use crate::export::{ExportDirectory, ExportInfo, Session};
 use crate::memory::{CHUNK_LEN, MemoryDirectory, MemoryExport};
 use crate::proto::constants::*;
-use crate::proto::request::{REQUEST_HEADER_LEN, RequestHeader};
+use crate::proto::reply::ReplyTo;
+use crate::proto::request::RequestHeader;
 use crate::proto::{handshake as server_handshake, reply};
 use crate::server::{Server, ServerOptions};
 
@@ -113,6 +114,12 @@ async fn a_flood_of_requests_waits_for_room_and_is_answered() {
 /// A server at the other end of a pipe, which does what the test says.
 struct Fake {
     stream: DuplexStream,
+    style: Style,
+}
+
+/// A reply to `request` in the style of `fake`.
+fn to(style: Style, request: &RequestHeader) -> ReplyTo {
+    ReplyTo { style, cookie: request.cookie, offset: request.offset }
 }
 
 impl Fake {
@@ -132,15 +139,24 @@ impl Fake {
     }
 
     /// The handshake, of an export of 1 MiB.
-    async fn agree(&mut self, structured: bool) {
+    async fn agree(&mut self) {
         self.send(|out| out.extend(server_handshake::greeting())).await;
         self.stream.read_u32().await.expect("the client's flags");
-        self.expect(OPT_STRUCTURED_REPLY).await;
-        let answer = if structured { REP_ACK } else { REP_ERR_UNSUP };
-        self.send(|out| server_handshake::option_reply(out, OPT_STRUCTURED_REPLY, answer, &[])).await;
-        if structured {
+        for (option, style) in [(OPT_EXTENDED_HEADERS, Style::Extended), (OPT_STRUCTURED_REPLY, Style::Structured)] {
+            self.expect(option).await;
+            let answer = if self.style == style { REP_ACK } else { REP_ERR_UNSUP };
+            self.send(|out| server_handshake::option_reply(out, option, answer, &[])).await;
+            if self.style == style {
+                break;
+            }
+        }
+        if self.style != Style::Simple {
             self.expect(OPT_SET_META_CONTEXT).await;
-            self.send(|out| server_handshake::option_reply(out, OPT_SET_META_CONTEXT, REP_ERR_UNSUP, &[])).await;
+            self.send(|out| {
+                server_handshake::rep_meta_context(out, OPT_SET_META_CONTEXT, 5, "base:allocation");
+                server_handshake::option_reply(out, OPT_SET_META_CONTEXT, REP_ACK, &[]);
+            })
+            .await;
         }
         self.expect(OPT_GO).await;
         self.send(|out| {
@@ -151,18 +167,18 @@ impl Fake {
     }
 
     async fn request(&mut self) -> RequestHeader {
-        let mut head = [0; REQUEST_HEADER_LEN];
+        let mut head = vec![0; self.style.request_header_len()];
         self.stream.read_exact(&mut head).await.expect("the client asks");
-        RequestHeader::decode(&head).expect("a request").expect("is whole")
+        RequestHeader::decode(&head, self.style).expect("a request").expect("is whole")
     }
 }
 
 /// A client whose server is `run`.
-async fn with_fake<F: Future<Output = ()> + Send + 'static>(structured: bool, run: impl FnOnce(Fake) -> F) -> Client {
+async fn with_fake<F: Future<Output = ()> + Send + 'static>(style: Style, run: impl FnOnce(Fake) -> F) -> Client {
     let (near, far) = tokio::io::duplex(1 << 16);
-    let mut fake = Fake { stream: far };
+    let mut fake = Fake { stream: far, style };
     let (reader, writer) = tokio::io::split(near);
-    let ((), agreed) = tokio::join!(fake.agree(structured), agree(reader, writer, "disk"));
+    let ((), agreed) = tokio::join!(fake.agree(), agree(reader, writer, "disk"));
     let Ok((agreed, connection)) = agreed else { panic!("the handshake is fine") };
     tokio::spawn(run(fake));
     Client { agreed, connections: vec![connection], next: AtomicUsize::new(0) }
@@ -170,7 +186,7 @@ async fn with_fake<F: Future<Output = ()> + Send + 'static>(structured: bool, ru
 
 #[tokio::test]
 async fn servers_of_simple_replies_are_understood() {
-    let client = with_fake(false, |mut fake| async move {
+    let client = with_fake(Style::Simple, |mut fake| async move {
         let (first, second) = (fake.request().await, fake.request().await);
         fake.send(|out| {
             reply::simple(out, second.cookie, EIO);
@@ -194,56 +210,128 @@ async fn servers_of_simple_replies_are_understood() {
 
 #[tokio::test]
 async fn chunks_may_come_in_any_order() {
-    let client = with_fake(true, |mut fake| async move {
-        let read = fake.request().await;
-        fake.send(|out| {
-            reply::offset_hole(out, read.cookie, false, 512, 512);
-            reply::offset_data(out, read.cookie, false, 1024, 1024);
-            out.extend([2; 1024]);
-            reply::offset_data(out, read.cookie, false, 0, 512);
-            out.extend([1; 512]);
-            reply::none(out, read.cookie);
+    for style in [Style::Structured, Style::Extended] {
+        let client = with_fake(style, move |mut fake| async move {
+            let read = fake.request().await;
+            let to = to(style, &read);
+            fake.send(|out| {
+                reply::offset_hole(out, to, false, 4096 + 512, 512);
+                reply::offset_data(out, to, false, 4096 + 1024, 1024);
+                out.extend([2; 1024]);
+                reply::offset_data(out, to, false, 4096, 512);
+                out.extend([1; 512]);
+                reply::none(out, to);
+            })
+            .await;
+            let _ = fake.request().await;
         })
         .await;
+        let read = bytes(&client.read(4096, 2048).await.expect("is read"));
+        assert_eq!(read, [vec![1; 512], vec![0; 512], vec![2; 1024]].concat());
+    }
+}
+
+#[tokio::test]
+async fn with_extended_headers_ranges_and_extents_have_64_bits() {
+    let client = with_fake(Style::Extended, |mut fake| async move {
+        let zeroes = fake.request().await;
+        assert_eq!((zeroes.command, zeroes.flags, zeroes.length), (CMD_WRITE_ZEROES, 0, 1 << 40), "in one request");
+        fake.send(|out| reply::none(out, to(Style::Extended, &zeroes))).await;
+        let write = fake.request().await;
+        assert_eq!((write.command, write.flags, write.length), (CMD_WRITE, CMD_FLAG_PAYLOAD_LEN, 3));
+        let mut payload = [0; 3];
+        fake.stream.read_exact(&mut payload).await.expect("the payload");
+        fake.send(|out| reply::error(out, to(Style::Extended, &write), ENOSPC, "full")).await;
+        let status = fake.request().await;
+        let extents = [(1 << 39, STATE_HOLE), (1 << 45, 0)];
+        fake.send(|out| reply::block_status(out, to(Style::Extended, &status), true, 5, &extents)).await;
         let _ = fake.request().await;
     })
     .await;
-    let read = bytes(&client.read(0, 2048).await.expect("is read"));
-    assert_eq!(read, [vec![1; 512], vec![0; 512], vec![2; 1024]].concat());
+    client.write_zeroes(0, 1 << 40).await.expect("is zeroed");
+    let full = client.write(0, Bytes::from_static(b"abc")).await.expect_err("is full");
+    assert_eq!(full.errno(), Some(ENOSPC));
+    let extent = |length, allocated| AllocationExtent { length, allocated, zero: false };
+    assert_eq!(
+        client.allocation(0, 1 << 42).await.expect("is told"),
+        [extent(1 << 39, false), extent((1 << 42) - (1 << 39), true)]
+    );
 }
 
 #[tokio::test]
 async fn replies_that_break_the_protocol_end_the_connection() {
-    type Wrong = fn(&mut Vec<u8>, u64);
-    let wrongs: [(&str, Wrong); 7] = [
-        ("do not cover", |out, cookie| reply::offset_hole(out, cookie, true, 0, 512)),
-        ("gap or overlap", |out, cookie| {
-            reply::offset_hole(out, cookie, false, 0, 1024);
-            reply::offset_hole(out, cookie, true, 512, 512);
+    type Wrong = fn(&mut Vec<u8>, ReplyTo);
+    let wrongs: [(&str, Wrong); 12] = [
+        ("do not cover", |out, to| reply::offset_hole(out, to, true, 0, 512)),
+        ("gap or overlap", |out, to| {
+            reply::offset_hole(out, to, false, 0, 512);
+            reply::offset_hole(out, to, true, 256, 512);
         }),
-        ("longer than what was asked", |out, cookie| reply::offset_data(out, cookie, true, 0, 1 << 30)),
-        ("not in flight", |out, cookie| reply::none(out, cookie + 1)),
-        ("simple reply", |out, cookie| reply::simple(out, cookie, 0)),
-        ("does not fit", |out, cookie| reply::block_status(out, cookie, 1, &[(512, 0)])),
+        ("more than what was asked", |out, to| {
+            reply::offset_hole(out, to, false, 0, 1024);
+            reply::offset_hole(out, to, true, 512, 512);
+        }),
+        ("or empty", |out, to| reply::offset_hole(out, to, false, 0, 0)),
+        ("longer than what was asked", |out, to| reply::offset_data(out, to, true, 0, 1 << 30)),
+        ("not in flight", |out, to| reply::none(out, ReplyTo { cookie: to.cookie + 1, ..to })),
+        ("simple reply", |out, to| reply::simple(out, to.cookie, 0)),
+        ("does not fit", |out, to| reply::block_status(out, to, true, 1, &[(512, 0)])),
         ("reply magic", |out, _| out.extend([0; 64])),
+        ("another style", |out, to| reply::none(out, ReplyTo { style: Style::Structured, ..to })),
+        ("another style", |out, to| reply::none(out, ReplyTo { style: Style::Extended, ..to })),
+        ("another offset", |out, to| reply::none(out, ReplyTo { offset: to.offset + 1, ..to })),
     ];
-    for (reason, wrong) in wrongs {
-        let client = with_fake(true, move |mut fake| async move {
-            let read = fake.request().await;
-            fake.send(|out| wrong(out, read.cookie)).await;
-            // Held open: it must be the client that gives up.
+    for (number, (reason, wrong)) in wrongs.into_iter().enumerate() {
+        for style in [Style::Structured, Style::Extended] {
+            let client = with_fake(style, move |mut fake| async move {
+                let read = fake.request().await;
+                fake.send(|out| {
+                    wrong(out, to(style, &read));
+                    // So that a header of another length is whole.
+                    out.extend([0; 32]);
+                })
+                .await;
+                // Held open: it must be the client that gives up.
+                let _ = fake.request().await;
+            })
+            .await;
+            let outcome = client.read(0, 1024).await;
+            // Each of the last is what one of the styles has: there a read of nothing is answered, and does not cover it.
+            let is_own = (number, style) == (9, Style::Structured) || (number, style) == (10, Style::Extended);
+            let reason = match (is_own, number, style) {
+                (true, ..) | (_, 11, Style::Structured) => "do not cover",
+                (_, 6, Style::Extended) => "another style",
+                _ => reason,
+            };
+            let lost = outcome.expect_err(reason);
+            assert!(matches!(&lost, ClientError::Lost(said) if said.contains(reason)), "{reason} {style:?}: {lost}");
+            assert!(matches!(client.read(0, 512).await, Err(ClientError::Lost(_))), "{reason}: for good");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_context_that_is_told_twice_ends_the_connection() {
+    for style in [Style::Structured, Style::Extended] {
+        let client = with_fake(style, move |mut fake| async move {
+            let status = fake.request().await;
+            let to = to(style, &status);
+            fake.send(|out| {
+                reply::block_status(out, to, false, 5, &[(512, 0)]);
+                reply::block_status(out, to, true, 5, &[(512, 0)]);
+            })
+            .await;
             let _ = fake.request().await;
         })
         .await;
-        let lost = client.read(0, 1024).await.expect_err(reason);
-        assert!(matches!(&lost, ClientError::Lost(said) if said.contains(reason)), "{reason}: {lost}");
-        assert!(matches!(client.read(0, 512).await, Err(ClientError::Lost(_))), "{reason}: for good");
+        let lost = client.allocation(0, 1024).await.expect_err("is wrong");
+        assert!(matches!(&lost, ClientError::Lost(said) if said.contains("more than one chunk")), "{lost}");
     }
 }
 
 #[tokio::test]
 async fn a_server_that_vanishes_fails_what_is_in_flight() {
-    let client = with_fake(true, |mut fake| async move {
+    let client = with_fake(Style::Structured, |mut fake| async move {
         let _ = fake.request().await;
         drop(fake);
     })

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::contexts::Context;
 use crate::memory::MemoryExport;
 use crate::proto::constants::*;
 
@@ -114,10 +115,10 @@ fn go_tells_the_export_and_transmits() {
     talk.send(OPT_GO, &go("disk", &[INFO_NAME, INFO_DESCRIPTION, 77]));
     talk.input.extend_from_slice(b"pipelined");
     let Step::Transmit(negotiated) = talk.step() else { panic!("no transmission") };
-    assert!(negotiated.structured && !negotiated.allocation);
+    assert_eq!((negotiated.style, negotiated.contexts), (Style::Structured, Contexts::default()));
     assert_eq!(&talk.input[..], b"pipelined", "bytes after the option are the transmission's");
     let replies = talk.replies();
-    let flags = transmission_flags(&info("disk"), true);
+    let flags = transmission_flags(&info("disk"), Style::Structured, Contexts::default());
     let mut export = vec![0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0];
     export.extend(flags.to_be_bytes());
     assert_eq!(replies[0], (OPT_GO, REP_INFO, export));
@@ -153,11 +154,40 @@ fn list_names_every_export() {
 #[test]
 fn unknown_options_and_starttls_are_unsupported_and_the_talk_goes_on() {
     let mut talk = Talk::fixed();
-    for option in [OPT_STARTTLS, 4, 11, 12, 0, u32::MAX] {
+    for option in [OPT_STARTTLS, 4, 12, 13, 0, u32::MAX] {
         assert_eq!(talk.ask_one(option, b"whatever"), REP_ERR_UNSUP);
     }
     assert_eq!(talk.ask_one(OPT_STRUCTURED_REPLY, b"x"), REP_ERR_INVALID);
     assert_eq!(talk.ask_one(OPT_STRUCTURED_REPLY, &[]), REP_ACK);
+}
+
+#[test]
+fn extended_headers_take_precedence_and_exclude_export_name() {
+    for structured_first in [false, true] {
+        let mut talk = Talk::fixed();
+        assert_eq!(talk.ask_one(OPT_EXTENDED_HEADERS, b"x"), REP_ERR_INVALID);
+        if structured_first {
+            assert_eq!(talk.ask_one(OPT_STRUCTURED_REPLY, &[]), REP_ACK);
+        }
+        assert_eq!(talk.ask_one(OPT_EXTENDED_HEADERS, &[]), REP_ACK);
+        assert_eq!(talk.ask_one(OPT_EXTENDED_HEADERS, &[]), REP_ACK, "once more changes nothing");
+        assert_eq!(talk.ask_one(OPT_STRUCTURED_REPLY, &[]), REP_ERR_EXT_HEADER_REQD);
+        talk.ask(OPT_SET_META_CONTEXT, &meta("disk", &["base:allocation"]));
+        talk.send(OPT_GO, &go("disk", &[]));
+        let Step::Transmit(negotiated) = talk.step() else { panic!("no transmission") };
+        assert_eq!((negotiated.style, negotiated.contexts.len()), (Style::Extended, 1));
+        let [_, _, .., flags] = talk.replies()[0].2[..] else { panic!("no flags") };
+        let expected = transmission_flags(&info("disk"), Style::Extended, negotiated.contexts);
+        assert!(flags == expected as u8 && expected & FLAG_BLOCK_STATUS_PAYLOAD != 0);
+    }
+    let mut talk = Talk::fixed();
+    talk.ask(OPT_EXTENDED_HEADERS, &[]);
+    talk.send(OPT_EXPORT_NAME, b"disk");
+    assert!(matches!(talk.step(), Step::Close(_)), "EXPORT_NAME cannot be refused in another way");
+    for (style, contexts) in [(Style::Extended, &[][..]), (Style::Structured, &Context::ALL[..])] {
+        let flags = transmission_flags(&info("disk"), style, Contexts::of(contexts));
+        assert_eq!(flags & FLAG_BLOCK_STATUS_PAYLOAD, 0, "{style:?} {contexts:?}");
+    }
 }
 
 #[test]
@@ -204,7 +234,7 @@ fn contexts_are_listed_and_selected() {
         assert_eq!(replies.contains(&(option, REP_META_CONTEXT, context.clone())), found, "{option} {queries:?}");
         talk.send(OPT_GO, &go("disk", &[]));
         let Step::Transmit(negotiated) = talk.step() else { panic!("no transmission") };
-        assert_eq!(negotiated.allocation, found && option == OPT_SET_META_CONTEXT);
+        assert_eq!(negotiated.contexts.contains(Context::Allocation), found && option == OPT_SET_META_CONTEXT);
     }
 }
 
@@ -225,7 +255,7 @@ fn a_context_holds_for_its_export_and_until_the_next_selection() {
         }
         talk.send(OPT_GO, &go(name, &[]));
         let Step::Transmit(negotiated) = talk.step() else { panic!("no transmission") };
-        assert_eq!(negotiated.allocation, selected, "{second:?} {name}");
+        assert_eq!(negotiated.contexts.contains(Context::Allocation), selected, "{second:?} {name}");
     }
 }
 
@@ -260,7 +290,7 @@ fn odd_clients_are_disconnected() {
 
 #[test]
 fn flags_follow_the_export() {
-    let writable = transmission_flags(&info("disk"), true);
+    let writable = transmission_flags(&info("disk"), Style::Structured, Contexts::default());
     assert_eq!(
         writable,
         FLAG_HAS_FLAGS
@@ -272,7 +302,8 @@ fn flags_follow_the_export() {
             | FLAG_CAN_MULTI_CONN
             | FLAG_SEND_FAST_ZERO
     );
-    let read_only = transmission_flags(&ExportInfo { read_only: true, ..info("disk") }, false);
+    let read_only =
+        transmission_flags(&ExportInfo { read_only: true, ..info("disk") }, Style::Simple, Contexts::default());
     assert_eq!(read_only, FLAG_HAS_FLAGS | FLAG_READ_ONLY | FLAG_SEND_FLUSH | FLAG_SEND_FUA | FLAG_CAN_MULTI_CONN);
 }
 
@@ -299,7 +330,7 @@ proptest! {
                 other => panic!("{other:?}"),
             }
         };
-        prop_assert!(outcome.structured && outcome.allocation);
+        prop_assert!(outcome.style == Style::Structured && outcome.contexts.contains(Context::Allocation));
         whole.step();
         prop_assert_eq!(whole.replies(), split.replies());
     }

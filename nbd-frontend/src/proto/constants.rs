@@ -1,6 +1,7 @@
 //! The protocol's numbers, named as in the protocol document without the `NBD_` prefix.
 //!
-//! Every group names the section that defines it.
+//! Every group names the section that defines it. What the EXTENDED_HEADERS extension defines is in the document's branch
+//! `extension-ext-header`, under the same section names.
 
 // "Newstyle negotiation"
 /// `NBDMAGIC`, the first eight bytes from the server.
@@ -17,6 +18,11 @@ pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Start of every structured reply chunk.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+// "Request message" and "Extended reply chunk message" of the EXTENDED_HEADERS extension
+/// Start of every extended request.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// Start of every extended reply chunk.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 // "Handshake flags"
 /// The server speaks fixed newstyle.
@@ -47,8 +53,12 @@ pub const FLAG_SEND_WRITE_ZEROES: u16 = 1 << 6;
 pub const FLAG_SEND_DF: u16 = 1 << 7;
 /// A flush on one connection covers all, so a client may open several.
 pub const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
+/// `CACHE` is understood.
+pub const FLAG_SEND_CACHE: u16 = 1 << 10;
 /// The FAST_ZERO flag is understood.
 pub const FLAG_SEND_FAST_ZERO: u16 = 1 << 11;
+/// `BLOCK_STATUS` may carry a list of contexts; only with extended headers.
+pub const FLAG_BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 
 // "Option types"
 /// Choose an export and transmit; errors close the connection.
@@ -69,6 +79,8 @@ pub const OPT_STRUCTURED_REPLY: u32 = 8;
 pub const OPT_LIST_META_CONTEXT: u32 = 9;
 /// Choose the metadata contexts of an export.
 pub const OPT_SET_META_CONTEXT: u32 = 10;
+/// Use extended requests and replies.
+pub const OPT_EXTENDED_HEADERS: u32 = 11;
 
 // "Option reply types"
 /// Done.
@@ -93,6 +105,8 @@ pub const REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 pub const REP_ERR_SHUTDOWN: u32 = (1 << 31) + 7;
 /// The option's data is too long.
 pub const REP_ERR_TOO_BIG: u32 = (1 << 31) + 9;
+/// Extended headers are in use, or would be needed.
+pub const REP_ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
 
 // "Option reply types", NBD_REP_INFO
 /// Size and transmission flags.
@@ -115,7 +129,7 @@ pub const CMD_DISC: u16 = 2;
 pub const CMD_FLUSH: u16 = 3;
 /// Tell that data is not needed.
 pub const CMD_TRIM: u16 = 4;
-/// Prefetch; not supported yet.
+/// Bring a range near.
 pub const CMD_CACHE: u16 = 5;
 /// Write zeroes without sending them.
 pub const CMD_WRITE_ZEROES: u16 = 6;
@@ -133,6 +147,8 @@ pub const CMD_FLAG_DF: u16 = 1 << 2;
 pub const CMD_FLAG_REQ_ONE: u16 = 1 << 3;
 /// Fail rather than write zeroes slowly.
 pub const CMD_FLAG_FAST_ZERO: u16 = 1 << 4;
+/// The length is that of a payload; only with extended headers.
+pub const CMD_FLAG_PAYLOAD_LEN: u16 = 1 << 5;
 
 // "Structured reply flags"
 /// The last chunk of a reply.
@@ -147,6 +163,8 @@ pub const REPLY_TYPE_OFFSET_DATA: u16 = 1;
 pub const REPLY_TYPE_OFFSET_HOLE: u16 = 2;
 /// Extents of one metadata context.
 pub const REPLY_TYPE_BLOCK_STATUS: u16 = 5;
+/// Extents of one metadata context, with lengths of 64 bits; only with extended headers.
+pub const REPLY_TYPE_BLOCK_STATUS_EXT: u16 = 6;
 /// The request failed.
 pub const REPLY_TYPE_ERROR: u16 = (1 << 15) + 1;
 

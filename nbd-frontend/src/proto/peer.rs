@@ -5,11 +5,11 @@
 
 use super::Malformed;
 use super::constants::{
-    INFO_BLOCK_SIZE, INFO_EXPORT, INIT_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, SIMPLE_REPLY_MAGIC,
-    STRUCTURED_REPLY_MAGIC,
+    EXTENDED_REPLY_MAGIC, INFO_BLOCK_SIZE, INFO_EXPORT, INIT_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC,
+    SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
 };
 use super::handshake::string;
-use super::reply::{CHUNK_HEADER_LEN, SIMPLE_REPLY_LEN};
+use super::style::Style;
 
 /// Length of the server's greeting: two magics and the handshake flags.
 pub const GREETING_LEN: usize = 18;
@@ -142,7 +142,7 @@ pub enum ReplyHeader {
         /// The request's cookie.
         cookie: u64,
     },
-    /// One chunk of a structured reply.
+    /// One chunk of a structured or extended reply.
     Chunk {
         /// `REPLY_FLAG_*`.
         flags: u16,
@@ -150,34 +150,46 @@ pub enum ReplyHeader {
         kind: u16,
         /// The request's cookie.
         cookie: u64,
+        /// The request's offset, which only extended replies tell.
+        offset: Option<u64>,
         /// Length of the content that follows, in bytes.
-        length: u32,
+        length: u64,
     },
 }
 
 impl ReplyHeader {
-    /// Decodes the header at the start of `bytes`; `None` asks for more: first [`SIMPLE_REPLY_LEN`], then
-    /// [`CHUNK_HEADER_LEN`].
+    /// Decodes the header at the start of `bytes`; `None` asks for more, from the shortest to the longest of
+    /// [`Style::reply_header_lens`].
     ///
     /// # Errors
-    /// A wrong magic: the stream is out of step and cannot go on.
-    pub fn decode(bytes: &[u8]) -> Result<Option<ReplyHeader>, Malformed> {
-        if bytes.len() < SIMPLE_REPLY_LEN {
+    /// A magic that is none, or not of this style: the stream is out of step and cannot go on.
+    pub fn decode(bytes: &[u8], style: Style) -> Result<Option<ReplyHeader>, Malformed> {
+        let (shortest, longest) = style.reply_header_lens();
+        if bytes.len() < shortest {
             return Ok(None);
         }
         let mut rest = bytes;
-        match take!(rest, u32) {
-            SIMPLE_REPLY_MAGIC => {
+        match (take!(rest, u32), style) {
+            (SIMPLE_REPLY_MAGIC, Style::Simple | Style::Structured) => {
                 let (error, cookie) = (take!(rest, u32), take!(rest, u64));
                 let _data = rest;
                 Ok(Some(ReplyHeader::Simple { error, cookie }))
             }
-            STRUCTURED_REPLY_MAGIC if bytes.len() < CHUNK_HEADER_LEN => Ok(None),
-            STRUCTURED_REPLY_MAGIC => {
+            (STRUCTURED_REPLY_MAGIC, Style::Structured) if bytes.len() < longest => Ok(None),
+            (STRUCTURED_REPLY_MAGIC, Style::Structured) => {
                 let (flags, kind) = (take!(rest, u16), take!(rest, u16));
-                let (cookie, length) = (take!(rest, u64), take!(rest, u32));
+                let (cookie, length) = (take!(rest, u64), u64::from(take!(rest, u32)));
                 let _content = rest;
-                Ok(Some(ReplyHeader::Chunk { flags, kind, cookie, length }))
+                Ok(Some(ReplyHeader::Chunk { flags, kind, cookie, offset: None, length }))
+            }
+            (EXTENDED_REPLY_MAGIC, Style::Extended) => {
+                let (flags, kind) = (take!(rest, u16), take!(rest, u16));
+                let (cookie, offset, length) = (take!(rest, u64), take!(rest, u64), take!(rest, u64));
+                let _content = rest;
+                Ok(Some(ReplyHeader::Chunk { flags, kind, cookie, offset: Some(offset), length }))
+            }
+            (SIMPLE_REPLY_MAGIC | STRUCTURED_REPLY_MAGIC | EXTENDED_REPLY_MAGIC, _) => {
+                Err(Malformed("a reply is of another style than was agreed on"))
             }
             _ => Err(Malformed("a reply does not start with a reply magic")),
         }
@@ -205,16 +217,29 @@ pub fn hole(content: &[u8]) -> Result<(u64, u32), Malformed> {
     if rest.is_empty() { Ok(hole) } else { Err(Malformed("a hole chunk is too long")) }
 }
 
-/// Metadata context and extents (length, flags) of a block status chunk.
+/// Metadata context and extents (length, flags) of a block status chunk, which is a `BLOCK_STATUS_EXT` in the extended
+/// style.
 ///
 /// # Errors
-/// Another length than extents make.
-pub fn extents(content: &[u8]) -> Result<(u32, Vec<(u32, u32)>), Malformed> {
+/// Another length than extents make, or another count of them than is told.
+pub fn extents(content: &[u8], style: Style) -> Result<(u32, Vec<(u64, u64)>), Malformed> {
     let mut rest = content;
     let context = take!(rest, u32);
+    if style == Style::Extended {
+        let count = take!(rest, u32);
+        // Checked before anything is allocated: the count is the server's word.
+        if rest.len() as u64 != u64::from(count) * 16 {
+            return Err(Malformed("the number of extents does not fit the chunk's length"));
+        }
+        let mut extents = Vec::with_capacity(count as usize);
+        while !rest.is_empty() {
+            extents.push((take!(rest, u64), take!(rest, u64)));
+        }
+        return Ok((context, extents));
+    }
     let mut extents = Vec::with_capacity(rest.len() / 8);
     while !rest.is_empty() {
-        extents.push((take!(rest, u32), take!(rest, u32)));
+        extents.push((u64::from(take!(rest, u32)), u64::from(take!(rest, u32))));
     }
     Ok((context, extents))
 }
@@ -236,7 +261,8 @@ mod tests {
 
     use super::super::constants::{
         FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, OPT_GO, REP_ACK, REP_INFO, REP_META_CONTEXT, REPLY_FLAG_DONE,
-        REPLY_TYPE_BLOCK_STATUS, REPLY_TYPE_ERROR, REPLY_TYPE_OFFSET_DATA, REPLY_TYPE_OFFSET_HOLE,
+        REPLY_TYPE_BLOCK_STATUS, REPLY_TYPE_BLOCK_STATUS_EXT, REPLY_TYPE_ERROR, REPLY_TYPE_OFFSET_DATA,
+        REPLY_TYPE_OFFSET_HOLE,
     };
     use super::super::handshake::{
         OptionHeader, greeting, info_block_size, info_export, option_reply, rep_meta_context,
@@ -247,12 +273,14 @@ mod tests {
     proptest! {
         #[test]
         fn garbage_never_panics(bytes: Vec<u8>) {
-            let _ = ReplyHeader::decode(&bytes);
+            for style in [Style::Simple, Style::Structured, Style::Extended] {
+                let _ = ReplyHeader::decode(&bytes, style);
+                let _ = extents(&bytes, style);
+            }
             let _ = Info::decode(&bytes);
             let _ = meta_context(&bytes);
             let _ = data_offset(&bytes);
             let _ = hole(&bytes);
-            let _ = extents(&bytes);
             let _ = error(&bytes);
         }
     }
@@ -286,28 +314,58 @@ mod tests {
 
     #[test]
     fn the_replies_that_the_server_encodes_are_understood() {
-        let chunk = |encode: &dyn Fn(&mut Vec<u8>)| {
-            let mut bytes = Vec::new();
-            encode(&mut bytes);
-            for cut in 0..CHUNK_HEADER_LEN {
-                assert_eq!(ReplyHeader::decode(&bytes[..cut]), Ok(None));
-            }
-            let header = ReplyHeader::decode(&bytes).expect("is a reply").expect("is whole");
-            let ReplyHeader::Chunk { flags, kind, cookie: 9, .. } = header else { panic!("{header:?}") };
-            (flags & REPLY_FLAG_DONE != 0, kind, bytes.split_off(CHUNK_HEADER_LEN))
-        };
-        let (done, kind, content) = chunk(&|out| reply::offset_data(out, 9, false, 512, 5));
-        assert_eq!((done, kind, data_offset(&content)), (false, REPLY_TYPE_OFFSET_DATA, Ok(512)));
-        let (done, kind, content) = chunk(&|out| reply::offset_hole(out, 9, true, 512, 7));
-        assert_eq!((done, kind, hole(&content)), (true, REPLY_TYPE_OFFSET_HOLE, Ok((512, 7))));
-        let (_, kind, content) = chunk(&|out| reply::block_status(out, 9, 1, &[(8, 3), (9, 0)]));
-        assert_eq!((kind, extents(&content)), (REPLY_TYPE_BLOCK_STATUS, Ok((1, vec![(8, 3), (9, 0)]))));
-        assert!(extents(&content[..content.len() - 1]).is_err());
-        let (_, kind, content) = chunk(&|out| reply::error(out, 9, 28, "full"));
-        assert_eq!((kind, error(&content)), (REPLY_TYPE_ERROR, Ok((28, "full".to_owned()))));
+        for style in [Style::Structured, Style::Extended] {
+            let to = reply::ReplyTo { style, cookie: 9, offset: 512 };
+            let (shortest, longest) = style.reply_header_lens();
+            let chunk = |encode: &dyn Fn(&mut Vec<u8>)| {
+                let mut bytes = Vec::new();
+                encode(&mut bytes);
+                for cut in 0..longest {
+                    assert_eq!(ReplyHeader::decode(&bytes[..cut], style), Ok(None));
+                }
+                let header = ReplyHeader::decode(&bytes, style).expect("is a reply").expect("is whole");
+                let ReplyHeader::Chunk { flags, kind, cookie: 9, offset, length } = header else {
+                    panic!("{header:?}")
+                };
+                assert_eq!(offset, (style == Style::Extended).then_some(512));
+                // The data of a data chunk is sent from elsewhere.
+                let data = if kind == REPLY_TYPE_OFFSET_DATA { 5 } else { 0 };
+                assert_eq!(length, (bytes.len() - longest) as u64 + data);
+                (flags & REPLY_FLAG_DONE != 0, kind, bytes.split_off(longest))
+            };
+            let (done, kind, content) = chunk(&|out| reply::offset_data(out, to, false, 512, 5));
+            assert_eq!((done, kind, data_offset(&content)), (false, REPLY_TYPE_OFFSET_DATA, Ok(512)));
+            let (done, kind, content) = chunk(&|out| reply::offset_hole(out, to, true, 512, 7));
+            assert_eq!((done, kind, hole(&content)), (true, REPLY_TYPE_OFFSET_HOLE, Ok((512, 7))));
+            let (_, kind, content) = chunk(&|out| reply::block_status(out, to, true, 1, &[(8, 3), (9, 0)]));
+            let is_ext = kind == REPLY_TYPE_BLOCK_STATUS_EXT;
+            assert!(is_ext == (style == Style::Extended) && (is_ext || kind == REPLY_TYPE_BLOCK_STATUS));
+            assert_eq!(extents(&content, style), Ok((1, vec![(8, 3), (9, 0)])));
+            assert!(extents(&content[..content.len() - 1], style).is_err());
+            let (_, kind, content) = chunk(&|out| reply::error(out, to, 28, "full"));
+            assert_eq!((kind, error(&content)), (REPLY_TYPE_ERROR, Ok((28, "full".to_owned()))));
+            assert!(ReplyHeader::decode(&vec![0; shortest], style).is_err());
+        }
+    }
+
+    #[test]
+    fn a_reply_of_another_style_is_refused() {
         let mut simple = Vec::new();
         reply::simple(&mut simple, 9, 5);
-        assert_eq!(ReplyHeader::decode(&simple), Ok(Some(ReplyHeader::Simple { error: 5, cookie: 9 })));
-        assert!(ReplyHeader::decode(&[0; 20]).is_err());
+        for style in [Style::Simple, Style::Structured] {
+            assert_eq!(ReplyHeader::decode(&simple, style), Ok(Some(ReplyHeader::Simple { error: 5, cookie: 9 })));
+        }
+        simple.resize(32, 0);
+        assert!(ReplyHeader::decode(&simple, Style::Extended).is_err());
+        for (sent, agreed) in [
+            (Style::Structured, Style::Simple),
+            (Style::Structured, Style::Extended),
+            (Style::Extended, Style::Structured),
+        ] {
+            let mut bytes = Vec::new();
+            reply::none(&mut bytes, reply::ReplyTo { style: sent, cookie: 1, offset: 0 });
+            bytes.resize(32, 0);
+            assert!(ReplyHeader::decode(&bytes, agreed).is_err(), "{sent:?} where {agreed:?} was agreed on");
+        }
     }
 }

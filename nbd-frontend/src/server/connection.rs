@@ -43,7 +43,7 @@ pub(super) async fn serve<S: Stream>(mut stream: S, peer: String, shared: Arc<Sh
             return;
         }
     };
-    tracing::info!(peer, export = negotiated.info.name, structured = negotiated.structured, "NBD client connected");
+    tracing::info!(peer, export = negotiated.info.name, style = ?negotiated.style, "NBD client connected");
     drop(log);
     let Some(home) = session.home() else {
         return converse(stream, peer, session, negotiated, input, shared).await;

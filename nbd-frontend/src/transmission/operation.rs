@@ -11,23 +11,26 @@ use bytes::Bytes;
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 
-use crate::export::{AllocationExtent, ReadPart, Session};
+use crate::contexts::{Context as MetaContext, Contexts};
+use crate::export::{ReadPart, Session};
+use crate::proto::constants::{STATE_HOLE, STATE_ZERO};
 use crate::proto::request::RequestHeader;
 use crate::validate::Request;
 
+/// What one metadata context says of a range: runs of (length, flags), from the start of the range on.
+pub(super) type Told = (MetaContext, Vec<(u64, u32)>);
+
 enum Work<'a> {
     Read {
-        offset: u64,
         length: u32,
         one_chunk: bool,
         future: BoxFuture<'a, Result<Vec<ReadPart>, Error>>,
     },
     Unit(BoxFuture<'a, Result<(), Error>>),
     Status {
-        offset: u64,
-        length: u32,
+        length: u64,
         one_extent: bool,
-        future: BoxFuture<'a, Result<Vec<AllocationExtent>, Error>>,
+        future: BoxFuture<'a, Result<Vec<Told>, Error>>,
     },
     /// Nothing to do but to answer.
     Nothing,
@@ -37,6 +40,7 @@ enum Work<'a> {
 pub(super) struct Operation<'a> {
     cookie: u64,
     command: u16,
+    offset: u64,
     cost: u64,
     work: Work<'a>,
 }
@@ -45,6 +49,8 @@ pub(super) struct Operation<'a> {
 pub(super) struct Done {
     pub(super) cookie: u64,
     pub(super) command: u16,
+    /// Where the request began.
+    pub(super) offset: u64,
     /// What the request had counted as bytes in flight.
     pub(super) cost: u64,
     pub(super) outcome: Outcome,
@@ -53,13 +59,14 @@ pub(super) struct Done {
 pub(super) enum Outcome {
     Done(Result<(), Error>),
     Nothing,
-    Read { offset: u64, length: u32, one_chunk: bool, result: Result<Vec<ReadPart>, Error> },
-    Status { offset: u64, length: u32, one_extent: bool, result: Result<Vec<AllocationExtent>, Error> },
+    Read { length: u32, one_chunk: bool, result: Result<Vec<ReadPart>, Error> },
+    Status { length: u64, one_extent: bool, result: Result<Vec<Told>, Error> },
 }
 
 impl Done {
     pub(super) fn nothing(header: &RequestHeader) -> Done {
-        Done { cookie: header.cookie, command: header.command, cost: 0, outcome: Outcome::Nothing }
+        let &RequestHeader { cookie, command, offset, .. } = header;
+        Done { cookie, command, offset, cost: 0, outcome: Outcome::Nothing }
     }
 }
 
@@ -70,20 +77,23 @@ impl<'a> Operation<'a> {
         let work = match request {
             Request::Read { offset, length, one_chunk } => {
                 cost = u64::from(length);
-                Work::Read { offset, length, one_chunk, future: session.read(offset, length) }
+                Work::Read { length, one_chunk, future: session.read(offset, length) }
             }
             Request::Flush => Work::Unit(session.flush()),
             Request::Trim { offset, length, fua } => Work::Unit(session.trim(offset, length, fua)),
             Request::WriteZeroes { offset, length, options } => {
                 Work::Unit(session.write_zeroes(offset, length, options))
             }
-            Request::BlockStatus { offset, length, one_extent } => {
-                Work::Status { offset, length, one_extent, future: session.allocation(offset, length) }
+            Request::BlockStatus { offset, length, one_extent, contexts } => {
+                Work::Status { length, one_extent, future: Box::pin(status(session, offset, length, contexts)) }
             }
-            // A write comes through `write`, a disconnect has no reply; neither reaches this.
-            Request::Write { .. } | Request::Nothing | Request::Disconnect => Work::Nothing,
+            // A write comes through `write`, a filter was judged before, a disconnect has no reply; none reaches this.
+            Request::Write { .. } | Request::FilteredStatus { .. } | Request::Nothing | Request::Disconnect => {
+                Work::Nothing
+            }
         };
-        Operation { cookie: header.cookie, command: header.command, cost, work }
+        let &RequestHeader { cookie, command, offset, .. } = header;
+        Operation { cookie, command, offset, cost, work }
     }
 
     /// Hands a write to the session.
@@ -96,8 +106,26 @@ impl<'a> Operation<'a> {
     ) -> Operation<'a> {
         let cost = payload.len() as u64;
         let work = Work::Unit(session.write(offset, payload, fua));
-        Operation { cookie: header.cookie, command: header.command, cost, work }
+        let &RequestHeader { cookie, command, .. } = header;
+        Operation { cookie, command, offset, cost, work }
     }
+}
+
+/// What each of `contexts` says of a range.
+async fn status(session: &dyn Session, offset: u64, length: u64, contexts: Contexts) -> Result<Vec<Told>, Error> {
+    let mut told = Vec::with_capacity(contexts.len());
+    for context in contexts.iter() {
+        let states = match context {
+            MetaContext::Allocation => {
+                let extents = session.allocation(offset, length).await?;
+                let flags =
+                    |allocated, zero| if allocated { 0 } else { STATE_HOLE } | if zero { STATE_ZERO } else { 0 };
+                extents.iter().map(|extent| (extent.length, flags(extent.allocated, extent.zero))).collect()
+            }
+        };
+        told.push((context, states));
+    }
+    Ok(told)
 }
 
 impl Future for Operation<'_> {
@@ -105,11 +133,11 @@ impl Future for Operation<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
         let outcome = match &mut self.work {
-            Work::Read { offset, length, one_chunk, future } => {
+            Work::Read { length, one_chunk, future } => {
                 let Poll::Ready(result) = future.as_mut().poll(cx) else {
                     return Poll::Pending;
                 };
-                Outcome::Read { offset: *offset, length: *length, one_chunk: *one_chunk, result }
+                Outcome::Read { length: *length, one_chunk: *one_chunk, result }
             }
             Work::Unit(future) => {
                 let Poll::Ready(result) = future.as_mut().poll(cx) else {
@@ -117,14 +145,15 @@ impl Future for Operation<'_> {
                 };
                 Outcome::Done(result)
             }
-            Work::Status { offset, length, one_extent, future } => {
+            Work::Status { length, one_extent, future } => {
                 let Poll::Ready(result) = future.as_mut().poll(cx) else {
                     return Poll::Pending;
                 };
-                Outcome::Status { offset: *offset, length: *length, one_extent: *one_extent, result }
+                Outcome::Status { length: *length, one_extent: *one_extent, result }
             }
             Work::Nothing => Outcome::Nothing,
         };
-        Poll::Ready(Done { cookie: self.cookie, command: self.command, cost: self.cost, outcome })
+        let Operation { cookie, command, offset, cost, .. } = *self;
+        Poll::Ready(Done { cookie, command, offset, cost, outcome })
     }
 }

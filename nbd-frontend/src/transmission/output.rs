@@ -11,16 +11,16 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 
-use crate::export::{AllocationExtent, ReadPart};
-use crate::negotiation::ALLOCATION_CONTEXT_ID;
-use crate::proto::constants::{STATE_HOLE, STATE_ZERO};
-use crate::proto::reply;
+use super::operation::Told;
+use crate::export::ReadPart;
+use crate::proto::reply::{self, ReplyTo};
+use crate::proto::style::Style;
 
 /// How many pieces one write hands to the kernel; it takes up to 1024 (`IOV_MAX`), but the array is on the stack.
 const SLICES_MAX: usize = 64;
 /// Sent header bytes above which the rest is moved to the front.
 const SENT_HEADS_MAX: usize = 64 << 10;
-/// The most extents of one BLOCK_STATUS answer; a client asks again for the rest.
+/// The most extents of one BLOCK_STATUS answer for each context; a client asks again for the rest.
 const EXTENTS_MAX: usize = 4096;
 /// The source of zeroes where a hole must be sent as data.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -80,12 +80,12 @@ impl Output {
         self.head(|out| reply::simple(out, cookie, error));
     }
 
-    pub(super) fn none(&mut self, cookie: u64) {
-        self.head(|out| reply::none(out, cookie));
+    pub(super) fn none(&mut self, to: ReplyTo) {
+        self.head(|out| reply::none(out, to));
     }
 
-    pub(super) fn error(&mut self, cookie: u64, error: u32, message: &str) {
-        self.head(|out| reply::error(out, cookie, error, message));
+    pub(super) fn error(&mut self, to: ReplyTo, error: u32, message: &str) {
+        self.head(|out| reply::error(out, to, error, message));
     }
 
     /// The answer to a read.
@@ -94,9 +94,7 @@ impl Output {
     /// The session's parts do not cover the request; nothing was added.
     pub(super) fn read(
         &mut self,
-        cookie: u64,
-        structured: bool,
-        offset: u64,
+        to: ReplyTo,
         length: u32,
         one_chunk: bool,
         parts: Vec<ReadPart>,
@@ -105,13 +103,13 @@ impl Output {
         if covered != u64::from(length) {
             return Err(format!("the export answered a read of {length} bytes with {covered}"));
         }
-        if !structured {
-            self.simple(cookie, 0);
+        if !to.style.is_chunked() {
+            self.simple(to.cookie, 0);
         } else if !one_chunk || parts.iter().all(|part| matches!(part, ReadPart::Hole(_))) {
-            self.chunks(cookie, offset, parts);
+            self.chunks(to, parts);
             return Ok(());
         } else {
-            self.head(|out| reply::offset_data(out, cookie, true, offset, length));
+            self.head(|out| reply::offset_data(out, to, true, to.offset, length));
         }
         for part in parts {
             match part {
@@ -123,7 +121,8 @@ impl Output {
     }
 
     /// One chunk for every run of data and of hole. `parts` are not all empty.
-    fn chunks(&mut self, cookie: u64, mut offset: u64, parts: Vec<ReadPart>) {
+    fn chunks(&mut self, to: ReplyTo, parts: Vec<ReadPart>) {
+        let mut offset = to.offset;
         let mut left: u64 = parts.iter().map(part_len).sum();
         let mut parts = parts.into_iter().filter(|part| part_len(part) > 0).peekable();
         let mut run = Vec::new();
@@ -139,8 +138,8 @@ impl Output {
             let done = left == 0;
             // A run is no longer than the request, whose length is 32 bits wide.
             self.head(|out| match is_hole {
-                true => reply::offset_hole(out, cookie, done, offset, length as u32),
-                false => reply::offset_data(out, cookie, done, offset, length as u32),
+                true => reply::offset_hole(out, to, done, offset, length as u32),
+                false => reply::offset_data(out, to, done, offset, length as u32),
             });
             for part in run.drain(..) {
                 if let ReadPart::Data(data) = part {
@@ -151,60 +150,23 @@ impl Output {
         }
     }
 
-    /// The answer to a BLOCK_STATUS: adjacent extents of one state become one; with `one_extent` only the first is told
-    /// and not past the request ("Request types", NBD_CMD_BLOCK_STATUS).
+    /// The answer to a BLOCK_STATUS, a chunk for each context ("Request types", `NBD_CMD_BLOCK_STATUS`).
     ///
     /// # Errors
-    /// The session told no extents; nothing was added.
-    #[expect(clippy::too_many_arguments, reason = "facts of one request, passed once")]
-    pub(super) fn block_status(
-        &mut self,
-        cookie: u64,
-        offset: u64,
-        length: u32,
-        one_extent: bool,
-        extents: &[AllocationExtent],
-        export_size: u64,
-        unit: u32,
-    ) -> Result<(), String> {
-        // An extent's length has 32 bits; a longer run is cut at a multiple of the unit.
-        let longest = u64::from(u32::MAX / unit * unit);
-        let mut at = offset;
-        let mut told: Vec<(u32, u32)> = Vec::with_capacity(extents.len().min(EXTENTS_MAX));
-        for extent in extents {
-            let flags = if extent.allocated { 0 } else { STATE_HOLE } | if extent.zero { STATE_ZERO } else { 0 };
-            // An extent may pass the request, but never the end of the export.
-            let run = extent.length.min(export_size.saturating_sub(at));
-            if run == 0 {
-                continue;
+    /// The session told nothing of a context; nothing was added.
+    pub(super) fn block_status(&mut self, to: ReplyTo, told: &[Told], ask: &StatusAsk) -> Result<(), String> {
+        let mut chunks = Vec::with_capacity(told.len());
+        for (context, states) in told {
+            let extents = extents(states, to, ask);
+            if extents.is_empty() {
+                return Err(format!("the export told nothing of {}", context.name()));
             }
-            at += run;
-            let count = told.len();
-            match told.last_mut() {
-                Some((last, last_flags)) if *last_flags == flags && u64::from(*last) + run <= longest => {
-                    *last += run as u32
-                }
-                _ if count == EXTENTS_MAX || (one_extent && count == 1) => break,
-                _ => told.push((run.min(longest) as u32, flags)),
-            }
-            if run > longest {
-                break;
-            }
+            chunks.push((*context, extents));
         }
-        if one_extent && let Some((first, _)) = told.first_mut() {
-            *first = (*first).min(length);
+        let last = chunks.len().saturating_sub(1);
+        for (index, (context, extents)) in chunks.into_iter().enumerate() {
+            self.head(|out| reply::block_status(out, to, index == last, context.id(), &extents));
         }
-        // Only the last extent may reach past the request; what lies wholly behind it was not asked for.
-        let mut reached = 0;
-        told.retain(|(run, _)| {
-            let starts_inside = reached < u64::from(length);
-            reached += u64::from(*run);
-            starts_inside
-        });
-        if told.is_empty() {
-            return Err("the export told no allocation".to_owned());
-        }
-        self.head(|out| reply::block_status(out, cookie, ALLOCATION_CONTEXT_ID, &told));
         Ok(())
     }
 
@@ -270,6 +232,57 @@ impl Output {
             self.heads_sent = 0;
         }
     }
+}
+
+/// What a BLOCK_STATUS asked for, and what bounds its answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StatusAsk {
+    pub(super) length: u64,
+    /// Only the first extent is told, and not past the request.
+    pub(super) one_extent: bool,
+    pub(super) export_size: u64,
+    pub(super) block_size_min: u32,
+}
+
+/// Adjacent runs of one state become one extent.
+fn extents(states: &[(u64, u32)], to: ReplyTo, ask: &StatusAsk) -> Vec<(u64, u32)> {
+    // A structured extent's length has 32 bits; a longer run is cut at a multiple of the unit.
+    let longest = match to.style {
+        Style::Simple | Style::Structured => u64::from(u32::MAX / ask.block_size_min * ask.block_size_min),
+        Style::Extended => u64::MAX,
+    };
+    let mut at = to.offset;
+    let mut told: Vec<(u64, u32)> = Vec::with_capacity(states.len().min(EXTENTS_MAX));
+    for (length, flags) in states {
+        // An extent may pass the request, but never the end of the export.
+        let run = (*length).min(ask.export_size.saturating_sub(at));
+        if run == 0 {
+            continue;
+        }
+        at += run;
+        let count = told.len();
+        match told.last_mut() {
+            Some((last, last_flags)) if last_flags == flags && *last + run <= longest => *last += run,
+            _ if count == EXTENTS_MAX || (ask.one_extent && count == 1) => break,
+            _ => told.push((run.min(longest), *flags)),
+        }
+        if run > longest {
+            break;
+        }
+    }
+    if ask.one_extent
+        && let Some((first, _)) = told.first_mut()
+    {
+        *first = (*first).min(ask.length);
+    }
+    // Only the last extent may reach past the request; what lies wholly behind it was not asked for.
+    let mut reached = 0;
+    told.retain(|(run, _)| {
+        let starts_inside = reached < ask.length;
+        reached += run;
+        starts_inside
+    });
+    told
 }
 
 fn part_len(part: &ReadPart) -> u64 {

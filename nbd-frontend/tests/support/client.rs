@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nbd_frontend::proto::constants::*;
 use nbd_frontend::proto::request::RequestHeader;
+use nbd_frontend::proto::style::Style;
 use nbd_frontend::{ExportDirectory, Limits, Server, ServerOptions};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -48,17 +49,19 @@ impl TestServer {
     }
 
     pub async fn unix(&self) -> Client<UnixStream> {
-        Client { stream: UnixStream::connect(self.socket()).await.expect("connects") }
+        Client::new(UnixStream::connect(self.socket()).await.expect("connects"))
     }
 
     pub async fn tcp(&self) -> Client<TcpStream> {
         let address = self.server.tcp_address().expect("TCP is on");
-        Client { stream: TcpStream::connect(address).await.expect("connects") }
+        Client::new(TcpStream::connect(address).await.expect("connects"))
     }
 }
 
 pub struct Client<S> {
     pub stream: S,
+    /// What the handshake agreed on.
+    pub style: Style,
 }
 
 /// A reply: of structured ones, all chunks up to the last as (type, payload).
@@ -69,8 +72,25 @@ pub struct Reply {
     pub chunks: Vec<(u16, Vec<u8>)>,
 }
 
+/// A compact request.
 pub fn request(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
-    RequestHeader { flags, command, cookie, offset, length }.encode().to_vec()
+    header(Style::Simple, command, flags, cookie, offset, u64::from(length))
+}
+
+/// An extended request.
+pub fn extended(command: u16, flags: u16, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
+    header(Style::Extended, command, flags, cookie, offset, length)
+}
+
+fn header(style: Style, command: u16, flags: u16, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    RequestHeader { flags, command, cookie, offset, length }.encode(style, &mut bytes);
+    bytes
+}
+
+/// A string of the handshake, with its length before it.
+pub fn string(text: &str) -> Vec<u8> {
+    [&(text.len() as u32).to_be_bytes(), text.as_bytes()].concat()
 }
 
 pub fn option(option: u32, data: &[u8]) -> Vec<u8> {
@@ -82,6 +102,10 @@ pub fn option(option: u32, data: &[u8]) -> Vec<u8> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    pub fn new(stream: S) -> Client<S> {
+        Client { stream, style: Style::Simple }
+    }
+
     pub async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.expect("the server reads");
     }
@@ -123,22 +147,45 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// The whole handshake; with `structured` also `base:allocation`.
     pub async fn go(&mut self, name: &str, structured: bool) {
+        let (style, contexts) =
+            if structured { (Style::Structured, &["base:allocation"][..]) } else { (Style::Simple, &[][..]) };
+        self.go_with(name, style, contexts).await;
+    }
+
+    /// The whole handshake, with the contexts that the server must have; returns their numbers.
+    pub async fn go_with(&mut self, name: &str, style: Style, contexts: &[&str]) -> Vec<u32> {
         self.greet().await;
-        let mut export = (name.len() as u32).to_be_bytes().to_vec();
-        export.extend(name.as_bytes());
-        if structured {
-            self.send(&option(OPT_STRUCTURED_REPLY, &[])).await;
+        self.agree(name, style, contexts).await
+    }
+
+    /// The handshake after the greeting.
+    pub async fn agree(&mut self, name: &str, style: Style, contexts: &[&str]) -> Vec<u32> {
+        let export = string(name);
+        self.style = style;
+        match style {
+            Style::Simple => {}
+            Style::Structured => self.send(&option(OPT_STRUCTURED_REPLY, &[])).await,
+            Style::Extended => self.send(&option(OPT_EXTENDED_HEADERS, &[])).await,
+        }
+        if style != Style::Simple {
             assert_eq!(self.option_reply().await.0, REP_ACK);
-            let context = b"base:allocation";
-            let query = [&[0, 0, 0, 1, 0, 0, 0, context.len() as u8], &context[..]].concat();
-            self.send(&option(OPT_SET_META_CONTEXT, &[&export[..], &query].concat())).await;
-            assert_eq!(self.option_reply().await.0, REP_META_CONTEXT);
+        }
+        let mut numbers = Vec::new();
+        if !contexts.is_empty() {
+            let queries = contexts.iter().flat_map(|context| string(context)).collect();
+            let data = [export.clone(), (contexts.len() as u32).to_be_bytes().to_vec(), queries].concat();
+            self.send(&option(OPT_SET_META_CONTEXT, &data)).await;
+            for context in contexts {
+                let (kind, data) = self.option_reply().await;
+                assert_eq!((kind, &data[4..]), (REP_META_CONTEXT, context.as_bytes()));
+                numbers.push(u32::from_be_bytes(data[..4].try_into().expect("four bytes")));
+            }
             assert_eq!(self.option_reply().await.0, REP_ACK);
         }
         self.send(&option(OPT_GO, &[&export[..], &[0, 0]].concat())).await;
         loop {
             match self.option_reply().await.0 {
-                REP_ACK => break,
+                REP_ACK => return numbers,
                 REP_INFO => {}
                 other => panic!("GO was answered with {other:#x}"),
             }
@@ -149,6 +196,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub async fn reply(&mut self, data: usize) -> Reply {
         let magic = self.word().await;
         if magic == SIMPLE_REPLY_MAGIC {
+            assert_ne!(self.style, Style::Extended, "with extended headers there is no simple reply");
             let error = self.word().await;
             let cookie = u64::from_be_bytes(self.bytes(8).await.try_into().expect("eight bytes"));
             let data = if error == 0 { self.bytes(data).await } else { vec![] };
@@ -157,12 +205,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
         let (mut magic, mut error, mut chunks) = (magic, 0, Vec::new());
         loop {
-            assert_eq!(magic, STRUCTURED_REPLY_MAGIC);
-            let head = self.bytes(16).await;
+            let is_extended = self.style == Style::Extended;
+            assert_eq!(magic, if is_extended { EXTENDED_REPLY_MAGIC } else { STRUCTURED_REPLY_MAGIC });
+            let head = self.bytes(if is_extended { 28 } else { 16 }).await;
             let flags = u16::from_be_bytes([head[0], head[1]]);
             let kind = u16::from_be_bytes([head[2], head[3]]);
             let cookie = u64::from_be_bytes(head[4..12].try_into().expect("eight bytes"));
-            let length = u32::from_be_bytes(head[12..16].try_into().expect("four bytes"));
+            let length = match is_extended {
+                true => u64::from_be_bytes(head[20..28].try_into().expect("eight bytes")),
+                false => u64::from(u32::from_be_bytes(head[12..16].try_into().expect("four bytes"))),
+            };
             let payload = self.bytes(length as usize).await;
             if kind == REPLY_TYPE_ERROR {
                 error = u32::from_be_bytes(payload[..4].try_into().expect("four bytes"));
@@ -176,8 +228,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// Sends a request and returns the error of its reply.
-    pub async fn call(&mut self, command: u16, flags: u16, offset: u64, length: u32, payload: &[u8]) -> u32 {
-        let bytes = [&request(command, flags, 7, offset, length)[..], payload].concat();
+    pub async fn call(&mut self, command: u16, flags: u16, offset: u64, length: u64, payload: &[u8]) -> u32 {
+        let bytes = [&header(self.style, command, flags, 7, offset, length)[..], payload].concat();
         self.send(&bytes).await;
         let data = if command == CMD_READ { length as usize } else { 0 };
         let reply = self.reply(data).await;

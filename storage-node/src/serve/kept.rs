@@ -10,6 +10,7 @@ use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Session, Zero
 
 use super::exports::snapshot_info;
 use super::session::{allocation_extents, read_parts};
+use super::status::in_steps;
 use super::volume::ServedVolume;
 use crate::volume::Moment;
 
@@ -25,7 +26,7 @@ pub(super) trait Kept: Send + Sync + 'static {
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>>;
 
     /// As [`Session::allocation`].
-    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>>;
+    fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>>;
 }
 
 /// One connection to something that is only read.
@@ -51,11 +52,11 @@ impl<K: Kept> Session for ReadOnly<K> {
         self.refuse()
     }
 
-    fn write_zeroes(&self, _offset: u64, _length: u32, _options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
+    fn write_zeroes(&self, _offset: u64, _length: u64, _options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
         self.refuse()
     }
 
-    fn trim(&self, _offset: u64, _length: u32, _fua: bool) -> BoxFuture<'_, Result<(), Error>> {
+    fn trim(&self, _offset: u64, _length: u64, _fua: bool) -> BoxFuture<'_, Result<(), Error>> {
         self.refuse()
     }
 
@@ -64,7 +65,7 @@ impl<K: Kept> Session for ReadOnly<K> {
         Box::pin(async { Ok(()) })
     }
 
-    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
+    fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
         self.0.allocation(offset, length)
     }
 }
@@ -97,9 +98,10 @@ impl Kept for KeptSnapshot {
         Box::pin(async move { self.volume.read(self.moment, offset, length).await.map(read_parts) })
     }
 
-    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
-        Box::pin(
-            async move { self.volume.extents(self.moment, offset, u64::from(length)).await.map(allocation_extents) },
-        )
+    fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
+        Box::pin(async move {
+            let extents = in_steps(offset, length, |at, piece| self.volume.extents(self.moment, at, piece)).await;
+            extents.map(allocation_extents)
+        })
     }
 }

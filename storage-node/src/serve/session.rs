@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::exports::export_info;
 use super::numbers::Numbers;
+use super::status::{Extent, in_steps, zero_pieces};
 use super::volume::{Change, ServedVolume, SessionWriter};
 use crate::ownership::gate::{Phase, View};
 use crate::shard::handle::{MappedExtent, ReadChunk};
@@ -69,6 +70,19 @@ impl VolumeSession {
     }
 }
 
+impl VolumeSession {
+    /// Writes zeroes, piece by piece where the range is large; with `fua` all of it is durable on return.
+    async fn zero(&self, offset: u64, length: u64, fua: bool) -> Result<(), Error> {
+        let mut pieces = zero_pieces(offset, length).peekable();
+        let Some((first, piece)) = pieces.next() else { return Ok(()) };
+        let is_cut = pieces.peek().is_some();
+        for (offset, length) in std::iter::once((first, piece)).chain(pieces) {
+            self.volume.write(Change::Zero { offset, length, fua: fua && !is_cut }, self).await?;
+        }
+        if fua && is_cut { self.volume.flush().await } else { Ok(()) }
+    }
+}
+
 impl SessionWriter for VolumeSession {
     fn session(&self) -> u64 {
         self.id
@@ -115,6 +129,18 @@ impl SessionWriter for VolumeSession {
     }
 }
 
+impl Extent for MappedExtent {
+    fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn join(&mut self, next: &MappedExtent) -> bool {
+        let is_same = self.mapped == next.mapped;
+        self.length += if is_same { next.length } else { 0 };
+        is_same
+    }
+}
+
 impl Session for VolumeSession {
     fn info(&self) -> ExportInfo {
         export_info(&self.volume)
@@ -133,16 +159,14 @@ impl Session for VolumeSession {
         Box::pin(self.current(self.volume.write(Change::Data { offset, data, fua }, self)))
     }
 
-    fn write_zeroes(&self, offset: u64, length: u32, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
+    fn write_zeroes(&self, offset: u64, length: u64, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
         // A log allocates nothing ahead, so NO_HOLE has nothing to keep: space is found at the write either way.
-        let change = Change::Zero { offset, length: u64::from(length), fua: options.fua };
-        Box::pin(self.current(self.volume.write(change, self)))
+        Box::pin(self.current(self.zero(offset, length, options.fua)))
     }
 
-    fn trim(&self, offset: u64, length: u32, fua: bool) -> BoxFuture<'_, Result<(), Error>> {
+    fn trim(&self, offset: u64, length: u64, fua: bool) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
-            let length = u64::from(length);
-            let trimmed = self.current(self.volume.write(Change::Zero { offset, length, fua }, self)).await;
+            let trimmed = self.current(self.zero(offset, length, fua)).await;
             trimmed.map_err(|error| match error.kind() {
                 // A trim asks for no space: what is wrong is the range.
                 ErrorKind::OutOfSpace if !self.volume.size().contains(offset, length) => {
@@ -157,10 +181,10 @@ impl Session for VolumeSession {
         Box::pin(self.current(self.volume.flush()))
     }
 
-    fn allocation(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
+    fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
         Box::pin(async move {
-            let extents = self.current(self.volume.extents(Moment::Now, offset, u64::from(length))).await;
-            extents.map(allocation_extents)
+            let ask = |at, piece| self.volume.extents(Moment::Now, at, piece);
+            self.current(in_steps(offset, length, ask)).await.map(allocation_extents)
         })
     }
 }

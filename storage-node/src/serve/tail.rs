@@ -118,7 +118,7 @@ impl Kept for KeptTail {
     }
 
     /// Which blocks are zeroes is seen when they are read.
-    fn allocation(&self, _offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
-        Box::pin(async move { Ok(vec![AllocationExtent { length: u64::from(length), allocated: true, zero: false }]) })
+    fn allocation(&self, _offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
+        Box::pin(async move { Ok(vec![AllocationExtent { length, allocated: true, zero: false }]) })
     }
 }

@@ -199,8 +199,9 @@ impl Guest {
         let (start, count) = run();
         let what = What::Write { start, contents: vec![None; count as usize], is_durable: false };
         let asked = self.ask(number, what);
-        let done =
-            session.write_zeroes(u64::from(start) * BLOCK as u64, count * BLOCK_SIZE, ZeroOptions::default()).await;
+        let done = session
+            .write_zeroes(u64::from(start) * BLOCK as u64, u64::from(count * BLOCK_SIZE), ZeroOptions::default())
+            .await;
         self.note(asked, &done, None);
         done
     }

@@ -5,7 +5,13 @@ use std::task::Waker;
 use proptest::prelude::*;
 
 use super::*;
+use crate::contexts::Context as MetaContext;
+use crate::proto::constants::{STATE_HOLE, STATE_ZERO};
 use crate::proto::reply::{CHUNK_HEADER_LEN, SIMPLE_REPLY_LEN};
+
+fn to(style: Style, offset: u64) -> ReplyTo {
+    ReplyTo { style, cookie: 1, offset }
+}
 
 /// A socket that takes at most `takes` bytes per write, and at every other call none.
 struct Trickle {
@@ -57,7 +63,8 @@ proptest! {
             let bytes = vec![cookie as u8; *length];
             reply::simple(&mut expected, cookie as u64, 0);
             expected.extend_from_slice(&bytes);
-            output.read(cookie as u64, false, 0, *length as u32, false, vec![data(&bytes)]).expect("covered");
+            let to = ReplyTo { cookie: cookie as u64, ..to(Style::Simple, 0) };
+            output.read(to, *length as u32, false, vec![data(&bytes)]).expect("covered");
         }
         prop_assert_eq!(output.unsent(), expected.len() as u64);
         prop_assert_eq!(sent(&mut output, takes), expected);
@@ -68,7 +75,7 @@ proptest! {
 fn a_simple_reply_carries_holes_as_zeroes() {
     let mut output = Output::default();
     let parts = vec![ReadPart::Hole(100_000), data(b"end")];
-    output.read(1, false, 0, 100_003, false, parts).expect("covered");
+    output.read(to(Style::Simple, 0), 100_003, false, parts).expect("covered");
     let bytes = sent(&mut output, usize::MAX);
     assert_eq!(bytes.len(), SIMPLE_REPLY_LEN + 100_003);
     assert!(bytes[SIMPLE_REPLY_LEN..][..100_000].iter().all(|byte| *byte == 0) && bytes.ends_with(b"end"));
@@ -76,64 +83,78 @@ fn a_simple_reply_carries_holes_as_zeroes() {
 
 #[test]
 fn adjacent_parts_of_one_kind_are_one_chunk() {
-    let mut output = Output::default();
-    let parts = vec![data(b"ab"), data(b""), data(b"cd"), ReadPart::Hole(3), ReadPart::Hole(5), data(b"e")];
-    output.read(1, true, 10, 13, false, parts).expect("covered");
-    let mut expected = Vec::new();
-    reply::offset_data(&mut expected, 1, false, 10, 4);
-    expected.extend(b"abcd");
-    reply::offset_hole(&mut expected, 1, false, 14, 8);
-    reply::offset_data(&mut expected, 1, true, 22, 1);
-    expected.extend(b"e");
-    assert_eq!(sent(&mut output, 7), expected);
+    for style in [Style::Structured, Style::Extended] {
+        let (mut output, to) = (Output::default(), to(style, 10));
+        let parts = vec![data(b"ab"), data(b""), data(b"cd"), ReadPart::Hole(3), ReadPart::Hole(5), data(b"e")];
+        output.read(to, 13, false, parts).expect("covered");
+        let mut expected = Vec::new();
+        reply::offset_data(&mut expected, to, false, 10, 4);
+        expected.extend(b"abcd");
+        reply::offset_hole(&mut expected, to, false, 14, 8);
+        reply::offset_data(&mut expected, to, true, 22, 1);
+        expected.extend(b"e");
+        assert_eq!(sent(&mut output, 7), expected);
+    }
 }
 
 #[test]
 fn an_answer_of_the_wrong_length_is_an_error_and_sends_nothing() {
     for parts in [vec![], vec![data(b"abc")], vec![ReadPart::Hole(5)]] {
         let mut output = Output::default();
-        assert!(output.read(1, true, 0, 4, false, parts).is_err());
+        assert!(output.read(to(Style::Structured, 0), 4, false, parts).is_err());
         assert!(output.is_empty());
     }
 }
 
+/// What is sent for a range at `offset`, or nothing.
+fn status(to: ReplyTo, told: &[Told], length: u64, one_extent: bool, export_size: u64) -> Vec<u8> {
+    let mut output = Output::default();
+    let ask = StatusAsk { length, one_extent, export_size, block_size_min: 512 };
+    let is_told = output.block_status(to, told, &ask).is_ok();
+    let wire = sent(&mut output, usize::MAX);
+    assert_eq!(is_told, !wire.is_empty(), "an error sends nothing");
+    wire
+}
+
+const HOLE: u32 = STATE_HOLE | STATE_ZERO;
+
 #[test]
 fn extents_are_merged_cut_and_end_with_the_request() {
-    let extent = |length, allocated| AllocationExtent { length, allocated, zero: !allocated };
-    let hole = STATE_HOLE | STATE_ZERO;
-    let longest = u32::MAX / 512 * 512;
+    let longest = u64::from(u32::MAX) / 512 * 512;
     let size = 1 << 40;
-    for (extents, length, one, expected) in [
+    for (extents, length, one, compact, extended) in [
+        (vec![(512, 0), (512, 0), (512, HOLE)], 1536, false, vec![(1024, 0), (512, HOLE)], None),
+        (vec![(512, 0), (512, 0), (512, HOLE)], 1536, true, vec![(1024, 0)], None),
+        (vec![(4096, 0)], 512, false, vec![(4096, 0)], None),
+        (vec![(4096, 0)], 512, true, vec![(512, 0)], None),
+        (vec![(512, 0), (512, HOLE)], 512, false, vec![(512, 0)], None),
+        (vec![(1 << 39, HOLE), (512, 0)], 512, false, vec![(longest, HOLE)], Some(vec![(1 << 39, HOLE)])),
         (
-            vec![extent(512, true), extent(512, true), extent(512, false)],
-            1536,
+            vec![(1 << 33, HOLE), (1 << 33, HOLE), (512, 0)],
+            size,
             false,
-            Some(vec![(1024, 0), (512, hole)]),
+            vec![(longest, HOLE)],
+            Some(vec![(1 << 34, HOLE), (512, 0)]),
         ),
-        (vec![extent(512, true), extent(512, true), extent(512, false)], 1536, true, Some(vec![(1024, 0)])),
-        (vec![extent(4096, true)], 512, false, Some(vec![(4096, 0)])),
-        (vec![extent(4096, true)], 512, true, Some(vec![(512, 0)])),
-        (vec![extent(512, true), extent(512, false)], 512, false, Some(vec![(512, 0)])),
-        (vec![extent(1 << 39, false), extent(512, true)], 512, false, Some(vec![(longest, hole)])),
-        (vec![], 512, false, None),
-        (vec![extent(0, true)], 512, false, None),
+        (vec![], 512, false, vec![], None),
+        (vec![(0, 0)], 512, false, vec![], None),
     ] {
-        let mut output = Output::default();
-        let told = output.block_status(1, 0, length, one, &extents, size, 512);
-        let wire = sent(&mut output, usize::MAX);
-        match expected {
-            None => assert!(told.is_err() && wire.is_empty()),
-            Some(expected) => {
-                let mut bytes = Vec::new();
-                reply::block_status(&mut bytes, 1, ALLOCATION_CONTEXT_ID, &expected);
-                assert_eq!(wire, bytes, "{extents:?} one {one}");
+        let told = [(MetaContext::Allocation, extents)];
+        for (style, expected) in
+            [(Style::Structured, Some(&compact)), (Style::Extended, extended.as_ref().or(Some(&compact)))]
+        {
+            let to = to(style, 0);
+            let mut bytes = Vec::new();
+            if let Some(expected) = expected.filter(|expected| !expected.is_empty()) {
+                reply::block_status(&mut bytes, to, true, MetaContext::Allocation.id(), expected);
                 assert!(bytes.len() > CHUNK_HEADER_LEN);
             }
+            assert_eq!(status(to, &told, length, one, size), bytes, "{told:?} one {one} {style:?}");
         }
     }
-    let mut output = Output::default();
-    output.block_status(1, 512, 512, false, &[extent(1 << 20, true)], 1024, 512).expect("told");
+    let to = to(Style::Structured, 512);
     let mut bytes = Vec::new();
-    reply::block_status(&mut bytes, 1, ALLOCATION_CONTEXT_ID, &[(512, 0)]);
-    assert_eq!(sent(&mut output, usize::MAX), bytes, "never past the end of the export");
+    reply::block_status(&mut bytes, to, true, MetaContext::Allocation.id(), &[(512, 0)]);
+    let told = [(MetaContext::Allocation, vec![(1 << 20, 0)])];
+    assert_eq!(status(to, &told, 512, false, 1024), bytes, "never past the end of the export");
 }
