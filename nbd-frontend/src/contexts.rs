@@ -7,17 +7,20 @@
 pub enum Context {
     /// `base:allocation`: what is allocated, and what reads as zeroes.
     Allocation,
+    /// `helio:residency`: what is here, and what a read would have to fetch from elsewhere.
+    Residency,
 }
 
 impl Context {
     /// Every context, in the order in which they are listed and answered.
-    pub const ALL: [Context; 1] = [Context::Allocation];
+    pub const ALL: [Context; 2] = [Context::Allocation, Context::Residency];
 
     /// The name by which clients select it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Context::Allocation => "base:allocation",
+            Context::Residency => "helio:residency",
         }
     }
 
@@ -26,6 +29,7 @@ impl Context {
     pub const fn id(self) -> u32 {
         match self {
             Context::Allocation => 1,
+            Context::Residency => 2,
         }
     }
 
@@ -102,12 +106,14 @@ mod tests {
 
     #[test]
     fn wildcards_list_and_do_not_select() {
-        let allocation = Contexts::of(&[Context::Allocation]);
+        let [allocation, residency] = Context::ALL.map(|context| Contexts::of(&[context]));
         for (queries, listed, selected) in [
             (&[][..], Contexts::of(&Context::ALL), Contexts::default()),
             (&["base:"], allocation, Contexts::default()),
             (&["base:allocation"], allocation, allocation),
             (&["x-y:z", "base:allocation"], allocation, allocation),
+            (&["helio:"], residency, Contexts::default()),
+            (&["base:", "helio:residency"], Contexts::of(&Context::ALL), residency),
             (&["base", "base:alloc", "base:allocation:", "qemu:"], Contexts::default(), Contexts::default()),
         ] {
             assert_eq!((Contexts::listed(queries), Contexts::selected(queries)), (listed, selected), "{queries:?}");
@@ -117,11 +123,12 @@ mod tests {
     #[test]
     fn filters_name_each_context_of_the_set_at_most_once() {
         let all = Contexts::of(&Context::ALL);
+        assert_eq!(all.filtered(&[2, 1]), Some(all));
         assert_eq!(all.filtered(&[1]), Some(Contexts::of(&[Context::Allocation])));
         assert_eq!(all.filtered(&[]), Some(Contexts::default()));
         for wrong in [&[1, 1][..], &[0], &[1, 77]] {
             assert_eq!(all.filtered(wrong), None, "{wrong:?}");
         }
-        assert_eq!(Contexts::default().filtered(&[1]), None, "not of the set");
+        assert_eq!(Contexts::of(&[Context::Residency]).filtered(&[1]), None, "not of the set");
     }
 }

@@ -51,6 +51,26 @@ pub struct AllocationExtent {
     pub zero: bool,
 }
 
+/// Where the bytes of an extent are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residency {
+    /// At this node.
+    Local,
+    /// Elsewhere: a read, or [`Session::cache`], fetches them.
+    Stale,
+    /// Nowhere: they read as zeroes.
+    Zero,
+}
+
+/// A run of bytes in one place, for BLOCK_STATUS with `helio:residency`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResidencyExtent {
+    /// Length in bytes, above 0.
+    pub length: u64,
+    /// Where they are.
+    pub residency: Residency,
+}
+
 /// How zeroes are to be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZeroOptions {
@@ -113,4 +133,24 @@ pub trait Session: Send + Sync + 'static {
     /// The allocation of `length` bytes at `offset`. The extents start at `offset`, cover at least one byte, and
     /// may stop short of `length` or pass it.
     fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>>;
+
+    /// Where the newest versions of `length` bytes at `offset` are that the implementer knows of, in extents as those of
+    /// [`allocation`](Session::allocation). Unless told otherwise, all that is not zeroes is here.
+    fn residency(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<ResidencyExtent>, Error>> {
+        Box::pin(async move {
+            let extents = self.allocation(offset, length).await?;
+            let residency = |extent: AllocationExtent| ResidencyExtent {
+                length: extent.length,
+                residency: if extent.zero { Residency::Zero } else { Residency::Local },
+            };
+            Ok(extents.into_iter().map(residency).collect())
+        })
+    }
+
+    /// Brings `length` bytes at `offset` here, as far as they are stale, and returns when they are. What becomes stale
+    /// meanwhile may be left out. Changes nothing that a client could see but the time of later reads. Unless told otherwise,
+    /// all is here.
+    fn cache(&self, _offset: u64, _length: u64) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
 }

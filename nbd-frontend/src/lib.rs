@@ -19,6 +19,8 @@ pub mod server;
 mod transmission;
 pub mod validate;
 
-pub use export::{AllocationExtent, ExportDirectory, ExportInfo, ReadPart, Session, ZeroOptions};
+pub use export::{
+    AllocationExtent, ExportDirectory, ExportInfo, ReadPart, Residency, ResidencyExtent, Session, ZeroOptions,
+};
 pub use memory::{MemoryDirectory, MemoryExport};
 pub use server::{Limits, Server, ServerOptions};

@@ -7,8 +7,9 @@
 use crate::contexts::Contexts;
 use crate::export::{ExportInfo, ZeroOptions};
 use crate::proto::constants::{
-    CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_DF, CMD_FLAG_FAST_ZERO, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_PAYLOAD_LEN,
-    CMD_FLAG_REQ_ONE, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, ENOSPC, ENOTSUP, EPERM,
+    CMD_BLOCK_STATUS, CMD_CACHE, CMD_DISC, CMD_FLAG_DF, CMD_FLAG_FAST_ZERO, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE,
+    CMD_FLAG_PAYLOAD_LEN, CMD_FLAG_REQ_ONE, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, ENOSPC,
+    ENOTSUP, EPERM,
 };
 use crate::proto::request::{RequestHeader, status_filter};
 use crate::proto::style::Style;
@@ -86,6 +87,13 @@ pub enum Request {
         /// How.
         options: ZeroOptions,
     },
+    /// Bring a range near.
+    Cache {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
     /// Tell what metadata contexts say.
     BlockStatus {
         /// First byte.
@@ -144,7 +152,8 @@ pub fn validate(header: &RequestHeader, constraints: &Constraints) -> Result<Req
             return Err(refusal(EINVAL, "with extended headers a write has the flag PAYLOAD_LEN"));
         }
         CMD_WRITE if extended => CMD_FLAG_PAYLOAD_LEN,
-        CMD_READ | CMD_WRITE | CMD_FLUSH | CMD_TRIM => 0,
+        // "Request types", NBD_CMD_CACHE: it has no flags, and unknown ones must be refused.
+        CMD_READ | CMD_WRITE | CMD_FLUSH | CMD_TRIM | CMD_CACHE => 0,
         // "Request types", NBD_CMD_DISC: has no reply, so there is nothing to refuse it with.
         CMD_DISC => return Ok(Request::Disconnect),
         // "Error values": "The server SHOULD return NBD_EINVAL if it receives an unknown command."
@@ -218,6 +227,7 @@ pub fn validate(header: &RequestHeader, constraints: &Constraints) -> Result<Req
         CMD_READ => Ok(Request::Read { offset, length: short, one_chunk: flags & CMD_FLAG_DF != 0 }),
         CMD_WRITE => Ok(Request::Write { offset, length: short, fua }),
         CMD_TRIM => Ok(Request::Trim { offset, length, fua }),
+        CMD_CACHE => Ok(Request::Cache { offset, length }),
         // All other commands were refused above.
         _ => Ok(Request::WriteZeroes {
             offset,
@@ -252,7 +262,6 @@ mod tests {
 
     use super::*;
     use crate::contexts::Context;
-    use crate::proto::constants::CMD_CACHE;
 
     const SIZE: u64 = 1 << 20;
     const MAX: u32 = 64 << 10;
@@ -306,7 +315,10 @@ mod tests {
             (CMD_WRITE_ZEROES, 0, 512, SIZE, ENOSPC),
             (CMD_BLOCK_STATUS, CMD_FLAG_REQ_ONE, 0, 512, 0),
             (CMD_BLOCK_STATUS, 0, 0, 0, EINVAL),
-            (CMD_CACHE, 0, 0, 512, EINVAL),
+            (CMD_CACHE, 0, 0, SIZE, 0),
+            (CMD_CACHE, CMD_FLAG_NO_HOLE, 0, 512, EINVAL),
+            (CMD_CACHE, 0, 512, SIZE, EINVAL),
+            (CMD_CACHE, 0, 0, 0, 0),
             (99, 0, 0, 512, EINVAL),
             (CMD_DISC, 0xffff, 7, 7, 0),
         ] {
@@ -361,9 +373,9 @@ mod tests {
             let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_be_bytes()).collect();
             validate_filter(&header, &[&length.to_be_bytes()[..], &ids].concat(), &extended)
         };
-        let contexts = Contexts::of(&[Context::Allocation]);
+        let contexts = Contexts::of(&[Context::Residency]);
         let expected = Request::BlockStatus { offset: 512, length: 1024, one_extent: true, contexts };
-        assert_eq!(filter(1024, &[1]), Ok(expected));
+        assert_eq!(filter(1024, &[2]), Ok(expected));
         for (length, ids) in [(1024, &[][..]), (1024, &[9]), (1024, &[1, 1]), (0, &[1]), (SIZE, &[1]), (511, &[1])] {
             assert_eq!(filter(length, ids).map_err(|refusal| refusal.errno), Err(EINVAL), "{length} {ids:?}");
         }
@@ -373,6 +385,7 @@ mod tests {
     #[test]
     fn a_read_only_export_refuses_all_that_writes() {
         let read_only = Constraints { read_only: true, ..constraints() };
+        assert_eq!(errno(CMD_CACHE, 0, 0, 512, &read_only), 0);
         for command in [CMD_WRITE, CMD_TRIM, CMD_WRITE_ZEROES] {
             assert_eq!(errno(command, 0, 0, 512, &read_only), EPERM);
         }
@@ -396,6 +409,7 @@ mod tests {
                 Ok(
                     Request::Trim { offset, length, .. }
                     | Request::WriteZeroes { offset, length, .. }
+                    | Request::Cache { offset, length }
                     | Request::BlockStatus { offset, length, .. },
                 ) => {
                     prop_assert!(length > 0 && offset + length <= SIZE);

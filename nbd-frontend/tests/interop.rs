@@ -53,12 +53,17 @@ async fn nbdinfo_sees_exports_flags_and_sizes() {
             "\"can_fast_zero\": true",
             "\"is_read_only\": false",
             "\"block_size_minimum\": 512",
+            "\"can_cache\": true",
             "\"base:allocation\"",
+            "\"helio:residency\"",
             "structured",
         ] {
             assert!(text.contains(expected), "{expected} in {text}");
         }
     }
+    let map = run("nbdinfo", &["--map=helio:residency", &server.unix_uri("disk")]).await.expect("installed");
+    let fields: Vec<&str> = map.split_whitespace().collect();
+    assert_eq!(fields[..3], ["0", "67108864", "2"], "all zeroes: {map}");
     let list = run("nbdinfo", &["--list", "--json", &server.unix_uri("")]).await;
     let list = list.expect("installed");
     assert!(list.contains("disk") && list.contains("other"), "{list}");

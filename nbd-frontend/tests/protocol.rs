@@ -15,8 +15,8 @@ use common::{HUNG, TestServer, extended, limits, option, request};
 use nbd_frontend::proto::constants::*;
 use nbd_frontend::proto::style::Style;
 use nbd_frontend::{
-    AllocationExtent, ExportDirectory, ExportInfo, Limits, MemoryDirectory, MemoryExport, ReadPart, Server,
-    ServerOptions, Session, ZeroOptions,
+    AllocationExtent, ExportDirectory, ExportInfo, Limits, MemoryDirectory, MemoryExport, ReadPart, Residency,
+    ResidencyExtent, Server, ServerOptions, Session, ZeroOptions,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -105,7 +105,7 @@ async fn what_is_refused_is_answered_and_the_connection_goes_on() {
         client.go("disk", structured).await;
         let large = vec![1; (32 << 20) + 512];
         for (command, flags, offset, length, payload, errno) in [
-            (CMD_CACHE, 0, 0, 512, &[][..], EINVAL),
+            (CMD_CACHE, CMD_FLAG_REQ_ONE, 0, 512, &[][..], EINVAL),
             (99, 0, 0, 512, &[], EINVAL),
             (CMD_READ, CMD_FLAG_NO_HOLE, 0, 512, &[], EINVAL),
             (CMD_READ, 0, SIZE, 512, &[], EINVAL),
@@ -157,17 +157,122 @@ async fn extended_headers_carry_64_bits_both_ways() {
     assert_eq!(client.call(CMD_WRITE_ZEROES, 0, 0, 1 << 44, &[]).await, 0);
 }
 
+/// A session of which one half is elsewhere until it is asked for.
+struct Halved {
+    inner: Arc<MemoryExport>,
+    cached: Mutex<Vec<(u64, u64)>>,
+}
+
+impl Session for Halved {
+    fn info(&self) -> ExportInfo {
+        self.inner.info()
+    }
+
+    fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
+        self.inner.read(offset, length)
+    }
+
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<'_, Result<(), Error>> {
+        self.inner.write(offset, data, fua)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
+        self.inner.write_zeroes(offset, length, options)
+    }
+
+    fn trim(&self, offset: u64, length: u64, fua: bool) -> BoxFuture<'_, Result<(), Error>> {
+        self.inner.trim(offset, length, fua)
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<(), Error>> {
+        self.inner.flush()
+    }
+
+    fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
+        self.inner.allocation(offset, length)
+    }
+
+    fn residency(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<ResidencyExtent>, Error>> {
+        let is_here = self.cached.lock().expect("no thread panics with it").contains(&(SIZE / 2, SIZE / 2));
+        let upper = if is_here { Residency::Local } else { Residency::Stale };
+        let here = (SIZE / 2).clamp(offset, offset + length) - offset;
+        let extents = [(here, Residency::Zero), (length - here, upper)];
+        Box::pin(async move {
+            let extents = extents.into_iter().filter(|(length, _)| *length > 0);
+            Ok(extents.map(|(length, residency)| ResidencyExtent { length, residency }).collect())
+        })
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<(), Error>> {
+        self.cached.lock().expect("no thread panics with it").push((offset, length));
+        Box::pin(async { Ok(()) })
+    }
+}
+
+struct HalvedDirectory(Arc<Halved>);
+
+impl ExportDirectory for HalvedDirectory {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ExportInfo>, Error>> {
+        Box::pin(async { Ok(vec![self.0.info()]) })
+    }
+
+    fn info<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<ExportInfo, Error>> {
+        Box::pin(async { Ok(self.0.info()) })
+    }
+
+    fn open<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
+        Box::pin(async { Ok(Arc::clone(&self.0) as Arc<dyn Session>) })
+    }
+}
+
+#[tokio::test]
+async fn residency_is_told_beside_allocation_and_cache_brings_a_range_here() {
+    let halved = Arc::new(Halved { inner: Arc::new(MemoryExport::new("disk", SIZE)), cached: Mutex::default() });
+    let server = TestServer::start(Arc::new(HalvedDirectory(Arc::clone(&halved))), limits()).await;
+    for style in [Style::Structured, Style::Extended] {
+        halved.cached.lock().expect("no thread panics with it").clear();
+        let mut client = server.unix().await;
+        let numbers = client.go_with("disk", style, &["base:allocation", "helio:residency"]).await;
+        assert_eq!(numbers.len(), 2);
+        let hole = STATE_HOLE | STATE_ZERO;
+        let half = SIZE as u32 / 2;
+        for (cache, expected) in
+            [(false, [half, RESIDENCY_ZERO, half, RESIDENCY_STALE]), (true, [half, RESIDENCY_ZERO, half, 0])]
+        {
+            if cache {
+                assert_eq!(client.call(CMD_CACHE, 0, SIZE / 2, SIZE / 2, &[]).await, 0);
+            }
+            let told = client.status(0, SIZE).await;
+            assert_eq!(told, [(numbers[0], vec![SIZE as u32, hole]), (numbers[1], expected.to_vec())], "{style:?}");
+        }
+        assert_eq!(*halved.cached.lock().expect("no thread panics with it"), [(SIZE / 2, SIZE / 2)]);
+    }
+}
+
+#[tokio::test]
+async fn without_anything_to_fetch_everything_is_local_or_zero() {
+    let (server, _) = memory_server(limits()).await;
+    let mut client = server.unix().await;
+    let numbers = client.go_with("disk", Style::Structured, &["helio:residency"]).await;
+    assert_eq!(client.call(CMD_WRITE, 0, 65536, 512, &[1; 512]).await, 0);
+    assert_eq!(client.call(CMD_CACHE, 0, 0, SIZE, &[]).await, 0);
+    let zero = RESIDENCY_ZERO;
+    let expected = vec![65536, zero, 65536, 0, SIZE as u32 - 2 * 65536, zero];
+    assert_eq!(client.status(0, SIZE).await, [(numbers[0], expected)]);
+}
+
 #[tokio::test]
 async fn a_query_for_block_status_may_name_its_contexts() {
     let (server, _) = memory_server(limits()).await;
     let mut client = server.unix().await;
-    let numbers = client.go_with("disk", Style::Extended, &["base:allocation"]).await;
+    let numbers = client.go_with("disk", Style::Extended, &["base:allocation", "helio:residency"]).await;
     let filter = |length: u64, ids: &[u32]| {
         let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_be_bytes()).collect();
         [&length.to_be_bytes()[..], &ids].concat()
     };
     for (length, ids, errno) in [
-        (SIZE, vec![numbers[0]], 0),
+        (SIZE, vec![numbers[1]], 0),
+        (SIZE, vec![numbers[1], numbers[0]], 0),
         (SIZE, vec![], EINVAL),
         (SIZE, vec![numbers[0], numbers[0]], EINVAL),
         (SIZE, vec![77], EINVAL),
@@ -181,6 +286,7 @@ async fn a_query_for_block_status_may_name_its_contexts() {
         client.send(&payload[5..]).await;
         let reply = client.reply(0).await;
         assert_eq!(reply.error, errno, "{length} {} ids", ids.len());
+        assert_eq!(reply.chunks.len(), if errno == 0 { ids.len() } else { 1 });
         assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0, "the connection goes on");
     }
 }

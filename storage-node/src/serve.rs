@@ -10,6 +10,7 @@ pub mod metadata;
 pub mod numbers;
 mod outcome;
 pub mod pace;
+mod residency;
 pub mod resize;
 pub mod sending;
 mod session;

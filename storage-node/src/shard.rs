@@ -16,6 +16,7 @@ mod clone;
 mod control;
 mod core;
 mod damage;
+mod extents;
 mod fetch;
 mod lease;
 mod recover;

@@ -216,25 +216,32 @@ fn export_name_answers_with_or_without_zeroes() {
 
 #[test]
 fn contexts_are_listed_and_selected() {
-    let context = b"\0\0\0\x01base:allocation".to_vec();
+    let replies_of = |contexts: Contexts, option| {
+        let told = contexts.iter().map(|context| {
+            let data = [&context.id().to_be_bytes()[..], context.name().as_bytes()].concat();
+            (option, REP_META_CONTEXT, data)
+        });
+        told.chain([(option, REP_ACK, vec![])]).collect::<Vec<_>>()
+    };
     for (option, queries, found) in [
-        (OPT_LIST_META_CONTEXT, &[][..], true),
-        (OPT_LIST_META_CONTEXT, &["base:"], true),
-        (OPT_LIST_META_CONTEXT, &["base:allocation"], true),
-        (OPT_LIST_META_CONTEXT, &["qemu:"], false),
-        (OPT_SET_META_CONTEXT, &[], false),
-        (OPT_SET_META_CONTEXT, &["base:"], false),
-        (OPT_SET_META_CONTEXT, &["x-y:z", "base:allocation"], true),
+        (OPT_LIST_META_CONTEXT, &[][..], &Context::ALL[..]),
+        (OPT_LIST_META_CONTEXT, &["base:"], &[Context::Allocation]),
+        (OPT_LIST_META_CONTEXT, &["helio:"], &[Context::Residency]),
+        (OPT_LIST_META_CONTEXT, &["base:allocation"], &[Context::Allocation]),
+        (OPT_LIST_META_CONTEXT, &["qemu:"], &[]),
+        (OPT_SET_META_CONTEXT, &[], &[]),
+        (OPT_SET_META_CONTEXT, &["base:", "helio:"], &[]),
+        (OPT_SET_META_CONTEXT, &["x-y:z", "base:allocation"], &[Context::Allocation]),
+        (OPT_SET_META_CONTEXT, &["helio:residency", "base:allocation"], &Context::ALL),
     ] {
+        let found = Contexts::of(found);
         let mut talk = Talk::fixed();
         assert_eq!(talk.ask_one(option, &meta("disk", queries)), REP_ERR_INVALID, "before structured replies");
         talk.ask(OPT_STRUCTURED_REPLY, &[]);
-        let replies = talk.ask(option, &meta("disk", queries));
-        assert_eq!(replies.last(), Some(&(option, REP_ACK, vec![])));
-        assert_eq!(replies.contains(&(option, REP_META_CONTEXT, context.clone())), found, "{option} {queries:?}");
+        assert_eq!(talk.ask(option, &meta("disk", queries)), replies_of(found, option), "{option} {queries:?}");
         talk.send(OPT_GO, &go("disk", &[]));
         let Step::Transmit(negotiated) = talk.step() else { panic!("no transmission") };
-        assert_eq!(negotiated.contexts.contains(Context::Allocation), found && option == OPT_SET_META_CONTEXT);
+        assert_eq!(negotiated.contexts, if option == OPT_SET_META_CONTEXT { found } else { Contexts::default() });
     }
 }
 
@@ -300,11 +307,13 @@ fn flags_follow_the_export() {
             | FLAG_SEND_WRITE_ZEROES
             | FLAG_SEND_DF
             | FLAG_CAN_MULTI_CONN
+            | FLAG_SEND_CACHE
             | FLAG_SEND_FAST_ZERO
     );
     let read_only =
         transmission_flags(&ExportInfo { read_only: true, ..info("disk") }, Style::Simple, Contexts::default());
-    assert_eq!(read_only, FLAG_HAS_FLAGS | FLAG_READ_ONLY | FLAG_SEND_FLUSH | FLAG_SEND_FUA | FLAG_CAN_MULTI_CONN);
+    let always = FLAG_HAS_FLAGS | FLAG_SEND_FLUSH | FLAG_SEND_FUA | FLAG_CAN_MULTI_CONN | FLAG_SEND_CACHE;
+    assert_eq!(read_only, always | FLAG_READ_ONLY);
 }
 
 proptest! {

@@ -188,6 +188,12 @@ pub const STATE_HOLE: u32 = 1 << 0;
 /// The extent reads as zeroes.
 pub const STATE_ZERO: u32 = 1 << 1;
 
+// Our own `helio:residency` metadata context (docs/nbd-support.md)
+/// The newest version of the extent that this node knows of is elsewhere: a read fetches it.
+pub const RESIDENCY_STALE: u32 = 1 << 0;
+/// The extent reads as zeroes: there is nothing to fetch.
+pub const RESIDENCY_ZERO: u32 = 1 << 1;
+
 /// The longest string of the protocol, in bytes ("Conventions"): longer names are refused.
 pub const STRING_LEN_MAX: usize = 4096;
 /// The largest minimum block size a server may advertise ("Block size constraints").

@@ -12,8 +12,8 @@ use client_lib::Error;
 use client_lib::transport::BoxFuture;
 
 use crate::contexts::{Context as MetaContext, Contexts};
-use crate::export::{ReadPart, Session};
-use crate::proto::constants::{STATE_HOLE, STATE_ZERO};
+use crate::export::{ReadPart, Residency, Session};
+use crate::proto::constants::{RESIDENCY_STALE, RESIDENCY_ZERO, STATE_HOLE, STATE_ZERO};
 use crate::proto::request::RequestHeader;
 use crate::validate::Request;
 
@@ -80,6 +80,7 @@ impl<'a> Operation<'a> {
                 Work::Read { length, one_chunk, future: session.read(offset, length) }
             }
             Request::Flush => Work::Unit(session.flush()),
+            Request::Cache { offset, length } => Work::Unit(session.cache(offset, length)),
             Request::Trim { offset, length, fua } => Work::Unit(session.trim(offset, length, fua)),
             Request::WriteZeroes { offset, length, options } => {
                 Work::Unit(session.write_zeroes(offset, length, options))
@@ -121,6 +122,15 @@ async fn status(session: &dyn Session, offset: u64, length: u64, contexts: Conte
                 let flags =
                     |allocated, zero| if allocated { 0 } else { STATE_HOLE } | if zero { STATE_ZERO } else { 0 };
                 extents.iter().map(|extent| (extent.length, flags(extent.allocated, extent.zero))).collect()
+            }
+            MetaContext::Residency => {
+                let extents = session.residency(offset, length).await?;
+                let flags = |residency| match residency {
+                    Residency::Local => 0,
+                    Residency::Stale => RESIDENCY_STALE,
+                    Residency::Zero => RESIDENCY_ZERO,
+                };
+                extents.iter().map(|extent| (extent.length, flags(extent.residency))).collect()
             }
         };
         told.push((context, states));

@@ -227,6 +227,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
+    /// What each context says of a range: its number, and lengths and flags in turn, which must fit 32 bits.
+    pub async fn status(&mut self, offset: u64, length: u64) -> Vec<(u32, Vec<u32>)> {
+        self.send(&header(self.style, CMD_BLOCK_STATUS, 0, 7, offset, length)).await;
+        let reply = self.reply(0).await;
+        assert_eq!((reply.cookie, reply.error), (7, 0));
+        let is_extended = self.style == Style::Extended;
+        let kind = if is_extended { REPLY_TYPE_BLOCK_STATUS_EXT } else { REPLY_TYPE_BLOCK_STATUS };
+        let context = |(told, chunk): &(u16, Vec<u8>)| {
+            assert_eq!(*told, kind);
+            let words = |bytes: &[u8]| -> Vec<u32> {
+                bytes.chunks_exact(4).map(|word| u32::from_be_bytes(word.try_into().expect("four bytes"))).collect()
+            };
+            let words = words(chunk);
+            if !is_extended {
+                return (words[0], words[1..].to_vec());
+            }
+            let states: Vec<u32> = words[2..].chunks_exact(2).map(|pair| pair[1]).collect();
+            assert_eq!(words[1] as usize, states.len() / 2, "the number of extents");
+            (words[0], states)
+        };
+        reply.chunks.iter().map(context).collect()
+    }
+
     /// Sends a request and returns the error of its reply.
     pub async fn call(&mut self, command: u16, flags: u16, offset: u64, length: u64, payload: &[u8]) -> u32 {
         let bytes = [&header(self.style, command, flags, 7, offset, length)[..], payload].concat();

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use client_lib::transport::BoxFuture;
 use client_lib::{Error, ErrorKind};
 use consensus::Snapshot;
-use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Session, ZeroOptions};
+use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, ResidencyExtent, Session, ZeroOptions};
 
 use super::exports::snapshot_info;
+use super::residency;
 use super::session::{allocation_extents, read_parts};
 use super::status::in_steps;
 use super::volume::ServedVolume;
@@ -27,6 +28,12 @@ pub(super) trait Kept: Send + Sync + 'static {
 
     /// As [`Session::allocation`].
     fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>>;
+
+    /// As [`Session::residency`].
+    fn residency(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<ResidencyExtent>, Error>>;
+
+    /// As [`Session::cache`].
+    fn cache(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<(), Error>>;
 }
 
 /// One connection to something that is only read.
@@ -68,6 +75,14 @@ impl<K: Kept> Session for ReadOnly<K> {
     fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
         self.0.allocation(offset, length)
     }
+
+    fn residency(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<ResidencyExtent>, Error>> {
+        self.0.residency(offset, length)
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<(), Error>> {
+        self.0.cache(offset, length)
+    }
 }
 
 /// A snapshot, read at one node.
@@ -103,5 +118,13 @@ impl Kept for KeptSnapshot {
             let extents = in_steps(offset, length, |at, piece| self.volume.extents(self.moment, at, piece)).await;
             extents.map(allocation_extents)
         })
+    }
+
+    fn residency(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<ResidencyExtent>, Error>> {
+        Box::pin(residency::residency(&self.volume, self.moment, offset, length))
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(residency::cache(&self.volume, self.moment, offset, length))
     }
 }

@@ -6,12 +6,13 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use client_lib::transport::BoxFuture;
 use client_lib::{Epoch, Error, ErrorKind};
-use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Session, ZeroOptions};
+use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, ResidencyExtent, Session, ZeroOptions};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::exports::export_info;
 use super::numbers::Numbers;
+use super::residency;
 use super::status::{Extent, in_steps, zero_pieces};
 use super::volume::{Change, ServedVolume, SessionWriter};
 use crate::ownership::gate::{Phase, View};
@@ -186,6 +187,14 @@ impl Session for VolumeSession {
             let ask = |at, piece| self.volume.extents(Moment::Now, at, piece);
             self.current(in_steps(offset, length, ask)).await.map(allocation_extents)
         })
+    }
+
+    fn residency(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<ResidencyExtent>, Error>> {
+        Box::pin(residency::residency(&self.volume, Moment::Now, offset, length))
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(residency::cache(&self.volume, Moment::Now, offset, length))
     }
 }
 

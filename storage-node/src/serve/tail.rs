@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::{BLOCK_SIZE, BlockIndex, Error, ErrorKind, VolumeSize};
-use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart};
+use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Residency, ResidencyExtent};
 
 use super::exports::export_info;
 use super::kept::Kept;
@@ -120,5 +120,14 @@ impl Kept for KeptTail {
     /// Which blocks are zeroes is seen when they are read.
     fn allocation(&self, _offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
         Box::pin(async move { Ok(vec![AllocationExtent { length, allocated: true, zero: false }]) })
+    }
+
+    /// All of it was this node's, but for what it never fetched while it owned the volume, which is seen when it is read.
+    fn residency(&self, _offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<ResidencyExtent>, Error>> {
+        Box::pin(async move { Ok(vec![ResidencyExtent { length, residency: Residency::Local }]) })
+    }
+
+    fn cache(&self, _offset: u64, _length: u64) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
     }
 }

@@ -276,6 +276,9 @@ impl Core {
             Request::Extents { volume, moment, offset, length, reply } => {
                 drop(reply.send(self.extents(volume, moment, offset, length)));
             }
+            Request::Residency { volume, moment, offset, length, reply } => {
+                drop(reply.send(self.residency(volume, moment, offset, length)));
+            }
             Request::Activate { volume, epoch, acts_under, reply } => self.activate(volume, epoch, acts_under, reply),
             Request::Arm { volume, epoch, acts_under, reply } => drop(reply.send(self.arm(volume, epoch, acts_under))),
             Request::Deactivate { volume, epoch, reply } => self.deactivate(volume, epoch, reply),

@@ -13,7 +13,7 @@ use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
 use super::core::Core;
 use super::damage::runs_of;
-use super::handle::{MappedExtent, ReadChunk, StoreError, Versions};
+use super::handle::{ReadChunk, StoreError, Versions};
 use super::lease::Held;
 use super::run::Reply;
 use super::write::{Shape, WriteJob};
@@ -353,66 +353,7 @@ impl Core {
             }
         }
     }
-
-    /// What is mapped from `offset` on: at most `length` bytes of it, less after [`EXTENT_BLOCKS_MAX`] mapped blocks.
-    pub(super) fn extents(
-        &mut self,
-        volume: VolumeId,
-        moment: Moment,
-        offset: u64,
-        length: u64,
-    ) -> Result<Vec<MappedExtent>, StoreError> {
-        let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
-        run.require_readable(moment, offset, length)?;
-        if moment == Moment::Now {
-            self.require_lease(run)?;
-        }
-        let mut extents: Vec<MappedExtent> = Vec::new();
-        if length == 0 {
-            return Ok(extents);
-        }
-        let block_bytes = u64::from(BLOCK_SIZE);
-        let mut end = offset + length;
-        let mut push = |length: u64, mapped: bool| match extents.last_mut() {
-            _ if length == 0 => {}
-            Some(last) if last.mapped == mapped => last.length += length,
-            _ => extents.push(MappedExtent { length, mapped }),
-        };
-        let (mut at, mut seen) = (offset, 0);
-        let last = ((end - 1) / block_bytes) as u32;
-        let mut first = (offset / block_bytes) as u32;
-        while first <= last {
-            let window_last = last.min(first | (EXTENT_WINDOW_BLOCKS - 1));
-            for (block, version) in run.state.mapped(moment, first, window_last, &mut self.map)? {
-                seen += 1;
-                if version.content == Content::Zero {
-                    continue;
-                }
-                let start = (u64::from(block) * block_bytes).max(offset);
-                push(start - at, false);
-                let stop = ((u64::from(block) + 1) * block_bytes).min(end);
-                push(stop - start, true);
-                at = stop;
-            }
-            if seen >= EXTENT_BLOCKS_MAX {
-                end = end.min((u64::from(window_last) + 1) * block_bytes);
-                break;
-            }
-            let Some(next) = window_last.checked_add(1) else { break };
-            first = next;
-        }
-        push(end - at, false);
-        Ok(extents)
-    }
 }
-
-/// Mapped blocks after which an answer about extents ends: 16 MiB of data. The shard's other requests wait while it is
-/// made, and a client that wants one extent only, as QEMU does, has it made again for each: over a full gigabyte that
-/// was 160 ms a question (2026-11-25). Holes cost nothing, so they are told to any length.
-pub(super) const EXTENT_BLOCKS_MAX: usize = 4096;
-/// Blocks that are looked at between two looks at that bound.
-const EXTENT_WINDOW_BLOCKS: u32 = 1024;
-const _: () = assert!(EXTENT_WINDOW_BLOCKS.is_power_of_two(), "windows end at multiples of it");
 
 /// Whether `runs` lie inside the largest volume and are not too many. This node may not have heard that the volume has
 /// grown, and of a block that was never written it has no version.

@@ -281,6 +281,26 @@ pub struct MappedExtent {
     pub mapped: bool,
 }
 
+/// Where the bytes of an extent are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residency {
+    /// In the log here.
+    Local,
+    /// Elsewhere: the newest version that is known here was not fetched.
+    Stale,
+    /// Nowhere: they read as zeroes.
+    Zero,
+}
+
+/// A run of bytes in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResidentExtent {
+    /// Length in bytes.
+    pub length: u64,
+    /// Where they are.
+    pub residency: Residency,
+}
+
 /// A manifest, and the delta that was pinned with it.
 pub type Sealed = (Manifest, Option<SealedDelta>);
 
@@ -312,6 +332,7 @@ pub enum Request {
     Flush { volume: VolumeId, reply: Reply<Lsn> },
     Sync { volume: VolumeId, reply: Reply<Lsn> },
     Extents { volume: VolumeId, moment: Moment, offset: u64, length: u64, reply: Reply<Vec<MappedExtent>> },
+    Residency { volume: VolumeId, moment: Moment, offset: u64, length: u64, reply: Reply<Vec<ResidentExtent>> },
     Activate { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<VolumeReport> },
     Arm { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<()> },
     Deactivate { volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport> },
@@ -584,6 +605,18 @@ impl ShardHandle {
         length: u64,
     ) -> Result<Vec<MappedExtent>, StoreError> {
         self.ask(|reply| Request::Extents { volume, moment, offset, length, reply }).await
+    }
+
+    /// What is here of the newest versions that this node knows of, or of a snapshot's: as much as [`extents`](Self::extents)
+    /// tells. Works in both roles.
+    pub async fn residency(
+        &self,
+        volume: VolumeId,
+        moment: Moment,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<ResidentExtent>, StoreError> {
+        self.ask(|reply| Request::Residency { volume, moment, offset, length, reply }).await
     }
 
     /// Becomes owner under `epoch`, logged and synced; the next write gets sequence `known.sequence + 1`. Serves at

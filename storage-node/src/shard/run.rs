@@ -146,11 +146,16 @@ impl VolumeRun {
 
     /// Refuses what cannot be read in `moment`: the volume is read at its owner, a snapshot wherever it is known.
     pub(super) fn require_readable(&self, moment: Moment, offset: u64, length: u64) -> Result<(), StoreError> {
-        self.require_moment(moment)?;
-        let Moment::Snapshot(id) = moment else {
+        if moment == Moment::Now {
             self.require_owner()?;
-            return self.require_inside(offset, length);
-        };
+        }
+        self.require_known(moment, offset, length)
+    }
+
+    /// Refuses what this node knows nothing of: a snapshot, or a range.
+    pub(super) fn require_known(&self, moment: Moment, offset: u64, length: u64) -> Result<(), StoreError> {
+        self.require_moment(moment)?;
+        let Moment::Snapshot(id) = moment else { return self.require_inside(offset, length) };
         let (volume, size) = (self.state.id, self.state.snapshot(id).map_or(self.state.size, |snapshot| snapshot.size));
         if size.contains(offset, length) { Ok(()) } else { Err(StoreError::BeyondEnd { volume, offset, length, size }) }
     }

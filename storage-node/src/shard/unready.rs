@@ -135,6 +135,7 @@ impl Request {
             Request::Snapshots { reply, .. } => drop(reply.send(Err(error))),
             Request::Read { reply, .. } => drop(reply.send(Err(error))),
             Request::Extents { reply, .. } => drop(reply.send(Err(error))),
+            Request::Residency { reply, .. } => drop(reply.send(Err(error))),
             Request::SealManifest { reply, .. } => drop(reply.send(Err(error))),
             Request::PinSnapshot { reply, .. } => drop(reply.send(Err(error))),
             Request::Missing { reply, .. } => drop(reply.send(Err(error))),
@@ -163,6 +164,7 @@ impl Request {
             | Request::Flush { volume, .. }
             | Request::Sync { volume, .. }
             | Request::Extents { volume, .. }
+            | Request::Residency { volume, .. }
             | Request::Activate { volume, .. }
             | Request::Arm { volume, .. }
             | Request::Deactivate { volume, .. }

@@ -158,3 +158,17 @@ fn extents_are_merged_cut_and_end_with_the_request() {
     let told = [(MetaContext::Allocation, vec![(1 << 20, 0)])];
     assert_eq!(status(to, &told, 512, false, 1024), bytes, "never past the end of the export");
 }
+
+#[test]
+fn every_context_has_a_chunk_and_the_last_ends_the_reply() {
+    let told = [(MetaContext::Allocation, vec![(512, 0)]), (MetaContext::Residency, vec![(256, 1), (512, 2)])];
+    for style in [Style::Structured, Style::Extended] {
+        let to = to(style, 0);
+        let mut bytes = Vec::new();
+        reply::block_status(&mut bytes, to, false, 1, &[(512, 0)]);
+        reply::block_status(&mut bytes, to, true, 2, &[(256, 1), (512, 2)]);
+        assert_eq!(status(to, &told, 512, false, 1 << 20), bytes);
+    }
+    let told = [(MetaContext::Allocation, vec![(512, 0)]), (MetaContext::Residency, vec![])];
+    assert!(status(to(Style::Structured, 0), &told, 512, false, 1 << 20).is_empty(), "an error, and nothing before it");
+}

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::rig::{Rig, VOLUME, cases, joined};
 use crate::map::page::{PAGE_ENTRIES, PAGE_MEMORY_MAX};
-use crate::shard::fetch::EXTENT_BLOCKS_MAX;
+use crate::shard::extents::EXTENT_BLOCKS_MAX;
 use crate::shard::handle::{MappedExtent, Request, StoreError};
 use crate::volume::Moment;
 
