@@ -3,7 +3,7 @@
 //! Owns the handshake ([`handshake`]), the connections ([`connection`]) and the addresses of exports ([`NbdUri`]). It
 //! uses what the server offers: extended headers, so that zeroes and queries cover any range at once; else structured replies,
 //! so that holes cross as holes; `base:allocation`; several connections, where the server says that a flush on one covers all. Needs fixed newstyle with GO, which every server
-//! of the last ten years has. No TLS, no reconnecting: a broken connection fails every request on it, and the
+//! of the last ten years has. TLS where the address asks for it ([`NbdUri`]). No reconnecting: a broken connection fails every request on it, and the
 //! caller decides.
 //!
 //! Bounds: [`ClientOptions`] says how many connections; each has at most [`REQUESTS_IN_FLIGHT_MAX`] requests in flight,
@@ -11,6 +11,7 @@
 
 mod connection;
 mod handshake;
+mod tls;
 mod uri;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +24,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use self::connection::{Answer, Connection};
 use self::handshake::Agreed;
-pub use self::uri::{InvalidUri, NbdUri, PORT, ServerAddress};
+pub use self::uri::{InvalidUri, NbdUri, PORT, ServerAddress, UriTls};
 use crate::export::{AllocationExtent, ReadPart};
 use crate::proto::Malformed;
 use crate::proto::constants::{
@@ -54,6 +55,14 @@ pub enum ClientError {
         /// Where.
         uri: String,
         /// What the system said.
+        reason: String,
+    },
+    /// TLS with the server cannot begin: it is not who it should be, does not know this client, or certificates cannot be used.
+    #[error("TLS with {uri} cannot begin: {reason}")]
+    Tls {
+        /// Where.
+        uri: String,
+        /// Why.
         reason: String,
     },
     /// The server does not let this client use the export.
@@ -326,6 +335,18 @@ enum Unconnected {
     Client(ClientError),
 }
 
+impl Unconnected {
+    fn of(error: handshake::Disagreed, export: &str) -> Unconnected {
+        match error {
+            handshake::Disagreed::Socket(error) => Unconnected::Socket(error),
+            handshake::Disagreed::Malformed(error) => Unconnected::Client(error.into()),
+            handshake::Disagreed::Refused(message) => {
+                Unconnected::Client(ClientError::Refused { export: export.to_owned(), message })
+            }
+        }
+    }
+}
+
 impl From<std::io::Error> for Unconnected {
     fn from(error: std::io::Error) -> Unconnected {
         Unconnected::Socket(error)
@@ -339,11 +360,18 @@ async fn connect(uri: &NbdUri) -> Result<(Agreed, Connection), Unconnected> {
             // Requests are small and waited for: Nagle's algorithm (RFC 896) would hold them back.
             stream.set_nodelay(true)?;
             SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_AFTER))?;
+            if let Some(tls) = &uri.tls {
+                return agree_over_tls(stream, uri, tls).await;
+            }
             let (reader, writer) = stream.into_split();
             agree(reader, writer, &uri.export).await
         }
         ServerAddress::Unix(path) => {
-            let (reader, writer) = UnixStream::connect(path).await?.into_split();
+            let stream = UnixStream::connect(path).await?;
+            if let Some(tls) = &uri.tls {
+                return agree_over_tls(stream, uri, tls).await;
+            }
+            let (reader, writer) = stream.into_split();
             agree(reader, writer, &uri.export).await
         }
     }
@@ -354,14 +382,33 @@ where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send + 'static,
 {
-    let agreed = match handshake::agree(&mut reader, &mut writer, export).await {
-        Ok(agreed) => agreed,
-        Err(handshake::Disagreed::Socket(error)) => return Err(Unconnected::Socket(error)),
-        Err(handshake::Disagreed::Malformed(error)) => return Err(Unconnected::Client(error.into())),
-        Err(handshake::Disagreed::Refused(message)) => {
-            return Err(Unconnected::Client(ClientError::Refused { export: export.to_owned(), message }));
-        }
+    let disagreed = |error| Unconnected::of(error, export);
+    handshake::greet(&mut reader, &mut writer).await.map_err(disagreed)?;
+    let agreed = handshake::agree(&mut reader, &mut writer, export).await.map_err(disagreed)?;
+    let connection = Connection::start(reader, writer, &agreed);
+    Ok((agreed, connection))
+}
+
+async fn agree_over_tls<S>(stream: S, uri: &NbdUri, tls: &UriTls) -> Result<(Agreed, Connection), Unconnected>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let disagreed = |error| Unconnected::of(error, &uri.export);
+    // Before anything is said: a directory that cannot be used is no reason to trouble the server.
+    let (connector, name) = tls::connector(uri, tls).map_err(Unconnected::Client)?;
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    handshake::greet(&mut reader, &mut writer).await.map_err(disagreed)?;
+    handshake::start_tls(&mut reader, &mut writer).await.map_err(disagreed)?;
+    let failed = |error: std::io::Error| {
+        Unconnected::Client(ClientError::Tls { uri: uri.to_string(), reason: error.to_string() })
     };
+    let stream = connector.connect(name, reader.unsplit(writer)).await.map_err(failed)?;
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    // With TLS 1.3 a server that does not know the client says so only now.
+    let agreed = handshake::agree(&mut reader, &mut writer, &uri.export).await.map_err(|error| match error {
+        handshake::Disagreed::Socket(error) => failed(error),
+        error => disagreed(error),
+    })?;
     let connection = Connection::start(reader, writer, &agreed);
     Ok((agreed, connection))
 }

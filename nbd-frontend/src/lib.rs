@@ -1,7 +1,7 @@
 //! An NBD server over any set of exports, and an NBD client.
 //!
 //! Owns the NBD protocol: the wire ([`proto`]), the handshake, the judgement of requests, the request loop, the
-//! listening sockets ([`server`]), and the other end of all that ([`client`]). What is served is behind [`export::ExportDirectory`]; the crate knows
+//! listening sockets ([`server`]), TLS ([`tls`]), and the other end of all that ([`client`]). What is served is behind [`export::ExportDirectory`]; the crate knows
 //! neither volumes nor logs, only `client-lib`'s types. [`memory`] is an export in memory for tests and
 //! benchmarks.
 //!
@@ -16,6 +16,7 @@ pub mod memory;
 pub mod negotiation;
 pub mod proto;
 pub mod server;
+pub mod tls;
 mod transmission;
 pub mod validate;
 
@@ -24,3 +25,4 @@ pub use export::{
 };
 pub use memory::{MemoryDirectory, MemoryExport};
 pub use server::{Limits, Server, ServerOptions};
+pub use tls::{TlsMode, TlsOptions};

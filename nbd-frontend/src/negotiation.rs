@@ -1,7 +1,8 @@
 //! The handshake as a state machine: bytes in, replies and questions out, no I/O.
 //!
 //! Fixed newstyle only. The driver feeds bytes to [`Negotiation::advance`], sends what [`Negotiation::take_output`]
-//! holds before it reads again, and answers [`Question`]s about exports from its directory. Option data is bounded
+//! holds before it reads again, answers [`Question`]s about exports from its directory, and begins TLS when a client wants
+//! it, after which everything is said anew. Option data is bounded
 //! by [`OPTION_DATA_LEN_MAX`], the number of options by [`OPTIONS_MAX`]; time is bounded by the driver. The state
 //! machine never opens an export by itself and knows nothing of sessions.
 
@@ -15,8 +16,8 @@ use crate::proto::constants::{
     FLAG_BLOCK_STATUS_PAYLOAD, FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_CAN_MULTI_CONN, FLAG_HAS_FLAGS,
     FLAG_READ_ONLY, FLAG_SEND_CACHE, FLAG_SEND_DF, FLAG_SEND_FAST_ZERO, FLAG_SEND_FLUSH, FLAG_SEND_FUA, FLAG_SEND_TRIM,
     FLAG_SEND_WRITE_ZEROES, INFO_DESCRIPTION, INFO_NAME, OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO,
-    OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK,
-    REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_POLICY, REP_ERR_TOO_BIG, REP_ERR_UNSUP,
+    OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STARTTLS, OPT_STRUCTURED_REPLY, REP_ACK,
+    REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_POLICY, REP_ERR_TLS_REQD, REP_ERR_TOO_BIG, REP_ERR_UNSUP,
 };
 use crate::proto::handshake::{
     self, CLIENT_FLAGS_LEN, InfoRequest, MetaContextRequest, OPTION_HEADER_LEN, OptionHeader, option_reply,
@@ -42,10 +43,26 @@ pub enum Step {
     Read,
     /// Look something up and call [`Negotiation::answer`].
     Ask(Question),
+    /// Send the output, then begin TLS and call [`Negotiation::secured`]. Nothing more may have been read.
+    StartTls,
     /// Send the output, then close; the text says why.
     Close(&'static str),
     /// Send the output, then transmit.
     Transmit(Negotiated),
+}
+
+/// What a client is told of TLS ("TLS support").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encryption {
+    /// There is none ("NOTLS mode").
+    #[default]
+    Off,
+    /// It may begin it ("SELECTIVETLS mode", with no export that is for TLS only).
+    Offered,
+    /// It must begin it before anything else ("FORCEDTLS mode").
+    Demanded,
+    /// It has.
+    On,
 }
 
 /// A question to the export directory.
@@ -118,6 +135,7 @@ enum Phase {
         remaining: usize,
     },
     Asked(Pending),
+    StartTls,
     Ready(Negotiated),
     Close(&'static str),
 }
@@ -127,6 +145,7 @@ enum Phase {
 pub struct Negotiation {
     phase: Phase,
     output: Vec<u8>,
+    encryption: Encryption,
     fixed: bool,
     no_zeroes: bool,
     style: Style,
@@ -137,17 +156,18 @@ pub struct Negotiation {
 
 impl Default for Negotiation {
     fn default() -> Self {
-        Negotiation::new()
+        Negotiation::new(Encryption::Off)
     }
 }
 
 impl Negotiation {
     /// A handshake whose output is the server's greeting.
     #[must_use]
-    pub fn new() -> Negotiation {
+    pub fn new(encryption: Encryption) -> Negotiation {
         Negotiation {
             phase: Phase::ClientFlags,
             output: handshake::greeting().to_vec(),
+            encryption,
             fixed: false,
             no_zeroes: false,
             style: Style::Simple,
@@ -159,6 +179,19 @@ impl Negotiation {
     /// Bytes to send, in order. Taken before every read and before the connection closes or transmits.
     pub fn take_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.output)
+    }
+
+    /// TLS has begun: what was agreed on before, where anybody could have changed it, is forgotten ("Option types",
+    /// `NBD_OPT_STARTTLS`).
+    pub fn secured(&mut self) {
+        if !matches!(self.phase, Phase::StartTls) {
+            self.phase = Phase::Close("TLS that was not asked for");
+            return;
+        }
+        self.phase = Phase::Options;
+        self.encryption = Encryption::On;
+        self.style = Style::Simple;
+        self.selected = None;
     }
 
     /// Goes on with what is in `input`, consuming whole messages only. Bytes after the last option belong to
@@ -203,6 +236,9 @@ impl Negotiation {
                     }
                 }
                 Phase::Asked(_) => return Step::Close("the handshake went on without an answer"),
+                Phase::StartTls if input.is_empty() => return Step::StartTls,
+                // It could be taken for a part of the encrypted talk, and anybody could have put it there (CVE-2021-3716).
+                Phase::StartTls => return Step::Close("something was sent in the clear after STARTTLS"),
                 Phase::Ready(negotiated) => return Step::Transmit(negotiated.clone()),
                 Phase::Close(reason) => return Step::Close(reason),
             }
@@ -251,6 +287,15 @@ impl Negotiation {
         let data = input.split_to(header.length as usize);
         let option = header.option;
         match option {
+            // "FORCEDTLS mode": only STARTTLS and ABORT before TLS; EXPORT_NAME cannot be refused but by closing.
+            OPT_EXPORT_NAME if self.encryption == Encryption::Demanded => {
+                self.phase = Phase::Close("EXPORT_NAME without TLS, which is demanded here");
+                None
+            }
+            option if self.encryption == Encryption::Demanded && ![OPT_STARTTLS, OPT_ABORT].contains(&option) => {
+                self.refuse(option, REP_ERR_TLS_REQD, "this server demands TLS: connect with nbds:// and its authority")
+            }
+            OPT_STARTTLS => self.start_tls(&data),
             OPT_EXPORT_NAME if self.style == Style::Extended => {
                 // "Option types", NBD_OPT_EXTENDED_HEADERS: a client must not use EXPORT_NAME afterwards, which cannot be refused.
                 self.phase = Phase::Close("EXPORT_NAME after extended headers were agreed on");
@@ -295,8 +340,24 @@ impl Negotiation {
                 Err(malformed) => self.refuse(option, REP_ERR_INVALID, malformed.0),
             },
             OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => self.meta_context(option, &data),
-            // STARTTLS too, as long as there is no TLS ("NOTLS mode").
             _ => self.refuse(option, REP_ERR_UNSUP, "the option is not supported"),
+        }
+    }
+
+    fn start_tls(&mut self, data: &[u8]) -> Option<Question> {
+        let option = OPT_STARTTLS;
+        match self.encryption {
+            // "NOTLS mode".
+            Encryption::Off => self.refuse(option, REP_ERR_POLICY, "this server has no TLS here: connect with nbd://"),
+            Encryption::On => self.refuse(option, REP_ERR_INVALID, "TLS has begun already"),
+            Encryption::Offered | Encryption::Demanded if !data.is_empty() => {
+                self.refuse(option, REP_ERR_INVALID, "the option has no data")
+            }
+            Encryption::Offered | Encryption::Demanded => {
+                self.acknowledge(option);
+                self.phase = Phase::StartTls;
+                None
+            }
         }
     }
 

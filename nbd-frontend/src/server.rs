@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use self::lane::{Lane, Sockets};
 use self::unix_socket::SocketFile;
 use crate::export::ExportDirectory;
+use crate::tls::{Tls, TlsOptions};
 use crate::transmission::Closing;
 
 /// How long accepting rests after it failed for want of something, such as file descriptors.
@@ -70,6 +71,8 @@ pub struct ServerOptions {
     pub tcp: Option<SocketAddr>,
     /// The path of the Unix socket. The file of a dead server is replaced, a live server's is refused.
     pub unix: Option<PathBuf>,
+    /// TLS; without it there is none.
+    pub tls: Option<TlsOptions>,
     /// The bounds.
     pub limits: Limits,
 }
@@ -87,6 +90,7 @@ pub struct Server {
 /// What all connections of a server share.
 struct Shared {
     directory: Arc<dyn ExportDirectory>,
+    tls: Option<Tls>,
     limits: Limits,
     closing: Closing,
     connections: Arc<Semaphore>,
@@ -97,13 +101,15 @@ impl Server {
     /// there, and must not rely on the runtime that this is called on.
     ///
     /// # Errors
-    /// `InvalidRequest` if there is nothing to listen on or the address or path is not usable, `Busy` if another process
-    /// listens there.
+    /// `InvalidRequest` if there is nothing to listen on, or an address, path or certificate is not usable, `Busy` if another
+    /// process listens there.
     pub async fn bind(options: ServerOptions, directory: Arc<dyn ExportDirectory>) -> Result<Server, Error> {
-        let ServerOptions { tcp, unix, limits } = options;
+        let ServerOptions { tcp, unix, tls, limits } = options;
         if tcp.is_none() && unix.is_none() {
             return Err(Error::new(ErrorKind::InvalidRequest, "an NBD server needs a TCP address or a Unix socket"));
         }
+        // Before anything listens: whoever asked for TLS must not be served without.
+        let tls = tls.map(Tls::load).transpose()?;
         let tcp = match tcp {
             Some(address) => {
                 let listener = TcpListener::bind(address).await.and_then(TcpListener::into_std);
@@ -126,6 +132,7 @@ impl Server {
         let closing = Closing::default();
         let shared = Arc::new(Shared {
             directory,
+            tls,
             limits,
             closing: closing.clone(),
             connections: Arc::new(Semaphore::new(limits.connections_max)),
@@ -135,7 +142,8 @@ impl Server {
         for number in 0..lane::count() {
             server.lanes.push(Lane::start(number, &sockets, Arc::clone(&shared))?);
         }
-        tracing::info!(tcp = ?tcp_address, unix = ?server.unix.as_ref().map(SocketFile::path), "NBD server listens");
+        let tls = shared.tls.as_ref().map(Tls::mode);
+        tracing::info!(tcp = ?tcp_address, ?tls, unix = ?server.unix.as_ref().map(SocketFile::path), "NBD server listens");
         Ok(server)
     }
 
@@ -180,6 +188,8 @@ fn cannot_listen(place: &str, error: std::io::Error) -> Error {
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// The socket while no runtime watches it.
     type Resting: Send + 'static;
+    /// Whether only this machine can reach it, and a file says who may.
+    const IS_LOCAL: bool;
 
     fn leave(self) -> std::io::Result<Self::Resting>;
 
@@ -191,6 +201,7 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 
 impl Stream for tokio::net::TcpStream {
     type Resting = std::net::TcpStream;
+    const IS_LOCAL: bool = false;
 
     fn leave(self) -> std::io::Result<Self::Resting> {
         self.into_std()
@@ -203,6 +214,7 @@ impl Stream for tokio::net::TcpStream {
 
 impl Stream for tokio::net::UnixStream {
     type Resting = std::os::unix::net::UnixStream;
+    const IS_LOCAL: bool = true;
 
     fn leave(self) -> std::io::Result<Self::Resting> {
         self.into_std()

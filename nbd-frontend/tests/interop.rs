@@ -1,34 +1,31 @@
 //! Real NBD clients against the server: each test skips, saying so, where the client is not installed.
 
+#[path = "support/certificates.rs"]
+mod certificates;
 #[path = "support/client.rs"]
 mod common;
 
 use std::process::Stdio;
 use std::sync::Arc;
 
+use certificates::Certificates;
 use common::{TestServer, limits};
-use nbd_frontend::{MemoryDirectory, MemoryExport};
+use nbd_frontend::{MemoryDirectory, MemoryExport, TlsMode, TlsOptions};
 
 const SIZE: u64 = 64 << 20;
 
 async fn server() -> TestServer {
-    let exports = ["disk", "other"].map(|name| Arc::new(MemoryExport::new(name, SIZE)));
-    TestServer::start(Arc::new(MemoryDirectory::new(exports.to_vec())), limits()).await
+    server_with(None).await
 }
 
-/// Runs a client; `None`, with a line on the test's output, where it is not installed.
+async fn server_with(tls: Option<TlsOptions>) -> TestServer {
+    let exports = ["disk", "other"].map(|name| Arc::new(MemoryExport::new(name, SIZE)));
+    TestServer::start_with(Arc::new(MemoryDirectory::new(exports.to_vec())), limits(), tls).await
+}
+
+/// Runs a client that succeeds; `None`, with a line on the test's output, where it is not installed.
 async fn run(program: &str, arguments: &[&str]) -> Option<String> {
-    let mut command = std::process::Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
-    let client = tokio::task::spawn_blocking(move || command.output());
-    let output = match tokio::time::timeout(common::HUNG, client).await.expect("the client ends").expect("no panic") {
-        Ok(output) => output,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("skipped: {program} is not installed");
-            return None;
-        }
-        Err(error) => panic!("{program}: {error}"),
-    };
+    let output = output_of(program, arguments).await?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success(),
@@ -37,6 +34,27 @@ async fn run(program: &str, arguments: &[&str]) -> Option<String> {
         String::from_utf8_lossy(&output.stderr)
     );
     Some(text)
+}
+
+/// Runs a client that must fail, and returns what it says.
+async fn refused(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = output_of(program, arguments).await?;
+    assert!(!output.status.success(), "{program} {arguments:?} succeeded");
+    Some(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+async fn output_of(program: &str, arguments: &[&str]) -> Option<std::process::Output> {
+    let mut command = std::process::Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    let client = tokio::task::spawn_blocking(move || command.output());
+    match tokio::time::timeout(common::HUNG, client).await.expect("the client ends").expect("no panic") {
+        Ok(output) => Some(output),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            println!("skipped: {program} is not installed");
+            None
+        }
+        Err(error) => panic!("{program}: {error}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,4 +172,91 @@ async fn fio_verifies_what_it_wrote() {
     if let Some(text) = run("fio", &arguments).await {
         assert!(text.contains("err= 0"), "{text}");
     }
+}
+
+/// The address of an export for libnbd, which finds its certificates in `directory`.
+fn nbds(server: &TestServer, export: &str, directory: &std::path::Path) -> String {
+    let port = server.server.tcp_address().expect("TCP is on").port();
+    format!("nbds://localhost:{port}/{export}?tls-certificates={}", directory.display())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn libnbd_speaks_tls_and_is_refused_without() {
+    let certificates = Certificates::new();
+    let server = server_with(Some(certificates.server(TlsMode::Required, true))).await;
+    let uri = nbds(&server, "disk", certificates.directory());
+    let Some(text) = run("nbdinfo", &["--json", &uri]).await else {
+        return;
+    };
+    assert!(text.contains("\"TLS\": true") && text.contains("\"export-size\": 67108864"), "{text}");
+    let list = run("nbdinfo", &["--list", "--json", &nbds(&server, "", certificates.directory())]).await;
+    assert!(list.is_some_and(|list| list.contains("other")));
+
+    // Over TCP nobody gets in without TLS, without a certificate, or with one that another authority has signed.
+    refused("nbdinfo", &[&server.tcp_uri("disk")]).await;
+    let plain = certificates.without_client();
+    refused("nbdinfo", &[&nbds(&server, "disk", plain.path())]).await;
+    let others = Certificates::new();
+    refused("nbdinfo", &[&nbds(&server, "disk", others.directory())]).await;
+    // The Unix socket's file says who may connect.
+    let text = run("nbdinfo", &["--json", &server.unix_uri("disk")]).await.expect("installed");
+    assert!(text.contains("\"TLS\": false"), "{text}");
+
+    let open = server_with(Some(certificates.server(TlsMode::Optional, false))).await;
+    for (uri, tls) in [(nbds(&open, "disk", plain.path()), "\"TLS\": true"), (open.tcp_uri("disk"), "\"TLS\": false")] {
+        let text = run("nbdinfo", &["--json", &uri]).await.expect("installed");
+        assert!(text.contains(tls), "{text}");
+    }
+    let none = server_with(None).await;
+    refused("nbdinfo", &[&nbds(&none, "disk", certificates.directory())]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nbdcopy_brings_an_image_in_and_out_over_tls() {
+    let certificates = Certificates::new();
+    let server = server_with(Some(certificates.server(TlsMode::Required, true))).await;
+    let image = server.directory.path().join("in.img");
+    let copy = server.directory.path().join("out.img");
+    let mut bytes: Vec<u8> = (0..24u32 << 20).map(|i| (i % 251) as u8).collect();
+    bytes.resize(SIZE as usize, 0);
+    std::fs::write(&image, &bytes).expect("writes");
+    let (image, copy) = (image.to_str().expect("UTF-8"), copy.to_str().expect("UTF-8"));
+    let uri = nbds(&server, "disk", certificates.directory());
+    if run("nbdcopy", &["--connections=4", "--flush", image, &uri]).await.is_none() {
+        return;
+    }
+    run("nbdcopy", &["--connections=2", &uri, copy]).await;
+    assert!(std::fs::read(copy).expect("reads") == bytes, "the image came back changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qemu_speaks_tls() {
+    let certificates = Certificates::new();
+    let server = server_with(Some(certificates.server(TlsMode::Required, true))).await;
+    let port = server.server.tcp_address().expect("TCP is on").port();
+    let dir = certificates.directory().display();
+    let object = format!("tls-creds-x509,id=tls0,endpoint=client,dir={dir}");
+    let image = |export: &str| format!("driver=nbd,host=localhost,port={port},export={export},tls-creds=tls0");
+    let (disk, other) = (image("disk"), image("other"));
+    let io = [
+        "--object",
+        &object,
+        "--image-opts",
+        "-c",
+        "write -P 5 512 3M",
+        "-c",
+        "read -P 5 512 3M",
+        "-c",
+        "flush",
+        &disk,
+    ];
+    let Some(text) = run("qemu-io", &io).await else {
+        return;
+    };
+    assert!(!text.contains("failed"), "{text}");
+    let convert = ["convert", "--object", &object, "-n", "--image-opts", "--target-image-opts", &disk, &other];
+    run("qemu-img", &convert).await;
+    run("qemu-img", &["compare", "--object", &object, "--image-opts", &disk, &other]).await;
+    let map = run("qemu-img", &["map", "--object", &object, "--output=json", "--image-opts", &disk]).await;
+    assert!(map.is_some_and(|map| map.contains("\"zero\": false")));
 }

@@ -2,16 +2,18 @@
 
 #[path = "support/client.rs"]
 mod common;
+#[path = "support/gate.rs"]
+mod gate;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::thread::ThreadId;
 use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::BoxFuture;
 use client_lib::{Error, ErrorKind};
 use common::{HUNG, TestServer, extended, limits, option, request};
+use gate::{Ends, Gate, GateDirectory, export_thread, write};
 use nbd_frontend::proto::constants::*;
 use nbd_frontend::proto::style::Style;
 use nbd_frontend::{
@@ -21,7 +23,6 @@ use nbd_frontend::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
 const SIZE: u64 = 1 << 30;
 
@@ -361,157 +362,24 @@ async fn a_read_only_export_refuses_writes_and_says_why() {
     assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0);
 }
 
-/// A session whose writes wait for permits and then end as told; everything else is answered at once.
-struct Gate {
-    permits: Semaphore,
-    started: AtomicUsize,
-    started_signal: tokio::sync::Notify,
-    ends: ErrorOrOk,
-    home: Option<Handle>,
-    /// The threads that have asked for writes.
-    threads: Mutex<Vec<ThreadId>>,
-}
-
-#[derive(Clone, Copy)]
-enum ErrorOrOk {
-    Ok,
-    Error(ErrorKind),
-    Panic,
-}
-
-impl Gate {
-    fn new(ends: ErrorOrOk) -> Arc<Gate> {
-        Gate::at_home(ends, None)
-    }
-
-    fn at_home(ends: ErrorOrOk, home: Option<Handle>) -> Arc<Gate> {
-        Arc::new(Gate {
-            permits: Semaphore::new(0),
-            started: AtomicUsize::new(0),
-            started_signal: tokio::sync::Notify::new(),
-            ends,
-            home,
-            threads: Mutex::default(),
-        })
-    }
-
-    async fn until_started(&self, count: usize) {
-        let wait = async {
-            loop {
-                let signalled = self.started_signal.notified();
-                if self.started.load(Ordering::SeqCst) >= count {
-                    return;
-                }
-                signalled.await;
-            }
-        };
-        tokio::time::timeout(HUNG, wait).await.expect("the requests start");
-    }
-}
-
-/// Twice as large after the first look, as an export that is grown while a client is connected.
-struct GateSession(Arc<Gate>, AtomicUsize);
-
-impl GateSession {
-    fn new(gate: &Arc<Gate>) -> GateSession {
-        GateSession(Arc::clone(gate), AtomicUsize::new(0))
-    }
-}
-
-impl Session for GateSession {
-    fn info(&self) -> ExportInfo {
-        let grown = self.1.fetch_add(1, Ordering::SeqCst).min(1) as u32;
-        MemoryExport::new("gate", SIZE << grown).info()
-    }
-
-    fn home(&self) -> Option<Handle> {
-        self.0.home.clone()
-    }
-
-    fn read(&self, _: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
-        Box::pin(async move { Ok(vec![ReadPart::Hole(length)]) })
-    }
-
-    fn write(&self, _: u64, _: Bytes, _: bool) -> BoxFuture<'_, Result<(), Error>> {
-        self.0.threads.lock().expect("no thread panics with it").push(std::thread::current().id());
-        self.0.started.fetch_add(1, Ordering::SeqCst);
-        self.0.started_signal.notify_waiters();
-        Box::pin(async {
-            self.0.permits.acquire().await.expect("open").forget();
-            match self.0.ends {
-                ErrorOrOk::Ok => Ok(()),
-                ErrorOrOk::Error(kind) => Err(Error::new(kind, "as told")),
-                ErrorOrOk::Panic => panic!("as told"),
-            }
-        })
-    }
-
-    fn write_zeroes(&self, _: u64, _: u64, _: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn trim(&self, _: u64, _: u64, _: bool) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn flush(&self) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn allocation(&self, _: u64, _: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {
-        Box::pin(async { Ok(vec![]) })
-    }
-}
-
-struct GateDirectory(Arc<Gate>);
-
-impl ExportDirectory for GateDirectory {
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ExportInfo>, Error>> {
-        Box::pin(async { Ok(vec![]) })
-    }
-
-    fn info<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<ExportInfo, Error>> {
-        Box::pin(async { Ok(GateSession::new(&self.0).info()) })
-    }
-
-    fn open<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
-        Box::pin(async { Ok(Arc::new(GateSession::new(&self.0)) as Arc<dyn Session>) })
-    }
-}
-
-async fn gate_server(ends: ErrorOrOk, limits: Limits) -> (TestServer, Arc<Gate>) {
+async fn gate_server(ends: Ends, limits: Limits) -> (TestServer, Arc<Gate>) {
     let gate = Gate::new(ends);
     (TestServer::start(Arc::new(GateDirectory(Arc::clone(&gate))), limits).await, gate)
 }
 
-fn write(cookie: u64, length: u32) -> Vec<u8> {
-    let mut bytes = request(CMD_WRITE, 0, cookie, 0, length);
-    bytes.resize(bytes.len() + length as usize, 1);
-    bytes
-}
-
 #[tokio::test]
 async fn an_export_that_grows_is_served_to_its_new_end() {
-    let (server, _) = gate_server(ErrorOrOk::Ok, limits()).await;
+    let (server, _) = gate_server(Ends::Ok, limits()).await;
     let mut client = server.unix().await;
     client.go("gate", false).await;
     assert_eq!(client.call(CMD_READ, 0, 2 * SIZE - 512, 512, &[]).await, 0);
     assert_eq!(client.call(CMD_READ, 0, 2 * SIZE, 512, &[]).await, EINVAL);
 }
 
-/// The thread of an export, as a node has one per disk.
-fn export_thread() -> (Handle, std::thread::JoinHandle<()>, tokio::sync::oneshot::Sender<()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let home = runtime.handle().clone();
-    let (end, ended) = tokio::sync::oneshot::channel();
-    let thread = std::thread::spawn(move || drop(runtime.block_on(ended)));
-    (home, thread, end)
-}
-
 #[tokio::test]
 async fn a_connection_moves_to_the_thread_of_its_export_and_ends_with_it() {
     let (home, thread, end) = export_thread();
-    let gate = Gate::at_home(ErrorOrOk::Ok, Some(home));
+    let gate = Gate::at_home(Ends::Ok, Some(home));
     let server = TestServer::start(Arc::new(GateDirectory(Arc::clone(&gate))), limits()).await;
     gate.permits.add_permits(100);
     let mut clients = vec![server.unix().await, server.unix().await];
@@ -539,7 +407,7 @@ async fn a_connection_moves_to_the_thread_of_its_export_and_ends_with_it() {
 
 #[tokio::test]
 async fn replies_overtake_requests_that_wait() {
-    let (server, gate) = gate_server(ErrorOrOk::Ok, limits()).await;
+    let (server, gate) = gate_server(Ends::Ok, limits()).await;
     let mut client = server.unix().await;
     client.go("gate", false).await;
     client.send(&write(1, 512)).await;
@@ -551,7 +419,7 @@ async fn replies_overtake_requests_that_wait() {
 
 #[tokio::test]
 async fn requests_in_flight_are_bounded_and_go_on_as_others_finish() {
-    let (server, gate) = gate_server(ErrorOrOk::Ok, Limits { requests_in_flight_max: 4, ..limits() }).await;
+    let (server, gate) = gate_server(Ends::Ok, Limits { requests_in_flight_max: 4, ..limits() }).await;
     let mut client = server.unix().await;
     client.go("gate", false).await;
     let all: Vec<u8> = (0..20).flat_map(|cookie| write(cookie, 512)).collect();
@@ -567,7 +435,7 @@ async fn requests_in_flight_are_bounded_and_go_on_as_others_finish() {
 
 #[tokio::test]
 async fn bytes_in_flight_are_bounded_but_a_single_large_request_passes() {
-    let (server, gate) = gate_server(ErrorOrOk::Ok, Limits { bytes_in_flight_max: 8192, ..limits() }).await;
+    let (server, gate) = gate_server(Ends::Ok, Limits { bytes_in_flight_max: 8192, ..limits() }).await;
     let mut client = server.unix().await;
     client.go("gate", false).await;
     let all: Vec<u8> = [write(0, 4096), write(1, 4096), write(2, 512), write(3, 65536)].concat();
@@ -590,7 +458,7 @@ async fn failures_of_the_export_become_their_numbers() {
         (ErrorKind::Closed, ESHUTDOWN),
         (ErrorKind::Internal, EIO),
     ] {
-        let (server, gate) = gate_server(ErrorOrOk::Error(kind), limits()).await;
+        let (server, gate) = gate_server(Ends::Error(kind), limits()).await;
         gate.permits.add_permits(2);
         for structured in [false, true] {
             let mut client = server.unix().await;
@@ -627,7 +495,7 @@ async fn a_refused_write_is_logged_once_with_peer_export_and_reason() {
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     // For this thread, on which the whole test runs.
     let _log = tracing::subscriber::set_default(subscriber);
-    let (server, gate) = gate_server(ErrorOrOk::Error(ErrorKind::NotOwner), limits()).await;
+    let (server, gate) = gate_server(Ends::Error(ErrorKind::NotOwner), limits()).await;
     gate.permits.add_permits(3);
     let mut client = server.tcp().await;
     client.go("gate", false).await;
@@ -645,7 +513,7 @@ async fn a_refused_write_is_logged_once_with_peer_export_and_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_ends_its_connection_alone() {
-    let (server, gate) = gate_server(ErrorOrOk::Panic, limits()).await;
+    let (server, gate) = gate_server(Ends::Panic, limits()).await;
     let mut bystander = server.unix().await;
     bystander.go("gate", false).await;
     let mut victim = server.unix().await;
@@ -660,7 +528,7 @@ async fn a_panic_ends_its_connection_alone() {
 
 #[tokio::test]
 async fn disconnect_and_half_close_finish_what_is_in_flight() {
-    let (server, gate) = gate_server(ErrorOrOk::Ok, limits()).await;
+    let (server, gate) = gate_server(Ends::Ok, limits()).await;
     for say_goodbye in [true, false] {
         let mut client = server.unix().await;
         client.go("gate", false).await;
@@ -684,7 +552,7 @@ async fn shutdown_refuses_new_requests_and_drains_old_ones() {
 }
 
 async fn shutdown_drains(home: Option<Handle>) {
-    let gate = Gate::at_home(ErrorOrOk::Ok, home);
+    let gate = Gate::at_home(Ends::Ok, home);
     let limits = Limits { drain_timeout: HUNG, ..limits() };
     let server = TestServer::start(Arc::new(GateDirectory(Arc::clone(&gate))), limits).await;
     let mut client = server.unix().await;
@@ -711,7 +579,7 @@ async fn shutdown_drains(home: Option<Handle>) {
 
 #[tokio::test]
 async fn shutdown_does_not_wait_for_ever() {
-    let (server, gate) = gate_server(ErrorOrOk::Ok, Limits { drain_timeout: Duration::ZERO, ..limits() }).await;
+    let (server, gate) = gate_server(Ends::Ok, Limits { drain_timeout: Duration::ZERO, ..limits() }).await;
     let mut client = server.unix().await;
     client.go("gate", false).await;
     client.send(&write(1, 512)).await;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use client_lib::{BLOCK_SIZE, NodeName, ProviderId};
+use nbd_frontend::{TlsMode, TlsOptions};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
@@ -97,6 +98,67 @@ pub struct NbdSettings {
     pub tcp: Option<SocketAddr>,
     /// A Unix socket; `nbd.sock` in the data directory if not given.
     pub unix: Option<PathBuf>,
+    /// TLS; none if not given.
+    pub tls: Option<NbdTlsSettings>,
+}
+
+/// TLS for NBD. Relative paths start at the directory of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NbdTlsSettings {
+    /// Who must use it.
+    #[serde(default, deserialize_with = "tls_use")]
+    pub mode: TlsUse,
+    /// The server's certificate and those between it and its authority, in PEM.
+    pub certificate: PathBuf,
+    /// The key of the certificate, in PEM.
+    pub key: PathBuf,
+    /// Certificates of authorities, in PEM: a client must have a certificate that one of them has signed.
+    pub client_authority: Option<PathBuf>,
+}
+
+/// Whether NBD clients must use TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsUse {
+    /// None can, as without the settings.
+    Off,
+    /// Those that want to do.
+    Optional,
+    /// All over TCP must; over the Unix socket those that want to do.
+    #[default]
+    Required,
+}
+
+impl TlsUse {
+    /// How it is written.
+    pub const EXPECTED: &str = "\"required\", \"optional\" or \"off\"";
+
+    /// The use that `text` names.
+    ///
+    /// # Errors
+    /// With what is expected.
+    pub fn parse(text: &str) -> Result<TlsUse, String> {
+        match text {
+            "required" => Ok(TlsUse::Required),
+            "optional" => Ok(TlsUse::Optional),
+            "off" => Ok(TlsUse::Off),
+            _ => Err(format!("{text:?} is not {}", TlsUse::EXPECTED)),
+        }
+    }
+}
+
+impl NbdTlsSettings {
+    /// As the NBD server takes them.
+    #[must_use]
+    pub fn options(&self) -> Option<TlsOptions> {
+        let mode = match self.mode {
+            TlsUse::Off => return None,
+            TlsUse::Optional => TlsMode::Optional,
+            TlsUse::Required => TlsMode::Required,
+        };
+        let NbdTlsSettings { certificate, key, client_authority, .. } = self.clone();
+        Some(TlsOptions { mode, certificate, key, client_authority })
+    }
 }
 
 /// Where the admin API is served.
@@ -201,6 +263,10 @@ impl NodeConfig {
         let base = whole.parent().unwrap_or(Path::new("/"));
         config.data = base.join(&config.data);
         config.nbd.unix = config.nbd.unix.map(|socket| base.join(socket));
+        if let Some(tls) = &mut config.nbd.tls {
+            let files = [&mut tls.certificate, &mut tls.key].into_iter().chain(&mut tls.client_authority);
+            files.for_each(|file| *file = base.join(&*file));
+        }
         config.store.directories.iter_mut().for_each(|directory| *directory = base.join(&*directory));
         Ok(config)
     }
@@ -282,6 +348,10 @@ fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::
 
 fn some_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
     address(deserializer).map(Some)
+}
+
+fn tls_use<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TlsUse, D::Error> {
+    deserializer.deserialize_str(Text(TlsUse::EXPECTED, TlsUse::parse))
 }
 
 fn loopback<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {

@@ -16,6 +16,7 @@ use client_lib::wire::join::Contact;
 use client_lib::{NodeId, NodeName, ProviderId};
 use consensus::Member;
 use nbd_frontend::server::{Server, ServerOptions};
+use nbd_frontend::tls::TlsOptions;
 
 use crate::config::StoreSettings;
 use crate::data_dir::DataDir;
@@ -72,6 +73,8 @@ pub struct NodeOptions {
     pub nbd_tcp: Option<SocketAddr>,
     /// Where to listen for NBD over a Unix socket.
     pub nbd_unix: Option<PathBuf>,
+    /// TLS for NBD.
+    pub nbd_tls: Option<TlsOptions>,
     /// Where to listen for administration.
     pub http: Option<SocketAddr>,
     /// Addresses to use instead of those the members announce: the WAN emulator's.
@@ -143,7 +146,8 @@ impl Node {
 
         // Told to clients, who may run elsewhere in the file system. A path that cannot be made absolute is told as it is.
         let unix = options.nbd_unix.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
-        let nbd_options = ServerOptions { tcp: options.nbd_tcp, unix: options.nbd_unix, ..ServerOptions::default() };
+        let (tcp, unix_path, tls) = (options.nbd_tcp, options.nbd_unix, options.nbd_tls);
+        let nbd_options = ServerOptions { tcp, unix: unix_path, tls, ..ServerOptions::default() };
         let nbd = if nbd_options.tcp.is_some() || nbd_options.unix.is_some() {
             Some(Server::bind(nbd_options, parts.exports.clone()).await?)
         } else {

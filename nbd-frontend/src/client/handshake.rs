@@ -1,4 +1,5 @@
-//! The handshake from the client's side: extended headers or structured replies, `base:allocation`, then GO.
+//! The handshake from the client's side: greeting, perhaps STARTTLS, extended headers or structured replies,
+//! `base:allocation`, then GO.
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -6,7 +7,7 @@ use crate::contexts::Context;
 use crate::proto::Malformed;
 use crate::proto::constants::{
     BLOCK_SIZE_MIN_MAX, FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE,
-    OPT_EXTENDED_HEADERS, OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, PAYLOAD_CUSTOMARY, REP_ACK,
+    OPT_EXTENDED_HEADERS, OPT_GO, OPT_SET_META_CONTEXT, OPT_STARTTLS, OPT_STRUCTURED_REPLY, PAYLOAD_CUSTOMARY, REP_ACK,
     REP_ERR_POLICY, REP_ERR_SHUTDOWN, REP_ERR_TLS_REQD, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
 };
 use crate::proto::peer::{self, GREETING_LEN, Info, OPTION_REPLY_HEADER_LEN, OptionReplyHeader};
@@ -56,12 +57,11 @@ impl From<Malformed> for Disagreed {
     }
 }
 
-/// Agrees with the server on `export`.
-pub(super) async fn agree(
+/// What comes before all options.
+pub(super) async fn greet(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
-    export: &str,
-) -> Result<Agreed, Disagreed> {
+) -> Result<(), Disagreed> {
     let mut greeting = [0; GREETING_LEN];
     reader.read_exact(&mut greeting).await?;
     let offered = peer::greeting_flags(&greeting)?;
@@ -70,7 +70,25 @@ pub(super) async fn agree(
     }
     let no_zeroes = if offered & FLAG_NO_ZEROES != 0 { FLAG_C_NO_ZEROES } else { 0 };
     writer.write_all(&(FLAG_C_FIXED_NEWSTYLE | no_zeroes).to_be_bytes()).await?;
+    Ok(())
+}
 
+/// Asks the server to begin TLS, which must be done at once when it agrees. A refusal is one: whoever asked for TLS is not served
+/// without ("Protocol downgrade attacks").
+pub(super) async fn start_tls(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), Disagreed> {
+    let asked = ask(reader, writer, OPT_STARTTLS, &[], |_, _| Ok(())).await?;
+    asked.map_err(|message| Disagreed::Refused(format!("it does not begin TLS: {message}")))
+}
+
+/// Agrees with the server on `export`, after the greeting.
+pub(super) async fn agree(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    export: &str,
+) -> Result<Agreed, Disagreed> {
     let mut agreed = Agreed {
         size: 0,
         flags: 0,
@@ -151,6 +169,8 @@ async fn ask(
     let mut out = Vec::new();
     peer::option(&mut out, option, data);
     writer.write_all(&out).await?;
+    // Nothing to do for a socket; what encrypts may have kept a part.
+    writer.flush().await?;
     for _ in 0..REPLIES_MAX {
         let mut head = [0; OPTION_REPLY_HEADER_LEN];
         reader.read_exact(&mut head).await?;
@@ -179,9 +199,9 @@ fn refusal(kind: u32, data: &[u8]) -> String {
         return message.trim().to_owned();
     }
     match kind {
-        REP_ERR_UNSUP => "it does not know the option GO; it is too old".to_owned(),
+        REP_ERR_UNSUP => "it does not know the option".to_owned(),
         REP_ERR_POLICY => "it is forbidden by policy".to_owned(),
-        REP_ERR_TLS_REQD => "it demands TLS, which this client does not have".to_owned(),
+        REP_ERR_TLS_REQD => "it demands TLS: write nbds://".to_owned(),
         REP_ERR_UNKNOWN => "there is no such export".to_owned(),
         REP_ERR_SHUTDOWN => "it is shutting down".to_owned(),
         other => format!("error {:#x}", other & !REFUSAL),

@@ -23,8 +23,9 @@ async fn serve(exports: Arc<dyn ExportDirectory>) -> (tempfile::TempDir, Server,
     let options = ServerOptions { tcp, unix: Some(socket.clone()), ..ServerOptions::default() };
     let server = Server::bind(options, exports).await.expect("listens");
     let port = server.tcp_address().expect("TCP is on").port();
-    let tcp = NbdUri { server: ServerAddress::Tcp { host: "127.0.0.1".into(), port }, export: "disk".into() };
-    let unix = NbdUri { server: ServerAddress::Unix(socket), export: "disk".into() };
+    let tcp =
+        NbdUri { server: ServerAddress::Tcp { host: "127.0.0.1".into(), port }, export: "disk".into(), tls: None };
+    let unix = NbdUri { server: ServerAddress::Unix(socket), export: "disk".into(), tls: None };
     (directory, server, unix, tcp)
 }
 

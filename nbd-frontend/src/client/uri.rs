@@ -1,7 +1,7 @@
-//! Addresses of exports: `nbd://HOST[:PORT]/EXPORT` and `nbd+unix:///EXPORT?socket=PATH`.
+//! Addresses of exports: `nbd://HOST[:PORT]/EXPORT` and `nbd+unix:///EXPORT?socket=PATH`, with TLS `nbds` and `nbds+unix`.
 //!
-//! After <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md>. TLS (`nbds`) is refused, as the client
-//! has none.
+//! After <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md>; `tls-certificates=DIRECTORY` is libnbd's. With `nbd`
+//! there is never TLS, with `nbds` always, and the server is verified: what would have it otherwise is refused.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,6 +19,18 @@ pub struct NbdUri {
     pub server: ServerAddress,
     /// The export's name; empty for the server's default export.
     pub export: String,
+    /// TLS, if it is to be used.
+    pub tls: Option<UriTls>,
+}
+
+/// How TLS is to be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UriTls {
+    /// A directory with `ca-cert.pem`, by which the server is known, and perhaps `client-cert.pem` and `client-key.pem`. Without
+    /// it the authorities of the system count.
+    pub certificates: Option<PathBuf>,
+    /// The name in the server's certificate, if it is not that of its address.
+    pub hostname: Option<String>,
 }
 
 /// Where a server listens.
@@ -38,7 +50,7 @@ pub enum ServerAddress {
 /// Why a text is no [`NbdUri`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{uri:?} is not the address of an NBD export: {why}; write nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"
+    "{uri:?} is not the address of an NBD export: {why}; write nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, with TLS nbds://HOST[:PORT]/EXPORT?tls-certificates=DIRECTORY"
 )]
 pub struct InvalidUri {
     uri: String,
@@ -69,10 +81,14 @@ fn parse(text: &str) -> Result<NbdUri, &'static str> {
     if handshake::string(export.as_bytes()).is_err() {
         return Err("the name is longer than 4096 bytes or contains a NUL");
     }
-    let server = match scheme {
+    let (scheme, tls) = match scheme.strip_prefix("nbds") {
+        Some(rest @ ("" | "+unix")) => (["nbd", rest].concat(), Some(tls(query.unwrap_or(""))?)),
+        _ => (scheme.to_owned(), None),
+    };
+    let server = match scheme.as_str() {
         "nbd" => {
-            if query.is_some_and(|query| !query.is_empty()) {
-                return Err("it has a query, which nothing here understands");
+            if tls.is_none() && query.is_some_and(|query| !query.is_empty()) {
+                return Err("it has a query, which nothing here understands without TLS");
             }
             tcp(authority)?
         }
@@ -80,19 +96,38 @@ fn parse(text: &str) -> Result<NbdUri, &'static str> {
             if !authority.is_empty() {
                 return Err("a Unix socket has no host: three slashes follow the scheme");
             }
-            let parameters = query.unwrap_or("").split('&').filter_map(|it| it.split_once('='));
-            let socket = parameters.filter(|(key, _)| *key == "socket").map(|(_, value)| value).next_back();
-            ServerAddress::Unix(decoded(socket.filter(|it| !it.is_empty()).ok_or("it names no socket")?)?.into())
+            let socket = parameters(query.unwrap_or("")).filter(|(key, _)| *key == "socket").last();
+            let path = socket.map(|(_, value)| value).filter(|value| !value.is_empty()).ok_or("it names no socket")?;
+            ServerAddress::Unix(decoded(path)?.into())
         }
-        "nbds" | "nbds+unix" => return Err("TLS is not supported"),
         _ => return Err("its scheme is not one of NBD"),
     };
-    Ok(NbdUri { server, export })
+    Ok(NbdUri { server, export, tls })
+}
+
+fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query.split('&').filter_map(|it| it.split_once('='))
+}
+
+/// "NBD URI query parameters related to TLS".
+fn tls(query: &str) -> Result<UriTls, &'static str> {
+    let mut tls = UriTls::default();
+    for (key, value) in parameters(query) {
+        match (key, value) {
+            ("tls-certificates", value) => tls.certificates = Some(decoded(value)?.into()),
+            ("tls-hostname", value) => tls.hostname = Some(decoded(value)?),
+            ("tls-type", "x509") | ("tls-verify-peer", "1") | ("socket", _) => {}
+            ("tls-type", _) => return Err("it asks for TLS without certificates, which is not supported"),
+            ("tls-verify-peer", _) => return Err("it asks for a server that is not verified, which could be anybody"),
+            _ => return Err("its query has a part that nothing here understands"),
+        }
+    }
+    Ok(tls)
 }
 
 fn tcp(authority: &str) -> Result<ServerAddress, &'static str> {
     if authority.contains('@') {
-        return Err("it names a user, which only TLS has a use for");
+        return Err("it names a user, which only TLS with pre-shared keys has a use for");
     }
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => rest.split_once(']').ok_or("a bracket is not closed")?,
@@ -142,13 +177,25 @@ fn encoded(text: &str) -> String {
 impl fmt::Display for NbdUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let export = encoded(&self.export);
+        let scheme = if self.tls.is_some() { "nbds" } else { "nbd" };
+        let mut query = Vec::new();
         match &self.server {
-            ServerAddress::Tcp { host, port } if host.contains(':') => write!(f, "nbd://[{host}]:{port}/{export}"),
-            ServerAddress::Tcp { host, port } => write!(f, "nbd://{host}:{port}/{export}"),
+            ServerAddress::Tcp { host, port } if host.contains(':') => {
+                write!(f, "{scheme}://[{host}]:{port}/{export}")?
+            }
+            ServerAddress::Tcp { host, port } => write!(f, "{scheme}://{host}:{port}/{export}")?,
             ServerAddress::Unix(path) => {
-                write!(f, "nbd+unix:///{export}?socket={}", encoded(&path.to_string_lossy()))
+                query.push(format!("socket={}", encoded(&path.to_string_lossy())));
+                write!(f, "{scheme}+unix:///{export}")?;
             }
         }
+        if let Some(UriTls { certificates, hostname }) = &self.tls {
+            let certificates =
+                certificates.iter().map(|path| ("tls-certificates", path.to_string_lossy().into_owned()));
+            let hostname = hostname.iter().map(|name| ("tls-hostname", name.clone()));
+            query.extend(certificates.chain(hostname).map(|(key, value)| format!("{key}={}", encoded(&value))));
+        }
+        if query.is_empty() { Ok(()) } else { write!(f, "?{}", query.join("&")) }
     }
 }
 
@@ -157,11 +204,16 @@ mod tests {
     use super::*;
 
     fn tcp(host: &str, port: u16, export: &str) -> NbdUri {
-        NbdUri { server: ServerAddress::Tcp { host: host.into(), port }, export: export.into() }
+        NbdUri { server: ServerAddress::Tcp { host: host.into(), port }, export: export.into(), tls: None }
     }
 
     fn unix(path: &str, export: &str) -> NbdUri {
-        NbdUri { server: ServerAddress::Unix(path.into()), export: export.into() }
+        NbdUri { server: ServerAddress::Unix(path.into()), export: export.into(), tls: None }
+    }
+
+    fn with(uri: NbdUri, certificates: Option<&str>, hostname: Option<&str>) -> NbdUri {
+        let tls = UriTls { certificates: certificates.map(PathBuf::from), hostname: hostname.map(str::to_owned) };
+        NbdUri { tls: Some(tls), ..uri }
     }
 
     #[test]
@@ -176,6 +228,15 @@ mod tests {
             ("nbd+unix:///?socket=/run/s", unix("/run/s", "")),
             ("nbd+unix://?socket=s", unix("s", "")),
             ("nbd+unix:///disk?socket=/a%3Fb&x=y", unix("/a?b", "disk")),
+            ("nbds://h/disk", with(tcp("h", 10809, "disk"), None, None)),
+            (
+                "nbds://[::1]:7/disk?tls-certificates=/etc/pki%20x&tls-hostname=a.example&tls-type=x509",
+                with(tcp("::1", 7, "disk"), Some("/etc/pki x"), Some("a.example")),
+            ),
+            (
+                "nbds+unix:///disk?socket=/s&tls-verify-peer=1&tls-certificates=d",
+                with(unix("/s", "disk"), Some("d"), None),
+            ),
         ] {
             let uri: NbdUri = text.parse().expect(text);
             assert_eq!(uri, expected, "{text}");
@@ -189,13 +250,18 @@ mod tests {
         for (text, why) in [
             ("disk.raw", "no scheme"),
             ("http://h/x", "scheme is not"),
-            ("nbds://h/x", "TLS"),
+            ("nbds://h/x?tls-type=psk", "without certificates"),
+            ("nbds://h/x?tls-verify-peer=0", "anybody"),
+            ("nbds://h/x?tls-certificate=d", "nothing here understands"),
+            ("nbds+unix:///x?tls-hostname=h", "no socket"),
+            ("nbds+tcp://h/x", "scheme is not"),
             ("nbd:///x", "no host"),
             ("nbd://h:x/", "not a number"),
             ("nbd://h:70000/", "not a number"),
             ("nbd://[::1/x", "not closed"),
             ("nbd://[::1]7/x", "not a port"),
             ("nbd://me@h/x", "user"),
+            ("nbds://me@h/x", "user"),
             ("nbd://h/x?socket=/s", "query"),
             ("nbd+unix://h/x?socket=/s", "three slashes"),
             ("nbd+unix:///x", "no socket"),

@@ -23,7 +23,11 @@ type Reply = (u32, u32, Vec<u8>);
 
 impl Talk {
     fn new(client_flags: u32) -> Talk {
-        let mut talk = Talk { negotiation: Negotiation::new(), input: BytesMut::new() };
+        Talk::with(client_flags, Encryption::Off)
+    }
+
+    fn with(client_flags: u32, encryption: Encryption) -> Talk {
+        let mut talk = Talk { negotiation: Negotiation::new(encryption), input: BytesMut::new() };
         assert_eq!(talk.negotiation.take_output(), b"NBDMAGICIHAVEOPT\0\x03", "greeting");
         talk.input.extend_from_slice(&client_flags.to_be_bytes());
         talk
@@ -152,13 +156,93 @@ fn list_names_every_export() {
 }
 
 #[test]
-fn unknown_options_and_starttls_are_unsupported_and_the_talk_goes_on() {
+fn unknown_options_are_unsupported_and_the_talk_goes_on() {
     let mut talk = Talk::fixed();
-    for option in [OPT_STARTTLS, 4, 12, 13, 0, u32::MAX] {
+    for option in [4, 12, 13, 0, u32::MAX] {
         assert_eq!(talk.ask_one(option, b"whatever"), REP_ERR_UNSUP);
     }
     assert_eq!(talk.ask_one(OPT_STRUCTURED_REPLY, b"x"), REP_ERR_INVALID);
     assert_eq!(talk.ask_one(OPT_STRUCTURED_REPLY, &[]), REP_ACK);
+}
+
+/// A talk up to the moment when TLS has begun.
+fn secured(encryption: Encryption) -> Talk {
+    let mut talk = Talk::with(FLAG_C_FIXED_NEWSTYLE | FLAG_C_NO_ZEROES, encryption);
+    talk.send(OPT_STARTTLS, &[]);
+    assert!(matches!(talk.step(), Step::StartTls));
+    assert_eq!(talk.replies(), [(OPT_STARTTLS, REP_ACK, vec![])]);
+    talk.negotiation.secured();
+    talk
+}
+
+#[test]
+fn without_tls_starttls_is_refused_and_the_talk_goes_on() {
+    let mut talk = Talk::fixed();
+    assert_eq!(talk.ask_one(OPT_STARTTLS, &[]), REP_ERR_POLICY);
+    assert_eq!(talk.ask_one(OPT_STRUCTURED_REPLY, &[]), REP_ACK);
+    talk.send(OPT_GO, &go("disk", &[]));
+    assert!(matches!(talk.step(), Step::Transmit(_)));
+}
+
+#[test]
+fn where_tls_is_demanded_nothing_is_told_before_it() {
+    let mut talk = Talk::with(FLAG_C_FIXED_NEWSTYLE, Encryption::Demanded);
+    for (option, data) in [
+        (OPT_LIST, vec![]),
+        (OPT_INFO, go("disk", &[])),
+        (OPT_GO, go("disk", &[])),
+        (OPT_STRUCTURED_REPLY, vec![]),
+        (OPT_EXTENDED_HEADERS, vec![]),
+        (OPT_LIST_META_CONTEXT, meta("disk", &[])),
+        (99, vec![]),
+    ] {
+        assert_eq!(talk.ask_one(option, &data), REP_ERR_TLS_REQD, "{option}");
+    }
+    assert_eq!(talk.ask_one(OPT_STARTTLS, b"x"), REP_ERR_INVALID);
+    talk.send(OPT_STARTTLS, &[]);
+    assert!(matches!(talk.step(), Step::StartTls));
+    for flags in [FLAG_C_FIXED_NEWSTYLE, 0] {
+        let mut talk = Talk::with(flags, Encryption::Demanded);
+        talk.send(OPT_EXPORT_NAME, b"disk");
+        assert!(matches!(talk.step(), Step::Close(_)), "EXPORT_NAME cannot be refused in another way");
+    }
+    let mut talk = Talk::with(FLAG_C_FIXED_NEWSTYLE, Encryption::Demanded);
+    talk.send(OPT_ABORT, &[]);
+    assert!(matches!(talk.step(), Step::Close(_)));
+    assert_eq!(talk.replies(), [(OPT_ABORT, REP_ACK, vec![])]);
+}
+
+#[test]
+fn after_tls_everything_is_said_as_without_and_tls_cannot_begin_again() {
+    for encryption in [Encryption::Offered, Encryption::Demanded] {
+        let mut talk = secured(encryption);
+        assert_eq!(talk.ask_one(OPT_STARTTLS, &[]), REP_ERR_INVALID);
+        assert_eq!(talk.ask(OPT_LIST, &[]).len(), 3);
+        talk.send(OPT_GO, &go("disk", &[]));
+        assert!(matches!(talk.step(), Step::Transmit(_)));
+    }
+    let mut talk = Talk::with(FLAG_C_FIXED_NEWSTYLE, Encryption::Offered);
+    talk.send(OPT_GO, &go("disk", &[]));
+    assert!(matches!(talk.step(), Step::Transmit(_)), "offered, and not taken");
+}
+
+#[test]
+fn what_was_said_in_the_clear_does_not_count_after_tls() {
+    let mut talk = Talk::with(FLAG_C_FIXED_NEWSTYLE, Encryption::Offered);
+    talk.ask(OPT_EXTENDED_HEADERS, &[]);
+    talk.ask(OPT_SET_META_CONTEXT, &meta("disk", &["base:allocation"]));
+    talk.send(OPT_STARTTLS, &[]);
+    assert!(matches!(talk.step(), Step::StartTls));
+    talk.replies();
+    talk.negotiation.secured();
+    talk.send(OPT_GO, &go("disk", &[]));
+    let Step::Transmit(negotiated) = talk.step() else { panic!("no transmission") };
+    assert_eq!((negotiated.style, negotiated.contexts), (Style::Simple, Contexts::default()));
+
+    let mut talk = Talk::with(FLAG_C_FIXED_NEWSTYLE, Encryption::Offered);
+    talk.send(OPT_STARTTLS, &[]);
+    talk.send(OPT_LIST, &[]);
+    assert!(matches!(talk.step(), Step::Close(_)), "sent in the clear after STARTTLS");
 }
 
 #[test]

@@ -38,11 +38,14 @@ pub(super) struct Output {
     heads_sent: usize,
     segments: VecDeque<Segment>,
     unsent: u64,
+    /// Whether the stream may hold back a part of what it took, as one that encrypts does.
+    is_unflushed: bool,
 }
 
 impl Output {
+    /// Whether everything is on its way.
     pub(super) fn is_empty(&self) -> bool {
-        self.unsent == 0
+        self.unsent == 0 && !self.is_unflushed
     }
 
     /// Bytes that the socket has not taken.
@@ -195,8 +198,12 @@ impl Output {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.is_unflushed = true;
             self.sent(written);
         }
+        // Costs a socket nothing.
+        ready!(Pin::new(&mut *stream).poll_flush(cx))?;
+        self.is_unflushed = false;
         Poll::Ready(Ok(()))
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nbd_frontend::proto::constants::*;
 use nbd_frontend::proto::request::RequestHeader;
 use nbd_frontend::proto::style::Style;
-use nbd_frontend::{ExportDirectory, Limits, Server, ServerOptions};
+use nbd_frontend::{ExportDirectory, Limits, Server, ServerOptions, TlsOptions};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -26,10 +26,15 @@ pub fn limits() -> Limits {
 
 impl TestServer {
     pub async fn start(exports: Arc<dyn ExportDirectory>, limits: Limits) -> TestServer {
+        TestServer::start_with(exports, limits, None).await
+    }
+
+    pub async fn start_with(exports: Arc<dyn ExportDirectory>, limits: Limits, tls: Option<TlsOptions>) -> TestServer {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let options = ServerOptions {
             tcp: Some(([127, 0, 0, 1], 0).into()),
             unix: Some(directory.path().join("nbd.sock")),
+            tls,
             limits,
         };
         let server = Server::bind(options, exports).await.expect("listens");

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use super::Common;
 use super::serving::{Served, announce, until_stopped};
 use super::{disk, drain, scrub, space};
-use crate::config::NodeConfig;
+use crate::config::{NbdTlsSettings, NodeConfig};
 use crate::data_dir::DataDir;
 use crate::membership::Membership;
 use crate::node::{BootstrapMember, Node, NodeOptions};
@@ -103,6 +103,7 @@ async fn serve(config: NodeConfig, mut membership: Membership) -> anyhow::Result
         advertise: config.advertised(),
         nbd_tcp: config.nbd.tcp,
         nbd_unix: Some(nbd_unix.clone()),
+        nbd_tls: config.nbd.tls.as_ref().and_then(NbdTlsSettings::options),
         http: Some(config.admin.http),
         peer_overrides: config.routes.iter().map(|(name, route)| (name.clone(), route.0)).collect(),
         bootstrap,

@@ -11,10 +11,11 @@ use clap::Args;
 use client_lib::pki::{ClusterAuthority, ClusterId, NodeIdentity};
 use client_lib::{NodeId, NodeName, ProviderId};
 use futures_util::future::join_all;
+use nbd_frontend::TlsOptions;
 
 use super::Common;
 use super::serving::{Served, announce, until_stopped};
-use crate::config::StoreSettings;
+use crate::config::{NbdTlsSettings, StoreSettings, TlsUse};
 use crate::data_dir::DataDir;
 use crate::membership::Membership;
 use crate::node::{BootstrapMember, Node, NodeOptions, WanBytes};
@@ -42,12 +43,38 @@ pub(super) struct Up {
     /// First NBD port, one per provider; 0 takes free ones
     #[arg(long, value_name = "N", default_value_t = 10809)]
     nbd_port: u16,
+    #[command(flatten)]
+    nbd_tls: NbdTls,
     /// First port of the admin API, one per provider; 0 takes free ones
     #[arg(long, value_name = "N", default_value_t = 10880)]
     http_port: u16,
     /// Delete what the data directory holds and begin anew
     #[arg(long)]
     fresh: bool,
+}
+
+/// TLS for NBD (docs/nbd-tls.md).
+#[derive(Debug, Default, Args)]
+struct NbdTls {
+    /// Certificate for NBD over TLS, in PEM, with those between it and its authority
+    #[arg(long = "nbd-tls-certificate", value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// Key of the certificate, in PEM
+    #[arg(long = "nbd-tls-key", value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
+    /// Authorities of clients, in PEM: a client must have a certificate that one of them has signed
+    #[arg(long = "nbd-tls-client-authority", value_name = "FILE", requires = "certificate")]
+    client_authority: Option<PathBuf>,
+    /// Who must use TLS over TCP: required, optional or off
+    #[arg(long = "nbd-tls", value_name = "USE", requires = "certificate", value_parser = TlsUse::parse, default_value = "required")]
+    mode: TlsUse,
+}
+
+impl NbdTls {
+    fn options(self) -> Option<TlsOptions> {
+        let NbdTls { certificate, key, client_authority, mode } = self;
+        NbdTlsSettings { mode, certificate: certificate?, key: key?, client_authority }.options()
+    }
 }
 
 pub(super) fn run(up: Up, common: &Common) -> anyhow::Result<()> {
@@ -74,7 +101,7 @@ fn check_ports(first: u16, count: usize, option: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Result<()> {
+async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Result<()> {
     if up.fresh {
         DataDir::wipe(&data)?;
     }
@@ -83,6 +110,7 @@ async fn serve(up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Result<()
         bail!("{} is the data directory of a single node; start it with `helio node`", data.display());
     }
     let identities = identities(&data, &names)?;
+    let nbd_tls = std::mem::take(&mut up.nbd_tls).options();
 
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let sockets: Vec<UdpSocket> = names.iter().map(|_| UdpSocket::bind(loopback)).collect::<Result<_, _>>()?;
@@ -104,6 +132,7 @@ async fn serve(up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Result<()
             advertise: addresses[index],
             nbd_tcp: Some(port(up.nbd_port, index)),
             nbd_unix: Some(directory.join("nbd.sock")),
+            nbd_tls: nbd_tls.clone(),
             http: Some(port(up.http_port, index)),
             peer_overrides,
             bootstrap: Some(bootstrap.clone()),

@@ -33,6 +33,22 @@ fn the_example_in_the_documentation_says_what_the_defaults_are() {
     assert_eq!(config.store, StoreSettings { directories, capacity_bytes, ..StoreSettings::default() });
     assert_eq!(config.admin, AdminSettings::default());
     assert!(config.advertise.is_some() && config.nbd.tcp.is_some() && !config.routes.is_empty());
+    let tls = config.nbd.tls.expect("is there");
+    assert!(tls.mode == TlsUse::default() && tls.client_authority.is_some());
+}
+
+#[test]
+fn certificates_for_nbd_lie_beside_the_file_and_are_demanded_unless_told_otherwise() {
+    let tls = |mode: &str| {
+        let text = format!("{LEAST}[nbd.tls]\n{mode}certificate = \"c.pem\"\nkey = \"/etc/k.pem\"\n");
+        read(&text).expect("is right").nbd.tls.expect("is there").options()
+    };
+    let required = tls("").expect("is on");
+    assert_eq!((required.mode, required.key), (TlsMode::Required, PathBuf::from("/etc/k.pem")));
+    assert!(required.certificate.is_absolute() && required.certificate.ends_with("c.pem"));
+    assert_eq!(required.client_authority, None);
+    assert_eq!(tls("mode = \"optional\"\n").expect("is on").mode, TlsMode::Optional);
+    assert_eq!(tls("mode = \"off\"\n"), None);
 }
 
 #[test]
@@ -45,6 +61,8 @@ fn mistakes_are_told_with_file_line_and_what_was_expected() {
         ("name = \"a\"\nprovider\n", "line 2", "expected `=`"),
         (&LEAST.replace("10.0.0.1:10810", "node-1:10810"), "line 4", "is not an address IP:PORT, as in"),
         (&format!("{LEAST}[nbd]\ntcp = 10809\n"), "line 6", "is not an address IP:PORT, as in"),
+        (&format!("{LEAST}[nbd.tls]\nkey = \"k\"\n"), "line 5", "missing field `certificate`"),
+        (&format!("{LEAST}[nbd.tls]\nmode = \"maybe\"\n"), "line 6", "\"maybe\" is not \"required\", \"optional\" or"),
         (&format!("{LEAST}[admin]\nhttp = \"0.0.0.0:80\"\n"), "line 6", "expected a loopback address"),
         (&format!("{LEAST}[store]\nsegment_bytes = \"1MiB\"\n"), "line 6", "expected a multiple of 4096"),
         (&format!("{LEAST}[store]\nsegment_bytes = \"64 parsecs\"\n"), "line 6", "is not a size"),

@@ -65,7 +65,7 @@ impl Servers {
                 known.join(", ")
             )
         })?;
-        Ok(NbdUri { server: server.clone(), export: volume.to_owned() })
+        Ok(NbdUri { server: server.clone(), export: volume.to_owned(), tls: None })
     }
 
     /// The export at `node`, the only one that has it.
@@ -73,7 +73,7 @@ impl Servers {
         let Some(server) = self.0.get(node) else {
             bail!("{export} is at node {node} only, which cannot be reached over NBD from here: run this at that node");
         };
-        Ok(NbdUri { server: server.clone(), export: export.to_owned() })
+        Ok(NbdUri { server: server.clone(), export: export.to_owned(), tls: None })
     }
 
     /// The export at its volume's owner if that can be reached, else at another node, which reads through.
@@ -81,7 +81,7 @@ impl Servers {
         let Some(server) = self.0.get(owner).or_else(|| self.0.values().next()) else {
             bail!("no node that can be reached from here serves NBD: give it an address in its settings");
         };
-        Ok(NbdUri { server: server.clone(), export: export.to_owned() })
+        Ok(NbdUri { server: server.clone(), export: export.to_owned(), tls: None })
     }
 }
 

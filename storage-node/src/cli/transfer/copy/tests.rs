@@ -42,7 +42,7 @@ impl Memory {
         let exports = Arc::new(MemoryDirectory::new(vec![Arc::clone(&export)]));
         let options = ServerOptions { unix: Some(socket.clone()), ..ServerOptions::default() };
         let server = Server::bind(options, exports).await.expect("listens");
-        let uri = NbdUri { server: ServerAddress::Unix(socket), export: "disk".into() };
+        let uri = NbdUri { server: ServerAddress::Unix(socket), export: "disk".into(), tls: None };
         let client = Client::connect(&uri, ClientOptions { connections: 2 }).await.expect("connects");
         Memory { export, client: Arc::new(client), _server: server, _directory: directory }
     }
