@@ -31,9 +31,10 @@ unit: tools ## unit, conformance, crash and process-level tests
 		$(CARGO) test --workspace; \
 	fi
 
-soak: tools ## the same tests with many more seeds and larger backlogs
+soak: tools ## the same tests with many more seeds and larger backlogs, then mutated NBD until it is stopped
 	$(CARGO) build --workspace --bins
-	export HELIO_SEEDS=100000 HELIO_BACKLOG_MIB=2048 HELIO_KILLS=200 HELIO_MOVES=50 && $(CARGO) test --workspace
+	export HELIO_SEEDS=100000 HELIO_BACKLOG_MIB=2048 HELIO_KILLS=200 HELIO_MOVES=50 HELIO_FUZZ=1000000 && $(CARGO) test --workspace
+	export HELIO_FUZZ=endless HELIO_FUZZ_SEED=$$RANDOM && $(CARGO) test --package nbd-frontend --test fuzz -- --nocapture
 
 bench: tools ## measure speed, cleaning and growth, optimised build; half an hour, figures and plots in target/bench
 	$(CARGO) build --release --package storage-node --package bench --bins

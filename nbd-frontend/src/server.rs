@@ -47,6 +47,9 @@ pub struct Limits {
     /// Bytes of payloads and reads in flight of one connection; at the bound nothing more is read from it. A single
     /// request may be larger.
     pub bytes_in_flight_max: u64,
+    /// How long nothing may come of a request of which a part has come; then the connection is closed, after at most twice
+    /// this time. Bounds what a client can hold with half a request.
+    pub stall_timeout: Duration,
     /// How long requests in flight may take once a client has disconnected or the server shuts down; then they
     /// are abandoned.
     pub drain_timeout: Duration,
@@ -59,6 +62,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(30),
             requests_in_flight_max: 256,
             bytes_in_flight_max: 64 << 20,
+            stall_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
         }
     }

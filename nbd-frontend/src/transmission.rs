@@ -6,11 +6,13 @@
 //! data replies are sent from the session's own buffers.
 //!
 //! Bounds: requests and bytes in flight ([`Bounds`]), unsent replies ([`REPLY_BACKLOG_MAX`]). At a bound the loop stops
-//! reading, so the client's socket fills and the client waits. Whether a request is allowed is for `validate`; sockets
+//! reading, so the client's socket fills and the client waits. A request that has begun to arrive must go on arriving. An
+//! idle connection holds no buffers: the read buffer is its thread's ([`spare`]). Whether a request is allowed is for `validate`; sockets
 //! are opened and closed by `server`.
 
 mod operation;
 mod output;
+mod spare;
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -60,6 +62,8 @@ pub(crate) struct Bounds {
     pub(crate) requests: usize,
     /// Payloads and lengths of reads in flight. A single request is always let in when nothing else is in flight.
     pub(crate) bytes: u64,
+    /// How long nothing may come of a request that has begun.
+    pub(crate) stall: Duration,
     /// How long requests in flight and unsent replies may take once the connection is ending.
     pub(crate) drain: Duration,
 }
@@ -94,6 +98,8 @@ pub(crate) enum End {
     Shutdown,
     /// Requests or replies were left when the time to drain was over.
     DrainTimedOut,
+    /// The client sent a part of a request and then nothing.
+    Stalled,
 }
 
 /// Why a connection broke.
@@ -165,6 +171,8 @@ pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
         is_closing: false,
         wakes_on_closing: None,
         deadline: None,
+        received: 0,
+        stall: None,
         logged: Vec::new(),
         peer,
         export: &negotiated.info.name,
@@ -187,6 +195,10 @@ struct Transmission<'a, S> {
     /// The waker that the closing token knows, and the registration itself.
     wakes_on_closing: Option<(Waker, Pin<Box<WaitForCancellationFutureOwned>>)>,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Bytes that came, and times when none were wanted.
+    received: u64,
+    /// While a request is arriving: when that is looked at next, and [`received`](Self::received) at the last look.
+    stall: Option<(Pin<Box<Sleep>>, u64)>,
     /// The refusals already logged, as (command, errno).
     logged: Vec<(u16, u32)>,
     peer: &'a str,
@@ -218,7 +230,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
                         self.end(End::ClientClosed);
                         continue;
                     }
-                    Poll::Ready(_) => continue,
+                    Poll::Ready(read) => {
+                        self.received += read as u64;
+                        continue;
+                    }
                     // What the client had sent is answered; it is not kept waiting for more.
                     Poll::Pending if self.is_closing => {
                         self.end(End::Shutdown);
@@ -238,8 +253,44 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             {
                 return Poll::Ready(Ok(End::DrainTimedOut));
             }
+            // What does not come because it is not read is not the client's fault.
+            self.received += u64::from(wants != Wants::Bytes);
+            if self.poll_stall(cx).is_ready() {
+                return Poll::Ready(Ok(End::Stalled));
+            }
+            if self.input.is_empty() && self.input.capacity() > 0 {
+                spare::give(std::mem::take(&mut self.input));
+            }
             return Poll::Pending;
         }
+    }
+
+    /// Ready when a request has begun to arrive and nothing has come of it for a while. Looks now and then only, so that a
+    /// payload in many pieces costs one timer.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let is_arriving = match self.incoming {
+            Incoming::Header => !self.input.is_empty(),
+            Incoming::Payload { .. } | Incoming::Discard { .. } => true,
+            Incoming::Ended(_) => false,
+        };
+        let (limit, received) = (self.bounds.stall, self.received);
+        if !is_arriving && self.stall.is_none() {
+            return Poll::Pending;
+        }
+        let new = || (Box::pin(tokio::time::sleep(limit)), received);
+        let (look, seen) = self.stall.get_or_insert_with(new);
+        while look.as_mut().poll(cx).is_ready() {
+            if !is_arriving {
+                self.stall = None;
+                break;
+            }
+            if *seen == received {
+                return Poll::Ready(());
+            }
+            *seen = received;
+            look.set(tokio::time::sleep(limit));
+        }
+        Poll::Pending
     }
 
     fn watch_closing(&mut self, cx: &mut Context<'_>) {
@@ -282,6 +333,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
                 pin!(self.stream.read_buf(&mut (&mut *payload).limit(missing))).poll(cx)
             }
             _ => {
+                if self.input.is_empty() && self.input.capacity() < READ_SPACE_MIN {
+                    self.input = spare::take();
+                }
                 if self.input.capacity() - self.input.len() < READ_SPACE_MIN {
                     self.input.reserve(READ_BUFFER_LEN.saturating_sub(self.input.len()).max(READ_SPACE_MIN));
                 }
@@ -519,3 +573,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -621,6 +621,21 @@ async fn handshakes_time_out_and_connections_are_limited() {
 }
 
 #[tokio::test]
+async fn half_a_request_does_not_hold_a_connection_for_ever() {
+    let (server, _) = memory_server(Limits { stall_timeout: Duration::from_millis(50), ..limits() }).await;
+    let mut idle = server.unix().await;
+    idle.go("disk", true).await;
+    for half in [&request(CMD_READ, 0, 1, 0, 512)[..20], &write(1, 4096)[..2000], &write(1, 1 << 20)[..500_000]] {
+        let mut client = server.tcp().await;
+        client.go("disk", false).await;
+        assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0);
+        client.send(half).await;
+        assert!(client.is_closed().await);
+    }
+    assert_eq!(idle.call(CMD_READ, 0, 0, 512, &[]).await, 0, "one that does nothing stays");
+}
+
+#[tokio::test]
 async fn a_dead_servers_socket_is_replaced_and_a_live_ones_is_refused() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("nbd.sock");

@@ -131,6 +131,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let bounds = Bounds {
         requests: limits.requests_in_flight_max.max(1),
         bytes: limits.bytes_in_flight_max,
+        stall: limits.stall_timeout,
         drain: limits.drain_timeout,
     };
     match transmit(&mut stream, &*session, &negotiated, input, bounds, &shared.closing, &peer).await {

@@ -20,6 +20,9 @@ use crate::proto::style::Style;
 const SLICES_MAX: usize = 64;
 /// Sent header bytes above which the rest is moved to the front.
 const SENT_HEADS_MAX: usize = 64 << 10;
+/// Memory that a connection without unsent replies keeps, in bytes of headers and in pieces.
+const HEADS_KEPT: usize = 4 << 10;
+const SEGMENTS_KEPT: usize = 64;
 /// The most extents of one BLOCK_STATUS answer for each context; a client asks again for the rest.
 const EXTENTS_MAX: usize = 4096;
 /// The source of zeroes where a hole must be sent as data.
@@ -234,6 +237,10 @@ impl Output {
         if self.segments.is_empty() {
             self.heads.clear();
             self.heads_sent = 0;
+            if self.heads.capacity() > HEADS_KEPT || self.segments.capacity() > SEGMENTS_KEPT {
+                self.heads.shrink_to(HEADS_KEPT);
+                self.segments.shrink_to(SEGMENTS_KEPT);
+            }
         } else if self.heads_sent > SENT_HEADS_MAX {
             self.heads.drain(..self.heads_sent);
             self.heads_sent = 0;
