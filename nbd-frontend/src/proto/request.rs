@@ -84,13 +84,14 @@ impl RequestHeader {
         }
     }
 
-    /// How many bytes of payload follow the header ("Request message"): those of a write, or with extended headers whatever
-    /// the flag says.
+    /// How many bytes of payload follow the header ("Request message"): those of a write, and with extended headers also where
+    /// the flag says so. It must be on a write then too, but QEMU (10.0) leaves it out and sends the payload, as
+    /// what would a write be without one.
     #[must_use]
     pub const fn payload_len(&self, style: Style) -> u64 {
         let has_payload = match style {
             Style::Simple | Style::Structured => self.command == CMD_WRITE,
-            Style::Extended => self.flags & CMD_FLAG_PAYLOAD_LEN != 0,
+            Style::Extended => self.command == CMD_WRITE || self.flags & CMD_FLAG_PAYLOAD_LEN != 0,
         };
         if has_payload { self.length } else { 0 }
     }
@@ -174,7 +175,8 @@ mod tests {
         for (command, flags, style, expected) in [
             (CMD_WRITE, 0, Style::Simple, 512),
             (CMD_WRITE, 0, Style::Structured, 512),
-            (CMD_WRITE, 0, Style::Extended, 0),
+            (CMD_WRITE, 0, Style::Extended, 512),
+            (99, 0, Style::Extended, 0),
             (CMD_WRITE, CMD_FLAG_PAYLOAD_LEN, Style::Extended, 512),
             (99, CMD_FLAG_PAYLOAD_LEN, Style::Extended, 512),
             (99, CMD_FLAG_PAYLOAD_LEN, Style::Structured, 0),

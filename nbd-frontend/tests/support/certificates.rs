@@ -40,7 +40,8 @@ impl Certificates {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("good names");
         params.distinguished_name.push(DnType::CommonName, name);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // The second for QEMU, which insists on it.
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![usage];
         let certificate = params.signed_by(&key, &self.authority).expect("is signed");
         std::fs::write(self.path(&format!("{name}-cert.pem")), certificate.pem()).expect("is written");
