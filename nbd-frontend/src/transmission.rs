@@ -259,7 +259,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
                 return Poll::Ready(Ok(End::Stalled));
             }
             if self.input.is_empty() && self.input.capacity() > 0 {
-                spare::give(std::mem::take(&mut self.input));
+                spare::give(&mut self.input);
             }
             return Poll::Pending;
         }
@@ -274,21 +274,26 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             Incoming::Ended(_) => false,
         };
         let (limit, received) = (self.bounds.stall, self.received);
-        if !is_arriving && self.stall.is_none() {
+        let Some((look, seen)) = &mut self.stall else {
+            if is_arriving {
+                let mut look = Box::pin(tokio::time::sleep(limit));
+                // Has the timer know the waker, which for a task stays the same: below it is only looked at.
+                let _ = look.as_mut().poll(cx);
+                self.stall = Some((look, received));
+            }
+            return Poll::Pending;
+        };
+        if !look.is_elapsed() {
             return Poll::Pending;
         }
-        let new = || (Box::pin(tokio::time::sleep(limit)), received);
-        let (look, seen) = self.stall.get_or_insert_with(new);
-        while look.as_mut().poll(cx).is_ready() {
-            if !is_arriving {
-                self.stall = None;
-                break;
-            }
-            if *seen == received {
-                return Poll::Ready(());
-            }
+        if !is_arriving {
+            self.stall = None;
+        } else if *seen == received {
+            return Poll::Ready(());
+        } else {
             *seen = received;
             look.set(tokio::time::sleep(limit));
+            let _ = look.as_mut().poll(cx);
         }
         Poll::Pending
     }
@@ -334,7 +339,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             }
             _ => {
                 if self.input.is_empty() && self.input.capacity() < READ_SPACE_MIN {
-                    self.input = spare::take();
+                    spare::take(&mut self.input);
                 }
                 if self.input.capacity() - self.input.len() < READ_SPACE_MIN {
                     self.input.reserve(READ_BUFFER_LEN.saturating_sub(self.input.len()).max(READ_SPACE_MIN));

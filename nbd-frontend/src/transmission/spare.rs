@@ -3,22 +3,29 @@
 //! A connection holds it while something of it was read and not consumed, which on a thread that serves many connections is
 //! seldom more than one at a time. Parts that were handed on as payloads stay theirs: what is lent is the rest.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
 use bytes::BytesMut;
 
 thread_local! {
-    static SPARE: Cell<Option<BytesMut>> = const { Cell::new(None) };
+    static SPARE: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
-/// The thread's buffer, empty; one without memory if it is lent.
-pub(super) fn take() -> BytesMut {
-    SPARE.take().unwrap_or_default()
-}
-
-/// Gives back a buffer of which everything was consumed. Of several the largest is kept.
-pub(super) fn give(buffer: BytesMut) {
+/// Exchanges `buffer`, of which everything was consumed, for the thread's; that has no memory while it is lent.
+pub(super) fn take(buffer: &mut BytesMut) {
     debug_assert!(buffer.is_empty(), "unread bytes of one connection");
-    let kept = SPARE.take().filter(|kept| kept.capacity() > buffer.capacity());
-    SPARE.set(Some(kept.unwrap_or(buffer)));
+    SPARE.with_borrow_mut(|spare| std::mem::swap(spare, buffer));
+}
+
+/// Gives back a buffer of which everything was consumed, and leaves one without memory. Of two the larger is kept.
+pub(super) fn give(buffer: &mut BytesMut) {
+    debug_assert!(buffer.is_empty(), "unread bytes of one connection");
+    SPARE.with_borrow_mut(|spare| {
+        if buffer.capacity() > spare.capacity() {
+            std::mem::swap(spare, buffer);
+        }
+        if buffer.capacity() > 0 {
+            *buffer = BytesMut::new();
+        }
+    });
 }
