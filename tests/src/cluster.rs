@@ -119,6 +119,14 @@ impl Up {
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(String::from_utf8(output.stdout)?)
     }
+
+    /// The same for a command that prints JSON.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and when it prints something else.
+    pub fn json(&self, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
+        Ok(serde_json::from_str(&self.run(arguments)?)?)
+    }
 }
 
 /// Starts a process of `helio` and waits for its line that starts with `ready`; what it prints goes to these files.

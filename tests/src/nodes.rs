@@ -189,6 +189,14 @@ impl Nodes {
     pub fn run(&self, name: &str, arguments: &[&str]) -> anyhow::Result<String> {
         run(Command::new(helio()?).args(arguments).arg("--data").arg(self.path().join(name)))
     }
+
+    /// The same for a command that prints JSON.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and when it prints something else.
+    pub fn json(&self, name: &str, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
+        Ok(serde_json::from_str(&self.run(name, arguments)?)?)
+    }
 }
 
 fn own_provider(name: &str) -> String {

@@ -28,8 +28,7 @@ fn two_nodes(nodes: &mut Nodes, first: &Path, second: &Path) {
 }
 
 fn json(nodes: &Nodes, arguments: &[&str]) -> Value {
-    let said = nodes.run("b", &[arguments, &["--json"]].concat()).expect("tells");
-    serde_json::from_str(&said).expect("is JSON")
+    nodes.json("b", &[arguments, &["--json"]].concat()).expect("tells")
 }
 
 /// The store at node a that has `volume`.

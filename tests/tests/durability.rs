@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tests::nbd_client::{self, Client};
 use tests::nodes::Nodes;
 use tests::tools::kills;
@@ -61,10 +60,6 @@ fn newest_of_prefix(nodes: &Nodes, node: &str) -> u64 {
     newest
 }
 
-fn json(nodes: &Nodes, node: &str, arguments: &[&str]) -> Value {
-    serde_json::from_str(&nodes.run(node, arguments).expect("succeeds")).expect("is JSON")
-}
-
 fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
@@ -101,7 +96,7 @@ fn lose(nodes: &mut Nodes, owner: &str, lost: &[&str], from: u64, flushes: u64) 
     });
     let (flushed, begun) = (written.flushed.load(Ordering::SeqCst), written.begun.load(Ordering::SeqCst));
     let survivor = ["b", "c", "a"].into_iter().find(|node| !lost.contains(node)).expect("there is one");
-    let report = json(nodes, survivor, &["volume", "takeover", "disk", "--json"]);
+    let report = nodes.json(survivor, &["volume", "takeover", "disk", "--json"]).expect("succeeds");
     let to = report["to"].as_str().expect("a name").to_owned();
     let newest = newest_of_prefix(nodes, &to);
     println!("{lost:?} killed at {begun}: flushed up to {flushed}, node {to} goes on at {newest}");
@@ -124,7 +119,7 @@ fn what_was_flushed_is_there_after_each_loss_of_an_owner() {
         // after it was dropped.
         let mut has_rejoined = false;
         until("it follows again", || {
-            let status = json(&nodes, &owner, &["volume", "status", "disk", "--json"]);
+            let status = nodes.json(&owner, &["volume", "status", "disk", "--json"]).expect("succeeds");
             let replicas = status["replicas"].as_array().expect("a list").clone();
             let back = replicas.into_iter().find(|replica| replica["node"] == lost.as_str()).expect("is a replica");
             if !back["tail"].is_null() && !std::mem::replace(&mut has_rejoined, true) {
@@ -157,7 +152,7 @@ fn a_replica_that_is_cut_off_blocks_flushes_or_degrades_them_visibly() {
     let create =
         ["volume", "create", "disk", "--size", "32M", "--owner", "a", "--replicas", "b", "--durability", "geo:1"];
     nodes.run("a", &create).expect("is created");
-    let status = || json(&nodes, "a", &["volume", "status", "disk", "--json"]);
+    let status = || nodes.json("a", &["volume", "status", "disk", "--json"]).expect("succeeds");
     let mut client = Client::connect(&nodes.socket("a"), "disk").expect("connects");
     client.write(0, &fill(SEED, 0, 1)).expect("is written");
     client.flush().expect("is flushed");

@@ -73,8 +73,7 @@ impl Drop for Small {
 }
 
 fn json(nodes: &Nodes, arguments: &[&str]) -> Value {
-    let said = nodes.run("b", &[arguments, &["--json"]].concat()).expect("tells");
-    serde_json::from_str(&said).expect("is JSON")
+    nodes.json("b", &[arguments, &["--json"]].concat()).expect("tells")
 }
 
 fn chunk(number: u64, generation: u64) -> Vec<u8> {

@@ -53,10 +53,6 @@ fn write(socket: &Path, volumes: &[&str], ledgers: &[Mutex<Ledger>], watched: &W
     clients.iter_mut().try_for_each(Client::flush)
 }
 
-fn json(up: &Up, arguments: &[&str]) -> Value {
-    serde_json::from_str(&up.run(arguments).expect("succeeds")).expect("is JSON")
-}
-
 /// Waits until the writer has gone on by some generations.
 fn go_on(watched: &Watched) {
     let then = watched.done.load(Ordering::SeqCst);
@@ -129,20 +125,22 @@ fn a_group_moves_there_and_back_and_is_kept_at_one_cut_under_writers() {
 
     under_writers(&up, &["alone"], |watched| {
         for to in ["b", "a"] {
-            let (_, wait) = during(watched, || json(&up, &["volume", "migrate", "alone", "--to", to, "--json"]));
+            let (_, wait) =
+                during(watched, || up.json(&["volume", "migrate", "alone", "--to", to, "--json"]).expect("succeeds"));
             print(&format!("one volume to {to}"), wait);
         }
     });
     under_writers(&up, &["wal", "data"], |watched| {
         for (to, epoch) in [("b", 2), ("c", 3), ("a", 4)] {
-            let migrate = || json(&up, &["group", "migrate", "db", "--to", to, "--json"]);
+            let migrate = || up.json(&["group", "migrate", "db", "--to", to, "--json"]).expect("succeeds");
             let (report, wait) = during(watched, migrate);
             let moved = report["volumes"].as_array().expect("has volumes");
             assert!(moved.len() == 2 && moved.iter().all(|volume| volume["epoch"] == epoch), "{report}");
             print(&format!("a group of two to {to}"), wait);
         }
         for name in ["one", "two", "three"] {
-            let (report, wait) = during(watched, || json(&up, &["group", "snapshot", &format!("db@{name}"), "--json"]));
+            let (report, wait) =
+                during(watched, || up.json(&["group", "snapshot", &format!("db@{name}"), "--json"]).expect("succeeds"));
             assert_eq!(report["volumes"].as_array().map(Vec::len), Some(2), "{report}");
             print(&format!("a snapshot of two ({:.1} ms held)", report["held_ms"].as_f64().unwrap_or(0.0)), wait);
         }
@@ -157,7 +155,7 @@ fn a_group_moves_there_and_back_and_is_kept_at_one_cut_under_writers() {
             assert!(data <= wal && wal <= data + 1, "{name} at {node}: the log is at {wal}, the data at {data}");
         }
     }
-    let status = json(&up, &["group", "status", "db", "--json"]);
+    let status = up.json(&["group", "status", "db", "--json"]).expect("succeeds");
     assert_eq!((&status["owner"], &status["advice"]), (&Value::from("a"), &Value::Null));
     assert_eq!(status["snapshots"].as_array().map(Vec::len), Some(3), "{status}");
 }
@@ -197,11 +195,11 @@ fn what_would_split_a_group_is_refused_with_what_to_do() {
     up.run(&["group", "migrate", "db", "--to", "b", "--on-write"]).expect("may go");
     let mut client = Client::connect(&up.socket("b"), "wal").expect("connects");
     client.write(0, &fill(SEED, 0, 1)).expect("it comes");
-    let status = json(&up, &["group", "status", "db", "--json"]);
+    let status = up.json(&["group", "status", "db", "--json"]).expect("succeeds");
     assert_eq!((&status["owner"], &status["on_write"]), (&Value::from("b"), &Value::Null), "{status}");
 
     up.run(&["node", "drain", "b", "--to", "c"]).expect("is drained");
-    let status = json(&up, &["group", "status", "db", "--json"]);
+    let status = up.json(&["group", "status", "db", "--json"]).expect("succeeds");
     assert_eq!(status["owner"], "c", "in one step: {status}");
     let epochs: Vec<_> =
         status["volumes"].as_array().expect("has volumes").iter().map(|volume| &volume["epoch"]).collect();

@@ -48,8 +48,7 @@ impl Scene {
     fn wait_for_owner(&self, node: &str) {
         let begun = Instant::now();
         loop {
-            let status = self.up.run(&["volume", "status", "disk", "--json"]).expect("tells");
-            let status: Value = serde_json::from_str(&status).expect("is JSON");
+            let status = self.up.json(&["volume", "status", "disk", "--json"]).expect("tells");
             if status["owner"] == node {
                 return;
             }

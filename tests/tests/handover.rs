@@ -26,10 +26,6 @@ const SAMPLES: u64 = 200;
 const BACKLOG_MIB: u64 = 192;
 const LARGE_BACKLOG_MIB: u64 = 2048;
 
-fn json(up: &Up, arguments: &[&str]) -> Value {
-    serde_json::from_str(&up.run(arguments).expect("succeeds")).expect("is JSON")
-}
-
 /// Hands `volume` from a to b under a writer, checks the writer's blocks at b, and returns the report and the wait.
 fn hand_over(up: &Up, volume: &str) -> (Value, Duration) {
     let (socket, writer) = (up.socket("a"), Writer::new(0..HOT, HOT_SEED));
@@ -43,7 +39,7 @@ fn hand_over(up: &Up, volume: &str) -> (Value, Duration) {
         };
         until(100);
         writer.watch();
-        let report = json(up, &["volume", "migrate", volume, "--to", "b", "--json"]);
+        let report = up.json(&["volume", "migrate", volume, "--to", "b", "--json"]).expect("succeeds");
         // On, until it has written through the new owner.
         until(writer.acked() + 10);
         writer.stop();

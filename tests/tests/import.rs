@@ -30,11 +30,6 @@ fn up() -> Up {
     Up::start(&["--providers", "a,b"]).expect("starts")
 }
 
-fn json(up: &Up, arguments: &[&str]) -> Value {
-    let said = up.run(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
-    serde_json::from_str(&said).expect("is JSON")
-}
-
 /// What a command says that must fail.
 fn refused(up: &Up, arguments: &[&str]) -> String {
     match up.run(arguments) {
@@ -86,13 +81,15 @@ fn images_come_in_and_go_out_in_both_formats_and_holes_stay_holes() {
     tool("qemu-img", &["convert", "-c", "-f", "raw", "-O", "qcow2", &raw, &path("packed.qcow2")]);
     let mut checksums = Vec::new();
     for (volume, source) in [("one", "in.raw"), ("two", "in.qcow2"), ("three", "packed.qcow2")] {
-        let report = json(&up, &["volume", "import", volume, &path(source), "--owner", "a", "--verify", "--json"]);
+        let report = up
+            .json(&["volume", "import", volume, &path(source), "--owner", "a", "--verify", "--json"])
+            .expect("succeeds");
         assert_eq!(report["size_bytes"], 64 * MIB, "{report}");
         assert_eq!(report["written_bytes"], data_bytes(64), "{report}");
         assert!(report["read_bytes"].as_u64() <= Some(32 * MIB), "holes are not read: {report}");
         assert_eq!(report["verified"], true);
         checksums.push(report["checksum"].clone());
-        let status = json(&up, &["volume", "status", volume, "--json"]);
+        let status = up.json(&["volume", "status", volume, "--json"]).expect("succeeds");
         assert_eq!(status["mapped_bytes"], data_bytes(64), "zeroes take no space");
         same(&raw, &up.uris("a", volume).expect("listens")[0], "raw");
     }
@@ -101,7 +98,7 @@ fn images_come_in_and_go_out_in_both_formats_and_holes_stay_holes() {
     // Handed over, it goes out from the other node.
     up.run(&["volume", "migrate", "one", "--to", "b"]).expect("is handed over");
     for (name, format) in [("out.raw", "raw"), ("out.qcow2", "qcow2")] {
-        let report = json(&up, &["volume", "export", "one", &path(name), "--verify", "--json"]);
+        let report = up.json(&["volume", "export", "one", &path(name), "--verify", "--json"]).expect("succeeds");
         assert_eq!(report["checksum"], checksums[0], "{report}");
         same(&raw, &path(name), format);
     }
@@ -120,7 +117,7 @@ fn other_nbd_servers_are_sources_and_targets() {
     let directory = tempfile::tempdir().expect("a directory");
     let raw = image(&directory.path().join("in.raw"), 32);
     let (_file, file) = serve("nbdkit", &["-f", "-r", "file", &raw, "-U"], &directory.path().join("file"));
-    let report = json(&up, &["volume", "import", "disk", &file, "--size", "40M", "--json"]);
+    let report = up.json(&["volume", "import", "disk", &file, "--size", "40M", "--json"]).expect("succeeds");
     assert_eq!(report["written_bytes"], data_bytes(32), "{report}");
     let checksum = &report["checksum"];
 
@@ -139,7 +136,7 @@ fn other_nbd_servers_are_sources_and_targets() {
     tool("qemu-img", &["create", "-q", "-f", "qcow2", text(&out), "40M"]);
     let (_qemu, qemu) = serve("qemu-nbd", &["-t", "-f", "qcow2", text(&out), "-k"], &directory.path().join("qemu"));
     up.run(&["volume", "export", "disk", &qemu]).expect("is exported");
-    let again = json(&up, &["volume", "import", "again", &qemu, "--json"]);
+    let again = up.json(&["volume", "import", "again", &qemu, "--json"]).expect("succeeds");
     assert_eq!(again["written_bytes"], data_bytes(32));
     assert_ne!(&again["checksum"], checksum, "of 40 MiB, not of 32");
 
@@ -218,11 +215,11 @@ fn a_killed_import_and_one_that_lost_its_source_go_on_to_the_whole_image() {
     assert!(at > lost_at && at < 512 * MIB, "{at}");
 
     let (_server, uri) = slow(&raw, &socket);
-    let report = json(&up, &["volume", "import", "disk", &uri, "--resume", "--verify", "--json"]);
+    let report = up.json(&["volume", "import", "disk", &uri, "--resume", "--verify", "--json"]).expect("succeeds");
     assert_eq!(report["resumed_at_bytes"], at, "{report}");
     assert_eq!(report["written_bytes"], data_bytes(512), "of both together");
     same(&raw, &up.uris("a", "disk").expect("listens")[0], "raw");
-    let whole = json(&up, &["volume", "import", "whole", &raw, "--json"]);
+    let whole = up.json(&["volume", "import", "whole", &raw, "--json"]).expect("succeeds");
     assert_eq!(report["checksum"], whole["checksum"]);
     assert!(refused(&up, &["volume", "import", "disk", &uri, "--resume"]).contains("there is nothing to resume"));
 }
@@ -244,7 +241,9 @@ fn a_killed_export_goes_on_unless_the_volume_was_written_since_or_the_image_is_q
         let other = if format == "raw" { "b" } else { "a" };
         up.run(&["volume", "migrate", "disk", "--to", other]).expect("is handed over");
         if format == "raw" {
-            let report = json(&up, &["volume", "export", "disk", &path(name), "--resume", "--verify", "--json"]);
+            let report = up
+                .json(&["volume", "export", "disk", &path(name), "--resume", "--verify", "--json"])
+                .expect("succeeds");
             assert_eq!(report["resumed_at_bytes"], at, "{report}");
         } else {
             // A resumed image had other blocks in it than the volume, one time in four: a cluster that the killed export had
@@ -331,7 +330,7 @@ fn what_a_volume_holds_is_replaced_only_when_asked_for() {
     up.run(&["volume", "import", "disk", &raw, "--overwrite", "--verify"]).expect("is replaced");
     assert!(client.read(0, 8 << 20).expect("is read") == fs::read(&raw).expect("is there"));
     assert!(client.read(8 * MIB, 8 << 20).expect("is read").iter().all(|byte| *byte == 0), "nothing old is left");
-    let status = json(&up, &["volume", "status", "disk", "--json"]);
+    let status = up.json(&["volume", "status", "disk", "--json"]).expect("succeeds");
     assert_eq!(status["mapped_bytes"], data_bytes(8));
 }
 
@@ -374,7 +373,7 @@ fn what_cannot_be_done_is_said_with_what_to_do() {
         assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
     }
     assert_eq!(fs::read(&there).expect("is there"), b"precious");
-    let volumes = json(&up, &["volume", "list", "--json"]);
+    let volumes = up.json(&["volume", "list", "--json"]).expect("succeeds");
     assert_eq!(volumes.as_array().map(Vec::len), Some(1), "nothing was made: {volumes}");
 
     let output = Command::new(helio().expect("is built")).args(["volume", "import", "x", "nbd://h:x/"]).output();

@@ -69,10 +69,6 @@ fn newest(nodes: &Nodes, node: &str, kept: &[RangeInclusive<u64>], next: u64) ->
     newest
 }
 
-fn json(nodes: &Nodes, node: &str, arguments: &[&str]) -> Value {
-    serde_json::from_str(&nodes.run(node, arguments).expect("succeeds")).expect("is JSON")
-}
-
 /// Waits until something is so, or fails with what the nodes say of the volume.
 fn until(what: &str, nodes: &Nodes, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -116,7 +112,7 @@ fn lose_one_after_another(durability: &str) {
         let survivor = NAMES[(loss % 3) as usize];
         let survivor = if survivor == owner { NAMES[((loss + 1) % 3) as usize] } else { survivor };
         let clock = Instant::now();
-        let report = json(&nodes, survivor, &["volume", "takeover", "disk", "--json"]);
+        let report = nodes.json(survivor, &["volume", "takeover", "disk", "--json"]).expect("succeeds");
         let to = report["to"].as_str().expect("a name");
         let to = NAMES.into_iter().find(|name| *name == to).expect("one of these");
         let last = newest(&nodes, to, &kept, next);
@@ -131,7 +127,7 @@ fn lose_one_after_another(durability: &str) {
         nodes.start_node(lost).expect("starts");
         let mut rejoined = false;
         until("it is not back", &nodes, || {
-            let status = json(&nodes, to, &["volume", "status", "disk", "--json"]);
+            let status = nodes.json(to, &["volume", "status", "disk", "--json"]).expect("succeeds");
             let replicas = status["replicas"].as_array().expect("a list");
             let is_apart = replicas.iter().any(|replica| replica["node"] == lost && !replica["tail"].is_null());
             // The owner shows it a moment longer.

@@ -16,8 +16,7 @@ const SEED: u64 = 51;
 const PATIENCE: Duration = Duration::from_secs(90);
 
 fn json(nodes: &Nodes, arguments: &[&str]) -> Value {
-    let said = nodes.run("b", &[arguments, &["--json"]].concat()).expect("tells");
-    serde_json::from_str(&said).expect("is JSON")
+    nodes.json("b", &[arguments, &["--json"]].concat()).expect("tells")
 }
 
 fn number(of: &Value, field: &str) -> u64 {

@@ -50,13 +50,9 @@ fn check_prefix(nodes: &Nodes, node: &str, written: u64) -> u64 {
     newest
 }
 
-fn json(nodes: &Nodes, node: &str, arguments: &[&str]) -> Value {
-    serde_json::from_str(&nodes.run(node, arguments).expect("succeeds")).expect("is JSON")
-}
-
 /// What the owner says of replica `replica`.
 fn replica(nodes: &Nodes, at: &str, replica: &str) -> (Value, Value) {
-    let status = json(nodes, at, &["volume", "status", "disk", "--json"]);
+    let status = nodes.json(at, &["volume", "status", "disk", "--json"]).expect("succeeds");
     let all = status["replicas"].as_array().expect("a list");
     let found = all.iter().find(|found| found["node"] == replica).expect("is a replica").clone();
     (status, found)
@@ -99,7 +95,7 @@ fn a_killed_owners_volume_goes_on_at_a_survivor_and_its_tail_is_kept() {
     assert!(why.contains("does not answer") && why.contains("helio volume takeover disk"), "{why}");
 
     let begun = Instant::now();
-    let report = json(&nodes, "b", &["volume", "takeover", "disk", "--json"]);
+    let report = nodes.json("b", &["volume", "takeover", "disk", "--json"]).expect("succeeds");
     println!("taken over after {:?}: {report}", begun.elapsed());
     assert_eq!((&report["from"], &report["epoch"]), (&Value::from("a"), &Value::from(2)));
     let to = report["to"].as_str().expect("a name").to_owned();
@@ -194,7 +190,7 @@ fn a_paused_owner_answers_nothing_when_it_wakes_up_and_its_client_is_told() {
     nodes.pause("a").expect("it runs");
     let outcome = std::thread::scope(|scope| {
         let pending = scope.spawn(|| client.write(3 * BLOCK, &fill(SEED, 3, 2)));
-        let report = json(&nodes, "c", &["volume", "takeover", "disk", "--to", "b", "--json"]);
+        let report = nodes.json("c", &["volume", "takeover", "disk", "--to", "b", "--json"]).expect("succeeds");
         assert_eq!((&report["to"], &report["lost_writes"]), (&Value::from("b"), &Value::from(0)));
         let mut at_b = Client::connect(&nodes.socket("b"), "disk").expect("connects");
         at_b.write(3 * BLOCK, &fill(SEED, 3, 5)).expect("is written");
@@ -220,8 +216,11 @@ fn a_volume_is_taken_over_by_itself_if_its_policy_says_so() {
     }
     let policy = ["volume", "policy", "disk", "--takeover", "auto", "--after", "1"];
     assert!(nodes.run("b", &policy).expect("is set").contains("1 s after the owner's lease is out"));
-    assert_eq!(json(&nodes, "c", &["volume", "policy", "disk", "--json"])["takeover_after_ms"], 1000);
-    assert_eq!(json(&nodes, "c", &["volume", "policy", "other", "--json"])["takeover_after_ms"], Value::Null);
+    assert_eq!(nodes.json("c", &["volume", "policy", "disk", "--json"]).expect("succeeds")["takeover_after_ms"], 1000);
+    assert_eq!(
+        nodes.json("c", &["volume", "policy", "other", "--json"]).expect("succeeds")["takeover_after_ms"],
+        Value::Null
+    );
     let mut client = Client::connect(&nodes.socket("a"), "disk").expect("connects");
     client.write(0, &fill(SEED, 0, 1)).expect("is written");
     until("the replicas follow", || {
@@ -230,7 +229,7 @@ fn a_volume_is_taken_over_by_itself_if_its_policy_says_so() {
     });
     nodes.kill("a").expect("it runs");
     let owners = |nodes: &Nodes| -> Vec<String> {
-        let all = json(nodes, "c", &["volume", "list", "--json"]);
+        let all = nodes.json("c", &["volume", "list", "--json"]).expect("succeeds");
         let all = all.as_array().expect("a list").iter();
         all.map(|volume| volume["owner"].as_str().expect("a name").to_owned()).collect()
     };

@@ -13,10 +13,6 @@ const BLOCKS: u64 = 4096;
 /// What takes longer than this fails the test.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn json(up: &Up, arguments: &[&str]) -> Value {
-    serde_json::from_str(&up.run(arguments).expect("succeeds")).expect("is JSON")
-}
-
 fn until(what: &str, is_met: impl Fn() -> bool) {
     let begun = Instant::now();
     while !is_met() {
@@ -26,7 +22,7 @@ fn until(what: &str, is_met: impl Fn() -> bool) {
 }
 
 fn is_in_step(up: &Up) -> bool {
-    let status = json(up, &["volume", "status", "disk", "--json"]);
+    let status = up.json(&["volume", "status", "disk", "--json"]).expect("succeeds");
     status["replicas"].as_array().expect("a list").iter().all(|replica| replica["watermark"] == status["head"])
 }
 
@@ -48,15 +44,15 @@ fn a_load_that_shrinks_crosses_the_wan_small_and_arrives_whole() {
     // By the end of this the nodes know what the others understand.
     client.write(0, &fill(SEED, 0, 1)).expect("is written");
     until("the replicas follow", || is_in_step(&up));
-    let before = number(&json(&up, &["cluster", "status", "--json"]), "wan_bytes");
+    let before = number(&up.json(&["cluster", "status", "--json"]).expect("succeeds"), "wan_bytes");
 
     for block in (0..BLOCKS).step_by(64) {
         let bytes: Vec<u8> = (block..block + 64).flat_map(|block| text(block, 2)).collect();
         client.write(block * BLOCK as u64, &bytes).expect("is written");
     }
     until("the replicas have it", || is_in_step(&up));
-    let crossed = number(&json(&up, &["cluster", "status", "--json"]), "wan_bytes") - before;
-    let status = json(&up, &["volume", "status", "disk", "--json"]);
+    let crossed = number(&up.json(&["cluster", "status", "--json"]).expect("succeeds"), "wan_bytes") - before;
+    let status = up.json(&["volume", "status", "disk", "--json"]).expect("succeeds");
     let mut sent_to_all = 0;
     for replica in status["replicas"].as_array().expect("a list") {
         let freight = &replica["freight"];
@@ -74,7 +70,7 @@ fn a_load_that_shrinks_crosses_the_wan_small_and_arrives_whole() {
 
     // What does not shrink crosses as it is.
     let link = |key: &str| {
-        let links = json(&up, &["link", "list", "--json"]);
+        let links = up.json(&["link", "list", "--json"]).expect("succeeds");
         let links = links["links"].as_array().expect("a list").clone();
         let link = links.into_iter().find(|link| link["from"] == "a" && link["to"] == "b").expect("is listed");
         number(&link["freight"], key)
@@ -113,7 +109,7 @@ fn links_and_replicas_are_set_while_everything_runs() {
     let said = up.run(&["link", "set", "a", "b", "--rate", "0", "--window", "22:00-22:00=0"]).expect("is set");
     assert_eq!(said.trim(), "from a to b: nothing, 22:00 to 22:00 UTC nothing");
     let replica = |node: &str| {
-        let status = json(&up, &["volume", "status", "disk", "--json"]);
+        let status = up.json(&["volume", "status", "disk", "--json"]).expect("succeeds");
         let replicas = status["replicas"].as_array().expect("a list").clone();
         replicas.into_iter().find(|replica| replica["node"] == node).expect("follows")
     };
@@ -129,9 +125,9 @@ fn links_and_replicas_are_set_while_everything_runs() {
 
     // It moves with everything all the same, and the link of another node is another one.
     up.run(&["volume", "migrate", "disk", "--to", "b", "--mode", "synced"]).expect("is handed over");
-    assert_eq!(json(&up, &["volume", "status", "disk", "--json"])["stale_bytes"], 0);
+    assert_eq!(up.json(&["volume", "status", "disk", "--json"]).expect("succeeds")["stale_bytes"], 0);
     up.run(&["link", "set", "a", "b", "--rate", "unlimited", "--no-windows"]).expect("is set");
-    let links = json(&up, &["link", "list", "--json"]);
+    let links = up.json(&["link", "list", "--json"]).expect("succeeds");
     let is_free = |link: &Value| link["rate_bytes_per_second"].is_null() && link["windows"] == serde_json::json!([]);
     assert!(links["links"].as_array().expect("a list").iter().all(is_free), "{links}");
     assert_eq!(links["links"].as_array().map(Vec::len), Some(6));
@@ -141,7 +137,7 @@ fn links_and_replicas_are_set_while_everything_runs() {
         .expect("is set");
     assert!(said.contains("sent data every 600 s (lazy)") && said.contains("in the order log"), "{said}");
     let own = ["volume", "policy", "disk", "--replica", "c", "--propagation", "eager", "--json"];
-    let policy = json(&up, &own);
+    let policy = up.json(&own).expect("succeeds");
     assert_eq!((&policy["propagation"], &policy["replicas"]["c"]["propagation"]), (&"lazy".into(), &"eager".into()));
     let mut at_b = Client::connect(&up.socket("b"), "disk").expect("connects");
     until("the owner knows that, too", || replica("a")["policy"]["interval_ms"] == 600_000);
