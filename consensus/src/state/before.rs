@@ -49,6 +49,13 @@ pub(crate) struct EndOf5 {
     propagation: Propagation,
 }
 
+/// Format 4 had nothing there.
+impl From<()> for EndOf5 {
+    fn from((): ()) -> EndOf5 {
+        EndOf5::default()
+    }
+}
+
 /// All metadata of a cluster, whose volumes end with an `End`, with its `Links`.
 #[derive(Deserialize)]
 pub(crate) struct StateBefore<End, Links> {
@@ -70,8 +77,9 @@ impl From<SnapshotBefore> for Snapshot {
     }
 }
 
-impl From<VolumeBefore<EndOf5>> for Volume {
-    fn from(before: VolumeBefore<EndOf5>) -> Volume {
+impl<End: Into<EndOf5>> From<VolumeBefore<End>> for Volume {
+    fn from(before: VolumeBefore<End>) -> Volume {
+        let EndOf5 { on_write, propagation } = before.end.into();
         Volume {
             id: before.id,
             name: before.name,
@@ -90,48 +98,28 @@ impl From<VolumeBefore<EndOf5>> for Volume {
             origin: before.origin,
             durability: before.durability,
             rpo: before.rpo,
-            on_write: before.end.on_write,
-            propagation: before.end.propagation,
+            on_write,
+            propagation,
         }
     }
 }
 
-impl From<VolumeBefore<()>> for VolumeBefore<EndOf5> {
-    fn from(before: VolumeBefore<()>) -> VolumeBefore<EndOf5> {
-        VolumeBefore {
-            id: before.id,
-            name: before.name,
-            size: before.size,
-            owner: before.owner,
-            epoch: before.epoch,
-            replicas: before.replicas,
-            source: before.source,
-            final_lsn: before.final_lsn,
-            history: before.history,
-            nonce: before.nonce,
-            forks: before.forks,
-            snapshots: before.snapshots,
-            newest_snapshot: before.newest_snapshot,
-            takeover_after_ms: before.takeover_after_ms,
-            origin: before.origin,
-            durability: before.durability,
-            rpo: before.rpo,
-            end: EndOf5::default(),
-        }
+impl<End: Into<EndOf5>, Links> StateBefore<End, Links> {
+    fn into_state(self, links: impl FnOnce(Links) -> BTreeMap<(NodeId, NodeId), LinkPolicy>) -> MetaState {
+        let volumes = self.volumes.into_iter().map(|(id, volume)| (id, volume.into())).collect();
+        let (nodes, leases, links) = (self.nodes, self.leases, links(self.links));
+        MetaState { nodes, volumes, leases, links, groups: BTreeMap::new() }
     }
 }
 
 impl From<State5> for MetaState {
     fn from(before: State5) -> MetaState {
-        let volumes = before.volumes.into_iter().map(|(id, volume)| (id, volume.into())).collect();
-        let StateBefore { nodes, leases, links, .. } = before;
-        MetaState { nodes, volumes, leases, links, groups: BTreeMap::new() }
+        before.into_state(|links| links)
     }
 }
 
 impl From<State4> for MetaState {
     fn from(before: State4) -> MetaState {
-        let volumes = before.volumes.into_iter().map(|(id, volume)| (id, volume.into())).collect();
-        State5 { nodes: before.nodes, volumes, leases: before.leases, links: BTreeMap::new() }.into()
+        before.into_state(|()| BTreeMap::new())
     }
 }
