@@ -1,19 +1,16 @@
 //! `helio group`: volumes that go together: moved in one step, and kept as of one moment.
 
-use std::time::{Duration, Instant};
-
 use clap::{Args, Subcommand};
 use client_lib::wire::admin::{
-    self, CancelledMigrate, ChangeGroup, CreateGroup, CreateSnapshot, GroupMigrateReport, GroupSnapshot,
-    GroupSnapshotReport, GroupStatus, OnWriteStatus,
+    self, ChangeGroup, CreateGroup, CreateSnapshot, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport,
+    GroupStatus, OnWriteStatus,
 };
 use client_lib::{Error, ErrorKind, GroupName, SnapshotName, VolumeName};
 
 use super::Common;
 use super::catch_up::catch_up;
 use super::client::{Client, print_json, print_table};
-use super::migrate::Mode;
-use crate::size;
+use super::migrate::{Limit, Mode, cancel, follow};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -258,21 +255,20 @@ fn lines(group: &GroupStatus) -> Vec<String> {
 
 fn migrate(arguments: &Migrate, client: &Client) -> anyhow::Result<()> {
     let path = format!("/v1/groups/{}", arguments.name);
-    let Some(to) = &arguments.to else { return cancel(arguments, client, &path) };
+    let Some(to) = &arguments.to else {
+        return cancel(client, &path, &format!("group {}", arguments.name), arguments.json);
+    };
     if arguments.on_write {
         return on_write(arguments, to, client, &path);
     }
-    let began = Instant::now();
-    let deadline = arguments.deadline.map(|seconds| Duration::from_secs(u64::from(seconds)));
-    let synced = arguments.mode == Mode::Synced;
+    let (synced, limit) = (arguments.mode == Mode::Synced, Limit::of(arguments.deadline));
     if synced {
         let group: GroupStatus = client.get(&path)?;
         for volume in group.volumes.iter().filter(|volume| volume.owner != *to) {
-            catch_up(client, &volume.name, to, deadline.map(|deadline| began + deadline))?;
+            catch_up(client, &volume.name, to, limit.until())?;
         }
     }
-    // What is left of it; the node says so when it is over.
-    let deadline_ms = deadline.map(|deadline| deadline.saturating_sub(began.elapsed()).as_millis().max(1) as u64);
+    let deadline_ms = limit.left_ms();
     let request = admin::Migrate { to: to.clone(), accept_unmet: arguments.accept_unmet, synced, deadline_ms };
     let report: GroupMigrateReport = client.post(&format!("{path}/migrate"), &request)?;
     if arguments.json {
@@ -287,10 +283,7 @@ pub(super) fn told(name: &GroupName, to: &str, synced: bool, report: &GroupMigra
     if report.volumes.is_empty() {
         return format!("group {name} is at node {to} already");
     }
-    let follow = match report.stale_bytes_at_handover {
-        0 if synced => "everything is there, and the old owner is needed no more".to_owned(),
-        stale => format!("{} follow", size::human(stale)),
-    };
+    let follow = follow(report.stale_bytes_at_handover, synced);
     let volumes: Vec<String> =
         report.volumes.iter().map(|volume| format!("{} (epoch {})", volume.name, volume.epoch)).collect();
     format!(
@@ -310,24 +303,6 @@ fn on_write(arguments: &Migrate, to: &str, client: &Client, path: &str) -> anyho
         "group {} goes to node {to} with the first write there to one of its volumes after a flush of each; once, and until `helio group migrate {} --cancel`",
         arguments.name, arguments.name
     );
-    Ok(())
-}
-
-fn cancel(arguments: &Migrate, client: &Client, path: &str) -> anyhow::Result<()> {
-    let cancelled: CancelledMigrate = client.delete(&format!("{path}/migrate"))?;
-    if arguments.json {
-        return print_json(&cancelled);
-    }
-    let name = &arguments.name;
-    if cancelled.handover {
-        println!("the handover of group {name} was told to end; the command that began it says whether it did");
-    }
-    if let Some(to) = &cancelled.on_write {
-        println!("group {name} does not go to node {to} any more when it is written there");
-    }
-    if !cancelled.handover && cancelled.on_write.is_none() {
-        println!("no handover of group {name} is under way, or can still be ended, and it goes nowhere by a write");
-    }
     Ok(())
 }
 

@@ -54,27 +54,23 @@ pub(super) struct Migrate {
 pub(super) fn run(arguments: &Migrate, common: &Common) -> anyhow::Result<()> {
     let client = Client::find(common)?;
     let path = format!("/v1/volumes/{}", arguments.name);
-    let Some(to) = &arguments.to else { return cancel(arguments, &client, &path) };
+    let Some(to) = &arguments.to else {
+        return cancel(&client, &path, &format!("volume {}", arguments.name), arguments.json);
+    };
     if arguments.on_write {
         return on_write(arguments, to, &client, &path);
     }
-    let began = Instant::now();
-    let deadline = arguments.deadline.map(|seconds| Duration::from_secs(u64::from(seconds)));
-    let synced = arguments.mode == Mode::Synced;
+    let (synced, limit) = (arguments.mode == Mode::Synced, Limit::of(arguments.deadline));
     if synced {
-        catch_up(&client, arguments.name.as_str(), to, deadline.map(|deadline| began + deadline))?;
+        catch_up(&client, arguments.name.as_str(), to, limit.until())?;
     }
-    // What is left of it; the node says so when it is over.
-    let deadline_ms = deadline.map(|deadline| deadline.saturating_sub(began.elapsed()).as_millis().max(1) as u64);
+    let deadline_ms = limit.left_ms();
     let request = admin::Migrate { to: to.clone(), accept_unmet: arguments.accept_unmet, synced, deadline_ms };
     let report: MigrateReport = client.post(&format!("{path}/migrate"), &request)?;
     if arguments.json {
         return print_json(&report);
     }
-    let follow = match report.stale_bytes_at_handover {
-        0 if synced => "everything is there, and the old owner is needed no more".to_owned(),
-        stale => format!("{} follow", size::human(stale)),
-    };
+    let follow = follow(report.stale_bytes_at_handover, synced);
     println!(
         "volume {} is at node {} (epoch {}): writers waited {:.1} ms, {follow}",
         arguments.name, to, report.epoch, report.handover_ms
@@ -95,20 +91,51 @@ fn on_write(arguments: &Migrate, to: &str, client: &Client, path: &str) -> anyho
     Ok(())
 }
 
-fn cancel(arguments: &Migrate, client: &Client, path: &str) -> anyhow::Result<()> {
+/// Ends a handover of `what`, which is at `path` of the API, and takes `--on-write` back.
+pub(super) fn cancel(client: &Client, path: &str, what: &str, json: bool) -> anyhow::Result<()> {
     let cancelled: CancelledMigrate = client.delete(&format!("{path}/migrate"))?;
-    if arguments.json {
+    if json {
         return print_json(&cancelled);
     }
-    let name = &arguments.name;
     if cancelled.handover {
-        println!("the handover of volume {name} was told to end; the command that began it says whether it did");
+        println!("the handover of {what} was told to end; the command that began it says whether it did");
     }
     if let Some(to) = &cancelled.on_write {
-        println!("volume {name} does not go to node {to} any more when it is written there");
+        println!("{what} does not go to node {to} any more when it is written there");
     }
     if !cancelled.handover && cancelled.on_write.is_none() {
-        println!("no handover of volume {name} is under way, or can still be ended, and it goes nowhere by a write");
+        println!("no handover of {what} is under way, or can still be ended, and it goes nowhere by a write");
     }
     Ok(())
+}
+
+/// What the old owner is needed for after a handover.
+pub(super) fn follow(stale_bytes: u64, synced: bool) -> String {
+    match stale_bytes {
+        0 if synced => "everything is there, and the old owner is needed no more".to_owned(),
+        stale => format!("{} follow", size::human(stale)),
+    }
+}
+
+/// How long a handover may take, from now on.
+pub(super) struct Limit {
+    began: Instant,
+    deadline: Option<Duration>,
+}
+
+impl Limit {
+    /// As `--deadline` has it, in seconds.
+    pub(super) fn of(seconds: Option<u32>) -> Limit {
+        Limit { began: Instant::now(), deadline: seconds.map(|seconds| Duration::from_secs(u64::from(seconds))) }
+    }
+
+    /// When the time is over.
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.deadline.map(|deadline| self.began + deadline)
+    }
+
+    /// What is left of it, and at least something: the node says so when it is over.
+    pub(super) fn left_ms(&self) -> Option<u64> {
+        self.deadline.map(|deadline| deadline.saturating_sub(self.began.elapsed()).as_millis().max(1) as u64)
+    }
 }
