@@ -34,10 +34,12 @@ impl Extent for ResidencyExtent {
         self.length
     }
 
-    fn join(&mut self, next: &ResidencyExtent) -> bool {
-        let is_same = self.residency == next.residency;
-        self.length += if is_same { next.length } else { 0 };
-        is_same
+    fn is_like(&self, other: &ResidencyExtent) -> bool {
+        self.residency == other.residency
+    }
+
+    fn lengthen(&mut self, bytes: u64) {
+        self.length += bytes;
     }
 }
 

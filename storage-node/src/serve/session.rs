@@ -69,9 +69,7 @@ impl VolumeSession {
         self.require_current()?;
         outcome
     }
-}
 
-impl VolumeSession {
     /// Writes zeroes, piece by piece where the range is large; with `fua` all of it is durable on return.
     async fn zero(&self, offset: u64, length: u64, fua: bool) -> Result<(), Error> {
         let mut pieces = zero_pieces(offset, length).peekable();
@@ -135,10 +133,12 @@ impl Extent for MappedExtent {
         self.length
     }
 
-    fn join(&mut self, next: &MappedExtent) -> bool {
-        let is_same = self.mapped == next.mapped;
-        self.length += if is_same { next.length } else { 0 };
-        is_same
+    fn is_like(&self, other: &MappedExtent) -> bool {
+        self.mapped == other.mapped
+    }
+
+    fn lengthen(&mut self, bytes: u64) {
+        self.length += bytes;
     }
 }
 

@@ -21,8 +21,11 @@ pub(super) trait Extent {
     /// Bytes.
     fn length(&self) -> u64;
 
-    /// Takes `next`, which follows, if it is in the same state.
-    fn join(&mut self, next: &Self) -> bool;
+    /// Whether both are in the same state.
+    fn is_like(&self, other: &Self) -> bool;
+
+    /// Makes it longer.
+    fn lengthen(&mut self, bytes: u64);
 }
 
 /// The states of `length` bytes at `offset`, as `ask` tells them of pieces; what an answer leaves out ends it.
@@ -42,9 +45,9 @@ where
         let extents = ask(at, piece).await?;
         let covered: u64 = extents.iter().map(Extent::length).sum();
         for extent in extents {
-            let is_joined = told.last_mut().is_some_and(|last| last.join(&extent));
-            if !is_joined {
-                told.push(extent);
+            match told.last_mut() {
+                Some(last) if last.is_like(&extent) => last.lengthen(extent.length()),
+                _ => told.push(extent),
             }
         }
         at += covered;
@@ -80,10 +83,12 @@ mod tests {
             self.0
         }
 
-        fn join(&mut self, next: &Run) -> bool {
-            let is_same = self.1 == next.1;
-            self.0 += if is_same { next.0 } else { 0 };
-            is_same
+        fn is_like(&self, other: &Run) -> bool {
+            self.1 == other.1
+        }
+
+        fn lengthen(&mut self, bytes: u64) {
+            self.0 += bytes;
         }
     }
 
