@@ -184,6 +184,11 @@ impl Node {
         self.http.as_ref().map(HttpServer::address)
     }
 
+    /// Gives the metadata's lead to another node, if this one has it: for a node that is about to stop while others go on.
+    pub async fn hand_on(&self) {
+        self.parts.meta.hand_on().await;
+    }
+
     /// Stops: faces first, so that nothing new comes in; then what runs for volumes; then the store, which
     /// syncs and writes a checkpoint; consensus and the transport last. A second failure does not hide the first.
     pub async fn stop(self) {

@@ -121,6 +121,7 @@ async fn serve(config: NodeConfig, mut membership: Membership) -> anyhow::Result
         Served { name: config.name.as_str(), provider: config.provider.as_str(), nbd_unix: &nbd_unix, node: &node };
     announce(&config.data, &[served])?;
     until_stopped(&config.data).await?;
+    node.hand_on().await;
     node.stop().await;
     Ok(())
 }

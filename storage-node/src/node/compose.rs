@@ -146,10 +146,9 @@ impl Parts {
         Ok(Parts { admin, exports, meta, reconciler, shards, tasks })
     }
 
-    /// Stops: the lead of the metadata goes to another node; then what runs for volumes; then the store, which syncs and writes a
-    /// checkpoint; then consensus. A second failure does not hide the first.
+    /// Stops: what runs for volumes first; then the store, which syncs and writes a checkpoint; then consensus. A second
+    /// failure does not hide the first.
     pub async fn stop(&self) {
-        self.meta.hand_on().await;
         for task in &self.tasks {
             task.abort();
         }
