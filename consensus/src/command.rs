@@ -3,7 +3,7 @@
 //! Commands are entries of the Raft log: encoded with postcard behind a version byte ([`COMMAND_VERSION`]). A new
 //! command goes at the end of the enum; an old one never changes. Applying cannot fail: a refusal is a response.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use client_lib::geometry::{GROUP_VOLUMES_MAX, SNAPSHOTS_MAX};
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
@@ -17,6 +17,10 @@ use crate::state::Made;
 
 /// The version in front of every encoded command.
 pub const COMMAND_VERSION: u8 = 1;
+
+/// How many bytes a handover encloses at most, for all its volumes together: they go through the log of every voter. Who has more
+/// to say to the new owner does so before.
+pub const ENCLOSED_BYTES_MAX: usize = 64 << 10;
 
 /// The end of one volume's epoch, where several end together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -330,6 +334,29 @@ pub enum Command {
         /// Only those that are not made: whoever proposes this has given up making them.
         if_unmade: bool,
     },
+    /// The owner ends its epochs of some volumes, and gives them to another node: all or none.
+    HandOver {
+        /// The group that they are all of, as far as `from` owns them; volumes that go by themselves have none.
+        group: Option<VolumeGroupId>,
+        /// The owner who proposes.
+        from: NodeId,
+        /// The process of the owner that proposes, as numbered by [`Command::NodeStarted`].
+        incarnation: u64,
+        /// The new owner: a replica of each.
+        to: NodeId,
+        /// The volumes, and where their epochs end.
+        members: Vec<Ended>,
+        /// What the new owner must know of a volume to begin, where it has not been told before: kept until it has it. Nobody
+        /// else reads it. At most [`ENCLOSED_BYTES_MAX`] in all.
+        enclosed: BTreeMap<VolumeId, Vec<u8>>,
+    },
+    /// The owner of this epoch has made durable what was enclosed for it.
+    EnclosureTaken {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch.
+        epoch: Epoch,
+    },
 }
 
 impl Command {
@@ -432,6 +459,8 @@ pub enum Response {
     GroupChanged,
     /// Each of the volumes has its new owner, under the epoch after the one that was named.
     GroupTransferred,
+    /// It is not kept any more.
+    EnclosureTaken,
 }
 
 impl Response {
@@ -639,6 +668,9 @@ pub enum Refusal {
         /// Its snapshot.
         snapshot: SnapshotName,
     },
+    /// Only the volumes of a group go in one step.
+    #[error("{0} volumes cannot be handed over in one step: they are in no group")]
+    NotOneVolume(usize),
 }
 
 impl From<Refusal> for Error {
@@ -660,6 +692,7 @@ impl From<Refusal> for Error {
             | Refusal::LeftBehind { .. }
             | Refusal::TooManySnapshots(_)
             | Refusal::InGroup { .. }
+            | Refusal::NotOneVolume(_)
             | Refusal::OwnersDiffer { .. }
             | Refusal::ReplicasDiffer { .. }
             | Refusal::GroupEmpty(_)

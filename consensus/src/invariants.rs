@@ -13,7 +13,7 @@ type Predicate = fn(&MetaState) -> bool;
 /// The first invariant that does not hold, if any.
 #[must_use]
 pub fn violated(state: &MetaState) -> Option<&'static str> {
-    let all: [(&str, Predicate); 13] = [
+    let all: [(&str, Predicate); 14] = [
         ("node names are unique", node_names_are_unique),
         ("volume names are unique", volume_names_are_unique),
         ("holders are members", holders_are_members),
@@ -27,6 +27,7 @@ pub fn violated(state: &MetaState) -> Option<&'static str> {
         ("a write takes a volume to a replica", a_write_takes_a_volume_to_a_replica),
         ("a volume is in one group at most, and held as the others of it", groups_are_held_together),
         ("snapshots of one cut are made together", snapshots_of_one_cut_are_made_together),
+        ("what is enclosed is for the present owner", what_is_enclosed_is_for_the_present_owner),
     ];
     all.into_iter().find(|(_, holds)| !holds(state)).map(|(name, _)| name)
 }
@@ -101,6 +102,12 @@ fn snapshots_of_one_cut_are_made_together(state: &MetaState) -> bool {
     let mut made = BTreeMap::new();
     let mut cuts = state.volumes().flat_map(|volume| &volume.snapshots).filter(|snapshot| snapshot.cut.is_some());
     cuts.all(|snapshot| *made.entry(snapshot.id).or_insert(snapshot.made.is_some()) == snapshot.made.is_some())
+}
+
+fn what_is_enclosed_is_for_the_present_owner(state: &MetaState) -> bool {
+    let mut enclosures = state.enclosures();
+    enclosures
+        .all(|(id, epoch)| state.volume(id).is_some_and(|volume| volume.epoch == epoch && volume.source.is_some()))
 }
 
 fn snapshots_rise(state: &MetaState) -> bool {

@@ -19,7 +19,7 @@ pub mod timings;
 #[path = "../../storage-node/src/golden.rs"]
 mod golden;
 
-pub use command::{Command, Ended, Refusal, Response};
+pub use command::{Command, ENCLOSED_BYTES_MAX, Ended, Refusal, Response};
 pub use network::RaftCalls;
 pub use raft::{MetaOptions, MetaRaft};
 pub use state::{Cut, EpochRecord, Fork, Lease, Made, MetaState, Node, Snapshot, Volume, VolumeGroup};

@@ -3,12 +3,16 @@
 //! One request type carries both: openraft's RPCs, proposals passed on to the leader, and read positions asked of it.
 //! Encoded with postcard behind a version byte and the group id. Every call keeps the deadline openraft gives it.
 
+mod pipeline;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, TransportError};
 use client_lib::{Error, ErrorKind, GroupId, NodeId};
+use futures_util::stream::Stream;
+use openraft::base::BoxStream;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
@@ -129,7 +133,18 @@ pub(crate) async fn ask(
     request: &Request,
     deadline: Duration,
 ) -> Result<Reply, TransportError> {
-    let answer = calls.call(to, encode(group, request), deadline).await?;
+    ask_encoded(calls, group, to, encode(group, request), deadline).await
+}
+
+/// The same, for a request that was encoded before.
+async fn ask_encoded(
+    calls: &dyn RaftCalls,
+    group: GroupId,
+    to: NodeId,
+    request: Bytes,
+    deadline: Duration,
+) -> Result<Reply, TransportError> {
+    let answer = calls.call(to, request, deadline).await?;
     decode(group, &answer).map_err(|error| TransportError::OutcomeUnknown { node: to, reason: error.to_string() })
 }
 
@@ -149,6 +164,7 @@ impl RaftNetworkFactory<MetaTypes> for Network {
 }
 
 /// openraft's client for one node.
+#[derive(Clone)]
 pub(crate) struct Client {
     network: Network,
     target: NodeId,
@@ -156,7 +172,11 @@ pub(crate) struct Client {
 
 impl Client {
     async fn ask(&self, request: Request, deadline: Duration) -> Result<Reply, RPCError<MetaTypes>> {
-        let asked = ask(&*self.network.calls, self.network.group, self.target, &request, deadline);
+        self.ask_encoded(encode(self.network.group, &request), deadline).await
+    }
+
+    async fn ask_encoded(&self, request: Bytes, deadline: Duration) -> Result<Reply, RPCError<MetaTypes>> {
+        let asked = ask_encoded(&*self.network.calls, self.network.group, self.target, request, deadline);
         // The transport keeps the deadline as well; openraft's core must never hang on a call (its issue 1810).
         match tokio::time::timeout(deadline, asked).await {
             Ok(Ok(Reply::Failed(reason))) => Err(network_error(reason)),
@@ -190,6 +210,18 @@ impl RaftNetworkV2<MetaTypes> for Client {
             Reply::Append(reply) => Ok(reply),
             _ => Err(out_of_turn()),
         }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, pipeline::Appended>, RPCError<MetaTypes>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<MetaTypes>> + Send + Unpin + 'static,
+    {
+        let answers = pipeline::append_all(self.clone(), input, option.hard_ttl());
+        Box::pin(async { Ok(Box::pin(answers) as BoxStream<'s, _>) })
     }
 
     async fn vote(

@@ -12,7 +12,7 @@ use client_lib::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::command::{Command, Response};
+use crate::command::{Command, Ended, Response};
 
 pub(crate) mod before;
 mod clones;
@@ -22,6 +22,8 @@ mod members;
 mod ownership;
 mod snapshots;
 mod volumes;
+
+use ownership::HandOver;
 
 #[cfg(test)]
 mod tests;
@@ -260,6 +262,13 @@ impl Volume {
     }
 }
 
+/// What the owner of an epoch must know to begin it, until it has that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enclosure {
+    epoch: Epoch,
+    content: Vec<u8>,
+}
+
 /// All metadata of a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetaState {
@@ -269,6 +278,7 @@ pub struct MetaState {
     /// By who sends and who is sent to; those that may take whatever comes are left out.
     links: BTreeMap<(NodeId, NodeId), LinkPolicy>,
     groups: BTreeMap<VolumeGroupId, VolumeGroup>,
+    enclosures: BTreeMap<VolumeId, Enclosure>,
 }
 
 impl MetaState {
@@ -284,7 +294,9 @@ impl MetaState {
             }
             Command::DeleteVolume { volume } => self.delete_volume(volume),
             Command::Transfer { volume, from, incarnation, epoch, to, final_lsn, manifest_digest } => {
-                self.transfer(ownership::Transfer { volume, from, incarnation, epoch, to, final_lsn, manifest_digest })
+                let members = vec![Ended { volume, epoch, final_lsn, manifest_digest }];
+                let handover = HandOver { group: None, from, incarnation, to, members, enclosed: BTreeMap::new() };
+                self.hand_over(handover).map(|()| Response::Transferred { epoch: epoch.next() })
             }
             Command::JoinNode { name, provider, address, key } => {
                 self.join_node(log_index, name, provider, address, key)
@@ -320,7 +332,9 @@ impl MetaState {
             Command::DeleteGroup { group } => self.delete_group(group),
             Command::ChangeGroup { group, add, remove } => self.change_group(group, &add, &remove),
             Command::TransferGroup { group, from, incarnation, to, members } => {
-                self.transfer_group(groups::Transfer { group, from, incarnation, to, members })
+                let enclosed = BTreeMap::new();
+                let handover = HandOver { group: Some(group), from, incarnation, to, members, enclosed };
+                self.hand_over(handover).map(|()| Response::GroupTransferred)
             }
             Command::SetGroupOnWrite { group, to } => self.set_group_on_write(group, to),
             Command::CreateGroupSnapshot { group, name, from, incarnation, members, nonce } => self
@@ -330,6 +344,11 @@ impl MetaState {
                 ),
             Command::GroupSnapshotMade { snapshot, from, made } => self.group_snapshot_made(snapshot, from, &made),
             Command::DeleteSnapshots { snapshots, if_unmade } => self.delete_snapshots(&snapshots, if_unmade),
+            Command::HandOver { group, from, incarnation, to, members, enclosed } => {
+                let handover = HandOver { group, from, incarnation, to, members, enclosed };
+                self.hand_over(handover).map(|()| Response::GroupTransferred)
+            }
+            Command::EnclosureTaken { volume, epoch } => self.enclosure_taken(volume, epoch),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)
@@ -371,6 +390,17 @@ impl MetaState {
     /// The groups of volumes, by id.
     pub fn groups(&self) -> impl Iterator<Item = &VolumeGroup> {
         self.groups.values()
+    }
+
+    /// What the last owner of `volume` enclosed for the present one, until that has said that it has it.
+    #[must_use]
+    pub fn enclosed(&self, volume: VolumeId) -> Option<&[u8]> {
+        self.enclosures.get(&volume).map(|enclosure| enclosure.content.as_slice())
+    }
+
+    /// The volumes with something enclosed, and for the owner of which epoch.
+    pub(crate) fn enclosures(&self) -> impl Iterator<Item = (VolumeId, Epoch)> {
+        self.enclosures.iter().map(|(volume, enclosure)| (*volume, enclosure.epoch))
     }
 
     /// The group `id`.

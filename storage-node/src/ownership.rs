@@ -2,6 +2,7 @@
 //! whose owner is lost and what it leaves behind, and the rights of writers. `docs/ownership.md` has the protocol, `tests/ownership_model` its proof.
 
 pub mod driver;
+pub mod enclosure;
 pub mod expiry;
 pub mod gate;
 pub mod handover;

@@ -9,12 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use client_lib::transport::Class;
 use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeSize};
 use cluster::{BLOCK, Cluster, SIZE, TestLog, block, create, read, write};
 use consensus::Command;
 use nbd_frontend::export::{ExportDirectory, ZeroOptions};
 use storage_node::ownership::driver::{OwnershipLog, Resize};
+use storage_node::ownership::gate::Phase;
+use storage_node::peer::message::{Operation, PeerReply, PeerRequest, Writer};
 use storage_node::serve::resize::InForce;
+use storage_node::volume::ledger::Origin;
 use tokio_util::sync::CancellationToken;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,6 +262,32 @@ async fn a_handover_to_a_node_out_of_reach_leaves_the_volume_where_it_is() {
     cluster.stop().await;
 }
 
+/// Late: the transfer for which a write went ahead came to nothing, others were acked since, and then another transfer is made.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_went_ahead_is_carried_out_in_the_epoch_it_was_meant_for_or_never() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let at_a = cluster.session(1).await;
+    write(&at_a, 1, 1).await;
+    let ahead = async |number: u64| {
+        let after = cluster.nodes[&1].shard.report(cluster.volume).await.expect("reports").head;
+        let origin = Origin { session: 1 << 40, number, answered: 0 };
+        let writer = Writer { origin, generation: 0, right: Epoch(1) };
+        let operation = Operation::Write { writer, offset: number * BLOCK as u64, fua: false };
+        let request = PeerRequest::Ahead { volume: cluster.volume, epoch: Epoch(2), after, operation };
+        let peers = cluster.served(1).peers.clone();
+        tokio::spawn(async move { peers.ask(NodeId(2), Class::Pull, request, block(9)).await.expect("answers").head })
+    };
+    let late = ahead(1).await;
+    write(&at_a, 1, 2).await;
+    let meant = ahead(2).await;
+    cluster.migrate(1, 2).await.expect("is handed over");
+    assert!(matches!(late.await.expect("joins"), PeerReply::NotOwner(Epoch(2))));
+    assert!(matches!(meant.await.expect("joins"), PeerReply::Written(Epoch(2))));
+    let at_b = cluster.session(2).await;
+    assert_eq!((read(&at_b, 1).await, read(&at_b, 2).await), (block(2).to_vec(), block(9).to_vec()));
+    cluster.stop().await;
+}
+
 /// Found under load: `helio volume create` at one node had returned, and another node told an NBD client that there is
 /// no such volume, since it had not heard of it yet.
 #[tokio::test(flavor = "multi_thread")]
@@ -456,6 +486,27 @@ async fn a_snapshot_survives_the_move_to_a_node_that_has_none_of_its_data() {
     for node in 1..=3 {
         cluster.until(|| cluster.in_step(node)).await;
     }
+    cluster.stop().await;
+}
+
+/// Found under load: a node that was about to follow the volume, and had not been told of the snapshot yet, said that there is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_waited_for_where_it_is_not_known_yet_who_the_owner_is() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let at_a = cluster.session(1).await;
+    write(&at_a, 0, 1).await;
+    let (at_c, epoch) = (cluster.served(3), Epoch(1));
+    cluster.until(|| async { at_c.gate.view().phase == Phase::Elsewhere }).await;
+    cluster.network.set_blocked(NodeId(1), NodeId(3), true);
+    cluster.snapshot("early").await;
+    let session = cluster.export(3, "v@early").await;
+    assert!(at_c.gate.set_phase(epoch, Phase::Activating));
+    let mut reading = tokio::spawn(async move { read(&session, 0).await });
+    let waits = tokio::time::timeout(Duration::from_millis(50), &mut reading).await;
+    assert!(waits.is_err(), "it waits");
+    assert!(at_c.gate.set_phase(epoch, Phase::Elsewhere));
+    cluster.network.set_blocked(NodeId(1), NodeId(3), false);
+    assert_eq!(reading.await.expect("joins"), block(1));
     cluster.stop().await;
 }
 

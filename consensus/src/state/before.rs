@@ -1,15 +1,33 @@
-//! The state as formats 5 and 4 of the metadata store had it: without groups of volumes, and with snapshots of one volume each. Volumes
-//! of format 4 do not know where the next write takes them and have no policies of propagation, and links no limits.
+//! The state as formats 6, 5 and 4 of the metadata store had it. Format 6 has nothing enclosed. Formats 5 and 4 have no groups of volumes
+//! either, and snapshots of one volume each; volumes of format 4 do not know where the next write takes them and have no policies of propagation, and
+//! links no limits.
 //!
 //! Read only where an old store is taken over, once; nothing is written in this form.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
-use client_lib::{Epoch, Lsn, NodeId, SnapshotId, SnapshotName, VolumeId, VolumeName, VolumeSize};
+use client_lib::{Epoch, Lsn, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeName, VolumeSize};
 use serde::Deserialize;
 
-use super::{EpochRecord, Fork, Lease, Made, MetaState, Node, Origin, Snapshot, Volume};
+use super::{EpochRecord, Fork, Lease, Made, MetaState, Node, Origin, Snapshot, Volume, VolumeGroup};
+
+/// In the form of format 6.
+#[derive(Deserialize)]
+pub(crate) struct State6 {
+    nodes: BTreeMap<NodeId, Node>,
+    volumes: BTreeMap<VolumeId, Volume>,
+    leases: BTreeMap<NodeId, Lease>,
+    links: BTreeMap<(NodeId, NodeId), LinkPolicy>,
+    groups: BTreeMap<VolumeGroupId, VolumeGroup>,
+}
+
+impl From<State6> for MetaState {
+    fn from(before: State6) -> MetaState {
+        let State6 { nodes, volumes, leases, links, groups } = before;
+        MetaState { nodes, volumes, leases, links, groups, enclosures: BTreeMap::new() }
+    }
+}
 
 #[derive(Deserialize)]
 struct SnapshotBefore {
@@ -108,7 +126,7 @@ impl<End: Into<EndOf5>, Links> StateBefore<End, Links> {
     fn into_state(self, links: impl FnOnce(Links) -> BTreeMap<(NodeId, NodeId), LinkPolicy>) -> MetaState {
         let volumes = self.volumes.into_iter().map(|(id, volume)| (id, volume.into())).collect();
         let (nodes, leases, links) = (self.nodes, self.leases, links(self.links));
-        MetaState { nodes, volumes, leases, links, groups: BTreeMap::new() }
+        MetaState { nodes, volumes, leases, links, groups: BTreeMap::new(), enclosures: BTreeMap::new() }
     }
 }
 

@@ -8,18 +8,9 @@ use std::collections::BTreeSet;
 use client_lib::geometry::{GROUP_VOLUMES_MAX, SNAPSHOTS_MAX};
 use client_lib::{Epoch, GroupName, NodeId, NodeName, SnapshotId, SnapshotName, VolumeGroupId, VolumeId};
 
-use super::ownership::{has_happened, require_owner};
-use super::{Cut, EpochRecord, Made, MetaState, Snapshot, Volume, VolumeGroup};
+use super::ownership::require_owner;
+use super::{Cut, Made, MetaState, Snapshot, Volume, VolumeGroup};
 use crate::command::{Ended, Refusal, Response};
-
-/// As [`crate::Command::TransferGroup`].
-pub(super) struct Transfer {
-    pub(super) group: VolumeGroupId,
-    pub(super) from: NodeId,
-    pub(super) incarnation: u64,
-    pub(super) to: NodeId,
-    pub(super) members: Vec<Ended>,
-}
 
 /// As [`crate::Command::CreateGroupSnapshot`].
 pub(super) struct CreateSnapshot {
@@ -94,37 +85,20 @@ impl MetaState {
         Ok(Response::GroupChanged)
     }
 
-    /// All or none: everything is looked at before anything changes.
-    pub(super) fn transfer_group(&mut self, transfer: Transfer) -> Result<Response, Refusal> {
-        let Transfer { group: id, from, incarnation, to, members } = transfer;
-        let record = |ended: &Ended| {
-            let Ended { epoch, final_lsn, manifest_digest, .. } = *ended;
-            EpochRecord { epoch, owner: from, final_lsn, manifest_digest }
-        };
-        let happened = |ended: &Ended| {
-            self.volumes.get(&ended.volume).is_some_and(|volume| has_happened(volume, to, &record(ended)))
-        };
-        if !members.is_empty() && members.iter().all(happened) {
-            return Ok(Response::GroupTransferred);
-        }
-        let group = self.groups.get(&id).ok_or(Refusal::UnknownGroup(id))?;
-        for Ended { volume, epoch, .. } in &members {
-            require_owner(self.volumes.get(volume).ok_or(Refusal::UnknownVolume(*volume))?, from, *epoch)?;
-        }
-        let owned = |member: &VolumeId| self.volumes.get(member).is_some_and(|volume| volume.owner == from);
-        let owned: BTreeSet<VolumeId> = group.members.iter().copied().filter(owned).collect();
+    /// Refuses unless `members` are just the volumes of `group` that `owner` owns.
+    pub(super) fn require_all_owned(
+        &self,
+        group: &VolumeGroup,
+        owner: NodeId,
+        members: &[Ended],
+    ) -> Result<(), Refusal> {
+        let is_owned = |member: &VolumeId| self.volumes.get(member).is_some_and(|volume| volume.owner == owner);
+        let owned: BTreeSet<VolumeId> = group.members.iter().copied().filter(is_owned).collect();
         let named: BTreeSet<VolumeId> = members.iter().map(|ended| ended.volume).collect();
-        if named != owned || named.len() != members.len() {
-            return Err(Refusal::GroupIsOther(group.name.clone()));
+        match named == owned && named.len() == members.len() {
+            true => Ok(()),
+            false => Err(Refusal::GroupIsOther(group.name.clone())),
         }
-        self.require_incarnation(from, incarnation)?;
-        for ended in &members {
-            self.require_replica(ended.volume, to)?;
-        }
-        for ended in &members {
-            self.hand_over(ended.volume, to, record(ended));
-        }
-        Ok(Response::GroupTransferred)
     }
 
     pub(super) fn set_group_on_write(&mut self, id: VolumeGroupId, to: Option<NodeId>) -> Result<Response, Refusal> {

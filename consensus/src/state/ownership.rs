@@ -1,19 +1,20 @@
 //! The change of owner: handed over by the owner, or taken over from one that is lost.
 
-use client_lib::{Epoch, Lsn, NodeId, VolumeId};
+use std::collections::BTreeMap;
 
-use super::{EPOCH_HISTORY_MAX, EpochRecord, FORKS_MAX, Fork, MetaState, Volume};
-use crate::command::{Refusal, Response};
+use client_lib::{Epoch, Lsn, NodeId, VolumeGroupId, VolumeId};
 
-/// As [`crate::Command::Transfer`].
-pub(super) struct Transfer {
-    pub(super) volume: VolumeId,
+use super::{EPOCH_HISTORY_MAX, Enclosure, EpochRecord, FORKS_MAX, Fork, MetaState, Volume};
+use crate::command::{Ended, Refusal, Response};
+
+/// As [`crate::Command::HandOver`].
+pub(super) struct HandOver {
+    pub(super) group: Option<VolumeGroupId>,
     pub(super) from: NodeId,
     pub(super) incarnation: u64,
-    pub(super) epoch: Epoch,
     pub(super) to: NodeId,
-    pub(super) final_lsn: Lsn,
-    pub(super) manifest_digest: u64,
+    pub(super) members: Vec<Ended>,
+    pub(super) enclosed: BTreeMap<VolumeId, Vec<u8>>,
 }
 
 /// As [`crate::Command::Takeover`].
@@ -27,28 +28,53 @@ pub(super) struct Takeover {
 }
 
 impl MetaState {
-    pub(super) fn transfer(&mut self, transfer: Transfer) -> Result<Response, Refusal> {
-        let Transfer { volume: id, from, incarnation, epoch, to, final_lsn, manifest_digest } = transfer;
-        let volume = self.volumes.get(&id).ok_or(Refusal::UnknownVolume(id))?;
-        let ended = EpochRecord { epoch, owner: from, final_lsn, manifest_digest };
-        if has_happened(volume, to, &ended) {
-            return Ok(Response::Transferred { epoch: volume.epoch });
+    /// All or none: everything is looked at before anything changes.
+    pub(super) fn hand_over(&mut self, handover: HandOver) -> Result<(), Refusal> {
+        let HandOver { group, from, incarnation, to, members, mut enclosed } = handover;
+        let record = |ended: &Ended| {
+            let Ended { epoch, final_lsn, manifest_digest, .. } = *ended;
+            EpochRecord { epoch, owner: from, final_lsn, manifest_digest }
+        };
+        let happened = |ended: &Ended| {
+            self.volumes.get(&ended.volume).is_some_and(|volume| has_happened(volume, to, &record(ended)))
+        };
+        if !members.is_empty() && members.iter().all(happened) {
+            return Ok(());
         }
-        require_owner(volume, from, epoch)?;
-        self.require_alone(id)?;
+        let group = group.map(|id| self.groups.get(&id).ok_or(Refusal::UnknownGroup(id))).transpose()?;
+        for Ended { volume, epoch, .. } in &members {
+            require_owner(self.volumes.get(volume).ok_or(Refusal::UnknownVolume(*volume))?, from, *epoch)?;
+        }
+        match group {
+            Some(group) => self.require_all_owned(group, from, &members)?,
+            None if members.len() == 1 => self.require_alone(members[0].volume)?,
+            None => return Err(Refusal::NotOneVolume(members.len())),
+        }
         self.require_incarnation(from, incarnation)?;
-        self.require_replica(id, to)?;
-        let epoch = self.hand_over(id, to, ended);
-        Ok(Response::Transferred { epoch })
+        for ended in &members {
+            self.require_replica(ended.volume, to)?;
+        }
+        for ended in &members {
+            let id = ended.volume;
+            self.drop_unmade_in(id);
+            let volume = self.volumes.get_mut(&id).expect("it was looked at");
+            volume.source = Some(from);
+            let enclosure = enclosed.remove(&id).map(|content| Enclosure { epoch: ended.epoch.next(), content });
+            give(volume, to, record(ended));
+            match enclosure {
+                Some(enclosure) => self.enclosures.insert(id, enclosure),
+                None => self.enclosures.remove(&id),
+            };
+        }
+        Ok(())
     }
 
-    /// Gives a volume that `to` follows to that node, by a handover of its owner.
-    pub(super) fn hand_over(&mut self, id: VolumeId, to: NodeId, ended: EpochRecord) -> Epoch {
-        self.drop_unmade_in(id);
-        let volume = self.volumes.get_mut(&id).expect("whoever gives it has looked at it");
-        volume.source = Some(ended.owner);
-        give(volume, to, ended);
-        volume.epoch
+    /// Nobody asks for it any more; that may be said twice, and late.
+    pub(super) fn enclosure_taken(&mut self, id: VolumeId, epoch: Epoch) -> Result<Response, Refusal> {
+        if self.enclosures.get(&id).is_some_and(|enclosure| enclosure.epoch == epoch) {
+            self.enclosures.remove(&id);
+        }
+        Ok(Response::EnclosureTaken)
     }
 
     /// Refuses what an earlier process of `node` proposed.
@@ -88,6 +114,7 @@ impl MetaState {
         self.drop_unmade_in(id);
         let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;
         give(volume, to, EpochRecord { epoch, owner: from, final_lsn: start, manifest_digest: 0 });
+        self.enclosures.remove(&id);
         volume.source = None;
         // Nobody who follows the volume has them any more.
         volume.snapshots.retain(|snapshot| snapshot.made.is_none_or(|made| made.lsn <= start));
@@ -123,7 +150,7 @@ pub(super) fn require_owner(volume: &Volume, from: NodeId, epoch: Epoch) -> Resu
 }
 
 /// Whether just this handover has taken place: its first answer was lost, and it is proposed again.
-pub(super) fn has_happened(volume: &Volume, to: NodeId, ended: &EpochRecord) -> bool {
+fn has_happened(volume: &Volume, to: NodeId, ended: &EpochRecord) -> bool {
     let by_handover = volume.forks.last().is_none_or(|fork| fork.epoch != ended.epoch);
     volume.epoch == ended.epoch.next() && volume.owner == to && by_handover && volume.history.last() == Some(ended)
 }

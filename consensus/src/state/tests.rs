@@ -1,10 +1,10 @@
 //! The state machine by tables and properties.
 
-use client_lib::{Epoch, ErrorKind, Lsn, NodeId, SnapshotId, VolumeId, VolumeSize};
+use client_lib::{Epoch, ErrorKind, Lsn, NodeId, SnapshotId, VolumeGroupId, VolumeId, VolumeSize};
 use proptest::prelude::*;
 
 use super::{Made, MetaState};
-use crate::command::{Command, Refusal, Response};
+use crate::command::{Command, Ended, Refusal, Response};
 
 mod golden;
 mod groups;
@@ -37,6 +37,31 @@ fn transfer(epoch: u64, from: u64, to: u64, incarnation: u64) -> Command {
         to: NodeId(to),
         final_lsn: Lsn::new(Epoch(epoch), 5),
         manifest_digest: 77,
+    }
+}
+
+/// Volumes with the epochs that end, and what is enclosed for some of them.
+fn hand_over(
+    group: Option<u64>,
+    members: &[(u64, u64)],
+    from: u64,
+    to: u64,
+    incarnation: u64,
+    enclosed: &[(u64, &[u8])],
+) -> Command {
+    let ended = |(volume, epoch): &(u64, u64)| Ended {
+        volume: VolumeId(*volume),
+        epoch: Epoch(*epoch),
+        final_lsn: Lsn::new(Epoch(*epoch), 5),
+        manifest_digest: 77,
+    };
+    Command::HandOver {
+        group: group.map(VolumeGroupId),
+        from: NodeId(from),
+        incarnation,
+        to: NodeId(to),
+        members: members.iter().map(ended).collect(),
+        enclosed: enclosed.iter().map(|(volume, content)| (VolumeId(*volume), content.to_vec())).collect(),
     }
 }
 
@@ -106,11 +131,51 @@ fn transfers_that_are_void_are_refused() {
         (transfer(1, 1, 2, 0), "an earlier process"),
         (transfer(1, 1, 9, 1), "not a replica"),
         (transfer(1, 1, 1, 1), "to itself"),
+        (hand_over(None, &[], 1, 2, 1, &[]), "nothing"),
+        (hand_over(None, &[(10, 1), (10, 1)], 1, 2, 1, &[]), "twice the same"),
     ] {
         let mut state = cluster();
         let before = state.clone();
         assert!(matches!(state.apply(11, command), Response::Refused(_)), "{what}");
         assert_eq!(state, before, "{what}");
+    }
+}
+
+#[test]
+fn what_is_enclosed_is_kept_until_the_new_owner_has_it() {
+    let volume = VolumeId(10);
+    let mut state = cluster();
+    let handed = hand_over(None, &[(10, 1)], 1, 2, 1, &[(10, b"news")]);
+    assert_eq!(state.apply(11, handed.clone()), Response::GroupTransferred);
+    assert_eq!(state.enclosed(volume), Some(&b"news"[..]));
+    let before = state.clone();
+    assert_eq!(state.apply(12, handed), Response::GroupTransferred, "proposed again");
+    assert_eq!(state, before);
+
+    let taken = |epoch| Command::EnclosureTaken { volume, epoch: Epoch(epoch) };
+    state.apply(13, taken(1));
+    assert!(state.enclosed(volume).is_some(), "somebody else, late");
+    assert_eq!(state.apply(14, taken(2)), Response::EnclosureTaken);
+    assert_eq!(state.enclosed(volume), None);
+    assert_eq!(state.apply(15, taken(2)), Response::EnclosureTaken, "said again");
+}
+
+#[test]
+fn what_is_enclosed_goes_with_the_epoch_it_is_for() {
+    let volume = VolumeId(10);
+    let mut given = cluster();
+    given.apply(11, hand_over(None, &[(10, 1)], 1, 2, 1, &[(10, b"news")]));
+    let gone = [
+        vec![hand_over(None, &[(10, 2)], 2, 3, 1, &[])],
+        vec![renew(2, 0), expire(2, 1), takeover(2, 2, 3, 1, Lsn::new(Epoch(1), 4))],
+        vec![Command::DeleteVolume { volume }],
+    ];
+    for commands in gone {
+        let mut state = given.clone();
+        for (index, command) in commands.into_iter().enumerate() {
+            state.apply(20 + index as u64, command).into_result().expect("is applied");
+        }
+        assert_eq!(state.enclosed(volume), None);
     }
 }
 
@@ -365,7 +430,17 @@ fn any_command() -> impl Strategy<Value = Command> {
             inc,
             Lsn::new(Epoch(1), start)
         )),
-        (1..4u64, node.clone(), node, 0..3u64).prop_map(|(epoch, from, to, inc)| transfer(epoch, from, to, inc)),
+        (1..4u64, node.clone(), node.clone(), 0..3u64)
+            .prop_map(|(epoch, from, to, inc)| transfer(epoch, from, to, inc)),
+        (1..4u64, node.clone(), node, 0..3u64).prop_map(|(epoch, from, to, inc)| hand_over(
+            None,
+            &[(10, epoch)],
+            from,
+            to,
+            inc,
+            &[(10, b"news")]
+        )),
+        (1..4u64).prop_map(|epoch| Command::EnclosureTaken { volume: VolumeId(10), epoch: Epoch(epoch) }),
     ]
 }
 

@@ -103,6 +103,7 @@ impl MetaState {
     pub(super) fn delete_volume(&mut self, volume: VolumeId) -> Result<Response, Refusal> {
         self.require_not_cloned(volume, None)?;
         self.require_alone(volume)?;
+        self.enclosures.remove(&volume);
         self.volumes.remove(&volume).map(|_| Response::VolumeDeleted).ok_or(Refusal::UnknownVolume(volume))
     }
 }

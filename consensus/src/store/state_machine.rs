@@ -16,12 +16,12 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::database::{Database, FORMAT, FORMAT_4, FORMAT_5, META, MetaPlace, RAFT, decode};
+use super::database::{Database, FORMAT, FORMAT_4, FORMAT_5, FORMAT_6, META, MetaPlace, RAFT, decode};
 use super::log_store::LogStore;
 use super::types::{LogId, MetaTypes, Snapshot, SnapshotMeta, StoredMembership};
 use crate::command::Response;
 use crate::state::MetaState;
-pub(super) use crate::state::before::{State4, State5};
+pub(super) use crate::state::before::{State4, State5, State6};
 
 /// The largest snapshot that is sent or taken, in bytes; it travels in one frame.
 pub const SNAPSHOT_BYTES_MAX: usize = 32 << 20;
@@ -101,6 +101,7 @@ pub fn peek(directory: &Path, group: GroupId) -> io::Result<Option<MetaState>> {
     let before = |format: u64, value: &[u8]| {
         Ok(Some(match format {
             FORMAT => decode::<Applied>(META, NAME, value)?,
+            FORMAT_6 => decode::<AppliedBefore<State6>>(META, NAME, value)?.into(),
             FORMAT_5 => decode::<AppliedBefore<State5>>(META, NAME, value)?.into(),
             FORMAT_4 => decode::<AppliedBefore<State4>>(META, NAME, value)?.into(),
             _ => return Ok(None),

@@ -127,6 +127,7 @@ impl Serialize for Raw {
 
 #[tokio::test]
 async fn a_store_of_a_format_before_is_taken_over_once() {
+    taken_over(6, "meta-state-6.hex").await;
     taken_over(5, "meta-state-5.hex").await;
     taken_over(4, "meta-state-4.hex").await;
 }
@@ -158,7 +159,7 @@ async fn taken_over(format: u64, golden_file: &str) {
     }
     {
         let database = Database::open(&directory.path().to_owned().into(), GroupId::META).expect("opens");
-        database.put(RAFT, b"format", &7u64).expect("is written");
+        database.put(RAFT, b"format", &8u64).expect("is written");
     }
     let refused = open(&directory.path().to_owned().into(), GroupId::META).err().expect("is newer").to_string();
     assert!(refused.contains("use the newer program"), "{refused}");

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use client_lib::transport::BoxFuture;
 use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId};
-use consensus::{Command, Ended, Made, MetaRaft, MetaState, Response};
+use consensus::{Command, Made, MetaRaft, MetaState, Response};
 
 use super::METADATA_DEADLINE;
-use crate::ownership::driver::{GroupOutcome, OwnershipLog, Resize, TakeoverProposal, Transfer, TransferOutcome};
+use crate::ownership::driver::{HandoverProposal, OwnershipLog, Proposed, Resize, TakeoverProposal};
 
 /// [`OwnershipLog`] over the metadata group.
 pub struct RaftOwnership {
@@ -31,41 +31,23 @@ impl RaftOwnership {
         self.incarnation.fetch_max(seen, Ordering::AcqRel).max(seen)
     }
 
-    async fn propose_transfer(&self, transfer: Transfer) -> TransferOutcome {
-        let command = Command::Transfer {
-            volume: transfer.volume,
-            from: self.me,
-            incarnation: self.incarnation(),
-            epoch: transfer.epoch,
-            to: transfer.to,
-            final_lsn: transfer.final_lsn,
-            manifest_digest: transfer.manifest_digest,
-        };
-        match self.meta.propose(command, METADATA_DEADLINE).await {
+    async fn propose_handover(&self, handover: HandoverProposal) -> Proposed<()> {
+        let HandoverProposal { group, to, members, enclosed } = handover;
+        let (from, incarnation) = (self.me, self.incarnation());
+        match self
+            .meta
+            .propose(Command::HandOver { group, from, incarnation, to, members, enclosed }, METADATA_DEADLINE)
+            .await
+        {
             Ok(response) => match response.into_result() {
-                Ok(Response::Transferred { epoch }) => TransferOutcome::Committed(epoch),
+                Ok(Response::GroupTransferred) => Proposed::Committed(()),
                 Ok(other) => {
-                    tracing::error!(volume = %transfer.volume, ?other, "a transfer was answered out of turn");
-                    TransferOutcome::Unknown
+                    tracing::error!(?other, "a handover was answered out of turn");
+                    Proposed::Unknown
                 }
-                Err(refusal) => TransferOutcome::Refused(refusal),
+                Err(refusal) => Proposed::Refused(refusal),
             },
-            Err(_) => TransferOutcome::Unknown,
-        }
-    }
-
-    async fn propose_group_transfer(&self, group: VolumeGroupId, to: NodeId, members: Vec<Ended>) -> GroupOutcome {
-        let command = Command::TransferGroup { group, from: self.me, incarnation: self.incarnation(), to, members };
-        match self.meta.propose(command, METADATA_DEADLINE).await {
-            Ok(response) => match response.into_result() {
-                Ok(Response::GroupTransferred) => GroupOutcome::Committed,
-                Ok(other) => {
-                    tracing::error!(%group, ?other, "a transfer was answered out of turn");
-                    GroupOutcome::Unknown
-                }
-                Err(refusal) => GroupOutcome::Refused(refusal),
-            },
-            Err(_) => GroupOutcome::Unknown,
+            Err(_) => Proposed::Unknown,
         }
     }
 
@@ -84,19 +66,19 @@ impl RaftOwnership {
         }
     }
 
-    async fn propose_takeover(&self, takeover: TakeoverProposal) -> TransferOutcome {
+    async fn propose_takeover(&self, takeover: TakeoverProposal) -> Proposed<Epoch> {
         let TakeoverProposal { volume, from, epoch, start } = takeover;
         let command = Command::Takeover { volume, from, epoch, to: self.me, incarnation: self.incarnation(), start };
         match self.meta.propose(command, METADATA_DEADLINE).await {
             Ok(response) => match response.into_result() {
-                Ok(Response::TakenOver { epoch }) => TransferOutcome::Committed(epoch),
+                Ok(Response::TakenOver { epoch }) => Proposed::Committed(epoch),
                 Ok(other) => {
                     tracing::error!(%volume, ?other, "a takeover was answered out of turn");
-                    TransferOutcome::Unknown
+                    Proposed::Unknown
                 }
-                Err(refusal) => TransferOutcome::Refused(refusal),
+                Err(refusal) => Proposed::Refused(refusal),
             },
-            Err(_) => TransferOutcome::Unknown,
+            Err(_) => Proposed::Unknown,
         }
     }
 
@@ -134,8 +116,13 @@ impl RaftOwnership {
 }
 
 impl OwnershipLog for RaftOwnership {
-    fn propose(&self, transfer: Transfer) -> BoxFuture<'_, TransferOutcome> {
-        Box::pin(self.propose_transfer(transfer))
+    fn hand_over(&self, handover: HandoverProposal) -> BoxFuture<'_, Proposed<()>> {
+        Box::pin(self.propose_handover(handover))
+    }
+
+    fn enclosure_taken(&self, volume: VolumeId, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>> {
+        let command = Command::EnclosureTaken { volume, epoch };
+        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
     }
 
     fn expire(&self, node: NodeId, renewals: u64) -> BoxFuture<'_, Result<(), Error>> {
@@ -143,16 +130,12 @@ impl OwnershipLog for RaftOwnership {
         Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
     }
 
-    fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, TransferOutcome> {
+    fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, Proposed<Epoch>> {
         Box::pin(self.propose_takeover(takeover))
     }
 
     fn states(&self) -> watch::Receiver<Arc<MetaState>> {
         self.meta.subscribe()
-    }
-
-    fn propose_group(&self, group: VolumeGroupId, to: NodeId, ended: Vec<Ended>) -> BoxFuture<'_, GroupOutcome> {
-        Box::pin(self.propose_group_transfer(group, to, ended))
     }
 
     fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<(NodeId, Epoch)>, Error>> {

@@ -16,6 +16,7 @@ use consensus::{MetaState, Snapshot, Volume};
 use tokio::task::JoinHandle;
 
 use crate::ownership::driver::OwnershipLog;
+use crate::ownership::enclosure::{self, Enclosure};
 use crate::ownership::gate::{Phase, View};
 use crate::ownership::standing::Tail;
 use crate::peer::client::PeerClient;
@@ -212,7 +213,7 @@ impl Reconciler {
         volume.snapshots.list(meta);
         if owned && !is_done {
             volume.gate.set(View { owner: self.me, epoch: meta.epoch, phase: Phase::Activating });
-            self.activate(&volume, meta, acts_under).await?;
+            self.activate(&volume, meta, state.enclosed(meta.id), acts_under).await?;
         }
         Ok(())
     }
@@ -247,10 +248,15 @@ impl Reconciler {
         self: &Arc<Self>,
         volume: &Arc<ServedVolume>,
         meta: &Volume,
+        enclosed: Option<&[u8]>,
         acts_under: Option<u64>,
     ) -> Result<(), Error> {
         tracing::debug!(volume = %meta.name, epoch = %meta.epoch, "taking up the ownership");
         self.shards.require_not_lost(meta.id, &meta.name, meta.epoch)?;
+        if let Some(enclosed) = enclosed {
+            // Not made durable first: metadata keeps it until it is.
+            Enclosure::decode(enclosed)?.take(volume, false).await?;
+        }
         let fork = meta.forks.last().map(|fork| fork.epoch.next());
         // Taken over by this node: it begins with what it holds, and knows of nothing else.
         let report = match fork == Some(meta.epoch) {
@@ -273,7 +279,7 @@ impl Reconciler {
             volume.writers.claim(epoch);
         }
         if report.known < meta.final_lsn {
-            // The source proposes only after this node made the last manifest durable: something lost it.
+            // The source proposes only what this node was told up to there, or encloses the rest: something lost it.
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
@@ -291,9 +297,13 @@ impl Reconciler {
         }
         let own = (report.stale_blocks > 0).then_some(report.watermark);
         volume.flushes.begin(meta.epoch, own);
-        volume.gate.set_phase(meta.epoch, Phase::Owner);
+        volume.begin(meta.epoch, meta.final_lsn);
         tracing::info!(volume = %meta.name, epoch = %meta.epoch, head = %report.head, stale_blocks = report.stale_blocks, "owner");
         self.start_propagation(volume, meta, report.head);
+        if enclosed.is_some() {
+            let (volume, epoch, log) = (volume.clone(), meta.epoch, self.log.clone());
+            tokio::spawn(async move { enclosure::settle(&volume, epoch, &*log).await });
+        }
         Ok(())
     }
 

@@ -4,18 +4,19 @@
 //! Runs as a task of its own, never inside a caller's future: once the source is frozen, someone must see it
 //! through, whoever stops waiting for the report.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use client_lib::transport::BoxFuture;
 use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeSize};
-use consensus::{Ended, Made, MetaState};
+use consensus::{ENCLOSED_BYTES_MAX, Ended, Made, MetaState};
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::gate::Phase;
+use super::gate::{Heir, Phase};
 use super::handover::{Effect, Event, Handover, Released};
 use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::ServedVolume;
@@ -31,41 +32,28 @@ const PREPARE_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause before consensus is asked again for an outcome that nobody could tell.
 const RESOLVE_PAUSE: Duration = Duration::from_millis(200);
 
-/// What consensus said to a proposed transfer.
+/// What consensus said to a proposed change of owner.
 #[derive(Debug)]
-pub enum TransferOutcome {
-    /// Committed under this epoch.
-    Committed(Epoch),
+pub enum Proposed<T> {
+    /// Committed.
+    Committed(T),
     /// Refused: did not and will not happen.
     Refused(Error),
     /// Nobody knows yet.
     Unknown,
 }
 
-/// What consensus said to a proposed transfer of several volumes.
-#[derive(Debug)]
-pub enum GroupOutcome {
-    /// Committed: each has the epoch after the one that was named.
-    Committed,
-    /// Refused: did not and will not happen.
-    Refused(Error),
-    /// Nobody knows yet.
-    Unknown,
-}
-
-/// The end of an epoch, as it is proposed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transfer {
-    /// The volume.
-    pub volume: VolumeId,
-    /// The epoch that ends.
-    pub epoch: Epoch,
+/// The end of epochs, as their owner proposes it: of all volumes or of none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandoverProposal {
+    /// The group that the volumes are all of, as far as they are owned here; a volume that goes by itself has none.
+    pub group: Option<VolumeGroupId>,
     /// The new owner.
     pub to: NodeId,
-    /// The last LSN of the epoch.
-    pub final_lsn: Lsn,
-    /// CRC-32 of the last manifest that the destination took.
-    pub manifest_digest: u64,
+    /// The volumes, and where their epochs end.
+    pub members: Vec<Ended>,
+    /// What the new owner must know and was not told before, by volume ([`super::enclosure`]).
+    pub enclosed: BTreeMap<VolumeId, Vec<u8>>,
 }
 
 /// The start of an epoch by force, as the new owner proposes it.
@@ -96,8 +84,14 @@ pub struct Resize {
 
 /// What owners, and those who take over, need from consensus.
 pub trait OwnershipLog: Send + Sync + 'static {
-    /// Proposes `transfer`.
-    fn propose(&self, transfer: Transfer) -> BoxFuture<'_, TransferOutcome>;
+    /// Proposes a handover. When it is committed, each volume has the epoch after the one that was named.
+    fn hand_over(&self, handover: HandoverProposal) -> BoxFuture<'_, Proposed<()>>;
+
+    /// Tells that the owner of `epoch` has made durable what was enclosed for it. May be repeated.
+    ///
+    /// # Errors
+    /// `Unavailable` when consensus cannot be reached: it may have been committed.
+    fn enclosure_taken(&self, volume: VolumeId, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Proposes that the lease of `node` is out: its renewal of the number `renewals` was waited out.
     ///
@@ -105,14 +99,11 @@ pub trait OwnershipLog: Send + Sync + 'static {
     /// The refusal: it has been renewed. `Unavailable` when consensus cannot be reached: it may have been committed.
     fn expire(&self, node: NodeId, renewals: u64) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Proposes a takeover by this node.
-    fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, TransferOutcome>;
+    /// Proposes a takeover by this node; tells the new epoch.
+    fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, Proposed<Epoch>>;
 
     /// Metadata as applied here, as it changes.
     fn states(&self) -> watch::Receiver<Arc<MetaState>>;
-
-    /// Proposes the end of the epochs of all volumes of `group` that this node owns, all or none.
-    fn propose_group(&self, group: VolumeGroupId, to: NodeId, ended: Vec<Ended>) -> BoxFuture<'_, GroupOutcome>;
 
     /// Makes sure that nothing that was proposed before can be committed after, then reads the owner of each of `volumes`.
     ///
@@ -304,8 +295,9 @@ impl Driver {
             Effect::Prepare { final_lsns } => self.prepare(&final_lsns).await,
             Effect::Propose { final_lsns } => {
                 // From here on this node must not answer reads from its own copies either.
-                for member in &self.members {
-                    member.volume.gate.set_phase(member.epoch, Phase::Transferring);
+                for (member, final_lsn) in self.members.iter().zip(&final_lsns) {
+                    let heir = Heir { node: self.to, begins: *final_lsn };
+                    member.volume.gate.set_phase(member.epoch, Phase::Transferring(heir));
                 }
                 self.propose(&final_lsns).await
             }
@@ -326,8 +318,9 @@ impl Driver {
 
     async fn prepare(&mut self, final_lsns: &[Lsn]) -> Event {
         let (to, cancel) = (self.to, self.cancel.clone());
+        let room = ENCLOSED_BYTES_MAX / self.members.len();
         let members = self.members.iter_mut().zip(final_lsns);
-        let all = try_join_all(members.map(|(member, final_lsn)| member.prepare(*final_lsn, &cancel)));
+        let all = try_join_all(members.map(|(member, final_lsn)| member.prepare(*final_lsn, room, &cancel)));
         tokio::select! {
             biased;
             () = cancel.cancelled() => Event::Failed(Error::new(ErrorKind::Closed, "the handover was cancelled")),
@@ -342,29 +335,16 @@ impl Driver {
         }
     }
 
-    async fn propose(&self, final_lsns: &[Lsn]) -> Event {
-        let to = self.to;
-        match (self.group, self.members.as_slice(), final_lsns) {
-            (Some(group), members, final_lsns) => {
-                let ended =
-                    members.iter().zip(final_lsns).map(|(member, final_lsn)| member.ended(*final_lsn)).collect();
-                match self.log.propose_group(group, to, ended).await {
-                    GroupOutcome::Committed => {
-                        Event::Committed(members.iter().map(|member| member.epoch.next()).collect())
-                    }
-                    GroupOutcome::Refused(error) => Event::Refused(error),
-                    GroupOutcome::Unknown => Event::Unknown,
-                }
+    async fn propose(&mut self, final_lsns: &[Lsn]) -> Event {
+        let (group, to) = (self.group, self.to);
+        let members = self.members.iter().zip(final_lsns).map(|(member, final_lsn)| member.ended(*final_lsn)).collect();
+        let enclosed = self.members.iter_mut().filter_map(Member::take_enclosed).collect();
+        match self.log.hand_over(HandoverProposal { group, to, members, enclosed }).await {
+            Proposed::Committed(()) => {
+                Event::Committed(self.members.iter().map(|member| member.epoch.next()).collect())
             }
-            (None, [member], [final_lsn]) => {
-                let Ended { volume, epoch, final_lsn, manifest_digest } = member.ended(*final_lsn);
-                match self.log.propose(Transfer { volume, epoch, to, final_lsn, manifest_digest }).await {
-                    TransferOutcome::Committed(epoch) => Event::Committed(vec![epoch]),
-                    TransferOutcome::Refused(error) => Event::Refused(error),
-                    TransferOutcome::Unknown => Event::Unknown,
-                }
-            }
-            _ => unreachable!("without a group there is one volume"),
+            Proposed::Refused(error) => Event::Refused(error),
+            Proposed::Unknown => Event::Unknown,
         }
     }
 

@@ -8,7 +8,16 @@
 use std::time::Duration;
 
 use client_lib::watch;
-use client_lib::{Epoch, Error, ErrorKind, NodeId};
+use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};
+
+/// Who owns a volume if a transfer that was proposed is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heir {
+    /// The new owner.
+    pub node: NodeId,
+    /// The last position of the present epoch: the new one begins behind it.
+    pub begins: Lsn,
+}
 
 /// What this node does with guest I/O of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +26,8 @@ pub enum Phase {
     Owner,
     /// Holds it: this node has yet to do what metadata says, as the owner or as a replica.
     Activating,
-    /// Holds it: a transfer was proposed and its outcome is not known here yet.
-    Transferring,
+    /// Holds it, or sends it ahead: a transfer was proposed and its outcome is not known here yet.
+    Transferring(Heir),
     /// Passes it on to the owner.
     Elsewhere,
     /// The volume was deleted, or this node stops.
@@ -96,11 +105,27 @@ impl Gate {
             .wait_for(|view| match view.phase {
                 Phase::Owner | Phase::Elsewhere => view.epoch >= epoch,
                 Phase::Closed => true,
-                Phase::Activating | Phase::Transferring => false,
+                Phase::Activating | Phase::Transferring(_) => false,
             })
             .await
             .map_err(|_| closed())?;
         if view.phase == Phase::Closed { Err(closed()) } else { Ok(*view) }
+    }
+
+    /// The same for I/O that may go ahead: while a transfer is proposed, the view is that of the ownership it would bring, with
+    /// the phase [`Phase::Transferring`].
+    ///
+    /// # Errors
+    /// `Closed` when the volume is gone.
+    ///
+    /// # Cancel safety
+    /// Safe: waiting changes nothing.
+    pub async fn heading(&self) -> Result<View, Error> {
+        let View { epoch, phase, .. } = self.view();
+        match phase {
+            Phase::Transferring(heir) => Ok(View { owner: heir.node, epoch: epoch.next(), phase }),
+            _ => self.settled(Epoch(0)).await,
+        }
     }
 
     /// Waits until the view is no longer `seen`, at most `patience`; returns whether it changed.
@@ -127,6 +152,10 @@ fn closed() -> Error {
 mod tests {
     use super::*;
 
+    fn transferring() -> Phase {
+        Phase::Transferring(Heir { node: NodeId(5), begins: Lsn::new(Epoch(3), 8) })
+    }
+
     fn view(epoch: u64, phase: Phase) -> View {
         View { owner: NodeId(1), epoch: Epoch(epoch), phase }
     }
@@ -142,7 +171,7 @@ mod tests {
 
     #[tokio::test]
     async fn held_operations_go_on_when_the_outcome_is_known() {
-        let gate = std::sync::Arc::new(Gate::new(view(3, Phase::Transferring)));
+        let gate = std::sync::Arc::new(Gate::new(view(3, transferring())));
         let waiting = tokio::spawn({
             let gate = gate.clone();
             async move { gate.settled(Epoch(0)).await }

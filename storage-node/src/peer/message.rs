@@ -69,6 +69,35 @@ pub enum PeerRequest {
     DeliverZstd { volume: VolumeId, epoch: Epoch, manifest: Manifest, blocks: Vec<BlockHead>, prune: Lsn },
     /// As `Pull`; the answer may be `BlocksZstd`.
     PullZstd { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, visited: Vec<client_lib::NodeId> },
+    /// Carry this out as soon as you are the owner in `epoch`, which was proposed, if that begins behind `after`.
+    Ahead { volume: VolumeId, epoch: Epoch, after: Lsn, operation: Operation },
+}
+
+/// What a session asks of the owner of a volume. Data that is written is the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operation {
+    /// As [`PeerRequest::Read`], of the present.
+    Read { offset: u64, length: u32 },
+    /// As [`PeerRequest::Write`].
+    Write { writer: Writer, offset: u64, fua: bool },
+    /// As [`PeerRequest::Zero`].
+    Zero { writer: Writer, offset: u64, length: u64, fua: bool },
+}
+
+impl Operation {
+    /// The request for whoever owns `volume` in `epoch`.
+    #[must_use]
+    pub fn for_owner(self, volume: VolumeId, epoch: Epoch) -> PeerRequest {
+        match self {
+            Operation::Read { offset, length } => {
+                PeerRequest::Read { volume, epoch, moment: Moment::Now, offset, length }
+            }
+            Operation::Write { writer, offset, fua } => PeerRequest::Write { volume, epoch, writer, offset, fua },
+            Operation::Zero { writer, offset, length, fua } => {
+                PeerRequest::Zero { volume, epoch, writer, offset, length, fua }
+            }
+        }
+    }
 }
 
 /// In an answer to `Encodings`: zstd frames are understood.
@@ -299,6 +328,9 @@ mod tests {
         let manifest = Manifest { from: Lsn::new(epoch, 1), to: Lsn::new(epoch, 300), runs: vec![run], mark: None };
         let blocks = vec![head(7, false), head(8, true)];
         let prune = Lsn::ZERO;
+        let origin = Origin { session: 5, number: 6, answered: 4 };
+        let writer = Writer { origin, generation: 1, right: Epoch(2) };
+        let operation = Operation::Zero { writer, offset: 4096, length: 300, fua: true };
         let requests = [
             PeerRequest::Blocks { volume, epoch, blocks: blocks.clone() },
             PeerRequest::Pull { volume, moment: Moment::Now, runs: runs.clone(), visited: visited.clone() },
@@ -307,6 +339,7 @@ mod tests {
             PeerRequest::BlocksZstd { volume, epoch, blocks: blocks.clone() },
             PeerRequest::DeliverZstd { volume, epoch, manifest, blocks: blocks.clone(), prune },
             PeerRequest::PullZstd { volume, moment: Moment::Now, runs, visited },
+            PeerRequest::Ahead { volume, epoch, after: Lsn::new(epoch, 300), operation },
         ];
         let encoded: Vec<u8> = requests.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("peer-requests.hex", &encoded);

@@ -12,6 +12,7 @@ use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId};
 
 use super::message::{AdminForward, ENCODINGS, Message, PeerReply, PeerRequest, Writer, pack_read};
 use super::packing::{PackedBlocks, unpack_blocks, unpack_zstd};
+use crate::ownership::enclosure::Enclosure;
 use crate::ownership::writers::Refusal;
 use crate::propagation::manifest::BlockRun;
 use crate::propagation::pull::PULL_BLOCKS_MAX;
@@ -109,6 +110,14 @@ impl PeerServer {
             PeerRequest::PullZstd { volume, moment, runs, visited } => {
                 return pull(&*self.volume(volume)?, (peer, true), moment, runs, &visited).await;
             }
+            PeerRequest::Ahead { volume: id, epoch, after, operation } => {
+                let volume = self.volume(id)?;
+                if volume.begins(epoch, after).await? {
+                    let request = Message { head: operation.for_owner(id, epoch), payload };
+                    return Box::pin(self.answer(peer, request)).await;
+                }
+                PeerReply::NotOwner(volume.gate.view().epoch)
+            }
             PeerRequest::Admin { request } => PeerReply::Admin(self.admin.forwarded(request).await?),
             propagation => return Ok((self.propagate(peer, propagation, payload).await?, Bytes::new())),
         };
@@ -149,9 +158,8 @@ impl PeerServer {
                 receiver::deliver(&volume, manifest, unpack_zstd(&blocks, &payload)?, prune).await
             }
             PeerRequest::Prepare { manifest, ledger, .. } => {
-                volume.writers.claim(ledger.claim);
-                volume.shard.note_ledger(volume.id, ledger).await.map_err(store_failure)?;
-                receiver::manifest(&volume, manifest, false, true, client_lib::Lsn::ZERO).await
+                Enclosure { manifest, ledger }.take(&volume, true).await?;
+                receiver::reply_position(&volume).await
             }
             _ => receiver::reply_position(&volume).await,
         };

@@ -92,7 +92,7 @@ pub async fn follow_size(volume: Arc<ServedVolume>) {
         let outcome = match view.phase {
             Phase::Closed => return,
             // Not now: what is held must be the same before and after.
-            Phase::Activating | Phase::Transferring => Ok(()),
+            Phase::Activating | Phase::Transferring(_) => Ok(()),
             Phase::Owner => put_in_force(&volume, size, Some(view.epoch)).await,
             Phase::Elsewhere => put_in_force(&volume, size, None).await,
         };

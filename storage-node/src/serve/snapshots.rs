@@ -114,7 +114,7 @@ pub async fn follow_snapshots(volume: Arc<ServedVolume>, log: Arc<dyn OwnershipL
         let owner = match view.phase {
             Phase::Closed => return,
             Phase::Owner => Some(view.epoch),
-            Phase::Activating | Phase::Transferring | Phase::Elsewhere => None,
+            Phase::Activating | Phase::Transferring(_) | Phase::Elsewhere => None,
         };
         let outcome = follow(&volume, &*log, &now, owner).await;
         // A handover under way, consensus out of reach, or the volume deleted meanwhile.

@@ -5,8 +5,8 @@
 //! rather than answered from a copy that may be old. I/O waits through a handover and fails only when the
 //! owner stays out of reach for [`PATIENCE`].
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,7 +28,7 @@ use crate::ownership::gate::{Gate, Phase, View};
 use crate::ownership::standing::Standing;
 use crate::ownership::writers::Writers;
 use crate::peer::client::{PeerClient, PeerError, unexpected};
-use crate::peer::message::{Message, PeerReply, PeerRequest, Writer, unpack_read};
+use crate::peer::message::{Message, Operation, PeerReply, PeerRequest, Writer, unpack_read};
 use crate::propagation::hearing::Hearing;
 use crate::propagation::intake::Intake;
 use crate::propagation::pull::Puller;
@@ -36,6 +36,7 @@ use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ReadChunk, ShardHandl
 use crate::volume::Moment;
 use crate::volume::ledger::Origin;
 
+mod ahead;
 mod flush;
 mod on_write;
 
@@ -88,14 +89,35 @@ pub struct ServedVolume {
     pub may_come: AtomicBool,
     /// Held while the owner is asked for the volume, because it is written here.
     coming: tokio::sync::Mutex<()>,
+    /// The epoch in which this node took up the volume last, and behind which position it begins.
+    begun: Mutex<Option<(Epoch, Lsn)>>,
     /// Told when a freeze has ended and the volume is still here.
     thawed: Notify,
 }
 
-/// What a served request came to when it has to be tried again or elsewhere.
+/// What a served request came to when it has to be tried again or elsewhere, where a session's may be ahead of the volume.
 enum Detour {
     Again,
     Elsewhere(View),
+}
+
+/// Who asks for something to be done here.
+#[derive(Clone, Copy)]
+enum Asker<'a> {
+    /// A session of this node, which writes with this right, or reads; it may go ahead.
+    Session(Option<&'a dyn SessionWriter>),
+    /// Whoever waits until it is known who owns the volume, in this epoch or a later one: another node.
+    Patient(Epoch),
+}
+
+impl Asker<'_> {
+    /// The view to act upon.
+    async fn view(self, gate: &Gate) -> Result<View, Error> {
+        match self {
+            Asker::Session(_) => gate.heading().await,
+            Asker::Patient(epoch) => gate.settled(epoch).await,
+        }
+    }
 }
 
 impl ServedVolume {
@@ -131,6 +153,7 @@ impl ServedVolume {
             forwarded: AtomicBool::new(false),
             may_come: AtomicBool::new(false),
             coming: tokio::sync::Mutex::default(),
+            begun: Mutex::default(),
             thawed: Notify::new(),
         })
     }
@@ -176,12 +199,20 @@ impl ServedVolume {
     pub async fn read(&self, moment: Moment, offset: u64, length: u32) -> Result<Vec<ReadChunk>, Error> {
         let mut patience = Patience::new();
         loop {
-            match self.read_here(moment, Epoch(0), offset, length).await? {
+            match self.read_here(moment, Asker::Session(None), offset, length).await? {
                 Ok(chunks) => return Ok(chunks),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(view)) => {
-                    let request = PeerRequest::Read { volume: self.id, epoch: view.epoch, moment, offset, length };
-                    match self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await {
+                    let answer = match moment {
+                        Moment::Now => self.ask_there(view, Operation::Read { offset, length }, Bytes::new()).await?,
+                        _ => {
+                            let (volume, epoch) = (self.id, view.epoch);
+                            let request = PeerRequest::Read { volume, epoch, moment, offset, length };
+                            Some(self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await)
+                        }
+                    };
+                    let Some(answer) = answer else { continue };
+                    match answer {
                         Ok(Message { head: PeerReply::Read(parts), payload }) => {
                             return unpack_read(&parts, payload, length);
                         }
@@ -197,11 +228,11 @@ impl ServedVolume {
     async fn read_here(
         &self,
         moment: Moment,
-        epoch: Epoch,
+        asker: Asker<'_>,
         offset: u64,
         length: u32,
     ) -> Result<Result<Vec<ReadChunk>, Detour>, Error> {
-        let view = match self.reader(moment, epoch).await? {
+        let view = match self.reader(moment, asker).await? {
             Ok(view) => view,
             Err(detour) => return Ok(Err(detour)),
         };
@@ -222,12 +253,12 @@ impl ServedVolume {
     }
 
     /// Under which view this node may read `moment`, or who is to be asked.
-    async fn reader(&self, moment: Moment, epoch: Epoch) -> Result<Result<View, Detour>, Error> {
+    async fn reader(&self, moment: Moment, asker: Asker<'_>) -> Result<Result<View, Detour>, Error> {
         if moment != Moment::Now {
             return Ok(Ok(self.gate.view()));
         }
-        let view = self.gate.settled(epoch).await?;
-        Ok(if view.phase == Phase::Elsewhere { Err(Detour::Elsewhere(view)) } else { Ok(view) })
+        let view = asker.view(&self.gate).await?;
+        Ok(if view.phase == Phase::Owner { Ok(view) } else { Err(Detour::Elsewhere(view)) })
     }
 
     /// As [`read`](Self::read), asked by another node; `None` when this node is not the owner.
@@ -239,7 +270,7 @@ impl ServedVolume {
         length: u32,
     ) -> Result<Option<Vec<ReadChunk>>, Error> {
         loop {
-            match self.read_here(moment, epoch, offset, length).await? {
+            match self.read_here(moment, Asker::Patient(epoch), offset, length).await? {
                 Ok(chunks) => return Ok(Some(chunks)),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(_)) => return Ok(None),
@@ -255,7 +286,7 @@ impl ServedVolume {
         let mut sent: Option<Number<'_>> = None;
         loop {
             let origin = sent.as_ref().map(|number| number.origin(writer.session()));
-            match self.write_here(Epoch(0), &change, origin, Some(writer)).await? {
+            match self.write_here(Asker::Session(Some(writer)), &change, origin).await? {
                 Ok(lsn) => {
                     // It was taken over from meanwhile, twice: the write is in another history than this session.
                     writer.require_current()?;
@@ -276,9 +307,13 @@ impl ServedVolume {
                     let generation = writer.generation();
                     let origin = sent.get_or_insert_with(|| writer.numbers().take()).origin(writer.session());
                     let credentials = Writer { origin, generation, right };
-                    let (request, payload) = change.to_request(self.id, view.epoch, credentials);
+                    let (operation, payload) = change.to_operation(credentials);
                     self.forwarded.store(true, Ordering::Release);
-                    match self.peers.ask(view.owner, Class::Pull, request, payload).await {
+                    let Some(answer) = self.ask_there(view, operation, payload).await? else {
+                        writer.outcome_unknown(generation);
+                        continue;
+                    };
+                    match answer {
                         Ok(Message { head: PeerReply::Written(_), .. }) => return Ok(()),
                         Ok(Message { head: PeerReply::Waiting, .. }) => return self.flush().await,
                         // An older attempt of this very session: try again with the present generation.
@@ -306,16 +341,15 @@ impl ServedVolume {
 
     async fn write_here(
         &self,
-        epoch: Epoch,
+        asker: Asker<'_>,
         change: &Change,
         origin: Option<Origin>,
-        writer: Option<&dyn SessionWriter>,
     ) -> Result<Result<Lsn, Detour>, Error> {
-        let view = self.gate.settled(epoch).await?;
-        if let Some(writer) = writer {
+        let view = asker.view(&self.gate).await?;
+        if let Asker::Session(Some(writer)) = asker {
             writer.require_current()?;
         }
-        if view.phase == Phase::Elsewhere {
+        if view.phase != Phase::Owner {
             return Ok(Err(Detour::Elsewhere(view)));
         }
         if let Change::Data { offset, data, .. } = change {
@@ -337,7 +371,7 @@ impl ServedVolume {
     /// As [`write`](Self::write), for a session of another node; `None` when this node is not the owner.
     pub async fn write_for_peer(&self, epoch: Epoch, change: &Change, origin: Origin) -> Result<Option<Lsn>, Error> {
         loop {
-            match self.write_here(epoch, change, Some(origin), None).await? {
+            match self.write_here(Asker::Patient(epoch), change, Some(origin)).await? {
                 Ok(lsn) => return Ok(Some(lsn)),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(_)) => return Ok(None),
@@ -349,7 +383,7 @@ impl ServedVolume {
     pub async fn extents(&self, moment: Moment, offset: u64, length: u64) -> Result<Vec<MappedExtent>, Error> {
         let mut patience = Patience::new();
         loop {
-            match self.extents_here(moment, Epoch(0), offset, length).await? {
+            match self.extents_here(moment, Asker::Patient(Epoch(0)), offset, length).await? {
                 Ok(extents) => return Ok(extents),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(view)) => {
@@ -371,11 +405,11 @@ impl ServedVolume {
     async fn extents_here(
         &self,
         moment: Moment,
-        epoch: Epoch,
+        asker: Asker<'_>,
         offset: u64,
         length: u64,
     ) -> Result<Result<Vec<MappedExtent>, Detour>, Error> {
-        let view = match self.reader(moment, epoch).await? {
+        let view = match self.reader(moment, asker).await? {
             Ok(view) => view,
             Err(detour) => return Ok(Err(detour)),
         };
@@ -395,7 +429,7 @@ impl ServedVolume {
         length: u64,
     ) -> Result<Option<Vec<MappedExtent>>, Error> {
         loop {
-            match self.extents_here(moment, epoch, offset, length).await? {
+            match self.extents_here(moment, Asker::Patient(epoch), offset, length).await? {
                 Ok(extents) => return Ok(Some(extents)),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(_)) => return Ok(None),
@@ -418,6 +452,10 @@ impl ServedVolume {
             }
             // Made at the owner, and not told of here yet.
             StoreError::UnknownSnapshot { .. } if seen.phase == Phase::Elsewhere => Ok(Detour::Elsewhere(seen)),
+            // Nor can it be, before it is known who the owner is.
+            StoreError::UnknownSnapshot { .. } if seen.phase != Phase::Owner => {
+                self.gate.settled(Epoch(0)).await.map(|_| Detour::Again)
+            }
             StoreError::Frozen(_) | StoreError::NotOwner { .. } => {
                 // The gate follows within moments; if it does not (a handover still preparing), look again.
                 tokio::select! {
@@ -497,14 +535,10 @@ impl Change {
         }
     }
 
-    fn to_request(&self, volume: VolumeId, epoch: Epoch, writer: Writer) -> (PeerRequest, Bytes) {
-        match self {
-            Change::Data { offset, data, fua } => {
-                (PeerRequest::Write { volume, epoch, writer, offset: *offset, fua: *fua }, data.clone())
-            }
-            Change::Zero { offset, length, fua } => {
-                (PeerRequest::Zero { volume, epoch, writer, offset: *offset, length: *length, fua: *fua }, Bytes::new())
-            }
+    fn to_operation(&self, writer: Writer) -> (Operation, Bytes) {
+        match *self {
+            Change::Data { offset, ref data, fua } => (Operation::Write { writer, offset, fua }, data.clone()),
+            Change::Zero { offset, length, fua } => (Operation::Zero { writer, offset, length, fua }, Bytes::new()),
         }
     }
 }

@@ -18,7 +18,7 @@ use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
 use storage_node::config::StoreSettings;
 use storage_node::node::reconcile::Reconciler;
 use storage_node::ownership::driver::{
-    Driver, GroupOutcome, HandoverReport, OwnershipLog, Resize, TakeoverProposal, Transfer, TransferOutcome,
+    Driver, HandoverProposal, HandoverReport, OwnershipLog, Proposed, Resize, TakeoverProposal,
 };
 use storage_node::ownership::lease::LeaseCell;
 use storage_node::peer::client::PeerClient;
@@ -101,25 +101,21 @@ impl TestLog {
 }
 
 impl OwnershipLog for TestLog {
-    fn propose(&self, transfer: Transfer) -> BoxFuture<'_, TransferOutcome> {
+    fn hand_over(&self, handover: HandoverProposal) -> BoxFuture<'_, Proposed<()>> {
+        let HandoverProposal { group, to, members, enclosed } = handover;
         Box::pin(async move {
-            let incarnation = self.incarnation();
-            let answer = self.meta.propose(Command::Transfer {
-                volume: transfer.volume,
-                from: self.me,
-                incarnation,
-                epoch: transfer.epoch,
-                to: transfer.to,
-                final_lsn: transfer.final_lsn,
-                manifest_digest: transfer.manifest_digest,
-            });
-            match answer {
-                _ if self.lose_answers => TransferOutcome::Unknown,
-                Ok(Response::Transferred { epoch }) => TransferOutcome::Committed(epoch),
+            let (from, incarnation) = (self.me, self.incarnation());
+            match self.meta.propose(Command::HandOver { group, from, incarnation, to, members, enclosed }) {
+                _ if self.lose_answers => Proposed::Unknown,
+                Ok(Response::GroupTransferred) => Proposed::Committed(()),
                 Ok(other) => panic!("out of turn: {other:?}"),
-                Err(error) => TransferOutcome::Refused(error),
+                Err(error) => Proposed::Refused(error),
             }
         })
+    }
+
+    fn enclosure_taken(&self, volume: VolumeId, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move { self.meta.propose(Command::EnclosureTaken { volume, epoch }).map(drop) })
     }
 
     fn clone_made(&self, volume: VolumeId, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>> {
@@ -130,33 +126,21 @@ impl OwnershipLog for TestLog {
         Box::pin(async move { self.meta.propose(Command::ExpireLease { node, renewals }).map(drop) })
     }
 
-    fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, TransferOutcome> {
+    fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, Proposed<Epoch>> {
         let TakeoverProposal { volume, from, epoch, start } = takeover;
         Box::pin(async move {
             let incarnation = self.incarnation();
             match self.meta.propose(Command::Takeover { volume, from, epoch, to: self.me, incarnation, start }) {
-                _ if self.lose_answers => TransferOutcome::Unknown,
-                Ok(Response::TakenOver { epoch }) => TransferOutcome::Committed(epoch),
+                _ if self.lose_answers => Proposed::Unknown,
+                Ok(Response::TakenOver { epoch }) => Proposed::Committed(epoch),
                 Ok(other) => panic!("out of turn: {other:?}"),
-                Err(error) => TransferOutcome::Refused(error),
+                Err(error) => Proposed::Refused(error),
             }
         })
     }
 
     fn states(&self) -> watch::Receiver<Arc<MetaState>> {
         self.meta.published.subscribe()
-    }
-
-    fn propose_group(&self, group: VolumeGroupId, to: NodeId, members: Vec<Ended>) -> BoxFuture<'_, GroupOutcome> {
-        Box::pin(async move {
-            let (from, incarnation) = (self.me, self.incarnation());
-            match self.meta.propose(Command::TransferGroup { group, from, incarnation, to, members }) {
-                _ if self.lose_answers => GroupOutcome::Unknown,
-                Ok(Response::GroupTransferred) => GroupOutcome::Committed,
-                Ok(other) => panic!("out of turn: {other:?}"),
-                Err(error) => GroupOutcome::Refused(error),
-            }
-        })
     }
 
     fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<(NodeId, Epoch)>, Error>> {

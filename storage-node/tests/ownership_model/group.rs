@@ -5,6 +5,7 @@
 //! One client writes both volumes, each write after all that was acked before. What must hold besides what holds for one volume: by
 //! handovers both volumes have the same owner in the same epoch, always; and a snapshot of both has a write only with those before it.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, VolumeGroupId, VolumeId, VolumeSize};
@@ -581,12 +582,13 @@ impl Protocol {
     fn commit(&self, meta: &mut Meta, node: usize, ask: Ask) -> Answer {
         let command = match ask {
             Ask::Started => Command::NodeStarted { node: id(node) },
-            Ask::Transfer { incarnation, members } => Command::TransferGroup {
-                group: GROUP,
+            Ask::Transfer { incarnation, members } => Command::HandOver {
+                group: Some(GROUP),
                 from: id(node),
                 incarnation,
                 to: id(1 - node),
                 members: members.into_iter().flatten().collect(),
+                enclosed: BTreeMap::new(),
             },
             Ask::Takeover { volume, incarnation, epoch, start } => {
                 let (volume, to, from) = (VOLUMES[volume], id(node), id(1 - node));
@@ -713,10 +715,10 @@ fn is_open(world: &World, of: usize, write: &Write) -> bool {
 /// One volume handed over without the other: by a metadata that has no groups.
 fn apart(meta: Meta, node: usize, incarnation: u64, ended: Option<Ended>) -> Meta {
     let mut state = MetaState::clone(&meta.get());
-    let Some(Ended { volume, epoch, final_lsn, manifest_digest }) = ended else { return meta };
+    let Some(ended) = ended else { return meta };
     state.apply(90, Command::DeleteGroup { group: GROUP });
-    let (from, to) = (id(node), id(1 - node));
-    state.apply(91, Command::Transfer { volume, from, incarnation, epoch, to, final_lsn, manifest_digest });
+    let (from, to, enclosed) = (id(node), id(1 - node), BTreeMap::new());
+    state.apply(91, Command::HandOver { group: None, from, incarnation, to, members: vec![ended], enclosed });
     Meta::of(state)
 }
 

@@ -55,6 +55,8 @@ pub(crate) enum Bug {
     TailMixed,
     /// It drops its tail.
     TailCut,
+    /// The new owner begins without what was enclosed for it.
+    EnclosureIgnored,
     /// A flush that waits for the other node is acked before that one holds everything.
     FlushNotHeld,
 }
@@ -74,23 +76,34 @@ pub(crate) const QUIET: Budget = Budget {
     drifts: 0,
 };
 
-fn run(bug: Option<Bug>, budget: Budget) -> Result<usize, Counterexample<Action>> {
+/// How a handover tells the new owner the end of the volume: in its proposal, or before.
+const WAYS: [bool; 2] = [true, false];
+
+fn run(bug: Option<Bug>, encloses: bool, budget: Budget) -> Result<usize, Counterexample<Action>> {
     let leases = budget.ticks > 0;
-    explore(&Protocol { bug, leases }, World::new(budget, leases), STATES_MAX)
+    explore(&Protocol { bug, leases, encloses }, World::new(budget, leases), STATES_MAX)
 }
 
 fn holds(name: &str, budget: Budget) {
-    let begun = std::time::Instant::now();
-    match run(None, budget) {
-        Ok(states) => eprintln!("{name}: {states} states {:?}", begun.elapsed()),
-        Err(Counterexample { what, trace }) => panic!("{name}: {what}, after {trace:#?}"),
+    for encloses in if budget.handovers > 0 { &WAYS[..] } else { &WAYS[..1] } {
+        let begun = std::time::Instant::now();
+        match run(None, *encloses, budget) {
+            Ok(states) => eprintln!("{name}, encloses: {encloses}: {states} states {:?}", begun.elapsed()),
+            Err(Counterexample { what, trace }) => panic!("{name}, encloses: {encloses}: {what}, after {trace:#?}"),
+        }
     }
 }
 
 fn caught(bug: Bug, budget: Budget) {
-    match run(Some(bug), budget) {
-        Ok(states) => panic!("{bug:?} was not found in {states} states"),
-        Err(Counterexample { what, trace }) => eprintln!("{bug:?}: {what}, after {} steps: {trace:?}", trace.len()),
+    for encloses in if budget.handovers > 0 { &WAYS[..] } else { &WAYS[..1] } {
+        // What only one of the ways has.
+        if *encloses && bug == Bug::ActivateBeforeCommit || !encloses && bug == Bug::EnclosureIgnored {
+            continue;
+        }
+        match run(Some(bug), *encloses, budget) {
+            Ok(states) => panic!("{bug:?} was not found in {states} states, encloses: {encloses}"),
+            Err(Counterexample { what, trace }) => eprintln!("{bug:?}: {what}, after {} steps: {trace:?}", trace.len()),
+        }
     }
 }
 
@@ -148,6 +161,7 @@ fn broken_rules_of_a_handover_are_caught() {
     caught(Bug::NoSeal, HANDOVER);
     caught(Bug::ActivateBeforeCommit, HANDOVER);
     caught(Bug::LateCancel, HANDOVER);
+    caught(Bug::EnclosureIgnored, HANDOVER);
     caught(Bug::ThawOnUnknown, Budget { timeouts: 1, ..HANDOVER });
     caught(Bug::ReadsWhileTransferring, Budget { timeouts: 1, ..HANDOVER });
     caught(Bug::IncarnationIgnored, Budget { timeouts: 1, crashes: 1, ..HANDOVER });

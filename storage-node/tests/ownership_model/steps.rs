@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::time::Duration;
 
 use client_lib::{Epoch, Error, ErrorKind, NodeId};
-use consensus::{Command, Refusal, Response};
+use consensus::{Command, Ended, Refusal, Response};
 use storage_node::ownership::expiry::Watch;
 use storage_node::ownership::handover::{self, Handover};
 use storage_node::ownership::lease::{self, Keeper, Terms};
@@ -24,6 +24,8 @@ const ROUNDS_MAX: usize = 40;
 pub(crate) struct Protocol {
     /// Whether leases run out, and are renewed; else they last for ever.
     pub(crate) leases: bool,
+    /// Whether a handover tells the new owner everything in its proposal, and not before.
+    pub(crate) encloses: bool,
     pub(crate) bug: Option<Bug>,
 }
 
@@ -144,7 +146,7 @@ impl Model for Protocol {
 
 fn is_about_start(message: &Message, of: usize, of_life: u8) -> bool {
     match message {
-        Message::Ask { node, life, ask: Ask::Started } | Message::Answer { node, life, ask: Ask::Started, .. } => {
+        Message::Ask { node, life, ask: Ask::Started, .. } | Message::Answer { node, life, ask: Ask::Started, .. } => {
             (*node, *life) == (of, of_life)
         }
         _ => false,
@@ -344,8 +346,10 @@ impl Protocol {
     }
 
     fn ask(&self, world: &mut World, node: usize, ask: Ask) {
-        let life = world.nodes[node].life;
-        world.send(Message::Ask { node, life, ask });
+        let process = &world.nodes[node];
+        let (life, encloses) = (process.life, self.encloses && matches!(ask, Ask::Transfer { .. }));
+        let enclosed = encloses.then(|| process.writes.clone());
+        world.send(Message::Ask { node, life, ask, enclosed });
     }
 
     fn keep(&self, world: &mut World, node: usize, event: lease::Event) {
@@ -382,8 +386,8 @@ impl Protocol {
 
     fn arrive(&self, world: &mut World, message: Message) -> Result<(), String> {
         match message {
-            Message::Ask { node, life, ask } => {
-                let answer = self.commit(&mut world.meta, node, ask);
+            Message::Ask { node, life, ask, enclosed } => {
+                let answer = self.commit(&mut world.meta, node, ask, enclosed);
                 world.send(Message::Answer { node, life, ask, answer });
             }
             Message::Answer { node, life, ask, answer } => {
@@ -450,7 +454,7 @@ impl Protocol {
             && (!has_left || self.has(Bug::TailMixed))
     }
 
-    fn commit(&self, meta: &mut Meta, node: usize, ask: Ask) -> Answer {
+    fn commit(&self, meta: &mut Meta, node: usize, ask: Ask, enclosed: Option<Vec<Write>>) -> Answer {
         let state = meta.get();
         let incarnation_of = |incarnation| match self.has(Bug::IncarnationIgnored) {
             true => state.node(id(node)).expect("a member").incarnation,
@@ -468,14 +472,16 @@ impl Protocol {
                 let renewals = if self.has(Bug::AnyRenewalExpires) { newest } else { renewals };
                 Command::ExpireLease { node: id(node), renewals }
             }
-            Ask::Transfer { incarnation, epoch, to, final_lsn } => Command::Transfer {
-                volume: VOLUME,
+            Ask::Transfer { incarnation, epoch, to, final_lsn } => Command::HandOver {
+                group: None,
                 from: id(node),
                 incarnation: incarnation_of(incarnation),
-                epoch,
                 to: id(to),
-                final_lsn,
-                manifest_digest: 7,
+                members: vec![Ended { volume: VOLUME, epoch, final_lsn, manifest_digest: 7 }],
+                enclosed: enclosed
+                    .iter()
+                    .map(|writes| (VOLUME, postcard::to_stdvec(writes).expect("plain data")))
+                    .collect(),
             },
             Ask::Takeover { incarnation, from, epoch, start } => Command::Takeover {
                 volume: VOLUME,
@@ -490,7 +496,8 @@ impl Protocol {
             Response::Started { incarnation } => Answer::Started(incarnation),
             Response::LeaseGranted { .. } => Answer::Granted,
             Response::LeaseExpired => Answer::Expired,
-            Response::Transferred { epoch } | Response::TakenOver { epoch } => Answer::Moved(epoch),
+            Response::GroupTransferred => Answer::Moved(meta.volume().epoch),
+            Response::TakenOver { epoch } => Answer::Moved(epoch),
             Response::Refused(Refusal::LeaseLapsed { lapses, .. }) => Answer::Lapsed(lapses),
             Response::Refused(Refusal::NotOwner { .. }) => Answer::NotOwner,
             _ => Answer::Refused,
@@ -590,6 +597,9 @@ impl Protocol {
             }
             Some(handover::Effect::Prepare { final_lsns }) => {
                 let final_lsn = final_lsns[0];
+                if self.encloses {
+                    return self.hand_over(world, node, handover::Event::Prepared(final_lsns));
+                }
                 (process.preparing, process.sealed) = (true, final_lsn);
                 let prepare = Message::Prepare { from: node, epoch: process.epoch, writes: process.writes.clone() };
                 return world.send(prepare);
@@ -677,6 +687,12 @@ impl Protocol {
         }
         if volume.owner != id(node) {
             return Ok(());
+        }
+        if let Some(enclosed) = process.seen.get().enclosed(VOLUME)
+            && !self.has(Bug::EnclosureIgnored)
+        {
+            let writes: Vec<Write> = postcard::from_bytes(enclosed).expect("what was enclosed");
+            process.known = extended(&process.known, &writes)?;
         }
         if is_new && end(&process.known) != volume.final_lsn {
             return Err(format!("the new owner begins at {}, not {}", end(&process.known), volume.final_lsn));

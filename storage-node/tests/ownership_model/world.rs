@@ -90,12 +90,39 @@ pub(crate) enum Ask {
 /// A question on its way, or the answer to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Message {
-    Ask { node: usize, life: u8, ask: Ask },
-    Answer { node: usize, life: u8, ask: Ask, answer: Answer },
-    Delta { from: usize, epoch: Epoch, writes: Vec<Write> },
-    Applied { to: usize, epoch: Epoch, count: usize },
-    Prepare { from: usize, epoch: Epoch, writes: Vec<Write> },
-    Prepared { to: usize, epoch: Epoch, known: Lsn },
+    /// With what is enclosed, if it is a transfer that tells the new owner everything.
+    Ask {
+        node: usize,
+        life: u8,
+        ask: Ask,
+        enclosed: Option<Vec<Write>>,
+    },
+    Answer {
+        node: usize,
+        life: u8,
+        ask: Ask,
+        answer: Answer,
+    },
+    Delta {
+        from: usize,
+        epoch: Epoch,
+        writes: Vec<Write>,
+    },
+    Applied {
+        to: usize,
+        epoch: Epoch,
+        count: usize,
+    },
+    Prepare {
+        from: usize,
+        epoch: Epoch,
+        writes: Vec<Write>,
+    },
+    Prepared {
+        to: usize,
+        epoch: Epoch,
+        known: Lsn,
+    },
 }
 
 /// What consensus said.

@@ -3,10 +3,10 @@
 use client_lib::policy::{Class, Durability, LinkPolicy, Mode, Order, Propagation, RateWindow, Rpo, RpoAction, Unmet};
 use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeGroupId, VolumeId, VolumeSize};
 
-use super::{create, expire, register, renew, takeover, transfer};
+use super::{create, expire, hand_over, register, renew, takeover, transfer};
 use crate::command::Command;
 use crate::golden;
-use crate::state::before::{State4, State5};
+use crate::state::before::{State4, State5, State6};
 use crate::state::{Made, MetaState};
 
 fn durability(class: Class) -> Command {
@@ -90,8 +90,8 @@ fn full_of_5() -> MetaState {
     state
 }
 
-/// A state with something in every field.
-fn full() -> MetaState {
+/// A state with something in every field that format 6 has.
+fn full_of_6() -> MetaState {
     let mut state = full_of_5();
     let (members, group) = ([VolumeId(10), VolumeId(18)], VolumeGroupId(20));
     let commands = [
@@ -115,6 +115,17 @@ fn full() -> MetaState {
     state
 }
 
+/// A state with something in every field.
+fn full() -> MetaState {
+    let mut state = full_of_6();
+    let given = create("x", 1, &[2], 14);
+    let commands = [(23, given), (24, hand_over(None, &[(23, 1)], 1, 2, 1, &[(23, b"what is to be known")]))];
+    for (index, command) in commands {
+        state.apply(index, command).into_result().expect("is applied");
+    }
+    state
+}
+
 #[test]
 fn the_state_is_stored_as_these_bytes() {
     let state = full();
@@ -123,6 +134,14 @@ fn the_state_is_stored_as_these_bytes() {
 }
 
 /// The same state, but for what is new, as the version before wrote it.
+#[test]
+fn the_state_of_format_6_is_read() {
+    let kept = golden::read("meta-state-6.hex");
+    let before: State6 = postcard::from_bytes(&kept).expect("reads");
+    assert_eq!(MetaState::from(before), full_of_6());
+}
+
+/// As the version before that wrote it.
 #[test]
 fn the_state_of_format_5_is_read() {
     let kept = golden::read("meta-state-5.hex");

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeGroupId, VolumeId};
 use proptest::prelude::*;
 
-use super::{create, expire, mebibytes, register, takeover, transfer};
-use crate::command::{Command, Ended, Refusal, Response};
+use super::{create, expire, hand_over, mebibytes, register, takeover, transfer};
+use crate::command::{Command, Refusal, Response};
 use crate::state::{Made, MetaState};
 
 const GROUP: VolumeGroupId = VolumeGroupId(15);
@@ -23,14 +23,8 @@ fn change(add: &[u64], remove: &[u64]) -> Command {
     Command::ChangeGroup { group: GROUP, add: ids(add), remove: ids(remove) }
 }
 
-fn ended(volume: u64, epoch: u64) -> Ended {
-    let final_lsn = Lsn::new(Epoch(epoch), 5);
-    Ended { volume: VolumeId(volume), epoch: Epoch(epoch), final_lsn, manifest_digest: 77 }
-}
-
 fn move_group(members: &[(u64, u64)], from: u64, to: u64, incarnation: u64) -> Command {
-    let members = members.iter().map(|(volume, epoch)| ended(*volume, *epoch)).collect();
-    Command::TransferGroup { group: GROUP, from: NodeId(from), incarnation, to: NodeId(to), members }
+    hand_over(Some(GROUP.0), members, from, to, incarnation, &[])
 }
 
 fn snapshot_group(name: &str, members: &[(u64, u64)], from: u64, incarnation: u64, nonce: u64) -> Command {
@@ -231,7 +225,7 @@ proptest! {
         let mut state = grouped();
         for (index, command) in commands.into_iter().enumerate() {
             let before = state.clone();
-            let is_transfer = matches!(command, Command::TransferGroup { .. });
+            let is_transfer = matches!(command, Command::HandOver { .. });
             let response = state.apply(100 + index as u64, command);
             prop_assert_eq!(crate::invariants::violated(&state), None);
             if matches!(response, Response::Refused(_)) {

@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::transport::Class;
 use client_lib::wire::frame::encode_head;
-use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId};
+use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
 use consensus::Ended;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::ownership::enclosure::Enclosure;
 use crate::ownership::gate::{Phase, View};
 use crate::ownership::handover::Released;
 use crate::peer::message::{PeerRequest, ReplicaPosition};
@@ -37,11 +38,14 @@ pub struct Member {
     pub(super) synced: Option<Arc<Watermarks>>,
     position: ReplicaPosition,
     digest: u64,
+    /// What the destination must know, and is to be told in the proposal.
+    enclosed: Option<Vec<u8>>,
 }
 
 impl Member {
     pub(super) fn new(volume: Arc<ServedVolume>, to: NodeId, epoch: Epoch) -> Member {
-        Member { volume, to, epoch, synced: None, position: ReplicaPosition::default(), digest: 0 }
+        let position = ReplicaPosition::default();
+        Member { volume, to, epoch, synced: None, position, digest: 0, enclosed: None }
     }
 
     pub(super) async fn ask_position(&mut self) -> Result<(), Error> {
@@ -95,7 +99,14 @@ impl Member {
         self.volume.shard.freeze(self.volume.id, when).await.map_err(store_failure)
     }
 
-    pub(super) async fn prepare(&mut self, final_lsn: Lsn, cancel: &CancellationToken) -> Result<Lsn, Error> {
+    /// Makes sure that the destination knows the volume up to `final_lsn`, its last write, when it owns it: by what is enclosed in
+    /// the proposal, or, where that has more than `room` bytes, by telling it now.
+    pub(super) async fn prepare(
+        &mut self,
+        final_lsn: Lsn,
+        room: usize,
+        cancel: &CancellationToken,
+    ) -> Result<Lsn, Error> {
         self.catch_up(Some(final_lsn), cancel).await?;
         let manifest = self.send_snapshots().await?;
         if manifest.to != final_lsn {
@@ -107,6 +118,15 @@ impl Member {
         self.digest = digest(&manifest)?;
         let mut ledger = self.volume.shard.ledger(self.volume.id).await.map_err(store_failure)?;
         ledger.claim = ledger.claim.max(self.volume.writers.claimed());
+        let enclosure = Enclosure { manifest, ledger };
+        let encoded = enclosure.encode()?;
+        if encoded.len() <= room {
+            let news: u64 = enclosure.manifest.runs.iter().map(|run| u64::from(run.blocks())).sum();
+            self.position.stale_blocks = if self.synced.is_some() { 0 } else { self.position.stale_blocks + news };
+            self.enclosed = Some(encoded);
+            return Ok(final_lsn);
+        }
+        let Enclosure { manifest, ledger } = enclosure;
         self.position =
             self.ask(PeerRequest::Prepare { volume: self.volume.id, epoch: self.epoch, manifest, ledger }).await?;
         if self.position.known != final_lsn {
@@ -116,6 +136,11 @@ impl Member {
             ));
         }
         Ok(self.position.known)
+    }
+
+    /// What is to be enclosed in the proposal.
+    pub(super) fn take_enclosed(&mut self) -> Option<(VolumeId, Vec<u8>)> {
+        Some((self.volume.id, self.enclosed.take()?))
     }
 
     /// The end of its epoch, as it is proposed.

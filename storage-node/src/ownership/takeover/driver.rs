@@ -12,7 +12,7 @@ use consensus::MetaState;
 use serde::{Deserialize, Serialize};
 
 use super::{Effect, Event, Seen, Takeover};
-use crate::ownership::driver::{OwnershipLog, TakeoverProposal, TransferOutcome};
+use crate::ownership::driver::{OwnershipLog, Proposed, TakeoverProposal};
 use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::gate::Phase;
 use crate::propagation::intake::Hold;
@@ -124,9 +124,9 @@ impl Driver {
                     let proposal =
                         TakeoverProposal { volume: self.volume.id, from: self.from, epoch: self.epoch, start };
                     match self.log.take_over(proposal).await {
-                        TransferOutcome::Committed(epoch) => Event::Committed(epoch),
-                        TransferOutcome::Refused(error) => Event::Refused(error),
-                        TransferOutcome::Unknown => Event::Unknown,
+                        Proposed::Committed(epoch) => Event::Committed(epoch),
+                        Proposed::Refused(error) => Event::Refused(error),
+                        Proposed::Unknown => Event::Unknown,
                     }
                 }
                 Effect::Resolve => {

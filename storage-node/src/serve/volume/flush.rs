@@ -64,14 +64,14 @@ impl ServedVolume {
                 Phase::Closed => {
                     return Err(Error::new(ErrorKind::Closed, format!("volume {} was deleted", self.name)));
                 }
-                Phase::Transferring | Phase::Activating if waits => drop(self.gate.settled(Epoch(0)).await?),
+                Phase::Transferring(_) | Phase::Activating if waits => drop(self.gate.settled(Epoch(0)).await?),
                 Phase::Owner if waits => {
                     if self.flush_here(view).await? {
                         self.forwarded.store(false, Ordering::Release);
                         return Ok(());
                     }
                 }
-                Phase::Owner | Phase::Transferring | Phase::Activating => {
+                Phase::Owner | Phase::Transferring(_) | Phase::Activating => {
                     match self.shard.flush(self.id).await {
                         Ok(_) => {}
                         Err(error) => {

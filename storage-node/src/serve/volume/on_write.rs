@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::Class;
-use client_lib::{Error, ErrorKind};
+use client_lib::{Epoch, Error, ErrorKind};
 use tokio::time::Instant;
 
 use super::{Patience, RETRY_PAUSE, ServedVolume};
-use crate::ownership::gate::View;
+use crate::ownership::gate::{Phase, View};
 use crate::peer::client::unexpected;
 use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest};
 
@@ -24,11 +24,14 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 
 impl ServedVolume {
     /// A session without a right writes here while the volume is elsewhere, as `view` says: waits until this node has heard of a
-    /// newer epoch if there is one, or has the volume come if it may.
+    /// newer epoch if there is one or may be, or has the volume come if it may.
     ///
     /// # Errors
     /// `NotOwner` when neither is so: whoever wants to write here has to move the volume first.
     pub(super) async fn overtaken(&self, view: View) -> Result<(), Error> {
+        if let Phase::Transferring(_) = view.phase {
+            return self.gate.settled(Epoch(0)).await.map(drop);
+        }
         if self.may_come.load(Ordering::Relaxed) {
             // As this node has heard; the owner knows better.
             return self.come(view).await;
