@@ -26,7 +26,7 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// it is sent and before it is received, so that a peer cannot make us allocate more.
 pub const FRAME_SIZE_MAX: usize = 40 << 20;
 
-/// What a call competes with. Each class has a connection of its own, with its own congestion window.
+/// What a call competes with. Each class but the last has a connection of its own, with its own congestion window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
     /// Raft, heartbeats, handover: small and urgent.
@@ -35,11 +35,23 @@ pub enum Class {
     Pull,
     /// Background propagation: may wait for all others.
     Bulk,
+    /// What somebody is likely to wait for soon: shares the connection of [`Class::Bulk`], which yields to the other two, and goes
+    /// before what is there.
+    Ahead,
 }
 
 impl Class {
-    /// All classes, most urgent first.
+    /// The classes that have a connection of their own, most urgent first.
     pub const ALL: [Class; 3] = [Class::Control, Class::Pull, Class::Bulk];
+
+    /// The class on whose connection this one goes.
+    #[must_use]
+    pub fn carrier(self) -> Class {
+        match self {
+            Class::Ahead => Class::Bulk,
+            own => own,
+        }
+    }
 }
 
 /// Why a call brought no reply.

@@ -193,7 +193,7 @@ impl QuicTransport {
     }
 
     fn peer(&self, node: NodeId, class: Class) -> Option<Arc<Peer>> {
-        self.peers().get(&node).map(|entry| entry.classes[class as usize].clone())
+        self.peers().get(&node).map(|entry| entry.classes[class.carrier() as usize].clone())
     }
 
     async fn accept(self: Arc<Self>) {

@@ -104,7 +104,8 @@ async fn receive_request(receive: &mut RecvStream, length: usize) -> Option<Byte
 fn class_number(class: Class) -> u8 {
     match class {
         Class::Control => 1,
-        Class::Pull => 2,
+        // By its number a reply goes before others on its connection, also where the other end runs an older program.
+        Class::Pull | Class::Ahead => 2,
         Class::Bulk => 3,
     }
 }
@@ -112,7 +113,7 @@ fn class_number(class: Class) -> u8 {
 fn priority(class: Class) -> i32 {
     match class {
         Class::Control => 2,
-        Class::Pull => 1,
+        Class::Pull | Class::Ahead => 1,
         Class::Bulk => 0,
     }
 }

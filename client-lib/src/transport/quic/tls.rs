@@ -60,6 +60,9 @@ pub(super) fn transport_config(congestion: Congestion, client: bool) -> Arc<Tran
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .send_window(u64::from(CONNECTION_WINDOW))
+        // Of bulk and replies that are equally urgent the first is sent first: shared out, all of it would be there when the last of it is.
+        // A vote does not wait for a large manifest.
+        .send_fairness(congestion != Congestion::Yielding)
         // Only the dialling end calls.
         .max_concurrent_bidi_streams(VarInt::from_u32(if client { 0 } else { STREAMS_MAX }))
         .max_concurrent_uni_streams(VarInt::from_u32(0))

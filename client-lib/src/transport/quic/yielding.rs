@@ -21,6 +21,11 @@ use quinn_proto::RttEstimator;
 const TARGET: Duration = Duration::from_millis(10);
 /// How far the window moves to where it should be in one round trip.
 const GAIN: f64 = 0.5;
+/// After so many round trips without a queue, more than a probe of another flow leaves, growth does not depend on the length of the path:
+/// the first step, which doubles each time, and the last. On a long one the start, cut short by some noise, would else take seconds to make
+/// up for.
+const FREE_ROUNDS: u32 = 4;
+const FREE_GROWTH: (f64, f64) = (0.06, 0.25);
 /// Most growth in one round trip.
 const GROWTH_MAX: f64 = 2.0;
 /// Share of lost bytes in a round trip up to which losses are taken for noise.
@@ -84,6 +89,8 @@ pub(super) struct Yielding {
     mtu: u64,
     phase: Phase,
     round: Round,
+    /// Round trips that ended without a queue, one after the other.
+    free_rounds: u32,
     /// Samples and their least since a multiple of [`SAMPLES`] of them; only counted in [`Phase::Start`].
     batch: (u32, Duration),
     /// Least round trips since the last probe, and between the two before.
@@ -99,6 +106,7 @@ impl Yielding {
             mtu,
             phase: Phase::Start,
             round: Round::new(now),
+            free_rounds: 0,
             batch: (0, Duration::MAX),
             base: [None; 2],
             probed: now,
@@ -154,10 +162,21 @@ impl Yielding {
         self.window = self.window.max(self.window_min());
     }
 
+    /// The share by which the window may grow at least: no queue has shown for so long.
+    fn free_growth(&mut self, round: &Round, least: Duration) -> Option<f64> {
+        let is_free = least.saturating_sub(self.base()) < TARGET / 4 && !round.idle && !round.congested();
+        self.free_rounds = if is_free { self.free_rounds + 1 } else { 0 };
+        let step = self.free_rounds.checked_sub(FREE_ROUNDS)?;
+        Some((FREE_GROWTH.0 * f64::from(1u32 << step.min(8))).min(FREE_GROWTH.1))
+    }
+
     fn follow(&mut self, round: &Round, least: Duration) {
         // One datagram more than proportional: of two flows in one queue the smaller one gains.
         let aim = (self.fitting(least) + self.mtu as f64).min(self.window * GROWTH_MAX);
-        let next = self.window + GAIN * (aim - self.window);
+        let mut next = self.window + GAIN * (aim - self.window);
+        if let Some(growth) = self.free_growth(round, least) {
+            next = next.max(self.window * (1.0 + growth));
+        }
         if next < self.window || !round.idle {
             self.window = next;
         }
