@@ -2,6 +2,7 @@
 
 pub mod ahead;
 pub mod classes;
+pub mod fan;
 pub mod flushes;
 pub mod freight;
 pub mod hearing;
@@ -15,6 +16,7 @@ mod push;
 pub mod receiver;
 pub mod repair;
 pub mod rpo;
+mod seat;
 pub mod sender;
 pub mod throttle;
 pub mod timeline;

@@ -18,6 +18,7 @@ mod core;
 mod damage;
 mod extents;
 mod fetch;
+mod held;
 mod lease;
 mod recover;
 mod replica;

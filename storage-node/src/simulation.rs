@@ -16,6 +16,7 @@ mod guest;
 pub(crate) mod history;
 mod machine;
 mod network;
+mod pulls;
 mod round_trips;
 mod story;
 mod tests;

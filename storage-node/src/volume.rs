@@ -215,6 +215,38 @@ impl Volume {
         Ok(versions)
     }
 
+    /// The version of `block` at `lsn`, if it is here: in a layer, in the base, or, of a snapshot, in that.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn named(&self, moment: Moment, block: u32, lsn: Lsn, map: &mut Map) -> Result<Option<Version>, MapError> {
+        if let Some(version) = self.layers.held(block, lsn) {
+            return Ok(Some(version));
+        }
+        let is_it = |version: &Version| version.lsn == lsn && !version.content.is_stale();
+        let base = map.cache.version(self.id, block)?.filter(is_it);
+        let is_known = |id: SnapshotId| self.snapshot(id).is_some();
+        match moment {
+            Moment::Snapshot(id) if base.is_none() && is_known(id) => {
+                let versions = self.versions(moment, block, block, map)?;
+                Ok(versions.into_iter().find_map(|(_, version)| version.filter(is_it)))
+            }
+            _ => Ok(base),
+        }
+    }
+
+    /// A version of `block` with this checksum whose data is here, in a layer or in the base.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn alike(&self, block: u32, crc: u32, map: &mut Map) -> Result<Option<Version>, MapError> {
+        if let Some(version) = self.layers.alike(block, crc) {
+            return Ok(Some(version));
+        }
+        let base = map.cache.version(self.id, block)?;
+        Ok(base.filter(|version| version.content.place().is_some() && version.content.crc() == Some(crc)))
+    }
+
     /// Blocks from `first` to `last` that have any version, with that version, in order.
     ///
     /// # Errors

@@ -67,7 +67,42 @@ impl Nodes {
         self.join(name)
     }
 
-    fn join(&mut self, name: &str) -> anyhow::Result<()> {
+    /// Writes the settings of a node at a provider, which [`join`](Self::join) starts.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn configure_at(&self, name: &str, provider: &str) -> anyhow::Result<()> {
+        self.configure_with(name, provider, "")
+    }
+
+    /// Where a node listens that has its settings.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn address(&self, name: &str) -> anyhow::Result<SocketAddr> {
+        let text = std::fs::read_to_string(self.config(name))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("listen = ")).context("it listens somewhere")?;
+        Ok(line.trim_matches('"').parse()?)
+    }
+
+    /// Has a node that has its settings, and does not run, reach others at these addresses.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn route(&self, name: &str, routes: &[(&str, SocketAddr)]) -> anyhow::Result<()> {
+        let mut text = std::fs::read_to_string(self.config(name))?;
+        text.push_str("\n[routes]\n");
+        for (to, address) in routes {
+            text.push_str(&format!("{to} = \"{address}\"\n"));
+        }
+        Ok(std::fs::write(self.config(name), text)?)
+    }
+
+    /// Founds the cluster with a node that has its settings, or has it join, and waits until it serves.
+    ///
+    /// # Errors
+    /// What the programs say.
+    pub fn join(&mut self, name: &str) -> anyhow::Result<()> {
         match self.nodes.first() {
             None => self.cluster(&["init"], name, "")?,
             Some((first, _)) => self.cluster(&["join"], name, &self.cluster(&["token"], first, "")?)?,

@@ -162,3 +162,44 @@ fn links_and_replicas_are_set_while_everything_runs() {
     );
     assert!(up.run(&["link", "set", "a", "b"]).expect_err("says nothing").to_string().contains("--rate"));
 }
+
+/// Writes `blocks` of noise from the first on.
+fn write_noise(client: &mut Client, blocks: u64, generation: u64) {
+    for block in (0..blocks).step_by(64) {
+        let bytes: Vec<u8> = (block..block + 64).flat_map(|block| fill(SEED, block, generation)).collect();
+        client.write(block * BLOCK as u64, &bytes).expect("is written");
+    }
+}
+
+#[test]
+fn what_is_written_again_as_it_was_is_not_sent_again() {
+    let up = Up::start(&["--rtt", "40", "--rate", "200"]).expect("starts");
+    up.run(&["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    let mut client = Client::connect(&up.socket("a"), "disk").expect("connects");
+    write_noise(&mut client, BLOCKS, 1);
+    until("the replicas follow", || is_in_step(&up));
+    let freight = |key: &str| -> Vec<u64> {
+        let status = up.json(&["volume", "status", "disk", "--json"]).expect("succeeds");
+        status["replicas"].as_array().expect("a list").iter().map(|replica| number(&replica["freight"], key)).collect()
+    };
+    let (sent, wan) =
+        (freight("sent_bytes"), number(&up.json(&["cluster", "status", "--json"]).expect("succeeds"), "wan_bytes"));
+    write_noise(&mut client, BLOCKS, 1);
+    // A little is new.
+    write_noise(&mut client, 64, 2);
+    until("the replicas follow again", || is_in_step(&up));
+    let crossed = number(&up.json(&["cluster", "status", "--json"]).expect("succeeds"), "wan_bytes") - wan;
+    println!("{crossed} bytes crossed the WAN for {} bytes written again, twice", BLOCKS * BLOCK as u64);
+    assert!(crossed < BLOCKS * BLOCK as u64 / 4, "{crossed}");
+    for ((same, after), before) in freight("same_bytes").into_iter().zip(freight("sent_bytes")).zip(sent) {
+        println!("same: {same}, sent: {}", after - before);
+        assert!(same > BLOCKS * BLOCK as u64 * 9 / 10 && after - before < BLOCKS * BLOCK as u64 / 10);
+    }
+    assert!(up.run(&["volume", "status", "disk"]).expect("succeeds").contains("there already"));
+    up.run(&["volume", "migrate", "disk", "--to", "b"]).expect("is handed over");
+    let mut at_b = Client::connect(&up.socket("b"), "disk").expect("connects");
+    for block in 0..BLOCKS {
+        let bytes = at_b.read(block * BLOCK as u64, BLOCK as u32).expect("is read");
+        assert_eq!(check(&bytes, SEED, block), Ok(if block < 64 { 2 } else { 1 }));
+    }
+}

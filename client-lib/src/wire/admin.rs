@@ -21,7 +21,7 @@ pub use group::{
     GroupVolume, MovedVolume,
 };
 pub use handover::{CancelledMigrate, Migrate, MigrateReport, OnWrite, OnWriteStatus};
-pub use links::{ChangeLink, FreightStatus, LinkList, LinkStatus, LinkWindow};
+pub use links::{ChangeLink, FetchStatus, FreightStatus, LinkList, LinkStatus, LinkWindow};
 pub use policy::{ChangePolicy, DurabilityStatus, ReplicaPolicy, RpoStatus, VolumePolicy};
 pub use scrub::{ScrubState, ScrubStatus};
 pub use snapshot::{CloneSnapshot, CreateSnapshot, RollBack, SnapshotStatus};

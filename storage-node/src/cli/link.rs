@@ -4,7 +4,7 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 use client_lib::NodeName;
 use client_lib::policy::parse_minute;
-use client_lib::wire::admin::{ChangeLink, FreightStatus, LinkList, LinkStatus, LinkWindow};
+use client_lib::wire::admin::{ChangeLink, FetchStatus, FreightStatus, LinkList, LinkStatus, LinkWindow};
 
 use super::Common;
 use super::client::{Client, print_json, print_table};
@@ -86,8 +86,22 @@ fn list(json: bool, common: &Common) -> anyhow::Result<()> {
     if json {
         return print_json(&list);
     }
-    let heading =
-        ["from", "to", "rtt", "rate", "limit", "written", "sent", "on the wire", "zero", "overwritten", "compressed"];
+    let heading = [
+        "from",
+        "to",
+        "rtt",
+        "rate",
+        "limit",
+        "written",
+        "sent",
+        "on the wire",
+        "zero",
+        "overwritten",
+        "same",
+        "relayed",
+        "compressed",
+        "late",
+    ];
     print_table(&heading, list.links.iter().map(row).collect());
     for link in list.links.iter().filter(|link| link.rate_bytes_per_second.is_some() || !link.windows.is_empty()) {
         println!("{}; now {}", limit_sentence(link), allowed(link.limit_bytes_per_second));
@@ -144,8 +158,32 @@ fn row(link: &LinkStatus) -> Vec<String> {
         human(freight.wire_bytes),
         human(freight.zero_bytes),
         human(freight.overwritten_bytes),
+        human(freight.same_bytes),
+        human(freight.relayed_bytes),
         human(freight.compressed_bytes),
+        link.hedged_calls.to_string(),
     ]
+}
+
+/// What a new owner lacked, and how it comes by it; nothing where it lacked nothing.
+pub(super) fn fetch_sentence(owner: &str, fetch: &FetchStatus) -> Option<String> {
+    let parts = [
+        (fetch.demanded_bytes, "as guests asked for it"),
+        (fetch.near_bytes, "ahead of their reads"),
+        (fetch.hot_bytes, "because it was hot at the last owner"),
+        (fetch.rest_bytes, "in the background"),
+        (fetch.overwritten_bytes, "not needed, it was written again"),
+    ];
+    let parts: Vec<String> =
+        parts.iter().filter(|(bytes, _)| *bytes > 0).map(|(bytes, what)| format!("{} {what}", human(*bytes))).collect();
+    if parts.is_empty() {
+        return None;
+    }
+    let hedged = match fetch.hedged_calls {
+        0 => String::new(),
+        calls => format!("; {calls} answers were late, and another node was asked as well"),
+    };
+    Some(format!("{owner} lacked {}; fetched: {}{hedged}", human(fetch.lacked_bytes), parts.join(", ")))
 }
 
 /// What was sent to a replica, and why not more; nothing where nothing was written.
@@ -156,6 +194,8 @@ pub(super) fn sentence(replica: &str, freight: &FreightStatus) -> Option<String>
     let saved = [
         (freight.overwritten_bytes, "written again before it was sent"),
         (freight.zero_bytes, "zeroes"),
+        (freight.same_bytes, "there already"),
+        (freight.relayed_bytes, "had from a node beside it"),
         (freight.compressed_bytes, "by compression"),
     ];
     let saved: Vec<String> =
@@ -186,6 +226,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_new_owner_fetches_is_told_by_its_reasons() {
+        assert_eq!(fetch_sentence("b", &FetchStatus::default()), None);
+        let fetch = FetchStatus {
+            lacked_bytes: 8 << 20,
+            demanded_bytes: 1 << 20,
+            hot_bytes: 2 << 20,
+            overwritten_bytes: 5 << 20,
+            hedged_calls: 3,
+            ..FetchStatus::default()
+        };
+        assert_eq!(
+            fetch_sentence("b", &fetch).as_deref(),
+            Some(
+                "b lacked 8 MiB; fetched: 1 MiB as guests asked for it, 2 MiB because it was hot at the last owner, 5 MiB not needed, it was written again; 3 answers were late, and another node was asked as well"
+            )
+        );
+    }
+
+    #[test]
     fn what_was_saved_is_told_by_its_means() {
         assert_eq!(sentence("b", &FreightStatus::default()), None);
         let freight = FreightStatus {
@@ -194,12 +253,14 @@ mod tests {
             wire_bytes: 2 << 20,
             zero_bytes: 1 << 20,
             overwritten_bytes: 3 << 20,
+            same_bytes: 5 << 20,
+            relayed_bytes: 7 << 20,
             compressed_bytes: 4 << 20,
         };
         assert_eq!(
             sentence("b", &freight).as_deref(),
             Some(
-                "to b went 2 MiB for 10 MiB written; saved: 3 MiB written again before it was sent, 1 MiB zeroes, 4 MiB by compression"
+                "to b went 2 MiB for 10 MiB written; saved: 3 MiB written again before it was sent, 1 MiB zeroes, 5 MiB there already, 7 MiB had from a node beside it, 4 MiB by compression"
             )
         );
         let plain =

@@ -191,6 +191,9 @@ fn print_status(status: &VolumeStatus) {
         Some(source) => println!("{} still come from node {source}: keep it running", size::human(status.stale_bytes)),
         None => println!("every block is at the owner"),
     }
+    if let Some(sentence) = link::fetch_sentence(&status.owner, &status.fetch) {
+        println!("{sentence}");
+    }
     if let Some(to) = status.on_write.as_ref().filter(|_| status.group.is_none()) {
         println!(
             "it goes to node {to} when it is written there, after a flush here (`helio volume migrate {} --cancel` takes that back)",

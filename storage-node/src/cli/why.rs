@@ -147,7 +147,9 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
 
 #[cfg(test)]
 mod tests {
-    use client_lib::wire::admin::{DurabilityStatus, FreightStatus, ReplicaPolicy, RpoStatus, TailStatus, VolumeSpace};
+    use client_lib::wire::admin::{
+        DurabilityStatus, FetchStatus, FreightStatus, ReplicaPolicy, RpoStatus, TailStatus, VolumeSpace,
+    };
 
     use super::*;
 
@@ -194,6 +196,7 @@ mod tests {
             clone_of: None,
             group: None,
             written_bytes: 0,
+            fetch: FetchStatus::default(),
         }
     }
 

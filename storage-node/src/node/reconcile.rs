@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use client_lib::transport::Transport;
 use client_lib::watch;
-use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, NodeName, SnapshotId, VolumeId};
+use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, NodeName, ProviderId, SnapshotId, VolumeId};
 use consensus::{MetaState, Snapshot, Volume};
 use tokio::task::JoinHandle;
 
@@ -213,7 +213,7 @@ impl Reconciler {
         volume.snapshots.list(meta);
         if owned && !is_done {
             volume.gate.set(View { owner: self.me, epoch: meta.epoch, phase: Phase::Activating });
-            self.activate(&volume, meta, state.enclosed(meta.id), acts_under).await?;
+            self.activate(&volume, state, meta, acts_under).await?;
         }
         Ok(())
     }
@@ -247,10 +247,11 @@ impl Reconciler {
     async fn activate(
         self: &Arc<Self>,
         volume: &Arc<ServedVolume>,
+        state: &MetaState,
         meta: &Volume,
-        enclosed: Option<&[u8]>,
         acts_under: Option<u64>,
     ) -> Result<(), Error> {
+        let enclosed = state.enclosed(meta.id);
         tracing::debug!(volume = %meta.name, epoch = %meta.epoch, "taking up the ownership");
         self.shards.require_not_lost(meta.id, &meta.name, meta.epoch)?;
         if let Some(enclosed) = enclosed {
@@ -295,11 +296,12 @@ impl Reconciler {
         if report.head == meta.final_lsn {
             make_again(volume, meta, report.newest_snapshot).await?;
         }
+        volume.puller.begin(report.stale_blocks);
         let own = (report.stale_blocks > 0).then_some(report.watermark);
         volume.flushes.begin(meta.epoch, own);
         volume.begin(meta.epoch, meta.final_lsn);
         tracing::info!(volume = %meta.name, epoch = %meta.epoch, head = %report.head, stale_blocks = report.stale_blocks, "owner");
-        self.start_propagation(volume, meta, report.head);
+        self.start_propagation(volume, meta, report.head, far_sites(state, meta));
         if enclosed.is_some() {
             let (volume, epoch, log) = (volume.clone(), meta.epoch, self.log.clone());
             tokio::spawn(async move { enclosure::settle(&volume, epoch, &*log).await });
@@ -307,8 +309,15 @@ impl Reconciler {
         Ok(())
     }
 
-    fn start_propagation(&self, volume: &Arc<ServedVolume>, meta: &Volume, head: Lsn) {
-        let watermarks = Arc::new(Watermarks::new(meta.replicas.iter().copied(), head));
+    fn start_propagation(
+        &self,
+        volume: &Arc<ServedVolume>,
+        meta: &Volume,
+        head: Lsn,
+        sites: BTreeMap<NodeId, ProviderId>,
+    ) {
+        let watermarks = Watermarks::new(meta.replicas.iter().copied(), head).at(sites);
+        let watermarks = Arc::new(watermarks);
         let mut tasks: Vec<_> = meta
             .replicas
             .iter()
@@ -397,6 +406,14 @@ pub fn learn_peers(
             None => tracing::error!(node = %node.name, address = %node.address, "not an address"),
         }
     }
+}
+
+/// The providers of the replicas that are at another one than the owner.
+fn far_sites(state: &MetaState, meta: &Volume) -> BTreeMap<NodeId, ProviderId> {
+    let site = |node: NodeId| state.node(node).map(|node| node.provider.clone());
+    let own = site(meta.owner);
+    let sites = meta.replicas.iter().filter_map(|replica| Some((*replica, site(*replica)?)));
+    sites.filter(|(_, site)| Some(site) != own.as_ref()).collect()
 }
 
 /// Whom to ask for stale blocks: the last owner first, then the other holders.

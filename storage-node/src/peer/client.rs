@@ -10,16 +10,24 @@ use bytes::Bytes;
 use client_lib::clock::Clock;
 use client_lib::transport::{Class, Transport, TransportError};
 use client_lib::wire::frame::Frame;
-use client_lib::{Error, ErrorKind, NodeId};
+use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId};
+use tokio::time::Instant;
 
+use super::alike;
 use super::links::{Links, choice};
-use super::message::{ENCODING_ZSTD, Message, PeerReply, PeerRequest, ReplicaPosition};
+use super::message::{ENCODING_HELD, ENCODING_ZSTD, Message, PeerReply, PeerRequest, ReplicaPosition};
 use super::packing::{Compressor, PackedBlocks, pack_blocks};
 use crate::propagation::manifest::VersionedBlock;
 
 /// How long a call may take before its outcome counts as unknown. Well above any round trip and transfer of a
 /// frame, so that a slow link is not taken for a broken one.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(15);
+
+/// An answer is not late before this, however fast those before were: a disk may be busy for so long.
+const PATIENCE_MIN: Duration = Duration::from_millis(10);
+
+/// The same, at least, while it is not known how long answers take.
+const PATIENCE_UNKNOWN: Duration = Duration::from_millis(100);
 
 /// Why a peer call gave no usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +131,44 @@ impl PeerClient {
         Ok(reply)
     }
 
+    /// Asks `node` for blocks: how fast they come is measured, and in [`Class::Pull`] how long the answer takes.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub async fn fetch(
+        &self,
+        node: NodeId,
+        class: Class,
+        request: PeerRequest,
+    ) -> Result<Message<PeerReply>, PeerError> {
+        let mut under_way = Fetching { client: self, node, class, begun: Instant::now(), bytes: 0 };
+        self.links.fetch_begins(node);
+        let answer = self.ask(node, class, request, Bytes::new()).await;
+        under_way.bytes = answer.as_ref().map_or(0, |answer| answer.payload.len() as u64);
+        answer
+    }
+
+    /// Bytes per second at which blocks come from `node`, as measured or assumed.
+    #[must_use]
+    pub fn rate_from(&self, node: NodeId) -> f64 {
+        choice::link_rate(self.links.link(node).rate_inward(), self.transport.rtt(node))
+    }
+
+    /// Bytes per second of bulk data that the link to `node` takes, as measured or assumed.
+    #[must_use]
+    pub fn rate_to(&self, node: NodeId) -> f64 {
+        choice::link_rate(self.links.link(node).rate(), self.transport.rtt(node))
+    }
+
+    /// How long a fetch of so many blocks from `node` may take before its answer is late.
+    #[must_use]
+    pub fn patience(&self, node: NodeId, blocks: usize) -> Duration {
+        let rtt = self.transport.rtt(node).unwrap_or_default();
+        let usual = self.links.link(node).p95().unwrap_or_else(|| (rtt * 2).max(PATIENCE_UNKNOWN));
+        let bytes = (blocks * BLOCK_SIZE as usize) as f64;
+        usual.max(rtt + rtt / 4).max(PATIENCE_MIN) + Duration::from_secs_f64(bytes / self.rate_from(node))
+    }
+
     /// Asks a replica for something that is answered with its positions.
     ///
     /// # Errors
@@ -156,6 +202,12 @@ impl PeerClient {
             self.compressor.press(&mut packed, link);
         }
         packed
+    }
+
+    /// Whether `node` is to be asked what it has already of what is sent to it.
+    #[must_use]
+    pub fn takes_offers(&self, node: NodeId) -> bool {
+        self.encodings(node) & ENCODING_HELD != 0 && alike::pays(self.rate_to(node))
     }
 
     /// Learns what `node` understands before there is anything to send to it or to fetch from it.
@@ -207,6 +259,28 @@ impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         let rtt = self.client.transport.rtt(self.node).unwrap_or_default();
         self.client.links.call_ends(self.node, self.bytes, rtt);
+    }
+}
+
+/// A fetch that tells how fast its link is, however it ends.
+struct Fetching<'a> {
+    client: &'a PeerClient,
+    node: NodeId,
+    class: Class,
+    begun: Instant,
+    bytes: u64,
+}
+
+impl Drop for Fetching<'_> {
+    fn drop(&mut self) {
+        let (client, node) = (self.client, self.node);
+        let rtt = client.transport.rtt(node).unwrap_or_default();
+        client.links.fetch_ends(node, self.bytes, rtt);
+        if self.class == Class::Pull {
+            // One that was given up has taken so long at least.
+            let for_bytes = Duration::from_secs_f64(self.bytes as f64 / client.rate_from(node));
+            client.links.took(node, self.begun.elapsed().saturating_sub(for_bytes));
+        }
     }
 }
 

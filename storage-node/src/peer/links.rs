@@ -2,6 +2,7 @@
 //! much bulk data each may take.
 
 pub mod choice;
+pub mod latency;
 pub mod limit;
 pub mod meter;
 
@@ -15,6 +16,7 @@ use client_lib::clock::{Clock, SystemClock};
 use client_lib::policy::LinkPolicy;
 use tokio::time::Instant;
 
+use self::latency::Latency;
 use self::limit::Bucket;
 use self::meter::Meter;
 use crate::propagation::freight::Freight;
@@ -28,6 +30,11 @@ pub struct Link {
     /// What this node has sent there, of all volumes, since it was started.
     pub freight: Freight,
     meter: Meter,
+    /// The other direction, as far as blocks were fetched.
+    inward: Meter,
+    latency: Latency,
+    /// Calls that fetch blocks from there and were so late that another node was asked as well.
+    pub hedged: u64,
     /// Those that the other end understands, once it has told.
     pub(super) encodings: Option<u32>,
     /// When the other end was asked for them.
@@ -39,6 +46,18 @@ impl Link {
     #[must_use]
     pub fn rate(&self) -> Option<f64> {
         self.meter.rate()
+    }
+
+    /// Bytes per second of the other direction, if that was measured.
+    #[must_use]
+    pub fn rate_inward(&self) -> Option<f64> {
+        self.inward.rate()
+    }
+
+    /// How long almost all calls that fetch blocks take, beside their bytes, if that is known.
+    #[must_use]
+    pub fn p95(&self) -> Option<Duration> {
+        self.latency.p95()
     }
 }
 
@@ -139,6 +158,28 @@ impl Links {
     pub(super) fn call_ends(&self, node: NodeId, bytes: u64, rtt: Duration) {
         let now = self.began.elapsed();
         self.with(node, |link| link.meter.end(now, bytes, rtt));
+    }
+
+    /// A call that fetches blocks from `node` begins.
+    pub(super) fn fetch_begins(&self, node: NodeId) {
+        let now = self.began.elapsed();
+        self.with(node, |link| link.inward.begin(now));
+    }
+
+    /// It has brought so many bytes, or none if it failed or was given up.
+    pub(super) fn fetch_ends(&self, node: NodeId, bytes: u64, rtt: Duration) {
+        let now = self.began.elapsed();
+        self.with(node, |link| link.inward.end(now, bytes, rtt));
+    }
+
+    /// A call for which somebody waited took so long beside its bytes.
+    pub(super) fn took(&self, node: NodeId, took: Duration) {
+        self.with(node, |link| link.latency.note(took));
+    }
+
+    /// An answer of `node` is late: another node is asked as well.
+    pub fn hedged(&self, node: NodeId) {
+        self.with(node, |link| link.hedged += 1);
     }
 
     /// What `node` understands, as far as is known, and whether it is to be asked now.

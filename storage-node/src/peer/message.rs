@@ -10,7 +10,7 @@ use client_lib::{BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, SnapshotId, 
 use serde::{Deserialize, Serialize};
 
 use crate::ownership::standing::Tail;
-use crate::propagation::manifest::{BlockRun, Manifest};
+use crate::propagation::manifest::{BlockRun, Manifest, VersionRun};
 use crate::shard::handle::ReadChunk;
 use crate::shard::scrub::ScrubAction;
 use crate::volume::Moment;
@@ -71,6 +71,17 @@ pub enum PeerRequest {
     PullZstd { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, visited: Vec<client_lib::NodeId> },
     /// Carry this out as soon as you are the owner in `epoch`, which was proposed, if that begins behind `after`.
     Ahead { volume: VolumeId, epoch: Epoch, after: Lsn, operation: Operation },
+    /// Send those of these versions that you hold, in their order; fetch none. The answer is `Held`; of `offers` the receiver has what may be the same.
+    PullHeld { volume: VolumeId, moment: Moment, wanted: Vec<VersionRun>, offers: Vec<Alike> },
+    /// You are to own the volume, since `epoch` or soon: these extents, of [`crate::propagation::heat::EXTENT_BLOCKS`] blocks each, were
+    /// read and written most at its last owner, the hottest first.
+    HotSet { volume: VolumeId, epoch: Epoch, extents: Vec<u32> },
+    /// As `Missing`, and what the replica has that may be the same; the answer is `Offered`.
+    MissingOffered { volume: VolumeId, epoch: Epoch, after: BlockIndex, limit: u32 },
+    /// As `Blocks`, or `BlocksZstd` if so; and versions that are what was offered for them.
+    BlocksAlike { volume: VolumeId, epoch: Epoch, blocks: Vec<BlockHead>, is_zstd: bool, alike: Vec<Alike> },
+    /// Fetch what you miss of the sealed delta from `holder`, for some seconds, or until nothing has come for so long.
+    FetchFrom { volume: VolumeId, epoch: Epoch, holder: client_lib::NodeId, patience_ms: u32 },
 }
 
 /// What a session asks of the owner of a volume. Data that is written is the payload.
@@ -103,8 +114,11 @@ impl Operation {
 /// In an answer to `Encodings`: zstd frames are understood.
 pub const ENCODING_ZSTD: u32 = 1;
 
+/// In an answer to `Encodings`: versions can be asked for by name, a hot set is taken, and what is the same is not sent.
+pub const ENCODING_HELD: u32 = 2;
+
 /// The encodings that this program understands.
-pub const ENCODINGS: u32 = ENCODING_ZSTD;
+pub const ENCODINGS: u32 = ENCODING_ZSTD | ENCODING_HELD;
 
 /// Administrative requests that only one node can carry out: the owner of a volume, or the one that is named.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +168,17 @@ pub struct BlockHead {
     pub lsn: Lsn,
     /// Whether it is a block of zeroes, absent from the payload.
     pub zero: bool,
+}
+
+/// A version of a block, and what may be, or is, its content: somebody has that already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Alike {
+    /// Which block.
+    pub block: BlockIndex,
+    /// Which version.
+    pub lsn: Lsn,
+    /// The first half of the BLAKE3 hash of the content.
+    pub hash: [u8; 16],
 }
 
 /// A replica's positions, as it reports them with every reply of propagation.
@@ -215,6 +240,29 @@ pub enum PeerReply {
     Encodings(u32),
     /// Pulled blocks; the payload is a zstd frame of their data.
     BlocksZstd(Vec<BlockHead>),
+    /// Those of the versions asked for that are held.
+    Held {
+        /// Sent as data, or as zeroes.
+        blocks: Vec<BlockHead>,
+        /// Whether the payload is a zstd frame.
+        is_zstd: bool,
+        /// Not sent, because they are what was offered.
+        alike: Vec<Alike>,
+    },
+    /// What a replica misses.
+    Offered {
+        /// Missing blocks.
+        runs: Vec<BlockRun>,
+        /// Of those, what it has that may be the same.
+        offers: Vec<Alike>,
+    },
+    /// What a replica has fetched from another.
+    Fetched {
+        /// Blocks that came.
+        blocks: u64,
+        /// Whether it misses nothing more of the sealed delta.
+        is_whole: bool,
+    },
 }
 
 /// A head with its payload.
@@ -331,6 +379,8 @@ mod tests {
         let origin = Origin { session: 5, number: 6, answered: 4 };
         let writer = Writer { origin, generation: 1, right: Epoch(2) };
         let operation = Operation::Zero { writer, offset: 4096, length: 300, fua: true };
+        let lsn = Lsn::new(epoch, 300);
+        let alike = vec![Alike { block: BlockIndex(7), lsn, hash: [9; 16] }];
         let requests = [
             PeerRequest::Blocks { volume, epoch, blocks: blocks.clone() },
             PeerRequest::Pull { volume, moment: Moment::Now, runs: runs.clone(), visited: visited.clone() },
@@ -340,11 +390,27 @@ mod tests {
             PeerRequest::DeliverZstd { volume, epoch, manifest, blocks: blocks.clone(), prune },
             PeerRequest::PullZstd { volume, moment: Moment::Now, runs, visited },
             PeerRequest::Ahead { volume, epoch, after: Lsn::new(epoch, 300), operation },
+            PeerRequest::PullHeld {
+                volume,
+                moment: Moment::Now,
+                wanted: VersionRun::of(&[(7, lsn)]),
+                offers: alike.clone(),
+            },
+            PeerRequest::HotSet { volume, epoch, extents: vec![300, 7] },
+            PeerRequest::MissingOffered { volume, epoch, after: BlockIndex(7), limit: 300 },
+            PeerRequest::BlocksAlike { volume, epoch, blocks: blocks.clone(), is_zstd: true, alike: alike.clone() },
+            PeerRequest::FetchFrom { volume, epoch, holder: NodeId(3), patience_ms: 300 },
         ];
         let encoded: Vec<u8> = requests.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("peer-requests.hex", &encoded);
-        let replies =
-            [PeerReply::Blocks(blocks.clone()), PeerReply::Encodings(ENCODINGS), PeerReply::BlocksZstd(blocks)];
+        let replies = [
+            PeerReply::Blocks(blocks.clone()),
+            PeerReply::Encodings(ENCODINGS),
+            PeerReply::BlocksZstd(blocks.clone()),
+            PeerReply::Held { blocks, is_zstd: true, alike: alike.clone() },
+            PeerReply::Offered { runs: vec![BlockRun { start: BlockIndex(7), count: 2 }], offers: alike },
+            PeerReply::Fetched { blocks: 300, is_whole: true },
+        ];
         let encoded: Vec<u8> = replies.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("peer-replies.hex", &encoded);
     }

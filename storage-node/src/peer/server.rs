@@ -4,17 +4,19 @@
 //! requests to whoever implements [`ForwardedAdmin`]. Every request gets an answer; an error is one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::frame::Frame;
-use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId};
+use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
 
-use super::message::{AdminForward, ENCODINGS, Message, PeerReply, PeerRequest, Writer, pack_read};
+use super::alike::take_alike;
+use super::message::{AdminForward, Alike, ENCODINGS, Message, PeerReply, PeerRequest, Writer, pack_read};
 use super::packing::{PackedBlocks, unpack_blocks, unpack_zstd};
 use crate::ownership::enclosure::Enclosure;
 use crate::ownership::writers::Refusal;
-use crate::propagation::manifest::BlockRun;
+use crate::propagation::manifest::{BlockRun, VersionRun, VersionedBlock};
 use crate::propagation::pull::PULL_BLOCKS_MAX;
 use crate::propagation::receiver;
 use crate::serve::volume::{Change, ServedVolume, store_failure};
@@ -118,6 +120,20 @@ impl PeerServer {
                 }
                 PeerReply::NotOwner(volume.gate.view().epoch)
             }
+            PeerRequest::PullHeld { volume, moment, wanted, offers } => {
+                return pull_held(&*self.volume(volume)?, peer, moment, &wanted, &offers).await;
+            }
+            PeerRequest::FetchFrom { volume, epoch, holder, patience_ms } => {
+                let patience = Duration::from_millis(u64::from(patience_ms));
+                receiver::fetch_from(&*self.volume(volume)?, peer, epoch, holder, patience).await
+            }
+            PeerRequest::HotSet { volume, epoch, extents } => {
+                let volume = self.volume(volume)?;
+                if volume.gate.view().epoch <= epoch {
+                    volume.puller.is_hot(extents);
+                }
+                PeerReply::Done
+            }
             PeerRequest::Admin { request } => PeerReply::Admin(self.admin.forwarded(request).await?),
             propagation => return Ok((self.propagate(peer, propagation, payload).await?, Bytes::new())),
         };
@@ -130,6 +146,8 @@ impl PeerServer {
             PeerRequest::ReplicaStatus { volume, epoch }
             | PeerRequest::Manifest { volume, epoch, .. }
             | PeerRequest::Missing { volume, epoch, .. }
+            | PeerRequest::MissingOffered { volume, epoch, .. }
+            | PeerRequest::BlocksAlike { volume, epoch, .. }
             | PeerRequest::Blocks { volume, epoch, .. }
             | PeerRequest::Apply { volume, epoch, .. }
             | PeerRequest::Deliver { volume, epoch, .. }
@@ -148,6 +166,14 @@ impl PeerServer {
                 receiver::manifest(&volume, manifest, seal, durable, prune).await
             }
             PeerRequest::Missing { after, limit, .. } => receiver::missing(&volume, after, limit).await,
+            PeerRequest::MissingOffered { after, limit, .. } => receiver::offered(&volume, after, limit).await,
+            PeerRequest::BlocksAlike { blocks, is_zstd, alike, .. } => {
+                let blocks = match is_zstd {
+                    true => unpack_zstd(&blocks, &payload)?,
+                    false => unpack_blocks(&blocks, payload)?,
+                };
+                receiver::blocks_alike(&volume, blocks, &alike).await
+            }
             PeerRequest::Blocks { blocks, .. } => receiver::blocks(&volume, unpack_blocks(&blocks, payload)?).await,
             PeerRequest::BlocksZstd { blocks, .. } => receiver::blocks(&volume, unpack_zstd(&blocks, &payload)?).await,
             PeerRequest::Apply { to, .. } => receiver::apply(&volume, to).await,
@@ -195,6 +221,57 @@ async fn write(volume: &ServedVolume, epoch: Epoch, writer: Writer, change: Chan
     })
 }
 
+/// Sends those of `wanted` that are here.
+async fn pull_held(
+    volume: &ServedVolume,
+    peer: NodeId,
+    moment: Moment,
+    wanted: &[VersionRun],
+    offers: &[Alike],
+) -> Result<(PeerReply, Bytes), Error> {
+    require_few(wanted.iter().map(|run| u64::from(run.count)).sum())?;
+    if let Some(tail) = volume.standing.tail() {
+        return Ok((PeerReply::Left(tail), Bytes::new()));
+    }
+    let wanted: Vec<(u32, Lsn)> = wanted.iter().flat_map(VersionRun::versions).collect();
+    let held = match volume.shard.read_held(volume.id, moment, wanted.clone()).await {
+        // Noted by now: it is left out.
+        Err(StoreError::Corrupt { .. } | StoreError::Damaged { .. }) => {
+            volume.shard.read_held(volume.id, moment, wanted).await
+        }
+        held => held,
+    };
+    let mut blocks = held.map_err(store_failure)?;
+    let alike = take_alike(&mut blocks, offers);
+    let PackedBlocks { heads: blocks, payload, is_zstd, mut freight } = volume.peers.pack_as(peer, &blocks, true);
+    freight.same = alike.len() as u64 * u64::from(BLOCK_SIZE);
+    volume.peers.links().carried(peer, freight);
+    Ok((PeerReply::Held { blocks, is_zstd, alike }, payload))
+}
+
+/// Refuses a pull of more blocks than one may have.
+fn require_few(blocks: u64) -> Result<(), Error> {
+    if blocks > u64::from(PULL_BLOCKS_MAX) {
+        return Err(Error::new(
+            ErrorKind::InvalidRequest,
+            format!("a pull of {blocks} blocks is over the limit of {PULL_BLOCKS_MAX}"),
+        ));
+    }
+    Ok(())
+}
+
+/// Blocks as the answer to a pull.
+fn send_blocks(
+    volume: &ServedVolume,
+    peer: NodeId,
+    blocks: &[VersionedBlock],
+    accepts_zstd: bool,
+) -> (PeerReply, Bytes) {
+    let PackedBlocks { heads, payload, is_zstd, freight } = volume.peers.pack_as(peer, blocks, accepts_zstd);
+    volume.peers.links().carried(peer, freight);
+    (if is_zstd { PeerReply::BlocksZstd(heads) } else { PeerReply::Blocks(heads) }, payload)
+}
+
 /// Sends the newest versions held here, or a snapshot's, fetching first what this node itself knows to be stale.
 async fn pull(
     volume: &ServedVolume,
@@ -203,25 +280,13 @@ async fn pull(
     runs: Vec<BlockRun>,
     visited: &[NodeId],
 ) -> Result<(PeerReply, Bytes), Error> {
-    let blocks: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
-    if blocks > u64::from(PULL_BLOCKS_MAX) {
-        return Err(Error::new(
-            ErrorKind::InvalidRequest,
-            format!("a pull of {blocks} blocks is over the limit of {PULL_BLOCKS_MAX}"),
-        ));
-    }
+    require_few(runs.iter().map(|run| u64::from(run.count)).sum())?;
     if let Some(tail) = volume.standing.tail() {
         return Ok((PeerReply::Left(tail), Bytes::new()));
     }
     loop {
         match volume.shard.read_versions(volume.id, moment, runs.clone()).await {
-            Ok(blocks) => {
-                let packed = volume.peers.pack_as(peer, &blocks, accepts_zstd);
-                let PackedBlocks { heads, payload, is_zstd, freight } = packed;
-                volume.peers.links().carried(peer, freight);
-                let reply = if is_zstd { PeerReply::BlocksZstd(heads) } else { PeerReply::Blocks(heads) };
-                return Ok((reply, payload));
-            }
+            Ok(blocks) => return Ok(send_blocks(volume, peer, &blocks, accepts_zstd)),
             Err(StoreError::Stale { runs }) => volume.puller.pull(moment, &runs, Class::Bulk, visited).await?,
             // Noted by now: the next attempt is told all of them, or finds a newer version.
             Err(StoreError::Corrupt { .. }) => {}

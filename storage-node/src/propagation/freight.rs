@@ -1,6 +1,7 @@
 //! What became of blocks on their way: how many bytes were written, sent and saved, and by what. Pure.
 //!
-//! For what a replica has reached, `written` is what was sent once, and `zero`, and `overwritten`. What was sent more than once, after
+//! For what a replica has reached, `written` is what was sent once, and `zero`, `same`, `relayed` and
+//! `overwritten`. What was sent more than once, after
 //! a break or in deliveries that overlap, is in `sent` each time.
 
 use std::ops::AddAssign;
@@ -22,6 +23,10 @@ pub struct Freight {
     pub zero: u64,
     /// Not sent because the block was written again before.
     pub overwritten: u64,
+    /// Not sent because the other end has the same content.
+    pub same: u64,
+    /// Not sent from here because the other end has it from a node at its provider.
+    pub relayed: u64,
 }
 
 impl AddAssign for Freight {
@@ -31,6 +36,8 @@ impl AddAssign for Freight {
         self.wire += other.wire;
         self.zero += other.zero;
         self.overwritten += other.overwritten;
+        self.same += other.same;
+        self.relayed += other.relayed;
     }
 }
 

@@ -1,7 +1,7 @@
 //! How often parts of a volume are read and written, lately. Pure: time is an argument.
 //!
 //! Counts are kept per extent of [`EXTENT_BLOCKS`] blocks and halve every [`HALF_LIFE`]. At most [`EXTENTS_MAX`] extents are remembered:
-//! beyond that the coldest half is forgotten, which then counts as never touched.
+//! beyond that, or beyond what is asked for, the coldest half is forgotten, which then counts as never touched.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -36,10 +36,17 @@ impl Touched {
 }
 
 /// The heat of a volume.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Heat {
     /// As of the time beside it.
     extents: BTreeMap<u32, (Touched, Duration)>,
+    extents_max: usize,
+}
+
+impl Default for Heat {
+    fn default() -> Heat {
+        Heat { extents: BTreeMap::new(), extents_max: EXTENTS_MAX }
+    }
 }
 
 impl Heat {
@@ -60,6 +67,21 @@ impl Heat {
         found.map_or(Touched::default(), |(touched, at)| touched.faded(now.saturating_sub(*at)))
     }
 
+    /// The hottest extents, at most so many, what is most likely read first at the front. A guest keeps what it has written itself for a
+    /// while, so a write counts a quarter of a read.
+    #[must_use]
+    pub fn hottest(&self, most: usize, now: Duration) -> Vec<u32> {
+        let heat = |(touched, at): &(Touched, Duration)| {
+            let touched = touched.faded(now.saturating_sub(*at));
+            touched.reads + touched.writes / 4.0
+        };
+        let mut extents: Vec<(u32, f64)> = self.extents.iter().map(|(extent, entry)| (*extent, heat(entry))).collect();
+        // Stable: of equals the first in the volume, as they are read together.
+        extents.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+        extents.truncate(most);
+        extents.into_iter().map(|(extent, _)| extent).collect()
+    }
+
     fn touch(&mut self, start: u32, count: u32, now: Duration, add: impl Fn(&mut Touched, f64)) {
         let Some(last) = count.checked_sub(1).map(|more| start.saturating_add(more)) else { return };
         for extent in start / EXTENT_BLOCKS..=last / EXTENT_BLOCKS {
@@ -70,7 +92,15 @@ impl Heat {
             *at = now;
             add(touched, share);
         }
-        if self.extents.len() > EXTENTS_MAX {
+        if self.extents.len() > self.extents_max {
+            self.forget(now);
+        }
+    }
+
+    /// Remembers no more than so many extents from now on, those that are hottest.
+    pub fn shrink(&mut self, extents_max: usize, now: Duration) {
+        self.extents_max = extents_max;
+        while self.extents.len() > extents_max {
             self.forget(now);
         }
     }
@@ -105,6 +135,22 @@ mod tests {
         heat.wrote(0, EXTENT_BLOCKS, HALF_LIFE);
         assert_eq!(heat.of(0, HALF_LIFE).writes, 1.5);
         heat.wrote(5, 0, s(0));
+    }
+
+    #[test]
+    fn the_hottest_come_first_and_reads_count_more_than_writes() {
+        let mut heat = Heat::default();
+        for (extent, reads, writes) in [(3, 1, 0), (5, 0, 3), (9, 2, 0), (12, 1, 0)] {
+            (0..reads).for_each(|_| heat.read(extent * EXTENT_BLOCKS, EXTENT_BLOCKS, s(1)));
+            (0..writes).for_each(|_| heat.wrote(extent * EXTENT_BLOCKS, EXTENT_BLOCKS, s(1)));
+        }
+        assert_eq!(heat.hottest(10, s(2)), [9, 3, 12, 5]);
+        assert_eq!(heat.hottest(2, s(2)), [9, 3]);
+        heat.read(5 * EXTENT_BLOCKS, EXTENT_BLOCKS, s(300));
+        assert_eq!(heat.hottest(1, s(300)), [5], "what was is forgotten");
+        heat.shrink(2, s(300));
+        assert!(heat.extents.len() <= 2);
+        assert_eq!(heat.hottest(1, s(300)), [5]);
     }
 
     #[test]

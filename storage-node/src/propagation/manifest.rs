@@ -69,6 +69,40 @@ pub struct BlockRun {
     pub count: u32,
 }
 
+/// A run of neighbouring blocks in the version that one write made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRun {
+    /// The first block.
+    pub start: BlockIndex,
+    /// How many, above 0.
+    pub count: u32,
+    /// The write.
+    pub lsn: Lsn,
+}
+
+impl VersionRun {
+    /// Versions in block order, as runs.
+    #[must_use]
+    pub fn of(versions: &[(u32, Lsn)]) -> Vec<VersionRun> {
+        let mut runs: Vec<VersionRun> = Vec::new();
+        for (block, lsn) in versions {
+            match runs.last_mut() {
+                Some(last) if last.lsn == *lsn && last.start.0.checked_add(last.count) == Some(*block) => {
+                    last.count += 1
+                }
+                _ => runs.push(VersionRun { start: BlockIndex(*block), count: 1, lsn: *lsn }),
+            }
+        }
+        runs
+    }
+
+    /// The versions, one by one. A run that comes from elsewhere is to be bounded first.
+    pub fn versions(&self) -> impl Iterator<Item = (u32, Lsn)> + use<> {
+        let (start, lsn) = (self.start.0, self.lsn);
+        (0..self.count).filter_map(move |index| Some((start.checked_add(index)?, lsn)))
+    }
+}
+
 /// One block in one version, with its data: what a push or a pull carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VersionedBlock {

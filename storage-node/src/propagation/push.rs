@@ -3,20 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::Class;
 use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Error, Lsn, NodeId};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 
 use super::freight::Freight;
 use super::manifest::{BlockRun, VersionedBlock};
 use super::pull::split;
 use super::sender::MANIFEST_INTERVAL;
 use super::watermarks::Watermarks;
+use crate::peer::alike::take_alike;
 use crate::peer::client::unexpected;
-use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition};
+use crate::peer::message::{Alike, Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::peer::packing::PackedBlocks;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::{SealedDelta, StoreError};
@@ -31,6 +34,13 @@ const PUSH_CALLS_MAX: usize = 8;
 /// Missing runs asked for at a time.
 const MISSING_RUNS_MAX: u32 = 4096;
 
+/// How long a replica that fetches from another waits for more before it tells how far it is.
+const FETCH_PATIENCE: Duration = Duration::from_secs(1);
+
+/// When nothing has come for so long while the other one is sent the same, beside twice the time that what is on its way there takes, the
+/// owner sends it itself.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
+
 /// The way of block data to one replica.
 pub(super) struct Way {
     pub(super) volume: Arc<ServedVolume>,
@@ -40,6 +50,17 @@ pub(super) struct Way {
 }
 
 impl Way {
+    /// Whose data the replica is to fetch, if it is not to be sent its own.
+    pub(super) fn source(&self) -> Option<NodeId> {
+        let (volume, replica) = (&self.volume, self.replica);
+        // Who counts toward the class is sent what a flush waits for, and who is waited for is not made to wait.
+        if volume.flushes.counts(replica) || volume.sending.is_hurried(replica) {
+            return None;
+        }
+        let rtt = |node| volume.peers.transport().rtt(node);
+        self.watermarks.with_fan(|fan, now| fan.lead_of(replica, now, rtt))
+    }
+
     /// Waits until so many blocks may be sent; returns the bytes that were taken of the link's limit.
     async fn turn(&self, blocks: u64) -> u64 {
         let bytes = blocks * u64::from(BLOCK_SIZE);
@@ -52,12 +73,15 @@ impl Way {
         }
     }
 
-    /// Sends blocks, for which `taken` bytes were taken of the link's limit.
-    async fn send(&self, blocks: &[VersionedBlock], taken: u64) -> Result<(), Error> {
-        let PackedBlocks { heads: blocks, payload, is_zstd, freight } = self.volume.peers.pack(self.replica, blocks);
+    /// Sends blocks, for which `taken` bytes were taken of the link's limit, and names those of which the replica has offered the content.
+    async fn send(&self, mut blocks: Vec<VersionedBlock>, taken: u64, offers: &[Alike]) -> Result<(), Error> {
+        let alike = take_alike(&mut blocks, offers);
+        let PackedBlocks { heads, payload, is_zstd, mut freight } = self.volume.peers.pack(self.replica, &blocks);
+        freight.same = alike.len() as u64 * u64::from(BLOCK_SIZE);
         self.volume.peers.links().give_back(self.replica, taken.saturating_sub(freight.wire));
-        let (volume, epoch) = (self.volume.id, self.epoch);
+        let (volume, epoch, blocks) = (self.volume.id, self.epoch, heads);
         let request = match is_zstd {
+            _ if !alike.is_empty() => PeerRequest::BlocksAlike { volume, epoch, blocks, is_zstd, alike },
             true => PeerRequest::BlocksZstd { volume, epoch, blocks },
             false => PeerRequest::Blocks { volume, epoch, blocks },
         };
@@ -82,7 +106,7 @@ impl Way {
             let blocks: Vec<VersionedBlock> = newest.into_iter().filter(is_wanted).collect();
             match blocks.is_empty() {
                 true => self.volume.peers.links().give_back(self.replica, taken),
-                false => self.send(&blocks, taken).await?,
+                false => self.send(blocks, taken, &[]).await?,
             }
         }
         Ok(())
@@ -93,14 +117,25 @@ impl Way {
 pub(super) struct Push {
     pub(super) way: Way,
     pub(super) delta: SealedDelta,
+    /// The replica that is sent the same, from which this one is to have it.
+    pub(super) lead: Option<NodeId>,
 }
 
 impl Push {
     /// Sends what the replica misses, then has it applied; returns where the replica is then.
     pub(super) async fn run(self) -> Result<ReplicaPosition, Error> {
         let volume = self.way.volume.id;
+        let mut is_whole = match self.lead {
+            Some(lead) => self.have_fetched(lead).await,
+            None => false,
+        };
+        let mut takes_offers = self.way.volume.peers.takes_offers(self.way.replica);
         loop {
-            self.send_missing().await?;
+            if !std::mem::take(&mut is_whole) {
+                self.send_missing(takes_offers).await?;
+                // What it has offered it may not have any more.
+                takes_offers = false;
+            }
             let request = PeerRequest::Apply { volume, epoch: self.way.epoch, to: self.delta.to };
             let position =
                 self.way.volume.peers.ask_position(self.way.replica, Class::Control, request, Bytes::new()).await?;
@@ -113,14 +148,70 @@ impl Push {
         }
     }
 
-    async fn send_missing(&self) -> Result<(), Error> {
+    /// Has the replica fetch what it misses from `lead`, while that is sent the same; whether it misses nothing then. What is missing
+    /// after all is sent as ever.
+    async fn have_fetched(&self, lead: NodeId) -> bool {
+        let Way { volume, replica, epoch, watermarks } = &self.way;
+        let in_flight = PUSH_CALLS_MAX as f64 * f64::from(PUSH_BLOCKS_MAX * BLOCK_SIZE);
+        let stuck_after = STUCK_AFTER + Duration::from_secs_f64(2.0 * in_flight / volume.peers.rate_to(lead));
+        let mut came_last = Instant::now();
+        loop {
+            // What it has when nothing more comes to it is looked through once.
+            let is_on_its_way = watermarks.with_fan(|fan, _| fan.is_on_its_way(lead));
+            let patience = if is_on_its_way { FETCH_PATIENCE } else { Duration::ZERO };
+            let request = PeerRequest::FetchFrom {
+                volume: volume.id,
+                epoch: *epoch,
+                holder: lead,
+                patience_ms: patience.as_millis() as u32,
+            };
+            let answer = tokio::select! {
+                biased;
+                () = volume.sending.hurried(*replica) => return false,
+                answer = volume.peers.ask(*replica, Class::Bulk, request, Bytes::new()) => answer,
+            };
+            match answer.map(|answer| answer.head) {
+                Ok(PeerReply::Fetched { blocks, is_whole }) => {
+                    let relayed = Freight { relayed: blocks * u64::from(BLOCK_SIZE), ..Freight::default() };
+                    count_sent(volume, watermarks, *replica, relayed);
+                    if blocks > 0 {
+                        came_last = Instant::now();
+                    }
+                    if is_whole || !is_on_its_way {
+                        return is_whole;
+                    }
+                    if came_last.elapsed() < stuck_after {
+                        continue;
+                    }
+                    tracing::debug!(volume = %volume.name, %replica, %lead, "nothing comes from the other one");
+                }
+                Ok(head) => {
+                    let error = unexpected(*replica, &head);
+                    tracing::debug!(volume = %volume.name, %replica, %lead, %error, "it cannot fetch from the other one");
+                }
+                Err(error) => {
+                    tracing::debug!(volume = %volume.name, %replica, %lead, %error, "it cannot fetch from the other one");
+                }
+            }
+            watermarks.with_fan(|fan, now| fan.shun(*replica, now));
+            return false;
+        }
+    }
+
+    async fn send_missing(&self, takes_offers: bool) -> Result<(), Error> {
         let volume = self.way.volume.id;
         let mut after = BlockIndex(0);
         let mut calls = FuturesUnordered::new();
         loop {
-            let request = PeerRequest::Missing { volume, epoch: self.way.epoch, after, limit: MISSING_RUNS_MAX };
-            let runs = match self.way.volume.peers.ask(self.way.replica, Class::Bulk, request, Bytes::new()).await? {
-                Message { head: PeerReply::Missing(runs), .. } => runs,
+            let (epoch, limit) = (self.way.epoch, MISSING_RUNS_MAX);
+            let request = match takes_offers {
+                true => PeerRequest::MissingOffered { volume, epoch, after, limit },
+                false => PeerRequest::Missing { volume, epoch, after, limit },
+            };
+            let answer = self.way.volume.peers.ask(self.way.replica, Class::Bulk, request, Bytes::new());
+            let (runs, offers) = match answer.await? {
+                Message { head: PeerReply::Missing(runs), .. } => (runs, Vec::new()),
+                Message { head: PeerReply::Offered { runs, offers }, .. } => (runs, offers),
                 message => return Err(unexpected(self.way.replica, &message.head)),
             };
             let Some(last) = runs.last() else { break };
@@ -131,7 +222,12 @@ impl Push {
                 {
                     let () = sent?;
                 }
-                calls.push(self.send(part));
+                let within = |offer: &&Alike| {
+                    part.iter().any(|run| run.start <= offer.block && offer.block.0 - run.start.0 < run.count)
+                };
+                let offers: Vec<Alike> =
+                    if offers.is_empty() { Vec::new() } else { offers.iter().filter(within).copied().collect() };
+                calls.push(self.send(part, offers));
             }
         }
         while let Some(sent) = calls.next().await {
@@ -140,11 +236,11 @@ impl Push {
         Ok(())
     }
 
-    async fn send(&self, runs: Vec<BlockRun>) -> Result<(), Error> {
+    async fn send(&self, runs: Vec<BlockRun>, offers: Vec<Alike>) -> Result<(), Error> {
         // Before it is read: what waits takes no memory.
         let taken = self.way.turn(runs.iter().map(|run| u64::from(run.count)).sum()).await;
         let blocks = read_sealed(&self.way.volume, &self.delta, &runs).await?;
-        self.way.send(&blocks, taken).await
+        self.way.send(blocks, taken, &offers).await
     }
 }
 

@@ -7,17 +7,40 @@
 use std::time::Duration;
 
 use client_lib::{BlockIndex, Epoch, Error, ErrorKind, Lsn, NodeId};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 
 use super::intake::Entered;
-use super::manifest::{Manifest, VersionedBlock};
+use super::manifest::{BlockRun, Manifest, VersionedBlock};
+use super::pull::{PULL_BLOCKS_MAX, split};
 use crate::ownership::gate::Phase;
-use crate::peer::message::{PeerReply, ReplicaPosition};
+use crate::peer::alike::{named, offers_of};
+use crate::peer::message::{Alike, PeerReply, ReplicaPosition};
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::StoreError;
 use crate::volume::layers::Wanted;
 
 /// How long a request of a newer epoch waits for metadata to arrive here before the sender must try again.
 const METADATA_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Missing blocks that are looked at in one step for what may be the same: four mebibytes, if all are.
+const OFFERED_PART_BLOCKS: u32 = 1024;
+
+/// Steps for an answer: where nothing is found in so many the owner learns of everything that is missing at once.
+const OFFERED_PARTS: usize = 64;
+
+/// Offers of an answer after which it ends: about a hundred kibibytes.
+const OFFERS_MAX: usize = 4096;
+
+/// How long a replica fetches from another before it tells its owner how far that has come.
+const FETCH_MAX: Duration = Duration::from_secs(5);
+
+/// Calls under way at once to the replica that is fetched from: eight mebibytes.
+const FETCH_PARTS_MAX: usize = 8;
+
+/// Pause before that is asked again for what it had not.
+const FETCH_PAUSE: Duration = Duration::from_millis(20);
 
 /// Makes sure that `peer`, as the owner of `epoch`, may tell this replica anything, until what is returned is dropped.
 ///
@@ -116,6 +139,113 @@ pub async fn missing(volume: &ServedVolume, after: BlockIndex, limit: u32) -> Pe
         Ok(runs) => PeerReply::Missing(runs),
         Err(error) => failed(error),
     }
+}
+
+/// Which blocks of the sealed delta are still missing, and for which of them there is something here that may be the same.
+pub async fn offered(volume: &ServedVolume, after: BlockIndex, limit: u32) -> PeerReply {
+    let runs = match volume.shard.missing(volume.id, Wanted::Sealed, after, limit).await {
+        Ok(runs) => runs,
+        Err(error) => return failed(error),
+    };
+    let mut offers = Vec::new();
+    let mut looked_at = Vec::new();
+    for (number, part) in split(&runs, OFFERED_PART_BLOCKS).into_iter().enumerate() {
+        if number == OFFERED_PARTS || offers.len() >= OFFERS_MAX {
+            break;
+        }
+        looked_at.extend_from_slice(&part);
+        match volume.shard.read_alike(volume.id, Wanted::Sealed, part).await {
+            Ok(alike) => offers.extend(offers_of(&alike)),
+            // It can be sent all the same.
+            Err(error) => tracing::debug!(volume = %volume.name, %error, "what is here cannot be offered"),
+        }
+    }
+    // Where nothing was found the rest is not likely to be the same either.
+    PeerReply::Offered { runs: if offers.is_empty() { runs } else { looked_at }, offers }
+}
+
+/// Fetches what the sealed delta misses from `holder`, which is sent the same, until nothing is missing, or nothing has come for `patience` and
+/// everything was looked for, or for [`FETCH_MAX`].
+pub async fn fetch_from(
+    volume: &ServedVolume,
+    peer: NodeId,
+    epoch: Epoch,
+    holder: NodeId,
+    patience: Duration,
+) -> PeerReply {
+    if let Err(refusal) = admit(volume, peer, epoch).await {
+        return refusal;
+    }
+    let (begun, mut came_last) = (Instant::now(), Instant::now());
+    // It comes to the holder in block order, as a rule; what is further on is looked for in turn.
+    let (mut further, mut rounds, mut parts_max, mut fetched) = (BlockIndex(0), 0, 1, 0);
+    loop {
+        let most = parts_max * PULL_BLOCKS_MAX as usize;
+        let step = async {
+            let first = volume.shard.lacking_sealed(volume.id, BlockIndex(0), most).await.map_err(failed)?;
+            let came = fetch_parts(volume, peer, epoch, holder, &first).await?;
+            if came > 0 || first.is_empty() {
+                return Ok((came, first.is_empty()));
+            }
+            let next = volume.shard.lacking_sealed(volume.id, further, most).await.map_err(failed)?;
+            rounds += u32::from(next.is_empty());
+            further = next.last().map_or(BlockIndex(0), |(block, _)| BlockIndex(block.saturating_add(1)));
+            Ok((fetch_parts(volume, peer, epoch, holder, &next).await?, false))
+        };
+        let (came, is_whole) = match step.await {
+            Ok(step) => step,
+            Err(refusal) => return refusal,
+        };
+        fetched += came;
+        if is_whole {
+            return PeerReply::Fetched { blocks: fetched, is_whole };
+        }
+        if came > 0 {
+            (came_last, rounds) = (Instant::now(), 0);
+        }
+        // The first one may have begun anywhere.
+        let is_over = rounds > 1 && came_last.elapsed() >= patience;
+        if is_over || begun.elapsed() >= FETCH_MAX {
+            return PeerReply::Fetched { blocks: fetched, is_whole: false };
+        }
+        parts_max = if came > 0 || patience.is_zero() { FETCH_PARTS_MAX } else { 1 };
+        if came == 0 && !patience.is_zero() {
+            tokio::time::sleep(FETCH_PAUSE).await;
+        }
+    }
+}
+
+/// Fetches those of `wanted` that `holder` has; how many came.
+async fn fetch_parts(
+    volume: &ServedVolume,
+    peer: NodeId,
+    epoch: Epoch,
+    holder: NodeId,
+    wanted: &[(u32, Lsn)],
+) -> Result<u64, PeerReply> {
+    let parts = wanted.chunks(PULL_BLOCKS_MAX as usize);
+    let mut calls: FuturesUnordered<_> = parts.map(|part| volume.puller.ask_for(holder, part.to_vec())).collect();
+    let mut came = 0;
+    while let Some(answer) = calls.next().await {
+        let blocks = answer.map_err(PeerReply::Failed)?;
+        if !blocks.is_empty() {
+            // Only for so long: who holds the door shut must not wait for another node.
+            let _entered = admit(volume, peer, epoch).await?;
+            came += volume.shard.receive(volume.id, blocks).await.map_err(failed)?;
+        }
+    }
+    Ok(came)
+}
+
+/// Stores pushed blocks, and those that are here already under another name.
+pub async fn blocks_alike(volume: &ServedVolume, mut blocks: Vec<VersionedBlock>, alike: &[Alike]) -> PeerReply {
+    let runs: Vec<BlockRun> = alike.iter().map(|alike| BlockRun { start: alike.block, count: 1 }).collect();
+    match volume.shard.read_alike(volume.id, Wanted::Sealed, runs).await {
+        // What has changed meanwhile stays missing.
+        Ok(here) => blocks.extend(named(here, alike)),
+        Err(error) => return failed(error),
+    }
+    self::blocks(volume, blocks).await
 }
 
 /// Stores pushed blocks.

@@ -30,15 +30,17 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::ahead::Ahead;
+use super::fan::Terms;
 use super::freight::{Account, Covered};
 use super::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
 use super::push::{Push, Way, count_sent, read_sealed};
+use super::seat::Seat;
 use super::watermarks::Watermarks;
 use crate::peer::client::unexpected;
-use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition};
+use crate::peer::message::{ENCODING_HELD, Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::peer::packing::PackedBlocks;
 use crate::serve::volume::{ServedVolume, store_failure};
-use crate::shard::handle::{SealedDelta, StoreError};
+use crate::shard::handle::{Seal, Sealed, SealedDelta, StoreError};
 
 /// How often the owner looks for news to tell a replica.
 pub const MANIFEST_INTERVAL: Duration = Duration::from_millis(100);
@@ -84,6 +86,18 @@ impl From<Error> for Ended {
     fn from(error: Error) -> Ended {
         Ended::Failed(error)
     }
+}
+
+/// Whether the next delta may be sealed.
+enum Turn {
+    /// Nothing is lacking, or it is too early.
+    Wait,
+    /// When those that follow sit.
+    Soon,
+    /// It is sealed with the next one of this replica, which waits for that if so.
+    With(NodeId, bool),
+    /// Now, and what this replica is sent the other one shall fetch, if there is one.
+    Now(Option<NodeId>),
 }
 
 /// A delta whose data is on its way.
@@ -166,7 +180,10 @@ impl Sender {
         let mut pause = RETRY_PAUSE.0;
         loop {
             let begun = Instant::now();
-            let error = match self.session().await {
+            let ended = self.session().await;
+            self.watermarks.with_fan(|fan, _| fan.lost(self.replica));
+            self.watermarks.fan_changed();
+            let error = match ended {
                 Err(Ended::Failed(error)) => error,
                 Err(Ended::Left) => {
                     // It tells when it follows again.
@@ -194,6 +211,7 @@ impl Sender {
         self.watermarks.with_account(self.replica, Account::begin_anew);
         let mut transfer: Option<Transfer> = None;
         let mut deliveries = Deliveries::default();
+        let (mut seat, mut fan_news) = (Seat::default(), self.watermarks.fan_news());
         let (mut ahead, mut leading, mut looked) = (Ahead::default(), None::<Leading>, Instant::now());
         let mut ticker = tokio::time::interval(MANIFEST_INTERVAL);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -204,6 +222,8 @@ impl Sender {
                 biased;
                 finished = finished(&mut transfer) => {
                     let delta = transfer.take().expect("a transfer finished").delta.clone();
+                    self.watermarks.with_fan(|fan, _| fan.ended(self.replica));
+                    self.watermarks.fan_changed();
                     self.volume.shard.release(volume, delta.pin).await.map_err(store_failure)?;
                     position = finished?;
                     if position.watermark < delta.to {
@@ -222,7 +242,16 @@ impl Sender {
                 }
                 // What is delivered while a transfer is under way could not be applied before that.
                 () = self.awaited(sent, not_before), if may_deliver => {}
+                () = seat.sealed() => {}
+                // Another replica's delta may be sealed, or is over: so may this one's.
+                _ = fan_news.changed(), if transfer.is_none() && !seat.is_taken() => {}
                 _ = ticker.tick() => {}
+            }
+            // What it would be sealed from may change now.
+            if let Some((lead, sealed)) = seat.leave(self.replica, &self.watermarks).await {
+                let (manifest, delta) = sealed.map_err(store_failure)?;
+                (position, transfer) = self.begin(position, manifest, delta, Some(lead), &mut ahead).await?;
+                leading = None;
             }
             let report = self.volume.shard.report(volume).await.map_err(store_failure)?;
             let flushes = &self.volume.flushes;
@@ -246,25 +275,44 @@ impl Sender {
             }
             deliveries.is_blocked = false;
             if let (None, Some(snapshot)) = (&transfer, position.awaited_snapshot) {
-                transfer = self.pin(snapshot, position.watermark).await?.map(|delta| self.start(delta));
+                transfer = self.pin(snapshot, position.watermark).await?.map(|delta| self.start(delta, None));
             }
             // A snapshot is applied by itself: what is beyond it is sealed when it is there.
             let lacks = transfer.is_none() && position.awaited_snapshot.is_none() && position.watermark < report.head;
-            let seal = lacks && self.is_due();
-            if seal || position.known < report.head || position.newest_snapshot < report.newest_snapshot {
-                let (reached, delta) = self.send_manifest(position, seal, &mut ahead).await?;
-                position = ReplicaPosition { watermark: position.watermark, ..reached };
-                if let Some(delta) = delta {
-                    // Everything goes with it.
-                    leading = None;
-                    transfer = Some(self.start(delta));
+            let turn = if lacks && self.is_due() { self.turn(report.head) } else { Turn::Wait };
+            let is_news = position.known < report.head || position.newest_snapshot < report.newest_snapshot;
+            match turn {
+                Turn::Now(lead) => {
+                    let (manifest, delta) = self.seal(position, lead).await?;
+                    (position, transfer) = self.begin(position, manifest, delta, lead, &mut ahead).await?;
+                    if transfer.is_some() {
+                        // Everything goes with it.
+                        leading = None;
+                    }
                 }
+                // What it waits for brings the news, too.
+                Turn::Soon | Turn::With(_, true) => {}
+                Turn::Wait | Turn::With(..) if is_news => {
+                    let shard = &self.volume.shard;
+                    let made = shard.seal_manifest(volume, position.known, position.newest_snapshot, None);
+                    let (manifest, _) = made.await.map_err(store_failure)?;
+                    let reached = self.tell(manifest, None, &mut ahead).await?;
+                    position = ReplicaPosition { watermark: position.watermark, ..reached };
+                }
+                Turn::Wait | Turn::With(..) => {}
+            }
+            if let Turn::With(lead, _) = turn {
+                let (seal, answer) = Seal::new(position.known, position.newest_snapshot, position.watermark);
+                seat.sit(lead, answer);
+                self.watermarks.with_fan(|fan, _| fan.sit(self.replica, lead, seal));
+                self.watermarks.fan_changed();
             }
             let is_leading = leading.as_ref().is_some_and(|leading| !leading.0.is_finished());
             if transfer.is_none() && !is_leading && looked.elapsed() >= AHEAD_INTERVAL {
                 looked = Instant::now();
                 ahead.applied(position.watermark);
-                leading = self.lead(&mut ahead);
+                // Who follows has it from the lead.
+                leading = if self.way().source().is_none() { self.lead(&mut ahead) } else { None };
             }
             self.note(position).await?;
         }
@@ -303,19 +351,42 @@ impl Sender {
         }
     }
 
-    async fn send_manifest(
+    /// Seals the next delta of this replica, and those that wait for it. It may end at a snapshot, and then there is none.
+    async fn seal(&self, position: ReplicaPosition, lead: Option<NodeId>) -> Result<Sealed, Error> {
+        let (own, answer) = Seal::new(position.known, position.newest_snapshot, position.watermark);
+        let mut seals = vec![own];
+        if lead.is_none() {
+            seals.extend(self.watermarks.with_fan(|fan, _| fan.take_seats(self.replica)));
+        }
+        self.volume.shard.seal_together(self.volume.id, seals).await.map_err(store_failure)?;
+        answer.await.unwrap_or(Err(StoreError::Stopped)).map_err(store_failure)
+    }
+
+    /// Tells of what was sealed, and begins to send it.
+    async fn begin(
         &self,
         position: ReplicaPosition,
-        seal: bool,
+        manifest: Manifest,
+        delta: Option<SealedDelta>,
+        lead: Option<NodeId>,
         ahead: &mut Ahead,
-    ) -> Result<(ReplicaPosition, Option<SealedDelta>), Error> {
+    ) -> Result<(ReplicaPosition, Option<Transfer>), Error> {
+        if delta.is_some() {
+            self.watermarks.with_fan(|fan, _| fan.began(self.replica));
+        }
+        let reached = self.tell(manifest, delta.as_ref(), ahead).await?;
+        let position = ReplicaPosition { watermark: position.watermark, ..reached };
+        Ok((position, delta.map(|delta| self.start(delta, lead))))
+    }
+
+    /// Sends a manifest, with which `delta` was sealed if it was.
+    async fn tell(
+        &self,
+        manifest: Manifest,
+        delta: Option<&SealedDelta>,
+        ahead: &mut Ahead,
+    ) -> Result<ReplicaPosition, Error> {
         let volume = self.volume.id;
-        let (manifest, delta) = self
-            .volume
-            .shard
-            .seal_manifest(volume, position.known, position.newest_snapshot, seal.then_some(position.watermark))
-            .await
-            .map_err(store_failure)?;
         // At a snapshot everything known is sealed, too.
         match delta.is_some() || manifest.mark.is_some() {
             true => ahead.begin_anew(),
@@ -331,7 +402,7 @@ impl Sender {
             prune: self.watermarks.lowest(),
         };
         match self.ask(Class::Control, request).await {
-            Ok(reached) => Ok((reached, delta)),
+            Ok(reached) => Ok(reached),
             Err(error) => {
                 if let Some(delta) = delta {
                     self.volume.shard.release(volume, delta.pin).await.map_err(store_failure)?;
@@ -424,16 +495,46 @@ impl Sender {
         }
     }
 
-    fn start(&self, delta: SealedDelta) -> Transfer {
+    /// Whether the next delta may be sealed, where some replicas have what others are sent.
+    fn turn(&self, head: Lsn) -> Turn {
+        let lead = self.way().source();
+        let rtt = self.volume.peers.transport().rtt(self.replica).unwrap_or_default();
+        let is_hurried = self.volume.sending.is_hurried(self.replica);
+        let (is_new, turn) = self.watermarks.with_fan(|fan, now| {
+            let (is_new, waited) = fan.due(self.replica, now);
+            let turn = match lead {
+                Some(lead) if fan.may_follow(lead, head, waited) => Turn::Now(Some(lead)),
+                Some(lead) => Turn::With(lead, fan.is_due(lead)),
+                None if is_hurried || fan.may_lead(self.replica, head, waited, now, rtt) => Turn::Now(None),
+                None => Turn::Soon,
+            };
+            (is_new, turn)
+        });
+        if is_new && matches!(turn, Turn::Soon) {
+            // Who follows is to sit.
+            self.watermarks.fan_changed();
+        }
+        turn
+    }
+
+    fn start(&self, delta: SealedDelta, lead: Option<NodeId>) -> Transfer {
         *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.watermarks.with_account(self.replica, |account| account.sealed(delta.to, delta.covered));
-        let push = Push { way: self.way(), delta: delta.clone() };
+        let push = Push { way: self.way(), delta: delta.clone(), lead };
         Transfer { delta, task: tokio::spawn(push.run()) }
     }
 
     /// Records where the replica is, and lets go of history that nobody needs any more.
     async fn note(&self, position: ReplicaPosition) -> Result<(), Error> {
         self.watermarks.with(self.replica, |progress| progress.heard(position));
+        // Who counts toward the class is sent what a flush waits for.
+        let takes_part =
+            self.volume.peers.encodings(self.replica) & ENCODING_HELD != 0 && !self.volume.flushes.counts(self.replica);
+        let terms = takes_part.then(|| Terms {
+            mode: self.volume.sending.mode(self.replica),
+            limit: self.volume.peers.links().limit(self.replica),
+        });
+        self.watermarks.with_fan(|fan, _| fan.seen(self.replica, position.watermark, terms));
         self.count_reached(position.watermark);
         self.volume.shard.prune(self.volume.id, self.watermarks.lowest()).await.map_err(store_failure)
     }

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use client_lib::{Lsn, NodeId};
+use client_lib::{Lsn, NodeId, ProviderId, watch};
 use tokio::time::Instant;
 
+use super::fan::Fan;
 use super::freight::{Account, Freight};
 use super::progress::Progress;
 use super::timeline::Timeline;
+use crate::shard::handle::Seal;
 
 /// The replicas of one volume, for as long as an ownership lasts.
 #[derive(Debug)]
@@ -20,6 +22,9 @@ pub struct Watermarks {
     timeline: Mutex<Timeline>,
     missed: Mutex<Option<Duration>>,
     accounts: Mutex<BTreeMap<NodeId, Account>>,
+    fan: Mutex<Fan<Seal>>,
+    /// Counts what a sender may wait for that happens to another one.
+    fan_news: watch::Sender<u64>,
 }
 
 impl Watermarks {
@@ -33,9 +38,32 @@ impl Watermarks {
             timeline: Mutex::default(),
             missed: Mutex::default(),
             accounts: Mutex::default(),
+            fan: Mutex::default(),
+            fan_news: watch::Sender::new(0),
         };
         this.note_head(head);
         this
+    }
+
+    /// The same, where replicas that are at one of these `sites` share what is sent there.
+    #[must_use]
+    pub fn at(self, sites: BTreeMap<NodeId, ProviderId>) -> Watermarks {
+        Watermarks { fan: Mutex::new(Fan::new(sites)), ..self }
+    }
+
+    /// Looks at, or changes, who fetches from whom.
+    pub(super) fn with_fan<T>(&self, f: impl FnOnce(&mut Fan<Seal>, Duration) -> T) -> T {
+        f(&mut self.fan.lock().unwrap_or_else(PoisonError::into_inner), self.now())
+    }
+
+    /// A delta may be sealed for a replica, or is over; or one waits for another's.
+    pub(super) fn fan_changed(&self) {
+        self.fan_news.send_modify(|count| *count += 1);
+    }
+
+    /// Tells of that.
+    pub(super) fn fan_news(&self) -> watch::Receiver<u64> {
+        self.fan_news.subscribe()
     }
 
     /// The time since the ownership began.

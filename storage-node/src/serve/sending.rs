@@ -1,8 +1,10 @@
 //! When the replicas of a volume are sent data, as its policy has it, and who waits for one of them to have everything; what is read and
-//! written, for the order in which lazy ones are sent it.
+//! written, for the order in which lazy ones are sent it, and for what a new owner fetches first.
+//!
+//! Where every replica is eager only some requests are counted, and fewer extents remembered: the order of a hot set needs no more.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,8 +12,15 @@ use client_lib::policy::{Mode, Propagation};
 use client_lib::{BLOCK_SIZE, NodeId, watch};
 use tokio::time::Instant;
 
-use crate::propagation::heat::Heat;
+use crate::propagation::heat::{EXTENTS_MAX, Heat};
 use crate::propagation::order::{SendOrder, order_of};
+use crate::propagation::pull::HOT_EXTENTS_MAX;
+
+/// Where no replica is lazy, one request of so many is counted.
+const SAMPLED: u32 = 4;
+
+/// Extents that are remembered then: half a gibibyte of a volume, in about as many kibibytes of memory.
+const SAMPLED_EXTENTS_MAX: usize = HOT_EXTENTS_MAX;
 
 /// The sending of one volume.
 #[derive(Debug)]
@@ -19,8 +28,9 @@ pub struct Sending {
     policy: Mutex<Propagation>,
     /// How many wait for a replica.
     hurries: Arc<watch::Sender<BTreeMap<NodeId, usize>>>,
-    /// Whether any replica is lazy: only then is anybody interested in heat.
+    /// Whether any replica is lazy: only then is every request counted.
     is_lazy: AtomicBool,
+    requests: AtomicU32,
     began: Instant,
     heat: Mutex<Heat>,
 }
@@ -31,10 +41,17 @@ impl Default for Sending {
             policy: Mutex::default(),
             hurries: Arc::new(watch::Sender::new(BTreeMap::new())),
             is_lazy: AtomicBool::new(false),
+            requests: AtomicU32::new(0),
             began: Instant::now(),
-            heat: Mutex::default(),
+            heat: Mutex::new(sampled_heat()),
         }
     }
+}
+
+fn sampled_heat() -> Heat {
+    let mut heat = Heat::default();
+    heat.shrink(SAMPLED_EXTENTS_MAX, Duration::ZERO);
+    heat
 }
 
 /// While it is there, a replica is sent everything as fast as it goes.
@@ -64,9 +81,8 @@ impl Sending {
             let is_lazy =
                 std::iter::once(&policy.mode).chain(policy.replicas.values()).any(|mode| *mode != Mode::Eager);
             self.is_lazy.store(is_lazy, Ordering::Relaxed);
-            if !is_lazy {
-                *self.heat.lock().unwrap_or_else(PoisonError::into_inner) = Heat::default();
-            }
+            let most = if is_lazy { EXTENTS_MAX } else { SAMPLED_EXTENTS_MAX };
+            self.heat.lock().unwrap_or_else(PoisonError::into_inner).shrink(most, self.began.elapsed());
         }
     }
 
@@ -87,12 +103,24 @@ impl Sending {
     }
 
     fn touch(&self, offset: u64, length: u64, touch: impl Fn(&mut Heat, u32, u32, Duration)) {
-        if !self.is_lazy.load(Ordering::Relaxed) || length == 0 {
+        if length == 0 {
             return;
+        }
+        if !self.is_lazy.load(Ordering::Relaxed) {
+            let request = self.requests.fetch_add(1, Ordering::Relaxed);
+            if !request.is_multiple_of(SAMPLED) {
+                return;
+            }
         }
         let (first, last) = (offset / u64::from(BLOCK_SIZE), (offset + (length - 1)) / u64::from(BLOCK_SIZE));
         let mut heat = self.heat.lock().unwrap_or_else(PoisonError::into_inner);
         touch(&mut heat, first as u32, (last - first + 1) as u32, self.began.elapsed());
+    }
+
+    /// The extents that were read and written most, lately, the hottest first.
+    #[must_use]
+    pub fn hottest(&self) -> Vec<u32> {
+        self.with_heat(|heat, now| heat.hottest(HOT_EXTENTS_MAX, now))
     }
 
     /// Lets `f` look at what is read and written, and at the time by which that is counted.
@@ -158,18 +186,25 @@ mod tests {
     }
 
     #[test]
-    fn heat_is_counted_only_while_a_replica_is_lazy() {
+    fn every_request_is_counted_while_a_replica_is_lazy_and_some_otherwise() {
         let sending = Sending::default();
         let reads = |sending: &Sending| sending.with_heat(|heat, now| heat.of(0, now).reads);
-        sending.read(0, 16 * 4096);
-        assert_eq!(reads(&sending), 0.0);
+        for _ in 0..2 * SAMPLED {
+            sending.read(0, 16 * 4096);
+        }
+        assert!((1.9..=2.0).contains(&reads(&sending)), "{}", reads(&sending));
         let lazy = Propagation { mode: Mode::Lazy { interval_ms: 1000 }, ..Propagation::default() };
         sending.follow(&lazy);
-        sending.read(100, 16 * 4096 - 200);
-        assert!(reads(&sending) > 0.9, "sixteen blocks, the edges too");
+        for _ in 0..2 {
+            sending.read(100, 16 * 4096 - 200);
+        }
+        assert!((3.9..=4.0).contains(&reads(&sending)), "sixteen blocks, the edges too");
         sending.wrote(0, 1);
         assert!(sending.with_heat(|heat, now| heat.of(0, now).writes) > 0.0);
+        sending.read(1 << 20, 4096);
+        assert_eq!(sending.hottest(), [0, 16]);
         sending.follow(&Propagation::default());
-        assert_eq!(reads(&sending), 0.0);
+        assert!(reads(&sending) > 0.0, "it is still known");
+        sending.read(0, 0);
     }
 }

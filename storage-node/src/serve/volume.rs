@@ -237,6 +237,9 @@ impl ServedVolume {
             Err(detour) => return Ok(Err(detour)),
         };
         self.sending.read(offset, u64::from(length));
+        if moment == Moment::Now {
+            self.puller.reads(offset, u64::from(length));
+        }
         let read = match self.shard.read(self.id, moment, offset, length).await {
             // Nothing can be stored, so nothing can be repaired: what is read is passed through.
             Err(StoreError::Stale { runs } | StoreError::Damaged { runs, .. }) if self.shard.fault().is_some() => {

@@ -20,7 +20,7 @@ use super::clean::Cleaner;
 use super::clone::finish_fillings;
 use super::control::SealJob;
 use super::fetch::Fetches;
-use super::handle::{FaultCell, Request, Role, StoreError};
+use super::handle::{FaultCell, Request, Role, Seal, StoreError};
 use super::lease::LEASE_PAUSE;
 use super::run::{Busy, Reply, VolumeRun};
 use super::scrub::Scrub;
@@ -287,6 +287,12 @@ impl Core {
             Request::SealManifest { volume, from, after, delta_from, reply } => {
                 self.seal_manifest(SealJob { volume, from, after, delta_from, reply });
             }
+            // They wait for one sync, when it begins they are all taken.
+            Request::SealTogether { volume, seals } => {
+                for Seal { from, after, delta_from, reply } in seals {
+                    self.seal_manifest(SealJob { volume, from, after, delta_from, reply });
+                }
+            }
             Request::PinSnapshot { volume, snapshot, from, reply } => {
                 drop(reply.send(self.pin_snapshot(volume, snapshot, from)));
             }
@@ -303,6 +309,14 @@ impl Core {
             Request::Receive { volume, blocks, reply } => self.receive(volume, blocks, reply),
             Request::ApplySealed { volume, to, reply } => self.apply_sealed(volume, to, reply),
             Request::Rewind { volume, to, reply } => self.rewind(volume, to, reply),
+            Request::ReadHeld { volume, moment, wanted, reply } => self.read_held(volume, moment, &wanted, reply),
+            Request::LackingSealed { volume, after, most, reply } => {
+                drop(reply.send(self.lacking_sealed(volume, after, most)));
+            }
+            Request::ReadAlike { volume, wanted, runs, reply } => self.read_alike(volume, wanted, &runs, reply),
+            Request::Lacking { volume, moment, runs, reply } => {
+                drop(reply.send(self.lacking(volume, moment, &runs)));
+            }
             Request::ReadVersions { volume, moment, runs, reply } => self.read_versions(volume, moment, &runs, reply),
             Request::Versions { volume, moment, runs, reply } => {
                 drop(reply.send(self.versions_of(volume, moment, &runs)));

@@ -213,7 +213,7 @@ impl Core {
         self.send_versions(volume, versions, reply);
     }
 
-    fn send_versions(
+    pub(super) fn send_versions(
         &mut self,
         volume: VolumeId,
         versions: Result<Vec<(u32, Option<Version>)>, StoreError>,
@@ -357,7 +357,7 @@ impl Core {
 
 /// Whether `runs` lie inside the largest volume and are not too many. This node may not have heard that the volume has
 /// grown, and of a block that was never written it has no version.
-fn check_runs(runs: &[BlockRun]) -> Result<(), StoreError> {
+pub(super) fn check_runs(runs: &[BlockRun]) -> Result<(), StoreError> {
     let mut total = 0u64;
     for run in runs {
         total += u64::from(run.count);
@@ -365,13 +365,18 @@ fn check_runs(runs: &[BlockRun]) -> Result<(), StoreError> {
             return Err(StoreError::Io(format!("{} blocks at {} are outside any volume", run.count, run.start)));
         }
     }
-    if total > u64::from(REQUEST_BLOCKS_MAX) {
-        return Err(StoreError::Io(format!("{total} blocks are over the limit of {REQUEST_BLOCKS_MAX} per request")));
+    refuse_too_many(total)
+}
+
+/// Refuses a request for more blocks than one may ask for.
+pub(super) fn refuse_too_many(blocks: u64) -> Result<(), StoreError> {
+    if blocks > u64::from(REQUEST_BLOCKS_MAX) {
+        return Err(StoreError::Io(format!("{blocks} blocks are over the limit of {REQUEST_BLOCKS_MAX} per request")));
     }
     Ok(())
 }
 
-fn blocks_of(runs: &[BlockRun]) -> impl Iterator<Item = u32> + '_ {
+pub(super) fn blocks_of(runs: &[BlockRun]) -> impl Iterator<Item = u32> + '_ {
     runs.iter().flat_map(|run| run.start.0..run.start.0 + run.count)
 }
 

@@ -263,6 +263,24 @@ pub struct SealedDelta {
     pub covered: Covered,
 }
 
+/// What is to be sealed together with others; the fields are as in [`ShardHandle::seal_manifest`].
+#[derive(Debug)]
+pub struct Seal {
+    pub(super) from: Lsn,
+    pub(super) after: SnapshotId,
+    pub(super) delta_from: Option<Lsn>,
+    pub(super) reply: Reply<Sealed>,
+}
+
+impl Seal {
+    /// A delta to be sealed, and what will answer it. Dropped before, the answer lets go of the delta.
+    #[must_use]
+    pub fn new(from: Lsn, after: SnapshotId, delta_from: Lsn) -> (Seal, oneshot::Receiver<Result<Sealed, StoreError>>) {
+        let (reply, answer) = oneshot::channel();
+        (Seal { from, after, delta_from: Some(delta_from), reply }, answer)
+    }
+}
+
 /// A part of a read: block data as stored or a run of zeroes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadChunk {
@@ -339,6 +357,7 @@ pub enum Request {
     Freeze { volume: VolumeId, when: FreezeWhen, reply: Reply<Lsn> },
     Thaw { volume: VolumeId, reply: Reply<()> },
     SealManifest { volume: VolumeId, from: Lsn, after: SnapshotId, delta_from: Option<Lsn>, reply: Reply<Sealed> },
+    SealTogether { volume: VolumeId, seals: Vec<Seal> },
     PinSnapshot { volume: VolumeId, snapshot: SnapshotId, from: Lsn, reply: Reply<SealedDelta> },
     ReadSealed { volume: VolumeId, pin: u64, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
     Release { volume: VolumeId, pin: u64, reply: Reply<()> },
@@ -351,6 +370,10 @@ pub enum Request {
     Rewind { volume: VolumeId, to: Lsn, reply: Reply<VolumeReport> },
     ReadVersions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
     Versions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Versions> },
+    Lacking { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Vec<(u32, Lsn)>> },
+    LackingSealed { volume: VolumeId, after: BlockIndex, most: usize, reply: Reply<Vec<(u32, Lsn)>> },
+    ReadHeld { volume: VolumeId, moment: Moment, wanted: Vec<(u32, Lsn)>, reply: Reply<Vec<VersionedBlock>> },
+    ReadAlike { volume: VolumeId, wanted: Wanted, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
     Damaged { reply: Reply<Vec<DamagedBlocks>> },
     Traffic { reply: Reply<Traffic> },
     Scrub { action: ScrubAction, of: Option<VolumeId>, reply: Reply<ScrubReport> },
@@ -675,6 +698,11 @@ impl ShardHandle {
         self.ask(|reply| Request::SealManifest { volume, from, after, delta_from, reply }).await
     }
 
+    /// Owner: as [`seal_manifest`](Self::seal_manifest) for each of `seals`, all at one position; they are answered each for itself.
+    pub async fn seal_together(&self, volume: VolumeId, seals: Vec<Seal>) -> Result<(), StoreError> {
+        self.queue.send(Request::SealTogether { volume, seals }).await.map_err(|_| StoreError::Stopped)
+    }
+
     /// Owner: pins the delta from `from` up to `snapshot`, as [`seal_manifest`](Self::seal_manifest) does.
     ///
     /// # Errors
@@ -781,6 +809,48 @@ impl ShardHandle {
         runs: Vec<BlockRun>,
     ) -> Result<Versions, StoreError> {
         self.ask(|reply| Request::Versions { volume, moment, runs, reply }).await
+    }
+
+    /// The versions of blocks in `runs` that `moment`, or a pinned delta, has and this node lacks or has damaged, in block order. Works
+    /// in both roles.
+    pub async fn lacking(
+        &self,
+        volume: VolumeId,
+        moment: Moment,
+        runs: Vec<BlockRun>,
+    ) -> Result<Vec<(u32, Lsn)>, StoreError> {
+        self.ask(|reply| Request::Lacking { volume, moment, runs, reply }).await
+    }
+
+    /// The first `most` versions at or after block `after` that the sealed delta lacks, in block order.
+    pub async fn lacking_sealed(
+        &self,
+        volume: VolumeId,
+        after: BlockIndex,
+        most: usize,
+    ) -> Result<Vec<(u32, Lsn)>, StoreError> {
+        self.ask(|reply| Request::LackingSealed { volume, after, most, reply }).await
+    }
+
+    /// Reads those of `wanted` that are here, applied or not, in their order; `moment` says where else to look. Works in both roles.
+    pub async fn read_held(
+        &self,
+        volume: VolumeId,
+        moment: Moment,
+        wanted: Vec<(u32, Lsn)>,
+    ) -> Result<Vec<VersionedBlock>, StoreError> {
+        self.ask(|reply| Request::ReadHeld { volume, moment, wanted, reply }).await
+    }
+
+    /// What is here with the checksum of a version in `runs` that is lacking as `wanted` has it, under that version's name: it may be the
+    /// same data, or not. Nothing of snapshots. Works in both roles.
+    pub async fn read_alike(
+        &self,
+        volume: VolumeId,
+        wanted: Wanted,
+        runs: Vec<BlockRun>,
+    ) -> Result<Vec<VersionedBlock>, StoreError> {
+        self.ask(|reply| Request::ReadAlike { volume, wanted, runs, reply }).await
     }
 
     /// The blocks that are known to be damaged here. Works in both roles.

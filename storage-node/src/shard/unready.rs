@@ -126,7 +126,11 @@ impl Request {
             | Request::Checkpoint { reply }
             | Request::Stop { reply } => drop(reply.send(Err(error))),
             Request::ChangedBlocks { reply, .. } | Request::Receive { reply, .. } => drop(reply.send(Err(error))),
-            Request::ReadSealed { reply, .. } | Request::ReadVersions { reply, .. } => drop(reply.send(Err(error))),
+            Request::ReadSealed { reply, .. }
+            | Request::ReadVersions { reply, .. }
+            | Request::ReadHeld { reply, .. }
+            | Request::ReadAlike { reply, .. } => drop(reply.send(Err(error))),
+            Request::Lacking { reply, .. } | Request::LackingSealed { reply, .. } => drop(reply.send(Err(error))),
             Request::List { reply } => drop(reply.send(Err(error))),
             Request::Ledger { reply, .. } => drop(reply.send(Err(error))),
             Request::CreateSnapshot { reply, .. } | Request::CreateFrozen { reply, .. } => {
@@ -137,6 +141,11 @@ impl Request {
             Request::Extents { reply, .. } => drop(reply.send(Err(error))),
             Request::Residency { reply, .. } => drop(reply.send(Err(error))),
             Request::SealManifest { reply, .. } => drop(reply.send(Err(error))),
+            Request::SealTogether { seals, .. } => {
+                for seal in seals {
+                    drop(seal.reply.send(Err(error.clone())));
+                }
+            }
             Request::PinSnapshot { reply, .. } => drop(reply.send(Err(error))),
             Request::Missing { reply, .. } => drop(reply.send(Err(error))),
             Request::Versions { reply, .. } => drop(reply.send(Err(error))),
@@ -171,6 +180,7 @@ impl Request {
             | Request::Freeze { volume, .. }
             | Request::Thaw { volume, .. }
             | Request::SealManifest { volume, .. }
+            | Request::SealTogether { volume, .. }
             | Request::PinSnapshot { volume, .. }
             | Request::ReadSealed { volume, .. }
             | Request::Release { volume, .. }
@@ -182,6 +192,10 @@ impl Request {
             | Request::ApplySealed { volume, .. }
             | Request::Rewind { volume, .. }
             | Request::Versions { volume, .. }
+            | Request::Lacking { volume, .. }
+            | Request::LackingSealed { volume, .. }
+            | Request::ReadHeld { volume, .. }
+            | Request::ReadAlike { volume, .. }
             | Request::ReadVersions { volume, .. } => Some(*volume),
             Request::List { .. }
             | Request::Delete { .. }

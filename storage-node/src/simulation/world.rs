@@ -6,7 +6,7 @@ use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use client_lib::random::{self, Sequence};
-use client_lib::wire::admin::{ChangePolicy, CreateGroup, CreateVolume};
+use client_lib::wire::admin::{ChangePolicy, CreateGroup, CreateVolume, VolumeStatus};
 use client_lib::{BLOCK_SIZE, Error, NodeId, VolumeId};
 use consensus::Volume;
 
@@ -20,7 +20,7 @@ use crate::serve::admin::Admin;
 /// How long a new cluster may take until all its nodes serve.
 const FOUNDING_PATIENCE: Duration = Duration::from_secs(60);
 
-/// The names of the machines, of their providers too.
+/// The names of the machines, and of the providers.
 pub(super) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 thread_local! {
@@ -50,14 +50,18 @@ pub(super) struct World {
     pub(super) history: History,
     pub(super) guests: Guests,
     founders: Vec<BootstrapMember>,
+    /// Whether there are providers with two machines.
+    paired: bool,
     broken: Option<Rule>,
 }
 
-fn member(id: u64) -> BootstrapMember {
+/// The machine of number `id`: at a provider of its own, or, if some are `paired`, every even one at that of the next.
+fn member(id: u64, paired: bool) -> BootstrapMember {
+    let provider = if paired && id.is_multiple_of(2) && (id as usize) < NAMES.len() { id + 1 } else { id };
     BootstrapMember {
         id: NodeId(id),
         name: NAMES[id as usize - 1].parse().expect("a name"),
-        provider: NAMES[id as usize - 1].parse().expect("a name"),
+        provider: NAMES[provider as usize - 1].parse().expect("a name"),
         address: format!("192.0.2.{id}:1").parse().expect("an address"),
     }
 }
@@ -76,15 +80,29 @@ impl World {
         let mut draw = Sequence::new(seed);
         random::seed_thread(Some(draw.bits()));
         let (network, history, guests) = (Network::new(draw.bits()), History::begin(), Guests::default());
-        let founders: Vec<BootstrapMember> = (1..=count).map(member).collect();
+        // What breaks a rule is known by its seed.
+        let paired = seed.is_multiple_of(2) && broken.is_none();
+        let founders: Vec<BootstrapMember> = (1..=count).map(|id| member(id, paired)).collect();
         let machine = |founder| Machine::new(founder, &founders, &network, &history, &guests, broken);
         let machines = founders.iter().map(|founder| (founder.id, machine(founder))).collect();
-        let mut world =
-            World { seed, now: Duration::ZERO, draw, machines, network, history, guests, founders: Vec::new(), broken };
+        let mut world = World {
+            seed,
+            now: Duration::ZERO,
+            draw,
+            machines,
+            network,
+            history,
+            guests,
+            founders: Vec::new(),
+            paired,
+            broken,
+        };
         world.founders = founders;
         for from in 1..=count {
             for to in (1..=count).filter(|to| *to != from) {
-                let delay = DELAY_MIN + Duration::from_millis(world.draw.below(40));
+                let is_near = paired && from.min(to).is_multiple_of(2) && from.abs_diff(to) == 1;
+                let drawn = Duration::from_millis(world.draw.below(40));
+                let delay = if is_near { DELAY_MIN } else { DELAY_MIN + drawn };
                 let jitter = Duration::from_micros(world.draw.below(8_000));
                 world.network.change(NodeId(from), NodeId(to), |link| {
                     link.delay = delay;
@@ -160,8 +178,14 @@ impl World {
         if id as usize > NAMES.len() {
             return None;
         }
-        let machine =
-            Machine::new(&member(id), &self.founders, &self.network, &self.history, &self.guests, self.broken);
+        let machine = Machine::new(
+            &member(id, self.paired),
+            &self.founders,
+            &self.network,
+            &self.history,
+            &self.guests,
+            self.broken,
+        );
         self.machines.insert(NodeId(id), machine);
         self.boot(NodeId(id));
         Some(NodeId(id))
@@ -258,6 +282,15 @@ impl World {
             async move { admin.create_group(request).await.map(drop).map_err(text) }
         });
         made.expect("it answers").expect("is made");
+    }
+
+    /// What the owner says of volume `name`, asked of `asked`.
+    pub(super) fn status(&mut self, name: &'static str, asked: NodeId) -> VolumeStatus {
+        let status = self.answer(asked, FOUNDING_PATIENCE, |running| {
+            let admin = running.parts.admin.clone();
+            async move { admin.volume(name).await.map_err(text) }
+        });
+        status.expect("it answers").expect("tells")
     }
 
     /// The replicas of volume `name` are sent data now and then only, and some ahead.

@@ -270,6 +270,37 @@ impl Layers {
         versions.find(|version| version.lsn == lsn).and_then(|version| version.content.place())
     }
 
+    /// The version of `block` at `lsn`, if a layer has it with what it holds.
+    #[must_use]
+    pub fn held(&self, block: u32, lsn: Lsn) -> Option<Version> {
+        let versions = self.oldest_first().filter_map(|layer| layer.entries.get(&block));
+        versions.copied().find(|version| version.lsn == lsn && !version.content.is_stale())
+    }
+
+    /// The version of `block` that is lacking as `wanted` has it, and its checksum. Not told of snapshots.
+    #[must_use]
+    pub fn lacks(&self, wanted: Wanted, block: u32) -> Option<(Lsn, u32)> {
+        let version = match wanted {
+            Wanted::Sealed => self.sealed.front().and_then(|closed| closed.layer.entries.get(&block)).copied(),
+            Wanted::Now => self.view(block),
+            Wanted::Snapshot(_) => None,
+        };
+        version.and_then(|version| match version.content {
+            Content::Stale { crc } => Some((version.lsn, crc)),
+            _ => None,
+        })
+    }
+
+    /// A version of `block` with this checksum, if a layer has one with its data: the newest.
+    #[must_use]
+    pub fn alike(&self, block: u32, crc: u32) -> Option<Version> {
+        let versions = self.oldest_first().filter_map(|layer| layer.entries.get(&block));
+        versions
+            .filter(|version| version.content.place().is_some() && version.content.crc() == Some(crc))
+            .last()
+            .copied()
+    }
+
     /// Whether a layer has `block` at `place`.
     #[must_use]
     pub fn holds(&self, block: u32, place: Place) -> bool {

@@ -83,6 +83,13 @@ impl Pins {
         })
     }
 
+    /// The version of `block` that a pin lacks, if one does.
+    #[must_use]
+    pub fn stale(&self, block: u32) -> Option<Lsn> {
+        let found = |pin: &Pin| pin.find(block).map(|at| pin.versions[at].1);
+        self.pins.values().filter_map(found).find(|version| version.content.is_stale()).map(|version| version.lsn)
+    }
+
     /// The data of `block` at `lsn` is now at `place`, for pins that have it already too: the place they know may be damaged.
     /// Returns whether a pin wanted it.
     pub fn receive(&mut self, block: u32, lsn: Lsn, place: Place, usage: &mut Usage) -> bool {

@@ -39,8 +39,33 @@ pub struct FreightStatus {
     pub zero_bytes: u64,
     /// Not sent because the block was written again before.
     pub overwritten_bytes: u64,
+    /// Not sent because the other node has the same content there already.
+    #[serde(default)]
+    pub same_bytes: u64,
+    /// Not sent because the other node had it from one at its provider.
+    #[serde(default)]
+    pub relayed_bytes: u64,
     /// Saved by compression: `sent_bytes` less `wire_bytes`.
     pub compressed_bytes: u64,
+}
+
+/// Blocks that a new owner lacked, and how it came by them, since its ownership began or it was started, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchStatus {
+    /// Lacked when the ownership began.
+    pub lacked_bytes: u64,
+    /// Fetched because a guest waited for them.
+    pub demanded_bytes: u64,
+    /// Fetched because a guest read what is beside them.
+    pub near_bytes: u64,
+    /// Fetched because they were read and written most at the last owner.
+    pub hot_bytes: u64,
+    /// Fetched in the background.
+    pub rest_bytes: u64,
+    /// Not fetched because they were written again before.
+    pub overwritten_bytes: u64,
+    /// Calls whose answer was late, so that a second node was asked as well.
+    pub hedged_calls: u64,
 }
 
 /// The way from one node to another.
@@ -59,6 +84,13 @@ pub struct LinkStatus {
     pub freight: FreightStatus,
     /// How fast it took bulk data, as far as that was measured.
     pub measured_bytes_per_second: Option<u64>,
+    /// How long 19 of 20 fetches take on which a guest waits, from that node to this one, beside what their bytes take, in milliseconds;
+    /// `null` while there were few.
+    #[serde(default)]
+    pub fetch_p95_ms: Option<f64>,
+    /// Fetches from that node whose answer was late, so that another node was asked as well.
+    #[serde(default)]
+    pub hedged_calls: u64,
     /// How much bulk data it may take outside all windows; `null` is as much as comes, 0 is none.
     pub rate_bytes_per_second: Option<u64>,
     /// Other rates at times of the day.

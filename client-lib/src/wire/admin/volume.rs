@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DurabilityStatus, FreightStatus, ReplicaPolicy, RpoStatus, TailStatus, VolumeSpace};
+use super::{DurabilityStatus, FetchStatus, FreightStatus, ReplicaPolicy, RpoStatus, TailStatus, VolumeSpace};
 
 /// Asks for a new volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,4 +173,7 @@ pub struct VolumeStatus {
     /// Bytes of blocks that were written since the ownership began, or the owner was started, each time counted.
     #[serde(default)]
     pub written_bytes: u64,
+    /// What it lacked at the owner when the ownership began, and what became of that.
+    #[serde(default)]
+    pub fetch: FetchStatus,
 }

@@ -1,7 +1,7 @@
 //! The links between nodes: what went over each, and how much each may take. Every node knows those that begin at it.
 
-use client_lib::wire::admin::{ChangeLink, FreightStatus, LinkList, LinkStatus};
-use client_lib::{Error, ErrorKind, NodeId};
+use client_lib::wire::admin::{ChangeLink, FetchStatus, FreightStatus, LinkList, LinkStatus};
+use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId};
 use consensus::{Command, Response};
 use futures_util::future::join_all;
 
@@ -11,6 +11,7 @@ use crate::node::METADATA_DEADLINE;
 use crate::node::propagation::{link_asked_for, windows_told};
 use crate::peer::message::AdminForward;
 use crate::propagation::freight::Freight;
+use crate::propagation::pull::Fetched;
 
 impl NodeAdmin {
     /// All links; those of nodes that do not answer are left out, and the nodes are named.
@@ -77,6 +78,8 @@ impl NodeAdmin {
                 provider: to.provider.to_string(),
                 rtt_ms: self.peers.transport().rtt(to.id).map(|rtt| rtt.as_secs_f64() * 1000.0),
                 freight: freight_told(link.freight),
+                fetch_p95_ms: link.p95().map(|p95| p95.as_secs_f64() * 1000.0),
+                hedged_calls: link.hedged,
                 measured_bytes_per_second: link.rate().map(|rate| rate as u64),
                 rate_bytes_per_second: policy.rate,
                 windows: windows_told(&policy),
@@ -84,6 +87,20 @@ impl NodeAdmin {
             }
         };
         others.map(status).collect()
+    }
+}
+
+/// What a new owner fetched, as it is told, where it still lacks `stale` blocks.
+pub(super) fn fetch_told(fetched: Fetched, stale: u64) -> FetchStatus {
+    let bytes = |blocks: u64| blocks * u64::from(BLOCK_SIZE);
+    FetchStatus {
+        lacked_bytes: bytes(fetched.stale),
+        demanded_bytes: bytes(fetched.demand),
+        near_bytes: bytes(fetched.near),
+        hot_bytes: bytes(fetched.hot),
+        rest_bytes: bytes(fetched.rest),
+        overwritten_bytes: bytes(fetched.overwritten(stale)),
+        hedged_calls: fetched.hedged,
     }
 }
 
@@ -95,6 +112,8 @@ pub(super) fn freight_told(freight: Freight) -> FreightStatus {
         wire_bytes: freight.wire,
         zero_bytes: freight.zero,
         overwritten_bytes: freight.overwritten,
+        same_bytes: freight.same,
+        relayed_bytes: freight.relayed,
         compressed_bytes: freight.compressed(),
     }
 }

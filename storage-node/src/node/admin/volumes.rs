@@ -12,7 +12,7 @@ use consensus::state::{MetaState, Origin};
 use consensus::{Command, Response};
 
 use super::durability::{asked_for, require_possible};
-use super::links::freight_told;
+use super::links::{fetch_told, freight_told};
 use super::names::{name_of, node_named, volume_named};
 use super::{NodeAdmin, deleted, nonce, out_of_turn};
 use crate::node::METADATA_DEADLINE;
@@ -170,6 +170,7 @@ impl NodeAdmin {
             on_write: meta.on_write.map(|to| name_of(&state, to)),
             clone_of: meta.origin.map(|origin| origin_told(&state, origin)),
             group: state.group_of(meta.id).map(|group| group.name.to_string()),
+            fetch: fetch_told(volume.puller.fetched(), report.stale_blocks),
             written_bytes: report.tally.blocks * u64::from(BLOCK_SIZE),
         })
     }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ownership::enclosure::Enclosure;
 use crate::ownership::gate::{Phase, View};
 use crate::ownership::handover::Released;
-use crate::peer::message::{PeerRequest, ReplicaPosition};
+use crate::peer::message::{ENCODING_HELD, PeerRequest, ReplicaPosition};
 use crate::propagation::manifest::Manifest;
 use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::{ServedVolume, store_failure};
@@ -160,9 +160,27 @@ impl Member {
                 // The shard first: once the gate is open, what was held must not be admitted here.
                 shard.deactivate(id, epoch).await.map_err(store_failure)?;
                 self.volume.gate.set(View { owner, epoch, phase: Phase::Elsewhere });
+                if owner == self.to {
+                    self.send_hot_set(epoch);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Tells the new owner what it should fetch first. Nobody waits for that.
+    fn send_hot_set(&self, epoch: Epoch) {
+        let (peers, volume, to) = (self.volume.peers.clone(), self.volume.id, self.to);
+        let extents = self.volume.sending.hottest();
+        if extents.is_empty() || peers.encodings(to) & ENCODING_HELD == 0 {
+            return;
+        }
+        tokio::spawn(async move {
+            let request = PeerRequest::HotSet { volume, epoch, extents };
+            if let Err(error) = peers.ask(to, Class::Pull, request, Bytes::new()).await {
+                tracing::debug!(%volume, %to, %error, "the new owner does not know what was hot");
+            }
+        });
     }
 
     /// Bytes that the destination knew of and did not hold when it was prepared.

@@ -2,7 +2,7 @@
 //!
 //! While calls are under way the bytes of those that end are counted; at the end of such a period, or after [`PERIOD`] of a long one,
 //! their sum over its time is a sample. The first round trip of a period carries nothing back and does not count. Short periods
-//! tell of the distance and not of the rate, and are left out. So the rate is what the other end takes, its disk included.
+//! tell of the distance and not of the rate, and are left out: those of few bytes, and those that are hardly longer than a round trip. So the rate is what the other end takes, its disk included.
 
 use std::time::Duration;
 
@@ -46,8 +46,8 @@ impl Meter {
         if self.under_way > 0 && elapsed < PERIOD {
             return;
         }
-        if self.bytes >= SAMPLE_BYTES_MIN {
-            let idle = if self.goes_on { Duration::ZERO } else { rtt };
+        let idle = if self.goes_on { Duration::ZERO } else { rtt };
+        if self.bytes >= SAMPLE_BYTES_MIN && elapsed >= idle + idle / 2 {
             let sample = self.bytes as f64 / elapsed.saturating_sub(idle).max(TIME_MIN).as_secs_f64();
             self.rate = Some(self.rate.map_or(sample, |rate| rate + (sample - rate) * WEIGHT));
         }
@@ -112,6 +112,18 @@ mod tests {
         assert_eq!(meter.rate(), None);
         meter.begin(ms(200));
         meter.end(ms(15_200), 0, ms(60));
+        assert_eq!(meter.rate(), None);
+    }
+
+    /// What is left of a period without a round trip that is not known well was a millisecond, and the link that fast: nothing was
+    /// compressed any more, and nothing offered.
+    #[test]
+    fn a_period_that_is_hardly_longer_than_a_round_trip_tells_nothing() {
+        let mut meter = Meter::default();
+        meter.begin(ms(0));
+        meter.end(ms(61), MIB, ms(60));
+        meter.begin(ms(100));
+        meter.end(ms(150), MIB, ms(60));
         assert_eq!(meter.rate(), None);
     }
 

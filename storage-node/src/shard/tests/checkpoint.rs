@@ -3,7 +3,7 @@
 use client_lib::Lsn;
 
 use super::rig::{Rig, VOLUME};
-use crate::shard::handle::{Request, StoreError};
+use crate::shard::handle::{Request, Seal, StoreError};
 
 const SIZE: u64 = 64 << 20;
 
@@ -85,4 +85,35 @@ fn a_log_that_fails_under_a_checkpoint_fails_the_checkpoint_and_all_that_wait_fo
     assert_eq!(rig.read(0, 4096).expect("reads are served"), [1; 4096]);
     let segments: Vec<u32> = rig.core().log.segments().iter().map(|info| info.segment).collect();
     assert!(segments.iter().all(|segment| !rig.core().map.usage.is_pinned(*segment)), "the delta pins nothing");
+}
+
+/// Sealed one after the other, what was written in between was in one delta only, and a replica that has its data from another one did
+/// not find it there.
+#[test]
+fn what_is_sealed_together_ends_at_one_position_and_is_released_where_nobody_waits_for_it() {
+    let mut rig = rig(3);
+    let first = rig.write_block(0, 1).expect("writes");
+    rig.write_block(1, 2).expect("writes");
+    rig.disk.hold_syncs(true);
+    // A sync for others is under way, so they wait for the next one, and writes go on.
+    let _other = rig.send(|reply| Request::Checkpoint { reply });
+    let (own, own_answer) = Seal::new(Lsn::ZERO, Default::default(), Lsn::ZERO);
+    let (other, other_answer) = Seal::new(first, Default::default(), first);
+    let (gone, _) = Seal::new(first, Default::default(), Lsn::ZERO);
+    rig.core().handle(Request::SealTogether { volume: VOLUME, seals: vec![own, other, gone] });
+    for block in 0..20 {
+        rig.write_block(block, 3).expect("is acked");
+    }
+    rig.disk.hold_syncs(false);
+    let (own, own_delta) = rig.wait(own_answer).expect("seals");
+    rig.write_block(30, 4).expect("writes");
+    let (other, other_delta) = rig.wait(other_answer).expect("seals");
+    assert_eq!((own.to, own.from, other.from), (other.to, Lsn::ZERO, first));
+    for delta in [own_delta, other_delta] {
+        let delta = delta.expect("is pinned");
+        assert_eq!(delta.to, own.to);
+        rig.ask(|reply| Request::Release { volume: VOLUME, pin: delta.pin, reply }).expect("releases");
+    }
+    let segments: Vec<u32> = rig.core().log.segments().iter().map(|info| info.segment).collect();
+    assert!(segments.iter().all(|segment| !rig.core().map.usage.is_pinned(*segment)), "the third one pins nothing");
 }
