@@ -1,13 +1,14 @@
-//! The cluster's own certificate authority, and the identities of its nodes.
+//! The cluster's own certificate authority, and the identities of its nodes and clients.
 //!
 //! A node is who its certificate says: the URI `helio://CLUSTER/node/ID`, signed by the cluster's CA
-//! (docs/format.md). Owns making, storing and reading certificates. Does not revoke: a node leaves the
+//! (docs/format.md); a client likewise, by `helio://CLUSTER/client/NAME`. Owns making, storing and reading certificates. Does not revoke: a node leaves the
 //! cluster by leaving its membership, which the layers above check. Keys are stored with mode 0600.
 //!
 //! Certificates do not expire in practice (year 4096, as `rcgen` sets it): nothing renews them yet, and a cluster
 //! that stops at a date is worse than one that keeps its keys. Rotation is issuing anew and restarting the node.
 
 mod authority;
+mod client;
 mod identity;
 mod join;
 
@@ -22,7 +23,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 pub use authority::ClusterAuthority;
-pub use identity::{NodeIdentity, certificate_node};
+pub use client::{ClientIdentity, NodePlace};
+pub(crate) use identity::Credentials;
+pub use identity::{CertificateHolder, NodeIdentity, certificate_holder, certificate_node};
 pub use join::{JoinKey, JoinSecret, JoinToken};
 
 use crate::types::NodeId;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::types::NodeId;
+use crate::types::{ClientName, NodeId};
 
 /// A boxed future, as the object-safe seams return it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -120,4 +120,10 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
 pub trait Service: Send + Sync + 'static {
     /// Answers `request` from `peer`. `None` for a caller without a certificate, who may only ask to join.
     fn serve(&self, peer: Option<NodeId>, class: Class, request: Bytes) -> BoxFuture<'_, Bytes>;
+
+    /// Answers `request` from a client, whose certificate lets it use volumes and nothing else. Unless told otherwise it is
+    /// answered as a caller without a certificate.
+    fn serve_client<'a>(&'a self, _client: &'a ClientName, class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
+        self.serve(None, class, request)
+    }
 }

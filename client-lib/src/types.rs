@@ -135,7 +135,12 @@ pub struct SnapshotName(String);
 #[serde(try_from = "String", into = "String")]
 pub struct GroupName(String);
 
-/// The longest name of a node, provider, volume, snapshot or group, in bytes. Longer ones are refused as invalid.
+/// What people call a client of a cluster: who is let in with a certificate of its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ClientName(String);
+
+/// The longest name of a node, provider, volume, snapshot, group or client, in bytes. Longer ones are refused as invalid.
 pub const NAME_LEN_MAX: usize = 63;
 
 macro_rules! name {
@@ -184,6 +189,7 @@ name!(NodeName, "node");
 name!(VolumeName, "volume");
 name!(SnapshotName, "snapshot");
 name!(GroupName, "group");
+name!(ClientName, "client");
 
 /// Letters, digits, `-`, `_` and `.`, starting with a letter or digit. Safe as a file name, in a URI and in a
 /// shell, and leaves `@` free for snapshots (`VOL@SNAP`).

@@ -2,6 +2,7 @@
 //! belong to the services that exchange them.
 
 pub mod admin;
+pub mod client;
 pub mod frame;
 pub mod join;
 

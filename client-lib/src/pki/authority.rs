@@ -10,10 +10,10 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 
 use super::{
-    CA_CERTIFICATE_FILE, CA_NAME_PREFIX, ClusterId, NodeIdentity, PkiError, ca_cluster, certificate_from_pem,
-    fingerprint, read, server_name, sha256, write_atomically,
+    CA_CERTIFICATE_FILE, CA_NAME_PREFIX, ClientIdentity, ClusterId, NodeIdentity, NodePlace, PkiError, ca_cluster,
+    certificate_from_pem, fingerprint, read, server_name, sha256, write_atomically,
 };
-use crate::types::NodeId;
+use crate::types::{ClientName, NodeId};
 
 const CA_KEY_FILE: &str = "ca.key";
 
@@ -102,6 +102,23 @@ impl ClusterAuthority {
         let key = KeyPair::generate()?;
         let certificate = self.params(node)?.signed_by(&key, &self.issuer)?;
         NodeIdentity::from_pem(&self.certificate_pem, &certificate.pem(), &key.serialize_pem())
+    }
+
+    /// A certificate with a new key for the client `name`, which turns to `nodes` first.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`].
+    pub fn issue_client(&self, name: &ClientName, nodes: Vec<NodePlace>) -> Result<ClientIdentity, PkiError> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, format!("Heliotrope client {name}"));
+        params.subject_alt_names.push(SanType::URI(format!("helio://{}/client/{name}", self.cluster).try_into()?));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // It cannot stand in for a node, whose callers ask for a server's.
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        ClientIdentity::from_pem(&self.certificate_pem, &certificate.pem(), &key.serialize_pem(), nodes)
     }
 
     /// SHA-256 of the public key in a joining node's request, which tells its attempts from another node's.

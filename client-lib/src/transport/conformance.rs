@@ -11,8 +11,8 @@ use tokio::sync::Semaphore;
 use super::memory::MemoryNetwork;
 use super::quic::{QuicOptions, QuicTransport, join_call};
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
-use crate::pki::{ClusterAuthority, ClusterId, NodeIdentity};
-use crate::types::NodeId;
+use crate::pki::{ClusterAuthority, ClusterId, NodeIdentity, NodePlace};
+use crate::types::{ClientName, NodeId};
 
 /// Long enough never to decide a test that passes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -44,6 +44,11 @@ impl Service for Probe {
                 _ => request,
             }
         })
+    }
+
+    fn serve_client<'a>(&'a self, client: &'a ClientName, class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
+        let who = Bytes::from(format!("{client} {class:?}"));
+        Box::pin(async move { if &request[..] == b"who" { who } else { request } })
     }
 }
 
@@ -233,4 +238,22 @@ async fn a_joining_node_is_served_without_a_certificate_and_pins_the_authority()
     let refused = join_call(address, &"0".repeat(64), "who".into(), PATIENCE).await;
     assert!(matches!(refused, Err(TransportError::Unreachable { .. })), "{refused:?}");
     b.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_is_known_by_its_name_and_is_no_node() {
+    let (ours, theirs) = (authority("one"), authority("one"));
+    let (b, address) = quic(ours.issue(B).expect("issued"), Probe::new());
+    let place = NodePlace { id: B, name: "b".parse().expect("a name"), address };
+    let client = |authority: &ClusterAuthority| {
+        let identity = authority.issue_client(&"host".parse().expect("a name"), vec![place.clone()]).expect("issued");
+        QuicTransport::client(UdpSocket::bind("127.0.0.1:0").expect("bound"), &identity).expect("started")
+    };
+    let (known, stranger) = (client(&ours), client(&theirs));
+    assert_eq!(ask(&*known, Class::Pull, "who").await.expect("answered"), "host Pull");
+    let refused = ask(&*stranger, Class::Pull, "who").await;
+    assert!(matches!(refused, Err(TransportError::Unreachable { .. })), "{refused:?}");
+    for end in [b, known, stranger] {
+        end.close().await;
+    }
 }

@@ -24,11 +24,11 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::exchange::CallError;
+use self::exchange::{CallError, Caller};
 use self::peer::Peer;
 use self::tls::Congestion;
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
-use crate::pki::{self, NodeIdentity};
+use crate::pki::{self, CertificateHolder, ClientIdentity, Credentials, NodeIdentity};
 use crate::types::NodeId;
 
 /// Asked of the kernel for each direction; less means losses under bursts, and a warning.
@@ -40,6 +40,8 @@ const REQUEST_BUDGET: usize = 2 * FRAME_SIZE_MAX;
 const CONNECTIONS_MAX: usize = 1024;
 /// Connections of callers without a certificate at a time; more are refused.
 const UNAUTHENTICATED_MAX: usize = 8;
+/// Connections of clients at a time; more are refused, so that nodes always get in.
+const CLIENT_CONNECTIONS_MAX: usize = CONNECTIONS_MAX / 2;
 /// The largest request of a caller without a certificate, in bytes.
 const UNAUTHENTICATED_REQUEST_MAX: usize = 64 << 10;
 /// How long a caller without a certificate may stay.
@@ -84,7 +86,7 @@ pub(crate) struct Shared {
     /// Where connections live: not on the runtime of whoever called first.
     runtime: tokio::runtime::Handle,
     endpoint: Endpoint,
-    identity: NodeIdentity,
+    identity: Credentials,
     crypto: Arc<quinn::crypto::rustls::QuicClientConfig>,
     /// Round trips measured when connecting, for the choice of congestion control.
     rtts: Mutex<HashMap<NodeId, Duration>>,
@@ -113,19 +115,23 @@ struct PeerEntry {
 
 /// Node-to-node calls over QUIC. Made by [`QuicTransport::start`]; ends with [`QuicTransport::close`].
 pub struct QuicTransport {
+    /// For people.
+    who: String,
     shared: Arc<Shared>,
-    service: Arc<dyn Service>,
+    /// `None` at a client, which nobody calls.
+    service: Option<Arc<dyn Service>>,
     peers: Mutex<HashMap<NodeId, PeerEntry>>,
     /// Accepted connections, by quinn's id, so that a removed peer loses them too.
     accepted: Mutex<HashMap<usize, (NodeId, Connection)>>,
     unauthenticated: Arc<Semaphore>,
+    clients: Arc<Semaphore>,
     closing: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl fmt::Debug for QuicTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QuicTransport").field("node", &self.shared.identity.node()).finish_non_exhaustive()
+        f.debug_struct("QuicTransport").field("who", &self.who).finish_non_exhaustive()
     }
 }
 
@@ -136,15 +142,36 @@ impl QuicTransport {
     /// [`StartError`] when the socket or the identity cannot be used.
     pub fn start(options: QuicOptions, service: Arc<dyn Service>) -> Result<Arc<QuicTransport>, StartError> {
         let QuicOptions { socket, identity } = options;
+        let transport =
+            QuicTransport::make(format!("node {}", identity.node()), socket, identity.credentials(), Some(service))?;
+        transport.tasks.spawn(transport.clone().accept());
+        Ok(transport)
+    }
+
+    /// A client's end, which calls and is not called; the nodes that the identity knows are set as peers. Needs a tokio runtime,
+    /// on which the connections live.
+    ///
+    /// # Errors
+    /// [`StartError`] when the socket or the identity cannot be used.
+    pub fn client(socket: UdpSocket, identity: &ClientIdentity) -> Result<Arc<QuicTransport>, StartError> {
+        let who = format!("client {}", identity.name());
+        let transport = QuicTransport::make(who, socket, identity.credentials(), None)?;
+        identity.nodes().iter().for_each(|node| transport.set_peer(node.id, node.address));
+        Ok(transport)
+    }
+
+    fn make(
+        who: String,
+        socket: UdpSocket,
+        identity: Credentials,
+        service: Option<Arc<dyn Service>>,
+    ) -> Result<Arc<QuicTransport>, StartError> {
         enlarge_buffers(&socket)?;
-        let endpoint = Endpoint::new(
-            tls::endpoint_config(&identity)?,
-            Some(tls::server_config(&identity)?),
-            socket,
-            Arc::new(TokioRuntime),
-        )?;
+        let server = service.is_some().then(|| tls::server_config(&identity)).transpose()?;
+        let endpoint = Endpoint::new(tls::endpoint_config(&identity)?, server, socket, Arc::new(TokioRuntime))?;
         let crypto = tls::client_crypto(&identity)?;
-        let transport = Arc::new(QuicTransport {
+        Ok(Arc::new(QuicTransport {
+            who,
             shared: Arc::new(Shared {
                 runtime: tokio::runtime::Handle::current(),
                 endpoint,
@@ -156,11 +183,10 @@ impl QuicTransport {
             peers: Mutex::default(),
             accepted: Mutex::default(),
             unauthenticated: Arc::new(Semaphore::new(UNAUTHENTICATED_MAX)),
+            clients: Arc::new(Semaphore::new(CLIENT_CONNECTIONS_MAX)),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
-        });
-        transport.tasks.spawn(transport.clone().accept());
-        Ok(transport)
+        }))
     }
 
     /// The address the socket is bound to.
@@ -221,13 +247,21 @@ impl QuicTransport {
             }
         };
         match self.identify(&connection) {
-            Ok(Some(node)) => {
+            Ok(Some(CertificateHolder::Node(node))) => {
                 if let Some(entry) = self.peers().get(&node) {
                     entry.classes.iter().for_each(|peer| peer.heard_of());
                 }
                 self.accepted().insert(connection.stable_id(), (node, connection.clone()));
-                self.serve(&connection, Some(node), FRAME_SIZE_MAX).await;
+                self.serve(&connection, Caller::Node(node), FRAME_SIZE_MAX).await;
                 self.accepted().remove(&connection.stable_id());
+            }
+            Ok(Some(CertificateHolder::Client(name))) => {
+                let Ok(_place) = self.clients.clone().try_acquire_owned() else {
+                    tracing::warn!(%address, client = %name, "a client was refused: too many");
+                    connection.close(VarInt::from_u32(1), b"too many clients");
+                    return;
+                };
+                self.serve(&connection, Caller::Client(name), FRAME_SIZE_MAX).await;
             }
             Ok(None) => {
                 let Ok(_place) = self.unauthenticated.clone().try_acquire_owned() else {
@@ -235,7 +269,7 @@ impl QuicTransport {
                     return;
                 };
                 connection.set_max_concurrent_bi_streams(VarInt::from_u32(1));
-                let serving = self.serve(&connection, None, UNAUTHENTICATED_REQUEST_MAX);
+                let serving = self.serve(&connection, Caller::Nobody, UNAUTHENTICATED_REQUEST_MAX);
                 let _ = tokio::time::timeout(UNAUTHENTICATED_LIFETIME, serving).await;
                 connection.close(VarInt::from_u32(0), b"done");
             }
@@ -254,18 +288,20 @@ impl QuicTransport {
         }
     }
 
-    fn identify(&self, connection: &Connection) -> Result<Option<NodeId>, String> {
+    fn identify(&self, connection: &Connection) -> Result<Option<CertificateHolder>, String> {
         let Some(identity) = connection.peer_identity() else {
             return Ok(None);
         };
         let chain =
             identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "no certificate chain".to_owned())?;
         let certificate = chain.first().ok_or("an empty certificate chain")?;
-        pki::certificate_node(certificate, self.shared.identity.cluster()).map(Some).map_err(|error| error.to_string())
+        let holder = pki::certificate_holder(certificate, self.shared.identity.cluster());
+        holder.map(Some).map_err(|error| error.to_string())
     }
 
     /// Answers calls until the connection or the transport closes. Their number is bounded by QUIC's stream limit.
-    async fn serve(&self, connection: &Connection, peer: Option<NodeId>, request_size_max: usize) {
+    async fn serve(&self, connection: &Connection, caller: Caller, request_size_max: usize) {
+        let Some(service) = &self.service else { return };
         let budget = Arc::new(Semaphore::new(REQUEST_BUDGET));
         loop {
             let accepted = tokio::select! {
@@ -275,7 +311,8 @@ impl QuicTransport {
             let Ok((send, receive)) = accepted else {
                 return;
             };
-            let answer = exchange::serve(send, receive, peer, request_size_max, budget.clone(), self.service.clone());
+            let answer =
+                exchange::serve(send, receive, caller.clone(), request_size_max, budget.clone(), service.clone());
             self.tasks.spawn(answer);
         }
     }

@@ -39,6 +39,8 @@ pub enum ServiceId {
     Admin = 3,
     /// A node without a certificate asks to join.
     Join = 4,
+    /// Clients that use volumes.
+    Client = 5,
 }
 
 impl TryFrom<u16> for ServiceId {
@@ -50,6 +52,7 @@ impl TryFrom<u16> for ServiceId {
             2 => Ok(ServiceId::Peer),
             3 => Ok(ServiceId::Admin),
             4 => Ok(ServiceId::Join),
+            5 => Ok(ServiceId::Client),
             found => Err(FrameError::Service { found }),
         }
     }
@@ -299,7 +302,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_frame_round_trips(service in 1u16..=4, group: u64, head: Vec<u8>, payload: Vec<u8>) {
+        fn any_frame_round_trips(service in 1u16..=5, group: u64, head: Vec<u8>, payload: Vec<u8>) {
             let frame = Frame {
                 service: ServiceId::try_from(service).expect("in range"),
                 group: GroupId(group),

@@ -10,7 +10,7 @@ use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::Semaphore;
 
 use crate::transport::{Class, FRAME_SIZE_MAX, Service};
-use crate::types::NodeId;
+use crate::types::{ClientName, NodeId};
 
 const HEADER_SIZE: usize = 8;
 /// The reply is larger than a frame may be.
@@ -18,6 +18,17 @@ pub(super) const CODE_TOO_LARGE: VarInt = VarInt::from_u32(1);
 /// The stream's header makes no sense, or the caller may not send it.
 const CODE_REFUSED: VarInt = VarInt::from_u32(2);
 const CHUNK_MAX: usize = 1 << 20;
+
+/// Who calls, as its certificate says.
+#[derive(Clone, Debug)]
+pub(super) enum Caller {
+    /// A node of the cluster.
+    Node(NodeId),
+    /// A client of the cluster.
+    Client(ClientName),
+    /// Somebody without a certificate.
+    Nobody,
+}
 
 /// How far a call came before it failed.
 pub(super) enum CallError {
@@ -52,7 +63,7 @@ async fn receive_reply(mut receive: RecvStream) -> Result<Bytes, String> {
 pub(super) async fn serve(
     mut send: SendStream,
     mut receive: RecvStream,
-    peer: Option<NodeId>,
+    caller: Caller,
     request_size_max: usize,
     budget: Arc<Semaphore>,
     service: Arc<dyn Service>,
@@ -76,9 +87,14 @@ pub(super) async fn serve(
         let _ = send.reset(CODE_REFUSED);
         return;
     };
-    let reply = service.serve(peer, class, request).await;
+    let reply = match &caller {
+        Caller::Node(node) => service.serve(Some(*node), class, request),
+        Caller::Client(name) => service.serve_client(name, class, request),
+        Caller::Nobody => service.serve(None, class, request),
+    };
+    let reply = reply.await;
     if reply.len() > FRAME_SIZE_MAX {
-        tracing::error!(peer = ?peer, bytes = reply.len(), "a reply is over the frame limit and was not sent");
+        tracing::error!(?caller, bytes = reply.len(), "a reply is over the frame limit and was not sent");
         let _ = send.reset(CODE_TOO_LARGE);
         return;
     }

@@ -17,7 +17,7 @@ use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::StartError;
 use super::yielding::YieldingConfig;
-use crate::pki::{self, NodeIdentity};
+use crate::pki::{self, Credentials};
 
 const ALPN: &[u8] = b"helio/1";
 /// Ten of these fit one segmented send of 65 507 bytes; above that quinn stalls silently (quinn-rs/quinn#2199).
@@ -77,7 +77,7 @@ pub(super) fn transport_config(congestion: Congestion, client: bool) -> Arc<Tran
 
 /// The endpoint's keys derive from the node's, so that a restarted node recognises and resets the connections of
 /// its former life: the peer learns at once instead of after the idle timeout.
-pub(super) fn endpoint_config(identity: &NodeIdentity) -> Result<EndpointConfig, StartError> {
+pub(super) fn endpoint_config(identity: &Credentials) -> Result<EndpointConfig, StartError> {
     let seed = pki::hmac_sha256(b"heliotrope reset", identity.key().secret_der());
     let mut config = EndpointConfig::new(Arc::new(ResetKey(pki::hmac_sha256(&seed, b"stateless reset"))));
     config.cid_generator(|| Box::new(RandomIds { random: pki::provider().secure_random }));
@@ -102,7 +102,7 @@ impl HmacKey for ResetKey {
     }
 }
 
-pub(super) fn server_config(identity: &NodeIdentity) -> Result<quinn::ServerConfig, StartError> {
+pub(super) fn server_config(identity: &Credentials) -> Result<quinn::ServerConfig, StartError> {
     let provider = Arc::new(pki::provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity.ca())?), provider.clone())
         .allow_unauthenticated()
@@ -128,7 +128,7 @@ pub(super) fn server_config(identity: &NodeIdentity) -> Result<quinn::ServerConf
     Ok(config)
 }
 
-pub(super) fn client_crypto(identity: &NodeIdentity) -> Result<Arc<QuicClientConfig>, StartError> {
+pub(super) fn client_crypto(identity: &Credentials) -> Result<Arc<QuicClientConfig>, StartError> {
     let provider = Arc::new(pki::provider());
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(identity.ca())?), provider.clone())
         .build()
