@@ -7,13 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use clap::Subcommand;
-use client_lib::pki::{ClusterAuthority, ClusterId, JoinKey, JoinSecret, JoinToken};
+use client_lib::pki::{ClusterAuthority, ClusterId, JoinKey, JoinSecret, JoinToken, NodePlace};
 use client_lib::transport::TransportError;
 use client_lib::transport::quic::join_call;
-use client_lib::wire::admin::ClusterStatus;
+use client_lib::wire::admin::{ClusterStatus, MemberStatus};
 use client_lib::wire::frame::{Frame, ServiceId, decode_head, encode_head};
 use client_lib::wire::join::{JoinGrant, JoinReply, JoinRequest};
-use client_lib::{GroupId, NodeId};
+use client_lib::{ClientName, GroupId, NodeId};
 
 use super::Common;
 use super::client::{Client, print_json, print_table};
@@ -65,6 +65,23 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Let a client in: write the credentials by which programs and helio-nbd use the cluster's volumes from other machines
+    #[command(
+        after_help = "Example, with the data directory of the node that began the cluster, while it runs:\n  helio cluster client host-7 --out host-7.helio --data /var/lib/heliotrope\n  helio-nbd --cluster host-7.helio --socket /run/disk.sock --export disk   # at host-7\n\nWhoever has the file may use every volume, and do nothing else. It cannot be taken back yet."
+    )]
+    Client {
+        /// What the client is called in logs
+        name: ClientName,
+        /// The file to write; it is readable by its owner only
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Overwrite the file
+        #[arg(long)]
+        force: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show the members, the leader and the distances
     #[command(after_help = "Example:\n  helio cluster status --json")]
     Status {
@@ -79,6 +96,7 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
         Verb::Init { config, json } => init(&config, json),
         Verb::Join { config, token, json } => join(&config, &token, json),
         Verb::Token { config, renew, json } => token(&config, renew, json),
+        Verb::Client { name, out, force, json } => client(common, &name, &out, force, json),
         Verb::Status { json } => status(common, json),
     }
 }
@@ -188,6 +206,37 @@ fn token(file: &Path, renew: bool, json: bool) -> anyhow::Result<()> {
         return print_json(&serde_json::json!({ "token": token }));
     }
     println!("{token}");
+    Ok(())
+}
+
+fn client(common: &Common, name: &ClientName, out: &Path, force: bool, json: bool) -> anyhow::Result<()> {
+    let data = common.data();
+    let directory = DataDir::authority(&data);
+    if !directory.exists() {
+        bail!(
+            "{} does not hold the cluster's authority; use --data DIR, with the data directory of the node that began the cluster",
+            data.display()
+        );
+    }
+    if out.exists() && !force {
+        bail!("{} exists; choose another file, or --force to overwrite it", out.display());
+    }
+    // A client has to begin somewhere; it learns of later members by itself.
+    let status: ClusterStatus = Client::find(common)?.get("/v1/cluster")?;
+    let place = |member: &MemberStatus| -> anyhow::Result<NodePlace> {
+        Ok(NodePlace { id: NodeId(member.id), name: member.name.parse()?, address: member.address.parse()? })
+    };
+    let nodes = status.members.iter().map(place).collect::<anyhow::Result<Vec<_>>>()?;
+    let authority = ClusterAuthority::load(&directory)?;
+    authority.issue_client(name, nodes.clone())?.save(out)?;
+    if json {
+        let nodes: Vec<String> = nodes.iter().map(|node| node.address.to_string()).collect();
+        return print_json(
+            &serde_json::json!({ "cluster": authority.cluster().to_string(), "client": name, "file": out, "nodes": nodes }),
+        );
+    }
+    println!("client {name} of cluster {} may use its volumes with {}", authority.cluster(), out.display());
+    println!("there: helio-nbd --cluster FILE --socket PATH");
     Ok(())
 }
 

@@ -27,10 +27,14 @@ use crate::ownership::lease::LeaseCell;
 use crate::peer::client::PeerClient;
 use crate::peer::server::PeerServer;
 use crate::propagation::repair;
+use crate::serve::client::ClientService;
 use crate::serve::exports::Exports;
 use crate::serve::metadata::{Metadata, NewestMetadata};
 use crate::serve::volumes::Volumes;
 use crate::shards::Shards;
+
+/// In the numbers of sessions that clients of other machines have; those of the node's own have not.
+const CLIENT_SESSIONS: u64 = 1 << 31;
 
 /// Pause between attempts to reach the metadata at start.
 const START_PAUSE: Duration = Duration::from_millis(200);
@@ -130,7 +134,17 @@ impl Parts {
         ));
         let admin = NodeAdmin::new(this, clock, meta.clone(), volumes.clone(), reconciler.clone(), peers.clone(), log);
         let admin = Arc::new(admin.counting(place.wan_bytes));
-        service.set_peers(PeerServer::new(volumes.clone(), admin.clone()));
+        // Session numbers are unique over the cluster's life: node, incarnation, whose, count.
+        let first_session = (me.0 << 48) | ((incarnation & 0xffff) << 32);
+        let clients = Arc::new(ClientService::new(
+            incarnation,
+            volumes.clone(),
+            newest.clone(),
+            peers.clone(),
+            first_session | CLIENT_SESSIONS,
+        ));
+        service.set_peers(PeerServer::new(volumes.clone(), admin.clone()).with_clients(clients.clone()));
+        service.set_clients(clients);
         service.set_admission(Admission::new(place.authority, meta.clone()));
         let mut tasks = vec![
             tokio::spawn(reconciler.clone().run(meta.subscribe())),
@@ -140,8 +154,6 @@ impl Parts {
             tokio::spawn(policy::take_over_what_is_due(admin.clone())),
         ];
         tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
-        // Session numbers are unique over the cluster's life: node, incarnation, count.
-        let first_session = (me.0 << 48) | ((incarnation & 0xffff) << 32);
         let exports = Arc::new(Exports::new(volumes, newest, first_session));
         Ok(Parts { admin, exports, meta, reconciler, shards, tasks })
     }

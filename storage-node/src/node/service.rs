@@ -1,4 +1,5 @@
-//! The node's answering end: sorts frames by service to consensus, volumes and admission.
+//! The node's answering end: sorts frames by service to consensus, volumes, clients and admission, and by who asks: a client is
+//! offered volumes and nothing else.
 //!
 //! The transport needs its service before the parts behind it exist (they need the transport to start), so
 //! each part is put in its place once; until then its frames are answered with "not ready".
@@ -7,14 +8,16 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, Class, Service, Transport, TransportError};
+use client_lib::wire::client::{ClientMessage, ClientReply};
 use client_lib::wire::frame::{Frame, FrameError, ServiceId, decode_head, encode_head};
 use client_lib::wire::join::{JoinReply, JoinRequest};
-use client_lib::{Error, ErrorKind, GroupId, NodeId};
+use client_lib::{ClientName, Error, ErrorKind, GroupId, NodeId};
 use consensus::{MetaRaft, RaftCalls};
 
 use super::admission::Admission;
 use crate::peer::message::{Message, PeerReply};
 use crate::peer::server::{PeerServer, encode_reply};
+use crate::serve::client::ClientService;
 
 /// What the transport of a node answers with.
 #[derive(Default)]
@@ -22,6 +25,15 @@ pub struct NodeService {
     meta: OnceLock<MetaRaft>,
     peers: OnceLock<PeerServer>,
     admission: OnceLock<Admission>,
+    clients: OnceLock<Arc<ClientService>>,
+}
+
+/// Who asks, as its certificate says.
+#[derive(Clone, Copy, Debug)]
+enum Caller<'a> {
+    Node(NodeId),
+    Client(&'a ClientName),
+    Nobody,
 }
 
 impl NodeService {
@@ -40,15 +52,20 @@ impl NodeService {
         assert!(self.admission.set(admission).is_ok(), "admission is set once");
     }
 
-    async fn answer(&self, peer: Option<NodeId>, request: Bytes) -> Bytes {
+    /// Clients may use volumes.
+    pub fn set_clients(&self, clients: Arc<ClientService>) {
+        assert!(self.clients.set(clients).is_ok(), "the clients' service is set once");
+    }
+
+    async fn answer(&self, caller: Caller<'_>, request: Bytes) -> Bytes {
         let frame = match Frame::decode(&request) {
             Ok(frame) => frame,
             Err(error) => {
                 return refusal(Error::new(ErrorKind::Corrupt, "the frame cannot be read").caused_by(error));
             }
         };
-        match (frame.service, peer) {
-            (ServiceId::Raft, Some(_)) => match self.meta.get() {
+        match (frame.service, caller) {
+            (ServiceId::Raft, Caller::Node(_)) => match self.meta.get() {
                 Some(meta) => {
                     let reply = raft_frame(meta.serve(frame.payload).await).encode();
                     reply.unwrap_or_else(|error| {
@@ -59,11 +76,16 @@ impl NodeService {
                 }
                 None => refusal(not_ready()),
             },
-            (ServiceId::Peer, Some(peer)) => match self.peers.get() {
+            (ServiceId::Peer, Caller::Node(peer)) => match self.peers.get() {
                 Some(peers) => peers.serve(peer, frame).await,
                 None => refusal(not_ready()),
             },
-            (ServiceId::Join, _) => {
+            // A node may do what a client may.
+            (ServiceId::Client, Caller::Node(_) | Caller::Client(_)) => match self.clients.get() {
+                Some(clients) => clients.serve(frame).await,
+                None => client_refusal(not_ready()),
+            },
+            (ServiceId::Join, Caller::Node(_) | Caller::Nobody) => {
                 let reply = match (self.admission.get(), decode_head::<JoinRequest>(&frame.head)) {
                     (Some(admission), Ok(request)) => admission.answer(request).await,
                     (None, _) => Err(not_ready()),
@@ -75,13 +97,15 @@ impl NodeService {
                     refusal(Error::new(ErrorKind::Internal, "the answer cannot be sent").caused_by(error))
                 })
             }
-            (service, peer) => refusal(Error::new(
-                ErrorKind::InvalidRequest,
-                format!(
-                    "service {service:?} is not offered to {}",
-                    peer.map_or("a caller without certificate".into(), |id| format!("node {id}"))
-                ),
-            )),
+            (service, caller) => {
+                let caller = match caller {
+                    Caller::Nobody => "a caller without certificate".to_owned(),
+                    Caller::Node(node) => format!("node {node}"),
+                    Caller::Client(name) => format!("client {name}"),
+                };
+                let text = format!("service {service:?} is not offered to {caller}");
+                refusal(Error::new(ErrorKind::InvalidRequest, text))
+            }
         }
     }
 }
@@ -92,6 +116,12 @@ fn not_ready() -> Error {
 
 fn refusal(error: Error) -> Bytes {
     encode_reply(Message { head: PeerReply::Failed(error), payload: Bytes::new() })
+}
+
+/// A refusal that clients can read.
+fn client_refusal(error: Error) -> Bytes {
+    let message = ClientMessage { head: ClientReply::Failed(error), payload: Bytes::new() };
+    message.encode().expect("an error is far below the limit of a frame")
 }
 
 fn raft_frame(payload: Bytes) -> Frame {
@@ -105,7 +135,11 @@ fn join_frame(reply: &JoinReply) -> Result<Bytes, FrameError> {
 
 impl Service for NodeService {
     fn serve(&self, peer: Option<NodeId>, _class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
-        Box::pin(self.answer(peer, request))
+        Box::pin(self.answer(peer.map_or(Caller::Nobody, Caller::Node), request))
+    }
+
+    fn serve_client<'a>(&'a self, client: &'a ClientName, _class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
+        Box::pin(self.answer(Caller::Client(client), request))
     }
 }
 
@@ -133,5 +167,47 @@ impl RaftCalls for RaftTransport {
                 Err(error) => Err(TransportError::OutcomeUnknown { node: to, reason: error.to_string() }),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn told(service: &NodeService, caller: Option<&ClientName>, asked: ServiceId) -> (ServiceId, String) {
+        let request = Frame::new(asked, Bytes::new()).encode().expect("is small");
+        let reply = match caller {
+            Some(client) => service.serve_client(client, Class::Control, request).await,
+            None => service.serve(None, Class::Control, request).await,
+        };
+        let frame = Frame::decode(&reply).expect("our own");
+        let error = match frame.service {
+            ServiceId::Client => match ClientMessage::decode(frame.clone()).expect("our own").head {
+                ClientReply::Failed(error) => error,
+                other => panic!("{other:?}"),
+            },
+            ServiceId::Join => decode_head::<JoinReply>(&frame.head).expect("our own").expect_err("nobody joins"),
+            _ => match Message::decode(frame.clone()).expect("our own").head {
+                PeerReply::Failed(error) => error,
+                other => panic!("{other:?}"),
+            },
+        };
+        (frame.service, error.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_client_is_offered_volumes_and_nothing_else() {
+        let (service, host) = (NodeService::default(), "host".parse().expect("a name"));
+        for asked in [ServiceId::Raft, ServiceId::Peer, ServiceId::Admin, ServiceId::Join] {
+            let (_, text) = told(&service, Some(&host), asked).await;
+            assert_eq!(text, format!("service {asked:?} is not offered to client host"));
+        }
+        let (answered, text) = told(&service, Some(&host), ServiceId::Client).await;
+        assert_eq!((answered, text.as_str()), (ServiceId::Client, "the node is still starting"));
+        for asked in [ServiceId::Raft, ServiceId::Peer, ServiceId::Client] {
+            let (_, text) = told(&service, None, asked).await;
+            assert!(text.ends_with("is not offered to a caller without certificate"), "{text}");
+        }
+        assert_eq!(told(&service, None, ServiceId::Join).await.1, "the node is still starting");
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};
-use consensus::Volume;
+use consensus::{Fork, Volume};
 use serde::{Deserialize, Serialize};
 
 /// What a node that has left a volume holds of it and nobody else may.
@@ -40,6 +40,8 @@ impl Tail {
 #[derive(Debug, Default)]
 pub struct Standing {
     forked: AtomicU64,
+    /// The takeovers that were heard of, oldest first.
+    forks: Mutex<Vec<Fork>>,
     tail: Mutex<Option<Tail>>,
 }
 
@@ -47,6 +49,11 @@ impl Standing {
     /// Metadata tells of these takeovers. Called before anything of their epochs is acted upon.
     pub fn heard(&self, meta: &Volume) {
         if let Some(fork) = meta.forks.last() {
+            let mut forks = self.forks.lock().unwrap_or_else(PoisonError::into_inner);
+            if forks.last().is_none_or(|known| known.epoch <= fork.epoch) {
+                forks.clone_from(&meta.forks);
+            }
+            drop(forks);
             self.forked.fetch_max(fork.epoch.0, Ordering::AcqRel);
         }
     }
@@ -55,6 +62,12 @@ impl Standing {
     #[must_use]
     pub fn forked(&self) -> Epoch {
         Epoch(self.forked.load(Ordering::Acquire))
+    }
+
+    /// The takeovers that this node has heard of, oldest first.
+    #[must_use]
+    pub fn forks(&self) -> Vec<Fork> {
+        self.forks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// This node's tail, if it has left the volume.
@@ -71,8 +84,6 @@ impl Standing {
 
 #[cfg(test)]
 mod tests {
-    use consensus::Fork;
-
     use super::*;
 
     #[test]
@@ -84,5 +95,6 @@ mod tests {
         standing.heard(&Volume { forks: vec![fork(2), fork(5)], ..Volume::example() });
         standing.heard(&Volume { forks: vec![fork(2)], ..Volume::example() });
         assert_eq!(standing.forked(), Epoch(5));
+        assert_eq!(standing.forks(), [fork(2), fork(5)], "what is old news changes nothing");
     }
 }

@@ -5,6 +5,7 @@
 //! requests go at the end of [`PeerRequest`], old ones never change.
 
 use bytes::{Bytes, BytesMut};
+use client_lib::wire::client::{ClientReply, ClientRequest};
 use client_lib::wire::frame::{Frame, ServiceId, decode_head, encode_head};
 use client_lib::{BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, SnapshotId, VolumeGroupId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -82,6 +83,8 @@ pub enum PeerRequest {
     BlocksAlike { volume: VolumeId, epoch: Epoch, blocks: Vec<BlockHead>, is_zstd: bool, alike: Vec<Alike> },
     /// Fetch what you miss of the sealed delta from `holder`, for some seconds, or until nothing has come for so long.
     FetchFrom { volume: VolumeId, epoch: Epoch, holder: client_lib::NodeId, patience_ms: u32 },
+    /// What a client asked of the sender, for the owner. `epoch` is the sender's, as in `Read`.
+    Client { epoch: Epoch, request: ClientRequest },
 }
 
 /// What a session asks of the owner of a volume. Data that is written is the payload.
@@ -263,6 +266,8 @@ pub enum PeerReply {
         /// Whether it misses nothing more of the sealed delta.
         is_whole: bool,
     },
+    /// The answer to a client.
+    Client(ClientReply),
 }
 
 /// A head with its payload.

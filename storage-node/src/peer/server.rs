@@ -19,6 +19,7 @@ use crate::ownership::writers::Refusal;
 use crate::propagation::manifest::{BlockRun, VersionRun, VersionedBlock};
 use crate::propagation::pull::PULL_BLOCKS_MAX;
 use crate::propagation::receiver;
+use crate::serve::client::ClientService;
 use crate::serve::volume::{Change, ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
 use crate::shard::handle::StoreError;
@@ -34,13 +35,20 @@ pub trait ForwardedAdmin: Send + Sync + 'static {
 pub struct PeerServer {
     volumes: Arc<Volumes>,
     admin: Arc<dyn ForwardedAdmin>,
+    clients: Option<Arc<ClientService>>,
 }
 
 impl PeerServer {
     /// A server of `volumes`.
     #[must_use]
     pub fn new(volumes: Arc<Volumes>, admin: Arc<dyn ForwardedAdmin>) -> PeerServer {
-        PeerServer { volumes, admin }
+        PeerServer { volumes, admin, clients: None }
+    }
+
+    /// The same, which also answers what clients asked of other nodes.
+    #[must_use]
+    pub fn with_clients(self, clients: Arc<ClientService>) -> PeerServer {
+        PeerServer { clients: Some(clients), ..self }
     }
 
     /// Answers one frame from `peer`.
@@ -133,6 +141,12 @@ impl PeerServer {
                     volume.puller.is_hot(extents);
                 }
                 PeerReply::Done
+            }
+            PeerRequest::Client { epoch, request } => {
+                let none = || Error::new(ErrorKind::Unavailable, "this node does not serve clients");
+                let Message { head, payload } =
+                    self.clients.as_ref().ok_or_else(none)?.serve_peer(epoch, &request, &payload).await?;
+                return Ok((head, payload));
             }
             PeerRequest::Admin { request } => PeerReply::Admin(self.admin.forwarded(request).await?),
             propagation => return Ok((self.propagate(peer, propagation, payload).await?, Bytes::new())),

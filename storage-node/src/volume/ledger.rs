@@ -12,7 +12,7 @@ use client_lib::Epoch;
 use rangemap::RangeSet;
 use serde::{Deserialize, Serialize};
 
-/// How many sessions are remembered; the lowest numbers, which are the oldest, are forgotten first. A write of a forgotten
+/// How many sessions are remembered; the one that has not written for longest is forgotten first. A write of a forgotten
 /// session that is asked for again is carried out again.
 pub const SESSIONS_MAX: usize = 1024;
 
@@ -62,11 +62,33 @@ impl LedgerNews {
 }
 
 /// What is known of a volume's writers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Ledger {
     claim: Epoch,
-    sessions: BTreeMap<u64, RangeSet<u64>>,
+    sessions: BTreeMap<u64, Writes>,
+    /// Rises with every note: who has the lowest has not written for longest.
+    notes: u64,
 }
+
+/// What is known of a session.
+#[derive(Clone, Debug, Default)]
+struct Writes {
+    done: RangeSet<u64>,
+    /// The last note of it.
+    noted: u64,
+}
+
+/// Two that know the same are equal, in whatever order they heard of it.
+impl PartialEq for Ledger {
+    fn eq(&self, other: &Ledger) -> bool {
+        let sessions = |ledger: &Ledger| -> Vec<(u64, RangeSet<u64>)> {
+            ledger.sessions.iter().map(|(session, writes)| (*session, writes.done.clone())).collect()
+        };
+        self.claim == other.claim && sessions(self) == sessions(other)
+    }
+}
+
+impl Eq for Ledger {}
 
 impl Ledger {
     /// The epoch of the last claim.
@@ -78,14 +100,17 @@ impl Ledger {
     /// Whether the write was carried out, or its session has its answer.
     #[must_use]
     pub fn has(&self, origin: Origin) -> bool {
-        self.sessions.get(&origin.session).is_some_and(|done| done.contains(&origin.number))
+        self.sessions.get(&origin.session).is_some_and(|writes| writes.done.contains(&origin.number))
     }
 
     /// Takes note of `news`.
     pub fn note(&mut self, news: &LedgerNews) {
         self.claim = self.claim.max(news.claim);
         for (session, runs) in &news.done {
-            let done = self.sessions.entry(*session).or_default();
+            self.notes += 1;
+            let writes = self.sessions.entry(*session).or_default();
+            writes.noted = self.notes;
+            let done = &mut writes.done;
             // From another node: a run that is none is passed over.
             runs.iter().filter(|(from, to)| from < to).for_each(|(from, to)| done.insert(*from..*to));
             while done.len() > RUNS_MAX {
@@ -95,16 +120,30 @@ impl Ledger {
             }
         }
         while self.sessions.len() > SESSIONS_MAX {
-            self.sessions.pop_first();
+            let idle = self.sessions.iter().min_by_key(|(_, writes)| writes.noted).map(|(session, _)| *session);
+            idle.and_then(|session| self.sessions.remove(&session));
         }
     }
 
-    /// All of it, for another ledger.
+    /// What was carried out of these sessions, as far as it is known.
+    #[must_use]
+    pub fn of(&self, sessions: &[u64]) -> Vec<(u64, Vec<(u64, u64)>)> {
+        let known = |session: &u64| self.sessions.get(session).map(|writes| (*session, runs_of(&writes.done)));
+        sessions.iter().filter_map(known).collect()
+    }
+
+    /// All of it, for another ledger: the session that has not written for longest comes first.
     #[must_use]
     pub fn all(&self) -> LedgerNews {
-        let runs = |done: &RangeSet<u64>| done.iter().map(|run| (run.start, run.end)).collect();
-        LedgerNews { claim: self.claim, done: self.sessions.iter().map(|(id, done)| (*id, runs(done))).collect() }
+        let mut sessions: Vec<_> = self.sessions.iter().collect();
+        sessions.sort_by_key(|(_, writes)| writes.noted);
+        let done = sessions.into_iter().map(|(session, writes)| (*session, runs_of(&writes.done))).collect();
+        LedgerNews { claim: self.claim, done }
     }
+}
+
+fn runs_of(done: &RangeSet<u64>) -> Vec<(u64, u64)> {
+    done.iter().map(|run| (run.start, run.end)).collect()
 }
 
 #[cfg(test)]
@@ -140,6 +179,28 @@ mod tests {
         assert_eq!(first, second);
         assert_eq!(first.claimed(), Epoch(5));
         assert!(first.has(origin(3, 0)) && first.has(origin(9, 0)) && !first.has(origin(4, 0)));
+    }
+
+    /// Sessions of clients live long: one that goes on must not be forgotten for those that came and went since, whatever their
+    /// numbers are, and not over a checkpoint or a handover either.
+    #[test]
+    fn who_writes_is_not_forgotten_for_those_that_came_and_went() {
+        let mut ledger = Ledger::default();
+        let of = |session| Origin { session, ..origin(1, 0) };
+        ledger.note(&LedgerNews::carried_out(of(5)));
+        for session in 100..100 + SESSIONS_MAX as u64 / 2 {
+            ledger.note(&LedgerNews::carried_out(of(session)));
+        }
+        ledger.note(&LedgerNews::carried_out(Origin { number: 2, ..of(5) }));
+        let mut next = Ledger::default();
+        next.note(&ledger.all());
+        for session in 10_000..10_000 + 3 * SESSIONS_MAX as u64 / 4 {
+            next.note(&LedgerNews::carried_out(of(session)));
+        }
+        assert_eq!(next.all().done.len(), SESSIONS_MAX);
+        assert!(next.has(of(5)), "it wrote after those that are forgotten");
+        assert!(!next.has(of(100)) && next.has(of(99 + SESSIONS_MAX as u64 / 2)));
+        assert_eq!(next.of(&[5, 6]), [(5, vec![(1, 3)])]);
     }
 
     #[test]

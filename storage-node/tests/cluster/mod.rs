@@ -11,7 +11,7 @@ use bytes::Bytes;
 use client_lib::transport::memory::MemoryNetwork;
 use client_lib::transport::{BoxFuture, Class, Service, Transport};
 use client_lib::watch;
-use client_lib::wire::frame::Frame;
+use client_lib::wire::frame::{Frame, ServiceId};
 use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeSize};
 use consensus::{Command, Ended, Made, MetaState, Response};
 use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
@@ -24,6 +24,7 @@ use storage_node::ownership::lease::LeaseCell;
 use storage_node::peer::client::PeerClient;
 use storage_node::peer::message::AdminForward;
 use storage_node::peer::server::{ForwardedAdmin, PeerServer};
+use storage_node::serve::client::ClientService;
 use storage_node::serve::exports::Exports;
 use storage_node::serve::metadata::{Metadata, NewestMetadata};
 use storage_node::serve::resize::InForce;
@@ -232,12 +233,15 @@ impl ForwardedAdmin for TestAdmin {
 }
 
 #[derive(Default)]
-struct TestService(std::sync::OnceLock<PeerServer>);
+struct TestService(std::sync::OnceLock<PeerServer>, std::sync::OnceLock<Arc<ClientService>>);
 
 impl Service for TestService {
     fn serve(&self, peer: Option<NodeId>, _class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
         Box::pin(async move {
             let frame = Frame::decode(&request).expect("our own frames");
+            if frame.service == ServiceId::Client {
+                return self.1.get().expect("set at start").serve(frame).await;
+            }
             self.0.get().expect("set at start").serve(peer.expect("nodes are known"), frame).await
         })
     }
@@ -295,11 +299,20 @@ impl Cluster {
             let exports = Exports::new(volumes.clone(), newest.clone(), id << 48);
             let overrides = BTreeMap::new();
             let log = Arc::new(TestLog { meta: meta.clone(), me: NodeId(id), lose_answers: false });
-            let reconciler =
-                Arc::new(Reconciler::new(NodeId(id), volumes.clone(), Arc::new(shards), peers, newest, log, overrides));
+            let reconciler = Arc::new(Reconciler::new(
+                NodeId(id),
+                volumes.clone(),
+                Arc::new(shards),
+                peers.clone(),
+                newest.clone(),
+                log,
+                overrides,
+            ));
             let log = Arc::new(TestLog { meta: meta.clone(), me: NodeId(id), lose_answers: false });
             let admin = TestAdmin { volumes: volumes.clone(), log, handing_over: tokio::sync::Mutex::default() };
-            assert!(service.0.set(PeerServer::new(volumes.clone(), Arc::new(admin))).is_ok());
+            let clients = Arc::new(ClientService::new(1, volumes.clone(), newest, peers, (id << 48) | (1 << 31)));
+            let peer_server = PeerServer::new(volumes.clone(), Arc::new(admin)).with_clients(clients.clone());
+            assert!(service.0.set(peer_server).is_ok() && service.1.set(clients).is_ok());
             let (hearing, heard) = meta.follow();
             let running = tokio::spawn(reconciler.clone().run(heard));
             let node = TestNode {

@@ -1,0 +1,154 @@
+//! A client's request at the owner: carried out if the client is attached to this very tenure, else refused untouched.
+//!
+//! A client that was attached to an earlier tenure may have writes that this one lacks, and must send them again before
+//! anything else of its session is done here: a write would be undone by an older one, a read would show what was before, and a
+//! flush would vouch for what is not there.
+
+use bytes::Bytes;
+use client_lib::wire::client::{ClientReply, ClientRequest, ExtentState, ExtentsOf, Target, Tenure, WriteId, ZERO_MAX};
+use client_lib::{Epoch, Error, ErrorKind};
+use nbd_frontend::export::Residency;
+
+use super::{Answer, attached};
+use crate::ownership::gate::View;
+use crate::ownership::writers::Refusal;
+use crate::peer::message::{Writer, pack_read};
+use crate::serve::residency;
+use crate::serve::status::in_steps;
+use crate::serve::volume::{Change, ServedVolume, store_failure};
+use crate::volume::Moment;
+use crate::volume::ledger::Origin;
+
+/// Answers `request` as the owner under `view`; `None` when this node is not the owner any more.
+pub(super) async fn serve(
+    volume: &ServedVolume,
+    view: View,
+    incarnation: u64,
+    request: &ClientRequest,
+    payload: &Bytes,
+) -> Result<Option<Answer>, Error> {
+    let here = Tenure { epoch: view.epoch, incarnation };
+    let wanted = match request {
+        ClientRequest::Read { target, .. }
+        | ClientRequest::Extents { target, .. }
+        | ClientRequest::Cache { target, .. } => match target {
+            Target::Live { tenure, .. } => *tenure,
+            Target::Snapshot { .. } => return Err(Error::new(ErrorKind::Internal, "any node has snapshots")),
+        },
+        ClientRequest::Write { tenure, .. }
+        | ClientRequest::Zero { tenure, .. }
+        | ClientRequest::Flush { tenure, .. } => *tenure,
+        ClientRequest::Attach { sessions, .. } => return attach(volume, view, here, sessions).await,
+        ClientRequest::Members | ClientRequest::Volumes | ClientRequest::Open { .. } => {
+            return Err(Error::new(ErrorKind::Internal, "not a request about a volume"));
+        }
+    };
+    if wanted != here {
+        return Ok(moved(here));
+    }
+    let written = |id: &WriteId, change| write(volume, view.epoch, *id, change);
+    match request {
+        ClientRequest::Write { id, offset, fua, .. } => {
+            written(id, Change::Data { offset: *offset, data: payload.clone(), fua: *fua }).await
+        }
+        ClientRequest::Zero { length, .. } if *length > ZERO_MAX => {
+            Err(Error::new(ErrorKind::InvalidRequest, format!("{length} bytes of zeroes are more than {ZERO_MAX}")))
+        }
+        ClientRequest::Zero { id, offset, length, fua, .. } => {
+            written(id, Change::Zero { offset: *offset, length: *length, fua: *fua }).await
+        }
+        other => {
+            let answer = match other {
+                ClientRequest::Flush { .. } => {
+                    let flushed = volume.flush_for_peer(view.epoch).await?;
+                    flushed.map(|durable| (ClientReply::Flushed(durable), Bytes::new()))
+                }
+                ClientRequest::Read { offset, length, .. } => {
+                    volume.require_inside(Moment::Now, *offset, u64::from(*length), false).await?;
+                    let read = volume.read_for_peer(Moment::Now, view.epoch, *offset, *length).await?;
+                    read.map(|chunks| {
+                        let (parts, payload) = pack_read(&chunks);
+                        (ClientReply::Read(parts), payload)
+                    })
+                }
+                other => Some(read_only(volume, Moment::Now, other.clone()).await?),
+            };
+            // It went and came back meanwhile: what was seen is of another tenure.
+            Ok(if volume.gate.view().epoch == view.epoch { answer } else { None })
+        }
+    }
+}
+
+fn moved(here: Tenure) -> Option<Answer> {
+    Some((ClientReply::Moved(here), Bytes::new()))
+}
+
+async fn attach(volume: &ServedVolume, view: View, here: Tenure, sessions: &[u64]) -> Result<Option<Answer>, Error> {
+    let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
+    let known = volume.shard.ledger(volume.id).await.map_err(store_failure)?;
+    let done = known.done.into_iter().filter(|(session, _)| sessions.contains(session)).collect();
+    let attached = attached(volume, view.owner, here, report.head, done);
+    Ok((volume.gate.view() == view).then(|| (ClientReply::Attached(attached), Bytes::new())))
+}
+
+/// Carries out a write once, if its session still may.
+async fn write(volume: &ServedVolume, epoch: Epoch, id: WriteId, change: Change) -> Result<Option<Answer>, Error> {
+    let (offset, length) = match &change {
+        Change::Data { offset, data, .. } => (*offset, data.len() as u64),
+        Change::Zero { offset, length, .. } => (*offset, *length),
+    };
+    volume.require_inside(Moment::Now, offset, length, true).await?;
+    let WriteId { session, number, answered, generation, right } = id;
+    let origin = Origin { session, number, answered };
+    let admission = match volume.writers.admit(Writer { origin, generation, right }).await {
+        Ok(admission) => admission,
+        Err(Refusal::Outrun) => return Ok(Some((ClientReply::Outrun, Bytes::new()))),
+        Err(Refusal::Claimed(epoch)) => {
+            let text = format!(
+                "volume {} is written at its owner's node {} since epoch {epoch}: this client lost its right to write; close what \
+                 uses the disk here, and open the volume anew if it is to be used here again",
+                volume.name, volume.me
+            );
+            return Err(Error::new(ErrorKind::Fenced, text));
+        }
+    };
+    let written = volume.write_for_peer(epoch, &change, origin).await;
+    drop(admission);
+    let Some(lsn) = written? else { return Ok(None) };
+    let durable = volume.is_settled_for_peer(&change, lsn).await?;
+    Ok(Some((ClientReply::Written { lsn, durable }, Bytes::new())))
+}
+
+/// What changes nothing: of the volume, at its owner, or of a snapshot, anywhere.
+pub(super) async fn read_only(volume: &ServedVolume, moment: Moment, request: ClientRequest) -> Result<Answer, Error> {
+    match request {
+        ClientRequest::Read { offset, length, .. } => {
+            let (parts, payload) = pack_read(&volume.read(moment, offset, length).await?);
+            Ok((ClientReply::Read(parts), payload))
+        }
+        ClientRequest::Extents { of: ExtentsOf::Allocation, offset, length, .. } => {
+            volume.require_inside(moment, offset, length, false).await?;
+            let extents = in_steps(offset, length, |at, piece| volume.extents(moment, at, piece)).await?;
+            let state = |mapped| if mapped { ExtentState::Data } else { ExtentState::Zero };
+            let extents = extents.into_iter().map(|extent| (extent.length, state(extent.mapped))).collect();
+            Ok((ClientReply::Extents(extents), Bytes::new()))
+        }
+        ClientRequest::Extents { of: ExtentsOf::Residency, offset, length, .. } => {
+            volume.require_inside(moment, offset, length, false).await?;
+            let extents = residency::residency(volume, moment, offset, length).await?;
+            let state = |residency| match residency {
+                Residency::Local => ExtentState::Data,
+                Residency::Stale => ExtentState::Stale,
+                Residency::Zero => ExtentState::Zero,
+            };
+            let extents = extents.into_iter().map(|extent| (extent.length, state(extent.residency))).collect();
+            Ok((ClientReply::Extents(extents), Bytes::new()))
+        }
+        ClientRequest::Cache { offset, length, .. } => {
+            volume.require_inside(moment, offset, length, false).await?;
+            residency::cache(volume, moment, offset, length).await?;
+            Ok((ClientReply::Done, Bytes::new()))
+        }
+        other => Err(Error::new(ErrorKind::Internal, format!("not a request that only reads: {other:?}"))),
+    }
+}
