@@ -1,0 +1,17 @@
+//! The client that programs link: volumes of a cluster, used from a machine that runs no node.
+//!
+//! A [`Cluster`] is reached by credentials (`helio cluster client`). A [`Volume`] of it is a disk that outlives the node behind
+//! it: nodes may be killed and started again, a volume may be handed over or taken over, and its user sees latency and no error.
+//! [`journal`] keeps what a loss could undo, [`session`] sends it again where it is missing, [`nodes`] finds who answers.
+//! [`blocking`] is the same without `async`. What is promised and what is not: `docs/client.md`.
+
+pub mod blocking;
+pub mod cluster;
+pub mod journal;
+mod nodes;
+mod replay;
+mod session;
+pub mod volume;
+
+pub use cluster::{Cluster, OpenOptions};
+pub use volume::{Extent, Volume, VolumeState, VolumeStatus};

@@ -1,0 +1,144 @@
+//! A cluster, as its clients reach it.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::nodes::Nodes;
+use super::session::out_of_turn;
+use super::volume::Volume;
+use crate::error::{Error, ErrorKind};
+use crate::pki::{ClientIdentity, PkiError};
+use crate::transport::Transport;
+use crate::transport::quic::QuicTransport;
+use crate::wire::client::{ClientReply, ClientRequest, MemberInfo, VolumeInfo};
+
+/// How many bytes of writes a volume keeps until they are durable, unless told otherwise.
+pub const JOURNAL_BYTES: u64 = 64 << 20;
+
+/// How a volume is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Refuse writes here.
+    pub is_read_only: bool,
+    /// How long an operation may wait for a node that can carry it out. `None` waits as long as it takes. An operation that was
+    /// given up is not carried out later, but may have been before.
+    pub give_up: Option<Duration>,
+    /// Bytes of writes that are kept until they are durable. At half of it the volume is flushed; when it is full, writes wait
+    /// for that.
+    pub journal_bytes: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> OpenOptions {
+        OpenOptions { is_read_only: false, give_up: None, journal_bytes: JOURNAL_BYTES }
+    }
+}
+
+/// A cluster. Clones are the same one.
+#[derive(Clone)]
+pub struct Cluster {
+    nodes: Arc<Nodes>,
+    /// Where everything lives that nobody waits for.
+    runtime: Handle,
+    /// Closed with the cluster.
+    quic: Option<Arc<QuicTransport>>,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("quic", &self.quic).finish_non_exhaustive()
+    }
+}
+
+impl Cluster {
+    /// The cluster of these credentials, a file that `helio cluster client` wrote. Connects to nobody yet. Needs a tokio
+    /// runtime, on which connections, writes that have begun and what keeps volumes connected live.
+    ///
+    /// # Errors
+    /// `InvalidRequest` when the file cannot be used, and says why; `Internal` when the system gives no socket.
+    pub fn from_credentials(path: &Path) -> Result<Cluster, Error> {
+        let unusable = |error: PkiError| {
+            let text = "the credentials cannot be used; `helio cluster client NAME --out FILE` writes such a file";
+            Error::new(ErrorKind::InvalidRequest, text).caused_by(error)
+        };
+        Cluster::with_identity(&ClientIdentity::load(path).map_err(unusable)?)
+    }
+
+    /// The same for credentials that were read already.
+    ///
+    /// # Errors
+    /// As [`from_credentials`](Self::from_credentials).
+    pub fn with_identity(identity: &ClientIdentity) -> Result<Cluster, Error> {
+        let failed = |what: &'static str| move |error| Error::new(ErrorKind::Internal, what).caused_by(error);
+        let is_v6 = identity.nodes().iter().any(|node| node.address.is_ipv6());
+        let any: SocketAddr =
+            if is_v6 { (std::net::Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
+        let socket = UdpSocket::bind(any).map_err(failed("no socket for the cluster"))?;
+        let quic = QuicTransport::client(socket, identity)
+            .map_err(|error| Error::new(ErrorKind::Internal, "the cluster cannot be called").caused_by(error))?;
+        let member = |node: &crate::pki::NodePlace| MemberInfo {
+            node: node.id,
+            name: node.name.to_string(),
+            provider: String::new(),
+            address: node.address.to_string(),
+        };
+        let members = identity.nodes().iter().map(member).collect();
+        let nodes = Arc::new(Nodes::new(quic.clone(), members));
+        Ok(Cluster { nodes, runtime: Handle::current(), quic: Some(quic) })
+    }
+
+    /// The cluster of `members` over a transport that reaches them: for tests and simulation. Needs a tokio runtime.
+    #[must_use]
+    pub fn over(transport: Arc<dyn Transport>, members: Vec<MemberInfo>) -> Cluster {
+        Cluster { nodes: Arc::new(Nodes::new(transport, members)), runtime: Handle::current(), quic: None }
+    }
+
+    /// The nodes.
+    ///
+    /// # Errors
+    /// `Unavailable` when none answers within `give_up`.
+    pub async fn members(&self, give_up: Option<Duration>) -> Result<Vec<MemberInfo>, Error> {
+        match self.nodes.ask_any(ClientRequest::Members, give_up).await?.0 {
+            ClientReply::Members(members) => Ok(members),
+            reply => Err(out_of_turn(&reply)),
+        }
+    }
+
+    /// The volumes and their snapshots, by name.
+    ///
+    /// # Errors
+    /// As [`members`](Self::members).
+    pub async fn volumes(&self, give_up: Option<Duration>) -> Result<Vec<VolumeInfo>, Error> {
+        match self.nodes.ask_any(ClientRequest::Volumes, give_up).await?.0 {
+            ClientReply::Volumes(volumes) => Ok(volumes),
+            reply => Err(out_of_turn(&reply)),
+        }
+    }
+
+    /// Opens a volume, or a snapshot by `VOLUME@SNAPSHOT`, which can only be read. Returns when a node knows it; what is asked
+    /// of it then waits until its owner is found.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable` when no node answers in time, or the snapshot is not made yet.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn open(&self, name: &str, options: OpenOptions) -> Result<Volume, Error> {
+        let request = ClientRequest::Open { name: name.to_owned() };
+        match self.nodes.ask_any(request, options.give_up).await?.0 {
+            ClientReply::Opened(opened) => Ok(Volume::new(&self.runtime, self.nodes.clone(), name, &opened, options)),
+            reply => Err(out_of_turn(&reply)),
+        }
+    }
+
+    /// Ends every connection. Close the volumes first: what is asked of them fails from now on.
+    pub async fn close(&self) {
+        if let Some(quic) = &self.quic {
+            quic.close().await;
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The nodes of the cluster, and getting a request to one that answers.
+//!
+//! Owns who the members are, whom to try next and how long to wait in between. Whether a request may be repeated is for its
+//! sender to know.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind};
+use crate::transport::{Class, Transport, TransportError};
+use crate::types::NodeId;
+use crate::wire::client::{ClientMessage, ClientReply, ClientRequest, MemberInfo};
+use crate::wire::frame::Frame;
+
+/// How long a node may take to answer before another attempt is made. Longer than a node itself tries, and long enough for the
+/// largest request over a slow link.
+const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// Pause before the second attempt; doubled before each further one.
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+/// The longest pause: a node that is back is noticed within it.
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// Why a call brought no answer.
+#[derive(Debug)]
+pub(super) struct CallFailure {
+    pub(super) error: Error,
+    /// Whether the request may have been carried out.
+    pub(super) is_unknown: bool,
+}
+
+/// The members, as far as they are known.
+pub(super) struct Nodes {
+    transport: Arc<dyn Transport>,
+    members: Mutex<Vec<MemberInfo>>,
+}
+
+impl Nodes {
+    /// Reaches `members` over `transport`, which knows their addresses already.
+    pub(super) fn new(transport: Arc<dyn Transport>, members: Vec<MemberInfo>) -> Nodes {
+        Nodes { transport, members: Mutex::new(members) }
+    }
+
+    fn members(&self) -> MutexGuard<'_, Vec<MemberInfo>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What people call `node`.
+    pub(super) fn name(&self, node: NodeId) -> String {
+        let members = self.members();
+        let found = members.iter().find(|member| member.node == node);
+        found.map_or_else(|| node.to_string(), |member| member.name.clone())
+    }
+
+    /// Whom to ask in this attempt: `first` and then the others, the nearest first as far as that is known.
+    pub(super) fn choose(&self, first: Option<NodeId>, attempt: u32) -> Result<NodeId, Error> {
+        let mut others: Vec<NodeId> = self.members().iter().map(|member| member.node).collect();
+        others.retain(|node| Some(*node) != first);
+        others.sort_by_key(|node| self.transport.rtt(*node).unwrap_or(Duration::MAX));
+        let all: Vec<NodeId> = first.into_iter().chain(others).collect();
+        let none = || Error::new(ErrorKind::InvalidRequest, "the credentials name no node of the cluster");
+        all.get(attempt as usize % all.len().max(1)).copied().ok_or_else(none)
+    }
+
+    /// Whether `attempt` begins another round through all members.
+    pub(super) fn begins_round(&self, attempt: u32) -> bool {
+        (attempt as usize).is_multiple_of(self.members().len().max(1))
+    }
+
+    /// Asks `node`, until `end` and not for longer than [`CALL_DEADLINE`].
+    pub(super) async fn call(
+        &self,
+        node: NodeId,
+        request: ClientRequest,
+        payload: Bytes,
+        end: Option<Instant>,
+    ) -> Result<(ClientReply, Bytes), CallFailure> {
+        let request = ClientMessage { head: request, payload }.encode();
+        let request = request.map_err(|error| CallFailure { error, is_unknown: false })?;
+        let left = end.map_or(CALL_DEADLINE, |end| end.saturating_duration_since(Instant::now()).min(CALL_DEADLINE));
+        let reply = self.transport.call(node, Class::Pull, request, left).await.map_err(|error| {
+            let is_unknown = matches!(error, TransportError::OutcomeUnknown { .. } | TransportError::Closed);
+            let kind = if matches!(error, TransportError::Closed) { ErrorKind::Closed } else { ErrorKind::Unavailable };
+            let name = self.name(node);
+            let text = match error {
+                TransportError::Unreachable { reason, .. } => format!("node {name} cannot be reached: {reason}"),
+                TransportError::OutcomeUnknown { reason, .. } => format!("node {name} did not answer: {reason}"),
+                other => other.to_string(),
+            };
+            CallFailure { error: Error::new(kind, text), is_unknown }
+        })?;
+        let unreadable = |error: Error| {
+            let text = format!("node {} does not serve clients: {error}", self.name(node));
+            CallFailure { error: Error::new(ErrorKind::Unavailable, text), is_unknown: true }
+        };
+        let corrupt = |error| Error::new(ErrorKind::Corrupt, "the answer is no frame").caused_by(error);
+        let frame = Frame::decode(&reply).map_err(|error| unreadable(corrupt(error)))?;
+        let ClientMessage { head, payload } = ClientMessage::decode(frame).map_err(unreadable)?;
+        Ok((head, payload))
+    }
+
+    /// Asks what any node can answer, and what may be asked again: one after another until one answers.
+    ///
+    /// # Errors
+    /// What the answer says; `Unavailable` when none came in time.
+    pub(super) async fn ask_any(
+        &self,
+        request: ClientRequest,
+        give_up: Option<Duration>,
+    ) -> Result<(ClientReply, Bytes), Error> {
+        let mut tries = Tries::new(give_up);
+        loop {
+            let node = self.choose(None, tries.made())?;
+            let error = match self.call(node, request.clone(), Bytes::new(), tries.end()).await {
+                Ok((ClientReply::Failed(error), _)) if is_passing(error.kind()) => error,
+                Ok((ClientReply::Failed(error), _)) => return Err(error),
+                Ok(answer) => return Ok(answer),
+                Err(failure) if failure.error.kind() == ErrorKind::Closed => return Err(failure.error),
+                Err(failure) => failure.error,
+            };
+            tries.failed(error).await?;
+        }
+    }
+
+    /// Asks who the members are, and where. That nobody answers changes nothing.
+    pub(super) async fn refresh(&self) {
+        let known = self.members().len() as u32;
+        for attempt in 0..known {
+            let Ok(node) = self.choose(None, attempt) else { return };
+            if let Ok((ClientReply::Members(members), _)) =
+                self.call(node, ClientRequest::Members, Bytes::new(), None).await
+            {
+                return self.learn(members);
+            }
+        }
+    }
+
+    fn learn(&self, members: Vec<MemberInfo>) {
+        if members.is_empty() {
+            return;
+        }
+        for member in &members {
+            if let Ok(address) = member.address.parse::<SocketAddr>() {
+                self.transport.set_peer(member.node, address);
+            }
+        }
+        *self.members() = members;
+    }
+}
+
+/// Whether what failed with this kind may succeed later, with nothing changed by the caller.
+pub(super) fn is_passing(kind: ErrorKind) -> bool {
+    match kind {
+        ErrorKind::Unavailable | ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Closed | ErrorKind::Internal => {
+            true
+        }
+        ErrorKind::InvalidRequest
+        | ErrorKind::NotFound
+        | ErrorKind::AlreadyExists
+        | ErrorKind::Fenced
+        | ErrorKind::OutOfSpace
+        | ErrorKind::Corrupt => false,
+    }
+}
+
+/// The attempts at one operation: how many there were, and until when there may be more.
+#[derive(Debug)]
+pub(super) struct Tries {
+    made: u32,
+    end: Option<Instant>,
+}
+
+impl Tries {
+    pub(super) fn new(give_up: Option<Duration>) -> Tries {
+        Tries { made: 0, end: give_up.map(|patience| Instant::now() + patience) }
+    }
+
+    pub(super) fn made(&self) -> u32 {
+        self.made
+    }
+
+    /// When there are no more attempts.
+    pub(super) fn end(&self) -> Option<Instant> {
+        self.end
+    }
+
+    /// An attempt failed: waits before the next one.
+    ///
+    /// # Errors
+    /// The same error when there is to be none.
+    pub(super) async fn failed(&mut self, error: Error) -> Result<(), Error> {
+        let pause = BACKOFF_MIN.saturating_mul(1 << self.made.min(10)).min(BACKOFF_MAX);
+        self.made = self.made.saturating_add(1);
+        if self.end.is_some_and(|end| Instant::now() + pause >= end) {
+            return Err(error);
+        }
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+}
