@@ -14,7 +14,7 @@ const SECTOR: u64 = 512;
 ///
 /// # Errors
 /// What the cluster says.
-pub fn lines(volume: &Volume) -> Result<Vec<String>, Box<dyn Error>> {
+pub(crate) fn lines(volume: &Volume) -> Result<Vec<String>, Box<dyn Error>> {
     let mut lines = Vec::new();
     for at in (0..volume.size()).step_by(SECTOR as usize) {
         let sector = volume.read(at, SECTOR as u32)?;
@@ -31,7 +31,7 @@ pub fn lines(volume: &Volume) -> Result<Vec<String>, Box<dyn Error>> {
 ///
 /// # Errors
 /// When it is empty or too long, or the volume is full; what the cluster says.
-pub fn append(volume: &Volume, line: &str) -> Result<(), Box<dyn Error>> {
+pub(crate) fn append(volume: &Volume, line: &str) -> Result<(), Box<dyn Error>> {
     let length = u8::try_from(line.len()).ok().filter(|length| *length > 0).ok_or("a line has 1 to 255 bytes")?;
     let mut sector = vec![0; SECTOR as usize];
     sector[0] = length;

@@ -17,7 +17,7 @@ const PIECE: u32 = 4 << 20;
 ///
 /// # Errors
 /// What the cluster or the file system says.
-pub async fn copy(cluster: &Cluster, name: &str, file: &Path) -> Result<u64, Box<dyn Error>> {
+pub(crate) async fn copy(cluster: &Cluster, name: &str, file: &Path) -> Result<u64, Box<dyn Error>> {
     let volume = cluster.open(name, OpenOptions { is_read_only: true, ..OpenOptions::default() }).await?;
     let file = File::create(file)?;
     file.set_len(volume.size())?;

@@ -8,6 +8,7 @@
 mod conformance;
 pub mod memory;
 pub mod quic;
+pub mod unix;
 
 use std::fmt;
 use std::future::Future;

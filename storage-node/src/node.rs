@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use client_lib::pki::NodeIdentity;
 use client_lib::transport::quic::{QuicOptions, QuicTransport};
+use client_lib::transport::unix::UnixServer;
 use client_lib::wire::admin::NbdAddresses;
 use client_lib::wire::join::Contact;
 use client_lib::{NodeId, NodeName, ProviderId};
@@ -42,6 +43,9 @@ pub mod takeover;
 
 /// How long a proposal or a linearizable read may wait for a leader.
 pub const METADATA_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The socket for clients of this machine, in the data directory.
+pub const CLIENT_SOCKET: &str = "client.sock";
 
 /// A node of the first set of voters.
 #[derive(Clone, Debug)]
@@ -106,6 +110,7 @@ pub struct Node {
     parts: Parts,
     nbd: Option<Server>,
     http: Option<HttpServer>,
+    clients: Option<UnixServer>,
     transport: Arc<QuicTransport>,
     /// Held until everything above has stopped.
     _data: DataDir,
@@ -132,7 +137,7 @@ impl Node {
         let lost = stores::offline::Lost::load(&options.data)?;
         let shards = Arc::new(Shards::start(&options.store, &directories, &lease).await?.without(lost));
         let meta = options.data.join("meta").into();
-        let seams = Seams { transport: transport.clone(), service, clock, lease, shards, meta };
+        let seams = Seams { transport: transport.clone(), service: service.clone(), clock, lease, shards, meta };
         let place = Place {
             this: ThisNode { id: me, name: options.name, provider: options.provider, advertise: options.advertise },
             peer_overrides: options.peer_overrides,
@@ -159,11 +164,12 @@ impl Node {
                 unix: unix.map(|path| path.display().to_string()),
             });
         }
+        let clients = listen_for_clients(&options.data, service).await?;
         let http = match options.http {
             Some(address) => Some(HttpServer::bind(address, admin).await?),
             None => None,
         };
-        Ok(Node { parts, nbd, http, transport, _data: data, _stores: locks })
+        Ok(Node { parts, nbd, http, clients, transport, _data: data, _stores: locks })
     }
 
     /// What an administrator can ask of this node.
@@ -198,9 +204,25 @@ impl Node {
         if let Some(nbd) = self.nbd {
             nbd.shutdown().await;
         }
+        if let Some(clients) = self.clients {
+            clients.close().await;
+        }
         self.parts.stop().await;
         self.transport.close().await;
     }
+}
+
+/// The longest path of a Unix socket, in bytes (unix(7): 108 with the zero behind it).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Listens for clients of this machine, in the data directory.
+async fn listen_for_clients(data: &Path, service: Arc<NodeService>) -> anyhow::Result<Option<UnixServer>> {
+    let path = data.join(CLIENT_SOCKET);
+    if path.as_os_str().len() > SOCKET_PATH_MAX {
+        tracing::warn!(path = %path.display(), "no socket for clients of this machine: its path is too long");
+        return Ok(None);
+    }
+    Ok(Some(UnixServer::bind(&path, service).await?))
 }
 
 /// Who this node is.

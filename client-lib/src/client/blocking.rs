@@ -33,11 +33,23 @@ impl Cluster {
     /// # Errors
     /// As there, and `Internal` when the system gives no thread.
     pub fn from_credentials(path: &Path) -> Result<Cluster, Error> {
+        Cluster::made(|| AsyncCluster::from_credentials(path))
+    }
+
+    /// As [`super::Cluster::from_socket`].
+    ///
+    /// # Errors
+    /// `Internal` when the system gives no thread.
+    pub fn from_socket(path: &Path) -> Result<Cluster, Error> {
+        Cluster::made(|| Ok(AsyncCluster::from_socket(path)))
+    }
+
+    fn made(make: impl FnOnce() -> Result<AsyncCluster, Error>) -> Result<Cluster, Error> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.map_err(|error| Error::new(ErrorKind::Internal, "no thread").caused_by(error))?;
         let cluster = {
             let _entered = runtime.enter();
-            AsyncCluster::from_credentials(path)?
+            make()?
         };
         Ok(Cluster { cluster, runtime: Arc::new(runtime) })
     }

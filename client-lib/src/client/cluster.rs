@@ -14,6 +14,8 @@ use crate::error::{Error, ErrorKind};
 use crate::pki::{ClientIdentity, PkiError};
 use crate::transport::Transport;
 use crate::transport::quic::QuicTransport;
+use crate::transport::unix::UnixTransport;
+use crate::types::NodeId;
 use crate::wire::client::{ClientReply, ClientRequest, MemberInfo, VolumeInfo};
 
 /// How many bytes of writes a volume keeps until they are durable, unless told otherwise.
@@ -89,6 +91,16 @@ impl Cluster {
         let members = identity.nodes().iter().map(member).collect();
         let nodes = Arc::new(Nodes::new(quic.clone(), members));
         Ok(Cluster { nodes, runtime: Handle::current(), quic: Some(quic) })
+    }
+
+    /// The cluster of the node whose socket for clients this is (`client.sock` in its data directory), on this machine. Connects to
+    /// nobody yet; everything goes through that node, and waits while it does not run. Needs a tokio runtime, as
+    /// [`from_credentials`](Self::from_credentials).
+    #[must_use]
+    pub fn from_socket(path: &Path) -> Cluster {
+        let (name, address) = (path.display().to_string(), String::new());
+        let node = MemberInfo { node: NodeId(0), name, provider: String::new(), address };
+        Cluster::over(UnixTransport::new(path), vec![node])
     }
 
     /// The cluster of `members` over a transport that reaches them: for tests and simulation. Needs a tokio runtime.

@@ -120,14 +120,24 @@ impl Session {
 
     /// Compares the journal with the new tenure.
     fn take_up(&self, attached: &Attached, session: u64) -> Result<(), Hindrance> {
+        let is_first;
         let missing = {
             let mut inner = self.inner();
+            let was_taken_over = inner.journal.needs_session(attached);
+            is_first = inner.tenure.is_none();
             inner.journal.recover(attached, session).map_err(|lost| Hindrance::Lasting(self.too_much(&lost)))?;
+            if was_taken_over {
+                // Every older right is over with that, because nobody knew what is gone. This session does: nothing.
+                if attached.claimed > inner.right {
+                    return Err(Hindrance::Lasting(self.claimed(attached)));
+                }
+                inner.right = attached.tenure.epoch;
+            }
             (inner.tenure, inner.newest) = (Some(attached.tenure), Some(attached.tenure));
             (inner.is_attached, inner.owner) = (false, Some(attached.owner));
             inner.journal.open().count()
         };
-        if missing > 0 {
+        if missing > 0 && !is_first {
             tracing::info!(volume = self.name, tenure = %attached.tenure, writes = missing, "a volume is sent what it may lack");
         }
         self.tell(|state| state.size = attached.size);
@@ -143,6 +153,12 @@ impl Session {
             self.name
         );
         Error::new(ErrorKind::Fenced, text)
+    }
+
+    fn claimed(&self, attached: &Attached) -> Error {
+        let (name, claimed) = (&self.name, attached.claimed);
+        let text = format!("volume {name} was taken over, and is written at its owner's node since epoch {claimed}");
+        Error::new(ErrorKind::Fenced, format!("{text}: this client lost its right to write"))
     }
 
     async fn new_session(&self, node: NodeId) -> Result<u64, Hindrance> {

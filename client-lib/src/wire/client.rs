@@ -247,6 +247,8 @@ pub struct Attached {
     pub head: Lsn,
     /// The takeovers, oldest first.
     pub forks: Vec<ForkInfo>,
+    /// The last epoch in which a session at an owner's own node has written: older rights to write are over.
+    pub claimed: Epoch,
     /// Of each session that was asked about, the numbers that are not to be carried out any more.
     pub done: Vec<(u64, Runs)>,
 }

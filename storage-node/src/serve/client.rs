@@ -12,11 +12,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::Class;
-use client_lib::wire::client::{
-    Attached, ClientMessage, ClientReply, ClientRequest, MemberInfo, Opened, Target, Tenure, VolumeInfo,
-};
+use client_lib::wire::client::{ClientMessage, ClientReply, ClientRequest, MemberInfo, Opened, Target, VolumeInfo};
 use client_lib::wire::frame::Frame;
-use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId};
+use client_lib::{Epoch, Error, ErrorKind, VolumeId};
 use consensus::MetaState;
 use tokio::time::Instant;
 
@@ -272,24 +270,11 @@ fn volumes(state: &MetaState) -> Vec<VolumeInfo> {
     listed
 }
 
-/// As the owner in `tenure`; the ledger has what was carried out of the sessions that were asked about.
-fn attached(
-    volume: &ServedVolume,
-    owner: NodeId,
-    tenure: Tenure,
-    head: client_lib::Lsn,
-    done: Vec<(u64, client_lib::wire::client::Runs)>,
-) -> Attached {
-    let forks = volume.standing.forks().into_iter();
-    let forks = forks.map(|fork| client_lib::wire::client::ForkInfo { epoch: fork.epoch, end: fork.end }).collect();
-    Attached { tenure, owner, size: volume.size().bytes(), head, forks, done }
-}
-
 #[cfg(test)]
 mod tests {
-    use client_lib::wire::client::{ExtentState, ExtentsOf, ForkInfo, WriteId};
+    use client_lib::wire::client::{Attached, ExtentState, ExtentsOf, ForkInfo, Tenure, WriteId};
     use client_lib::wire::frame::encode_head;
-    use client_lib::{Lsn, SnapshotId};
+    use client_lib::{Lsn, NodeId, SnapshotId};
 
     use super::*;
     use crate::golden;
@@ -328,6 +313,7 @@ mod tests {
                 size: 1 << 30,
                 head: lsn,
                 forks: vec![ForkInfo { epoch: Epoch(1), end: Lsn::new(Epoch(1), 200) }],
+                claimed: Epoch(2),
                 done: vec![(1 << 48, vec![(0, 290), (300, 301)])],
             }),
             ClientReply::Read(vec![(512, false), (4096, true)]),

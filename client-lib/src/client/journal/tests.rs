@@ -69,6 +69,7 @@ impl Volume {
             size: BLOCKS,
             head: self.head(),
             forks: self.forks.clone(),
+            claimed: Epoch(0),
             done: vec![(session, runs)],
         }
     }

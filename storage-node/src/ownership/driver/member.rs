@@ -116,8 +116,8 @@ impl Member {
             ));
         }
         self.digest = digest(&manifest)?;
-        let mut ledger = self.volume.shard.ledger(self.volume.id).await.map_err(store_failure)?;
-        ledger.claim = ledger.claim.max(self.volume.writers.claimed());
+        // With the claims of sessions. That which a takeover makes every owner has from the metadata.
+        let ledger = self.volume.shard.ledger(self.volume.id).await.map_err(store_failure)?;
         let enclosure = Enclosure { manifest, ledger };
         let encoded = enclosure.encode()?;
         if encoded.len() <= room {

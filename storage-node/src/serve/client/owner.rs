@@ -5,11 +5,13 @@
 //! flush would vouch for what is not there.
 
 use bytes::Bytes;
-use client_lib::wire::client::{ClientReply, ClientRequest, ExtentState, ExtentsOf, Target, Tenure, WriteId, ZERO_MAX};
+use client_lib::wire::client::{
+    Attached, ClientReply, ClientRequest, ExtentState, ExtentsOf, ForkInfo, Target, Tenure, WriteId, ZERO_MAX,
+};
 use client_lib::{Epoch, Error, ErrorKind};
 use nbd_frontend::export::Residency;
 
-use super::{Answer, attached};
+use super::Answer;
 use crate::ownership::gate::View;
 use crate::ownership::writers::Refusal;
 use crate::peer::message::{Writer, pack_read};
@@ -87,7 +89,17 @@ async fn attach(volume: &ServedVolume, view: View, here: Tenure, sessions: &[u64
     let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
     let known = volume.shard.ledger(volume.id).await.map_err(store_failure)?;
     let done = known.done.into_iter().filter(|(session, _)| sessions.contains(session)).collect();
-    let attached = attached(volume, view.owner, here, report.head, done);
+    let forks = volume.standing.forks().into_iter();
+    let attached = Attached {
+        tenure: here,
+        owner: view.owner,
+        size: volume.size().bytes(),
+        head: report.head,
+        forks: forks.map(|fork| ForkInfo { epoch: fork.epoch, end: fork.end }).collect(),
+        // Not the one of the writers: a takeover ends the rights of the nodes' sessions, which do not know what is gone.
+        claimed: known.claim,
+        done,
+    };
     Ok((volume.gate.view() == view).then(|| (ClientReply::Attached(attached), Bytes::new())))
 }
 
