@@ -2,8 +2,8 @@
 //!
 //! Owns the NBD protocol: the wire ([`proto`]), the handshake, the judgement of requests, the request loop, the
 //! listening sockets ([`server`]), TLS ([`tls`]), and the other end of all that ([`client`]). What is served is behind [`export::ExportDirectory`]; the crate knows
-//! neither volumes nor logs, only `client-lib`'s types. [`memory`] is an export in memory for tests and
-//! benchmarks.
+//! neither logs nor nodes, only `client-lib`. [`remote`] exports volumes of a cluster, which is what the program `helio-nbd` serves;
+//! [`memory`] is an export in memory for tests and benchmarks.
 //!
 //! Comments and constants cite the protocol document by its section names:
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
@@ -15,6 +15,7 @@ pub mod export;
 pub mod memory;
 pub mod negotiation;
 pub mod proto;
+pub mod remote;
 pub mod server;
 pub mod tls;
 mod transmission;

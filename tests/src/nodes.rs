@@ -217,6 +217,43 @@ impl Nodes {
         Ok(())
     }
 
+    /// Issues credentials for a client at the node that began the cluster; returns their file.
+    ///
+    /// # Errors
+    /// What the command said when it failed.
+    pub fn credentials(&self, client: &str) -> anyhow::Result<PathBuf> {
+        let file = self.path().join(format!("{client}.helio"));
+        let (first, _) = self.nodes.first().context("the cluster has a node")?;
+        self.run(first, &["cluster", "client", client, "--out", &file.display().to_string()])?;
+        Ok(file)
+    }
+
+    /// Starts `helio-nbd` with credentials of its own and these further arguments, and waits until it serves on its socket.
+    ///
+    /// # Errors
+    /// When it does not; its log is in the message.
+    pub fn helio_nbd(&self, client: &str, arguments: &[&str]) -> anyhow::Result<HelioNbd> {
+        let credentials = self.credentials(client)?;
+        self.start_helio_nbd(client, "--cluster", &credentials, arguments)
+    }
+
+    /// The same through the socket for clients of a node on this machine.
+    ///
+    /// # Errors
+    /// When it does not serve; its log is in the message.
+    pub fn helio_nbd_beside(&self, node: &str, client: &str, arguments: &[&str]) -> anyhow::Result<HelioNbd> {
+        self.start_helio_nbd(client, "--node", &self.path().join(node).join("client.sock"), arguments)
+    }
+
+    fn start_helio_nbd(&self, client: &str, way: &str, by: &Path, arguments: &[&str]) -> anyhow::Result<HelioNbd> {
+        let (out, log) = (self.path().join(format!("{client}.out")), self.path().join(format!("{client}.log")));
+        let socket = self.path().join(format!("{client}.sock"));
+        let mut command = Command::new(helio()?.with_file_name("helio-nbd"));
+        command.arg(way).arg(by).arg("--socket").arg(&socket).args(arguments);
+        let process = start_ready(&mut command, &out, &log)?;
+        Ok(HelioNbd { process, socket, log })
+    }
+
     /// Runs a `helio` command at a node; returns what it printed.
     ///
     /// # Errors
@@ -231,6 +268,39 @@ impl Nodes {
     /// As [`run`](Self::run), and when it prints something else.
     pub fn json(&self, name: &str, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
         Ok(serde_json::from_str(&self.run(name, arguments)?)?)
+    }
+}
+
+/// A `helio-nbd` that runs; ended when dropped.
+pub struct HelioNbd {
+    process: Owned,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl HelioNbd {
+    /// Its NBD socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What it logged so far.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn log(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(&self.log)?)
+    }
+
+    /// SIGTERM, and waits for a clean end.
+    ///
+    /// # Errors
+    /// When it does not end, or ends with a failure.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        self.process.terminate()?;
+        ensure!(self.process.wait(STOP_PATIENCE)?, "it ended with a failure");
+        Ok(())
     }
 }
 

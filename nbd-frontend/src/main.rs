@@ -1,0 +1,203 @@
+//! `helio-nbd`: an NBD server for a host without a node, whose disks outlive the nodes behind them (docs/helio-nbd.md).
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::bail;
+use clap::{Args, Parser};
+use client_lib::client::{Cluster, OpenOptions};
+use nbd_frontend::remote::RemoteDirectory;
+use nbd_frontend::{Server, ServerOptions, TlsMode, TlsOptions};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The smallest journal: one write of the largest size fits.
+const JOURNAL_MIB_MIN: u64 = 32;
+
+/// Serve volumes of a Heliotrope cluster over NBD, on a host that runs no node.
+///
+/// A node may be killed and started again, a volume may be handed over or taken over: clients see latency, and no error.
+#[derive(Debug, Parser)]
+#[command(
+    name = "helio-nbd",
+    version,
+    max_term_width = 100,
+    after_help = "Example:\n  helio cluster client host-7 --out host-7.helio      # at the node that began the cluster\n  helio-nbd --cluster host-7.helio --socket /run/helio/nbd.sock --export disk\n  nbdinfo 'nbd+unix:///disk?socket=/run/helio/nbd.sock'"
+)]
+struct HelioNbd {
+    #[command(flatten)]
+    way: Way,
+    /// Listen on this Unix socket; who may use the disks is said by its permissions and its directory's
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Listen on this TCP address; whoever reaches it may use the disks
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Export this volume or snapshot (VOLUME@SNAPSHOT); may be given several times [default: all of the cluster]
+    #[arg(long = "export", value_name = "NAME")]
+    exports: Vec<String>,
+    /// Refuse writes
+    #[arg(long)]
+    read_only: bool,
+    /// Memory per volume for writes that are not durable yet, in MiB; at half of it the volume is flushed
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(JOURNAL_MIB_MIN..=4096))]
+    journal: u64,
+    #[command(flatten)]
+    tls: Tls,
+    /// What to log to standard error: error, warn, info, debug, or a tracing filter
+    #[arg(long, env = "HELIO_LOG", value_name = "FILTER", default_value = "info,quinn=warn")]
+    log: String,
+}
+
+/// How the cluster is reached.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Way {
+    /// Reach it over the network, with credentials that `helio cluster client` wrote
+    #[arg(long, env = "HELIO_CREDENTIALS", value_name = "FILE")]
+    cluster: Option<PathBuf>,
+    /// Reach it through the node on this machine: client.sock in its data directory
+    #[arg(long, value_name = "PATH")]
+    node: Option<PathBuf>,
+}
+
+/// TLS for NBD, as docs/nbd-tls.md has it.
+#[derive(Debug, Args)]
+struct Tls {
+    /// The server's certificate and those between it and its authority, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+    /// The key of the certificate, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+    /// Certificates of authorities, in PEM: clients must have a certificate that one of them has signed
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_client_authority: Option<PathBuf>,
+    /// Let clients over TCP go without TLS
+    #[arg(long, requires = "tls_certificate")]
+    tls_optional: bool,
+}
+
+impl Tls {
+    fn options(self) -> Option<TlsOptions> {
+        let mode = if self.tls_optional { TlsMode::Optional } else { TlsMode::Required };
+        let (certificate, key) = (self.tls_certificate?, self.tls_key?);
+        Some(TlsOptions { mode, certificate, key, client_authority: self.tls_client_authority })
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = HelioNbd::parse();
+    match EnvFilter::try_new(&arguments.log) {
+        Ok(filter) => {
+            let colours = std::io::stderr().is_terminal();
+            let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_target(false);
+            log.with_writer(std::io::stderr).init();
+        }
+        Err(error) => {
+            eprintln!("helio-nbd: --log {:?} is not a filter: {error}", arguments.log);
+            return ExitCode::from(2);
+        }
+    }
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(serve(arguments)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("helio-nbd: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+async fn serve(arguments: HelioNbd) -> anyhow::Result<()> {
+    let HelioNbd { way, socket, listen, exports, read_only, journal, tls, .. } = arguments;
+    if socket.is_none() && listen.is_none() {
+        bail!("there is nothing to listen on: use --socket PATH or --listen ADDR");
+    }
+    let cluster = match (way.cluster, way.node) {
+        (Some(credentials), _) => Cluster::from_credentials(&credentials)?,
+        (None, Some(socket)) => Cluster::from_socket(&socket),
+        (None, None) => bail!("which cluster? use --cluster FILE or --node PATH"),
+    };
+    let options = OpenOptions { is_read_only: read_only, journal_bytes: journal << 20, ..OpenOptions::default() };
+    let names = (!exports.is_empty()).then_some(exports);
+    let directory = Arc::new(RemoteDirectory::new(cluster.clone(), names, options));
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let server_options =
+        ServerOptions { tcp: listen, unix: socket.clone(), tls: tls.options(), ..ServerOptions::default() };
+    let server = Server::bind(server_options, directory.clone()).await?;
+    let places =
+        [socket.map(|path| path.display().to_string()), server.tcp_address().map(|address| address.to_string())];
+    println!("ready: NBD on {}", places.into_iter().flatten().collect::<Vec<_>>().join(" and "));
+    tell_systemd("READY=1");
+
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        std::process::exit(1);
+    });
+    tracing::info!("stopping");
+    tell_systemd("STOPPING=1");
+    server.shutdown().await;
+    directory.closed().await;
+    cluster.close().await;
+    Ok(())
+}
+
+/// The protocol of sd_notify(3): a datagram to the socket that the environment names. Without a service manager there is none.
+fn tell_systemd(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let tell = || {
+        let path = path.to_string_lossy();
+        let address = match path.strip_prefix('@') {
+            Some(name) => std::os::unix::net::SocketAddr::from_abstract_name(name.as_bytes())?,
+            None => std::os::unix::net::SocketAddr::from_pathname(&*path)?,
+        };
+        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)
+    };
+    if let Err(error) = tell() {
+        tracing::warn!(%error, "the service manager cannot be told: {state}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        HelioNbd::command().debug_assert();
+        let parsed = HelioNbd::try_parse_from([
+            "helio-nbd",
+            "--cluster",
+            "f",
+            "--socket",
+            "s",
+            "--export",
+            "a",
+            "--export",
+            "b",
+        ]);
+        assert_eq!(parsed.expect("parses").exports, ["a", "b"]);
+        assert!(HelioNbd::try_parse_from(["helio-nbd", "--cluster", "f", "--tls-key", "k"]).is_err(), "half of TLS");
+        assert!(HelioNbd::try_parse_from(["helio-nbd", "--cluster", "f", "--node", "s"]).is_err(), "two ways");
+        assert!(HelioNbd::try_parse_from(["helio-nbd", "--cluster", "f", "--journal", "1"]).is_err(), "too small");
+    }
+}
