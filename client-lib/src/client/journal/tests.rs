@@ -29,6 +29,10 @@ struct Volume {
     /// From which the owner knows the numbers: a replica that takes over knows none.
     numbered: usize,
     answered: (u64, u64),
+    /// The numbers that an earlier owner has, those of a history that was cut off among them.
+    left_behind: Vec<(u64, u64)>,
+    /// Those that the present owner has from then: it is that earlier one.
+    of_old: Vec<(u64, u64)>,
     tenure: Tenure,
     forks: Vec<ForkInfo>,
 }
@@ -36,7 +40,17 @@ struct Volume {
 impl Volume {
     fn new() -> Volume {
         let tenure = Tenure { epoch: Epoch(1), incarnation: 1 };
-        Volume { log: Vec::new(), synced: 0, propagated: 0, numbered: 0, answered: (0, 0), tenure, forks: Vec::new() }
+        Volume {
+            log: Vec::new(),
+            synced: 0,
+            propagated: 0,
+            numbered: 0,
+            answered: (0, 0),
+            left_behind: Vec::new(),
+            of_old: Vec::new(),
+            tenure,
+            forks: Vec::new(),
+        }
     }
 
     fn head(&self) -> Lsn {
@@ -45,7 +59,9 @@ impl Volume {
 
     fn has(&self, session: u64, number: u64) -> bool {
         let is_over = self.answered.0 == session && number < self.answered.1;
-        is_over || self.log[self.numbered..].iter().any(|done| (done.session, done.number) == (session, number))
+        is_over
+            || self.of_old.contains(&(session, number))
+            || self.log[self.numbered..].iter().any(|done| (done.session, done.number) == (session, number))
     }
 
     fn carry_out(&mut self, session: u64, number: u64, answered: u64, write: Write) -> Lsn {
@@ -63,6 +79,7 @@ impl Volume {
         if self.answered.0 == session {
             runs.push((0, self.answered.1));
         }
+        runs.extend(self.of_old.iter().filter(|(of, _)| *of == session).map(|(_, number)| (*number, *number + 1)));
         Attached {
             tenure: self.tenure,
             owner: NodeId(1),
@@ -108,7 +125,10 @@ enum Step {
     Restart {
         power: bool,
     },
-    HandOver,
+    /// To a node that follows, or back to one from which the volume was taken over.
+    HandOver {
+        back: bool,
+    },
     /// A replica takes over with what was propagated and some more.
     TakeOver {
         more: prop::sample::Index,
@@ -127,7 +147,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => index().prop_map(Step::Retry),
         2 => Just(Step::Flush),
         2 => any::<bool>().prop_map(|power| Step::Restart { power }),
-        1 => Just(Step::HandOver),
+        1 => any::<bool>().prop_map(|back| Step::HandOver { back }),
         1 => (index(), prop::bool::weighted(0.1)).prop_map(|(more, less)| Step::TakeOver { more, less }),
         1 => index().prop_map(Step::Background),
     ]
@@ -201,15 +221,20 @@ impl Client {
     }
 }
 
-fn run(steps: Vec<(Step, Option<u8>)>) -> Result<(), TestCaseError> {
+fn run(steps: Vec<(Step, Option<u8>, bool)>) -> Result<(), TestCaseError> {
     let mut volume = Volume::new();
     let mut client =
         Client { journal: Journal::new(CAPACITY, 0), sessions: 0, acked: [0; BLOCKS as usize], open: Vec::new() };
     client.recover(&mut volume, None).expect("nothing is lost at the begin");
     // The write of the client that no loss may cut off, as a position in the log.
     let mut settled = 0;
-    for (count, (step, cut_off)) in steps.into_iter().enumerate() {
-        let tenure = volume.tenure;
+    let mut attached = volume.tenure;
+    for (count, (step, cut_off, is_away)) in steps.into_iter().enumerate() {
+        if attached != volume.tenure && matches!(step, Step::Write { .. } | Step::Retry(_) | Step::Flush) {
+            // What it asks for is refused until it is attached.
+            client.recover(&mut volume, None).expect("nothing durable is lost");
+            attached = volume.tenure;
+        }
         match step {
             Step::Write { block, length, zero, arrives, acked } => {
                 let byte = (count % 250) as u8 + 1;
@@ -251,13 +276,19 @@ fn run(steps: Vec<(Step, Option<u8>)>) -> Result<(), TestCaseError> {
                 }
                 volume.tenure.incarnation += 1;
             }
-            Step::HandOver => {
+            Step::HandOver { back } => {
+                if back {
+                    volume.of_old.extend(volume.left_behind.clone());
+                }
                 volume.synced = volume.log.len();
                 volume.tenure = Tenure { epoch: volume.tenure.epoch.next(), incarnation: 1 };
             }
             Step::TakeOver { more, less } => {
                 let least = if less { 0 } else { volume.propagated };
                 let left = least + more.index(volume.log.len() - least + 1);
+                let known = volume.log.iter().map(|done| (done.session, done.number));
+                volume.left_behind.extend(known);
+                volume.of_old.clear();
                 volume.cut(left);
                 let end = volume.head();
                 volume.forks.retain(|fork| fork.end < end);
@@ -272,7 +303,7 @@ fn run(steps: Vec<(Step, Option<u8>)>) -> Result<(), TestCaseError> {
                             prop_assert!(lost.settled > lost.end);
                             return Ok(());
                         }
-                        Ok(()) => client.check(&volume)?,
+                        Ok(()) => attached = volume.tenure,
                     }
                 }
             }
@@ -281,7 +312,8 @@ fn run(steps: Vec<(Step, Option<u8>)>) -> Result<(), TestCaseError> {
                 volume.propagated = volume.propagated.max(index.index(volume.synced + 1));
             }
         }
-        if volume.tenure != tenure {
+        // It may be away while more than one owner comes and goes.
+        if volume.tenure != attached && !is_away {
             if let Some(cut_off) = cut_off {
                 // The owner is lost again while it is sent what it lacks.
                 client.recover(&mut volume, Some(usize::from(cut_off) % 4)).expect("nothing durable is lost");
@@ -289,12 +321,16 @@ fn run(steps: Vec<(Step, Option<u8>)>) -> Result<(), TestCaseError> {
                 volume.tenure.incarnation += 1;
             }
             client.recover(&mut volume, None).expect("nothing durable is lost");
+            attached = volume.tenure;
         }
-        client.check(&volume)?;
+        if attached == volume.tenure {
+            client.check(&volume)?;
+        }
         prop_assert!(client.journal.bytes() <= CAPACITY);
         let open = client.journal.entries.iter().filter(|(_, entry)| entry.state == State::Open);
         prop_assert!(open.map(|(key, _)| key).eq(&client.journal.under_way));
     }
+    client.recover(&mut volume, None).expect("nothing durable is lost");
     for (key, _) in client.open.clone() {
         let lsn = client.send(key, &mut volume).expect("is open");
         client.ack(key, lsn);
@@ -307,7 +343,7 @@ proptest! {
 
     #[test]
     fn nothing_acked_is_lost_and_nothing_is_done_twice(
-        steps in prop::collection::vec((step(), prop::option::weighted(0.2, any::<u8>())), 1..60)
+        steps in prop::collection::vec((step(), prop::option::weighted(0.2, any::<u8>()), any::<bool>()), 1..60)
     ) {
         run(steps)?;
     }
