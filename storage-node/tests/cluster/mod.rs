@@ -13,7 +13,7 @@ use client_lib::transport::{BoxFuture, Class, Service, Transport};
 use client_lib::watch;
 use client_lib::wire::frame::{Frame, ServiceId};
 use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeSize};
-use consensus::{Command, Ended, Made, MetaState, Response};
+use consensus::{Command, Made, MetaState, Response};
 use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
 use storage_node::config::StoreSettings;
 use storage_node::node::reconcile::Reconciler;
