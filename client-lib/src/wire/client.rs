@@ -1,4 +1,4 @@
-//! What a client asks of a node, and what it is told: the messages of [`ServiceId::Client`](super::frame::ServiceId::Client).
+//! What a client asks of a node, and what it is told: the messages of [`ServiceId::Client`].
 //!
 //! A message is a postcard head (these types) and a payload of raw data. New requests and replies go at the end of their
 //! enum, old ones never change (docs/format.md, "The Client service"). Any node answers any of them: what only the owner can
