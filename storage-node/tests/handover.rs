@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use client_lib::transport::Class;
-use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeSize};
+use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, VolumeSize};
 use cluster::{BLOCK, Cluster, SIZE, TestLog, block, create, read, write};
 use consensus::Command;
 use nbd_frontend::export::{ExportDirectory, ZeroOptions};
@@ -268,8 +268,8 @@ async fn what_went_ahead_is_carried_out_in_the_epoch_it_was_meant_for_or_never()
     let cluster = Cluster::start(Duration::from_millis(2)).await;
     let at_a = cluster.session(1).await;
     write(&at_a, 1, 1).await;
-    let ahead = async |number: u64| {
-        let after = cluster.nodes[&1].shard.report(cluster.volume).await.expect("reports").head;
+    let end = async || cluster.nodes[&1].shard.report(cluster.volume).await.expect("reports").head;
+    let ahead = |number: u64, after: Lsn| {
         let origin = Origin { session: 1 << 40, number, answered: 0 };
         let writer = Writer { origin, generation: 0, right: Epoch(1) };
         let operation = Operation::Write { writer, offset: number * BLOCK as u64, fua: false };
@@ -277,9 +277,9 @@ async fn what_went_ahead_is_carried_out_in_the_epoch_it_was_meant_for_or_never()
         let peers = cluster.served(1).peers.clone();
         tokio::spawn(async move { peers.ask(NodeId(2), Class::Pull, request, block(9)).await.expect("answers").head })
     };
-    let late = ahead(1).await;
+    let late = ahead(1, end().await);
     write(&at_a, 1, 2).await;
-    let meant = ahead(2).await;
+    let meant = ahead(2, end().await);
     cluster.migrate(1, 2).await.expect("is handed over");
     assert!(matches!(late.await.expect("joins"), PeerReply::NotOwner(Epoch(2))));
     assert!(matches!(meant.await.expect("joins"), PeerReply::Written(Epoch(2))));

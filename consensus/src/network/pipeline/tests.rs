@@ -1,3 +1,5 @@
+//! A follower whose answers the test gives: order, repetition, and the end.
+
 use std::sync::{Arc, Mutex};
 
 use client_lib::transport::TransportError;
