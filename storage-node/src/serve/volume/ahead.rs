@@ -24,7 +24,8 @@ type Answer = Result<Message<PeerReply>, PeerError>;
 
 impl ServedVolume {
     /// Has the owner by `view`, or who is about to be, carry out `operation`. `None` when it is to be looked again who that is: what
-    /// went ahead may have been carried out, and may still be if this very transfer is committed.
+    /// went ahead may have been carried out, and may still be if this very transfer is committed; what a last owner was asked for may
+    /// have been.
     ///
     /// # Errors
     /// `Closed` when the volume is gone.
@@ -35,12 +36,17 @@ impl ServedVolume {
         payload: Bytes,
     ) -> Result<Option<Answer>, Error> {
         let View { owner, epoch, phase } = view;
+        let mut views = self.gate.subscribe();
         let Phase::Transferring(heir) = phase else {
             let request = operation.for_owner(self.id, epoch);
-            return Ok(Some(self.peers.ask(owner, Class::Pull, request, payload).await));
+            return Ok(tokio::select! {
+                biased;
+                answer = self.peers.ask(owner, Class::Pull, request, payload) => Some(answer),
+                // It has come here meanwhile: what the last owner holds, it only sends back.
+                _ = views.wait_for(|now| now.phase == Phase::Owner && now.epoch > epoch) => None,
+            });
         };
         let request = PeerRequest::Ahead { volume: self.id, epoch, after: heir.begins, operation };
-        let mut views = self.gate.subscribe();
         let is_on_its_way = |now: &View| now.phase == phase || *now == View { owner, epoch, phase: Phase::Elsewhere };
         let answer = tokio::select! {
             biased;
