@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use crate::cluster::{helio, start_ready};
-use crate::tools::{Owned, run};
+use crate::tools::{Owned, run, until_or};
 
 /// How long a node may take to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(90);
@@ -252,6 +252,18 @@ impl Nodes {
         command.arg(way).arg(by).arg("--socket").arg(&socket).args(arguments);
         let process = start_ready(&mut command, &out, &log)?;
         Ok(HelioNbd { process, socket, log })
+    }
+
+    /// Waits until something is so, or fails with what every node says of volume `disk`.
+    ///
+    /// # Panics
+    /// If it is not within `patience`.
+    pub fn until(&self, what: &str, patience: Duration, is_so: impl FnMut() -> bool) {
+        until_or(what, patience, is_so, || {
+            let told =
+                |(name, _): &(String, _)| format!("\n{name}: {:?}", self.run(name, &["volume", "status", "disk"]));
+            self.nodes.iter().map(told).collect()
+        });
     }
 
     /// Runs a `helio` command at a node; returns what it printed.

@@ -37,6 +37,26 @@ pub fn run(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// Waits until something is so.
+///
+/// # Panics
+/// If it is not within `patience`, saying `what` should have been.
+pub fn until(what: &str, patience: Duration, is_so: impl FnMut() -> bool) {
+    until_or(what, patience, is_so, String::new);
+}
+
+/// The same, and adds what is told then.
+///
+/// # Panics
+/// As [`until`].
+pub fn until_or(what: &str, patience: Duration, mut is_so: impl FnMut() -> bool, tell: impl Fn() -> String) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < patience, "{what}, for {patience:?}{}", tell());
+        std::thread::sleep(LOOK);
+    }
+}
+
 /// How often a test kills what it tests: `usual`, or as often as `HELIO_KILLS` says.
 #[must_use]
 pub fn kills(usual: u64) -> u64 {

@@ -8,6 +8,7 @@ use storage_node::wan::relay::Direction;
 use storage_node::wan::{LinkSettings, WanLink};
 use tests::nbd_client::Client;
 use tests::nodes::Nodes;
+use tests::tools::until;
 use tests::workload::{BLOCK, fill};
 
 const SEED: u64 = 7;
@@ -19,14 +20,6 @@ const STEP: u64 = 64;
 const STEPS: (u64, Duration) = (100, Duration::from_millis(50));
 /// What takes longer than this fails the test.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-fn until(what: &str, is_met: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !is_met() {
-        assert!(begun.elapsed() < PATIENCE, "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 /// A cluster of an owner at one provider, and two replicas of its volume `disk` at others: 60 ms away, with 200 Mbit/s to each.
 struct Far {
@@ -99,13 +92,13 @@ fn write_noise(client: &mut Client, first: u64, blocks: u64, generation: u64) {
 /// A burst, then a load that goes on: the share of what two copies are that crossed, for each.
 fn load(far: &Far, client: &mut Client) -> [f64; 2] {
     write_noise(client, 0, STEP, 1);
-    until("the replicas follow", || far.is_in_step());
+    until("the replicas follow", PATIENCE, || far.is_in_step());
     let share = |before: u64, blocks: u64| (far.crossed() - before) as f64 / (2 * blocks * BLOCK as u64) as f64;
 
     let before = far.crossed();
     write_noise(client, 0, BURST, 2);
     let begun = Instant::now();
-    until("the replicas follow a burst", || far.is_in_step());
+    until("the replicas follow a burst", PATIENCE, || far.is_in_step());
     let burst = share(before, BURST);
     println!("burst: {burst:.2} of two copies crossed, both in step {:.2} s after it", begun.elapsed().as_secs_f64());
 
@@ -120,7 +113,7 @@ fn load(far: &Far, client: &mut Client) -> [f64; 2] {
         // The load's own pace, not a wait for anything.
         std::thread::sleep(STEPS.1);
     }
-    until("the replicas follow a load", || far.is_in_step());
+    until("the replicas follow a load", PATIENCE, || far.is_in_step());
     let steady = share(before, STEPS.0 * STEP);
     for behind in &mut behind {
         behind.sort_by(f64::total_cmp);
@@ -150,12 +143,12 @@ fn data_crosses_once_to_a_provider_with_two_replicas() {
     let (lead, other) = if relayed[0] > relayed[1] { (1, 0) } else { (0, 1) };
     far.cut_off(lead, true);
     write_noise(&mut client, 0, 512, 1000);
-    until("the other one follows", || {
+    until("the other one follows", PATIENCE, || {
         let status = far.status();
         status["replicas"][other]["watermark"] == status["head"]
     });
     far.cut_off(lead, false);
-    until("both follow", || far.is_in_step());
+    until("both follow", PATIENCE, || far.is_in_step());
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tests::nbd_client::{Client, Error};
@@ -22,21 +22,10 @@ const FLUSHED: u64 = 40;
 /// What takes longer than this fails the test.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn until(what: &str, nodes: &Nodes, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        if begun.elapsed() > PATIENCE {
-            let told = |node: &&str| format!("{node}: {:?}\n", nodes.run(node, &["volume", "status", "disk"]));
-            panic!("{what} for {PATIENCE:?}:\n{}", NAMES.iter().map(told).collect::<String>());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// Waits until `writer` has acked so many more.
 fn acks(writer: &Writer, more: u64, nodes: &Nodes) {
     let target = writer.acked() + more;
-    until("the writer does not get on", nodes, || writer.acked() >= target);
+    nodes.until("the writer does not get on", PATIENCE, || writer.acked() >= target);
 }
 
 #[test]
@@ -156,7 +145,7 @@ fn a_takeover_after_the_loss_of_a_provider_is_only_latency() {
         let writer = scope.spawn(|| write(&socket, &progress));
         let gets_on = |nodes: &Nodes, more: u64| {
             let target = progress.written.load(Ordering::SeqCst) + more;
-            until("the writer does not get on", nodes, || {
+            nodes.until("the writer does not get on", PATIENCE, || {
                 assert!(!writer.is_finished(), "the writer ended: {}", remote.log().expect("is read"));
                 progress.written.load(Ordering::SeqCst) >= target
             });
@@ -173,7 +162,7 @@ fn a_takeover_after_the_loss_of_a_provider_is_only_latency() {
             let lost = owner;
             nodes.start_node(lost).expect("starts");
             let mut rejoined = false;
-            until("it is not back", &nodes, || {
+            nodes.until("it is not back", PATIENCE, || {
                 let Ok(status) = nodes.json(to, &["volume", "status", "disk", "--json"]) else { return false };
                 let replicas = status["replicas"].as_array().expect("a list");
                 let is_apart = replicas.iter().any(|replica| replica["node"] == lost && !replica["tail"].is_null());
@@ -215,7 +204,7 @@ fn a_takeover_that_lost_what_was_flushed_is_an_error_and_never_silent() {
     let remote = nodes.helio_nbd("host", &[]).expect("starts");
     let mut client = Client::connect(remote.socket(), "disk").expect("connects");
     client.write(0, &fill(SEED, 0, 1)).expect("is written");
-    until("the replicas do not follow", &nodes, || {
+    nodes.until("the replicas do not follow", PATIENCE, || {
         let status = nodes.json("a", &["volume", "status", "disk", "--json"]).expect("succeeds");
         let replicas = status["replicas"].as_array().expect("a list").clone();
         replicas.iter().all(|replica| replica["watermark"] == status["head"])

@@ -69,18 +69,6 @@ fn newest(nodes: &Nodes, node: &str, kept: &[RangeInclusive<u64>], next: u64) ->
     newest
 }
 
-/// Waits until something is so, or fails with what the nodes say of the volume.
-fn until(what: &str, nodes: &Nodes, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        if begun.elapsed() > PATIENCE {
-            let told = |node: &&str| format!("{node}: {:?}\n", nodes.run(node, &["volume", "status", "disk"]));
-            panic!("{what} for {PATIENCE:?}:\n{}", NAMES.iter().map(told).collect::<String>());
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// Whether every replica is there and holds what the owner has, and none is apart.
 fn all_follow(status: &Value) -> bool {
     let replicas = status["replicas"].as_array().expect("a list");
@@ -101,7 +89,7 @@ fn lose_one_after_another(durability: &str) {
         let writes = 300 + loss.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 1500;
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| write(&socket, next, &progress));
-            until("the writer does not write", &nodes, || {
+            nodes.until("the writer does not write", PATIENCE, || {
                 assert!(!writer.is_finished(), "its node is there");
                 progress.begun.load(Ordering::SeqCst) > next + writes
             });
@@ -126,7 +114,7 @@ fn lose_one_after_another(durability: &str) {
         let lost = owner;
         nodes.start_node(lost).expect("starts");
         let mut rejoined = false;
-        until("it is not back", &nodes, || {
+        nodes.until("it is not back", PATIENCE, || {
             let status = nodes.json(to, &["volume", "status", "disk", "--json"]).expect("succeeds");
             let replicas = status["replicas"].as_array().expect("a list");
             let is_apart = replicas.iter().any(|replica| replica["node"] == lost && !replica["tail"].is_null());

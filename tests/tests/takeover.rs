@@ -9,6 +9,7 @@ use serde_json::Value;
 use tests::ledger::Ledger;
 use tests::nbd_client::{self, Client, EPERM, Error};
 use tests::nodes::Nodes;
+use tests::tools::until;
 use tests::workload::{check, fill};
 
 const BLOCK: u64 = 4096;
@@ -58,14 +59,6 @@ fn replica(nodes: &Nodes, at: &str, replica: &str) -> (Value, Value) {
     (status, found)
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 fn refused(outcome: anyhow::Result<String>, expected: &str) {
     let error = outcome.expect_err(expected).to_string();
     assert!(error.contains(expected) && !error.contains("panicked"), "{error}");
@@ -81,7 +74,7 @@ fn a_killed_owners_volume_goes_on_at_a_survivor_and_its_tail_is_kept() {
     let (ledger, stop, socket) = (Mutex::new(Ledger::default()), AtomicBool::new(false), nodes.socket("a"));
     let written = std::thread::scope(|scope| {
         let writer = scope.spawn(|| write_blocks(&socket, &ledger, &stop));
-        until("the writer writes and the replicas follow", || {
+        until("the writer writes and the replicas follow", PATIENCE, || {
             assert!(!writer.is_finished(), "the writer writes");
             let (_, replica) = replica(&nodes, "a", "b");
             replica["watermark"] != "0.0" && ledger.lock().expect("no thread panics").generation() > 2000
@@ -110,14 +103,14 @@ fn a_killed_owners_volume_goes_on_at_a_survivor_and_its_tail_is_kept() {
         client.write(block * BLOCK, &fill(SEED, block, written + 1 + block)).expect("is written");
     }
     client.flush().expect("flushes");
-    until("the other replica follows", || {
+    until("the other replica follows", PATIENCE, || {
         let (status, replica) = replica(&nodes, &to, other);
         replica["watermark"] == status["head"]
     });
 
     // The old owner comes back, fenced, and keeps what nobody else has.
     nodes.start_node("a").expect("starts");
-    until("its tail is shown", || !replica(&nodes, other, "a").1["tail"].is_null());
+    until("its tail is shown", PATIENCE, || !replica(&nodes, other, "a").1["tail"].is_null());
     let tail = replica(&nodes, other, "a").1["tail"].clone();
     let writes = tail["writes"].as_u64().expect("a number");
     assert!(writes >= written - 1 - survived && tail["bytes"].as_u64() > Some(0), "{tail}");
@@ -151,7 +144,7 @@ fn a_killed_owners_volume_goes_on_at_a_survivor_and_its_tail_is_kept() {
     refused(nodes.run("c", &["volume", "rejoin", "disk", "--node", "a"]), "--discard-tail");
     refused(nodes.run("c", &["volume", "rejoin", "disk", "--node", other, "--discard-tail"]), "no tail to discard");
     nodes.run("c", &["volume", "rejoin", "disk", "--node", "a", "--discard-tail"]).expect("rejoins");
-    until("it follows again", || {
+    until("it follows again", PATIENCE, || {
         let (status, replica) = replica(&nodes, &to, "a");
         replica["tail"].is_null() && replica["watermark"] == status["head"]
     });
@@ -182,7 +175,7 @@ fn a_paused_owner_answers_nothing_when_it_wakes_up_and_its_client_is_told() {
         client.write(block * BLOCK, &fill(SEED, block, 1)).expect("is written");
     }
     found(&mut idle, 3);
-    until("the replicas follow", || {
+    until("the replicas follow", PATIENCE, || {
         let (status, replica) = replica(&nodes, "a", "b");
         replica["watermark"] == status["head"]
     });
@@ -223,7 +216,7 @@ fn a_volume_is_taken_over_by_itself_if_its_policy_says_so() {
     );
     let mut client = Client::connect(&nodes.socket("a"), "disk").expect("connects");
     client.write(0, &fill(SEED, 0, 1)).expect("is written");
-    until("the replicas follow", || {
+    until("the replicas follow", PATIENCE, || {
         let (status, replica) = replica(&nodes, "a", "b");
         replica["watermark"] == status["head"]
     });
@@ -233,7 +226,7 @@ fn a_volume_is_taken_over_by_itself_if_its_policy_says_so() {
         let all = all.as_array().expect("a list").iter();
         all.map(|volume| volume["owner"].as_str().expect("a name").to_owned()).collect()
     };
-    until("it is taken over", || owners(&nodes)[0] != "a");
+    until("it is taken over", PATIENCE, || owners(&nodes)[0] != "a");
     assert_eq!(owners(&nodes)[1], "a", "that one waits for an operator");
     let mut client = Client::connect(&nodes.socket("c"), "disk").expect("connects");
     assert_eq!(found(&mut client, 0), 1);

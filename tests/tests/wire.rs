@@ -1,25 +1,18 @@
 //! What crosses the emulated WAN for a load: counted in bytes, at the nodes and on the links. Figures are printed; what is asserted are
 //! counts and never times.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tests::cluster::Up;
 use tests::nbd_client::Client;
+use tests::tools::until;
 use tests::workload::{BLOCK, check, fill};
 
 const SEED: u64 = 5;
 const BLOCKS: u64 = 4096;
 /// What takes longer than this fails the test.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-fn until(what: &str, is_met: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !is_met() {
-        assert!(begun.elapsed() < PATIENCE, "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 fn is_in_step(up: &Up) -> bool {
     let status = up.json(&["volume", "status", "disk", "--json"]).expect("succeeds");
@@ -43,14 +36,14 @@ fn a_load_that_shrinks_crosses_the_wan_small_and_arrives_whole() {
     let mut client = Client::connect(&up.socket("a"), "disk").expect("connects");
     // By the end of this the nodes know what the others understand.
     client.write(0, &fill(SEED, 0, 1)).expect("is written");
-    until("the replicas follow", || is_in_step(&up));
+    until("the replicas follow", PATIENCE, || is_in_step(&up));
     let before = number(&up.json(&["cluster", "status", "--json"]).expect("succeeds"), "wan_bytes");
 
     for block in (0..BLOCKS).step_by(64) {
         let bytes: Vec<u8> = (block..block + 64).flat_map(|block| text(block, 2)).collect();
         client.write(block * BLOCK as u64, &bytes).expect("is written");
     }
-    until("the replicas have it", || is_in_step(&up));
+    until("the replicas have it", PATIENCE, || is_in_step(&up));
     let crossed = number(&up.json(&["cluster", "status", "--json"]).expect("succeeds"), "wan_bytes") - before;
     let status = up.json(&["volume", "status", "disk", "--json"]).expect("succeeds");
     let mut sent_to_all = 0;
@@ -80,7 +73,7 @@ fn a_load_that_shrinks_crosses_the_wan_small_and_arrives_whole() {
         let bytes: Vec<u8> = (block..block + 64).flat_map(|block| fill(SEED, block, 3)).collect();
         client.write(block * BLOCK as u64, &bytes).expect("is written");
     }
-    until("the replicas have that, too", || is_in_step(&up));
+    until("the replicas have that, too", PATIENCE, || is_in_step(&up));
     let (sent, wire) = (link("sent_bytes") - before.0, link("wire_bytes") - before.1);
     println!("noise: {wire} bytes on the wire for {sent}");
     assert_eq!(sent, wire);
@@ -104,7 +97,7 @@ fn links_and_replicas_are_set_while_everything_runs() {
     up.run(&["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
     let mut client = Client::connect(&up.socket("a"), "disk").expect("connects");
     client.write(0, &fill(SEED, 0, 1)).expect("is written");
-    until("the replicas follow", || is_in_step(&up));
+    until("the replicas follow", PATIENCE, || is_in_step(&up));
 
     let said = up.run(&["link", "set", "a", "b", "--rate", "0", "--window", "22:00-22:00=0"]).expect("is set");
     assert_eq!(said.trim(), "from a to b: nothing, 22:00 to 22:00 UTC nothing");
@@ -113,11 +106,11 @@ fn links_and_replicas_are_set_while_everything_runs() {
         let replicas = status["replicas"].as_array().expect("a list").clone();
         replicas.into_iter().find(|replica| replica["node"] == node).expect("follows")
     };
-    until("the owner knows", || replica("b")["limit_bytes_per_second"] == 0);
+    until("the owner knows", PATIENCE, || replica("b")["limit_bytes_per_second"] == 0);
     for block in 0..64 {
         client.write(block * BLOCK as u64, &fill(SEED, block, 2)).expect("is written, whatever the link may take");
     }
-    until("c follows", || replica("c")["bytes_behind"] == 0);
+    until("c follows", PATIENCE, || replica("c")["bytes_behind"] == 0);
     assert_eq!(replica("b")["bytes_behind"], 64 * BLOCK, "and b does not");
     let why = up.run(&["why", "disk"]).expect("tells");
     assert!(why.contains("`helio link set a b` changes that"), "{why}");
@@ -140,9 +133,9 @@ fn links_and_replicas_are_set_while_everything_runs() {
     let policy = up.json(&own).expect("succeeds");
     assert_eq!((&policy["propagation"], &policy["replicas"]["c"]["propagation"]), (&"lazy".into(), &"eager".into()));
     let mut at_b = Client::connect(&up.socket("b"), "disk").expect("connects");
-    until("the owner knows that, too", || replica("a")["policy"]["interval_ms"] == 600_000);
+    until("the owner knows that, too", PATIENCE, || replica("a")["policy"]["interval_ms"] == 600_000);
     at_b.write(0, &fill(SEED, 0, 3)).expect("is written");
-    until("the eager one follows", || replica("c")["bytes_behind"] == 0);
+    until("the eager one follows", PATIENCE, || replica("c")["bytes_behind"] == 0);
     assert_eq!(replica("c")["policy"]["propagation"], "eager");
     for (arguments, said) in [
         (&["--propagation", "sync"][..], "--durability site:N or geo:N"),
@@ -177,7 +170,7 @@ fn what_is_written_again_as_it_was_is_not_sent_again() {
     up.run(&["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
     let mut client = Client::connect(&up.socket("a"), "disk").expect("connects");
     write_noise(&mut client, BLOCKS, 1);
-    until("the replicas follow", || is_in_step(&up));
+    until("the replicas follow", PATIENCE, || is_in_step(&up));
     let freight = |key: &str| -> Vec<u64> {
         let status = up.json(&["volume", "status", "disk", "--json"]).expect("succeeds");
         status["replicas"].as_array().expect("a list").iter().map(|replica| number(&replica["freight"], key)).collect()
@@ -187,7 +180,7 @@ fn what_is_written_again_as_it_was_is_not_sent_again() {
     write_noise(&mut client, BLOCKS, 1);
     // A little is new.
     write_noise(&mut client, 64, 2);
-    until("the replicas follow again", || is_in_step(&up));
+    until("the replicas follow again", PATIENCE, || is_in_step(&up));
     let crossed = number(&up.json(&["cluster", "status", "--json"]).expect("succeeds"), "wan_bytes") - wan;
     println!("{crossed} bytes crossed the WAN for {} bytes written again, twice", BLOCKS * BLOCK as u64);
     assert!(crossed < BLOCKS * BLOCK as u64 / 4, "{crossed}");

@@ -165,6 +165,13 @@ fn row(link: &LinkStatus) -> Vec<String> {
     ]
 }
 
+/// Those of `parts` that are any bytes, with what they are; `None` when there are none.
+fn enumerated(parts: &[(u64, &str)]) -> Option<String> {
+    let told = parts.iter().filter(|(bytes, _)| *bytes > 0).map(|(bytes, what)| format!("{} {what}", human(*bytes)));
+    let told: Vec<String> = told.collect();
+    (!told.is_empty()).then(|| told.join(", "))
+}
+
 /// What a new owner lacked, and how it comes by it; nothing where it lacked nothing.
 pub(super) fn fetch_sentence(owner: &str, fetch: &FetchStatus) -> Option<String> {
     let parts = [
@@ -174,16 +181,12 @@ pub(super) fn fetch_sentence(owner: &str, fetch: &FetchStatus) -> Option<String>
         (fetch.rest_bytes, "in the background"),
         (fetch.overwritten_bytes, "not needed, it was written again"),
     ];
-    let parts: Vec<String> =
-        parts.iter().filter(|(bytes, _)| *bytes > 0).map(|(bytes, what)| format!("{} {what}", human(*bytes))).collect();
-    if parts.is_empty() {
-        return None;
-    }
+    let parts = enumerated(&parts)?;
     let hedged = match fetch.hedged_calls {
         0 => String::new(),
         calls => format!("; {calls} answers were late, and another node was asked as well"),
     };
-    Some(format!("{owner} lacked {}; fetched: {}{hedged}", human(fetch.lacked_bytes), parts.join(", ")))
+    Some(format!("{owner} lacked {}; fetched: {}{hedged}", human(fetch.lacked_bytes), parts))
 }
 
 /// What was sent to a replica, and why not more; nothing where nothing was written.
@@ -198,9 +201,7 @@ pub(super) fn sentence(replica: &str, freight: &FreightStatus) -> Option<String>
         (freight.relayed_bytes, "had from a node beside it"),
         (freight.compressed_bytes, "by compression"),
     ];
-    let saved: Vec<String> =
-        saved.iter().filter(|(bytes, _)| *bytes > 0).map(|(bytes, what)| format!("{} {what}", human(*bytes))).collect();
-    let saved = if saved.is_empty() { String::new() } else { format!("; saved: {}", saved.join(", ")) };
+    let saved = enumerated(&saved).map_or_else(String::new, |saved| format!("; saved: {saved}"));
     let (wire, written) = (human(freight.wire_bytes), human(freight.written_bytes));
     Some(format!("to {replica} went {wire} for {written} written{saved}"))
 }
