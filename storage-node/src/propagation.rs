@@ -18,6 +18,7 @@ pub mod repair;
 pub mod rpo;
 mod seat;
 pub mod sender;
+pub mod telling;
 pub mod throttle;
 pub mod timeline;
 pub mod watermarks;

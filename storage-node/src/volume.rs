@@ -6,7 +6,7 @@
 //!
 //! [`layers`] holds what is known above the base, [`changes`] the change history, [`pins`] the sealed deltas of an
 //! owner (in memory only), [`ledger`] who writes from afar, [`rollback`] how it becomes a snapshot again, [`clone`] how it
-//! begins as another volume's, `rewind` what a takeover cuts off, [`record`] the encoding for the map store.
+//! begins as another volume's, `rewind` what a takeover cuts off, [`rejoin`] how a node comes back after that, [`record`] the encoding for the map store.
 
 pub mod changes;
 pub mod clone;
@@ -14,11 +14,12 @@ pub mod layers;
 pub mod ledger;
 pub mod pins;
 pub mod record;
+pub mod rejoin;
 mod rewind;
 pub mod rollback;
 pub mod tally;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use client_lib::geometry::BLOCKS_MAX;
 use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
@@ -82,6 +83,8 @@ pub struct Volume {
     watermark: Lsn,
     /// The newest write that was made here, as the owner.
     written: Lsn,
+    /// Of which position the base is, but for what the layers have, when this node is on its way back to the volume.
+    rejoin: Option<Lsn>,
     /// The runs of a manifest that came in several entries, until the last one.
     partial: Vec<ManifestRun>,
 }
@@ -113,6 +116,7 @@ impl Volume {
             ancestors: Vec::new(),
             watermark: Lsn::ZERO,
             written: Lsn::ZERO,
+            rejoin: None,
             partial: Vec::new(),
         }
     }
@@ -178,7 +182,9 @@ impl Volume {
     /// The newest snapshot that is known here; 0 when there is none.
     #[must_use]
     pub fn newest_snapshot(&self) -> SnapshotId {
-        let in_base = self.snapshots.iter().next_back().map(|snapshot| snapshot.id);
+        // One that was cut off is on its way out.
+        let counts = |snapshot: &&Snapshot| self.rejoin.is_none_or(|base| snapshot.lsn <= base);
+        let in_base = self.snapshots.iter().rev().find(counts).map(|snapshot| snapshot.id);
         self.layers.snapshots().last().map(|snapshot| snapshot.id).or(in_base).unwrap_or_default()
     }
 
@@ -338,6 +344,28 @@ impl Volume {
         Ok(changed)
     }
 
+    /// The version of every block that changed after `from`, and of those of `also`, in block order. Of the latter one that was never
+    /// written is told as zeroes.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn changed_since_and(
+        &self,
+        moment: Moment,
+        from: Lsn,
+        also: &RoaringBitmap,
+        map: &mut Map,
+    ) -> Result<Vec<(u32, Version)>, MapError> {
+        const NEVER_WRITTEN: Version = Version { lsn: Lsn::ZERO, content: Content::Zero };
+        let changed = self.changed_since(moment, from, map)?;
+        let is_told = |block: u32| changed.binary_search_by_key(&block, |(block, _)| *block).is_ok();
+        let others: Vec<u32> = also.iter().filter(|block| !is_told(*block)).collect();
+        let mut versions: BTreeMap<u32, Version> = others.iter().map(|block| (*block, NEVER_WRITTEN)).collect();
+        versions.extend(self.versions_of(moment, others.into_iter(), map)?);
+        versions.extend(changed);
+        Ok(versions.into_iter().collect())
+    }
+
     /// A write left these checksums in the blocks from `start`; their data lies at `place` and after it.
     ///
     /// # Errors
@@ -390,30 +418,37 @@ impl Volume {
     /// A manifest became known. One that comes in several entries starts and ends at the same position in all but
     /// the last, and takes effect with the last. Blocks known already are left alone. At the snapshot that it ends at, if it
     /// does, everything known is sealed.
-    pub fn apply_manifest(&mut self, manifest: Manifest, seal: bool, map: &mut Map) {
+    ///
+    /// # Errors
+    /// As [`apply_write`](Self::apply_write).
+    pub fn apply_manifest(&mut self, manifest: Manifest, seal: bool, map: &mut Map) -> Result<(), MapError> {
         if manifest.to == manifest.from && !manifest.runs.is_empty() {
             self.partial.extend(manifest.runs);
-            return;
+            return Ok(());
         }
         let mut runs = std::mem::take(&mut self.partial);
         runs.extend(manifest.runs);
-        if manifest.to > self.known {
-            let mut changed = RoaringBitmap::new();
-            for run in runs.iter().filter(|run| run.lsn > self.known) {
+        let tells_unknown = self.layers.unknown() > 0;
+        if manifest.to > self.known || tells_unknown {
+            let (known, mut changed) = (self.known, RoaringBitmap::new());
+            for run in runs.iter().filter(|run| run.lsn > known || tells_unknown) {
                 for index in 0..run.blocks() {
                     let block = run.start.0 + index;
                     let content = match &run.content {
                         RunContent::Data(checksums) => Content::Stale { crc: checksums[index as usize] },
                         RunContent::Zero(_) => Content::Zero,
                     };
-                    if self.layers.view(block).is_none_or(|view| view.lsn < run.lsn) {
-                        self.layers.note(block, Version { lsn: run.lsn, content }, &mut map.usage);
+                    let version = Version { lsn: run.lsn, content };
+                    if run.lsn > known && self.layers.view(block).is_none_or(|view| view.lsn < run.lsn) {
+                        self.layers.note(block, version, &mut map.usage);
                         changed.insert(block);
+                    } else if self.layers.is_unknown(block) {
+                        self.tell(block, version, map)?;
                     }
                 }
             }
             self.changes.append(manifest.to, changed);
-            self.known = manifest.to;
+            self.known = known.max(manifest.to);
         }
         if let Some(SnapshotMark { snapshot: id, size }) = manifest.mark {
             // Told again, it is known, or what followed it is.
@@ -421,12 +456,13 @@ impl Volume {
                 let snapshot = Snapshot { id, lsn: self.known, size, is_deleted: false };
                 self.layers.seal_at(snapshot, &mut map.usage);
             }
-            return;
+            return Ok(());
         }
         let beyond_sealed = self.layers.sealed_end().is_none_or(|sealed| manifest.to > sealed);
         if seal && beyond_sealed && manifest.to > self.watermark {
             self.layers.seal(self.known, &mut map.usage);
         }
+        Ok(())
     }
 
     /// Fetched blocks are in the log, at `place` and after it. A copy of a version that is here already replaces it: that
@@ -517,7 +553,7 @@ impl Volume {
     /// The sealed delta up to `to` was found complete.
     pub fn apply_applied(&mut self, to: Lsn, map: &mut Map) {
         if self.layers.apply_sealed(to, &mut map.usage) {
-            self.watermark = to;
+            (self.watermark, self.rejoin) = (to, None);
             self.keep_reached();
         }
     }
@@ -608,7 +644,7 @@ impl Volume {
         if self.role == Role::Owner
             && let Some(reached) = self.layers.settle(self.known, &mut map.usage)
         {
-            self.watermark = reached;
+            (self.watermark, self.rejoin) = (reached, None);
             self.keep_reached();
         }
     }

@@ -7,8 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::NodeId;
 use client_lib::policy::{Class, Durability, LinkPolicy, Mode, Propagation, Unmet};
-use cluster::{BLOCK, Cluster, read, write};
+use cluster::{BLOCK, Cluster, SIZE, read, write};
 use consensus::Command;
+use futures_util::future::join_all;
+use storage_node::peer::message::ENCODING_PARTS;
 use storage_node::propagation::freight::Freight;
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
@@ -60,6 +62,34 @@ async fn what_is_written_is_sent_once_or_is_zeroes_or_was_written_again_before()
     write(&at_a, 7, 99).await;
     cluster.until_written(34).await;
     assert_eq!(cluster.freight(2).sent, before.sent + BLOCK_BYTES);
+    cluster.stop().await;
+}
+
+/// More than a part of a manifest: each of so many writes stands by itself in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_changed_in_thousands_of_places_is_told_in_parts_and_arrives() {
+    const PLACES: u64 = SIZE / BLOCK_BYTES / 2;
+    let cluster = Cluster::start(Duration::from_millis(1)).await;
+    let at_a = cluster.session(1).await;
+    let takes_parts = || async {
+        let volume = cluster.nodes[&1].volumes.get(cluster.volume).expect("is served");
+        [2, 3].iter().all(|id| volume.peers.encodings(NodeId(*id)) & ENCODING_PARTS != 0)
+    };
+    cluster.until(takes_parts).await;
+    cluster.cut_off_owner(true);
+    for first in (0..PLACES).step_by(64) {
+        join_all((first..first + 64).map(|place| write(&at_a, 2 * place, place as u8))).await;
+    }
+    cluster.cut_off_owner(false);
+    for replica in [2, 3] {
+        cluster.until(|| cluster.in_step(replica)).await;
+    }
+    cluster.migrate(1, 2).await.expect("is handed over");
+    let at_b = cluster.session(2).await;
+    for place in (0..PLACES).step_by(511) {
+        assert_eq!(read(&at_b, 2 * place).await, [place as u8; BLOCK], "block {}", 2 * place);
+        assert_eq!(read(&at_b, 2 * place + 1).await, [0; BLOCK]);
+    }
     cluster.stop().await;
 }
 

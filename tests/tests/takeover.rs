@@ -148,6 +148,12 @@ fn a_killed_owners_volume_goes_on_at_a_survivor_and_its_tail_is_kept() {
         let (status, replica) = replica(&nodes, &to, "a");
         replica["tail"].is_null() && replica["watermark"] == status["head"]
     });
+    // By what differs: what its tail had changed, and what was written since.
+    let (status, back) = replica(&nodes, &to, "a");
+    let bytes = |value: &Value| value.as_u64().expect("a number");
+    let (sent, most) = (bytes(&back["freight"]["sent_bytes"]), bytes(&tail["bytes"]) + 50 * BLOCK);
+    println!("{sent} bytes sent for at most {most} that differ, of {}", status["mapped_bytes"]);
+    assert!(0 < sent && sent <= most && back["is_rejoining"] == false, "{back}");
     drop(kept);
     assert!(Client::connect(&nodes.socket("a"), name).is_err(), "the tail is dropped");
     nodes.run("a", &["volume", "migrate", "disk", "--to", "a"]).expect("may own it again");

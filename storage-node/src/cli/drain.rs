@@ -308,6 +308,7 @@ mod tests {
             stale_bytes: 0,
             reachable: true,
             counts: true,
+            is_rejoining: false,
             tail: None,
             error: None,
             freight: Default::default(),

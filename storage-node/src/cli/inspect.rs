@@ -238,6 +238,9 @@ fn print_volume(volume: &VolumeReport) {
     println!("  role       {} in epoch {}", state.role, state.epoch);
     println!("  known      {}", state.known);
     println!("  watermark  {}", state.watermark);
+    if let Some(base) = &state.rejoins_from {
+        println!("  rejoins    from {base}: the blocks that it lacks besides are in the layers");
+    }
     if let Some(to) = &state.sealed_to {
         println!("  sealed to  {to}");
     }

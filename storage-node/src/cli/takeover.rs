@@ -35,7 +35,7 @@ pub(super) struct Takeover {
     json: bool,
 }
 
-/// Let a node that has left a volume after a takeover follow it again, from an empty copy
+/// Let a node that has left a volume after a takeover follow it again: it is sent what differs
 #[derive(Debug, Args)]
 #[command(
     after_help = "What the node wrote and the takeover cut off is dropped for good; `helio volume status` shows how much that is.\n\nExample:\n  helio volume rejoin disk --node a --discard-tail"
@@ -90,12 +90,14 @@ pub(super) fn rejoin(rejoin: Rejoin, common: &Common) -> anyhow::Result<()> {
         return print_json(&dropped);
     }
     println!(
-        "node {} follows volume {} again, from an empty copy; {} writes ({}) after {} are dropped",
+        "node {} follows volume {} again from {}; {} writes ({}) after that are dropped. It is sent what differs: until it has that it cannot \
+         take the volume over (`helio volume status {}` shows how much is left)",
         rejoin.node,
         rejoin.volume,
+        dropped.from,
         dropped.writes,
         size::human(dropped.bytes),
-        dropped.from
+        rejoin.volume
     );
     Ok(())
 }

@@ -242,7 +242,7 @@ fn print_status(status: &VolumeStatus) {
         vec![
             replica.node.clone(),
             replica.provider.clone(),
-            replica.watermark.clone(),
+            if replica.is_rejoining { "comes back".to_owned() } else { replica.watermark.clone() },
             size::human(replica.bytes_behind),
             format!("{:.1} s", replica.seconds_behind),
             policy::as_of(replica),

@@ -126,6 +126,13 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
             size::human(replica.bytes_behind)
         ));
     }
+    if replica.is_rejoining {
+        return Some(format!(
+            "node {node} comes back to the volume after a takeover and fetches what differs, at most {}; it cannot take the volume over \
+             before it has that",
+            size::human(replica.bytes_behind)
+        ));
+    }
     if replica.bytes_behind > 0 && replica.limit_bytes_per_second == Some(0) {
         return Some(format!(
             "node {node} is {:.0} s behind, {} of blocks, and is sent nothing now, as the link to it is set; `helio link set {} {node}` changes that",
@@ -165,6 +172,7 @@ mod tests {
             stale_bytes: 0,
             reachable: true,
             counts: false,
+            is_rejoining: false,
             tail: None,
             error: None,
             freight: FreightStatus::default(),

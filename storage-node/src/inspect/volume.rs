@@ -61,6 +61,9 @@ pub struct VolumeState {
     pub known: String,
     /// Up to where it is complete here.
     pub watermark: String,
+    /// Of which position the base is, but for what the layers have, when the node comes back to the volume after a takeover.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rejoins_from: Option<String>,
     /// The end of the sealed delta, if one is sealed.
     pub sealed_to: Option<String>,
     /// Blocks whose newest version is elsewhere.
@@ -155,6 +158,7 @@ fn state_report(state: &Volume) -> VolumeState {
         epoch: state.epoch.0,
         known: state.known.to_string(),
         watermark: state.watermark().to_string(),
+        rejoins_from: state.rejoining().map(|rejoining| rejoining.base.to_string()),
         sealed_to: state.layers.sealed_to().map(|to| to.to_string()),
         stale_blocks: state.layers.stale(),
         layers: layers.collect(),

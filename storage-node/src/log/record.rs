@@ -71,6 +71,8 @@ pub enum Entry {
     Cloned { volume: VolumeId, origin: VolumeId, snapshot: SnapshotId },
     /// Who writes the volume from afar, and which of those writes were carried out.
     Writers { volume: VolumeId, news: LedgerNews },
+    /// A takeover cut the volume's history off at `to`, and what is held beyond it here is discarded: the node follows again.
+    Discarded { volume: VolumeId, to: Lsn },
 }
 
 impl Entry {
@@ -93,7 +95,8 @@ impl Entry {
             | Entry::RolledBack { volume, .. }
             | Entry::Rewound { volume, .. }
             | Entry::Cloned { volume, .. }
-            | Entry::Writers { volume, .. } => *volume,
+            | Entry::Writers { volume, .. }
+            | Entry::Discarded { volume, .. } => *volume,
         }
     }
 

@@ -100,6 +100,17 @@ pub struct Version {
     pub content: Content,
 }
 
+impl Version {
+    /// A version of which is known only that it is another one than what is here ([`crate::volume::rejoin`]). No write has its LSN.
+    pub const UNKNOWN: Version = Version { lsn: Lsn::ZERO, content: Content::Stale { crc: 0 } };
+
+    /// Whether it is [`UNKNOWN`](Self::UNKNOWN).
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.lsn == Lsn::ZERO && self.content.is_stale()
+    }
+}
+
 /// Why bytes are not a page.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PageError {

@@ -293,6 +293,37 @@ impl Map {
         Ok(None)
     }
 
+    /// Makes the version of `block` that `lsn` wrote the live map's again, if a snapshot still has it. Returns whether it is.
+    ///
+    /// # Errors
+    /// When a page cannot be read; then nothing changed.
+    pub fn take_back(
+        &mut self,
+        volume: VolumeId,
+        block: u32,
+        lsn: Lsn,
+        snapshots: &Snapshots,
+    ) -> Result<bool, MapError> {
+        if self.cache.version(volume, block)?.is_some_and(|live| live.lsn == lsn) {
+            return Ok(true);
+        }
+        for snapshot in snapshots.list.iter().rev().take_while(|snapshot| snapshot.lsn >= lsn) {
+            let key = MapKey { volume, snapshot: snapshot.id };
+            if !self.cache.has(key, block / PAGE_ENTRIES) {
+                continue;
+            }
+            let Some(version) = self.cache.version(key, block)?.filter(|found| found.lsn == lsn) else { continue };
+            self.absorb(volume, block, version, snapshots)?;
+            if let Some(place) = version.content.place() {
+                // The newest map that has it counts it.
+                self.usage.remove(key, place);
+                self.usage.add(volume, place);
+            }
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
     /// The maps of which one has the version of `block` that `lsn` wrote, if any map has.
     fn first_holders(&self, volume: VolumeId, block: u32, lsn: Lsn, snapshots: &Snapshots) -> [MapKey; 2] {
         // A version that any snapshot has, the first one after the write has.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use client_lib::transport::Transport;
 use client_lib::watch;
@@ -30,6 +31,9 @@ use crate::serve::volume::{ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
 use crate::shard::handle::{ShardHandle, StoreError, VolumeReport};
 use crate::shards::Shards;
+
+/// How often it is looked whether deleted snapshots are merged.
+const MERGE_LOOK: Duration = Duration::from_millis(50);
 
 /// What an owner runs for a volume, until its epoch ends.
 struct Propagation {
@@ -358,7 +362,10 @@ pub async fn follow(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
     let mut report = volume.shard.deactivate(meta.id, meta.epoch).await.map_err(store_failure)?;
     let common = meta.common_with(report.known);
     if common < report.known {
-        report = volume.shard.rewind(meta.id, common).await.map_err(store_failure)?;
+        report = match report.rejoining.is_some() {
+            true => discard(volume, meta, common).await?,
+            false => volume.shard.rewind(meta.id, common).await.map_err(store_failure)?,
+        };
     }
     let has_left = meta.has_left(report.held);
     if has_left && report.known > report.held && report.held == report.watermark {
@@ -381,6 +388,29 @@ pub async fn follow(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
     volume.standing.set_tail(tail);
     volume.gate.set(View { owner: meta.owner, epoch: meta.epoch, phase: Phase::Elsewhere });
     Ok(())
+}
+
+/// Drops what is held here beyond `to`, with the snapshots that were made of it.
+pub async fn discard(volume: &ServedVolume, meta: &Volume, to: Lsn) -> Result<VolumeReport, Error> {
+    let (shard, id) = (&volume.shard, volume.id);
+    if to == Lsn::ZERO {
+        // Nothing of it is the volume's.
+        shard.delete(id).await.map_err(store_failure)?;
+        shard.open(id, meta.size).await.map_err(store_failure)?;
+        return shard.deactivate(id, meta.epoch).await.map_err(store_failure);
+    }
+    let listed = shard.snapshots(id).await.map_err(store_failure)?;
+    for snapshot in listed.into_iter().filter(|snapshot| snapshot.lsn > to) {
+        shard.delete_snapshot(id, snapshot.snapshot).await.map_err(store_failure)?;
+    }
+    loop {
+        // Recovery must not find them either.
+        shard.checkpoint().await.map_err(store_failure)?;
+        match shard.discard(id, to).await {
+            Err(StoreError::HasSnapshots { .. }) => tokio::time::sleep(MERGE_LOOK).await,
+            discarded => return discarded.map_err(store_failure),
+        }
+    }
 }
 
 /// Makes the snapshots again that were made at the very position where this node took over, and of which it had not heard: as

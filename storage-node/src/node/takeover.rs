@@ -18,14 +18,15 @@ use tokio::time::Instant;
 
 use super::METADATA_DEADLINE;
 use super::admin::{Busy, NodeAdmin, name_of, node_named, volume_named};
-use super::reconcile::follow;
+use super::reconcile::{discard, follow};
 use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::standing::Tail;
-use crate::ownership::takeover::driver::{Driver, Stage, Taken, incomplete};
+use crate::ownership::takeover::driver::{Driver, Stage, Taken, incomplete, on_its_way_back};
 use crate::peer::message::AdminForward;
 use crate::propagation::classes;
 use crate::serve::tail::tail_name;
 use crate::serve::volume::{ServedVolume, store_failure};
+use crate::shard::handle::VolumeReport;
 
 /// How long a replica may take to say what it holds before the takeover goes on without it.
 const SURVEY_PATIENCE: Duration = Duration::from_secs(3);
@@ -135,6 +136,9 @@ pub(super) struct Holding {
     watermark: Lsn,
     held: Lsn,
     tail: Option<Tail>,
+    /// It has discarded its tail, and what took the place of that is not here yet.
+    #[serde(default)]
+    is_rejoining: bool,
     /// When the owner was last heard of, and how long before that the oldest write was told of that is not applied.
     heard: Option<(Duration, Duration)>,
 }
@@ -274,7 +278,8 @@ impl NodeAdmin {
         let served = self.served(id)?;
         let report = served.shard.report(id).await.map_err(store_failure)?;
         let (tail, heard) = (served.standing.tail(), served.hearing.last());
-        Ok(Holding { known: report.known, watermark: report.watermark, held: report.held, tail, heard })
+        let VolumeReport { known, watermark, held, rejoining, .. } = report;
+        Ok(Holding { known, watermark, held, tail, is_rejoining: rejoining.is_some(), heard })
     }
 
     pub(super) async fn rejoin_node(&self, name: &str, request: Rejoin) -> Result<TailStatus, Error> {
@@ -296,7 +301,7 @@ impl NodeAdmin {
         }
     }
 
-    /// Begins anew with an empty copy.
+    /// Drops the tail and follows again.
     pub(super) async fn rejoin_here(&self, id: VolumeId) -> Result<TailStatus, Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let gone = || Error::new(ErrorKind::NotFound, format!("volume {id} was deleted"));
@@ -314,7 +319,7 @@ impl NodeAdmin {
             let meta = meta.clone();
             async move {
                 let _busy = busy;
-                begin_anew(&served, &meta).await
+                rejoin(&served, &meta).await
             }
         });
         rejoined
@@ -329,14 +334,15 @@ impl NodeAdmin {
     }
 }
 
-async fn begin_anew(served: &ServedVolume, meta: &Volume) -> Result<(), Error> {
-    let hold = served.intake.hold().await;
-    served.shard.delete(served.id).await.map_err(store_failure)?;
-    served.shard.open(served.id, meta.size).await.map_err(store_failure)?;
+/// Goes back to what this node has in common with the volume, and follows from there.
+async fn rejoin(served: &ServedVolume, meta: &Volume) -> Result<(), Error> {
+    let _hold = served.intake.hold().await;
+    let (shard, id) = (&served.shard, served.id);
+    let base = meta.common_with(shard.report(id).await.map_err(store_failure)?.held);
+    let unknown = discard(served, meta, base).await?.rejoining.map_or(0, |rejoining| rejoining.unknown);
     follow(served, meta).await?;
-    drop(hold);
     served.snapshots.told();
-    tracing::info!(volume = %served.name, epoch = %meta.epoch, "the tail is dropped; this node follows again, from an empty copy");
+    tracing::info!(volume = %served.name, epoch = %meta.epoch, %base, blocks = unknown, "the tail is dropped; this node follows again");
     Ok(())
 }
 
@@ -391,6 +397,7 @@ fn choose<'a>(
 ) -> Result<&'a Survey, Error> {
     let may = |survey: &Survey| match &survey.answer {
         Ok(Holding { tail: Some(tail), .. }) => Err(tail.refusal(survey.node)),
+        Ok(holding) if holding.is_rejoining => Err(on_its_way_back(survey.node)),
         Ok(holding) if holding.held > holding.watermark => {
             Err(incomplete(survey.node, holding.watermark, holding.held))
         }
@@ -454,6 +461,9 @@ fn no_replica(volume: &Volume, surveys: &[Survey]) -> Error {
         Ok(Holding { tail: Some(tail), .. }) => {
             format!("node {} has left the volume and holds it up to {}", survey.name, tail.to)
         }
+        Ok(holding) if holding.is_rejoining => {
+            format!("node {} has discarded its tail and not yet fetched what took its place", survey.name)
+        }
         Ok(holding) => format!("node {} has writes of its own beyond {}", survey.name, holding.watermark),
         Err(error) => format!("node {} does not answer ({error})", survey.name),
     });
@@ -479,8 +489,14 @@ mod tests {
     }
 
     fn survey(node: u64, known: u64, watermark: u64, held: u64) -> Survey {
-        let holding =
-            Holding { known: lsn(known), watermark: lsn(watermark), held: lsn(held), tail: None, heard: None };
+        let holding = Holding {
+            known: lsn(known),
+            watermark: lsn(watermark),
+            held: lsn(held),
+            tail: None,
+            is_rejoining: false,
+            heard: None,
+        };
         Survey { node: NodeId(node), name: format!("n{node}"), answer: Ok(holding) }
     }
 

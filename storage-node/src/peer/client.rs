@@ -181,7 +181,15 @@ impl PeerClient {
         payload: Bytes,
     ) -> Result<ReplicaPosition, Error> {
         match self.ask(replica, class, request, payload).await? {
-            Message { head: PeerReply::Position(position), .. } => Ok(position),
+            Message {
+                head: PeerReply::Position(position) | PeerReply::Rejoining { position, unknown: 0, .. }, ..
+            } => Ok(position),
+            Message { head: PeerReply::Rejoining { .. }, .. } => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "node {replica} comes back to the volume after a takeover and is being told of it: try again in a moment"
+                ),
+            )),
             message => Err(unexpected(replica, &message.head)),
         }
     }

@@ -11,7 +11,7 @@ use client_lib::{BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, SnapshotId, 
 use serde::{Deserialize, Serialize};
 
 use crate::ownership::standing::Tail;
-use crate::propagation::manifest::{BlockRun, Manifest, VersionRun};
+use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, VersionRun};
 use crate::shard::handle::ReadChunk;
 use crate::shard::scrub::ScrubAction;
 use crate::volume::Moment;
@@ -85,6 +85,21 @@ pub enum PeerRequest {
     FetchFrom { volume: VolumeId, epoch: Epoch, holder: client_lib::NodeId, patience_ms: u32 },
     /// What a client asked of the sender, for the owner. `epoch` is the sender's, as in `Read`.
     Client { epoch: Epoch, request: ClientRequest },
+    /// Which blocks you lack of the volume as far as you know it, or do not know in which version they are meant; the answer is `Missing`.
+    Lacking { volume: VolumeId, epoch: Epoch, after: BlockIndex, limit: u32 },
+    /// Part `number` of the manifest that `telling` names; it takes effect with `ManifestLast`.
+    ManifestPart { volume: VolumeId, epoch: Epoch, telling: u64, number: u32, runs: Vec<ManifestRun> },
+    /// As `Manifest`, which has no runs but those of so many parts.
+    ManifestLast {
+        volume: VolumeId,
+        epoch: Epoch,
+        telling: u64,
+        parts: u32,
+        manifest: Manifest,
+        seal: bool,
+        durable: bool,
+        prune: Lsn,
+    },
 }
 
 /// What a session asks of the owner of a volume. Data that is written is the payload.
@@ -120,8 +135,11 @@ pub const ENCODING_ZSTD: u32 = 1;
 /// In an answer to `Encodings`: versions can be asked for by name, a hot set is taken, and what is the same is not sent.
 pub const ENCODING_HELD: u32 = 2;
 
+/// In an answer to `Encodings`: a manifest may come in parts.
+pub const ENCODING_PARTS: u32 = 4;
+
 /// The encodings that this program understands.
-pub const ENCODINGS: u32 = ENCODING_ZSTD | ENCODING_HELD;
+pub const ENCODINGS: u32 = ENCODING_ZSTD | ENCODING_HELD | ENCODING_PARTS;
 
 /// Administrative requests that only one node can carry out: the owner of a volume, or the one that is named.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -268,6 +286,15 @@ pub enum PeerReply {
     },
     /// The answer to a client.
     Client(ClientReply),
+    /// To `ReplicaStatus`: the positions of a replica that comes back to the volume ([`crate::volume::rejoin`]).
+    Rejoining {
+        /// The positions.
+        position: ReplicaPosition,
+        /// It holds the volume as of here, but for the blocks that it lacks.
+        base: Lsn,
+        /// Of so many of those it does not know in which version they are meant: it takes only a manifest that tells of all of them.
+        unknown: u64,
+    },
 }
 
 /// A head with its payload.
@@ -355,7 +382,7 @@ mod tests {
 
     use super::*;
     use crate::golden;
-    use crate::propagation::manifest::{ManifestRun, RunContent};
+    use crate::propagation::manifest::RunContent;
 
     fn head(block: u32, zero: bool) -> BlockHead {
         BlockHead { block: BlockIndex(block), lsn: Lsn::new(Epoch(3), 300), zero }
@@ -378,7 +405,8 @@ mod tests {
         let visited = vec![NodeId(1)];
         let content = RunContent::Data(vec![0xdead_beef]);
         let run = ManifestRun { start: BlockIndex(7), lsn: Lsn::new(epoch, 300), content };
-        let manifest = Manifest { from: Lsn::new(epoch, 1), to: Lsn::new(epoch, 300), runs: vec![run], mark: None };
+        let (from, to, mark) = (Lsn::new(epoch, 1), Lsn::new(epoch, 300), None);
+        let manifest = Manifest { from, to, runs: vec![run.clone()], mark };
         let blocks = vec![head(7, false), head(8, true)];
         let prune = Lsn::ZERO;
         let origin = Origin { session: 5, number: 6, answered: 4 };
@@ -405,6 +433,18 @@ mod tests {
             PeerRequest::MissingOffered { volume, epoch, after: BlockIndex(7), limit: 300 },
             PeerRequest::BlocksAlike { volume, epoch, blocks: blocks.clone(), is_zstd: true, alike: alike.clone() },
             PeerRequest::FetchFrom { volume, epoch, holder: NodeId(3), patience_ms: 300 },
+            PeerRequest::Lacking { volume, epoch, after: BlockIndex(7), limit: 300 },
+            PeerRequest::ManifestPart { volume, epoch, telling: 5, number: 300, runs: vec![run] },
+            PeerRequest::ManifestLast {
+                volume,
+                epoch,
+                telling: 5,
+                parts: 301,
+                manifest: Manifest { from, to, runs: Vec::new(), mark },
+                seal: true,
+                durable: false,
+                prune,
+            },
         ];
         let encoded: Vec<u8> = requests.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("peer-requests.hex", &encoded);
@@ -415,6 +455,7 @@ mod tests {
             PeerReply::Held { blocks, is_zstd: true, alike: alike.clone() },
             PeerReply::Offered { runs: vec![BlockRun { start: BlockIndex(7), count: 2 }], offers: alike },
             PeerReply::Fetched { blocks: 300, is_whole: true },
+            PeerReply::Rejoining { position: ReplicaPosition::default(), base: lsn, unknown: 300 },
         ];
         let encoded: Vec<u8> = replies.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("peer-replies.hex", &encoded);

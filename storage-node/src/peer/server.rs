@@ -160,6 +160,9 @@ impl PeerServer {
             PeerRequest::ReplicaStatus { volume, epoch }
             | PeerRequest::Manifest { volume, epoch, .. }
             | PeerRequest::Missing { volume, epoch, .. }
+            | PeerRequest::Lacking { volume, epoch, .. }
+            | PeerRequest::ManifestPart { volume, epoch, .. }
+            | PeerRequest::ManifestLast { volume, epoch, .. }
             | PeerRequest::MissingOffered { volume, epoch, .. }
             | PeerRequest::BlocksAlike { volume, epoch, .. }
             | PeerRequest::Blocks { volume, epoch, .. }
@@ -179,7 +182,16 @@ impl PeerServer {
             PeerRequest::Manifest { manifest, seal, durable, prune, .. } => {
                 receiver::manifest(&volume, manifest, seal, durable, prune).await
             }
+            PeerRequest::ManifestPart { telling, number, runs, .. } => {
+                volume.tellings().part(telling, number, runs);
+                PeerReply::Done
+            }
+            PeerRequest::ManifestLast { telling, parts, mut manifest, seal, durable, prune, .. } => {
+                manifest.runs = volume.tellings().whole(telling, parts)?;
+                receiver::manifest(&volume, manifest, seal, durable, prune).await
+            }
             PeerRequest::Missing { after, limit, .. } => receiver::missing(&volume, after, limit).await,
+            PeerRequest::Lacking { after, limit, .. } => receiver::lacking(&volume, after, limit).await,
             PeerRequest::MissingOffered { after, limit, .. } => receiver::offered(&volume, after, limit).await,
             PeerRequest::BlocksAlike { blocks, is_zstd, alike, .. } => {
                 let blocks = match is_zstd {
@@ -201,7 +213,7 @@ impl PeerServer {
                 Enclosure { manifest, ledger }.take(&volume, true).await?;
                 receiver::reply_position(&volume).await
             }
-            _ => receiver::reply_position(&volume).await,
+            _ => receiver::status(&volume).await,
         };
         if let PeerReply::Position(position) | PeerReply::Delivered { position, .. } = &reply {
             volume.hearing.heard(*position);
@@ -297,6 +309,10 @@ async fn pull(
     require_few(runs.iter().map(|run| u64::from(run.count)).sum())?;
     if let Some(tail) = volume.standing.tail() {
         return Ok((PeerReply::Left(tail), Bytes::new()));
+    }
+    if moment == Moment::Now && volume.shard.report(volume.id).await.map_err(store_failure)?.rejoining.is_some() {
+        let what = format!("node {} comes back to the volume, and has nobody's newest version to give", volume.me);
+        return Err(Error::new(ErrorKind::Unavailable, what));
     }
     loop {
         match volume.shard.read_versions(volume.id, moment, runs.clone()).await {

@@ -12,6 +12,15 @@ use crate::peer::message::ReplicaPosition;
 /// `seconds_behind` too large rather than too small.
 const MARKS_MAX: usize = 1024;
 
+/// A replica on its way back to the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rejoining {
+    /// Of this position is what it has, but for what it lacks.
+    pub base: Lsn,
+    /// Blocks of which it has discarded its own version.
+    pub discarded: u64,
+}
+
 /// A replica as its owner sees it.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
@@ -21,6 +30,8 @@ pub struct Progress {
     pub reachable: bool,
     /// What it keeps, if it has left the volume.
     pub tail: Option<Tail>,
+    /// How it comes back to the volume, if it does; of how many blocks it lacks then.
+    pub rejoining: Option<Rejoining>,
     /// Why not.
     pub error: Option<String>,
     /// For each manifest that is not applied yet, when it was sealed.
@@ -55,6 +66,18 @@ impl Progress {
         while self.marks.front().is_some_and(|(to, _)| *to <= position.watermark) {
             self.marks.pop_front();
         }
+    }
+
+    /// It comes back to the volume, and has told what it lacks.
+    pub(super) fn comes_back(&mut self, rejoining: Option<Rejoining>) {
+        self.rejoining = rejoining;
+    }
+
+    /// What has changed up to here it has, but for what it lacks when it comes back.
+    #[must_use]
+    pub fn base(&self) -> Lsn {
+        let left = self.tail.map(|tail| tail.from);
+        left.or(self.rejoining.map(|rejoining| rejoining.base)).unwrap_or(self.position.watermark)
     }
 
     /// The replica said that it has left the volume.
@@ -92,6 +115,22 @@ mod tests {
         assert_eq!(progress.behind_for(Duration::from_secs(5)), Duration::from_secs(2));
         progress.heard(at(20));
         assert_eq!(progress.behind_for(Duration::from_secs(9)), Duration::ZERO);
+    }
+
+    /// History was let go of that a node which had left would need to come back by what differs.
+    #[test]
+    fn who_has_left_or_comes_back_needs_what_has_changed_since_it_was_cut_off() {
+        let mut progress = Progress::default();
+        progress.heard(at(30));
+        assert_eq!(progress.base(), lsn(30));
+        progress.has_left(Tail { from: lsn(20), to: lsn(40), blocks: 3 });
+        assert_eq!(progress.base(), lsn(20));
+        progress.comes_back(Some(Rejoining { base: lsn(20), discarded: 3 }));
+        progress.heard(ReplicaPosition { known: lsn(35), ..ReplicaPosition::default() });
+        assert_eq!(progress.base(), lsn(20), "its watermark is zero until it is back");
+        progress.comes_back(None);
+        progress.heard(at(50));
+        assert_eq!(progress.base(), lsn(50));
     }
 
     #[test]

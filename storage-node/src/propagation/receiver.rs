@@ -20,6 +20,7 @@ use crate::peer::message::{Alike, PeerReply, ReplicaPosition};
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::StoreError;
 use crate::volume::layers::Wanted;
+use crate::volume::rejoin::Rejoining;
 
 /// How long a request of a newer epoch waits for metadata to arrive here before the sender must try again.
 const METADATA_PATIENCE: Duration = Duration::from_secs(5);
@@ -86,6 +87,27 @@ pub async fn position(volume: &ServedVolume) -> Result<ReplicaPosition, StoreErr
         awaited_snapshot: report.awaited_snapshot,
         sealed_to: report.sealed_to,
     })
+}
+
+/// This replica's positions, for an owner that begins to send.
+pub async fn status(volume: &ServedVolume) -> PeerReply {
+    let told = async {
+        let report = volume.shard.report(volume.id).await?;
+        Ok((position(volume).await?, report.rejoining))
+    };
+    match told.await {
+        Ok((position, None)) => PeerReply::Position(position),
+        Ok((position, Some(Rejoining { base, unknown }))) => PeerReply::Rejoining { position, base, unknown },
+        Err(error) => failed(error),
+    }
+}
+
+/// Which blocks this replica lacks, or does not know in which version they are meant.
+pub async fn lacking(volume: &ServedVolume, after: BlockIndex, limit: u32) -> PeerReply {
+    match volume.shard.missing(volume.id, Wanted::Now, after, limit).await {
+        Ok(runs) => PeerReply::Missing(runs),
+        Err(error) => failed(error),
+    }
 }
 
 /// Takes note of a manifest and lets go of history up to `prune`.

@@ -14,6 +14,8 @@
 //! once, in one call, as soon as the flush asks for it and with every tick; what is too much for a call goes as above. Several are
 //! on their way at once, and flushes that come within a quarter of a round trip share one.
 //!
+//! A replica that a takeover had cut off comes back by what differs ([`rejoin`]).
+//!
 //! The replica is the authority on where it is: after any failure the sender asks it and goes on from its
 //! answer, so a broken transfer resumes with the blocks that are still missing.
 
@@ -35,12 +37,17 @@ use super::freight::{Account, Covered};
 use super::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
 use super::push::{Push, Way, count_sent, read_sealed};
 use super::seat::Seat;
+use super::telling::Told;
 use super::watermarks::Watermarks;
 use crate::peer::client::unexpected;
 use crate::peer::message::{ENCODING_HELD, Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::peer::packing::PackedBlocks;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::{Seal, Sealed, SealedDelta, StoreError};
+
+mod rejoin;
+
+use rejoin::Comeback;
 
 /// How often the owner looks for news to tell a replica.
 pub const MANIFEST_INTERVAL: Duration = Duration::from_millis(100);
@@ -206,7 +213,7 @@ impl Sender {
     /// Follows the replica from where it says it is, until something fails.
     async fn session(&self) -> Result<std::convert::Infallible, Ended> {
         let volume = self.volume.id;
-        let mut position = self.first_word().await?;
+        let (mut position, mut comeback) = self.first_word().await?;
         self.count_reached(position.watermark);
         self.watermarks.with_account(self.replica, Account::begin_anew);
         let mut transfer: Option<Transfer> = None;
@@ -252,6 +259,17 @@ impl Sender {
                 let (manifest, delta) = sealed.map_err(store_failure)?;
                 (position, transfer) = self.begin(position, manifest, delta, Some(lead), &mut ahead).await?;
                 leading = None;
+            }
+            if let Some(comeback) = comeback.as_mut().filter(|_| position.watermark == Lsn::ZERO) {
+                if transfer.is_none() {
+                    (position, transfer) = self.bring_back(position, comeback, &mut ahead).await?;
+                }
+                self.watermarks.with(self.replica, |progress| progress.heard(position));
+                continue;
+            }
+            if comeback.take().is_some() {
+                self.watermarks.with(self.replica, |progress| progress.comes_back(None));
+                tracing::info!(volume = %self.volume.name, replica = %self.replica, watermark = %position.watermark, "the replica is back");
             }
             let report = self.volume.shard.report(volume).await.map_err(store_failure)?;
             let flushes = &self.volume.flushes;
@@ -336,12 +354,20 @@ impl Sender {
         }
     }
 
-    /// Where the replica is, if it follows.
-    async fn first_word(&self) -> Result<ReplicaPosition, Ended> {
+    /// Where the replica is, if it follows; and what it lacks, if it comes back to the volume.
+    async fn first_word(&self) -> Result<(ReplicaPosition, Option<Comeback>), Ended> {
         let request = PeerRequest::ReplicaStatus { volume: self.volume.id, epoch: self.epoch };
         let answer = self.volume.peers.ask(self.replica, Class::Control, request, Bytes::new()).await;
         match answer.map_err(Error::from)?.head {
-            PeerReply::Position(position) => Ok(position),
+            PeerReply::Position(position) => {
+                self.watermarks.with(self.replica, |progress| progress.comes_back(None));
+                Ok((position, None))
+            }
+            PeerReply::Rejoining { position, base, unknown } => {
+                let comeback = self.comeback(base, unknown).await?;
+                self.watermarks.with(self.replica, |progress| progress.comes_back(Some(comeback.as_told())));
+                Ok((position, Some(comeback)))
+            }
             PeerReply::Left(tail) => {
                 self.watermarks.with(self.replica, |progress| progress.has_left(tail));
                 self.volume.flushes.left(self.epoch, self.replica);
@@ -393,15 +419,9 @@ impl Sender {
             false if self.volume.sending.mode(self.replica) == Mode::Eager => {}
             false => ahead.told(&manifest, self.volume.sending.now()),
         }
-        let request = PeerRequest::Manifest {
-            volume,
-            epoch: self.epoch,
-            manifest,
-            seal: delta.is_some(),
-            durable: false,
-            prune: self.watermarks.lowest(),
-        };
-        match self.ask(Class::Control, request).await {
+        let (epoch, prune, seal) = (self.epoch, self.watermarks.lowest(), delta.is_some());
+        let told = Told { volume, epoch, manifest, seal, durable: false, prune };
+        match told.tell(&self.volume.peers, self.replica).await {
             Ok(reached) => Ok(reached),
             Err(error) => {
                 if let Some(delta) = delta {
@@ -488,7 +508,7 @@ impl Sender {
     /// The delta up to a snapshot that the replica waits for; `None` when the snapshot is deleted, which the replica has yet
     /// to hear.
     async fn pin(&self, snapshot: SnapshotId, from: Lsn) -> Result<Option<SealedDelta>, Error> {
-        match self.volume.shard.pin_snapshot(self.volume.id, snapshot, from).await {
+        match self.volume.shard.pin_snapshot(self.volume.id, snapshot, from, Arc::default()).await {
             Ok(delta) => Ok(Some(delta)),
             Err(StoreError::UnknownSnapshot { .. }) => Ok(None),
             Err(error) => Err(store_failure(error)),
@@ -543,10 +563,6 @@ impl Sender {
     fn count_reached(&self, watermark: Lsn) {
         let added = self.watermarks.with_account(self.replica, |account| account.reached(watermark));
         self.volume.peers.links().carried(self.replica, added);
-    }
-
-    async fn ask(&self, class: Class, request: PeerRequest) -> Result<ReplicaPosition, Error> {
-        self.volume.peers.ask_position(self.replica, class, request, Bytes::new()).await
     }
 }
 

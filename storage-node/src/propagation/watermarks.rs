@@ -136,12 +136,11 @@ impl Watermarks {
         self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The lowest watermark: history up to here is needed by nobody. A replica that has left the volume needs none: it comes
-    /// back with nothing.
+    /// The lowest watermark: history up to here is needed by nobody. A replica that has left the volume, or comes back to it, needs what
+    /// has changed since it was cut off.
     #[must_use]
     pub fn lowest(&self) -> Lsn {
         let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
-        let following = replicas.values().filter(|progress| progress.tail.is_none());
-        following.map(|progress| progress.position.watermark).min().unwrap_or(Lsn::ZERO)
+        replicas.values().map(Progress::base).min().unwrap_or(Lsn::ZERO)
     }
 }

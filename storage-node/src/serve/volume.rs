@@ -6,7 +6,7 @@
 //! owner stays out of reach for [`PATIENCE`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +32,7 @@ use crate::peer::message::{Message, Operation, PeerReply, PeerRequest, Writer, u
 use crate::propagation::hearing::Hearing;
 use crate::propagation::intake::Intake;
 use crate::propagation::pull::Puller;
+use crate::propagation::telling::Tellings;
 use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ReadChunk, ShardHandle, StoreError};
 use crate::volume::Moment;
 use crate::volume::ledger::Origin;
@@ -77,6 +78,8 @@ pub struct ServedVolume {
     pub intake: Arc<Intake>,
     /// When they came.
     pub hearing: Hearing,
+    /// Those that come in parts.
+    tellings: Mutex<Tellings>,
     /// The other nodes.
     pub peers: PeerClient,
     /// Fetches stale blocks.
@@ -146,6 +149,7 @@ impl ServedVolume {
             sending: Sending::default(),
             intake: Arc::default(),
             hearing: Hearing::default(),
+            tellings: Mutex::default(),
             puller: Puller::new(meta.id, me, shard.clone(), peers.clone()),
             shard,
             peers,
@@ -156,6 +160,11 @@ impl ServedVolume {
             begun: Mutex::default(),
             thawed: Notify::new(),
         })
+    }
+
+    /// What the owner tells in parts.
+    pub fn tellings(&self) -> MutexGuard<'_, Tellings> {
+        self.tellings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends a freeze here: what was held goes on at once.
@@ -597,10 +606,11 @@ pub fn store_failure(error: StoreError) -> Error {
         StoreError::Frozen(_)
         | StoreError::Resizing(_)
         | StoreError::StillFetching { .. }
+        | StoreError::HasSnapshots { .. }
         | StoreError::NotFlushed(_) => ErrorKind::Busy,
         StoreError::UnknownSnapshot { .. } => ErrorKind::NotFound,
         StoreError::TooManySnapshots(_) => ErrorKind::InvalidRequest,
-        StoreError::Stale { .. } | StoreError::ManifestGap { .. } => ErrorKind::Unavailable,
+        StoreError::Stale { .. } | StoreError::ManifestGap { .. } | StoreError::Untold(_) => ErrorKind::Unavailable,
         StoreError::Corrupt { .. } | StoreError::Damaged { .. } => ErrorKind::Corrupt,
         StoreError::OutOfSpace => ErrorKind::OutOfSpace,
         StoreError::Poisoned(_) | StoreError::Io(_) => ErrorKind::Internal,

@@ -3,7 +3,10 @@
 //! Changes of role are log entries like writes: they take effect in log order and are answered when durable. A
 //! deactivation refuses writes from the moment it is asked for, an activation admits them from the moment it is applied.
 
+use std::sync::Arc;
+
 use client_lib::{Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
+use roaring::RoaringBitmap;
 
 use super::core::Core;
 use super::handle::{FreezeWhen, Role, SealedDelta, StoreError, VolumeReport};
@@ -25,6 +28,7 @@ pub(super) struct SealJob {
     pub(super) from: Lsn,
     pub(super) after: SnapshotId,
     pub(super) delta_from: Option<Lsn>,
+    pub(super) also: Arc<RoaringBitmap>,
     pub(super) reply: Reply<(Manifest, Option<SealedDelta>)>,
 }
 
@@ -66,6 +70,9 @@ impl Core {
         };
         if epoch < run.epoch {
             return Done::Report(reply).fail(StoreError::NotOwner { volume, epoch: run.epoch });
+        }
+        if run.state.layers.unknown() > 0 {
+            return Done::Report(reply).fail(StoreError::Untold(volume));
         }
         run.acts_under = acts_under;
         if run.role == Role::Owner && run.epoch == epoch {
@@ -171,18 +178,20 @@ impl Core {
         // What was passed without it had no replica to tell, or was told and is deleted there.
         let is_news = |snapshot: &Snapshot| snapshot.id > job.after && snapshot.lsn >= job.from;
         if let Some(snapshot) = run.state.all_snapshots().find(is_news) {
-            let changed = run.state.changed_since(Moment::Snapshot(snapshot.id), job.from, &mut self.map)?;
+            let moment = Moment::Snapshot(snapshot.id);
+            let changed = run.state.changed_since_and(moment, job.from, &job.also, &mut self.map)?;
             let mark = Some(SnapshotMark { snapshot: snapshot.id, size: snapshot.size });
             return Ok((Manifest { mark, ..manifest_of(job.from, snapshot.lsn, &changed) }, None));
         }
-        let changed = run.state.changed_since(Moment::Now, job.from, &mut self.map)?;
+        let changed = run.state.changed_since_and(Moment::Now, job.from, &job.also, &mut self.map)?;
         let manifest = manifest_of(job.from, to, &changed);
         let delta = match job.delta_from {
             None => None,
             Some(from) => {
-                let is_same = from == job.from;
-                let versions =
-                    if is_same { changed } else { run.state.changed_since(Moment::Now, from, &mut self.map)? };
+                let versions = match from == job.from {
+                    true => changed,
+                    false => run.state.changed_since_and(Moment::Now, from, &job.also, &mut self.map)?,
+                };
                 Some(pin_delta(run, pin, None, from, to, versions, &mut self.map))
             }
         };
@@ -190,18 +199,19 @@ impl Core {
         Ok((manifest, delta))
     }
 
-    /// Pins what changed after `from` up to `snapshot`.
+    /// Pins what changed after `from` up to `snapshot`, and the blocks of `also`.
     pub(super) fn pin_snapshot(
         &mut self,
         volume: VolumeId,
         snapshot: SnapshotId,
         from: Lsn,
+        also: &RoaringBitmap,
     ) -> Result<SealedDelta, StoreError> {
         let pin = self.ticket();
         let run = self.volumes.get_mut(&volume).ok_or(StoreError::UnknownVolume(volume))?;
         run.require_owner()?;
         let found = run.state.snapshot(snapshot).ok_or(StoreError::UnknownSnapshot { volume, snapshot })?;
-        let versions = run.state.changed_since(Moment::Snapshot(snapshot), from, &mut self.map)?;
+        let versions = run.state.changed_since_and(Moment::Snapshot(snapshot), from, also, &mut self.map)?;
         Ok(pin_delta(run, pin, Some(snapshot), from, found.lsn, versions, &mut self.map))
     }
 

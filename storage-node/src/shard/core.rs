@@ -285,16 +285,17 @@ impl Core {
             Request::Freeze { volume, when, reply } => self.freeze(volume, when, reply),
             Request::Thaw { volume, reply } => drop(reply.send(self.thaw(volume))),
             Request::SealManifest { volume, from, after, delta_from, reply } => {
-                self.seal_manifest(SealJob { volume, from, after, delta_from, reply });
+                let also = Arc::default();
+                self.seal_manifest(SealJob { volume, from, after, delta_from, also, reply });
             }
             // They wait for one sync, when it begins they are all taken.
             Request::SealTogether { volume, seals } => {
-                for Seal { from, after, delta_from, reply } in seals {
-                    self.seal_manifest(SealJob { volume, from, after, delta_from, reply });
+                for Seal { from, after, delta_from, also, reply } in seals {
+                    self.seal_manifest(SealJob { volume, from, after, delta_from, also, reply });
                 }
             }
-            Request::PinSnapshot { volume, snapshot, from, reply } => {
-                drop(reply.send(self.pin_snapshot(volume, snapshot, from)));
+            Request::PinSnapshot { volume, snapshot, from, also, reply } => {
+                drop(reply.send(self.pin_snapshot(volume, snapshot, from, &also)));
             }
             Request::ReadSealed { volume, pin, runs, reply } => self.read_sealed(volume, pin, &runs, reply),
             Request::Release { volume, pin, reply } => drop(reply.send(self.release(volume, pin))),
@@ -309,6 +310,7 @@ impl Core {
             Request::Receive { volume, blocks, reply } => self.receive(volume, blocks, reply),
             Request::ApplySealed { volume, to, reply } => self.apply_sealed(volume, to, reply),
             Request::Rewind { volume, to, reply } => self.rewind(volume, to, reply),
+            Request::Discard { volume, to, reply } => self.discard(volume, to, reply),
             Request::ReadHeld { volume, moment, wanted, reply } => self.read_held(volume, moment, &wanted, reply),
             Request::LackingSealed { volume, after, most, reply } => {
                 drop(reply.send(self.lacking_sealed(volume, after, most)));
@@ -504,7 +506,7 @@ impl Core {
                             run.known = run.state.known;
                         }
                     }
-                    if let Entry::Rewound { .. } = entry {
+                    if let Entry::Rewound { .. } | Entry::Discarded { .. } = entry {
                         run.known = run.state.known;
                         // What was made durable beyond it is no part of the volume any more.
                         run.durable = run.durable.min(run.known);
@@ -679,10 +681,7 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
         Entry::Relocated { segment, block, moves, .. } => {
             state.apply_relocated(moves, Place { segment: *segment, block: *block }, map)
         }
-        Entry::Manifest { manifest, seal, .. } => {
-            state.apply_manifest(manifest.clone(), *seal, map);
-            Ok(())
-        }
+        Entry::Manifest { manifest, seal, .. } => state.apply_manifest(manifest.clone(), *seal, map),
         Entry::Applied { to, .. } => {
             state.apply_applied(*to, map);
             Ok(())
@@ -712,6 +711,7 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
             state.apply_rewound(*to, map);
             Ok(())
         }
+        Entry::Discarded { to, .. } => state.apply_discarded(*to, map),
         Entry::Writers { news, .. } => {
             state.ledger.note(news);
             Ok(())

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
+use roaring::RoaringBitmap;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -20,6 +21,7 @@ use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
 use crate::volume::ledger::{LedgerNews, Origin};
+use crate::volume::rejoin::Rejoining;
 use crate::volume::tally::Tally;
 
 /// The segment named when bytes that came from elsewhere, and lie in no segment, do not match.
@@ -92,6 +94,19 @@ pub enum StoreError {
     /// The volume is on its way to another size than was asked for.
     #[error("volume {0} is being resized: try again when that is done")]
     Resizing(VolumeId),
+    /// This node comes back to the volume, and was not told yet what it is to have.
+    #[error(
+        "this node has discarded what a takeover cut off of volume {0}, and was not told yet what has taken its place: try again in a moment"
+    )]
+    Untold(VolumeId),
+    /// Snapshots that were made beyond this position are not deleted yet, or deleted and not merged.
+    #[error("snapshots of volume {volume} that were made beyond {beyond} are not gone yet: try again in a moment")]
+    HasSnapshots {
+        /// The volume.
+        volume: VolumeId,
+        /// The position.
+        beyond: Lsn,
+    },
     /// These blocks exist in a newer version elsewhere: fetch them, `receive` them, then try again.
     #[error("{} runs of blocks are stale", runs.len())]
     Stale {
@@ -196,6 +211,8 @@ pub struct VolumeReport {
     pub tally: Tally,
     /// The last epoch in which a session of the owner's node wrote; `Epoch(0)` when none did.
     pub claimed: Epoch,
+    /// How this node comes back to the volume, if it does: it has discarded what a takeover cut off, and holds no prefix yet.
+    pub rejoining: Option<Rejoining>,
 }
 
 /// When a volume may be frozen.
@@ -269,6 +286,7 @@ pub struct Seal {
     pub(super) from: Lsn,
     pub(super) after: SnapshotId,
     pub(super) delta_from: Option<Lsn>,
+    pub(super) also: Arc<RoaringBitmap>,
     pub(super) reply: Reply<Sealed>,
 }
 
@@ -277,7 +295,13 @@ impl Seal {
     #[must_use]
     pub fn new(from: Lsn, after: SnapshotId, delta_from: Lsn) -> (Seal, oneshot::Receiver<Result<Sealed, StoreError>>) {
         let (reply, answer) = oneshot::channel();
-        (Seal { from, after, delta_from: Some(delta_from), reply }, answer)
+        (Seal { from, after, delta_from: Some(delta_from), also: Arc::default(), reply }, answer)
+    }
+
+    /// The same with the blocks of `also`, whenever they changed; of those, what was never written is told as zeroes.
+    #[must_use]
+    pub fn with(self, also: Arc<RoaringBitmap>) -> Seal {
+        Seal { also, ..self }
     }
 }
 
@@ -331,55 +355,268 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 #[derive(Debug)]
 #[expect(missing_docs, reason = "each variant is documented at the method of the same name")]
 pub enum Request {
-    Open { volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport> },
-    OpenClone { volume: VolumeId, origin: VolumeId, snapshot: SnapshotId, reply: Reply<VolumeReport> },
-    List { reply: Reply<Vec<VolumeId>> },
-    Delete { volume: VolumeId, reply: Reply<()> },
-    Resize { volume: VolumeId, size: VolumeSize, owner: Option<Epoch>, reply: Reply<VolumeReport> },
-    CreateSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<MadeSnapshot> },
-    CreateFrozen { volume: VolumeId, snapshot: SnapshotId, reply: Reply<MadeSnapshot> },
-    DeleteSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<()> },
-    RollBack { volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn> },
-    Snapshots { volume: VolumeId, reply: Reply<Vec<SnapshotReport>> },
-    Report { volume: VolumeId, reply: Reply<VolumeReport> },
-    Read { volume: VolumeId, moment: Moment, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
-    Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, origin: Option<Origin>, reply: Reply<Lsn> },
-    Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, origin: Option<Origin>, reply: Reply<Lsn> },
-    Ledger { volume: VolumeId, reply: Reply<LedgerNews> },
-    NoteLedger { volume: VolumeId, news: LedgerNews, reply: Reply<()> },
-    Flush { volume: VolumeId, reply: Reply<Lsn> },
-    Sync { volume: VolumeId, reply: Reply<Lsn> },
-    Extents { volume: VolumeId, moment: Moment, offset: u64, length: u64, reply: Reply<Vec<MappedExtent>> },
-    Residency { volume: VolumeId, moment: Moment, offset: u64, length: u64, reply: Reply<Vec<ResidentExtent>> },
-    Activate { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<VolumeReport> },
-    Arm { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<()> },
-    Deactivate { volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport> },
-    Freeze { volume: VolumeId, when: FreezeWhen, reply: Reply<Lsn> },
-    Thaw { volume: VolumeId, reply: Reply<()> },
-    SealManifest { volume: VolumeId, from: Lsn, after: SnapshotId, delta_from: Option<Lsn>, reply: Reply<Sealed> },
-    SealTogether { volume: VolumeId, seals: Vec<Seal> },
-    PinSnapshot { volume: VolumeId, snapshot: SnapshotId, from: Lsn, reply: Reply<SealedDelta> },
-    ReadSealed { volume: VolumeId, pin: u64, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
-    Release { volume: VolumeId, pin: u64, reply: Reply<()> },
-    ChangedBlocks { volume: VolumeId, since: Lsn, reply: Reply<u64> },
-    Prune { volume: VolumeId, up_to: Lsn, reply: Reply<()> },
-    ApplyManifest { volume: VolumeId, manifest: Manifest, seal: bool, durable: bool, reply: Reply<Lsn> },
-    Missing { volume: VolumeId, wanted: Wanted, after: BlockIndex, limit: u32, reply: Reply<Vec<BlockRun>> },
-    Receive { volume: VolumeId, blocks: Vec<VersionedBlock>, reply: Reply<u64> },
-    ApplySealed { volume: VolumeId, to: Lsn, reply: Reply<Lsn> },
-    Rewind { volume: VolumeId, to: Lsn, reply: Reply<VolumeReport> },
-    ReadVersions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
-    Versions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Versions> },
-    Lacking { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Vec<(u32, Lsn)>> },
-    LackingSealed { volume: VolumeId, after: BlockIndex, most: usize, reply: Reply<Vec<(u32, Lsn)>> },
-    ReadHeld { volume: VolumeId, moment: Moment, wanted: Vec<(u32, Lsn)>, reply: Reply<Vec<VersionedBlock>> },
-    ReadAlike { volume: VolumeId, wanted: Wanted, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
-    Damaged { reply: Reply<Vec<DamagedBlocks>> },
-    Traffic { reply: Reply<Traffic> },
-    Scrub { action: ScrubAction, of: Option<VolumeId>, reply: Reply<ScrubReport> },
-    Space { of: Option<VolumeId>, reply: Reply<ShardSpace> },
-    Checkpoint { reply: Reply<()> },
-    Stop { reply: Reply<()> },
+    Open {
+        volume: VolumeId,
+        size: VolumeSize,
+        reply: Reply<VolumeReport>,
+    },
+    OpenClone {
+        volume: VolumeId,
+        origin: VolumeId,
+        snapshot: SnapshotId,
+        reply: Reply<VolumeReport>,
+    },
+    List {
+        reply: Reply<Vec<VolumeId>>,
+    },
+    Delete {
+        volume: VolumeId,
+        reply: Reply<()>,
+    },
+    Resize {
+        volume: VolumeId,
+        size: VolumeSize,
+        owner: Option<Epoch>,
+        reply: Reply<VolumeReport>,
+    },
+    CreateSnapshot {
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        reply: Reply<MadeSnapshot>,
+    },
+    CreateFrozen {
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        reply: Reply<MadeSnapshot>,
+    },
+    DeleteSnapshot {
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        reply: Reply<()>,
+    },
+    RollBack {
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        reply: Reply<Lsn>,
+    },
+    Snapshots {
+        volume: VolumeId,
+        reply: Reply<Vec<SnapshotReport>>,
+    },
+    Report {
+        volume: VolumeId,
+        reply: Reply<VolumeReport>,
+    },
+    Read {
+        volume: VolumeId,
+        moment: Moment,
+        offset: u64,
+        length: u32,
+        reply: Reply<Vec<ReadChunk>>,
+    },
+    Write {
+        volume: VolumeId,
+        offset: u64,
+        data: Bytes,
+        fua: bool,
+        origin: Option<Origin>,
+        reply: Reply<Lsn>,
+    },
+    Zero {
+        volume: VolumeId,
+        offset: u64,
+        length: u64,
+        fua: bool,
+        origin: Option<Origin>,
+        reply: Reply<Lsn>,
+    },
+    Ledger {
+        volume: VolumeId,
+        reply: Reply<LedgerNews>,
+    },
+    NoteLedger {
+        volume: VolumeId,
+        news: LedgerNews,
+        reply: Reply<()>,
+    },
+    Flush {
+        volume: VolumeId,
+        reply: Reply<Lsn>,
+    },
+    Sync {
+        volume: VolumeId,
+        reply: Reply<Lsn>,
+    },
+    Extents {
+        volume: VolumeId,
+        moment: Moment,
+        offset: u64,
+        length: u64,
+        reply: Reply<Vec<MappedExtent>>,
+    },
+    Residency {
+        volume: VolumeId,
+        moment: Moment,
+        offset: u64,
+        length: u64,
+        reply: Reply<Vec<ResidentExtent>>,
+    },
+    Activate {
+        volume: VolumeId,
+        epoch: Epoch,
+        acts_under: Option<u64>,
+        reply: Reply<VolumeReport>,
+    },
+    Arm {
+        volume: VolumeId,
+        epoch: Epoch,
+        acts_under: Option<u64>,
+        reply: Reply<()>,
+    },
+    Deactivate {
+        volume: VolumeId,
+        epoch: Epoch,
+        reply: Reply<VolumeReport>,
+    },
+    Freeze {
+        volume: VolumeId,
+        when: FreezeWhen,
+        reply: Reply<Lsn>,
+    },
+    Thaw {
+        volume: VolumeId,
+        reply: Reply<()>,
+    },
+    SealManifest {
+        volume: VolumeId,
+        from: Lsn,
+        after: SnapshotId,
+        delta_from: Option<Lsn>,
+        reply: Reply<Sealed>,
+    },
+    SealTogether {
+        volume: VolumeId,
+        seals: Vec<Seal>,
+    },
+    PinSnapshot {
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        from: Lsn,
+        also: Arc<RoaringBitmap>,
+        reply: Reply<SealedDelta>,
+    },
+    ReadSealed {
+        volume: VolumeId,
+        pin: u64,
+        runs: Vec<BlockRun>,
+        reply: Reply<Vec<VersionedBlock>>,
+    },
+    Release {
+        volume: VolumeId,
+        pin: u64,
+        reply: Reply<()>,
+    },
+    ChangedBlocks {
+        volume: VolumeId,
+        since: Lsn,
+        reply: Reply<u64>,
+    },
+    Prune {
+        volume: VolumeId,
+        up_to: Lsn,
+        reply: Reply<()>,
+    },
+    ApplyManifest {
+        volume: VolumeId,
+        manifest: Manifest,
+        seal: bool,
+        durable: bool,
+        reply: Reply<Lsn>,
+    },
+    Missing {
+        volume: VolumeId,
+        wanted: Wanted,
+        after: BlockIndex,
+        limit: u32,
+        reply: Reply<Vec<BlockRun>>,
+    },
+    Receive {
+        volume: VolumeId,
+        blocks: Vec<VersionedBlock>,
+        reply: Reply<u64>,
+    },
+    ApplySealed {
+        volume: VolumeId,
+        to: Lsn,
+        reply: Reply<Lsn>,
+    },
+    Rewind {
+        volume: VolumeId,
+        to: Lsn,
+        reply: Reply<VolumeReport>,
+    },
+    Discard {
+        volume: VolumeId,
+        to: Lsn,
+        reply: Reply<VolumeReport>,
+    },
+    ReadVersions {
+        volume: VolumeId,
+        moment: Moment,
+        runs: Vec<BlockRun>,
+        reply: Reply<Vec<VersionedBlock>>,
+    },
+    Versions {
+        volume: VolumeId,
+        moment: Moment,
+        runs: Vec<BlockRun>,
+        reply: Reply<Versions>,
+    },
+    Lacking {
+        volume: VolumeId,
+        moment: Moment,
+        runs: Vec<BlockRun>,
+        reply: Reply<Vec<(u32, Lsn)>>,
+    },
+    LackingSealed {
+        volume: VolumeId,
+        after: BlockIndex,
+        most: usize,
+        reply: Reply<Vec<(u32, Lsn)>>,
+    },
+    ReadHeld {
+        volume: VolumeId,
+        moment: Moment,
+        wanted: Vec<(u32, Lsn)>,
+        reply: Reply<Vec<VersionedBlock>>,
+    },
+    ReadAlike {
+        volume: VolumeId,
+        wanted: Wanted,
+        runs: Vec<BlockRun>,
+        reply: Reply<Vec<VersionedBlock>>,
+    },
+    Damaged {
+        reply: Reply<Vec<DamagedBlocks>>,
+    },
+    Traffic {
+        reply: Reply<Traffic>,
+    },
+    Scrub {
+        action: ScrubAction,
+        of: Option<VolumeId>,
+        reply: Reply<ScrubReport>,
+    },
+    Space {
+        of: Option<VolumeId>,
+        reply: Reply<ShardSpace>,
+    },
+    Checkpoint {
+        reply: Reply<()>,
+    },
+    Stop {
+        reply: Reply<()>,
+    },
 }
 
 /// How many connections a shard serves on its own thread. More would make the thread the limit where there are other cores.
@@ -703,7 +940,7 @@ impl ShardHandle {
         self.queue.send(Request::SealTogether { volume, seals }).await.map_err(|_| StoreError::Stopped)
     }
 
-    /// Owner: pins the delta from `from` up to `snapshot`, as [`seal_manifest`](Self::seal_manifest) does.
+    /// Owner: pins the delta from `from` up to `snapshot`, and the blocks of `also`, as [`seal_manifest`](Self::seal_manifest) does.
     ///
     /// # Errors
     /// `NotOwner`, `UnknownSnapshot`.
@@ -712,8 +949,9 @@ impl ShardHandle {
         volume: VolumeId,
         snapshot: SnapshotId,
         from: Lsn,
+        also: Arc<RoaringBitmap>,
     ) -> Result<SealedDelta, StoreError> {
-        self.ask(|reply| Request::PinSnapshot { volume, snapshot, from, reply }).await
+        self.ask(|reply| Request::PinSnapshot { volume, snapshot, from, also, reply }).await
     }
 
     /// Reads blocks of a pinned delta, in its versions. Blocks that are stale here come as `Stale`.
@@ -786,6 +1024,15 @@ impl ShardHandle {
     /// Changes nothing where more than that is held, which the report says. Idempotent.
     pub async fn rewind(&self, volume: VolumeId, to: Lsn) -> Result<VolumeReport, StoreError> {
         self.ask(|reply| Request::Rewind { volume, to, reply }).await
+    }
+
+    /// Replica: what is held here beyond `to`, where a takeover cut the volume's history off, is dropped, logged and synced. Of the blocks
+    /// that it had changed it is not known then which version is meant ([`crate::volume::rejoin`]). Idempotent.
+    ///
+    /// # Errors
+    /// `HasSnapshots`: whoever asks deletes them first, and has a checkpoint written when they are gone.
+    pub async fn discard(&self, volume: VolumeId, to: Lsn) -> Result<VolumeReport, StoreError> {
+        self.ask(|reply| Request::Discard { volume, to, reply }).await
     }
 
     /// Reads the newest version known of each block, or that of a snapshot, in either role; `Stale` if it is elsewhere.

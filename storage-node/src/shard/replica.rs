@@ -31,6 +31,10 @@ impl Core {
         if let Some(fault) = manifest_fault(&manifest) {
             return done.fail(StoreError::Io(format!("a manifest of volume {volume} was refused: {fault}")));
         }
+        let tells_unknown = run.role == Role::Replica && run.state.layers.unknown() > 0;
+        if tells_unknown && !run.state.may_be_told(&manifest) {
+            return done.fail(StoreError::Untold(volume));
+        }
         let known = if run.role == Role::Owner { run.head } else { run.known };
         let news = manifest.to > known;
         if manifest.from > known || (news && run.role == Role::Owner) {
@@ -38,14 +42,17 @@ impl Core {
         }
         let is_new_mark = |mark: SnapshotMark| mark.snapshot > run.state.newest_snapshot();
         let marks = manifest.to == known && manifest.mark.is_some_and(is_new_mark);
-        if run.role == Role::Owner || !(news || marks || seal) {
+        if run.role == Role::Owner || !(news || marks || seal || tells_unknown) {
             // It may have come a moment before, from the sender or from a handover, and not be applied yet.
             let Some(done) = self.follow_manifest(volume, durable, done) else { return };
             return if durable { self.syncs.wait(volume, done) } else { self.answer(volume, done) };
         }
         let Manifest { from, to, runs, mark } = manifest;
-        let runs: Vec<ManifestRun> =
-            if news { runs.into_iter().filter(|run| run.lsn > known).collect() } else { Vec::new() };
+        let runs: Vec<ManifestRun> = match (tells_unknown, news) {
+            (true, _) => runs,
+            (false, true) => runs.into_iter().filter(|run| run.lsn > known).collect(),
+            (false, false) => Vec::new(),
+        };
         let mut parts = split_runs(runs);
         let last = parts.pop().unwrap_or_default();
         for runs in parts {
@@ -159,6 +166,20 @@ impl Core {
             run.known = run.state.watermark();
         }
         self.append_plain(Entry::Rewound { volume, to }, true, done);
+    }
+
+    /// As [`rewind`](Self::rewind), whatever is held: unless a snapshot was made beyond `to`.
+    pub(super) fn discard(&mut self, volume: VolumeId, to: Lsn, reply: Reply<VolumeReport>) {
+        let done = Done::Report(reply);
+        let Some(run) = self.volumes.get_mut(&volume) else { return done.fail(StoreError::UnknownVolume(volume)) };
+        if run.role == Role::Owner {
+            return done.fail(StoreError::NotOwner { volume, epoch: run.epoch });
+        }
+        if run.state.has_snapshot_beyond(to) {
+            return done.fail(StoreError::HasSnapshots { volume, beyond: to });
+        }
+        run.known = Lsn::ZERO;
+        self.append_plain(Entry::Discarded { volume, to }, true, done);
     }
 }
 

@@ -184,6 +184,7 @@ impl VolumeRun {
             fault: None,
             tally: self.state.tally,
             claimed: self.state.ledger.claimed(),
+            rejoining: self.state.rejoining(),
         }
     }
 }

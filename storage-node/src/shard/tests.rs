@@ -11,6 +11,7 @@ mod lease;
 mod ledger;
 mod map_faults;
 mod model;
+mod rejoin;
 mod replica;
 mod resize;
 mod rewind;

@@ -107,7 +107,8 @@ impl Request {
             | Request::Report { reply, .. }
             | Request::Activate { reply, .. }
             | Request::Deactivate { reply, .. }
-            | Request::Rewind { reply, .. } => drop(reply.send(Err(error))),
+            | Request::Rewind { reply, .. }
+            | Request::Discard { reply, .. } => drop(reply.send(Err(error))),
             Request::RollBack { reply, .. }
             | Request::Write { reply, .. }
             | Request::Zero { reply, .. }
@@ -191,6 +192,7 @@ impl Request {
             | Request::Receive { volume, .. }
             | Request::ApplySealed { volume, .. }
             | Request::Rewind { volume, .. }
+            | Request::Discard { volume, .. }
             | Request::Versions { volume, .. }
             | Request::Lacking { volume, .. }
             | Request::LackingSealed { volume, .. }

@@ -201,7 +201,8 @@ impl Story {
             52..70 if self.hazards.network => self.break_link(world),
             70..80 if self.hazards.clocks => self.pause_or_drift(world),
             80..83 if self.hazards.full_disks => self.fill(world),
-            83..90 if self.hazards.takeovers => self.take_over(world),
+            83..87 if self.hazards.takeovers => self.take_over(world),
+            87..90 if self.hazards.takeovers => self.come_back(world),
             90..100 if self.hazards.takeovers => self.lose_owner(world),
             _ => {}
         }
@@ -258,6 +259,19 @@ impl Story {
         let serving = world.serving();
         let Some(asked) = Self::some_of(world, &serving) else { return };
         self.ask_takeover(world, volume, asked);
+    }
+
+    /// Some node that serves is to drop its tail, if it has one, whatever else is going on.
+    fn come_back(&mut self, world: &mut World) {
+        let (Some((volume, _)), serving) = (self.some_vm(world), world.serving()) else { return };
+        for id in serving {
+            let (name, node) = (volume.clone(), NAMES[id.0 as usize - 1].to_owned());
+            world.ask(id, |running| {
+                let admin = running.parts.admin.clone();
+                let request = Rejoin { node, discard_tail: true };
+                async move { admin.rejoin(&name, request).await.map(drop).map_err(text) }
+            });
+        }
     }
 
     fn ask_takeover(&mut self, world: &mut World, volume: String, asked: NodeId) {

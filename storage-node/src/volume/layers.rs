@@ -396,7 +396,7 @@ impl Layers {
     /// A newer version of `block` than any layer has: from a manifest, or a write of an owner that is not settled.
     pub fn note(&mut self, block: u32, version: Version, usage: &mut Usage) {
         let view = self.view(block);
-        if let Some(view) = view {
+        if let Some(view) = view.filter(|view| !view.is_unknown()) {
             assert!(view.lsn < version.lsn, "block {block}: {} does not follow {}", version.lsn, view.lsn);
         }
         self.stale -= u64::from(view.is_some_and(|view| view.content.is_stale()));
@@ -529,6 +529,56 @@ impl Layers {
             }
         }
         self.drop_folded();
+    }
+
+    /// How many blocks are here in a version that is none of the volume's, and which one is meant is not known yet.
+    #[must_use]
+    pub fn unknown(&self) -> u64 {
+        self.open.unknown
+    }
+
+    /// Whether it is not known which version of `block` is meant.
+    #[must_use]
+    pub fn is_unknown(&self, block: u32) -> bool {
+        self.open.unknown > 0 && self.open.entries.get(&block).is_some_and(Version::is_unknown)
+    }
+
+    /// What is here of `block` is none of the volume's versions. Nothing but applied layers lies below.
+    pub fn make_unknown(&mut self, block: u32) {
+        debug_assert!(self.sealed.is_empty(), "whoever makes blocks unknown drops what is sealed");
+        self.stale += u64::from(self.open.set(block, Version::UNKNOWN).is_none_or(|before| !before.content.is_stale()));
+    }
+
+    /// The version of `block` that `lsn` wrote is meant, and nothing newer. Returns whether an applied layer has it, or else it is to be had from the
+    /// base.
+    pub fn take_back(&mut self, block: u32, lsn: Lsn, usage: &mut Usage) -> bool {
+        let before = self.open.take(block);
+        self.stale -= u64::from(before.is_some_and(|before| before.content.is_stale()));
+        for closed in &mut self.folding {
+            if closed.layer.entries.get(&block).is_some_and(|version| version.lsn > lsn)
+                && let Some(place) = closed.layer.take(block).and_then(|before| before.content.place())
+            {
+                usage.remove(self.volume, place);
+            }
+        }
+        let is_here = self.applied(block).is_some();
+        self.drop_folded();
+        is_here
+    }
+
+    /// Drops everything that is not applied, and tells which blocks that was.
+    pub fn drop_unapplied(&mut self, usage: &mut Usage) -> BTreeSet<u32> {
+        let blocks = self.upper().flat_map(|layer| layer.entries.keys().copied()).collect();
+        let fresh = Layer::new(self.fresh_id());
+        let open = std::mem::replace(&mut self.open, fresh);
+        for layer in std::mem::take(&mut self.sealed).into_iter().map(|closed| closed.layer).chain([open]) {
+            self.dropped.push(layer.id);
+            for place in layer.entries.values().filter_map(|version| version.content.place()) {
+                usage.remove(self.volume, place);
+            }
+        }
+        self.stale = 0;
+        blocks
     }
 
     /// Drops what is known beyond `to`, which is not before the watermark, and returns the end of what is known then; `None`

@@ -25,7 +25,9 @@ use crate::propagation::manifest::SnapshotMark;
 use crate::shard::handle::Role;
 
 /// The layout of the record.
-const RECORD_VERSION: u16 = 6;
+const RECORD_VERSION: u16 = 7;
+/// Since when it has who writes from afar.
+const LEDGER_VERSION: u16 = 6;
 /// Since when it has the newest write and clones.
 const CLONE_VERSION: u16 = 5;
 /// Since when it has rollbacks. Older ones are read, down to the one before.
@@ -85,6 +87,7 @@ pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> 
         ancestors: record.ancestors,
         watermark: record.watermark,
         written: record.written,
+        rejoin: record.rejoin,
         partial: Vec::new(),
     })
 }
@@ -104,6 +107,7 @@ struct Record {
     filling: Option<Filling>,
     ancestors: Vec<VolumeId>,
     ledger: Ledger,
+    rejoin: Option<Lsn>,
 }
 
 fn encode_record(volume: &Volume) -> Vec<u8> {
@@ -138,6 +142,9 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
     let ledger = volume.ledger.all();
     bytes.put_u64_le(ledger.claim.0);
     bytes.put_u64_le(ledger.done.len() as u64);
+    let base = volume.rejoining().map(|rejoining| rejoining.base);
+    bytes.put_u64_le(u64::from(base.is_some()));
+    put_lsn(&mut bytes, base.unwrap_or(Lsn::ZERO));
     for closed in shape.folding.iter().chain(&shape.sealed) {
         bytes.put_u64_le(closed.id);
         put_lsn(&mut bytes, closed.to);
@@ -168,6 +175,8 @@ const ROLLBACK_LEN: usize = 8 + 16 + 4 + 4;
 const SINCE_5_LEN: usize = 16 + (8 + 8 + 4 + 4);
 /// Bytes behind those since version 6: the claim of the ledger, and the number of its sessions.
 const SINCE_6_LEN: usize = 8 + 8;
+/// Bytes behind those since version 7: whether the node comes back to the volume, and the base for that.
+const SINCE_7_LEN: usize = 8 + 16;
 /// Bytes of an ancestor in the record: id.
 const ANCESTOR_LEN: usize = 8;
 /// Bytes of a run of numbers in the record: from, to.
@@ -184,9 +193,10 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     }
     let version = bytes.get_u16_le();
     let (has_rollback, has_written, has_ledger) =
-        (version >= ROLLBACK_VERSION, version >= CLONE_VERSION, version >= RECORD_VERSION);
+        (version >= ROLLBACK_VERSION, version >= CLONE_VERSION, version >= LEDGER_VERSION);
     let len = match version {
-        RECORD_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN,
+        RECORD_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN + SINCE_7_LEN,
+        LEDGER_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN,
         CLONE_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN,
         ROLLBACK_VERSION => RECORD_LEN + ROLLBACK_LEN,
         version if version == ROLLBACK_VERSION - 1 => RECORD_LEN,
@@ -215,6 +225,7 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     let written = if has_written { get_lsn(&mut bytes) } else { unsaid };
     let (filling, ancestors) = if has_written { get_filling(&mut bytes) } else { (None, 0) };
     let (claim, sessions) = if has_ledger { (Epoch(bytes.get_u64_le()), bytes.get_u64_le()) } else { (Epoch(0), 0) };
+    let rejoin = if version >= RECORD_VERSION { get_rejoin(&mut bytes)? } else { None };
     let closed_len = folding.checked_add(sealed)?.checked_mul(CLOSED_LEN)?;
     let lists_len = closed_len.checked_add(snapshots.checked_mul(SNAPSHOT_LEN)?)?;
     let lists_len = lists_len.checked_add(ancestors.checked_mul(ANCESTOR_LEN)?)?;
@@ -248,6 +259,7 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
         filling,
         ancestors,
         ledger,
+        rejoin,
     })
 }
 
@@ -269,6 +281,16 @@ fn get_ledger(mut bytes: &[u8], claim: Epoch, sessions: u64) -> Option<Ledger> {
         bytes = rest;
     }
     bytes.is_empty().then_some(ledger)
+}
+
+/// The base of a node that comes back.
+fn get_rejoin(bytes: &mut &[u8]) -> Option<Option<Lsn>> {
+    let (is_some, base) = (bytes.get_u64_le(), get_lsn(bytes));
+    match is_some {
+        0 => Some(None),
+        1 => Some(Some(base)),
+        _ => None,
+    }
 }
 
 /// Where a clone is filled from, and how many ancestors it has.
@@ -356,13 +378,14 @@ mod tests {
         volume.filling = Some(Filling { origin: VolumeId(2), snapshot: SnapshotId(4), next_page: 6 });
         volume.ancestors = vec![VolumeId(1), VolumeId(2)];
         volume.ledger.note(&LedgerNews { claim: Epoch(2), done: vec![(5, vec![(0, 3), (4, 6)]), (8, vec![(0, 1)])] });
+        volume.rejoin = Some(Lsn::ZERO);
         let bytes = encode_record(&volume);
         let record = decode_record(&bytes).expect("decodes");
         assert_eq!((record.rollback, record.has_aliases), (volume.rollback, true));
         assert!(record.snapshots.iter().eq(volume.snapshots.iter()));
         assert_eq!((record.size, record.known, record.watermark), (size, volume.known, volume.watermark));
         assert_eq!((record.written, &record.ledger), (volume.written, &volume.ledger));
-        assert_eq!(record.shape, volume.layers.shape());
+        assert_eq!((&record.shape, record.rejoin), (&volume.layers.shape(), volume.rejoin));
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x10;
@@ -407,14 +430,21 @@ mod golden {
         volume.filling = Some(Filling { origin: VolumeId(4), snapshot: SnapshotId(2), next_page: 1 });
         volume.ancestors = vec![VolumeId(3), VolumeId(4)];
         volume.ledger.note(&LedgerNews { claim: Epoch(2), done: vec![(0x0a0b, vec![(0, 300), (302, 303)])] });
+        volume.rejoin = Some(lsn(38));
         let kept = golden::check("volume-record.hex", &encode_record(&volume));
         let record = decode_record(&kept).expect("decodes");
         assert_eq!((record.rollback, record.has_aliases, record.written), (volume.rollback, true, lsn(41)));
         assert_eq!((record.filling, &record.ancestors), (volume.filling, &volume.ancestors));
-        assert_eq!(record.ledger, volume.ledger);
+        assert_eq!((&record.ledger, record.rejoin), (&volume.ledger, volume.rejoin));
         // As the versions before have it: what they do not say of the newest write is taken from the role.
+        let mut six = kept[..kept.len() - 4].to_vec();
+        six[0] = 6;
+        let since_7 = RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN;
+        six.drain(since_7..since_7 + SINCE_7_LEN);
+        let old = decode_record(&golden::check("volume-record-6.hex", &seal(six.clone()))).expect("decodes");
+        assert_eq!((&old.ledger, old.rejoin, &old.shape), (&volume.ledger, None, &record.shape));
         let ledger_len = 2 * 8 + 2 * RUN_LEN;
-        let mut five = kept[..kept.len() - 4 - ledger_len].to_vec();
+        let mut five = six[..six.len() - ledger_len].to_vec();
         five[0] = 5;
         five.drain(RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN..RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN);
         let old = golden::check("volume-record-5.hex", &seal(five.clone()));

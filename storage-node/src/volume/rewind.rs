@@ -17,11 +17,15 @@ impl Volume {
         self.watermark.max(self.written)
     }
 
-    /// The history was cut off at `to`. Does nothing at an owner and at who holds more.
+    /// The history was cut off at `to`. Does nothing at an owner, at who holds more, and at who comes back to the volume: it has to
+    /// [discard](Self::apply_discarded) what it was told.
     pub fn apply_rewound(&mut self, to: Lsn, map: &mut Map) {
-        if self.role == Role::Owner || self.held() > to {
-            return;
+        if self.role == Role::Replica && self.held() <= to && self.rejoin.is_none() {
+            self.forget_beyond(to, map);
         }
+    }
+
+    pub(super) fn forget_beyond(&mut self, to: Lsn, map: &mut Map) {
         self.partial.clear();
         if self.known > to {
             let sealed_end = self.layers.rewind(to, &mut map.usage);

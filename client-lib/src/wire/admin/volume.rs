@@ -91,6 +91,10 @@ pub struct ReplicaStatus {
     /// What it keeps, if a takeover cut off what it holds: it does not follow until it rejoins.
     #[serde(default)]
     pub tail: Option<TailStatus>,
+    /// Whether it comes back to the volume after that, and cannot take it over before it has fetched what is counted as behind: what has
+    /// changed since it was cut off, and what it had discarded, blocks that are among both counted twice.
+    #[serde(default)]
+    pub is_rejoining: bool,
     /// Why not, as it said or as the network did; `null` when it did.
     #[serde(default)]
     pub error: Option<String>,

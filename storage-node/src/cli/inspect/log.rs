@@ -161,6 +161,7 @@ fn describe(entry: &Entry) -> (&'static str, String, String) {
         }
         Entry::Writers { news, .. } => ("writers", none(), describe_writers(news)),
         Entry::Rewound { to, .. } => ("rewound", none(), format!("up to {to}")),
+        Entry::Discarded { to, .. } => ("discarded", none(), format!("beyond {to}")),
         Entry::SnapshotDeleted { snapshot, .. } => ("snapshot", none(), format!("{snapshot} deleted")),
         Entry::RolledBack { lsn, snapshot, .. } => ("rolled back", lsn.to_string(), format!("to snapshot {snapshot}")),
         Entry::Relocated { segment, block, moves, .. } => {

@@ -129,7 +129,9 @@ fn causes(
     let class = flushes.policy().class;
     let Some(home) = state.node(meta.owner).map(|node| node.provider.clone()) else { return Vec::new() };
     let counting: Vec<NodeId> = meta.replicas.iter().copied().filter(|node| flushes.counts(*node)).collect();
-    let follows = |node: &NodeId| progress.get(node).is_some_and(|it| it.reachable && it.tail.is_none());
+    let follows = |node: &NodeId| {
+        progress.get(node).is_some_and(|it| it.reachable && it.tail.is_none() && it.rejoining.is_none())
+    };
     let provider = |node: &NodeId| state.node(*node).map(|node| &node.provider);
     let needed = class.others() + usize::from(!flushes.is_whole());
     if classes::places(class, &home, counting.iter().filter(|node| follows(node)).filter_map(provider)) >= needed {
@@ -144,10 +146,13 @@ fn causes(
     }
     for node in counting.iter().filter(|node| !follows(node)) {
         let name = name_of(state, *node);
-        let has_left = progress.get(node).is_some_and(|it| it.tail.is_some());
-        causes.push(match has_left {
-            true => format!("node {name} has left the volume"),
-            false => format!("node {name} cannot be reached"),
+        let it = progress.get(node);
+        causes.push(if it.is_some_and(|it| it.tail.is_some()) {
+            format!("node {name} has left the volume")
+        } else if it.is_some_and(|it| it.reachable && it.rejoining.is_some()) {
+            format!("node {name} is on its way back to the volume")
+        } else {
+            format!("node {name} cannot be reached")
         });
     }
     causes

@@ -126,18 +126,20 @@ impl NodeAdmin {
             let ago = marks.as_ref().and_then(|marks| marks.moment_ago(watermark));
             let ago = if watermark >= report.head { Some(Duration::ZERO) } else { ago };
             // What was written since the replica's last word counts too.
-            let changed = volume.shard.changed_blocks(volume.id, watermark).await;
+            let changed = volume.shard.changed_blocks(volume.id, seen.base()).await.map_err(store_failure)?;
+            let discarded = seen.rejoining.map_or(0, |rejoining| rejoining.discarded);
             replicas.push(ReplicaStatus {
                 node: name_of(&state, *replica),
                 provider: state.node(*replica).map(|node| node.provider.to_string()).unwrap_or_default(),
                 watermark: watermark.to_string(),
                 known: seen.position.known.to_string(),
-                bytes_behind: changed.map_err(store_failure)? * u64::from(BLOCK_SIZE),
+                bytes_behind: (changed + discarded) * u64::from(BLOCK_SIZE),
                 seconds_behind: marks.as_ref().map_or(0.0, |marks| marks.behind(watermark).as_secs_f64()),
                 consistent_ms: ago.map(|ago| now_ms.saturating_sub(ago.as_millis() as u64)),
                 stale_bytes: seen.position.stale_blocks * u64::from(BLOCK_SIZE),
                 reachable: seen.reachable,
                 counts: volume.flushes.counts(*replica),
+                is_rejoining: seen.rejoining.is_some(),
                 tail: seen.tail.map(|tail| tail_status(&state, meta, *replica, tail)),
                 error: seen.error,
                 policy: mode_told(meta.propagation.of(*replica)),

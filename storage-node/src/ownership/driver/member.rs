@@ -16,6 +16,7 @@ use crate::ownership::gate::{Phase, View};
 use crate::ownership::handover::Released;
 use crate::peer::message::{ENCODING_HELD, PeerRequest, ReplicaPosition};
 use crate::propagation::manifest::Manifest;
+use crate::propagation::telling::Told;
 use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::FreezeWhen;
@@ -208,15 +209,9 @@ impl Member {
     }
 
     async fn send(&mut self, manifest: Manifest) -> Result<(), Error> {
-        let request = PeerRequest::Manifest {
-            volume: self.volume.id,
-            epoch: self.epoch,
-            manifest,
-            seal: false,
-            durable: true,
-            prune: Lsn::ZERO,
-        };
-        self.position = self.ask(request).await?;
+        let (volume, epoch) = (self.volume.id, self.epoch);
+        let told = Told { volume, epoch, manifest, seal: false, durable: true, prune: Lsn::ZERO };
+        self.position = told.tell(&self.volume.peers, self.to).await?;
         Ok(())
     }
 

@@ -203,6 +203,9 @@ impl Driver {
         if let Some(tail) = self.volume.standing.tail() {
             return Err(tail.refusal(self.volume.me));
         }
+        if report.rejoining.is_some() {
+            return Err(on_its_way_back(self.volume.me));
+        }
         if report.held > report.watermark {
             return Err(incomplete(self.volume.me, report.watermark, report.held));
         }
@@ -245,6 +248,18 @@ impl Driver {
 /// What people call a node.
 fn name_of(state: &MetaState, node: NodeId) -> String {
     state.node(node).map_or_else(|| format!("#{node}"), |node| node.name.to_string())
+}
+
+/// The refusal of a node that has discarded its tail and nothing in the place of that yet.
+#[must_use]
+pub fn on_its_way_back(node: NodeId) -> Error {
+    Error::new(
+        ErrorKind::InvalidRequest,
+        format!(
+            "node {node} comes back to the volume: it has discarded what an earlier takeover cut off, and has not fetched yet what took the \
+             place of that, which only the owner or another replica has"
+        ),
+    )
 }
 
 /// The refusal of a node that has written more than it holds all of.

@@ -1,6 +1,7 @@
 //! Two shards, one owning: what the replica shows is a prefix at every moment, and a handover loses nothing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use client_lib::{BlockIndex, Lsn, SnapshotId};
 use proptest::prelude::*;
@@ -141,7 +142,13 @@ impl Pair {
         while self.send_one_manifest(is_last) && is_last {}
         if let (None, Some(snapshot)) = (&self.delta, self.replica.report().awaited_snapshot) {
             let from = self.replica.report().watermark;
-            match self.owner.ask(|reply| Request::PinSnapshot { volume: VOLUME, snapshot, from, reply }) {
+            match self.owner.ask(|reply| Request::PinSnapshot {
+                volume: VOLUME,
+                snapshot,
+                from,
+                also: Arc::default(),
+                reply,
+            }) {
                 Ok(delta) => self.delta = Some(delta),
                 Err(StoreError::UnknownSnapshot { .. }) => self.delete_orphans(),
                 Err(error) => panic!("{error}"),

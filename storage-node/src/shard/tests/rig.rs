@@ -334,7 +334,13 @@ pub(super) fn catch_up(owner: &mut Rig, replica: &mut Rig) {
                 let from = at.watermark;
                 Some(
                     owner
-                        .ask(|reply| Request::PinSnapshot { volume: VOLUME, snapshot, from, reply })
+                        .ask(|reply| Request::PinSnapshot {
+                            volume: VOLUME,
+                            snapshot,
+                            from,
+                            also: Arc::default(),
+                            reply,
+                        })
                         .expect("is there"),
                 )
             }

@@ -11,6 +11,7 @@ pub struct Layer {
     pub(super) entries: BTreeMap<u32, Version>,
     pub(super) stale: u64,
     pub(super) local: u64,
+    pub(super) unknown: u64,
     /// Chunks that differ from what the store has.
     pub(super) dirty: BTreeSet<u32>,
 }
@@ -26,7 +27,8 @@ impl Layer {
     pub fn restore(id: u64, entries: BTreeMap<u32, Version>) -> Layer {
         let stale = entries.values().filter(|version| version.content.is_stale()).count() as u64;
         let local = entries.values().filter(|version| version.content.place().is_some()).count() as u64;
-        Layer { id, entries, stale, local, dirty: BTreeSet::new() }
+        let unknown = entries.values().filter(|version| version.is_unknown()).count() as u64;
+        Layer { id, entries, stale, local, unknown, dirty: BTreeSet::new() }
     }
 
     /// Its name in the store.
@@ -76,6 +78,8 @@ impl Layer {
         self.stale -= u64::from(before.is_some_and(|before| before.content.is_stale()));
         self.local += u64::from(version.content.place().is_some());
         self.local -= u64::from(before.is_some_and(|before| before.content.place().is_some()));
+        self.unknown += u64::from(version.is_unknown());
+        self.unknown -= u64::from(before.is_some_and(|before| before.is_unknown()));
         self.dirty.insert(block / PAGE_ENTRIES);
         before
     }
@@ -84,6 +88,7 @@ impl Layer {
         let before = self.entries.remove(&block)?;
         self.stale -= u64::from(before.content.is_stale());
         self.local -= u64::from(before.content.place().is_some());
+        self.unknown -= u64::from(before.is_unknown());
         self.dirty.insert(block / PAGE_ENTRIES);
         Some(before)
     }
