@@ -4,6 +4,7 @@
 //! on ([`error`]), the seam to the network ([`transport`]) and the frames that cross it ([`wire`]). It links
 //! neither RocksDB, openraft nor io_uring, and never will, so that outside programs can link it.
 
+pub mod capi;
 pub mod client;
 pub mod clock;
 pub mod error;

@@ -27,9 +27,9 @@ const HOMES: [(&str, &[&str]); 7] = [
     ("zstd", &["storage-node/src/peer/packing"]),
     ("tokio_rustls", &["nbd-frontend/src/tls.rs", "nbd-frontend/src/client/tls.rs", "nbd-frontend/tests"]),
 ];
-/// The last one is the program inside the guests of the tests, which has no crates.
-const UNSAFE_HOMES: [&str; 3] =
-    ["storage-node/src/io/uring.rs", "storage-node/src/io/buffer.rs", "tests/guest/init.rs"];
+/// Prefixes, too. The last one is the program inside the guests of the tests, which has no crates.
+const UNSAFE_HOMES: [&str; 4] =
+    ["client-lib/src/capi", "storage-node/src/io/uring.rs", "storage-node/src/io/buffer.rs", "tests/guest/init.rs"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is inside the workspace").to_path_buf()
@@ -136,7 +136,7 @@ fn heavy_dependencies_stay_at_home() {
 fn unsafe_code_stays_in_its_files() {
     let word = concat!("un", "safe");
     let mut found = Vec::new();
-    for (path, text) in sources().filter(|(path, _)| !UNSAFE_HOMES.contains(&path.as_str())) {
+    for (path, text) in sources().filter(|(path, _)| !UNSAFE_HOMES.iter().any(|home| path.starts_with(home))) {
         for (number, line) in text.lines().enumerate() {
             let line = code(line);
             let opens = ["{", "fn", "impl", "trait", "extern"];

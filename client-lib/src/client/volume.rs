@@ -285,7 +285,7 @@ impl Volume {
         self.extents_of(ExtentsOf::Residency, offset, length).await
     }
 
-    async fn extents_of(&self, of: ExtentsOf, offset: u64, length: u64) -> Result<Vec<Extent>, Error> {
+    pub(crate) async fn extents_of(&self, of: ExtentsOf, offset: u64, length: u64) -> Result<Vec<Extent>, Error> {
         require_sectors(offset, length)?;
         let make = |target| ClientRequest::Extents { target, of, offset, length };
         let take = |reply, _| match reply {

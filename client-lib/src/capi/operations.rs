@@ -1,0 +1,96 @@
+//! What may be asked of a volume, once for calls that block and for requests with callbacks.
+
+use super::failure::Failure;
+use super::memory::{Landing, Source};
+use super::types::HELIO_FUA;
+use crate::client::Volume;
+use crate::error::{Error, ErrorKind};
+use crate::geometry::{IO_SIZE_MAX, SECTOR_SIZE};
+use crate::wire::client::Part;
+
+/// An operation with the memory that it needs.
+#[derive(Debug)]
+pub(super) enum Operation {
+    /// Read from an offset.
+    Read(u64, Landing),
+    /// Write to an offset; durable when done, if so.
+    Write(u64, Source, bool),
+    /// Zero so many bytes at an offset; durable when done, if so.
+    Zero(u64, u64, bool),
+    /// Make durable what was acked.
+    Flush,
+    /// Have the owner fetch so many bytes at an offset.
+    Cache(u64, u64),
+}
+
+impl Operation {
+    /// Carries it out. Nothing of the caller's memory is touched once this is done or dropped.
+    pub(super) async fn carry_out(self, volume: &Volume) -> Result<(), Error> {
+        match self {
+            Operation::Read(offset, landing) => read(volume, offset, landing).await,
+            Operation::Write(offset, source, is_durable) => write(volume, offset, source, is_durable).await,
+            Operation::Zero(offset, length, is_durable) => {
+                require_range(offset, length)?;
+                volume.zero(offset, length, is_durable).await
+            }
+            Operation::Flush => volume.flush().await,
+            Operation::Cache(offset, length) => {
+                require_range(offset, length)?;
+                volume.cache(offset, length).await
+            }
+        }
+    }
+}
+
+/// Whether `flags` has [`HELIO_FUA`], which `allowed` may name.
+pub(super) fn is_durable(flags: u32, allowed: u32) -> Result<bool, Failure> {
+    if flags & !allowed != 0 {
+        return Err(Failure::invalid(format!("unknown flags {:#x}", flags & !allowed)));
+    }
+    Ok(flags & HELIO_FUA != 0)
+}
+
+/// No part of a longer request is begun that cannot be carried out as a whole.
+pub(super) fn require_range(offset: u64, length: u64) -> Result<(), Error> {
+    let sector = u64::from(SECTOR_SIZE);
+    if offset.is_multiple_of(sector) && length.is_multiple_of(sector) && offset.checked_add(length).is_some() {
+        return Ok(());
+    }
+    let text = format!("{length} bytes at {offset} are not whole sectors of {sector} bytes, or end beyond any volume");
+    Err(Error::new(ErrorKind::InvalidRequest, text))
+}
+
+async fn read(volume: &Volume, offset: u64, mut landing: Landing) -> Result<(), Error> {
+    require_range(offset, landing.length() as u64)?;
+    let end = offset + landing.length() as u64;
+    let mut at = offset;
+    while at < end {
+        let piece = (end - at).min(u64::from(IO_SIZE_MAX)) as u32;
+        for part in volume.read_parts(at, piece).await? {
+            match part {
+                Part::Data(data) => landing.put(&data),
+                Part::Zero(length) => landing.put_zeroes(length as usize),
+            }
+        }
+        at += u64::from(piece);
+    }
+    Ok(())
+}
+
+async fn write(volume: &Volume, offset: u64, mut source: Source, is_durable: bool) -> Result<(), Error> {
+    let length = source.length() as u64;
+    require_range(offset, length)?;
+    let is_one = length <= u64::from(IO_SIZE_MAX);
+    let mut done = 0;
+    // Once at least: nothing at all is refused, too, where nothing may be written.
+    loop {
+        let piece = (length - done).min(u64::from(IO_SIZE_MAX));
+        let data = source.take(piece as usize);
+        volume.write_with(offset + done, data, is_durable && is_one).await?;
+        done += piece;
+        if done == length {
+            break;
+        }
+    }
+    if is_durable && !is_one { volume.flush().await } else { Ok(()) }
+}

@@ -1,0 +1,117 @@
+//! Functions about volumes as a whole.
+
+#![expect(unsafe_code, reason = "functions for C")]
+
+use std::ffi::{c_char, c_int, c_void};
+
+use super::cluster::patience;
+use super::declare::functions;
+use super::engine::{Disk, require_own_thread};
+use super::failure::Failure;
+use super::handles;
+use super::memory::{Place, options, put_status, text};
+use super::requests;
+use super::types::{
+    Cluster, HELIO_BLOCK_BYTES, HELIO_CONNECTED, HELIO_FAILED, HELIO_READ_ONLY, HELIO_REQUEST_BYTES_MAX,
+    HELIO_SECTOR_BYTES, HELIO_WAITING, OpenOptions, Status, Volume, Watcher,
+};
+use crate::client::cluster::JOURNAL_BYTES;
+use crate::client::{self, VolumeState, VolumeStatus};
+
+/// How a volume stands, as C has it.
+pub(super) fn status(state: &VolumeState, is_read_only: bool) -> Status {
+    let (number, reason) = match &state.status {
+        VolumeStatus::Connected => (HELIO_CONNECTED, ""),
+        VolumeStatus::Waiting(why) => (HELIO_WAITING, why.as_str()),
+        VolumeStatus::Failed(why) => (HELIO_FAILED, why.as_str()),
+    };
+    Status {
+        size: size_of::<Status>() as u32,
+        state: number,
+        flags: if is_read_only { HELIO_READ_ONLY } else { 0 },
+        sector_bytes: HELIO_SECTOR_BYTES,
+        block_bytes: HELIO_BLOCK_BYTES,
+        request_bytes_max: HELIO_REQUEST_BYTES_MAX,
+        volume_bytes: state.size,
+        epoch: state.epoch.0,
+        journal_bytes: state.journal_bytes,
+        owner: fitted(state.owner.as_deref().unwrap_or_default()),
+        reason: fitted(reason),
+    }
+}
+
+/// A text with its end, cut at a character where it does not fit.
+fn fitted<const LENGTH: usize>(text: &str) -> [c_char; LENGTH] {
+    let mut fitted = [0; LENGTH];
+    let end = text.floor_char_boundary(LENGTH - 1);
+    for (place, byte) in fitted.iter_mut().zip(text.as_bytes()[..end].iter()) {
+        *place = *byte as c_char;
+    }
+    fitted
+}
+
+functions! {
+    /// Opens a volume, or by VOLUME@SNAPSHOT a snapshot, which can only be read. options may be NULL. Returns when a node knows it; what
+    /// is asked of it then waits until its owner is found.
+    fn helio_volume_open(cluster: *mut Cluster, name: *const c_char, options: *const OpenOptions, volume: *mut *mut Volume) -> c_int {
+        handles::require_process()?;
+        // SAFETY: the caller's promise, see the header.
+        let volume = unsafe { Place::new(volume) }?;
+        // SAFETY: the same.
+        let name = unsafe { text(name, "the volume's name") }?;
+        // SAFETY: the same.
+        let options = unsafe { self::options(options) }?;
+        if options.flags & !HELIO_READ_ONLY != 0 {
+            return Err(Failure::invalid(format!("unknown flags {:#x}", options.flags & !HELIO_READ_ONLY)));
+        }
+        let options = client::OpenOptions {
+            is_read_only: options.flags & HELIO_READ_ONLY != 0,
+            give_up: patience(options.give_up_ms),
+            journal_bytes: if options.journal_bytes > 0 { options.journal_bytes } else { JOURNAL_BYTES },
+        };
+        let engine = handles::cluster(cluster)?;
+        let opened = engine.wait(async { Ok(engine.cluster().open(&name, options).await?) })?;
+        volume.fill(handles::add_volume(Disk::new(engine, opened)));
+        Ok(0)
+    }
+
+    /// Waits until every request is done and its callback has returned, flushes, and ends the handle, in any case. 0 means that everything
+    /// that was written is durable. Not in callbacks.
+    fn helio_volume_close(volume: *mut Volume) -> c_int {
+        require_own_thread()?;
+        let disk = handles::begin_closing(volume)?;
+        let finished = disk.finish();
+        handles::remove_volume(volume);
+        finished.map(|()| 0)
+    }
+
+    /// Ends whatever waits, also in other threads and in helio_volume_close, now and later, with -ECANCELED. What was being written may
+    /// be done or not. Does not wait.
+    fn helio_volume_cancel(volume: *mut Volume) -> c_int {
+        handles::volume_or_closing(volume)?.cancel();
+        Ok(0)
+    }
+
+    /// Bytes. A volume may grow while it is in use.
+    fn helio_volume_size(volume: *mut Volume) -> i64 {
+        let (_, in_use) = handles::volume(volume)?;
+        i64::try_from(in_use.volume().size()).map_err(|_| Failure::invalid("the volume's size does not fit"))
+    }
+
+    /// How the volume stands now. Set status->size before.
+    fn helio_volume_status(volume: *mut Volume, status: *mut Status) -> c_int {
+        let (_, in_use) = handles::volume(volume)?;
+        let now = self::status(&in_use.volume().state(), in_use.volume().is_read_only());
+        // SAFETY: the caller's promise, see the header.
+        unsafe { put_status(status, &now) }?;
+        Ok(0)
+    }
+
+    /// Calls watcher with how the volume stands, now and after every change, until helio_volume_close returns. Changes that follow each
+    /// other closely may be told as one.
+    fn helio_volume_watch(volume: *mut Volume, watcher: Watcher, user: *mut c_void) -> c_int {
+        let (disk, in_use) = handles::volume(volume)?;
+        requests::watch(&disk, in_use, watcher, user)?;
+        Ok(0)
+    }
+}
