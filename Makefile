@@ -7,7 +7,16 @@ SHELL := /bin/bash
 # Only recipes that compile expand this; the assignment stands apart from `export` so that its failure stops the recipe.
 CARGO = ROCKSDB_LIB_DIR="$$(.ci/rocksdb-archive)" && export ROCKSDB_LIB_DIR ROCKSDB_STATIC=1 && cargo
 
-.PHONY: help demo test check unit soak bench tools fmt
+# Where `make library` puts the C library.
+PREFIX ?= $(CURDIR)/target/library
+LIBDIR ?= $(PREFIX)/lib
+# `release`, or `dev` for a library that is built quickly and is slow.
+PROFILE ?= release
+TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
+# The client library as an archive, from which client-lib/c/install links the C library (docs/decisions/0034).
+ARCHIVE = rustc --package client-lib --lib --crate-type staticlib --profile
+
+.PHONY: help demo test check unit library soak bench tools fmt
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -25,14 +34,21 @@ check: tools ## format, lints and documentation, without writing to the tree
 
 unit: tools ## unit, conformance, crash and process-level tests
 	$(CARGO) build --workspace --bins
+	cargo $(ARCHIVE) dev
 	if cargo nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --workspace && cargo test --workspace --doc; \
 	else \
 		$(CARGO) test --workspace; \
 	fi
 
+library: ## the C library, optimised, into PREFIX (target/library), with DESTDIR and LIBDIR (docs/c-library.md)
+	cargo $(ARCHIVE) $(PROFILE)
+	LIBDIR="$(LIBDIR)" DESTDIR="$(DESTDIR)" client-lib/c/install \
+		"$(TARGET_DIR)/$(PROFILE:dev=debug)/libclient_lib.a" "$(PREFIX)"
+
 soak: tools ## the same tests with many more seeds and larger backlogs, then mutated NBD until it is stopped
 	$(CARGO) build --workspace --bins
+	cargo $(ARCHIVE) dev
 	export HELIO_SEEDS=100000 HELIO_BACKLOG_MIB=2048 HELIO_KILLS=200 HELIO_MOVES=50 HELIO_FUZZ=1000000 && $(CARGO) test --workspace
 	export HELIO_FUZZ=endless HELIO_FUZZ_SEED=$$RANDOM && $(CARGO) test --package nbd-frontend --test fuzz -- --nocapture
 
