@@ -112,6 +112,7 @@ impl Nodes {
         give_up: Option<Duration>,
     ) -> Result<(ClientReply, Bytes), Error> {
         let mut tries = Tries::new(give_up);
+        let mut is_told = false;
         loop {
             let node = self.choose(None, tries.made())?;
             let error = match self.call(node, request.clone(), Bytes::new(), tries.end()).await {
@@ -121,6 +122,10 @@ impl Nodes {
                 Err(failure) if failure.error.kind() == ErrorKind::Closed => return Err(failure.error),
                 Err(failure) => failure.error,
             };
+            if self.begins_round(tries.made() + 1) && !is_told {
+                is_told = true;
+                tracing::warn!(?request, %error, "no node answers; it is tried again");
+            }
             tries.failed(error).await?;
         }
     }
@@ -190,14 +195,34 @@ impl Tries {
     /// An attempt failed: waits before the next one.
     ///
     /// # Errors
-    /// The same error when there is to be none.
+    /// `Unavailable` with the same text when there is to be none: other kinds say what to do about something that lasts.
     pub(super) async fn failed(&mut self, error: Error) -> Result<(), Error> {
         let pause = BACKOFF_MIN.saturating_mul(1 << self.made.min(10)).min(BACKOFF_MAX);
         self.made = self.made.saturating_add(1);
         if self.end.is_some_and(|end| Instant::now() + pause >= end) {
-            return Err(error);
+            return Err(match error.kind() {
+                ErrorKind::Unavailable => error,
+                _ => Error::new(ErrorKind::Unavailable, "it was given up").caused_by(error),
+            });
         }
         tokio::time::sleep(pause).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program that opened for writing was once told that it had opened for reading (`NotOwner`).
+    #[tokio::test]
+    async fn what_might_have_passed_is_unavailable_when_it_is_given_up() {
+        for kind in [ErrorKind::NotOwner, ErrorKind::Busy, ErrorKind::Internal, ErrorKind::Unavailable] {
+            assert!(is_passing(kind));
+            let given_up = Tries::new(Some(Duration::ZERO)).failed(Error::new(kind, "node a is b")).await;
+            let error = given_up.expect_err("there is no time left");
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+            assert!(error.to_string().contains("node a is b"), "{error}");
+        }
     }
 }

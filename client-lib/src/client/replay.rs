@@ -48,8 +48,11 @@ impl Session {
                 }
                 if looked.is_none_or(|looked| looked.elapsed() >= MEMBERS_FRESH) {
                     looked = Some(Instant::now());
-                    let nodes = self.nodes.clone();
-                    tokio::spawn(async move { nodes.refresh().await });
+                    let session = self.clone();
+                    tokio::spawn(async move {
+                        session.nodes.refresh().await;
+                        session.tell_owner();
+                    });
                 }
                 tokio::select! {
                     biased;

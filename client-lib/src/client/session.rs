@@ -173,6 +173,18 @@ impl Session {
         self.tell_changed();
     }
 
+    /// Tells the owner's name, which may not have been known when the session became attached to it.
+    pub(super) fn tell_owner(&self) {
+        let owner = {
+            let inner = self.inner();
+            inner.attached().and(inner.owner)
+        };
+        if let Some(owner) = owner {
+            let name = self.nodes.name(owner);
+            self.tell(|state| state.owner = Some(name));
+        }
+    }
+
     /// `tenure` is over, for there is `newer`: all wait until the keeper has seen to it.
     pub(super) fn leave(&self, tenure: Tenure, newer: Tenure) {
         let mut inner = self.inner();
