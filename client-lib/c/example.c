@@ -3,6 +3,7 @@
  *     cc -std=c11 -o example example.c $(pkg-config --cflags --libs heliotrope)
  *     ./example host-7.helio disk             # 1000 blocks of 4 KiB, 64 requests under way
  *     ./example host-7.helio disk 100000 256
+ *     ./example /var/lib/heliotrope/client.sock disk   # through the node on this machine
  *
  * What the volume held in these blocks is lost. It may be killed at any time, and so may the nodes.
  */
@@ -143,6 +144,13 @@ static int compare_all(helio_volume *volume, uint64_t blocks)
     return 0;
 }
 
+/* What the library has to say while it waits for a node, for instance. On a thread of its own. */
+static void print_line(void *user, uint32_t level, const char *text)
+{
+    (void)user;
+    fprintf(stderr, "%s: %s\n", level == HELIO_LOG_ERROR ? "error" : "note", text);
+}
+
 static int print_volume(void *user, const helio_volume_info *volume)
 {
     (void)user;
@@ -177,7 +185,7 @@ static int use(helio_volume *volume, uint64_t blocks, unsigned depth)
 int main(int argc, char **argv)
 {
     if (argc < 3) {
-        fprintf(stderr, "usage: %s CREDENTIALS VOLUME [BLOCKS [REQUESTS]]\n", argv[0]);
+        fprintf(stderr, "usage: %s CREDENTIALS|SOCKET VOLUME [BLOCKS [REQUESTS]]\n", argv[0]);
         return 2;
     }
     uint64_t blocks = argc > 3 ? strtoull(argv[3], NULL, 10) : 1000;
@@ -187,8 +195,11 @@ int main(int argc, char **argv)
         return 2;
     }
 
+    helio_log(HELIO_LOG_INFO, print_line, NULL);
     helio_cluster *cluster;
-    if (helio_cluster_open(argv[1], NULL, &cluster) < 0)
+    const char *ending = strrchr(argv[1], '.');
+    int is_socket = ending != NULL && strcmp(ending, ".sock") == 0;
+    if ((is_socket ? helio_cluster_open_socket : helio_cluster_open)(argv[1], NULL, &cluster) < 0)
         return complain(argv[1]);
     int failed = 1;
     helio_volume *volume;

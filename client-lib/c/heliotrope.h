@@ -51,6 +51,15 @@ extern "C" {
 /* State of a volume: it cannot be used any more. Close it and open it anew. */
 #define HELIO_FAILED 3u
 
+/* Level of a line: something is over, or broken. */
+#define HELIO_LOG_ERROR 1u
+
+/* Level of a line: something waits, and why. */
+#define HELIO_LOG_WARNING 2u
+
+/* Level of a line: something goes on. */
+#define HELIO_LOG_INFO 3u
+
 /* State of an extent: there is data; asked for residency: at the owner. */
 #define HELIO_DATA 1u
 
@@ -158,6 +167,10 @@ typedef int (*helio_node_visitor)(void *user, const helio_node_info *node);
  * it. */
 typedef int (*helio_extent_visitor)(void *user, uint64_t offset, uint64_t length, uint32_t state);
 
+/* Called with a line, without its end, on a thread that does nothing else. The text is there during
+ * the call. */
+typedef void (*helio_logger)(void *user, uint32_t level, const char *text);
+
 /* Called with how the volume stands, on a thread of the library. As with helio_callback. */
 typedef void (*helio_watcher)(void *user, const helio_status *status);
 
@@ -169,6 +182,11 @@ const char *helio_version(void);
 /* What the last failure on this thread was and, where it helps, what to do; in a callback, of that
  * request. Never NULL. There until the next call on this thread. */
 const char *helio_last_error(void);
+
+/* Has logger called with what the library tells of by itself, up to level; for the whole process,
+ * and from now on. NULL: nobody, as in the beginning. When this returns whoever was told before is
+ * not called any more. */
+int helio_log(uint32_t level, helio_logger logger, void *user);
 
 /* ---- Clusters. ---- */
 
@@ -217,8 +235,9 @@ int64_t helio_volume_size(helio_volume *volume);
 /* How the volume stands now. Set status->size before. */
 int helio_volume_status(helio_volume *volume, helio_status *status);
 
-/* Calls watcher with how the volume stands, now and after every change, until helio_volume_close
- * returns. Changes that follow each other closely may be told as one. */
+/* Calls watcher with how the volume stands, now and after every change of anything but
+ * journal_bytes, until helio_volume_close returns. Changes that follow each other closely may be
+ * told as one. */
 int helio_volume_watch(helio_volume *volume, helio_watcher watcher, void *user);
 
 /* ---- Reading and writing: these block. Offsets and lengths are bytes, multiples of HELIO_SECTOR_BYTES. ---- */

@@ -8,8 +8,7 @@
 //! - No panic leaves a function: [`failure`] turns it into an error.
 //! - A handle is a number in the guise of a pointer, looked up in [`handles`] and never dereferenced.
 //! - A request has its callback called exactly once, whatever becomes of it ([`requests`]).
-//! - Only [`memory`] reads and writes what a caller points at, and only [`declare`], [`memory`] and [`requests`] need what the
-//!   compiler cannot check.
+//! - Only [`memory`] reads and writes what a caller points at. Else only callers' functions are called without the compiler's help.
 //!
 //! Nothing of this is reachable in a program that links the crate as Rust; the symbols are visible in the C library alone
 //! (docs/decisions/0034).
@@ -24,6 +23,7 @@ mod handles;
 mod header;
 pub mod io;
 pub mod library;
+mod log;
 mod memory;
 mod operations;
 mod requests;

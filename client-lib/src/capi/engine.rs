@@ -13,6 +13,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::{EAGAIN, EDEADLK, EIO, Failure};
+use super::operations::{Budget, Operation};
 use super::types::HELIO_REQUESTS_MAX;
 use crate::client;
 use crate::error::Error;
@@ -103,6 +104,7 @@ struct Core {
     cancelled: CancellationToken,
     /// Nobody is to be told any more how it stands.
     ended: CancellationToken,
+    budget: Budget,
     requests: AtomicU32,
     uses: Mutex<usize>,
     idle: Condvar,
@@ -114,6 +116,7 @@ impl Disk {
             volume,
             cancelled: CancellationToken::new(),
             ended: CancellationToken::new(),
+            budget: Budget::new(),
             requests: AtomicU32::new(0),
             uses: Mutex::new(0),
             idle: Condvar::new(),
@@ -147,7 +150,7 @@ impl Disk {
             uses = self.core.idle.wait(uses).unwrap_or_else(PoisonError::into_inner);
         }
         drop(uses);
-        self.engine.wait(self.begin().unless_cancelled(self.core.volume.flush()))
+        self.engine.wait(self.begin().carry_out(Operation::Flush))
     }
 }
 
@@ -170,7 +173,12 @@ impl InUse {
         self.0.ended.cancelled().await;
     }
 
-    /// What comes of an operation, unless everything was cancelled.
+    /// Carries an operation out.
+    pub(super) async fn carry_out(&self, operation: Operation) -> Result<(), Failure> {
+        self.unless_cancelled(operation.carry_out(&self.0.volume, &self.0.budget)).await
+    }
+
+    /// What comes of a question, unless everything was cancelled.
     pub(super) async fn unless_cancelled<T>(
         &self,
         operation: impl Future<Output = Result<T, Error>>,

@@ -1,5 +1,7 @@
 //! What may be asked of a volume, once for calls that block and for requests with callbacks.
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use super::failure::Failure;
 use super::memory::{Landing, Source};
 use super::types::HELIO_FUA;
@@ -7,6 +9,29 @@ use crate::client::Volume;
 use crate::error::{Error, ErrorKind};
 use crate::geometry::{IO_SIZE_MAX, SECTOR_SIZE};
 use crate::wire::client::Part;
+
+/// Bytes of reads and writes of a volume that are carried out at a time, and held in memory for that; more wait. What is acked and
+/// not durable yet is held beside that, by the volume's journal.
+const UNDER_WAY_MAX: u32 = 2 * IO_SIZE_MAX;
+
+/// Room for the bytes of reads and writes that are carried out.
+#[derive(Debug)]
+pub(super) struct Budget(Semaphore);
+
+impl Budget {
+    pub(super) fn new() -> Budget {
+        Budget(Semaphore::new((UNDER_WAY_MAX / SECTOR_SIZE) as usize))
+    }
+
+    /// Waits for room for at most [`IO_SIZE_MAX`] bytes, taken until the permit is dropped.
+    async fn room(&self, bytes: u64) -> Result<SemaphorePermit<'_>, Error> {
+        let sectors = (bytes / u64::from(SECTOR_SIZE)) as u32;
+        self.0
+            .acquire_many(sectors)
+            .await
+            .map_err(|error| Error::new(ErrorKind::Closed, "no room any more").caused_by(error))
+    }
+}
 
 /// An operation with the memory that it needs.
 #[derive(Debug)]
@@ -25,10 +50,10 @@ pub(super) enum Operation {
 
 impl Operation {
     /// Carries it out. Nothing of the caller's memory is touched once this is done or dropped.
-    pub(super) async fn carry_out(self, volume: &Volume) -> Result<(), Error> {
+    pub(super) async fn carry_out(self, volume: &Volume, budget: &Budget) -> Result<(), Error> {
         match self {
-            Operation::Read(offset, landing) => read(volume, offset, landing).await,
-            Operation::Write(offset, source, is_durable) => write(volume, offset, source, is_durable).await,
+            Operation::Read(offset, landing) => read(volume, budget, offset, landing).await,
+            Operation::Write(offset, source, is_durable) => write(volume, budget, offset, source, is_durable).await,
             Operation::Zero(offset, length, is_durable) => {
                 require_range(offset, length)?;
                 volume.zero(offset, length, is_durable).await
@@ -42,11 +67,17 @@ impl Operation {
     }
 }
 
-/// Whether `flags` has [`HELIO_FUA`], which `allowed` may name.
-pub(super) fn is_durable(flags: u32, allowed: u32) -> Result<bool, Failure> {
+/// None of `flags` is another one than those.
+pub(super) fn require_flags(flags: u32, allowed: u32) -> Result<(), Failure> {
     if flags & !allowed != 0 {
         return Err(Failure::invalid(format!("unknown flags {:#x}", flags & !allowed)));
     }
+    Ok(())
+}
+
+/// Whether the flags of a write want it durable.
+pub(super) fn is_durable(flags: u32) -> Result<bool, Failure> {
+    require_flags(flags, HELIO_FUA)?;
     Ok(flags & HELIO_FUA != 0)
 }
 
@@ -60,12 +91,13 @@ pub(super) fn require_range(offset: u64, length: u64) -> Result<(), Error> {
     Err(Error::new(ErrorKind::InvalidRequest, text))
 }
 
-async fn read(volume: &Volume, offset: u64, mut landing: Landing) -> Result<(), Error> {
+async fn read(volume: &Volume, budget: &Budget, offset: u64, mut landing: Landing) -> Result<(), Error> {
     require_range(offset, landing.length() as u64)?;
     let end = offset + landing.length() as u64;
     let mut at = offset;
     while at < end {
         let piece = (end - at).min(u64::from(IO_SIZE_MAX)) as u32;
+        let _room = budget.room(u64::from(piece)).await?;
         for part in volume.read_parts(at, piece).await? {
             match part {
                 Part::Data(data) => landing.put(&data),
@@ -77,7 +109,13 @@ async fn read(volume: &Volume, offset: u64, mut landing: Landing) -> Result<(), 
     Ok(())
 }
 
-async fn write(volume: &Volume, offset: u64, mut source: Source, is_durable: bool) -> Result<(), Error> {
+async fn write(
+    volume: &Volume,
+    budget: &Budget,
+    offset: u64,
+    mut source: Source,
+    is_durable: bool,
+) -> Result<(), Error> {
     let length = source.length() as u64;
     require_range(offset, length)?;
     let is_one = length <= u64::from(IO_SIZE_MAX);
@@ -85,6 +123,7 @@ async fn write(volume: &Volume, offset: u64, mut source: Source, is_durable: boo
     // Once at least: nothing at all is refused, too, where nothing may be written.
     loop {
         let piece = (length - done).min(u64::from(IO_SIZE_MAX));
+        let _room = budget.room(piece).await?;
         let data = source.take(piece as usize);
         volume.write_with(offset + done, data, is_durable && is_one).await?;
         done += piece;

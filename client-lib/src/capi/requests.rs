@@ -16,7 +16,7 @@ use super::volume::status;
 use crate::client::VolumeState;
 
 /// What a callback is given of the caller's.
-struct User(*mut c_void);
+pub(super) struct User(pub(super) *mut c_void);
 
 // SAFETY: it is not looked at, only handed back; the caller expects it on another thread.
 unsafe impl Send for User {}
@@ -68,8 +68,7 @@ pub(super) fn begin(
     let request = in_use.one_more()?;
     let completion = Completion { callback, user: User(user), outcome: None, request };
     disk.engine().handle().spawn(async move {
-        let in_use = completion.request.in_use();
-        let outcome = in_use.unless_cancelled(operation.carry_out(in_use.volume())).await;
+        let outcome = completion.request.in_use().carry_out(operation).await;
         completion.end(outcome);
     });
     Ok(())
@@ -89,11 +88,13 @@ pub(super) fn watch(disk: &Disk, in_use: InUse, watcher: Watcher, user: *mut c_v
         let mut told: Option<VolumeState> = None;
         loop {
             let now = states.borrow_and_update().clone();
-            if told.as_ref() != Some(&now) {
+            // Every write changes what is kept: that alone is not worth telling.
+            let what = VolumeState { journal_bytes: 0, ..now.clone() };
+            if told.as_ref() != Some(&what) {
                 let status: Status = status(&now, is_read_only);
                 // SAFETY: the caller gave this function for that, with this pointer; the status is there during the call.
                 unsafe { watcher(user.0, &raw const status) };
-                told = Some(now);
+                told = Some(what);
             }
             tokio::select! {
                 biased;

@@ -21,7 +21,7 @@ use super::failure::{
 };
 use super::handles;
 use super::io::{helio_extents, helio_flush, helio_read, helio_readv, helio_write};
-use super::library::{helio_last_error, helio_version};
+use super::library::{helio_last_error, helio_log, helio_version};
 use super::memory::{Landing, Source};
 use super::types::*;
 use super::volume::*;
@@ -351,6 +351,53 @@ fn who_watches_is_told_how_the_volume_stands_until_it_is_closed() {
     receiver.iter().for_each(|(state, _)| assert_eq!(state, HELIO_WAITING as c_int));
 }
 
+unsafe extern "C" fn note(user: *mut c_void, level: u32, text: *const std::ffi::c_char) {
+    // SAFETY: the sender outlives the logging, and the text the call.
+    let (sender, text) = unsafe { (&*user.cast::<Sender<(u32, String)>>(), CStr::from_ptr(text)) };
+    // SAFETY: nothing is pointed at.
+    assert_eq!(unsafe { helio_log(0, None, ptr::null_mut()) }, -EDEADLK, "it would wait for itself");
+    sender.send((level, text.to_string_lossy().into_owned())).expect("somebody listens");
+}
+
+#[test]
+fn what_waits_is_told_to_who_wants_to_know_and_to_nobody_later() {
+    let (sender, receiver) = channel::<(u32, String)>();
+    let sender = Box::new(sender);
+    let told_to = ptr::from_ref(&*sender).cast_mut().cast();
+    // SAFETY: the sender outlives the logging.
+    unsafe {
+        assert_eq!(helio_log(4, Some(note), told_to), -EINVAL);
+        assert_eq!(helio_log(HELIO_LOG_WARNING, Some(note), told_to), 0);
+        nobody_answers(c"/nowhere/first.sock");
+        // Other tests may be told of in between.
+        let (level, text) = receiver.iter().find(|(_, text)| text.contains("/nowhere/first.sock")).expect("is told");
+        assert!(level == HELIO_LOG_WARNING && text.starts_with("no node answers"), "{text}");
+        assert_eq!(helio_log(HELIO_LOG_ERROR, Some(note), told_to), 0);
+        nobody_answers(c"/nowhere/second.sock");
+        assert_eq!(helio_log(0, None, ptr::null_mut()), 0);
+        nobody_answers(c"/nowhere/third.sock");
+    }
+    drop(sender);
+    let told_later = receiver.iter().find(|(_, text)| text.contains("second.sock") || text.contains("third.sock"));
+    assert_eq!(told_later, None, "the second was no error, and of the third nobody wanted to know");
+}
+
+/// Asks where nobody is.
+fn nobody_answers(socket: &CStr) {
+    unsafe extern "C" fn visit(_: *mut c_void, _: *const VolumeInfo) -> c_int {
+        unreachable!("no node runs that could tell of volumes")
+    }
+    let mut cluster = ptr::null_mut();
+    // SAFETY: everything outlives the calls.
+    unsafe {
+        let opened = helio_cluster_open_socket(socket.as_ptr(), ptr::null(), &raw mut cluster);
+        assert_eq!(opened, 0, "it connects to nobody yet");
+        assert_eq!(helio_cluster_volumes(cluster, 1, Some(visit), ptr::null_mut()), -ETIMEDOUT);
+        assert!(told().contains(&*socket.to_string_lossy()), "{}", told());
+        assert_eq!(helio_cluster_close(cluster), 0);
+    }
+}
+
 #[test]
 fn texts_of_failures_are_of_their_thread() {
     // SAFETY: handles may be anything, and the texts are there until the next call.
@@ -365,16 +412,11 @@ fn texts_of_failures_are_of_their_thread() {
 
 #[test]
 fn nobody_is_waited_for_longer_than_was_said() {
+    nobody_answers(c"/nowhere/client.sock");
     let mut cluster = ptr::null_mut();
-    unsafe extern "C" fn visit(_: *mut c_void, _: *const VolumeInfo) -> c_int {
-        unreachable!("no node runs that could tell of volumes")
-    }
     // SAFETY: everything outlives the calls.
     unsafe {
-        let opened = helio_cluster_open_socket(c"/nowhere/client.sock".as_ptr(), ptr::null(), &raw mut cluster);
-        assert_eq!(opened, 0, "it connects to nobody yet");
-        assert_eq!(helio_cluster_volumes(cluster, 1, Some(visit), ptr::null_mut()), -ETIMEDOUT);
-        assert!(told().contains("/nowhere/client.sock"), "{}", told());
+        assert_eq!(helio_cluster_open_socket(c"/nowhere/client.sock".as_ptr(), ptr::null(), &raw mut cluster), 0);
         let options = OpenOptions { size: 24, flags: 0, give_up_ms: 1, journal_bytes: 0 };
         let mut volume = ptr::null_mut();
         let opened = helio_volume_open(cluster, c"disk".as_ptr(), &raw const options, &raw mut volume);

@@ -31,6 +31,12 @@ constants! {
     HELIO_WAITING: u32 = 2;
     /// State of a volume: it cannot be used any more. Close it and open it anew.
     HELIO_FAILED: u32 = 3;
+    /// Level of a line: something is over, or broken.
+    HELIO_LOG_ERROR: u32 = 1;
+    /// Level of a line: something waits, and why.
+    HELIO_LOG_WARNING: u32 = 2;
+    /// Level of a line: something goes on.
+    HELIO_LOG_INFO: u32 = 3;
     /// State of an extent: there is data; asked for residency: at the owner.
     HELIO_DATA: u32 = 1;
     /// State of an extent: it reads as zeroes.
@@ -124,6 +130,8 @@ callbacks! {
     NodeVisitor = helio_node_visitor(user: *mut c_void, node: *const NodeInfo) -> c_int;
     /// Called for each extent, in order and without gaps. Anything but 0 ends the listing, which returns it.
     ExtentVisitor = helio_extent_visitor(user: *mut c_void, offset: u64, length: u64, state: u32) -> c_int;
+    /// Called with a line, without its end, on a thread that does nothing else. The text is there during the call.
+    Logger = helio_logger(user: *mut c_void, level: u32, text: *const c_char) -> ();
     /// Called with how the volume stands, on a thread of the library. As with helio_callback.
     Watcher = helio_watcher(user: *mut c_void, status: *const Status) -> ();
 }

@@ -10,6 +10,7 @@ use super::engine::{Disk, require_own_thread};
 use super::failure::Failure;
 use super::handles;
 use super::memory::{Place, options, put_status, text};
+use super::operations::require_flags;
 use super::requests;
 use super::types::{
     Cluster, HELIO_BLOCK_BYTES, HELIO_CONNECTED, HELIO_FAILED, HELIO_READ_ONLY, HELIO_REQUEST_BYTES_MAX,
@@ -61,9 +62,7 @@ functions! {
         let name = unsafe { text(name, "the volume's name") }?;
         // SAFETY: the same.
         let options = unsafe { self::options(options) }?;
-        if options.flags & !HELIO_READ_ONLY != 0 {
-            return Err(Failure::invalid(format!("unknown flags {:#x}", options.flags & !HELIO_READ_ONLY)));
-        }
+        require_flags(options.flags, HELIO_READ_ONLY)?;
         let options = client::OpenOptions {
             is_read_only: options.flags & HELIO_READ_ONLY != 0,
             give_up: patience(options.give_up_ms),
@@ -107,8 +106,8 @@ functions! {
         Ok(0)
     }
 
-    /// Calls watcher with how the volume stands, now and after every change, until helio_volume_close returns. Changes that follow each
-    /// other closely may be told as one.
+    /// Calls watcher with how the volume stands, now and after every change of anything but journal_bytes, until helio_volume_close
+    /// returns. Changes that follow each other closely may be told as one.
     fn helio_volume_watch(volume: *mut Volume, watcher: Watcher, user: *mut c_void) -> c_int {
         let (disk, in_use) = handles::volume(volume)?;
         requests::watch(&disk, in_use, watcher, user)?;
