@@ -17,6 +17,9 @@ extern "C" {
 #endif
 
 #define HELIO_VERSION "0.1.0"
+#define HELIO_VERSION_MAJOR 0
+#define HELIO_VERSION_MINOR 1
+#define HELIO_VERSION_PATCH 0
 
 /* Offsets and lengths are multiples of this. */
 #define HELIO_SECTOR_BYTES 512u

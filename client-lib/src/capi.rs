@@ -10,8 +10,8 @@
 //! - A request has its callback called exactly once, whatever becomes of it ([`requests`]).
 //! - Only [`memory`] reads and writes what a caller points at. Else only callers' functions are called without the compiler's help.
 //!
-//! Nothing of this is reachable in a program that links the crate as Rust; the symbols are visible in the C library alone
-//! (docs/decisions/0034).
+//! Nothing calls this in a program that links the crate as Rust, and its linker drops it; the symbols are visible in the C library
+//! alone (docs/decisions/0034).
 
 pub mod aio;
 pub mod cluster;

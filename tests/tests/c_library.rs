@@ -119,42 +119,7 @@ fn it_exports_the_kept_symbols_with_their_version_and_nothing_else() {
 }
 
 /// What a program that was compiled with this header relies on, for the compiler to check.
-const RELIED_ON: &str = r#"
-#include <heliotrope.h>
-#include <errno.h>
-#ifdef __cplusplus
-#define CHECK(condition) static_assert(condition, #condition)
-#else
-#define CHECK(condition) _Static_assert(condition, #condition)
-#endif
-CHECK(sizeof(helio_cluster_options) == 8);
-CHECK(sizeof(helio_open_options) == 24 && offsetof(helio_open_options, give_up_ms) == 8);
-CHECK(offsetof(helio_open_options, journal_bytes) == 16);
-CHECK(sizeof(helio_volume_info) == 24 && offsetof(helio_volume_info, name) == 16);
-CHECK(sizeof(helio_node_info) == 32 && offsetof(helio_node_info, address) == 24);
-CHECK(sizeof(helio_status) == 368 && offsetof(helio_status, volume_bytes) == 24);
-CHECK(offsetof(helio_status, owner) == 48 && offsetof(helio_status, reason) == 112);
-CHECK(ENOENT == 2 && EIO == 5 && E2BIG == 7 && EBADF == 9 && EAGAIN == 11 && EBUSY == 16 && EEXIST == 17);
-CHECK(EINVAL == 22 && ENOSPC == 28 && EROFS == 30 && EDEADLK == 35 && EBADMSG == 74 && ENOTSUP == 95);
-CHECK(ETIMEDOUT == 110 && ESTALE == 116 && ECANCELED == 125);
-#include <sys/types.h>
-#include <sys/wait.h>
-#include <unistd.h>
-#include <string.h>
-int main(void)
-{
-    helio_cluster *cluster;
-    if (strcmp(helio_version(), HELIO_VERSION) != 0 || helio_cluster_open_socket("/nowhere", NULL, &cluster) != 0)
-        return 1;
-    pid_t child = fork();
-    if (child == 0)
-        _exit(helio_cluster_close(cluster) == -ENOTSUP && helio_cluster_open_socket("/nowhere", NULL, &cluster) == -ENOTSUP ? 0 : 1);
-    int status = 1;
-    if (waitpid(child, &status, 0) != child || status != 0)
-        return 2;
-    return helio_cluster_close(cluster);
-}
-"#;
+const RELIED_ON: &str = include_str!("../c_library/relied_on.c");
 
 #[test]
 fn the_header_is_c_and_cpp_its_layout_is_kept_and_a_forked_child_is_refused() {
@@ -218,145 +183,12 @@ fn the_python_example_writes_reads_and_is_told_of_mistakes() {
     }
 }
 
-/// Calls of every kind, with what they must give. Python, because a mistake here shows itself as an exception.
-const EVERY_CALL: &str = r#"
-import ctypes, sys, threading
-from ctypes import *
-import example
-from example import check, lib
-
-MIB = 1 << 20
-Done = CFUNCTYPE(None, c_void_p, c_int)
-Visit = CFUNCTYPE(c_int, c_void_p, c_uint64, c_uint64, c_uint32)
-class NodeInfo(Structure):
-    _fields_ = [("size", c_uint32), ("flags", c_uint32), ("name", c_char_p), ("provider", c_char_p), ("address", c_char_p)]
-class Status(Structure):
-    _fields_ = [(n, c_uint32) for n in ("size", "state", "flags", "sector", "block", "request_max")] + \
-        [(n, c_uint64) for n in ("volume_bytes", "epoch", "journal_bytes")] + [("owner", c_char * 64), ("reason", c_char * 256)]
-class Part(Structure):
-    _fields_ = [("base", c_void_p), ("length", c_size_t)]
-VisitNode = CFUNCTYPE(c_int, c_void_p, POINTER(NodeInfo))
-Watch = CFUNCTYPE(None, c_void_p, POINTER(Status))
-V, U64, U32, P, SIZE = c_void_p, c_uint64, c_uint32, c_void_p, c_size_t
-for name, arguments in {
-    "cluster_nodes": [V, U64, VisitNode, P], "volume_status": [V, POINTER(Status)], "volume_watch": [V, Watch, P],
-    "volume_cancel": [V], "extents": [V, U64, U64, U32, Visit, P], "write_zeroes": [V, U64, U64, U32],
-    "discard": [V, U64, U64, U32], "cache": [V, U64, U64, U32], "readv": [V, U64, P, c_int, U32],
-    "writev": [V, U64, P, c_int, U32], "aio_write": [V, U64, P, SIZE, U32, Done, P],
-    "aio_readv": [V, U64, P, c_int, U32, Done, P], "aio_writev": [V, U64, P, c_int, U32, Done, P],
-    "aio_write_zeroes": [V, U64, U64, U32, Done, P], "aio_discard": [V, U64, U64, U32, Done, P],
-    "aio_flush": [V, U32, Done, P], "aio_cache": [V, U64, U64, U32, Done, P],
-}.items():
-    getattr(lib, "helio_" + name).argtypes = arguments
-
-def extents(disk, offset, length, flags=0):
-    found = []
-    @Visit
-    def visit(_, at, run, state):
-        found.append((at, run, state))
-        return 0
-    check(lib.helio_extents(disk.handle, offset, length, flags, visit, None))
-    assert sum(run for _, run, _ in found) == length, found
-    merged = []
-    for at, run, state in found:
-        if merged and merged[-1][2] == state:
-            merged[-1] = (merged[-1][0], merged[-1][1] + run, state)
-        else:
-            merged.append((at, run, state))
-    return merged
-
-def wait(begin, *arguments):
-    arrived, results = threading.Event(), []
-    @Done
-    def done(_, result):
-        results.append(result)
-        arrived.set()
-    check(begin(*arguments, done, None))
-    arrived.wait()
-    return check(results[0])
-
-def parts(*buffers):
-    return (Part * len(buffers))(*(Part(addressof(b), sizeof(b)) for b in buffers)), len(buffers)
-
-with example.Cluster(sys.argv[1]) as cluster:
-    names = []
-    @VisitNode
-    def visit(_, node):
-        names.append((node.contents.name, node.contents.provider))
-        return 7
-    assert lib.helio_cluster_nodes(cluster.handle, 0, visit, None) == 7
-    assert names == [(b"a", b"cloud-a")], names
-    with cluster.open("disk") as disk:
-        h = disk.handle
-        # Longer than one request may be, and no multiple of it.
-        long = bytes(range(256)) * (40 * MIB // 256 + 2)
-        disk.write(4096, long)
-        assert disk.read(4096, len(long)) == long
-        assert disk.read(0, 4096) == bytes(4096)
-        assert extents(disk, 0, disk.size) == [(0, 4096, 2), (4096, len(long) // 4096 * 4096 + 4096, 1),
-                                               (len(long) // 4096 * 4096 + 8192, disk.size - len(long) // 4096 * 4096 - 8192, 2)]
-        assert {state for _, _, state in extents(disk, 0, disk.size, 8)} == {1, 2}
-        check(lib.helio_write_zeroes(h, 4096, 32 * MIB, 1))
-        check(lib.helio_discard(h, 4096 + 32 * MIB, 8 * MIB + 512, 0))
-        assert disk.read(0, 48 * MIB) == bytes(48 * MIB)
-        assert extents(disk, 4096, 32 * MIB) == [(4096, 32 * MIB, 2)]
-        check(lib.helio_cache(h, 0, disk.size, 0))
-        a, b = create_string_buffer(b"a" * 512, 512), create_string_buffer(b"b" * 1024, 1024)
-        check(lib.helio_writev(h, 512, *parts(a, b), 1))
-        c, d = create_string_buffer(1024), create_string_buffer(512)
-        check(lib.helio_readv(h, 512, *parts(c, d), 0))
-        assert c.raw + d.raw == a.raw + b.raw
-        wait(lib.helio_aio_writev, h, 8192, *parts(b, a), 1)
-        wait(lib.helio_aio_readv, h, 8192, *parts(d, c), 0)
-        assert d.raw + c.raw == b.raw + a.raw
-        wait(lib.helio_aio_write, h, 16384, addressof(a), 512, 0)
-        wait(lib.helio_aio_discard, h, 8192, 512, 0)
-        wait(lib.helio_aio_write_zeroes, h, 8704, 512, 1)
-        wait(lib.helio_aio_cache, h, 0, 4096, 0)
-        wait(lib.helio_aio_flush, h, 0)
-        assert disk.read(8192, 1536) == bytes(1024) + a.raw and disk.read(16384, 512) == a.raw
-        for offset, length, expected in [(disk.size - 512, 1024, 28), (100, 512, 22)]:
-            try:
-                disk.write(offset, bytes(length))
-                sys.exit("a write that cannot be was done")
-            except OSError as error:
-                assert error.errno == expected and error.strerror, error
-        states, told = [], threading.Event()
-        @Watch
-        def watch(_, status):
-            states.append((status.contents.state, status.contents.owner))
-            told.set()
-        check(lib.helio_volume_watch(h, watch, None))
-        told.wait()
-        status = Status(size=sizeof(Status))
-        check(lib.helio_volume_status(h, byref(status)))
-        assert (status.state, status.flags, status.owner, status.epoch, status.reason) == (1, 0, b"a", 1, b""), status.reason
-        assert (status.sector, status.block, status.request_max) == (512, 4096, 32 * MIB)
-        assert (status.volume_bytes, status.journal_bytes) == (64 * MIB, 0) and states == [(1, b"a")], states
-    with cluster.open("disk@monday") as monday:
-        check(lib.helio_volume_status(monday.handle, byref(status)))
-        assert status.flags == 2 and extents(monday, 0, monday.size) == [(0, monday.size, 2)]
-    # The handle of a cluster may go before those of its volumes.
-    disk = cluster.open("disk")
-disk.write(0, b"z" * 512)
-assert disk.read(0, 512) == b"z" * 512
-check(lib.helio_volume_cancel(disk.handle))
-try:
-    disk.flush()
-    sys.exit("a flush of a cancelled volume was done")
-except OSError as error:
-    assert error.errno == 125, error
-assert lib.helio_volume_close(disk.handle) == -125
-print("every call is well")
-"#;
-
 #[test]
 fn every_call_does_what_the_header_says() {
     let installed = Installed::new();
     let (nodes, credentials) = node("64M");
     nodes.run("a", &["volume", "snapshot", "create", "disk@monday"]).expect("is made");
-    let script = installed.path().join("every_call.py");
-    std::fs::write(&script, EVERY_CALL).expect("is written");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("c_library/every_call.py");
     let said = run(installed.command("python3").arg(script).arg(credentials).env("PYTHONPATH", sources()));
     assert!(said.expect("no exception").contains("every call is well"));
 }

@@ -211,7 +211,8 @@ impl Drop for InUse {
     fn drop(&mut self) {
         let mut uses = self.0.uses();
         *uses -= 1;
-        if *uses == 0 {
+        // A wake-up is a system call. Who waits has cancelled that before looking at the uses.
+        if *uses == 0 && self.0.ended.is_cancelled() {
             self.0.idle.notify_all();
         }
     }

@@ -64,7 +64,13 @@ fn header() -> String {
     let mut out = format!("/* {}\n */\n", wrapped(OPENING, " * ").replace(" * \n", " *\n"));
     out += "#ifndef HELIOTROPE_H\n#define HELIOTROPE_H\n\n#include <stddef.h>\n#include <stdint.h>\n\n";
     out += "#ifdef __cplusplus\nextern \"C\" {\n#endif\n\n";
-    let _ = writeln!(out, "#define HELIO_VERSION \"{}\"\n", env!("CARGO_PKG_VERSION"));
+    let _ = writeln!(out, "#define HELIO_VERSION \"{}\"", env!("CARGO_PKG_VERSION"));
+    let [major, minor, patch] =
+        [env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"), env!("CARGO_PKG_VERSION_PATCH")];
+    for (name, value) in [("MAJOR", major), ("MINOR", minor), ("PATCH", patch)] {
+        let _ = writeln!(out, "#define HELIO_VERSION_{name} {value}");
+    }
+    out += "\n";
     for constant in types::CONSTANTS {
         let _ = write!(out, "{}#define {} {}u\n\n", comment(constant.doc, ""), constant.name, constant.value);
     }
