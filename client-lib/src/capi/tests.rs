@@ -177,6 +177,61 @@ fn whatever_waits_ends_when_the_volume_is_cancelled_and_is_told_of_once() {
     assert_eq!(unsafe { helio_cluster_close(cluster) }, 0);
 }
 
+#[test]
+fn threads_that_go_on_while_the_volume_is_closed_are_refused_and_none_of_their_requests_is_lost() {
+    const ROUNDS: usize = 40;
+    let cluster = silent();
+    for round in 0..ROUNDS {
+        // What was opened for reading is flushed at once; the other waits until it is cancelled.
+        let is_read_only = round % 2 == 0;
+        let volume = open(cluster, c"disk", if is_read_only { HELIO_READ_ONLY } else { 0 });
+        let (sender, receiver) = listen();
+        let address = volume.addr();
+        let (begun, has_begun) = channel();
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let begun = begun.clone();
+                // The senders live until all are joined.
+                let sender = ptr::from_ref(&*sender).expose_provenance();
+                std::thread::spawn(move || {
+                    let user = ptr::with_exposed_provenance_mut::<c_void>(sender);
+                    let volume = ptr::without_provenance_mut(address);
+                    let mut count = 0;
+                    loop {
+                        // SAFETY: a handle, and a sender that lives longer.
+                        match unsafe { helio_aio_flush(volume, 0, Some(tell), user) } {
+                            0 => {
+                                count += 1;
+                                // Nobody listens any more once there were enough.
+                                let _ = begun.send(());
+                            }
+                            refused if refused == -EAGAIN => std::thread::yield_now(),
+                            refused => {
+                                assert_eq!(refused, -EBADF, "{}", told());
+                                break count;
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        has_begun.iter().take(50).for_each(|()| ());
+        // SAFETY: a handle.
+        unsafe {
+            if !is_read_only {
+                assert_eq!(helio_volume_cancel(volume), 0);
+            }
+            assert_eq!(helio_volume_close(volume), if is_read_only { 0 } else { -ECANCELED });
+        }
+        let told = receiver.try_iter().count();
+        let begun: usize = threads.into_iter().map(|thread| thread.join().expect("no panic")).sum();
+        assert_eq!(told, begun, "round {round}: each once, and before the volume was closed");
+        assert!(receiver.try_recv().is_err());
+    }
+    // SAFETY: a handle.
+    assert_eq!(unsafe { helio_cluster_close(cluster) }, 0);
+}
+
 /// Calls that block are made where they must not be.
 unsafe extern "C" fn misuse(user: *mut c_void, _: c_int) {
     let volume = open_volume().lock().expect("no panic").expect("is set");
