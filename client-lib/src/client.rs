@@ -13,5 +13,5 @@ mod replay;
 mod session;
 pub mod volume;
 
-pub use cluster::{Cluster, OpenOptions};
-pub use volume::{Extent, Volume, VolumeState, VolumeStatus};
+pub use cluster::{Cluster, Found, OpenOptions};
+pub use volume::{Extent, Position, Volume, VolumeState, VolumeStatus};

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use client_lib::Error;
 use client_lib::transport::BoxFuture;
+use client_lib::{Error, ErrorKind};
 use tokio::runtime::Handle;
 
 /// What a client is told about an export before it transmits (NBD protocol, `NBD_OPT_INFO`).
@@ -91,6 +91,24 @@ pub trait ExportDirectory: Send + Sync + 'static {
 
     /// Opens `name` for one connection.
     fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>>;
+
+    /// What a session of another process uses is about to be passed on to this one; `draft` is what [`Session::draft`] told there.
+    /// Does now what takes time.
+    ///
+    /// # Errors
+    /// Why it cannot be taken up here; unless told otherwise, nothing can.
+    fn expect<'a>(&'a self, _draft: &'a [u8]) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async { Err(not_passed_on()) })
+    }
+
+    /// Goes on where a session of another process stopped; `state` is what [`Session::settle`] told there. What comes is for all
+    /// connections that shared it.
+    ///
+    /// # Errors
+    /// As [`expect`](Self::expect).
+    fn resume<'a>(&'a self, _state: &'a [u8]) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
+        Box::pin(async { Err(not_passed_on()) })
+    }
 }
 
 /// One connection's use of an export. Dropped when the connection ends.
@@ -109,6 +127,27 @@ pub trait Session: Send + Sync + 'static {
     /// the connection does.
     fn home(&self) -> Option<Handle> {
         None
+    }
+
+    /// The same number for all sessions of this process that use the same thing together, where that can be passed on to another
+    /// process; `None` where it cannot, and then its connections stay in this one.
+    fn share(&self) -> Option<u64> {
+        None
+    }
+
+    /// What is used, for the directory of another process to look it up ([`ExportDirectory::expect`]).
+    fn draft(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Makes durable what was acked to any connection, and tells what another process needs to go on
+    /// ([`ExportDirectory::resume`]). Nothing is under way meanwhile on connections that are passed on, and nothing comes
+    /// afterwards unless the passing on fails.
+    ///
+    /// # Errors
+    /// Why it cannot be passed on now; it can be used as before.
+    fn settle(&self) -> BoxFuture<'_, Result<Vec<u8>, Error>> {
+        Box::pin(async { Err(not_passed_on()) })
     }
 
     /// Reads `length` bytes at `offset`: the newest acked write of every byte, wherever it was acked.
@@ -153,4 +192,8 @@ pub trait Session: Send + Sync + 'static {
     fn cache(&self, _offset: u64, _length: u64) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async { Ok(()) })
     }
+}
+
+fn not_passed_on() -> Error {
+    Error::new(ErrorKind::InvalidRequest, "what is exported here cannot be passed on to another process")
 }

@@ -4,13 +4,15 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::bail;
 use clap::{Args, Parser};
 use client_lib::client::{Cluster, OpenOptions};
+use futures_util::future::select;
 use nbd_frontend::remote::RemoteDirectory;
 use nbd_frontend::{Server, ServerOptions, TlsMode, TlsOptions};
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +29,7 @@ const JOURNAL_MIB_MIN: u64 = 32;
     name = "helio-nbd",
     version,
     max_term_width = 100,
-    after_help = "Example:\n  helio cluster client host-7 --out host-7.helio      # at the node that began the cluster\n  helio-nbd --cluster host-7.helio --socket /run/helio/nbd.sock --export disk\n  nbdinfo 'nbd+unix:///disk?socket=/run/helio/nbd.sock'"
+    after_help = "Example:\n  helio cluster client host-7 --out host-7.helio      # at the node that began the cluster\n  helio-nbd --cluster host-7.helio --socket /run/helio/nbd.sock --export disk\n  nbdinfo 'nbd+unix:///disk?socket=/run/helio/nbd.sock'\n  helio-nbd --cluster host-7.helio --socket /run/helio/nbd.sock --export disk --replace     # after an upgrade"
 )]
 struct HelioNbd {
     #[command(flatten)]
@@ -38,6 +40,13 @@ struct HelioNbd {
     /// Listen on this TCP address; whoever reaches it may use the disks
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// Take over from the helio-nbd that serves there now, with its connections: its clients see a pause, and no reconnect.
+    /// Give it the same options. When none serves there, start as usual
+    #[arg(long)]
+    replace: bool,
+    /// Where a newer process may take over [default: the path of --socket with .control behind it]
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
     /// Export this volume or snapshot (VOLUME@SNAPSHOT); may be given several times [default: all of the cluster]
     #[arg(long = "export", value_name = "NAME")]
     exports: Vec<String>,
@@ -119,9 +128,13 @@ fn main() -> ExitCode {
 }
 
 async fn serve(arguments: HelioNbd) -> anyhow::Result<()> {
-    let HelioNbd { way, socket, listen, exports, read_only, journal, tls, .. } = arguments;
+    let HelioNbd { way, socket, listen, control, replace, exports, read_only, journal, tls, .. } = arguments;
     if socket.is_none() && listen.is_none() {
         bail!("there is nothing to listen on: use --socket PATH or --listen ADDR");
+    }
+    let control = control.or_else(|| socket.as_deref().map(control_beside));
+    if replace && control.is_none() {
+        bail!("where is the process to be replaced? use --control PATH, as it has");
     }
     let cluster = match (way.cluster, way.node) {
         (Some(credentials), _) => Cluster::from_credentials(&credentials)?,
@@ -132,31 +145,66 @@ async fn serve(arguments: HelioNbd) -> anyhow::Result<()> {
     let names = (!exports.is_empty()).then_some(exports);
     let directory = Arc::new(RemoteDirectory::new(cluster.clone(), names, options));
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut stopped = pin!(async move {
+        let _ = select(pin!(interrupt.recv()), pin!(terminate.recv())).await;
+        // A second one ends the process at once.
+        tokio::spawn(async move {
+            let _ = select(pin!(interrupt.recv()), pin!(terminate.recv())).await;
+            std::process::exit(1);
+        });
+    });
     let server_options =
-        ServerOptions { tcp: listen, unix: socket.clone(), tls: tls.options(), ..ServerOptions::default() };
-    let server = Server::bind(server_options, directory.clone()).await?;
+        ServerOptions { tcp: listen, unix: socket.clone(), control, tls: tls.options(), ..ServerOptions::default() };
+    let (server, how) = match start(server_options, directory.clone(), replace).await? {
+        (server, true) => (server, ", taken over"),
+        (server, false) => (server, ""),
+    };
     let places =
         [socket.map(|path| path.display().to_string()), server.tcp_address().map(|address| address.to_string())];
-    println!("ready: NBD on {}", places.into_iter().flatten().collect::<Vec<_>>().join(" and "));
-    tell_systemd("READY=1");
+    println!("ready: NBD on {}{how}", places.into_iter().flatten().collect::<Vec<_>>().join(" and "));
+    // Of a service whose process was another one until now.
+    tell_systemd(&format!("MAINPID={}\nREADY=1", std::process::id()));
 
     tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+        biased;
+        () = &mut stopped => {
+            tracing::info!("stopping");
+            tell_systemd("STOPPING=1");
+            server.shutdown().await;
         }
-        std::process::exit(1);
-    });
-    tracing::info!("stopping");
-    tell_systemd("STOPPING=1");
-    server.shutdown().await;
+        () = server.replaced() => {
+            let staying = server.staying();
+            if staying > 0 {
+                tracing::info!(staying, "another process serves; connections with TLS stay here until they end");
+            }
+            server.drained(stopped).await;
+        }
+    }
     directory.closed().await;
     cluster.close().await;
     Ok(())
+}
+
+/// A server, and whether it took over from another process.
+async fn start(
+    options: ServerOptions,
+    directory: Arc<RemoteDirectory>,
+    replace: bool,
+) -> Result<(Server, bool), client_lib::Error> {
+    if replace {
+        if let Some(server) = Server::replace(options.clone(), directory.clone()).await? {
+            return Ok((server, true));
+        }
+        tracing::info!("there is no process to take over from");
+    }
+    Ok((Server::bind(options, directory).await?, false))
+}
+
+/// Where a newer process takes over, unless told otherwise.
+fn control_beside(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".control");
+    path.into()
 }
 
 /// The protocol of sd_notify(3): a datagram to the socket that the environment names. Without a service manager there is none.

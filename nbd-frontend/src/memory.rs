@@ -175,6 +175,19 @@ impl Session for MemoryExport {
         self.info.clone()
     }
 
+    /// Passed on within one process only: to another directory that has the same export.
+    fn share(&self) -> Option<u64> {
+        Some(std::ptr::from_ref(self).addr() as u64)
+    }
+
+    fn draft(&self) -> Vec<u8> {
+        self.info.name.clone().into_bytes()
+    }
+
+    fn settle(&self) -> BoxFuture<'_, Result<Vec<u8>, Error>> {
+        Box::pin(future::ready(Ok(self.draft())))
+    }
+
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
         Box::pin(future::ready(Ok(self.read_now(offset, length))))
     }
@@ -235,6 +248,15 @@ impl ExportDirectory for MemoryDirectory {
 
     fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
         Box::pin(future::ready(self.find(name).map(|export| Arc::clone(export) as Arc<dyn Session>)))
+    }
+
+    fn expect<'a>(&'a self, draft: &'a [u8]) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(future::ready(self.find(&String::from_utf8_lossy(draft)).map(|_| ())))
+    }
+
+    fn resume<'a>(&'a self, state: &'a [u8]) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
+        let found = self.find(&String::from_utf8_lossy(state));
+        Box::pin(future::ready(found.map(|export| Arc::clone(export) as Arc<dyn Session>)))
     }
 }
 

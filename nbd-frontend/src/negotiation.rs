@@ -12,6 +12,7 @@ use client_lib::{Error, ErrorKind};
 use crate::contexts::Contexts;
 use crate::errno;
 use crate::export::ExportInfo;
+use crate::passing::message::{HandshakePhase, HandshakeState};
 use crate::proto::constants::{
     FLAG_BLOCK_STATUS_PAYLOAD, FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_CAN_MULTI_CONN, FLAG_HAS_FLAGS,
     FLAG_READ_ONLY, FLAG_SEND_CACHE, FLAG_SEND_DF, FLAG_SEND_FAST_ZERO, FLAG_SEND_FLUSH, FLAG_SEND_FUA, FLAG_SEND_TRIM,
@@ -117,7 +118,7 @@ pub fn transmission_flags(info: &ExportInfo, style: Style, contexts: Contexts) -
 }
 
 /// What becomes of the directory's answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Pending {
     List,
     Info { option: u32, name: String, requests: Vec<u16> },
@@ -125,7 +126,7 @@ enum Pending {
     MetaContext { option: u32, name: String, contexts: Contexts },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Phase {
     ClientFlags,
     Options,
@@ -141,7 +142,7 @@ enum Phase {
 }
 
 /// One handshake.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Negotiation {
     phase: Phase,
     output: Vec<u8>,
@@ -174,6 +175,33 @@ impl Negotiation {
             selected: None,
             options: 0,
         }
+    }
+
+    /// Where it stands while it waits for bytes ([`Step::Read`]), for another process to go on with; `None` anywhere else, and with TLS.
+    #[must_use]
+    pub fn state(&self) -> Option<HandshakeState> {
+        let phase = match self.phase {
+            Phase::ClientFlags => HandshakePhase::Flags,
+            Phase::Options => HandshakePhase::Option,
+            // At most OPTION_SKIP_LEN_MAX.
+            Phase::Skip { option, remaining } => HandshakePhase::Skip { option, remaining: remaining as u32 },
+            Phase::Asked(_) | Phase::StartTls | Phase::Ready(_) | Phase::Close(_) => return None,
+        };
+        let Negotiation { fixed, no_zeroes, style, options, ref selected, .. } = *self;
+        let state = HandshakeState { phase, fixed, no_zeroes, style, selected: selected.clone(), options };
+        (self.encryption != Encryption::On).then_some(state)
+    }
+
+    /// Goes on where another process stopped; there is nothing to send.
+    #[must_use]
+    pub fn resumed(state: HandshakeState, encryption: Encryption) -> Negotiation {
+        let HandshakeState { phase, fixed, no_zeroes, style, selected, options } = state;
+        let phase = match phase {
+            HandshakePhase::Flags => Phase::ClientFlags,
+            HandshakePhase::Option => Phase::Options,
+            HandshakePhase::Skip { option, remaining } => Phase::Skip { option, remaining: remaining as usize },
+        };
+        Negotiation { phase, output: Vec::new(), encryption, fixed, no_zeroes, style, selected, options }
     }
 
     /// Bytes to send, in order. Taken before every read and before the connection closes or transmits.

@@ -3,18 +3,21 @@
 //! All connections of an export share one [`Volume`]: a FLUSH on one covers what was acked on all of them, as several
 //! connections of one client need it. It is opened with the first connection, and flushed and closed behind the last: then no
 //! write of it can be sent again over what somebody else writes later. One that cannot be used any more is opened anew for the
-//! next connection.
+//! next connection. Where a volume stands is passed on to the directory of another process as [`RemoteState`]: it has flushed
+//! before, so no write goes along.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use client_lib::client::{Cluster, Extent, OpenOptions, Volume, VolumeStatus};
+use client_lib::client::{Cluster, Extent, Found, OpenOptions, Position, Volume, VolumeStatus};
 use client_lib::geometry::IO_SIZE_MAX;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::client::{ExtentState, Part, VolumeInfo};
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, SECTOR_SIZE};
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
@@ -27,6 +30,38 @@ use crate::export::{
 const OPEN_PATIENCE: Duration = Duration::from_secs(20);
 /// How long the flush behind the last connection of an export may take; the data is as safe as its node is.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the owner of a volume that is passed on to this process may take to answer; its clients wait meanwhile.
+const RESUME_PATIENCE: Duration = Duration::from_secs(4);
+
+/// A volume as one process passes it on to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteState {
+    /// How its cluster is reached ([`Cluster::way`]): the same volume may be another one elsewhere.
+    pub way: String,
+    /// Whether writes are refused, which its clients were told.
+    pub is_read_only: bool,
+    /// Where its use stands.
+    pub position: Position,
+}
+
+impl RemoteState {
+    /// As bytes (docs/format.md, "helio-nbd to its successor").
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("numbers and strings can be encoded")
+    }
+
+    /// From bytes.
+    ///
+    /// # Errors
+    /// `Corrupt`: they are something else.
+    pub fn decode(bytes: &[u8]) -> Result<RemoteState, Error> {
+        match postcard::take_from_bytes(bytes) {
+            Ok((state, [])) => Ok(state),
+            Ok(_) | Err(_) => Err(Error::new(ErrorKind::Corrupt, "what was passed on is not the state of a volume")),
+        }
+    }
+}
 
 /// The volumes of a cluster.
 pub struct RemoteDirectory {
@@ -35,6 +70,8 @@ pub struct RemoteDirectory {
     names: Option<Vec<String>>,
     options: OpenOptions,
     open: Mutex<BTreeMap<String, Weak<Shared>>>,
+    /// What is about to be passed on to this process.
+    expected: Mutex<BTreeMap<String, Found>>,
     runtime: Handle,
     closing: TaskTracker,
 }
@@ -43,6 +80,10 @@ pub struct RemoteDirectory {
 struct Shared {
     /// `None` once it is being closed.
     volume: Option<Volume>,
+    /// The same for no other.
+    number: u64,
+    way: Arc<str>,
+    is_read_only: bool,
     runtime: Handle,
     closing: TaskTracker,
 }
@@ -68,8 +109,8 @@ impl RemoteDirectory {
     /// Exports `names` of `cluster`, or all of its volumes, opened with `options`. Needs a tokio runtime, which must outlive it.
     #[must_use]
     pub fn new(cluster: Cluster, names: Option<Vec<String>>, options: OpenOptions) -> RemoteDirectory {
-        let (open, runtime, closing) = (Mutex::default(), Handle::current(), TaskTracker::new());
-        RemoteDirectory { cluster, names, options, open, runtime, closing }
+        let (open, expected, runtime) = (Mutex::default(), Mutex::default(), Handle::current());
+        RemoteDirectory { cluster, names, options, open, expected, runtime, closing: TaskTracker::new() }
     }
 
     /// Waits until the volumes of connections that have ended are flushed and closed.
@@ -106,9 +147,70 @@ impl RemoteDirectory {
         let volume = tokio::time::timeout(OPEN_PATIENCE, opening).await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Unavailable, "no node of the cluster answers; the log says more"))
         })?;
-        let (runtime, closing) = (self.runtime.clone(), self.closing.clone());
-        let shared = Arc::new(Shared { volume: Some(volume), runtime, closing });
+        let shared = self.share(volume);
         open.insert(name.to_owned(), Arc::downgrade(&shared));
+        Ok(shared)
+    }
+
+    fn share(&self, volume: Volume) -> Arc<Shared> {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let (runtime, closing) = (self.runtime.clone(), self.closing.clone());
+        Arc::new(Shared {
+            volume: Some(volume),
+            number,
+            way: self.cluster.way().into(),
+            is_read_only: self.options.is_read_only,
+            runtime,
+            closing,
+        })
+    }
+
+    /// What another process passes on, if it can be taken up here.
+    fn passed(&self, state: &[u8]) -> Result<Position, Error> {
+        let RemoteState { way, is_read_only, position } = RemoteState::decode(state)?;
+        let refuse = |text: String| Err(Error::new(ErrorKind::InvalidRequest, text));
+        if way != self.cluster.way() {
+            return refuse(format!(
+                "it uses {way}, and this one {}: give it the same --cluster or --node",
+                self.cluster.way()
+            ));
+        }
+        if is_read_only != self.options.is_read_only {
+            let told = if is_read_only { "only read" } else { "written" };
+            return refuse(format!(
+                "its disks can be {told}, and this one has it otherwise: --read-only is to be the same"
+            ));
+        }
+        self.meant(&position.name)?;
+        Ok(position)
+    }
+
+    async fn look_up(&self, name: &str) -> Result<Found, Error> {
+        self.cluster.find(name, Some(OPEN_PATIENCE)).await
+    }
+
+    async fn take_up(&self, state: &[u8]) -> Result<Arc<Shared>, Error> {
+        let position = self.passed(state)?;
+        let name = &position.name;
+        let found = match self.expected.lock().await.remove(name) {
+            Some(found) => found,
+            // Opened after it was told what is in use.
+            None => self.look_up(name).await?,
+        };
+        let volume = self.cluster.resume(&found, &position, self.options.clone())?;
+        let mut followed = volume.subscribe();
+        let known = followed.wait_for(|state| !matches!(state.status, VolumeStatus::Waiting(_)));
+        if tokio::time::timeout(RESUME_PATIENCE, known).await.is_err()
+            && let VolumeStatus::Waiting(why) = volume.state().status
+        {
+            return Err(Error::new(ErrorKind::Unavailable, format!("volume {name} waits: {why}")));
+        }
+        let is_usable = !matches!(volume.state().status, VolumeStatus::Failed(_));
+        let shared = self.share(volume);
+        if is_usable {
+            self.open.lock().await.insert(position.name, Arc::downgrade(&shared));
+        }
         Ok(shared)
     }
 
@@ -152,6 +254,19 @@ impl ExportDirectory for RemoteDirectory {
     fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
         Box::pin(async move { Ok(Arc::new(Connection(self.shared(name).await?)) as Arc<dyn Session>) })
     }
+
+    fn expect<'a>(&'a self, draft: &'a [u8]) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let position = self.passed(draft)?;
+            let found = self.look_up(&position.name).await?;
+            self.expected.lock().await.insert(position.name, found);
+            Ok(())
+        })
+    }
+
+    fn resume<'a>(&'a self, state: &'a [u8]) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
+        Box::pin(async move { Ok(Arc::new(Connection(self.take_up(state).await?)) as Arc<dyn Session>) })
+    }
 }
 
 /// One connection.
@@ -167,6 +282,27 @@ impl Session for Connection {
     fn info(&self) -> ExportInfo {
         let volume = self.volume();
         described(volume.name(), volume.size(), volume.is_read_only())
+    }
+
+    fn share(&self) -> Option<u64> {
+        Some(self.0.number)
+    }
+
+    fn draft(&self) -> Vec<u8> {
+        let position = self.volume().position();
+        // A snapshot is read-only in itself, whatever was asked for.
+        let is_read_only = self.0.is_read_only;
+        RemoteState { way: self.0.way.to_string(), is_read_only, position }.encode()
+    }
+
+    fn settle(&self) -> BoxFuture<'_, Result<Vec<u8>, Error>> {
+        Box::pin(async move {
+            match self.volume().flush().await {
+                // What is over is passed on as that.
+                Err(error) if !matches!(self.volume().state().status, VolumeStatus::Failed(_)) => Err(error),
+                Ok(()) | Err(_) => Ok(self.draft()),
+            }
+        })
     }
 
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {

@@ -1,30 +1,39 @@
 //! The listening sockets, and what becomes of each connection.
 //!
-//! Owns accepting, the limits on connections and handshakes, the Unix socket file, and shutdown. Each connection is a
+//! Owns accepting, the limits on connections and handshakes, the files of Unix sockets, shutdown, and giving way to a successor
+//! ([`crate::passing`]). Each connection is a
 //! task of its own, on one of a few threads ([`lane`]) or, after the handshake, where its export lives: whatever a client
 //! sends, and even a panic in an export, ends that connection alone. What is said on a connection is for `negotiation`
 //! and `transmission`.
 
-mod connection;
-mod lane;
-mod unix_socket;
+pub(crate) mod connection;
+mod handshake;
+pub(crate) mod lane;
+pub(crate) mod unix_socket;
 
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client_lib::{Error, ErrorKind};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use self::connection::Begin;
 use self::lane::{Lane, Sockets};
 use self::unix_socket::SocketFile;
 use crate::export::ExportDirectory;
-use crate::tls::{Tls, TlsOptions};
+use crate::passing::gate::{Gate, Parcel, Verdict};
+use crate::passing::message::{Family, Hello, STATE_VERSION};
+use crate::passing::predecessor::{self, Place};
+use crate::passing::successor::{self, Adopted, absolute};
+use crate::tls::{Tls, TlsMode, TlsOptions};
 use crate::transmission::Closing;
 
 /// How long accepting rests after it failed for want of something, such as file descriptors.
@@ -53,6 +62,8 @@ pub struct Limits {
     /// How long requests in flight may take once a client has disconnected or the server shuts down; then they
     /// are abandoned.
     pub drain_timeout: Duration,
+    /// How long requests in flight may hold up a successor, while nothing new is read; then nothing is passed on, and all go on.
+    pub pause_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -64,6 +75,7 @@ impl Default for Limits {
             bytes_in_flight_max: 64 << 20,
             stall_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
+            pause_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -75,6 +87,8 @@ pub struct ServerOptions {
     pub tcp: Option<SocketAddr>,
     /// The path of the Unix socket. The file of a dead server is replaced, a live server's is refused.
     pub unix: Option<PathBuf>,
+    /// The path of the socket on which a newer process may take over ([`Server::replace`]), mode 0600; without it nobody can.
+    pub control: Option<PathBuf>,
     /// TLS; without it there is none.
     pub tls: Option<TlsOptions>,
     /// The bounds.
@@ -82,22 +96,48 @@ pub struct ServerOptions {
 }
 
 /// A running NBD server. Dropping it stops it without waiting; [`Server::shutdown`] waits.
-#[derive(Debug)]
 pub struct Server {
-    tcp_address: Option<SocketAddr>,
-    unix: Option<SocketFile>,
-    closing: Closing,
-    limits: Limits,
+    shared: Arc<Shared>,
     lanes: Vec<Lane>,
 }
 
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("place", &self.shared.place).finish_non_exhaustive()
+    }
+}
+
 /// What all connections of a server share.
-struct Shared {
+pub(crate) struct Shared {
     directory: Arc<dyn ExportDirectory>,
     tls: Option<Tls>,
-    limits: Limits,
-    closing: Closing,
+    pub(crate) limits: Limits,
+    pub(crate) closing: Closing,
     connections: Arc<Semaphore>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) place: Place,
+    /// The files of the sockets, removed when they are dropped.
+    files: Mutex<Vec<SocketFile>>,
+}
+
+impl Shared {
+    fn take_files(&self) -> Vec<SocketFile> {
+        std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Another process goes on with the sockets.
+    pub(crate) fn disown_files(&self) {
+        self.take_files().into_iter().for_each(SocketFile::disown);
+    }
+}
+
+/// What a server begins with.
+struct Inventory {
+    sockets: Sockets,
+    control: Option<std::os::unix::net::UnixListener>,
+    files: Vec<SocketFile>,
+    connections: Vec<Adopted>,
+    gate: Arc<Gate>,
 }
 
 impl Server {
@@ -108,63 +148,173 @@ impl Server {
     /// `InvalidRequest` if there is nothing to listen on, or an address, path or certificate is not usable, `Busy` if another
     /// process listens there.
     pub async fn bind(options: ServerOptions, directory: Arc<dyn ExportDirectory>) -> Result<Server, Error> {
-        let ServerOptions { tcp, unix, tls, limits } = options;
-        if tcp.is_none() && unix.is_none() {
-            return Err(Error::new(ErrorKind::InvalidRequest, "an NBD server needs a TCP address or a Unix socket"));
-        }
         // Before anything listens: whoever asked for TLS must not be served without.
-        let tls = tls.map(Tls::load).transpose()?;
-        let tcp = match tcp {
+        let tls = require_usable(&options)?;
+        let tcp = match options.tcp {
             Some(address) => {
                 let listener = TcpListener::bind(address).await.and_then(TcpListener::into_std);
                 Some(listener.map_err(|error| cannot_listen(&address.to_string(), error))?)
             }
             None => None,
         };
-        let tcp_address = match &tcp {
+        let mut files = Vec::new();
+        let unix = match &options.unix {
+            Some(path) => {
+                let (listener, file) = unix_socket::bind(path.clone()).await?;
+                files.push(file);
+                Some(listener.into_std().map_err(|error| cannot_listen("the Unix socket", error))?)
+            }
+            None => None,
+        };
+        let control = match &options.control {
+            Some(path) => {
+                let (listener, file) = unix_socket::bind(path.clone()).await?;
+                files.push(file);
+                let unusable = |error| cannot_listen(&path.display().to_string(), error);
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(unusable)?;
+                Some(listener.into_std().map_err(unusable)?)
+            }
+            None => None,
+        };
+        let sockets = Sockets { tcp, unix };
+        let inventory = Inventory { sockets, control, files, connections: Vec::new(), gate: Gate::opened() };
+        Server::start(options, tls, directory, inventory)
+    }
+
+    /// Takes over from the process that listens on [`ServerOptions::control`]: its sockets and its connections, whose clients see
+    /// nothing but a pause. `None` when there is none. Connections with TLS stay there until they end.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind), and `Busy` when the other one does not pass them on, or they cannot be taken up here: it says why, and
+    /// goes on as if nothing had been asked.
+    pub async fn replace(options: ServerOptions, directory: Arc<dyn ExportDirectory>) -> Result<Option<Server>, Error> {
+        let tls = require_usable(&options)?;
+        let Some(control) = &options.control else {
+            let text = "a server can only be replaced at its control socket, and none is named";
+            return Err(Error::new(ErrorKind::InvalidRequest, text));
+        };
+        let hello = Hello {
+            oldest: STATE_VERSION,
+            newest: STATE_VERSION,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            unix: options.unix.as_deref().map(absolute),
+            tcp: options.tcp,
+            tls: strictness(tls.as_ref()),
+        };
+        let Some(mut inheritance) = successor::ask(control, hello, &*directory).await? else { return Ok(None) };
+        let failed = |error| Error::new(ErrorKind::Internal, "what was passed on cannot be used").caused_by(error);
+        let inventory = Inventory {
+            sockets: inheritance.sockets.duplicate().map_err(failed)?,
+            control: Some(inheritance.control.try_clone().map_err(failed)?),
+            files: Vec::new(),
+            connections: std::mem::take(&mut inheritance.connections),
+            gate: Gate::closed(),
+        };
+        let (count, staying) = (inventory.connections.len(), inheritance.staying);
+        let paths = options.unix.clone().into_iter().chain(options.control.clone());
+        let server = match Server::start(options, tls, directory, inventory) {
+            Ok(server) => server,
+            Err(error) => {
+                inheritance.decline(&error);
+                return Err(error);
+            }
+        };
+        inheritance.confirm().await?;
+        server.shared.gate.open();
+        let files: Vec<_> = paths.map(SocketFile::adopted).collect();
+        server.shared.files.lock().unwrap_or_else(PoisonError::into_inner).extend(files);
+        tracing::info!(connections = count, staying, "took over from another process");
+        Ok(Some(server))
+    }
+
+    fn start(
+        options: ServerOptions,
+        tls: Option<Tls>,
+        directory: Arc<dyn ExportDirectory>,
+        inventory: Inventory,
+    ) -> Result<Server, Error> {
+        let Inventory { sockets, control, files, connections, gate } = inventory;
+        let tcp = match &sockets.tcp {
             Some(listener) => Some(listener.local_addr().map_err(|error| cannot_listen("the TCP address", error))?),
             None => None,
         };
-        let (unix_listener, unix) = match unix {
-            Some(path) => {
-                let (listener, file) = unix_socket::bind(path).await?;
-                let listener = listener.into_std().map_err(|error| cannot_listen("the Unix socket", error))?;
-                (Some(listener), Some(file))
-            }
-            None => (None, None),
-        };
-        let closing = Closing::default();
+        let limits = options.limits;
+        let place = Place { unix: options.unix.as_deref().map(absolute), tcp, tls: strictness(tls.as_ref()) };
         let shared = Arc::new(Shared {
             directory,
             tls,
             limits,
-            closing: closing.clone(),
+            closing: Closing::default(),
             connections: Arc::new(Semaphore::new(limits.connections_max)),
+            gate,
+            place,
+            files: Mutex::new(files),
         });
-        let sockets = Sockets { tcp, unix: unix_listener };
-        let mut server = Server { tcp_address, unix, closing, limits, lanes: Vec::new() };
-        for number in 0..lane::count() {
-            server.lanes.push(Lane::start(number, &sockets, Arc::clone(&shared))?);
+        let mut server = Server { shared, lanes: Vec::new() };
+        let count = lane::count();
+        let mut shares: Vec<Vec<Adopted>> = (0..count).map(|_| Vec::new()).collect();
+        for (number, adopted) in connections.into_iter().enumerate() {
+            shares[number % count].push(adopted);
         }
-        let tls = shared.tls.as_ref().map(Tls::mode);
-        tracing::info!(tcp = ?tcp_address, ?tls, unix = ?server.unix.as_ref().map(SocketFile::path), "NBD server listens");
+        for (number, adopted) in shares.into_iter().enumerate() {
+            server.lanes.push(Lane::start(number, &sockets, adopted, Arc::clone(&server.shared))?);
+        }
+        let shared = &server.shared;
+        tracing::info!(?tcp, tls = ?shared.tls.as_ref().map(Tls::mode), unix = ?shared.place.unix, "NBD server listens");
+        if let Some(control) = control {
+            let shared = Arc::clone(shared);
+            let lane = Lane::run("nbd-control", move || predecessor::serve(control, sockets, shared))?;
+            server.lanes.push(lane);
+        }
         Ok(server)
     }
 
     /// The TCP address that the server listens on.
     #[must_use]
     pub fn tcp_address(&self) -> Option<SocketAddr> {
-        self.tcp_address
+        self.shared.place.tcp
+    }
+
+    /// Returns when another process has taken over.
+    pub async fn replaced(&self) {
+        self.shared.gate.left().await;
+    }
+
+    /// How many connections cannot be passed on, and are served until they end.
+    #[must_use]
+    pub fn staying(&self) -> usize {
+        self.shared.gate.staying()
+    }
+
+    /// Behind [`replaced`](Self::replaced): serves the connections that could not be passed on until the last has ended. When `stop`
+    /// is done before, shuts down.
+    pub async fn drained(mut self, stop: impl Future<Output = ()>) {
+        let mut all = std::pin::pin!(futures_util::future::join_all(self.take_lanes()));
+        tokio::select! {
+            biased;
+            _ = &mut all => return,
+            () = stop => {}
+        }
+        self.shared.closing.close();
+        self.wait_for(all).await;
     }
 
     /// Stops: accepts no more, answers new requests with `ESHUTDOWN`, waits for those in flight at most
-    /// [`Limits::drain_timeout`] and a little, closes every connection, removes the socket file.
+    /// [`Limits::drain_timeout`] and a little, closes every connection, removes the files of its sockets.
     pub async fn shutdown(mut self) {
-        self.closing.close();
-        self.unix = None;
-        let patience = self.limits.drain_timeout + 2 * DRAIN_GRACE;
-        let all = std::mem::take(&mut self.lanes).into_iter().map(Lane::ended);
-        if tokio::time::timeout(patience, futures_util::future::join_all(all)).await.is_err() {
+        self.shared.closing.close();
+        drop(self.shared.take_files());
+        let all = futures_util::future::join_all(self.take_lanes());
+        self.wait_for(all).await;
+    }
+
+    fn take_lanes(&mut self) -> Vec<impl Future<Output = ()> + use<>> {
+        std::mem::take(&mut self.lanes).into_iter().map(Lane::ended).collect()
+    }
+
+    async fn wait_for<T>(&self, all: impl Future<Output = T>) {
+        let patience = self.shared.limits.drain_timeout + 2 * DRAIN_GRACE;
+        if tokio::time::timeout(patience, all).await.is_err() {
             tracing::warn!("an NBD thread is left behind: an export blocks it");
         }
     }
@@ -172,7 +322,25 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.closing.close();
+        self.shared.closing.close();
+        drop(self.shared.take_files());
+    }
+}
+
+/// Reads the certificates of `options`, and looks whether there is anything to listen on.
+fn require_usable(options: &ServerOptions) -> Result<Option<Tls>, Error> {
+    if options.tcp.is_none() && options.unix.is_none() {
+        return Err(Error::new(ErrorKind::InvalidRequest, "an NBD server needs a TCP address or a Unix socket"));
+    }
+    options.tls.clone().map(Tls::load).transpose()
+}
+
+/// As [`Hello::tls`] has it.
+fn strictness(tls: Option<&Tls>) -> u8 {
+    match tls.map(Tls::mode) {
+        None => 0,
+        Some(TlsMode::Optional) => 1,
+        Some(TlsMode::Required) => 2,
     }
 }
 
@@ -189,11 +357,11 @@ fn cannot_listen(place: &str, error: std::io::Error) -> Error {
 }
 
 /// A connected socket of either family, which may move from one runtime to another.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+pub(crate) trait Stream: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static {
     /// The socket while no runtime watches it.
-    type Resting: Send + 'static;
-    /// Whether only this machine can reach it, and a file says who may.
-    const IS_LOCAL: bool;
+    type Resting: From<OwnedFd> + Send + 'static;
+    /// Which it is. Only this machine can reach a Unix socket, and a file says who may.
+    const FAMILY: Family;
 
     fn leave(self) -> std::io::Result<Self::Resting>;
 
@@ -205,7 +373,7 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 
 impl Stream for tokio::net::TcpStream {
     type Resting = std::net::TcpStream;
-    const IS_LOCAL: bool = false;
+    const FAMILY: Family = Family::Tcp;
 
     fn leave(self) -> std::io::Result<Self::Resting> {
         self.into_std()
@@ -218,7 +386,7 @@ impl Stream for tokio::net::TcpStream {
 
 impl Stream for tokio::net::UnixStream {
     type Resting = std::os::unix::net::UnixStream;
-    const IS_LOCAL: bool = true;
+    const FAMILY: Family = Family::Unix;
 
     fn leave(self) -> std::io::Result<Self::Resting> {
         self.into_std()
@@ -262,24 +430,40 @@ impl Listener for UnixListener {
     }
 }
 
-/// Accepts until the server closes, then waits for its connections.
-async fn accept<L: Listener>(listener: L, shared: Arc<Shared>) {
+/// Accepts until the server closes or somebody has taken over, then waits for its connections. Begins with those of another
+/// process.
+async fn accept<L: Listener>(listener: L, adopted: Vec<Adopted>, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
+    let guest = shared.gate.guest();
+    for Adopted { socket, peer, begin, .. } in adopted {
+        match L::Stream::arrive(socket.into()) {
+            // Even above the limit: it was let in.
+            Ok(stream) => {
+                let place = Arc::clone(&shared.connections).try_acquire_owned().ok();
+                begin_with(&mut connections, stream, peer, begin, (place, &shared));
+            }
+            Err(error) => tracing::error!(peer, %error, "an NBD connection cannot be taken over"),
+        }
+    }
     let closed = shared.closing.token().clone();
     loop {
         tokio::select! {
             biased;
             () = closed.cancelled() => break,
+            () = guest.until_closed() => {
+                let verdict = tokio::select! {
+                    biased;
+                    () = closed.cancelled() => break,
+                    verdict = guest.park(Parcel::Nothing) => verdict,
+                };
+                if verdict == Verdict::Gone {
+                    break;
+                }
+            }
             Some(_) = connections.join_next() => {}
             accepted = listener.next() => match accepted {
                 Ok((stream, peer)) => match Arc::clone(&shared.connections).try_acquire_owned() {
-                    Ok(permit) => {
-                        let shared = Arc::clone(&shared);
-                        connections.spawn(async move {
-                            connection::serve(stream, peer, shared).await;
-                            drop(permit);
-                        });
-                    }
+                    Ok(place) => begin_with(&mut connections, stream, peer, Begin::Accepted, (Some(place), &shared)),
                     Err(_) => {
                         tracing::warn!(peer, limit = shared.limits.connections_max, "NBD connection refused: too many");
                     }
@@ -294,12 +478,35 @@ async fn accept<L: Listener>(listener: L, shared: Arc<Shared>) {
             }
         }
     }
-    drop(listener);
-    let drained = tokio::time::timeout(shared.limits.drain_timeout + DRAIN_GRACE, async {
-        while connections.join_next().await.is_some() {}
-    });
-    if drained.await.is_err() {
+    drop((listener, guest));
+    // Those that nobody could take over may take as long as they like.
+    tokio::select! {
+        biased;
+        () = closed.cancelled() => {}
+        () = all_ended(&mut connections) => return,
+    }
+    let patience = shared.limits.drain_timeout + DRAIN_GRACE;
+    if tokio::time::timeout(patience, all_ended(&mut connections)).await.is_err() {
         tracing::warn!(connections = connections.len(), "NBD connections are cut off: they did not drain in time");
         connections.shutdown().await;
     }
+}
+
+fn begin_with<S: Stream>(
+    connections: &mut JoinSet<()>,
+    stream: S,
+    peer: String,
+    begin: Begin,
+    (place, shared): (Option<OwnedSemaphorePermit>, &Arc<Shared>),
+) {
+    // From here on it counts: a gate that closes waits for it.
+    let (guest, shared) = (shared.gate.guest(), Arc::clone(shared));
+    connections.spawn(async move {
+        connection::serve(stream, peer, begin, guest, shared).await;
+        drop(place);
+    });
+}
+
+async fn all_ended(connections: &mut JoinSet<()>) {
+    while connections.join_next().await.is_some() {}
 }

@@ -7,17 +7,17 @@
 //!
 //! Bounds: requests and bytes in flight ([`Bounds`]), unsent replies ([`REPLY_BACKLOG_MAX`]). At a bound the loop stops
 //! reading, so the client's socket fills and the client waits. A request that has begun to arrive must go on arriving. An
-//! idle connection holds no buffers: the read buffer is its thread's ([`spare`]). Whether a request is allowed is for `validate`; sockets
+//! idle connection holds no buffers: the read buffer is its thread's ([`spare`]). When the server's gate closes ([`GateWatch`]), nothing
+//! more is read, what is in flight is finished, and the loop pauses; another process can go on from [`Rest`]. Whether a request is allowed is for `validate`; sockets
 //! are opened and closed by `server`.
 
 mod operation;
+mod outcome;
 mod output;
 mod spare;
 
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -27,13 +27,16 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::Sleep;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use self::operation::{Done, Operation, Outcome};
+pub(crate) use self::outcome::{Broken, Closing, End, Rest, Stop};
 use self::output::{Output, StatusAsk};
 use crate::errno;
 use crate::export::Session;
 use crate::negotiation::Negotiated;
+use crate::passing::gate::GateWatch;
+use crate::passing::message::Discard;
 use crate::proto::constants::{CMD_DISC, CMD_READ, CMD_WRITE, ESHUTDOWN};
 use crate::proto::reply::ReplyTo;
 use crate::proto::request::RequestHeader;
@@ -68,48 +71,8 @@ pub(crate) struct Bounds {
     pub(crate) drain: Duration,
 }
 
-/// Tells every connection of a server that it is shutting down.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Closing {
-    /// Read per wake-up, so a plain flag; the token only wakes.
-    flag: Arc<AtomicBool>,
-    token: CancellationToken,
-}
-
-impl Closing {
-    pub(crate) fn close(&self) {
-        self.flag.store(true, Ordering::Release);
-        self.token.cancel();
-    }
-
-    pub(crate) fn token(&self) -> &CancellationToken {
-        &self.token
-    }
-}
-
-/// How a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    /// The client said `DISC`.
-    Disconnected,
-    /// The client closed its end.
-    ClientClosed,
-    /// The server is shutting down.
-    Shutdown,
-    /// Requests or replies were left when the time to drain was over.
-    DrainTimedOut,
-    /// The client sent a part of a request and then nothing.
-    Stalled,
-}
-
-/// Why a connection broke.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Broken {
-    #[error("socket: {0}")]
-    Socket(#[from] std::io::Error),
-    #[error("{0}")]
-    Malformed(#[from] crate::proto::Malformed),
-}
+/// What is said of a refusal that another process has made.
+const REFUSED_BEFORE: &str = "the request was refused";
 
 /// Where the stream of requests stands.
 enum Incoming {
@@ -143,44 +106,17 @@ fn at_page(length: usize) -> BytesMut {
     buffer
 }
 
-/// Serves requests until the connection ends. `input` is what was read past the handshake.
-pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: &mut S,
-    session: &dyn Session,
-    negotiated: &Negotiated,
-    input: BytesMut,
-    bounds: Bounds,
-    closing: &Closing,
-    peer: &str,
-) -> Result<End, Broken> {
-    let mut transmission = Transmission {
-        stream,
-        session,
-        constraints: Constraints {
-            style: negotiated.style,
-            contexts: negotiated.contexts,
-            ..Constraints::of(&negotiated.info)
-        },
-        bounds,
-        input,
-        incoming: Incoming::Header,
-        in_flight: FuturesUnordered::new(),
-        bytes_in_flight: 0,
-        output: Output::default(),
-        closing: closing.clone(),
-        is_closing: false,
-        wakes_on_closing: None,
-        deadline: None,
-        received: 0,
-        stall: None,
-        logged: Vec::new(),
-        peer,
-        export: &negotiated.info.name,
-    };
-    std::future::poll_fn(|cx| transmission.poll(cx)).await
+/// Who talks to whom about what.
+#[derive(Clone, Copy)]
+pub(crate) struct Talk<'a> {
+    pub(crate) session: &'a dyn Session,
+    pub(crate) negotiated: &'a Negotiated,
+    /// The client, for the log.
+    pub(crate) peer: &'a str,
 }
 
-struct Transmission<'a, S> {
+/// The requests of one connection.
+pub(crate) struct Transmission<'a, S> {
     stream: &'a mut S,
     session: &'a dyn Session,
     constraints: Constraints,
@@ -192,6 +128,9 @@ struct Transmission<'a, S> {
     output: Output,
     closing: Closing,
     is_closing: bool,
+    /// `None` where the connection cannot be passed on.
+    gate: Option<GateWatch>,
+    is_pausing: bool,
     /// The waker that the closing token knows, and the registration itself.
     wakes_on_closing: Option<(Waker, Pin<Box<WaitForCancellationFutureOwned>>)>,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -206,12 +145,84 @@ struct Transmission<'a, S> {
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
+    /// Begins where `rest` says: with what was read past the handshake, or where another process stopped.
+    pub(crate) fn new(
+        stream: &'a mut S,
+        talk: Talk<'a>,
+        rest: Rest,
+        bounds: Bounds,
+        closing: &Closing,
+        gate: Option<GateWatch>,
+    ) -> Transmission<'a, S> {
+        let Talk { session, negotiated, peer } = talk;
+        let Negotiated { ref info, style, contexts } = *negotiated;
+        let Rest { input, unsent, discard } = rest;
+        let incoming = discard.map_or(Incoming::Header, |Discard { header, remaining, errno }| Incoming::Discard {
+            header,
+            remaining: remaining as usize,
+            refusal: Refusal { errno, reason: REFUSED_BEFORE },
+        });
+        Transmission {
+            stream,
+            session,
+            constraints: Constraints { style, contexts, ..Constraints::of(info) },
+            bounds,
+            input,
+            incoming,
+            in_flight: FuturesUnordered::new(),
+            bytes_in_flight: 0,
+            output: Output::begin(unsent),
+            closing: closing.clone(),
+            is_closing: false,
+            gate,
+            is_pausing: false,
+            wakes_on_closing: None,
+            deadline: None,
+            received: 0,
+            stall: None,
+            logged: Vec::new(),
+            peer,
+            export: &info.name,
+        }
+    }
+
+    /// Serves requests until the connection ends or the gate closes; after that it may be called again.
+    pub(crate) async fn run(&mut self) -> Result<Stop, Broken> {
+        std::future::poll_fn(|cx| self.poll(cx)).await
+    }
+
+    pub(crate) fn stream(&self) -> &S {
+        self.stream
+    }
+
+    /// How the connection stands while it is paused.
+    pub(crate) fn rest(&self) -> Rest {
+        let style = self.constraints.style;
+        let (mut input, mut discard) = (self.input.clone(), None);
+        match &self.incoming {
+            Incoming::Header | Incoming::Ended(_) => {}
+            // As if it had not been looked at yet.
+            Incoming::Payload { header, payload, .. } => {
+                debug_assert!(input.is_empty(), "bytes that are read go to the payload");
+                let mut bytes = Vec::with_capacity(style.request_header_len() + payload.len());
+                header.encode(style, &mut bytes);
+                bytes.extend_from_slice(payload);
+                input = BytesMut::from(&bytes[..]);
+            }
+            Incoming::Discard { header, remaining, refusal } => {
+                discard = Some(Discard { header: *header, remaining: *remaining as u64, errno: refusal.errno });
+            }
+        }
+        Rest { input, unsent: self.output.rest(), discard }
+    }
+
     /// Does all that can be done now. Ends in `Pending` only when every source was asked last with `cx`'s waker:
     /// requests in flight, the socket's readability where bytes are wanted, its writability where replies are left.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, Broken>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Stop, Broken>> {
         self.watch_closing(cx);
+        self.is_pausing = !self.is_closing && self.gate.as_mut().is_some_and(|gate| gate.is_closed(cx));
         loop {
-            let wants = self.take_requests()?;
+            let wants = if self.is_pausing { Wants::Nothing } else { self.take_requests()? };
             let mut freed = false;
             while !self.in_flight.is_empty() {
                 let Poll::Ready(Some(done)) = self.in_flight.poll_next_unpin(cx) else {
@@ -246,17 +257,21 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
                 && self.in_flight.is_empty()
                 && self.output.is_empty()
             {
-                return Poll::Ready(Ok(end));
+                return Poll::Ready(Ok(Stop::Ended(end)));
             }
             if let Some(deadline) = &mut self.deadline
                 && deadline.as_mut().poll(cx).is_ready()
             {
-                return Poll::Ready(Ok(End::DrainTimedOut));
+                return Poll::Ready(Ok(Stop::Ended(End::DrainTimedOut)));
+            }
+            // What the client does not take is not waited for: it goes along.
+            if self.is_pausing && self.in_flight.is_empty() {
+                return Poll::Ready(Ok(Stop::Paused));
             }
             // What does not come because it is not read is not the client's fault.
             self.received += u64::from(wants != Wants::Bytes);
             if self.poll_stall(cx).is_ready() {
-                return Poll::Ready(Ok(End::Stalled));
+                return Poll::Ready(Ok(Stop::Ended(End::Stalled)));
             }
             if self.input.is_empty() && self.input.capacity() > 0 {
                 spare::give(&mut self.input);
@@ -304,12 +319,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         }
         // One registration serves as long as the waker is the same, which for a task it is.
         if !self.wakes_on_closing.as_ref().is_some_and(|(waker, _)| waker.will_wake(cx.waker())) {
-            let mut registration = Box::pin(self.closing.token.clone().cancelled_owned());
+            let mut registration = Box::pin(self.closing.token().clone().cancelled_owned());
             // Ready is no loss: the flag was set before.
             let _ = registration.as_mut().poll(cx);
             self.wakes_on_closing = Some((cx.waker().clone(), registration));
         }
-        if self.closing.flag.load(Ordering::Acquire) {
+        if self.closing.is_closed() {
             self.is_closing = true;
             self.start_deadline();
         }

@@ -15,17 +15,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use client_lib::client::Position;
+use client_lib::types::{Epoch, Lsn, SnapshotId, VolumeId};
+use client_lib::wire::client::Tenure;
 use client_lib::{Error, ErrorKind};
 use common::{HUNG, TestServer, limits, option, string};
 use nbd_frontend::client::{Client, ClientOptions, NbdUri};
 use nbd_frontend::contexts::{Context, Contexts};
-use nbd_frontend::negotiation::{Answer, Encryption, Negotiation, OPTIONS_MAX, Question, Step};
+use nbd_frontend::negotiation::{Answer, Encryption, Negotiated, Negotiation, OPTIONS_MAX, Question, Step};
+use nbd_frontend::passing::message::{
+    ConnectionStage, ConnectionState, Discard, Family, HEADER_LEN, HandshakePhase, HandshakeState, Header, Hello,
+    Message, STATE_VERSION, Sockets,
+};
 use nbd_frontend::proto::constants::*;
 use nbd_frontend::proto::peer::{self, Info, OPTION_REPLY_HEADER_LEN, OptionReplyHeader, ReplyHeader};
 use nbd_frontend::proto::reply::{self, ReplyTo};
 use nbd_frontend::proto::request::RequestHeader;
 use nbd_frontend::proto::style::Style;
 use nbd_frontend::proto::{Malformed, handshake};
+use nbd_frontend::remote::RemoteState;
 use nbd_frontend::validate::{Constraints, Request, validate, validate_filter};
 use nbd_frontend::{ExportInfo, MemoryDirectory, MemoryExport, Session};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -473,5 +481,111 @@ fn a_whole_client_survives_any_server() {
             let both = async { tokio::join!(serve, ask) };
             tokio::time::timeout(HUNG, both).await.expect("the client neither answers nor gives up");
         });
+    });
+}
+
+// --- What a server passes on to its successor.
+
+/// A volume whose use was passed on, as bytes.
+fn volume(is_over: bool) -> Vec<u8> {
+    let tenure = Tenure { epoch: Epoch(7), incarnation: 3 };
+    let position = Position {
+        volume: VolumeId(12),
+        snapshot: is_over.then_some(SnapshotId(4)),
+        name: "disk".to_owned(),
+        right: Epoch(6),
+        tenure: (!is_over).then_some(tenure),
+        settled: Lsn::new(Epoch(7), 1 << 40),
+        failure: is_over.then(|| (ErrorKind::Fenced, "check the file system".to_owned())),
+    };
+    RemoteState { way: "cluster blue".to_owned(), is_read_only: is_over, position }.encode()
+}
+
+fn connection(family: Family, stage: ConnectionStage, unsent: &[u8], input: &[u8]) -> Message {
+    let (peer, unsent, input) = ("unix:pid=7".to_owned(), unsent.to_vec(), input.to_vec());
+    Message::Connection(Box::new(ConnectionState { family, peer, stage, unsent, input }))
+}
+
+/// One of each, in the present version: these bytes are what two versions of the program agree on.
+fn passed_on() -> Vec<(&'static str, Vec<u8>)> {
+    let hello = Hello {
+        oldest: STATE_VERSION,
+        newest: STATE_VERSION + 1,
+        program: "0.1.0".to_owned(),
+        unix: Some("/run/helio/nbd.sock".into()),
+        tcp: Some(([127, 0, 0, 1], 10809).into()),
+        tls: 2,
+    };
+    let handshake = |phase| HandshakeState {
+        phase,
+        fixed: true,
+        no_zeroes: true,
+        style: Style::Extended,
+        selected: Some(("disk".to_owned(), Contexts::of(&Context::ALL))),
+        options: 3,
+    };
+    let skip = HandshakePhase::Skip { option: OPT_INFO, remaining: 100_000 };
+    let header = RequestHeader { flags: 0, command: CMD_WRITE, cookie: 77, offset: SIZE, length: 65536 };
+    let transmission = |style, discard| ConnectionStage::Transmission {
+        session: 1,
+        negotiated: Negotiated { info: info("disk"), style, contexts: Contexts::of(&[Context::Allocation]) },
+        discard,
+    };
+    let discard = Discard { header, remaining: 60_000, errno: ENOSPC };
+    let sockets = Sockets { unix: true, tcp: true, sessions: 2, connections: 3, staying: 1 };
+    let messages = [
+        ("hello", Message::Hello(hello)),
+        ("refused", Message::Refused("it is being stopped".to_owned())),
+        ("prepare", Message::Prepare(vec![volume(false), volume(true)])),
+        ("ready", Message::Ready),
+        ("session", Message::Session(volume(false))),
+        ("session-over", Message::Session(volume(true))),
+        (
+            "handshake",
+            connection(Family::Unix, ConnectionStage::Handshake(handshake(HandshakePhase::Option)), b"ack", b"IHAVE"),
+        ),
+        ("handshake-skip", connection(Family::Tcp, ConnectionStage::Handshake(handshake(skip)), &[], &[])),
+        ("transmission", connection(Family::Tcp, transmission(Style::Simple, None), &[9; 100], &[8; 30])),
+        ("discard", connection(Family::Unix, transmission(Style::Extended, Some(discard)), &[], &[])),
+        ("sockets", Message::Sockets(sockets)),
+        ("prepared", Message::Prepared),
+        ("go", Message::Go),
+        ("serving", Message::Serving),
+    ];
+    messages.into_iter().map(|(name, message)| (name, message.encode().expect("is small"))).collect()
+}
+
+#[test]
+fn what_is_passed_on_is_understood_or_refused() {
+    let decode = |bytes: &[u8]| {
+        let (head, body) = bytes.split_first_chunk::<HEADER_LEN>()?;
+        let header = Header::decode(head).ok()?;
+        Message::decode(header, body.get(..header.body_len())?).ok()
+    };
+    fuzz("passing", &passed_on(), 1, |input| {
+        let _ = RemoteState::decode(input);
+        let Some(message) = decode(input) else { return };
+        let again = message.encode().expect("it was no larger");
+        assert!(decode(&again).as_ref() == Some(&message), "it means the same: {message:?}");
+        if let Message::Session(state) = &message
+            && let Ok(state) = RemoteState::decode(state)
+        {
+            assert_eq!(RemoteState::decode(&state.encode()).ok(), Some(state));
+        }
+        let Message::Connection(connection) = message else { return };
+        match connection.stage {
+            ConnectionStage::Handshake(state) => {
+                let mut negotiation = Negotiation::resumed(state.clone(), Encryption::Off);
+                assert!(negotiation.take_output().is_empty());
+                assert_eq!(negotiation.state(), Some(state));
+                let _ = negotiation.advance(&mut BytesMut::from(&connection.input[..]));
+            }
+            ConnectionStage::Transmission { negotiated, discard, .. } => {
+                assert!(negotiated.info.block_size_min.is_power_of_two());
+                assert!(
+                    discard.is_none_or(|discard| discard.remaining <= discard.header.payload_len(negotiated.style))
+                );
+            }
+        }
     });
 }

@@ -1,5 +1,6 @@
 //! A cluster of separate `helio node` processes for tests, made by `helio cluster init` and `join`.
 
+use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -246,12 +247,20 @@ impl Nodes {
     }
 
     fn start_helio_nbd(&self, client: &str, way: &str, by: &Path, arguments: &[&str]) -> anyhow::Result<HelioNbd> {
-        let (out, log) = (self.path().join(format!("{client}.out")), self.path().join(format!("{client}.log")));
         let socket = self.path().join(format!("{client}.sock"));
-        let mut command = Command::new(helio()?.with_file_name("helio-nbd"));
-        command.arg(way).arg(by).arg("--socket").arg(&socket).args(arguments);
-        let process = start_ready(&mut command, &out, &log)?;
-        Ok(HelioNbd { process, socket, log })
+        let mut all: Vec<OsString> =
+            [way.as_ref(), by.as_os_str(), "--socket".as_ref(), socket.as_os_str()].map(OsStr::to_owned).into();
+        all.extend(arguments.iter().map(OsString::from));
+        let (process, log) = start_helio_nbd(&socket, 0, &all)?;
+        Ok(HelioNbd { process, socket, arguments: all, logs: vec![log] })
+    }
+
+    /// The program.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub fn helio_nbd_program(&self) -> anyhow::Result<PathBuf> {
+        Ok(helio()?.with_file_name("helio-nbd"))
     }
 
     /// Waits until something is so, or fails with what every node says of volume `disk`.
@@ -283,11 +292,20 @@ impl Nodes {
     }
 }
 
-/// A `helio-nbd` that runs; ended when dropped.
+/// Starts a `helio-nbd`, the one of that number on its socket, and waits until it serves; with its log.
+fn start_helio_nbd(socket: &Path, number: usize, arguments: &[OsString]) -> anyhow::Result<(Owned, PathBuf)> {
+    let (out, log) = (socket.with_extension(format!("{number}.out")), socket.with_extension(format!("{number}.log")));
+    let mut command = Command::new(helio()?.with_file_name("helio-nbd"));
+    Ok((start_ready(command.args(arguments), &out, &log)?, log))
+}
+
+/// A `helio-nbd` that runs, and those after it on its socket; ended when dropped.
 pub struct HelioNbd {
     process: Owned,
     socket: PathBuf,
-    log: PathBuf,
+    arguments: Vec<OsString>,
+    /// Of each process, the oldest first.
+    logs: Vec<PathBuf>,
 }
 
 impl HelioNbd {
@@ -297,12 +315,41 @@ impl HelioNbd {
         &self.socket
     }
 
-    /// What it logged so far.
+    /// What it logged so far, and those that it has replaced.
     ///
     /// # Errors
     /// As the system says.
     pub fn log(&self) -> anyhow::Result<String> {
-        Ok(std::fs::read_to_string(&self.log)?)
+        Ok(self.logs.iter().map(std::fs::read_to_string).collect::<Result<_, _>>()?)
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn process(&self) -> &Owned {
+        &self.process
+    }
+
+    /// Has a new process take over, and waits until it serves and the old one has ended.
+    ///
+    /// # Errors
+    /// When it does not serve, with its log in the message, or the old one does not end or ends with a failure.
+    pub fn replace(&mut self) -> anyhow::Result<()> {
+        let mut old = self.replace_with(&[])?;
+        ensure!(old.wait(STOP_PATIENCE)?, "it ended with a failure");
+        Ok(())
+    }
+
+    /// The same with further arguments; the old process goes in its own time.
+    ///
+    /// # Errors
+    /// When the new one does not serve, with its log in the message. The old one goes on then.
+    pub fn replace_with(&mut self, arguments: &[&str]) -> anyhow::Result<Owned> {
+        let mut all = self.arguments.clone();
+        all.retain(|argument| argument != "--replace");
+        all.extend(["--replace"].iter().chain(arguments).map(OsString::from));
+        let (new, log) = start_helio_nbd(&self.socket, self.logs.len(), &all)?;
+        self.logs.push(log);
+        Ok(std::mem::replace(&mut self.process, new))
     }
 
     /// SIGTERM, and waits for a clean end.

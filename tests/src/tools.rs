@@ -63,6 +63,12 @@ pub fn kills(usual: u64) -> u64 {
     count("HELIO_KILLS", usual)
 }
 
+/// How often a test replaces `helio-nbd`: `usual`, or as often as `HELIO_UPGRADES` says.
+#[must_use]
+pub fn upgrades(usual: u64) -> u64 {
+    count("HELIO_UPGRADES", usual)
+}
+
 /// How often a test does what it does: `usual`, or as often as this variable says.
 ///
 /// # Panics

@@ -1,6 +1,6 @@
 //! `helio-nbd` under load while the nodes behind it are killed and started again, the disk is handed over, and providers are lost:
 //! its client sees neither an error nor a wrong byte, and keeps its one connection. Few of each here, many in `make soak`
-//! (`HELIO_KILLS`, `HELIO_MOVES`).
+//! (`HELIO_KILLS`, `HELIO_LOSSES`).
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tests::nbd_client::{Client, Error};
 use tests::nodes::Nodes;
-use tests::tools::{kills, run};
+use tests::tools::{count, kills, run};
 use tests::workload::{check, fill};
 use tests::writer::Writer;
 
@@ -151,7 +151,7 @@ fn a_takeover_after_the_loss_of_a_provider_is_only_latency() {
             });
         };
         let mut owner = "a";
-        for loss in 0..kills(1) {
+        for loss in 0..count("HELIO_LOSSES", 1) {
             gets_on(&nodes, 300 + loss.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 500);
             nodes.kill(owner).expect("it runs");
             let survivor = NAMES.into_iter().find(|name| *name != owner).expect("there are three");

@@ -9,14 +9,14 @@ use tokio::runtime::Handle;
 
 use super::nodes::Nodes;
 use super::session::out_of_turn;
-use super::volume::Volume;
+use super::volume::{Position, Volume};
 use crate::error::{Error, ErrorKind};
 use crate::pki::{ClientIdentity, PkiError};
 use crate::transport::Transport;
 use crate::transport::quic::QuicTransport;
 use crate::transport::unix::UnixTransport;
 use crate::types::NodeId;
-use crate::wire::client::{ClientReply, ClientRequest, MemberInfo, VolumeInfo};
+use crate::wire::client::{ClientReply, ClientRequest, MemberInfo, Opened, VolumeInfo};
 
 /// How many bytes of writes a volume keeps until they are durable, unless told otherwise.
 pub const JOURNAL_BYTES: u64 = 64 << 20;
@@ -40,6 +40,12 @@ impl Default for OpenOptions {
     }
 }
 
+/// A volume or snapshot that was looked up.
+#[derive(Clone, Debug)]
+pub struct Found {
+    opened: Opened,
+}
+
 /// A cluster. Clones are the same one.
 #[derive(Clone)]
 pub struct Cluster {
@@ -48,6 +54,7 @@ pub struct Cluster {
     runtime: Handle,
     /// Closed with the cluster.
     quic: Option<Arc<QuicTransport>>,
+    way: Arc<str>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -90,7 +97,8 @@ impl Cluster {
         };
         let members = identity.nodes().iter().map(member).collect();
         let nodes = Arc::new(Nodes::new(quic.clone(), members));
-        Ok(Cluster { nodes, runtime: Handle::current(), quic: Some(quic) })
+        let way = format!("cluster {}", identity.cluster()).into();
+        Ok(Cluster { nodes, runtime: Handle::current(), quic: Some(quic), way })
     }
 
     /// The cluster of the node whose socket for clients this is (`client.sock` in its data directory), on this machine. Connects to
@@ -100,13 +108,15 @@ impl Cluster {
     pub fn from_socket(path: &Path) -> Cluster {
         let (name, address) = (path.display().to_string(), String::new());
         let node = MemberInfo { node: NodeId(0), name, provider: String::new(), address };
-        Cluster::over(UnixTransport::new(path), vec![node])
+        let way = format!("the node at {}", std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display());
+        Cluster { way: way.into(), ..Cluster::over(UnixTransport::new(path), vec![node]) }
     }
 
     /// The cluster of `members` over a transport that reaches them: for tests and simulation. Needs a tokio runtime.
     #[must_use]
     pub fn over(transport: Arc<dyn Transport>, members: Vec<MemberInfo>) -> Cluster {
-        Cluster { nodes: Arc::new(Nodes::new(transport, members)), runtime: Handle::current(), quic: None }
+        let nodes = Arc::new(Nodes::new(transport, members));
+        Cluster { nodes, runtime: Handle::current(), quic: None, way: "a transport".into() }
     }
 
     /// The nodes.
@@ -140,11 +150,39 @@ impl Cluster {
     /// # Cancel safety
     /// Safe.
     pub async fn open(&self, name: &str, options: OpenOptions) -> Result<Volume, Error> {
-        let request = ClientRequest::Open { name: name.to_owned() };
-        match self.nodes.ask_any(request, options.give_up).await?.0 {
-            ClientReply::Opened(opened) => Ok(Volume::new(&self.runtime, self.nodes.clone(), name, &opened, options)),
+        let found = self.find(name, options.give_up).await?;
+        Ok(Volume::new(&self.runtime, self.nodes.clone(), name, &found.opened, options, None))
+    }
+
+    /// Looks a volume or snapshot up: the part of [`resume`](Self::resume) that asks somebody.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn find(&self, name: &str, give_up: Option<Duration>) -> Result<Found, Error> {
+        match self.nodes.ask_any(ClientRequest::Open { name: name.to_owned() }, give_up).await?.0 {
+            ClientReply::Opened(opened) => Ok(Found { opened }),
             reply => Err(out_of_turn(&reply)),
         }
+    }
+
+    /// Goes on with the use of a volume where another process has left it, which asks nothing of it any more. What would have
+    /// ended its use there, ends this one: no takeover is missed in between.
+    ///
+    /// # Errors
+    /// `NotFound` when what has the name now is not what was used.
+    pub fn resume(&self, found: &Found, position: &Position, options: OpenOptions) -> Result<Volume, Error> {
+        let Found { opened } = found;
+        if (opened.volume, opened.snapshot) != (position.volume, position.snapshot) {
+            let text = format!("{} is not what it was: what was used is deleted, or in another cluster", position.name);
+            return Err(Error::new(ErrorKind::NotFound, text));
+        }
+        Ok(Volume::new(&self.runtime, self.nodes.clone(), &position.name, opened, options, Some(position)))
+    }
+
+    /// By what the cluster is known and reached: the same for who uses it in the same way.
+    #[must_use]
+    pub fn way(&self) -> &str {
+        &self.way
     }
 
     /// Ends every connection. Close the volumes first: what is asked of them fails from now on.

@@ -129,6 +129,18 @@ impl Journal {
         }
     }
 
+    /// An empty journal that goes on for another one, which has been compared with `epoch` last and relied on `settled`.
+    #[must_use]
+    pub fn resumed(capacity: u64, session: u64, epoch: Epoch, settled: Lsn) -> Journal {
+        Journal { epoch, settled, ..Journal::new(capacity, session) }
+    }
+
+    /// The newest position that the session relies on and cannot restore.
+    #[must_use]
+    pub fn settled(&self) -> Lsn {
+        self.settled
+    }
+
     /// The session whose numbers the writes have.
     #[must_use]
     pub fn session(&self) -> u64 {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::journal::{FlushMark, Journal, Write, WriteKey};
 use super::nodes::{Nodes, Tries, is_passing};
-use super::volume::{VolumeState, VolumeStatus};
+use super::volume::{Position, VolumeState, VolumeStatus};
 use crate::error::{Error, ErrorKind};
 use crate::types::{Epoch, NodeId, VolumeId};
 use crate::watch;
@@ -103,6 +103,36 @@ impl Session {
             changed: Notify::new(),
             woken: Notify::new(),
             closing: CancellationToken::new(),
+        }
+    }
+
+    /// Goes on for the session of another process, before anything was asked of this one.
+    pub(super) fn resume(&self, position: &Position) {
+        {
+            let mut inner = self.inner();
+            if let Some(tenure) = position.tenure {
+                let (capacity, session) = (self.settings.journal_bytes, inner.journal.session());
+                inner.journal = Journal::resumed(capacity, session, tenure.epoch, position.settled);
+            }
+            (inner.newest, inner.right) = (position.tenure, position.right);
+        }
+        self.tell(|state| state.epoch = position.right);
+        if let Some(failure) = &position.failure {
+            self.fail(&Error::new(failure.0, failure.1.clone()));
+        }
+    }
+
+    /// What [`resume`](Self::resume) takes.
+    pub(super) fn position(&self) -> Position {
+        let inner = self.inner();
+        Position {
+            volume: self.volume,
+            snapshot: None,
+            name: self.name.clone(),
+            right: inner.right,
+            tenure: inner.tenure,
+            settled: inner.journal.settled(),
+            failure: inner.failure.clone(),
         }
     }
 

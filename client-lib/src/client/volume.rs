@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use super::cluster::OpenOptions;
@@ -11,10 +12,10 @@ use super::nodes::Nodes;
 use super::session::{Session, SessionSettings, out_of_turn};
 use crate::error::{Error, ErrorKind};
 use crate::geometry::{IO_SIZE_MAX, SECTOR_SIZE};
-use crate::types::Epoch;
+use crate::types::{Epoch, Lsn, SnapshotId, VolumeId};
 use crate::watch;
 use crate::wire::client::{
-    ClientReply, ClientRequest, ExtentState, ExtentsOf, Opened, Part, Target, ZERO_MAX, join_parts, unpack_read,
+    ClientReply, ClientRequest, ExtentState, ExtentsOf, Opened, Part, Target, Tenure, ZERO_MAX, join_parts, unpack_read,
 };
 
 /// Whether a volume can be used now.
@@ -41,6 +42,29 @@ pub struct VolumeState {
     pub size: u64,
     /// Bytes of writes that are kept because they are not durable yet.
     pub journal_bytes: u64,
+}
+
+/// Where the use of a volume stands: with it another process goes on as if it were the same one ([`Cluster::resume`]).
+///
+/// What was flushed is what it covers. Writes that were acked and not flushed stay with the [`Volume`] that made them.
+///
+/// [`Cluster::resume`]: super::Cluster::resume
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The volume, for ever.
+    pub volume: VolumeId,
+    /// The snapshot of it that is used.
+    pub snapshot: Option<SnapshotId>,
+    /// As it was opened.
+    pub name: String,
+    /// The epoch of the right to write.
+    pub right: Epoch,
+    /// The one that the journal was compared with last; none before the first.
+    pub tenure: Option<Tenure>,
+    /// The newest write that was relied on: when a takeover cuts it off, the use of the volume is over.
+    pub settled: Lsn,
+    /// Why the volume cannot be used any more.
+    pub failure: Option<(ErrorKind, String)>,
 }
 
 /// A run of bytes in one state.
@@ -88,6 +112,7 @@ impl Volume {
         name: &str,
         opened: &Opened,
         options: OpenOptions,
+        position: Option<&Position>,
     ) -> Volume {
         let kind = match opened.snapshot {
             Some(snapshot) => {
@@ -106,6 +131,9 @@ impl Volume {
                 let settings = SessionSettings { give_up, journal_bytes, is_read_only };
                 let volume = (opened.volume, name.to_owned());
                 let session = Session::new(runtime.clone(), nodes, volume, opened, settings);
+                if let Some(position) = position {
+                    session.resume(position);
+                }
                 let session = Arc::new(session);
                 runtime.spawn(session.clone().keep());
                 Kind::Live(session)
@@ -308,13 +336,37 @@ impl Volume {
         self.ask(make, take).await
     }
 
-    /// Flushes, and ends the use of the volume. Dropping it without this is allowed: what was not flushed is then as safe as its
-    /// node is.
+    /// Where its use stands. Flush before, so that it covers what was acked.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        match &self.kind {
+            Kind::Live(session) => session.position(),
+            Kind::Kept { target, state, .. } => Position {
+                volume: target.volume(),
+                snapshot: match target {
+                    Target::Snapshot { snapshot, .. } => Some(*snapshot),
+                    Target::Live { .. } => None,
+                },
+                name: self.name.clone(),
+                right: state.borrow().epoch,
+                tenure: None,
+                settled: Lsn::ZERO,
+                failure: None,
+            },
+        }
+    }
+
+    /// Flushes what this has written, and ends the use of the volume. Dropping it without this is allowed: what was not flushed is
+    /// then as safe as its node is.
     ///
     /// # Errors
     /// As [`flush`](Self::flush); the use has ended all the same.
     pub async fn close(self) -> Result<(), Error> {
-        self.flush().await
+        match &self.kind {
+            // All of it is durable: nobody has to be asked, who may not answer.
+            Kind::Live(session) if session.inner().journal.is_empty() => Ok(()),
+            Kind::Live(_) | Kind::Kept { .. } => self.flush().await,
+        }
     }
 
     fn writable(&self) -> Result<&Arc<Session>, Error> {

@@ -12,6 +12,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 
 use super::{Listener, Shared, accept};
+use crate::passing::message::Family;
+use crate::passing::successor::Adopted;
 
 /// Threads at most: beyond them the shard is the limit.
 const LANES_MAX: usize = 4;
@@ -23,13 +25,13 @@ pub(super) fn count() -> usize {
 }
 
 /// The sockets a lane accepts on, not yet known to any runtime.
-pub(super) struct Sockets {
-    pub(super) tcp: Option<std::net::TcpListener>,
-    pub(super) unix: Option<std::os::unix::net::UnixListener>,
+pub(crate) struct Sockets {
+    pub(crate) tcp: Option<std::net::TcpListener>,
+    pub(crate) unix: Option<std::os::unix::net::UnixListener>,
 }
 
 impl Sockets {
-    fn duplicate(&self) -> std::io::Result<Sockets> {
+    pub(super) fn duplicate(&self) -> std::io::Result<Sockets> {
         Ok(Sockets {
             tcp: self.tcp.as_ref().map(std::net::TcpListener::try_clone).transpose()?,
             unix: self.unix.as_ref().map(std::os::unix::net::UnixListener::try_clone).transpose()?,
@@ -45,22 +47,39 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// Starts a thread that serves until `shared` closes.
+    /// Starts a thread that serves until `shared` closes or somebody has taken over, and begins with `adopted`.
     ///
     /// # Errors
     /// `Internal` when the system gives no thread or descriptors.
-    pub(super) fn start(number: usize, sockets: &Sockets, shared: Arc<Shared>) -> Result<Lane, Error> {
-        let failed = |error| Error::new(ErrorKind::Internal, "a thread for NBD cannot be started").caused_by(error);
+    pub(super) fn start(
+        number: usize,
+        sockets: &Sockets,
+        adopted: Vec<Adopted>,
+        shared: Arc<Shared>,
+    ) -> Result<Lane, Error> {
         let sockets = sockets.duplicate().map_err(failed)?;
+        Lane::run(&format!("nbd-{number}"), move || async move {
+            if let Err(error) = serve(sockets, adopted, shared).await {
+                tracing::error!(%error, "NBD is not served any more: a listening socket cannot be used");
+            }
+        })
+    }
+
+    /// Starts a thread that runs what `make` makes.
+    ///
+    /// # Errors
+    /// `Internal` when the system gives no thread or descriptors.
+    pub(super) fn run<F: Future<Output = ()>>(
+        name: &str,
+        make: impl FnOnce() -> F + Send + 'static,
+    ) -> Result<Lane, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let (end, ended) = oneshot::channel();
         // A lane logs where whoever made the server logs.
         let dispatch = tracing::dispatcher::get_default(Clone::clone);
-        let thread = std::thread::Builder::new().name(format!("nbd-{number}")).spawn(move || {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _log = tracing::dispatcher::set_default(&dispatch);
-            if let Err(error) = runtime.block_on(serve(sockets, shared)) {
-                tracing::error!(%error, "NBD is not served any more: a listening socket cannot be used");
-            }
+            runtime.block_on(make());
             // What an export still holds must not hold up the shutdown.
             runtime.shutdown_background();
             // Nobody waits when the server was dropped.
@@ -77,15 +96,20 @@ impl Lane {
     }
 }
 
-async fn serve(sockets: Sockets, shared: Arc<Shared>) -> std::io::Result<()> {
+fn failed(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Internal, "a thread for NBD cannot be started").caused_by(error)
+}
+
+async fn serve(sockets: Sockets, adopted: Vec<Adopted>, shared: Arc<Shared>) -> std::io::Result<()> {
     let tcp = sockets.tcp.map(TcpListener::from_std).transpose()?;
     let unix = sockets.unix.map(UnixListener::from_std).transpose()?;
-    tokio::join!(accept_on(tcp, &shared), accept_on(unix, &shared));
+    let (of_unix, of_tcp) = adopted.into_iter().partition(|adopted| adopted.family == Family::Unix);
+    tokio::join!(accept_on(tcp, of_tcp, &shared), accept_on(unix, of_unix, &shared));
     Ok(())
 }
 
-async fn accept_on<L: Listener>(listener: Option<L>, shared: &Arc<Shared>) {
+async fn accept_on<L: Listener>(listener: Option<L>, adopted: Vec<Adopted>, shared: &Arc<Shared>) {
     if let Some(listener) = listener {
-        accept(listener, Arc::clone(shared)).await;
+        accept(listener, adopted, Arc::clone(shared)).await;
     }
 }

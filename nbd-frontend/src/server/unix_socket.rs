@@ -18,8 +18,15 @@ pub(super) struct SocketFile {
 }
 
 impl SocketFile {
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// The file of a socket that another process has passed on.
+    pub(super) fn adopted(path: PathBuf) -> SocketFile {
+        let identity = identity(&path);
+        SocketFile { path, identity }
+    }
+
+    /// Another process goes on with the socket: the file stays.
+    pub(super) fn disown(mut self) {
+        self.identity = None;
     }
 }
 
@@ -34,7 +41,8 @@ impl Drop for SocketFile {
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
+/// Device and inode of a file.
+pub(crate) fn identity(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 

@@ -46,6 +46,30 @@ pub(super) struct Output {
 }
 
 impl Output {
+    /// Begins with bytes that another process had to send.
+    pub(super) fn begin(unsent: Vec<u8>) -> Output {
+        let mut output = Output::default();
+        output.data(unsent.into());
+        output
+    }
+
+    /// The bytes that the socket has not taken.
+    pub(super) fn rest(&self) -> Vec<u8> {
+        let mut rest = Vec::with_capacity(self.unsent as usize);
+        let mut heads = &self.heads[self.heads_sent..];
+        for segment in &self.segments {
+            match segment {
+                Segment::Heads(length) => {
+                    let (head, others) = heads.split_at(*length);
+                    rest.extend_from_slice(head);
+                    heads = others;
+                }
+                Segment::Data(data) => rest.extend_from_slice(data),
+            }
+        }
+        rest
+    }
+
     /// Whether everything is on its way.
     pub(super) fn is_empty(&self) -> bool {
         self.unsent == 0 && !self.is_unflushed

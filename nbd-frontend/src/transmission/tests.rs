@@ -8,12 +8,13 @@ use crate::contexts::Contexts;
 use crate::memory::MemoryExport;
 
 /// Serves one connection of a disk in memory and returns how it ended.
-async fn serve(mut stream: DuplexStream) -> Result<End, Broken> {
+async fn serve(mut stream: DuplexStream) -> Result<Stop, Broken> {
     let export = MemoryExport::new("disk", 64 << 20);
     let negotiated = Negotiated { info: export.info(), style: Style::Simple, contexts: Contexts::default() };
     let seconds = Duration::from_secs;
     let bounds = Bounds { requests: 4, bytes: 1 << 20, stall: seconds(60), drain: seconds(10) };
-    transmit(&mut stream, &export, &negotiated, BytesMut::new(), bounds, &Closing::default(), "test").await
+    let talk = Talk { session: &export, negotiated: &negotiated, peer: "test" };
+    Transmission::new(&mut stream, talk, Rest::default(), bounds, &Closing::default(), None).run().await
 }
 
 fn write(length: u64) -> Vec<u8> {
@@ -44,7 +45,7 @@ async fn a_request_may_come_slowly_but_not_stop_half_way() {
             since.elapsed().as_secs()
         };
         let (held, end) = tokio::join!(client, serve(far));
-        assert!(matches!(end, Ok(End::Stalled)), "{length} {whole}: {end:?}");
+        assert!(matches!(end, Ok(Stop::Ended(End::Stalled))), "{length} {whole}: {end:?}");
         assert!((59..=121).contains(&held), "{length} {whole}: closed after {held} seconds");
     }
 }

@@ -34,6 +34,7 @@ impl TestServer {
         let options = ServerOptions {
             tcp: Some(([127, 0, 0, 1], 0).into()),
             unix: Some(directory.path().join("nbd.sock")),
+            control: None,
             tls,
             limits,
         };

@@ -418,3 +418,28 @@ fn what_was_there_before_the_session_must_stay() {
     let lost = journal.recover(&volume.attached(0), 1).expect_err("the session has seen it");
     assert_eq!((lost.settled, lost.end), (at(1), Lsn::ZERO));
 }
+
+/// A process that goes on for another one asks the owner for the first time when a takeover may have happened in between.
+#[test]
+fn a_journal_that_goes_on_for_another_misses_no_takeover() {
+    let attached = |epoch, end: Option<u64>| Attached {
+        tenure: Tenure { epoch: Epoch(epoch), incarnation: 1 },
+        owner: NodeId(1),
+        size: 1 << 20,
+        head: Lsn::new(Epoch(epoch), 99),
+        forks: end.map(|end| ForkInfo { epoch: Epoch(5), end: Lsn::new(Epoch(5), end) }).into_iter().collect(),
+        claimed: Epoch(0),
+        done: Vec::new(),
+    };
+    let resumed = || Journal::resumed(CAPACITY, 3, Epoch(5), Lsn::new(Epoch(5), 40));
+    assert_eq!(resumed().settled(), Lsn::new(Epoch(5), 40));
+    let mut journal = resumed();
+    assert!(!journal.needs_session(&attached(5, None)));
+    journal.recover(&attached(5, None), 3).expect("the same tenure");
+    assert_eq!(journal.settled(), Lsn::new(Epoch(5), 40), "what came since was not relied on here");
+    let mut journal = resumed();
+    assert!(journal.needs_session(&attached(6, Some(40))), "a takeover in between is seen");
+    journal.recover(&attached(6, Some(40)), 4).expect("nothing of ours is gone");
+    let lost = resumed().recover(&attached(6, Some(39)), 4).expect_err("a flushed write is gone");
+    assert_eq!((lost.end, lost.settled), (Lsn::new(Epoch(5), 39), Lsn::new(Epoch(5), 40)));
+}
