@@ -53,7 +53,7 @@ soak: tools ## the same tests with many more seeds and larger backlogs, then mut
 	export HELIO_FUZZ=endless HELIO_FUZZ_SEED=$$RANDOM && $(CARGO) test --package nbd-frontend --test fuzz -- --nocapture
 
 bench: tools ## measure speed, cleaning and growth, optimised build; half an hour, figures and plots in target/bench
-	$(CARGO) build --release --package storage-node --package bench --bins
+	$(CARGO) build --release --package storage-node --package nbd-frontend --package bench --bins
 	$(CARGO) run --release --quiet --package bench -- --out target/bench
 
 tools: ## install what the build and the tests need

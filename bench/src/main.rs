@@ -1,5 +1,5 @@
-//! Does the block store hold what it promises? One command per question: [`speed`] beside other NBD servers,
-//! [`cleaning`] under endless overwriting, [`growth`] of a large, sparsely written volume.
+//! Does the block store hold what it promises? One command per question: [`speed`] beside other NBD servers, [`hop`] through
+//! `helio-nbd`, [`cleaning`] under endless overwriting, [`growth`] of a large, sparsely written volume.
 //!
 //! Each prints a table and its bars, marked PASS or missed, and with `--out` writes its figures as JSON and its curves as
 //! SVG. What is compared runs side by side, in turns, so that a machine that grows slower slows all of it: on a noisy
@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 
 mod cleaning;
 mod growth;
+mod hop;
 mod load;
 mod process;
 mod report;
@@ -48,6 +49,8 @@ struct Options {
 enum Question {
     /// Beside qemu-nbd, nbdkit and the bare file system: IOPS, latency, CPU (8 minutes)
     Speed(speed::Options),
+    /// Through helio-nbd beside the node instead of the node: latency, CPU (3 minutes)
+    Hop(hop::Options),
     /// Random overwriting at 70 % utilisation: bytes written per byte, latency (10 minutes)
     Cleaning(cleaning::Options),
     /// A 4 TiB volume written at random: memory, map size, throughput, reopening, snapshots (10 minutes)
@@ -77,10 +80,12 @@ fn main() -> anyhow::Result<()> {
     let bench = Bench { root: root.path(), helio: &helio, output: &output };
     match options.question {
         Some(Question::Speed(options)) => speed::run(&options, &bench),
+        Some(Question::Hop(options)) => hop::run(&options, &bench),
         Some(Question::Cleaning(options)) => cleaning::run(&options, &bench),
         Some(Question::Growth(options)) => growth::run(&options, &bench),
         None => {
             speed::run(&speed::Options::default(), &bench)?;
+            hop::run(&hop::Options::default(), &bench)?;
             cleaning::run(&cleaning::Options::default(), &bench)?;
             growth::run(&growth::Options::default(), &bench)
         }

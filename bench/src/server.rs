@@ -72,6 +72,16 @@ impl Server {
         Ok(server)
     }
 
+    /// `helio-nbd` for the volume of `node`, through its socket for clients; the program lies beside the node's.
+    pub(crate) fn helio_nbd(root: &Path, node: &Server, binary: &Path) -> anyhow::Result<Server> {
+        let (socket, client) = (root.join("helio-nbd.sock"), node.plan.data.join("a/client.sock"));
+        let arguments = ["--node", &client.display().to_string(), "--socket", &socket.display().to_string()];
+        let arguments =
+            arguments.map(String::from).into_iter().chain(["--export".to_owned(), VOLUME.to_owned()]).collect();
+        let program = binary.with_file_name("helio-nbd");
+        Stopped(Plan { program, arguments, export: VOLUME, ..Plan::new("helio-nbd", root, socket) }).start()
+    }
+
     /// `qemu-nbd` on a raw file, without the host's cache.
     pub(crate) fn qemu_nbd(root: &Path, size: u64) -> anyhow::Result<Server> {
         let (image, socket) = (image(root, "qemu.img", size)?, root.join("qemu.sock"));
