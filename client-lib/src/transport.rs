@@ -127,4 +127,28 @@ pub trait Service: Send + Sync + 'static {
     fn serve_client<'a>(&'a self, _client: &'a ClientName, class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
         self.serve(None, class, request)
     }
+
+    /// Where the connection of a client of this machine is best served that begins with `request`; asked until it is decided, while
+    /// nothing else of it is under way.
+    fn home(&self, _request: &Bytes) -> Residence {
+        Residence::Here
+    }
+}
+
+/// A runtime on which a connection is served.
+pub struct Home {
+    /// The runtime. When it ends, the connection does.
+    pub runtime: tokio::runtime::Handle,
+    /// The right to be there; held as long as the connection is.
+    pub place: Box<dyn std::any::Any + Send>,
+}
+
+/// Where a connection is served.
+pub enum Residence {
+    /// What it asks tells nothing of that.
+    Undecided,
+    /// Where it is.
+    Here,
+    /// There.
+    There(Home),
 }

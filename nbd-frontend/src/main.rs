@@ -15,11 +15,15 @@ use client_lib::client::{Cluster, OpenOptions};
 use futures_util::future::select;
 use nbd_frontend::remote::RemoteDirectory;
 use nbd_frontend::{Server, ServerOptions, TlsMode, TlsOptions};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// The smallest journal: one write of the largest size fits.
 const JOURNAL_MIB_MIN: u64 = 32;
+
+/// Threads that serve volumes, at most: half of the cores, since clients need the others.
+const THREADS_MAX: usize = 4;
 
 /// Serve volumes of a Heliotrope cluster over NBD, on a host that runs no node.
 ///
@@ -136,14 +140,10 @@ async fn serve(arguments: HelioNbd) -> anyhow::Result<()> {
     if replace && control.is_none() {
         bail!("where is the process to be replaced? use --control PATH, as it has");
     }
-    let cluster = match (way.cluster, way.node) {
-        (Some(credentials), _) => Cluster::from_credentials(&credentials)?,
-        (None, Some(socket)) => Cluster::from_socket(&socket),
-        (None, None) => bail!("which cluster? use --cluster FILE or --node PATH"),
-    };
+    let clusters = threads()?.iter().map(|thread| reached(&way, thread)).collect::<Result<Vec<_>, _>>()?;
     let options = OpenOptions { is_read_only: read_only, journal_bytes: journal << 20, ..OpenOptions::default() };
     let names = (!exports.is_empty()).then_some(exports);
-    let directory = Arc::new(RemoteDirectory::new(cluster.clone(), names, options));
+    let directory = Arc::new(RemoteDirectory::new(clusters.clone(), names, options));
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut stopped = pin!(async move {
         let _ = select(pin!(interrupt.recv()), pin!(terminate.recv())).await;
@@ -181,8 +181,33 @@ async fn serve(arguments: HelioNbd) -> anyhow::Result<()> {
         }
     }
     directory.closed().await;
-    cluster.close().await;
+    for cluster in clusters {
+        cluster.close().await;
+    }
     Ok(())
+}
+
+/// Starts the threads that serve volumes, each with a runtime, and leaves them running.
+fn threads() -> std::io::Result<Vec<Handle>> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let start = |number| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let name = format!("volumes-{number}");
+        std::thread::Builder::new().name(name).spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+        Ok(handle)
+    };
+    (0..(cores / 2).clamp(1, THREADS_MAX)).map(start).collect()
+}
+
+/// The cluster, for who lives on `thread`.
+fn reached(way: &Way, thread: &Handle) -> anyhow::Result<Cluster> {
+    let _entered = thread.enter();
+    match (&way.cluster, &way.node) {
+        (Some(credentials), _) => Ok(Cluster::from_credentials(credentials)?),
+        (None, Some(socket)) => Ok(Cluster::from_socket(socket)),
+        (None, None) => bail!("which cluster? use --cluster FILE or --node PATH"),
+    }
 }
 
 /// A server, and whether it took over from another process.

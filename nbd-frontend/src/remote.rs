@@ -7,7 +7,7 @@
 //! before, so no write goes along.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -65,14 +65,15 @@ impl RemoteState {
 
 /// The volumes of a cluster.
 pub struct RemoteDirectory {
-    cluster: Cluster,
+    /// The same one, on a thread each; volumes are spread over them.
+    clusters: Vec<Cluster>,
+    turn: AtomicUsize,
     /// Those that are exported; `None` is all.
     names: Option<Vec<String>>,
     options: OpenOptions,
     open: Mutex<BTreeMap<String, Weak<Shared>>>,
     /// What is about to be passed on to this process.
-    expected: Mutex<BTreeMap<String, Found>>,
-    runtime: Handle,
+    expected: Mutex<BTreeMap<String, (Cluster, Found)>>,
     closing: TaskTracker,
 }
 
@@ -106,11 +107,26 @@ impl Drop for Shared {
 }
 
 impl RemoteDirectory {
-    /// Exports `names` of `cluster`, or all of its volumes, opened with `options`. Needs a tokio runtime, which must outlive it.
+    /// Exports `names` of a cluster, or all of its volumes, opened with `options`. `clusters` are the same one, each on a runtime of
+    /// one thread; the connections of a volume are served on the thread of its cluster.
+    ///
+    /// # Panics
+    /// If there is none.
     #[must_use]
-    pub fn new(cluster: Cluster, names: Option<Vec<String>>, options: OpenOptions) -> RemoteDirectory {
-        let (open, expected, runtime) = (Mutex::default(), Mutex::default(), Handle::current());
-        RemoteDirectory { cluster, names, options, open, expected, runtime, closing: TaskTracker::new() }
+    pub fn new(clusters: Vec<Cluster>, names: Option<Vec<String>>, options: OpenOptions) -> RemoteDirectory {
+        assert!(!clusters.is_empty(), "volumes of no cluster");
+        let (open, expected, turn) = (Mutex::default(), Mutex::default(), AtomicUsize::new(0));
+        RemoteDirectory { clusters, turn, names, options, open, expected, closing: TaskTracker::new() }
+    }
+
+    /// For the next volume.
+    fn cluster(&self) -> &Cluster {
+        &self.clusters[self.turn.fetch_add(1, Ordering::Relaxed) % self.clusters.len()]
+    }
+
+    /// For what any answers.
+    fn any(&self) -> &Cluster {
+        &self.clusters[0]
     }
 
     /// Waits until the volumes of connections that have ended are flushed and closed.
@@ -143,23 +159,24 @@ impl RemoteDirectory {
         {
             return Ok(shared);
         }
-        let opening = self.cluster.open(name, self.options.clone());
+        let cluster = self.cluster();
+        let opening = cluster.open(name, self.options.clone());
         let volume = tokio::time::timeout(OPEN_PATIENCE, opening).await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Unavailable, "no node of the cluster answers; the log says more"))
         })?;
-        let shared = self.share(volume);
+        let shared = self.share(cluster, volume);
         open.insert(name.to_owned(), Arc::downgrade(&shared));
         Ok(shared)
     }
 
-    fn share(&self, volume: Volume) -> Arc<Shared> {
+    fn share(&self, cluster: &Cluster, volume: Volume) -> Arc<Shared> {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        let (runtime, closing) = (self.runtime.clone(), self.closing.clone());
+        let (runtime, closing) = (cluster.runtime().clone(), self.closing.clone());
         Arc::new(Shared {
             volume: Some(volume),
             number,
-            way: self.cluster.way().into(),
+            way: self.any().way().into(),
             is_read_only: self.options.is_read_only,
             runtime,
             closing,
@@ -170,10 +187,10 @@ impl RemoteDirectory {
     fn passed(&self, state: &[u8]) -> Result<Position, Error> {
         let RemoteState { way, is_read_only, position } = RemoteState::decode(state)?;
         let refuse = |text: String| Err(Error::new(ErrorKind::InvalidRequest, text));
-        if way != self.cluster.way() {
+        if way != self.any().way() {
             return refuse(format!(
                 "it uses {way}, and this one {}: give it the same --cluster or --node",
-                self.cluster.way()
+                self.any().way()
             ));
         }
         if is_read_only != self.options.is_read_only {
@@ -186,19 +203,23 @@ impl RemoteDirectory {
         Ok(position)
     }
 
-    async fn look_up(&self, name: &str) -> Result<Found, Error> {
-        self.cluster.find(name, Some(OPEN_PATIENCE)).await
+    /// Looks a volume up for the thread that is to serve it, which has a connection to a node then.
+    async fn look_up(&self, name: &str) -> Result<(Cluster, Found), Error> {
+        let cluster = self.cluster().clone();
+        let found = cluster.find(name, Some(OPEN_PATIENCE)).await?;
+        Ok((cluster, found))
     }
 
     async fn take_up(&self, state: &[u8]) -> Result<Arc<Shared>, Error> {
         let position = self.passed(state)?;
         let name = &position.name;
-        let found = match self.expected.lock().await.remove(name) {
-            Some(found) => found,
+        let expected = self.expected.lock().await.remove(name);
+        let (cluster, found) = match expected {
+            Some(expected) => expected,
             // Opened after it was told what is in use.
             None => self.look_up(name).await?,
         };
-        let volume = self.cluster.resume(&found, &position, self.options.clone())?;
+        let volume = cluster.resume(&found, &position, self.options.clone())?;
         let mut followed = volume.subscribe();
         let known = followed.wait_for(|state| !matches!(state.status, VolumeStatus::Waiting(_)));
         if tokio::time::timeout(RESUME_PATIENCE, known).await.is_err()
@@ -207,7 +228,7 @@ impl RemoteDirectory {
             return Err(Error::new(ErrorKind::Unavailable, format!("volume {name} waits: {why}")));
         }
         let is_usable = !matches!(volume.state().status, VolumeStatus::Failed(_));
-        let shared = self.share(volume);
+        let shared = self.share(&cluster, volume);
         if is_usable {
             self.open.lock().await.insert(position.name, Arc::downgrade(&shared));
         }
@@ -215,7 +236,7 @@ impl RemoteDirectory {
     }
 
     async fn listed(&self) -> Result<Vec<ExportInfo>, Error> {
-        let volumes = self.cluster.volumes(Some(OPEN_PATIENCE)).await?;
+        let volumes = self.any().volumes(Some(OPEN_PATIENCE)).await?;
         let is_exported = |volume: &&VolumeInfo| self.names.as_ref().is_none_or(|names| names.contains(&volume.name));
         let exported = volumes.iter().filter(is_exported);
         Ok(exported.map(|volume| self.described(&volume.name, volume.size, volume.is_snapshot)).collect())
@@ -282,6 +303,11 @@ impl Session for Connection {
     fn info(&self) -> ExportInfo {
         let volume = self.volume();
         described(volume.name(), volume.size(), volume.is_read_only())
+    }
+
+    /// Where its requests are sent from and their answers come to.
+    fn home(&self) -> Option<Handle> {
+        Some(self.0.runtime.clone())
     }
 
     fn share(&self) -> Option<u64> {

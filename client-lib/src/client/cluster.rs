@@ -179,6 +179,12 @@ impl Cluster {
         Ok(Volume::new(&self.runtime, self.nodes.clone(), &position.name, opened, options, Some(position)))
     }
 
+    /// Where everything lives that nobody waits for. What is asked from there wakes no other thread.
+    #[must_use]
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// By what the cluster is known and reached: the same for who uses it in the same way.
     #[must_use]
     pub fn way(&self) -> &str {

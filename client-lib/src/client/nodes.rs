@@ -57,6 +57,10 @@ impl Nodes {
 
     /// Whom to ask in this attempt: `first` and then the others, the nearest first as far as that is known.
     pub(super) fn choose(&self, first: Option<NodeId>, attempt: u32) -> Result<NodeId, Error> {
+        // The usual case, in every request.
+        if let (Some(first), 0) = (first, attempt) {
+            return Ok(first);
+        }
         let mut others: Vec<NodeId> = self.members().iter().map(|member| member.node).collect();
         others.retain(|node| Some(*node) != first);
         others.sort_by_key(|node| self.transport.rtt(*node).unwrap_or(Duration::MAX));

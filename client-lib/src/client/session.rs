@@ -168,7 +168,8 @@ impl Session {
     /// Wakes who waits for room, for an ack or for the session.
     pub(super) fn tell_changed(&self) {
         let kept = self.inner().journal.bytes();
-        self.tell(|state| state.journal_bytes = kept);
+        // With every write: not by `tell`, which compares copies.
+        self.state.send_if_modified(|state| std::mem::replace(&mut state.journal_bytes, kept) != kept);
         self.changed.notify_waiters();
     }
 
@@ -308,11 +309,13 @@ impl Session {
                 if self.inner().attached() != Some(tenure) {
                     return Ok(Attempt::Again);
                 }
-                self.tell(|state| {
-                    if matches!(state.status, VolumeStatus::Waiting(_)) {
-                        state.status = VolumeStatus::Connected;
-                    }
-                });
+                if matches!(self.state.borrow().status, VolumeStatus::Waiting(_)) {
+                    self.tell(|state| {
+                        if matches!(state.status, VolumeStatus::Waiting(_)) {
+                            state.status = VolumeStatus::Connected;
+                        }
+                    });
+                }
                 Attempt::Done(answer)
             }
             Err(failure) => {

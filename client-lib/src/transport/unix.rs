@@ -4,75 +4,47 @@
 //! (docs/format.md, "Call over a Unix socket"). Whoever calls is a client and no node. The calling end knows one socket and
 //! sends everything there, whichever node is asked for: that node passes on what others must answer.
 
+mod line;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
+use self::line::Line;
+use super::{BoxFuture, Class, FRAME_SIZE_MAX, Home, Residence, Service, Transport, TransportError};
 use crate::error::{Error, ErrorKind};
 use crate::types::{ClientName, NodeId};
 
-/// Number and length.
-const HEADER_SIZE: usize = 8 + 4;
 /// Connections at a time; more are closed at once.
 const CONNECTIONS_MAX: usize = 256;
 /// Calls of one connection under way; further requests wait unread.
 const CALLS_MAX: usize = 256;
 /// Request bytes of one connection in memory; further requests wait unread.
 const REQUEST_BUDGET: usize = 2 * FRAME_SIZE_MAX;
+/// Bytes of answers of one connection that its client does not take; further requests wait unread.
+const UNSENT_MAX: usize = 4 << 20;
 /// How long accepting rests after it failed for want of something, such as file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How long calls that are being answered may take when the server closes.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What callers are called in logs.
 const LOCAL: &str = "local";
-
-async fn read_message(stream: &mut OwnedReadHalf) -> io::Result<Option<(u64, u32)>> {
-    let mut header = [0; HEADER_SIZE];
-    match stream.read_exact(&mut header).await {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
-    };
-    let number = u64::from_le_bytes(header[..8].try_into().expect("eight bytes"));
-    let length = u32::from_le_bytes(header[8..].try_into().expect("four bytes"));
-    if length as usize > FRAME_SIZE_MAX {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("{length} bytes are over the limit of a frame"),
-        ));
-    }
-    Ok(Some((number, length)))
-}
-
-async fn read_body(stream: &mut OwnedReadHalf, length: u32) -> io::Result<Bytes> {
-    let mut body = vec![0; length as usize];
-    stream.read_exact(&mut body).await?;
-    Ok(body.into())
-}
-
-async fn write_message(stream: &mut OwnedWriteHalf, number: u64, body: &Bytes) -> io::Result<()> {
-    let mut header = [0; HEADER_SIZE];
-    header[..8].copy_from_slice(&number.to_le_bytes());
-    header[8..].copy_from_slice(&(body.len() as u32).to_le_bytes());
-    stream.write_all(&header).await?;
-    stream.write_all(body).await
-}
 
 /// The answering end: a socket file that only this user may use.
 #[derive(Debug)]
@@ -141,83 +113,150 @@ async fn accept(listener: UnixListener, service: Arc<dyn Service>, closing: Canc
             tracing::warn!(limit = CONNECTIONS_MAX, "a local client was refused: too many");
             continue;
         };
-        let (service, closing) = (service.clone(), closing.clone());
+        let (service, closing, of_server) = (service.clone(), closing.clone(), tasks.clone());
         tasks.spawn(async move {
             let _place = place;
-            if let Err(error) = serve(stream, service, closing).await {
+            if let Err(error) = serve(stream, service, closing, &of_server).await {
                 tracing::debug!(%error, "a local client is gone");
             }
         });
     }
 }
 
-/// Answers the calls of one connection, in whatever order they are done.
-async fn serve(stream: UnixStream, service: Arc<dyn Service>, closing: CancellationToken) -> io::Result<()> {
-    let (mut requests, replies) = stream.into_split();
-    let replies = Arc::new(tokio::sync::Mutex::new(replies));
-    let (calls, budget) = (Arc::new(Semaphore::new(CALLS_MAX)), Arc::new(Semaphore::new(REQUEST_BUDGET)));
-    let tasks = TaskTracker::new();
-    let closed = || io::Error::other("the limits of the connection are gone");
-    let outcome = loop {
-        let message = tokio::select! {
-            biased;
-            () = closing.cancelled() => break Ok(()),
-            message = read_message(&mut requests) => message,
-        };
-        let (number, length) = match message {
-            Ok(Some(message)) => message,
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        };
-        let call = calls.clone().acquire_owned().await.map_err(|_| closed())?;
-        let memory = budget.clone().acquire_many_owned(length).await.map_err(|_| closed())?;
-        let request = match read_body(&mut requests, length).await {
-            Ok(request) => request,
-            Err(error) => break Err(error),
-        };
-        let (service, replies) = (service.clone(), replies.clone());
-        tasks.spawn(async move {
-            let name: ClientName = LOCAL.parse().expect("is a name");
-            let reply = service.serve_client(&name, Class::Pull, request).await;
-            drop(memory);
-            // A client that has gone reads no more; its connection ends by itself.
-            let _ = write_message(&mut *replies.lock().await, number, &reply).await;
-            drop(call);
-        });
+/// How serving a connection went on.
+enum Served {
+    /// It has ended.
+    Ended,
+    /// It is to be served elsewhere, beginning with this request.
+    Moves(Home, (u64, Bytes)),
+}
+
+/// Answers the calls of one connection, on the runtime that suits what it uses.
+async fn serve(
+    stream: UnixStream,
+    service: Arc<dyn Service>,
+    closing: CancellationToken,
+    tasks: &TaskTracker,
+) -> io::Result<()> {
+    let mut line = Line::new(stream);
+    let Served::Moves(home, first) = answer(&mut line, &*service, &closing, None).await? else { return Ok(()) };
+    let Home { runtime, place } = home;
+    let left = line.leave()?;
+    let there = async move {
+        let _place = place;
+        let mut line = Line::arrive(left)?;
+        answer(&mut line, &*service, &closing, Some(first)).await.map(drop)
     };
-    tasks.close();
-    tasks.wait().await;
-    outcome
+    // Ends with that runtime, or by itself.
+    let moved = AbortOnDropHandle::new(tasks.spawn_on(there, &runtime));
+    moved.await.unwrap_or_else(|ended| Err(io::Error::other(ended)))
 }
 
-type Waiting = HashMap<u64, oneshot::Sender<Bytes>>;
-
-/// A connection, as long as it is one.
-struct Connection {
-    requests: tokio::sync::Mutex<OwnedWriteHalf>,
-    waiting: Mutex<Waiting>,
-    next: AtomicU64,
-    is_over: AtomicBool,
-    /// Ends the reading of answers with the connection.
-    ended: CancellationToken,
+/// Answers calls in whatever order they are done: one task for all of a connection, and one write for all answers that are ready.
+/// Begins with `first`, which has come elsewhere; without it the service is asked once where the connection belongs.
+async fn answer(
+    line: &mut Line,
+    service: &dyn Service,
+    closing: &CancellationToken,
+    first: Option<(u64, Bytes)>,
+) -> io::Result<Served> {
+    let name: ClientName = LOCAL.parse().expect("is a name");
+    let call = |(number, request): (u64, Bytes)| {
+        let (length, name) = (request.len(), &name);
+        async move { (number, length, service.serve_client(name, Class::Pull, request).await) }
+    };
+    let (mut is_settled, mut requested, mut is_ending) = (first.is_some(), 0, false);
+    let mut calls: FuturesUnordered<_> =
+        first.into_iter().inspect(|(_, request)| requested += request.len()).map(call).collect();
+    let mut closed = std::pin::pin!(closing.cancelled());
+    std::future::poll_fn(|cx| {
+        is_ending |= closed.as_mut().poll(cx).is_ready();
+        loop {
+            while let Poll::Ready(Some((number, length, reply))) = calls.poll_next_unpin(cx) {
+                requested -= length;
+                line.push(number, reply);
+            }
+            let is_sent = match line.poll_send(cx) {
+                Poll::Ready(sent) => sent.map(|()| true)?,
+                Poll::Pending => false,
+            };
+            if is_ending {
+                return if is_sent && calls.is_empty() { Poll::Ready(Ok(Served::Ended)) } else { Poll::Pending };
+            }
+            if calls.len() >= CALLS_MAX || requested >= REQUEST_BUDGET || line.unsent() >= UNSENT_MAX {
+                return Poll::Pending;
+            }
+            match ready!(line.poll_receive(cx))? {
+                None => is_ending = true,
+                Some(request) => {
+                    if !is_settled && calls.is_empty() && is_sent {
+                        match service.home(&request.1) {
+                            Residence::Undecided => {}
+                            Residence::Here => is_settled = true,
+                            Residence::There(home) => return Poll::Ready(Ok(Served::Moves(home, request))),
+                        }
+                    }
+                    requested += request.1.len();
+                    calls.push(call(request));
+                }
+            }
+        }
+    })
+    .await
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.ended.cancel();
-    }
+/// A connection, as long as it is one. One task reads and writes for all that call.
+struct Connection(Mutex<Calls>);
+
+#[derive(Default)]
+struct Calls {
+    next: u64,
+    waiting: HashMap<u64, oneshot::Sender<Bytes>>,
+    /// Requests that the task has yet to see.
+    queue: Vec<(u64, Bytes)>,
+    task: Option<Waker>,
+    is_over: bool,
 }
 
 impl Connection {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        let task = self.calls().task.clone();
+        if let Some(task) = task {
+            task.wake();
+        }
     }
 
     /// Nobody gets an answer any more.
     fn end(&self) {
-        self.is_over.store(true, Ordering::Release);
-        self.ended.cancel();
-        self.waiting().clear();
+        let mut calls = self.calls();
+        calls.is_over = true;
+        calls.waiting.clear();
+        calls.queue.clear();
+    }
+
+    /// Moves messages until the connection breaks or nobody has it any more.
+    fn poll(weak: &Weak<Connection>, line: &mut Line, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(connection) = weak.upgrade() else { return Poll::Ready(Ok(())) };
+        {
+            let mut calls = connection.calls();
+            if !calls.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+                calls.task = Some(cx.waker().clone());
+            }
+            calls.queue.drain(..).for_each(|(number, request)| line.push(number, request));
+        }
+        if let Poll::Ready(sent) = line.poll_send(cx) {
+            sent?;
+        }
+        while let Some((number, reply)) = ready!(line.poll_receive(cx))? {
+            let waiting = connection.calls().waiting.remove(&number);
+            // Who gave up does not wait any more.
+            let _ = waiting.map(|waiting| waiting.send(reply));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -225,7 +264,9 @@ impl Connection {
 pub struct UnixTransport {
     path: PathBuf,
     runtime: Handle,
-    connection: tokio::sync::Mutex<Option<Arc<Connection>>>,
+    live: Mutex<Option<Arc<Connection>>>,
+    /// Held by who connects.
+    connecting: tokio::sync::Mutex<()>,
 }
 
 impl fmt::Debug for UnixTransport {
@@ -234,51 +275,54 @@ impl fmt::Debug for UnixTransport {
     }
 }
 
+impl Drop for UnixTransport {
+    fn drop(&mut self) {
+        if let Some(connection) = self.live().take() {
+            // Its task holds nothing of it, and ends.
+            let task = connection.calls().task.take();
+            drop(connection);
+            let _ = task.map(Waker::wake);
+        }
+    }
+}
+
 impl UnixTransport {
     /// Calls whoever listens on `path`. Connects when needed. Needs a tokio runtime, on which connections live.
     #[must_use]
     pub fn new(path: &Path) -> Arc<UnixTransport> {
-        let (runtime, connection) = (Handle::current(), tokio::sync::Mutex::default());
-        Arc::new(UnixTransport { path: path.to_owned(), runtime, connection })
+        let (runtime, live, connecting) = (Handle::current(), Mutex::default(), tokio::sync::Mutex::default());
+        Arc::new(UnixTransport { path: path.to_owned(), runtime, live, connecting })
+    }
+
+    fn live(&self) -> MutexGuard<'_, Option<Arc<Connection>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection, unless there is none, or it is over.
+    fn connection(&self) -> Option<Arc<Connection>> {
+        self.live().clone().filter(|connection| !connection.calls().is_over)
     }
 
     async fn connected(&self) -> io::Result<Arc<Connection>> {
-        let mut connection = self.connection.lock().await;
-        if let Some(live) = connection.as_ref().filter(|live| !live.is_over.load(Ordering::Acquire)) {
-            return Ok(live.clone());
+        let _connecting = self.connecting.lock().await;
+        if let Some(live) = self.connection() {
+            return Ok(live);
         }
         let path = self.path.clone();
         // On the runtime where it is to live, which may be another than the caller's.
-        let connecting = self.runtime.spawn(async move { UnixStream::connect(path).await.map(UnixStream::into_split) });
-        let (mut replies, requests) = connecting.await.map_err(io::Error::other)??;
-        let live = Arc::new(Connection {
-            requests: tokio::sync::Mutex::new(requests),
-            waiting: Mutex::default(),
-            next: AtomicU64::new(0),
-            is_over: AtomicBool::new(false),
-            ended: CancellationToken::new(),
-        });
-        let (ended, weak) = (live.ended.clone(), Arc::downgrade(&live));
+        let connecting = self.runtime.spawn(async move { UnixStream::connect(path).await.map(Line::new) });
+        let mut line = connecting.await.map_err(io::Error::other)??;
+        let live = Arc::new(Connection(Mutex::default()));
+        let weak = Arc::downgrade(&live);
         self.runtime.spawn(async move {
-            let reading = async {
-                while let Ok(Some((number, length))) = read_message(&mut replies).await {
-                    let Ok(reply) = read_body(&mut replies, length).await else { return };
-                    let Some(connection) = weak.upgrade() else { return };
-                    let waiting = connection.waiting().remove(&number);
-                    // Who gave up does not wait any more.
-                    let _ = waiting.map(|waiting| waiting.send(reply));
-                }
-            };
-            tokio::select! {
-                biased;
-                () = ended.cancelled() => {}
-                () = reading => {}
+            if let Err(error) = std::future::poll_fn(|cx| Connection::poll(&weak, &mut line, cx)).await {
+                tracing::debug!(%error, "the connection to the node broke");
             }
             if let Some(connection) = weak.upgrade() {
                 connection.end();
             }
         });
-        *connection = Some(live.clone());
+        *self.live() = Some(live.clone());
         Ok(live)
     }
 
@@ -286,33 +330,34 @@ impl UnixTransport {
         let unreachable =
             |reason: String| TransportError::Unreachable { node, reason: format!("{}: {reason}", self.path.display()) };
         let unknown = |reason: &str| TransportError::OutcomeUnknown { node, reason: reason.to_owned() };
-        let connecting = tokio::time::timeout_at(end, self.connected()).await;
-        let connection = connecting
-            .map_err(|_| unreachable("the deadline passed while connecting".to_owned()))?
-            .map_err(|error| unreachable(error.to_string()))?;
-        let number = connection.next.fetch_add(1, Ordering::Relaxed);
+        let connection = match self.connection() {
+            Some(connection) => connection,
+            None => tokio::time::timeout_at(end, self.connected())
+                .await
+                .map_err(|_| unreachable("the deadline passed while connecting".to_owned()))?
+                .map_err(|error| unreachable(error.to_string()))?,
+        };
         let (sender, receiver) = oneshot::channel();
-        connection.waiting().insert(number, sender);
-        if connection.is_over.load(Ordering::Acquire) {
-            return Err(unreachable("the connection has just ended".to_owned()));
-        }
-        // A task of its own: half a request would end the connection for all.
-        let sending = self.runtime.spawn({
-            let connection = connection.clone();
-            async move {
-                let sent = write_message(&mut *connection.requests.lock().await, number, &request).await;
-                if sent.is_err() {
-                    connection.end();
-                }
+        let number = {
+            let mut calls = connection.calls();
+            if calls.is_over {
+                return Err(unreachable("the connection has just ended".to_owned()));
             }
-        });
-        let answered = tokio::time::timeout_at(end, receiver).await;
-        connection.waiting().remove(&number);
-        drop(sending);
-        match answered {
+            let number = calls.next;
+            calls.next += 1;
+            calls.waiting.insert(number, sender);
+            // All of it, or nothing when the connection ends: who gives up leaves no half of a request behind.
+            calls.queue.push((number, request));
+            number
+        };
+        connection.wake();
+        match tokio::time::timeout_at(end, receiver).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(unknown("the connection ended")),
-            Err(_) => Err(unknown("the deadline passed")),
+            Err(_) => {
+                connection.calls().waiting.remove(&number);
+                Err(unknown("the deadline passed"))
+            }
         }
     }
 }
@@ -345,6 +390,9 @@ impl Transport for UnixTransport {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::line::HEADER_SIZE;
     use super::*;
 
     const NODE: NodeId = NodeId(3);
@@ -437,6 +485,59 @@ mod tests {
         hostile.read_to_end(&mut rest).await.expect("ends");
         assert!(rest.is_empty());
         assert_eq!(ask(&UnixTransport::new(&path), "x").await.expect("answered"), "x");
+        server.close().await;
+    }
+
+    /// Tells on which thread it answers; once something is used, that is to be the thread of a runtime of its own.
+    struct Elsewhere(Mutex<Option<Home>>);
+
+    impl Service for Elsewhere {
+        fn serve(&self, _peer: Option<NodeId>, _class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
+            Box::pin(async move {
+                let thread = std::thread::current();
+                drop(request);
+                Bytes::from(thread.name().unwrap_or_default().to_owned())
+            })
+        }
+
+        fn home(&self, request: &Bytes) -> Residence {
+            if request != "use" {
+                return Residence::Undecided;
+            }
+            let home = self.0.lock().expect("no thread panics with it").take();
+            home.map_or(Residence::Here, Residence::There)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_moves_to_where_it_belongs_and_ends_with_that() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("client.sock");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (end, ended) = oneshot::channel::<()>();
+        let handle = runtime.handle().clone();
+        let thread = std::thread::Builder::new().name("home".to_owned());
+        let thread = thread.spawn(move || drop(runtime.block_on(ended))).expect("starts");
+        let places = Arc::new(Semaphore::new(1));
+        let place = Box::new(places.clone().try_acquire_owned().expect("is free"));
+        let home = Home { runtime: handle, place };
+        let server = UnixServer::bind(&path, Arc::new(Elsewhere(Mutex::new(Some(home))))).await.expect("listens");
+        let transport = UnixTransport::new(&path);
+        let before = ask(&transport, "list").await.expect("answered");
+        assert_ne!(before, "home");
+        // Together, so that some are behind the one that it moves with.
+        let both = tokio::join!(ask(&transport, "use"), ask(&transport, "list"));
+        assert_eq!((both.0.expect("answered"), both.1.expect("answered")), ("home".into(), "home".into()));
+        assert_eq!(ask(&transport, "use").await.expect("answered"), "home");
+        let other = UnixTransport::new(&path);
+        assert_eq!(ask(&other, "use").await.expect("answered"), before, "there is no more place");
+        assert_eq!(places.available_permits(), 0);
+        drop(end);
+        thread.join().expect("ends");
+        // The end of the connection may be noticed by the first call only.
+        let _ = ask(&transport, "list").await;
+        assert_eq!(ask(&transport, "use").await.expect("connects anew"), before);
+        let _place = places.acquire().await.expect("is free again");
         server.close().await;
     }
 }

@@ -7,8 +7,8 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use client_lib::transport::{BoxFuture, Class, Service, Transport, TransportError};
-use client_lib::wire::client::{ClientMessage, ClientReply};
+use client_lib::transport::{BoxFuture, Class, Residence, Service, Transport, TransportError};
+use client_lib::wire::client::{ClientMessage, ClientReply, ClientRequest};
 use client_lib::wire::frame::{Frame, FrameError, ServiceId, decode_head, encode_head};
 use client_lib::wire::join::{JoinReply, JoinRequest};
 use client_lib::{ClientName, Error, ErrorKind, GroupId, NodeId};
@@ -140,6 +140,15 @@ impl Service for NodeService {
 
     fn serve_client<'a>(&'a self, client: &'a ClientName, _class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
         Box::pin(self.answer(Caller::Client(client), request))
+    }
+
+    /// On the thread of the disk that has the first volume in use (docs/decisions/0024): neither requests nor answers wake another one.
+    fn home(&self, request: &Bytes) -> Residence {
+        let message = Frame::decode(request).ok().and_then(|frame| ClientMessage::<ClientRequest>::decode(frame).ok());
+        match message.zip(self.clients.get()) {
+            Some((message, clients)) => clients.home(&message.head),
+            None => Residence::Undecided,
+        }
     }
 }
 

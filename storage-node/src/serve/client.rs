@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use client_lib::transport::Class;
+use client_lib::transport::{Class, Home, Residence};
 use client_lib::wire::client::{ClientMessage, ClientReply, ClientRequest, MemberInfo, Opened, Target, VolumeInfo};
 use client_lib::wire::frame::Frame;
 use client_lib::{Epoch, Error, ErrorKind, VolumeId};
@@ -69,6 +69,16 @@ impl ClientService {
             Err(error) => Err(error),
         };
         encode(answer)
+    }
+
+    /// Where a client of this machine is served that begins with `request`.
+    #[must_use]
+    pub fn home(&self, request: &ClientRequest) -> Residence {
+        let Some(volume) = volume_of(request).and_then(|id| self.volumes.get(id)) else { return Residence::Undecided };
+        match volume.shard.home() {
+            Some((runtime, place)) => Residence::There(Home { runtime, place: Box::new(place) }),
+            None => Residence::Here,
+        }
     }
 
     async fn answer(&self, request: ClientRequest, payload: Bytes) -> Result<Answer, Error> {
@@ -212,18 +222,7 @@ impl ClientService {
         request: &ClientRequest,
         payload: &Bytes,
     ) -> Result<Message<PeerReply>, Error> {
-        let id = match request {
-            ClientRequest::Read { target, .. }
-            | ClientRequest::Extents { target, .. }
-            | ClientRequest::Cache { target, .. } => target.volume(),
-            ClientRequest::Write { volume, .. }
-            | ClientRequest::Zero { volume, .. }
-            | ClientRequest::Flush { volume, .. }
-            | ClientRequest::Attach { volume, .. } => *volume,
-            ClientRequest::Members | ClientRequest::Volumes | ClientRequest::Open { .. } => {
-                return Err(Error::new(ErrorKind::InvalidRequest, "any node answers that"));
-            }
-        };
+        let id = volume_of(request).ok_or_else(|| Error::new(ErrorKind::InvalidRequest, "any node answers that"))?;
         let volume = self.volumes.get(id);
         let volume =
             volume.ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("volume {id} is not (yet) known here")))?;
@@ -235,6 +234,20 @@ impl ClientService {
             return Ok(Message { head: PeerReply::Client(reply), payload });
         }
         Ok(Message { head: PeerReply::NotOwner(volume.gate.view().epoch), payload: Bytes::new() })
+    }
+}
+
+/// Which volume a request is about.
+fn volume_of(request: &ClientRequest) -> Option<VolumeId> {
+    match request {
+        ClientRequest::Read { target, .. }
+        | ClientRequest::Extents { target, .. }
+        | ClientRequest::Cache { target, .. } => Some(target.volume()),
+        ClientRequest::Write { volume, .. }
+        | ClientRequest::Zero { volume, .. }
+        | ClientRequest::Flush { volume, .. }
+        | ClientRequest::Attach { volume, .. } => Some(*volume),
+        ClientRequest::Members | ClientRequest::Volumes | ClientRequest::Open { .. } => None,
     }
 }
 
