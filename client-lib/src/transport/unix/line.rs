@@ -5,11 +5,12 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 
 use super::FRAME_SIZE_MAX;
@@ -25,6 +26,8 @@ const READ_LEN: usize = 64 << 10;
 const READ_SPACE_MIN: usize = 8 << 10;
 /// Pieces of one write: the array is on the stack.
 const SLICES_MAX: usize = 64;
+/// Linux (bits/socket.h, send(2)).
+const MSG_NOSIGNAL: i32 = 0x4000;
 
 pub(super) struct Line {
     stream: UnixStream,
@@ -80,7 +83,7 @@ impl Line {
                 *slice = IoSlice::new(piece);
                 used += 1;
             }
-            let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..used]))?;
+            let written = ready!(poll_send_vectored(&self.stream, cx, &slices[..used]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -128,6 +131,19 @@ impl Line {
                 let ended = if self.input.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
                 return Poll::Ready(ended);
             }
+        }
+    }
+}
+
+/// Sends without a signal when the other end is gone: writev(2) would end a C program that uses the client library by SIGPIPE, which
+/// Rust ignores in its own programs only.
+fn poll_send_vectored(stream: &UnixStream, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(cx))?;
+        let send = || SockRef::from(stream).send_vectored_with_flags(slices, MSG_NOSIGNAL);
+        match stream.try_io(Interest::WRITABLE, send) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return Poll::Ready(sent),
         }
     }
 }
