@@ -286,7 +286,7 @@ pub struct Seal {
     pub(super) from: Lsn,
     pub(super) after: SnapshotId,
     pub(super) delta_from: Option<Lsn>,
-    pub(super) also: Arc<RoaringBitmap>,
+    pub(super) also: Blocks,
     pub(super) reply: Reply<Sealed>,
 }
 
@@ -300,7 +300,7 @@ impl Seal {
 
     /// The same with the blocks of `also`, whenever they changed; of those, what was never written is told as zeroes.
     #[must_use]
-    pub fn with(self, also: Arc<RoaringBitmap>) -> Seal {
+    pub fn with(self, also: Blocks) -> Seal {
         Seal { also, ..self }
     }
 }
@@ -346,6 +346,9 @@ pub struct ResidentExtent {
 /// A manifest, and the delta that was pinned with it.
 pub type Sealed = (Manifest, Option<SealedDelta>);
 
+/// A set of blocks.
+pub type Blocks = Arc<RoaringBitmap>;
+
 /// Blocks, each with its version if it has one.
 pub type Versions = Vec<(u32, Option<Version>)>;
 
@@ -355,268 +358,56 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 #[derive(Debug)]
 #[expect(missing_docs, reason = "each variant is documented at the method of the same name")]
 pub enum Request {
-    Open {
-        volume: VolumeId,
-        size: VolumeSize,
-        reply: Reply<VolumeReport>,
-    },
-    OpenClone {
-        volume: VolumeId,
-        origin: VolumeId,
-        snapshot: SnapshotId,
-        reply: Reply<VolumeReport>,
-    },
-    List {
-        reply: Reply<Vec<VolumeId>>,
-    },
-    Delete {
-        volume: VolumeId,
-        reply: Reply<()>,
-    },
-    Resize {
-        volume: VolumeId,
-        size: VolumeSize,
-        owner: Option<Epoch>,
-        reply: Reply<VolumeReport>,
-    },
-    CreateSnapshot {
-        volume: VolumeId,
-        snapshot: SnapshotId,
-        reply: Reply<MadeSnapshot>,
-    },
-    CreateFrozen {
-        volume: VolumeId,
-        snapshot: SnapshotId,
-        reply: Reply<MadeSnapshot>,
-    },
-    DeleteSnapshot {
-        volume: VolumeId,
-        snapshot: SnapshotId,
-        reply: Reply<()>,
-    },
-    RollBack {
-        volume: VolumeId,
-        snapshot: SnapshotId,
-        reply: Reply<Lsn>,
-    },
-    Snapshots {
-        volume: VolumeId,
-        reply: Reply<Vec<SnapshotReport>>,
-    },
-    Report {
-        volume: VolumeId,
-        reply: Reply<VolumeReport>,
-    },
-    Read {
-        volume: VolumeId,
-        moment: Moment,
-        offset: u64,
-        length: u32,
-        reply: Reply<Vec<ReadChunk>>,
-    },
-    Write {
-        volume: VolumeId,
-        offset: u64,
-        data: Bytes,
-        fua: bool,
-        origin: Option<Origin>,
-        reply: Reply<Lsn>,
-    },
-    Zero {
-        volume: VolumeId,
-        offset: u64,
-        length: u64,
-        fua: bool,
-        origin: Option<Origin>,
-        reply: Reply<Lsn>,
-    },
-    Ledger {
-        volume: VolumeId,
-        reply: Reply<LedgerNews>,
-    },
-    NoteLedger {
-        volume: VolumeId,
-        news: LedgerNews,
-        reply: Reply<()>,
-    },
-    Flush {
-        volume: VolumeId,
-        reply: Reply<Lsn>,
-    },
-    Sync {
-        volume: VolumeId,
-        reply: Reply<Lsn>,
-    },
-    Extents {
-        volume: VolumeId,
-        moment: Moment,
-        offset: u64,
-        length: u64,
-        reply: Reply<Vec<MappedExtent>>,
-    },
-    Residency {
-        volume: VolumeId,
-        moment: Moment,
-        offset: u64,
-        length: u64,
-        reply: Reply<Vec<ResidentExtent>>,
-    },
-    Activate {
-        volume: VolumeId,
-        epoch: Epoch,
-        acts_under: Option<u64>,
-        reply: Reply<VolumeReport>,
-    },
-    Arm {
-        volume: VolumeId,
-        epoch: Epoch,
-        acts_under: Option<u64>,
-        reply: Reply<()>,
-    },
-    Deactivate {
-        volume: VolumeId,
-        epoch: Epoch,
-        reply: Reply<VolumeReport>,
-    },
-    Freeze {
-        volume: VolumeId,
-        when: FreezeWhen,
-        reply: Reply<Lsn>,
-    },
-    Thaw {
-        volume: VolumeId,
-        reply: Reply<()>,
-    },
-    SealManifest {
-        volume: VolumeId,
-        from: Lsn,
-        after: SnapshotId,
-        delta_from: Option<Lsn>,
-        reply: Reply<Sealed>,
-    },
-    SealTogether {
-        volume: VolumeId,
-        seals: Vec<Seal>,
-    },
-    PinSnapshot {
-        volume: VolumeId,
-        snapshot: SnapshotId,
-        from: Lsn,
-        also: Arc<RoaringBitmap>,
-        reply: Reply<SealedDelta>,
-    },
-    ReadSealed {
-        volume: VolumeId,
-        pin: u64,
-        runs: Vec<BlockRun>,
-        reply: Reply<Vec<VersionedBlock>>,
-    },
-    Release {
-        volume: VolumeId,
-        pin: u64,
-        reply: Reply<()>,
-    },
-    ChangedBlocks {
-        volume: VolumeId,
-        since: Lsn,
-        reply: Reply<u64>,
-    },
-    Prune {
-        volume: VolumeId,
-        up_to: Lsn,
-        reply: Reply<()>,
-    },
-    ApplyManifest {
-        volume: VolumeId,
-        manifest: Manifest,
-        seal: bool,
-        durable: bool,
-        reply: Reply<Lsn>,
-    },
-    Missing {
-        volume: VolumeId,
-        wanted: Wanted,
-        after: BlockIndex,
-        limit: u32,
-        reply: Reply<Vec<BlockRun>>,
-    },
-    Receive {
-        volume: VolumeId,
-        blocks: Vec<VersionedBlock>,
-        reply: Reply<u64>,
-    },
-    ApplySealed {
-        volume: VolumeId,
-        to: Lsn,
-        reply: Reply<Lsn>,
-    },
-    Rewind {
-        volume: VolumeId,
-        to: Lsn,
-        reply: Reply<VolumeReport>,
-    },
-    Discard {
-        volume: VolumeId,
-        to: Lsn,
-        reply: Reply<VolumeReport>,
-    },
-    ReadVersions {
-        volume: VolumeId,
-        moment: Moment,
-        runs: Vec<BlockRun>,
-        reply: Reply<Vec<VersionedBlock>>,
-    },
-    Versions {
-        volume: VolumeId,
-        moment: Moment,
-        runs: Vec<BlockRun>,
-        reply: Reply<Versions>,
-    },
-    Lacking {
-        volume: VolumeId,
-        moment: Moment,
-        runs: Vec<BlockRun>,
-        reply: Reply<Vec<(u32, Lsn)>>,
-    },
-    LackingSealed {
-        volume: VolumeId,
-        after: BlockIndex,
-        most: usize,
-        reply: Reply<Vec<(u32, Lsn)>>,
-    },
-    ReadHeld {
-        volume: VolumeId,
-        moment: Moment,
-        wanted: Vec<(u32, Lsn)>,
-        reply: Reply<Vec<VersionedBlock>>,
-    },
-    ReadAlike {
-        volume: VolumeId,
-        wanted: Wanted,
-        runs: Vec<BlockRun>,
-        reply: Reply<Vec<VersionedBlock>>,
-    },
-    Damaged {
-        reply: Reply<Vec<DamagedBlocks>>,
-    },
-    Traffic {
-        reply: Reply<Traffic>,
-    },
-    Scrub {
-        action: ScrubAction,
-        of: Option<VolumeId>,
-        reply: Reply<ScrubReport>,
-    },
-    Space {
-        of: Option<VolumeId>,
-        reply: Reply<ShardSpace>,
-    },
-    Checkpoint {
-        reply: Reply<()>,
-    },
-    Stop {
-        reply: Reply<()>,
-    },
+    Open { volume: VolumeId, size: VolumeSize, reply: Reply<VolumeReport> },
+    OpenClone { volume: VolumeId, origin: VolumeId, snapshot: SnapshotId, reply: Reply<VolumeReport> },
+    List { reply: Reply<Vec<VolumeId>> },
+    Delete { volume: VolumeId, reply: Reply<()> },
+    Resize { volume: VolumeId, size: VolumeSize, owner: Option<Epoch>, reply: Reply<VolumeReport> },
+    CreateSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<MadeSnapshot> },
+    CreateFrozen { volume: VolumeId, snapshot: SnapshotId, reply: Reply<MadeSnapshot> },
+    DeleteSnapshot { volume: VolumeId, snapshot: SnapshotId, reply: Reply<()> },
+    RollBack { volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn> },
+    Snapshots { volume: VolumeId, reply: Reply<Vec<SnapshotReport>> },
+    Report { volume: VolumeId, reply: Reply<VolumeReport> },
+    Read { volume: VolumeId, moment: Moment, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
+    Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, origin: Option<Origin>, reply: Reply<Lsn> },
+    Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, origin: Option<Origin>, reply: Reply<Lsn> },
+    Ledger { volume: VolumeId, reply: Reply<LedgerNews> },
+    NoteLedger { volume: VolumeId, news: LedgerNews, reply: Reply<()> },
+    Flush { volume: VolumeId, reply: Reply<Lsn> },
+    Sync { volume: VolumeId, reply: Reply<Lsn> },
+    Extents { volume: VolumeId, moment: Moment, offset: u64, length: u64, reply: Reply<Vec<MappedExtent>> },
+    Residency { volume: VolumeId, moment: Moment, offset: u64, length: u64, reply: Reply<Vec<ResidentExtent>> },
+    Activate { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<VolumeReport> },
+    Arm { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<()> },
+    Deactivate { volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport> },
+    Freeze { volume: VolumeId, when: FreezeWhen, reply: Reply<Lsn> },
+    Thaw { volume: VolumeId, reply: Reply<()> },
+    SealManifest { volume: VolumeId, from: Lsn, after: SnapshotId, delta_from: Option<Lsn>, reply: Reply<Sealed> },
+    SealTogether { volume: VolumeId, seals: Vec<Seal> },
+    PinSnapshot { volume: VolumeId, snapshot: SnapshotId, from: Lsn, also: Blocks, reply: Reply<SealedDelta> },
+    ReadSealed { volume: VolumeId, pin: u64, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
+    Release { volume: VolumeId, pin: u64, reply: Reply<()> },
+    ChangedBlocks { volume: VolumeId, since: Lsn, reply: Reply<u64> },
+    Prune { volume: VolumeId, up_to: Lsn, reply: Reply<()> },
+    ApplyManifest { volume: VolumeId, manifest: Manifest, seal: bool, durable: bool, reply: Reply<Lsn> },
+    Missing { volume: VolumeId, wanted: Wanted, after: BlockIndex, limit: u32, reply: Reply<Vec<BlockRun>> },
+    Receive { volume: VolumeId, blocks: Vec<VersionedBlock>, reply: Reply<u64> },
+    ApplySealed { volume: VolumeId, to: Lsn, reply: Reply<Lsn> },
+    Rewind { volume: VolumeId, to: Lsn, reply: Reply<VolumeReport> },
+    Discard { volume: VolumeId, to: Lsn, reply: Reply<VolumeReport> },
+    ReadVersions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
+    Versions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Versions> },
+    Lacking { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Vec<(u32, Lsn)>> },
+    LackingSealed { volume: VolumeId, after: BlockIndex, most: usize, reply: Reply<Vec<(u32, Lsn)>> },
+    ReadHeld { volume: VolumeId, moment: Moment, wanted: Vec<(u32, Lsn)>, reply: Reply<Vec<VersionedBlock>> },
+    ReadAlike { volume: VolumeId, wanted: Wanted, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
+    Damaged { reply: Reply<Vec<DamagedBlocks>> },
+    Traffic { reply: Reply<Traffic> },
+    Scrub { action: ScrubAction, of: Option<VolumeId>, reply: Reply<ScrubReport> },
+    Space { of: Option<VolumeId>, reply: Reply<ShardSpace> },
+    Checkpoint { reply: Reply<()> },
+    Stop { reply: Reply<()> },
 }
 
 /// How many connections a shard serves on its own thread. More would make the thread the limit where there are other cores.
@@ -949,7 +740,7 @@ impl ShardHandle {
         volume: VolumeId,
         snapshot: SnapshotId,
         from: Lsn,
-        also: Arc<RoaringBitmap>,
+        also: Blocks,
     ) -> Result<SealedDelta, StoreError> {
         self.ask(|reply| Request::PinSnapshot { volume, snapshot, from, also, reply }).await
     }

@@ -127,14 +127,16 @@ impl NodeAdmin {
             let ago = if watermark >= report.head { Some(Duration::ZERO) } else { ago };
             // What was written since the replica's last word counts too.
             let changed = volume.shard.changed_blocks(volume.id, seen.base()).await.map_err(store_failure)?;
-            let discarded = seen.rejoining.map_or(0, |rejoining| rejoining.discarded);
+            let lacked = changed + seen.rejoining.map_or(0, |rejoining| rejoining.discarded);
+            // The newest write may have a position and not be carried out yet: nobody lacks it.
+            let behind = marks.as_ref().filter(|_| lacked > 0).map_or(Duration::ZERO, |marks| marks.behind(watermark));
             replicas.push(ReplicaStatus {
                 node: name_of(&state, *replica),
                 provider: state.node(*replica).map(|node| node.provider.to_string()).unwrap_or_default(),
                 watermark: watermark.to_string(),
                 known: seen.position.known.to_string(),
-                bytes_behind: (changed + discarded) * u64::from(BLOCK_SIZE),
-                seconds_behind: marks.as_ref().map_or(0.0, |marks| marks.behind(watermark).as_secs_f64()),
+                bytes_behind: lacked * u64::from(BLOCK_SIZE),
+                seconds_behind: behind.as_secs_f64(),
                 consistent_ms: ago.map(|ago| now_ms.saturating_sub(ago.as_millis() as u64)),
                 stale_bytes: seen.position.stale_blocks * u64::from(BLOCK_SIZE),
                 reachable: seen.reachable,
