@@ -6,7 +6,8 @@
 //!
 //! [`layers`] holds what is known above the base, [`changes`] the change history, [`pins`] the sealed deltas of an
 //! owner (in memory only), [`ledger`] who writes from afar, [`rollback`] how it becomes a snapshot again, [`clone`] how it
-//! begins as another volume's, `rewind` what a takeover cuts off, [`rejoin`] how a node comes back after that, [`record`] the encoding for the map store.
+//! begins as another volume's, `rewind` what a takeover cuts off, [`rejoin`] how a node comes back after that,
+//! [`record`] the encoding for the map store.
 
 pub mod changes;
 pub mod clone;
@@ -182,9 +183,7 @@ impl Volume {
     /// The newest snapshot that is known here; 0 when there is none.
     #[must_use]
     pub fn newest_snapshot(&self) -> SnapshotId {
-        // One that was cut off is on its way out.
-        let counts = |snapshot: &&Snapshot| self.rejoin.is_none_or(|base| snapshot.lsn <= base);
-        let in_base = self.snapshots.iter().rev().find(counts).map(|snapshot| snapshot.id);
+        let in_base = self.snapshots.iter().next_back().map(|snapshot| snapshot.id);
         self.layers.snapshots().last().map(|snapshot| snapshot.id).or(in_base).unwrap_or_default()
     }
 
@@ -358,10 +357,12 @@ impl Volume {
     ) -> Result<Vec<(u32, Version)>, MapError> {
         const NEVER_WRITTEN: Version = Version { lsn: Lsn::ZERO, content: Content::Zero };
         let changed = self.changed_since(moment, from, map)?;
-        let is_told = |block: u32| changed.binary_search_by_key(&block, |(block, _)| *block).is_ok();
-        let others: Vec<u32> = also.iter().filter(|block| !is_told(*block)).collect();
-        let mut versions: BTreeMap<u32, Version> = others.iter().map(|block| (*block, NEVER_WRITTEN)).collect();
-        versions.extend(self.versions_of(moment, others.into_iter(), map)?);
+        if also.is_empty() {
+            // As it is for every replica but one that comes back.
+            return Ok(changed);
+        }
+        let mut versions: BTreeMap<u32, Version> = also.iter().map(|block| (block, NEVER_WRITTEN)).collect();
+        versions.extend(self.versions_of(moment, also.iter(), map)?);
         versions.extend(changed);
         Ok(versions.into_iter().collect())
     }

@@ -18,7 +18,7 @@ use crate::ownership::gate::Phase;
 use crate::peer::alike::{named, offers_of};
 use crate::peer::message::{Alike, PeerReply, ReplicaPosition};
 use crate::serve::volume::{ServedVolume, store_failure};
-use crate::shard::handle::StoreError;
+use crate::shard::handle::{StoreError, VolumeReport};
 use crate::volume::layers::Wanted;
 use crate::volume::rejoin::Rejoining;
 
@@ -78,26 +78,27 @@ pub async fn admit(volume: &ServedVolume, peer: NodeId, epoch: Epoch) -> Result<
 
 /// This replica's positions.
 pub async fn position(volume: &ServedVolume) -> Result<ReplicaPosition, StoreError> {
-    let report = volume.shard.report(volume.id).await?;
-    Ok(ReplicaPosition {
+    Ok(position_in(&volume.shard.report(volume.id).await?))
+}
+
+fn position_in(report: &VolumeReport) -> ReplicaPosition {
+    ReplicaPosition {
         known: report.known,
         watermark: report.watermark,
         stale_blocks: report.stale_blocks,
         newest_snapshot: report.newest_snapshot,
         awaited_snapshot: report.awaited_snapshot,
         sealed_to: report.sealed_to,
-    })
+    }
 }
 
 /// This replica's positions, for an owner that begins to send.
 pub async fn status(volume: &ServedVolume) -> PeerReply {
-    let told = async {
-        let report = volume.shard.report(volume.id).await?;
-        Ok((position(volume).await?, report.rejoining))
-    };
-    match told.await {
-        Ok((position, None)) => PeerReply::Position(position),
-        Ok((position, Some(Rejoining { base, unknown }))) => PeerReply::Rejoining { position, base, unknown },
+    match volume.shard.report(volume.id).await {
+        Ok(report) => match report.rejoining {
+            None => PeerReply::Position(position_in(&report)),
+            Some(Rejoining { base, unknown }) => PeerReply::Rejoining { position: position_in(&report), base, unknown },
+        },
         Err(error) => failed(error),
     }
 }

@@ -569,15 +569,7 @@ impl Layers {
     /// Drops everything that is not applied, and tells which blocks that was.
     pub fn drop_unapplied(&mut self, usage: &mut Usage) -> BTreeSet<u32> {
         let blocks = self.upper().flat_map(|layer| layer.entries.keys().copied()).collect();
-        let fresh = Layer::new(self.fresh_id());
-        let open = std::mem::replace(&mut self.open, fresh);
-        for layer in std::mem::take(&mut self.sealed).into_iter().map(|closed| closed.layer).chain([open]) {
-            self.dropped.push(layer.id);
-            for place in layer.entries.values().filter_map(|version| version.content.place()) {
-                usage.remove(self.volume, place);
-            }
-        }
-        self.stale = 0;
+        self.drop_above(0, usage);
         blocks
     }
 
@@ -585,6 +577,12 @@ impl Layers {
     /// when that is the watermark. The open layer goes whole: it has no version of `to` where it has a newer one.
     pub fn rewind(&mut self, to: Lsn, usage: &mut Usage) -> Option<Lsn> {
         let kept = self.sealed.iter().take_while(|closed| closed.to <= to).count();
+        self.drop_above(kept, usage);
+        self.sealed_end()
+    }
+
+    /// Drops the open layer, and all sealed ones but the first `kept`.
+    fn drop_above(&mut self, kept: usize, usage: &mut Usage) {
         let fresh = Layer::new(self.fresh_id());
         let open = std::mem::replace(&mut self.open, fresh);
         let gone = self.sealed.split_off(kept).into_iter().map(|closed| closed.layer).chain([open]);
@@ -595,7 +593,6 @@ impl Layers {
             }
         }
         self.stale = self.count_stale();
-        self.sealed_end()
     }
 
     /// Takes up to `max` entries of the oldest folding layer for the base. The places stay counted.

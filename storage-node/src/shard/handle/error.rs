@@ -1,0 +1,139 @@
+//! Why a shard refuses or fails what it is asked for, in words for whoever asked.
+
+use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
+
+use crate::propagation::manifest::BlockRun;
+
+/// Why a shard refused or failed an operation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The volume is not in this shard.
+    #[error("volume {0} is not stored here")]
+    UnknownVolume(VolumeId),
+    /// This node does not own the volume.
+    #[error("this node does not own volume {volume} (it is in epoch {epoch})")]
+    NotOwner {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch the shard knows.
+        epoch: Epoch,
+    },
+    /// Writes are held while the volume is handed over: wait for the outcome, then try again.
+    #[error("volume {0} is frozen for a handover or a snapshot of its group")]
+    Frozen(VolumeId),
+    /// Something was written since the last flush, or is under way.
+    #[error("volume {0} is in use where it is: something was written there since the last flush")]
+    NotFlushed(VolumeId),
+    /// The range lies beyond the end.
+    #[error("{length} bytes at {offset} lie beyond the end of volume {volume}, which has {} bytes", size.bytes())]
+    BeyondEnd {
+        /// The volume.
+        volume: VolumeId,
+        /// The first byte.
+        offset: u64,
+        /// How many.
+        length: u64,
+        /// The size that is in force for requests.
+        size: VolumeSize,
+    },
+    /// The volume has no such snapshot here, or cannot have it: a snapshot's id is higher than those of all before it.
+    #[error("volume {volume} has no snapshot {snapshot} here")]
+    UnknownSnapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// The volume has as many snapshots as it may have.
+    #[error("volume {0} has too many snapshots: delete some first")]
+    TooManySnapshots(VolumeId),
+    /// The volume cannot become what a snapshot is, because it is smaller.
+    #[error(
+        "volume {volume} has {} bytes and the snapshot {}: make the volume as large first (helio volume resize)",
+        size.bytes(), snapshot_size.bytes()
+    )]
+    SmallerThanSnapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// Its size.
+        size: VolumeSize,
+        /// The snapshot's.
+        snapshot_size: VolumeSize,
+    },
+    /// The volume cannot become what a snapshot is before all of both is here.
+    #[error("volume {volume} still fetches {blocks} blocks: try again when they are here (helio volume status)")]
+    StillFetching {
+        /// The volume.
+        volume: VolumeId,
+        /// Blocks that are known and not held.
+        blocks: u64,
+    },
+    /// The volume is on its way to another size than was asked for.
+    #[error("volume {0} is being resized: try again when that is done")]
+    Resizing(VolumeId),
+    /// This node comes back to the volume, and was not told yet what it is to have.
+    #[error(
+        "this node has discarded what a takeover cut off of volume {0}, and was not told yet what has taken its place: try again in a moment"
+    )]
+    Untold(VolumeId),
+    /// Snapshots that were made beyond this position are not deleted yet, or deleted and not merged.
+    #[error("snapshots of volume {volume} that were made beyond {beyond} are not gone yet: try again in a moment")]
+    HasSnapshots {
+        /// The volume.
+        volume: VolumeId,
+        /// The position.
+        beyond: Lsn,
+    },
+    /// These blocks exist in a newer version elsewhere: fetch them, `receive` them, then try again.
+    #[error("{} runs of blocks are stale", runs.len())]
+    Stale {
+        /// The stale blocks among those asked for.
+        runs: Vec<BlockRun>,
+    },
+    /// A manifest does not continue where the last one ended.
+    #[error("a manifest from {found} does not continue at {expected}")]
+    ManifestGap {
+        /// What the shard knows up to.
+        expected: Lsn,
+        /// Where the manifest starts.
+        found: Lsn,
+    },
+    /// Stored bytes do not match their checksum. The block is noted: another attempt gets `Damaged`, or a newer version.
+    #[error(
+        "block {block} of volume {volume} is corrupt in segment {segment} at byte {offset}: checksum {found:08x}, expected {expected:08x}"
+    )]
+    Corrupt {
+        /// The volume.
+        volume: VolumeId,
+        /// The block.
+        block: BlockIndex,
+        /// The segment file's number.
+        segment: u64,
+        /// The byte within the segment file.
+        offset: u64,
+        /// The checksum in the map.
+        expected: u32,
+        /// The checksum of what was read.
+        found: u32,
+    },
+    /// These blocks are damaged here, as was found before: fetch them from another holder, `receive` them, then try again.
+    #[error("{} runs of blocks of volume {volume} are damaged here, the first at block {}", runs.len(), runs.first().map_or(0, |run| run.start.0))]
+    Damaged {
+        /// The volume.
+        volume: VolumeId,
+        /// The damaged blocks among those asked for.
+        runs: Vec<BlockRun>,
+    },
+    /// No segment is free and the file system has no space for another.
+    #[error("the data directory is full")]
+    OutOfSpace,
+    /// The log or the map failed before; nothing is written until the node is restarted.
+    #[error("the store takes no writes until the node is restarted: {0}")]
+    Poisoned(String),
+    /// The device or file system failed.
+    #[error("input or output failed: {0}")]
+    Io(String),
+    /// The shard has stopped.
+    #[error("the shard has stopped")]
+    Stopped,
+}
