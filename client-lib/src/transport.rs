@@ -110,6 +110,11 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// Forgets `node` and closes its connections.
     fn remove_peer(&self, node: NodeId);
 
+    /// For so long from now on at the most, and not for the time that was asked for before, what goes in [`Class::Bulk`] and
+    /// [`Class::Ahead`], requests and replies, is held to a trickle, so that nothing else waits behind it on a slow path. Zero ends that. A
+    /// transport whose calls do not share a path does nothing.
+    fn hold_bulk(&self, _duration: Duration) {}
+
     /// The smoothed round-trip time of the control connection to `node`; `None` before the first connection.
     fn rtt(&self, node: NodeId) -> Option<Duration>;
 }

@@ -6,6 +6,7 @@
 //! limits, for joining. Does not retry a request that may have been delivered.
 
 mod exchange;
+mod hold;
 mod peer;
 mod tls;
 mod yielding;
@@ -25,8 +26,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::exchange::{CallError, Caller};
+use self::hold::{Carrier, Hold};
 use self::peer::Peer;
 use self::tls::Congestion;
+use self::yielding::Yielding;
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
 use crate::pki::{self, CertificateHolder, ClientIdentity, Credentials, NodeIdentity};
 use crate::types::NodeId;
@@ -90,6 +93,7 @@ pub(crate) struct Shared {
     crypto: Arc<quinn::crypto::rustls::QuicClientConfig>,
     /// Round trips measured when connecting, for the choice of congestion control.
     rtts: Mutex<HashMap<NodeId, Duration>>,
+    hold: Arc<Hold>,
 }
 
 impl Shared {
@@ -103,7 +107,7 @@ impl Shared {
 
     fn client_config(&self, congestion: Congestion) -> quinn::ClientConfig {
         let mut config = quinn::ClientConfig::new(self.crypto.clone());
-        config.transport_config(tls::transport_config(congestion, true));
+        config.transport_config(tls::transport_config(congestion, true, &self.hold));
         config
     }
 }
@@ -167,7 +171,8 @@ impl QuicTransport {
         service: Option<Arc<dyn Service>>,
     ) -> Result<Arc<QuicTransport>, StartError> {
         enlarge_buffers(&socket)?;
-        let server = service.is_some().then(|| tls::server_config(&identity)).transpose()?;
+        let hold = Arc::<Hold>::default();
+        let server = service.is_some().then(|| tls::server_config(&identity, &hold)).transpose()?;
         let endpoint = Endpoint::new(tls::endpoint_config(&identity)?, server, socket, Arc::new(TokioRuntime))?;
         let crypto = tls::client_crypto(&identity)?;
         Ok(Arc::new(QuicTransport {
@@ -178,6 +183,7 @@ impl QuicTransport {
                 identity,
                 crypto,
                 rtts: Mutex::default(),
+                hold,
             }),
             service,
             peers: Mutex::default(),
@@ -303,6 +309,7 @@ impl QuicTransport {
     async fn serve(&self, connection: &Connection, caller: Caller, request_size_max: usize) {
         let Some(service) = &self.service else { return };
         let budget = Arc::new(Semaphore::new(REQUEST_BUDGET));
+        let carrier = carrier(connection);
         loop {
             let accepted = tokio::select! {
                 () = self.closing.cancelled() => return,
@@ -311,9 +318,8 @@ impl QuicTransport {
             let Ok((send, receive)) = accepted else {
                 return;
             };
-            let answer =
-                exchange::serve(send, receive, caller.clone(), request_size_max, budget.clone(), service.clone());
-            self.tasks.spawn(answer);
+            let call = exchange::Incoming { send, receive, caller: caller.clone(), carrier: carrier.clone() };
+            self.tasks.spawn(exchange::serve(call, request_size_max, budget.clone(), service.clone()));
         }
     }
 
@@ -349,6 +355,12 @@ impl QuicTransport {
             CallError::Sent(reason) => TransportError::OutcomeUnknown { node, reason },
         })
     }
+}
+
+/// What tells the controller of an accepted connection that it carries bulk.
+fn carrier(connection: &Connection) -> Option<Carrier> {
+    let controller = connection.congestion_state().into_any().downcast::<Yielding>().ok()?;
+    Some(controller.carrier().clone())
 }
 
 /// Closes `connection` once what it sends has gone unanswered for [`SILENCE_MAX`] and some round trips. Watches the
@@ -409,6 +421,10 @@ impl Transport for QuicTransport {
         }
     }
 
+    fn hold_bulk(&self, duration: Duration) {
+        self.shared.hold.hold(std::time::Instant::now(), duration);
+    }
+
     fn rtt(&self, node: NodeId) -> Option<Duration> {
         self.peer(node, Class::Control)?.connected().map(|connection| connection.rtt())
     }
@@ -434,7 +450,7 @@ pub async fn join_call(
     let endpoint = Endpoint::client(local).map_err(|error| unreachable(error.to_string()))?;
     let mut config =
         quinn::ClientConfig::new(tls::joining_crypto(ca_fingerprint).map_err(|error| unreachable(error.to_string()))?);
-    config.transport_config(tls::transport_config(Congestion::Cubic, true));
+    config.transport_config(tls::transport_config(Congestion::Cubic, true, &Arc::default()));
     let end = tokio::time::Instant::now() + deadline;
     let connecting =
         endpoint.connect_with(config, address, "join.helio").map_err(|error| unreachable(error.to_string()))?;

@@ -143,7 +143,9 @@ impl Parts {
             peers.clone(),
             first_session | CLIENT_SESSIONS,
         ));
-        service.set_peers(PeerServer::new(volumes.clone(), admin.clone()).with_clients(clients.clone()));
+        service.set_peers(
+            PeerServer::new(volumes.clone(), admin.clone(), transport.clone()).with_clients(clients.clone()),
+        );
         service.set_clients(clients);
         service.set_admission(Admission::new(place.authority, meta.clone()));
         let mut tasks = vec![

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::gate::{Heir, Phase};
 use super::handover::{Effect, Event, Handover, Released};
+use crate::peer::client::PeerClient;
 use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::ServedVolume;
 use crate::shard::handle::FreezeWhen;
@@ -253,9 +254,19 @@ impl Driver {
         self.caught_up = asked.elapsed();
         if self.when == FreezeWhen::Always {
             // Else nobody writes, so nobody would be held up by what is sent frozen.
+            self.peers().hold_bulk(self.to);
             try_join_all(self.members.iter_mut().map(Member::send_manifest)).await?;
         }
+        let outcome = self.hand_over().await;
+        self.peers().transport().hold_bulk(Duration::ZERO);
+        outcome
+    }
 
+    fn peers(&self) -> &PeerClient {
+        &self.members.first().expect("a handover is of a volume at least").volume.peers
+    }
+
+    async fn hand_over(&mut self) -> Result<HandoverReport, Error> {
         let began = Instant::now();
         let mut machine = Handover::new(self.to, self.members.iter().map(|member| member.epoch).collect());
         let mut effect = machine.on(Event::Start);

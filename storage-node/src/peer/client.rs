@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::alike;
 use super::links::{Links, choice};
-use super::message::{ENCODING_HELD, ENCODING_ZSTD, Message, PeerReply, PeerRequest, ReplicaPosition};
+use super::message::{ENCODING_HELD, ENCODING_HOLD, ENCODING_ZSTD, Message, PeerReply, PeerRequest, ReplicaPosition};
 use super::packing::{Compressor, PackedBlocks, pack_blocks};
 use crate::propagation::manifest::VersionedBlock;
 
@@ -28,6 +28,10 @@ const PATIENCE_MIN: Duration = Duration::from_millis(10);
 
 /// The same, at least, while it is not known how long answers take.
 const PATIENCE_UNKNOWN: Duration = Duration::from_millis(100);
+
+/// While a volume is handed over bulk is held for so many round trips, and so long for what takes time beside them.
+const HOLD_RTTS: u32 = 3;
+const HOLD_MORE: Duration = Duration::from_millis(50);
 
 /// Why a peer call gave no usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -216,6 +220,23 @@ impl PeerClient {
     #[must_use]
     pub fn takes_offers(&self, node: NodeId) -> bool {
         self.encodings(node) & ENCODING_HELD != 0 && alike::pays(self.rate_to(node))
+    }
+
+    /// Holds bulk, at this end and at that of `node`, for as long as a handover takes: its messages are not to wait behind it. Nobody waits
+    /// until the other end has been told.
+    pub fn hold_bulk(&self, node: NodeId) {
+        let duration = self.transport.rtt(node).unwrap_or_default() * HOLD_RTTS + HOLD_MORE;
+        self.transport.hold_bulk(duration);
+        if self.encodings(node) & ENCODING_HOLD == 0 {
+            return;
+        }
+        let client = self.clone();
+        tokio::spawn(async move {
+            let request = PeerRequest::HoldBulk { for_ms: duration.as_millis() as u32 };
+            if let Err(error) = client.ask(node, Class::Control, request, Bytes::new()).await {
+                tracing::debug!(%node, %error, "it was not told to hold bulk");
+            }
+        });
     }
 
     /// Learns what `node` understands before there is anything to send to it or to fetch from it.

@@ -100,6 +100,8 @@ pub enum PeerRequest {
         durable: bool,
         prune: Lsn,
     },
+    /// A volume is about to be yours: hold what you send in the background for so long.
+    HoldBulk { for_ms: u32 },
 }
 
 /// What a session asks of the owner of a volume. Data that is written is the payload.
@@ -138,8 +140,11 @@ pub const ENCODING_HELD: u32 = 2;
 /// In an answer to `Encodings`: a manifest may come in parts.
 pub const ENCODING_PARTS: u32 = 4;
 
+/// In an answer to `Encodings`: bulk can be held.
+pub const ENCODING_HOLD: u32 = 8;
+
 /// The encodings that this program understands.
-pub const ENCODINGS: u32 = ENCODING_ZSTD | ENCODING_HELD | ENCODING_PARTS;
+pub const ENCODINGS: u32 = ENCODING_ZSTD | ENCODING_HELD | ENCODING_PARTS | ENCODING_HOLD;
 
 /// Administrative requests that only one node can carry out: the owner of a volume, or the one that is named.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -445,6 +450,7 @@ mod tests {
                 durable: false,
                 prune,
             },
+            PeerRequest::HoldBulk { for_ms: 300 },
         ];
         let encoded: Vec<u8> = requests.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("peer-requests.hex", &encoded);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use client_lib::transport::{BoxFuture, Class};
+use client_lib::transport::{BoxFuture, Class, Transport};
 use client_lib::wire::frame::Frame;
 use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
 
@@ -35,14 +35,15 @@ pub trait ForwardedAdmin: Send + Sync + 'static {
 pub struct PeerServer {
     volumes: Arc<Volumes>,
     admin: Arc<dyn ForwardedAdmin>,
+    transport: Arc<dyn Transport>,
     clients: Option<Arc<ClientService>>,
 }
 
 impl PeerServer {
-    /// A server of `volumes`.
+    /// A server of `volumes`, called over `transport`.
     #[must_use]
-    pub fn new(volumes: Arc<Volumes>, admin: Arc<dyn ForwardedAdmin>) -> PeerServer {
-        PeerServer { volumes, admin, clients: None }
+    pub fn new(volumes: Arc<Volumes>, admin: Arc<dyn ForwardedAdmin>, transport: Arc<dyn Transport>) -> PeerServer {
+        PeerServer { volumes, admin, transport, clients: None }
     }
 
     /// The same, which also answers what clients asked of other nodes.
@@ -75,6 +76,10 @@ impl PeerServer {
         let reply = match head {
             PeerRequest::Ping => PeerReply::Done,
             PeerRequest::Encodings => PeerReply::Encodings(ENCODINGS),
+            PeerRequest::HoldBulk { for_ms } => {
+                self.transport.hold_bulk(Duration::from_millis(u64::from(for_ms)));
+                PeerReply::Done
+            }
             PeerRequest::Read { volume, epoch, moment, offset, length } => {
                 let volume = self.volume(volume)?;
                 volume.require_inside(moment, offset, u64::from(length), false).await?;

@@ -293,7 +293,7 @@ impl Cluster {
             for other in (1..=3).filter(|other| *other != id) {
                 network.set_delay(NodeId(id), NodeId(other), one_way);
             }
-            let peers = PeerClient::new(transport);
+            let peers = PeerClient::new(transport.clone());
             let volumes = Arc::new(Volumes::default());
             let newest = Arc::new(NewestMetadata::new(Arc::new(meta.clone())));
             let exports = Exports::new(volumes.clone(), newest.clone(), id << 48);
@@ -311,7 +311,8 @@ impl Cluster {
             let log = Arc::new(TestLog { meta: meta.clone(), me: NodeId(id), lose_answers: false });
             let admin = TestAdmin { volumes: volumes.clone(), log, handing_over: tokio::sync::Mutex::default() };
             let clients = Arc::new(ClientService::new(1, volumes.clone(), newest, peers, (id << 48) | (1 << 31)));
-            let peer_server = PeerServer::new(volumes.clone(), Arc::new(admin)).with_clients(clients.clone());
+            let peer_server =
+                PeerServer::new(volumes.clone(), Arc::new(admin), transport.clone()).with_clients(clients.clone());
             assert!(service.0.set(peer_server).is_ok() && service.1.set(clients).is_ok());
             let (hearing, heard) = meta.follow();
             let running = tokio::spawn(reconciler.clone().run(heard));

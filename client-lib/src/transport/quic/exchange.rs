@@ -9,6 +9,7 @@ use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::Semaphore;
 
+use super::hold::Carrier;
 use crate::transport::{Class, FRAME_SIZE_MAX, Service};
 use crate::types::{ClientName, NodeId};
 
@@ -28,6 +29,15 @@ pub(super) enum Caller {
     Client(ClientName),
     /// Somebody without a certificate.
     Nobody,
+}
+
+/// A call that has come.
+pub(super) struct Incoming {
+    pub(super) send: SendStream,
+    pub(super) receive: RecvStream,
+    pub(super) caller: Caller,
+    /// To be told when the connection carries bulk, if somebody wants to know.
+    pub(super) carrier: Option<Carrier>,
 }
 
 /// How far a call came before it failed.
@@ -60,14 +70,8 @@ async fn receive_reply(mut receive: RecvStream) -> Result<Bytes, String> {
 }
 
 /// Answers one call. Reserves the request's size from `budget` (in bytes) for as long as it is being served.
-pub(super) async fn serve(
-    mut send: SendStream,
-    mut receive: RecvStream,
-    caller: Caller,
-    request_size_max: usize,
-    budget: Arc<Semaphore>,
-    service: Arc<dyn Service>,
-) {
+pub(super) async fn serve(call: Incoming, request_size_max: usize, budget: Arc<Semaphore>, service: Arc<dyn Service>) {
+    let Incoming { mut send, mut receive, caller, carrier } = call;
     let mut header = [0; HEADER_SIZE];
     if receive.read_exact(&mut header).await.is_err() {
         return;
@@ -79,6 +83,11 @@ pub(super) async fn serve(
         let _ = send.reset(CODE_REFUSED);
         return;
     };
+    if class == Class::Bulk
+        && let Some(carrier) = carrier
+    {
+        carrier.carries_bulk();
+    }
     // All at once: requests that wait for memory hold none.
     let Ok(reserved) = budget.acquire_many(length as u32).await else {
         return;

@@ -16,6 +16,7 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::StartError;
+use super::hold::Hold;
 use super::yielding::YieldingConfig;
 use crate::pki::{self, Credentials};
 
@@ -47,7 +48,8 @@ pub(super) enum Congestion {
     Yielding,
 }
 
-pub(super) fn transport_config(congestion: Congestion, client: bool) -> Arc<TransportConfig> {
+/// `hold` is the transport's; a client's connection that yields carries bulk.
+pub(super) fn transport_config(congestion: Congestion, client: bool, hold: &Arc<Hold>) -> Arc<TransportConfig> {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_MAX);
     let mut config = TransportConfig::default();
@@ -70,7 +72,9 @@ pub(super) fn transport_config(congestion: Congestion, client: bool) -> Arc<Tran
     match congestion {
         Congestion::Cubic => config.congestion_controller_factory(Arc::new(congestion::CubicConfig::default())),
         Congestion::Bbr => config.congestion_controller_factory(Arc::new(congestion::BbrConfig::default())),
-        Congestion::Yielding => config.congestion_controller_factory(Arc::new(YieldingConfig)),
+        Congestion::Yielding => {
+            config.congestion_controller_factory(Arc::new(YieldingConfig { hold: hold.clone(), is_bulk: client }))
+        }
     };
     Arc::new(config)
 }
@@ -102,7 +106,7 @@ impl HmacKey for ResetKey {
     }
 }
 
-pub(super) fn server_config(identity: &Credentials) -> Result<quinn::ServerConfig, StartError> {
+pub(super) fn server_config(identity: &Credentials, hold: &Arc<Hold>) -> Result<quinn::ServerConfig, StartError> {
     let provider = Arc::new(pki::provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity.ca())?), provider.clone())
         .allow_unauthenticated()
@@ -121,7 +125,7 @@ pub(super) fn server_config(identity: &Credentials) -> Result<quinn::ServerConfi
     config
         // Neither who calls nor the class of the calls is known yet when this must be chosen. Most reply bytes are pulled
         // in the background; the others are few.
-        .transport_config(transport_config(Congestion::Yielding, false))
+        .transport_config(transport_config(Congestion::Yielding, false, hold))
         .max_incoming(HANDSHAKES_MAX)
         .incoming_buffer_size(HANDSHAKE_BUFFER)
         .incoming_buffer_size_total(HANDSHAKE_BUFFER_TOTAL);

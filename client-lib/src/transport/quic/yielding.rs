@@ -8,7 +8,8 @@
 //!
 //! The base, the round trip without a queue, is the least seen lately. Since the flow itself keeps a queue, it halves
 //! its window for a moment every [`PROBE_INTERVAL`] to see the base again, so that a path that grew longer is not taken
-//! for a queue for ever. Knows neither sockets nor clocks: acknowledgements in, a window out.
+//! for a queue for ever. Knows neither sockets nor clocks: acknowledgements in, a window out. Of connections that carry bulk the
+//! window can be held at a datagram ([`super::hold`]).
 
 use std::any::Any;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
+
+use super::hold::{Carrier, Hold};
 
 /// The queue aimed at. Above the noise of a busy machine's timers; small against a round trip between providers.
 const TARGET: Duration = Duration::from_millis(10);
@@ -41,12 +44,16 @@ const PROBE_ROUNDS: u32 = 2;
 const INITIAL_WINDOW: u64 = 14_720;
 
 /// Makes [`Yielding`] controllers.
-#[derive(Debug, Default)]
-pub(super) struct YieldingConfig;
+#[derive(Debug)]
+pub(super) struct YieldingConfig {
+    pub(super) hold: Arc<Hold>,
+    /// Whether its connections carry bulk from the beginning; else once [`Carrier::carries_bulk`] was called.
+    pub(super) is_bulk: bool,
+}
 
 impl ControllerFactory for YieldingConfig {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(Yielding::new(now, current_mtu))
+        Box::new(Yielding::new(now, current_mtu, Carrier::new(self.hold.clone(), self.is_bulk)))
     }
 }
 
@@ -96,10 +103,13 @@ pub(super) struct Yielding {
     /// Least round trips since the last probe, and between the two before.
     base: [Option<Duration>; 2],
     probed: Instant,
+    carrier: Carrier,
+    /// Whether what it carries was held when something was last sent or acknowledged.
+    is_held: bool,
 }
 
 impl Yielding {
-    fn new(now: Instant, mtu: u16) -> Yielding {
+    fn new(now: Instant, mtu: u16, carrier: Carrier) -> Yielding {
         let mtu = u64::from(mtu);
         Yielding {
             window: INITIAL_WINDOW.max(2 * mtu) as f64,
@@ -110,7 +120,14 @@ impl Yielding {
             batch: (0, Duration::MAX),
             base: [None; 2],
             probed: now,
+            carrier,
+            is_held: false,
         }
+    }
+
+    /// What tells that the connection carries bulk.
+    pub(super) fn carrier(&self) -> &Carrier {
+        &self.carrier
     }
 
     fn base(&self) -> Duration {
@@ -187,6 +204,10 @@ impl Yielding {
 }
 
 impl Controller for Yielding {
+    fn on_sent(&mut self, now: Instant, _bytes: u64, _last_packet_number: u64) {
+        self.is_held = self.carrier.is_held(now);
+    }
+
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _rtt: &RttEstimator) {
         self.acked(now, sent, bytes, app_limited);
     }
@@ -207,7 +228,8 @@ impl Controller for Yielding {
     }
 
     fn window(&self) -> u64 {
-        self.window as u64
+        // One datagram, whose acknowledgement is when it is looked again: quinn sends as long as less than a window is under way.
+        if self.is_held { self.mtu + 1 } else { self.window as u64 }
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
@@ -230,6 +252,9 @@ impl Yielding {
         self.base[0] = least(self.base[0]);
         self.round.least = least(self.round.least);
         self.round.acked += bytes;
+        // While it is held the window is no limit either.
+        let app_limited = app_limited || self.is_held;
+        self.is_held = self.carrier.is_held(now);
         self.round.idle |= app_limited;
         if self.phase == Phase::Start {
             if let Some(rtt) = self.queue_shows(sample) {

@@ -47,7 +47,11 @@ impl Path {
     }
 
     fn flow(&self) -> Flow {
-        let controller = Yielding::new(self.origin + self.now, MTU as u16);
+        self.flow_on(&Arc::default())
+    }
+
+    fn flow_on(&self, hold: &Arc<Hold>) -> Flow {
+        let controller = Yielding::new(self.origin + self.now, MTU as u16, Carrier::new(hold.clone(), true));
         Flow { controller, in_flight: 0, credit: 0.0, under_way: VecDeque::new(), delivered: 0 }
     }
 
@@ -67,7 +71,8 @@ impl Path {
                 let window = flow.controller.window() as f64;
                 let pace = 1.25 * window / (self.rtt + self.queue()).as_secs_f64() * STEP.as_secs_f64();
                 flow.credit = (flow.credit + pace).min((10 * MTU) as f64);
-                while flow.credit >= MTU as f64 && flow.in_flight + MTU <= flow.controller.window() {
+                // As quinn has it: less than a window is under way.
+                while flow.credit >= MTU as f64 && flow.in_flight + MTU < flow.controller.window() {
                     flow.credit -= MTU as f64;
                     self.send(flow);
                 }
@@ -79,6 +84,7 @@ impl Path {
 
     fn send(&mut self, flow: &mut Flow) {
         self.sent += 1;
+        flow.controller.on_sent(self.origin + self.now, MTU, self.sent);
         let dropped = self.queued + MTU as f64 > self.queue_max;
         let lost = dropped || self.lose_each.is_some_and(|each| self.sent.is_multiple_of(each));
         if !dropped {
@@ -184,7 +190,7 @@ fn a_path_that_grows_longer_is_used_again() {
 #[test]
 fn an_idle_flow_keeps_its_window() {
     let origin = Instant::now();
-    let mut controller = Yielding::new(origin, MTU as u16);
+    let mut controller = Yielding::new(origin, MTU as u16, Carrier::new(Arc::default(), true));
     let window = controller.window();
     for tick in 0..1000u64 {
         let sent = origin + Duration::from_millis(tick);
@@ -204,4 +210,28 @@ fn a_start_that_was_cut_short_is_made_up_for() {
     path.run(&mut flows, Duration::from_millis(2500));
     let window = flows[0].controller.window() as f64;
     assert!(window > 0.8 * fits, "{window} of {fits} bytes in flight");
+}
+
+/// A handover waited a queue of bulk longer for each of its messages: of 60 ms, 158 and not 130.
+#[test]
+fn what_is_held_leaves_the_queue_empty_and_goes_on_as_before() {
+    for (rtt_ms, mbit) in [(60, 20.0), (150, 200.0), (300, 20.0)] {
+        let mut path = Path::new(rtt_ms, mbit);
+        let hold = Arc::<Hold>::default();
+        let mut flows = [path.flow_on(&hold), path.flow_on(&hold)];
+        path.run(&mut flows, 2 * SETTLE);
+        let before: u64 = flows.iter().map(|flow| flow.controller.window()).sum();
+        hold.hold(path.origin + path.now, Duration::from_secs(1));
+        // Until what was queued is sent, and acknowledged.
+        let queued = path.queue();
+        path.run(&mut flows, queued + STEP);
+        let longest = path.run(&mut flows, Duration::from_millis(900) - queued);
+        let two = Duration::from_secs_f64((2 * MTU) as f64 / path.rate);
+        assert!(longest <= two + STEP, "{rtt_ms} ms, {mbit} Mbit/s: {longest:?} queued while it is held");
+        path.run(&mut flows, Duration::from_millis(100) + 2 * path.rtt);
+        let after: u64 = flows.iter().map(|flow| flow.controller.window()).sum();
+        assert!(after > before / 2 && after < before * 2, "{rtt_ms} ms, {mbit} Mbit/s: from {before} to {after}");
+        let used = path.use_of(&mut flows, Duration::from_secs(2));
+        assert!(used > 0.8, "{rtt_ms} ms, {mbit} Mbit/s: {used} used afterwards");
+    }
 }
