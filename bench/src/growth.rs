@@ -105,7 +105,7 @@ pub(crate) fn run(options: &Options, bench: &Bench<'_>) -> anyhow::Result<()> {
     ensure!(blocks > 0, "there must be something to write");
     require_space(bench.root, blocks * BLOCK * SPACE_PERCENT / 100)?;
     let root = tempfile::tempdir_in(bench.root)?;
-    let server = Server::helio_bare(root.path(), bench.helio)?;
+    let server = Server::helio_bare(root.path(), bench.helio, "a")?;
     let begun = Instant::now();
     server.create_volume(VOLUME_BYTES)?;
     let create_seconds = begun.elapsed().as_secs_f64();

@@ -1,5 +1,5 @@
 //! Does the block store hold what it promises? One command per question: [`speed`] beside other NBD servers, [`hop`] through
-//! `helio-nbd`, [`cleaning`] under endless overwriting, [`growth`] of a large, sparsely written volume.
+//! `helio-nbd`, [`cleaning`] under endless overwriting, [`growth`] of a large, sparsely written volume, [`idle`] volumes by the thousand.
 //!
 //! Each prints a table and its bars, marked PASS or missed, and with `--out` writes its figures as JSON and its curves as
 //! SVG. What is compared runs side by side, in turns, so that a machine that grows slower slows all of it: on a noisy
@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 mod cleaning;
 mod growth;
 mod hop;
+mod idle;
 mod load;
 mod process;
 mod report;
@@ -55,6 +56,8 @@ enum Question {
     Cleaning(cleaning::Options),
     /// A 4 TiB volume written at random: memory, map size, throughput, reopening, snapshots (10 minutes)
     Growth(growth::Options),
+    /// A thousand volumes that nobody uses: CPU, memory, and a write beside them (4 minutes)
+    Idle(idle::Options),
 }
 
 /// What all questions share.
@@ -83,11 +86,13 @@ fn main() -> anyhow::Result<()> {
         Some(Question::Hop(options)) => hop::run(&options, &bench),
         Some(Question::Cleaning(options)) => cleaning::run(&options, &bench),
         Some(Question::Growth(options)) => growth::run(&options, &bench),
+        Some(Question::Idle(options)) => idle::run(&options, &bench),
         None => {
             speed::run(&speed::Options::default(), &bench)?;
             hop::run(&hop::Options::default(), &bench)?;
             cleaning::run(&cleaning::Options::default(), &bench)?;
-            growth::run(&growth::Options::default(), &bench)
+            growth::run(&growth::Options::default(), &bench)?;
+            idle::run(&idle::Options::default(), &bench)
         }
     }
 }

@@ -50,16 +50,16 @@ pub(crate) struct Server {
 impl Server {
     /// Heliotrope with one provider: the data path without propagation.
     pub(crate) fn helio(root: &Path, size: u64, binary: &Path) -> anyhow::Result<Server> {
-        let server = Server::helio_bare(root, binary)?;
+        let server = Server::helio_bare(root, binary, "a")?;
         server.create_volume(size)?;
         Ok(server)
     }
 
-    /// Heliotrope without a volume; it has a leader already.
-    pub(crate) fn helio_bare(root: &Path, binary: &Path) -> anyhow::Result<Server> {
+    /// Heliotrope without a volume, with a node for each of `providers`; it has a leader already.
+    pub(crate) fn helio_bare(root: &Path, binary: &Path, providers: &str) -> anyhow::Result<Server> {
         let data = root.join("helio");
         let mut arguments: Vec<String> =
-            ["up", "--providers", "a", "--nbd-port", "0", "--http-port", "0"].map(String::from).to_vec();
+            ["up", "--providers", providers, "--nbd-port", "0", "--http-port", "0"].map(String::from).to_vec();
         arguments.extend(["--data".to_owned(), data.display().to_string()]);
         let socket = data.join("a/nbd.sock");
         let plan = Plan { program: binary.to_owned(), arguments, data, ..Plan::new("helio", root, socket) };
@@ -114,7 +114,12 @@ impl Server {
 
     /// Creates the node's volume.
     pub(crate) fn create_volume(&self, size: u64) -> anyhow::Result<()> {
-        let created = self.helio_command(&["volume", "create", VOLUME, "--size", &size.to_string()])?;
+        self.create_named(VOLUME, size)
+    }
+
+    /// Creates a volume of the first node.
+    pub(crate) fn create_named(&self, name: &str, size: u64) -> anyhow::Result<()> {
+        let created = self.helio_command(&["volume", "create", name, "--size", &size.to_string(), "--owner", "a"])?;
         ensure!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
         Ok(())
     }

@@ -20,10 +20,12 @@ pub(crate) mod groups;
 mod leases;
 mod members;
 mod ownership;
+mod shared;
 mod snapshots;
 mod volumes;
 
 use ownership::HandOver;
+use shared::Shared;
 
 #[cfg(test)]
 mod tests;
@@ -272,16 +274,26 @@ pub struct Enclosure {
 /// All metadata of a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetaState {
-    nodes: BTreeMap<NodeId, Node>,
-    volumes: BTreeMap<VolumeId, Volume>,
+    nodes: Shared<BTreeMap<NodeId, Node>>,
+    volumes: Shared<BTreeMap<VolumeId, Volume>>,
     leases: BTreeMap<NodeId, Lease>,
     /// By who sends and who is sent to; those that may take whatever comes are left out.
-    links: BTreeMap<(NodeId, NodeId), LinkPolicy>,
-    groups: BTreeMap<VolumeGroupId, VolumeGroup>,
-    enclosures: BTreeMap<VolumeId, Enclosure>,
+    links: Shared<BTreeMap<(NodeId, NodeId), LinkPolicy>>,
+    groups: Shared<BTreeMap<VolumeGroupId, VolumeGroup>>,
+    enclosures: Shared<BTreeMap<VolumeId, Enclosure>>,
 }
 
 impl MetaState {
+    /// Whether it is certain that this state and one that it came from, or that came from it, differ in leases at the most. Takes no time.
+    #[must_use]
+    pub fn differs_in_leases_only(&self, other: &MetaState) -> bool {
+        self.nodes.is(&other.nodes)
+            && self.volumes.is(&other.volumes)
+            && self.links.is(&other.links)
+            && self.groups.is(&other.groups)
+            && self.enclosures.is(&other.enclosures)
+    }
+
     /// Applies the command at `log_index`.
     pub fn apply(&mut self, log_index: u64, command: Command) -> Response {
         let result = match command {

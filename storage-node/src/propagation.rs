@@ -15,6 +15,7 @@ pub mod pull;
 mod push;
 pub mod receiver;
 pub mod repair;
+mod rest;
 pub mod rpo;
 mod seat;
 pub mod sender;

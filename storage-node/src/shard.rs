@@ -7,6 +7,7 @@
 //! segments come free under random overwrites, [`damage`] what is known to be unreadable, [`space`] where the space goes, [`scrub`] how it is found when nobody reads it. No lock is held anywhere: volumes of a shard share nothing with others.
 
 pub mod handle;
+pub mod news;
 pub mod scrub;
 pub mod space;
 
@@ -28,6 +29,7 @@ mod run;
 mod sleep;
 mod snapshots;
 mod sync;
+mod touched;
 mod unready;
 mod write;
 

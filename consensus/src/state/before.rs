@@ -25,7 +25,8 @@ pub(crate) struct State6 {
 impl From<State6> for MetaState {
     fn from(before: State6) -> MetaState {
         let State6 { nodes, volumes, leases, links, groups } = before;
-        MetaState { nodes, volumes, leases, links, groups, enclosures: BTreeMap::new() }
+        let (nodes, volumes, links, groups) = (nodes.into(), volumes.into(), links.into(), groups.into());
+        MetaState { nodes, volumes, leases, links, groups, ..MetaState::default() }
     }
 }
 
@@ -124,9 +125,10 @@ impl<End: Into<EndOf5>> From<VolumeBefore<End>> for Volume {
 
 impl<End: Into<EndOf5>, Links> StateBefore<End, Links> {
     fn into_state(self, links: impl FnOnce(Links) -> BTreeMap<(NodeId, NodeId), LinkPolicy>) -> MetaState {
-        let volumes = self.volumes.into_iter().map(|(id, volume)| (id, volume.into())).collect();
-        let (nodes, leases, links) = (self.nodes, self.leases, links(self.links));
-        MetaState { nodes, volumes, leases, links, groups: BTreeMap::new(), enclosures: BTreeMap::new() }
+        let volumes: BTreeMap<VolumeId, Volume> =
+            self.volumes.into_iter().map(|(id, volume)| (id, volume.into())).collect();
+        let (nodes, volumes, links) = (self.nodes.into(), volumes.into(), links(self.links).into());
+        MetaState { nodes, volumes, leases: self.leases, links, ..MetaState::default() }
     }
 }
 

@@ -104,6 +104,20 @@ fn cluster() -> MetaState {
     state
 }
 
+/// A thousand idle volumes cost every node a look at each of them with every lease that any node renewed.
+#[test]
+fn a_lease_that_is_renewed_leaves_everything_else_the_same() {
+    let before = cluster();
+    let mut state = before.clone();
+    let granted = state.apply(11, Command::RenewLease { node: NodeId(1), lapses: 0, duration_ms: 9000 });
+    assert_eq!(granted, Response::LeaseGranted { renewals: 1 });
+    assert!(state != before && state.differs_in_leases_only(&before));
+    let mut other = state.clone();
+    other.apply(12, transfer(1, 1, 2, 1));
+    assert!(!other.differs_in_leases_only(&state));
+    assert_eq!(state.volume(VolumeId(10)).expect("exists").owner, NodeId(1), "a copy is not changed with it");
+}
+
 #[test]
 fn a_transfer_moves_the_volume_and_remembers_the_source() {
     let mut state = cluster();

@@ -62,6 +62,8 @@ pub struct Reconciler {
     propagation: Mutex<BTreeMap<VolumeId, Propagation>>,
     /// Under what the owned volumes were told last that this node acts.
     acts_under: Mutex<Option<u64>>,
+    /// A state of which everything is carried out.
+    settled: Mutex<Option<Arc<MetaState>>>,
 }
 
 impl Reconciler {
@@ -86,6 +88,7 @@ impl Reconciler {
             peer_overrides,
             propagation: Mutex::default(),
             acts_under: Mutex::default(),
+            settled: Mutex::default(),
         }
     }
 
@@ -121,7 +124,7 @@ impl Reconciler {
         }
     }
 
-    async fn apply(self: &Arc<Self>, state: &MetaState) {
+    async fn apply(self: &Arc<Self>, state: &Arc<MetaState>) {
         learn_peers(&**self.peers.transport(), self.me, &self.peer_overrides, state);
         for node in state.nodes().filter(|node| node.id != self.me) {
             self.peers.greet(node.id);
@@ -130,6 +133,15 @@ impl Reconciler {
         let acts_under = state.lease(self.me).acts_under();
         let before =
             std::mem::replace(&mut *self.acts_under.lock().unwrap_or_else(PoisonError::into_inner), acts_under);
+        let is_settled = |settled: &mut Option<Arc<MetaState>>| {
+            // Else there is something to do, or to be tried again.
+            settled.take_if(|settled| !settled.differs_in_leases_only(state));
+            settled.is_some()
+        };
+        if is_settled(&mut self.settled.lock().unwrap_or_else(PoisonError::into_inner)) && before == acts_under {
+            return;
+        }
+        let mut is_settled = true;
         for volume in state.volumes() {
             if before != acts_under && volume.owner == self.me {
                 self.arm(volume, acts_under).await;
@@ -139,6 +151,7 @@ impl Reconciler {
                 tracing::error!(volume = %volume.name, epoch = %volume.epoch, %error, "the volume cannot be served");
             }
             self.volumes.set_trouble(volume.id, served.as_ref().err());
+            is_settled &= served.is_ok() && self.has_come_to(volume);
         }
         let wanted: BTreeSet<VolumeId> = state.volumes().map(|volume| volume.id).collect();
         for gone in self.volumes.all().into_iter().filter(|volume| !wanted.contains(&volume.id)) {
@@ -146,23 +159,44 @@ impl Reconciler {
             self.volumes.set_trouble(gone.id, None);
             self.stop_propagation(gone.id);
         }
-        // Also what was deleted while this node was down.
+        is_settled &= self.delete_all_but(&wanted).await;
+        *self.settled.lock().unwrap_or_else(PoisonError::into_inner) = is_settled.then(|| state.clone());
+    }
+
+    /// Whether this node is to the volume what `meta` has it be.
+    fn has_come_to(&self, meta: &Volume) -> bool {
+        self.volumes.get(meta.id).is_some_and(|volume| {
+            let view = volume.gate.view();
+            view.epoch >= meta.epoch && view.phase != Phase::Activating
+        })
+    }
+
+    /// Deletes what is stored and not `wanted`, also what was deleted while this node was down. Returns whether nothing is left of it.
+    async fn delete_all_but(&self, wanted: &BTreeSet<VolumeId>) -> bool {
+        let mut is_gone = true;
         for shard in self.shards.all() {
-            match shard.list().await {
-                Ok(stored) => {
-                    for id in stored.into_iter().filter(|id| !wanted.contains(id)) {
-                        match shard.delete(id).await {
-                            Ok(()) => {
-                                self.shards.forget(id);
-                                tracing::info!(volume = %id, "deleted");
-                            }
-                            Err(error) => tracing::error!(volume = %id, %error, "a deleted volume still takes space"),
-                        }
+            let stored = match shard.list().await {
+                Ok(stored) => stored,
+                Err(error) => {
+                    tracing::error!(%error, "the stored volumes cannot be listed");
+                    is_gone = false;
+                    continue;
+                }
+            };
+            for id in stored.into_iter().filter(|id| !wanted.contains(id)) {
+                match shard.delete(id).await {
+                    Ok(()) => {
+                        self.shards.forget(id);
+                        tracing::info!(volume = %id, "deleted");
+                    }
+                    Err(error) => {
+                        tracing::error!(volume = %id, %error, "a deleted volume still takes space");
+                        is_gone = false;
                     }
                 }
-                Err(error) => tracing::error!(%error, "the stored volumes cannot be listed"),
             }
         }
+        is_gone
     }
 
     /// Tells the shard that this node acts for a volume under another number of lapses, if it had taken it up.

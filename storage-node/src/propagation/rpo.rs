@@ -10,6 +10,7 @@ use client_lib::policy::RpoAction;
 use client_lib::{BLOCK_SIZE, Lsn};
 use tokio::time::Instant;
 
+use super::rest::Rest;
 use super::throttle::{Observed, Throttle};
 use super::watermarks::Watermarks;
 use crate::serve::volume::ServedVolume;
@@ -17,7 +18,7 @@ use crate::serve::volume::ServedVolume;
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How often, when nothing was written for [`IDLE_LOOKS`]: a lag may then be told to be so much too long.
+/// How often, when nothing was written for [`IDLE_LOOKS`] and something is lacking: a lag may then be told to be so much too long.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// Looks without news after which it is looked less often.
@@ -38,12 +39,19 @@ pub async fn watch(volume: Arc<ServedVolume>, watermarks: Arc<Watermarks>) {
     let mut throttle = Throttle::default();
     let (mut looked, mut written) = (Instant::now(), volume.pace.written());
     let (mut head, mut idle) = (Lsn::ZERO, 0);
+    let Ok(news) = volume.shard.news(volume.id).await else { return };
+    let mut rest = Rest::new(news);
     loop {
-        tokio::time::sleep(if idle < IDLE_LOOKS { LOOK } else { IDLE_LOOK }).await;
+        if !rest.is_resting() {
+            tokio::time::sleep(if idle < IDLE_LOOKS { LOOK } else { IDLE_LOOK }).await;
+        } else if let Some(moment) = rest.over().await {
+            watermarks.note_calm(moment);
+        }
         let Ok(report) = volume.shard.report(volume.id).await else { return };
         watermarks.note_head(report.head);
         idle = if report.head == head { idle + 1 } else { 0 };
         head = report.head;
+        rest.looked(idle >= IDLE_LOOKS && watermarks.is_level(head));
         let now = Instant::now();
         let elapsed = now.duration_since(std::mem::replace(&mut looked, now));
         let total = volume.pace.written();

@@ -14,6 +14,8 @@
 //! once, in one call, as soon as the flush asks for it and with every tick; what is too much for a call goes as above. Several are
 //! on their way at once, and flushes that come within a quarter of a round trip share one.
 //!
+//! While the replica has everything, nothing is looked at until something happens to the volume ([`super::rest`]).
+//!
 //! A replica that a takeover had cut off comes back by what differs ([`rejoin`]).
 //!
 //! The replica is the authority on where it is: after any failure the sender asks it and goes on from its
@@ -36,6 +38,7 @@ use super::fan::Terms;
 use super::freight::{Account, Covered};
 use super::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
 use super::push::{Push, Way, count_sent, read_sealed};
+use super::rest::Rest;
 use super::seat::Seat;
 use super::telling::Told;
 use super::watermarks::Watermarks;
@@ -220,10 +223,12 @@ impl Sender {
         let mut deliveries = Deliveries::default();
         let (mut seat, mut fan_news) = (Seat::default(), self.watermarks.fan_news());
         let (mut ahead, mut leading, mut looked) = (Ahead::default(), None::<Leading>, Instant::now());
+        let mut rest = Rest::new(self.volume.shard.news(volume).await.map_err(store_failure)?);
         let mut ticker = tokio::time::interval(MANIFEST_INTERVAL);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let may_deliver = transfer.is_none() && deliveries.has_room();
+            let is_resting = rest.is_resting();
             let (sent, not_before) = (deliveries.sent, deliveries.not_before(self.spacing()));
             tokio::select! {
                 biased;
@@ -252,7 +257,8 @@ impl Sender {
                 () = seat.sealed() => {}
                 // Another replica's delta may be sealed, or is over: so may this one's.
                 _ = fan_news.changed(), if transfer.is_none() && !seat.is_taken() => {}
-                _ = ticker.tick() => {}
+                _ = rest.over(), if is_resting => ticker.reset(),
+                _ = ticker.tick(), if !is_resting => {}
             }
             // What it would be sealed from may change now.
             if let Some((lead, sealed)) = seat.leave(self.replica, &self.watermarks).await {
@@ -265,6 +271,7 @@ impl Sender {
                     (position, transfer) = self.bring_back(position, comeback, &mut ahead).await?;
                 }
                 self.watermarks.with(self.replica, |progress| progress.heard(position));
+                rest.looked(false);
                 continue;
             }
             if comeback.take().is_some() {
@@ -289,6 +296,7 @@ impl Sender {
             }
             if !deliveries.is_empty() {
                 self.note(position).await?;
+                rest.looked(false);
                 continue;
             }
             deliveries.is_blocked = false;
@@ -333,6 +341,8 @@ impl Sender {
                 leading = if self.way().source().is_none() { self.lead(&mut ahead) } else { None };
             }
             self.note(position).await?;
+            let has_all = position.watermark >= report.head && position.awaited_snapshot.is_none() && !is_news;
+            rest.looked(has_all && transfer.is_none() && !seat.is_taken() && !is_unsure);
         }
     }
 

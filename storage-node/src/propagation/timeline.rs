@@ -44,6 +44,13 @@ impl Timeline {
         }
     }
 
+    /// Nothing was written until `moment` since what was noted last.
+    pub fn note_calm(&mut self, moment: Duration) {
+        if let Some(last) = self.points.back_mut() {
+            last.until = last.until.max(moment);
+        }
+    }
+
     /// Drops every second point of the older half, but for the first.
     fn thin(&mut self) {
         let mut number = 0;
@@ -103,6 +110,9 @@ mod tests {
             "of an earlier ownership: for as long as this one lasts"
         );
         assert_eq!((timeline.moment(lsn(5)), timeline.moment(lsn(2))), (Some(ms(4000)), None));
+        timeline.note_calm(ms(9000));
+        timeline.note(lsn(10), ms(9100));
+        assert_eq!(timeline.behind(lsn(9), ms(9500)), ms(500), "nobody looked, and nothing was written");
     }
 
     proptest! {

@@ -77,6 +77,11 @@ impl Watermarks {
         self.timeline.lock().unwrap_or_else(PoisonError::into_inner).note(head, self.now());
     }
 
+    /// Nothing was written until `moment` since the newest write that was noted.
+    pub(super) fn note_calm(&self, moment: Instant) {
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner).note_calm(moment.duration_since(self.started));
+    }
+
     /// How old the oldest write is that a replica at `watermark` lacks, as [`Timeline::behind`].
     #[must_use]
     pub fn behind(&self, watermark: Lsn) -> Duration {
@@ -134,6 +139,12 @@ impl Watermarks {
     #[must_use]
     pub fn snapshot(&self) -> BTreeMap<NodeId, Progress> {
         self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether no replica lacks anything of a volume whose newest write is `head`.
+    pub(super) fn is_level(&self, head: Lsn) -> bool {
+        let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        replicas.values().all(|progress| progress.position.watermark >= head)
     }
 
     /// The lowest watermark: history up to here is needed by nobody. A replica that has left the volume, or comes back to it, needs what

@@ -204,10 +204,11 @@ impl Core {
         if self.failed.is_some() {
             return;
         }
-        let layers = || self.volumes.values().map(|run| run.state.layers.dirty_chunks()).sum::<usize>();
+        let dirty = |volume| self.volumes.get(&volume).map_or(0, |run| run.state.layers.dirty_chunks());
+        let layer_chunks = self.touched.count_chunks(dirty);
         if self.map.cache.wants_checkpoint()
             || self.checkpoints.log_bytes >= self.checkpoints.log_bytes_max
-            || layers() >= LAYER_CHUNKS_MAX
+            || layer_chunks >= LAYER_CHUNKS_MAX
         {
             self.checkpoints.wanted = true;
         }
@@ -254,6 +255,7 @@ impl Core {
         for run in self.volumes.values_mut() {
             record::checkpoint(&mut run.state, &mut batch);
         }
+        self.touched.checkpointed();
         batch.extend(self.scrub.take_changes());
         let changed = self.map.usage.take_changed();
         batch.extend(changed.into_iter().map(|(map, segment, live)| Change::Usage(map, segment, live)));

@@ -243,7 +243,7 @@ impl Core {
             self.begin_pass();
         }
         // A deleted snapshot that is being merged lets go of space too.
-        let is_merging = self.volumes.values().any(|run| run.state.snapshots.is_merging());
+        let is_merging = self.working().any(|run| run.state.snapshots.is_merging());
         let may_wait = is_merging && !self.checkpoints.is_failing();
         // Moves may be all that is under way: then they are what finds no room.
         if self.cleaner.is_idle() && !may_wait {
@@ -436,10 +436,10 @@ impl Core {
 
     /// Everything that the scan found was moved. What is left lies behind a record that could not be read: the maps know.
     fn end_pass(&mut self) {
+        // What a deleted snapshot counts may be in no map any more; it is let go of when the snapshot is merged.
+        let is_merging = self.working().any(|run| run.state.snapshots.is_merging());
         let Some(pass) = &mut self.cleaner.pass else { return };
         let segment = pass.victim.segment;
-        // What a deleted snapshot counts may be in no map any more; it is let go of when the snapshot is merged.
-        let is_merging = self.volumes.values().any(|run| run.state.snapshots.is_merging());
         let left = if is_merging { 0 } else { self.map.usage.live(segment) };
         if left > 0 && pass.walk.is_none() {
             tracing::warn!(segment, left, "the maps are searched for what the segment's records do not tell");

@@ -27,6 +27,7 @@ use super::scrub::Scrub;
 use super::sleep::{Sleep, Woken};
 use super::space::Reclaim;
 use super::sync::{Done, Syncs};
+use super::touched::Touched;
 use super::unready::Unready;
 use super::write::{Author, WriteJob};
 use super::{ShardOptions, StartError};
@@ -69,6 +70,7 @@ pub(super) struct Core {
     pub(super) map: Map,
     pub(super) volumes: BTreeMap<VolumeId, VolumeRun>,
     pub(super) forgotten: Vec<VolumeId>,
+    pub(super) touched: Touched,
     pub(super) fetches: Fetches,
     pub(super) syncs: Syncs,
     pub(super) checkpoints: Checkpoints,
@@ -119,6 +121,7 @@ impl Core {
         let scrub = Scrub::new(options.scrub_period, options.scrub_bytes_per_second);
         let reclaim = Reclaim::new(options.reclaim_pause);
         let unready = Unready::of(volumes.values());
+        let touched = Touched::all(volumes.keys().copied());
         Core {
             options,
             bell,
@@ -126,6 +129,7 @@ impl Core {
             map,
             volumes,
             forgotten,
+            touched,
             fetches: Fetches::default(),
             syncs: Syncs::default(),
             checkpoints,
@@ -257,6 +261,10 @@ impl Core {
             Request::Report { volume, reply } => {
                 self.forget_replaced(volume);
                 self.answer(volume, Done::Report(reply));
+            }
+            Request::News { volume, reply } => {
+                let news = self.volumes.get(&volume).map(|run| run.news.clone());
+                drop(reply.send(news.ok_or(StoreError::UnknownVolume(volume))));
             }
             Request::Damaged { reply } => drop(reply.send(Ok(self.damaged()))),
             Request::Read { volume, moment, offset, length, reply } => self.read(volume, moment, offset, length, reply),
@@ -431,7 +439,7 @@ impl Core {
         if let Some(run) = self.volumes.get_mut(&volume) {
             run.flights.retain(|flight| flight.ticket != ticket);
             match outcome {
-                Ok(_) => {}
+                Ok(_) => run.news.happened(),
                 Err(_) => {
                     // What was admitted on top of the failed entry is refused by the same failure or by its gap.
                     run.known = run.state.known;
@@ -471,11 +479,13 @@ impl Core {
         if self.unready.may_be_any() {
             finish_fillings(&mut self.volumes, entry, &mut self.map)?;
         }
+        self.touched.note(entry.volume());
         match entry {
             Entry::Cloned { volume, origin, snapshot } => self.cloned(*volume, *origin, *snapshot),
             Entry::Relocated { volume, .. } => {
                 self.map.usage.begin_moves();
                 for run in self.volumes.values_mut().filter(|run| run.state.may_hold(*volume)) {
+                    self.touched.note(run.state.id);
                     apply_to(&mut run.state, entry, place, &mut self.map)?;
                 }
             }
@@ -580,12 +590,17 @@ impl Core {
             return self.refuse_waiting_for_writes(reason);
         }
         if !self.map.cache.wants_checkpoint() {
-            for run in self.volumes.values_mut() {
+            for volume in self.touched.working().iter().copied().collect::<Vec<_>>() {
+                let Some(run) = self.volumes.get_mut(&volume) else {
+                    self.touched.stepped(volume, false);
+                    continue;
+                };
                 let folded = run.state.fold(FOLD_STEP, &mut self.map);
                 let merged = folded.and_then(|_| run.state.merge_snapshots(MERGE_STEP, &mut self.map));
                 if merged.is_err() {
                     return self.note_fault();
                 }
+                self.touched.stepped(volume, run.may_have_work());
             }
         }
         self.space_step();
@@ -603,19 +618,23 @@ impl Core {
         if self.failed.is_some() {
             return false;
         }
+        #[cfg(test)]
+        self.volumes
+            .values()
+            .for_each(|run| assert!(!run.has_work() || self.touched.working().contains(&run.state.id)));
         let may_change_pages = !self.map.cache.wants_checkpoint();
-        let has_work = |run: &VolumeRun| {
-            run.state.layers.is_folding()
-                || run.state.snapshots.is_merging()
-                || run.shrink.as_ref().is_some_and(|shrink| shrink.has_work())
-        };
         // Room is to be made, and nobody is at it: the next turn decides.
         let is_stuck = self.log.is_starved() && self.cleaner.is_idle() && !self.checkpoints.is_under_way();
         self.checkpoints.is_due()
             || is_stuck
             || self.cleaner.is_working()
-            || (may_change_pages && self.volumes.values().any(has_work))
+            || (may_change_pages && self.working().any(VolumeRun::has_work))
             || (self.unready.may_be_any() && self.volumes.values().any(|run| run.has_unready_work(may_change_pages)))
+    }
+
+    /// The volumes that may have something to be done in the background.
+    pub(super) fn working(&self) -> impl Iterator<Item = &VolumeRun> {
+        self.touched.working().iter().filter_map(|volume| self.volumes.get(volume))
     }
 
     /// Whether it is on its way to its end.

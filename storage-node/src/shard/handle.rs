@@ -16,6 +16,7 @@ mod error;
 
 pub use error::StoreError;
 
+use super::news::News;
 use super::scrub::{ScrubAction, ScrubReport};
 use super::space::ShardSpace;
 use crate::log::Traffic;
@@ -239,6 +240,7 @@ pub enum Request {
     RollBack { volume: VolumeId, snapshot: SnapshotId, reply: Reply<Lsn> },
     Snapshots { volume: VolumeId, reply: Reply<Vec<SnapshotReport>> },
     Report { volume: VolumeId, reply: Reply<VolumeReport> },
+    News { volume: VolumeId, reply: Reply<Arc<News>> },
     Read { volume: VolumeId, moment: Moment, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
     Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, origin: Option<Origin>, reply: Reply<Lsn> },
     Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, origin: Option<Origin>, reply: Reply<Lsn> },
@@ -438,6 +440,11 @@ impl ShardHandle {
     /// The volume's positions and counts.
     pub async fn report(&self, volume: VolumeId) -> Result<VolumeReport, StoreError> {
         self.ask(|reply| Request::Report { volume, reply }).await
+    }
+
+    /// Where it is told that something was applied to the volume, for as long as it exists here.
+    pub async fn news(&self, volume: VolumeId) -> Result<Arc<News>, StoreError> {
+        self.ask(|reply| Request::News { volume, reply }).await
     }
 
     /// Reads the newest acked write of each byte as the owner, or a snapshot in either role. `length` may be any number of

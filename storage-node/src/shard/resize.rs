@@ -80,6 +80,7 @@ impl Core {
                 run.end = size;
                 run.shrink =
                     Some(Shrink { size, at: size.bytes(), piece: None, is_logged: false, replies: vec![reply] });
+                self.touched.note(volume);
             }
             // The entry that brought this size may not be durable yet.
             Ordering::Less | Ordering::Equal => self.syncs.wait(volume, Done::Report(reply)),
@@ -88,8 +89,8 @@ impl Core {
 
     /// Takes every shrink under way a bounded step further.
     pub(super) fn shrink_step(&mut self) {
-        let shrinking = self.volumes.iter().filter(|(_, run)| run.shrink.is_some());
-        for volume in shrinking.map(|(volume, _)| *volume).collect::<Vec<_>>() {
+        let shrinking = self.working().filter(|run| run.shrink.is_some());
+        for volume in shrinking.map(|run| run.state.id).collect::<Vec<_>>() {
             if let Err(error) = self.shrink_volume(volume) {
                 self.resize_failed(volume, &error);
             }

@@ -5,6 +5,7 @@
 //! state, in log order.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use client_lib::{Epoch, Lsn, VolumeSize};
 use tokio::sync::oneshot;
@@ -12,6 +13,7 @@ use tokio::sync::oneshot;
 use super::damage::Damage;
 use super::handle::{Role, StoreError, VolumeReport};
 use super::lease::Held;
+use super::news::News;
 use super::resize::Shrink;
 use super::rollback::RollbackJob;
 use super::write::WriteJob;
@@ -71,6 +73,8 @@ pub(super) struct VolumeRun {
     pub(super) damage: Damage,
     /// Blocks that the scrub has read since the start.
     pub(super) verified_blocks: u64,
+    /// For those who wait until something happens to it.
+    pub(super) news: Arc<News>,
 }
 
 impl AsMut<Volume> for VolumeRun {
@@ -102,6 +106,7 @@ impl VolumeRun {
             waiting: VecDeque::new(),
             damage: Damage::default(),
             verified_blocks: 0,
+            news: Arc::default(),
             state,
         }
     }
@@ -109,6 +114,18 @@ impl VolumeRun {
     /// Whether no write is under way.
     pub(super) fn is_quiet(&self) -> bool {
         self.flights.is_empty() && self.merging.is_empty() && self.waiting.is_empty() && self.held.is_empty()
+    }
+
+    /// Whether it has something to be done in the background, even if nothing happens to it.
+    pub(super) fn has_work(&self) -> bool {
+        self.state.layers.is_folding()
+            || self.state.snapshots.is_merging()
+            || self.shrink.as_ref().is_some_and(Shrink::has_work)
+    }
+
+    /// Whether it has, or will have when something ends that is under way.
+    pub(super) fn may_have_work(&self) -> bool {
+        self.has_work() || self.shrink.is_some()
     }
 
     /// Whether the last that was done to it was a flush, and nothing is under way.

@@ -4,6 +4,8 @@
 //! manifest or a checkpoint, must be exactly what the sync made durable: it is taken when the sync begins, when
 //! everything that was appended is applied, and given away when the sync is done. Nobody waits for it meanwhile.
 
+use std::collections::BTreeSet;
+
 use client_lib::{Lsn, SnapshotId, VolumeId};
 
 use super::control::{SealJob, Sealed};
@@ -67,6 +69,8 @@ impl Done {
 struct Running {
     ticket: u64,
     served: Vec<(VolumeId, Done)>,
+    /// Those of which something becomes durable.
+    volumes: BTreeSet<VolumeId>,
 }
 
 /// Everybody who waits for durability.
@@ -92,21 +96,28 @@ impl Core {
     pub(super) fn pump_syncs(&mut self) {
         while self.syncs.running.is_none() && !self.syncs.next.is_empty() {
             let waiting = std::mem::take(&mut self.syncs.next);
-            for run in self.volumes.values_mut() {
-                run.syncing = run.state.known;
+            let volumes = self.touched.take_unsynced();
+            for volume in &volumes {
+                if let Some(run) = self.volumes.get_mut(volume) {
+                    run.syncing = run.state.known;
+                }
             }
             if let Some(reason) = self.log.poisoned() {
                 // Perhaps all that was acked is durable, but nobody should build on a log that has failed.
                 let error = LogError::Poisoned(reason.to_owned());
+                self.touched.not_synced(volumes);
                 self.fail_all(waiting, &error);
                 continue;
             }
             let served = waiting.into_iter().map(|(volume, done)| (volume, self.take(done))).collect();
             let ticket = self.ticket();
             match self.log.sync(ticket) {
-                Ok(true) => self.serve(served),
-                Ok(false) => self.syncs.running = Some(Running { ticket, served }),
-                Err(error) => self.fail_all(served, &error),
+                Ok(true) => self.serve(served, &volumes),
+                Ok(false) => self.syncs.running = Some(Running { ticket, served, volumes }),
+                Err(error) => {
+                    self.touched.not_synced(volumes);
+                    self.fail_all(served, &error);
+                }
             }
         }
     }
@@ -115,8 +126,11 @@ impl Core {
     pub(super) fn synced(&mut self, ticket: u64, result: Result<(), LogError>) {
         let Some(running) = self.syncs.running.take_if(|running| running.ticket == ticket) else { return };
         match result {
-            Ok(()) => self.serve(running.served),
-            Err(error) => self.fail_all(running.served, &error),
+            Ok(()) => self.serve(running.served, &running.volumes),
+            Err(error) => {
+                self.touched.not_synced(running.volumes);
+                self.fail_all(running.served, &error);
+            }
         }
     }
 
@@ -130,9 +144,11 @@ impl Core {
         }
     }
 
-    fn serve(&mut self, served: Vec<(VolumeId, Done)>) {
-        for run in self.volumes.values_mut() {
-            run.durable = run.durable.max(run.syncing);
+    fn serve(&mut self, served: Vec<(VolumeId, Done)>, volumes: &BTreeSet<VolumeId>) {
+        for volume in volumes {
+            if let Some(run) = self.volumes.get_mut(volume) {
+                run.durable = run.durable.max(run.syncing);
+            }
         }
         for (volume, done) in served {
             match done {

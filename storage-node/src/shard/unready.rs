@@ -56,6 +56,7 @@ impl Core {
         }
         let unready = self.volumes.iter().filter(|(_, run)| run.is_unready());
         for volume in unready.map(|(volume, _)| *volume).collect::<Vec<_>>() {
+            self.touched.note(volume);
             let outcome = self.fill_volume(volume).and_then(|()| self.roll_volume_back(volume));
             if let Err(error) = outcome {
                 self.fail(&format!("the block map cannot be read: {error}"));
@@ -132,6 +133,7 @@ impl Request {
             | Request::ReadHeld { reply, .. }
             | Request::ReadAlike { reply, .. } => drop(reply.send(Err(error))),
             Request::Lacking { reply, .. } | Request::LackingSealed { reply, .. } => drop(reply.send(Err(error))),
+            Request::News { reply, .. } => drop(reply.send(Err(error))),
             Request::List { reply } => drop(reply.send(Err(error))),
             Request::Ledger { reply, .. } => drop(reply.send(Err(error))),
             Request::CreateSnapshot { reply, .. } | Request::CreateFrozen { reply, .. } => {
@@ -203,6 +205,7 @@ impl Request {
             | Request::Delete { .. }
             | Request::Snapshots { .. }
             | Request::Report { .. }
+            | Request::News { .. }
             | Request::Ledger { .. }
             | Request::Damaged { .. }
             | Request::Traffic { .. }
