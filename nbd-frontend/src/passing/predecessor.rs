@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::channel::{Channel, ChannelError};
 use super::gate::{Gate, Parcel, Parked, Stage};
-use super::message::{ConnectionStage, ConnectionState, Hello, Message, STATE_VERSION, Sockets};
+use super::message::{ConnectionStage, ConnectionState, Hello, Holder, Message, STATE_VERSION, Sockets};
 use super::{PREPARE_PATIENCE, STEP_PATIENCE};
 use crate::export::Session;
 use crate::server::{Shared, lane, unix_socket};
@@ -29,6 +29,8 @@ pub(crate) struct Place {
     pub(crate) unix: Option<PathBuf>,
     pub(crate) tcp: Option<SocketAddr>,
     pub(crate) tls: u8,
+    /// Which of both are the service manager's.
+    pub(crate) passed: Holder,
 }
 
 /// Why nothing was passed on.
@@ -215,7 +217,7 @@ fn out_of_turn(message: &Message) -> NotNow {
 
 /// Whether a successor that says `hello` does what this server does.
 fn require_fit(hello: &Hello, place: &Place) -> Result<(), String> {
-    let Hello { oldest, newest, ref program, ref unix, tcp, tls } = *hello;
+    let Hello { oldest, newest, ref program, ref unix, tcp, tls, passed } = *hello;
     if !(oldest..=newest).contains(&STATE_VERSION) {
         return Err(format!(
             "helio-nbd {program} takes up states of version {oldest} to {newest}, and this is helio-nbd {} with version \
@@ -227,6 +229,11 @@ fn require_fit(hello: &Hello, place: &Place) -> Result<(), String> {
         one == other
             || matches!((unix_socket::identity(one), unix_socket::identity(other)), (Some(a), Some(b)) if a == b)
     };
+    // A process that takes the file for its own would remove it at its end, under the service manager's socket.
+    if (place.passed.unix && !passed.unix) || (place.passed.tcp && !passed.tcp) {
+        return Err("its sockets are the service manager's: start the new one with the same, by Sockets= in its unit"
+            .to_owned());
+    }
     match (&place.unix, unix) {
         (None, None) => {}
         (Some(ours), Some(theirs)) if is_same_file(ours, theirs) => {}
