@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use client_lib::transport::unix::quiet::QuietStream;
 use client_lib::{Error, ErrorKind};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -454,7 +455,7 @@ impl Stream for tokio::net::TcpStream {
     }
 }
 
-impl Stream for tokio::net::UnixStream {
+impl Stream for QuietStream {
     type Resting = std::os::unix::net::UnixStream;
     const FAMILY: Family = Family::Unix;
 
@@ -488,7 +489,7 @@ impl Listener for TcpListener {
 }
 
 impl Listener for UnixListener {
-    type Stream = tokio::net::UnixStream;
+    type Stream = QuietStream;
 
     async fn next(&self) -> std::io::Result<(Self::Stream, String)> {
         let (stream, _) = self.accept().await?;
@@ -496,7 +497,7 @@ impl Listener for UnixListener {
             Some(pid) => format!("unix:pid={pid}"),
             None => "unix".to_owned(),
         };
-        Ok((stream, peer))
+        Ok((QuietStream::from_std(stream.into_std()?)?, peer))
     }
 }
 
