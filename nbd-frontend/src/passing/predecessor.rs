@@ -162,7 +162,7 @@ async fn prepare(
     let patience = shared.limits.pause_timeout;
     let parcels = tokio::time::timeout(patience, shared.gate.all_parked()).await.map_err(|_| {
         let text = format!("requests are under way that take longer than {patience:?}; try again later");
-        NotNow::Refused(text)
+        NotNow::Refused(unserved(&shared.gate.used()).unwrap_or(text))
     })?;
     let parked: Vec<Parked> = parcels
         .into_iter()
@@ -258,8 +258,21 @@ async fn settle(sessions: &[Arc<dyn Session>], patience: Duration) -> Result<Vec
         let name = session.info().name;
         session.settle().await.map_err(|error| NotNow::Refused(format!("{name} cannot be flushed: {error}")))
     }));
-    let late = |_| NotNow::Refused(format!("what was written is not flushed within {patience:?}; the log says why"));
+    let late = |_| {
+        let text = format!("what was written is not flushed within {patience:?}; the log says why");
+        NotNow::Refused(unserved(sessions).unwrap_or(text))
+    };
     tokio::time::timeout(patience, all).await.map_err(late)?
+}
+
+/// Why nothing can be passed on while nobody serves one of `sessions`: what was written and is not durable is in this process's memory
+/// alone, and so is what becomes of requests that may have been carried out (docs/decisions/0035).
+fn unserved(sessions: &[Arc<dyn Session>]) -> Option<String> {
+    let (name, why) = sessions.iter().find_map(|session| Some((session.info().name, session.waits_for()?)))?;
+    Some(format!(
+        "{name} waits ({why}), and only this process has what of it is not durable yet: replace it when {name} is served again; to stop this one \
+         instead ends its clients' connections, and loses what they have not flushed"
+    ))
 }
 
 /// What the connections use, each once, and its number by what it is shared as.
