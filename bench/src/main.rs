@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 
 mod cleaning;
+mod floor;
 mod growth;
 mod hop;
 mod idle;
@@ -52,6 +53,10 @@ enum Question {
     Speed(speed::Options),
     /// Through helio-nbd beside the node instead of the node: latency, CPU (3 minutes)
     Hop(hop::Options),
+    /// NBD by itself, over memory, beside nbdkit: IOPS, latency, CPU (2 minutes)
+    Floor(floor::Options),
+    #[command(hide = true)]
+    MemoryServer(floor::MemoryServer),
     /// Random overwriting at 70 % utilisation: bytes written per byte, latency (10 minutes)
     Cleaning(cleaning::Options),
     /// A 4 TiB volume written at random: memory, map size, throughput, reopening, snapshots (10 minutes)
@@ -84,12 +89,15 @@ fn main() -> anyhow::Result<()> {
     match options.question {
         Some(Question::Speed(options)) => speed::run(&options, &bench),
         Some(Question::Hop(options)) => hop::run(&options, &bench),
+        Some(Question::Floor(options)) => floor::run(&options, &bench),
+        Some(Question::MemoryServer(options)) => floor::serve(options),
         Some(Question::Cleaning(options)) => cleaning::run(&options, &bench),
         Some(Question::Growth(options)) => growth::run(&options, &bench),
         Some(Question::Idle(options)) => idle::run(&options, &bench),
         None => {
             speed::run(&speed::Options::default(), &bench)?;
             hop::run(&hop::Options::default(), &bench)?;
+            floor::run(&floor::Options::default(), &bench)?;
             cleaning::run(&cleaning::Options::default(), &bench)?;
             growth::run(&growth::Options::default(), &bench)?;
             idle::run(&idle::Options::default(), &bench)

@@ -13,7 +13,7 @@ use crate::load::Target;
 /// How long a server may take to listen.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The volume of a node.
-const VOLUME: &str = "disk";
+pub(crate) const VOLUME: &str = "disk";
 
 /// How a server is started.
 struct Plan {
@@ -109,6 +109,22 @@ impl Server {
         let mut arguments: Vec<String> = ["--foreground", "--unix"].map(String::from).to_vec();
         arguments.extend([socket.display().to_string(), "file".to_owned(), image.display().to_string()]);
         arguments.push(format!("cache={cache}"));
+        Stopped(Plan { arguments, ..Plan::new("nbdkit", root, socket) }).start()
+    }
+
+    /// Our NBD server over memory: this program, as a process of its own.
+    pub(crate) fn memory(root: &Path, size: u64) -> anyhow::Result<Server> {
+        let socket = root.join("memory.sock");
+        let arguments = vec!["memory-server".to_owned(), socket.display().to_string(), size.to_string()];
+        let plan = Plan { program: std::env::current_exe()?, arguments, ..Plan::new("memory", root, socket) };
+        Stopped(Plan { export: VOLUME, ..plan }).start()
+    }
+
+    /// `nbdkit memory`.
+    pub(crate) fn nbdkit_memory(root: &Path, size: u64) -> anyhow::Result<Server> {
+        let socket = root.join("nbdkit-memory.sock");
+        let mut arguments: Vec<String> = ["--foreground", "--unix"].map(String::from).to_vec();
+        arguments.extend([socket.display().to_string(), "memory".to_owned(), size.to_string()]);
         Stopped(Plan { arguments, ..Plan::new("nbdkit", root, socket) }).start()
     }
 

@@ -69,6 +69,15 @@ pub enum TransportError {
         /// What the network said.
         reason: String,
     },
+    /// Who answers is not the node, or does not take this end for one of its cluster: by their certificates. The request was not
+    /// delivered. Lasts until somebody changes certificates or addresses.
+    #[error("node {node} and this end refuse each other: {reason}")]
+    Refused {
+        /// The node that was called.
+        node: NodeId,
+        /// What was said of a certificate.
+        reason: String,
+    },
     /// The connection broke or the deadline passed after the request was sent: it may have been carried out.
     #[error("no reply from node {node}, the outcome is unknown: {reason}")]
     OutcomeUnknown {

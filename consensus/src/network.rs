@@ -181,9 +181,11 @@ impl Client {
         match tokio::time::timeout(deadline, asked).await {
             Ok(Ok(Reply::Failed(reason))) => Err(network_error(reason)),
             Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(error @ (TransportError::Unreachable { .. } | TransportError::UnknownPeer(_)))) => {
-                Err(RPCError::Unreachable(Unreachable::new(&error)))
-            }
+            Ok(Err(
+                error @ (TransportError::Unreachable { .. }
+                | TransportError::Refused { .. }
+                | TransportError::UnknownPeer(_)),
+            )) => Err(RPCError::Unreachable(Unreachable::new(&error))),
             Ok(Err(error)) => Err(RPCError::Network(NetworkError::new(&error))),
             Err(_) => Err(network_error(format!("node {} did not answer within {deadline:?}", self.target))),
         }

@@ -135,6 +135,11 @@ pub trait Session: Send + Sync + 'static {
         None
     }
 
+    /// Why requests wait at present, if nobody can carry them out.
+    fn waits_for(&self) -> Option<String> {
+        None
+    }
+
     /// What is used, for the directory of another process to look it up ([`ExportDirectory::expect`]).
     fn draft(&self) -> Vec<u8> {
         Vec::new()

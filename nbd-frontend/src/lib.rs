@@ -1,7 +1,8 @@
 //! An NBD server over any set of exports, and an NBD client.
 //!
 //! Owns the NBD protocol: the wire ([`proto`]), the handshake, the judgement of requests, the request loop, the
-//! listening sockets ([`server`]), TLS ([`tls`]), passing connections on to a newer process ([`passing`]), and the other end of all that ([`client`]). What is served is behind [`export::ExportDirectory`]; the crate knows
+//! listening sockets ([`server`]), TLS ([`tls`]), passing connections on to a newer process ([`passing`]), what is said to a service manager ([`service`]), and the
+//! other end of all that ([`client`]). What is served is behind [`export::ExportDirectory`]; the crate knows
 //! neither logs nor nodes, only `client-lib`. [`remote`] exports volumes of a cluster, which is what the program `helio-nbd` serves;
 //! [`memory`] is an export in memory for tests and benchmarks.
 //!
@@ -22,6 +23,7 @@ pub mod passing;
 pub mod proto;
 pub mod remote;
 pub mod server;
+pub mod service;
 pub mod tls;
 mod transmission;
 pub mod validate;
@@ -31,4 +33,5 @@ pub use export::{
 };
 pub use memory::{MemoryDirectory, MemoryExport};
 pub use server::{Limits, Server, ServerOptions};
+pub use service::sockets::PassedSockets;
 pub use tls::{TlsMode, TlsOptions};

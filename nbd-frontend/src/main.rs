@@ -2,8 +2,6 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
@@ -12,11 +10,11 @@ use std::sync::Arc;
 use anyhow::bail;
 use clap::{Args, Parser};
 use client_lib::client::{Cluster, OpenOptions};
-use futures_util::future::select;
 use nbd_frontend::remote::RemoteDirectory;
-use nbd_frontend::{Server, ServerOptions, TlsMode, TlsOptions};
+use nbd_frontend::service::notify;
+use nbd_frontend::service::stop::Stop;
+use nbd_frontend::{PassedSockets, Server, ServerOptions, TlsMode, TlsOptions};
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// The smallest journal: one write of the largest size fits.
@@ -38,7 +36,8 @@ const THREADS_MAX: usize = 4;
 struct HelioNbd {
     #[command(flatten)]
     way: Way,
-    /// Listen on this Unix socket; who may use the disks is said by its permissions and its directory's
+    /// Listen on this Unix socket; who may use the disks is said by its permissions and its directory's. A socket that systemd
+    /// passes needs no option (docs/systemd.md)
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Listen on this TCP address; whoever reaches it may use the disks
@@ -117,12 +116,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     }
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(serve(arguments)));
-    match outcome {
+    match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("helio-nbd: {error:#}");
@@ -131,51 +125,58 @@ fn main() -> ExitCode {
     }
 }
 
-async fn serve(arguments: HelioNbd) -> anyhow::Result<()> {
+fn run(arguments: HelioNbd) -> anyhow::Result<()> {
+    // Before there are other threads.
+    let passed = PassedSockets::take()?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(arguments, passed))
+}
+
+async fn serve(arguments: HelioNbd, passed: PassedSockets) -> anyhow::Result<()> {
     let HelioNbd { way, socket, listen, control, replace, exports, read_only, journal, tls, .. } = arguments;
-    if socket.is_none() && listen.is_none() {
-        bail!("there is nothing to listen on: use --socket PATH or --listen ADDR");
+    if socket.is_none() && listen.is_none() && passed.is_empty() {
+        bail!(
+            "there is nothing to listen on: use --socket PATH or --listen ADDR, or start it from a systemd .socket unit"
+        );
     }
     let control = control.or_else(|| socket.as_deref().map(control_beside));
     if replace && control.is_none() {
         bail!("where is the process to be replaced? use --control PATH, as it has");
     }
-    let clusters = threads()?.iter().map(|thread| reached(&way, thread)).collect::<Result<Vec<_>, _>>()?;
+    let threads = threads()?;
+    let clusters = threads.iter().map(|thread| reached(&way, thread)).collect::<Result<Vec<_>, _>>()?;
     let options = OpenOptions { is_read_only: read_only, journal_bytes: journal << 20, ..OpenOptions::default() };
     let names = (!exports.is_empty()).then_some(exports);
     let directory = Arc::new(RemoteDirectory::new(clusters.clone(), names, options));
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let mut stopped = pin!(async move {
-        let _ = select(pin!(interrupt.recv()), pin!(terminate.recv())).await;
-        // A second one ends the process at once.
-        tokio::spawn(async move {
-            let _ = select(pin!(interrupt.recv()), pin!(terminate.recv())).await;
-            std::process::exit(1);
-        });
-    });
-    let server_options =
-        ServerOptions { tcp: listen, unix: socket.clone(), control, tls: tls.options(), ..ServerOptions::default() };
+    let mut stopped = pin!(Stop::new()?.requested());
+    let server_options = ServerOptions {
+        tcp: listen,
+        unix: socket,
+        passed: Arc::new(passed),
+        control,
+        tls: tls.options(),
+        ..ServerOptions::default()
+    };
     let (server, how) = match start(server_options, directory.clone(), replace).await? {
         (server, true) => (server, ", taken over"),
         (server, false) => (server, ""),
     };
-    let places =
-        [socket.map(|path| path.display().to_string()), server.tcp_address().map(|address| address.to_string())];
-    println!("ready: NBD on {}{how}", places.into_iter().flatten().collect::<Vec<_>>().join(" and "));
-    // Of a service whose process was another one until now.
-    tell_systemd(&format!("MAINPID={}\nREADY=1", std::process::id()));
+    let ready = format!("NBD on {}{how}", server.places());
+    println!("ready: {ready}");
+    notify::ready(&ready);
+    notify::watch(threads.into_iter().chain(server.threads()).collect());
 
     tokio::select! {
         biased;
         () = &mut stopped => {
             tracing::info!("stopping");
-            tell_systemd("STOPPING=1");
+            notify::stopping();
             server.shutdown().await;
         }
         () = server.replaced() => {
             let staying = server.staying();
             if staying > 0 {
                 tracing::info!(staying, "another process serves; connections with TLS stay here until they end");
+                notify::status(&format!("replaced; {staying} connections with TLS stay until they end"));
             }
             server.drained(stopped).await;
         }
@@ -230,22 +231,6 @@ fn control_beside(socket: &Path) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();
     path.push(".control");
     path.into()
-}
-
-/// The protocol of sd_notify(3): a datagram to the socket that the environment names. Without a service manager there is none.
-fn tell_systemd(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let tell = || {
-        let path = path.to_string_lossy();
-        let address = match path.strip_prefix('@') {
-            Some(name) => std::os::unix::net::SocketAddr::from_abstract_name(name.as_bytes())?,
-            None => std::os::unix::net::SocketAddr::from_pathname(&*path)?,
-        };
-        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)
-    };
-    if let Err(error) = tell() {
-        tracing::warn!(%error, "the service manager cannot be told: {state}");
-    }
 }
 
 #[cfg(test)]

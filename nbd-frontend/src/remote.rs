@@ -314,6 +314,13 @@ impl Session for Connection {
         Some(self.0.number)
     }
 
+    fn waits_for(&self) -> Option<String> {
+        match self.volume().state().status {
+            VolumeStatus::Waiting(why) => Some(why),
+            VolumeStatus::Connected | VolumeStatus::Failed(_) => None,
+        }
+    }
+
     fn draft(&self) -> Vec<u8> {
         let position = self.volume().position();
         // A snapshot is read-only in itself, whatever was asked for.

@@ -14,14 +14,16 @@ pub(crate) mod unix_socket;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use client_lib::transport::unix::quiet::QuietStream;
 use client_lib::{Error, ErrorKind};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
@@ -30,9 +32,10 @@ use self::lane::{Lane, Sockets};
 use self::unix_socket::SocketFile;
 use crate::export::ExportDirectory;
 use crate::passing::gate::{Gate, Parcel, Verdict};
-use crate::passing::message::{Family, Hello, STATE_VERSION};
+use crate::passing::message::{Family, Hello, Holder, STATE_VERSION};
 use crate::passing::predecessor::{self, Place};
 use crate::passing::successor::{self, Adopted, absolute};
+use crate::service::sockets::PassedSockets;
 use crate::tls::{Tls, TlsMode, TlsOptions};
 use crate::transmission::Closing;
 
@@ -87,6 +90,8 @@ pub struct ServerOptions {
     pub tcp: Option<SocketAddr>,
     /// The path of the Unix socket. The file of a dead server is replaced, a live server's is refused.
     pub unix: Option<PathBuf>,
+    /// Sockets that listen already, and whose files are somebody else's; instead of those above.
+    pub passed: Arc<PassedSockets>,
     /// The path of the socket on which a newer process may take over ([`Server::replace`]), mode 0600; without it nobody can.
     pub control: Option<PathBuf>,
     /// TLS; without it there is none.
@@ -150,12 +155,13 @@ impl Server {
     pub async fn bind(options: ServerOptions, directory: Arc<dyn ExportDirectory>) -> Result<Server, Error> {
         // Before anything listens: whoever asked for TLS must not be served without.
         let tls = require_usable(&options)?;
+        let passed = passed(&options.passed)?;
         let tcp = match options.tcp {
             Some(address) => {
                 let listener = TcpListener::bind(address).await.and_then(TcpListener::into_std);
                 Some(listener.map_err(|error| cannot_listen(&address.to_string(), error))?)
             }
-            None => None,
+            None => passed.tcp,
         };
         let mut files = Vec::new();
         let unix = match &options.unix {
@@ -164,7 +170,7 @@ impl Server {
                 files.push(file);
                 Some(listener.into_std().map_err(|error| cannot_listen("the Unix socket", error))?)
             }
-            None => None,
+            None => passed.unix,
         };
         let control = match &options.control {
             Some(path) => {
@@ -193,18 +199,22 @@ impl Server {
             let text = "a server can only be replaced at its control socket, and none is named";
             return Err(Error::new(ErrorKind::InvalidRequest, text));
         };
+        let own = passed(&options.passed)?;
         let hello = Hello {
             oldest: STATE_VERSION,
             newest: STATE_VERSION,
             program: env!("CARGO_PKG_VERSION").to_owned(),
-            unix: options.unix.as_deref().map(absolute),
-            tcp: options.tcp,
+            unix: unix_path(&options),
+            tcp: tcp_address(&options)?,
             tls: strictness(tls.as_ref()),
+            passed: Holder::of(&options.passed),
         };
         let Some(mut inheritance) = successor::ask(control, hello, &*directory).await? else { return Ok(None) };
         let failed = |error| Error::new(ErrorKind::Internal, "what was passed on cannot be used").caused_by(error);
+        // What the service manager has now is where clients come to; usually it is what the other process has, too.
+        let Sockets { tcp, unix } = inheritance.sockets.duplicate().map_err(failed)?;
         let inventory = Inventory {
-            sockets: inheritance.sockets.duplicate().map_err(failed)?,
+            sockets: Sockets { tcp: own.tcp.or(tcp), unix: own.unix.or(unix) },
             control: Some(inheritance.control.try_clone().map_err(failed)?),
             files: Vec::new(),
             connections: std::mem::take(&mut inheritance.connections),
@@ -239,7 +249,8 @@ impl Server {
             None => None,
         };
         let limits = options.limits;
-        let place = Place { unix: options.unix.as_deref().map(absolute), tcp, tls: strictness(tls.as_ref()) };
+        let (unix, passed) = (unix_path(&options), Holder::of(&options.passed));
+        let place = Place { unix, tcp, tls: strictness(tls.as_ref()), passed };
         let shared = Arc::new(Shared {
             directory,
             tls,
@@ -273,6 +284,27 @@ impl Server {
     #[must_use]
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         self.shared.place.tcp
+    }
+
+    /// The path of the Unix socket that the server listens on, if it has one.
+    #[must_use]
+    pub fn unix_path(&self) -> Option<&Path> {
+        self.shared.place.unix.as_deref()
+    }
+
+    /// Where clients come to, for people.
+    #[must_use]
+    pub fn places(&self) -> String {
+        let unix = self.unix_path().map(|path| path.display().to_string());
+        let tcp = self.tcp_address().map(|address| address.to_string());
+        let places: Vec<String> = unix.into_iter().chain(tcp).collect();
+        if places.is_empty() { "a Unix socket without a path".to_owned() } else { places.join(" and ") }
+    }
+
+    /// The threads of the server, by their runtimes.
+    #[must_use]
+    pub fn threads(&self) -> Vec<Handle> {
+        self.lanes.iter().map(|lane| lane.runtime().clone()).collect()
     }
 
     /// Returns when another process has taken over.
@@ -329,10 +361,49 @@ impl Drop for Server {
 
 /// Reads the certificates of `options`, and looks whether there is anything to listen on.
 fn require_usable(options: &ServerOptions) -> Result<Option<Tls>, Error> {
-    if options.tcp.is_none() && options.unix.is_none() {
-        return Err(Error::new(ErrorKind::InvalidRequest, "an NBD server needs a TCP address or a Unix socket"));
+    let refused = |text: String| Err(Error::new(ErrorKind::InvalidRequest, text));
+    if options.tcp.is_none() && options.unix.is_none() && options.passed.is_empty() {
+        return refused("an NBD server needs a TCP address or a Unix socket".to_owned());
+    }
+    if let (Some(path), true) = (&options.unix, options.passed.unix().is_some()) {
+        let (named, path) = (path.display(), options.passed.unix_path().unwrap_or_default());
+        let path = path.display();
+        return refused(format!(
+            "the service manager has passed the Unix socket {path}, and {named} is named as well: leave one of both out"
+        ));
+    }
+    if let (Some(named), Some(address)) = (options.tcp, tcp_address(&ServerOptions { tcp: None, ..options.clone() })?) {
+        return refused(format!(
+            "the service manager has passed a socket at {address}, and {named} is named as well: leave one of both out"
+        ));
     }
     options.tls.clone().map(Tls::load).transpose()
+}
+
+/// The sockets of the service manager, for this process to accept on.
+fn passed(sockets: &PassedSockets) -> Result<Sockets, Error> {
+    let ready = || {
+        let sockets = Sockets {
+            tcp: sockets.tcp().map(std::net::TcpListener::try_clone).transpose()?,
+            unix: sockets.unix().map(std::os::unix::net::UnixListener::try_clone).transpose()?,
+        };
+        sockets.tcp.as_ref().map(|socket| socket.set_nonblocking(true)).transpose()?;
+        sockets.unix.as_ref().map(|socket| socket.set_nonblocking(true)).transpose()?;
+        Ok(sockets)
+    };
+    ready().map_err(|error| cannot_listen("a socket that the service manager has passed", error))
+}
+
+/// Where the Unix socket is or will be.
+fn unix_path(options: &ServerOptions) -> Option<PathBuf> {
+    options.unix.as_deref().map(absolute).or_else(|| options.passed.unix_path())
+}
+
+/// Where the socket for TCP is or will be.
+fn tcp_address(options: &ServerOptions) -> Result<Option<SocketAddr>, Error> {
+    let address = options.passed.tcp().map(std::net::TcpListener::local_addr).transpose();
+    let address = address.map_err(|error| cannot_listen("a socket that the service manager has passed", error))?;
+    Ok(options.tcp.or(address))
 }
 
 /// As [`Hello::tls`] has it.
@@ -384,7 +455,7 @@ impl Stream for tokio::net::TcpStream {
     }
 }
 
-impl Stream for tokio::net::UnixStream {
+impl Stream for QuietStream {
     type Resting = std::os::unix::net::UnixStream;
     const FAMILY: Family = Family::Unix;
 
@@ -418,7 +489,7 @@ impl Listener for TcpListener {
 }
 
 impl Listener for UnixListener {
-    type Stream = tokio::net::UnixStream;
+    type Stream = QuietStream;
 
     async fn next(&self) -> std::io::Result<(Self::Stream, String)> {
         let (stream, _) = self.accept().await?;
@@ -426,7 +497,7 @@ impl Listener for UnixListener {
             Some(pid) => format!("unix:pid={pid}"),
             None => "unix".to_owned(),
         };
-        Ok((stream, peer))
+        Ok((QuietStream::from_std(stream.into_std()?)?, peer))
     }
 }
 

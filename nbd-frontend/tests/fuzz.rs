@@ -25,7 +25,7 @@ use nbd_frontend::contexts::{Context, Contexts};
 use nbd_frontend::negotiation::{Answer, Encryption, Negotiated, Negotiation, OPTIONS_MAX, Question, Step};
 use nbd_frontend::passing::message::{
     ConnectionStage, ConnectionState, Discard, Family, HEADER_LEN, HandshakePhase, HandshakeState, Header, Hello,
-    Message, STATE_VERSION, Sockets,
+    Holder, Message, STATE_VERSION, Sockets,
 };
 use nbd_frontend::proto::constants::*;
 use nbd_frontend::proto::peer::{self, Info, OPTION_REPLY_HEADER_LEN, OptionReplyHeader, ReplyHeader};
@@ -515,6 +515,7 @@ fn passed_on() -> Vec<(&'static str, Vec<u8>)> {
         unix: Some("/run/helio/nbd.sock".into()),
         tcp: Some(([127, 0, 0, 1], 10809).into()),
         tls: 2,
+        passed: Holder { unix: true, tcp: false },
     };
     let handshake = |phase| HandshakeState {
         phase,

@@ -17,7 +17,9 @@ use client_lib::wire::join::Contact;
 use client_lib::{NodeId, NodeName, ProviderId};
 use consensus::Member;
 use nbd_frontend::server::{Server, ServerOptions};
+use nbd_frontend::service::sockets::PassedSockets;
 use nbd_frontend::tls::TlsOptions;
+use tokio::runtime::Handle;
 
 use crate::config::StoreSettings;
 use crate::data_dir::DataDir;
@@ -77,6 +79,8 @@ pub struct NodeOptions {
     pub nbd_tcp: Option<SocketAddr>,
     /// Where to listen for NBD over a Unix socket.
     pub nbd_unix: Option<PathBuf>,
+    /// Sockets for NBD that listen already, instead of these.
+    pub nbd_passed: Arc<PassedSockets>,
     /// TLS for NBD.
     pub nbd_tls: Option<TlsOptions>,
     /// Where to listen for administration.
@@ -151,9 +155,9 @@ impl Node {
 
         // Told to clients, who may run elsewhere in the file system. A path that cannot be made absolute is told as it is.
         let unix = options.nbd_unix.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
-        let (tcp, unix_path, tls) = (options.nbd_tcp, options.nbd_unix, options.nbd_tls);
-        let nbd_options = ServerOptions { tcp, unix: unix_path, tls, ..ServerOptions::default() };
-        let nbd = if nbd_options.tcp.is_some() || nbd_options.unix.is_some() {
+        let (tcp, passed, tls) = (options.nbd_tcp, options.nbd_passed, options.nbd_tls);
+        let nbd = if tcp.is_some() || unix.is_some() || !passed.is_empty() {
+            let nbd_options = ServerOptions { tcp, unix, passed, tls, ..ServerOptions::default() };
             Some(Server::bind(nbd_options, parts.exports.clone()).await?)
         } else {
             None
@@ -161,7 +165,7 @@ impl Node {
         if let Some(nbd) = &nbd {
             admin.nbd_listens(NbdAddresses {
                 tcp: nbd.tcp_address().map(|address| address.to_string()),
-                unix: unix.map(|path| path.display().to_string()),
+                unix: nbd.unix_path().map(|path| path.display().to_string()),
             });
         }
         let clients = listen_for_clients(&options.data, service).await?;
@@ -182,6 +186,18 @@ impl Node {
     #[must_use]
     pub fn nbd_address(&self) -> Option<SocketAddr> {
         self.nbd.as_ref().and_then(Server::tcp_address)
+    }
+
+    /// The path of the Unix socket for NBD.
+    #[must_use]
+    pub fn nbd_path(&self) -> Option<&Path> {
+        self.nbd.as_ref().and_then(Server::unix_path)
+    }
+
+    /// The threads that serve volumes, by their runtimes.
+    #[must_use]
+    pub fn threads(&self) -> Vec<Handle> {
+        self.parts.homes().into_iter().chain(self.nbd.iter().flat_map(Server::threads)).collect()
     }
 
     /// Where HTTP listens.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -131,8 +131,13 @@ impl Up {
 
 /// Starts a process of `helio` and waits for its line that starts with `ready`; what it prints goes to these files.
 pub(crate) fn start_ready(command: &mut Command, out: &Path, log: &Path) -> anyhow::Result<Owned> {
+    start_ready_fed(command.stdin(Stdio::null()), out, log)
+}
+
+/// The same with the standard input that was chosen for it.
+pub(crate) fn start_ready_fed(command: &mut Command, out: &Path, log: &Path) -> anyhow::Result<Owned> {
     command.stdout(File::create(out)?).stderr(File::create(log)?);
-    let mut process = Owned::start(command, "helio")?;
+    let mut process = Owned::start_fed(command, "helio")?;
     let begun = Instant::now();
     while !std::fs::read_to_string(out)?.lines().any(|line| line.starts_with("ready")) {
         if let Some(status) = process.ended()? {

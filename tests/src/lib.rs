@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod mount;
 pub mod nbd_client;
 pub mod nodes;
+pub mod service;
 pub mod tools;
 pub mod workload;
 pub mod writer;

@@ -367,9 +367,10 @@ fn own_provider(name: &str) -> String {
     format!("cloud-{name}")
 }
 
-/// A UDP address that no other test has: loopback is a /8, and a process id fits into what is left of it. Not a free
+/// An address that no other test has: loopback is a /8, and a process id fits into what is left of it. Not a free
 /// port of the system's choice, since a node must have the same one after a restart.
-fn own_address() -> SocketAddr {
+#[must_use]
+pub fn own_address() -> SocketAddr {
     static COUNT: AtomicU16 = AtomicU16::new(20_000);
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     let ip = IpAddr::V4(Ipv4Addr::new(127, 64 | (high & 63), middle, low));

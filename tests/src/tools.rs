@@ -90,7 +90,15 @@ impl Owned {
     /// # Errors
     /// When it cannot be started.
     pub fn start(command: &mut Command, name: &str) -> anyhow::Result<Owned> {
-        let child = command.stdin(Stdio::null()).process_group(0).spawn().with_context(|| name.to_owned())?;
+        Owned::start_fed(command.stdin(Stdio::null()), name)
+    }
+
+    /// Starts it with the standard input that was chosen for it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_fed(command: &mut Command, name: &str) -> anyhow::Result<Owned> {
+        let child = command.process_group(0).spawn().with_context(|| name.to_owned())?;
         Ok(Owned { child })
     }
 

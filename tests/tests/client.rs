@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use client_lib::ErrorKind;
 use client_lib::client::{Cluster, OpenOptions, blocking};
+use tests::nbd_client::{Client, Error};
 use tests::nodes::Nodes;
+use tests::service::Service;
 use tests::workload::{check, fill};
 
 #[allow(dead_code, reason = "its main function is not needed here")]
@@ -67,4 +69,45 @@ async fn a_snapshot_is_copied_without_what_it_does_not_hold() {
     assert_eq!(names, ["disk", "disk@monday"]);
     disk.close().await.expect("is flushed");
     cluster.close().await;
+}
+
+/// It was once waited for, for ever, as if the nodes might come.
+#[test]
+fn credentials_of_another_cluster_are_refused_and_a_node_that_starts_is_waited_for() {
+    let mut ours = Nodes::start(&["a"]).expect("a node starts");
+    let theirs = Nodes::start(&["a"]).expect("another starts");
+    ours.run("a", &["volume", "create", "disk", "--size", "1M", "--owner", "a"]).expect("is created");
+    let own = ours.credentials("program").expect("are issued");
+    // Theirs, at our address, and ours at theirs: nodes changed places.
+    let (here, there) = (ours.address("a").expect("is known"), theirs.address("a").expect("is known"));
+    let text = std::fs::read_to_string(&own).expect("is read").replace(&here.to_string(), &there.to_string());
+    let (wrong, other) = (ours.path().join("wrong.helio"), ours.path().join("other.helio"));
+    std::fs::write(&wrong, text).expect("is written");
+    let foreign = theirs.credentials("program").expect("are issued");
+    let text = std::fs::read_to_string(&foreign).expect("is read").replace(&there.to_string(), &here.to_string());
+    std::fs::write(&other, text).expect("is written");
+    for file in [&wrong, &other] {
+        let cluster = blocking::Cluster::from_credentials(file).expect("is one");
+        let error = cluster.open("disk", OpenOptions::default()).expect_err("is not of that cluster");
+        assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+        assert!(error.to_string().contains("no node of the cluster accepts these credentials"), "{error}");
+        assert_eq!(cluster.volumes().expect_err("neither").kind(), ErrorKind::InvalidRequest);
+    }
+    // The same through helio-nbd: its client is told.
+    let program = ours.helio_nbd_program().expect("is there");
+    let service = Service::new(ours.path()).expect("listens");
+    let running = service.start("wrong", &program, ["--cluster".as_ref(), wrong.as_os_str()]).expect("serves");
+    let refused = Client::connect(&service.socket(), "disk");
+    assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    let log = std::fs::read_to_string(ours.path().join("wrong.log")).expect("is read");
+    assert!(log.contains("accepts these credentials"), "{log}");
+    drop(running);
+
+    let cluster = blocking::Cluster::from_credentials(&own).expect("is one");
+    ours.kill("a").expect("it runs");
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| cluster.open("disk", OpenOptions::default()).map(|disk| disk.size()));
+        ours.start_node("a").expect("starts");
+        assert_eq!(opening.join().expect("ends").expect("is waited for"), 1 << 20);
+    });
 }

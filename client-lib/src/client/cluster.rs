@@ -122,9 +122,10 @@ impl Cluster {
     /// The nodes.
     ///
     /// # Errors
-    /// `Unavailable` when none answers within `give_up`.
+    /// `Unavailable` when none answers within `give_up`; `InvalidRequest` when none of them accepts the credentials, however long it
+    /// is waited.
     pub async fn members(&self, give_up: Option<Duration>) -> Result<Vec<MemberInfo>, Error> {
-        match self.nodes.ask_any(ClientRequest::Members, give_up).await?.0 {
+        match self.nodes.ask_first(ClientRequest::Members, give_up).await?.0 {
             ClientReply::Members(members) => Ok(members),
             reply => Err(out_of_turn(&reply)),
         }
@@ -135,7 +136,7 @@ impl Cluster {
     /// # Errors
     /// As [`members`](Self::members).
     pub async fn volumes(&self, give_up: Option<Duration>) -> Result<Vec<VolumeInfo>, Error> {
-        match self.nodes.ask_any(ClientRequest::Volumes, give_up).await?.0 {
+        match self.nodes.ask_first(ClientRequest::Volumes, give_up).await?.0 {
             ClientReply::Volumes(volumes) => Ok(volumes),
             reply => Err(out_of_turn(&reply)),
         }
@@ -145,7 +146,8 @@ impl Cluster {
     /// of it then waits until its owner is found.
     ///
     /// # Errors
-    /// `NotFound`; `Unavailable` when no node answers in time, or the snapshot is not made yet.
+    /// `NotFound`; `Unavailable` when no node answers in time, or the snapshot is not made yet; `InvalidRequest` when no node accepts
+    /// the credentials.
     ///
     /// # Cancel safety
     /// Safe.
@@ -159,7 +161,7 @@ impl Cluster {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn find(&self, name: &str, give_up: Option<Duration>) -> Result<Found, Error> {
-        match self.nodes.ask_any(ClientRequest::Open { name: name.to_owned() }, give_up).await?.0 {
+        match self.nodes.ask_first(ClientRequest::Open { name: name.to_owned() }, give_up).await?.0 {
             ClientReply::Opened(opened) => Ok(Found { opened }),
             reply => Err(out_of_turn(&reply)),
         }

@@ -3,6 +3,7 @@
 //! Owns who the members are, whom to try next and how long to wait in between. Whether a request may be repeated is for its
 //! sender to know.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub(super) struct CallFailure {
     pub(super) error: Error,
     /// Whether the request may have been carried out.
     pub(super) is_unknown: bool,
+    /// Whether the node and this end do not accept each other: nothing that passes.
+    pub(super) is_refusal: bool,
 }
 
 /// The members, as far as they are known.
@@ -83,22 +86,26 @@ impl Nodes {
         end: Option<Instant>,
     ) -> Result<(ClientReply, Bytes), CallFailure> {
         let request = ClientMessage { head: request, payload }.encode();
-        let request = request.map_err(|error| CallFailure { error, is_unknown: false })?;
+        let request = request.map_err(|error| CallFailure { error, is_unknown: false, is_refusal: false })?;
         let left = end.map_or(CALL_DEADLINE, |end| end.saturating_duration_since(Instant::now()).min(CALL_DEADLINE));
         let reply = self.transport.call(node, Class::Pull, request, left).await.map_err(|error| {
+            let is_refusal = matches!(error, TransportError::Refused { .. });
             let is_unknown = matches!(error, TransportError::OutcomeUnknown { .. } | TransportError::Closed);
             let kind = if matches!(error, TransportError::Closed) { ErrorKind::Closed } else { ErrorKind::Unavailable };
             let name = self.name(node);
             let text = match error {
                 TransportError::Unreachable { reason, .. } => format!("node {name} cannot be reached: {reason}"),
                 TransportError::OutcomeUnknown { reason, .. } => format!("node {name} did not answer: {reason}"),
+                TransportError::Refused { reason, .. } => {
+                    format!("node {name} is of another cluster, or refuses: {reason}")
+                }
                 other => other.to_string(),
             };
-            CallFailure { error: Error::new(kind, text), is_unknown }
+            CallFailure { error: Error::new(kind, text), is_unknown, is_refusal }
         })?;
         let unreadable = |error: Error| {
             let text = format!("node {} does not serve clients: {error}", self.name(node));
-            CallFailure { error: Error::new(ErrorKind::Unavailable, text), is_unknown: true }
+            CallFailure { error: Error::new(ErrorKind::Unavailable, text), is_unknown: true, is_refusal: false }
         };
         let corrupt = |error| Error::new(ErrorKind::Corrupt, "the answer is no frame").caused_by(error);
         let frame = Frame::decode(&reply).map_err(|error| unreadable(corrupt(error)))?;
@@ -106,7 +113,22 @@ impl Nodes {
         Ok((head, payload))
     }
 
-    /// Asks what any node can answer, and what may be asked again: one after another until one answers.
+    /// Asks what any node can answer, and what may be asked again: one after another until one answers, or all refuse: for who
+    /// begins, with credentials that may be the wrong ones.
+    ///
+    /// # Errors
+    /// What the answer says; `Unavailable` when none came in time; `InvalidRequest` when no node accepts this end, or is the one
+    /// that was to be called.
+    pub(super) async fn ask_first(
+        &self,
+        request: ClientRequest,
+        give_up: Option<Duration>,
+    ) -> Result<(ClientReply, Bytes), Error> {
+        self.ask(request, give_up, true).await
+    }
+
+    /// The same, but waits also while all refuse: for who was served before, and is again when whoever mixed up addresses has
+    /// noticed.
     ///
     /// # Errors
     /// What the answer says; `Unavailable` when none came in time.
@@ -115,8 +137,19 @@ impl Nodes {
         request: ClientRequest,
         give_up: Option<Duration>,
     ) -> Result<(ClientReply, Bytes), Error> {
+        self.ask(request, give_up, false).await
+    }
+
+    async fn ask(
+        &self,
+        request: ClientRequest,
+        give_up: Option<Duration>,
+        is_first: bool,
+    ) -> Result<(ClientReply, Bytes), Error> {
         let mut tries = Tries::new(give_up);
         let mut is_told = false;
+        // Those whose last word it was.
+        let mut refuse = BTreeSet::new();
         loop {
             let node = self.choose(None, tries.made())?;
             let error = match self.call(node, request.clone(), Bytes::new(), tries.end()).await {
@@ -124,7 +157,19 @@ impl Nodes {
                 Ok((ClientReply::Failed(error), _)) => return Err(error),
                 Ok(answer) => return Ok(answer),
                 Err(failure) if failure.error.kind() == ErrorKind::Closed => return Err(failure.error),
-                Err(failure) => failure.error,
+                Err(failure) => {
+                    if failure.is_refusal {
+                        refuse.insert(node)
+                    } else {
+                        refuse.remove(&node)
+                    };
+                    if is_first && self.all_are(&refuse) {
+                        let error = unaccepted(failure.error);
+                        tracing::error!(?request, %error);
+                        return Err(error);
+                    }
+                    failure.error
+                }
             };
             if self.begins_round(tries.made() + 1) && !is_told {
                 is_told = true;
@@ -132,6 +177,12 @@ impl Nodes {
             }
             tries.failed(error).await?;
         }
+    }
+
+    /// Whether `nodes` has every member.
+    fn all_are(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        let members = self.members();
+        !members.is_empty() && members.iter().all(|member| nodes.contains(&member.node))
     }
 
     /// Asks who the members are, and where. That nobody answers changes nothing.
@@ -158,6 +209,13 @@ impl Nodes {
         }
         *self.members() = members;
     }
+}
+
+/// Every node has given a definite answer.
+fn unaccepted(last: Error) -> Error {
+    let text = "no node of the cluster accepts these credentials: they are of another cluster, or its nodes are elsewhere by now; \
+                `helio cluster client NAME --out FILE`, at the node that began the cluster, issues new ones";
+    Error::new(ErrorKind::InvalidRequest, text).caused_by(last)
 }
 
 /// Whether what failed with this kind may succeed later, with nothing changed by the caller.
@@ -216,7 +274,82 @@ impl Tries {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
+    use crate::transport::BoxFuture;
+
+    /// Nodes that answer in turn as they are told, and then go on with the last.
+    #[derive(Debug)]
+    struct Scripted {
+        calls: AtomicU32,
+        /// By the node's number, and by the round.
+        refuses: fn(u64, u32) -> bool,
+    }
+
+    const NODES: u32 = 3;
+
+    impl Transport for Scripted {
+        fn call(
+            &self,
+            node: NodeId,
+            _class: Class,
+            _request: Bytes,
+            _deadline: Duration,
+        ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
+            let round = self.calls.fetch_add(1, Ordering::Relaxed) / NODES;
+            let reason = "as told".to_owned();
+            let error = match (self.refuses)(node.0, round) {
+                true => TransportError::Refused { node, reason },
+                false => TransportError::Unreachable { node, reason },
+            };
+            Box::pin(async move { Err(error) })
+        }
+
+        fn set_peer(&self, _node: NodeId, _address: SocketAddr) {}
+
+        fn remove_peer(&self, _node: NodeId) {}
+
+        fn rtt(&self, _node: NodeId) -> Option<Duration> {
+            None
+        }
+    }
+
+    /// What comes of asking them, and how often they were asked.
+    async fn asked(refuses: fn(u64, u32) -> bool, is_first: bool) -> (Error, u32) {
+        let transport = Arc::new(Scripted { calls: AtomicU32::new(0), refuses });
+        let member = |node: u32| {
+            let (name, address) = (format!("n{node}"), String::new());
+            MemberInfo { node: NodeId(node.into()), name, provider: String::new(), address }
+        };
+        let nodes = Nodes::new(transport.clone(), (1..=NODES).map(member).collect());
+        let outcome = nodes.ask(ClientRequest::Members, Some(Duration::from_secs(60)), is_first).await;
+        (outcome.expect_err("nobody answers"), transport.calls.load(Ordering::Relaxed))
+    }
+
+    /// Opening with another cluster's credentials once waited for ever.
+    #[tokio::test(start_paused = true)]
+    async fn when_every_node_refuses_that_is_an_answer() {
+        let (error, calls) = asked(|_, _| true, true).await;
+        assert_eq!((error.kind(), calls), (ErrorKind::InvalidRequest, NODES));
+        let text = error.to_string();
+        assert!(text.contains("helio cluster client") && text.contains("n3") && text.contains("as told"), "{text}");
+        // Two know their certificates already while the third is out of reach.
+        let (error, calls) = asked(|node, round| node != 2 || round == 4, true).await;
+        assert_eq!((error.kind(), calls), (ErrorKind::InvalidRequest, 4 * NODES + 2), "then, at its own answer");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_out_of_reach_is_waited_for() {
+        let some: [fn(u64, u32) -> bool; 3] =
+            [|_, _| false, |node, _| node != 1, |node, round| u64::from(round % 2) == node % 2];
+        for refuses in some {
+            let (error, calls) = asked(refuses, true).await;
+            assert!(error.kind() == ErrorKind::Unavailable && calls > 10 * NODES, "{error}");
+        }
+        let (error, _) = asked(|_, _| true, false).await;
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "what is open stays open");
+    }
 
     /// A program that opened for writing was once told that it had opened for reading (`NotOwner`).
     #[tokio::test]

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::memory::MemoryNetwork;
 use super::quic::{QuicOptions, QuicTransport, join_call};
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
-use crate::pki::{ClusterAuthority, ClusterId, NodeIdentity, NodePlace};
+use crate::pki::{ClientIdentity, ClusterAuthority, ClusterId, NodeIdentity, NodePlace};
 use crate::types::{ClientName, NodeId};
 
 /// Long enough never to decide a test that passes.
@@ -218,12 +218,12 @@ async fn nodes_of_another_cluster_and_other_nodes_are_refused() {
     let (stranger, address) = quic(theirs.issue(B).expect("issued"), Probe::new());
     a.set_peer(B, address);
     let outcome = ask(&*a, Class::Control, "x").await;
-    assert!(matches!(outcome, Err(TransportError::Unreachable { .. })), "another CA: {outcome:?}");
+    assert!(matches!(outcome, Err(TransportError::Refused { .. })), "another CA: {outcome:?}");
     // Our CA, but another node than the one dialled.
     let (other, address) = quic(ours.issue(NodeId(3)).expect("issued"), Probe::new());
     a.set_peer(B, address);
     let outcome = ask(&*a, Class::Control, "x").await;
-    assert!(matches!(outcome, Err(TransportError::Unreachable { .. })), "another node: {outcome:?}");
+    assert!(matches!(outcome, Err(TransportError::Refused { .. })), "another node: {outcome:?}");
     for end in [a, stranger, other] {
         end.close().await;
     }
@@ -252,7 +252,25 @@ async fn a_client_is_known_by_its_name_and_is_no_node() {
     let (known, stranger) = (client(&ours), client(&theirs));
     assert_eq!(ask(&*known, Class::Pull, "who").await.expect("answered"), "host Pull");
     let refused = ask(&*stranger, Class::Pull, "who").await;
-    assert!(matches!(refused, Err(TransportError::Unreachable { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(TransportError::Refused { .. })), "{refused:?}");
+    // One that knows the cluster's authority, and has its own certificate from another: the node is who refuses, when the client has
+    // made its call already.
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = |authority: &ClusterAuthority, name: &str| {
+        let identity = authority.issue_client(&"host".parse().expect("a name"), vec![place.clone()]).expect("issued");
+        let path = directory.path().join(name);
+        identity.save(&path).expect("is saved");
+        std::fs::read_to_string(path).expect("is read").parse::<toml::Table>().expect("is TOML")
+    };
+    let mut mixed = file(&theirs, "theirs");
+    mixed.insert("ca".to_owned(), file(&ours, "ours")["ca"].clone());
+    let path = directory.path().join("mixed");
+    std::fs::write(&path, toml::to_string(&mixed).expect("is TOML")).expect("is written");
+    let mixed = ClientIdentity::load(&path).expect("nothing looks at that here");
+    let mixed = QuicTransport::client(UdpSocket::bind("127.0.0.1:0").expect("bound"), &mixed).expect("started");
+    let refused = ask(&*mixed, Class::Pull, "who").await;
+    assert!(matches!(refused, Err(TransportError::Refused { .. })), "{refused:?}");
+    mixed.close().await;
     for end in [b, known, stranger] {
         end.close().await;
     }

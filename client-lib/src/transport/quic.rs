@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use self::exchange::{CallError, Caller};
 use self::hold::{Carrier, Hold};
-use self::peer::Peer;
+use self::peer::{DialError, Peer};
 use self::tls::Congestion;
 use self::yielding::Yielding;
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
@@ -281,7 +281,7 @@ impl QuicTransport {
             }
             Err(reason) => {
                 tracing::warn!(%address, reason, "a caller's certificate was refused");
-                connection.close(VarInt::from_u32(1), b"certificate refused");
+                connection.close(tls::CODE_CERTIFICATE, tls::CERTIFICATE_REFUSED);
             }
         }
     }
@@ -341,7 +341,8 @@ impl QuicTransport {
         let unreachable = |reason: String| TransportError::Unreachable { node, reason };
         let connection = match tokio::time::timeout_at(end, peer.connect(&self.shared)).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(reason)) => return Err(unreachable(reason)),
+            Ok(Err(DialError { reason, is_refusal: true })) => return Err(TransportError::Refused { node, reason }),
+            Ok(Err(DialError { reason, .. })) => return Err(unreachable(reason)),
             Err(_) => {
                 return Err(unreachable("the deadline passed while connecting".to_owned()));
             }
@@ -350,9 +351,13 @@ impl QuicTransport {
             outcome = exchange::call(&connection, class, request) => outcome,
             () = tokio::time::sleep_until(end) => Err(CallError::Sent("the deadline passed".to_owned())),
         };
-        outcome.map_err(|error| match error {
-            CallError::NotSent(reason) => unreachable(reason),
-            CallError::Sent(reason) => TransportError::OutcomeUnknown { node, reason },
+        // In TLS 1.3 the dialling end has finished before its own certificate was looked at (RFC 8446 §2): it hears of that when it
+        // calls already, and nothing that it said was listened to.
+        let refusal = || connection.close_reason().filter(tls::is_refusal);
+        outcome.map_err(|error| match (error, refusal()) {
+            (_, Some(refusal)) => TransportError::Refused { node, reason: refusal.to_string() },
+            (CallError::NotSent(reason), None) => unreachable(reason),
+            (CallError::Sent(reason), None) => TransportError::OutcomeUnknown { node, reason },
         })
     }
 }

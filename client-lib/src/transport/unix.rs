@@ -5,6 +5,7 @@
 //! sends everything there, whichever node is asked for: that node passes on what others must answer.
 
 mod line;
+pub mod quiet;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -138,7 +139,7 @@ async fn serve(
     closing: CancellationToken,
     tasks: &TaskTracker,
 ) -> io::Result<()> {
-    let mut line = Line::new(stream);
+    let mut line = Line::new(stream)?;
     let Served::Moves(home, first) = answer(&mut line, &*service, &closing, None).await? else { return Ok(()) };
     let Home { runtime, place } = home;
     let left = line.leave()?;
@@ -310,7 +311,7 @@ impl UnixTransport {
         }
         let path = self.path.clone();
         // On the runtime where it is to live, which may be another than the caller's.
-        let connecting = self.runtime.spawn(async move { UnixStream::connect(path).await.map(Line::new) });
+        let connecting = self.runtime.spawn(async move { UnixStream::connect(path).await.and_then(Line::new) });
         let mut line = connecting.await.map_err(io::Error::other)??;
         let live = Arc::new(Connection(Mutex::default()));
         let weak = Arc::downgrade(&live);

@@ -132,7 +132,7 @@ fn receive_some(socket: BorrowedFd<'_>, bytes: &mut [u8], descriptors: &mut Vec<
 mod tests {
     use std::io::{Read, Write};
 
-    use super::super::message::{Hello, Sockets};
+    use super::super::message::{Hello, Holder, Sockets};
     use super::*;
 
     fn pair() -> (Channel, Channel) {
@@ -173,7 +173,15 @@ mod tests {
         let (sent, received) = tokio::join!(one.send(&large, &[]), other.receive());
         sent.expect("is sent");
         assert!(received.expect("comes").0 == large);
-        let hello = Hello { oldest: 1, newest: 1, program: "p".to_owned(), unix: None, tcp: None, tls: 0 };
+        let hello = Hello {
+            oldest: 1,
+            newest: 1,
+            program: "p".to_owned(),
+            unix: None,
+            tcp: None,
+            tls: 0,
+            passed: Holder::default(),
+        };
         let mut bytes = Message::Hello(hello).encode().expect("is small");
         bytes[0] ^= 1;
         one.stream.try_write(&bytes).expect("is sent");

@@ -17,6 +17,7 @@ use crate::negotiation::{Negotiated, OPTION_SKIP_LEN_MAX};
 use crate::proto::Malformed;
 use crate::proto::request::RequestHeader;
 use crate::proto::style::Style;
+use crate::service::sockets::PassedSockets;
 
 /// The version of everything but `Hello` and `Refused`. Raised when a state changes that a connection is passed on in.
 pub const STATE_VERSION: u16 = 1;
@@ -55,6 +56,25 @@ pub struct Hello {
     pub tcp: Option<SocketAddr>,
     /// What it says of TLS: 0 nothing, 1 who wants to uses it, 2 who comes by TCP has to.
     pub tls: u8,
+    /// Which of its sockets are the service manager's.
+    pub passed: Holder,
+}
+
+/// Which sockets of a process are its service manager's, which made them and removes their files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The Unix socket.
+    pub unix: bool,
+    /// The socket for TCP.
+    pub tcp: bool,
+}
+
+impl Holder {
+    /// Of a process that was passed these.
+    #[must_use]
+    pub fn of(sockets: &PassedSockets) -> Holder {
+        Holder { unix: sockets.unix().is_some(), tcp: sockets.tcp().is_some() }
+    }
 }
 
 /// The rest of a request that was refused already: its payload is read and thrown away before the refusal is sent.
@@ -251,7 +271,7 @@ impl Message {
     pub fn encode(&self) -> Result<Vec<u8>, Malformed> {
         let mut bytes = vec![0; HEADER_LEN];
         let kind = match self {
-            Message::Hello(hello) => head(&mut bytes, &WireHello::from(hello), kind::HELLO)?,
+            Message::Hello(hello) => head(&mut bytes, &(WireHello::from(hello), hello.passed), kind::HELLO)?,
             Message::Refused(why) => head(&mut bytes, why, kind::REFUSED)?,
             Message::Prepare(sessions) => head(&mut bytes, sessions, kind::PREPARE)?,
             Message::Ready => kind::READY,
@@ -289,7 +309,7 @@ impl Message {
     /// The body is not one of that kind, or says something impossible.
     pub fn decode(header: Header, body: &[u8]) -> Result<Message, Malformed> {
         let message = match header.kind {
-            kind::HELLO => Message::Hello(taken::<WireHello>(body)?.0.try_into()?),
+            kind::HELLO => Message::Hello(hello(body)?),
             kind::REFUSED => Message::Refused(taken(body)?.0),
             kind::PREPARE => Message::Prepare(whole(body)?),
             kind::READY => nothing(body, Message::Ready)?,
@@ -327,6 +347,14 @@ fn nothing<T>(rest: &[u8], value: T) -> Result<T, Malformed> {
     if rest.is_empty() { Ok(value) } else { Err(Malformed("a frame with something behind its end")) }
 }
 
+/// It grew once: who does not say which sockets are a service manager's has none of those.
+fn hello(body: &[u8]) -> Result<Hello, Malformed> {
+    let (wire, rest) = taken::<WireHello>(body)?;
+    let passed = if rest.is_empty() { Holder::default() } else { taken(rest)?.0 };
+    Ok(Hello { passed, ..wire.try_into()? })
+}
+
+/// As it was at first.
 #[derive(Serialize, Deserialize)]
 struct WireHello {
     oldest: u16,
@@ -339,7 +367,7 @@ struct WireHello {
 
 impl From<&Hello> for WireHello {
     fn from(hello: &Hello) -> WireHello {
-        let Hello { oldest, newest, ref program, ref unix, tcp, tls } = *hello;
+        let Hello { oldest, newest, ref program, ref unix, tcp, tls, passed: _ } = *hello;
         let unix = unix.as_ref().map(|path| path.as_os_str().as_bytes().to_vec());
         WireHello { oldest, newest, program: program.clone(), unix, tcp, tls }
     }
@@ -354,7 +382,7 @@ impl TryFrom<WireHello> for Hello {
             return Err(Malformed("versions that end before they begin"));
         }
         let unix = unix.map(|path| PathBuf::from(std::ffi::OsString::from_vec(path)));
-        Ok(Hello { oldest, newest, program, unix, tcp, tls })
+        Ok(Hello { oldest, newest, program, unix, tcp, tls, passed: Holder::default() })
     }
 }
 

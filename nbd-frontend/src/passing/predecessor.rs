@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::channel::{Channel, ChannelError};
 use super::gate::{Gate, Parcel, Parked, Stage};
-use super::message::{ConnectionStage, ConnectionState, Hello, Message, STATE_VERSION, Sockets};
+use super::message::{ConnectionStage, ConnectionState, Hello, Holder, Message, STATE_VERSION, Sockets};
 use super::{PREPARE_PATIENCE, STEP_PATIENCE};
 use crate::export::Session;
 use crate::server::{Shared, lane, unix_socket};
@@ -29,6 +29,8 @@ pub(crate) struct Place {
     pub(crate) unix: Option<PathBuf>,
     pub(crate) tcp: Option<SocketAddr>,
     pub(crate) tls: u8,
+    /// Which of both are the service manager's.
+    pub(crate) passed: Holder,
 }
 
 /// Why nothing was passed on.
@@ -160,7 +162,7 @@ async fn prepare(
     let patience = shared.limits.pause_timeout;
     let parcels = tokio::time::timeout(patience, shared.gate.all_parked()).await.map_err(|_| {
         let text = format!("requests are under way that take longer than {patience:?}; try again later");
-        NotNow::Refused(text)
+        NotNow::Refused(unserved(&shared.gate.used()).unwrap_or(text))
     })?;
     let parked: Vec<Parked> = parcels
         .into_iter()
@@ -215,7 +217,7 @@ fn out_of_turn(message: &Message) -> NotNow {
 
 /// Whether a successor that says `hello` does what this server does.
 fn require_fit(hello: &Hello, place: &Place) -> Result<(), String> {
-    let Hello { oldest, newest, ref program, ref unix, tcp, tls } = *hello;
+    let Hello { oldest, newest, ref program, ref unix, tcp, tls, passed } = *hello;
     if !(oldest..=newest).contains(&STATE_VERSION) {
         return Err(format!(
             "helio-nbd {program} takes up states of version {oldest} to {newest}, and this is helio-nbd {} with version \
@@ -227,6 +229,11 @@ fn require_fit(hello: &Hello, place: &Place) -> Result<(), String> {
         one == other
             || matches!((unix_socket::identity(one), unix_socket::identity(other)), (Some(a), Some(b)) if a == b)
     };
+    // A process that takes the file for its own would remove it at its end, under the service manager's socket.
+    if (place.passed.unix && !passed.unix) || (place.passed.tcp && !passed.tcp) {
+        return Err("its sockets are the service manager's: start the new one with the same, by Sockets= in its unit"
+            .to_owned());
+    }
     match (&place.unix, unix) {
         (None, None) => {}
         (Some(ours), Some(theirs)) if is_same_file(ours, theirs) => {}
@@ -251,8 +258,21 @@ async fn settle(sessions: &[Arc<dyn Session>], patience: Duration) -> Result<Vec
         let name = session.info().name;
         session.settle().await.map_err(|error| NotNow::Refused(format!("{name} cannot be flushed: {error}")))
     }));
-    let late = |_| NotNow::Refused(format!("what was written is not flushed within {patience:?}; the log says why"));
+    let late = |_| {
+        let text = format!("what was written is not flushed within {patience:?}; the log says why");
+        NotNow::Refused(unserved(sessions).unwrap_or(text))
+    };
     tokio::time::timeout(patience, all).await.map_err(late)?
+}
+
+/// Why nothing can be passed on while nobody serves one of `sessions`: what was written and is not durable is in this process's memory
+/// alone, and so is what becomes of requests that may have been carried out (docs/decisions/0035).
+fn unserved(sessions: &[Arc<dyn Session>]) -> Option<String> {
+    let (name, why) = sessions.iter().find_map(|session| Some((session.info().name, session.waits_for()?)))?;
+    Some(format!(
+        "{name} waits ({why}), and only this process has what of it is not durable yet: replace it when {name} is served again; to stop this one \
+         instead ends its clients' connections, and loses what they have not flushed"
+    ))
 }
 
 /// What the connections use, each once, and its number by what it is shared as.

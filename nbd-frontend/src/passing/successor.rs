@@ -11,6 +11,7 @@ use bytes::BytesMut;
 use client_lib::{Error, ErrorKind};
 use futures_util::future::try_join_all;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixStream;
 
@@ -44,7 +45,8 @@ pub(crate) struct Inheritance {
     pub(crate) staying: u32,
 }
 
-/// Asks who listens on the control socket at `path` to pass everything on; `None` when nobody does.
+/// Asks who listens on the control socket at `path` to pass everything on; `None` when nobody does, or does any more: a process that
+/// died before everything was here has left its clients without a server, and whoever came to replace it can be theirs.
 ///
 /// # Errors
 /// `Busy` when it does not, and says why; `InvalidRequest` when the path cannot be used. It goes on serving.
@@ -55,8 +57,12 @@ pub(crate) async fn ask(
 ) -> Result<Option<Inheritance>, Error> {
     let stream = match UnixStream::connect(path).await {
         Ok(stream) => stream,
-        // A socket file without a process, or none (unix(7)).
-        Err(error) if [IoKind::ConnectionRefused, IoKind::NotFound].contains(&error.kind()) => return Ok(None),
+        // A socket file without a process, or none (unix(7)); or a process that has just closed the socket, with this in its queue.
+        Err(error)
+            if [IoKind::ConnectionRefused, IoKind::ConnectionReset, IoKind::NotFound].contains(&error.kind()) =>
+        {
+            return Ok(None);
+        }
         Err(error) => {
             let text = format!("{} cannot be connected to", path.display());
             return Err(Error::new(ErrorKind::InvalidRequest, text).caused_by(error));
@@ -64,11 +70,20 @@ pub(crate) async fn ask(
     };
     // Known by this from now on, whatever number another process gets.
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(Pid::from_raw);
-    let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let process = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    let is_known_dead = matches!(process, Some(Err(Errno::SRCH)));
+    let process = process.and_then(Result::ok);
     let channel = Channel::new(stream);
     match fetch(&channel, hello, directory).await {
         Ok(Fetched { sockets, control, connections, staying }) => {
             Ok(Some(Inheritance { channel, process, sockets, control, connections, staying }))
+        }
+        // Its last word would have been that it goes on.
+        Err(NotTaken::Channel(ChannelError::Ended)) if is_known_dead || process.is_some_and(has_ended) => {
+            tracing::warn!(
+                "the process that was to be replaced died before it had passed everything on; its clients must connect anew"
+            );
+            Ok(None)
         }
         Err(error) => {
             if !matches!(error, NotTaken::Refused(_)) {

@@ -25,11 +25,12 @@ use tokio::sync::{Notify, Semaphore};
 use self::certificates::Certificates;
 use self::common::{Client, HUNG, extended, option, request, string};
 use super::channel::{Channel, ChannelError};
-use super::message::{Hello, Message, STATE_VERSION};
+use super::message::{HEADER_LEN, Header, Hello, Holder, Message, STATE_VERSION};
 use super::successor::Inheritance;
 use crate::proto::constants::*;
 use crate::proto::style::Style;
 use crate::server::lane::Sockets;
+use crate::service::sockets::PassedSockets;
 use crate::{
     AllocationExtent, ExportDirectory, ExportInfo, Limits, MemoryDirectory, MemoryExport, ReadPart, Server,
     ServerOptions, Session, TlsMode, TlsOptions, ZeroOptions,
@@ -65,6 +66,7 @@ impl Place {
             control: Some(self.control()),
             tls: self.tls.clone(),
             limits: self.limits,
+            ..ServerOptions::default()
         }
     }
 
@@ -471,7 +473,59 @@ fn hello(place: &Place) -> Hello {
         unix: Some(place.socket()),
         tcp: Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)),
         tls: 2,
+        passed: Holder::default(),
     }
+}
+
+#[tokio::test]
+async fn a_socket_of_the_service_manager_is_listened_on_and_its_file_left_alone() {
+    let place = Place::new();
+    let (_, exports) = memory(&["disk"]);
+    let old = place.begin(&exports).await;
+    let mut client = place.unix().await;
+    client.go("disk", false).await;
+    // As systemd does when the socket unit is started.
+    std::fs::remove_file(place.socket()).expect("is there");
+    let listener = std::os::unix::net::UnixListener::bind(place.socket()).expect("listens");
+    let passed = Arc::new(PassedSockets::of(Some(listener), None));
+    let options = || ServerOptions { unix: None, passed: passed.clone(), ..place.options() };
+    let both = ServerOptions { unix: Some(place.socket()), ..options() };
+    let error = Server::bind(both, exports.clone()).await.expect_err("which?");
+    assert!(error.to_string().contains("leave one of both out"), "{error}");
+    let before = place.unix().await;
+    let new = Server::replace(options(), exports.clone()).await.expect("takes over").expect("somebody listens");
+    tokio::time::timeout(HUNG, old.drained(std::future::pending())).await.expect("ends");
+    assert_eq!(client.call(CMD_WRITE, 0, 0, 512, &[1; 512]).await, 0);
+    let mut waited = before;
+    waited.go("disk", false).await;
+    assert_eq!(new.unix_path(), Some(&*place.socket()));
+
+    // Who has it from nobody would remove its file.
+    let error = place.replace(&exports).await.expect_err("is not passed on");
+    assert!(error.to_string().contains("Sockets= in its unit"), "{error}");
+    assert_eq!(waited.call(CMD_READ, 0, 0, 512, &[]).await, 0);
+    // The same once more.
+    let newer = Server::replace(options(), exports.clone()).await.expect("takes over").expect("somebody listens");
+    tokio::time::timeout(HUNG, new.drained(std::future::pending())).await.expect("ends");
+    assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0);
+    newer.shutdown().await;
+    assert!(place.socket().exists(), "it is somebody else's");
+    let _waits = place.unix().await;
+}
+
+/// `Hello` grows at its end, and is read in every version.
+#[test]
+fn an_older_hello_has_no_sockets_of_a_service_manager() {
+    let known = Hello { passed: Holder { unix: true, tcp: true }, ..hello(&Place::new()) };
+    let bytes = Message::Hello(known.clone()).encode().expect("is small");
+    let decode = |bytes: &[u8]| {
+        let (head, body) = bytes.split_first_chunk::<HEADER_LEN>().expect("a header");
+        Message::decode(Header::decode(head).expect("a header"), body)
+    };
+    assert_eq!(decode(&bytes).ok(), Some(Message::Hello(known.clone())));
+    let older = Message::Hello(Hello { passed: Holder::default(), ..known });
+    assert_eq!(decode(&bytes[..bytes.len() - 2]).ok(), Some(older));
+    assert!(decode(&bytes[..bytes.len() - 1]).is_err(), "half of it is no older form");
 }
 
 async fn knock(place: &Place) -> Channel {

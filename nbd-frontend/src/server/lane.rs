@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 
 use client_lib::{Error, ErrorKind};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::{Listener, Shared, accept};
@@ -43,6 +44,7 @@ impl Sockets {
 #[derive(Debug)]
 pub(super) struct Lane {
     thread: JoinHandle<()>,
+    runtime: Handle,
     ended: oneshot::Receiver<()>,
 }
 
@@ -74,6 +76,7 @@ impl Lane {
         make: impl FnOnce() -> F + Send + 'static,
     ) -> Result<Lane, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let handle = runtime.handle().clone();
         let (end, ended) = oneshot::channel();
         // A lane logs where whoever made the server logs.
         let dispatch = tracing::dispatcher::get_default(Clone::clone);
@@ -85,7 +88,11 @@ impl Lane {
             // Nobody waits when the server was dropped.
             let _ = end.send(());
         });
-        Ok(Lane { thread: thread.map_err(failed)?, ended })
+        Ok(Lane { thread: thread.map_err(failed)?, runtime: handle, ended })
+    }
+
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     /// Waits until the thread has ended.

@@ -75,8 +75,8 @@ async fn make_way(path: &Path) -> Result<(), Error> {
         Err(error) => return Err(cannot_listen(&path.display().to_string(), error)),
     }
     match UnixStream::connect(path).await {
-        // Nobody listens: the kernel refuses (unix(7)).
-        Err(error) if error.kind() == IoKind::ConnectionRefused => {
+        // Nobody listens: the kernel refuses (unix(7)), or whoever did has just closed the socket.
+        Err(error) if [IoKind::ConnectionRefused, IoKind::ConnectionReset].contains(&error.kind()) => {
             tracing::info!(path = %path.display(), "the socket file of a dead server is replaced");
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != IoKind::NotFound => {

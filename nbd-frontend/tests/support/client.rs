@@ -34,9 +34,9 @@ impl TestServer {
         let options = ServerOptions {
             tcp: Some(([127, 0, 0, 1], 0).into()),
             unix: Some(directory.path().join("nbd.sock")),
-            control: None,
             tls,
             limits,
+            ..ServerOptions::default()
         };
         let server = Server::bind(options, exports).await.expect("listens");
         TestServer { server, directory }

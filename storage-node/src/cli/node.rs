@@ -2,9 +2,12 @@
 
 use std::net::UdpSocket;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use nbd_frontend::PassedSockets;
+use nbd_frontend::service::notify;
 
 use super::Common;
 use super::serving::{Served, announce, until_stopped};
@@ -63,8 +66,10 @@ pub(super) fn run(arguments: &NodeArguments, common: &Common) -> anyhow::Result<
         );
     };
     check_identity(&config, &membership).with_context(|| format!("{file}"))?;
+    // Before there are other threads.
+    let passed = PassedSockets::take()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(config, membership))
+    runtime.block_on(serve(config, membership, passed))
 }
 
 /// Refuses settings of another node, and a node that lost its metadata.
@@ -87,14 +92,15 @@ fn check_identity(config: &NodeConfig, membership: &Membership) -> anyhow::Resul
     Ok(())
 }
 
-async fn serve(config: NodeConfig, mut membership: Membership) -> anyhow::Result<()> {
+async fn serve(config: NodeConfig, mut membership: Membership, passed: PassedSockets) -> anyhow::Result<()> {
     let socket = UdpSocket::bind(config.listen).with_context(|| {
         format!("UDP address {} cannot be used; stop what uses it or change `listen`", config.listen)
     })?;
     let first = !membership.entered;
     let bootstrap = (first && membership.founder).then(|| founder(&config)).transpose()?;
     let authority = Some(config.data.join("authority")).filter(|directory| directory.exists());
-    let nbd_unix = config.nbd_unix();
+    // The one in the data directory is for who says nothing else.
+    let nbd_unix = if passed.unix().is_some() { config.nbd.unix.clone() } else { Some(config.nbd_unix()) };
     let node = Node::start(NodeOptions {
         name: config.name.clone(),
         provider: config.provider.clone(),
@@ -102,7 +108,8 @@ async fn serve(config: NodeConfig, mut membership: Membership) -> anyhow::Result
         socket,
         advertise: config.advertised(),
         nbd_tcp: config.nbd.tcp,
-        nbd_unix: Some(nbd_unix.clone()),
+        nbd_unix,
+        nbd_passed: Arc::new(passed),
         nbd_tls: config.nbd.tls.as_ref().and_then(NbdTlsSettings::options),
         http: Some(config.admin.http),
         peer_overrides: config.routes.iter().map(|(name, route)| (name.clone(), route.0)).collect(),
@@ -117,10 +124,12 @@ async fn serve(config: NodeConfig, mut membership: Membership) -> anyhow::Result
         membership.entered = true;
         membership.save(&config.data)?;
     }
-    let served =
-        Served { name: config.name.as_str(), provider: config.provider.as_str(), nbd_unix: &nbd_unix, node: &node };
+    let served = Served { name: config.name.as_str(), provider: config.provider.as_str(), node: &node };
     announce(&config.data, &[served])?;
+    notify::ready(&format!("node {} serves", config.name));
+    notify::watch(node.threads());
     until_stopped(&config.data).await?;
+    notify::stopping();
     node.hand_on().await;
     node.stop().await;
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tokio::signal::unix::{SignalKind, signal};
+use nbd_frontend::service::stop::Stop;
 
 use super::client::{CLUSTER_FILE, ClusterFile, ClusterNode, print_table};
 use crate::node::Node;
@@ -11,7 +11,6 @@ use crate::node::Node;
 pub(super) struct Served<'a> {
     pub(super) name: &'a str,
     pub(super) provider: &'a str,
-    pub(super) nbd_unix: &'a Path,
     pub(super) node: &'a Node,
 }
 
@@ -23,11 +22,7 @@ pub(super) fn announce(data: &Path, served: &[Served<'_>]) -> anyhow::Result<()>
         .map(|served| ClusterNode {
             name: served.name.to_owned(),
             nbd_tcp: shown(served.node.nbd_address()),
-            // Other commands run in other directories. A path that cannot be made absolute is told as it is.
-            nbd_unix: std::path::absolute(served.nbd_unix)
-                .unwrap_or_else(|_| served.nbd_unix.to_owned())
-                .display()
-                .to_string(),
+            nbd_unix: served.node.nbd_path().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
             http: shown(served.node.http_address()),
         })
         .collect();
@@ -48,18 +43,7 @@ pub(super) fn announce(data: &Path, served: &[Served<'_>]) -> anyhow::Result<()>
 
 /// Returns at the first SIGINT or SIGTERM, with [`CLUSTER_FILE`] taken back; a second one ends the process at once.
 pub(super) async fn until_stopped(data: &Path) -> anyhow::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        std::process::exit(1);
-    });
+    Stop::new()?.requested().await;
     tracing::info!("stopping");
     // What is gone already need not be removed.
     let _ = std::fs::remove_file(data.join(CLUSTER_FILE));

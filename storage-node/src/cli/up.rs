@@ -132,6 +132,7 @@ async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Resul
             advertise: addresses[index],
             nbd_tcp: Some(port(up.nbd_port, index)),
             nbd_unix: Some(directory.join("nbd.sock")),
+            nbd_passed: Arc::default(),
             nbd_tls: nbd_tls.clone(),
             http: Some(port(up.http_port, index)),
             peer_overrides,
@@ -157,11 +158,9 @@ async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Resul
         return Err(error);
     }
     drop(identities);
-    let sockets: Vec<PathBuf> = names.iter().map(|name| data.join(name.as_str()).join("nbd.sock")).collect();
-    let served = names.iter().zip(&sockets).zip(&nodes).map(|((name, nbd_unix), node)| {
-        // In `up`, a node has the name of its provider.
-        Served { name: name.as_str(), provider: name.as_str(), nbd_unix, node }
-    });
+    // In `up`, a node has the name of its provider.
+    let served =
+        names.iter().zip(&nodes).map(|(name, node)| Served { name: name.as_str(), provider: name.as_str(), node });
     announce(&data, &served.collect::<Vec<_>>())?;
 
     until_stopped(&data).await?;

@@ -15,6 +15,7 @@ use client_lib::transport::{BoxFuture, Transport};
 use client_lib::wire::join::Contact;
 use client_lib::{Error, ErrorKind, GroupId, NodeId, NodeName};
 use consensus::{Command, Member, MetaOptions, MetaPlace, MetaRaft, MetaState, Response};
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::admin::NodeAdmin;
@@ -31,6 +32,7 @@ use crate::serve::client::ClientService;
 use crate::serve::exports::Exports;
 use crate::serve::metadata::{Metadata, NewestMetadata};
 use crate::serve::volumes::Volumes;
+use crate::shard::handle::ShardHandle;
 use crate::shards::Shards;
 
 /// In the numbers of sessions that clients of other machines have; those of the node's own have not.
@@ -158,6 +160,11 @@ impl Parts {
         tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
         let exports = Arc::new(Exports::new(volumes, newest, first_session));
         Ok(Parts { admin, exports, meta, reconciler, shards, tasks })
+    }
+
+    /// The threads of the shards, by their runtimes.
+    pub(super) fn homes(&self) -> Vec<Handle> {
+        self.shards.all().filter_map(ShardHandle::home).map(|(home, _)| home).collect()
     }
 
     /// Stops: what runs for volumes first; then the store, which syncs and writes a checkpoint; then consensus. A second

@@ -7,12 +7,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use quinn::{Connection, VarInt};
+use quinn::{Connection, ConnectionError, VarInt};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::tls::Congestion;
+use super::tls::{self, Congestion};
 use crate::pki;
 use crate::transport::Class;
 use crate::types::NodeId;
@@ -24,7 +24,27 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// From this round trip on a path counts as crossing providers.
 pub(super) const WAN_RTT: Duration = Duration::from_millis(5);
 
-type Dialled = Option<Result<Connection, String>>;
+/// Why there is no connection.
+#[derive(Clone, Debug)]
+pub(super) struct DialError {
+    pub(super) reason: String,
+    /// The other end was there, and one of both did not accept the other's certificate.
+    pub(super) is_refusal: bool,
+}
+
+impl From<String> for DialError {
+    fn from(reason: String) -> DialError {
+        DialError { reason, is_refusal: false }
+    }
+}
+
+impl From<ConnectionError> for DialError {
+    fn from(error: ConnectionError) -> DialError {
+        DialError { reason: error.to_string(), is_refusal: tls::is_refusal(&error) }
+    }
+}
+
+type Dialled = Option<Result<Connection, DialError>>;
 
 #[derive(Default)]
 struct State {
@@ -58,11 +78,11 @@ impl Peer {
     }
 
     /// A live connection; waits for the dial under way or starts one. Cancel safe.
-    pub(super) async fn connect(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<Connection, String> {
+    pub(super) async fn connect(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<Connection, DialError> {
         let mut dialled = {
             let mut state = self.state();
             if state.removed {
-                return Err("it was removed".to_owned());
+                return Err("it was removed".to_owned().into());
             }
             if let Some(connection) = &state.connection
                 && connection.close_reason().is_none()
@@ -81,8 +101,8 @@ impl Peer {
             }
         };
         match dialled.wait_for(Option::is_some).await {
-            Ok(result) => result.clone().unwrap_or_else(|| Err("no result".to_owned())),
-            Err(_) => Err("dialling was abandoned".to_owned()),
+            Ok(result) => result.clone().unwrap_or_else(|| Err("no result".to_owned().into())),
+            Err(_) => Err("dialling was abandoned".to_owned().into()),
         }
     }
 
@@ -98,7 +118,7 @@ impl Peer {
                 tokio::spawn(super::close_when_silent(connection.clone()));
                 state.connection = Some(connection.clone());
             }
-            Err(reason) => {
+            Err(DialError { reason, .. }) => {
                 state.failures = state.failures.saturating_add(1);
                 state.failed_at = Some(Instant::now());
                 tracing::debug!(peer = %self.node, class = ?self.class, address = %self.address, reason, "dialling failed");
@@ -108,7 +128,7 @@ impl Peer {
         let _ = done.send(Some(result));
     }
 
-    async fn handshake(&self, shared: &Shared) -> Result<Connection, String> {
+    async fn handshake(&self, shared: &Shared) -> Result<Connection, DialError> {
         let congestion = self.congestion(shared);
         let connection = self.attempt(shared, congestion).await?;
         shared.note_rtt(self.node, connection.rtt());
@@ -130,15 +150,15 @@ impl Peer {
         }
     }
 
-    async fn attempt(&self, shared: &Shared, congestion: Congestion) -> Result<Connection, String> {
+    async fn attempt(&self, shared: &Shared, congestion: Congestion) -> Result<Connection, DialError> {
         let name = pki::server_name(shared.identity.cluster(), self.node);
         let config = shared.client_config(congestion);
         let connecting =
             shared.endpoint.connect_with(config, self.address, &name).map_err(|error| error.to_string())?;
         match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer from {} within {} s", self.address, DIAL_TIMEOUT.as_secs())),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(format!("no answer from {} within {} s", self.address, DIAL_TIMEOUT.as_secs()).into()),
         }
     }
 

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::crypto::{CryptoError, HmacKey};
-use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt, congestion};
+use quinn::{
+    ConnectionError, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, TransportErrorCode, VarInt,
+    congestion,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -77,6 +80,34 @@ pub(super) fn transport_config(congestion: Congestion, client: bool, hold: &Arc<
         }
     };
     Arc::new(config)
+}
+
+/// What a refused caller is told when its certificate is of nobody; with [`CODE_CERTIFICATE`].
+pub(super) const CERTIFICATE_REFUSED: &[u8] = b"certificate refused";
+/// The code of that.
+pub(super) const CODE_CERTIFICATE: VarInt = VarInt::from_u32(1);
+
+/// Whether a connection ended, before anything was said on it, because one end did not accept the other's certificate.
+pub(super) fn is_refusal(error: &ConnectionError) -> bool {
+    match error {
+        ConnectionError::TransportError(error) => is_about_certificates(error.code),
+        ConnectionError::ConnectionClosed(close) => is_about_certificates(close.error_code),
+        ConnectionError::ApplicationClosed(close) => {
+            close.error_code == CODE_CERTIFICATE && close.reason == CERTIFICATE_REFUSED
+        }
+        _ => false,
+    }
+}
+
+/// An alert of TLS in a code of QUIC (RFC 9001 §4.8: 0x100 and the alert), by which certificates are refused (RFC 8446 §6.2).
+fn is_about_certificates(code: TransportErrorCode) -> bool {
+    const CRYPTO: u64 = 0x100;
+    matches!(
+        u64::from(code).wrapping_sub(CRYPTO),
+        // bad_certificate to certificate_unknown, unknown_ca, access_denied; decrypt_error, where another authority of the same
+        // name has signed it; certificate_required.
+        42..=46 | 48 | 49 | 51 | 116
+    )
 }
 
 /// The endpoint's keys derive from the node's, so that a restarted node recognises and resets the connections of

@@ -9,11 +9,11 @@ use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use socket2::SockRef;
-use tokio::io::{AsyncReadExt, Interest};
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
 use super::FRAME_SIZE_MAX;
+use super::quiet::QuietStream;
 
 /// Number and length.
 pub(super) const HEADER_SIZE: usize = 8 + 4;
@@ -26,11 +26,9 @@ const READ_LEN: usize = 64 << 10;
 const READ_SPACE_MIN: usize = 8 << 10;
 /// Pieces of one write: the array is on the stack.
 const SLICES_MAX: usize = 64;
-/// Linux (bits/socket.h, send(2)).
-const MSG_NOSIGNAL: i32 = 0x4000;
 
 pub(super) struct Line {
-    stream: UnixStream,
+    stream: QuietStream,
     input: BytesMut,
     /// The end of what is to be sent, which still grows.
     tail: BytesMut,
@@ -39,7 +37,11 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(stream: UnixStream) -> Line {
+    pub(super) fn new(stream: UnixStream) -> io::Result<Line> {
+        Line::arrive((stream.into_std()?, BytesMut::new()))
+    }
+
+    fn of(stream: QuietStream) -> Line {
         Line { stream, input: BytesMut::new(), tail: BytesMut::new(), output: VecDeque::new(), unsent: 0 }
     }
 
@@ -55,7 +57,7 @@ impl Line {
     }
 
     pub(super) fn arrive((stream, input): (std::os::unix::net::UnixStream, BytesMut)) -> io::Result<Line> {
-        Ok(Line { input, ..Line::new(UnixStream::from_std(stream)?) })
+        Ok(Line { input, ..Line::of(QuietStream::from_std(stream)?) })
     }
 
     /// Puts a message behind those that are to be sent.
@@ -83,7 +85,7 @@ impl Line {
                 *slice = IoSlice::new(piece);
                 used += 1;
             }
-            let written = ready!(poll_send_vectored(&self.stream, cx, &slices[..used]))?;
+            let written = ready!(self.stream.poll_send(cx, &slices[..used]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -135,19 +137,6 @@ impl Line {
     }
 }
 
-/// Sends without a signal when the other end is gone: writev(2) would end a C program that uses the client library by SIGPIPE, which
-/// Rust ignores in its own programs only.
-fn poll_send_vectored(stream: &UnixStream, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(stream.poll_write_ready(cx))?;
-        let send = || SockRef::from(stream).send_vectored_with_flags(slices, MSG_NOSIGNAL);
-        match stream.try_io(Interest::WRITABLE, send) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            sent => return Poll::Ready(sent),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
@@ -157,7 +146,7 @@ mod tests {
     #[tokio::test]
     async fn messages_of_all_sizes_come_whole_and_in_order() {
         let (one, other) = UnixStream::pair().expect("a pair");
-        let (mut one, mut other) = (Line::new(one), Line::new(other));
+        let (mut one, mut other) = (Line::new(one).expect("is watched"), Line::new(other).expect("is watched"));
         let sizes = [0, 1, 100, COPIED_MAX, COPIED_MAX + 1, READ_LEN, 1 << 20, 3, 5 << 20, 4096];
         let body = |number: usize| Bytes::from(vec![number as u8; sizes[number % sizes.len()]]);
         let send = async {
@@ -191,7 +180,7 @@ mod tests {
         let (one, other) = UnixStream::pair().expect("a pair");
         one.try_write(&[0; HEADER_SIZE - 1]).expect("is sent");
         drop(one);
-        let mut other = Line::new(other);
+        let mut other = Line::new(other).expect("is watched");
         let ended = poll_fn(|cx| other.poll_receive(cx)).await.expect_err("it was cut");
         assert_eq!(ended.kind(), io::ErrorKind::UnexpectedEof);
     }
