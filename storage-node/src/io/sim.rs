@@ -249,6 +249,24 @@ impl SimDisk {
         self.state().files.get_mut(name).expect("a file that exists").unreadable.insert(block);
     }
 
+    /// Bytes that files take together.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.state().files.values().map(SimFile::bytes).sum()
+    }
+
+    /// The files and the blocks in each whose live bytes are such that `is_it` says so.
+    #[must_use]
+    pub fn find(&self, is_it: impl Fn(&[u8]) -> bool) -> Vec<(String, usize)> {
+        let state = self.state();
+        let blocks = |(name, file): (&String, &SimFile)| {
+            let found =
+                file.live.iter().enumerate().filter(|(_, block)| block.as_deref().is_some_and(|bytes| is_it(bytes)));
+            found.map(|(at, _)| (name.clone(), at)).collect::<Vec<_>>()
+        };
+        state.files.iter().flat_map(blocks).collect()
+    }
+
     /// The files and the blocks in each that were ever written.
     #[must_use]
     pub fn written(&self) -> Vec<(String, usize)> {

@@ -104,6 +104,12 @@ impl Flushes {
         news
     }
 
+    /// The ownership here, and what its replicas have told.
+    #[cfg(test)]
+    pub(crate) fn told(&self) -> (Epoch, BTreeMap<NodeId, Lsn>) {
+        (self.epoch, self.held.clone())
+    }
+
     /// Replica `node` has left the volume.
     pub fn left(&mut self, epoch: Epoch, node: NodeId) {
         if epoch == self.epoch && self.held.remove(&node).is_some() {

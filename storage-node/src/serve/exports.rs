@@ -30,6 +30,12 @@ pub struct Exports {
 }
 
 impl Exports {
+    /// How `volume` stands to its class here.
+    #[cfg(test)]
+    pub(crate) fn flushes(&self, volume: client_lib::VolumeId) -> Option<crate::propagation::flushes::Flushes> {
+        Some(self.volumes.get(volume)?.flushes.look().0)
+    }
+
     /// Exports `volumes`. Session numbers count up from `first_session`; they must never repeat in the cluster's life.
     #[must_use]
     pub fn new(volumes: Arc<Volumes>, metadata: Arc<NewestMetadata>, first_session: u64) -> Exports {

@@ -504,6 +504,8 @@ impl Core {
             entry => {
                 if let Some(run) = self.volumes.get_mut(&entry.volume()) {
                     apply_to(&mut run.state, entry, place, &mut self.map)?;
+                    #[cfg(test)]
+                    crate::simulation::history::changed(&self.options.directory, entry, &run.state);
                     let repaired_before = run.damage.repaired();
                     run.damage.settle(entry, run.state.all_snapshots().next().is_some());
                     self.scrub.note_repaired(run.state.id, run.damage.repaired() - repaired_before);

@@ -425,6 +425,10 @@ fn coalesce(versions: &[(u32, Option<Version>)]) -> Vec<Run> {
 fn verify(volume: VolumeId, block: u32, version: Version, bytes: &[u8]) -> Option<StoreError> {
     let Content::Local { place, crc: expected } = version.content else { return None };
     let found = crc32fast::hash(bytes);
+    #[cfg(test)]
+    if !crate::simulation::rules::holds(crate::simulation::rules::Rule::ChecksumsAreCompared) {
+        return None;
+    }
     (found != expected).then(|| StoreError::Corrupt {
         volume,
         block: BlockIndex(block),

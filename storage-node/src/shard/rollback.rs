@@ -1,6 +1,6 @@
 //! Going back to a snapshot.
 //!
-//! Everything that is asked of the volume waits from the request on ([`super::unready`]). What is under way ends, the entry goes to the log, the pages are put back a few per turn, and a checkpoint says that they are, so that
+//! Everything that is asked of the volume waits from the request on ([`super::unready`]), but for what becomes of its lease. What is under way ends, the entry goes to the log, the pages are put back a few per turn, and a checkpoint says that they are, so that
 //! recovery has nothing of it to do at once. Other volumes go on. Whoever has a volume open finds another content in it: that
 //! nobody has is for whoever asks to see to.
 
@@ -9,7 +9,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::oneshot::{self, Receiver};
 
 use super::core::Core;
-use super::handle::{Role, StoreError};
+use super::handle::{Request, Role, StoreError};
 use super::run::{Reply, VolumeRun};
 use super::sync::Done;
 use crate::log::Entry;
@@ -125,6 +125,25 @@ impl Core {
 }
 
 impl VolumeRun {
+    /// Whether `request` goes ahead of a rollback that waits for what is under way: that may itself wait for the lease, which only these can
+    /// give or take away. Whoever loses the volume does not go back.
+    pub(super) fn goes_ahead_of_rollback(&mut self, request: &Request) -> bool {
+        let drains = matches!(&self.rollback, Some(RollbackJob { stage: Stage::Draining, .. }));
+        if !drains || self.state.rollback.is_some() || self.state.filling.is_some() {
+            return false;
+        }
+        match request {
+            Request::Deactivate { epoch, .. } if *epoch >= self.epoch => {
+                if let Some(job) = self.rollback.take() {
+                    job.fail(&StoreError::NotOwner { volume: self.state.id, epoch: *epoch });
+                }
+                true
+            }
+            Request::Arm { .. } | Request::Deactivate { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether the next turn can do something about a rollback.
     pub(super) fn has_rollback_work(&self, may_change_pages: bool) -> bool {
         match self.rollback.as_ref().map(|job| &job.stage) {

@@ -40,9 +40,11 @@ impl Unready {
 impl Core {
     /// Keeps `request` for later if its volume is not ready; gives it back if it is.
     pub(super) fn hold_until_ready(&mut self, request: Request) -> Option<Request> {
-        let is_held = self.unready.is_any
-            && request.touches().and_then(|volume| self.volumes.get(&volume)).is_some_and(VolumeRun::is_unready);
-        if is_held {
+        if self.unready.is_any
+            && let Some(run) = request.touches().and_then(|volume| self.volumes.get_mut(&volume))
+            && run.is_unready()
+            && !run.goes_ahead_of_rollback(&request)
+        {
             self.unready.waiting.push(request);
             return None;
         }

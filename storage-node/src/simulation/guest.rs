@@ -4,7 +4,7 @@
 //! another host does that looks at the export. No two writes hold the same bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use nbd_frontend::export::{ExportDirectory, ReadPart, Session, ZeroOptions};
 
 use super::history::{Content, History, Operation, Outcome, What};
 use super::machine::LocalTime;
+use super::world::{World, text};
 use crate::serve::exports::Exports;
 
 /// Blocks of every volume.
@@ -186,7 +187,16 @@ impl Guest {
     }
 
     async fn write(&self, number: u64, session: &dyn Session, fua: bool) -> Result<(), Error> {
-        let (start, count) = run();
+        self.write_at(number, session, run(), fua).await
+    }
+
+    async fn write_at(
+        &self,
+        number: u64,
+        session: &dyn Session,
+        (start, count): (u32, u32),
+        fua: bool,
+    ) -> Result<(), Error> {
         let data = bytes_of(self.history.write(), count);
         let contents = contents(&data);
         let asked = self.ask(number, What::Write { start, contents, is_durable: fua });
@@ -208,7 +218,7 @@ impl Guest {
 
     async fn read(&self, number: u64, session: &dyn Session) -> Result<(), Error> {
         let (start, count) = run();
-        let asked = self.ask(number, What::Read { start, found: Vec::new() });
+        let asked = self.ask(number, What::Read { start, count, found: Vec::new() });
         let done = session.read(u64::from(start) * BLOCK as u64, count * BLOCK_SIZE).await;
         let found = done.as_ref().ok().map(|parts| contents(&joined(parts)));
         self.note(asked, &done, found);
@@ -221,6 +231,27 @@ impl Guest {
         self.note(asked, &done, None);
         done
     }
+}
+
+/// Writes `block` of the volume called `name` once more, at `node`.
+pub(super) fn rewrite(world: &mut World, node: NodeId, name: &str, block: u32) -> Result<(), String> {
+    let vm = world.guests.vms().remove(name).ok_or("there is no such volume")?;
+    let (guests, history, slot) = (world.guests.clone(), world.history.clone(), Arc::new(OnceLock::new()));
+    let (into, name) = (slot.clone(), name.to_owned());
+    world.machine(node).spawn(|running, time| {
+        let exports = running.parts.exports.clone();
+        let guest = Guest { node, name, volume: vm.volume, guests, history, exports, time, session: Arc::default() };
+        async move {
+            let done = match guest.connection().await {
+                Some((number, session)) => guest.write_at(number, &*session, (block, 1), true).await.map_err(text),
+                None => Err("it is not served".to_owned()),
+            };
+            // Set once, here.
+            let _ = into.set(done);
+        }
+    });
+    world.run_until(Duration::from_secs(60), |_| slot.get().is_some());
+    slot.get().cloned().unwrap_or_else(|| Err("no answer".to_owned()))
 }
 
 /// Some blocks: the first, and how many.
@@ -245,7 +276,7 @@ fn bytes_of(write: u64, count: u32) -> Bytes {
     bytes.into()
 }
 
-fn joined(parts: &[ReadPart]) -> Bytes {
+pub(super) fn joined(parts: &[ReadPart]) -> Bytes {
     let mut bytes = Vec::new();
     for part in parts {
         match part {

@@ -2,17 +2,18 @@
 //! logs, what was lost with whom. All times are the simulation's.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use client_lib::{Epoch, ErrorKind, Lsn, NodeId, VolumeId, watch};
+use client_lib::{Epoch, ErrorKind, Lsn, NodeId, SnapshotId, VolumeId, watch};
 use consensus::MetaState;
 
 use super::machine::{LocalTime, directory};
 use crate::log::Entry;
 use crate::shard::handle::VolumeReport;
+use crate::volume::Volume;
 
 /// What a block holds: the checksum of its bytes, `None` for zeroes. No two writes of a simulation hold the same.
 pub(super) type Content = Option<u32>;
@@ -20,9 +21,23 @@ pub(super) type Content = Option<u32>;
 /// What a guest asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum What {
-    Write { start: u32, contents: Vec<Content>, is_durable: bool },
-    Read { start: u32, found: Vec<Content> },
+    Write {
+        start: u32,
+        contents: Vec<Content>,
+        is_durable: bool,
+    },
+    Read {
+        start: u32,
+        count: u32,
+        found: Vec<Content>,
+    },
     Flush,
+    /// The operator asked for a snapshot to be gone back to.
+    RollBack,
+    /// The operator asked for so many blocks.
+    Resize {
+        blocks: u32,
+    },
 }
 
 /// How that went.
@@ -67,6 +82,8 @@ pub(super) struct Logged {
     pub(super) at: Duration,
     pub(super) start: u32,
     pub(super) contents: Vec<Content>,
+    /// It made the volume what it was there, if it is a rollback; then it has no contents of its own.
+    pub(super) back_to: Option<Lsn>,
     /// When and how its node died before it was durable, if it is lost for that.
     pub(super) lost: Option<Death>,
 }
@@ -96,6 +113,34 @@ pub(super) struct Cut {
     pub(super) seen: Duration,
 }
 
+/// What a volume began as that is a clone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Begun {
+    pub(super) origin: VolumeId,
+    /// All of the origin up to here.
+    pub(super) lsn: Lsn,
+    /// When it was first seen.
+    pub(super) at: Duration,
+}
+
+/// Where the bytes of a content were altered, on the medium.
+#[derive(Clone, Debug)]
+pub(super) struct Flip {
+    pub(super) at: Duration,
+    pub(super) nodes: BTreeSet<NodeId>,
+}
+
+/// What the owner of a volume in `epoch` takes a replica to hold, durably.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted {
+    pub(super) volume: VolumeId,
+    pub(super) epoch: Epoch,
+    pub(super) owner: NodeId,
+    pub(super) replica: NodeId,
+    pub(super) held: Lsn,
+    pub(super) at: Duration,
+}
+
 /// The positions of a volume at a node.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
@@ -103,6 +148,11 @@ pub(super) struct Seen {
     pub(super) volume: VolumeId,
     pub(super) at: Duration,
     pub(super) report: VolumeReport,
+}
+
+enum Change {
+    Write(u32, Vec<Content>),
+    Back(Lsn),
 }
 
 /// Everything that happened.
@@ -115,6 +165,12 @@ pub(super) struct Book {
     pub(super) ownerships: BTreeMap<(VolumeId, Epoch), (NodeId, Duration)>,
     /// Positions as nodes told them.
     pub(super) seen: Vec<Seen>,
+    pub(super) clones: BTreeMap<VolumeId, Begun>,
+    pub(super) flips: BTreeMap<u32, Flip>,
+    /// What owners count replicas with.
+    pub(super) counted: Vec<Counted>,
+    /// Volumes that were taken over in spite of what the new owner lacked, and when that was asked for first.
+    pub(super) behind: BTreeMap<VolumeId, Duration>,
     /// How the volumes of a group were found apart without a takeover, if they were.
     pub(super) apart: Option<String>,
     /// What the operator did and the faults that struck, for people.
@@ -143,6 +199,17 @@ pub(crate) fn applied(directory: &Path, entry: &Entry) {
     });
 }
 
+/// `entry` took effect in the shard in `directory`, on `volume`: a rollback may have come to nothing.
+pub(crate) fn changed(directory: &Path, entry: &Entry, volume: &Volume) {
+    let Entry::RolledBack { lsn, snapshot, .. } = entry else { return };
+    let Some(back_to) = volume.snapshot(*snapshot).filter(|_| volume.known == *lsn) else { return };
+    PRESENT.with_borrow(|present| {
+        if let (Some(history), Some(node)) = (present, node_of(directory)) {
+            history.logged(node, volume.id, *lsn, Change::Back(back_to.lsn));
+        }
+    });
+}
+
 /// The shard in `directory` has recovered `volume`, whose newest write is `known`.
 pub(crate) fn recovered(directory: &Path, volume: VolumeId, known: Lsn) {
     PRESENT.with_borrow(|present| {
@@ -150,6 +217,12 @@ pub(crate) fn recovered(directory: &Path, volume: VolumeId, known: Lsn) {
             history.recovered(directory, volume, known);
         }
     });
+}
+
+/// Where a snapshot ends, if metadata knows that.
+fn made(state: &MetaState, volume: VolumeId, snapshot: SnapshotId) -> Option<Lsn> {
+    let volume = state.volume(volume)?;
+    Some(volume.snapshots.iter().find(|listed| listed.id == snapshot)?.made?.lsn)
 }
 
 fn node_of(at: &Path) -> Option<NodeId> {
@@ -222,9 +295,17 @@ impl History {
             Entry::Zero { volume, lsn, start, count } => (*volume, *lsn, start.0, vec![None; *count as usize]),
             _ => return,
         };
+        self.logged(node, volume, lsn, Change::Write(start, contents));
+    }
+
+    fn logged(&self, node: NodeId, volume: VolumeId, lsn: Lsn, change: Change) {
         let mut book = self.book();
         let at = book.clocks.get(&node).expect("it was booted").now();
-        book.logged.push(Logged { volume, node, lsn, at, start, contents, lost: None });
+        let (start, contents, back_to) = match change {
+            Change::Write(start, contents) => (start, contents, None),
+            Change::Back(lsn) => (0, Vec::new(), Some(lsn)),
+        };
+        book.logged.push(Logged { volume, node, lsn, at, start, contents, back_to, lost: None });
     }
 
     fn recovered(&self, directory: &Path, volume: VolumeId, known: Lsn) {
@@ -245,6 +326,11 @@ impl History {
             for volume in state.volumes() {
                 let mut book = self.book();
                 book.ownerships.entry((volume.id, volume.epoch)).or_insert((volume.owner, now));
+                if let Some(origin) = volume.origin
+                    && let Some(lsn) = made(&state, origin.volume, origin.snapshot)
+                {
+                    book.clones.entry(volume.id).or_insert(Begun { origin: origin.volume, lsn, at: now });
+                }
                 for fork in &volume.forks {
                     let cut = Cut { volume: volume.id, epoch: fork.epoch, end: fork.end, seen: now };
                     book.cuts.entry((volume.id, fork.epoch)).or_insert(cut);

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::guest::{Guests, run_guests};
 use super::history::History;
 use super::network::{Body, Message, Network, SimTransport};
+use super::rules::Rule;
 use crate::io::sim::SimDisk;
 use crate::log::LogSettings;
 use crate::log::segment::SEGMENT_BYTES_MIN;
@@ -26,23 +27,6 @@ use crate::ownership::lease::LeaseCell;
 use crate::shard::handle::ShardHandle;
 use crate::shard::{Shard, ShardOptions};
 use crate::shards::Shards;
-
-/// A rule that is broken on purpose, below the seams, to see that the checks notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rule {
-    /// Shards look at the lease before they answer as owners.
-    LeaseIsLookedAt,
-    /// Whoever takes over waits until the lease is out.
-    LeaseIsWaitedOut,
-    /// A sync of the disk is done when it says so.
-    DiskSyncs,
-    /// A sync of the metadata store is done when it says so.
-    MetadataSyncs,
-    /// What was written is there when the process is killed.
-    WritesOutliveProcesses,
-    /// Clocks drift apart by no more than leases allow for.
-    DriftIsBounded,
-}
 
 /// How slow the clocks of the first two machines are where drift has no bound, in thousandths.
 const UNBOUNDED_DRIFT: i64 = -400;

@@ -3,64 +3,124 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use client_lib::{NodeId, VolumeId};
+use client_lib::NodeId;
+use client_lib::wire::admin::ChangePolicy;
 
-use super::checks::{convergence, durability, groups, linearizable, positions, snapshots, writers};
-use super::machine::Rule;
-use super::story::{Hazards, Story};
+use super::checks::{
+    classes, convergence, damage, durability, groups, linearizable, positions, sizes, snapshots, watermarks, writers,
+};
+use super::rules::Rule;
+use super::story::{Hazards, Losable, Story};
 use super::world::World;
 
-/// Seeds of a usual run, without faults and with all of them; of groups.
-const SEEDS: (u64, u64, u64) = (5, 60, 30);
+/// Seeds of a usual run.
+struct Seeds {
+    /// Without faults.
+    calm: u64,
+    usual: u64,
+    groups: u64,
+    losses: u64,
+    flips: u64,
+    turns: u64,
+}
+
+const SEEDS: Seeds = Seeds { calm: 5, usual: 60, groups: 30, losses: 24, flips: 24, turns: 32 };
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+/// What a story is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// What is in every one.
+    Usual,
+    /// Two volumes that are a group.
+    Group,
+    /// Volumes of classes, at three providers of which two have two nodes; nodes are lost for good.
+    Losses,
+    /// Disks alter what they store.
+    Flips,
+    /// Volumes go back to snapshots, get clones and other sizes.
+    Turns,
+}
+
+impl Kind {
+    /// What else a seed is about.
+    fn hazards(self, seed: u64) -> Hazards {
+        let also = match seed % 4 {
+            0 => Hazards::NONE,
+            1 => Hazards { takeovers: true, ..Hazards::DEATHS },
+            2 => Hazards { takeovers: true, ..Hazards::NETWORK },
+            _ => Hazards::TAKEOVERS,
+        };
+        match self {
+            Kind::Usual | Kind::Group => Hazards::of(seed),
+            Kind::Losses => Hazards { losses: true, ..also },
+            Kind::Flips => Hazards { flips: true, ..also },
+            Kind::Turns => Hazards { turns: true, ..also },
+        }
+    }
+
+    /// A cluster with two volumes.
+    fn world(self, seed: u64, broken: Option<Rule>) -> World {
+        let (a, b) = (NodeId(1), NodeId(2));
+        let mut world = match self {
+            Kind::Losses => World::found_at(seed, 5, true, broken),
+            _ => World::found(seed, 3, broken),
+        };
+        world.create("v", a);
+        world.create("w", if self == Kind::Group { a } else { b });
+        match self {
+            Kind::Group => world.group("g", a),
+            Kind::Losses => {
+                let takeover_after_ms = seed.is_multiple_of(3).then_some(Some(2_000));
+                for (name, owner, class) in [("v", a, classes_of(seed).0), ("w", b, classes_of(seed).1)] {
+                    let durability = Some(class.to_owned());
+                    let wanted = ChangePolicy { durability, takeover_after_ms, ..ChangePolicy::default() };
+                    world.set_policy(name, owner, wanted);
+                }
+            }
+            _ if seed.is_multiple_of(3) => world.make_lazy("v", a),
+            _ => {}
+        }
+        world
+    }
+
+    fn story(self, seed: u64, hazards: Hazards) -> Story {
+        match self {
+            Kind::Group => Story::of_group("g", hazards),
+            Kind::Losses if classes_of(seed).2 => Story::of_losses(Losable::Provider, hazards),
+            _ => Story::new(hazards),
+        }
+    }
+}
+
+/// The classes of both volumes, and whether what was flushed survives the loss of a whole provider.
+fn classes_of(seed: u64) -> (&'static str, &'static str, bool) {
+    match seed / 4 % 4 {
+        0 => ("geo:1", "site:1", false),
+        1 => ("geo:2", "geo:1", true),
+        _ => ("geo:1", "geo:1", true),
+    }
+}
+
 /// Runs `seed`, with a rule broken perhaps, and tells what it came to: the same for the same seed.
-fn try_run(seed: u64, hazards: Hazards, broken: Option<Rule>) -> Result<String, String> {
-    let mut world = World::found(seed, 3, broken);
-    let volumes = [world.create("v", NodeId(1)), world.create("w", NodeId(2))];
-    if seed.is_multiple_of(3) {
-        world.make_lazy("v", NodeId(1));
-    }
-    tell(world, volumes, Story::new(hazards), false)
-}
-
-/// The same with two volumes that are a group.
-fn try_run_group(seed: u64, hazards: Hazards) -> Result<String, String> {
-    let mut world = World::found(seed, 3, None);
-    let volumes = [world.create("v", NodeId(1)), world.create("w", NodeId(1))];
-    world.group("g", NodeId(1));
-    tell(world, volumes, Story::of_group("g", hazards), true)
-}
-
-fn tell(mut world: World, volumes: [VolumeId; 2], mut story: Story, is_group: bool) -> Result<String, String> {
+fn try_run(kind: Kind, seed: u64, hazards: Hazards, broken: Option<Rule>) -> Result<String, String> {
+    let mut world = kind.world(seed, broken);
+    let mut story = kind.story(seed, hazards);
     story.tell(&mut world, Duration::from_secs(25));
-    let mut judged = story.end(&mut world);
-    let (mut snapshots, mut cuts) = (0, 0);
-    for volume in volumes {
-        judged = judged.and_then(|()| judge(&mut world, volume)).map(|count| snapshots += count);
-    }
-    if is_group {
-        judged = judged.and_then(|()| groups::check(&world, volumes)).map(|count| cuts += count);
-    }
-    if world.panics() > 0 {
-        judged = judged.and(Err("a task of a node has panicked".to_owned()));
-    }
+    let judged = story.end(&mut world).and_then(|()| judge_all(&mut world, kind));
     let book = world.history.book();
     let told = || book.told.iter().map(|(at, what)| format!("{at:>12.3?} {what}\n")).collect::<String>();
     if number("HELIO_SEED").is_some() {
         eprintln!("{}", told());
     }
-    if let Err(why) = judged {
-        let told = told();
-        return Err(format!("{told}{}: {why}", world.replay()));
-    }
+    let counted = judged.map_err(|why| format!("{}{kind:?} {}: {why}", told(), world.replay()))?;
     let (sent, digest) = world.network.digest();
     let done = book.operations.iter().filter(|operation| operation.done().is_some()).count();
     Ok(format!(
-        "{} operations, {done} answered, {} logged, {} handovers, {} takeovers, {snapshots} snapshots, {cuts} cuts, {} machines, {sent} messages, {digest:08x}",
+        "{} operations, {done} answered, {} logged, {} handovers, {} takeovers, {counted}, {} machines, {sent} messages, {digest:08x}",
         book.operations.len(),
         book.logged.len(),
         story.handovers,
@@ -69,24 +129,49 @@ fn tell(mut world: World, volumes: [VolumeId; 2], mut story: Story, is_group: bo
     ))
 }
 
-fn run_group(seed: u64, hazards: Hazards) -> String {
-    try_run_group(seed, hazards).unwrap_or_else(|why| panic!("{why}"))
+fn run(kind: Kind, seed: u64, hazards: Hazards) -> String {
+    try_run(kind, seed, hazards, None).unwrap_or_else(|why| panic!("{why}"))
 }
 
-fn run(seed: u64, hazards: Hazards) -> String {
-    try_run(seed, hazards, None).unwrap_or_else(|why| panic!("{why}"))
-}
-
-fn judge(world: &mut World, volume: VolumeId) -> Result<usize, String> {
-    {
-        let book = world.history.book();
-        writers::check(&book, volume)?;
-        durability::check(&book, volume)?;
-        linearizable::check(&book, volume)?;
-        positions::check(&book, volume)?;
+/// Judges every volume; tells what there was to judge.
+fn judge_all(world: &mut World, kind: Kind) -> Result<String, String> {
+    let vms = world.guests.vms();
+    let (mut snapshots, mut flushed, mut sizes, mut lost) = (0, 0, 0, 0);
+    for (name, vm) in &vms {
+        let volume = vm.volume;
+        {
+            let book = world.history.book();
+            writers::check(&book, volume)?;
+            durability::check(&book, volume)?;
+            linearizable::check(&book, volume)?;
+            positions::check(&book, volume)?;
+            damage::check(&book, volume)?;
+            sizes += sizes::check(&book, volume)?;
+            if kind == Kind::Losses {
+                flushed += classes::check(&book, volume)?;
+            }
+        }
+        if kind == Kind::Flips {
+            lost += damage::settle(world, name, volume)?;
+        }
+        watermarks::check(&world.history.book(), volume)?;
+        convergence::check(world, volume)?;
+        snapshots += snapshots::check(world, volume)?;
     }
-    convergence::check(world, volume)?;
-    snapshots::check(world, volume)
+    let cuts = match kind {
+        Kind::Group => groups::check(world, [vms["v"].volume, vms["w"].volume])?,
+        _ => 0,
+    };
+    if world.panics() > 0 {
+        return Err("a task of a node has panicked".to_owned());
+    }
+    let book = world.history.book();
+    let backs = book.logged.iter().filter(|logged| logged.back_to.is_some()).count();
+    Ok(format!(
+        "{snapshots} snapshots, {cuts} cuts, {flushed} flushed, {backs} rollbacks, {} clones, {sizes} sizes, {} flips, {lost} lost to them",
+        book.clones.len(),
+        book.flips.len(),
+    ))
 }
 
 /// Runs the first `count` seeds, or the one that `HELIO_SEED` names.
@@ -111,34 +196,58 @@ fn seeds(count: u64, run: impl Fn(u64) -> String) {
 #[test]
 fn without_faults_everything_is_answered_and_everybody_agrees() {
     // There is little to be found in it: a soak does not spend its time here.
-    let count = number("HELIO_SEEDS").map_or(SEEDS.0, |seeds| seeds.min(50));
-    seeds(count, |seed| run(seed, Hazards::NONE));
-    seeds(count, |seed| run_group(seed, Hazards::NONE));
+    let count = number("HELIO_SEEDS").map_or(SEEDS.calm, |seeds| seeds.min(50));
+    seeds(count, |seed| run(Kind::Usual, seed, Hazards::NONE));
+    seeds(count, |seed| run(Kind::Group, seed, Hazards::NONE));
 }
 
-#[test]
-fn whatever_fails_a_group_moves_as_one_and_is_kept_at_one_cut() {
-    seeds(number("HELIO_SEEDS").unwrap_or(SEEDS.2), |seed| run_group(seed, Hazards::of(seed)));
+fn of_kind(kind: Kind, usual: u64) {
+    seeds(number("HELIO_SEEDS").unwrap_or(usual), |seed| run(kind, seed, kind.hazards(seed)));
 }
 
 #[test]
 fn whatever_fails_the_promises_hold() {
-    seeds(number("HELIO_SEEDS").unwrap_or(SEEDS.1), |seed| run(seed, Hazards::of(seed)));
+    of_kind(Kind::Usual, SEEDS.usual);
+}
+
+#[test]
+fn whatever_fails_a_group_moves_as_one_and_is_kept_at_one_cut() {
+    of_kind(Kind::Group, SEEDS.groups);
+}
+
+#[test]
+fn whatever_is_lost_within_its_class_what_was_flushed_is_there() {
+    of_kind(Kind::Losses, SEEDS.losses);
+}
+
+#[test]
+fn whatever_a_disk_alters_no_guest_sees_it_and_what_anybody_has_is_repaired() {
+    of_kind(Kind::Flips, SEEDS.flips);
+}
+
+#[test]
+fn whatever_fails_a_volume_goes_back_is_cloned_and_gets_another_size_as_a_whole() {
+    of_kind(Kind::Turns, SEEDS.turns);
 }
 
 #[test]
 fn a_seed_run_twice_is_the_same() {
     for seed in 1..=3 {
-        assert_eq!(run(seed, Hazards::of(seed)), run(seed, Hazards::of(seed)), "seed {seed}");
+        let run = || run(Kind::Usual, seed, Hazards::of(seed));
+        assert_eq!(run(), run(), "seed {seed}");
+    }
+    for kind in [Kind::Losses, Kind::Flips, Kind::Turns] {
+        let run = || run(kind, 1, kind.hazards(1));
+        assert_eq!(run(), run(), "{kind:?}");
     }
 }
 
 /// The checks are worth something only if they notice what is wrong: `rule` is broken in every machine, and some seed must
 /// fail for it. Those before `first` are known not to.
-fn is_noticed(rule: Rule, hazards: Hazards, first: u64) {
-    const TRIES: u64 = 40;
+fn is_noticed(rule: Rule, kind: Kind, hazards: impl Fn(u64) -> Hazards, first: u64) {
+    const TRIES: u64 = 120;
     let fails = |seed: &u64| {
-        let outcome = catch_unwind(AssertUnwindSafe(|| try_run(*seed, hazards, Some(rule))));
+        let outcome = catch_unwind(AssertUnwindSafe(|| try_run(kind, *seed, hazards(*seed), Some(rule))));
         let why = match outcome {
             Ok(Ok(_)) => return false,
             Ok(Err(why)) => why,
@@ -150,32 +259,72 @@ fn is_noticed(rule: Rule, hazards: Hazards, first: u64) {
     assert!((first..first + TRIES).any(|seed| fails(&seed)), "nobody noticed that {rule:?} does not hold");
 }
 
+/// As [`is_noticed`], in the usual stories, of these hazards.
+fn is_noticed_among(rule: Rule, hazards: Hazards, first: u64) {
+    is_noticed(rule, Kind::Usual, |_| hazards, first);
+}
+
+/// As [`is_noticed`], in the stories of a kind.
+fn is_noticed_in(rule: Rule, kind: Kind, first: u64) {
+    is_noticed(rule, kind, |seed| kind.hazards(seed), first);
+}
+
 #[test]
 fn a_lease_that_nobody_looks_at_is_noticed() {
-    is_noticed(Rule::LeaseIsLookedAt, Hazards::TAKEOVERS, 1);
+    is_noticed_among(Rule::LeaseIsLookedAt, Hazards::TAKEOVERS, 1);
 }
 
 #[test]
 fn a_takeover_that_does_not_wait_is_noticed() {
-    is_noticed(Rule::LeaseIsWaitedOut, Hazards::TAKEOVERS, 1);
+    is_noticed_among(Rule::LeaseIsWaitedOut, Hazards::TAKEOVERS, 1);
 }
 
 #[test]
 fn clocks_that_drift_too_far_are_noticed() {
-    is_noticed(Rule::DriftIsBounded, Hazards::TAKEOVERS, 8);
+    is_noticed_among(Rule::DriftIsBounded, Hazards::TAKEOVERS, 8);
 }
 
 #[test]
 fn disks_that_only_say_that_they_sync_are_noticed() {
-    is_noticed(Rule::DiskSyncs, Hazards::DEATHS, 1);
+    is_noticed_among(Rule::DiskSyncs, Hazards::DEATHS, 1);
 }
 
 #[test]
 fn metadata_that_is_only_said_to_be_synced_is_noticed() {
-    is_noticed(Rule::MetadataSyncs, Hazards::DEATHS, 1);
+    is_noticed_among(Rule::MetadataSyncs, Hazards::DEATHS, 1);
 }
 
 #[test]
 fn writes_that_are_lost_with_their_process_are_noticed() {
-    is_noticed(Rule::WritesOutliveProcesses, Hazards::DEATHS, 23);
+    is_noticed_among(Rule::WritesOutliveProcesses, Hazards::DEATHS, 23);
+}
+
+#[test]
+fn flushes_that_do_not_wait_for_their_class_are_noticed() {
+    is_noticed_in(Rule::FlushesWait, Kind::Losses, 1);
+}
+
+#[test]
+fn takeovers_that_do_not_hear_of_those_who_may_hold_more_are_noticed() {
+    is_noticed_in(Rule::AllAreHeard, Kind::Losses, 161);
+}
+
+#[test]
+fn damage_that_nobody_looks_for_is_noticed() {
+    is_noticed_in(Rule::ChecksumsAreCompared, Kind::Flips, 1);
+}
+
+#[test]
+fn repairs_with_something_else_are_noticed() {
+    is_noticed_in(Rule::RepairsFit, Kind::Flips, 1);
+}
+
+#[test]
+fn rollbacks_that_forget_a_block_are_noticed() {
+    is_noticed_in(Rule::RollbacksAreWhole, Kind::Turns, 1);
+}
+
+#[test]
+fn smaller_sizes_that_keep_what_lies_beyond_are_noticed() {
+    is_noticed_in(Rule::ShrinksDrop, Kind::Turns, 1);
 }

@@ -1,7 +1,7 @@
 //! The cluster and its time: machines moved on in turn, a window at a time.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
@@ -12,8 +12,9 @@ use consensus::Volume;
 
 use super::guest::{BLOCKS, Guests, Vm};
 use super::history::{Death, History};
-use super::machine::{Machine, Rule, Running};
+use super::machine::{Machine, Running};
 use super::network::{DELAY_MIN, Network};
+use super::rules::{Rule, break_rule};
 use crate::node::BootstrapMember;
 use crate::serve::admin::Admin;
 
@@ -49,6 +50,8 @@ pub(super) struct World {
     pub(super) network: Network,
     pub(super) history: History,
     pub(super) guests: Guests,
+    /// The machines that never come back.
+    pub(super) lost: BTreeSet<NodeId>,
     founders: Vec<BootstrapMember>,
     /// Whether there are providers with two machines.
     paired: bool,
@@ -70,18 +73,24 @@ impl Drop for World {
     fn drop(&mut self) {
         self.machines.clear();
         random::seed_thread(None);
+        break_rule(None);
     }
 }
 
 impl World {
     /// A new cluster of `count` machines, all of which serve.
     pub(super) fn found(seed: u64, count: u64, broken: Option<Rule>) -> World {
+        // What breaks a rule is known by its seed.
+        World::found_at(seed, count, seed.is_multiple_of(2) && broken.is_none(), broken)
+    }
+
+    /// The same, where some machines are `paired` at a provider, or none.
+    pub(super) fn found_at(seed: u64, count: u64, paired: bool, broken: Option<Rule>) -> World {
         count_panics();
+        break_rule(broken);
         let mut draw = Sequence::new(seed);
         random::seed_thread(Some(draw.bits()));
         let (network, history, guests) = (Network::new(draw.bits()), History::begin(), Guests::default());
-        // What breaks a rule is known by its seed.
-        let paired = seed.is_multiple_of(2) && broken.is_none();
         let founders: Vec<BootstrapMember> = (1..=count).map(|id| member(id, paired)).collect();
         let machine = |founder| Machine::new(founder, &founders, &network, &history, &guests, broken);
         let machines = founders.iter().map(|founder| (founder.id, machine(founder))).collect();
@@ -93,6 +102,7 @@ impl World {
             network,
             history,
             guests,
+            lost: BTreeSet::new(),
             founders: Vec::new(),
             paired,
             broken,
@@ -157,10 +167,16 @@ impl World {
         Some(self.newest(self.guests.vms().get(name)?.volume)?.owner)
     }
 
-    /// The owner of `volume` and those that follow, as far as anybody knows.
+    /// The owner of `volume` and those that follow, as far as anybody knows, without those that are lost.
     pub(super) fn holders(&self, volume: VolumeId) -> Vec<NodeId> {
         let newest = self.newest(volume);
-        newest.map_or(Vec::new(), |volume| volume.replicas.iter().copied().chain([volume.owner]).collect())
+        let all = newest.map_or(Vec::new(), |volume| volume.replicas.iter().copied().chain([volume.owner]).collect());
+        all.into_iter().filter(|id| !self.lost.contains(id)).collect()
+    }
+
+    /// Whether two machines are at one provider.
+    pub(super) fn are_neighbours(&self, one: NodeId, other: NodeId) -> bool {
+        member(one.0, self.paired).provider == member(other.0, self.paired).provider
     }
 
     pub(super) fn machine(&mut self, id: NodeId) -> &mut Machine {
@@ -197,6 +213,14 @@ impl World {
         self.history.died(id, if power { Death::PowerCut(now) } else { Death::Killed(now) });
         let machine = self.machine(id);
         if power { machine.crash() } else { machine.kill() }
+    }
+
+    /// The machine of `id` is lost, with all that it holds.
+    pub(super) fn lose(&mut self, id: NodeId) {
+        if self.machine(id).is_up() {
+            self.kill(id, true);
+        }
+        self.lost.insert(id);
     }
 
     /// Moves everything on by a window.
@@ -273,6 +297,15 @@ impl World {
         id
     }
 
+    /// Gives volume `name` another policy, asked of `asked`.
+    pub(super) fn set_policy(&mut self, name: &'static str, asked: NodeId, wanted: ChangePolicy) {
+        let set = self.answer(asked, FOUNDING_PATIENCE, |running| {
+            let admin = running.parts.admin.clone();
+            async move { admin.set_policy(name, wanted).await.map(drop).map_err(text) }
+        });
+        set.expect("it answers").expect("is set");
+    }
+
     /// All volumes go together from now on.
     pub(super) fn group(&mut self, name: &'static str, asked: NodeId) {
         let volumes: Vec<String> = self.guests.vms().into_keys().collect();
@@ -295,13 +328,8 @@ impl World {
 
     /// The replicas of volume `name` are sent data now and then only, and some ahead.
     pub(super) fn make_lazy(&mut self, name: &'static str, asked: NodeId) {
-        let set = self.answer(asked, FOUNDING_PATIENCE, |running| {
-            let admin = running.parts.admin.clone();
-            let (propagation, interval_ms) = (Some("lazy".to_owned()), Some(6_000));
-            let wanted = ChangePolicy { propagation, interval_ms, ..ChangePolicy::default() };
-            async move { admin.set_policy(name, wanted).await.map(drop).map_err(text) }
-        });
-        set.expect("it answers").expect("is set");
+        let (propagation, interval_ms) = (Some("lazy".to_owned()), Some(6_000));
+        self.set_policy(name, asked, ChangePolicy { propagation, interval_ms, ..ChangePolicy::default() });
     }
 }
 

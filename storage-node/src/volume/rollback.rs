@@ -102,6 +102,10 @@ impl Volume {
         for block in first..=self.last_block().min(first + (PAGE_ENTRIES - 1)) {
             let of = |version: Option<Version>| version.map_or(Content::Zero, |version| version.content);
             let wanted = of(kept.as_ref().and_then(|kept| kept.entry((block - first) as u8)));
+            #[cfg(test)]
+            if block == 7 && !crate::simulation::rules::holds(crate::simulation::rules::Rule::RollbacksAreWhole) {
+                continue;
+            }
             if of(self.view(block, map)?) != wanted {
                 self.put(block, &[Version { lsn, content: wanted }], map)?;
                 if let Some(place) = wanted.place() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client_lib::clock::VirtualClock;
-use client_lib::{Epoch, Lsn};
+use client_lib::{Epoch, Lsn, SnapshotId};
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::rig::{Rig, VOLUME};
@@ -99,6 +99,45 @@ fn a_freeze_waits_for_answers_that_are_held() {
     cell.hold(Terms { lapses: 0, until: LEASE * 2 });
     rig.wait(write).expect("is acked first");
     assert_eq!(rig.wait(freeze), Ok(Lsn::new(Epoch(1), 1)));
+}
+
+/// Story: a rollback was asked for at an owner that was cut off. It waited for a write whose answer the lease held back, and everything else
+/// waited for it, also the word that the volume was taken over: the node told nothing of the volume until it was restarted, and what
+/// waited filled the queue of the whole store. Found by the simulation.
+#[test]
+fn a_rollback_that_waits_for_the_lease_ends_when_the_volume_is_lost() {
+    let (mut rig, clock, cell) = owner();
+    for is_lost in [true, false] {
+        rig.write_block(0, 1).expect("within the lease");
+        let snapshot = if is_lost { 1 } else { 2 };
+        rig.snapshot(snapshot).expect("is made");
+        clock.advance(LEASE);
+        let write = rig.send_write(0, vec![2; 4096], false);
+        turns(&mut rig);
+        let mut rolled = rig.send(|reply| Request::RollBack { volume: VOLUME, snapshot: SnapshotId(snapshot), reply });
+        turns(&mut rig);
+        assert_eq!(rolled.try_recv(), Err(TryRecvError::Empty));
+        if is_lost {
+            let report = rig.deactivate(2);
+            assert_eq!(report.epoch, Epoch(2));
+            let refusal = StoreError::NotOwner { volume: VOLUME, epoch: Epoch(2) };
+            assert_eq!(rig.wait(rolled), Err(refusal.clone()));
+            assert_eq!(rig.wait(write), Err(refusal));
+            // The lease is there again, and so is the volume.
+            cell.hold(Terms { lapses: 0, until: LEASE * 2 });
+            rig.activate(3);
+        } else {
+            // The same lease under another number: nobody took the volume over.
+            cell.hold(Terms { lapses: 1, until: LEASE * 3 });
+            turns(&mut rig);
+            assert_eq!(rolled.try_recv(), Err(TryRecvError::Empty));
+            rig.ask(|reply| Request::Arm { volume: VOLUME, epoch: Epoch(3), acts_under: Some(1), reply })
+                .expect("is armed");
+            rig.wait(write).expect("is acked");
+            rig.wait(rolled).expect("is rolled back");
+            assert_eq!(rig.read(0, 4096).expect("reads"), [1; 4096]);
+        }
+    }
 }
 
 #[test]

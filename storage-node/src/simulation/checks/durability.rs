@@ -1,5 +1,5 @@
 //! Durability in the class `local`: a killed process loses nothing that it acked, a power cut nothing that a FLUSH or FUA
-//! had made durable.
+//! had made durable. A rollback that was answered is durable.
 
 use client_lib::VolumeId;
 
@@ -15,6 +15,15 @@ pub(crate) fn check(book: &Book, volume: VolumeId) -> Result<(), String> {
         .collect();
     for lost in book.logged.iter().filter(|logged| logged.volume == volume) {
         let Some(death) = lost.lost else { continue };
+        if lost.back_to.is_some() {
+            let its = |operation: &&Operation| {
+                let is_in_time = |done| (operation.asked..=done).contains(&lost.at);
+                operation.what == What::RollBack && operation.done().is_some_and(is_in_time)
+            };
+            if let Some(back) = book.operations.iter().filter(of_volume).find(its) {
+                return Err(format!("{back:?}, logged as {lost:?}, was lost"));
+            }
+        }
         let Some(write) = book.operations.iter().filter(of_volume).find(|operation| is_of(operation, lost)) else {
             continue;
         };
@@ -39,7 +48,7 @@ pub(crate) fn check(book: &Book, volume: VolumeId) -> Result<(), String> {
 }
 
 /// Whether `operation` is what brought `logged`. Zeroes, which others may have written too, are nobody's.
-fn is_of(operation: &Operation, logged: &Logged) -> bool {
+pub(super) fn is_of(operation: &Operation, logged: &Logged) -> bool {
     match &operation.what {
         What::Write { start, contents, .. } => {
             *start == logged.start && *contents == logged.contents && contents.iter().all(Option::is_some)

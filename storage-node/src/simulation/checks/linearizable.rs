@@ -4,7 +4,7 @@
 //! The order of the writes is known, it is that of their LSNs. So it is enough that this order agrees with time (a write
 //! that was answered before another was asked for comes before it), that no read gives anything older than what was
 //! answered before the read was asked for, to any guest, and nothing from its future. What a takeover or a power cut took
-//! away counts until then.
+//! away counts until then. A rollback is a write of what it puts back.
 
 use std::time::Duration;
 
@@ -43,7 +43,8 @@ pub(crate) fn check(book: &Book, volume: VolumeId) -> Result<(), String> {
                 What::Write { start, contents, .. } => {
                     let Some(content) = at(*start, contents, block) else { continue };
                     let is_its = |version: &&Version| {
-                        version.content == content && (operation.asked..=done).contains(&version.logged)
+                        let is_in_time = (operation.asked..=done).contains(&version.logged);
+                        version.content == content && is_in_time && !version.is_back
                     };
                     let its: Vec<&Version> = versions.iter().filter(is_its).collect();
                     let Some(version) = its.last() else {
@@ -58,10 +59,21 @@ pub(crate) fn check(book: &Book, volume: VolumeId) -> Result<(), String> {
                     let (lsn, gone) = (version.lsn, version.gone);
                     known.push(Known { lsn, asked: operation.asked, done, gone });
                 }
-                What::Read { start, found } => {
+                What::Read { start, found, .. } => {
                     reads.extend(at(*start, found, block).map(|content| (operation, content)))
                 }
-                What::Flush => {}
+                What::RollBack => {
+                    let its =
+                        |version: &&Version| version.is_back && (operation.asked..=done).contains(&version.logged);
+                    let known_of = |version: &Version| Known {
+                        lsn: version.lsn,
+                        asked: operation.asked,
+                        done,
+                        gone: version.gone,
+                    };
+                    known.extend(versions.iter().rfind(its).map(known_of));
+                }
+                What::Flush | What::Resize { .. } => {}
             }
         }
         in_order_of_time(block, &known)?;
@@ -109,7 +121,7 @@ fn judge(
     known: &[Known],
 ) -> Result<Known, String> {
     let (asked, done) = (read.asked, read.done().expect("was answered"));
-    let initial = Version { lsn: Lsn::ZERO, content: None, logged: Duration::ZERO, gone: None };
+    let initial = Version { lsn: Lsn::ZERO, content: None, logged: Duration::ZERO, gone: None, is_back: false };
     let bound = known.iter().filter(|known| known.binds(asked, done)).max_by_key(|known| known.lsn);
     let mut reasons = Vec::new();
     for version in std::iter::once(&initial).chain(versions).filter(|version| version.content == content) {

@@ -3,6 +3,7 @@
 
 use client_lib::{Lsn, NodeId, VolumeId};
 
+use super::watermarks;
 use crate::shard::handle::{Role, ShardHandle, VolumeReport};
 use crate::simulation::history::{Book, History, Seen};
 use crate::simulation::machine::LocalTime;
@@ -13,7 +14,10 @@ pub(crate) fn look(world: &World) {
     for (_, vm) in world.guests.vms() {
         for machine in world.machines.values() {
             let (history, id) = (world.history.clone(), machine.id);
-            machine.spawn(|running, time| note(running.shard.clone(), history, id, vm.volume, time));
+            machine.spawn(|running, time| {
+                watermarks::look(running, &history, id, vm.volume, &time);
+                note(running.shard.clone(), history, id, vm.volume, time)
+            });
         }
     }
 }
@@ -23,6 +27,21 @@ async fn note(shard: ShardHandle, history: History, node: NodeId, volume: Volume
     if let Ok(report) = shard.report(volume).await {
         history.book().seen.push(Seen { node, volume, at: time.now(), report });
     }
+}
+
+/// Whether the log of `node` shows that everything of `volume` up to `lsn` was durable there: a record behind it that was made durable later
+/// says so.
+pub(crate) fn vouches(book: &Book, node: NodeId, volume: VolumeId, lsn: Lsn) -> bool {
+    let of_it = book.seen.iter().filter(|seen| seen.node == node && seen.volume == volume);
+    let durable = of_it.map(|seen| match seen.report.role {
+        Role::Owner => seen.report.durable,
+        Role::Replica => seen.report.watermark,
+    });
+    let mut reached = durable.skip_while(|durable| *durable < lsn);
+    let Some(mut last) = reached.next() else { return false };
+    let rises = reached.filter(|durable| std::mem::replace(&mut last, *durable) < *durable).count();
+    // What made it rise for the second time was appended after the first look.
+    rises > 1
 }
 
 pub(crate) fn check(book: &Book, volume: VolumeId) -> Result<(), String> {
