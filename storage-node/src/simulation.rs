@@ -16,6 +16,7 @@ mod guest;
 pub(crate) mod history;
 mod machine;
 mod network;
+mod partial;
 mod pulls;
 mod round_trips;
 pub(crate) mod rules;

@@ -57,7 +57,7 @@ pub struct NodeAdmin {
     pub(super) meta: MetaRaft,
     pub(super) volumes: Arc<Volumes>,
     reconciler: Arc<Reconciler>,
-    peers: PeerClient,
+    pub(super) peers: PeerClient,
     pub(super) ownership: Arc<dyn OwnershipLog>,
     /// Volumes that are being handed over, taken over or resized by this node.
     pub(super) busy: BusyVolumes,
@@ -154,12 +154,21 @@ impl NodeAdmin {
 
     /// Asks another node.
     pub(super) async fn ask<T: DeserializeOwned>(&self, node: NodeId, request: AdminForward) -> Result<T, Error> {
-        match self.peers.ask(node, Class::Control, PeerRequest::Admin { request }, Bytes::new()).await? {
-            Message { head: PeerReply::Admin(json), .. } => serde_json::from_str(&json).map_err(|error| {
-                Error::new(ErrorKind::Internal, format!("the answer of node {node} cannot be read")).caused_by(error)
-            }),
-            message => Err(unexpected(node, &message.head)),
-        }
+        ask(&self.peers, node, request).await
+    }
+}
+
+/// Has `node` carry out `request`.
+pub(super) async fn ask<T: DeserializeOwned>(
+    peers: &PeerClient,
+    node: NodeId,
+    request: AdminForward,
+) -> Result<T, Error> {
+    match peers.ask(node, Class::Control, PeerRequest::Admin { request }, Bytes::new()).await? {
+        Message { head: PeerReply::Admin(json), .. } => serde_json::from_str(&json).map_err(|error| {
+            Error::new(ErrorKind::Internal, format!("the answer of node {node} cannot be read")).caused_by(error)
+        }),
+        message => Err(unexpected(node, &message.head)),
     }
 }
 
@@ -387,7 +396,12 @@ impl ForwardedAdmin for NodeAdmin {
                     json(&self.resize_here(self.owned(volume).await?, size, shrink).await?)
                 }
                 AdminForward::Holding { volume } => json(&self.holding_here(volume).await?),
-                AdminForward::Takeover { volume, from, epoch } => json(&self.take_over_here(volume, from, epoch)?),
+                AdminForward::Takeover { volume, from, epoch } => {
+                    json(&self.take_over_here(volume, from, epoch, false)?)
+                }
+                AdminForward::TakeoverBehind { volume, from, epoch } => {
+                    json(&self.take_over_here(volume, from, epoch, true)?)
+                }
                 AdminForward::TakeoverState { volume, epoch } => json(&self.takeovers.state(volume, epoch)?),
                 AdminForward::Rejoin { volume } => json(&self.rejoin_here(volume).await?),
             }

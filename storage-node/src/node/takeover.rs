@@ -11,17 +11,18 @@ use client_lib::clock::Clock;
 use client_lib::watch;
 use client_lib::wire::admin::{AskTakeover, Rejoin, TailStatus, TakeoverProgress, TakeoverReport};
 use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
-use consensus::{MetaState, Volume};
+use consensus::{MetaRaft, MetaState, Volume};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::METADATA_DEADLINE;
-use super::admin::{Busy, NodeAdmin, name_of, node_named, volume_named};
+use super::admin::{Busy, NodeAdmin, ask, name_of, node_named, volume_named};
 use super::reconcile::{discard, follow};
 use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::standing::Tail;
-use crate::ownership::takeover::driver::{Driver, Stage, Taken, incomplete, on_its_way_back};
+use crate::ownership::takeover::driver::{Confirm, Driver, Stage, Taken, incomplete, on_its_way_back};
+use crate::peer::client::PeerClient;
 use crate::peer::message::AdminForward;
 use crate::propagation::classes;
 use crate::serve::tail::tail_name;
@@ -152,6 +153,47 @@ struct Survey {
     answer: Result<Holding, Error>,
 }
 
+async fn survey(peers: &PeerClient, state: &MetaState, volume: VolumeId, node: NodeId) -> Survey {
+    let asked = ask(peers, node, AdminForward::Holding { volume });
+    let answer = tokio::time::timeout(SURVEY_PATIENCE, asked)
+        .await
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {SURVEY_PATIENCE:?}"))));
+    Survey { node, name: name_of(state, node), answer }
+}
+
+/// What the other replicas hold once the owner's lease is out. What they held before, when the one that takes over was chosen, they may
+/// hold more than by now: an owner that is cut off from that one alone goes on, as long as its lease lasts, with those that it reaches.
+#[derive(Clone)]
+struct LastSurvey {
+    volume: VolumeId,
+    me: NodeId,
+    meta: MetaRaft,
+    peers: PeerClient,
+}
+
+impl LastSurvey {
+    fn confirm(self) -> Confirm {
+        Arc::new(move |start| {
+            let this = self.clone();
+            Box::pin(async move { this.require_most(start).await })
+        })
+    }
+
+    /// Refuses to begin at `start` where another replica holds more, or may hold more that was flushed.
+    async fn require_most(&self, start: Lsn) -> Result<(), Error> {
+        let state = self.meta.state();
+        let gone = || Error::new(ErrorKind::NotFound, format!("volume {} was deleted", self.volume));
+        let volume = state.volume(self.volume).ok_or_else(gone)?;
+        let others = volume.replicas.iter().filter(|node| **node != self.me);
+        let mut surveys = join_all(others.map(|node| survey(&self.peers, &state, self.volume, *node))).await;
+        let (tail, heard, is_rejoining) = (None, None, false);
+        let own = Holding { known: start, watermark: start, held: start, tail, is_rejoining, heard };
+        surveys.push(Survey { node: self.me, name: name_of(&state, self.me), answer: Ok(own) });
+        let chosen = choose(volume, &surveys, Some(self.me), self.me, false)?;
+        require_heard(&state, volume, &surveys, chosen)
+    }
+}
+
 impl NodeAdmin {
     pub(super) async fn take_over_volume(&self, name: &str, request: AskTakeover) -> Result<TakeoverReport, Error> {
         let began = Instant::now();
@@ -161,20 +203,29 @@ impl NodeAdmin {
         if let Some(to) = to {
             may_take_over(&state, volume, to)?;
         }
-        let surveys = join_all(volume.replicas.iter().map(|node| self.survey(&state, volume.id, *node))).await;
-        let chosen = choose(volume, &surveys, to, self.this.id, request.behind)?;
-        if !request.behind {
-            require_heard(&state, volume, &surveys, chosen)?;
-        }
-        let (to, holding) = (chosen.node, *chosen.answer.as_ref().map_err(|_| no_replica(volume, &surveys))?);
-
-        let shown = Shown {
-            takeovers: &self.takeovers,
-            volume: name,
-            from: name_of(&state, volume.owner),
-            to: name_of(&state, to),
+        let mut tried = None;
+        let (surveys, to, holding, shown, taken) = loop {
+            let surveys = join_all(volume.replicas.iter().map(|node| self.survey(&state, volume.id, *node))).await;
+            let chosen = choose(volume, &surveys, to, self.this.id, request.behind)?;
+            if !request.behind {
+                require_heard(&state, volume, &surveys, chosen)?;
+            }
+            let (to, holding) = (chosen.node, *chosen.answer.as_ref().map_err(|_| no_replica(volume, &surveys))?);
+            let shown = Shown {
+                takeovers: &self.takeovers,
+                volume: name,
+                from: name_of(&state, volume.owner),
+                to: name_of(&state, to),
+            };
+            match (self.see_through(volume, to, request.behind, &shown).await, tried.replace(to)) {
+                (Ok(taken), _) => break (surveys, to, holding, shown, taken),
+                // While the lease was waited out another one has come to hold more, and nothing more is to come.
+                (Err(error), None) if error.kind() == ErrorKind::InvalidRequest && request.to.is_none() => {
+                    tracing::info!(volume = %name, node = %shown.to, %error, "another one is asked to take over");
+                }
+                (Err(error), _) => return Err(error),
+            }
         };
-        let taken = self.see_through(volume, to, &shown).await?;
         tracing::info!(volume = %name, epoch = %taken.epoch, from = %shown.from, to = %shown.to, start = %taken.start, "taken over");
         let answers = surveys.iter().filter_map(|survey| Some((survey, survey.answer.as_ref().ok()?)));
         let known = answers.clone().filter(|(_, holding)| holding.tail.is_none()).map(|(_, holding)| holding.known);
@@ -202,10 +253,11 @@ impl NodeAdmin {
     }
 
     /// Has node `to` take over, and waits until it has.
-    async fn see_through(&self, volume: &Volume, to: NodeId, shown: &Shown<'_>) -> Result<Taken, Error> {
+    async fn see_through(&self, volume: &Volume, to: NodeId, behind: bool, shown: &Shown<'_>) -> Result<Taken, Error> {
         let (id, from, epoch) = (volume.id, volume.owner, volume.epoch);
         let mut going = match to == self.this.id {
-            true => self.take_over_here(id, from, epoch)?,
+            true => self.take_over_here(id, from, epoch, behind)?,
+            false if behind => self.ask(to, AdminForward::TakeoverBehind { volume: id, from, epoch }).await?,
             false => self.ask(to, AdminForward::Takeover { volume: id, from, epoch }).await?,
         };
         let mut heard = Instant::now();
@@ -231,8 +283,15 @@ impl NodeAdmin {
         }
     }
 
-    /// Takes a volume over; returns how that goes, or how it went when it was asked for before.
-    pub(super) fn take_over_here(&self, id: VolumeId, from: NodeId, epoch: Epoch) -> Result<Going, Error> {
+    /// Takes a volume over, unless another replica may hold more that was flushed, or `behind` says that this does not matter; returns
+    /// how that goes, or how it went when it was asked for before.
+    pub(super) fn take_over_here(
+        &self,
+        id: VolumeId,
+        from: NodeId,
+        epoch: Epoch,
+        behind: bool,
+    ) -> Result<Going, Error> {
         let served = self.served(id)?;
         let mut here = self.takeovers.here.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = here.get(&id).filter(|running| running.epoch == epoch) {
@@ -244,7 +303,11 @@ impl NodeAdmin {
         let busy = Busy::begin(self.busy.clone(), &served)?;
         let (stage, stages) = watch::channel(Stage::Waiting { remaining_ms: 0 });
         let outcome = Arc::new(OnceLock::new());
-        let driver = Driver::new(served, from, epoch, self.ownership.clone(), self.takeovers.leases.clone(), stage);
+        let mut driver = Driver::new(served, from, epoch, self.ownership.clone(), self.takeovers.leases.clone(), stage);
+        if !behind {
+            let last = LastSurvey { volume: id, me: self.this.id, meta: self.meta.clone(), peers: self.peers.clone() };
+            driver = driver.confirmed_by(last.confirm());
+        }
         let (told, taking) = (outcome.clone(), tokio::spawn(driver.run()));
         // It is told how it went, and marked until then, also when the driver panics.
         tokio::spawn(async move {
@@ -264,16 +327,10 @@ impl NodeAdmin {
     }
 
     async fn survey(&self, state: &MetaState, volume: VolumeId, node: NodeId) -> Survey {
-        let asked = async {
-            match node == self.this.id {
-                true => self.holding_here(volume).await,
-                false => self.ask(node, AdminForward::Holding { volume }).await,
-            }
-        };
-        let answer = tokio::time::timeout(SURVEY_PATIENCE, asked).await.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Unavailable, format!("no answer within {SURVEY_PATIENCE:?}")))
-        });
-        Survey { node, name: name_of(state, node), answer }
+        match node == self.this.id {
+            true => Survey { node, name: name_of(state, node), answer: self.holding_here(volume).await },
+            false => survey(&self.peers, state, volume, node).await,
+        }
     }
 
     pub(super) async fn holding_here(&self, id: VolumeId) -> Result<Holding, Error> {

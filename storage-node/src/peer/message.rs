@@ -161,7 +161,8 @@ pub enum AdminForward {
     RollBack { volume: VolumeId, snapshot: client_lib::SnapshotId },
     /// What the node asked holds of a volume.
     Holding { volume: VolumeId },
-    /// The node asked is to take a volume over from node `from`, which owns it in `epoch`; how that goes is told.
+    /// The node asked is to take a volume over from node `from`, which owns it in `epoch`, if no other replica may hold more that was
+    /// flushed; how that goes is told.
     Takeover { volume: VolumeId, from: client_lib::NodeId, epoch: Epoch },
     /// How the takeover from the owner of `epoch` goes.
     TakeoverState { volume: VolumeId, epoch: Epoch },
@@ -183,6 +184,8 @@ pub enum AdminForward {
     MigrateGroup { group: VolumeGroupId, to: client_lib::NodeId, synced: bool, deadline_ms: Option<u64> },
     /// Make a snapshot of all volumes of a group at one cut.
     SnapshotGroup { group: VolumeGroupId, name: client_lib::SnapshotName },
+    /// As `Takeover`, whatever others hold.
+    TakeoverBehind { volume: VolumeId, from: client_lib::NodeId, epoch: Epoch },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

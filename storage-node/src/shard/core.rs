@@ -266,6 +266,13 @@ impl Core {
                 let news = self.volumes.get(&volume).map(|run| run.news.clone());
                 drop(reply.send(news.ok_or(StoreError::UnknownVolume(volume))));
             }
+            Request::Vouch { volume, reply } => {
+                let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume));
+                match run.and_then(VolumeRun::require_owner) {
+                    Ok(()) => self.answer(volume, Done::Durable(reply)),
+                    Err(error) => drop(reply.send(Err(error))),
+                }
+            }
             Request::Damaged { reply } => drop(reply.send(Ok(self.damaged()))),
             Request::Read { volume, moment, offset, length, reply } => self.read(volume, moment, offset, length, reply),
             Request::Write { volume, offset, data, fua, origin, reply } => {

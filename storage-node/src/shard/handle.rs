@@ -241,6 +241,7 @@ pub enum Request {
     Snapshots { volume: VolumeId, reply: Reply<Vec<SnapshotReport>> },
     Report { volume: VolumeId, reply: Reply<VolumeReport> },
     News { volume: VolumeId, reply: Reply<Arc<News>> },
+    Vouch { volume: VolumeId, reply: Reply<Lsn> },
     Read { volume: VolumeId, moment: Moment, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
     Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, origin: Option<Origin>, reply: Reply<Lsn> },
     Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, origin: Option<Origin>, reply: Reply<Lsn> },
@@ -440,6 +441,14 @@ impl ShardHandle {
     /// The volume's positions and counts.
     pub async fn report(&self, volume: VolumeId) -> Result<VolumeReport, StoreError> {
         self.ask(|reply| Request::Report { volume, reply }).await
+    }
+
+    /// Answers as soon as this node certainly still owns the volume: while its lease holds at once, else when it does again.
+    ///
+    /// # Errors
+    /// `NotOwner` when it does not any more.
+    pub async fn vouch(&self, volume: VolumeId) -> Result<(), StoreError> {
+        self.ask(|reply| Request::Vouch { volume, reply }).await.map(drop)
     }
 
     /// Where it is told that something was applied to the volume, for as long as it exists here.

@@ -117,6 +117,7 @@ impl Request {
             | Request::Zero { reply, .. }
             | Request::Flush { reply, .. }
             | Request::Sync { reply, .. }
+            | Request::Vouch { reply, .. }
             | Request::Freeze { reply, .. }
             | Request::ApplyManifest { reply, .. }
             | Request::ApplySealed { reply, .. } => drop(reply.send(Err(error))),
@@ -207,6 +208,7 @@ impl Request {
             | Request::Delete { .. }
             | Request::Snapshots { .. }
             | Request::Report { .. }
+            | Request::Vouch { .. }
             | Request::News { .. }
             | Request::Ledger { .. }
             | Request::Damaged { .. }

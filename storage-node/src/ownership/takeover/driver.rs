@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use client_lib::transport::BoxFuture;
 use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};
 use consensus::MetaState;
@@ -58,6 +59,10 @@ pub struct Taken {
     pub lost_blocks: u64,
 }
 
+/// Whether this node may begin with what it holds: up to that position. Asked when the owner's lease is out, so that nothing is flushed
+/// any more that those who are asked do not tell of.
+pub type Confirm = Arc<dyn Fn(Lsn) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
+
 /// One takeover of one volume by this node.
 pub struct Driver {
     volume: Arc<ServedVolume>,
@@ -67,6 +72,7 @@ pub struct Driver {
     leases: Arc<LeaseWatch>,
     stage: watch::Sender<Stage>,
     hold: Option<Hold>,
+    confirm: Option<Confirm>,
     taken: Taken,
 }
 
@@ -82,7 +88,13 @@ impl Driver {
         stage: watch::Sender<Stage>,
     ) -> Driver {
         let taken = Taken { epoch: epoch.next(), start: Lsn::ZERO, known: Lsn::ZERO, lost_blocks: 0 };
-        Driver { volume, from, epoch, log, leases, stage, hold: None, taken }
+        Driver { volume, from, epoch, log, leases, stage, hold: None, confirm: None, taken }
+    }
+
+    /// The same, which goes on only if `confirm` has nothing against it.
+    #[must_use]
+    pub fn confirmed_by(self, confirm: Confirm) -> Driver {
+        Driver { confirm: Some(confirm), ..self }
     }
 
     /// Takes the volume over, or follows as before and says why.
@@ -114,7 +126,11 @@ impl Driver {
                 }
                 Effect::Hold => {
                     self.stage.send_replace(Stage::Holding);
-                    match self.hold().await {
+                    let held = match (self.hold().await, &self.confirm) {
+                        (Ok(start), Some(confirm)) => confirm(start).await.map(|()| start),
+                        (held, _) => held,
+                    };
+                    match held {
                         Ok(start) => Event::Held(start),
                         Err(error) => Event::Failed(error),
                     }

@@ -42,11 +42,10 @@ impl ServedVolume {
             _ = views.wait_for(|now| *now != view) => Outcome::Over,
         };
         match outcome {
-            Outcome::Durable => Ok(true),
             Outcome::Over => Ok(false),
-            // Nobody else vouches for it, so the lease must, now: the volume may have been taken over meanwhile.
-            Outcome::Degraded => match self.shard.flush(self.id).await {
-                Ok(_) => Ok(true),
+            // The volume may have been taken over meanwhile, by somebody who has asked those that hold this before they did.
+            Outcome::Durable | Outcome::Degraded => match self.shard.vouch(self.id).await {
+                Ok(()) => Ok(true),
                 Err(error) => self.recover(Moment::Now, view, error).await.map(|_| false),
             },
         }
