@@ -43,9 +43,11 @@ impl Cluster {
         self.until(mode).await;
     }
 
+    /// Whether `node` was told of everything, snapshots too: of those it may hear a moment after what they are of.
     async fn knows(&self, node: u64) -> bool {
-        let head = self.nodes[&1].shard.report(self.volume).await.expect("reports").head;
-        self.nodes[&node].shard.report(self.volume).await.expect("reports").known == head
+        let owner = self.nodes[&1].shard.report(self.volume).await.expect("reports");
+        let replica = self.nodes[&node].shard.report(self.volume).await.expect("reports");
+        (replica.known, replica.newest_snapshot) == (owner.head, owner.newest_snapshot)
     }
 }
 
