@@ -52,7 +52,7 @@ soak: tools ## the same tests with many more seeds and larger backlogs, then mut
 	export HELIO_SEEDS=100000 HELIO_BACKLOG_MIB=2048 HELIO_KILLS=200 HELIO_LOSSES=10 HELIO_MOVES=50 HELIO_UPGRADES=100 HELIO_FUZZ=1000000 && $(CARGO) test --workspace
 	export HELIO_FUZZ=endless HELIO_FUZZ_SEED=$$RANDOM && $(CARGO) test --package nbd-frontend --test fuzz -- --nocapture
 
-bench: tools ## measure speed, cleaning, growth and idle volumes, optimised build; half an hour, figures and plots in target/bench
+bench: tools ## measure speed, cleaning, growth and idle volumes, optimised build; forty minutes, figures and plots in target/bench
 	$(CARGO) build --release --package storage-node --package nbd-frontend --package bench --bins
 	$(CARGO) run --release --quiet --package bench -- --out target/bench
 

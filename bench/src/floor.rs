@@ -6,7 +6,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context;
 use clap::Args;
 use nbd_frontend::{MemoryDirectory, MemoryExport, ServerOptions};
 use serde::Serialize;
@@ -75,35 +74,17 @@ pub(crate) fn run(options: &Options, bench: &Bench<'_>) -> anyhow::Result<()> {
     let extent = Extent::Seconds(options.seconds, size);
     let mut rows = Vec::new();
     for workload in &WORKLOADS {
-        let mut figures = [Vec::new(), Vec::new()];
-        for _ in 0..options.rounds {
-            for (server, figures) in servers.iter().zip(&mut figures) {
-                let cpu = || process::cpu_seconds(&server.id()).map(Some);
-                figures.push(load::measure(&server.target(), workload, extent, cpu)?);
-            }
-        }
-        let [heliotrope, nbdkit] = figures.map(|all| Figures::median(&all).context("no rounds were asked for"));
-        let (heliotrope, nbdkit) = (heliotrope?, nbdkit?);
+        let figures = load::in_turns(options.rounds, &servers, |server| {
+            load::measure(&server.target(), workload, extent, || process::cpu_seconds(&server.id()).map(Some))
+        })?;
+        let (heliotrope, nbdkit) = (figures[0], figures[1]);
         rows.push(Row { workload: workload.name, depth: workload.depth, heliotrope, nbdkit });
     }
-    println!(
-        "{:<10} {:>3} {:<14} {:>9} {:>9} {:>9} {:>9}",
-        "", "QD", "server", "IOPS", "p50 us", "p99 us", "CPU us/op"
-    );
-    for row in &rows {
-        for (name, figures) in [("heliotrope", row.heliotrope), ("nbdkit memory", row.nbdkit)] {
-            println!(
-                "{:<10} {:>3} {:<14} {:>9.0} {:>9.1} {:>9.1} {:>9.1}",
-                row.workload,
-                row.depth,
-                name,
-                figures.iops,
-                figures.p50_us,
-                figures.p99_us,
-                figures.cpu_us_per_op.unwrap_or_default(),
-            );
-        }
-    }
+    let both = |row: &Row| {
+        [("heliotrope", row.heliotrope), ("nbdkit memory", row.nbdkit)]
+            .map(|(name, figures)| (row.workload, row.depth, name, figures))
+    };
+    load::print("server", rows.iter().flat_map(both));
     bench.output.json("floor", &rows)
 }
 

@@ -3,7 +3,6 @@
 //!
 //! Both are loaded in turn, round by round; figures are medians over the rounds. The CPU of the second is that of both processes.
 
-use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
@@ -66,44 +65,25 @@ pub(crate) fn run(options: &Options, bench: &Bench<'_>) -> anyhow::Result<()> {
     let beside = Server::helio_nbd(root.path(), &node, bench.helio)?;
     load::fill(&node.target(), size)?;
     let extent = Extent::Seconds(options.seconds, size);
+    // What is loaded, and whose CPU counts.
+    let ways: [(&Server, &[&Server]); 2] = [(&node, &[&node]), (&beside, &[&node, &beside])];
     let mut rows = Vec::new();
     for workload in &WORKLOADS {
-        let (mut direct, mut through) = (Vec::new(), Vec::new());
-        for _ in 0..options.rounds {
-            let alone = || process::cpu_seconds(&node.id()).map(Some);
-            direct.push(load::measure(&node.target(), workload, extent, alone)?);
-            let both = || Ok(Some(process::cpu_seconds(&node.id())? + process::cpu_seconds(&beside.id())?));
-            through.push(load::measure(&beside.target(), workload, extent, both)?);
-        }
-        let median = |all: &[Figures]| Figures::median(all).context("no rounds were asked for");
-        let (node, helio_nbd) = (median(&direct)?, median(&through)?);
+        let figures = load::in_turns(options.rounds, &ways, |(server, uses)| {
+            let cpu = || uses.iter().map(|server| process::cpu_seconds(&server.id())).sum::<anyhow::Result<f64>>();
+            load::measure(&server.target(), workload, extent, || cpu().map(Some))
+        })?;
+        let (node, helio_nbd) = (figures[0], figures[1]);
         rows.push(Row { workload: workload.name, depth: workload.depth, node, helio_nbd });
     }
-    print(&rows);
+    let ways = |row: &Row| {
+        [("node", row.node), ("helio-nbd", row.helio_nbd)]
+            .map(|(name, figures)| (row.workload, row.depth, name, figures))
+    };
+    load::print("through", rows.iter().flat_map(ways));
     let bars = bars(&rows);
     print_bars(&bars);
     bench.output.json("hop", &(&rows, &bars))
-}
-
-fn print(rows: &[Row]) {
-    println!(
-        "{:<15} {:>3} {:<10} {:>9} {:>9} {:>9} {:>9}",
-        "", "QD", "through", "IOPS", "p50 us", "p99 us", "CPU us/op"
-    );
-    for row in rows {
-        for (name, figures) in [("node", row.node), ("helio-nbd", row.helio_nbd)] {
-            println!(
-                "{:<15} {:>3} {:<10} {:>9.0} {:>9.1} {:>9.1} {:>9.1}",
-                row.workload,
-                row.depth,
-                name,
-                figures.iops,
-                figures.p50_us,
-                figures.p99_us,
-                figures.cpu_us_per_op.unwrap_or_default(),
-            );
-        }
-    }
 }
 
 fn bars(rows: &[Row]) -> Vec<Bar> {

@@ -69,6 +69,30 @@ pub(crate) enum Extent {
     Operations(u64, u64, u64),
 }
 
+/// The median of each of `loaded`, which are measured in turn, round by round, so that a machine that grows slower slows all of them.
+pub(crate) fn in_turns<T>(
+    rounds: usize,
+    loaded: &[T],
+    measure: impl Fn(&T) -> anyhow::Result<Figures>,
+) -> anyhow::Result<Vec<Figures>> {
+    let mut all: Vec<Vec<Figures>> = loaded.iter().map(|_| Vec::new()).collect();
+    for _ in 0..rounds {
+        for (one, figures) in loaded.iter().zip(&mut all) {
+            figures.push(measure(one)?);
+        }
+    }
+    all.iter().map(|figures| Figures::median(figures).context("no rounds were asked for")).collect()
+}
+
+/// A table of workloads, their depths, what was loaded (`heading`), and what came of it.
+pub(crate) fn print(heading: &str, rows: impl IntoIterator<Item = (&'static str, u32, &'static str, Figures)>) {
+    println!("{:<15} {:>3} {heading:<14} {:>9} {:>9} {:>9} {:>9}", "", "QD", "IOPS", "p50 us", "p99 us", "CPU us/op");
+    for (workload, depth, name, Figures { iops, p50_us, p99_us, cpu_us_per_op }) in rows {
+        let cpu = cpu_us_per_op.unwrap_or_default();
+        println!("{workload:<15} {depth:>3} {name:<14} {iops:>9.0} {p50_us:>9.1} {p99_us:>9.1} {cpu:>9.1}");
+    }
+}
+
 /// Writes the first `size` bytes once, so that reads find data.
 pub(crate) fn fill(target: &Target, size: u64) -> anyhow::Result<()> {
     fio(target, &["--rw=write", "--bs=1M", "--iodepth=4", "--end_fsync=1", &format!("--size={size}")]).map(drop)

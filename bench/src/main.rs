@@ -1,5 +1,5 @@
 //! Does the block store hold what it promises? One command per question: [`speed`] beside other NBD servers, [`hop`] through
-//! `helio-nbd`, [`cleaning`] under endless overwriting, [`growth`] of a large, sparsely written volume, [`idle`] volumes by the thousand.
+//! `helio-nbd`, [`floor`] over memory, [`cleaning`] under endless overwriting, [`growth`] of a large, sparsely written volume, [`idle`] volumes by the thousand.
 //!
 //! Each prints a table and its bars, marked PASS or missed, and with `--out` writes its figures as JSON and its curves as
 //! SVG. What is compared runs side by side, in turns, so that a machine that grows slower slows all of it: on a noisy
@@ -26,7 +26,7 @@ use report::Output;
 /// Measure Heliotrope's block store
 #[derive(Debug, Parser)]
 #[command(
-    after_help = "Without a command everything is measured at its default size: about half an hour, 16 GiB of disk space.\n\
+    after_help = "Without a command everything is measured at its default size: about forty minutes, 16 GiB of disk space.\n\
     Build with --release and leave the machine alone meanwhile.\n\n\
     Examples:\n  \
     bench --out target/bench\n  \

@@ -125,15 +125,11 @@ pub(crate) fn run(options: &Options, bench: &Bench<'_>) -> anyhow::Result<()> {
     }
     let mut rows = Vec::new();
     for workload in &WORKLOADS {
-        let mut rounds: Vec<Vec<Figures>> = contenders.iter().map(|_| Vec::new()).collect();
-        for _ in 0..options.rounds {
-            for (contender, figures) in contenders.iter().zip(&mut rounds) {
-                let measured = contender.measure(workload, options.seconds, size);
-                figures.push(measured.with_context(|| format!("{} of {}", workload.name, contender.name))?);
-            }
-        }
-        for (contender, figures) in contenders.iter().zip(rounds) {
-            let figures = Figures::median(&figures).context("no rounds were asked for")?;
+        let figures = load::in_turns(options.rounds, &contenders, |contender| {
+            let measured = contender.measure(workload, options.seconds, size);
+            measured.with_context(|| format!("{} of {}", workload.name, contender.name))
+        })?;
+        for (contender, figures) in contenders.iter().zip(figures) {
             rows.push(Row { workload: workload.name, depth: workload.depth, server: contender.name, figures });
         }
     }

@@ -372,7 +372,7 @@ fn require_usable(options: &ServerOptions) -> Result<Option<Tls>, Error> {
             "the service manager has passed the Unix socket {path}, and {named} is named as well: leave one of both out"
         ));
     }
-    if let (Some(named), Some(address)) = (options.tcp, tcp_address(&ServerOptions { tcp: None, ..options.clone() })?) {
+    if let (Some(named), Some(address)) = (options.tcp, passed_address(&options.passed)?) {
         return refused(format!(
             "the service manager has passed a socket at {address}, and {named} is named as well: leave one of both out"
         ));
@@ -401,9 +401,12 @@ fn unix_path(options: &ServerOptions) -> Option<PathBuf> {
 
 /// Where the socket for TCP is or will be.
 fn tcp_address(options: &ServerOptions) -> Result<Option<SocketAddr>, Error> {
-    let address = options.passed.tcp().map(std::net::TcpListener::local_addr).transpose();
-    let address = address.map_err(|error| cannot_listen("a socket that the service manager has passed", error))?;
-    Ok(options.tcp.or(address))
+    Ok(options.tcp.or(passed_address(&options.passed)?))
+}
+
+/// Where the one that was passed is.
+fn passed_address(sockets: &PassedSockets) -> Result<Option<SocketAddr>, Error> {
+    sockets.tcp_address().map_err(|error| cannot_listen("a socket that the service manager has passed", error))
 }
 
 /// As [`Hello::tls`] has it.

@@ -5,7 +5,7 @@
 //! one that means nothing here is refused, since somebody meant something by it. Taking descriptors over by their numbers is
 //! `listenfd`'s: it looks what each is before it takes it.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
@@ -93,6 +93,14 @@ impl PassedSockets {
     #[must_use]
     pub fn tcp(&self) -> Option<&TcpListener> {
         self.tcp.as_ref()
+    }
+
+    /// Where that is.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn tcp_address(&self) -> std::io::Result<Option<SocketAddr>> {
+        self.tcp.as_ref().map(TcpListener::local_addr).transpose()
     }
 
     /// Whether nothing was passed.

@@ -133,12 +133,9 @@ impl Reconciler {
         let acts_under = state.lease(self.me).acts_under();
         let before =
             std::mem::replace(&mut *self.acts_under.lock().unwrap_or_else(PoisonError::into_inner), acts_under);
-        let is_settled = |settled: &mut Option<Arc<MetaState>>| {
-            // Else there is something to do, or to be tried again.
-            settled.take_if(|settled| !settled.differs_in_leases_only(state));
-            settled.is_some()
-        };
-        if is_settled(&mut self.settled.lock().unwrap_or_else(PoisonError::into_inner)) && before == acts_under {
+        // Nothing to do for any volume, and nothing to be tried again.
+        let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if before == acts_under && settled.is_some_and(|settled| settled.differs_in_leases_only(state)) {
             return;
         }
         let mut is_settled = true;
@@ -151,7 +148,8 @@ impl Reconciler {
                 tracing::error!(volume = %volume.name, epoch = %volume.epoch, %error, "the volume cannot be served");
             }
             self.volumes.set_trouble(volume.id, served.as_ref().err());
-            is_settled &= served.is_ok() && self.has_come_to(volume);
+            is_settled &= served.is_ok()
+                && self.volumes.get(volume.id).is_some_and(|served| has_come_to(served.gate.view(), volume));
         }
         let wanted: BTreeSet<VolumeId> = state.volumes().map(|volume| volume.id).collect();
         for gone in self.volumes.all().into_iter().filter(|volume| !wanted.contains(&volume.id)) {
@@ -161,14 +159,6 @@ impl Reconciler {
         }
         is_settled &= self.delete_all_but(&wanted).await;
         *self.settled.lock().unwrap_or_else(PoisonError::into_inner) = is_settled.then(|| state.clone());
-    }
-
-    /// Whether this node is to the volume what `meta` has it be.
-    fn has_come_to(&self, meta: &Volume) -> bool {
-        self.volumes.get(meta.id).is_some_and(|volume| {
-            let view = volume.gate.view();
-            view.epoch >= meta.epoch && view.phase != Phase::Activating
-        })
     }
 
     /// Deletes what is stored and not `wanted`, also what was deleted while this node was down. Returns whether nothing is left of it.
@@ -239,7 +229,7 @@ impl Reconciler {
         volume.pace.follow(meta.rpo);
         volume.may_come.store(meta.on_write == Some(self.me), Ordering::Relaxed);
         volume.sending.follow(&meta.propagation);
-        let is_done = view.epoch >= meta.epoch && view.phase != Phase::Activating;
+        let is_done = has_come_to(view, meta);
         if !is_done {
             volume.standing.heard(meta);
             if !owned {
@@ -422,6 +412,11 @@ pub async fn follow(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
     volume.standing.set_tail(tail);
     volume.gate.set(View { owner: meta.owner, epoch: meta.epoch, phase: Phase::Elsewhere });
     Ok(())
+}
+
+/// Whether a node with this view is to the volume what `meta` has it be.
+fn has_come_to(view: View, meta: &Volume) -> bool {
+    view.epoch >= meta.epoch && view.phase != Phase::Activating
 }
 
 /// Drops what is held here beyond `to`, with the snapshots that were made of it.

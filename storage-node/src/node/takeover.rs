@@ -153,17 +153,17 @@ struct Survey {
     answer: Result<Holding, Error>,
 }
 
-async fn survey(peers: &PeerClient, state: &MetaState, volume: VolumeId, node: NodeId) -> Survey {
-    let asked = ask(peers, node, AdminForward::Holding { volume });
-    let answer = tokio::time::timeout(SURVEY_PATIENCE, asked)
-        .await
-        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {SURVEY_PATIENCE:?}"))));
-    Survey { node, name: name_of(state, node), answer }
+impl Survey {
+    /// What `asked` comes to, of `node`.
+    async fn of(state: &MetaState, node: NodeId, asked: impl Future<Output = Result<Holding, Error>>) -> Survey {
+        let late = |_| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {SURVEY_PATIENCE:?}")));
+        let answer = tokio::time::timeout(SURVEY_PATIENCE, asked).await.unwrap_or_else(late);
+        Survey { node, name: name_of(state, node), answer }
+    }
 }
 
 /// What the other replicas hold once the owner's lease is out. What they held before, when the one that takes over was chosen, they may
 /// hold more than by now: an owner that is cut off from that one alone goes on, as long as its lease lasts, with those that it reaches.
-#[derive(Clone)]
 struct LastSurvey {
     volume: VolumeId,
     me: NodeId,
@@ -173,10 +173,7 @@ struct LastSurvey {
 
 impl LastSurvey {
     fn confirm(self) -> Confirm {
-        Arc::new(move |start| {
-            let this = self.clone();
-            Box::pin(async move { this.require_most(start).await })
-        })
+        Box::new(move |start| Box::pin(async move { self.require_most(start).await }))
     }
 
     /// Refuses to begin at `start` where another replica holds more, or may hold more that was flushed.
@@ -185,7 +182,8 @@ impl LastSurvey {
         let gone = || Error::new(ErrorKind::NotFound, format!("volume {} was deleted", self.volume));
         let volume = state.volume(self.volume).ok_or_else(gone)?;
         let others = volume.replicas.iter().filter(|node| **node != self.me);
-        let mut surveys = join_all(others.map(|node| survey(&self.peers, &state, self.volume, *node))).await;
+        let asked = |node| ask(&self.peers, node, AdminForward::Holding { volume: self.volume });
+        let mut surveys = join_all(others.map(|node| Survey::of(&state, *node, asked(*node)))).await;
         let (tail, heard, is_rejoining) = (None, None, false);
         let own = Holding { known: start, watermark: start, held: start, tail, is_rejoining, heard };
         surveys.push(Survey { node: self.me, name: name_of(&state, self.me), answer: Ok(own) });
@@ -203,7 +201,7 @@ impl NodeAdmin {
         if let Some(to) = to {
             may_take_over(&state, volume, to)?;
         }
-        let mut tried = None;
+        let mut is_last = request.to.is_some();
         let (surveys, to, holding, shown, taken) = loop {
             let surveys = join_all(volume.replicas.iter().map(|node| self.survey(&state, volume.id, *node))).await;
             let chosen = choose(volume, &surveys, to, self.this.id, request.behind)?;
@@ -217,13 +215,14 @@ impl NodeAdmin {
                 from: name_of(&state, volume.owner),
                 to: name_of(&state, to),
             };
-            match (self.see_through(volume, to, request.behind, &shown).await, tried.replace(to)) {
-                (Ok(taken), _) => break (surveys, to, holding, shown, taken),
+            match self.see_through(volume, to, request.behind, &shown).await {
+                Ok(taken) => break (surveys, to, holding, shown, taken),
                 // While the lease was waited out another one has come to hold more, and nothing more is to come.
-                (Err(error), None) if error.kind() == ErrorKind::InvalidRequest && request.to.is_none() => {
+                Err(error) if error.kind() == ErrorKind::InvalidRequest && !is_last => {
                     tracing::info!(volume = %name, node = %shown.to, %error, "another one is asked to take over");
+                    is_last = true;
                 }
-                (Err(error), _) => return Err(error),
+                Err(error) => return Err(error),
             }
         };
         tracing::info!(volume = %name, epoch = %taken.epoch, from = %shown.from, to = %shown.to, start = %taken.start, "taken over");
@@ -327,10 +326,13 @@ impl NodeAdmin {
     }
 
     async fn survey(&self, state: &MetaState, volume: VolumeId, node: NodeId) -> Survey {
-        match node == self.this.id {
-            true => Survey { node, name: name_of(state, node), answer: self.holding_here(volume).await },
-            false => survey(&self.peers, state, volume, node).await,
-        }
+        let asked = async {
+            match node == self.this.id {
+                true => self.holding_here(volume).await,
+                false => self.ask(node, AdminForward::Holding { volume }).await,
+            }
+        };
+        Survey::of(state, node, asked).await
     }
 
     pub(super) async fn holding_here(&self, id: VolumeId) -> Result<Holding, Error> {

@@ -486,14 +486,13 @@ impl Core {
         if self.unready.may_be_any() {
             finish_fillings(&mut self.volumes, entry, &mut self.map)?;
         }
-        self.touched.note(entry.volume());
         match entry {
             Entry::Cloned { volume, origin, snapshot } => self.cloned(*volume, *origin, *snapshot),
             Entry::Relocated { volume, .. } => {
                 self.map.usage.begin_moves();
                 for run in self.volumes.values_mut().filter(|run| run.state.may_hold(*volume)) {
-                    self.touched.note(run.state.id);
                     apply_to(&mut run.state, entry, place, &mut self.map)?;
+                    self.touched.note(run);
                 }
             }
             Entry::Opened { volume, size } => {
@@ -504,6 +503,7 @@ impl Core {
                     run.state.pins.release_all(&mut self.map.usage);
                     self.map.forget(*volume);
                     self.scrub.forget(*volume);
+                    self.touched.forget(*volume);
                     self.forgotten.push(*volume);
                     self.refuse_waiting(run, &StoreError::UnknownVolume(*volume));
                 }
@@ -538,6 +538,9 @@ impl Core {
                     }
                 }
             }
+        }
+        if let Some(run) = self.volumes.get(&entry.volume()) {
+            self.touched.note(run);
         }
         Ok(())
     }
@@ -600,16 +603,13 @@ impl Core {
         }
         if !self.map.cache.wants_checkpoint() {
             for volume in self.touched.working().iter().copied().collect::<Vec<_>>() {
-                let Some(run) = self.volumes.get_mut(&volume) else {
-                    self.touched.stepped(volume, false);
-                    continue;
-                };
+                let Some(run) = self.volumes.get_mut(&volume) else { continue };
                 let folded = run.state.fold(FOLD_STEP, &mut self.map);
                 let merged = folded.and_then(|_| run.state.merge_snapshots(MERGE_STEP, &mut self.map));
                 if merged.is_err() {
                     return self.note_fault();
                 }
-                self.touched.stepped(volume, run.may_have_work());
+                self.touched.stepped(run);
             }
         }
         self.space_step();

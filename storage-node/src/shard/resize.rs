@@ -80,7 +80,7 @@ impl Core {
                 run.end = size;
                 run.shrink =
                     Some(Shrink { size, at: size.bytes(), piece: None, is_logged: false, replies: vec![reply] });
-                self.touched.note(volume);
+                self.touched.note(run);
             }
             // The entry that brought this size may not be durable yet.
             Ordering::Less | Ordering::Equal => self.syncs.wait(volume, Done::Report(reply)),

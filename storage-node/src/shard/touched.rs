@@ -1,20 +1,22 @@
 //! Which volumes a turn has to look at: a shard may have thousands, of which few are in use, and a turn is to cost what happens in it.
 //!
-//! Whatever is applied to a volume, and whatever else gives it something to do, is noted. Who looks at the volumes noted for one purpose
-//! says which of them are done with.
+//! A volume is noted when something was applied to it, or something else has given it something to do. Who looks at the volumes noted for
+//! one purpose says which of them are done with.
 
 use std::collections::BTreeSet;
 
 use client_lib::VolumeId;
 
+use super::run::VolumeRun;
+
 /// Volumes that something has happened to.
 #[derive(Debug, Default)]
 pub(super) struct Touched {
-    /// May have something to be done in the background.
+    /// Have something to be done in the background, or had when they were looked at last.
     working: BTreeSet<VolumeId>,
     /// May hold more than what was durable when the last sync began.
     unsynced: BTreeSet<VolumeId>,
-    /// May have chunks of layers that the last checkpoint has not.
+    /// Have chunks of layers that the last checkpoint has not, or had.
     chunked: BTreeSet<VolumeId>,
 }
 
@@ -25,11 +27,19 @@ impl Touched {
         Touched { working: all.clone(), unsynced: all.clone(), chunked: all }
     }
 
-    /// Something has happened to `volume`.
-    pub(super) fn note(&mut self, volume: VolumeId) {
-        self.working.insert(volume);
-        self.unsynced.insert(volume);
-        self.chunked.insert(volume);
+    /// Something has happened to the volume of `run`.
+    pub(super) fn note(&mut self, run: &VolumeRun) {
+        self.unsynced.insert(run.state.id);
+        if run.may_have_work() {
+            self.working.insert(run.state.id);
+        }
+        self.note_chunks(run);
+    }
+
+    fn note_chunks(&mut self, run: &VolumeRun) {
+        if run.state.layers.dirty_chunks() > 0 {
+            self.chunked.insert(run.state.id);
+        }
     }
 
     /// Those that may have something to be done.
@@ -37,12 +47,19 @@ impl Touched {
         &self.working
     }
 
-    /// A step was taken with `volume`, which changes its layers; is there more to do?
-    pub(super) fn stepped(&mut self, volume: VolumeId, has_more: bool) {
-        self.chunked.insert(volume);
-        if !has_more {
-            self.working.remove(&volume);
+    /// A step was taken with the volume of `run`, which may have changed its layers.
+    pub(super) fn stepped(&mut self, run: &VolumeRun) {
+        self.note_chunks(run);
+        if !run.may_have_work() {
+            self.working.remove(&run.state.id);
         }
+    }
+
+    /// `volume` is gone.
+    pub(super) fn forget(&mut self, volume: VolumeId) {
+        self.working.remove(&volume);
+        self.unsynced.remove(&volume);
+        self.chunked.remove(&volume);
     }
 
     /// The chunks that a checkpoint would write, of which `dirty` tells for each volume.

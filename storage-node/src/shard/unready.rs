@@ -58,8 +58,10 @@ impl Core {
         }
         let unready = self.volumes.iter().filter(|(_, run)| run.is_unready());
         for volume in unready.map(|(volume, _)| *volume).collect::<Vec<_>>() {
-            self.touched.note(volume);
             let outcome = self.fill_volume(volume).and_then(|()| self.roll_volume_back(volume));
+            if let Some(run) = self.volumes.get(&volume) {
+                self.touched.note(run);
+            }
             if let Err(error) = outcome {
                 self.fail(&format!("the block map cannot be read: {error}"));
                 if let Some(job) = self.volumes.get_mut(&volume).and_then(|run| run.rollback.take()) {

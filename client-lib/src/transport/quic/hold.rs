@@ -32,8 +32,7 @@ impl Hold {
     }
 
     fn is_on(&self, now: Instant) -> bool {
-        let until = self.until.load(Ordering::Relaxed);
-        until > 0 && u128::from(until) > now.saturating_duration_since(self.began).as_nanos()
+        u128::from(self.until.load(Ordering::Relaxed)) > now.saturating_duration_since(self.began).as_nanos()
     }
 }
 

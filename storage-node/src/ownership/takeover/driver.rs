@@ -61,7 +61,7 @@ pub struct Taken {
 
 /// Whether this node may begin with what it holds: up to that position. Asked when the owner's lease is out, so that nothing is flushed
 /// any more that those who are asked do not tell of.
-pub type Confirm = Arc<dyn Fn(Lsn) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
+pub type Confirm = Box<dyn FnOnce(Lsn) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
 
 /// One takeover of one volume by this node.
 pub struct Driver {
@@ -126,7 +126,7 @@ impl Driver {
                 }
                 Effect::Hold => {
                     self.stage.send_replace(Stage::Holding);
-                    let held = match (self.hold().await, &self.confirm) {
+                    let held = match (self.hold().await, self.confirm.take()) {
                         (Ok(start), Some(confirm)) => confirm(start).await.map(|()| start),
                         (held, _) => held,
                     };
