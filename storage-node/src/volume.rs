@@ -322,8 +322,8 @@ impl Volume {
     /// The first version of `block` in `layers`, or the base's: which has nothing newer than a snapshot that is on its way
     /// into it.
     fn version_in(&self, layers: &[&Layer], block: u32, map: &mut Map) -> Result<Option<Version>, MapError> {
-        match layers.iter().find_map(|layer| layer.entries().get(&block)) {
-            Some(version) => Ok(Some(*version)),
+        match layers.iter().find_map(|layer| layer.get(block)) {
+            Some(version) => Ok(Some(version)),
             None => map.cache.version(self.id, block),
         }
     }

@@ -123,8 +123,8 @@ pub fn runs(
     match record::restore(volume, &stored) {
         Ok(state) => {
             for (name, layer) in state.layers.each() {
-                for (block, version) in layer.entries().range(range.clone()) {
-                    runs.push(MapRun::of(name, *block, *version));
+                for (block, version) in layer.range(*range.start(), *range.end()) {
+                    runs.push(MapRun::of(name, block, version));
                 }
             }
         }

@@ -141,7 +141,7 @@ fn state_report(state: &Volume) -> VolumeState {
     let layers = state.layers.each().map(|(name, layer)| LayerReport {
         layer: name,
         id: layer.id(),
-        blocks: layer.entries().len() as u64,
+        blocks: layer.len(),
         stale_blocks: layer.stale(),
     });
     let history = state.changes.intervals().iter().map(|interval| IntervalReport {

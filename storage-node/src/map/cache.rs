@@ -24,6 +24,9 @@ use super::store::{Change, MapError, MapStore};
 /// The smallest useful cache, in pages of the largest kind: less would thrash within one large request.
 pub const PAGES_MIN: usize = 32;
 
+/// What the base map never has: data that is elsewhere.
+const STALE_BASE: &str = "the base map holds only what is here";
+
 /// Changed entries of a page from which on it is written whole: where neither is cheaper. An entry by itself takes some 30
 /// bytes, a page with all its entries written at random 3 KiB; and what is written by itself is merged later.
 const ENTRIES_CHANGED_MAX: u32 = 48;
@@ -156,6 +159,7 @@ impl PageCache {
     /// # Errors
     /// When the page cannot be read; then nothing changed.
     pub fn set(&mut self, map: impl Into<MapKey>, block: u32, version: Version) -> Result<Option<Version>, MapError> {
+        assert!(!version.content.is_stale(), "{STALE_BASE}");
         let index = (block % PAGE_ENTRIES) as Index;
         self.change(map.into(), block / PAGE_ENTRIES, index..=index, |page| page.set(index, version))
     }
@@ -173,6 +177,7 @@ impl PageCache {
         first: u32,
         versions: &[Version],
     ) -> Result<Vec<Option<Version>>, MapError> {
+        assert!(versions.iter().all(|version| !version.content.is_stale()), "{STALE_BASE}");
         let index = (first % PAGE_ENTRIES) as usize;
         let last = index + versions.len() - 1;
         assert!(last < PAGE_ENTRIES as usize, "the run is in one page");

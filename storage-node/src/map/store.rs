@@ -539,7 +539,7 @@ impl MapStore {
         #[cfg(test)]
         self.injected(|faults| (faults.page == Some(page)).then_some(std::io::ErrorKind::Other))?;
         self.with(|db| {
-            let decoded = db.get(&map_key(TABLE_PAGE, map, Some(page)), Page::decode)?;
+            let decoded = db.get(&map_key(TABLE_PAGE, map, Some(page)), Page::decode_base)?;
             let damaged = |source| MapError::Page { volume: map.volume, page, source };
             decoded.transpose().map_err(damaged)
         })
@@ -740,7 +740,7 @@ fn merge_page<'a>(page: Option<&[u8]>, operands: impl Iterator<Item = &'a [u8]>)
             Ok(value) => merged = value,
             Err(error) => {
                 tracing::error!(%error, "a page of the map cannot be merged with what changed in it");
-                return if Page::decode(&merged).is_ok() { operand.to_vec() } else { merged };
+                return if Page::decode_base(&merged).is_ok() { operand.to_vec() } else { merged };
             }
         }
     }

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use client_lib::{BlockIndex, Lsn, SnapshotId, VolumeId};
 
-use crate::map::page::{Content, PAGE_ENTRIES, Place, Version};
+use crate::map::page::{Content, PAGE_ENTRIES, Page, Place, Version};
 use crate::map::snapshot::Snapshot;
 use crate::map::usage::Usage;
 use crate::propagation::manifest::{BlockRun, SnapshotMark};
@@ -31,7 +31,7 @@ mod layer;
 pub use layer::Layer;
 
 /// Entries of a layer up to which it is merged into the one that folds before it, at once; more would hold up the shard.
-const SMALL_LAYER_BLOCKS: usize = 1024;
+const SMALL_LAYER_BLOCKS: u64 = 1024;
 
 /// A layer that takes no newer versions.
 #[derive(Clone, Debug)]
@@ -129,13 +129,9 @@ impl Layers {
         }
     }
 
-    /// The layers as a checkpoint kept them; `layer` yields the entries of each.
+    /// The layers as a checkpoint kept them; `layer` yields the chunks of each.
     #[must_use]
-    pub fn restore(
-        volume: VolumeId,
-        shape: &LayersShape,
-        mut layer: impl FnMut(u64) -> BTreeMap<u32, Version>,
-    ) -> Layers {
+    pub fn restore(volume: VolumeId, shape: &LayersShape, mut layer: impl FnMut(u64) -> BTreeMap<u32, Page>) -> Layers {
         let mut restored = |id| Layer::restore(id, layer(id));
         let mut closed = |shapes: &[ClosedShape]| -> VecDeque<Closed> {
             let each = shapes.iter().map(|shape| (shape, restored(shape.id)));
@@ -149,9 +145,7 @@ impl Layers {
     }
 
     fn count_stale(&self) -> u64 {
-        let stale: BTreeSet<u32> = self.upper().flat_map(|layer| layer.stale_from(0)).collect();
-        let is_view_stale = |block: &u32| self.view(*block).is_some_and(|view| view.content.is_stale());
-        stale.iter().filter(|block| is_view_stale(block)).count() as u64
+        self.missing(Wanted::Now, 0, usize::MAX).iter().map(|run| u64::from(run.count)).sum()
     }
 
     /// Which layers there are.
@@ -170,7 +164,7 @@ impl Layers {
         let mut delta = LayersDelta { dropped: std::mem::take(&mut self.dropped), ..LayersDelta::default() };
         for layer in self.each_mut() {
             for chunk in std::mem::take(&mut layer.dirty) {
-                delta.chunks.push((layer.id, chunk, layer.chunk(chunk)));
+                delta.chunks.push((layer.id(), chunk, layer.chunk(chunk)));
             }
         }
         delta
@@ -200,14 +194,14 @@ impl Layers {
     /// The newest entry of `block`; `None` leaves it to the base.
     #[must_use]
     pub fn view(&self, block: u32) -> Option<Version> {
-        let upper = self.upper().find_map(|layer| layer.entries.get(&block));
-        upper.copied().or_else(|| self.applied(block))
+        let upper = self.upper().find_map(|layer| layer.get(block));
+        upper.or_else(|| self.applied(block))
     }
 
     /// The newest applied entry of `block`; `None` leaves it to the base.
     #[must_use]
     pub fn applied(&self, block: u32) -> Option<Version> {
-        self.folding.iter().rev().find_map(|closed| closed.layer.entries.get(&block)).copied()
+        self.folding.iter().rev().find_map(|closed| closed.layer.get(block))
     }
 
     /// The layers that `snapshot` shows, the newest first; `None` when it is not on its way into the base.
@@ -234,7 +228,7 @@ impl Layers {
     pub fn stale_at(&self, snapshot: SnapshotId) -> u64 {
         let sealed_at = self.sealed.iter().position(|closed| closed.is_barrier_of(snapshot));
         let Some(at) = sealed_at else { return 0 };
-        if self.sealed.iter().take(at + 1).all(|closed| closed.layer.stale == 0) {
+        if self.sealed.iter().take(at + 1).all(|closed| closed.layer.stale() == 0) {
             return 0;
         }
         let runs = self.missing(Wanted::Snapshot(snapshot), 0, usize::MAX);
@@ -251,7 +245,7 @@ impl Layers {
     pub fn relocate(&mut self, block: u32, from: Place, to: Place, usage: &mut Usage) -> bool {
         let volume = self.volume;
         for layer in self.each_mut() {
-            if let Some(Version { lsn, content: Content::Local { place, crc } }) = layer.entries.get(&block).copied()
+            if let Some(Version { lsn, content: Content::Local { place, crc } }) = layer.get(block)
                 && place == from
             {
                 layer.set(block, Version { lsn, content: Content::Local { place: to, crc } });
@@ -266,22 +260,22 @@ impl Layers {
     /// Where the data of `block` at `lsn` is, if a layer has it.
     #[must_use]
     pub fn place_of(&self, block: u32, lsn: Lsn) -> Option<Place> {
-        let mut versions = self.oldest_first().filter_map(|layer| layer.entries.get(&block));
+        let mut versions = self.oldest_first().filter_map(|layer| layer.get(block));
         versions.find(|version| version.lsn == lsn).and_then(|version| version.content.place())
     }
 
     /// The version of `block` at `lsn`, if a layer has it with what it holds.
     #[must_use]
     pub fn held(&self, block: u32, lsn: Lsn) -> Option<Version> {
-        let versions = self.oldest_first().filter_map(|layer| layer.entries.get(&block));
-        versions.copied().find(|version| version.lsn == lsn && !version.content.is_stale())
+        let mut versions = self.oldest_first().filter_map(|layer| layer.get(block));
+        versions.find(|version| version.lsn == lsn && !version.content.is_stale())
     }
 
     /// The version of `block` that is lacking as `wanted` has it, and its checksum. Not told of snapshots.
     #[must_use]
     pub fn lacks(&self, wanted: Wanted, block: u32) -> Option<(Lsn, u32)> {
         let version = match wanted {
-            Wanted::Sealed => self.sealed.front().and_then(|closed| closed.layer.entries.get(&block)).copied(),
+            Wanted::Sealed => self.sealed.front().and_then(|closed| closed.layer.get(block)),
             Wanted::Now => self.view(block),
             Wanted::Snapshot(_) => None,
         };
@@ -294,17 +288,14 @@ impl Layers {
     /// A version of `block` with this checksum, if a layer has one with its data: the newest.
     #[must_use]
     pub fn alike(&self, block: u32, crc: u32) -> Option<Version> {
-        let versions = self.oldest_first().filter_map(|layer| layer.entries.get(&block));
-        versions
-            .filter(|version| version.content.place().is_some() && version.content.crc() == Some(crc))
-            .last()
-            .copied()
+        let versions = self.oldest_first().filter_map(|layer| layer.get(block));
+        versions.filter(|version| version.content.place().is_some() && version.content.crc() == Some(crc)).last()
     }
 
     /// Whether a layer has `block` at `place`.
     #[must_use]
     pub fn holds(&self, block: u32, place: Place) -> bool {
-        let mut versions = self.oldest_first().filter_map(|layer| layer.entries.get(&block));
+        let mut versions = self.oldest_first().filter_map(|layer| layer.get(block));
         versions.any(|version| version.content.place() == Some(place))
     }
 
@@ -316,19 +307,16 @@ impl Layers {
     /// The first page at or after `page` in which a layer that has data here has an entry.
     #[must_use]
     pub fn next_page(&self, page: u32) -> Option<u32> {
-        let first = page.checked_mul(PAGE_ENTRIES)?;
-        let with_data = self.oldest_first().filter(|layer| layer.local > 0);
-        let next = with_data.filter_map(|layer| layer.entries.range(first..).next()).map(|(block, _)| *block);
-        next.min().map(|block| block / PAGE_ENTRIES)
+        let with_data = self.oldest_first().filter(|layer| layer.local() > 0);
+        with_data.filter_map(|layer| layer.next_chunk(page)).min()
     }
 
     /// Every entry on `page` that has its data here, of the oldest layer first.
     #[must_use]
     pub fn local_of_page(&self, page: u32) -> Vec<(u32, Version)> {
         let (first, last) = (page * PAGE_ENTRIES, page * PAGE_ENTRIES + (PAGE_ENTRIES - 1));
-        let entries = self.oldest_first().flat_map(|layer| layer.entries.range(first..=last));
-        let local = entries.filter(|(_, version)| version.content.place().is_some());
-        local.map(|(block, version)| (*block, *version)).collect()
+        let entries = self.oldest_first().flat_map(|layer| layer.range(first, last));
+        entries.filter(|(_, version)| version.content.place().is_some()).collect()
     }
 
     /// Every layer with what it is, the oldest first.
@@ -354,21 +342,21 @@ impl Layers {
     #[must_use]
     pub fn wanted(&self) -> u64 {
         let barriers = self.sealed.iter().filter(|closed| closed.mark.is_some());
-        let below: u64 = barriers.map(|closed| closed.layer.stale).sum();
+        let below: u64 = barriers.map(|closed| closed.layer.stale()).sum();
         if below == 0 {
             return self.stale;
         }
-        let is_moot = |block: &u32| self.open.entries.contains_key(block);
+        let is_moot = |block: &u32| self.open.has(*block);
         let last = self.sealed.back().filter(|closed| closed.mark.is_none());
         let sealed = last.map_or(0, |closed| closed.layer.stale_from(0).filter(|block| !is_moot(block)).count() as u64);
-        below + sealed + self.open.stale
+        below + sealed + self.open.stale()
     }
 
     /// Whether everything known is in the base or on its way there with no snapshot before it: new versions of an owner may
     /// go straight to the base.
     #[must_use]
     pub fn settled(&self) -> bool {
-        self.open.entries.is_empty() && self.sealed.is_empty() && !self.has_barrier_folding()
+        self.open.is_empty() && self.sealed.is_empty() && !self.has_barrier_folding()
     }
 
     fn has_barrier_folding(&self) -> bool {
@@ -390,7 +378,7 @@ impl Layers {
     /// Whether the oldest sealed delta lacks nothing.
     #[must_use]
     pub fn sealed_complete(&self) -> bool {
-        self.sealed.front().is_none_or(|closed| closed.layer.stale == 0)
+        self.sealed.front().is_none_or(|closed| closed.layer.stale() == 0)
     }
 
     /// A newer version of `block` than any layer has: from a manifest, or a write of an owner that is not settled.
@@ -412,8 +400,8 @@ impl Layers {
     /// The checksum under which the data of `block` at `lsn` is wanted, if it is.
     #[must_use]
     pub fn wants(&self, block: u32, lsn: Lsn) -> Option<u32> {
-        self.upper().find_map(|layer| match layer.entries.get(&block) {
-            Some(Version { lsn: found, content: Content::Stale { crc } }) if *found == lsn => Some(*crc),
+        self.upper().find_map(|layer| match layer.get(block) {
+            Some(Version { lsn: found, content: Content::Stale { crc } }) if found == lsn => Some(crc),
             _ => None,
         })
     }
@@ -424,7 +412,7 @@ impl Layers {
         let volume = self.volume;
         let view_stale = self.view(block).is_some_and(|view| view.lsn == lsn && view.content.is_stale());
         self.stale -= u64::from(view_stale);
-        let wanted = |layer: &&mut Layer| layer.entries.get(&block).is_some_and(|entry| entry.lsn == lsn);
+        let wanted = |layer: &&mut Layer| layer.get(block).is_some_and(|entry| entry.lsn == lsn);
         if let Some(layer) = self.each_mut().find(wanted) {
             layer.set(block, Version { lsn, content: Content::Local { place, crc } });
             usage.add(volume, place);
@@ -437,7 +425,7 @@ impl Layers {
         let fresh = Layer::new(self.fresh_id());
         let open = std::mem::replace(&mut self.open, fresh);
         match self.sealed.back_mut().filter(|last| last.mark.is_none()) {
-            Some(last) if last.layer.entries.is_empty() => {
+            Some(last) if last.layer.is_empty() => {
                 self.dropped.push(last.layer.id);
                 *last = Closed { layer: open, to, mark: None };
             }
@@ -498,7 +486,7 @@ impl Layers {
         if self.awaited().is_some() || self.stale > 0 {
             return reached;
         }
-        if !(self.open.entries.is_empty() && self.sealed.is_empty()) {
+        if !(self.open.is_empty() && self.sealed.is_empty()) {
             self.fold_all(known, usage);
         }
         Some(known)
@@ -509,12 +497,7 @@ impl Layers {
         let open = std::mem::replace(&mut self.open, fresh);
         if let Some(mut sealed) = self.sealed.pop_front() {
             // What is stale here is moot: the open layer has a newer version, or the view would be stale.
-            let moot: Vec<u32> =
-                sealed.layer.iter().filter(|(_, version)| version.content.is_stale()).map(|(block, _)| block).collect();
-            for block in moot {
-                assert!(open.entries.contains_key(&block), "block {block} is stale and not moot");
-                sealed.layer.take(block);
-            }
+            sealed.layer.drop_stale(|block| assert!(open.has(block), "block {block} is stale and not moot"));
             self.start_folding(sealed, usage);
         }
         self.start_folding(Closed { layer: open, to: known, mark: None }, usage);
@@ -534,13 +517,13 @@ impl Layers {
     /// How many blocks are here in a version that is none of the volume's, and which one is meant is not known yet.
     #[must_use]
     pub fn unknown(&self) -> u64 {
-        self.open.unknown
+        self.open.unknown()
     }
 
     /// Whether it is not known which version of `block` is meant.
     #[must_use]
     pub fn is_unknown(&self, block: u32) -> bool {
-        self.open.unknown > 0 && self.open.entries.get(&block).is_some_and(Version::is_unknown)
+        self.open.unknown() > 0 && self.open.get(block).is_some_and(|version| version.is_unknown())
     }
 
     /// What is here of `block` is none of the volume's versions. Nothing but applied layers lies below.
@@ -555,7 +538,7 @@ impl Layers {
         let before = self.open.take(block);
         self.stale -= u64::from(before.is_some_and(|before| before.content.is_stale()));
         for closed in &mut self.folding {
-            if closed.layer.entries.get(&block).is_some_and(|version| version.lsn > lsn)
+            if closed.layer.get(block).is_some_and(|version| version.lsn > lsn)
                 && let Some(place) = closed.layer.take(block).and_then(|before| before.content.place())
             {
                 usage.remove(self.volume, place);
@@ -568,7 +551,7 @@ impl Layers {
 
     /// Drops everything that is not applied, and tells which blocks that was.
     pub fn drop_unapplied(&mut self, usage: &mut Usage) -> BTreeSet<u32> {
-        let blocks = self.upper().flat_map(|layer| layer.entries.keys().copied()).collect();
+        let blocks = self.upper().flat_map(|layer| layer.iter().map(|(block, _)| block)).collect();
         self.drop_above(0, usage);
         blocks
     }
@@ -588,7 +571,7 @@ impl Layers {
         let gone = self.sealed.split_off(kept).into_iter().map(|closed| closed.layer).chain([open]);
         for layer in gone {
             self.dropped.push(layer.id);
-            for place in layer.entries.values().filter_map(|version| version.content.place()) {
+            for place in layer.iter().filter_map(|(_, version)| version.content.place()) {
                 usage.remove(self.volume, place);
             }
         }
@@ -597,10 +580,8 @@ impl Layers {
 
     /// Takes up to `max` entries of the oldest folding layer for the base. The places stay counted.
     pub fn fold(&mut self, max: usize) -> Vec<(u32, Version)> {
-        let Some(Closed { layer: oldest, .. }) = self.folding.front_mut() else { return Vec::new() };
-        let blocks: Vec<u32> = oldest.entries.keys().take(max).copied().collect();
-        let entries =
-            blocks.into_iter().filter_map(|block| oldest.take(block).map(|version| (block, version))).collect();
+        let Some(oldest) = self.folding.front_mut() else { return Vec::new() };
+        let entries = oldest.layer.take_first(max);
         self.drop_folded();
         entries
     }
@@ -627,11 +608,11 @@ impl Layers {
         let mut stale: Vec<_> = layers.iter().map(|layer| layer.stale_from(after).peekable()).collect();
         let mut runs: Vec<BlockRun> = Vec::new();
         while let Some(block) = stale.iter_mut().filter_map(|blocks| blocks.peek().copied()).min() {
+            let newest = stale.iter_mut().position(|blocks| blocks.peek() == Some(&block)).unwrap_or_default();
             for blocks in &mut stale {
                 blocks.next_if_eq(&block);
             }
-            let first = layers.iter().find_map(|layer| layer.entries.get(&block));
-            if first.is_none_or(|version| !version.content.is_stale()) {
+            if layers[..newest].iter().any(|layer| layer.has(block)) {
                 continue;
             }
             let is_full = runs.len() >= limit;
@@ -647,7 +628,7 @@ impl Layers {
     fn start_folding(&mut self, closed: Closed, usage: &mut Usage) {
         match self.folding.back_mut().filter(|last| last.mark.is_none()) {
             // As when an owner writes while a snapshot below folds.
-            Some(last) if closed.layer.entries.len() <= SMALL_LAYER_BLOCKS => {
+            Some(last) if closed.layer.len() <= SMALL_LAYER_BLOCKS => {
                 (last.to, last.mark) = (closed.to, closed.mark);
                 self.dropped.push(closed.layer.id);
                 cover(self.volume, &mut last.layer, closed.layer, usage);
@@ -658,7 +639,7 @@ impl Layers {
     }
 
     fn drop_folded(&mut self) {
-        while let Some(folded) = self.folding.pop_front_if(|closed| closed.layer.entries.is_empty()) {
+        while let Some(folded) = self.folding.pop_front_if(|closed| closed.layer.is_empty()) {
             self.dropped.push(folded.layer.id);
             self.reached.extend(folded.snapshot());
         }
@@ -672,11 +653,7 @@ impl Layers {
 
 /// Puts the versions of `newer` over those of `older`.
 fn cover(volume: VolumeId, older: &mut Layer, newer: Layer, usage: &mut Usage) {
-    for (block, version) in newer.entries {
-        if let Some(place) = older.set(block, version).and_then(|before| before.content.place()) {
-            usage.remove(volume, place);
-        }
-    }
+    older.cover(newer, |place| usage.remove(volume, place));
 }
 
 #[cfg(test)]

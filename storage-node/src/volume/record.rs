@@ -18,7 +18,7 @@ use super::pins::Pins;
 use super::rollback::Rollback;
 use super::tally::Tally;
 use crate::map::cache::{decode_set, encode_set};
-use crate::map::page::{PAGE_ENTRIES, Version, decode_entries};
+use crate::map::page::{PAGE_ENTRIES, Page};
 use crate::map::snapshot::{Snapshot, Snapshots};
 use crate::map::store::{Change, MapError, StoredVolume};
 use crate::propagation::manifest::SnapshotMark;
@@ -59,12 +59,11 @@ pub fn checkpoint(volume: &mut Volume, changes: &mut Vec<Change>) {
 pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> {
     let damaged = |what| MapError::Value { what, volume: id };
     let record = decode_record(&stored.record).ok_or_else(|| damaged("record"))?;
-    let mut entries: BTreeMap<u64, BTreeMap<u32, Version>> = BTreeMap::new();
+    let mut chunks: BTreeMap<u64, BTreeMap<u32, Page>> = BTreeMap::new();
     for (layer, chunk, value) in &stored.layers {
-        let first = chunk.checked_mul(PAGE_ENTRIES).ok_or_else(|| damaged("layer"))?;
-        let decoded = decode_entries(value).map_err(|_| damaged("layer"))?;
-        let layer = entries.entry(*layer).or_default();
-        layer.extend(decoded.into_iter().map(|(index, version)| (first + u32::from(index), version)));
+        chunk.checked_mul(PAGE_ENTRIES).ok_or_else(|| damaged("layer"))?;
+        let page = Page::decode(value).map_err(|_| damaged("layer"))?;
+        chunks.entry(*layer).or_default().insert(*chunk, page);
     }
     let mut intervals = Vec::with_capacity(stored.history.len());
     for (interval, value) in &stored.history {
@@ -76,7 +75,7 @@ pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> 
         role: record.role,
         epoch: record.epoch,
         known: record.known,
-        layers: Layers::restore(id, &record.shape, |layer| entries.remove(&layer).unwrap_or_default()),
+        layers: Layers::restore(id, &record.shape, |layer| chunks.remove(&layer).unwrap_or_default()),
         changes: Changes::restore(record.history_start, intervals),
         pins: Pins::default(),
         snapshots: Snapshots::restore(record.snapshots, record.has_aliases),
@@ -399,7 +398,7 @@ mod tests {
 mod golden {
     use super::*;
     use crate::golden;
-    use crate::map::page::Content;
+    use crate::map::page::{Content, Version};
     use crate::map::usage::Usage;
 
     fn lsn(sequence: u64) -> Lsn {
