@@ -12,13 +12,16 @@ use tracing_subscriber::EnvFilter;
 mod catch_up;
 mod client;
 mod cluster;
+mod completions;
 mod disk;
+mod doctor;
 mod drain;
 mod export;
 mod group;
 mod import;
 mod inspect;
 mod link;
+mod man;
 mod migrate;
 mod node;
 mod policy;
@@ -26,6 +29,7 @@ mod scrub;
 mod serving;
 mod snapshot;
 mod space;
+mod support_bundle;
 mod takeover;
 mod transfer;
 mod up;
@@ -36,7 +40,7 @@ mod why;
 #[derive(Debug, Parser)]
 #[command(name = "helio", version, max_term_width = 100)]
 #[command(
-    after_help = "Example:\n  helio up --rtt 60 &\n  helio volume create disk --size 10GiB\n  helio volume migrate disk --to b"
+    after_help = "Example:\n  helio up --rtt 60 &\n  helio volume create disk --size 10GiB\n  helio volume migrate disk --to b\n\nExit codes: 0 done, 1 failed (standard error says why and what to do), 2 wrong usage."
 )]
 pub struct Helio {
     #[command(subcommand)]
@@ -82,6 +86,8 @@ enum Verb {
     #[command(subcommand)]
     Group(group::Verb),
     Why(why::Why),
+    Doctor(doctor::Doctor),
+    SupportBundle(support_bundle::SupportBundle),
     /// Begin a cluster, let nodes join it, look at it
     #[command(subcommand)]
     Cluster(cluster::Verb),
@@ -91,6 +97,8 @@ enum Verb {
     /// Look at a data directory without a node: log, map, segments, volumes; changes nothing
     #[command(subcommand)]
     Inspect(inspect::Verb),
+    Completions(completions::Completions),
+    Man(man::Man),
 }
 
 /// What a shell reports for a command that SIGPIPE ended.
@@ -138,9 +146,13 @@ pub fn run(helio: Helio) -> ExitCode {
         Verb::Volume(verb) => volume::run(verb, &helio.common),
         Verb::Group(verb) => group::run(verb, &helio.common),
         Verb::Why(why) => why::run(&why, &helio.common),
+        Verb::Doctor(doctor) => doctor::run(&doctor, &helio.common),
+        Verb::SupportBundle(bundle) => support_bundle::run(&bundle, &helio.common),
         Verb::Cluster(verb) => cluster::run(verb, &helio.common),
         Verb::Link(verb) => link::run(verb, &helio.common),
         Verb::Inspect(verb) => inspect::run(verb),
+        Verb::Completions(completions) => completions::run(&completions),
+        Verb::Man(man) => man::run(&man),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -36,6 +36,9 @@ pub(super) const FORMAT_4: u64 = 4;
 const RECYCLED_LOGS: usize = 4;
 /// Bytes of write-ahead log before the oldest column family is flushed.
 const WAL_BYTES_MAX: u64 = 64 << 20;
+/// What a column family holds in memory before it is written out. RocksDB's default is 64 MiB each, which a node without much else to do
+/// grows into in the end; metadata is written at a few kilobytes per second.
+const WRITE_BUFFER_BYTES: usize = 4 << 20;
 
 /// Column family of log entries, keyed by index.
 pub(super) const LOG: &str = "log";
@@ -241,7 +244,9 @@ fn open_rocks(directory: &Path) -> io::Result<Rows> {
     options.set_max_total_wal_size(WAL_BYTES_MAX);
     options.set_paranoid_checks(true);
     options.set_max_background_jobs(2);
-    let families = [LOG, RAFT, META].map(|name| ColumnFamilyDescriptor::new(name, Options::default()));
+    let mut family = Options::default();
+    family.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    let families = [LOG, RAFT, META].map(|name| ColumnFamilyDescriptor::new(name, family.clone()));
     let db = DB::open_cf_descriptors(&options, directory, families).map_err(|error| {
         io::Error::other(format!("the metadata store {} cannot be opened: {error}", directory.display()))
     })?;

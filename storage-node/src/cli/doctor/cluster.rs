@@ -1,0 +1,180 @@
+//! The cluster, if it runs: who is there, whether stores take writes, and whose volumes have lost their owner.
+
+use client_lib::wire::admin::{ClusterStatus, NodeSpace, StoreSpace, VolumeSummary};
+
+use super::Finding;
+use crate::cli::Common;
+use crate::cli::client::Client;
+use crate::config::NodeConfig;
+use crate::size::human;
+
+/// A store with less than this part of its room left is short of it.
+const SHORT_SHARE: u64 = 10;
+
+/// A cluster that answers.
+pub(super) struct Running {
+    status: ClusterStatus,
+    volumes: Result<Vec<VolumeSummary>, String>,
+    /// Of the nodes that answer.
+    spaces: Vec<NodeSpace>,
+}
+
+/// The cluster of the settings, of `--cluster` or of the data directory, if it answers.
+pub(super) fn find(config: Option<&NodeConfig>, common: &Common) -> Option<Running> {
+    let mut common = common.clone();
+    if let Some(config) = config {
+        common.data.get_or_insert_with(|| config.data.clone());
+    }
+    let client = Client::find(&common).ok()?;
+    let status: ClusterStatus = client.get("/v1/cluster").ok()?;
+    let volumes = client.get("/v1/volumes").map_err(|error| format!("{error:#}"));
+    let reached = status.members.iter().filter(|member| member.reachable);
+    let spaces =
+        reached.filter_map(|member| client.get::<NodeSpace>(&format!("/v1/space?node={}", member.name)).ok()).collect();
+    Some(Running { status, volumes, spaces })
+}
+
+pub(super) fn findings(running: Option<&Running>) -> Vec<Finding> {
+    let Some(Running { status, volumes, spaces }) = running else {
+        return vec![Finding::ok("cluster", "none runs here, or none was named")];
+    };
+    let mut findings = vec![leader(status), voters(status)];
+    findings.extend(unreachable(status));
+    findings.extend(match volumes {
+        Ok(volumes) => lost_owners(volumes, status),
+        Err(error) => vec![Finding::wrong("volumes", error.clone(), "see `helio cluster status`")],
+    });
+    findings.extend(
+        spaces.iter().flat_map(|space| space.stores.iter().filter_map(|store| full_or_faulty(&space.node, store))),
+    );
+    findings
+}
+
+fn leader(status: &ClusterStatus) -> Finding {
+    match status.members.iter().find(|member| member.leader) {
+        Some(leader) => Finding::ok("metadata", format!("node {} leads", leader.name)),
+        None => Finding::wrong(
+            "metadata",
+            "no node leads",
+            "most of the voters must reach one another; until then leases run out and I/O waits",
+        ),
+    }
+}
+
+fn voters(status: &ClusterStatus) -> Finding {
+    let voters: Vec<_> = status.members.iter().filter(|member| member.voter).collect();
+    let reached = voters.iter().filter(|member| member.reachable).count();
+    let found = format!("{reached} of {} voters answer", voters.len());
+    let losable = reached.saturating_sub(voters.len() / 2 + 1);
+    match (voters.len(), losable) {
+        (..=2, _) => {
+            Finding::warning("voters", found, "the loss of one stops the metadata: a third node makes it survive one")
+        }
+        (_, 0) => Finding::warning("voters", found, "the loss of one more stops the metadata: bring the others back"),
+        (_, losable) => Finding::ok("voters", format!("{found}; {losable} may be lost")),
+    }
+}
+
+fn unreachable(status: &ClusterStatus) -> Vec<Finding> {
+    let lost = status.members.iter().filter(|member| !member.reachable);
+    let finding = |name: &str, address: &str| {
+        Finding::warning(
+            format!("node {name}"),
+            format!("does not answer node {} at {address} (UDP)", status.node),
+            "start it, or look at what is between them; what it owns can be taken over (docs/takeover.md)",
+        )
+    };
+    lost.map(|member| finding(&member.name, &member.address)).collect()
+}
+
+fn full_or_faulty(node: &str, store: &StoreSpace) -> Option<Finding> {
+    let what = format!("store {} of node {node}", store.directory);
+    if let Some(fault) = &store.fault {
+        let advice = "restart the node when the disk is sound; if it is lost: docs/damage.md, docs/disks.md";
+        return Some(Finding::wrong(what, format!("takes no writes: {fault}"), advice));
+    }
+    let whole = store.available_bytes + store.live_bytes;
+    let is_short = store.available_bytes < whole / SHORT_SHARE;
+    is_short.then(|| {
+        let found = format!("{} left of {}", human(store.available_bytes), human(whole));
+        Finding::warning(
+            what,
+            found,
+            "writes fail when it is full: `helio node space` says what takes it (docs/space.md)",
+        )
+    })
+}
+
+fn lost_owners(volumes: &[VolumeSummary], status: &ClusterStatus) -> Vec<Finding> {
+    let mut findings = vec![Finding::ok("volumes", format!("{} known", volumes.len()))];
+    let is_lost = |name: &str| status.members.iter().any(|member| member.name == name && !member.reachable);
+    let lost = volumes.iter().filter(|volume| is_lost(&volume.owner));
+    findings.extend(lost.map(|volume| {
+        Finding::wrong(
+            format!("volume {}", volume.name),
+            format!("its owner {} does not answer", volume.owner),
+            format!("`helio why {}` says what happens next", volume.name),
+        )
+    }));
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use client_lib::wire::admin::{MemberStatus, NbdAddresses};
+
+    use super::super::Level;
+    use super::*;
+
+    fn status(members: &[(&str, bool, bool)]) -> ClusterStatus {
+        let member = |(id, (name, leader, reachable)): (usize, &(&str, bool, bool))| MemberStatus {
+            id: id as u64 + 1,
+            name: (*name).to_owned(),
+            provider: (*name).to_owned(),
+            address: "192.0.2.1:10810".to_owned(),
+            voter: true,
+            leader: *leader,
+            reachable: *reachable,
+            rtt_ms: None,
+        };
+        ClusterStatus {
+            node: "a".to_owned(),
+            nbd: NbdAddresses { tcp: None, unix: None },
+            term: 1,
+            members: members.iter().enumerate().map(member).collect(),
+            wan_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn what_may_still_be_lost_of_the_voters_is_told() {
+        let all = status(&[("a", true, true), ("b", false, true), ("c", false, true)]);
+        assert_eq!((leader(&all).level, voters(&all).level), (Level::Ok, Level::Ok));
+        assert_eq!(voters(&all).found, "3 of 3 voters answer; 1 may be lost");
+        let fewer = status(&[("a", true, true), ("b", false, true), ("c", false, false)]);
+        assert_eq!((voters(&fewer).level, unreachable(&fewer).len()), (Level::Warning, 1));
+        let none = status(&[("a", false, true), ("b", false, false), ("c", false, false)]);
+        assert_eq!(leader(&none).level, Level::Wrong);
+        assert_eq!(voters(&status(&[("a", true, true)])).level, Level::Warning);
+    }
+
+    #[test]
+    fn a_volume_whose_owner_is_lost_is_wrong() {
+        let members = status(&[("a", true, true), ("b", false, false)]);
+        let volume = |name: &str, owner: &str| VolumeSummary {
+            name: name.to_owned(),
+            size_bytes: 1,
+            owner: owner.to_owned(),
+            epoch: 1,
+            replicas: Vec::new(),
+            durability: "local".to_owned(),
+        };
+        let findings = lost_owners(&[volume("disk", "a"), volume("other", "b")], &members);
+        let wrong: Vec<&str> = findings
+            .iter()
+            .filter(|finding| finding.level == Level::Wrong)
+            .map(|finding| finding.what.as_str())
+            .collect();
+        assert_eq!(wrong, ["volume other"]);
+    }
+}

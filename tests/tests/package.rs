@@ -1,0 +1,87 @@
+//! The Debian package: made of built programs, and its contents as they would lie on a machine. It is unpacked, and not installed.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tests::cluster::helio;
+use tests::tools::run;
+
+fn tree() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The package, and its files below a directory.
+struct Package {
+    directory: tempfile::TempDir,
+    file: PathBuf,
+}
+
+impl Package {
+    fn build() -> Package {
+        let helio = helio().expect("is built");
+        let binaries = helio.parent().expect("a directory");
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let mut build = Command::new(tree().join("storage-node/debian/build"));
+        build.arg(binaries).arg(binaries.join("libclient_lib.a")).arg(directory.path());
+        let file = PathBuf::from(run(&mut build).expect("is made").trim());
+        run(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(directory.path().join("root"))).expect("unpacks");
+        Package { directory, file }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.directory.path().join("root").join(file)
+    }
+
+    fn field(&self, name: &str) -> String {
+        let told = run(Command::new("dpkg-deb").arg("--field").arg(&self.file).arg(name));
+        told.expect("the package has it").trim().to_owned()
+    }
+
+    fn text(&self, file: &str) -> String {
+        std::fs::read_to_string(self.path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+    }
+}
+
+#[test]
+fn the_package_has_programs_library_units_pages_and_what_shells_want() {
+    if Command::new("dpkg-shlibdeps").arg("--version").output().is_err() {
+        eprintln!("skipped: dpkg-dev is not installed");
+        return;
+    }
+    let package = Package::build();
+    let version = run(Command::new(package.path("usr/bin/helio")).arg("--version")).expect("it runs");
+    assert_eq!(version.trim(), format!("helio {}", package.field("Version")));
+    run(Command::new(package.path("usr/bin/helio-nbd")).arg("--help")).expect("it runs");
+    let depends = package.field("Depends");
+    assert!(depends.contains("libc6 (>= "), "{depends}");
+
+    let triplet = run(Command::new("dpkg-architecture").arg("-qDEB_HOST_MULTIARCH")).expect("is known");
+    let libraries = format!("usr/lib/{}", triplet.trim());
+    let pc = package.text(&format!("{libraries}/pkgconfig/heliotrope.pc"));
+    assert!(pc.contains(&format!("/{libraries}")) && !pc.contains("root"), "it names where it will be: {pc}");
+    assert!(package.path(&format!("{libraries}/libheliotrope.so")).exists(), "the link leads somewhere");
+
+    let page = package.path("usr/share/man/man1/helio-volume-migrate.1.gz");
+    let page = run(Command::new("gzip").arg("-dc").arg(page)).expect("is there");
+    assert!(page.contains("deadline"), "{page}");
+    let completions = package.path("usr/share/bash-completion/completions/helio");
+    run(Command::new("bash").arg("-n").arg(completions)).expect("bash reads it");
+
+    // Word for word those of the documentation: what is read there is what runs.
+    let documented = std::fs::read_to_string(tree().join("docs/systemd.md")).expect("is there");
+    for unit in ["helio-node.socket", "helio-node.service", "helio-nbd.socket", "helio-nbd@.service"] {
+        let text = package.text(&format!("usr/lib/systemd/system/{unit}"));
+        let indented: Vec<String> =
+            text.lines().map(|line| if line.is_empty() { String::new() } else { format!("    {line}") }).collect();
+        assert!(documented.contains(&indented.join("\n")), "{unit}:\n{text}");
+        assert!(text.contains("[Install]") && text.ends_with(".target\n"), "all of {unit}:\n{text}");
+    }
+
+    // Nobody needs root to make it, and root owns what is in it.
+    let contents = run(Command::new("dpkg-deb").arg("--contents").arg(&package.file)).expect("is listed");
+    let foreign: Vec<&str> = contents.lines().filter(|line| !line.contains("root/root")).collect();
+    assert!(foreign.is_empty(), "{foreign:?}");
+    let mode = |file: &str| contents.lines().find(|line| line.contains(file)).map(|line| line[..10].to_owned());
+    assert_eq!(mode("./usr/bin/helio-nbd").as_deref(), Some("-rwxr-xr-x"));
+    assert_eq!(mode("./usr/lib/systemd/system/helio-node.service").as_deref(), Some("-rw-r--r--"));
+}
