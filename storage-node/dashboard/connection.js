@@ -30,8 +30,9 @@ export function watch(polls) {
     const isOld = newest !== null && now - Math.max(newest, shown) > OLD_MS && !document.hidden;
     document.documentElement.classList.toggle("old", isSilent || isOld);
     if (isSilent || isOld) {
-      const old = age === null ? "Nothing has been shown yet." : `What is shown is ${seconds(Math.max(age, 1))} old.`;
-      put(by("outage"), `${who} does not answer. ${old} It is asked again, and this goes on by itself.`);
+      // Read aloud once; the age is not, each second.
+      put(by("outage-says"), `${who} does not answer. It is asked again, and this goes on by itself.`);
+      put(by("outage-age"), age === null ? "Nothing has been shown yet." : `What is shown is ${seconds(Math.max(age, 1))} old.`);
       put(by("connection"), "✕ no answer");
     } else if (age === null) {
       put(by("connection"), "connecting…");

@@ -85,8 +85,8 @@ export class Ring {
     const key = (link) => `${link.from} ${link.to}`;
     const backlogOf = (link) => backlogs.find((backlog) => backlog.from === link.from && backlog.to === link.to);
     keep(this.ways, drawn, key, () => s("path", { fill: "none" }), (path, link) => {
-      const now = rateOf(link) ?? 0;
       const isLost = lost.has(link.from) || lost.has(link.to);
+      const now = isLost ? 0 : (rateOf(link) ?? 0);
       const kind = isLost ? "lost" : now >= 512 ? "busy" : "calm";
       set(path, "d", bend(at.get(link.from), at.get(link.to)).path);
       set(path, "class", `way ${kind}`);
@@ -94,8 +94,8 @@ export class Ring {
       path.style.strokeWidth = `${now >= 512 ? Math.min(6, 1.6 + Math.log10(now / 512) * 0.7) : 1.4}px`;
     });
     const isLabelled = cluster.members.length <= LABELLED_NODES;
-    const labels = isLabelled ? drawn.filter((link) => words(link, backlogOf(link), width >= WIDE).length > 0) : [];
-    const pairs = isLabelled ? drawn.filter((link) => link.rtt_ms !== null && link.from < link.to) : [];
+    const labels = isLabelled ? drawn.filter((link) => !lost.has(link.from) && !lost.has(link.to) && words(link, backlogOf(link), width >= WIDE).length > 0) : [];
+    const pairs = isLabelled ? drawn.filter((link) => link.rtt_ms !== null && link.from < link.to && !lost.has(link.from) && !lost.has(link.to)) : [];
     const signs = [
       ...pairs.map((link) => ({ key: `rtt ${key(link)}`, link, lines: [ms(link.rtt_ms)], isRtt: true })),
       ...labels.map((link) => ({ key: `says ${key(link)}`, link, lines: words(link, backlogOf(link), width >= WIDE), isRtt: false })),

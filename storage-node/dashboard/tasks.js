@@ -3,8 +3,8 @@
 import { by, h, put } from "./dom.js";
 import { refresh } from "./poll.js";
 
-/** Ended tasks that stay to be read. */
-const KEPT = 4;
+/** Ended tasks that stay to be read; those that went well only for so many milliseconds. */
+const [KEPT, READ_MS] = [4, 30000];
 
 /** Runs `work`, which gets a function that says how far it is and returns what to say at the end. */
 export async function run(title, work) {
@@ -19,6 +19,7 @@ export async function run(title, work) {
     put(sign, glyph);
     put(text, said);
     close.hidden = false;
+    if (kind === "good") setTimeout(() => task.remove(), READ_MS);
     const ended = [...list.querySelectorAll(".task:not(.running)")];
     for (const old of ended.slice(0, Math.max(0, ended.length - KEPT))) old.remove();
     refresh();

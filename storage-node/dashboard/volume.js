@@ -66,7 +66,11 @@ export class VolumeView {
     this.status = null;
     this.summary = null;
     this.changes = null;
-    for (const poll of this.polls) poll.stop();
+    for (const poll of this.polls) {
+      poll.stop();
+      poll.at = null;
+    }
+    by("volume").classList.remove("untold");
     show(by("volume"), name !== null);
     if (name === null) return;
     put(by("volume-title"), name);
@@ -107,8 +111,11 @@ export class VolumeView {
   failed(error) {
     // That the node does not answer is said above.
     if (error.kind === "NoAnswer") return;
-    put(by("volume-problem"), error.message);
+    const { at } = this.polls[0];
+    const old = at === null ? "" : ` What is shown beneath was told ${seconds(Math.max(1, (performance.now() - at) / 1000))} ago.`;
+    put(by("volume-problem"), `${error.message}.${old}`);
     show(by("volume-problem"), true);
+    by("volume").classList.add("untold");
     this.status = null;
     this.enable();
     this.lookUp();
@@ -127,6 +134,7 @@ export class VolumeView {
   drawStatus(status) {
     this.status = status;
     show(by("volume-problem"), false);
+    by("volume").classList.remove("untold");
     put(by("volume-summary"), `${bytes(status.size_bytes)} at ${status.owner}${status.group ? `, in group ${status.group}` : ""}`);
     keep(this.facts, factsOf(status), (fact) => fact.name, (fact) => h("div", {}, h("dt", {}, fact.name), h("dd", {})), (made, fact) => {
       const place = made.lastElementChild;

@@ -286,6 +286,7 @@ fn it_shows_what_the_api_says_and_moves_a_volume_when_it_is_confirmed() {
         assert!(row.contains(words), "{words} in {row}");
     }
     search(&mut browser, "");
+    shows(&mut browser, "#pages", "1 to 50 of 121");
 
     // The nodes are those of the API.
     let cluster = get(&address, "/v1/cluster");
@@ -414,6 +415,7 @@ fn a_lost_owner_is_shown_and_its_volume_taken_over_when_its_name_is_typed() {
     nodes.kill("a").expect("runs");
     shows(&mut browser, "#nodes tbody tr", "does not answer");
     shows(&mut browser, "#volume-problem", "the owner of volume disk, node a, does not answer");
+    shows(&mut browser, "#volume-problem", "What is shown beneath was told");
     picture(&mut browser, "lost");
     button(&mut browser, "#actions", "Take over");
     browser.value("document.querySelector('#dialog-body input[type=text]').focus()").expect("is there");

@@ -152,7 +152,7 @@ impl NodeAdmin {
                 backlog.seconds = backlog.seconds.max(replica.seconds_behind);
             }
             let silence = of_owner.and_then(|heard| heard.silence.as_ref());
-            let row = row(state, volume, groups.get(&volume.id), glance, silence.is_some());
+            let row = row(state, volume, groups.get(&volume.id), glance, silence);
             overview.volumes += 1;
             overview.size_bytes += row.size_bytes;
             overview.waiting += u64::from(!row.waits.is_empty());
@@ -285,7 +285,7 @@ fn row(
     volume: &Volume,
     group: Option<&String>,
     glance: Option<(Instant, &Glance)>,
-    is_silent: bool,
+    silence: Option<&String>,
 ) -> VolumeRow {
     let (at, glance) = (glance.map(|(at, _)| at), glance.map(|(_, glance)| glance));
     let replica = |node: &NodeId| {
@@ -299,8 +299,8 @@ fn row(
     };
     let owner = name_of(state, volume.owner);
     let mut waits = glance.map(|glance| glance.waits.clone()).unwrap_or_default();
-    if is_silent {
-        waits.insert(0, format!("its owner, node {owner}, does not answer"));
+    if let Some(silence) = silence {
+        waits.insert(0, format!("its owner, node {owner}, does not answer: {silence}"));
     }
     VolumeRow {
         name: volume.name.to_string(),
