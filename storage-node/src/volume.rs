@@ -7,7 +7,7 @@
 //! [`layers`] holds what is known above the base, [`changes`] the change history, [`pins`] the sealed deltas of an
 //! owner (in memory only), [`ledger`] who writes from afar, [`rollback`] how it becomes a snapshot again, [`clone`] how it
 //! begins as another volume's, `rewind` what a takeover cuts off, [`rejoin`] how a node comes back after that,
-//! [`record`] the encoding for the map store.
+//! [`resident`] how much of it is here, [`record`] the encoding for the map store.
 
 pub mod changes;
 pub mod clone;
@@ -16,6 +16,7 @@ pub mod ledger;
 pub mod pins;
 pub mod record;
 pub mod rejoin;
+pub mod resident;
 mod rewind;
 pub mod rollback;
 pub mod tally;

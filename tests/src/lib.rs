@@ -3,6 +3,7 @@
 //!
 //! Deliberately uses none of Heliotrope's code, so that a mistake there is not repeated here.
 
+pub mod browser;
 pub mod cluster;
 pub mod damage;
 pub mod guest;

@@ -8,11 +8,14 @@ mod cluster;
 mod group;
 mod handover;
 mod links;
+mod overview;
 mod policy;
+mod residency;
 mod scrub;
 mod snapshot;
 mod space;
 mod takeover;
+mod timeline;
 mod volume;
 
 pub use cluster::{ClusterStatus, MemberStatus, NbdAddresses};
@@ -22,11 +25,14 @@ pub use group::{
 };
 pub use handover::{CancelledMigrate, Migrate, MigrateReport, OnWrite, OnWriteStatus};
 pub use links::{ChangeLink, FetchStatus, FreightStatus, LinkList, LinkStatus, LinkWindow};
+pub use overview::{Backlog, Overview, OverviewQuery, OwnerRow, ReplicaRow, VolumeRow};
 pub use policy::{ChangePolicy, DurabilityStatus, ReplicaPolicy, RpoStatus, VolumePolicy};
+pub use residency::ResidencyMap;
 pub use scrub::{ScrubState, ScrubStatus};
 pub use snapshot::{CloneSnapshot, CreateSnapshot, RollBack, SnapshotStatus};
 pub use space::{NodeSpace, StoreSpace, VolumeSpace};
 pub use takeover::{AskTakeover, OwnerStatus, Rejoin, TailStatus, TakeoverProgress, TakeoverReport};
+pub use timeline::{OwnershipChange, OwnershipPhase, OwnershipTimeline};
 pub use volume::{CloneOrigin, CreateVolume, ReplicaStatus, Resize, VolumeStatus, VolumeSummary};
 
 /// A failure.

@@ -261,6 +261,20 @@ impl PageCache {
         pages.next()
     }
 
+    /// How many pages from `first` to `last` exist.
+    #[must_use]
+    pub fn pages_between(&self, map: impl Into<MapKey>, first: u32, last: u32) -> u64 {
+        self.sets.get(&map.into()).map_or(0, |pages| pages.range_cardinality(first..=last))
+    }
+
+    /// Of the pages at or after `page` that exist, the one behind `n` others.
+    #[must_use]
+    pub fn nth_page(&self, map: impl Into<MapKey>, page: u32, n: u64) -> Option<u32> {
+        let pages = self.sets.get(&map.into())?;
+        let before = page.checked_sub(1).map_or(0, |before| pages.rank(before));
+        u32::try_from(before + n).ok().and_then(|n| pages.select(n))
+    }
+
     /// The maps of `volume` that have pages, or had.
     #[must_use]
     pub fn maps_of(&self, volume: VolumeId) -> Vec<MapKey> {

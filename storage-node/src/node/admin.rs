@@ -9,9 +9,9 @@ use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
     AskTakeover, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, ClusterStatus, CreateGroup,
     CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList,
-    LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize,
-    RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus,
-    VolumeSummary,
+    LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeSpace, OnWrite, OnWriteStatus, Overview, OverviewQuery,
+    OwnerStatus, OwnershipTimeline, Rejoin, ResidencyMap, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus,
+    TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use super::reconcile::Reconciler;
 use super::takeover::Takeovers;
 use super::{METADATA_DEADLINE, ThisNode, WanBytes};
+use crate::ownership::chronicle::Chronicle;
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::gate::Phase;
@@ -37,15 +38,19 @@ mod groups;
 mod handover;
 mod links;
 mod names;
+mod overview;
+mod residency;
 mod resize;
 mod scrub;
 mod snapshots;
 mod space;
+mod timeline;
 mod volumes;
 
 pub(super) use handover::Busy;
 use handover::{BusyVolumes, How};
 pub(super) use names::{name_of, node_named, volume_named};
+use overview::Glances;
 
 /// How long an administrative request waits for the owner to be known, across a handover under way.
 const OWNER_PATIENCE: Duration = Duration::from_secs(20);
@@ -62,6 +67,10 @@ pub struct NodeAdmin {
     /// Volumes that are being handed over, taken over or resized by this node.
     pub(super) busy: BusyVolumes,
     pub(super) takeovers: Takeovers,
+    /// The changes of owner that this node carried out.
+    pub(super) chronicle: Chronicle,
+    /// What owners told of their volumes.
+    glances: Arc<Glances>,
     /// Set once NBD listens, which is after everything that it serves.
     nbd: OnceLock<NbdAddresses>,
 }
@@ -79,7 +88,21 @@ impl NodeAdmin {
         ownership: Arc<dyn OwnershipLog>,
     ) -> NodeAdmin {
         let (busy, nbd, takeovers) = (Arc::default(), OnceLock::new(), Takeovers::new(clock));
-        NodeAdmin { this, wan_bytes: None, meta, volumes, reconciler, peers, ownership, busy, takeovers, nbd }
+        let (chronicle, glances, wan_bytes) = (Chronicle::default(), Arc::default(), None);
+        NodeAdmin {
+            this,
+            wan_bytes,
+            meta,
+            volumes,
+            reconciler,
+            peers,
+            ownership,
+            busy,
+            takeovers,
+            chronicle,
+            glances,
+            nbd,
+        }
     }
 
     /// The same, which also tells what crosses the WAN emulator.
@@ -364,6 +387,23 @@ impl Admin for NodeAdmin {
     fn cluster(&self) -> BoxFuture<'_, Result<ClusterStatus, Error>> {
         Box::pin(self.cluster_status())
     }
+
+    fn overview(&self, query: OverviewQuery) -> BoxFuture<'_, Result<Overview, Error>> {
+        Box::pin(self.look_over(query))
+    }
+
+    fn residency<'a>(
+        &'a self,
+        name: &'a str,
+        node: Option<&'a str>,
+        parts: Option<u32>,
+    ) -> BoxFuture<'a, Result<ResidencyMap, Error>> {
+        Box::pin(self.residency_of(name, node, parts))
+    }
+
+    fn timeline<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<OwnershipTimeline, Error>> {
+        Box::pin(self.timeline_of(name))
+    }
 }
 
 impl ForwardedAdmin for NodeAdmin {
@@ -403,6 +443,9 @@ impl ForwardedAdmin for NodeAdmin {
                     json(&self.take_over_here(volume, from, epoch, true)?)
                 }
                 AdminForward::TakeoverState { volume, epoch } => json(&self.takeovers.state(volume, epoch)?),
+                AdminForward::Glances => json(&self.glances_here().await?),
+                AdminForward::Residency { volume, parts } => json(&self.residency_here(volume, parts).await?),
+                AdminForward::Chronicle { volume } => json(&self.chronicle.of(volume)),
                 AdminForward::Rejoin { volume } => json(&self.rejoin_here(volume).await?),
             }
         })

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use client_lib::clock::Clock;
+use client_lib::clock::{Clock, SystemClock};
 use client_lib::watch;
 use client_lib::wire::admin::{AskTakeover, Rejoin, TailStatus, TakeoverProgress, TakeoverReport};
 use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::METADATA_DEADLINE;
 use super::admin::{Busy, NodeAdmin, ask, name_of, node_named, volume_named};
 use super::reconcile::{discard, follow};
+use crate::ownership::chronicle::{End, Kind, Subject};
 use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::standing::Tail;
 use crate::ownership::takeover::driver::{Confirm, Driver, Stage, Taken, incomplete, on_its_way_back};
@@ -302,7 +303,10 @@ impl NodeAdmin {
         let busy = Busy::begin(self.busy.clone(), &served)?;
         let (stage, stages) = watch::channel(Stage::Waiting { remaining_ms: 0 });
         let outcome = Arc::new(OnceLock::new());
-        let mut driver = Driver::new(served, from, epoch, self.ownership.clone(), self.takeovers.leases.clone(), stage);
+        let subject = Subject { kind: Kind::Takeover, volumes: vec![(id, epoch)], from, to: self.this.id };
+        let account = self.chronicle.open(subject, SystemClock::new().unix_ms());
+        let driver = Driver::new(served, from, epoch, self.ownership.clone(), self.takeovers.leases.clone(), stage);
+        let mut driver = driver.told_in(account.clone());
         if !behind {
             let last = LastSurvey { volume: id, me: self.this.id, meta: self.meta.clone(), peers: self.peers.clone() };
             driver = driver.confirmed_by(last.confirm());
@@ -316,6 +320,11 @@ impl NodeAdmin {
                 Ok(Err(error)) => Going::Failed(error.kind(), error.to_string()),
                 Err(error) => Going::Failed(ErrorKind::Internal, format!("the takeover ended early: {error}")),
             };
+            account.end(match &going {
+                Going::Taken(taken) => End::Moved(taken.lost_blocks * u64::from(BLOCK_SIZE)),
+                Going::Failed(_, error) => End::Failed(error.clone()),
+                Going::On(_) => unreachable!("it has ended"),
+            });
             // Set once, here.
             let _ = told.set(going);
         });

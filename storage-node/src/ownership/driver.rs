@@ -16,6 +16,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::chronicle::{self, Account};
 use super::gate::{Heir, Phase};
 use super::handover::{Effect, Event, Handover, Released};
 use crate::peer::client::PeerClient;
@@ -189,6 +190,7 @@ pub struct Driver {
     cancel: CancellationToken,
     when: FreezeWhen,
     caught_up: Duration,
+    account: Option<Arc<Account>>,
 }
 
 impl Driver {
@@ -202,7 +204,7 @@ impl Driver {
         cancel: CancellationToken,
     ) -> Driver {
         let members = vec![Member::new(volume, to, epoch)];
-        Driver { members, to, group: None, log, cancel, when: FreezeWhen::Always, caught_up: Duration::ZERO }
+        Driver::of(members, to, None, log, cancel)
     }
 
     /// The same of several volumes, with the epochs in which they are owned here: all of `group` that are.
@@ -215,8 +217,42 @@ impl Driver {
         cancel: CancellationToken,
     ) -> Driver {
         let members = volumes.into_iter().map(|(volume, epoch)| Member::new(volume, to, epoch)).collect();
-        let (when, caught_up) = (FreezeWhen::Always, Duration::ZERO);
-        Driver { members, to, group: Some(group), log, cancel, when, caught_up }
+        Driver::of(members, to, Some(group), log, cancel)
+    }
+
+    fn of(
+        members: Vec<Member>,
+        to: NodeId,
+        group: Option<VolumeGroupId>,
+        log: Arc<dyn OwnershipLog>,
+        cancel: CancellationToken,
+    ) -> Driver {
+        let (when, caught_up, account) = (FreezeWhen::Always, Duration::ZERO, None);
+        Driver { members, to, group, log, cancel, when, caught_up, account }
+    }
+
+    /// The same, and `account` tells how it goes; its end is told by the caller.
+    #[must_use]
+    pub fn told_in(self, account: Arc<Account>) -> Driver {
+        Driver { account: Some(account), ..self }
+    }
+
+    /// Where it goes.
+    #[must_use]
+    pub fn to(&self) -> NodeId {
+        self.to
+    }
+
+    /// What moves, and out of which epochs.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<(VolumeId, Epoch)> {
+        self.members.iter().map(|member| (member.volume.id, member.epoch)).collect()
+    }
+
+    fn enter(&self, phase: chronicle::Phase) {
+        if let Some(account) = &self.account {
+            account.enter(phase);
+        }
     }
 
     /// The same, but it is handed over only when the destination holds everything, as `watermarks` tells of each volume: from then on
@@ -248,12 +284,17 @@ impl Driver {
         let waited_for = self.members.iter().filter(|member| member.synced.is_some());
         let _hurry: Vec<_> = waited_for.map(|member| member.volume.sending.hurry(self.to)).collect();
         // Before anything is held: is the destination there, and near? What is sent now need not be sent frozen.
+        self.enter(chronicle::Phase::Asking);
         try_join_all(self.members.iter_mut().map(Member::ask_position)).await?;
+        if self.members.iter().any(|member| member.synced.is_some()) {
+            self.enter(chronicle::Phase::CatchingUp);
+        }
         let asked = Instant::now();
         try_join_all(self.members.iter().map(|member| member.catch_up(None, &self.cancel))).await?;
         self.caught_up = asked.elapsed();
         if self.when == FreezeWhen::Always {
             // Else nobody writes, so nobody would be held up by what is sent frozen.
+            self.enter(chronicle::Phase::Telling);
             self.peers().hold_bulk(self.to);
             try_join_all(self.members.iter_mut().map(Member::send_manifest)).await?;
         }
@@ -294,6 +335,13 @@ impl Driver {
     }
 
     async fn carry_out(&mut self, step: Effect) -> Event {
+        match &step {
+            Effect::Freeze => self.enter(chronicle::Phase::Freezing),
+            Effect::Prepare { .. } => self.enter(chronicle::Phase::Preparing),
+            Effect::Propose { .. } => self.enter(chronicle::Phase::Proposing),
+            Effect::Resolve => self.enter(chronicle::Phase::Resolving),
+            Effect::Thaw(_) | Effect::Release { .. } => {}
+        }
         match step {
             Effect::Freeze => {
                 // All of them, before it is looked what came of any: whatever fails, none is left half way.
@@ -361,6 +409,7 @@ impl Driver {
 
     /// Releases every volume as it is said, whatever fails with one of them.
     async fn release(&self, released: &[Released]) -> Result<(), Error> {
+        self.enter(chronicle::Phase::Releasing);
         let members = self.members.iter().zip(released);
         let all = join_all(members.map(|(member, released)| member.release(*released))).await;
         all.into_iter().collect()

@@ -186,6 +186,12 @@ pub enum AdminForward {
     SnapshotGroup { group: VolumeGroupId, name: client_lib::SnapshotName },
     /// As `Takeover`, whatever others hold.
     TakeoverBehind { volume: VolumeId, from: client_lib::NodeId, epoch: Epoch },
+    /// The volumes that the node asked owns, at a glance.
+    Glances,
+    /// What of a volume is at the node asked, in at most so many parts.
+    Residency { volume: VolumeId, parts: u32 },
+    /// The last changes of a volume's owner that the node asked carried out.
+    Chronicle { volume: VolumeId },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

@@ -5,9 +5,9 @@ use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
     AskTakeover, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, ClusterStatus, CreateGroup,
     CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList,
-    LinkStatus, Migrate, MigrateReport, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize, RollBack,
-    ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus,
-    VolumeSummary,
+    LinkStatus, Migrate, MigrateReport, NodeSpace, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus,
+    OwnershipTimeline, Rejoin, ResidencyMap, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus,
+    TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
 use crate::shard::scrub::ScrubAction;
@@ -156,4 +156,18 @@ pub trait Admin: Send + Sync + 'static {
 
     /// The cluster.
     fn cluster(&self) -> BoxFuture<'_, Result<ClusterStatus, Error>>;
+
+    /// All volumes at a glance; waits for no node that does not answer.
+    fn overview(&self, query: OverviewQuery) -> BoxFuture<'_, Result<Overview, Error>>;
+
+    /// What of a volume is at `node`, by default its owner, in at most so many parts.
+    fn residency<'a>(
+        &'a self,
+        name: &'a str,
+        node: Option<&'a str>,
+        parts: Option<u32>,
+    ) -> BoxFuture<'a, Result<ResidencyMap, Error>>;
+
+    /// The last changes of a volume's owner; does not need the owner.
+    fn timeline<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<OwnershipTimeline, Error>>;
 }

@@ -1,4 +1,5 @@
-//! The HTTP admin API: JSON over what [`Admin`] offers. Not authenticated yet, so it listens on loopback only.
+//! The HTTP admin API: JSON over what [`Admin`] offers, and the [`dashboard`] over that. Not authenticated yet, so it listens on
+//! loopback only, and [`guard`] keeps pages of other sites out.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +21,9 @@ use tokio::task::JoinHandle;
 
 use super::admin::Admin;
 use crate::shard::scrub::ScrubAction;
+
+mod dashboard;
+mod guard;
 
 /// Largest request body, in bytes; requests are a few names.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -111,7 +115,9 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/scrub", get(look_at_scrub).post(start_scrub).delete(stop_scrub))
         .route("/v1/cluster", get(cluster))
         .route("/health", get(|| async { "ok\n" }))
+        .merge(dashboard::routes())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(axum::middleware::from_fn(guard::guard))
         .with_state(admin)
 }
 

@@ -294,6 +294,9 @@ impl Core {
             Request::Residency { volume, moment, offset, length, reply } => {
                 drop(reply.send(self.residency(volume, moment, offset, length)));
             }
+            Request::ResidentParts { volume, first, blocks, parts, reply } => {
+                drop(reply.send(self.resident_parts(volume, first, blocks, parts)));
+            }
             Request::Activate { volume, epoch, acts_under, reply } => self.activate(volume, epoch, acts_under, reply),
             Request::Arm { volume, epoch, acts_under, reply } => drop(reply.send(self.arm(volume, epoch, acts_under))),
             Request::Deactivate { volume, epoch, reply } => self.deactivate(volume, epoch, reply),

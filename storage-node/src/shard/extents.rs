@@ -8,6 +8,7 @@ use super::core::Core;
 use super::handle::{MappedExtent, Residency, ResidentExtent, StoreError};
 use crate::map::page::Content;
 use crate::volume::Moment;
+use crate::volume::resident::Resident;
 
 /// Mapped blocks after which an answer about extents ends: 16 MiB of data. The shard's other requests wait while it is
 /// made, and a client that wants one extent only, as QEMU does, has it made again for each: over a full gigabyte that
@@ -15,6 +16,10 @@ use crate::volume::Moment;
 pub(super) const EXTENT_BLOCKS_MAX: usize = 4096;
 /// Blocks that are looked at between two looks at that bound.
 const EXTENT_WINDOW_BLOCKS: u32 = 1024;
+/// Blocks that are looked at before an answer about parts ends: some milliseconds.
+const LOOKED_BLOCKS_MAX: usize = 1 << 15;
+/// Pages of the base that are looked at in each part: with two, a picture of 4096 parts is exact up to 4 GiB, wherever its parts begin.
+const PART_PAGES_MAX: u32 = 2;
 const _: () = assert!(EXTENT_WINDOW_BLOCKS.is_power_of_two(), "windows end at multiples of it");
 
 impl Core {
@@ -53,6 +58,31 @@ impl Core {
         };
         let states = self.states(volume, moment, (offset, length), Residency::Zero, state)?;
         Ok(states.into_iter().map(|(length, residency)| ResidentExtent { length, residency }).collect())
+    }
+
+    /// What is here of each of `parts` parts of `blocks` blocks from block `first` on, of at least one of them and of no more when
+    /// [`LOOKED_BLOCKS_MAX`] are looked at.
+    pub(super) fn resident_parts(
+        &mut self,
+        volume: VolumeId,
+        first: u64,
+        blocks: u32,
+        parts: u32,
+    ) -> Result<Vec<Resident>, StoreError> {
+        let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        let (blocks, end) = (u64::from(blocks.max(1)), run.state.size.bytes().div_ceil(u64::from(BLOCK_SIZE)));
+        let (mut found, mut looked_all) = (Vec::new(), 0);
+        for part in 0..u64::from(parts) {
+            let from = first + part * blocks;
+            if from >= end || looked_all >= LOOKED_BLOCKS_MAX {
+                break;
+            }
+            let last = (from + blocks).min(end) - 1;
+            let (resident, looked) = run.state.resident(from as u32, last as u32, PART_PAGES_MAX, &mut self.map)?;
+            found.push(resident);
+            looked_all += looked;
+        }
+        Ok(found)
     }
 
     /// Runs of bytes in one state: that of their blocks' versions, or `unmapped` where there is none.

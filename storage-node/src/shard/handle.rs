@@ -27,6 +27,7 @@ use crate::volume::Moment;
 use crate::volume::layers::Wanted;
 use crate::volume::ledger::{LedgerNews, Origin};
 use crate::volume::rejoin::Rejoining;
+use crate::volume::resident::Resident;
 use crate::volume::tally::Tally;
 
 /// The segment named when bytes that came from elsewhere, and lie in no segment, do not match.
@@ -251,6 +252,7 @@ pub enum Request {
     Sync { volume: VolumeId, reply: Reply<Lsn> },
     Extents { volume: VolumeId, moment: Moment, offset: u64, length: u64, reply: Reply<Vec<MappedExtent>> },
     Residency { volume: VolumeId, moment: Moment, offset: u64, length: u64, reply: Reply<Vec<ResidentExtent>> },
+    ResidentParts { volume: VolumeId, first: u64, blocks: u32, parts: u32, reply: Reply<Vec<Resident>> },
     Activate { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<VolumeReport> },
     Arm { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<()> },
     Deactivate { volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport> },
@@ -554,6 +556,18 @@ impl ShardHandle {
         length: u64,
     ) -> Result<Vec<ResidentExtent>, StoreError> {
         self.ask(|reply| Request::Residency { volume, moment, offset, length, reply }).await
+    }
+
+    /// How much is here, and how much elsewhere, of each of `parts` parts of the volume, of `blocks` blocks each, from block `first` on: of
+    /// as many of them as can be looked at while other requests wait, of one at least. None beyond the volume's end. Works in both roles.
+    pub async fn resident_parts(
+        &self,
+        volume: VolumeId,
+        first: u64,
+        blocks: u32,
+        parts: u32,
+    ) -> Result<Vec<Resident>, StoreError> {
+        self.ask(|reply| Request::ResidentParts { volume, first, blocks, parts, reply }).await
     }
 
     /// Becomes owner under `epoch`, logged and synced; the next write gets sequence `known.sequence + 1`. Serves at

@@ -13,6 +13,7 @@ mod map_faults;
 mod model;
 mod rejoin;
 mod replica;
+mod resident;
 mod resize;
 mod rewind;
 mod rig;

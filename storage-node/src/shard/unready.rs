@@ -148,6 +148,7 @@ impl Request {
             Request::Read { reply, .. } => drop(reply.send(Err(error))),
             Request::Extents { reply, .. } => drop(reply.send(Err(error))),
             Request::Residency { reply, .. } => drop(reply.send(Err(error))),
+            Request::ResidentParts { reply, .. } => drop(reply.send(Err(error))),
             Request::SealManifest { reply, .. } => drop(reply.send(Err(error))),
             Request::SealTogether { seals, .. } => {
                 for seal in seals {
@@ -182,6 +183,7 @@ impl Request {
             | Request::Sync { volume, .. }
             | Request::Extents { volume, .. }
             | Request::Residency { volume, .. }
+            | Request::ResidentParts { volume, .. }
             | Request::Activate { volume, .. }
             | Request::Arm { volume, .. }
             | Request::Deactivate { volume, .. }

@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use client_lib::clock::{Clock, SystemClock};
 use client_lib::wire::admin::{CancelledMigrate, Migrate, MigrateReport, OnWrite, OnWriteStatus};
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{Command, MetaState, Refusal, Response, Volume};
@@ -14,6 +15,7 @@ use super::durability::require_possible;
 use super::names::{name_of, node_named, volume_named};
 use super::{NodeAdmin, deleted, moved, out_of_turn};
 use crate::node::METADATA_DEADLINE;
+use crate::ownership::chronicle::{End, Kind, Subject};
 use crate::ownership::driver::{Driver, HandoverReport};
 use crate::peer::message::AdminForward;
 use crate::serve::volume::ServedVolume;
@@ -74,10 +76,23 @@ impl NodeAdmin {
             true => driver.synced(volumes.iter().map(watermarks).collect::<Result<_, _>>()?),
         };
         let driver = if how.flushed { driver.flushed() } else { driver };
+        let kind = match (how.flushed, how.synced) {
+            (true, _) => Kind::OnWrite,
+            (false, true) => Kind::Synced,
+            (false, false) => Kind::Instant,
+        };
+        let subject = Subject { kind, volumes: driver.volumes(), from: self.this.id, to: driver.to() };
+        let account = self.chronicle.open(subject, SystemClock::new().unix_ms());
+        let driver = driver.told_in(account.clone());
         // A task of its own: it goes on, and stays marked, when the one who asked stops waiting.
         let mut task = tokio::spawn(async move {
             let _busy = busy;
-            driver.run().await
+            let outcome = driver.run().await;
+            account.end(match &outcome {
+                Ok(report) => End::Moved(report.stale_bytes),
+                Err(error) => End::Failed(error.to_string()),
+            });
+            outcome
         });
         let ended = match how.deadline {
             None => (&mut task).await,

@@ -1,5 +1,7 @@
 //! The links between nodes: what went over each, and how much each may take. Every node knows those that begin at it.
 
+use std::time::Duration;
+
 use client_lib::wire::admin::{ChangeLink, FetchStatus, FreightStatus, LinkList, LinkStatus};
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId};
 use consensus::{Command, Response};
@@ -13,6 +15,9 @@ use crate::peer::message::AdminForward;
 use crate::propagation::freight::Freight;
 use crate::propagation::pull::Fetched;
 
+/// How long a node may take to tell of its links before they are left out.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 impl NodeAdmin {
     /// All links; those of nodes that do not answer are left out, and the nodes are named.
     pub(super) async fn link_list(&self) -> Result<LinkList, Error> {
@@ -21,7 +26,11 @@ impl NodeAdmin {
         let of = |node: NodeId| async move {
             match node == self.this.id {
                 true => Ok(self.links_here()),
-                false => self.ask::<Vec<LinkStatus>>(node, AdminForward::Links).await,
+                false => {
+                    let asked = self.ask::<Vec<LinkStatus>>(node, AdminForward::Links);
+                    let late = |_| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {PATIENCE:?}")));
+                    tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(late)
+                }
             }
         };
         let mut list = LinkList::default();

@@ -192,7 +192,7 @@ fn origin_told(state: &MetaState, origin: Origin) -> CloneOrigin {
 }
 
 /// What the loss of the owner would cost, and may cost.
-fn rpo_told(volume: &ServedVolume, marks: &Watermarks) -> RpoStatus {
+pub(super) fn rpo_told(volume: &ServedVolume, marks: &Watermarks) -> RpoStatus {
     let rpo = volume.pace.rpo();
     let lag = marks.highest().map(|watermark| marks.behind(watermark));
     // The target is looked at now and then, the lag is as of now: that is not said to be missed which this one is within.

@@ -13,6 +13,7 @@ use consensus::MetaState;
 use serde::{Deserialize, Serialize};
 
 use super::{Effect, Event, Seen, Takeover};
+use crate::ownership::chronicle::{self, Account};
 use crate::ownership::driver::{OwnershipLog, Proposed, TakeoverProposal};
 use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::gate::Phase;
@@ -73,6 +74,7 @@ pub struct Driver {
     stage: watch::Sender<Stage>,
     hold: Option<Hold>,
     confirm: Option<Confirm>,
+    account: Option<Arc<Account>>,
     taken: Taken,
 }
 
@@ -88,13 +90,33 @@ impl Driver {
         stage: watch::Sender<Stage>,
     ) -> Driver {
         let taken = Taken { epoch: epoch.next(), start: Lsn::ZERO, known: Lsn::ZERO, lost_blocks: 0 };
-        Driver { volume, from, epoch, log, leases, stage, hold: None, confirm: None, taken }
+        Driver { volume, from, epoch, log, leases, stage, hold: None, confirm: None, account: None, taken }
     }
 
     /// The same, which goes on only if `confirm` has nothing against it.
     #[must_use]
     pub fn confirmed_by(self, confirm: Confirm) -> Driver {
         Driver { confirm: Some(confirm), ..self }
+    }
+
+    /// The same, and `account` tells how it goes; its end is told by the caller.
+    #[must_use]
+    pub fn told_in(self, account: Arc<Account>) -> Driver {
+        Driver { account: Some(account), ..self }
+    }
+
+    fn enter(&self, stage: Stage) {
+        self.stage.send_replace(stage);
+        if let Some(account) = &self.account {
+            account.enter(match stage {
+                Stage::Waiting { .. } => chronicle::Phase::Waiting,
+                Stage::Expiring => chronicle::Phase::Expiring,
+                Stage::Holding => chronicle::Phase::Holding,
+                Stage::Proposing => chronicle::Phase::Proposing,
+                Stage::Resolving => chronicle::Phase::Resolving,
+                Stage::TakingUp => chronicle::Phase::TakingUp,
+            });
+        }
     }
 
     /// Takes the volume over, or follows as before and says why.
@@ -117,7 +139,7 @@ impl Driver {
                     self.look(&states.borrow_and_update().clone())
                 }
                 Effect::Expire { renewals } => {
-                    self.stage.send_replace(Stage::Expiring);
+                    self.enter(Stage::Expiring);
                     match self.log.expire(self.from, renewals).await {
                         Ok(()) => Event::Expired,
                         Err(error) if error.kind() == ErrorKind::Busy => Event::Failed(self.alive()),
@@ -125,7 +147,7 @@ impl Driver {
                     }
                 }
                 Effect::Hold => {
-                    self.stage.send_replace(Stage::Holding);
+                    self.enter(Stage::Holding);
                     let held = match (self.hold().await, self.confirm.take()) {
                         (Ok(start), Some(confirm)) => confirm(start).await.map(|()| start),
                         (held, _) => held,
@@ -136,7 +158,7 @@ impl Driver {
                     }
                 }
                 Effect::Propose { start } => {
-                    self.stage.send_replace(Stage::Proposing);
+                    self.enter(Stage::Proposing);
                     let proposal =
                         TakeoverProposal { volume: self.volume.id, from: self.from, epoch: self.epoch, start };
                     match self.log.take_over(proposal).await {
@@ -146,13 +168,13 @@ impl Driver {
                     }
                 }
                 Effect::Resolve => {
-                    self.stage.send_replace(Stage::Resolving);
+                    self.enter(Stage::Resolving);
                     self.resolve().await
                 }
                 Effect::Release(error) => return Err(error),
                 Effect::Alive => return Err(self.alive()),
                 Effect::TakeUp(epoch) => {
-                    self.stage.send_replace(Stage::TakingUp);
+                    self.enter(Stage::TakingUp);
                     self.served(epoch).await?;
                     return Ok(self.taken);
                 }
@@ -189,8 +211,7 @@ impl Driver {
     /// Until then, or until metadata changes.
     async fn wait(&self, states: &mut watch::Receiver<Arc<MetaState>>, until: Duration) {
         let remaining = until.saturating_sub(self.leases.now());
-        self.stage
-            .send_replace(Stage::Waiting { remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX) });
+        self.enter(Stage::Waiting { remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX) });
         tokio::select! {
             biased;
             changed = states.changed() => if changed.is_err() {
