@@ -31,6 +31,7 @@ mod snapshot;
 mod space;
 mod support_bundle;
 mod takeover;
+mod top;
 mod transfer;
 mod up;
 mod volume;
@@ -86,6 +87,7 @@ enum Verb {
     #[command(subcommand)]
     Group(group::Verb),
     Why(why::Why),
+    Top(top::Top),
     Doctor(doctor::Doctor),
     SupportBundle(support_bundle::SupportBundle),
     /// Begin a cluster, let nodes join it, look at it
@@ -146,6 +148,7 @@ pub fn run(helio: Helio) -> ExitCode {
         Verb::Volume(verb) => volume::run(verb, &helio.common),
         Verb::Group(verb) => group::run(verb, &helio.common),
         Verb::Why(why) => why::run(&why, &helio.common),
+        Verb::Top(top) => top::run(&top, &helio.common),
         Verb::Doctor(doctor) => doctor::run(&doctor, &helio.common),
         Verb::SupportBundle(bundle) => support_bundle::run(&bundle, &helio.common),
         Verb::Cluster(verb) => cluster::run(verb, &helio.common),
