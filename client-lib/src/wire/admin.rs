@@ -4,10 +4,12 @@
 
 use serde::{Deserialize, Serialize};
 
+mod clients;
 mod cluster;
 mod group;
 mod handover;
 mod links;
+mod members;
 mod policy;
 mod scrub;
 mod snapshot;
@@ -15,6 +17,9 @@ mod space;
 mod takeover;
 mod volume;
 
+pub use clients::{
+    AccessReport, CertificateStatus, ClientList, ClientStatus, NoteClient, RevokeClient, RevokedCertificate,
+};
 pub use cluster::{ClusterStatus, MemberStatus, NbdAddresses};
 pub use group::{
     ChangeGroup, CreateGroup, CutVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus,
@@ -22,6 +27,7 @@ pub use group::{
 };
 pub use handover::{CancelledMigrate, Migrate, MigrateReport, OnWrite, OnWriteStatus};
 pub use links::{ChangeLink, FetchStatus, FreightStatus, LinkList, LinkStatus, LinkWindow};
+pub use members::{GivenUpReplica, NodeList, NodeRemoval, NodeSummary, RemoveNode, RemovedStatus};
 pub use policy::{ChangePolicy, DurabilityStatus, ReplicaPolicy, RpoStatus, VolumePolicy};
 pub use scrub::{ScrubState, ScrubStatus};
 pub use snapshot::{CloneSnapshot, CreateSnapshot, RollBack, SnapshotStatus};

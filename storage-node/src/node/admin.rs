@@ -7,11 +7,11 @@ use bytes::Bytes;
 use client_lib::clock::Clock;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AskTakeover, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, ClusterStatus, CreateGroup,
-    CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList,
-    LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize,
-    RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus,
-    VolumeSummary,
+    AccessReport, AskTakeover, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ClientList, CloneSnapshot,
+    ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport,
+    GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeList, NodeRemoval, NodeSpace,
+    NoteClient, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, RemoveNode, Resize, RevokeClient, RollBack, ScrubStatus,
+    SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
@@ -31,12 +31,15 @@ use crate::serve::volume::ServedVolume;
 use crate::serve::volumes::Volumes;
 use crate::shard::scrub::ScrubAction;
 
+mod clients;
 mod cluster;
 pub(super) mod durability;
 mod groups;
 mod handover;
 mod links;
+mod members;
 mod names;
+mod removal;
 mod resize;
 mod scrub;
 mod snapshots;
@@ -45,6 +48,7 @@ mod volumes;
 
 pub(super) use handover::Busy;
 use handover::{BusyVolumes, How};
+pub(super) use members::Standing;
 pub(super) use names::{name_of, node_named, volume_named};
 
 /// How long an administrative request waits for the owner to be known, across a handover under way.
@@ -53,6 +57,7 @@ const OWNER_PATIENCE: Duration = Duration::from_secs(20);
 /// The node's administrative face.
 pub struct NodeAdmin {
     pub(super) this: ThisNode,
+    standing: Standing,
     wan_bytes: Option<WanBytes>,
     pub(super) meta: MetaRaft,
     pub(super) volumes: Arc<Volumes>,
@@ -79,13 +84,20 @@ impl NodeAdmin {
         ownership: Arc<dyn OwnershipLog>,
     ) -> NodeAdmin {
         let (busy, nbd, takeovers) = (Arc::default(), OnceLock::new(), Takeovers::new(clock));
-        NodeAdmin { this, wan_bytes: None, meta, volumes, reconciler, peers, ownership, busy, takeovers, nbd }
+        let standing = Standing::default();
+        NodeAdmin { this, standing, wan_bytes: None, meta, volumes, reconciler, peers, ownership, busy, takeovers, nbd }
     }
 
     /// The same, which also tells what crosses the WAN emulator.
     #[must_use]
     pub fn counting(self, wan_bytes: Option<WanBytes>) -> NodeAdmin {
         NodeAdmin { wan_bytes, ..self }
+    }
+
+    /// The same of a node that stands so.
+    #[must_use]
+    pub(super) fn standing(self, standing: Standing) -> NodeAdmin {
+        NodeAdmin { standing, ..self }
     }
 
     /// The watch on other nodes' leases that takeovers count by.
@@ -364,6 +376,26 @@ impl Admin for NodeAdmin {
     fn cluster(&self) -> BoxFuture<'_, Result<ClusterStatus, Error>> {
         Box::pin(self.cluster_status())
     }
+
+    fn nodes(&self) -> BoxFuture<'_, Result<NodeList, Error>> {
+        Box::pin(self.list_nodes())
+    }
+
+    fn remove_node<'a>(&'a self, name: &'a str, request: RemoveNode) -> BoxFuture<'a, Result<NodeRemoval, Error>> {
+        Box::pin(self.remove_member(name, request))
+    }
+
+    fn clients(&self) -> BoxFuture<'_, Result<ClientList, Error>> {
+        Box::pin(self.list_clients())
+    }
+
+    fn note_client(&self, request: NoteClient) -> BoxFuture<'_, Result<AccessReport, Error>> {
+        Box::pin(self.note_issued(request))
+    }
+
+    fn revoke_client(&self, request: RevokeClient) -> BoxFuture<'_, Result<AccessReport, Error>> {
+        Box::pin(self.take_back(request))
+    }
 }
 
 impl ForwardedAdmin for NodeAdmin {
@@ -404,6 +436,7 @@ impl ForwardedAdmin for NodeAdmin {
                 }
                 AdminForward::TakeoverState { volume, epoch } => json(&self.takeovers.state(volume, epoch)?),
                 AdminForward::Rejoin { volume } => json(&self.rejoin_here(volume).await?),
+                AdminForward::About => json(&self.about_here()),
             }
         })
     }

@@ -186,6 +186,8 @@ pub enum AdminForward {
     SnapshotGroup { group: VolumeGroupId, name: client_lib::SnapshotName },
     /// As `Takeover`, whatever others hold.
     TakeoverBehind { volume: VolumeId, from: client_lib::NodeId, epoch: Epoch },
+    /// What the node asked is, and how far its metadata is applied. Who understands this knows of removed nodes and revoked certificates.
+    About,
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

@@ -3,11 +3,11 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AskTakeover, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, ClusterStatus, CreateGroup,
-    CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList,
-    LinkStatus, Migrate, MigrateReport, NodeSpace, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, Resize, RollBack,
-    ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus,
-    VolumeSummary,
+    AccessReport, AskTakeover, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ClientList, CloneSnapshot,
+    ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport,
+    GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NodeList, NodeRemoval, NodeSpace, NoteClient, OnWrite,
+    OnWriteStatus, OwnerStatus, Rejoin, RemoveNode, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus,
+    TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
 use crate::shard::scrub::ScrubAction;
@@ -156,4 +156,19 @@ pub trait Admin: Send + Sync + 'static {
 
     /// The cluster.
     fn cluster(&self) -> BoxFuture<'_, Result<ClusterStatus, Error>>;
+
+    /// Its nodes, and those that were removed.
+    fn nodes(&self) -> BoxFuture<'_, Result<NodeList, Error>>;
+
+    /// Removes a node, or tells what that waits for.
+    fn remove_node<'a>(&'a self, name: &'a str, request: RemoveNode) -> BoxFuture<'a, Result<NodeRemoval, Error>>;
+
+    /// What was issued to clients, and what was taken back.
+    fn clients(&self) -> BoxFuture<'_, Result<ClientList, Error>>;
+
+    /// Notes that a certificate was issued to a client.
+    fn note_client(&self, request: NoteClient) -> BoxFuture<'_, Result<AccessReport, Error>>;
+
+    /// Takes back what was issued to a client.
+    fn revoke_client(&self, request: RevokeClient) -> BoxFuture<'_, Result<AccessReport, Error>>;
 }

@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use client_lib::wire::admin::{
     AskTakeover, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, CreateGroup, CreateSnapshot, CreateVolume,
-    Failure, Migrate, OnWrite, Rejoin, Resize, RollBack,
+    Failure, Migrate, NoteClient, OnWrite, Rejoin, RemoveNode, Resize, RevokeClient, RollBack,
 };
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
@@ -110,6 +110,10 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/links/{from}/{to}", post(set_link))
         .route("/v1/scrub", get(look_at_scrub).post(start_scrub).delete(stop_scrub))
         .route("/v1/cluster", get(cluster))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{name}/remove", post(remove_node))
+        .route("/v1/clients", get(clients).post(note_client))
+        .route("/v1/clients/revoke", post(revoke_client))
         .route("/health", get(|| async { "ok\n" }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(admin)
@@ -298,6 +302,26 @@ async fn stop_scrub(State(admin): Shared, Query(of): Query<OfVolume>) -> Respons
 
 async fn cluster(State(admin): Shared) -> Response {
     answer(admin.cluster().await)
+}
+
+async fn nodes(State(admin): Shared) -> Response {
+    answer(admin.nodes().await)
+}
+
+async fn remove_node(State(admin): Shared, Path(name): Path<String>, Json(request): Json<RemoveNode>) -> Response {
+    answer(admin.remove_node(&name, request).await)
+}
+
+async fn clients(State(admin): Shared) -> Response {
+    answer(admin.clients().await)
+}
+
+async fn note_client(State(admin): Shared, Json(request): Json<NoteClient>) -> Response {
+    answer(admin.note_client(request).await)
+}
+
+async fn revoke_client(State(admin): Shared, Json(request): Json<RevokeClient>) -> Response {
+    answer(admin.revoke_client(request).await)
 }
 
 fn answer<T: serde::Serialize>(result: Result<T, Error>) -> Response {
