@@ -103,9 +103,7 @@ fn gets_nowhere(nodes: &Nodes, removed: &str, asked: &str) {
 fn a_node_is_drained_and_removed_and_another_votes_in_its_place() {
     let mut nodes = Nodes::start(&["a", "b", "c", "d"]).expect("four nodes start");
     assert_eq!(voters(&nodes, "a"), ["a", "b", "c"]);
-    nodes.run("a", &["volume", "create", "disk", "--size", "64M", "--owner", "c"]).expect("is created");
-    let refused = refusal(&nodes, "a", &["node", "remove", "c"]);
-    assert!(refused.contains("owns volume disk") && refused.contains("helio node drain c"), "{refused}");
+    nodes.run("a", &["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
 
     let (writer, socket) = (Writer::new(0..500, SEED), nodes.socket("a"));
     let wrote = |nodes: &Nodes, more: u64| {
@@ -115,6 +113,10 @@ fn a_node_is_drained_and_removed_and_another_votes_in_its_place() {
     let told = std::thread::scope(|scope| {
         let running = scope.spawn(|| writer.run(&socket, "disk"));
         wrote(&nodes, 300);
+        nodes.run("a", &["volume", "migrate", "disk", "--to", "c"]).expect("is moved");
+        wrote(&nodes, 100);
+        let refused = refusal(&nodes, "a", &["node", "remove", "c"]);
+        assert!(refused.contains("owns volume disk") && refused.contains("helio node drain c"), "{refused}");
         nodes.run("a", &["node", "drain", "c", "--to", "b"]).expect("is drained");
         let planned = nodes.run("a", &["node", "remove", "c", "--dry-run"]).expect("is planned");
         assert!(planned.contains("would remove c; voters are a, b, d"), "{planned}");
@@ -205,7 +207,7 @@ fn a_lost_node_is_given_up_and_disturbs_nobody_when_it_is_back() {
     let after = nodes.json("a", &["cluster", "status", "--json"]).expect("is told");
     assert_eq!(after["term"], before["term"], "it called no election");
     assert_eq!(after["members"].as_array().map(Vec::len), Some(2));
-    let mut client = Client::connect(&nodes.socket("a"), "disk").expect("connects");
+    let mut client = Client::connect(&nodes.socket("b"), "disk").expect("connects");
     for block in 0..50 {
         let found = client.read(block * BLOCK, BLOCK as u32).expect("is read");
         assert_eq!(check(&found, SEED, block), Ok(1), "block {block}");
