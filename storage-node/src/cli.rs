@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::node::access::Removed;
 
+mod audit;
 mod catch_up;
 mod client;
 mod cluster;

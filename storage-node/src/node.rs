@@ -28,6 +28,7 @@ use crate::node::compose::{Parts, Place, Seams};
 use crate::node::service::NodeService;
 use crate::ownership::lease::LeaseCell;
 use crate::serve::admin::Admin;
+use crate::serve::audit::AuditLog;
 use crate::serve::http::HttpServer;
 use crate::shards::Shards;
 use crate::stores;
@@ -182,7 +183,11 @@ impl Node {
         }
         let clients = listen_for_clients(&options.data, service).await?;
         let http = match options.http {
-            Some(address) => Some(HttpServer::bind(address, admin).await?),
+            Some(address) => {
+                let audit = Arc::new(AuditLog::new(&name, &options.data));
+                admin.notes_acts_in(audit.clone());
+                Some(HttpServer::bind(address, admin, audit).await?)
+            }
             None => None,
         };
         Ok(Node { parts, name, nbd, http, clients, transport, _data: data, _stores: locks })

@@ -357,6 +357,44 @@ fn cut_off(nodes: &Nodes, file: &std::path::Path, asked: &str) {
     });
 }
 
+/// Each node keeps what it was asked itself, and any tells of all; looking at something is no act, and no secret is in it.
+#[test]
+fn what_administrators_did_is_kept_with_what_came_of_it() {
+    let mut nodes = Nodes::start(&["a", "b"]).expect("two nodes start");
+    nodes.run("a", &["volume", "create", "disk", "--size", "1M", "--owner", "a"]).expect("is created");
+    nodes.run("a", &["volume", "list"]).expect("is listed");
+    refusal(&nodes, "b", &["node", "remove", "a"]);
+    nodes.credentials("host").expect("are issued");
+    nodes.run("b", &["cluster", "client", "revoke", "host"]).expect("is revoked");
+    let acts = |nodes: &Nodes| {
+        let list = nodes.json("b", &["cluster", "audit", "--json"]).expect("is told");
+        assert_eq!(list["silent"].as_array().map(Vec::len), Some(0), "{list}");
+        let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+        let entries = list["entries"].as_array().expect("a list").clone();
+        entries.iter().map(|it| (text(it, "node"), text(it, "act"), text(it, "error"))).collect::<Vec<_>>()
+    };
+    let found = acts(&nodes);
+    let expected = [
+        ("a", "POST /v1/volumes", ""),
+        ("b", "POST /v1/nodes/a/remove", "owns volume disk"),
+        ("a", "POST /v1/clients", ""),
+        ("b", "POST /v1/clients/revoke", ""),
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for ((node, act, error), expected) in found.iter().zip(expected) {
+        assert_eq!((node.as_str(), act.as_str()), (expected.0, expected.1));
+        assert!(error.contains(expected.2) && error.is_empty() == expected.2.is_empty(), "{error}");
+    }
+    nodes.kill("b").expect("it runs");
+    nodes.start_node("b").expect("starts");
+    assert_eq!(acts(&nodes), found, "it outlives the process");
+    let told = nodes.run("a", &["cluster", "audit"]).expect("is told");
+    assert!(told.contains("done") && told.contains("failed: node a owns volume disk"), "{told}");
+    let secret = nodes.cluster(&["token"], "a", "").expect("is shown");
+    let kept = std::fs::read_to_string(nodes.path().join("a/audit.jsonl")).expect("is there");
+    assert!(!kept.contains(secret.split('.').next().expect("a secret")) && !kept.contains("PRIVATE"), "{kept}");
+}
+
 #[test]
 fn a_token_that_was_withdrawn_or_is_that_of_before_lets_nobody_in() {
     let nodes = Nodes::start(&["a"]).expect("a node starts");

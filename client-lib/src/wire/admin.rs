@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+mod audit;
 mod clients;
 mod cluster;
 mod group;
@@ -17,6 +18,7 @@ mod space;
 mod takeover;
 mod volume;
 
+pub use audit::{AuditEntry, AuditList};
 pub use clients::{
     AccessReport, CertificateStatus, ClientList, ClientStatus, NoteClient, RevokeClient, RevokedCertificate,
 };

@@ -18,7 +18,7 @@ use client_lib::{GroupId, NodeId};
 
 use super::Common;
 use super::client::{Client, print_json, print_table};
-use super::credentials;
+use super::{audit, credentials};
 use crate::config::NodeConfig;
 use crate::data_dir::DataDir;
 use crate::membership::Membership;
@@ -76,6 +76,7 @@ pub(super) enum Verb {
         json: bool,
     },
     Client(credentials::ClientArguments),
+    Audit(audit::Audit),
     /// Show the members, the leader and the distances
     #[command(after_help = "Example:\n  helio cluster status --json")]
     Status {
@@ -94,6 +95,7 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
             false => token(&config, renew, hours, json),
         },
         Verb::Client(arguments) => credentials::run(arguments, common),
+        Verb::Audit(audit) => audit::run(&audit, common),
         Verb::Status { json } => status(common, json),
     }
 }

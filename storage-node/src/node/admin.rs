@@ -7,11 +7,12 @@ use bytes::Bytes;
 use client_lib::clock::Clock;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AccessReport, AskTakeover, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ClientList, CloneSnapshot,
-    ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport,
-    GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeList, NodeRemoval, NodeSpace,
-    NoteClient, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, RemoveNode, Resize, RevokeClient, RollBack, ScrubStatus,
-    SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ClientList,
+    CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot,
+    GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeList,
+    NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, RemoveNode, Resize, RevokeClient,
+    RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus,
+    VolumeSummary,
 };
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
@@ -27,10 +28,12 @@ use crate::peer::client::{PeerClient, unexpected};
 use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest};
 use crate::peer::server::ForwardedAdmin;
 use crate::serve::admin::Admin;
+use crate::serve::audit::AuditLog;
 use crate::serve::volume::ServedVolume;
 use crate::serve::volumes::Volumes;
 use crate::shard::scrub::ScrubAction;
 
+mod audit;
 mod clients;
 mod cluster;
 pub(super) mod durability;
@@ -69,6 +72,8 @@ pub struct NodeAdmin {
     pub(super) takeovers: Takeovers,
     /// Set once NBD listens, which is after everything that it serves.
     nbd: OnceLock<NbdAddresses>,
+    /// Set where there is a data directory to keep it in.
+    audit: OnceLock<Arc<AuditLog>>,
 }
 
 impl NodeAdmin {
@@ -83,9 +88,22 @@ impl NodeAdmin {
         peers: PeerClient,
         ownership: Arc<dyn OwnershipLog>,
     ) -> NodeAdmin {
-        let (busy, nbd, takeovers) = (Arc::default(), OnceLock::new(), Takeovers::new(clock));
+        let (busy, nbd, audit, takeovers) = (Arc::default(), OnceLock::new(), OnceLock::new(), Takeovers::new(clock));
         let standing = Standing::default();
-        NodeAdmin { this, standing, wan_bytes: None, meta, volumes, reconciler, peers, ownership, busy, takeovers, nbd }
+        NodeAdmin {
+            this,
+            standing,
+            wan_bytes: None,
+            meta,
+            volumes,
+            reconciler,
+            peers,
+            ownership,
+            busy,
+            takeovers,
+            nbd,
+            audit,
+        }
     }
 
     /// The same, which also tells what crosses the WAN emulator.
@@ -110,6 +128,12 @@ impl NodeAdmin {
     pub fn nbd_listens(&self, addresses: NbdAddresses) {
         // Nothing changes an address while the node runs.
         let _ = self.nbd.set(addresses);
+    }
+
+    /// What is asked of this node is noted here; the first call counts.
+    pub fn notes_acts_in(&self, audit: Arc<AuditLog>) {
+        // There is one data directory.
+        let _ = self.audit.set(audit);
     }
 
     /// Carries out `here` if this node owns the volume, else asks the owner for `forward`; follows the volume
@@ -393,6 +417,10 @@ impl Admin for NodeAdmin {
         Box::pin(self.note_issued(request))
     }
 
+    fn audit(&self, limit: usize) -> BoxFuture<'_, Result<AuditList, Error>> {
+        Box::pin(self.audit_list(limit))
+    }
+
     fn revoke_client(&self, request: RevokeClient) -> BoxFuture<'_, Result<AccessReport, Error>> {
         Box::pin(self.take_back(request))
     }
@@ -437,6 +465,7 @@ impl ForwardedAdmin for NodeAdmin {
                 AdminForward::TakeoverState { volume, epoch } => json(&self.takeovers.state(volume, epoch)?),
                 AdminForward::Rejoin { volume } => json(&self.rejoin_here(volume).await?),
                 AdminForward::About => json(&self.about_here()),
+                AdminForward::Audit { limit } => json(&self.audit_here(limit)?),
             }
         })
     }

@@ -42,7 +42,7 @@ impl Admission {
         let counts = |secret: &JoinSecret| secret.counts_at(SystemClock::new().unix_ms());
         if !secret.is_some_and(|secret| secret.matches(&request.secret) && counts(&secret)) {
             tracing::warn!(name = %request.name, address = %request.address, "a node with a wrong token was turned away");
-            let message = "the token is not valid, is too old, or was renewed or withdrawn since; `helio cluster token` prints the one that \
+            let message = "the token is not valid, is too old, or was renewed since or withdrawn; `helio cluster token` prints the one that \
                            counts at the first node";
             return Err(Error::new(ErrorKind::InvalidRequest, message));
         }

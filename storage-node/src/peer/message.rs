@@ -188,6 +188,8 @@ pub enum AdminForward {
     TakeoverBehind { volume: VolumeId, from: client_lib::NodeId, epoch: Epoch },
     /// What the node asked is, and how far its metadata is applied. Who understands this knows of removed nodes and revoked certificates.
     About,
+    /// The newest acts of administrators at the node asked.
+    Audit { limit: usize },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

@@ -3,11 +3,11 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AccessReport, AskTakeover, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ClientList, CloneSnapshot,
-    ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport,
-    GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NodeList, NodeRemoval, NodeSpace, NoteClient, OnWrite,
-    OnWriteStatus, OwnerStatus, Rejoin, RemoveNode, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus,
-    TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ClientList,
+    CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot,
+    GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NodeList, NodeRemoval, NodeSpace,
+    NoteClient, OnWrite, OnWriteStatus, OwnerStatus, Rejoin, RemoveNode, Resize, RevokeClient, RollBack, ScrubStatus,
+    SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
 use crate::shard::scrub::ScrubAction;
@@ -168,6 +168,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Notes that a certificate was issued to a client.
     fn note_client(&self, request: NoteClient) -> BoxFuture<'_, Result<AccessReport, Error>>;
+
+    /// The newest acts of administrators at each node, so many of each.
+    fn audit(&self, limit: usize) -> BoxFuture<'_, Result<AuditList, Error>>;
 
     /// Takes back what was issued to a client.
     fn revoke_client(&self, request: RevokeClient) -> BoxFuture<'_, Result<AccessReport, Error>>;

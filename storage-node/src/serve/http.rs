@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -19,10 +20,15 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::admin::Admin;
+use super::audit::{AuditLog, note_acts};
 use crate::shard::scrub::ScrubAction;
 
 /// Largest request body, in bytes; requests are a few names.
-const BODY_BYTES_MAX: usize = 64 << 10;
+pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// How many acts of each node are told if nothing is said, and at most.
+const AUDIT_LIMIT: usize = 50;
+const AUDIT_LIMIT_MAX: usize = 10_000;
 
 type Shared = State<Arc<dyn Admin>>;
 
@@ -34,11 +40,11 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Listens on `address` and serves `admin`.
+    /// Listens on `address` and serves `admin`; acts are noted in `audit`.
     ///
     /// # Errors
     /// `InvalidRequest` for an address beyond loopback; `Busy` when the port is in use.
-    pub async fn bind(address: SocketAddr, admin: Arc<dyn Admin>) -> Result<HttpServer, Error> {
+    pub async fn bind(address: SocketAddr, admin: Arc<dyn Admin>, audit: Arc<AuditLog>) -> Result<HttpServer, Error> {
         if !address.ip().is_loopback() {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
@@ -57,7 +63,7 @@ impl HttpServer {
             .map_err(|error| Error::new(ErrorKind::Internal, "the admin API has no address").caused_by(error))?;
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
-            let serving = axum::serve(listener, router(admin)).with_graceful_shutdown(async {
+            let serving = axum::serve(listener, router(admin, audit)).with_graceful_shutdown(async {
                 // Also when the sender is gone.
                 let _ = stopped.await;
             });
@@ -83,7 +89,7 @@ impl HttpServer {
     }
 }
 
-fn router(admin: Arc<dyn Admin>) -> Router {
+fn router(admin: Arc<dyn Admin>, audit: Arc<AuditLog>) -> Router {
     Router::new()
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", get(volume).delete(delete))
@@ -114,7 +120,9 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/nodes/{name}/remove", post(remove_node))
         .route("/v1/clients", get(clients).post(note_client))
         .route("/v1/clients/revoke", post(revoke_client))
+        .route("/v1/audit", get(audit_list))
         .route("/health", get(|| async { "ok\n" }))
+        .layer(from_fn_with_state(audit, note_acts))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(admin)
 }
@@ -322,6 +330,16 @@ async fn note_client(State(admin): Shared, Json(request): Json<NoteClient>) -> R
 
 async fn revoke_client(State(admin): Shared, Json(request): Json<RevokeClient>) -> Response {
     answer(admin.revoke_client(request).await)
+}
+
+/// `?limit=N`.
+#[derive(Debug, Deserialize)]
+struct Newest {
+    limit: Option<usize>,
+}
+
+async fn audit_list(State(admin): Shared, Query(newest): Query<Newest>) -> Response {
+    answer(admin.audit(newest.limit.unwrap_or(AUDIT_LIMIT).min(AUDIT_LIMIT_MAX)).await)
 }
 
 fn answer<T: serde::Serialize>(result: Result<T, Error>) -> Response {
