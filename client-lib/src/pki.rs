@@ -1,14 +1,15 @@
 //! The cluster's own certificate authority, and the identities of its nodes and clients.
 //!
 //! A node is who its certificate says: the URI `helio://CLUSTER/node/ID`, signed by the cluster's CA
-//! (docs/format.md); a client likewise, by `helio://CLUSTER/client/NAME`. Owns making, storing and reading certificates. Does not revoke: a node leaves the
-//! cluster by leaving its membership, which the layers above check. Keys are stored with mode 0600.
+//! (docs/format.md); a client likewise, by `helio://CLUSTER/client/NAME`. Owns making, storing and reading certificates. Does not revoke: what a
+//! certificate is worth is for the layers above to say ([`crate::transport::Service::admits`]). Keys are stored with mode 0600.
 //!
 //! Certificates do not expire in practice (year 4096, as `rcgen` sets it): nothing renews them yet, and a cluster
 //! that stops at a date is worse than one that keeps its keys. Rotation is issuing anew and restarting the node.
 
 mod authority;
 mod client;
+mod fingerprint;
 mod identity;
 mod join;
 
@@ -24,6 +25,7 @@ use rustls::pki_types::pem::PemObject;
 
 pub use authority::ClusterAuthority;
 pub use client::{ClientIdentity, NodePlace};
+pub use fingerprint::Fingerprint;
 pub(crate) use identity::Credentials;
 pub use identity::{CertificateHolder, NodeIdentity, certificate_holder, certificate_node};
 pub use join::{JoinKey, JoinSecret, JoinToken};
@@ -266,14 +268,19 @@ mod tests {
     #[test]
     fn a_token_reads_back_and_only_the_newest_secret_counts() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let secret = JoinSecret::renew(dir.path()).expect("made");
+        let secret = JoinSecret::renew(dir.path(), None).expect("made");
         let token =
             JoinToken { secret, fingerprint: "a5".repeat(32), address: "127.0.0.1:10810".parse().expect("one") };
         let read: JoinToken = token.to_string().parse().expect("reads back");
         assert_eq!((read.address, &read.fingerprint), (token.address, &token.fingerprint));
-        assert!(JoinSecret::load(dir.path()).expect("loaded").matches(read.secret.reveal()));
-        JoinSecret::renew(dir.path()).expect("made anew");
-        assert!(!JoinSecret::load(dir.path()).expect("loaded").matches(read.secret.reveal()));
+        let load = || JoinSecret::load(dir.path()).expect("loaded");
+        assert!(load().expect("counts").matches(read.secret.reveal()) && load().expect("counts").counts_at(u64::MAX));
+        let other = JoinSecret::renew(dir.path(), Some(1_000)).expect("made anew");
+        let kept = load().expect("counts");
+        assert!(kept.matches(other.reveal()) && !kept.matches(read.secret.reveal()));
+        assert!(kept.counts_at(999) && !kept.counts_at(1_000));
+        JoinSecret::withdraw(dir.path()).expect("is withdrawn");
+        assert!(load().is_none());
         assert!(!format!("{read:?}").contains(read.secret.reveal()), "a secret stays out of logs");
         for odd in ["", "x", "00@1.2.3.4:5", &token.to_string()[1..], &token.to_string().replace("@", "@host")] {
             let error = odd.parse::<JoinToken>().expect_err(odd);

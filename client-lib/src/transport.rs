@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::pki::{CertificateHolder, Fingerprint};
 use crate::types::{ClientName, NodeId};
 
 /// A boxed future, as the object-safe seams return it.
@@ -78,6 +79,12 @@ pub enum TransportError {
         /// What was said of a certificate.
         reason: String,
     },
+    /// This end's certificate was taken back, says the node. The request was not delivered. Lasts for good.
+    #[error("node {node} says that this end's certificate was revoked")]
+    Revoked {
+        /// The node that was called.
+        node: NodeId,
+    },
     /// The connection broke or the deadline passed after the request was sent: it may have been carried out.
     #[error("no reply from node {node}, the outcome is unknown: {reason}")]
     OutcomeUnknown {
@@ -119,6 +126,10 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// Forgets `node` and closes its connections.
     fn remove_peer(&self, node: NodeId);
 
+    /// The service may admit others than before ([`Service::admits`]): ends the connections of those that it does not. A transport
+    /// without certificates does nothing.
+    fn look_again(&self) {}
+
     /// For so long from now on at the most, and not for the time that was asked for before, what goes in [`Class::Bulk`] and
     /// [`Class::Ahead`], requests and replies, is held to a trickle, so that nothing else waits behind it on a slow path. Zero ends that. A
     /// transport whose calls do not share a path does nothing.
@@ -140,6 +151,12 @@ pub trait Service: Send + Sync + 'static {
     /// answered as a caller without a certificate.
     fn serve_client<'a>(&'a self, _client: &'a ClientName, class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
         self.serve(None, class, request)
+    }
+
+    /// Whether who has this certificate of the cluster is let in. Asked when a connection is made, before anything is served, and again
+    /// at [`Transport::look_again`].
+    fn admits(&self, _holder: &CertificateHolder, _certificate: &Fingerprint) -> bool {
+        true
     }
 
     /// Where the connection of a client of this machine is best served that begins with `request`; asked until it is decided, while

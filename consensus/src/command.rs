@@ -6,14 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use client_lib::geometry::{GROUP_VOLUMES_MAX, SNAPSHOTS_MAX};
+use client_lib::pki::Fingerprint;
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{
-    Epoch, Error, ErrorKind, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeGroupId,
-    VolumeId, VolumeName, VolumeSize,
+    ClientName, Epoch, Error, ErrorKind, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName,
+    VolumeGroupId, VolumeId, VolumeName, VolumeSize,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::state::Made;
+use crate::state::access::{CLIENT_CERTIFICATES_MAX, CLIENTS_MAX, REVOKED_MAX};
 
 /// The version in front of every encoded command.
 pub const COMMAND_VERSION: u8 = 1;
@@ -357,6 +359,39 @@ pub enum Command {
         /// The epoch.
         epoch: Epoch,
     },
+    /// A node is no member any more: it follows nothing, and its certificate counts no more. It must own nothing. This and what
+    /// follows is proposed only where every member that answers knows of it.
+    RemoveNode {
+        /// The node.
+        node: NodeId,
+        /// Whether it is given up without having been asked for anything.
+        was_lost: bool,
+        /// When, by the proposer's clock, in milliseconds since 1970.
+        at_ms: u64,
+    },
+    /// The cluster's authority has issued a certificate to a client.
+    ClientIssued {
+        /// The client.
+        client: ClientName,
+        /// The certificate.
+        fingerprint: Fingerprint,
+        /// When, by the proposer's clock, in milliseconds since 1970.
+        at_ms: u64,
+    },
+    /// Whatever was issued to a client so far counts no more.
+    RevokeClient {
+        /// The client.
+        client: ClientName,
+        /// When, by the proposer's clock, in milliseconds since 1970.
+        at_ms: u64,
+    },
+    /// A certificate of a client counts no more.
+    RevokeCertificate {
+        /// The certificate.
+        fingerprint: Fingerprint,
+        /// When, by the proposer's clock, in milliseconds since 1970.
+        at_ms: u64,
+    },
 }
 
 impl Command {
@@ -461,6 +496,12 @@ pub enum Response {
     GroupTransferred,
     /// It is not kept any more.
     EnclosureTaken,
+    /// The node is no member.
+    NodeRemoved,
+    /// The certificate is listed.
+    ClientIssued,
+    /// It counts no more.
+    Revoked,
 }
 
 impl Response {
@@ -671,6 +712,40 @@ pub enum Refusal {
     /// Only the volumes of a group go in one step.
     #[error("{0} volumes cannot be handed over in one step: they are in no group")]
     NotOneVolume(usize),
+    /// The node was removed from the cluster.
+    #[error("node {0} was removed from the cluster: it may join as a new node, with an empty data directory")]
+    NodeRemoved(NodeName),
+    /// A node that owns something is not removed.
+    #[error(
+        "node {node} owns {volumes} volumes, {volume} among them: `helio node drain {node}` gives them to others; if it is lost, \
+         `helio volume takeover {volume}` does"
+    )]
+    NodeOwns {
+        /// The node.
+        node: NodeName,
+        /// One of its volumes.
+        volume: VolumeName,
+        /// How many there are.
+        volumes: usize,
+    },
+    /// A cluster has one node at least.
+    #[error("node {0} is the only one: stop it and delete its data directory to end the cluster")]
+    LastNode(NodeName),
+    /// What was revoked once stays so.
+    #[error("the certificate was revoked")]
+    CertificateRevoked,
+    /// The client has as many certificates as are listed.
+    #[error(
+        "client {0} has {max} certificates, and may have no more: `helio cluster client revoke {0}` takes all of them back",
+        max = CLIENT_CERTIFICATES_MAX
+    )]
+    TooManyCertificates(ClientName),
+    /// There are as many clients as are listed.
+    #[error("the cluster has {max} names of clients, and may have no more: issue under one that exists", max = CLIENTS_MAX)]
+    TooManyClients,
+    /// There are as many certificates as are revoked one by one.
+    #[error("{max} certificates are revoked one by one, and no more may be: revoke the client by its name", max = REVOKED_MAX)]
+    TooManyRevoked,
 }
 
 impl From<Refusal> for Error {
@@ -687,7 +762,7 @@ impl From<Refusal> for Error {
             | Refusal::UnknownGroup(_)
             | Refusal::NotInGroup { .. } => ErrorKind::NotFound,
             Refusal::NotOwner { .. } => ErrorKind::NotOwner,
-            Refusal::OldIncarnation { .. } => ErrorKind::Fenced,
+            Refusal::OldIncarnation { .. } | Refusal::NodeRemoved(_) => ErrorKind::Fenced,
             Refusal::NotReplica { .. }
             | Refusal::LeftBehind { .. }
             | Refusal::TooManySnapshots(_)
@@ -696,7 +771,13 @@ impl From<Refusal> for Error {
             | Refusal::OwnersDiffer { .. }
             | Refusal::ReplicasDiffer { .. }
             | Refusal::GroupEmpty(_)
-            | Refusal::GroupTooLarge(_) => ErrorKind::InvalidRequest,
+            | Refusal::GroupTooLarge(_)
+            | Refusal::NodeOwns { .. }
+            | Refusal::LastNode(_)
+            | Refusal::CertificateRevoked
+            | Refusal::TooManyCertificates(_)
+            | Refusal::TooManyClients
+            | Refusal::TooManyRevoked => ErrorKind::InvalidRequest,
             Refusal::SizeChanged { .. }
             | Refusal::LeaseHeld { .. }
             | Refusal::BeingCloned { .. }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use client_lib::Epoch;
 
 use crate::state::groups::same_holders;
-use crate::state::{Fork, MetaState};
+use crate::state::{Fork, Lease, MetaState};
 
 /// Whether something holds in a state.
 type Predicate = fn(&MetaState) -> bool;
@@ -13,7 +13,7 @@ type Predicate = fn(&MetaState) -> bool;
 /// The first invariant that does not hold, if any.
 #[must_use]
 pub fn violated(state: &MetaState) -> Option<&'static str> {
-    let all: [(&str, Predicate); 14] = [
+    let all: [(&str, Predicate); 16] = [
         ("node names are unique", node_names_are_unique),
         ("volume names are unique", volume_names_are_unique),
         ("holders are members", holders_are_members),
@@ -28,6 +28,8 @@ pub fn violated(state: &MetaState) -> Option<&'static str> {
         ("a volume is in one group at most, and held as the others of it", groups_are_held_together),
         ("snapshots of one cut are made together", snapshots_of_one_cut_are_made_together),
         ("what is enclosed is for the present owner", what_is_enclosed_is_for_the_present_owner),
+        ("removed nodes are no members", removed_nodes_are_no_members),
+        ("what is revoked is not listed", what_is_revoked_is_not_listed),
     ];
     all.into_iter().find(|(_, holds)| !holds(state)).map(|(name, _)| name)
 }
@@ -35,6 +37,19 @@ pub fn violated(state: &MetaState) -> Option<&'static str> {
 fn node_names_are_unique(state: &MetaState) -> bool {
     let names: BTreeSet<_> = state.nodes().map(|node| &node.name).collect();
     names.len() == state.nodes().count()
+}
+
+fn removed_nodes_are_no_members(state: &MetaState) -> bool {
+    let is_gone = |id| state.node(id).is_none() && state.lease(id) == Lease::default();
+    state.access().removed_nodes().all(|removed| is_gone(removed.id))
+        && state.volumes().all(|volume| volume.on_write.is_none_or(|to| state.node(to).is_some()))
+}
+
+fn what_is_revoked_is_not_listed(state: &MetaState) -> bool {
+    let access = state.access();
+    access
+        .revoked()
+        .all(|(fingerprint, _)| access.clients().all(|(_, client)| !client.issued.contains_key(fingerprint)))
 }
 
 fn volume_names_are_unique(state: &MetaState) -> bool {

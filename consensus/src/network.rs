@@ -5,6 +5,7 @@
 
 mod pipeline;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +71,8 @@ pub(crate) enum LeaderRequest {
     ReadIndex,
     /// Make this node follow, and vote if it should.
     Enrol(u64, Member),
+    /// Have just these vote, and another than this node lead.
+    Retire(u64, BTreeSet<u64>),
 }
 
 /// The answers.
@@ -96,6 +99,8 @@ pub(crate) enum LeaderReply {
     ReadIndex(Option<u64>),
     /// The node follows, unless its registration was refused.
     Enrolled(Response),
+    /// It does not vote.
+    Retired,
 }
 
 /// A message with version and group.
@@ -184,6 +189,7 @@ impl Client {
             Ok(Err(
                 error @ (TransportError::Unreachable { .. }
                 | TransportError::Refused { .. }
+                | TransportError::Revoked { .. }
                 | TransportError::UnknownPeer(_)),
             )) => Err(RPCError::Unreachable(Unreachable::new(&error))),
             Ok(Err(error)) => Err(RPCError::Network(NetworkError::new(&error))),

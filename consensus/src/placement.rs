@@ -2,7 +2,8 @@
 //!
 //! Odd numbers, since an even one tolerates no more losses than the odd one below it; at most [`VOTERS_MAX`], since
 //! every vote more is a wait more; spread over providers first, so that the loss of a provider costs as few as
-//! possible. Adds voters and never removes one: members do not leave yet.
+//! possible. Adds voters and never removes one: of an even number that is left when a node was removed, none is told to vote no more. Who
+//! is removed is left out by the caller.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -6,6 +6,7 @@
 
 mod leader;
 mod leadership;
+mod retirement;
 #[cfg(test)]
 mod tests;
 

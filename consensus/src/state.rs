@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, Ended, Response};
 
+pub mod access;
 pub(crate) mod before;
 mod clones;
 pub(crate) mod groups;
@@ -24,6 +25,7 @@ mod shared;
 mod snapshots;
 mod volumes;
 
+use access::Access;
 use ownership::HandOver;
 use shared::Shared;
 
@@ -244,6 +246,14 @@ impl Volume {
         Volume::new(VolumeId(9), name, size, NodeId(1))
     }
 
+    /// Whether `node`, which does not own it, has anything to do with it.
+    pub(crate) fn names(&self, node: NodeId) -> bool {
+        self.replicas.contains(&node)
+            || self.source == Some(node)
+            || self.on_write == Some(node)
+            || self.propagation.replicas.contains_key(&node)
+    }
+
     /// The snapshot called `name`.
     #[must_use]
     pub fn snapshot_named(&self, name: &str) -> Option<&Snapshot> {
@@ -281,6 +291,7 @@ pub struct MetaState {
     links: Shared<BTreeMap<(NodeId, NodeId), LinkPolicy>>,
     groups: Shared<BTreeMap<VolumeGroupId, VolumeGroup>>,
     enclosures: Shared<BTreeMap<VolumeId, Enclosure>>,
+    access: Shared<Access>,
 }
 
 impl MetaState {
@@ -292,6 +303,13 @@ impl MetaState {
             && self.links.is(&other.links)
             && self.groups.is(&other.groups)
             && self.enclosures.is(&other.enclosures)
+            && self.access.is(&other.access)
+    }
+
+    /// Whether it is certain that this state and another one let in the same. Takes no time.
+    #[must_use]
+    pub fn has_same_access(&self, other: &MetaState) -> bool {
+        self.access.is(&other.access)
     }
 
     /// Applies the command at `log_index`.
@@ -361,6 +379,10 @@ impl MetaState {
                 self.hand_over(handover).map(|()| Response::GroupTransferred)
             }
             Command::EnclosureTaken { volume, epoch } => self.enclosure_taken(volume, epoch),
+            Command::RemoveNode { node, was_lost, at_ms } => self.remove_node(node, was_lost, at_ms),
+            Command::ClientIssued { client, fingerprint, at_ms } => self.client_issued(client, fingerprint, at_ms),
+            Command::RevokeClient { client, at_ms } => self.revoke_client(client, at_ms),
+            Command::RevokeCertificate { fingerprint, at_ms } => self.revoke_certificate(fingerprint, at_ms),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

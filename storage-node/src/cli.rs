@@ -1,6 +1,7 @@
 //! The `helio` command line: one module per noun.
 //!
-//! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage; 3 from a node that was
+//! removed from its cluster, and is not to be started again.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -9,10 +10,14 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::node::access::Removed;
+
+mod audit;
 mod catch_up;
 mod client;
 mod cluster;
 mod completions;
+mod credentials;
 mod disk;
 mod doctor;
 mod drain;
@@ -22,9 +27,11 @@ mod import;
 mod inspect;
 mod link;
 mod man;
+mod members;
 mod migrate;
 mod node;
 mod policy;
+mod remove;
 mod scrub;
 mod serving;
 mod snapshot;
@@ -103,6 +110,9 @@ enum Verb {
     Man(man::Man),
 }
 
+/// Of a node that was removed from its cluster.
+const REMOVED_EXIT: u8 = 3;
+
 /// What a shell reports for a command that SIGPIPE ended.
 const CLOSED_PIPE_EXIT: i32 = 141;
 
@@ -161,7 +171,7 @@ pub fn run(helio: Helio) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("helio: {error:#}");
-            ExitCode::from(1)
+            ExitCode::from(if error.is::<Removed>() { REMOVED_EXIT } else { 1 })
         }
     }
 }

@@ -26,6 +26,9 @@ pub struct Membership {
     pub entered: bool,
     /// Whom it turns to at its first start.
     pub contacts: Vec<Contact>,
+    /// Whether it was removed from the cluster: it does nothing any more.
+    #[serde(default)]
+    pub removed: bool,
 }
 
 impl Membership {
@@ -85,6 +88,7 @@ mod tests {
                 name: "b".parse().expect("a name"),
                 address: ([127, 0, 0, 1], 9).into(),
             }],
+            removed: false,
         };
         membership.save(directory.path()).expect("is written");
         assert_eq!(Membership::load(directory.path()).expect("reads"), Some(membership));

@@ -23,14 +23,17 @@ use tokio::runtime::Handle;
 
 use crate::config::StoreSettings;
 use crate::data_dir::DataDir;
+use crate::node::access::{Removed, ToldBy};
 use crate::node::compose::{Parts, Place, Seams};
 use crate::node::service::NodeService;
 use crate::ownership::lease::LeaseCell;
 use crate::serve::admin::Admin;
+use crate::serve::audit::AuditLog;
 use crate::serve::http::HttpServer;
 use crate::shards::Shards;
 use crate::stores;
 
+pub mod access;
 pub mod admin;
 pub mod admission;
 pub mod compose;
@@ -112,6 +115,7 @@ impl std::fmt::Debug for WanBytes {
 /// A running node.
 pub struct Node {
     parts: Parts,
+    name: String,
     nbd: Option<Server>,
     http: Option<HttpServer>,
     clients: Option<UnixServer>,
@@ -150,7 +154,16 @@ impl Node {
             authority: options.authority,
             wan_bytes: options.wan_bytes,
         };
-        let parts = Parts::start(seams, place).await?;
+        let name = place.this.name.to_string();
+        // Nobody answers a node that was removed: it would wait for a leader for ever.
+        let parts = tokio::select! {
+            biased;
+            by = transport.revoked() => {
+                transport.close().await;
+                return Err(Removed { name, told_by: ToldBy::Node(by) }.into());
+            }
+            parts = Parts::start(seams, place) => parts?,
+        };
         let admin = parts.admin.clone();
 
         // Told to clients, who may run elsewhere in the file system. A path that cannot be made absolute is told as it is.
@@ -170,10 +183,26 @@ impl Node {
         }
         let clients = listen_for_clients(&options.data, service).await?;
         let http = match options.http {
-            Some(address) => Some(HttpServer::bind(address, admin).await?),
+            Some(address) => {
+                let audit = Arc::new(AuditLog::new(&name, &options.data));
+                admin.notes_acts_in(audit.clone());
+                Some(HttpServer::bind(address, admin, audit).await?)
+            }
             None => None,
         };
-        Ok(Node { parts, nbd, http, clients, transport, _data: data, _stores: locks })
+        Ok(Node { parts, name, nbd, http, clients, transport, _data: data, _stores: locks })
+    }
+
+    /// Waits until this node was removed from its cluster; it is to be stopped then, and its data directory marked.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn removal(&self) -> Removed {
+        tokio::select! {
+            biased;
+            removed = self.parts.removal() => removed,
+            by = self.transport.revoked() => Removed { name: self.name.clone(), told_by: ToldBy::Node(by) },
+        }
     }
 
     /// What an administrator can ask of this node.

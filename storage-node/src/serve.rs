@@ -1,6 +1,7 @@
 //! What a node serves: volumes to NBD clients and to other nodes, and its administrators.
 
 pub mod admin;
+pub mod audit;
 pub mod client;
 pub mod cut;
 pub mod durability;

@@ -218,6 +218,27 @@ impl Nodes {
         Ok(())
     }
 
+    /// Waits until a node's process ends by itself, and returns its exit code and what it logged.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end.
+    pub fn ended(&mut self, name: &str) -> anyhow::Result<(Option<i32>, String)> {
+        let found = self.nodes.iter_mut().find(|(known, _)| known == name);
+        let mut process = found.and_then(|(_, process)| process.take()).context("it runs")?;
+        process.wait(STOP_PATIENCE)?;
+        let code = process.ended()?.and_then(|status| status.code());
+        Ok((code, std::fs::read_to_string(self.path().join(format!("{name}.log")))?))
+    }
+
+    /// Ends the process of a node that is no member any more, and deletes its data directory: another one may have its name.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn forget(&mut self, name: &str) -> anyhow::Result<()> {
+        self.nodes.retain(|(known, _)| known != name);
+        Ok(std::fs::remove_dir_all(self.path().join(name))?)
+    }
+
     /// Issues credentials for a client at the node that began the cluster; returns their file.
     ///
     /// # Errors
@@ -236,6 +257,14 @@ impl Nodes {
     pub fn helio_nbd(&self, client: &str, arguments: &[&str]) -> anyhow::Result<HelioNbd> {
         let credentials = self.credentials(client)?;
         self.start_helio_nbd(client, "--cluster", &credentials, arguments)
+    }
+
+    /// The same with the credentials in this file.
+    ///
+    /// # Errors
+    /// When it does not serve; its log is in the message.
+    pub fn helio_nbd_with(&self, file: &Path, client: &str, arguments: &[&str]) -> anyhow::Result<HelioNbd> {
+        self.start_helio_nbd(client, "--cluster", file, arguments)
     }
 
     /// The same through the socket for clients of a node on this machine.

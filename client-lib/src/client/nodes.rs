@@ -33,18 +33,22 @@ pub(super) struct CallFailure {
     pub(super) is_unknown: bool,
     /// Whether the node and this end do not accept each other: nothing that passes.
     pub(super) is_refusal: bool,
+    /// Whether the node says that this end's certificate was taken back.
+    pub(super) is_revoked: bool,
 }
 
 /// The members, as far as they are known.
 pub(super) struct Nodes {
     transport: Arc<dyn Transport>,
     members: Mutex<Vec<MemberInfo>>,
+    /// Those whose last word it was that this end's certificate was taken back.
+    revoked_by: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Nodes {
     /// Reaches `members` over `transport`, which knows their addresses already.
     pub(super) fn new(transport: Arc<dyn Transport>, members: Vec<MemberInfo>) -> Nodes {
-        Nodes { transport, members: Mutex::new(members) }
+        Nodes { transport, members: Mutex::new(members), revoked_by: Mutex::default() }
     }
 
     fn members(&self) -> MutexGuard<'_, Vec<MemberInfo>> {
@@ -86,10 +90,14 @@ impl Nodes {
         end: Option<Instant>,
     ) -> Result<(ClientReply, Bytes), CallFailure> {
         let request = ClientMessage { head: request, payload }.encode();
-        let request = request.map_err(|error| CallFailure { error, is_unknown: false, is_refusal: false })?;
+        let failure = |error, is_unknown| CallFailure { error, is_unknown, is_refusal: false, is_revoked: false };
+        let request = request.map_err(|error| failure(error, false))?;
         let left = end.map_or(CALL_DEADLINE, |end| end.saturating_duration_since(Instant::now()).min(CALL_DEADLINE));
-        let reply = self.transport.call(node, Class::Pull, request, left).await.map_err(|error| {
-            let is_refusal = matches!(error, TransportError::Refused { .. });
+        let reply = self.transport.call(node, Class::Pull, request, left).await;
+        let is_taken_back = self.note_word(node, &reply);
+        let reply = reply.map_err(|error| {
+            let is_revoked = matches!(error, TransportError::Revoked { .. });
+            let is_refusal = is_revoked || matches!(error, TransportError::Refused { .. });
             let is_unknown = matches!(error, TransportError::OutcomeUnknown { .. } | TransportError::Closed);
             let kind = if matches!(error, TransportError::Closed) { ErrorKind::Closed } else { ErrorKind::Unavailable };
             let name = self.name(node);
@@ -99,18 +107,33 @@ impl Nodes {
                 TransportError::Refused { reason, .. } => {
                     format!("node {name} is of another cluster, or refuses: {reason}")
                 }
+                TransportError::Revoked { .. } if is_taken_back => return revoked(is_unknown),
+                TransportError::Revoked { .. } => format!("node {name} says that these credentials were revoked"),
                 other => other.to_string(),
             };
-            CallFailure { error: Error::new(kind, text), is_unknown, is_refusal }
+            CallFailure { error: Error::new(kind, text), is_unknown, is_refusal, is_revoked }
         })?;
         let unreadable = |error: Error| {
             let text = format!("node {} does not serve clients: {error}", self.name(node));
-            CallFailure { error: Error::new(ErrorKind::Unavailable, text), is_unknown: true, is_refusal: false }
+            failure(Error::new(ErrorKind::Unavailable, text), true)
         };
         let corrupt = |error| Error::new(ErrorKind::Corrupt, "the answer is no frame").caused_by(error);
         let frame = Frame::decode(&reply).map_err(|error| unreadable(corrupt(error)))?;
         let ClientMessage { head, payload } = ClientMessage::decode(frame).map_err(unreadable)?;
         Ok((head, payload))
+    }
+
+    /// Notes whether `node` says that this end's certificate was taken back; returns whether most members do so by now. A single one that
+    /// has yet to hear of a new certificate may be mistaken.
+    fn note_word(&self, node: NodeId, reply: &Result<Bytes, TransportError>) -> bool {
+        let mut revoked_by = self.revoked_by.lock().unwrap_or_else(PoisonError::into_inner);
+        match reply {
+            Err(TransportError::Revoked { .. }) => revoked_by.insert(node),
+            Ok(_) => revoked_by.remove(&node),
+            Err(_) => return false,
+        };
+        let members = self.members();
+        2 * members.iter().filter(|member| revoked_by.contains(&member.node)).count() > members.len()
     }
 
     /// Asks what any node can answer, and what may be asked again: one after another until one answers, or all refuse: for who
@@ -156,7 +179,9 @@ impl Nodes {
                 Ok((ClientReply::Failed(error), _)) if is_passing(error.kind()) => error,
                 Ok((ClientReply::Failed(error), _)) => return Err(error),
                 Ok(answer) => return Ok(answer),
-                Err(failure) if failure.error.kind() == ErrorKind::Closed => return Err(failure.error),
+                Err(failure) if !is_passing(failure.error.kind()) || failure.error.kind() == ErrorKind::Closed => {
+                    return Err(failure.error);
+                }
                 Err(failure) => {
                     if failure.is_refusal {
                         refuse.insert(node)
@@ -209,6 +234,14 @@ impl Nodes {
         }
         *self.members() = members;
     }
+}
+
+/// Most nodes say that the certificate was taken back.
+fn revoked(is_unknown: bool) -> CallFailure {
+    let text = "these credentials were revoked: most nodes of the cluster say so; `helio cluster client NAME --out FILE`, at the node that \
+                has the cluster's authority, issues new ones";
+    let error = Error::new(ErrorKind::Fenced, text);
+    CallFailure { error, is_unknown, is_refusal: true, is_revoked: true }
 }
 
 /// Every node has given a definite answer.
@@ -349,6 +382,50 @@ mod tests {
         }
         let (error, _) = asked(|_, _| true, false).await;
         assert_eq!(error.kind(), ErrorKind::Unavailable, "what is open stays open");
+    }
+
+    #[derive(Debug)]
+    struct Revoking(u64);
+
+    impl Transport for Revoking {
+        fn call(
+            &self,
+            node: NodeId,
+            _class: Class,
+            _request: Bytes,
+            _deadline: Duration,
+        ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
+            let error = match node.0 <= self.0 {
+                true => TransportError::Revoked { node },
+                false => TransportError::Unreachable { node, reason: "it is down".to_owned() },
+            };
+            Box::pin(async move { Err(error) })
+        }
+
+        fn set_peer(&self, _node: NodeId, _address: SocketAddr) {}
+
+        fn remove_peer(&self, _node: NodeId) {}
+
+        fn rtt(&self, _node: NodeId) -> Option<Duration> {
+            None
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_most_nodes_say_of_a_certificate_is_so() {
+        for (say_so, expected) in [(1, ErrorKind::Unavailable), (2, ErrorKind::Fenced), (3, ErrorKind::Fenced)] {
+            let member = |node: u64| MemberInfo {
+                node: NodeId(node),
+                name: format!("n{node}"),
+                provider: String::new(),
+                address: String::new(),
+            };
+            let nodes = Nodes::new(Arc::new(Revoking(say_so)), (1..=3).map(member).collect());
+            let asked = nodes.ask_any(ClientRequest::Members, Some(Duration::from_secs(60))).await;
+            let error = asked.expect_err("nobody answers");
+            assert_eq!(error.kind(), expected, "{say_so}: {error}");
+            assert_eq!(error.to_string().contains("were revoked"), expected == ErrorKind::Fenced, "{error}");
+        }
     }
 
     /// A program that opened for writing was once told that it had opened for reading (`NotOwner`).

@@ -97,7 +97,7 @@ impl Session {
             Ok((ClientReply::Attached(attached), _)) => attached,
             Ok((ClientReply::Failed(error), _)) => return Err(hindrance(error)),
             Ok((reply, _)) => return Err(Hindrance::Passing(out_of_turn(&reply))),
-            Err(failure) => return Err(Hindrance::Passing(failure.error)),
+            Err(failure) => return Err(hindrance(failure.error)),
         };
         let tenure = attached.tenure;
         let needs_session = {
@@ -174,7 +174,7 @@ impl Session {
             }
             Ok((ClientReply::Failed(error), _)) => Err(hindrance(error)),
             Ok((reply, _)) => Err(Hindrance::Passing(out_of_turn(&reply))),
-            Err(failure) => Err(Hindrance::Passing(failure.error)),
+            Err(failure) => Err(hindrance(failure.error)),
         }
     }
 

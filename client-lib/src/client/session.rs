@@ -318,9 +318,13 @@ impl Session {
                 }
                 Attempt::Done(answer)
             }
+            Err(failure) if failure.error.kind() == ErrorKind::Fenced => {
+                self.fail(&failure.error);
+                return Err(failure.error);
+            }
             Err(failure) => {
-                if failure.is_unknown {
-                    // It may have died: who asks next asks the keeper's question, too.
+                if failure.is_unknown || failure.is_revoked {
+                    // It may have died, or nobody lets this end in any more: who asks next asks the keeper's question, too.
                     self.woken.notify_one();
                 }
                 Attempt::Failed(failure.error)

@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::identity::Credentials;
-use super::{CertificateHolder, ClusterId, PkiError, certificate_holder, read, write_atomically};
+use super::{CertificateHolder, ClusterId, Fingerprint, PkiError, certificate_holder, read, write_atomically};
 use crate::types::{ClientName, NodeId, NodeName};
 
 /// The version of the file that this program writes, and the only one that it reads.
@@ -148,6 +148,12 @@ impl ClientIdentity {
     #[must_use]
     pub fn cluster(&self) -> &ClusterId {
         self.credentials.cluster()
+    }
+
+    /// What tells its certificate from every other one.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.credentials.certificate)
     }
 
     /// The nodes that it can turn to first.

@@ -2,7 +2,8 @@
 //!
 //! The token proves both sides. Its fingerprint pins the cluster's CA, so that the node joins the cluster it was
 //! told to; its secret proves to the cluster that someone who may admit nodes passed it on. Whoever has the token may
-//! join until the secret is renewed. Does not know what becomes of a request: the node answers it.
+//! join until the secret is renewed, withdrawn, or too old. Does not know what becomes of a request, and reads no clock: the node
+//! answers it.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -60,45 +61,87 @@ impl JoinKey {
     }
 }
 
+/// In front of the time, in milliseconds since 1970, after which a secret counts no more.
+const UNTIL: &str = "until ";
+/// What the file says instead of a secret when none counts.
+const WITHDRAWN: &str = "withdrawn";
+
 /// What proves that a node may join. Never shown by `Debug`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct JoinSecret(String);
+pub struct JoinSecret {
+    secret: String,
+    until_ms: Option<u64>,
+}
 
 impl JoinSecret {
-    /// Makes a new secret in `dir`; the former one counts no more.
+    /// Makes a new secret in `dir`, which counts until then, in milliseconds since 1970; the former one counts no more.
     ///
     /// # Durability
     /// Synced on return.
     ///
     /// # Errors
     /// [`PkiError::Io`], [`PkiError::Random`].
-    pub fn renew(dir: &Path) -> Result<JoinSecret, PkiError> {
+    pub fn renew(dir: &Path, until_ms: Option<u64>) -> Result<JoinSecret, PkiError> {
         let mut bytes = [0; SECRET_SIZE];
         provider().secure_random.fill(&mut bytes).map_err(|_| PkiError::Random)?;
         let secret = hex(&bytes);
-        write_atomically(dir, SECRET_FILE, &secret, 0o600)?;
-        Ok(JoinSecret(secret))
+        // A program that does not know of the second line takes both for a secret, which nobody has.
+        let until = until_ms.map(|until| format!("\n{UNTIL}{until}")).unwrap_or_default();
+        write_atomically(dir, SECRET_FILE, &format!("{secret}{until}"), 0o600)?;
+        Ok(JoinSecret { secret, until_ms })
     }
 
-    /// The secret in `dir`.
+    /// No secret counts any more, until there is another one.
+    ///
+    /// # Durability
+    /// Synced on return.
     ///
     /// # Errors
     /// [`PkiError::Io`].
-    pub fn load(dir: &Path) -> Result<JoinSecret, PkiError> {
-        Ok(JoinSecret(read(&dir.join(SECRET_FILE))?.trim().to_owned()))
+    pub fn withdraw(dir: &Path) -> Result<(), PkiError> {
+        write_atomically(dir, SECRET_FILE, WITHDRAWN, 0o600)
+    }
+
+    /// The secret in `dir`; `None` when it was withdrawn.
+    ///
+    /// # Errors
+    /// [`PkiError::Io`]; [`PkiError::Parse`].
+    pub fn load(dir: &Path) -> Result<Option<JoinSecret>, PkiError> {
+        let text = read(&dir.join(SECRET_FILE))?;
+        let mut lines = text.lines().map(str::trim);
+        let secret = lines.next().unwrap_or_default().to_owned();
+        if secret == WITHDRAWN {
+            return Ok(None);
+        }
+        let until_ms = lines.next().map(|line| line.strip_prefix(UNTIL).and_then(|number| number.parse().ok()));
+        let odd = || PkiError::Parse { what: SECRET_FILE, reason: "it does not say until when it counts".to_owned() };
+        let until_ms = until_ms.map(|until| until.ok_or_else(odd)).transpose()?;
+        Ok(Some(JoinSecret { secret, until_ms }))
+    }
+
+    /// Until when it counts, in milliseconds since 1970; `None` is until it is renewed.
+    #[must_use]
+    pub fn until_ms(&self) -> Option<u64> {
+        self.until_ms
+    }
+
+    /// Whether it counts at this time, in milliseconds since 1970.
+    #[must_use]
+    pub fn counts_at(&self, now_ms: u64) -> bool {
+        self.until_ms.is_none_or(|until| now_ms < until)
     }
 
     /// Whether `other` is this secret. Compares digests, so that the time taken tells nothing of the secret.
     #[must_use]
     pub fn matches(&self, other: &str) -> bool {
         let digest = |text: &str| hmac_sha256(b"heliotrope join", text.as_bytes());
-        digest(&self.0) == digest(other)
+        digest(&self.secret) == digest(other)
     }
 
     /// The secret itself, to send it.
     #[must_use]
     pub fn reveal(&self) -> &str {
-        &self.0
+        &self.secret
     }
 }
 
@@ -121,7 +164,7 @@ pub struct JoinToken {
 
 impl fmt::Display for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}@{}", self.secret.0, self.fingerprint, self.address)
+        write!(f, "{}.{}@{}", self.secret.secret, self.fingerprint, self.address)
     }
 }
 
@@ -142,6 +185,7 @@ impl FromStr for JoinToken {
             return Err(wrong("a part of it is missing"));
         }
         let address = address.parse().map_err(|_| wrong("it ends in no address IP:PORT"))?;
-        Ok(JoinToken { secret: JoinSecret(secret.to_owned()), fingerprint: fingerprint.to_owned(), address })
+        let secret = JoinSecret { secret: secret.to_owned(), until_ms: None };
+        Ok(JoinToken { secret, fingerprint: fingerprint.to_owned(), address })
     }
 }

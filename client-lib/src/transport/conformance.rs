@@ -1,8 +1,8 @@
 //! What every [`Transport`] must do, run on each implementation, and what only the real one can show.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +11,9 @@ use tokio::sync::Semaphore;
 use super::memory::MemoryNetwork;
 use super::quic::{QuicOptions, QuicTransport, join_call};
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
-use crate::pki::{ClientIdentity, ClusterAuthority, ClusterId, NodeIdentity, NodePlace};
+use crate::pki::{
+    CertificateHolder, ClientIdentity, ClusterAuthority, ClusterId, Fingerprint, NodeIdentity, NodePlace,
+};
 use crate::types::{ClientName, NodeId};
 
 /// Long enough never to decide a test that passes.
@@ -23,11 +25,13 @@ const B: NodeId = NodeId(2);
 struct Probe {
     held: AtomicUsize,
     release: Semaphore,
+    /// Those that are let in no more.
+    revoked: Mutex<Vec<CertificateHolder>>,
 }
 
 impl Probe {
     fn new() -> Arc<Probe> {
-        Arc::new(Probe { held: AtomicUsize::new(0), release: Semaphore::new(0) })
+        Arc::new(Probe { held: AtomicUsize::new(0), release: Semaphore::new(0), revoked: Mutex::default() })
     }
 }
 
@@ -48,7 +52,21 @@ impl Service for Probe {
 
     fn serve_client<'a>(&'a self, client: &'a ClientName, class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
         let who = Bytes::from(format!("{client} {class:?}"));
-        Box::pin(async move { if &request[..] == b"who" { who } else { request } })
+        Box::pin(async move {
+            match &request[..] {
+                b"who" => who,
+                b"hold" => {
+                    self.held.fetch_add(1, Ordering::SeqCst);
+                    let _permit = self.release.acquire().await;
+                    request
+                }
+                _ => request,
+            }
+        })
+    }
+
+    fn admits(&self, holder: &CertificateHolder, _certificate: &Fingerprint) -> bool {
+        !self.revoked.lock().expect("no test panics with the lock held").contains(holder)
     }
 }
 
@@ -274,4 +292,51 @@ async fn a_client_is_known_by_its_name_and_is_no_node() {
     for end in [b, known, stranger] {
         end.close().await;
     }
+}
+
+/// Of each kind of caller: what is under way ends with an outcome that nobody knows, what comes after that is refused, and what is not
+/// revoked goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whose_certificate_is_taken_back_is_cut_off_and_does_not_come_back() {
+    let authority = authority("one");
+    let probe = Probe::new();
+    let (b, address) = quic(authority.issue(B).expect("issued"), probe.clone());
+    let place = NodePlace { id: B, name: "b".parse().expect("a name"), address };
+    let client = |name: &str| {
+        let identity = authority.issue_client(&name.parse().expect("a name"), vec![place.clone()]).expect("issued");
+        QuicTransport::client(UdpSocket::bind("127.0.0.1:0").expect("bound"), &identity).expect("started")
+    };
+    let node = |id: u64| {
+        let (node, _) = quic(authority.issue(NodeId(id)).expect("issued"), Probe::new());
+        node.set_peer(B, address);
+        node
+    };
+    let pairs = [
+        (CertificateHolder::Client("x".parse().expect("a name")), client("x"), client("y")),
+        (CertificateHolder::Node(NodeId(3)), node(3), node(4)),
+    ];
+    for (holder, taken_back, other) in pairs {
+        ask(&*other, Class::Pull, "x").await.expect("answered");
+        let held = probe.held.load(Ordering::SeqCst);
+        let under_way = tokio::spawn({
+            let taken_back = taken_back.clone();
+            async move { ask(&*taken_back, Class::Pull, "hold").await }
+        });
+        while probe.held.load(Ordering::SeqCst) == held {
+            tokio::task::yield_now().await;
+        }
+        probe.revoked.lock().expect("no test panics with the lock held").push(holder.clone());
+        b.look_again();
+        let outcome = under_way.await.expect("no panic");
+        assert!(matches!(outcome, Err(TransportError::OutcomeUnknown { .. })), "{holder:?}: {outcome:?}");
+        for class in Class::ALL {
+            let refused = ask(&*taken_back, class, "x").await;
+            assert_eq!(refused, Err(TransportError::Revoked { node: B }), "{holder:?}, {class:?}");
+        }
+        assert_eq!(taken_back.revoked().await, B, "it knows");
+        ask(&*other, Class::Pull, "x").await.expect("the others are not disturbed");
+        taken_back.close().await;
+        other.close().await;
+    }
+    b.close().await;
 }

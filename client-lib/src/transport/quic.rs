@@ -31,8 +31,9 @@ use self::peer::{DialError, Peer};
 use self::tls::Congestion;
 use self::yielding::Yielding;
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
-use crate::pki::{self, CertificateHolder, ClientIdentity, Credentials, NodeIdentity};
+use crate::pki::{self, CertificateHolder, ClientIdentity, Credentials, Fingerprint, NodeIdentity};
 use crate::types::NodeId;
+use crate::watch;
 
 /// Asked of the kernel for each direction; less means losses under bursts, and a warning.
 const SOCKET_BUFFER: usize = 8 << 20;
@@ -94,6 +95,8 @@ pub(crate) struct Shared {
     /// Round trips measured when connecting, for the choice of congestion control.
     rtts: Mutex<HashMap<NodeId, Duration>>,
     hold: Arc<Hold>,
+    /// Who was the first to say that this end's certificate was taken back.
+    revoked_by: watch::Sender<Option<NodeId>>,
 }
 
 impl Shared {
@@ -103,6 +106,13 @@ impl Shared {
 
     fn known_rtt(&self, node: NodeId) -> Option<Duration> {
         self.rtts.lock().expect("no code panics while holding the table").get(&node).copied()
+    }
+
+    /// `node` has ended a connection with this error.
+    fn note_end(&self, node: NodeId, error: &quinn::ConnectionError) {
+        if tls::is_revocation(error, false) {
+            self.revoked_by.send_if_modified(|by| by.is_none() && by.replace(node).is_none());
+        }
     }
 
     fn client_config(&self, congestion: Congestion) -> quinn::ClientConfig {
@@ -117,6 +127,13 @@ struct PeerEntry {
     classes: [Arc<Peer>; 3],
 }
 
+/// A connection that was accepted, and whose it is.
+struct Accepted {
+    holder: CertificateHolder,
+    certificate: Fingerprint,
+    connection: Connection,
+}
+
 /// Node-to-node calls over QUIC. Made by [`QuicTransport::start`]; ends with [`QuicTransport::close`].
 pub struct QuicTransport {
     /// For people.
@@ -125,8 +142,8 @@ pub struct QuicTransport {
     /// `None` at a client, which nobody calls.
     service: Option<Arc<dyn Service>>,
     peers: Mutex<HashMap<NodeId, PeerEntry>>,
-    /// Accepted connections, by quinn's id, so that a removed peer loses them too.
-    accepted: Mutex<HashMap<usize, (NodeId, Connection)>>,
+    /// Accepted connections, by quinn's id, so that a removed peer, and whose certificate is taken back, loses them too.
+    accepted: Mutex<HashMap<usize, Accepted>>,
     unauthenticated: Arc<Semaphore>,
     clients: Arc<Semaphore>,
     closing: CancellationToken,
@@ -184,6 +201,7 @@ impl QuicTransport {
                 crypto,
                 rtts: Mutex::default(),
                 hold,
+                revoked_by: watch::Sender::new(None),
             }),
             service,
             peers: Mutex::default(),
@@ -220,7 +238,24 @@ impl QuicTransport {
         self.peers.lock().expect("no code panics while holding the peers")
     }
 
-    fn accepted(&self) -> MutexGuard<'_, HashMap<usize, (NodeId, Connection)>> {
+    /// Waits until a node says that this end's certificate was taken back; which one.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn revoked(&self) -> NodeId {
+        let mut revoked_by = self.shared.revoked_by.subscribe();
+        loop {
+            let by = *revoked_by.borrow_and_update();
+            if let Some(by) = by {
+                return by;
+            }
+            if revoked_by.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn accepted(&self) -> MutexGuard<'_, HashMap<usize, Accepted>> {
         self.accepted.lock().expect("no code panics while holding the connections")
     }
 
@@ -253,21 +288,17 @@ impl QuicTransport {
             }
         };
         match self.identify(&connection) {
-            Ok(Some(CertificateHolder::Node(node))) => {
-                if let Some(entry) = self.peers().get(&node) {
-                    entry.classes.iter().for_each(|peer| peer.heard_of());
+            Ok(Some((holder, certificate))) => {
+                let accepted = Accepted { holder: holder.clone(), certificate, connection: connection.clone() };
+                // Listed before it is asked: whoever changes the answer after that looks at the list.
+                self.accepted().insert(connection.stable_id(), accepted);
+                if self.admits(&holder, &certificate) {
+                    self.serve_holder(&connection, address, holder).await;
+                } else {
+                    tracing::warn!(%address, ?holder, %certificate, "a revoked certificate was refused");
+                    connection.close(tls::CODE_CERTIFICATE, tls::CERTIFICATE_REVOKED);
                 }
-                self.accepted().insert(connection.stable_id(), (node, connection.clone()));
-                self.serve(&connection, Caller::Node(node), FRAME_SIZE_MAX).await;
                 self.accepted().remove(&connection.stable_id());
-            }
-            Ok(Some(CertificateHolder::Client(name))) => {
-                let Ok(_place) = self.clients.clone().try_acquire_owned() else {
-                    tracing::warn!(%address, client = %name, "a client was refused: too many");
-                    connection.close(VarInt::from_u32(1), b"too many clients");
-                    return;
-                };
-                self.serve(&connection, Caller::Client(name), FRAME_SIZE_MAX).await;
             }
             Ok(None) => {
                 let Ok(_place) = self.unauthenticated.clone().try_acquire_owned() else {
@@ -286,6 +317,29 @@ impl QuicTransport {
         }
     }
 
+    async fn serve_holder(&self, connection: &Connection, address: SocketAddr, holder: CertificateHolder) {
+        match holder {
+            CertificateHolder::Node(node) => {
+                if let Some(entry) = self.peers().get(&node) {
+                    entry.classes.iter().for_each(|peer| peer.heard_of());
+                }
+                self.serve(connection, Caller::Node(node), FRAME_SIZE_MAX).await;
+            }
+            CertificateHolder::Client(name) => {
+                let Ok(_place) = self.clients.clone().try_acquire_owned() else {
+                    tracing::warn!(%address, client = %name, "a client was refused: too many");
+                    connection.close(VarInt::from_u32(1), b"too many clients");
+                    return;
+                };
+                self.serve(connection, Caller::Client(name), FRAME_SIZE_MAX).await;
+            }
+        }
+    }
+
+    fn admits(&self, holder: &CertificateHolder, certificate: &Fingerprint) -> bool {
+        self.service.as_ref().is_none_or(|service| service.admits(holder, certificate))
+    }
+
     async fn accept_one(incoming: Incoming) -> Result<Connection, String> {
         let connecting = incoming.accept().map_err(|error| error.to_string())?;
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
@@ -294,7 +348,7 @@ impl QuicTransport {
         }
     }
 
-    fn identify(&self, connection: &Connection) -> Result<Option<CertificateHolder>, String> {
+    fn identify(&self, connection: &Connection) -> Result<Option<(CertificateHolder, Fingerprint)>, String> {
         let Some(identity) = connection.peer_identity() else {
             return Ok(None);
         };
@@ -302,7 +356,7 @@ impl QuicTransport {
             identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "no certificate chain".to_owned())?;
         let certificate = chain.first().ok_or("an empty certificate chain")?;
         let holder = pki::certificate_holder(certificate, self.shared.identity.cluster());
-        holder.map(Some).map_err(|error| error.to_string())
+        holder.map(|holder| Some((holder, Fingerprint::of(certificate)))).map_err(|error| error.to_string())
     }
 
     /// Answers calls until the connection or the transport closes. Their number is bounded by QUIC's stream limit.
@@ -353,11 +407,17 @@ impl QuicTransport {
         };
         // In TLS 1.3 the dialling end has finished before its own certificate was looked at (RFC 8446 §2): it hears of that when it
         // calls already, and nothing that it said was listened to.
-        let refusal = || connection.close_reason().filter(tls::is_refusal);
-        outcome.map_err(|error| match (error, refusal()) {
-            (_, Some(refusal)) => TransportError::Refused { node, reason: refusal.to_string() },
-            (CallError::NotSent(reason), None) => unreachable(reason),
-            (CallError::Sent(reason), None) => TransportError::OutcomeUnknown { node, reason },
+        outcome.map_err(|error| {
+            let end = connection.close_reason();
+            if let Some(end) = &end {
+                self.shared.note_end(node, end);
+            }
+            match (error, end) {
+                (_, Some(end)) if tls::is_revocation(&end, true) => TransportError::Revoked { node },
+                (_, Some(end)) if tls::is_refusal(&end) => TransportError::Refused { node, reason: end.to_string() },
+                (CallError::NotSent(reason), _) => unreachable(reason),
+                (CallError::Sent(reason), _) => TransportError::OutcomeUnknown { node, reason },
+            }
         })
     }
 }
@@ -419,9 +479,19 @@ impl Transport for QuicTransport {
             entry.classes.iter().for_each(|peer| peer.remove(true));
         }
         self.shared.rtts.lock().expect("no code panics while holding the table").remove(&node);
-        for (of, connection) in self.accepted().values() {
-            if *of == node {
-                connection.close(VarInt::from_u32(0), b"removed");
+        for accepted in self.accepted().values() {
+            if accepted.holder == CertificateHolder::Node(node) && self.admits(&accepted.holder, &accepted.certificate)
+            {
+                accepted.connection.close(VarInt::from_u32(0), b"removed");
+            }
+        }
+    }
+
+    fn look_again(&self) {
+        for Accepted { holder, certificate, connection } in self.accepted().values() {
+            if connection.close_reason().is_none() && !self.admits(holder, certificate) {
+                tracing::warn!(address = %connection.remote_address(), ?holder, %certificate, "a connection was ended: its certificate was revoked");
+                connection.close(tls::CODE_TAKEN_BACK, tls::CERTIFICATE_REVOKED);
             }
         }
     }

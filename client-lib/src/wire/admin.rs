@@ -4,10 +4,13 @@
 
 use serde::{Deserialize, Serialize};
 
+mod audit;
+mod clients;
 mod cluster;
 mod group;
 mod handover;
 mod links;
+mod members;
 mod overview;
 mod policy;
 mod residency;
@@ -18,6 +21,10 @@ mod takeover;
 mod timeline;
 mod volume;
 
+pub use audit::{AuditEntry, AuditList};
+pub use clients::{
+    AccessReport, CertificateStatus, ClientList, ClientStatus, NoteClient, RevokeClient, RevokedCertificate,
+};
 pub use cluster::{ClusterStatus, MemberStatus, NbdAddresses};
 pub use group::{
     ChangeGroup, CreateGroup, CutVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus,
@@ -25,6 +32,7 @@ pub use group::{
 };
 pub use handover::{CancelledMigrate, Migrate, MigrateReport, OnWrite, OnWriteStatus};
 pub use links::{ChangeLink, FetchStatus, FreightStatus, LinkList, LinkStatus, LinkWindow};
+pub use members::{GivenUpReplica, NodeList, NodeRemoval, NodeSummary, RemoveNode, RemovedStatus};
 pub use overview::{Backlog, Overview, OverviewQuery, OwnerRow, ReplicaRow, VolumeRow};
 pub use policy::{ChangePolicy, DurabilityStatus, ReplicaPolicy, RpoStatus, VolumePolicy};
 pub use residency::ResidencyMap;

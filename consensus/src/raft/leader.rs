@@ -73,6 +73,9 @@ impl MetaRaft {
             LeaderRequest::Enrol(node, member) => {
                 self.enrol_here(NodeId(node), member).await.map(LeaderReply::Enrolled)
             }
+            LeaderRequest::Retire(node, voters) => {
+                self.retire_here(NodeId(node), voters).await.map(|()| LeaderReply::Retired)
+            }
         }
     }
 
@@ -132,7 +135,7 @@ impl MetaRaft {
     async fn ask_leader(&self, to: NodeId, request: &LeaderRequest, until: Instant) -> Result<LeaderReply, NotHere> {
         let network = &self.inner.network;
         let patience = match request {
-            LeaderRequest::Enrol(..) => CATCH_UP_PATIENCE,
+            LeaderRequest::Enrol(..) | LeaderRequest::Retire(..) => CATCH_UP_PATIENCE,
             // One attempt must not use up the whole deadline: the leader may just have died.
             _ => self.timings().election_max,
         };
@@ -171,7 +174,7 @@ async fn pause(why: NotHere, until: Instant) -> Result<(), Error> {
     Ok(())
 }
 
-fn not_written(error: RaftError<MetaTypes, ClientWriteError<MetaTypes>>) -> NotHere {
+pub(super) fn not_written(error: RaftError<MetaTypes, ClientWriteError<MetaTypes>>) -> NotHere {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => NotHere::Leader(forward.leader_id),
         error => NotHere::Failed(error.to_string()),

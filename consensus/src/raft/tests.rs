@@ -1,15 +1,16 @@
 //! Three nodes over in-memory calls with a delay: election, forwarding, reads, loss of the leader, restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::{BoxFuture, TransportError};
 use client_lib::{GroupId, NodeId};
+use openraft::async_runtime::watch::WatchReceiver;
 
 use super::{MetaOptions, MetaRaft};
-use crate::command::{Command, Response};
+use crate::command::{Command, Refusal, Response};
 use crate::network::RaftCalls;
 use crate::store::types::Member;
 use crate::timings::Timings;
@@ -234,5 +235,45 @@ async fn a_leader_that_stops_hands_the_lead_on() {
     assert_eq!(group.node(leader.0).leader(), Some(next), "it was not its to give");
     group.stop_node(leader).await;
     group.node(next.0).propose(register(3), PATIENCE).await.expect("is applied without it");
+    group.stop().await;
+}
+
+/// The leader itself goes: others vote and lead first, and in the end nothing of it is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_is_retired_and_forgotten_when_another_votes_in_its_place() {
+    let mut group = Group::start(Duration::from_millis(2)).await;
+    for id in 1..=3 {
+        group.node(id).propose(register(id), PATIENCE).await.expect("is applied");
+    }
+    group.directories.insert(NodeId(4), tempfile::tempdir().expect("a directory"));
+    group.start_node(NodeId(4)).await;
+    group.node(4).enrol(member(4), PATIENCE).await.expect("is let in");
+    let leader = group.node(4).leader().expect("there is one");
+    let others: BTreeSet<NodeId> = (1..=4).map(NodeId).filter(|node| *node != leader).collect();
+    let asked = group.node(4);
+    for _ in 0..2 {
+        asked.retire(leader, others.clone(), PATIENCE).await.expect("it votes no more; the same again changes nothing");
+    }
+    assert_ne!(asked.linearizable(PATIENCE).await.map(|_| asked.leader()).expect("reads"), Some(leader));
+    let remove = Command::RemoveNode { node: leader, was_lost: false, at_ms: 7 };
+    assert_eq!(asked.propose(remove, PATIENCE).await.expect("is applied"), Response::NodeRemoved);
+    let begun = tokio::time::Instant::now();
+    let lists = |node: &MetaRaft, id: NodeId| {
+        let membership = node.core().metrics().borrow_watched().membership_config.clone();
+        membership.nodes().any(|(node, _)| *node == id.0)
+    };
+    while lists(&asked, leader) {
+        for node in &others {
+            // Whoever leads does it.
+            let _ = group.node(node.0).forget_removed().await;
+        }
+        assert!(begun.elapsed() < PATIENCE, "it is still listed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(asked.voters().into_iter().collect::<BTreeSet<_>>(), others);
+    group.stop_node(leader).await;
+    asked.propose(register(4), PATIENCE).await.expect("there is a majority of the others");
+    let back = asked.propose(register(leader.0), PATIENCE).await.expect("is applied");
+    assert!(matches!(back, Response::Refused(Refusal::NodeRemoved(_))), "{back:?}");
     group.stop().await;
 }

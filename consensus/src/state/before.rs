@@ -1,4 +1,4 @@
-//! The state as formats 6, 5 and 4 of the metadata store had it. Format 6 has nothing enclosed. Formats 5 and 4 have no groups of volumes
+//! The state as formats 7, 6, 5 and 4 of the metadata store had it. Format 7 lets everybody in. Format 6 has nothing enclosed either. Formats 5 and 4 have no groups of volumes
 //! either, and snapshots of one volume each; volumes of format 4 do not know where the next write takes them and have no policies of propagation, and
 //! links no limits.
 //!
@@ -10,7 +10,27 @@ use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{Epoch, Lsn, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeName, VolumeSize};
 use serde::Deserialize;
 
-use super::{EpochRecord, Fork, Lease, Made, MetaState, Node, Origin, Snapshot, Volume, VolumeGroup};
+use super::{Enclosure, EpochRecord, Fork, Lease, Made, MetaState, Node, Origin, Snapshot, Volume, VolumeGroup};
+
+/// In the form of format 7.
+#[derive(Deserialize)]
+pub(crate) struct State7 {
+    nodes: BTreeMap<NodeId, Node>,
+    volumes: BTreeMap<VolumeId, Volume>,
+    leases: BTreeMap<NodeId, Lease>,
+    links: BTreeMap<(NodeId, NodeId), LinkPolicy>,
+    groups: BTreeMap<VolumeGroupId, VolumeGroup>,
+    enclosures: BTreeMap<VolumeId, Enclosure>,
+}
+
+impl From<State7> for MetaState {
+    fn from(before: State7) -> MetaState {
+        let State7 { nodes, volumes, leases, links, groups, enclosures } = before;
+        let (nodes, volumes, links) = (nodes.into(), volumes.into(), links.into());
+        let (groups, enclosures) = (groups.into(), enclosures.into());
+        MetaState { nodes, volumes, leases, links, groups, enclosures, ..MetaState::default() }
+    }
+}
 
 /// In the form of format 6.
 #[derive(Deserialize)]

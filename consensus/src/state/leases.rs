@@ -14,6 +14,7 @@ impl MetaState {
     /// lapses was granted before any volume could be taken from the node that it owned under that number. A question of an
     /// earlier process that comes late is granted: it keeps others waiting, and the process that runs does not count on it.
     pub(super) fn renew_lease(&mut self, node: NodeId, lapses: u64, duration_ms: u64) -> Result<Response, Refusal> {
+        self.require_not_removed(node)?;
         if !self.nodes.contains_key(&node) {
             return Err(Refusal::UnknownNode(node));
         }

@@ -1,4 +1,4 @@
-//! Members: who they are, where they are reached, how often they started.
+//! Members: who they are, where they are reached, how often they started. How they are removed is in [`super::access`].
 
 use client_lib::policy::LinkPolicy;
 use client_lib::{NodeId, NodeName, ProviderId};
@@ -14,6 +14,7 @@ impl MetaState {
         provider: ProviderId,
         address: String,
     ) -> Result<Response, Refusal> {
+        self.require_not_removed(id)?;
         if let Some(holder) = self.node_named(&name).map(|node| node.id).filter(|holder| *holder != id) {
             return Err(Refusal::NodeNameTaken { name, holder });
         }
@@ -36,6 +37,7 @@ impl MetaState {
         address: String,
         key: [u8; 32],
     ) -> Result<Response, Refusal> {
+        self.require_new_key(key)?;
         let id = match self.node_named(&name) {
             // The same name and key is a repeated proposal of the same node; it may have been moved meanwhile.
             Some(known) if known.key == Some(key) && known.provider == provider => known.id,
@@ -51,10 +53,12 @@ impl MetaState {
         self.nodes.values().find(|node| node.name == *name)
     }
 
-    /// The log's index: no other entry has it. Ids given by hand at bootstrap are small; step over them.
+    /// The log's index: no other entry has it. Ids given by hand at bootstrap are small; step over them, and over those of nodes that
+    /// were removed.
     fn free_id(&self, log_index: u64) -> NodeId {
-        let above = self.nodes.last_key_value().map_or(0, |(id, _)| id.0 + 1);
-        NodeId(log_index.max(above))
+        let members = self.nodes.last_key_value().map(|(id, _)| id.0);
+        let removed = self.access.removed_nodes().map(|node| node.id.0).max();
+        NodeId(log_index.max(members.max(removed).map_or(0, |newest| newest + 1)))
     }
 
     pub(super) fn set_link(&mut self, from: NodeId, to: NodeId, policy: LinkPolicy) -> Result<Response, Refusal> {
@@ -69,6 +73,7 @@ impl MetaState {
     }
 
     pub(super) fn node_started(&mut self, node: NodeId) -> Result<Response, Refusal> {
+        self.require_not_removed(node)?;
         let member = self.nodes.get_mut(&node).ok_or(Refusal::UnknownNode(node))?;
         member.incarnation += 1;
         let incarnation = member.incarnation;

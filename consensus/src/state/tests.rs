@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::{Made, MetaState};
 use crate::command::{Command, Ended, Refusal, Response};
 
+mod access;
 mod golden;
 mod groups;
 
@@ -455,6 +456,7 @@ fn any_command() -> impl Strategy<Value = Command> {
             &[(10, b"news")]
         )),
         (1..4u64).prop_map(|epoch| Command::EnclosureTaken { volume: VolumeId(10), epoch: Epoch(epoch) }),
+        (1..5u64).prop_map(|node| Command::RemoveNode { node: NodeId(node), was_lost: false, at_ms: 7 }),
     ]
 }
 

@@ -16,15 +16,34 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::database::{Database, FORMAT, FORMAT_4, FORMAT_5, FORMAT_6, META, MetaPlace, RAFT, decode};
+use super::database::{Database, FORMAT, FORMAT_4, FORMAT_5, FORMAT_6, FORMAT_7, META, MetaPlace, RAFT, decode};
 use super::log_store::LogStore;
 use super::types::{LogId, MetaTypes, Snapshot, SnapshotMeta, StoredMembership};
 use crate::command::Response;
 use crate::state::MetaState;
-pub(super) use crate::state::before::{State4, State5, State6};
+pub(super) use crate::state::before::{State4, State5, State6, State7};
 
 /// The largest snapshot that is sent or taken, in bytes; it travels in one frame.
 pub const SNAPSHOT_BYTES_MAX: usize = 32 << 20;
+
+/// What a snapshot of a state begins with in which somebody was removed or revoked. An older program would read the rest and drop that;
+/// this is no number in its eyes (a varint of postcard ends within ten bytes), so it refuses all of it.
+const NOT_FOR_OLDER: [u8; 10] = [0xff; 10];
+
+/// The state as it is in a snapshot, which may go to nodes that run the version before.
+pub(super) fn encode_state(state: &MetaState) -> io::Result<Vec<u8>> {
+    let bytes = postcard::to_stdvec(state).map_err(io::Error::other)?;
+    // While nothing is in it that they do not know, they read its beginning.
+    Ok(if state.access().is_empty() { bytes } else { [&NOT_FOR_OLDER[..], &bytes].concat() })
+}
+
+/// The state of a snapshot, which may have been made by a node that runs the version before.
+pub(super) fn decode_state(bytes: &[u8]) -> postcard::Result<MetaState> {
+    match bytes.strip_prefix(&NOT_FOR_OLDER) {
+        Some(bytes) => postcard::from_bytes(bytes),
+        None => postcard::from_bytes(bytes).or_else(|_| postcard::from_bytes::<State7>(bytes).map(MetaState::from)),
+    }
+}
 
 /// The applied state and where in the log it stands.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -59,7 +78,7 @@ pub(super) fn take_over<S: DeserializeOwned + Into<MetaState>>(database: &Databa
         let state: S = postcard::from_bytes(&snapshot.data).map_err(|error| {
             io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot of the metadata cannot be read: {error}"))
         })?;
-        snapshot.data = postcard::to_stdvec::<MetaState>(&state.into()).map_err(io::Error::other)?;
+        snapshot.data = encode_state(&state.into())?;
         batch = batch.put(META, b"snapshot", &snapshot)?;
     }
     batch.write()
@@ -101,6 +120,7 @@ pub fn peek(directory: &Path, group: GroupId) -> io::Result<Option<MetaState>> {
     let before = |format: u64, value: &[u8]| {
         Ok(Some(match format {
             FORMAT => decode::<Applied>(META, NAME, value)?,
+            FORMAT_7 => decode::<AppliedBefore<State7>>(META, NAME, value)?.into(),
             FORMAT_6 => decode::<AppliedBefore<State6>>(META, NAME, value)?.into(),
             FORMAT_5 => decode::<AppliedBefore<State5>>(META, NAME, value)?.into(),
             FORMAT_4 => decode::<AppliedBefore<State4>>(META, NAME, value)?.into(),
@@ -207,7 +227,7 @@ impl RaftStateMachine<MetaTypes> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Vec<u8>) -> Result<(), io::Error> {
-        let state: MetaState = postcard::from_bytes(&snapshot).map_err(|error| {
+        let state = decode_state(&snapshot).map_err(|error| {
             io::Error::new(io::ErrorKind::InvalidData, format!("a snapshot cannot be read: {error}"))
         })?;
         self.applied = Applied { last_applied: meta.last_log_id, membership: meta.last_membership.clone(), state };
@@ -234,7 +254,7 @@ impl RaftSnapshotBuilder<MetaTypes> for SnapshotBuilder {
     type SnapshotData = Vec<u8>;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let data = postcard::to_stdvec(&self.applied.state).map_err(io::Error::other)?;
+        let data = encode_state(&self.applied.state)?;
         if data.len() > SNAPSHOT_BYTES_MAX {
             return Err(io::Error::other(format!(
                 "the metadata has {} bytes, over the limit of {SNAPSHOT_BYTES_MAX}",

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Common;
+use crate::serve::audit::USER_HEADER;
 
 /// The file in a data directory that says where its cluster's admin APIs are.
 pub(super) const CLUSTER_FILE: &str = "cluster.json";
@@ -70,11 +71,11 @@ impl Client {
     }
 
     pub(super) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
-        self.ask(|agent, url| agent.post(url).send_json(body), path)
+        self.ask(|agent, url| agent.post(url).header(USER_HEADER, user()).send_json(body), path)
     }
 
     pub(super) fn delete<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        self.ask(|agent, url| agent.delete(url).call(), path)
+        self.ask(|agent, url| agent.delete(url).header(USER_HEADER, user()).call(), path)
     }
 
     /// Tries each endpoint until one can be connected to; what it then answers is the answer.
@@ -108,6 +109,15 @@ impl Client {
             last.unwrap_or_else(|| "none is known".into())
         )
     }
+}
+
+/// Who runs this command, for the list of what administrators did: as his session says, which proves nothing.
+fn user() -> String {
+    let named = ["SUDO_USER", "USER", "LOGNAME"].iter().filter_map(|name| std::env::var(name).ok());
+    named
+        .map(|name| name.chars().filter(char::is_ascii_graphic).collect())
+        .find(|name: &String| !name.is_empty())
+        .unwrap_or_default()
 }
 
 /// Prints what `--json` asks for.

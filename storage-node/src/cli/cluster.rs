@@ -7,20 +7,24 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use clap::Subcommand;
-use client_lib::pki::{ClusterAuthority, ClusterId, JoinKey, JoinSecret, JoinToken, NodePlace};
+use client_lib::clock::{Clock, SystemClock};
+use client_lib::pki::{ClusterAuthority, ClusterId, JoinKey, JoinSecret, JoinToken};
 use client_lib::transport::TransportError;
 use client_lib::transport::quic::join_call;
-use client_lib::wire::admin::{ClusterStatus, MemberStatus};
+use client_lib::wire::admin::ClusterStatus;
 use client_lib::wire::frame::{Frame, ServiceId, decode_head, encode_head};
 use client_lib::wire::join::{JoinGrant, JoinReply, JoinRequest};
-use client_lib::{ClientName, GroupId, NodeId};
+use client_lib::{GroupId, NodeId};
 
 use super::Common;
 use super::client::{Client, print_json, print_table};
+use super::{audit, credentials};
 use crate::config::NodeConfig;
 use crate::data_dir::DataDir;
 use crate::membership::Membership;
 use crate::size::human;
+
+const HOUR_MS: u64 = 3_600_000;
 
 /// How long a cluster may take to let a node join: it may be electing a leader.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
@@ -52,7 +56,7 @@ pub(super) enum Verb {
     },
     /// Print the token by which nodes join, at the node that began the cluster
     #[command(
-        after_help = "Example:\n  helio cluster token --config a.toml\n  helio cluster token --config a.toml --renew   # earlier tokens count no more"
+        after_help = "Example:\n  helio cluster token --config a.toml\n  helio cluster token --config a.toml --renew            # earlier tokens count no more\n  helio cluster token --config a.toml --renew --hours 2  # that counts for two hours\n  helio cluster token --config a.toml --withdraw         # none counts any more"
     )]
     Token {
         /// Settings of this node, in TOML
@@ -61,27 +65,18 @@ pub(super) enum Verb {
         /// Make a new token; the former one counts no more
         #[arg(long)]
         renew: bool,
+        /// With --renew: it counts for so many hours [default: until it is renewed or withdrawn]
+        #[arg(long, requires = "renew", value_parser = clap::value_parser!(u32).range(1..))]
+        hours: Option<u32>,
+        /// Let no token count, until the next --renew
+        #[arg(long, conflicts_with = "renew")]
+        withdraw: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Let a client in: write the credentials by which programs and helio-nbd use the cluster's volumes from other machines
-    #[command(
-        after_help = "Example, with the data directory of the node that began the cluster, while it runs:\n  helio cluster client host-7 --out host-7.helio --data /var/lib/heliotrope\n  helio-nbd --cluster host-7.helio --socket /run/disk.sock --export disk   # at host-7\n\nWhoever has the file may use every volume, and do nothing else. It cannot be taken back yet."
-    )]
-    Client {
-        /// What the client is called in logs
-        name: ClientName,
-        /// The file to write; it is readable by its owner only
-        #[arg(long, value_name = "FILE")]
-        out: PathBuf,
-        /// Overwrite the file
-        #[arg(long)]
-        force: bool,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Client(credentials::ClientArguments),
+    Audit(audit::Audit),
     /// Show the members, the leader and the distances
     #[command(after_help = "Example:\n  helio cluster status --json")]
     Status {
@@ -95,8 +90,12 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
     match verb {
         Verb::Init { config, json } => init(&config, json),
         Verb::Join { config, token, json } => join(&config, &token, json),
-        Verb::Token { config, renew, json } => token(&config, renew, json),
-        Verb::Client { name, out, force, json } => client(common, &name, &out, force, json),
+        Verb::Token { config, renew, hours, withdraw, json } => match withdraw {
+            true => withdraw_token(&config, json),
+            false => token(&config, renew, hours, json),
+        },
+        Verb::Client(arguments) => credentials::run(arguments, common),
+        Verb::Audit(audit) => audit::run(&audit, common),
         Verb::Status { json } => status(common, json),
     }
 }
@@ -114,7 +113,7 @@ fn init(file: &Path, json: bool) -> anyhow::Result<()> {
         authority.save(&directory)?;
         authority
     };
-    let secret = JoinSecret::renew(&directory)?;
+    let secret = JoinSecret::renew(&directory, None)?;
     let identity = DataDir::identity(&config.data);
     DataDir::private(&identity)?;
     authority.issue(NodeId(1))?.save(&identity)?;
@@ -190,8 +189,43 @@ async fn ask_to_join(token: &JoinToken, request: &JoinRequest) -> anyhow::Result
     Ok(reply?)
 }
 
-fn token(file: &Path, renew: bool, json: bool) -> anyhow::Result<()> {
+fn token(file: &Path, renew: bool, hours: Option<u32>, json: bool) -> anyhow::Result<()> {
     let config = NodeConfig::read(file)?;
+    let directory = authority_of(&config)?;
+    let now_ms = SystemClock::new().unix_ms();
+    let secret = match renew {
+        true => Some(JoinSecret::renew(&directory, hours.map(|hours| now_ms + u64::from(hours) * HOUR_MS))?),
+        false => JoinSecret::load(&directory)?,
+    };
+    let next = "`helio cluster token --renew` makes one";
+    let Some(secret) = secret else { bail!("the token was withdrawn, and none counts: {next}") };
+    if !secret.counts_at(now_ms) {
+        bail!("the token is too old, and none counts: {next}");
+    }
+    let until_ms = secret.until_ms();
+    let fingerprint = ClusterAuthority::load(&directory)?.fingerprint();
+    let token = JoinToken { secret, fingerprint, address: config.advertised() }.to_string();
+    if json {
+        return print_json(&serde_json::json!({ "token": token, "until_ms": until_ms }));
+    }
+    println!("{token}");
+    if let Some(until_ms) = until_ms {
+        eprintln!("it counts for {} more minutes", until_ms.saturating_sub(now_ms).div_ceil(60_000));
+    }
+    Ok(())
+}
+
+fn withdraw_token(file: &Path, json: bool) -> anyhow::Result<()> {
+    JoinSecret::withdraw(&authority_of(&NodeConfig::read(file)?)?)?;
+    if json {
+        return print_json(&serde_json::json!({ "token": null }));
+    }
+    println!("no token counts any more; `helio cluster token --renew` makes one");
+    Ok(())
+}
+
+/// The directory of the cluster's authority, where this node holds it.
+fn authority_of(config: &NodeConfig) -> anyhow::Result<PathBuf> {
     let directory = DataDir::authority(&config.data);
     if !directory.exists() {
         bail!(
@@ -199,45 +233,7 @@ fn token(file: &Path, renew: bool, json: bool) -> anyhow::Result<()> {
             config.data.display()
         );
     }
-    let secret = if renew { JoinSecret::renew(&directory)? } else { JoinSecret::load(&directory)? };
-    let fingerprint = ClusterAuthority::load(&directory)?.fingerprint();
-    let token = JoinToken { secret, fingerprint, address: config.advertised() }.to_string();
-    if json {
-        return print_json(&serde_json::json!({ "token": token }));
-    }
-    println!("{token}");
-    Ok(())
-}
-
-fn client(common: &Common, name: &ClientName, out: &Path, force: bool, json: bool) -> anyhow::Result<()> {
-    let data = common.data();
-    let directory = DataDir::authority(&data);
-    if !directory.exists() {
-        bail!(
-            "{} does not hold the cluster's authority; use --data DIR, with the data directory of the node that began the cluster",
-            data.display()
-        );
-    }
-    if out.exists() && !force {
-        bail!("{} exists; choose another file, or --force to overwrite it", out.display());
-    }
-    // A client has to begin somewhere; it learns of later members by itself.
-    let status: ClusterStatus = Client::find(common)?.get("/v1/cluster")?;
-    let place = |member: &MemberStatus| -> anyhow::Result<NodePlace> {
-        Ok(NodePlace { id: NodeId(member.id), name: member.name.parse()?, address: member.address.parse()? })
-    };
-    let nodes = status.members.iter().map(place).collect::<anyhow::Result<Vec<_>>>()?;
-    let authority = ClusterAuthority::load(&directory)?;
-    authority.issue_client(name, nodes.clone())?.save(out)?;
-    if json {
-        let nodes: Vec<String> = nodes.iter().map(|node| node.address.to_string()).collect();
-        return print_json(
-            &serde_json::json!({ "cluster": authority.cluster().to_string(), "client": name, "file": out, "nodes": nodes }),
-        );
-    }
-    println!("client {name} of cluster {} may use its volumes with {}", authority.cluster(), out.display());
-    println!("there: helio-nbd --cluster FILE --socket PATH");
-    Ok(())
+    Ok(directory)
 }
 
 /// Locks the data directory, and refuses it when it is a member's already.
@@ -255,7 +251,14 @@ fn new_member(config: &NodeConfig) -> anyhow::Result<DataDir> {
 }
 
 fn member(config: &NodeConfig, founder: bool, contacts: Vec<client_lib::wire::join::Contact>) -> Membership {
-    Membership { name: config.name.clone(), provider: config.provider.clone(), founder, entered: false, contacts }
+    Membership {
+        name: config.name.clone(),
+        provider: config.provider.clone(),
+        founder,
+        entered: false,
+        contacts,
+        removed: false,
+    }
 }
 
 fn status(common: &Common, json: bool) -> anyhow::Result<()> {

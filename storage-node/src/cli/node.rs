@@ -10,11 +10,12 @@ use nbd_frontend::PassedSockets;
 use nbd_frontend::service::notify;
 
 use super::Common;
-use super::serving::{Served, announce, until_stopped};
-use super::{disk, drain, scrub, space};
+use super::serving::{Served, announce, take_back, until_stopped};
+use super::{disk, drain, members, remove, scrub, space};
 use crate::config::{NbdTlsSettings, NodeConfig};
 use crate::data_dir::DataDir;
 use crate::membership::Membership;
+use crate::node::access::{Removed, ToldBy};
 use crate::node::{BootstrapMember, Node, NodeOptions};
 
 /// Run one node, or ask one that runs.
@@ -34,8 +35,10 @@ pub(super) struct NodeArguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
+    List(members::List),
     Space(space::Space),
     Drain(drain::Drain),
+    Remove(remove::Remove),
     Scrub(scrub::NodeScrub),
     #[command(subcommand)]
     Disk(disk::Verb),
@@ -51,7 +54,9 @@ impl NodeArguments {
 pub(super) fn run(arguments: &NodeArguments, common: &Common) -> anyhow::Result<()> {
     match &arguments.verb {
         Some(Verb::Space(space)) => return space::run(space, common),
+        Some(Verb::List(list)) => return members::run(list, common),
         Some(Verb::Drain(drain)) => return drain::run(drain, common),
+        Some(Verb::Remove(remove)) => return remove::run(remove, common),
         Some(Verb::Disk(verb)) => return disk::run(verb),
         Some(Verb::Scrub(scrub)) => return scrub::run_node(scrub, common),
         None => {}
@@ -65,6 +70,9 @@ pub(super) fn run(arguments: &NodeArguments, common: &Common) -> anyhow::Result<
             config.data.display()
         );
     };
+    if membership.removed {
+        return Err(Removed { name: membership.name.to_string(), told_by: ToldBy::Directory }.into());
+    }
     check_identity(&config, &membership).with_context(|| format!("{file}"))?;
     // Before there are other threads.
     let passed = PassedSockets::take()?;
@@ -101,7 +109,7 @@ async fn serve(config: NodeConfig, mut membership: Membership, passed: PassedSoc
     let authority = Some(config.data.join("authority")).filter(|directory| directory.exists());
     // The one in the data directory is for who says nothing else.
     let nbd_unix = if passed.unix().is_some() { config.nbd.unix.clone() } else { Some(config.nbd_unix()) };
-    let node = Node::start(NodeOptions {
+    let started = Node::start(NodeOptions {
         name: config.name.clone(),
         provider: config.provider.clone(),
         data: config.data.clone(),
@@ -119,7 +127,8 @@ async fn serve(config: NodeConfig, mut membership: Membership, passed: PassedSoc
         store: config.store.clone(),
         wan_bytes: None,
     })
-    .await?;
+    .await;
+    let node = started.inspect_err(|error| note_removal(&config, &mut membership, error.downcast_ref()))?;
     if first {
         membership.entered = true;
         membership.save(&config.data)?;
@@ -128,11 +137,34 @@ async fn serve(config: NodeConfig, mut membership: Membership, passed: PassedSoc
     announce(&config.data, &[served])?;
     notify::ready(&format!("node {} serves", config.name));
     notify::watch(node.threads());
-    until_stopped(&config.data).await?;
+    let stopped = until_stopped(&config.data);
+    let removed = tokio::select! {
+        biased;
+        stopped = stopped => { stopped?; None }
+        removed = node.removal() => Some(removed),
+    };
     notify::stopping();
+    if let Some(removed) = removed {
+        tracing::error!("{removed}");
+        take_back(&config.data);
+        note_removal(&config, &mut membership, Some(&removed));
+        node.stop().await;
+        return Err(removed.into());
+    }
     node.hand_on().await;
     node.stop().await;
     Ok(())
+}
+
+/// Notes in the data directory that the node was removed, if so: whoever starts it again is told at once.
+fn note_removal(config: &NodeConfig, membership: &mut Membership, removed: Option<&Removed>) {
+    if removed.is_none() {
+        return;
+    }
+    membership.removed = true;
+    if let Err(error) = membership.save(&config.data) {
+        tracing::warn!(%error, "the data directory does not say that the node was removed; other nodes will, when it is started again");
+    }
 }
 
 /// The first voter of a new cluster: this node.

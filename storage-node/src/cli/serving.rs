@@ -45,7 +45,12 @@ pub(super) fn announce(data: &Path, served: &[Served<'_>]) -> anyhow::Result<()>
 pub(super) async fn until_stopped(data: &Path) -> anyhow::Result<()> {
     Stop::new()?.requested().await;
     tracing::info!("stopping");
+    take_back(data);
+    Ok(())
+}
+
+/// Takes [`CLUSTER_FILE`] back.
+pub(super) fn take_back(data: &Path) {
     // What is gone already need not be removed.
     let _ = std::fs::remove_file(data.join(CLUSTER_FILE));
-    Ok(())
 }

@@ -153,7 +153,7 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
 }
 
 /// How long ago, in the largest unit that says something.
-fn age(at_ms: u64) -> String {
+pub(super) fn age(at_ms: u64) -> String {
     let at = UNIX_EPOCH + Duration::from_millis(at_ms);
     // A clock that is behind the owner's.
     let seconds = SystemTime::now().duration_since(at).unwrap_or_default().as_secs();

@@ -7,11 +7,12 @@ use bytes::Bytes;
 use client_lib::clock::Clock;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AskTakeover, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, ClusterStatus, CreateGroup,
-    CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList,
-    LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeSpace, OnWrite, OnWriteStatus, Overview, OverviewQuery,
-    OwnerStatus, OwnershipTimeline, Rejoin, ResidencyMap, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus,
-    TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ClientList,
+    CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot,
+    GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeList,
+    NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus,
+    OwnershipTimeline, Rejoin, RemoveNode, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus,
+    TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
@@ -28,17 +29,22 @@ use crate::peer::client::{PeerClient, unexpected};
 use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest};
 use crate::peer::server::ForwardedAdmin;
 use crate::serve::admin::Admin;
+use crate::serve::audit::AuditLog;
 use crate::serve::volume::ServedVolume;
 use crate::serve::volumes::Volumes;
 use crate::shard::scrub::ScrubAction;
 
+mod audit;
+mod clients;
 mod cluster;
 pub(super) mod durability;
 mod groups;
 mod handover;
 mod links;
+mod members;
 mod names;
 mod overview;
+mod removal;
 mod residency;
 mod resize;
 mod scrub;
@@ -49,6 +55,7 @@ mod volumes;
 
 pub(super) use handover::Busy;
 use handover::{BusyVolumes, How};
+pub(super) use members::Standing;
 pub(super) use names::{name_of, node_named, volume_named};
 use overview::Glances;
 
@@ -58,6 +65,7 @@ const OWNER_PATIENCE: Duration = Duration::from_secs(20);
 /// The node's administrative face.
 pub struct NodeAdmin {
     pub(super) this: ThisNode,
+    standing: Standing,
     wan_bytes: Option<WanBytes>,
     pub(super) meta: MetaRaft,
     pub(super) volumes: Arc<Volumes>,
@@ -73,6 +81,8 @@ pub struct NodeAdmin {
     glances: Arc<Glances>,
     /// Set once NBD listens, which is after everything that it serves.
     nbd: OnceLock<NbdAddresses>,
+    /// Set where there is a data directory to keep it in.
+    audit: OnceLock<Arc<AuditLog>>,
 }
 
 impl NodeAdmin {
@@ -87,11 +97,12 @@ impl NodeAdmin {
         peers: PeerClient,
         ownership: Arc<dyn OwnershipLog>,
     ) -> NodeAdmin {
-        let (busy, nbd, takeovers) = (Arc::default(), OnceLock::new(), Takeovers::new(clock));
-        let (chronicle, glances, wan_bytes) = (Chronicle::default(), Arc::default(), None);
+        let (busy, nbd, audit, takeovers) = (Arc::default(), OnceLock::new(), OnceLock::new(), Takeovers::new(clock));
+        let (chronicle, glances, standing) = (Chronicle::default(), Arc::default(), Standing::default());
         NodeAdmin {
             this,
-            wan_bytes,
+            standing,
+            wan_bytes: None,
             meta,
             volumes,
             reconciler,
@@ -102,6 +113,7 @@ impl NodeAdmin {
             chronicle,
             glances,
             nbd,
+            audit,
         }
     }
 
@@ -109,6 +121,12 @@ impl NodeAdmin {
     #[must_use]
     pub fn counting(self, wan_bytes: Option<WanBytes>) -> NodeAdmin {
         NodeAdmin { wan_bytes, ..self }
+    }
+
+    /// The same of a node that stands so.
+    #[must_use]
+    pub(super) fn standing(self, standing: Standing) -> NodeAdmin {
+        NodeAdmin { standing, ..self }
     }
 
     /// The watch on other nodes' leases that takeovers count by.
@@ -121,6 +139,12 @@ impl NodeAdmin {
     pub fn nbd_listens(&self, addresses: NbdAddresses) {
         // Nothing changes an address while the node runs.
         let _ = self.nbd.set(addresses);
+    }
+
+    /// What is asked of this node is noted here; the first call counts.
+    pub fn notes_acts_in(&self, audit: Arc<AuditLog>) {
+        // There is one data directory.
+        let _ = self.audit.set(audit);
     }
 
     /// Carries out `here` if this node owns the volume, else asks the owner for `forward`; follows the volume
@@ -404,6 +428,30 @@ impl Admin for NodeAdmin {
     fn timeline<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<OwnershipTimeline, Error>> {
         Box::pin(self.timeline_of(name))
     }
+
+    fn nodes(&self) -> BoxFuture<'_, Result<NodeList, Error>> {
+        Box::pin(self.list_nodes())
+    }
+
+    fn remove_node<'a>(&'a self, name: &'a str, request: RemoveNode) -> BoxFuture<'a, Result<NodeRemoval, Error>> {
+        Box::pin(self.remove_member(name, request))
+    }
+
+    fn clients(&self) -> BoxFuture<'_, Result<ClientList, Error>> {
+        Box::pin(self.list_clients())
+    }
+
+    fn note_client(&self, request: NoteClient) -> BoxFuture<'_, Result<AccessReport, Error>> {
+        Box::pin(self.note_issued(request))
+    }
+
+    fn audit(&self, limit: usize) -> BoxFuture<'_, Result<AuditList, Error>> {
+        Box::pin(self.audit_list(limit))
+    }
+
+    fn revoke_client(&self, request: RevokeClient) -> BoxFuture<'_, Result<AccessReport, Error>> {
+        Box::pin(self.take_back(request))
+    }
 }
 
 impl ForwardedAdmin for NodeAdmin {
@@ -447,6 +495,8 @@ impl ForwardedAdmin for NodeAdmin {
                 AdminForward::Residency { volume, parts } => json(&self.residency_here(volume, parts).await?),
                 AdminForward::Chronicle { volume } => json(&self.chronicle.of(volume)),
                 AdminForward::Rejoin { volume } => json(&self.rejoin_here(volume).await?),
+                AdminForward::About => json(&self.about_here()),
+                AdminForward::Audit { limit } => json(&self.audit_here(limit)?),
             }
         })
     }

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use client_lib::clock::{Clock, SystemClock};
 use client_lib::pki::{ClusterAuthority, JoinSecret, PkiError};
 use client_lib::wire::join::{Contact, JoinGrant, JoinReply, JoinRequest};
 use client_lib::{Error, ErrorKind, NodeId};
@@ -37,10 +38,12 @@ impl Admission {
             let message = "this node does not admit others; use the token as the first node printed it";
             return Err(Error::new(ErrorKind::InvalidRequest, message));
         };
-        if !JoinSecret::load(directory).map_err(unusable)?.matches(&request.secret) {
+        let secret = JoinSecret::load(directory).map_err(unusable)?;
+        let counts = |secret: &JoinSecret| secret.counts_at(SystemClock::new().unix_ms());
+        if !secret.is_some_and(|secret| secret.matches(&request.secret) && counts(&secret)) {
             tracing::warn!(name = %request.name, address = %request.address, "a node with a wrong token was turned away");
-            let message =
-                "the token is not valid, or was renewed since; `helio cluster token` prints it at the first node";
+            let message = "the token is not valid, is too old, or was renewed since or withdrawn; `helio cluster token` prints the one that \
+                           counts at the first node";
             return Err(Error::new(ErrorKind::InvalidRequest, message));
         }
         let authority = ClusterAuthority::load(directory).map_err(unusable)?;

@@ -18,7 +18,8 @@ use consensus::{Command, Member, MetaOptions, MetaPlace, MetaRaft, MetaState, Re
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use super::admin::NodeAdmin;
+use super::access::{self, Removed};
+use super::admin::{NodeAdmin, Standing};
 use super::admission::Admission;
 use super::reconcile::{Reconciler, learn_peers};
 use super::service::{NodeService, RaftTransport};
@@ -81,6 +82,7 @@ pub struct Parts {
     pub exports: Arc<Exports>,
     /// Consensus.
     pub meta: MetaRaft,
+    me: NodeId,
     reconciler: Arc<Reconciler>,
     shards: Arc<Shards>,
     tasks: Vec<JoinHandle<()>>,
@@ -106,6 +108,10 @@ impl Parts {
             contacts: others,
         };
         let meta = MetaRaft::start(meta_options, Arc::new(RaftTransport(transport.clone()))).await?;
+        if let Some(removed) = access::removed_by(&meta.state(), me) {
+            meta.shutdown().await?;
+            return Err(removed.into());
+        }
         service.set_meta(meta.clone());
         // What was known at the last stop: this node may have to tell the others a new address.
         learn_peers(&*transport, me, &place.peer_overrides, &meta.state());
@@ -135,7 +141,10 @@ impl Parts {
             place.peer_overrides,
         ));
         let admin = NodeAdmin::new(this, clock, meta.clone(), volumes.clone(), reconciler.clone(), peers.clone(), log);
-        let admin = Arc::new(admin.counting(place.wan_bytes));
+        let holds_authority = place.authority.is_some();
+        let is_of_up = place.bootstrap.as_ref().is_some_and(|founders| founders.len() > 1);
+        let admin = admin.counting(place.wan_bytes).standing(Standing { holds_authority, is_of_up });
+        let admin = Arc::new(admin);
         // Session numbers are unique over the cluster's life: node, incarnation, whose, count.
         let first_session = (me.0 << 48) | ((incarnation & 0xffff) << 32);
         let clients = Arc::new(ClientService::new(
@@ -151,6 +160,8 @@ impl Parts {
         service.set_clients(clients);
         service.set_admission(Admission::new(place.authority, meta.clone()));
         let mut tasks = vec![
+            tokio::spawn(access::follow(meta.clone(), transport.clone())),
+            tokio::spawn(access::have_raft_forget(meta.clone())),
             tokio::spawn(reconciler.clone().run(meta.subscribe())),
             tokio::spawn(rtt::follow(meta.clone(), peers.clone(), me)),
             tokio::spawn(lease::keep(meta.clone(), me, lease)),
@@ -159,7 +170,15 @@ impl Parts {
         ];
         tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
         let exports = Arc::new(Exports::new(volumes, newest, first_session));
-        Ok(Parts { admin, exports, meta, reconciler, shards, tasks })
+        Ok(Parts { admin, exports, meta, me, reconciler, shards, tasks })
+    }
+
+    /// Waits until the metadata says that this node was removed.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn removal(&self) -> Removed {
+        access::removal(&self.meta, self.me).await
     }
 
     /// The threads of the shards, by their runtimes.

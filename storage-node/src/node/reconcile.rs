@@ -16,6 +16,7 @@ use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, NodeName, ProviderId, Sna
 use consensus::{MetaState, Snapshot, Volume};
 use tokio::task::JoinHandle;
 
+use super::access::forget_removed;
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::enclosure::{self, Enclosure};
 use crate::ownership::gate::{Phase, View};
@@ -39,12 +40,13 @@ const MERGE_LOOK: Duration = Duration::from_millis(50);
 struct Propagation {
     epoch: Epoch,
     watermarks: Arc<Watermarks>,
+    senders: BTreeMap<NodeId, JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Propagation {
     fn drop(&mut self) {
-        for task in &self.tasks {
+        for task in self.senders.values().chain(&self.tasks) {
             task.abort();
         }
     }
@@ -237,6 +239,9 @@ impl Reconciler {
                 follow(&volume, meta).await?;
             }
         }
+        if owned && is_done {
+            self.give_up_replicas(meta);
+        }
         // Only now is it known whether this node has left the volume and keeps what is not listed any more.
         volume.snapshots.list(meta);
         if owned && !is_done {
@@ -346,12 +351,12 @@ impl Reconciler {
     ) {
         let watermarks = Watermarks::new(meta.replicas.iter().copied(), head).at(sites);
         let watermarks = Arc::new(watermarks);
-        let mut tasks: Vec<_> = meta
-            .replicas
-            .iter()
-            .map(|replica| tokio::spawn(Sender::new(volume.clone(), *replica, meta.epoch, watermarks.clone()).run()))
-            .collect();
-        tasks.push(tokio::spawn(rpo::watch(volume.clone(), watermarks.clone())));
+        let sender = |replica: &NodeId| {
+            let sender = Sender::new(volume.clone(), *replica, meta.epoch, watermarks.clone());
+            (*replica, tokio::spawn(sender.run()))
+        };
+        let senders = meta.replicas.iter().map(sender).collect();
+        let mut tasks = vec![tokio::spawn(rpo::watch(volume.clone(), watermarks.clone()))];
         let (backfill, epoch) = (volume.clone(), meta.epoch);
         tasks.push(tokio::spawn(async move {
             let filled = async {
@@ -367,10 +372,24 @@ impl Reconciler {
                 Err(error) => tracing::error!(volume = %backfill.name, %error, "filling in stale blocks has ended"),
             }
         }));
-        let running = Propagation { epoch: meta.epoch, watermarks, tasks };
+        let running = Propagation { epoch: meta.epoch, watermarks, senders, tasks };
         let mut propagation = self.propagation.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(before) = propagation.insert(meta.id, running) {
             debug_assert!(before.epoch < meta.epoch, "an ownership is taken up once");
+        }
+    }
+
+    /// Sends nothing more to those that are no replicas any more, in the same epoch: nobody waits for them, and nothing is kept for them.
+    fn give_up_replicas(&self, meta: &Volume) {
+        let mut propagation = self.propagation.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(running) = propagation.get_mut(&meta.id).filter(|running| running.epoch == meta.epoch) else { return };
+        let gone: Vec<NodeId> = running.senders.keys().copied().filter(|it| !meta.replicas.contains(it)).collect();
+        for node in gone {
+            tracing::info!(volume = %meta.name, %node, "the node is no replica any more");
+            if let Some(sender) = running.senders.remove(&node) {
+                sender.abort();
+            }
+            running.watermarks.give_up(node);
         }
     }
 
@@ -459,6 +478,7 @@ pub fn learn_peers(
     overrides: &BTreeMap<NodeName, SocketAddr>,
     state: &MetaState,
 ) {
+    forget_removed(transport, state);
     for node in state.nodes().filter(|node| node.id != me) {
         match overrides.get(&node.name).copied().or_else(|| node.address.parse().ok()) {
             Some(address) => transport.set_peer(node.id, address),

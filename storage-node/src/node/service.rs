@@ -7,6 +7,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use client_lib::pki::{CertificateHolder, Fingerprint};
 use client_lib::transport::{BoxFuture, Class, Residence, Service, Transport, TransportError};
 use client_lib::wire::client::{ClientMessage, ClientReply, ClientRequest};
 use client_lib::wire::frame::{Frame, FrameError, ServiceId, decode_head, encode_head};
@@ -140,6 +141,11 @@ impl Service for NodeService {
 
     fn serve_client<'a>(&'a self, client: &'a ClientName, _class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
         Box::pin(self.answer(Caller::Client(client), request))
+    }
+
+    /// As the metadata says, as soon as there is any: before that nothing is served, and the transport asks again then.
+    fn admits(&self, holder: &CertificateHolder, certificate: &Fingerprint) -> bool {
+        self.meta.get().is_none_or(|meta| meta.state().access().admits(holder, certificate))
     }
 
     /// On the thread of the disk that has the first volume in use (docs/decisions/0024): neither requests nor answers wake another one.

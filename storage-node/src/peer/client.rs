@@ -117,6 +117,7 @@ impl PeerClient {
         let mut under_way = tells_rate.then(|| UnderWay::begin(self, node));
         let bytes = request.len() as u64;
         let reply = self.transport.call(node, class, request, CALL_DEADLINE).await?;
+        self.links.heard(node);
         if let Some(under_way) = &mut under_way {
             under_way.bytes = bytes;
         }

@@ -39,6 +39,8 @@ pub struct Link {
     pub(super) encodings: Option<u32>,
     /// When the other end was asked for them.
     pub(super) asked: Option<Duration>,
+    /// When it last answered anything.
+    heard: Option<Duration>,
 }
 
 impl Link {
@@ -192,6 +194,19 @@ impl Links {
             }
             (link.encodings.unwrap_or(0), is_due)
         })
+    }
+
+    /// `node` has answered.
+    pub(super) fn heard(&self, node: NodeId) {
+        let now = self.began.elapsed();
+        self.with(node, |link| link.heard = Some(now));
+    }
+
+    /// How long ago `node` last answered; `None` if it has not yet.
+    #[must_use]
+    pub fn heard_ago(&self, node: NodeId) -> Option<Duration> {
+        let now = self.began.elapsed();
+        self.with(node, |link| link.heard).map(|heard| now.saturating_sub(heard))
     }
 
     /// `node` has told what it understands, or could not be asked.

@@ -192,6 +192,10 @@ pub enum AdminForward {
     Residency { volume: VolumeId, parts: u32 },
     /// The last changes of a volume's owner that the node asked carried out.
     Chronicle { volume: VolumeId },
+    /// What the node asked is, and how far its metadata is applied. Who understands this knows of removed nodes and revoked certificates.
+    About,
+    /// The newest acts of administrators at the node asked.
+    Audit { limit: usize },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

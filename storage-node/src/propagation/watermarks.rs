@@ -118,10 +118,17 @@ impl Watermarks {
         missed.map(|since| self.now().saturating_sub(since))
     }
 
-    /// Changes what is known of a replica.
+    /// Changes what is known of a replica; of one that was given up nothing is.
     pub(super) fn with<T>(&self, replica: NodeId, f: impl FnOnce(&mut Progress) -> T) -> T {
         let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
-        f(replicas.entry(replica).or_default())
+        f(replicas.get_mut(&replica).unwrap_or(&mut Progress::default()))
+    }
+
+    /// Follows `replica` no more. Its sender may not have ended yet.
+    pub fn give_up(&self, replica: NodeId) {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner).remove(&replica);
+        self.with_fan(|fan, _| fan.lost(replica));
+        self.fan_changed();
     }
 
     /// Changes the account of what is sent to a replica.

@@ -3,11 +3,12 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AskTakeover, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, ClusterStatus, CreateGroup,
-    CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList,
-    LinkStatus, Migrate, MigrateReport, NodeSpace, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus,
-    OwnershipTimeline, Rejoin, ResidencyMap, Resize, RollBack, ScrubStatus, SnapshotStatus, TailStatus,
-    TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ClientList,
+    CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot,
+    GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NodeList, NodeRemoval, NodeSpace,
+    NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus, OwnershipTimeline, Rejoin, RemoveNode,
+    ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress,
+    TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
 use crate::shard::scrub::ScrubAction;
@@ -170,4 +171,22 @@ pub trait Admin: Send + Sync + 'static {
 
     /// The last changes of a volume's owner; does not need the owner.
     fn timeline<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<OwnershipTimeline, Error>>;
+
+    /// Its nodes, and those that were removed.
+    fn nodes(&self) -> BoxFuture<'_, Result<NodeList, Error>>;
+
+    /// Removes a node, or tells what that waits for.
+    fn remove_node<'a>(&'a self, name: &'a str, request: RemoveNode) -> BoxFuture<'a, Result<NodeRemoval, Error>>;
+
+    /// What was issued to clients, and what was taken back.
+    fn clients(&self) -> BoxFuture<'_, Result<ClientList, Error>>;
+
+    /// Notes that a certificate was issued to a client.
+    fn note_client(&self, request: NoteClient) -> BoxFuture<'_, Result<AccessReport, Error>>;
+
+    /// The newest acts of administrators at each node, so many of each.
+    fn audit(&self, limit: usize) -> BoxFuture<'_, Result<AuditList, Error>>;
+
+    /// Takes back what was issued to a client.
+    fn revoke_client(&self, request: RevokeClient) -> BoxFuture<'_, Result<AccessReport, Error>>;
 }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use client_lib::wire::admin::{
     AskTakeover, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, CreateGroup, CreateSnapshot, CreateVolume,
-    Failure, Migrate, OnWrite, Rejoin, Resize, RollBack,
+    Failure, Migrate, NoteClient, OnWrite, Rejoin, RemoveNode, Resize, RevokeClient, RollBack,
 };
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
@@ -20,13 +21,18 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::admin::Admin;
+use super::audit::{AuditLog, note_acts};
 use crate::shard::scrub::ScrubAction;
 
 mod dashboard;
 mod guard;
 
 /// Largest request body, in bytes; requests are a few names.
-const BODY_BYTES_MAX: usize = 64 << 10;
+pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// How many acts of each node are told if nothing is said, and at most.
+const AUDIT_LIMIT: usize = 50;
+const AUDIT_LIMIT_MAX: usize = 10_000;
 
 type Shared = State<Arc<dyn Admin>>;
 
@@ -38,11 +44,11 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Listens on `address` and serves `admin`.
+    /// Listens on `address` and serves `admin`; acts are noted in `audit`.
     ///
     /// # Errors
     /// `InvalidRequest` for an address beyond loopback; `Busy` when the port is in use.
-    pub async fn bind(address: SocketAddr, admin: Arc<dyn Admin>) -> Result<HttpServer, Error> {
+    pub async fn bind(address: SocketAddr, admin: Arc<dyn Admin>, audit: Arc<AuditLog>) -> Result<HttpServer, Error> {
         if !address.ip().is_loopback() {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
@@ -61,7 +67,7 @@ impl HttpServer {
             .map_err(|error| Error::new(ErrorKind::Internal, "the admin API has no address").caused_by(error))?;
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
-            let serving = axum::serve(listener, router(admin)).with_graceful_shutdown(async {
+            let serving = axum::serve(listener, router(admin, audit)).with_graceful_shutdown(async {
                 // Also when the sender is gone.
                 let _ = stopped.await;
             });
@@ -87,7 +93,7 @@ impl HttpServer {
     }
 }
 
-fn router(admin: Arc<dyn Admin>) -> Router {
+fn router(admin: Arc<dyn Admin>, audit: Arc<AuditLog>) -> Router {
     Router::new()
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", get(volume).delete(delete))
@@ -114,8 +120,14 @@ fn router(admin: Arc<dyn Admin>) -> Router {
         .route("/v1/links/{from}/{to}", post(set_link))
         .route("/v1/scrub", get(look_at_scrub).post(start_scrub).delete(stop_scrub))
         .route("/v1/cluster", get(cluster))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{name}/remove", post(remove_node))
+        .route("/v1/clients", get(clients).post(note_client))
+        .route("/v1/clients/revoke", post(revoke_client))
+        .route("/v1/audit", get(audit_list))
         .route("/health", get(|| async { "ok\n" }))
         .merge(dashboard::routes())
+        .layer(from_fn_with_state(audit, note_acts))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(axum::middleware::from_fn(guard::guard))
         .with_state(admin)
@@ -304,6 +316,36 @@ async fn stop_scrub(State(admin): Shared, Query(of): Query<OfVolume>) -> Respons
 
 async fn cluster(State(admin): Shared) -> Response {
     answer(admin.cluster().await)
+}
+
+async fn nodes(State(admin): Shared) -> Response {
+    answer(admin.nodes().await)
+}
+
+async fn remove_node(State(admin): Shared, Path(name): Path<String>, Json(request): Json<RemoveNode>) -> Response {
+    answer(admin.remove_node(&name, request).await)
+}
+
+async fn clients(State(admin): Shared) -> Response {
+    answer(admin.clients().await)
+}
+
+async fn note_client(State(admin): Shared, Json(request): Json<NoteClient>) -> Response {
+    answer(admin.note_client(request).await)
+}
+
+async fn revoke_client(State(admin): Shared, Json(request): Json<RevokeClient>) -> Response {
+    answer(admin.revoke_client(request).await)
+}
+
+/// `?limit=N`.
+#[derive(Debug, Deserialize)]
+struct Newest {
+    limit: Option<usize>,
+}
+
+async fn audit_list(State(admin): Shared, Query(newest): Query<Newest>) -> Response {
+    answer(admin.audit(newest.limit.unwrap_or(AUDIT_LIMIT).min(AUDIT_LIMIT_MAX)).await)
 }
 
 fn answer<T: serde::Serialize>(result: Result<T, Error>) -> Response {

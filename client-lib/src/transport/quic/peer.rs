@@ -115,7 +115,7 @@ impl Peer {
             Ok(connection) if state.removed => connection.close(VarInt::from_u32(0), b"removed"),
             Ok(connection) => {
                 state.failures = 0;
-                tokio::spawn(super::close_when_silent(connection.clone()));
+                tokio::spawn(watch_over(shared.clone(), self.node, connection.clone()));
                 state.connection = Some(connection.clone());
             }
             Err(DialError { reason, .. }) => {
@@ -181,6 +181,14 @@ impl Peer {
         {
             connection.close(VarInt::from_u32(0), b"removed");
         }
+    }
+}
+
+/// Follows a connection to its end: closes it when the other end is silent, and notes what that said at the end.
+async fn watch_over(shared: Arc<Shared>, node: NodeId, connection: Connection) {
+    super::close_when_silent(connection.clone()).await;
+    if let Some(end) = connection.close_reason() {
+        shared.note_end(node, &end);
     }
 }
 

@@ -87,6 +87,19 @@ pub(super) const CERTIFICATE_REFUSED: &[u8] = b"certificate refused";
 /// The code of that.
 pub(super) const CODE_CERTIFICATE: VarInt = VarInt::from_u32(1);
 
+/// What a caller is told whose certificate was taken back; with [`CODE_CERTIFICATE`] before anything was served, with
+/// [`CODE_TAKEN_BACK`] afterwards.
+pub(super) const CERTIFICATE_REVOKED: &[u8] = b"certificate revoked";
+/// The code of a connection that was served and is no more: what was under way may have been carried out.
+pub(super) const CODE_TAKEN_BACK: VarInt = VarInt::from_u32(2);
+
+/// Whether the other end has said that this end's certificate was taken back; `before_anything` if it had served nothing.
+pub(super) fn is_revocation(error: &ConnectionError, before_anything: bool) -> bool {
+    let ConnectionError::ApplicationClosed(close) = error else { return false };
+    close.reason == CERTIFICATE_REVOKED
+        && (close.error_code == CODE_CERTIFICATE || close.error_code == CODE_TAKEN_BACK && !before_anything)
+}
+
 /// Whether a connection ended, before anything was said on it, because one end did not accept the other's certificate.
 pub(super) fn is_refusal(error: &ConnectionError) -> bool {
     match error {

@@ -1,12 +1,13 @@
 //! The state as bytes: what a node's metadata store and Raft's snapshots hold.
 
+use client_lib::pki::Fingerprint;
 use client_lib::policy::{Class, Durability, LinkPolicy, Mode, Order, Propagation, RateWindow, Rpo, RpoAction, Unmet};
-use client_lib::{Epoch, Lsn, NodeId, SnapshotId, VolumeGroupId, VolumeId, VolumeSize};
+use client_lib::{ClientName, Epoch, Lsn, NodeId, SnapshotId, VolumeGroupId, VolumeId, VolumeSize};
 
 use super::{create, expire, hand_over, register, renew, takeover, transfer};
 use crate::command::Command;
 use crate::golden;
-use crate::state::before::{State4, State5, State6};
+use crate::state::before::{State4, State5, State6, State7};
 use crate::state::{Made, MetaState};
 
 fn durability(class: Class) -> Command {
@@ -115,8 +116,8 @@ fn full_of_6() -> MetaState {
     state
 }
 
-/// A state with something in every field.
-fn full() -> MetaState {
+/// A state with something in every field that format 7 has.
+fn full_of_7() -> MetaState {
     let mut state = full_of_6();
     let given = create("x", 1, &[2], 14);
     let commands = [(23, given), (24, hand_over(None, &[(23, 1)], 1, 2, 1, &[(23, b"what is to be known")]))];
@@ -124,6 +125,44 @@ fn full() -> MetaState {
         state.apply(index, command).into_result().expect("is applied");
     }
     state
+}
+
+/// A state with something in every field.
+fn full() -> MetaState {
+    let mut state = full_of_7();
+    let (client, at_ms) = ("host-7".parse::<ClientName>().expect("a name"), 1_700_000_000_300);
+    let issued = |byte: u8| Command::ClientIssued { client: client.clone(), fingerprint: [byte; 32].into(), at_ms };
+    let commands = [
+        (25, register(300, "z")),
+        (26, Command::RemoveNode { node: NodeId(300), was_lost: true, at_ms }),
+        (27, issued(1)),
+        (28, Command::RevokeClient { client: client.clone(), at_ms: at_ms + 1 }),
+        (29, issued(2)),
+        (30, Command::RevokeCertificate { fingerprint: [3; 32].into(), at_ms: at_ms + 2 }),
+    ];
+    for (index, command) in commands {
+        state.apply(index, command).into_result().expect("is applied");
+    }
+    state
+}
+
+/// What a log of today has, and tomorrow's program reads.
+#[test]
+fn commands_of_removal_and_revocation_are_stored_as_these_bytes() {
+    let (client, fingerprint) = ("host-7".parse::<ClientName>().expect("a name"), Fingerprint::from([7; 32]));
+    let at_ms = 1_700_000_000_300;
+    let commands = [
+        Command::EnclosureTaken { volume: VolumeId(300), epoch: Epoch(3) },
+        Command::RemoveNode { node: NodeId(300), was_lost: true, at_ms },
+        Command::ClientIssued { client: client.clone(), fingerprint, at_ms },
+        Command::RevokeClient { client, at_ms },
+        Command::RevokeCertificate { fingerprint, at_ms },
+    ];
+    let encoded: Vec<u8> = commands.iter().flat_map(Command::encode).collect();
+    golden::check("meta-commands.hex", &encoded);
+    for command in commands {
+        assert_eq!(Command::decode(&command.encode()).expect("reads back"), command);
+    }
 }
 
 #[test]
@@ -134,6 +173,14 @@ fn the_state_is_stored_as_these_bytes() {
 }
 
 /// The same state, but for what is new, as the version before wrote it.
+#[test]
+fn the_state_of_format_7_is_read() {
+    let kept = golden::read("meta-state-7.hex");
+    let before: State7 = postcard::from_bytes(&kept).expect("reads");
+    assert_eq!(MetaState::from(before), full_of_7());
+}
+
+/// As the version before that wrote it.
 #[test]
 fn the_state_of_format_6_is_read() {
     let kept = golden::read("meta-state-6.hex");

@@ -44,5 +44,6 @@ pub(in crate::node) fn node_named(state: &MetaState, name: &str) -> Result<NodeI
 }
 
 pub(in crate::node) fn name_of(state: &MetaState, node: NodeId) -> String {
-    state.node(node).map_or_else(|| format!("#{node}"), |node| node.name.to_string())
+    let removed = || state.access().removed(node).map(|removed| format!("{} (removed)", removed.name));
+    state.node(node).map(|node| node.name.to_string()).or_else(removed).unwrap_or_else(|| format!("#{node}"))
 }

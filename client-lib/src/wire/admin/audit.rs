@@ -1,0 +1,31 @@
+//! What administrators have done.
+
+use serde::{Deserialize, Serialize};
+
+/// An administrative act.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// When it was asked for, by the clock of the node asked, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// The node asked.
+    pub node: String,
+    /// Who asked, as he says himself: the admin API does not prove it. Empty if he does not say.
+    pub user: String,
+    /// What was asked: method and path.
+    pub act: String,
+    /// With what, as JSON; cut off where it is long.
+    pub with: String,
+    /// What came of it: a status of HTTP; 0 if whoever asked did not wait for it.
+    pub status: u16,
+    /// Why it failed, if it did.
+    pub error: Option<String>,
+}
+
+/// What administrators have done, newest last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditList {
+    /// The acts.
+    pub entries: Vec<AuditEntry>,
+    /// Nodes that do not tell theirs.
+    pub silent: Vec<String>,
+}

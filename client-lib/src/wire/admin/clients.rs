@@ -1,0 +1,76 @@
+//! What was issued to clients, and what was taken back.
+
+use serde::{Deserialize, Serialize};
+
+/// A certificate of a client that counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// SHA-256 of it, in hexadecimal.
+    pub fingerprint: String,
+    /// When it was issued, in milliseconds since 1970.
+    pub issued_ms: u64,
+}
+
+/// A client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// Its name.
+    pub name: String,
+    /// What counts, by fingerprint.
+    pub certificates: Vec<CertificateStatus>,
+    /// When everything was taken back that had been issued until then, in milliseconds since 1970. If that never was, what an earlier
+    /// version issued under this name, and nobody listed, counts too.
+    pub revoked_ms: Option<u64>,
+}
+
+/// A certificate that was taken back by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedCertificate {
+    /// SHA-256 of it, in hexadecimal.
+    pub fingerprint: String,
+    /// When, in milliseconds since 1970.
+    pub revoked_ms: u64,
+}
+
+/// The clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientList {
+    /// Those to which something was issued since that is noted, or whose names were revoked.
+    pub clients: Vec<ClientStatus>,
+    /// Certificates that were taken back by themselves.
+    pub revoked: Vec<RevokedCertificate>,
+}
+
+/// Tells that a certificate was issued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoteClient {
+    /// The client's name.
+    pub client: String,
+    /// SHA-256 of the certificate, in hexadecimal.
+    pub fingerprint: String,
+}
+
+/// Asks for certificates to be taken back: just one of both is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeClient {
+    /// Everything that was issued under this name.
+    #[serde(default)]
+    pub client: Option<String>,
+    /// The certificate with this SHA-256, in hexadecimal.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
+}
+
+/// Who has heard of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessReport {
+    /// Nodes where it is in force.
+    pub confirmed: Vec<String>,
+    /// Nodes that have not said so: it is in force there as soon as they hear of it.
+    pub unconfirmed: Vec<String>,
+    /// Why a certificate that was issued is not listed, if it is not: it counts all the same.
+    #[serde(default)]
+    pub unlisted_because: Option<String>,
+}

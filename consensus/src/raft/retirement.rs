@@ -1,0 +1,92 @@
+//! How a node stops voting, and how Raft forgets one that was removed (docs/decisions/0041).
+//!
+//! Two steps, with the metadata's own in between ([`crate::Command::RemoveNode`]): first others vote in its place, so that those who are left
+//! have a majority without it; when the metadata says that it is no member, the leader drops it from Raft's membership. Each may be
+//! repeated, and what the first has done harms nothing if the second never comes.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use client_lib::{Error, NodeId};
+use openraft::ChangeMembers;
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::time::Instant;
+
+use super::leader::{NotHere, not_written, out_of_turn};
+use super::{MetaRaft, failed};
+use crate::network::{LeaderReply, LeaderRequest};
+
+impl MetaRaft {
+    /// Has just `voters` vote, and another node than `node` lead. Returns when that is committed. All of them must follow already.
+    ///
+    /// # Errors
+    /// `Unavailable` when it could not be done within `deadline`; it may be done later.
+    ///
+    /// # Cancel safety
+    /// It may be done all the same.
+    pub async fn retire(&self, node: NodeId, voters: BTreeSet<NodeId>, deadline: Duration) -> Result<(), Error> {
+        assert!(!voters.is_empty() && !voters.contains(&node), "others vote than {node}: {voters:?}");
+        let request = LeaderRequest::Retire(node.0, voters.into_iter().map(|voter| voter.0).collect());
+        match self.at_leader(&request, Instant::now() + deadline).await? {
+            (LeaderReply::Retired, _) => Ok(()),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    /// Carries that out as the leader. A leader that is to retire itself lets its heirs vote first, and leaves the rest to whoever leads
+    /// then.
+    pub(super) async fn retire_here(&self, node: NodeId, voters: BTreeSet<u64>) -> Result<(), NotHere> {
+        let is_me = node == self.inner.node;
+        {
+            let _one_at_a_time = self.inner.changing.lock().await;
+            let core = self.core();
+            let membership = core.metrics().borrow_watched().membership_config.clone();
+            if let Some(stranger) = voters.iter().find(|voter| membership.nodes().all(|(node, _)| node != *voter)) {
+                return Err(NotHere::Failed(format!("node {stranger} does not follow the metadata, and cannot vote")));
+            }
+            let wanted: BTreeSet<u64> = voters.into_iter().chain(is_me.then_some(node.0)).collect();
+            let current: BTreeSet<u64> = membership.voter_ids().collect();
+            if wanted != current {
+                core.change_membership(wanted, true).await.map_err(not_written)?;
+            }
+        }
+        if is_me {
+            self.hand_on().await;
+            return Err(NotHere::Leader(self.leader().filter(|leader| *leader != node).map(|leader| leader.0)));
+        }
+        Ok(())
+    }
+
+    /// If this node leads: drops those from Raft's membership that the metadata says are removed.
+    ///
+    /// # Errors
+    /// When it is not done; it may be repeated.
+    pub async fn forget_removed(&self) -> Result<(), Error> {
+        let is_removed = |state: &crate::MetaState, node: u64| state.access().removed(NodeId(node)).is_some();
+        let state = self.state();
+        if self.leader() != Some(self.inner.node) || state.access().removed_nodes().next().is_none() {
+            return Ok(());
+        }
+        let core = self.core();
+        let membership = core.metrics().borrow_watched().membership_config.clone();
+        let gone: BTreeSet<u64> =
+            membership.nodes().map(|(node, _)| *node).filter(|node| is_removed(&state, *node)).collect();
+        if gone.is_empty() || gone.contains(&self.inner.node.0) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.inner.changing.lock().await;
+        let left: BTreeSet<u64> = membership.voter_ids().filter(|voter| !gone.contains(voter)).collect();
+        if membership.voter_ids().any(|voter| gone.contains(&voter)) && !left.is_empty() {
+            core.change_membership(left, true).await.map_err(failed)?;
+        }
+        tracing::info!(nodes = ?gone, "the metadata is not sent to removed nodes any more");
+        core.change_membership(ChangeMembers::RemoveNodes(gone), true).await.map_err(failed)?;
+        Ok(())
+    }
+
+    /// Up to where the log is applied here.
+    #[must_use]
+    pub fn applied_index(&self) -> u64 {
+        self.inner.published.borrow().index.unwrap_or(0)
+    }
+}

@@ -1,0 +1,45 @@
+//! `helio cluster audit`: what administrators have done.
+
+use clap::Args;
+use client_lib::wire::admin::{AuditEntry, AuditList};
+
+use super::Common;
+use super::client::{Client, print_json, print_table};
+use super::snapshot::age;
+
+/// Show what administrators asked of the nodes, and what came of it
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each node keeps what it was asked itself, in its data directory (audit.jsonl). Who asked is what his command says: the admin API does not prove it yet.\n\nExamples:\n  helio cluster audit\n  helio cluster audit --limit 1000 --json"
+)]
+pub(super) struct Audit {
+    /// How many acts of each node, the newest ones
+    #[arg(long, default_value_t = 50)]
+    limit: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Audit, common: &Common) -> anyhow::Result<()> {
+    let list: AuditList = Client::find(common)?.get(&format!("/v1/audit?limit={}", arguments.limit))?;
+    if arguments.json {
+        return print_json(&list);
+    }
+    print_table(&["when", "at", "who", "act", "outcome"], list.entries.iter().map(row).collect());
+    if !list.silent.is_empty() {
+        println!("not told by {}", list.silent.join(", "));
+    }
+    Ok(())
+}
+
+fn row(entry: &AuditEntry) -> Vec<String> {
+    let outcome = match (&entry.error, entry.status) {
+        (Some(error), _) => format!("failed: {error}"),
+        (None, 0) => "not waited for".to_owned(),
+        (None, _) => "done".to_owned(),
+    };
+    let who = if entry.user.is_empty() { "-" } else { &entry.user };
+    let act = if entry.with.is_empty() { entry.act.clone() } else { format!("{} {}", entry.act, entry.with) };
+    vec![age(entry.at_ms), entry.node.clone(), who.to_owned(), act, outcome]
+}

@@ -1,0 +1,244 @@
+//! `helio cluster client`: credentials of clients, issued, listed and taken back.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, Subcommand};
+use client_lib::pki::{ClientIdentity, ClusterAuthority, Fingerprint, NodePlace};
+use client_lib::wire::admin::{
+    AccessReport, ClientList, ClientStatus, ClusterStatus, MemberStatus, NoteClient, RevokeClient,
+};
+use client_lib::{ClientName, NodeId};
+
+use super::Common;
+use super::client::{Client, print_json, print_table};
+use super::snapshot::age;
+use crate::data_dir::DataDir;
+
+/// Let a client in: write the credentials by which programs and helio-nbd use the cluster's volumes from other machines
+#[derive(Debug, Args)]
+#[command(
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true,
+    after_help = "Example, with the data directory of the node that began the cluster, while it runs:\n  helio cluster client host-7 --out host-7.helio --data /var/lib/heliotrope\n  helio-nbd --cluster host-7.helio --socket /run/disk.sock --export disk   # at host-7\n  helio cluster client list\n  helio cluster client revoke host-7\n\nWhoever has the file may use every volume, and do nothing else, until it is revoked."
+)]
+pub(super) struct ClientArguments {
+    /// What the client is called in logs and lists
+    #[arg(required = true)]
+    name: Option<ClientName>,
+    /// The file to write; it is readable by its owner only
+    #[arg(long, value_name = "FILE", required = true)]
+    out: Option<PathBuf>,
+    /// Overwrite the file
+    #[arg(long)]
+    force: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show what was issued to clients, and what was taken back
+    #[command(
+        after_help = "Examples:\n  helio cluster client list\n  helio cluster client list --file host-7.helio   # does it count?"
+    )]
+    List {
+        /// Show what becomes of who comes with this file
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take back what was issued to a client; connections that exist are ended
+    #[command(
+        after_help = "Examples:\n  helio cluster client revoke host-7                  # everything that was issued under that name\n  helio cluster client revoke --fingerprint 5f0c…     # one of several; `helio cluster client list` shows them"
+    )]
+    Revoke {
+        /// The client: everything that was issued under its name until now
+        #[arg(required_unless_present = "fingerprint", conflicts_with = "fingerprint")]
+        name: Option<ClientName>,
+        /// SHA-256 of one certificate, in hexadecimal
+        #[arg(long, value_name = "HEX")]
+        fingerprint: Option<Fingerprint>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) fn run(arguments: ClientArguments, common: &Common) -> anyhow::Result<()> {
+    let ClientArguments { name, out, force, json, verb } = arguments;
+    match verb {
+        Some(Verb::List { file, json }) => list(common, file.as_deref(), json),
+        Some(Verb::Revoke { name, fingerprint, json }) => revoke(common, name, fingerprint, json),
+        None => {
+            let (name, out) = (name.context("NAME is missing")?, out.context("--out FILE is missing")?);
+            issue(common, &name, &out, force, json)
+        }
+    }
+}
+
+fn issue(common: &Common, name: &ClientName, out: &Path, force: bool, json: bool) -> anyhow::Result<()> {
+    let data = common.data();
+    let directory = DataDir::authority(&data);
+    if !directory.exists() {
+        bail!(
+            "{} does not hold the cluster's authority; use --data DIR, with the data directory of the node that began the cluster",
+            data.display()
+        );
+    }
+    if out.exists() && !force {
+        bail!("{} exists; choose another file, or --force to overwrite it", out.display());
+    }
+    // A client has to begin somewhere; it learns of later members by itself.
+    let client = Client::find(common)?;
+    let status: ClusterStatus = client.get("/v1/cluster")?;
+    let place = |member: &MemberStatus| -> anyhow::Result<NodePlace> {
+        Ok(NodePlace { id: NodeId(member.id), name: member.name.parse()?, address: member.address.parse()? })
+    };
+    let nodes = status.members.iter().map(place).collect::<anyhow::Result<Vec<_>>>()?;
+    let authority = ClusterAuthority::load(&directory)?;
+    let identity = authority.issue_client(name, nodes.clone())?;
+    let fingerprint = identity.fingerprint().to_string();
+    // Listed first: whoever has the file is let in, also where everything of that name was taken back before.
+    let note = NoteClient { client: name.to_string(), fingerprint: fingerprint.clone() };
+    let noted: AccessReport = client.post("/v1/clients", &note)?;
+    identity.save(out)?;
+    if let Some(why) = &noted.unlisted_because {
+        eprintln!("the certificate counts, and is not in `helio cluster client list`: {why}");
+    }
+    if json {
+        let nodes: Vec<String> = nodes.iter().map(|node| node.address.to_string()).collect();
+        return print_json(&serde_json::json!({
+            "cluster": authority.cluster().to_string(), "client": name, "fingerprint": fingerprint, "file": out, "nodes": nodes,
+            "unconfirmed": noted.unconfirmed,
+        }));
+    }
+    println!("client {name} of cluster {} may use its volumes with {}", authority.cluster(), out.display());
+    println!("there: helio-nbd --cluster FILE --socket PATH");
+    Ok(())
+}
+
+fn list(common: &Common, file: Option<&Path>, json: bool) -> anyhow::Result<()> {
+    let list: ClientList = Client::find(common)?.get("/v1/clients")?;
+    if let Some(file) = file {
+        return tell_of(file, &list, json);
+    }
+    if json {
+        return print_json(&list);
+    }
+    print_table(&["client", "certificate", "issued", "counts"], list.clients.iter().flat_map(rows).collect());
+    if !list.revoked.is_empty() {
+        println!();
+        let row = |revoked: &client_lib::wire::admin::RevokedCertificate| {
+            vec![revoked.fingerprint.clone(), age(revoked.revoked_ms)]
+        };
+        print_table(&["revoked certificate", "when"], list.revoked.iter().map(row).collect());
+    }
+    Ok(())
+}
+
+fn rows(client: &ClientStatus) -> Vec<Vec<String>> {
+    let row = |certificate: &str, issued: String, counts: &str| {
+        vec![client.name.clone(), certificate.to_owned(), issued, counts.to_owned()]
+    };
+    let mut rows: Vec<_> =
+        client.certificates.iter().map(|it| row(&it.fingerprint, age(it.issued_ms), "yes")).collect();
+    if let Some(at_ms) = client.revoked_ms {
+        rows.push(row("all others", "-".to_owned(), &format!("no, revoked {}", age(at_ms))));
+    }
+    rows
+}
+
+/// Why a certificate counts or not.
+fn standing(name: &ClientName, fingerprint: &str, list: &ClientList) -> (bool, &'static str) {
+    let client = list.clients.iter().find(|client| client.name == name.as_str());
+    if list.revoked.iter().any(|revoked| revoked.fingerprint == fingerprint) {
+        (false, "it was revoked")
+    } else if client.is_some_and(|it| it.certificates.iter().any(|listed| listed.fingerprint == fingerprint)) {
+        (true, "it is listed")
+    } else if client.is_some_and(|client| client.revoked_ms.is_some()) {
+        (false, "everything that had been issued under that name was revoked")
+    } else {
+        (true, "it is not listed, and was not revoked")
+    }
+}
+
+fn tell_of(file: &Path, list: &ClientList, json: bool) -> anyhow::Result<()> {
+    let identity = ClientIdentity::load(file)?;
+    let fingerprint = identity.fingerprint().to_string();
+    let (counts, why) = standing(identity.name(), &fingerprint, list);
+    if json {
+        return print_json(&serde_json::json!({
+            "client": identity.name(), "cluster": identity.cluster().to_string(), "fingerprint": fingerprint, "counts": counts,
+            "why": why,
+        }));
+    }
+    println!("client {} of cluster {}", identity.name(), identity.cluster());
+    println!("certificate {fingerprint}");
+    println!("{}: {why}", if counts { "counts" } else { "counts no more" });
+    Ok(())
+}
+
+fn revoke(
+    common: &Common,
+    name: Option<ClientName>,
+    fingerprint: Option<Fingerprint>,
+    json: bool,
+) -> anyhow::Result<()> {
+    ensure!(name.is_some() || fingerprint.is_some(), "name a client or a fingerprint");
+    let (client, fingerprint) = (name.map(|name| name.to_string()), fingerprint.map(|it| it.to_string()));
+    let request = RevokeClient { client: client.clone(), fingerprint: fingerprint.clone() };
+    let report: AccessReport = Client::find(common)?.post("/v1/clients/revoke", &request)?;
+    if json {
+        return print_json(&report);
+    }
+    match (client, fingerprint) {
+        (Some(client), _) => println!(
+            "whatever was issued to client {client} until now counts no more; `helio cluster client {client} --out FILE` issues it anew"
+        ),
+        (None, fingerprint) => println!("certificate {} counts no more", fingerprint.unwrap_or_default()),
+    }
+    println!("in force at {}", report.confirmed.join(", "));
+    if !report.unconfirmed.is_empty() {
+        println!("not confirmed by {}: it is in force there as soon as they hear of it", report.unconfirmed.join(", "));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use client_lib::wire::admin::{CertificateStatus, RevokedCertificate};
+
+    use super::*;
+
+    #[test]
+    fn what_a_file_is_worth_is_told_as_nodes_see_it() {
+        let certificate = |fingerprint: &str| CertificateStatus { fingerprint: fingerprint.into(), issued_ms: 1 };
+        let client = |name: &str, listed: &[&str], revoked_ms| ClientStatus {
+            name: name.into(),
+            certificates: listed.iter().map(|it| certificate(it)).collect(),
+            revoked_ms,
+        };
+        let list = ClientList {
+            clients: vec![client("open", &["aa"], None), client("closed", &["bb"], Some(7))],
+            revoked: vec![RevokedCertificate { fingerprint: "cc".into(), revoked_ms: 8 }],
+        };
+        for (name, fingerprint, expected) in [
+            ("open", "aa", true),
+            ("open", "dd", true),
+            ("closed", "bb", true),
+            ("closed", "dd", false),
+            ("open", "cc", false),
+            ("unknown", "dd", true),
+        ] {
+            let found = standing(&name.parse().expect("a name"), fingerprint, &list);
+            assert_eq!(found.0, expected, "{name} {fingerprint}: {}", found.1);
+        }
+        assert_eq!(rows(&list.clients[1]).len(), 2, "what is listed, and all others");
+    }
+}

@@ -1,0 +1,70 @@
+//! What was issued to clients, and what is taken back.
+
+use client_lib::clock::{Clock, SystemClock};
+use client_lib::pki::Fingerprint;
+use client_lib::wire::admin::{
+    AccessReport, CertificateStatus, ClientList, ClientStatus, NoteClient, RevokeClient, RevokedCertificate,
+};
+use client_lib::{ClientName, Error, ErrorKind};
+use consensus::{Command, Response};
+
+use super::{NodeAdmin, out_of_turn};
+use crate::node::METADATA_DEADLINE;
+
+impl NodeAdmin {
+    pub(super) async fn list_clients(&self) -> Result<ClientList, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let clients = state.access().clients().map(|(name, record)| {
+            let told = |(fingerprint, issued_ms): (&Fingerprint, &u64)| CertificateStatus {
+                fingerprint: fingerprint.to_string(),
+                issued_ms: *issued_ms,
+            };
+            let mut certificates: Vec<_> = record.issued.iter().map(told).collect();
+            certificates.sort_by_key(|certificate| certificate.issued_ms);
+            ClientStatus { name: name.to_string(), certificates, revoked_ms: record.revoked_at_ms }
+        });
+        let revoked = state
+            .access()
+            .revoked()
+            .map(|(fingerprint, revoked_ms)| RevokedCertificate { fingerprint: fingerprint.to_string(), revoked_ms });
+        Ok(ClientList { clients: clients.collect(), revoked: revoked.collect() })
+    }
+
+    /// Lists a certificate, and waits until every node that answers lets its client in.
+    pub(super) async fn note_issued(&self, request: NoteClient) -> Result<AccessReport, Error> {
+        let client: ClientName = request.client.parse()?;
+        let fingerprint: Fingerprint = request.fingerprint.parse()?;
+        let at_ms = SystemClock::new().unix_ms();
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        if let Err(why) = self.require_known_to_all(&state, None).await {
+            // In the middle of an upgrade. Where nothing was ever revoked what is not listed counts.
+            tracing::warn!(%client, %fingerprint, %why, "a client's certificate was issued, and is not listed");
+            return Ok(AccessReport { unlisted_because: Some(why.to_string()), ..AccessReport::default() });
+        }
+        let command = Command::ClientIssued { client: client.clone(), fingerprint, at_ms };
+        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+            Response::ClientIssued => tracing::info!(%client, %fingerprint, "a client's certificate was issued"),
+            other => return Err(out_of_turn(&other)),
+        }
+        Ok(self.confirmed().await)
+    }
+
+    /// Takes back a certificate, or all of a client, and waits until every node that answers refuses them.
+    pub(super) async fn take_back(&self, request: RevokeClient) -> Result<AccessReport, Error> {
+        let at_ms = SystemClock::new().unix_ms();
+        let command = match (&request.client, &request.fingerprint) {
+            (Some(client), None) => Command::RevokeClient { client: client.parse()?, at_ms },
+            (None, Some(fingerprint)) => Command::RevokeCertificate { fingerprint: fingerprint.parse()?, at_ms },
+            _ => return Err(Error::new(ErrorKind::InvalidRequest, "name a client or a fingerprint, and not both")),
+        };
+        self.require_known_to_all(&*self.meta.linearizable(METADATA_DEADLINE).await?, None).await?;
+        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+            Response::Revoked => {
+                let RevokeClient { client, fingerprint } = request;
+                tracing::warn!(client, fingerprint, "what was issued to a client was taken back");
+            }
+            other => return Err(out_of_turn(&other)),
+        }
+        Ok(self.confirmed().await)
+    }
+}

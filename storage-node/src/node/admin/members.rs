@@ -1,0 +1,149 @@
+//! The members: who they are, what each says of itself, and what all of them must know before a command is proposed that older
+//! programs do not.
+
+use std::time::Duration;
+
+use client_lib::wire::admin::{AccessReport, NodeList, NodeSummary, RemovedStatus};
+use client_lib::{Error, ErrorKind, NodeId};
+use consensus::MetaState;
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+
+use super::NodeAdmin;
+use crate::node::METADATA_DEADLINE;
+use crate::peer::message::AdminForward;
+
+/// How long a member may take to say what it is.
+const ABOUT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long it is waited until the members that answer have applied something.
+const CONFIRM_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often they are asked.
+const CONFIRM_LOOK: Duration = Duration::from_millis(50);
+
+/// What about this node is not in the metadata, and does not change while it runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::node) struct Standing {
+    /// Whether it admits others.
+    pub(in crate::node) holds_authority: bool,
+    /// Whether it is one of several that `helio up` runs.
+    pub(in crate::node) is_of_up: bool,
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct NodeAbout {
+    pub(super) version: String,
+    pub(super) holds_authority: bool,
+    /// Up to where its metadata is applied.
+    pub(super) applied: u64,
+}
+
+impl NodeAdmin {
+    pub(super) fn about_here(&self) -> NodeAbout {
+        NodeAbout {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            holds_authority: self.standing.holds_authority,
+            applied: self.meta.applied_index(),
+        }
+    }
+
+    /// What `node` says of itself, now.
+    ///
+    /// # Errors
+    /// `Corrupt` from a program that does not know the question; `Unavailable` when it does not answer.
+    pub(super) async fn about(&self, node: NodeId) -> Result<NodeAbout, Error> {
+        if node == self.this.id {
+            return Ok(self.about_here());
+        }
+        let late = |_| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {ABOUT_PATIENCE:?}")));
+        tokio::time::timeout(ABOUT_PATIENCE, self.ask(node, AdminForward::About)).await.unwrap_or_else(late)
+    }
+
+    pub(super) async fn list_nodes(&self) -> Result<NodeList, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let (leader, voters) = (self.meta.leader(), self.meta.voters());
+        let told = join_all(state.nodes().map(|node| self.about(node.id))).await;
+        let nodes = state.nodes().zip(told).map(|(node, about)| {
+            let id = node.id;
+            let role = match (leader == Some(id), voters.contains(&id)) {
+                (true, _) => "leader",
+                (false, true) => "voter",
+                (false, false) => "learner",
+            };
+            let heard = match id == self.this.id {
+                true => Some(Duration::ZERO),
+                false => self.peers.links().heard_ago(id),
+            };
+            NodeSummary {
+                id: id.0,
+                name: node.name.to_string(),
+                provider: node.provider.to_string(),
+                address: node.address.clone(),
+                role: role.to_owned(),
+                // An older program answers, too.
+                reachable: about.as_ref().map_or_else(|error| error.kind() == ErrorKind::Corrupt, |_| true),
+                heard_seconds_ago: heard.map(|heard| heard.as_secs_f64()),
+                owns: state.volumes().filter(|volume| volume.owner == id).count() as u64,
+                follows: state.volumes().filter(|volume| volume.replicas.contains(&id)).count() as u64,
+                version: about.ok().map(|about| about.version),
+            }
+        });
+        Ok(NodeList { nodes: nodes.collect(), removed: removed_told(&state) })
+    }
+
+    /// Refuses while a member, other than `lost`, runs a program that cannot read the commands of removal and revocation. One that does
+    /// not answer is not known to; if it does, it stops at such a command, and goes on when it is upgraded.
+    pub(super) async fn require_known_to_all(&self, state: &MetaState, lost: Option<NodeId>) -> Result<(), Error> {
+        let asked: Vec<_> = state.nodes().filter(|node| Some(node.id) != lost).collect();
+        let told = join_all(asked.iter().map(|node| self.about(node.id))).await;
+        let is_old =
+            |about: &Result<NodeAbout, Error>| about.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corrupt);
+        let old: Vec<String> =
+            asked.iter().zip(&told).filter(|(_, about)| is_old(about)).map(|(node, _)| node.name.to_string()).collect();
+        if old.is_empty() {
+            return Ok(());
+        }
+        let text = format!(
+            "these nodes run a program that does not know of removed nodes and revoked certificates yet: {}; upgrade them first",
+            old.join(", ")
+        );
+        Err(Error::new(ErrorKind::Unavailable, text))
+    }
+
+    /// Waits until everything that is applied here is applied at the members that answer, for a while; who has said so.
+    pub(super) async fn confirmed(&self) -> AccessReport {
+        let (state, index) = (self.meta.state(), self.meta.applied_index());
+        let end = tokio::time::Instant::now() + CONFIRM_PATIENCE;
+        let has_it = |node: NodeId| async move {
+            loop {
+                match self.about(node).await {
+                    Ok(about) if about.applied >= index => return true,
+                    Ok(_) if tokio::time::Instant::now() < end => tokio::time::sleep(CONFIRM_LOOK).await,
+                    _ => return false,
+                }
+            }
+        };
+        let told = join_all(state.nodes().map(|node| has_it(node.id))).await;
+        let mut report = AccessReport::default();
+        for (node, has_it) in state.nodes().zip(told) {
+            let list = if has_it { &mut report.confirmed } else { &mut report.unconfirmed };
+            list.push(node.name.to_string());
+        }
+        report
+    }
+}
+
+fn removed_told(state: &MetaState) -> Vec<RemovedStatus> {
+    let mut removed: Vec<_> = state.access().removed_nodes().collect();
+    removed.sort_by_key(|node| (node.at_ms, node.id));
+    let told = |node: &consensus::RemovedNode| RemovedStatus {
+        id: node.id.0,
+        name: node.name.to_string(),
+        provider: node.provider.to_string(),
+        at_ms: node.at_ms,
+        was_lost: node.was_lost,
+    };
+    removed.into_iter().map(told).collect()
+}
