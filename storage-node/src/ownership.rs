@@ -1,6 +1,7 @@
 //! Who may write a volume: what sessions see of it, the planned handover, the lease of the node, the takeover of a volume
 //! whose owner is lost and what it leaves behind, and the rights of writers. `docs/ownership.md` has the protocol, `tests/ownership_model` its proof.
 
+pub mod changes;
 pub mod driver;
 pub mod enclosure;
 pub mod expiry;

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use super::reconcile::Reconciler;
 use super::takeover::Takeovers;
 use super::{METADATA_DEADLINE, ThisNode, WanBytes};
+use crate::ownership::changes::Changes;
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::gate::Phase;
@@ -62,6 +63,8 @@ pub struct NodeAdmin {
     /// Volumes that are being handed over, taken over or resized by this node.
     pub(super) busy: BusyVolumes,
     pub(super) takeovers: Takeovers,
+    /// Counts what became of handovers and takeovers.
+    pub(super) changes: Arc<Changes>,
     /// Set once NBD listens, which is after everything that it serves.
     nbd: OnceLock<NbdAddresses>,
 }
@@ -78,14 +81,21 @@ impl NodeAdmin {
         peers: PeerClient,
         ownership: Arc<dyn OwnershipLog>,
     ) -> NodeAdmin {
-        let (busy, nbd, takeovers) = (Arc::default(), OnceLock::new(), Takeovers::new(clock));
-        NodeAdmin { this, wan_bytes: None, meta, volumes, reconciler, peers, ownership, busy, takeovers, nbd }
+        let (busy, changes) = (Arc::default(), Arc::default());
+        let (nbd, takeovers) = (OnceLock::new(), Takeovers::new(clock));
+        NodeAdmin { this, wan_bytes: None, meta, volumes, reconciler, peers, ownership, busy, takeovers, changes, nbd }
     }
 
     /// The same, which also tells what crosses the WAN emulator.
     #[must_use]
     pub fn counting(self, wan_bytes: Option<WanBytes>) -> NodeAdmin {
         NodeAdmin { wan_bytes, ..self }
+    }
+
+    /// What is counted of handovers and takeovers.
+    #[must_use]
+    pub fn changes(&self) -> Arc<Changes> {
+        self.changes.clone()
     }
 
     /// The watch on other nodes' leases that takeovers count by.

@@ -308,6 +308,7 @@ impl NodeAdmin {
             driver = driver.confirmed_by(last.confirm());
         }
         let (told, taking) = (outcome.clone(), tokio::spawn(driver.run()));
+        let changes = self.changes.clone();
         // It is told how it went, and marked until then, also when the driver panics.
         tokio::spawn(async move {
             let _busy = busy;
@@ -316,6 +317,7 @@ impl NodeAdmin {
                 Ok(Err(error)) => Going::Failed(error.kind(), error.to_string()),
                 Err(error) => Going::Failed(ErrorKind::Internal, format!("the takeover ended early: {error}")),
             };
+            changes.taken_over(matches!(going, Going::Taken(_)));
             // Set once, here.
             let _ = told.set(going);
         });

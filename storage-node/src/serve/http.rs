@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::admin::Admin;
+use super::observe::{self, Observe};
 use crate::shard::scrub::ScrubAction;
 
 /// Largest request body, in bytes; requests are a few names.
@@ -34,11 +35,15 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Listens on `address` and serves `admin`.
+    /// Listens on `address`, serves `admin`, and tells of `observe`.
     ///
     /// # Errors
     /// `InvalidRequest` for an address beyond loopback; `Busy` when the port is in use.
-    pub async fn bind(address: SocketAddr, admin: Arc<dyn Admin>) -> Result<HttpServer, Error> {
+    pub async fn bind(
+        address: SocketAddr,
+        admin: Arc<dyn Admin>,
+        observe: Arc<dyn Observe>,
+    ) -> Result<HttpServer, Error> {
         if !address.ip().is_loopback() {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
@@ -57,10 +62,11 @@ impl HttpServer {
             .map_err(|error| Error::new(ErrorKind::Internal, "the admin API has no address").caused_by(error))?;
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
-            let serving = axum::serve(listener, router(admin)).with_graceful_shutdown(async {
-                // Also when the sender is gone.
-                let _ = stopped.await;
-            });
+            let serving =
+                axum::serve(listener, router(admin).merge(observe::routes(observe))).with_graceful_shutdown(async {
+                    // Also when the sender is gone.
+                    let _ = stopped.await;
+                });
             if let Err(error) = serving.await {
                 tracing::error!(%error, "the admin API has ended");
             }

@@ -75,9 +75,12 @@ impl NodeAdmin {
         };
         let driver = if how.flushed { driver.flushed() } else { driver };
         // A task of its own: it goes on, and stays marked, when the one who asked stops waiting.
+        let changes = self.changes.clone();
         let mut task = tokio::spawn(async move {
             let _busy = busy;
-            driver.run().await
+            let outcome = driver.run().await;
+            changes.handed_over(outcome.as_ref().ok().map(|report| report.held));
+            outcome
         });
         let ended = match how.deadline {
             None => (&mut task).await,
