@@ -9,6 +9,7 @@
 
 mod authority;
 mod client;
+mod expiry;
 mod fingerprint;
 mod identity;
 mod join;
@@ -25,9 +26,10 @@ use rustls::pki_types::pem::PemObject;
 
 pub use authority::ClusterAuthority;
 pub use client::{ClientIdentity, NodePlace};
+pub use expiry::certificate_expiry;
 pub use fingerprint::Fingerprint;
 pub(crate) use identity::Credentials;
-pub use identity::{CertificateHolder, NodeIdentity, certificate_holder, certificate_node};
+pub use identity::{CertificateHolder, NODE_CERTIFICATE_FILE, NodeIdentity, certificate_holder, certificate_node};
 pub use join::{JoinKey, JoinSecret, JoinToken};
 
 use crate::types::NodeId;

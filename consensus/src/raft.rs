@@ -4,6 +4,7 @@
 //! so that what a caller did is visible to that caller here. Calls retry while there is no leader, until their
 //! deadline; proposals are safe to repeat (see [`crate::Command`]).
 
+mod figures;
 mod leader;
 mod leadership;
 mod retirement;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::watch;
 use client_lib::{Error, ErrorKind, GroupId, NodeId};
+pub use figures::MetaFigures;
 use leader::{NotHere, out_of_turn};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};

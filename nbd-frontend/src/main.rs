@@ -1,6 +1,5 @@
 //! `helio-nbd`: an NBD server for a host without a node, whose disks outlive the nodes behind them (docs/helio-nbd.md).
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -11,11 +10,11 @@ use anyhow::bail;
 use clap::{Args, Parser};
 use client_lib::client::{Cluster, OpenOptions};
 use nbd_frontend::remote::RemoteDirectory;
+use nbd_frontend::service::log::{self, LogFormat};
 use nbd_frontend::service::notify;
 use nbd_frontend::service::stop::Stop;
 use nbd_frontend::{PassedSockets, Server, ServerOptions, TlsMode, TlsOptions};
 use tokio::runtime::Handle;
-use tracing_subscriber::EnvFilter;
 
 /// The smallest journal: one write of the largest size fits.
 const JOURNAL_MIB_MIN: u64 = 32;
@@ -64,6 +63,9 @@ struct HelioNbd {
     /// What to log to standard error: error, warn, info, debug, or a tracing filter
     #[arg(long, env = "HELIO_LOG", value_name = "FILTER", default_value = "info,quinn=warn")]
     log: String,
+    /// How to log: a line for people, or a JSON object on a line
+    #[arg(long, env = "HELIO_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
 }
 
 /// How the cluster is reached.
@@ -105,16 +107,9 @@ impl Tls {
 
 fn main() -> ExitCode {
     let arguments = HelioNbd::parse();
-    match EnvFilter::try_new(&arguments.log) {
-        Ok(filter) => {
-            let colours = std::io::stderr().is_terminal();
-            let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_target(false);
-            log.with_writer(std::io::stderr).init();
-        }
-        Err(error) => {
-            eprintln!("helio-nbd: --log {:?} is not a filter: {error}", arguments.log);
-            return ExitCode::from(2);
-        }
+    if let Err(error) = log::begin(&arguments.log, arguments.log_format) {
+        eprintln!("helio-nbd: {error}");
+        return ExitCode::from(2);
     }
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,

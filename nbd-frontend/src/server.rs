@@ -9,6 +9,7 @@
 pub(crate) mod connection;
 mod handshake;
 pub(crate) mod lane;
+mod meter;
 pub(crate) mod unix_socket;
 
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ use tokio::task::JoinSet;
 
 use self::connection::Begin;
 use self::lane::{Lane, Sockets};
+pub use self::meter::{ConnectionFigures, ConnectionMeter};
 use self::unix_socket::SocketFile;
 use crate::export::ExportDirectory;
 use crate::passing::gate::{Gate, Parcel, Verdict};
@@ -119,6 +121,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) closing: Closing,
     connections: Arc<Semaphore>,
+    meter: ConnectionMeter,
     pub(crate) gate: Arc<Gate>,
     pub(crate) place: Place,
     /// The files of the sockets, removed when they are dropped.
@@ -251,12 +254,14 @@ impl Server {
         let limits = options.limits;
         let (unix, passed) = (unix_path(&options), Holder::of(&options.passed));
         let place = Place { unix, tcp, tls: strictness(tls.as_ref()), passed };
+        let places = Arc::new(Semaphore::new(limits.connections_max));
         let shared = Arc::new(Shared {
             directory,
             tls,
             limits,
             closing: Closing::default(),
-            connections: Arc::new(Semaphore::new(limits.connections_max)),
+            meter: ConnectionMeter::new(places.clone(), limits.connections_max),
+            connections: places,
             gate,
             place,
             files: Mutex::new(files),
@@ -299,6 +304,12 @@ impl Server {
         let tcp = self.tcp_address().map(|address| address.to_string());
         let places: Vec<String> = unix.into_iter().chain(tcp).collect();
         if places.is_empty() { "a Unix socket without a path".to_owned() } else { places.join(" and ") }
+    }
+
+    /// What is counted of its connections.
+    #[must_use]
+    pub fn meter(&self) -> ConnectionMeter {
+        self.shared.meter.clone()
     }
 
     /// The threads of the server, by their runtimes.
@@ -539,6 +550,7 @@ async fn accept<L: Listener>(listener: L, adopted: Vec<Adopted>, shared: Arc<Sha
                 Ok((stream, peer)) => match Arc::clone(&shared.connections).try_acquire_owned() {
                     Ok(place) => begin_with(&mut connections, stream, peer, Begin::Accepted, (Some(place), &shared)),
                     Err(_) => {
+                        shared.meter.refused();
                         tracing::warn!(peer, limit = shared.limits.connections_max, "NBD connection refused: too many");
                     }
                 },
@@ -575,6 +587,7 @@ fn begin_with<S: Stream>(
 ) {
     // From here on it counts: a gate that closes waits for it.
     let (guest, shared) = (shared.gate.guest(), Arc::clone(shared));
+    shared.meter.accepted();
     connections.spawn(async move {
         connection::serve(stream, peer, begin, guest, shared).await;
         drop(place);

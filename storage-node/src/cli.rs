@@ -3,12 +3,11 @@
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage; 3 from a node that was
 //! removed from its cluster, and is not to be started again.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use nbd_frontend::service::log::{self, LogFormat};
 
 use crate::node::access::Removed;
 
@@ -69,6 +68,9 @@ struct Common {
     /// What to log to standard error: error, warn, info, debug, or a tracing filter
     #[arg(long, global = true, env = "HELIO_LOG", value_name = "FILTER")]
     log: Option<String>,
+    /// How to log: a line for people, or a JSON object on a line
+    #[arg(long, global = true, env = "HELIO_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
 }
 
 impl Common {
@@ -140,17 +142,9 @@ pub fn run(helio: Helio) -> ExitCode {
         "warn"
     };
     let filter = helio.common.log.as_deref().unwrap_or(default);
-    match EnvFilter::try_new(filter) {
-        Ok(filter) => {
-            // Colours are for people: not in a file or a journal.
-            let colours = std::io::stderr().is_terminal();
-            let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_target(false);
-            log.with_writer(std::io::stderr).init();
-        }
-        Err(error) => {
-            eprintln!("helio: --log {filter:?} is not a filter: {error}");
-            return ExitCode::from(2);
-        }
+    if let Err(error) = log::begin(filter, helio.common.log_format) {
+        eprintln!("helio: {error}");
+        return ExitCode::from(2);
     }
     let outcome = match helio.verb {
         Verb::Up(up) => up::run(up, &helio.common),

@@ -81,6 +81,9 @@ pub struct NodeConfig {
     /// The admin API.
     #[serde(default)]
     pub admin: AdminSettings,
+    /// Metrics and health, for other machines.
+    #[serde(default)]
+    pub metrics: MetricsSettings,
     /// The block store.
     #[serde(default)]
     pub store: StoreSettings,
@@ -174,6 +177,15 @@ impl Default for AdminSettings {
     fn default() -> AdminSettings {
         AdminSettings { http: SocketAddr::from(([127, 0, 0, 1], 10880)) }
     }
+}
+
+/// Where metrics and health are served beside the admin API.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsSettings {
+    /// A TCP address, any: who reaches it can look, and change nothing. None if not given.
+    #[serde(deserialize_with = "some_address")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// An address in the table of routes.

@@ -10,6 +10,7 @@ pub mod io;
 pub mod log;
 pub mod map;
 pub mod membership;
+pub mod metrics;
 pub mod node;
 pub mod ownership;
 pub mod peer;

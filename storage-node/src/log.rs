@@ -200,6 +200,17 @@ pub struct Traffic {
     pub prepared: u64,
 }
 
+/// How often a log did something since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turns {
+    /// Records that were appended, each with the entries that had gathered.
+    pub records: u64,
+    /// The entries in them.
+    pub entries: u64,
+    /// Syncs that were asked of the disk by themselves; those that are part of an append are not among them.
+    pub syncs: u64,
+}
+
 /// An entry on its way: with its data and what to say when it is done.
 #[derive(Debug)]
 pub(crate) struct Queued {

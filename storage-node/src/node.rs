@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use client_lib::pki::NodeIdentity;
+use client_lib::pki::{NODE_CERTIFICATE_FILE, NodeIdentity};
 use client_lib::transport::quic::{QuicOptions, QuicTransport};
 use client_lib::transport::unix::UnixServer;
 use client_lib::wire::admin::NbdAddresses;
@@ -30,6 +30,7 @@ use crate::ownership::lease::LeaseCell;
 use crate::serve::admin::Admin;
 use crate::serve::audit::AuditLog;
 use crate::serve::http::HttpServer;
+use crate::serve::observe::listener::ObserveServer;
 use crate::shards::Shards;
 use crate::stores;
 
@@ -38,6 +39,7 @@ pub mod admin;
 pub mod admission;
 pub mod compose;
 pub mod lease;
+pub mod observe;
 pub mod ownership_log;
 mod policy;
 mod propagation;
@@ -88,6 +90,8 @@ pub struct NodeOptions {
     pub nbd_tls: Option<TlsOptions>,
     /// Where to listen for administration.
     pub http: Option<SocketAddr>,
+    /// Where to listen for those who watch over the node and may do nothing else, beside administration.
+    pub metrics: Option<SocketAddr>,
     /// Addresses to use instead of those the members announce: the WAN emulator's.
     pub peer_overrides: BTreeMap<NodeName, SocketAddr>,
     /// The first voters, when the cluster is new; ignored by a node that is a member already.
@@ -118,6 +122,7 @@ pub struct Node {
     name: String,
     nbd: Option<Server>,
     http: Option<HttpServer>,
+    metrics: Option<ObserveServer>,
     clients: Option<UnixServer>,
     transport: Arc<QuicTransport>,
     /// Held until everything above has stopped.
@@ -164,7 +169,10 @@ impl Node {
             }
             parts = Parts::start(seams, place) => parts?,
         };
-        let admin = parts.admin.clone();
+        let (admin, observer) = (parts.admin.clone(), parts.observer.clone());
+        let mut certificates = vec![("node", options.data.join("identity").join(NODE_CERTIFICATE_FILE))];
+        certificates.extend(options.nbd_tls.as_ref().map(|tls| ("nbd", tls.certificate.clone())));
+        observer.certificates_are(certificates);
 
         // Told to clients, who may run elsewhere in the file system. A path that cannot be made absolute is told as it is.
         let unix = options.nbd_unix.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
@@ -176,6 +184,7 @@ impl Node {
             None
         };
         if let Some(nbd) = &nbd {
+            observer.nbd_serves(nbd.meter());
             admin.nbd_listens(NbdAddresses {
                 tcp: nbd.tcp_address().map(|address| address.to_string()),
                 unix: nbd.unix_path().map(|path| path.display().to_string()),
@@ -186,11 +195,15 @@ impl Node {
             Some(address) => {
                 let audit = Arc::new(AuditLog::new(&name, &options.data));
                 admin.notes_acts_in(audit.clone());
-                Some(HttpServer::bind(address, admin, audit).await?)
+                Some(HttpServer::bind(address, admin, audit, observer.clone()).await?)
             }
             None => None,
         };
-        Ok(Node { parts, name, nbd, http, clients, transport, _data: data, _stores: locks })
+        let metrics = match options.metrics {
+            Some(address) => Some(ObserveServer::bind(address, observer).await?),
+            None => None,
+        };
+        Ok(Node { parts, name, nbd, http, metrics, clients, transport, _data: data, _stores: locks })
     }
 
     /// Waits until this node was removed from its cluster; it is to be stopped then, and its data directory marked.
@@ -235,14 +248,26 @@ impl Node {
         self.http.as_ref().map(HttpServer::address)
     }
 
+    /// Where those who only watch may look.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(ObserveServer::address)
+    }
+
     /// Gives the metadata's lead to another node, if this one has it: for a node that is about to stop while others go on.
     pub async fn hand_on(&self) {
         self.parts.meta.hand_on().await;
     }
 
+    /// It is about to stop: whoever asks is told that it is ready no more.
+    pub fn stopping(&self) {
+        self.parts.observer.stopping();
+    }
+
     /// Stops: faces first, so that nothing new comes in; then what runs for volumes; then the store, which
     /// syncs and writes a checkpoint; consensus and the transport last. A second failure does not hide the first.
     pub async fn stop(self) {
+        self.stopping();
         if let Some(http) = self.http {
             http.stop().await;
         }
@@ -252,6 +277,8 @@ impl Node {
         if let Some(clients) = self.clients {
             clients.close().await;
         }
+        // Until now it told that the node stops.
+        drop(self.metrics);
         self.parts.stop().await;
         self.transport.close().await;
     }

@@ -10,6 +10,7 @@ pub mod http;
 mod kept;
 pub mod metadata;
 pub mod numbers;
+pub mod observe;
 mod outcome;
 pub mod pace;
 mod residency;

@@ -4,10 +4,12 @@
 //! after that happens on that thread, on a runtime that it shares with the connections it serves. [`core`] is the loop: requests in, log entries out, events applied in log
 //! order, replies; [`sleep`] what it waits for. [`mod@write`], [`fetch`], [`replica`], [`control`], [`resize`], [`snapshots`], [`rollback`] and [`clone`] hold what the requests do, [`lease`] what may not be answered while the node's lease is out, [`unready`] what waits for volumes, [`sync`] who waits for
 //! what to be durable, [`checkpoint`] and [`recover`] how the state gets into the map store and back, [`clean`] how
-//! segments come free under random overwrites, [`damage`] what is known to be unreadable, [`space`] where the space goes, [`scrub`] how it is found when nobody reads it. No lock is held anywhere: volumes of a shard share nothing with others.
+//! segments come free under random overwrites, [`damage`] what is known to be unreadable, [`space`] where the space goes, [`figures`] what is counted, [`operations`] of guests likewise, [`scrub`] how it is found when nobody reads it. No lock is held anywhere: volumes of a shard share nothing with others.
 
+pub mod figures;
 pub mod handle;
 pub mod news;
+pub mod operations;
 pub mod scrub;
 pub mod space;
 

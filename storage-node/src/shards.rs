@@ -8,12 +8,15 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use client_lib::{Epoch, Error, ErrorKind, VolumeId, VolumeName};
 
 use crate::config::StoreSettings;
 use crate::ownership::lease::LeaseCell;
+use crate::shard::figures::ShardFigures;
 use crate::shard::handle::{ShardHandle, StoreError};
+use crate::shard::operations::{Answered, OperationKind};
 use crate::shard::space::ShardSpace;
 use crate::shard::{Shard, ShardOptions, StartError};
 use crate::stores::offline::Lost;
@@ -70,11 +73,46 @@ impl StoreUsage {
     /// What guests may still write before anything must be cleaned: the files of the map grow too, so it is an estimate.
     #[must_use]
     pub fn available_bytes(&self) -> u64 {
-        let ready = self.shard.pooled_bytes + self.shard.unwritten_bytes;
-        let by_capacity =
-            self.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(self.shard.log_bytes));
-        let more = self.file_system_free_bytes.min(by_capacity);
-        if self.shard.fault.is_some() { 0 } else { (ready + more).saturating_sub(self.shard.reserve_bytes) }
+        available_bytes(&self.shard, self.file_system_free_bytes, self.capacity_bytes)
+    }
+}
+
+fn available_bytes(shard: &ShardSpace, free: u64, capacity: Option<u64>) -> u64 {
+    let ready = shard.pooled_bytes + shard.unwritten_bytes;
+    let by_capacity = capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(shard.log_bytes));
+    let more = free.min(by_capacity);
+    if shard.fault.is_some() { 0 } else { (ready + more).saturating_sub(shard.reserve_bytes) }
+}
+
+/// What a store counts, for whoever watches over it.
+#[derive(Clone, Debug)]
+pub struct StoreFigures {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// The size of the file system that it is on; 0 when that does not tell.
+    pub file_system_bytes: u64,
+    /// What is free there.
+    pub file_system_free_bytes: u64,
+    /// Most bytes of segments, if that was set.
+    pub capacity_bytes: Option<u64>,
+    /// What the files of the block map take.
+    pub map_bytes: u64,
+    /// Whether it takes no more writes until the node is restarted.
+    pub is_faulted: bool,
+    /// Requests that wait for it.
+    pub queued: u64,
+    /// What guests have asked of it.
+    pub operations: [Answered; OperationKind::ALL.len()],
+    /// What the shard counts; `None` when it has not answered in time, or has ended.
+    pub shard: Option<ShardFigures>,
+}
+
+impl StoreFigures {
+    /// As [`StoreUsage::available_bytes`], where the shard has answered.
+    #[must_use]
+    pub fn available_bytes(&self) -> Option<u64> {
+        let shard = self.shard.as_ref()?;
+        Some(available_bytes(&shard.space, self.file_system_free_bytes, self.capacity_bytes))
     }
 }
 
@@ -229,21 +267,42 @@ impl Shards {
         let mut usages = Vec::with_capacity(self.stores.len());
         for store in &self.stores {
             let shard = store.handle.space(None).await?;
-            // A disk that does not tell has no size.
-            let stat = rustix::fs::statvfs(&store.directory).ok();
-            let bytes = |blocks: fn(&rustix::fs::StatVfs) -> u64| {
-                stat.as_ref().map_or(0, |stat| blocks(stat).saturating_mul(stat.f_frsize))
-            };
+            let (file_system_bytes, file_system_free_bytes) = file_system(&store.directory);
             usages.push(StoreUsage {
                 directory: store.directory.clone(),
-                file_system_bytes: bytes(|stat| stat.f_blocks),
-                file_system_free_bytes: bytes(|stat| stat.f_bavail),
+                file_system_bytes,
+                file_system_free_bytes,
                 capacity_bytes: self.capacity_bytes,
                 map_bytes: files_bytes(&store.directory.join("map")),
                 shard,
             });
         }
         Ok(usages)
+    }
+
+    /// What each store counts; waits at most `patience` for a shard.
+    pub async fn figures(&self, patience: Duration) -> Vec<StoreFigures> {
+        let each = self.stores.iter().map(|store| async move {
+            let shard = tokio::time::timeout(patience, store.handle.figures()).await;
+            let (file_system_bytes, file_system_free_bytes) = file_system(&store.directory);
+            StoreFigures {
+                directory: store.directory.clone(),
+                file_system_bytes,
+                file_system_free_bytes,
+                capacity_bytes: self.capacity_bytes,
+                map_bytes: files_bytes(&store.directory.join("map")),
+                is_faulted: store.handle.fault().is_some(),
+                queued: store.handle.queued() as u64,
+                operations: store.handle.operations().so_far(),
+                shard: shard.ok().and_then(Result::ok),
+            }
+        });
+        futures_util::future::join_all(each).await
+    }
+
+    /// The stores that take no more writes, and why.
+    pub fn faults(&self) -> impl Iterator<Item = (&Path, &str)> {
+        self.stores.iter().filter_map(|store| Some((store.directory.as_path(), store.handle.fault()?)))
     }
 
     /// Every shard.
@@ -283,10 +342,16 @@ fn choose(stores: impl Iterator<Item = Option<(u64, u64)>>) -> usize {
     score.reduce(|best, next| if next.1 > best.1 { next } else { best }).map_or(0, |(at, _)| at)
 }
 
+/// The size of the file system that a directory is on, and what is free there. A disk that does not tell has neither.
+fn file_system(directory: &Path) -> (u64, u64) {
+    let Ok(stat) = rustix::fs::statvfs(directory) else { return (0, 0) };
+    (stat.f_blocks.saturating_mul(stat.f_frsize), stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// What may still be written to a store: the file system's free space, or less where the store's capacity is fixed. A
 /// disk that does not tell has none.
 fn free_bytes(directory: &Path, capacity: Option<u64>) -> u64 {
-    let free = rustix::fs::statvfs(directory).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    let (_, free) = file_system(directory);
     let Some(capacity) = capacity else { return free };
     free.min(capacity.saturating_sub(files_bytes(&directory.join("segments"))))
 }

@@ -6,11 +6,14 @@
 pub mod browser;
 pub mod cluster;
 pub mod damage;
+pub mod exposition;
 pub mod guest;
+pub mod http;
 pub mod ledger;
 pub mod mount;
 pub mod nbd_client;
 pub mod nodes;
+pub mod rules;
 pub mod service;
 pub mod tools;
 pub mod workload;

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::types::{ClientName, NodeId};
 
-const NODE_CERTIFICATE_FILE: &str = "node.crt";
+/// The certificate of a node, in the directory of its identity.
+pub const NODE_CERTIFICATE_FILE: &str = "node.crt";
 
 /// What TLS needs of either: certificate and key, and the CA that it trusts.
 pub(crate) struct Credentials {

@@ -35,6 +35,9 @@ pub(super) struct ClusterNode {
     pub(super) nbd_tcp: String,
     pub(super) nbd_unix: String,
     pub(super) http: String,
+    /// Where metrics are served for other machines, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) metrics: Option<String>,
 }
 
 impl ClusterFile {

@@ -134,6 +134,8 @@ fn listed(directory: &Path, depth: usize) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use nbd_frontend::service::log::LogFormat;
+
     use super::*;
 
     #[test]
@@ -155,7 +157,8 @@ mod tests {
     #[test]
     fn what_cannot_be_had_is_an_error_in_its_place() {
         let directory = tempfile::tempdir().expect("a directory");
-        let common = Common { data: Some(directory.path().to_owned()), cluster: None, log: None };
+        let common =
+            Common { data: Some(directory.path().to_owned()), cluster: None, log: None, log_format: LogFormat::Text };
         let arguments = SupportBundle { out: "-".into(), force: false, config: Some("/does/not/exist".into()) };
         let bundle = bundle(&arguments, &common);
         for part in ["doctor", "settings", "cluster"] {

@@ -48,6 +48,9 @@ pub(super) struct Up {
     /// First port of the admin API, one per provider; 0 takes free ones
     #[arg(long, value_name = "N", default_value_t = 10880)]
     http_port: u16,
+    /// First port for metrics and health alone, one per provider; 0 takes free ones [default: only on the admin API]
+    #[arg(long, value_name = "N")]
+    metrics_port: Option<u16>,
     /// Delete what the data directory holds and begin anew
     #[arg(long)]
     fresh: bool,
@@ -84,6 +87,7 @@ pub(super) fn run(up: Up, common: &Common) -> anyhow::Result<()> {
     }
     check_ports(up.nbd_port, names.len(), "--nbd-port")?;
     check_ports(up.http_port, names.len(), "--http-port")?;
+    check_ports(up.metrics_port.unwrap_or(0), names.len(), "--metrics-port")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(up, names, common.data()))
 }
@@ -135,6 +139,7 @@ async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Resul
             nbd_passed: Arc::default(),
             nbd_tls: nbd_tls.clone(),
             http: Some(port(up.http_port, index)),
+            metrics: up.metrics_port.map(|first| port(first, index)),
             peer_overrides,
             bootstrap: Some(bootstrap.clone()),
             contacts: Vec::new(),

@@ -22,6 +22,7 @@ fn the_least_that_must_be_said_is_enough() {
     assert_eq!(config.nbd_unix(), PathBuf::from("data/nbd.sock"));
     assert_eq!(config.store, StoreSettings::default());
     assert!(config.admin.http.ip().is_loopback());
+    assert_eq!(config.metrics, MetricsSettings::default());
 }
 
 #[test]
@@ -33,6 +34,7 @@ fn the_example_in_the_documentation_says_what_the_defaults_are() {
     assert_eq!(config.store, StoreSettings { directories, capacity_bytes, ..StoreSettings::default() });
     assert_eq!(config.admin, AdminSettings::default());
     assert!(config.advertise.is_some() && config.nbd.tcp.is_some() && !config.routes.is_empty());
+    assert_eq!(config.metrics.listen, Some("0.0.0.0:9810".parse().expect("an address")), "beyond loopback is fine");
     let tls = config.nbd.tls.expect("is there");
     assert!(tls.mode == TlsUse::default() && tls.client_authority.is_some());
 }
@@ -64,6 +66,7 @@ fn mistakes_are_told_with_file_line_and_what_was_expected() {
         (&format!("{LEAST}[nbd.tls]\nkey = \"k\"\n"), "line 5", "missing field `certificate`"),
         (&format!("{LEAST}[nbd.tls]\nmode = \"maybe\"\n"), "line 6", "\"maybe\" is not \"required\", \"optional\" or"),
         (&format!("{LEAST}[admin]\nhttp = \"0.0.0.0:80\"\n"), "line 6", "expected a loopback address"),
+        (&format!("{LEAST}[metrics]\nlisten = \":9810\"\n"), "line 6", "is not an address IP:PORT"),
         (&format!("{LEAST}[store]\nsegment_bytes = \"1MiB\"\n"), "line 6", "expected a multiple of 4096"),
         (&format!("{LEAST}[store]\nsegment_bytes = \"64 parsecs\"\n"), "line 6", "is not a size"),
         (&format!("{LEAST}[store]\nmap_cache_bytes = 5\n"), "line 6", "expected at least 1MiB"),

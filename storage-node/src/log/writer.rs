@@ -15,7 +15,7 @@ use super::foresight::Foresight;
 use super::parts::Parts;
 use super::record::{DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, HEADER_BYTES, Stamp, encode};
 use super::segment::{COLD_SEGMENTS, Pool, RESERVED_SEGMENTS, SEGMENT_HEADER_BLOCKS, SegmentHeader};
-use super::{Event, LogError, LogPosition, Placed, Queued, SegmentInfo, Traffic};
+use super::{Event, LogError, LogPosition, Placed, Queued, SegmentInfo, Traffic, Turns};
 use crate::io::buffer::AlignedBuffer;
 use crate::io::{Completions, FileId, IoCompletion, IoEngine, IoKind, IoOp};
 
@@ -98,6 +98,7 @@ pub struct Log {
     next_read: u64,
     pub(super) cold: Cold,
     pub(super) traffic: Traffic,
+    turns: Turns,
     poisoned: Option<String>,
     pub(super) ready: Vec<Event>,
     completions: Vec<IoCompletion>,
@@ -146,6 +147,7 @@ impl Log {
             next_read: 0,
             cold: Cold::default(),
             traffic: Traffic::default(),
+            turns: Turns::default(),
             poisoned: None,
             ready: Vec::new(),
             completions: Vec::new(),
@@ -357,6 +359,12 @@ impl Log {
         Traffic { prepared: self.pool.prepared_blocks(), ..self.traffic }
     }
 
+    /// How often something was done since the log was opened.
+    #[must_use]
+    pub fn turns(&self) -> Turns {
+        self.turns
+    }
+
     /// Whether a [`turn`](Self::turn) would start or report something even if nothing finishes.
     #[must_use]
     pub fn wants_turn(&self) -> bool {
@@ -442,6 +450,8 @@ impl Log {
         let first_data = self.next.block + header_blocks;
         self.traffic.headers += u64::from(prefix + header_blocks);
         self.traffic.data += u64::from(data_blocks);
+        self.turns.records += 1;
+        self.turns.entries += count as u64;
         let mut tickets = Vec::with_capacity(count);
         let mut at = first_data;
         for queued in &gathered {
@@ -503,6 +513,7 @@ impl Log {
             self.ready.extend(tickets.into_iter().map(|ticket| Event::Synced { ticket, result: Ok(()) }));
             return;
         }
+        self.turns.syncs += files.len() as u64;
         // What is reported done now was written before the sync is asked for, and its files are among these.
         self.sync_flight = Some(SyncFlight { files: files.len(), covers: self.completed.sequence - 1, tickets });
         for file in files {

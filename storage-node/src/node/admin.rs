@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 use super::reconcile::Reconciler;
 use super::takeover::Takeovers;
 use super::{METADATA_DEADLINE, ThisNode, WanBytes};
+use crate::ownership::changes::Changes;
 use crate::ownership::chronicle::Chronicle;
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::expiry::LeaseWatch;
@@ -79,6 +80,8 @@ pub struct NodeAdmin {
     pub(super) chronicle: Chronicle,
     /// What owners told of their volumes.
     glances: Arc<Glances>,
+    /// Counts what became of handovers and takeovers.
+    pub(super) changes: Arc<Changes>,
     /// Set once NBD listens, which is after everything that it serves.
     nbd: OnceLock<NbdAddresses>,
     /// Set where there is a data directory to keep it in.
@@ -98,10 +101,10 @@ impl NodeAdmin {
         ownership: Arc<dyn OwnershipLog>,
     ) -> NodeAdmin {
         let (busy, nbd, audit, takeovers) = (Arc::default(), OnceLock::new(), OnceLock::new(), Takeovers::new(clock));
-        let (chronicle, glances, standing) = (Chronicle::default(), Arc::default(), Standing::default());
+        let (chronicle, changes, glances) = (Chronicle::default(), Arc::default(), Arc::default());
         NodeAdmin {
             this,
-            standing,
+            standing: Standing::default(),
             wan_bytes: None,
             meta,
             volumes,
@@ -111,6 +114,7 @@ impl NodeAdmin {
             busy,
             takeovers,
             chronicle,
+            changes,
             glances,
             nbd,
             audit,
@@ -127,6 +131,12 @@ impl NodeAdmin {
     #[must_use]
     pub(super) fn standing(self, standing: Standing) -> NodeAdmin {
         NodeAdmin { standing, ..self }
+    }
+
+    /// What is counted of handovers and takeovers.
+    #[must_use]
+    pub fn changes(&self) -> Arc<Changes> {
+        self.changes.clone()
     }
 
     /// The watch on other nodes' leases that takeovers count by.

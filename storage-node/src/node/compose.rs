@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use super::access::{self, Removed};
 use super::admin::{NodeAdmin, Standing};
 use super::admission::Admission;
+use super::observe::{Observed, Observer};
 use super::reconcile::{Reconciler, learn_peers};
 use super::service::{NodeService, RaftTransport};
 use super::{BootstrapMember, METADATA_DEADLINE, ThisNode, WanBytes, lease, ownership_log, policy, rtt};
@@ -33,7 +34,6 @@ use crate::serve::client::ClientService;
 use crate::serve::exports::Exports;
 use crate::serve::metadata::{Metadata, NewestMetadata};
 use crate::serve::volumes::Volumes;
-use crate::shard::handle::ShardHandle;
 use crate::shards::Shards;
 
 /// In the numbers of sessions that clients of other machines have; those of the node's own have not.
@@ -78,6 +78,8 @@ pub struct Place {
 pub struct Parts {
     /// What administrators ask.
     pub admin: Arc<NodeAdmin>,
+    /// Who looks at the node for those who watch over it.
+    pub observer: Arc<Observer>,
     /// What clients open.
     pub exports: Arc<Exports>,
     /// Consensus.
@@ -145,6 +147,16 @@ impl Parts {
         let is_of_up = place.bootstrap.as_ref().is_some_and(|founders| founders.len() > 1);
         let admin = admin.counting(place.wan_bytes).standing(Standing { holds_authority, is_of_up });
         let admin = Arc::new(admin);
+        let observer = Arc::new(Observer::new(Observed {
+            this: admin.this.clone(),
+            meta: meta.clone(),
+            lease: lease.clone(),
+            volumes: volumes.clone(),
+            reconciler: reconciler.clone(),
+            shards: shards.clone(),
+            peers: peers.clone(),
+            changes: admin.changes(),
+        }));
         // Session numbers are unique over the cluster's life: node, incarnation, whose, count.
         let first_session = (me.0 << 48) | ((incarnation & 0xffff) << 32);
         let clients = Arc::new(ClientService::new(
@@ -170,7 +182,7 @@ impl Parts {
         ];
         tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
         let exports = Arc::new(Exports::new(volumes, newest, first_session));
-        Ok(Parts { admin, exports, meta, me, reconciler, shards, tasks })
+        Ok(Parts { admin, observer, exports, meta, me, reconciler, shards, tasks })
     }
 
     /// Waits until the metadata says that this node was removed.
@@ -183,7 +195,7 @@ impl Parts {
 
     /// The threads of the shards, by their runtimes.
     pub(super) fn homes(&self) -> Vec<Handle> {
-        self.shards.all().filter_map(ShardHandle::home).map(|(home, _)| home).collect()
+        self.shards.all().map(|shard| shard.thread().clone()).collect()
     }
 
     /// Stops: what runs for volumes first; then the store, which syncs and writes a checkpoint; then consensus. A second

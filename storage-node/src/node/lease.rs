@@ -91,6 +91,7 @@ pub async fn watch_others(meta: MetaRaft, leases: Arc<LeaseWatch>) {
     }
 }
 
-fn has_volumes(state: &MetaState, me: NodeId) -> bool {
+/// Whether node `me` owns or follows any volume, and so keeps up its lease.
+pub(super) fn has_volumes(state: &MetaState, me: NodeId) -> bool {
     state.volumes().any(|volume| volume.owner == me || volume.replicas.contains(&me))
 }

@@ -312,6 +312,7 @@ impl NodeAdmin {
             driver = driver.confirmed_by(last.confirm());
         }
         let (told, taking) = (outcome.clone(), tokio::spawn(driver.run()));
+        let changes = self.changes.clone();
         // It is told how it went, and marked until then, also when the driver panics.
         tokio::spawn(async move {
             let _busy = busy;
@@ -325,6 +326,7 @@ impl NodeAdmin {
                 Going::Failed(_, error) => End::Failed(error.clone()),
                 Going::On(_) => unreachable!("it has ended"),
             });
+            changes.taken_over(matches!(going, Going::Taken(_)));
             // Set once, here.
             let _ = told.set(going);
         });

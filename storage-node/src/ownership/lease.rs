@@ -175,6 +175,12 @@ impl LeaseCell {
         self.until_ns.store(until, Ordering::SeqCst);
     }
 
+    /// For how long the terms are in force from now on; zero when they are not.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        Duration::from_nanos(self.until_ns.load(Ordering::SeqCst)).saturating_sub(self.clock.now())
+    }
+
     /// Whether the node may act for an ownership that it took up under `lapses`, at this moment.
     #[must_use]
     pub fn allows(&self, lapses: u64) -> bool {
@@ -253,7 +259,10 @@ mod tests {
         assert!(!cell.allows(0));
         cell.hold(Terms { lapses: 0, until: s(8) });
         assert!(cell.allows(0) && !cell.allows(1));
-        clock.advance(s(8));
+        clock.advance(s(3));
+        assert_eq!(cell.remaining(), s(5));
+        clock.advance(s(5));
+        assert_eq!(cell.remaining(), Duration::ZERO);
         assert!(!cell.allows(0), "at the very end it is over");
         cell.hold(Terms { lapses: 1, until: s(9) });
         assert!(cell.allows(1) && !cell.allows(0));

@@ -126,7 +126,7 @@ impl ClientService {
                 Target::Live { volume, tenure } => (*volume, tenure.epoch),
                 Target::Snapshot { volume, snapshot } => {
                     let volume = self.volume(*volume).await?;
-                    return owner::read_only(&volume, Moment::Snapshot(*snapshot), request).await;
+                    return owner::serve_kept(&volume, Moment::Snapshot(*snapshot), request).await;
                 }
             },
             ClientRequest::Write { volume, tenure, .. }

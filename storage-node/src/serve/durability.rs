@@ -114,6 +114,13 @@ impl FlushGate {
         (self.flushes.borrow().clone(), self.began.elapsed())
     }
 
+    /// How many flushes wait for the class, and whether they are answered without it.
+    #[must_use]
+    pub fn figures(&self) -> (u64, bool) {
+        let flushes = self.flushes.borrow();
+        (flushes.waiting().0 as u64, flushes.degraded().is_some())
+    }
+
     /// Whether a flush waits for more than `replica` holds, and than is on its way there, up to `sent`.
     #[must_use]
     pub fn urges(&self, epoch: Epoch, replica: NodeId, sent: Lsn) -> bool {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 
 use super::admin::Admin;
 use super::audit::{AuditLog, note_acts};
+use super::observe::{self, Observe};
 use crate::shard::scrub::ScrubAction;
 
 mod dashboard;
@@ -44,11 +45,16 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Listens on `address` and serves `admin`; acts are noted in `audit`.
+    /// Listens on `address`, serves `admin`, and tells of `observe`; acts are noted in `audit`.
     ///
     /// # Errors
     /// `InvalidRequest` for an address beyond loopback; `Busy` when the port is in use.
-    pub async fn bind(address: SocketAddr, admin: Arc<dyn Admin>, audit: Arc<AuditLog>) -> Result<HttpServer, Error> {
+    pub async fn bind(
+        address: SocketAddr,
+        admin: Arc<dyn Admin>,
+        audit: Arc<AuditLog>,
+        observe: Arc<dyn Observe>,
+    ) -> Result<HttpServer, Error> {
         if !address.ip().is_loopback() {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
@@ -67,7 +73,7 @@ impl HttpServer {
             .map_err(|error| Error::new(ErrorKind::Internal, "the admin API has no address").caused_by(error))?;
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
-            let serving = axum::serve(listener, router(admin, audit)).with_graceful_shutdown(async {
+            let serving = axum::serve(listener, router(admin, audit, observe)).with_graceful_shutdown(async {
                 // Also when the sender is gone.
                 let _ = stopped.await;
             });
@@ -93,7 +99,7 @@ impl HttpServer {
     }
 }
 
-fn router(admin: Arc<dyn Admin>, audit: Arc<AuditLog>) -> Router {
+fn router(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, observe: Arc<dyn Observe>) -> Router {
     Router::new()
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", get(volume).delete(delete))
@@ -129,8 +135,9 @@ fn router(admin: Arc<dyn Admin>, audit: Arc<AuditLog>) -> Router {
         .merge(dashboard::routes())
         .layer(from_fn_with_state(audit, note_acts))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(axum::middleware::from_fn(guard::guard))
         .with_state(admin)
+        .merge(observe::routes(observe))
+        .layer(from_fn(guard::guard))
 }
 
 async fn volumes(State(admin): Shared) -> Response {

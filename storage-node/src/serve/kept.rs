@@ -13,6 +13,7 @@ use super::residency;
 use super::session::{allocation_extents, read_parts};
 use super::status::in_steps;
 use super::volume::ServedVolume;
+use crate::shard::operations::OperationKind;
 use crate::volume::Moment;
 
 /// What can be read and never changes.
@@ -110,7 +111,11 @@ impl Kept for KeptSnapshot {
     }
 
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
-        Box::pin(async move { self.volume.read(self.moment, offset, length).await.map(read_parts) })
+        Box::pin(async move {
+            let read = self.volume.read(self.moment, offset, length);
+            let operations = self.volume.shard.operations();
+            operations.count(OperationKind::Read, u64::from(length), read).await.map(read_parts)
+        })
     }
 
     fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {

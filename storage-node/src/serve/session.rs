@@ -17,6 +17,7 @@ use super::status::{Extent, in_steps, zero_pieces};
 use super::volume::{Change, ServedVolume, SessionWriter};
 use crate::ownership::gate::{Phase, View};
 use crate::shard::handle::{MappedExtent, ReadChunk};
+use crate::shard::operations::OperationKind;
 use crate::volume::Moment;
 
 /// One connection to a volume.
@@ -68,6 +69,16 @@ impl VolumeSession {
         let outcome = operation.await;
         self.require_current()?;
         outcome
+    }
+
+    /// The same, counted.
+    async fn counted<T>(
+        &self,
+        kind: OperationKind,
+        bytes: u64,
+        operation: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        self.volume.shard.operations().count(kind, bytes, self.current(operation)).await
     }
 
     /// Writes zeroes, piece by piece where the range is large; with `fua` all of it is durable on return.
@@ -153,21 +164,26 @@ impl Session for VolumeSession {
     }
 
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
-        Box::pin(async move { self.current(self.volume.read(Moment::Now, offset, length)).await.map(read_parts) })
+        Box::pin(async move {
+            let read = self.volume.read(Moment::Now, offset, length);
+            self.counted(OperationKind::Read, u64::from(length), read).await.map(read_parts)
+        })
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.current(self.volume.write(Change::Data { offset, data, fua }, self)))
+        let bytes = data.len() as u64;
+        let write = self.volume.write(Change::Data { offset, data, fua }, self);
+        Box::pin(self.counted(OperationKind::Write, bytes, write))
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
         // A log allocates nothing ahead, so NO_HOLE has nothing to keep: space is found at the write either way.
-        Box::pin(self.current(self.zero(offset, length, options.fua)))
+        Box::pin(self.counted(OperationKind::Zero, length, self.zero(offset, length, options.fua)))
     }
 
     fn trim(&self, offset: u64, length: u64, fua: bool) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
-            let trimmed = self.current(self.zero(offset, length, fua)).await;
+            let trimmed = self.counted(OperationKind::Trim, length, self.zero(offset, length, fua)).await;
             trimmed.map_err(|error| match error.kind() {
                 // A trim asks for no space: what is wrong is the range.
                 ErrorKind::OutOfSpace if !self.volume.size().contains(offset, length) => {
@@ -179,7 +195,7 @@ impl Session for VolumeSession {
     }
 
     fn flush(&self) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.current(self.volume.flush()))
+        Box::pin(self.counted(OperationKind::Flush, 0, self.volume.flush()))
     }
 
     fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {

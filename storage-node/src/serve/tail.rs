@@ -15,6 +15,7 @@ use super::volume::{ServedVolume, store_failure};
 use crate::ownership::standing::Tail;
 use crate::propagation::manifest::{BlockRun, VersionedBlock};
 use crate::shard::handle::StoreError;
+use crate::shard::operations::OperationKind;
 use crate::volume::Moment;
 
 /// A tail, read by one connection.
@@ -114,7 +115,8 @@ impl Kept for KeptTail {
     }
 
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
-        Box::pin(self.read_parts(offset, length))
+        let operations = self.volume.shard.operations();
+        Box::pin(operations.count(OperationKind::Read, u64::from(length), self.read_parts(offset, length)))
     }
 
     /// Which blocks are zeroes is seen when they are read.

@@ -53,6 +53,12 @@ impl Volumes {
         troubles.get(&id).map(|(kind, text)| Error::new(*kind, text.clone()))
     }
 
+    /// The volumes that this node does not serve as metadata said when it was looked at last; one that was deleted since may be among them.
+    #[must_use]
+    pub fn troubled(&self) -> Vec<VolumeId> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
     /// This node does not serve the volume `id`, for this reason; or it does.
     pub fn set_trouble(&self, id: VolumeId, trouble: Option<&Error>) {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);

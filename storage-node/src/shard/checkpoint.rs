@@ -65,6 +65,8 @@ pub(super) struct Checkpoints {
     /// Tries in a row that failed for another reason than want of space.
     tries: u32,
     is_final: bool,
+    written: u64,
+    failed: u64,
     jobs: Option<Sender<Batch>>,
     results: Receiver<Outcome>,
     committer: Option<std::thread::JoinHandle<()>>,
@@ -114,11 +116,18 @@ impl Checkpoints {
             last_outcome: Ok(()),
             tries: 0,
             is_final: false,
+            written: 0,
+            failed: 0,
             jobs,
             results,
             committer,
             in_place,
         }
+    }
+
+    /// How many were written since the start, and how many attempts failed.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.written, self.failed)
     }
 
     /// Asks for a checkpoint of everything applied by now.
@@ -323,6 +332,7 @@ impl Core {
             Ok(()) => {
                 self.map.cache.end_checkpoint();
                 self.checkpoints.tries = 0;
+                self.checkpoints.written += 1;
                 for segment in free {
                     self.log.free(segment);
                 }
@@ -330,6 +340,7 @@ impl Core {
             }
             Err((error, batch)) => {
                 tracing::error!(%error, "a checkpoint could not be written; it is tried again");
+                self.checkpoints.failed += 1;
                 self.checkpoints.tries = if error.is_out_of_space() { 0 } else { self.checkpoints.tries + 1 };
                 if self.checkpoints.tries >= TRIES_MAX {
                     self.fail(&format!("the block map cannot be written: {error}"));

@@ -105,9 +105,16 @@ pub(super) struct Cleaner {
     moves: usize,
     /// Segments that could not be emptied: left alone until the next start.
     damaged: BTreeSet<u32>,
+    /// How many were emptied since the start.
+    emptied: u64,
 }
 
 impl Cleaner {
+    /// How many segments were emptied since the start.
+    pub(super) fn emptied(&self) -> u64 {
+        self.emptied
+    }
+
     /// Whether the next turn has something to do.
     pub(super) fn is_working(&self) -> bool {
         self.pacer.may_work() && self.pass.as_ref().is_some_and(|pass| self.next_step(pass) != Step::Wait)
@@ -450,6 +457,8 @@ impl Core {
         if left > 0 {
             tracing::error!(segment, left, "a segment holds damaged blocks and cannot be emptied");
             self.cleaner.damaged.insert(segment);
+        } else {
+            self.cleaner.emptied += 1;
         }
         self.drop_pass();
         let emptied = self.freeable().count();

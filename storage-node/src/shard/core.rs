@@ -344,6 +344,7 @@ impl Core {
             Request::Traffic { reply } => drop(reply.send(Ok(self.log.traffic()))),
             Request::Scrub { action, of, reply } => drop(reply.send(self.scrub(action, of))),
             Request::Space { of, reply } => drop(reply.send(Ok(self.space(of)))),
+            Request::Figures { reply } => drop(reply.send(Ok(self.figures()))),
             Request::Checkpoint { reply } => self.checkpoints.request(Some(reply)),
             Request::Stop { reply } => {
                 self.is_stopping = true;

@@ -16,7 +16,9 @@ mod error;
 
 pub use error::StoreError;
 
+use super::figures::ShardFigures;
 use super::news::News;
+use super::operations::Operations;
 use super::scrub::{ScrubAction, ScrubReport};
 use super::space::ShardSpace;
 use crate::log::Traffic;
@@ -281,6 +283,7 @@ pub enum Request {
     Traffic { reply: Reply<Traffic> },
     Scrub { action: ScrubAction, of: Option<VolumeId>, reply: Reply<ScrubReport> },
     Space { of: Option<VolumeId>, reply: Reply<ShardSpace> },
+    Figures { reply: Reply<ShardFigures> },
     Checkpoint { reply: Reply<()> },
     Stop { reply: Reply<()> },
 }
@@ -315,13 +318,15 @@ pub struct ShardHandle {
     home: Handle,
     guests: Arc<Semaphore>,
     fault: FaultCell,
+    operations: Arc<Operations>,
 }
 
 impl ShardHandle {
     /// A handle that feeds `queue` of a shard that runs on `home` and puts its fault into `fault`.
     #[must_use]
     pub fn new(queue: tokio::sync::mpsc::Sender<Request>, home: Handle, fault: FaultCell) -> ShardHandle {
-        ShardHandle { queue, home, guests: Arc::new(Semaphore::new(GUESTS_MAX)), fault }
+        let guests = Arc::new(Semaphore::new(GUESTS_MAX));
+        ShardHandle { queue, home, guests, fault, operations: Arc::default() }
     }
 
     /// The runtime of the shard's own thread, for whoever keeps the permit; `None` when it has guests enough. What runs
@@ -331,6 +336,24 @@ impl ShardHandle {
     pub fn home(&self) -> Option<(Handle, OwnedSemaphorePermit)> {
         let permit = self.guests.clone().try_acquire_owned().ok()?;
         Some((self.home.clone(), permit))
+    }
+
+    /// Where it is counted what guests ask of the shard's volumes.
+    #[must_use]
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// Requests that wait for the shard.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+
+    /// The runtime of the shard's own thread, for whoever only looks whether it takes turns.
+    #[must_use]
+    pub fn thread(&self) -> &Handle {
+        &self.home
     }
 
     /// Why the shard takes no more writes until the node is restarted, if so; without asking it.
@@ -812,6 +835,11 @@ impl ShardHandle {
     /// Where the space of the shard goes, with its volumes, or with `of` alone. Costs no look at the disk.
     pub async fn space(&self, of: Option<VolumeId>) -> Result<ShardSpace, StoreError> {
         self.ask(|reply| Request::Space { of, reply }).await
+    }
+
+    /// What the shard counts, with its volumes. Costs no look at the disk, and a moment for each volume.
+    pub async fn figures(&self) -> Result<ShardFigures, StoreError> {
+        self.ask(|reply| Request::Figures { reply }).await
     }
 
     /// Writes a checkpoint now.

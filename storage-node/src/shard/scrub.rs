@@ -67,6 +67,17 @@ pub struct ScrubReport {
     pub damaged_now: u64,
 }
 
+/// What is counted of a shard's scrub.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubFigures {
+    /// Whether a pass is under way.
+    pub is_running: bool,
+    /// Blocks that were read and compared since the start.
+    pub verified_blocks: u64,
+    /// When the last pass over everything was through, in milliseconds since 1970; `None` while one runs, and when none was.
+    pub finished_ms: Option<u64>,
+}
+
 /// The scrub of a shard.
 #[derive(Debug)]
 pub(super) struct Scrub {
@@ -81,6 +92,8 @@ pub(super) struct Scrub {
     numbers: BTreeMap<VolumeId, u64>,
     next_number: u64,
     is_reading: bool,
+    /// Blocks that were read since the start.
+    verified: u64,
     due: Instant,
     /// Since when a page gives way.
     overdue_since: Option<Instant>,
@@ -96,6 +109,7 @@ impl Scrub {
             numbers: BTreeMap::new(),
             next_number: 0,
             is_reading: false,
+            verified: 0,
             due: Instant::now(),
             overdue_since: None,
         }
@@ -133,6 +147,16 @@ impl Scrub {
                 pass.repaired_blocks = (pass.repaired_blocks + blocks).min(pass.damaged_blocks);
                 self.changed.entry(key).or_insert_with(Instant::now);
             }
+        }
+    }
+
+    /// What is counted of it.
+    pub(super) fn figures(&self) -> ScrubFigures {
+        let whole = self.passes.get(&EVERYTHING).filter(|pass| pass.state == PassState::Finished);
+        ScrubFigures {
+            is_running: self.running().is_some(),
+            verified_blocks: self.verified,
+            finished_ms: whole.map(|pass| pass.ended_ms),
         }
     }
 
@@ -281,6 +305,7 @@ impl Core {
     /// A page was read and compared: blocks of `volume`, for `pass`, if that is still the same one.
     pub(super) fn scrubbed(&mut self, volume: VolumeId, (pass, number): (VolumeId, u64), blocks: u64, damaged: u64) {
         self.scrub.is_reading = false;
+        self.scrub.verified += blocks;
         if let Some(run) = self.volumes.get_mut(&volume) {
             run.verified_blocks += blocks;
         }

@@ -108,6 +108,12 @@ impl Core {
 
     /// Where the space goes; with the volumes, or with `of` alone.
     pub(super) fn space(&self, of: Option<VolumeId>) -> ShardSpace {
+        let wanted = self.volumes.values().filter(|run| of.is_none_or(|of| run.state.id == of));
+        ShardSpace { volumes: wanted.map(|run| self.space_of(run)).collect(), ..self.log_space() }
+    }
+
+    /// The same without the volumes.
+    pub(super) fn log_space(&self) -> ShardSpace {
         let bytes = |blocks: u64| blocks * u64::from(BLOCK_SIZE);
         let usage = &self.map.usage;
         let fault = self.fault().map(str::to_owned);
@@ -129,8 +135,6 @@ impl Core {
         space.unwritten_bytes = bytes(u64::from(self.log.unwritten_blocks()));
         let written = space.log_bytes - space.pooled_bytes - space.unwritten_bytes;
         space.garbage_bytes = written.saturating_sub(space.live_bytes);
-        let wanted = self.volumes.values().filter(|run| of.is_none_or(|of| run.state.id == of));
-        space.volumes = wanted.map(|run| self.space_of(run)).collect();
         space
     }
 

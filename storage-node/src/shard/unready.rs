@@ -162,6 +162,7 @@ impl Request {
             Request::Traffic { reply } => drop(reply.send(Err(error))),
             Request::Scrub { reply, .. } => drop(reply.send(Err(error))),
             Request::Space { reply, .. } => drop(reply.send(Err(error))),
+            Request::Figures { reply } => drop(reply.send(Err(error))),
         }
     }
 
@@ -219,6 +220,7 @@ impl Request {
             | Request::Traffic { .. }
             | Request::Scrub { .. }
             | Request::Space { .. }
+            | Request::Figures { .. }
             | Request::Checkpoint { .. }
             | Request::Stop { .. } => None,
         }

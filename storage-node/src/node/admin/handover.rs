@@ -85,6 +85,7 @@ impl NodeAdmin {
         let account = self.chronicle.open(subject, SystemClock::new().unix_ms());
         let driver = driver.told_in(account.clone());
         // A task of its own: it goes on, and stays marked, when the one who asked stops waiting.
+        let changes = self.changes.clone();
         let mut task = tokio::spawn(async move {
             let _busy = busy;
             let outcome = driver.run().await;
@@ -92,6 +93,7 @@ impl NodeAdmin {
                 Ok(report) => End::Moved(report.stale_bytes),
                 Err(error) => End::Failed(error.to_string()),
             });
+            changes.handed_over(outcome.as_ref().ok().map(|report| report.held));
             outcome
         });
         let ended = match how.deadline {

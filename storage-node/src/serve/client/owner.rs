@@ -10,6 +10,7 @@ use client_lib::wire::client::{
 };
 use client_lib::{Epoch, Error, ErrorKind};
 use nbd_frontend::export::Residency;
+use tokio::time::Instant;
 
 use super::Answer;
 use crate::ownership::gate::View;
@@ -18,11 +19,51 @@ use crate::peer::message::{Writer, pack_read};
 use crate::serve::residency;
 use crate::serve::status::in_steps;
 use crate::serve::volume::{Change, ServedVolume, store_failure};
+use crate::shard::operations::OperationKind;
 use crate::volume::Moment;
 use crate::volume::ledger::Origin;
 
-/// Answers `request` as the owner under `view`; `None` when this node is not the owner any more.
+/// As [`answer`], and counts what guests ask for.
 pub(super) async fn serve(
+    volume: &ServedVolume,
+    view: View,
+    incarnation: u64,
+    request: &ClientRequest,
+    payload: &Bytes,
+) -> Result<Option<Answer>, Error> {
+    let begun = Instant::now();
+    let answered = answer(volume, view, incarnation, request, payload).await;
+    // What was not carried out comes again, to this node or to another one.
+    let is_carried_out = !matches!(answered, Ok(None | Some((ClientReply::Moved(_) | ClientReply::Outrun, _))));
+    if let Some((kind, bytes)) = operation(request, payload).filter(|_| is_carried_out) {
+        volume.shard.operations().note(kind, bytes, begun.elapsed(), answered.is_ok());
+    }
+    answered
+}
+
+/// As [`read_only`] of a snapshot, and counts what guests ask for.
+pub(super) async fn serve_kept(volume: &ServedVolume, moment: Moment, request: ClientRequest) -> Result<Answer, Error> {
+    let operation = operation(&request, &Bytes::new());
+    let answered = read_only(volume, moment, request);
+    match operation {
+        Some((kind, bytes)) => volume.shard.operations().count(kind, bytes, answered).await,
+        None => answered.await,
+    }
+}
+
+/// Which operation of a guest a request is, and on how many bytes.
+fn operation(request: &ClientRequest, payload: &Bytes) -> Option<(OperationKind, u64)> {
+    Some(match request {
+        ClientRequest::Read { length, .. } => (OperationKind::Read, u64::from(*length)),
+        ClientRequest::Write { .. } => (OperationKind::Write, payload.len() as u64),
+        ClientRequest::Zero { length, .. } => (OperationKind::Zero, *length),
+        ClientRequest::Flush { .. } => (OperationKind::Flush, 0),
+        _ => return None,
+    })
+}
+
+/// Answers `request` as the owner under `view`; `None` when this node is not the owner any more.
+async fn answer(
     volume: &ServedVolume,
     view: View,
     incarnation: u64,
@@ -132,7 +173,7 @@ async fn write(volume: &ServedVolume, epoch: Epoch, id: WriteId, change: Change)
 }
 
 /// What changes nothing: of the volume, at its owner, or of a snapshot, anywhere.
-pub(super) async fn read_only(volume: &ServedVolume, moment: Moment, request: ClientRequest) -> Result<Answer, Error> {
+async fn read_only(volume: &ServedVolume, moment: Moment, request: ClientRequest) -> Result<Answer, Error> {
     match request {
         ClientRequest::Read { offset, length, .. } => {
             let (parts, payload) = pack_read(&volume.read(moment, offset, length).await?);
