@@ -15,7 +15,7 @@ use super::{Family, Kind, PREFIX, Sample, Sheet, Unit, Value};
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Labels in the form that the encoder takes.
-type Labels<'a> = Vec<(&'a str, String)>;
+type Labels<'a> = Vec<(&'a str, &'a str)>;
 
 /// Hands a sheet to the encoder.
 #[derive(Debug)]
@@ -60,8 +60,7 @@ fn named(unit: Unit) -> Option<Named> {
 }
 
 fn write(metric: &mut MetricEncoder<'_>, family: &Family, sample: &Sample) -> Result<(), fmt::Error> {
-    let labels: Labels<'_> =
-        family.labels.iter().copied().zip(sample.labels.iter().map(|value| escaped(value))).collect();
+    let labels: Labels<'_> = family.labels.iter().copied().zip(sample.labels.iter().map(String::as_str)).collect();
     if labels.is_empty() {
         return write_value(metric, family.kind, &sample.value);
     }
@@ -80,18 +79,4 @@ fn write_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: &Value) -> Res
         }
         (kind, value) => panic!("a {kind:?} cannot be {value:?}"),
     }
-}
-
-/// A label's value as it stands between quotes, which the encoder does not see to: a store's directory may be called anything.
-fn escaped(value: &str) -> String {
-    let mut text = String::with_capacity(value.len());
-    for letter in value.chars() {
-        match letter {
-            '\\' => text.push_str("\\\\"),
-            '"' => text.push_str("\\\""),
-            '\n' => text.push_str("\\n"),
-            letter => text.push(letter),
-        }
-    }
-    text
 }

@@ -29,8 +29,8 @@ What `GET /metrics` of a node tells (docs/monitoring.md). This page is written f
   have the few values that are listed. Of more than 2000 volumes those beyond are left out, by age, and counted in `helio_volumes_omitted`.
 - A node tells of volumes that it owns or follows, and of nothing that others would have to be asked for. What is known only
   at the owner of a volume says so: sum or look at it over all nodes.
-- Nothing is counted for a scrape, but read where it is counted anyway: a thousand volumes cost each store about a millisecond. Scrapes within a
-  quarter of a second are given the same text.
+- Nothing is counted for a scrape, but read where it is counted anyway: a scrape of a node that owns a thousand volumes took 20 to 60 ms (two busy
+  cores, dev profile). Scrapes within a quarter of a second are given the same text.
 ";
 
 fn kind(family: &Family) -> &'static str {

@@ -1,7 +1,7 @@
 //! What a shard counts, as plain numbers, for whoever watches over it.
 //!
-//! Read at the moment that it is asked for: nothing is counted twice for it. A volume costs a few look-ups in memory, so that a
-//! thousand of them take a shard about a millisecond.
+//! Read at the moment that it is asked for: nothing is counted twice for it. A volume costs a few look-ups in memory: a whole scrape of a
+//! node with a thousand volumes took 20 to 60 ms (2026-11-27, two busy cores, dev profile).
 
 use client_lib::{Epoch, VolumeId, VolumeSize};
 
