@@ -168,3 +168,27 @@ impl Watermarks {
         replicas.values().map(Progress::base).min().unwrap_or(Lsn::ZERO)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use client_lib::Epoch;
+
+    use super::*;
+    use crate::peer::message::ReplicaPosition;
+
+    /// History was kept for a removed node for as long as the ownership lasted: its sender, which had not ended yet, listed it anew, at
+    /// the very beginning.
+    #[test]
+    fn who_was_given_up_is_not_waited_for_whatever_its_sender_still_says() {
+        let (near, gone, head) = (NodeId(2), NodeId(3), Lsn::new(Epoch(1), 9));
+        let watermarks = Watermarks::new([near, gone], head);
+        let position = ReplicaPosition { watermark: head, ..ReplicaPosition::default() };
+        watermarks.with(near, |progress| progress.heard(position));
+        assert_eq!(watermarks.lowest(), Lsn::ZERO);
+        watermarks.give_up(gone);
+        watermarks.with(gone, |progress| progress.failed("it was removed".to_owned()));
+        assert_eq!(watermarks.lowest(), head);
+        assert!(watermarks.is_level(head));
+        assert_eq!(watermarks.snapshot().into_keys().collect::<Vec<_>>(), [near]);
+    }
+}
