@@ -504,7 +504,8 @@ async fn a_snapshot_is_waited_for_where_it_is_not_known_yet_who_the_owner_is() {
     let mut reading = tokio::spawn(async move { read(&session, 0).await });
     let waits = tokio::time::timeout(Duration::from_millis(50), &mut reading).await;
     assert!(waits.is_err(), "it waits");
-    assert!(at_c.gate.set_phase(epoch, Phase::Elsewhere));
+    // Unless the node has come to that by itself, as it does with whatever changes in the metadata.
+    at_c.gate.set_phase(epoch, Phase::Elsewhere);
     cluster.network.set_blocked(NodeId(1), NodeId(3), false);
     assert_eq!(reading.await.expect("joins"), block(1));
     cluster.stop().await;

@@ -30,7 +30,8 @@ fn secrets(directory: &Path) -> Vec<String> {
             let path: PathBuf = entry.path();
             if path.is_dir() {
                 directories.push(path);
-            } else if path.components().any(|part| matches!(part.as_os_str().to_str(), Some("identity" | "authority"))) {
+            } else if path.components().any(|part| matches!(part.as_os_str().to_str(), Some("identity" | "authority")))
+            {
                 let text = String::from_utf8_lossy(&std::fs::read(&path).expect("is read")).into_owned();
                 lines.extend(text.lines().filter(|line| line.len() >= 40).map(ToOwned::to_owned));
             }
@@ -59,7 +60,9 @@ fn a_cluster_is_watched_checked_and_put_together_without_secrets() {
     assert_eq!(of(&found, "volumes")["found"], "1 known");
     assert_eq!(of(&found, "metadata")["level"], "ok");
     let disk: Vec<&Value> = found.iter().filter(|finding| finding["what"] == format!("disk {data}")).collect();
-    assert!(disk.iter().any(|finding| finding["found"].as_str().is_some_and(|it| it.starts_with("a synced block takes"))));
+    assert!(
+        disk.iter().any(|finding| finding["found"].as_str().is_some_and(|it| it.starts_with("a synced block takes")))
+    );
 
     let file = up.data().with_file_name("bundle.json").display().to_string();
     let said = up.run(&["support-bundle", "--out", &file]).expect("is made");

@@ -26,7 +26,7 @@ pub(super) fn run(arguments: &Audit, common: &Common) -> anyhow::Result<()> {
     if arguments.json {
         return print_json(&list);
     }
-    print_table(&["when", "at", "who", "act", "outcome"], list.entries.iter().map(row).collect());
+    print_table(&["when", "at", "who", "outcome", "act"], list.entries.iter().map(row).collect());
     if !list.silent.is_empty() {
         println!("not told by {}", list.silent.join(", "));
     }
@@ -41,5 +41,5 @@ fn row(entry: &AuditEntry) -> Vec<String> {
     };
     let who = if entry.user.is_empty() { "-" } else { &entry.user };
     let act = if entry.with.is_empty() { entry.act.clone() } else { format!("{} {}", entry.act, entry.with) };
-    vec![age(entry.at_ms), entry.node.clone(), who.to_owned(), act, outcome]
+    vec![age(entry.at_ms), entry.node.clone(), who.to_owned(), outcome, act]
 }

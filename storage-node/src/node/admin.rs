@@ -17,6 +17,7 @@ use client_lib::wire::admin::{
 use client_lib::{Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use super::reconcile::Reconciler;
 use super::takeover::Takeovers;
@@ -62,6 +63,8 @@ use overview::Glances;
 
 /// How long an administrative request waits for the owner to be known, across a handover under way.
 const OWNER_PATIENCE: Duration = Duration::from_secs(20);
+/// Before a node is asked again that does not own a volume, and will soon.
+const MOVED_PAUSE: Duration = Duration::from_millis(50);
 
 /// The node's administrative face.
 pub struct NodeAdmin {
@@ -169,17 +172,26 @@ impl NodeAdmin {
         let served = self.volumes.arrival(id, OWNER_PATIENCE).await.ok_or_else(|| {
             Error::new(ErrorKind::Unavailable, format!("this node cannot serve volume {id}; its log says why"))
         })?;
-        let view =
-            tokio::time::timeout(OWNER_PATIENCE, served.gate.settled(client_lib::Epoch(0))).await.map_err(|_| {
+        let end = Instant::now() + OWNER_PATIENCE;
+        loop {
+            let settled = tokio::time::timeout_at(end, served.gate.settled(client_lib::Epoch(0))).await;
+            let view = settled.map_err(|_| {
                 Error::new(
                     ErrorKind::Busy,
                     format!("volume {} has been changing its owner for {OWNER_PATIENCE:?}", served.name),
                 )
             })??;
-        if view.phase == Phase::Owner {
-            return here(served).await;
+            if view.phase == Phase::Owner {
+                return here(served).await;
+            }
+            match self.ask(view.owner, forward.clone()).await {
+                // It has given the volume away, or is yet to hear that it was given it.
+                Err(error) if error.kind() == ErrorKind::NotOwner && Instant::now() < end => {
+                    served.gate.changed_from(view, MOVED_PAUSE).await;
+                }
+                answer => return answer,
+            }
         }
-        self.ask(view.owner, forward).await
     }
 
     /// Says at once why this node, which should own the volume, does not serve it, if so.
@@ -523,7 +535,7 @@ impl NodeAdmin {
 }
 
 fn moved(id: VolumeId) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("volume {id} is not owned here (any more or yet); try again"))
+    Error::new(ErrorKind::NotOwner, format!("volume {id} is not owned here (any more or yet); try again"))
 }
 
 fn deleted(volume: &ServedVolume) -> Error {

@@ -16,6 +16,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use client_lib::clock::{Clock, SystemClock};
 use client_lib::wire::admin::{AuditEntry, Failure};
+use serde_json::Value;
 
 use super::http::BODY_BYTES_MAX;
 
@@ -115,7 +116,7 @@ pub(super) async fn note_acts(State(log): State<Arc<AuditLog>>, request: Request
         node: log.node.clone(),
         user: user_of(&parts.headers),
         act: cut(&format!("{} {path}", parts.method)),
-        with: cut(&String::from_utf8_lossy(&body)),
+        with: cut(&on_a_line(&body)),
         ..AuditEntry::default()
     };
     let mut act = Act { log, entry };
@@ -134,6 +135,19 @@ pub(super) async fn note_acts(State(log): State<Arc<AuditLog>>, request: Request
 
 fn user_of(headers: &HeaderMap) -> String {
     headers.get(USER_HEADER).and_then(|user| user.to_str().ok()).map(cut).unwrap_or_default()
+}
+
+/// A request on one line, without the fields that were left open.
+fn on_a_line(body: &[u8]) -> String {
+    match serde_json::from_slice::<Value>(body) {
+        Ok(mut asked) => {
+            if let Some(fields) = asked.as_object_mut() {
+                fields.retain(|_, value| !value.is_null());
+            }
+            asked.to_string()
+        }
+        Err(_) => String::from_utf8_lossy(body).split_whitespace().collect::<Vec<_>>().join(" "),
+    }
 }
 
 /// The beginning of a text, in whole characters.
@@ -168,6 +182,14 @@ mod tests {
         let mut file = OpenOptions::new().append(true).open(directory.path().join(FILE)).expect("opens");
         file.write_all(b"{\"at_ms\":").expect("is written");
         assert_eq!(log.newest(1).expect("reads"), [entry(count - 1)]);
+    }
+
+    /// `helio cluster audit` showed a request over as many lines as it had fields.
+    #[test]
+    fn what_was_asked_for_is_told_on_a_line_without_what_was_left_out() {
+        assert_eq!(on_a_line(b"{\n  \"to\": \"b\",\n  \"deadline_ms\": null\n}"), r#"{"to":"b"}"#);
+        assert_eq!(on_a_line(b""), "");
+        assert_eq!(on_a_line(b"no\n JSON"), "no JSON");
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn heading(screen: &Screen, now: Instant) -> String {
     let Some(sample) = &screen.sample else { return "helio top".to_owned() };
     let ClusterStatus { node, members, .. } = &sample.cluster;
     let mut text = format!(
-        "helio top: {} nodes, {} volumes, {} of them wait; told by {node}",
+        "helio top: nodes {}, volumes {}, {} of them waiting; told by {node}",
         members.len(),
         sample.overview.volumes,
         sample.overview.waiting
@@ -228,7 +228,7 @@ mod tests {
             Screen::new(Asked::by("lag")).with(sample(begun, 0)).with(sample(begun + Duration::from_secs(1), 2 << 20));
         let lines = drawn(&mut screen, begun, (100, 24));
         let has = |words: &[&str]| lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
-        assert!(has(&["2 nodes, 2 volumes, 1 of them wait; told by a"]), "{lines:#?}");
+        assert!(has(&["nodes 2, volumes 2, 1 of them waiting; told by a"]), "{lines:#?}");
         assert!(has(&["b", "cloud-2", "voter", "60.2 ms", "DOES NOT ANSWER"]), "{lines:#?}");
         assert!(has(&["a", "b", "2 MiB/s", "none", "6 MiB", "75 s"]), "{lines:#?}");
         assert!(has(&["volumes by lag"]) && has(&["disk", "10 GiB", "geo:1", "75 s", "3 MiB", "1 MiB"]), "{lines:#?}");

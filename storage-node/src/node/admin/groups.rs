@@ -153,7 +153,7 @@ impl NodeAdmin {
         }
         if volumes.is_empty() {
             let what = format!("no volume of group {} is owned here any more; try again", group.name);
-            return Err(Error::new(ErrorKind::Unavailable, what));
+            return Err(Error::new(ErrorKind::NotOwner, what));
         }
         Ok((group.name.clone(), volumes))
     }
