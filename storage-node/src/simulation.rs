@@ -14,6 +14,7 @@
 mod checks;
 mod guest;
 pub(crate) mod history;
+mod late;
 mod machine;
 mod network;
 mod partial;

@@ -41,19 +41,6 @@ fn no_acked_write_is_missing_after_kill_nine() {
     verify(&mut Client::connect(&up.socket("c"), "disk").expect("connects"), &newest);
 }
 
-/// Found by a drain: a node that had just been given a volume, and was yet to hear of it, said that the volume was not owned there, and
-/// who asked another node about it was told that the owner does not answer.
-#[test]
-fn whoever_has_just_been_given_a_volume_is_waited_for() {
-    let up = Up::start(&["--rtt", "40"]).expect("starts");
-    up.run(&["volume", "create", "disk", "--size", "1M", "--owner", "c"]).expect("is created");
-    for to in ["b", "c"].into_iter().cycle().take(12) {
-        up.run(&["volume", "migrate", "disk", "--to", to]).expect("moves");
-        let status = up.json(&["volume", "status", "disk", "--json"]).expect("is told, of whoever owns it by now");
-        assert_eq!(status["owner"], to, "{status}");
-    }
-}
-
 #[test]
 fn a_connected_writer_follows_its_volume_and_a_stranger_is_refused() {
     let up = Up::start(&["--rtt", "20"]).expect("starts");
