@@ -312,12 +312,17 @@ mod tests {
     use super::*;
     use crate::transport::BoxFuture;
 
-    /// Nodes that answer in turn as they are told, and then go on with the last.
-    #[derive(Debug)]
+    /// Nodes that fail in turn as they are told.
     struct Scripted {
         calls: AtomicU32,
-        /// By the node's number, and by the round.
-        refuses: fn(u64, u32) -> bool,
+        /// By the node, and by the round.
+        fails: Box<dyn Fn(NodeId, u32) -> TransportError + Send + Sync>,
+    }
+
+    impl std::fmt::Debug for Scripted {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Scripted").finish_non_exhaustive()
+        }
     }
 
     const NODES: u32 = 3;
@@ -331,11 +336,7 @@ mod tests {
             _deadline: Duration,
         ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
             let round = self.calls.fetch_add(1, Ordering::Relaxed) / NODES;
-            let reason = "as told".to_owned();
-            let error = match (self.refuses)(node.0, round) {
-                true => TransportError::Refused { node, reason },
-                false => TransportError::Unreachable { node, reason },
-            };
+            let error = (self.fails)(node, round);
             Box::pin(async move { Err(error) })
         }
 
@@ -348,14 +349,25 @@ mod tests {
         }
     }
 
-    /// What comes of asking them, and how often they were asked.
-    async fn asked(refuses: fn(u64, u32) -> bool, is_first: bool) -> (Error, u32) {
-        let transport = Arc::new(Scripted { calls: AtomicU32::new(0), refuses });
+    fn scripted(fails: impl Fn(NodeId, u32) -> TransportError + Send + Sync + 'static) -> (Arc<Scripted>, Nodes) {
+        let transport = Arc::new(Scripted { calls: AtomicU32::new(0), fails: Box::new(fails) });
         let member = |node: u32| {
             let (name, address) = (format!("n{node}"), String::new());
             MemberInfo { node: NodeId(node.into()), name, provider: String::new(), address }
         };
         let nodes = Nodes::new(transport.clone(), (1..=NODES).map(member).collect());
+        (transport, nodes)
+    }
+
+    /// What comes of asking them, and how often they were asked; by the node's number, and by the round.
+    async fn asked(refuses: fn(u64, u32) -> bool, is_first: bool) -> (Error, u32) {
+        let (transport, nodes) = scripted(move |node, round| {
+            let reason = "as told".to_owned();
+            match refuses(node.0, round) {
+                true => TransportError::Refused { node, reason },
+                false => TransportError::Unreachable { node, reason },
+            }
+        });
         let outcome = nodes.ask(ClientRequest::Members, Some(Duration::from_secs(60)), is_first).await;
         (outcome.expect_err("nobody answers"), transport.calls.load(Ordering::Relaxed))
     }
@@ -384,43 +396,13 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "what is open stays open");
     }
 
-    #[derive(Debug)]
-    struct Revoking(u64);
-
-    impl Transport for Revoking {
-        fn call(
-            &self,
-            node: NodeId,
-            _class: Class,
-            _request: Bytes,
-            _deadline: Duration,
-        ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
-            let error = match node.0 <= self.0 {
-                true => TransportError::Revoked { node },
-                false => TransportError::Unreachable { node, reason: "it is down".to_owned() },
-            };
-            Box::pin(async move { Err(error) })
-        }
-
-        fn set_peer(&self, _node: NodeId, _address: SocketAddr) {}
-
-        fn remove_peer(&self, _node: NodeId) {}
-
-        fn rtt(&self, _node: NodeId) -> Option<Duration> {
-            None
-        }
-    }
-
     #[tokio::test(start_paused = true)]
     async fn what_most_nodes_say_of_a_certificate_is_so() {
         for (say_so, expected) in [(1, ErrorKind::Unavailable), (2, ErrorKind::Fenced), (3, ErrorKind::Fenced)] {
-            let member = |node: u64| MemberInfo {
-                node: NodeId(node),
-                name: format!("n{node}"),
-                provider: String::new(),
-                address: String::new(),
-            };
-            let nodes = Nodes::new(Arc::new(Revoking(say_so)), (1..=3).map(member).collect());
+            let (_, nodes) = scripted(move |node, _| match node.0 <= say_so {
+                true => TransportError::Revoked { node },
+                false => TransportError::Unreachable { node, reason: "it is down".to_owned() },
+            });
             let asked = nodes.ask_any(ClientRequest::Members, Some(Duration::from_secs(60))).await;
             let error = asked.expect_err("nobody answers");
             assert_eq!(error.kind(), expected, "{say_so}: {error}");

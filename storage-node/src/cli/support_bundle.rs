@@ -4,10 +4,10 @@
 //! positions; no data of volumes, no key, no token.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use client_lib::clock::{Clock, SystemClock};
 use serde_json::{Map, Value, json};
 
 use super::Common;
@@ -53,10 +53,9 @@ pub(super) fn run(arguments: &SupportBundle, common: &Common) -> anyhow::Result<
 }
 
 fn bundle(arguments: &SupportBundle, common: &Common) -> Value {
-    let made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let doctor = doctor::examine(&Doctor::of(arguments.config.clone()), common);
     json!({
-        "made_unix_seconds": made,
+        "made_unix_seconds": SystemClock::new().unix_ms() / 1000,
         "version": env!("CARGO_PKG_VERSION"),
         "kernel": std::fs::read_to_string("/proc/version").unwrap_or_default().trim(),
         "doctor": or_error(doctor.and_then(|findings| Ok(serde_json::to_value(findings)?))),

@@ -270,7 +270,7 @@ impl Page {
     /// When the value is not a page that [`encode`](Self::encode) wrote.
     pub fn decode(bytes: &[u8]) -> Result<Page, PageError> {
         codec::check(bytes)?;
-        let packed = if codec::count(bytes) == 0 { Box::default() } else { bytes.into() };
+        let packed = if codec::is_empty(bytes) { Box::default() } else { bytes.into() };
         Ok(Page { packed, changed: Vec::new() })
     }
 

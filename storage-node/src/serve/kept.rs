@@ -112,9 +112,10 @@ impl Kept for KeptSnapshot {
 
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
         Box::pin(async move {
-            let read = self.volume.read(self.moment, offset, length);
-            let operations = self.volume.shard.operations();
-            operations.count(OperationKind::Read, u64::from(length), read).await.map(read_parts)
+            let counted = self.volume.shard.operations().begin(OperationKind::Read, u64::from(length));
+            let outcome = self.volume.read(self.moment, offset, length).await;
+            counted.end(outcome.is_ok());
+            outcome.map(read_parts)
         })
     }
 

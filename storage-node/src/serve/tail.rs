@@ -115,8 +115,12 @@ impl Kept for KeptTail {
     }
 
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
-        let operations = self.volume.shard.operations();
-        Box::pin(operations.count(OperationKind::Read, u64::from(length), self.read_parts(offset, length)))
+        Box::pin(async move {
+            let counted = self.volume.shard.operations().begin(OperationKind::Read, u64::from(length));
+            let outcome = self.read_parts(offset, length).await;
+            counted.end(outcome.is_ok());
+            outcome
+        })
     }
 
     /// Which blocks are zeroes is seen when they are read.

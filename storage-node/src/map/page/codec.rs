@@ -451,6 +451,11 @@ pub(super) fn with_lone_starts(body: &[u8]) -> Result<Vec<u8>, PageError> {
     Ok(value)
 }
 
+/// Whether a value that [`check`] has accepted has no entries.
+pub(super) fn is_empty(value: &[u8]) -> bool {
+    value[1] == 0
+}
+
 /// Whether a value that [`check`] has accepted has stale entries.
 pub(super) fn has_stale(value: &[u8]) -> bool {
     value[1] & Kind::Stale.bit() != 0

@@ -10,7 +10,6 @@ use client_lib::wire::client::{
 };
 use client_lib::{Epoch, Error, ErrorKind};
 use nbd_frontend::export::Residency;
-use tokio::time::Instant;
 
 use super::Answer;
 use crate::ownership::gate::View;
@@ -19,7 +18,7 @@ use crate::peer::message::{Writer, pack_read};
 use crate::serve::residency;
 use crate::serve::status::in_steps;
 use crate::serve::volume::{Change, ServedVolume, store_failure};
-use crate::shard::operations::OperationKind;
+use crate::shard::operations::{Counted, OperationKind};
 use crate::volume::Moment;
 use crate::volume::ledger::Origin;
 
@@ -31,24 +30,30 @@ pub(super) async fn serve(
     request: &ClientRequest,
     payload: &Bytes,
 ) -> Result<Option<Answer>, Error> {
-    let begun = Instant::now();
+    let counted = begin(volume, request, payload);
     let answered = answer(volume, view, incarnation, request, payload).await;
     // What was not carried out comes again, to this node or to another one.
     let is_carried_out = !matches!(answered, Ok(None | Some((ClientReply::Moved(_) | ClientReply::Outrun, _))));
-    if let Some((kind, bytes)) = operation(request, payload).filter(|_| is_carried_out) {
-        volume.shard.operations().note(kind, bytes, begun.elapsed(), answered.is_ok());
+    if let Some(counted) = counted.filter(|_| is_carried_out) {
+        counted.end(answered.is_ok());
     }
     answered
 }
 
 /// As [`read_only`] of a snapshot, and counts what guests ask for.
 pub(super) async fn serve_kept(volume: &ServedVolume, moment: Moment, request: ClientRequest) -> Result<Answer, Error> {
-    let operation = operation(&request, &Bytes::new());
-    let answered = read_only(volume, moment, request);
-    match operation {
-        Some((kind, bytes)) => volume.shard.operations().count(kind, bytes, answered).await,
-        None => answered.await,
+    let counted = begin(volume, &request, &Bytes::new());
+    let answered = read_only(volume, moment, request).await;
+    if let Some(counted) = counted {
+        counted.end(answered.is_ok());
     }
+    answered
+}
+
+/// What a guest asks for begins, if that is what a request is.
+fn begin<'a>(volume: &'a ServedVolume, request: &ClientRequest, payload: &Bytes) -> Option<Counted<'a>> {
+    let (kind, bytes) = operation(request, payload)?;
+    Some(volume.shard.operations().begin(kind, bytes))
 }
 
 /// Which operation of a guest a request is, and on how many bytes.

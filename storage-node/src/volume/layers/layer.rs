@@ -50,6 +50,14 @@ impl Counts {
     fn remove(&mut self, version: &Version) {
         self.each(version, |count| *count -= 1);
     }
+
+    fn join(&mut self, others: &Counts) {
+        let Counts { all, stale, local, unknown } = others;
+        self.all += all;
+        self.stale += stale;
+        self.local += local;
+        self.unknown += unknown;
+    }
 }
 
 /// The chunk of `block`, and where in it that is.
@@ -208,12 +216,12 @@ impl Layer {
         let (counts, dirty) = (&mut self.counts, &mut self.dirty);
         self.chunks.retain(|chunk, page| {
             if page.may_have_stale() {
-                let stale = page.iter().filter(|(_, version)| version.content.is_stale());
-                stale.for_each(|(index, version)| {
+                let (stale, kept): (Vec<_>, Vec<_>) = page.iter().partition(|(_, version)| version.content.is_stale());
+                for (index, version) in stale {
                     counts.remove(&version);
                     dropped(block_of(*chunk, index));
-                });
-                *page = Page::of(page.iter().filter(|(_, version)| !version.content.is_stale()));
+                }
+                *page = Page::of(kept.into_iter());
                 dirty.insert(*chunk);
             }
             !page.is_empty()
@@ -222,9 +230,9 @@ impl Layer {
 
     /// Puts the versions of `newer` over its own, and tells of every place that is not needed for them any more.
     pub(super) fn cover(&mut self, newer: Layer, mut let_go: impl FnMut(Place)) {
+        self.counts.join(&newer.counts);
         for (chunk, over) in newer.chunks {
             self.dirty.insert(chunk);
-            over.iter().for_each(|(_, version)| self.counts.add(&version));
             match self.chunks.entry(chunk) {
                 Entry::Vacant(free) => drop(free.insert(over)),
                 Entry::Occupied(taken) => {
