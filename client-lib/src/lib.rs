@@ -1,6 +1,7 @@
 //! The bottom of Heliotrope: the words, the wire and the transport that every other crate shares.
 //!
-//! Owns the identifiers and positions ([`types`]), sizes ([`geometry`]), policies ([`policy`]), the error that callers act
+//! Owns the identifiers and positions ([`types`]), sizes ([`geometry`]), policies ([`policy`]), what clients may do
+//! ([`rights`]), the error that callers act
 //! on ([`error`]), the seam to the network ([`transport`]) and the frames that cross it ([`wire`]). It links
 //! neither RocksDB, openraft nor io_uring, and never will, so that outside programs can link it.
 
@@ -12,6 +13,7 @@ pub mod geometry;
 pub mod pki;
 pub mod policy;
 pub mod random;
+pub mod rights;
 pub mod transport;
 pub mod types;
 pub mod watch;

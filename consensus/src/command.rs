@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use client_lib::geometry::{GROUP_VOLUMES_MAX, SNAPSHOTS_MAX};
 use client_lib::pki::Fingerprint;
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
+use client_lib::rights::{Right, Role, VolumePattern, VolumeRule};
 use client_lib::{
     ClientName, Epoch, Error, ErrorKind, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName,
     VolumeGroupId, VolumeId, VolumeName, VolumeSize,
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::Made;
 use crate::state::access::{CLIENT_CERTIFICATES_MAX, CLIENTS_MAX, REVOKED_MAX};
+use crate::state::rights::{RULES_MAX, RULES_OF_ALL_MAX};
 
 /// The version in front of every encoded command.
 pub const COMMAND_VERSION: u8 = 1;
@@ -392,6 +394,18 @@ pub enum Command {
         /// When, by the proposer's clock, in milliseconds since 1970.
         at_ms: u64,
     },
+    /// A client may do other things from now on: all of it, or nothing is changed. From its first rule on it may use no volume that no
+    /// rule is for. This is proposed only where every member that answers sees to it.
+    ChangeRights {
+        /// The client.
+        client: ClientName,
+        /// What it is there for; `None` leaves that as it is.
+        role: Option<Role>,
+        /// Rules that it is given; one of the same volumes is replaced.
+        allow: Vec<VolumeRule>,
+        /// Rules that are withdrawn, of these volumes, and only if they give this right where one is named.
+        deny: Vec<(VolumePattern, Option<Right>)>,
+    },
 }
 
 impl Command {
@@ -502,6 +516,8 @@ pub enum Response {
     ClientIssued,
     /// It counts no more.
     Revoked,
+    /// The client may do what was asked for.
+    RightsChanged,
 }
 
 impl Response {
@@ -746,6 +762,26 @@ pub enum Refusal {
     /// There are as many certificates as are revoked one by one.
     #[error("{max} certificates are revoked one by one, and no more may be: revoke the client by its name", max = REVOKED_MAX)]
     TooManyRevoked,
+    /// What is withdrawn was never given.
+    #[error("client {client} has no rule {rule}; `helio cluster client show {client}` shows those it has")]
+    NoSuchRule {
+        /// The client.
+        client: ClientName,
+        /// The rule, as it was named.
+        rule: String,
+    },
+    /// Nothing can be withdrawn of somebody who may use everything because nobody ever gave it a rule.
+    #[error(
+        "client {0} was never given a rule, so none can be withdrawn: without any, one of role `volume` may use every volume; \
+         `helio cluster client allow {0} VOL…` gives it some, and from then on it may use nothing else"
+    )]
+    NoRules(ClientName),
+    /// The client has as many rules as it may have.
+    #[error("client {0} would have more than {max} rules: use patterns, such as `vm-*`", max = RULES_MAX)]
+    TooManyRules(ClientName),
+    /// There are as many rules as there may be.
+    #[error("the cluster would have more than {max} rules of clients: use patterns, such as `vm-*`", max = RULES_OF_ALL_MAX)]
+    TooManyRulesOfAll,
 }
 
 impl From<Refusal> for Error {
@@ -760,7 +796,8 @@ impl From<Refusal> for Error {
             | Refusal::UnknownVolume(_)
             | Refusal::UnknownSnapshot { .. }
             | Refusal::UnknownGroup(_)
-            | Refusal::NotInGroup { .. } => ErrorKind::NotFound,
+            | Refusal::NotInGroup { .. }
+            | Refusal::NoSuchRule { .. } => ErrorKind::NotFound,
             Refusal::NotOwner { .. } => ErrorKind::NotOwner,
             Refusal::OldIncarnation { .. } | Refusal::NodeRemoved(_) => ErrorKind::Fenced,
             Refusal::NotReplica { .. }
@@ -777,7 +814,10 @@ impl From<Refusal> for Error {
             | Refusal::CertificateRevoked
             | Refusal::TooManyCertificates(_)
             | Refusal::TooManyClients
-            | Refusal::TooManyRevoked => ErrorKind::InvalidRequest,
+            | Refusal::TooManyRevoked
+            | Refusal::NoRules(_)
+            | Refusal::TooManyRules(_)
+            | Refusal::TooManyRulesOfAll => ErrorKind::InvalidRequest,
             Refusal::SizeChanged { .. }
             | Refusal::LeaseHeld { .. }
             | Refusal::BeingCloned { .. }

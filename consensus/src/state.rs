@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{
-    Epoch, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeName,
-    VolumeSize,
+    ClientName, Epoch, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId,
+    VolumeName, VolumeSize,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,12 +21,14 @@ pub(crate) mod groups;
 mod leases;
 mod members;
 mod ownership;
+pub mod rights;
 mod shared;
 mod snapshots;
 mod volumes;
 
 use access::Access;
 use ownership::HandOver;
+use rights::ClientRights;
 use shared::Shared;
 
 #[cfg(test)]
@@ -292,6 +294,8 @@ pub struct MetaState {
     groups: Shared<BTreeMap<VolumeGroupId, VolumeGroup>>,
     enclosures: Shared<BTreeMap<VolumeId, Enclosure>>,
     access: Shared<Access>,
+    /// Clients that were never given any are left out.
+    rights: Shared<BTreeMap<ClientName, ClientRights>>,
 }
 
 impl MetaState {
@@ -304,6 +308,7 @@ impl MetaState {
             && self.groups.is(&other.groups)
             && self.enclosures.is(&other.enclosures)
             && self.access.is(&other.access)
+            && self.rights.is(&other.rights)
     }
 
     /// Whether it is certain that this state and another one let in the same. Takes no time.
@@ -383,6 +388,7 @@ impl MetaState {
             Command::ClientIssued { client, fingerprint, at_ms } => self.client_issued(client, fingerprint, at_ms),
             Command::RevokeClient { client, at_ms } => self.revoke_client(client, at_ms),
             Command::RevokeCertificate { fingerprint, at_ms } => self.revoke_certificate(fingerprint, at_ms),
+            Command::ChangeRights { client, role, allow, deny } => self.change_rights(client, role, allow, deny),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

@@ -12,7 +12,7 @@ use serde::ser::{Serialize, SerializeTuple, Serializer};
 use super::database::{Database, META, MetaPlace, RAFT};
 use super::log_store::LogStore;
 use super::memory::MetaDisk;
-use super::state_machine::{State7, StateMachine, decode_state, encode_state, open, peek};
+use super::state_machine::{State7, State8, StateMachine, decode_state, encode_state, open, peek};
 use super::types::{Entry, LogId, MetaTypes, SnapshotMeta, StoredMembership, Vote};
 use crate::command::Command;
 use crate::golden;
@@ -127,6 +127,7 @@ impl Serialize for Raw {
 
 #[tokio::test]
 async fn a_store_of_a_format_before_is_taken_over_once() {
+    taken_over(8, "meta-state-8.hex").await;
     taken_over(7, "meta-state-7.hex").await;
     taken_over(6, "meta-state-6.hex").await;
     taken_over(5, "meta-state-5.hex").await;
@@ -153,9 +154,43 @@ async fn snapshots_go_between_this_version_and_the_one_before() {
     }
     let bytes = encode_state(&state).expect("plain data");
     assert!(postcard::from_bytes::<State7>(&bytes).is_err(), "an older program refuses all of it");
-    machine.install_snapshot(&meta, bytes).await.expect("is read");
+    machine.install_snapshot(&meta, bytes.clone()).await.expect("is read");
     let kept = machine.get_snapshot_builder().await.build_snapshot().await.expect("is built").snapshot;
     assert_eq!(decode_state(&kept).expect("reads back"), state);
+
+    // As the version before reads and writes it: behind its mark, and nothing more.
+    let read_by_8 = |bytes: &[u8]| postcard::from_bytes::<State8>(bytes.strip_prefix(&[0xff; 10]).unwrap_or(bytes));
+    assert_eq!(MetaState::from(read_by_8(&bytes).expect("that knows of revoked certificates")), state);
+    let written_by_8 = [vec![0xff; 10], golden::read("meta-state-8.hex")].concat();
+    let mut state = decode_state(&written_by_8).expect("is read");
+    assert_eq!(state.access().removed_nodes().count(), 1);
+    let allow = vec!["disk:ro".parse().expect("a rule")];
+    let client = "host".parse().expect("a name");
+    let limit = Command::ChangeRights { client, role: None, allow, deny: Vec::new() };
+    state.apply(32, limit).into_result().expect("is applied");
+    let bytes = encode_state(&state).expect("plain data");
+    assert!(read_by_8(&bytes).is_err(), "it would let the client write");
+    assert!(postcard::from_bytes::<State7>(&bytes).is_err());
+    assert_eq!(decode_state(&bytes).expect("reads back"), state);
+}
+
+/// A node of the version before keeps a snapshot as it was sent, with its mark, or in the form of the version before that.
+#[tokio::test]
+async fn a_store_with_a_snapshot_of_another_form_is_taken_over() {
+    let marked = [vec![0xff; 10], golden::read("meta-state-8.hex")].concat();
+    for snapshot in [marked, golden::read("meta-state-7.hex")] {
+        let directory = tempfile::tempdir().expect("a directory");
+        {
+            let database = Database::open(&directory.path().to_owned().into(), GroupId::META).expect("opens");
+            let place = (None::<LogId>, StoredMembership::default());
+            let batch = database.batch().put(RAFT, b"format", &8u64).expect("encodes");
+            batch.put(META, b"snapshot", &(place.0, place.1, snapshot)).expect("encodes").write().expect("is written");
+        }
+        let stores = open(&directory.path().to_owned().into(), GroupId::META).expect("is taken over");
+        let (_, mut machine) = stores.storages().expect("reads");
+        let kept = machine.get_current_snapshot().await.expect("reads").expect("is there").snapshot;
+        assert!(decode_state(&kept).expect("is of the present form").volumes().count() >= 2);
+    }
 }
 
 async fn taken_over(format: u64, golden_file: &str) {
@@ -178,14 +213,14 @@ async fn taken_over(format: u64, golden_file: &str) {
         let (_, mut machine) =
             open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().expect("reads");
         let snapshot = machine.get_current_snapshot().await.expect("reads").expect("is there");
-        let seen: MetaState = postcard::from_bytes(&snapshot.snapshot).expect("is of the present form");
+        let seen = decode_state(&snapshot.snapshot).expect("is of the present form");
         assert_eq!(volumes(&seen)[..2], ["v", "w"]);
         drop(machine);
         assert_eq!(peek(directory.path(), GroupId::META).expect("reads"), Some(seen));
     }
     {
         let database = Database::open(&directory.path().to_owned().into(), GroupId::META).expect("opens");
-        database.put(RAFT, b"format", &9u64).expect("is written");
+        database.put(RAFT, b"format", &10u64).expect("is written");
     }
     let refused = open(&directory.path().to_owned().into(), GroupId::META).err().expect("is newer").to_string();
     assert!(refused.contains("use the newer program"), "{refused}");

@@ -2,12 +2,13 @@
 
 use client_lib::pki::Fingerprint;
 use client_lib::policy::{Class, Durability, LinkPolicy, Mode, Order, Propagation, RateWindow, Rpo, RpoAction, Unmet};
+use client_lib::rights::{Right, Role};
 use client_lib::{ClientName, Epoch, Lsn, NodeId, SnapshotId, VolumeGroupId, VolumeId, VolumeSize};
 
 use super::{create, expire, hand_over, register, renew, takeover, transfer};
 use crate::command::Command;
 use crate::golden;
-use crate::state::before::{State4, State5, State6, State7};
+use crate::state::before::{State4, State5, State6, State7, State8};
 use crate::state::{Made, MetaState};
 
 fn durability(class: Class) -> Command {
@@ -127,8 +128,8 @@ fn full_of_7() -> MetaState {
     state
 }
 
-/// A state with something in every field.
-fn full() -> MetaState {
+/// A state with something in every field that format 8 has.
+fn full_of_8() -> MetaState {
     let mut state = full_of_7();
     let (client, at_ms) = ("host-7".parse::<ClientName>().expect("a name"), 1_700_000_000_300);
     let issued = |byte: u8| Command::ClientIssued { client: client.clone(), fingerprint: [byte; 32].into(), at_ms };
@@ -146,9 +147,33 @@ fn full() -> MetaState {
     state
 }
 
+fn rights() -> Command {
+    Command::ChangeRights {
+        client: "host-7".parse().expect("a name"),
+        role: Some(Role::Operator),
+        allow: ["vm-*:ro", "disk", "old"].map(|rule| rule.parse().expect("a rule")).into(),
+        deny: Vec::new(),
+    }
+}
+
+/// A state with something in every field.
+fn full() -> MetaState {
+    let mut state = full_of_8();
+    let withdrawn = Command::ChangeRights {
+        client: "host-7".parse().expect("a name"),
+        role: None,
+        allow: Vec::new(),
+        deny: vec![("old".parse().expect("a pattern"), Some(Right::Write))],
+    };
+    for (index, command) in [(31, rights()), (32, withdrawn)] {
+        state.apply(index, command).into_result().expect("is applied");
+    }
+    state
+}
+
 /// What a log of today has, and tomorrow's program reads.
 #[test]
-fn commands_of_removal_and_revocation_are_stored_as_these_bytes() {
+fn commands_of_removal_revocation_and_rights_are_stored_as_these_bytes() {
     let (client, fingerprint) = ("host-7".parse::<ClientName>().expect("a name"), Fingerprint::from([7; 32]));
     let at_ms = 1_700_000_000_300;
     let commands = [
@@ -157,6 +182,7 @@ fn commands_of_removal_and_revocation_are_stored_as_these_bytes() {
         Command::ClientIssued { client: client.clone(), fingerprint, at_ms },
         Command::RevokeClient { client, at_ms },
         Command::RevokeCertificate { fingerprint, at_ms },
+        rights(),
     ];
     let encoded: Vec<u8> = commands.iter().flat_map(Command::encode).collect();
     golden::check("meta-commands.hex", &encoded);
@@ -173,6 +199,14 @@ fn the_state_is_stored_as_these_bytes() {
 }
 
 /// The same state, but for what is new, as the version before wrote it.
+#[test]
+fn the_state_of_format_8_is_read() {
+    let kept = golden::read("meta-state-8.hex");
+    let before: State8 = postcard::from_bytes(&kept).expect("reads");
+    assert_eq!(MetaState::from(before), full_of_8());
+}
+
+/// As the version before that wrote it.
 #[test]
 fn the_state_of_format_7_is_read() {
     let kept = golden::read("meta-state-7.hex");
