@@ -147,10 +147,19 @@ pub trait Service: Send + Sync + 'static {
     /// Answers `request` from `peer`. `None` for a caller without a certificate, who may only ask to join.
     fn serve(&self, peer: Option<NodeId>, class: Class, request: Bytes) -> BoxFuture<'_, Bytes>;
 
-    /// Answers `request` from a client, whose certificate lets it use volumes and nothing else. Unless told otherwise it is
+    /// Answers `request` from a client, whose certificate lets it use volumes, as far as it may, and nothing else. Unless told otherwise it is
     /// answered as a caller without a certificate.
     fn serve_client<'a>(&'a self, _client: &'a ClientName, class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
         self.serve(None, class, request)
+    }
+
+    /// Answers `request` from a program of this machine, which has shown no certificate, and may use the socket's file. Unless told otherwise
+    /// it is answered as a client called `local`, as a certificate may call somebody, too.
+    fn serve_local(&self, class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(async move {
+            let local: ClientName = "local".parse().expect("is a name");
+            self.serve_client(&local, class, request).await
+        })
     }
 
     /// Whether who has this certificate of the cluster is let in. Asked when a connection is made, before anything is served, and again

@@ -14,8 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::client::{Cluster, Extent, Found, OpenOptions, Position, Volume, VolumeStatus};
 use client_lib::geometry::IO_SIZE_MAX;
+use client_lib::rights::Right;
 use client_lib::transport::BoxFuture;
-use client_lib::wire::client::{ExtentState, Part, VolumeInfo};
+use client_lib::wire::client::{ExtentState, ListedVolume, Part};
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, SECTOR_SIZE};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -107,7 +108,7 @@ impl Drop for Shared {
 }
 
 impl RemoteDirectory {
-    /// Exports `names` of a cluster, or all of its volumes, opened with `options`. `clusters` are the same one, each on a runtime of
+    /// Exports `names` of a cluster, or all of its volumes, opened with `options`; for reading what may only be read. `clusters` are the same one, each on a runtime of
     /// one thread; the connections of a volume are served on the thread of its cluster.
     ///
     /// # Panics
@@ -115,6 +116,7 @@ impl RemoteDirectory {
     #[must_use]
     pub fn new(clusters: Vec<Cluster>, names: Option<Vec<String>>, options: OpenOptions) -> RemoteDirectory {
         assert!(!clusters.is_empty(), "volumes of no cluster");
+        let options = OpenOptions { or_read_only: true, ..options };
         let (open, expected, turn) = (Mutex::default(), Mutex::default(), AtomicUsize::new(0));
         RemoteDirectory { clusters, turn, names, options, open, expected, closing: TaskTracker::new() }
     }
@@ -236,14 +238,15 @@ impl RemoteDirectory {
     }
 
     async fn listed(&self) -> Result<Vec<ExportInfo>, Error> {
-        let volumes = self.any().volumes(Some(OPEN_PATIENCE)).await?;
-        let is_exported = |volume: &&VolumeInfo| self.names.as_ref().is_none_or(|names| names.contains(&volume.name));
+        let volumes = self.any().list(Some(OPEN_PATIENCE)).await?;
+        let is_exported =
+            |listed: &&ListedVolume| self.names.as_ref().is_none_or(|names| names.contains(&listed.volume.name));
         let exported = volumes.iter().filter(is_exported);
-        Ok(exported.map(|volume| self.described(&volume.name, volume.size, volume.is_snapshot)).collect())
+        Ok(exported.map(|listed| self.described(listed)).collect())
     }
 
-    fn described(&self, name: &str, size: u64, is_snapshot: bool) -> ExportInfo {
-        described(name, size, is_snapshot || self.options.is_read_only)
+    fn described(&self, ListedVolume { volume, right }: &ListedVolume) -> ExportInfo {
+        described(&volume.name, volume.size, volume.is_snapshot || self.options.is_read_only || *right < Right::Write)
     }
 }
 
@@ -267,7 +270,10 @@ impl ExportDirectory for RemoteDirectory {
     fn info<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ExportInfo, Error>> {
         Box::pin(async move {
             let name = self.meant(name)?;
-            let none = || Error::new(ErrorKind::NotFound, format!("the cluster has no volume {name:?}"));
+            let none = || {
+                let text = format!("the cluster has no volume {name:?} that may be used with these credentials");
+                Error::new(ErrorKind::NotFound, text)
+            };
             self.listed().await?.into_iter().find(|export| export.name == name).ok_or_else(none)
         })
     }

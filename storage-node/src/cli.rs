@@ -31,6 +31,7 @@ mod migrate;
 mod node;
 mod policy;
 mod remove;
+mod rights;
 mod scrub;
 mod serving;
 mod snapshot;

@@ -26,6 +26,7 @@ use super::memory::{Landing, Source};
 use super::types::*;
 use super::volume::*;
 use crate::client;
+use crate::rights::Right;
 use crate::transport::{BoxFuture, Class, Transport, TransportError};
 use crate::types::{Epoch, NodeId, SnapshotId, VolumeId};
 use crate::wire::client::{ClientMessage, ClientReply, ClientRequest, MemberInfo, Opened};
@@ -41,10 +42,11 @@ impl Transport for Silent {
         let head = ClientMessage::<ClientRequest>::decode(frame).expect("a request").head;
         Box::pin(async move {
             match head {
-                ClientRequest::Open { name } => {
+                ClientRequest::OpenFor { name } => {
                     let snapshot = name.contains('@').then_some(SnapshotId(1));
                     let (volume, size, session, epoch) = (VolumeId(1), 1 << 20, 1, Epoch(1));
-                    let head = ClientReply::Opened(Opened { volume, snapshot, size, session, epoch });
+                    let opened = Opened { volume, snapshot, size, session, epoch };
+                    let head = ClientReply::OpenedFor { opened, right: Right::Write };
                     Ok(ClientMessage { head, payload: Bytes::new() }.encode().expect("is encoded"))
                 }
                 ClientRequest::Read { .. } => panic!("an unlikely thing"),

@@ -65,6 +65,7 @@ functions! {
         require_flags(options.flags, HELIO_READ_ONLY)?;
         let options = client::OpenOptions {
             is_read_only: options.flags & HELIO_READ_ONLY != 0,
+            or_read_only: false,
             give_up: patience(options.give_up_ms),
             journal_bytes: if options.journal_bytes > 0 { options.journal_bytes } else { JOURNAL_BYTES },
         };

@@ -12,11 +12,12 @@ use super::session::out_of_turn;
 use super::volume::{Position, Volume};
 use crate::error::{Error, ErrorKind};
 use crate::pki::{ClientIdentity, PkiError};
+use crate::rights::Right;
 use crate::transport::Transport;
 use crate::transport::quic::QuicTransport;
 use crate::transport::unix::UnixTransport;
 use crate::types::NodeId;
-use crate::wire::client::{ClientReply, ClientRequest, MemberInfo, Opened, VolumeInfo};
+use crate::wire::client::{ClientReply, ClientRequest, ListedVolume, MemberInfo, Opened, VolumeInfo};
 
 /// How many bytes of writes a volume keeps until they are durable, unless told otherwise.
 pub const JOURNAL_BYTES: u64 = 64 << 20;
@@ -26,6 +27,8 @@ pub const JOURNAL_BYTES: u64 = 64 << 20;
 pub struct OpenOptions {
     /// Refuse writes here.
     pub is_read_only: bool,
+    /// Open for reading what this client may not write; [`Volume::is_read_only`] tells. Otherwise opening that for writing fails.
+    pub or_read_only: bool,
     /// How long an operation may wait for a node that can carry it out. `None` waits as long as it takes. An operation that was
     /// given up is not carried out later, but may have been before.
     pub give_up: Option<Duration>,
@@ -36,7 +39,7 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
-        OpenOptions { is_read_only: false, give_up: None, journal_bytes: JOURNAL_BYTES }
+        OpenOptions { is_read_only: false, or_read_only: false, give_up: None, journal_bytes: JOURNAL_BYTES }
     }
 }
 
@@ -44,6 +47,14 @@ impl Default for OpenOptions {
 #[derive(Clone, Debug)]
 pub struct Found {
     opened: Opened,
+    right: Right,
+}
+
+impl Found {
+    /// `options` as far as the client may: who may not write opens for reading.
+    fn options(&self, options: OpenOptions) -> OpenOptions {
+        OpenOptions { is_read_only: options.is_read_only || self.right < Right::Write, ..options }
+    }
 }
 
 /// A cluster. Clones are the same one.
@@ -55,6 +66,8 @@ pub struct Cluster {
     /// Closed with the cluster.
     quic: Option<Arc<QuicTransport>>,
     way: Arc<str>,
+    /// As whom it is asked: `client NAME`.
+    who: Arc<str>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -98,7 +111,8 @@ impl Cluster {
         let members = identity.nodes().iter().map(member).collect();
         let nodes = Arc::new(Nodes::new(quic.clone(), members));
         let way = format!("cluster {}", identity.cluster()).into();
-        Ok(Cluster { nodes, runtime: Handle::current(), quic: Some(quic), way })
+        let who = format!("client {}", identity.name()).into();
+        Ok(Cluster { nodes, runtime: Handle::current(), quic: Some(quic), way, who })
     }
 
     /// The cluster of the node whose socket for clients this is (`client.sock` in its data directory), on this machine. Connects to
@@ -116,7 +130,7 @@ impl Cluster {
     #[must_use]
     pub fn over(transport: Arc<dyn Transport>, members: Vec<MemberInfo>) -> Cluster {
         let nodes = Arc::new(Nodes::new(transport, members));
-        Cluster { nodes, runtime: Handle::current(), quic: None, way: "a transport".into() }
+        Cluster { nodes, runtime: Handle::current(), quic: None, way: "a transport".into(), who: "this client".into() }
     }
 
     /// The nodes.
@@ -131,14 +145,39 @@ impl Cluster {
         }
     }
 
-    /// The volumes and their snapshots, by name.
+    /// The volumes and their snapshots that this client may use, by name.
     ///
     /// # Errors
     /// As [`members`](Self::members).
     pub async fn volumes(&self, give_up: Option<Duration>) -> Result<Vec<VolumeInfo>, Error> {
-        match self.nodes.ask_first(ClientRequest::Volumes, give_up).await?.0 {
-            ClientReply::Volumes(volumes) => Ok(volumes),
+        Ok(self.list(give_up).await?.into_iter().map(|listed| listed.volume).collect())
+    }
+
+    /// The same, and what it may do with each.
+    ///
+    /// # Errors
+    /// As [`members`](Self::members).
+    pub async fn list(&self, give_up: Option<Duration>) -> Result<Vec<ListedVolume>, Error> {
+        match self.ask_for(ClientRequest::List, ClientRequest::Volumes, give_up).await? {
+            ClientReply::Listed(volumes) => Ok(volumes),
+            // Of a node that limits nobody.
+            ClientReply::Volumes(volumes) => {
+                Ok(volumes.into_iter().map(|volume| ListedVolume { volume, right: Right::Write }).collect())
+            }
             reply => Err(out_of_turn(&reply)),
+        }
+    }
+
+    /// Asks for `request`, or for `before` where a node is of a version that does not know that.
+    async fn ask_for(
+        &self,
+        request: ClientRequest,
+        before: ClientRequest,
+        give_up: Option<Duration>,
+    ) -> Result<ClientReply, Error> {
+        match self.nodes.ask_first(request, give_up).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(self.nodes.ask_first(before, give_up).await?.0),
+            answer => Ok(answer?.0),
         }
     }
 
@@ -147,13 +186,22 @@ impl Cluster {
     ///
     /// # Errors
     /// `NotFound`; `Unavailable` when no node answers in time, or the snapshot is not made yet; `InvalidRequest` when no node accepts
-    /// the credentials.
+    /// the credentials, or their client may not use the volume so.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn open(&self, name: &str, options: OpenOptions) -> Result<Volume, Error> {
         let found = self.find(name, options.give_up).await?;
-        Ok(Volume::new(&self.runtime, self.nodes.clone(), name, &found.opened, options, None))
+        let may_read_only = found.right < Right::Write && found.opened.snapshot.is_none();
+        if may_read_only && !options.is_read_only && !options.or_read_only {
+            let text = format!(
+                "{} may only read volume {name}: open it read-only; or, for it to be written, `helio cluster client allow NAME {name}` at a \
+                 node",
+                self.who
+            );
+            return Err(Error::new(ErrorKind::InvalidRequest, text));
+        }
+        Ok(Volume::new(&self.runtime, self.nodes.clone(), name, &found.opened, found.options(options), None))
     }
 
     /// Looks a volume or snapshot up: the part of [`resume`](Self::resume) that asks somebody.
@@ -161,8 +209,11 @@ impl Cluster {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn find(&self, name: &str, give_up: Option<Duration>) -> Result<Found, Error> {
-        match self.nodes.ask_first(ClientRequest::Open { name: name.to_owned() }, give_up).await?.0 {
-            ClientReply::Opened(opened) => Ok(Found { opened }),
+        let (request, before) =
+            (ClientRequest::OpenFor { name: name.to_owned() }, ClientRequest::Open { name: name.to_owned() });
+        match self.ask_for(request, before, give_up).await? {
+            ClientReply::OpenedFor { opened, right } => Ok(Found { opened, right }),
+            ClientReply::Opened(opened) => Ok(Found { opened, right: Right::Write }),
             reply => Err(out_of_turn(&reply)),
         }
     }
@@ -173,11 +224,12 @@ impl Cluster {
     /// # Errors
     /// `NotFound` when what has the name now is not what was used.
     pub fn resume(&self, found: &Found, position: &Position, options: OpenOptions) -> Result<Volume, Error> {
-        let Found { opened } = found;
+        let opened = &found.opened;
         if (opened.volume, opened.snapshot) != (position.volume, position.snapshot) {
             let text = format!("{} is not what it was: what was used is deleted, or in another cluster", position.name);
             return Err(Error::new(ErrorKind::NotFound, text));
         }
+        let options = found.options(options);
         Ok(Volume::new(&self.runtime, self.nodes.clone(), &position.name, opened, options, Some(position)))
     }
 
@@ -198,5 +250,108 @@ impl Cluster {
         if let Some(quic) = &self.quic {
             quic.close().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::transport::{BoxFuture, Class, TransportError};
+    use crate::types::{Epoch, SnapshotId, VolumeId};
+    use crate::wire::client::ClientMessage;
+    use crate::wire::frame::Frame;
+
+    /// A node that answers who opens and who lists, and nothing else.
+    #[derive(Debug)]
+    struct Node {
+        /// What may be done; `None` if it is of a version that does not know the question.
+        right: Option<Right>,
+    }
+
+    impl Node {
+        fn answer(&self, request: &ClientRequest) -> ClientReply {
+            let opened = |name: &str| Opened {
+                volume: VolumeId(9),
+                snapshot: name.contains('@').then_some(SnapshotId(2)),
+                size: 1 << 20,
+                session: 1,
+                epoch: Epoch(1),
+            };
+            let volume = VolumeInfo { name: "disk".into(), size: 1 << 20, is_snapshot: false };
+            match (request, self.right) {
+                (ClientRequest::OpenFor { name }, Some(right)) => {
+                    ClientReply::OpenedFor { opened: opened(name), right }
+                }
+                (ClientRequest::List, Some(right)) => ClientReply::Listed(vec![ListedVolume { volume, right }]),
+                (ClientRequest::Open { name }, None) => ClientReply::Opened(opened(name)),
+                (ClientRequest::Volumes, None) => ClientReply::Volumes(vec![volume]),
+                (ClientRequest::Attach { .. } | ClientRequest::Members, _) => {
+                    ClientReply::Failed(Error::new(ErrorKind::Unavailable, "nobody owns it"))
+                }
+                _ => ClientReply::Failed(Error::new(ErrorKind::Corrupt, "a message cannot be read")),
+            }
+        }
+    }
+
+    impl Transport for Node {
+        fn call(
+            &self,
+            _node: NodeId,
+            _class: Class,
+            request: Bytes,
+            _deadline: Duration,
+        ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
+            let frame = Frame::decode(&request).expect("our own");
+            let request = ClientMessage::<ClientRequest>::decode(frame).expect("our own").head;
+            let reply = ClientMessage { head: self.answer(&request), payload: Bytes::new() }.encode();
+            Box::pin(async move { Ok(reply.expect("is small")) })
+        }
+
+        fn set_peer(&self, _node: NodeId, _address: SocketAddr) {}
+
+        fn remove_peer(&self, _node: NodeId) {}
+
+        fn rtt(&self, _node: NodeId) -> Option<Duration> {
+            None
+        }
+    }
+
+    fn cluster(right: Option<Right>) -> Cluster {
+        let member =
+            MemberInfo { node: NodeId(1), name: "a".into(), provider: "a".into(), address: "192.0.2.1:1".into() };
+        Cluster::over(Arc::new(Node { right }), vec![member])
+    }
+
+    #[tokio::test]
+    async fn what_may_only_be_read_is_opened_for_reading_or_not_at_all() {
+        let cluster = cluster(Some(Right::Read));
+        let refused = cluster.open("disk", OpenOptions::default()).await.expect_err("may not be written");
+        assert_eq!(refused.kind(), ErrorKind::InvalidRequest);
+        assert!(refused.to_string().contains("may only read volume disk"), "{refused}");
+        for options in [
+            OpenOptions { is_read_only: true, ..OpenOptions::default() },
+            OpenOptions { or_read_only: true, ..OpenOptions::default() },
+        ] {
+            let volume = cluster.open("disk", options).await.expect("opens");
+            assert!(volume.is_read_only());
+            assert_eq!(
+                volume.write(0, Bytes::from(vec![0; 512])).await.expect_err("reads").kind(),
+                ErrorKind::NotOwner
+            );
+        }
+        assert!(cluster.open("disk@kept", OpenOptions::default()).await.expect("a snapshot").is_read_only());
+        assert_eq!(cluster.list(None).await.expect("are listed")[0].right, Right::Read);
+    }
+
+    /// While a cluster is upgraded a client meets nodes that cannot read what it asks first.
+    #[tokio::test]
+    async fn a_node_of_the_version_before_limits_nobody() {
+        let cluster = cluster(None);
+        let volume = cluster.open("disk", OpenOptions { or_read_only: true, ..OpenOptions::default() }).await;
+        assert!(!volume.expect("opens").is_read_only());
+        assert_eq!(cluster.list(None).await.expect("are listed")[0].right, Right::Write);
+        assert_eq!(cluster.volumes(None).await.expect("are listed").len(), 1);
     }
 }

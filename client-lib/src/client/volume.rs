@@ -127,7 +127,7 @@ impl Volume {
                 Kind::Kept { nodes, target, options, state: watch::Sender::new(state) }
             }
             None => {
-                let OpenOptions { is_read_only, give_up, journal_bytes } = options;
+                let OpenOptions { is_read_only, give_up, journal_bytes, .. } = options;
                 let settings = SessionSettings { give_up, journal_bytes, is_read_only };
                 let volume = (opened.volume, name.to_owned());
                 let session = Session::new(runtime.clone(), nodes, volume, opened, settings);

@@ -1,7 +1,7 @@
 //! What a client proves itself with, and the one file in which it is kept: who the client is, which cluster, and where its
 //! nodes are (docs/format.md, "Credentials of a client").
 //!
-//! Whoever has the file may use every volume of the cluster. It makes nobody a node: the certificate names a client, and
+//! Whoever has the file may do what the metadata says that its client may ([`crate::rights`]). It makes nobody a node: the certificate names a client, and
 //! nodes offer clients nothing but volumes.
 
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::types::{ClientName, NodeId, NodeName};
 const VERSION: u32 = 1;
 /// What people who open the file read first.
 const HEADING: &str =
-    "# Credentials of a client of a Heliotrope cluster. Whoever has this file may use the cluster's volumes.\n";
+    "# Credentials of a client of a Heliotrope cluster. Whoever has this file may do what its client may.\n";
 
 /// Where a node is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

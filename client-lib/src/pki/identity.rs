@@ -156,7 +156,7 @@ impl NodeIdentity {
 pub enum CertificateHolder {
     /// A node: it may take part in everything.
     Node(NodeId),
-    /// A client: it may use volumes, and nothing else.
+    /// A client: it may do what the metadata says ([`crate::rights`]).
     Client(ClientName),
 }
 

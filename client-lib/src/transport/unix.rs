@@ -30,7 +30,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use self::line::Line;
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Home, Residence, Service, Transport, TransportError};
 use crate::error::{Error, ErrorKind};
-use crate::types::{ClientName, NodeId};
+use crate::types::NodeId;
 
 /// Connections at a time; more are closed at once.
 const CONNECTIONS_MAX: usize = 256;
@@ -44,8 +44,6 @@ const UNSENT_MAX: usize = 4 << 20;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How long calls that are being answered may take when the server closes.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// What callers are called in logs.
-const LOCAL: &str = "local";
 
 /// The answering end: a socket file that only this user may use.
 #[derive(Debug)]
@@ -56,7 +54,7 @@ pub struct UnixServer {
 }
 
 impl UnixServer {
-    /// Listens on `path` and answers with [`Service::serve_client`]. The file of a dead server is replaced. Needs a tokio runtime.
+    /// Listens on `path` and answers with [`Service::serve_local`]. The file of a dead server is replaced. Needs a tokio runtime.
     ///
     /// # Errors
     /// `Busy` when somebody listens there; `InvalidRequest` when the path cannot be used.
@@ -161,10 +159,9 @@ async fn answer(
     closing: &CancellationToken,
     first: Option<(u64, Bytes)>,
 ) -> io::Result<Served> {
-    let name: ClientName = LOCAL.parse().expect("is a name");
     let call = |(number, request): (u64, Bytes)| {
-        let (length, name) = (request.len(), &name);
-        async move { (number, length, service.serve_client(name, Class::Pull, request).await) }
+        let length = request.len();
+        async move { (number, length, service.serve_local(Class::Pull, request).await) }
     };
     let (mut is_settled, mut requested, mut is_ending) = (first.is_some(), 0, false);
     let mut calls: FuturesUnordered<_> =
@@ -395,6 +392,7 @@ mod tests {
 
     use super::line::HEADER_SIZE;
     use super::*;
+    use crate::types::ClientName;
 
     const NODE: NodeId = NodeId(3);
     const PATIENCE: Duration = Duration::from_secs(60);

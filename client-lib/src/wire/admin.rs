@@ -23,7 +23,8 @@ mod volume;
 
 pub use audit::{AuditEntry, AuditList};
 pub use clients::{
-    AccessReport, CertificateStatus, ClientList, ClientStatus, NoteClient, RevokeClient, RevokedCertificate,
+    AccessReport, CertificateStatus, ChangeRights, ClientList, ClientStatus, NoteClient, RevokeClient,
+    RevokedCertificate,
 };
 pub use cluster::{ClusterStatus, MemberStatus, NbdAddresses};
 pub use group::{

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::{Frame, ServiceId, decode_head, encode_head};
 use crate::error::{Error, ErrorKind};
+use crate::rights::Right;
 use crate::types::{Epoch, GroupId, Lsn, NodeId, SnapshotId, VolumeId};
 
 /// The most bytes that one request may make zeroes; a client cuts what is longer.
@@ -181,6 +182,14 @@ pub enum ClientRequest {
         /// How many.
         length: u64,
     },
+    /// As [`Open`](Self::Open), and what the client may do with it. Like the next one, known since clients have rights: where a node answers
+    /// that it cannot read this, nobody is limited.
+    OpenFor {
+        /// The name.
+        name: String,
+    },
+    /// As [`Volumes`](Self::Volumes), and what the client may do with each.
+    List,
 }
 
 /// A node, as clients need it.
@@ -205,6 +214,15 @@ pub struct VolumeInfo {
     pub size: u64,
     /// Whether it is a snapshot.
     pub is_snapshot: bool,
+}
+
+/// A volume or snapshot that the client may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedVolume {
+    /// Which.
+    pub volume: VolumeInfo,
+    /// What it may do with the volume; a snapshot can only be read in any case.
+    pub right: Right,
 }
 
 /// Where the history of a volume was cut off by a takeover: what was written after `end` in this epoch or an earlier one is gone.
@@ -285,6 +303,15 @@ pub enum ClientReply {
     Outrun,
     /// It failed. What it was is not done, unless the kind says that nobody knows.
     Failed(Error),
+    /// A session, and what may be done in it.
+    OpenedFor {
+        /// The session.
+        opened: Opened,
+        /// What may be done.
+        right: Right,
+    },
+    /// The volumes and their snapshots that the client may use, by name.
+    Listed(Vec<ListedVolume>),
 }
 
 /// A head with its payload.

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use client_lib::pki::{ClientIdentity, ClusterAuthority, Fingerprint, NodePlace};
+use client_lib::rights::{Role, VolumeRule};
 use client_lib::wire::admin::{
-    AccessReport, ClientList, ClientStatus, ClusterStatus, MemberStatus, NoteClient, RevokeClient,
+    AccessReport, ChangeRights, ClientList, ClientStatus, ClusterStatus, MemberStatus, NoteClient, RevokeClient,
 };
 use client_lib::{ClientName, NodeId};
 
 use super::Common;
 use super::client::{Client, print_json, print_table};
+use super::rights::{self, RightsVerb, may_use};
 use super::snapshot::age;
 use crate::data_dir::DataDir;
 
@@ -20,7 +22,7 @@ use crate::data_dir::DataDir;
 #[command(
     subcommand_negates_reqs = true,
     args_conflicts_with_subcommands = true,
-    after_help = "Example, with the data directory of the node that began the cluster, while it runs:\n  helio cluster client host-7 --out host-7.helio --data /var/lib/heliotrope\n  helio-nbd --cluster host-7.helio --socket /run/disk.sock --export disk   # at host-7\n  helio cluster client list\n  helio cluster client revoke host-7\n\nWhoever has the file may use every volume, and do nothing else, until it is revoked."
+    after_help = "Example, with the data directory of the node that began the cluster, while it runs:\n  helio cluster client host-7 --out host-7.helio --data /var/lib/heliotrope\n  helio-nbd --cluster host-7.helio --socket /run/disk.sock --export disk   # at host-7\n  helio cluster client list\n  helio cluster client revoke host-7\n  helio cluster client host-8 --out host-8.helio --allow 'vm-8-*' --allow images:ro\n\nWhoever has the file may do what its client may, until it is revoked: with the role `volume`, which is the usual one, use the volumes that its rules are for, and every volume if it was never given a rule."
 )]
 pub(super) struct ClientArguments {
     /// What the client is called in logs and lists
@@ -32,6 +34,12 @@ pub(super) struct ClientArguments {
     /// Overwrite the file
     #[arg(long)]
     force: bool,
+    /// Volumes that the client may use, and no others: a name or a pattern (`vm-*`), for reading only with `:ro`
+    #[arg(long, value_name = "VOL[:ro]")]
+    allow: Vec<VolumeRule>,
+    /// What the client is there for: volume, viewer, operator or admin [default: as it is, volume at first]
+    #[arg(long)]
+    role: Option<Role>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -68,21 +76,33 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    Rights(RightsVerb),
 }
 
 pub(super) fn run(arguments: ClientArguments, common: &Common) -> anyhow::Result<()> {
-    let ClientArguments { name, out, force, json, verb } = arguments;
+    let ClientArguments { name, out, force, allow, role, json, verb } = arguments;
     match verb {
         Some(Verb::List { file, json }) => list(common, file.as_deref(), json),
         Some(Verb::Revoke { name, fingerprint, json }) => revoke(common, name, fingerprint, json),
         None => {
             let (name, out) = (name.context("NAME is missing")?, out.context("--out FILE is missing")?);
-            issue(common, &name, &out, force, json)
+            let allow = allow.iter().map(VolumeRule::to_string).collect();
+            let rights = ChangeRights { client: name.to_string(), role, allow, deny: Vec::new() };
+            issue(common, &name, &out, &rights, force, json)
         }
+        Some(Verb::Rights(verb)) => rights::run(verb, common),
     }
 }
 
-fn issue(common: &Common, name: &ClientName, out: &Path, force: bool, json: bool) -> anyhow::Result<()> {
+fn issue(
+    common: &Common,
+    name: &ClientName,
+    out: &Path,
+    rights: &ChangeRights,
+    force: bool,
+    json: bool,
+) -> anyhow::Result<()> {
     let data = common.data();
     let directory = DataDir::authority(&data);
     if !directory.exists() {
@@ -102,6 +122,13 @@ fn issue(common: &Common, name: &ClientName, out: &Path, force: bool, json: bool
     };
     let nodes = status.members.iter().map(place).collect::<anyhow::Result<Vec<_>>>()?;
     let authority = ClusterAuthority::load(&directory)?;
+    // Before there is a certificate: it never lets anybody do more than it is to.
+    if rights.role.is_some() || !rights.allow.is_empty() {
+        let changed: AccessReport = client.post("/v1/clients/rights", rights)?;
+        if !changed.unconfirmed.is_empty() {
+            eprintln!("these nodes have yet to hear what the client may do: {}", changed.unconfirmed.join(", "));
+        }
+    }
     let identity = authority.issue_client(name, nodes.clone())?;
     let fingerprint = identity.fingerprint().to_string();
     // Listed first: whoever has the file is let in, also where everything of that name was taken back before.
@@ -118,7 +145,11 @@ fn issue(common: &Common, name: &ClientName, out: &Path, force: bool, json: bool
             "unconfirmed": noted.unconfirmed,
         }));
     }
-    println!("client {name} of cluster {} may use its volumes with {}", authority.cluster(), out.display());
+    let list: ClientList = client.get("/v1/clients")?;
+    println!("client {name} of cluster {} is let in with {}", authority.cluster(), out.display());
+    if let Some(status) = list.clients.iter().find(|status| status.name == name.as_str()) {
+        println!("role {}: {}", status.role, may_use(status));
+    }
     println!("there: helio-nbd --cluster FILE --socket PATH");
     Ok(())
 }
@@ -131,7 +162,13 @@ fn list(common: &Common, file: Option<&Path>, json: bool) -> anyhow::Result<()> 
     if json {
         return print_json(&list);
     }
-    print_table(&["client", "certificate", "issued", "counts"], list.clients.iter().flat_map(rows).collect());
+    let heading = ["client", "role", "volumes", "certificate", "issued", "counts"];
+    print_table(&heading, list.clients.iter().flat_map(rows).collect());
+    if list.clients.iter().any(|client| client.role == Role::Volume && client.rules.is_none()) {
+        println!(
+            "\nClients without rules may use every volume: `helio cluster client allow NAME VOL[:ro]` limits one to what its rules are for."
+        );
+    }
     if !list.revoked.is_empty() {
         println!();
         let row = |revoked: &client_lib::wire::admin::RevokedCertificate| {
@@ -144,12 +181,15 @@ fn list(common: &Common, file: Option<&Path>, json: bool) -> anyhow::Result<()> 
 
 fn rows(client: &ClientStatus) -> Vec<Vec<String>> {
     let row = |certificate: &str, issued: String, counts: &str| {
-        vec![client.name.clone(), certificate.to_owned(), issued, counts.to_owned()]
+        let (role, volumes) = (client.role.to_string(), rights::volumes(client));
+        vec![client.name.clone(), role, volumes, certificate.to_owned(), issued, counts.to_owned()]
     };
     let mut rows: Vec<_> =
         client.certificates.iter().map(|it| row(&it.fingerprint, age(it.issued_ms), "yes")).collect();
     if let Some(at_ms) = client.revoked_ms {
         rows.push(row("all others", "-".to_owned(), &format!("no, revoked {}", age(at_ms))));
+    } else if rows.is_empty() {
+        rows.push(row("none listed", "-".to_owned(), "-"));
     }
     rows
 }
@@ -223,6 +263,8 @@ mod tests {
             name: name.into(),
             certificates: listed.iter().map(|it| certificate(it)).collect(),
             revoked_ms,
+            role: Role::Volume,
+            rules: None,
         };
         let list = ClientList {
             clients: vec![client("open", &["aa"], None), client("closed", &["bb"], Some(7))],

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use client_lib::clock::Clock;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ClientList,
-    CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot,
-    GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeList,
-    NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus,
+    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ChangeRights,
+    ClientList, CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport,
+    GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses,
+    NodeList, NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus,
     OwnershipTimeline, Rejoin, RemoveNode, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus,
     TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
@@ -465,6 +465,10 @@ impl Admin for NodeAdmin {
 
     fn note_client(&self, request: NoteClient) -> BoxFuture<'_, Result<AccessReport, Error>> {
         Box::pin(self.note_issued(request))
+    }
+
+    fn change_rights(&self, request: ChangeRights) -> BoxFuture<'_, Result<AccessReport, Error>> {
+        Box::pin(self.give_rights(request))
     }
 
     fn audit(&self, limit: usize) -> BoxFuture<'_, Result<AuditList, Error>> {

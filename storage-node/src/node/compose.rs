@@ -216,6 +216,10 @@ impl Metadata for MetaRaft {
     fn linearizable(&self) -> BoxFuture<'_, Result<Arc<MetaState>, Error>> {
         Box::pin(MetaRaft::linearizable(self, METADATA_DEADLINE))
     }
+
+    fn here(&self) -> Arc<MetaState> {
+        self.state()
+    }
 }
 
 /// The nodes other than this one that are known before there is any metadata, and how they are reached.

@@ -19,6 +19,7 @@ use super::admission::Admission;
 use crate::peer::message::{Message, PeerReply};
 use crate::peer::server::{PeerServer, encode_reply};
 use crate::serve::client::ClientService;
+use crate::serve::client::rights::Asker;
 
 /// What the transport of a node answers with.
 #[derive(Default)]
@@ -34,6 +35,8 @@ pub struct NodeService {
 enum Caller<'a> {
     Node(NodeId),
     Client(&'a ClientName),
+    /// A program of this machine that may use the socket for clients.
+    Local,
     Nobody,
 }
 
@@ -82,10 +85,8 @@ impl NodeService {
                 None => refusal(not_ready()),
             },
             // A node may do what a client may.
-            (ServiceId::Client, Caller::Node(_) | Caller::Client(_)) => match self.clients.get() {
-                Some(clients) => clients.serve(frame).await,
-                None => client_refusal(not_ready()),
-            },
+            (ServiceId::Client, Caller::Node(_) | Caller::Local) => self.answer_client(frame, Asker::Trusted).await,
+            (ServiceId::Client, Caller::Client(name)) => self.answer_client(frame, Asker::Client(name)).await,
             (ServiceId::Join, Caller::Node(_) | Caller::Nobody) => {
                 let reply = match (self.admission.get(), decode_head::<JoinRequest>(&frame.head)) {
                     (Some(admission), Ok(request)) => admission.answer(request).await,
@@ -103,10 +104,18 @@ impl NodeService {
                     Caller::Nobody => "a caller without certificate".to_owned(),
                     Caller::Node(node) => format!("node {node}"),
                     Caller::Client(name) => format!("client {name}"),
+                    Caller::Local => "a client of this machine".to_owned(),
                 };
                 let text = format!("service {service:?} is not offered to {caller}");
                 refusal(Error::new(ErrorKind::InvalidRequest, text))
             }
+        }
+    }
+
+    async fn answer_client(&self, frame: Frame, asker: Asker<'_>) -> Bytes {
+        match self.clients.get() {
+            Some(clients) => clients.serve(frame, asker).await,
+            None => client_refusal(not_ready()),
         }
     }
 }
@@ -141,6 +150,10 @@ impl Service for NodeService {
 
     fn serve_client<'a>(&'a self, client: &'a ClientName, _class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
         Box::pin(self.answer(Caller::Client(client), request))
+    }
+
+    fn serve_local(&self, _class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(self.answer(Caller::Local, request))
     }
 
     /// As the metadata says, as soon as there is any: before that nothing is served, and the transport asks again then.

@@ -3,13 +3,14 @@
 use client_lib::Error;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ClientList,
-    CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot,
-    GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NodeList, NodeRemoval, NodeSpace,
-    NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus, OwnershipTimeline, Rejoin, RemoveNode,
-    ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress,
-    TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ChangeRights,
+    ClientList, CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport,
+    GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NodeList,
+    NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus,
+    OwnershipTimeline, Rejoin, RemoveNode, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus,
+    TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
+
 
 use crate::shard::scrub::ScrubAction;
 
@@ -183,6 +184,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Notes that a certificate was issued to a client.
     fn note_client(&self, request: NoteClient) -> BoxFuture<'_, Result<AccessReport, Error>>;
+
+    /// Changes what a client may do.
+    fn change_rights(&self, request: ChangeRights) -> BoxFuture<'_, Result<AccessReport, Error>>;
 
     /// The newest acts of administrators at each node, so many of each.
     fn audit(&self, limit: usize) -> BoxFuture<'_, Result<AuditList, Error>>;

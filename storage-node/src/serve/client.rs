@@ -5,19 +5,24 @@
 //! make a retry safe, knows other nodes, and waits as long as it likes.
 
 mod owner;
+pub mod rights;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::rights::Right;
 use client_lib::transport::{Class, Home, Residence};
-use client_lib::wire::client::{ClientMessage, ClientReply, ClientRequest, MemberInfo, Opened, Target, VolumeInfo};
+use client_lib::wire::client::{
+    ClientMessage, ClientReply, ClientRequest, ListedVolume, MemberInfo, Opened, Target, VolumeInfo,
+};
 use client_lib::wire::frame::Frame;
 use client_lib::{Epoch, Error, ErrorKind, VolumeId};
 use consensus::MetaState;
 use tokio::time::Instant;
 
+use self::rights::{Asker, needed};
 use super::metadata::NewestMetadata;
 use super::volume::ServedVolume;
 use super::volumes::Volumes;
@@ -62,10 +67,10 @@ impl ClientService {
         ClientService { incarnation, volumes, metadata, peers, next_session: AtomicU64::new(first_session) }
     }
 
-    /// Answers one frame of the client service.
-    pub async fn serve(&self, frame: Frame) -> Bytes {
+    /// Answers one frame of the client service, as far as `asker` may be answered.
+    pub async fn serve(&self, frame: Frame, asker: Asker<'_>) -> Bytes {
         let answer = match ClientMessage::<ClientRequest>::decode(frame) {
-            Ok(ClientMessage { head, payload }) => self.answer(head, payload).await,
+            Ok(ClientMessage { head, payload }) => self.answer(asker, head, payload).await,
             Err(error) => Err(error),
         };
         encode(answer)
@@ -81,19 +86,29 @@ impl ClientService {
         }
     }
 
-    async fn answer(&self, request: ClientRequest, payload: Bytes) -> Result<Answer, Error> {
+    async fn answer(&self, asker: Asker<'_>, request: ClientRequest, payload: Bytes) -> Result<Answer, Error> {
         let reply = match request {
             ClientRequest::Members => ClientReply::Members(members(&*self.metadata.get().await?)),
-            ClientRequest::Volumes => ClientReply::Volumes(volumes(&*self.metadata.get().await?)),
-            ClientRequest::Open { name } => ClientReply::Opened(self.open(&name).await?),
-            request => return self.use_volume(request, payload).await,
+            ClientRequest::Volumes => {
+                let listed = volumes(&*self.metadata.get().await?, asker);
+                ClientReply::Volumes(listed.into_iter().map(|listed| listed.volume).collect())
+            }
+            ClientRequest::List => ClientReply::Listed(volumes(&*self.metadata.get().await?, asker)),
+            ClientRequest::Open { name } => ClientReply::Opened(self.open(asker, &name).await?.0),
+            ClientRequest::OpenFor { name } => {
+                let (opened, right) = self.open(asker, &name).await?;
+                ClientReply::OpenedFor { opened, right }
+            }
+            request => return self.use_volume(asker, request, payload).await,
         };
         Ok((reply, Bytes::new()))
     }
 
-    async fn open(&self, name: &str) -> Result<Opened, Error> {
+    async fn open(&self, asker: Asker<'_>, name: &str) -> Result<(Opened, Right), Error> {
         let state = self.metadata.get().await?;
         let (volume_name, snapshot_name) = name.split_once('@').map_or((name, None), |(volume, at)| (volume, Some(at)));
+        // First: who may not use it is not told whether it exists.
+        let right = asker.require(&state, volume_name, Right::Read)?;
         let Some(volume) = state.volumes().find(|volume| volume.name.as_str() == volume_name) else {
             return Err(Error::new(
                 ErrorKind::NotFound,
@@ -101,7 +116,8 @@ impl ClientService {
             ));
         };
         let session = self.next_session.fetch_add(1, Ordering::Relaxed);
-        let opened = |snapshot, size| Opened { volume: volume.id, snapshot, size, session, epoch: volume.epoch };
+        let opened =
+            |snapshot, size| (Opened { volume: volume.id, snapshot, size, session, epoch: volume.epoch }, right);
         let Some(snapshot_name) = snapshot_name else { return Ok(opened(None, volume.size.bytes())) };
         match volume.snapshot_named(snapshot_name).map(|snapshot| (snapshot.id, snapshot.made)) {
             Some((snapshot, Some(made))) => Ok(opened(Some(snapshot), made.size.bytes())),
@@ -118,7 +134,7 @@ impl ClientService {
         }
     }
 
-    async fn use_volume(&self, request: ClientRequest, payload: Bytes) -> Result<Answer, Error> {
+    async fn use_volume(&self, asker: Asker<'_>, request: ClientRequest, payload: Bytes) -> Result<Answer, Error> {
         let (id, epoch) = match &request {
             ClientRequest::Read { target, .. }
             | ClientRequest::Extents { target, .. }
@@ -126,6 +142,7 @@ impl ClientService {
                 Target::Live { volume, tenure } => (*volume, tenure.epoch),
                 Target::Snapshot { volume, snapshot } => {
                     let volume = self.volume(*volume).await?;
+                    self.require(asker, &volume, &request)?;
                     return owner::serve_kept(&volume, Moment::Snapshot(*snapshot), request).await;
                 }
             },
@@ -136,7 +153,15 @@ impl ClientService {
             other => return Err(Error::new(ErrorKind::Internal, format!("not a request about a volume: {other:?}"))),
         };
         let volume = self.volume(id).await?;
-        self.route(&volume, epoch, request, payload).await
+        self.route(asker, &volume, epoch, request, payload).await
+    }
+
+    /// Refuses what `asker` may not do, as the metadata is here.
+    fn require(&self, asker: Asker<'_>, volume: &ServedVolume, request: &ClientRequest) -> Result<(), Error> {
+        match asker {
+            Asker::Trusted => Ok(()),
+            Asker::Client(_) => asker.require(&self.metadata.here(), volume.name.as_str(), needed(request)).map(|_| ()),
+        }
     }
 
     /// The volume, also one that was made this moment elsewhere.
@@ -158,6 +183,7 @@ impl ClientService {
     /// Has the owner of at least `epoch` answer, here or elsewhere.
     async fn route(
         &self,
+        asker: Asker<'_>,
         volume: &ServedVolume,
         epoch: Epoch,
         request: ClientRequest,
@@ -170,6 +196,8 @@ impl ClientService {
                 Error::new(ErrorKind::Unavailable, format!("volume {} {what}", volume.name))
             })?;
             let view = self.still_exists(volume, view).await?;
+            // With every request, and after each wait: a rule that is withdrawn counts at once.
+            self.require(asker, volume, &request)?;
             let why = if view.phase == Phase::Owner {
                 match owner::serve(volume, view, self.incarnation, &request, &payload).await? {
                     Some(answer) => return Ok(answer),
@@ -247,7 +275,11 @@ fn volume_of(request: &ClientRequest) -> Option<VolumeId> {
         | ClientRequest::Zero { volume, .. }
         | ClientRequest::Flush { volume, .. }
         | ClientRequest::Attach { volume, .. } => Some(*volume),
-        ClientRequest::Members | ClientRequest::Volumes | ClientRequest::Open { .. } => None,
+        ClientRequest::Members
+        | ClientRequest::Volumes
+        | ClientRequest::Open { .. }
+        | ClientRequest::OpenFor { .. }
+        | ClientRequest::List => None,
     }
 }
 
@@ -269,17 +301,22 @@ fn members(state: &MetaState) -> Vec<MemberInfo> {
     state.nodes().map(member).collect()
 }
 
-fn volumes(state: &MetaState) -> Vec<VolumeInfo> {
+/// The volumes that `asker` may use.
+fn volumes(state: &MetaState, asker: Asker<'_>) -> Vec<ListedVolume> {
     let mut listed = Vec::new();
     for volume in state.volumes() {
-        listed.push(VolumeInfo { name: volume.name.to_string(), size: volume.size.bytes(), is_snapshot: false });
+        let Some(right) = asker.right(state, volume.name.as_str()) else { continue };
+        let mut list = |name, size, is_snapshot| {
+            listed.push(ListedVolume { volume: VolumeInfo { name, size, is_snapshot }, right });
+        };
+        list(volume.name.to_string(), volume.size.bytes(), false);
         for snapshot in &volume.snapshots {
             let Some(made) = snapshot.made else { continue };
             let name = format!("{}@{}", volume.name, snapshot.name);
-            listed.push(VolumeInfo { name, size: made.size.bytes(), is_snapshot: true });
+            list(name, made.size.bytes(), true);
         }
     }
-    listed.sort_by(|one, other| one.name.cmp(&other.name));
+    listed.sort_by(|one, other| one.volume.name.cmp(&other.volume.name));
     listed
 }
 
@@ -310,6 +347,8 @@ mod tests {
             ClientRequest::Flush { volume, tenure },
             ClientRequest::Extents { target: live, of: ExtentsOf::Residency, offset: 0, length: 1 << 33 },
             ClientRequest::Cache { target: kept, offset: 0, length: 4096 },
+            ClientRequest::OpenFor { name: "disk".into() },
+            ClientRequest::List,
         ];
         let encoded: Vec<u8> = requests.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("client-requests.hex", &encoded);
@@ -337,6 +376,14 @@ mod tests {
             ClientReply::Moved(tenure),
             ClientReply::Outrun,
             ClientReply::Failed(Error::new(ErrorKind::Fenced, "stop")),
+            ClientReply::OpenedFor {
+                opened: Opened { volume, snapshot: None, size: 1 << 30, session: 1 << 48, epoch: Epoch(3) },
+                right: Right::Read,
+            },
+            ClientReply::Listed(vec![ListedVolume {
+                volume: VolumeInfo { name: "disk".into(), size: 1 << 30, is_snapshot: false },
+                right: Right::Write,
+            }]),
         ];
         let encoded: Vec<u8> = replies.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("client-replies.hex", &encoded);

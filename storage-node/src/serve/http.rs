@@ -11,8 +11,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use client_lib::wire::admin::{
-    AskTakeover, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, CreateGroup, CreateSnapshot, CreateVolume,
-    Failure, Migrate, NoteClient, OnWrite, Rejoin, RemoveNode, Resize, RevokeClient, RollBack,
+    AskTakeover, ChangeGroup, ChangeLink, ChangePolicy, ChangeRights, CloneSnapshot, CreateGroup, CreateSnapshot,
+    CreateVolume, Failure, Migrate, NoteClient, OnWrite, Rejoin, RemoveNode, Resize, RevokeClient, RollBack,
 };
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
@@ -130,6 +130,7 @@ fn router(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, observe: Arc<dyn Observe>
         .route("/v1/nodes/{name}/remove", post(remove_node))
         .route("/v1/clients", get(clients).post(note_client))
         .route("/v1/clients/revoke", post(revoke_client))
+        .route("/v1/clients/rights", post(change_rights))
         .route("/v1/audit", get(audit_list))
         .route("/health", get(|| async { "ok\n" }))
         .merge(dashboard::routes())
@@ -343,6 +344,10 @@ async fn note_client(State(admin): Shared, Json(request): Json<NoteClient>) -> R
 
 async fn revoke_client(State(admin): Shared, Json(request): Json<RevokeClient>) -> Response {
     answer(admin.revoke_client(request).await)
+}
+
+async fn change_rights(State(admin): Shared, Json(request): Json<ChangeRights>) -> Response {
+    answer(admin.change_rights(request).await)
 }
 
 /// `?limit=N`.

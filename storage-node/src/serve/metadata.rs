@@ -18,6 +18,9 @@ pub trait Metadata: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable` when there is no leader to ask.
     fn linearizable(&self) -> BoxFuture<'_, Result<Arc<MetaState>, Error>>;
+
+    /// What is applied here, at once: what is looked at with every request.
+    fn here(&self) -> Arc<MetaState>;
 }
 
 /// [`Metadata`] that many may ask for at once: one read is under way at a time, and serves all who asked before it began.
@@ -36,6 +39,12 @@ impl NewestMetadata {
     #[must_use]
     pub fn new(source: Arc<dyn Metadata>) -> NewestMetadata {
         NewestMetadata { source, last: Mutex::default() }
+    }
+
+    /// What is applied here.
+    #[must_use]
+    pub fn here(&self) -> Arc<MetaState> {
+        self.source.here()
     }
 
     /// The state as of now; one round trip to the leader, two when others are asking.
@@ -77,6 +86,10 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 Ok(Arc::default())
             })
+        }
+
+        fn here(&self) -> Arc<MetaState> {
+            Arc::default()
         }
     }
 

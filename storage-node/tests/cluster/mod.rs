@@ -25,6 +25,7 @@ use storage_node::peer::client::PeerClient;
 use storage_node::peer::message::AdminForward;
 use storage_node::peer::server::{ForwardedAdmin, PeerServer};
 use storage_node::serve::client::ClientService;
+use storage_node::serve::client::rights::Asker;
 use storage_node::serve::exports::Exports;
 use storage_node::serve::metadata::{Metadata, NewestMetadata};
 use storage_node::serve::resize::InForce;
@@ -85,6 +86,10 @@ impl Meta {
 impl Metadata for Meta {
     fn linearizable(&self) -> BoxFuture<'_, Result<Arc<MetaState>, Error>> {
         Box::pin(async { Ok(Arc::new(self.state())) })
+    }
+
+    fn here(&self) -> Arc<MetaState> {
+        Arc::new(self.state())
     }
 }
 
@@ -240,7 +245,7 @@ impl Service for TestService {
         Box::pin(async move {
             let frame = Frame::decode(&request).expect("our own frames");
             if frame.service == ServiceId::Client {
-                return self.1.get().expect("set at start").serve(frame).await;
+                return self.1.get().expect("set at start").serve(frame, Asker::Trusted).await;
             }
             self.0.get().expect("set at start").serve(peer.expect("nodes are known"), frame).await
         })

@@ -1,6 +1,8 @@
-//! What was issued to clients, and what was taken back.
+//! What was issued to clients, what was taken back, and what they may do.
 
 use serde::{Deserialize, Serialize};
+
+use crate::rights::Role;
 
 /// A certificate of a client that counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +23,12 @@ pub struct ClientStatus {
     /// When everything was taken back that had been issued until then, in milliseconds since 1970. If that never was, what an earlier
     /// version issued under this name, and nobody listed, counts too.
     pub revoked_ms: Option<u64>,
+    /// What it is there for.
+    #[serde(default)]
+    pub role: Role,
+    /// Which volumes it may use, as `VOL` or `VOL:ro`; none if it was never given any rule: every volume, if its role uses volumes.
+    #[serde(default)]
+    pub rules: Option<Vec<String>>,
 }
 
 /// A certificate that was taken back by itself.
@@ -35,7 +43,7 @@ pub struct RevokedCertificate {
 /// The clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientList {
-    /// Those to which something was issued since that is noted, or whose names were revoked.
+    /// Those to which something was issued since that is noted, whose names were revoked, or that were given a role or rules.
     pub clients: Vec<ClientStatus>,
     /// Certificates that were taken back by themselves.
     pub revoked: Vec<RevokedCertificate>,
@@ -61,6 +69,23 @@ pub struct RevokeClient {
     /// The certificate with this SHA-256, in hexadecimal.
     #[serde(default)]
     pub fingerprint: Option<String>,
+}
+
+/// Asks for a client to be allowed other things. All of it is done, or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeRights {
+    /// The client's name; nothing need have been issued to it.
+    pub client: String,
+    /// What it is there for from now on.
+    #[serde(default)]
+    pub role: Option<Role>,
+    /// Rules that it is given: `VOL` for reading and writing, `VOL:ro` for reading. One of the same volumes is replaced.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// Rules that are withdrawn: `VOL`, whatever it allows, or `VOL:ro`, if it is that.
+    #[serde(default)]
+    pub deny: Vec<String>,
 }
 
 /// Who has heard of it.

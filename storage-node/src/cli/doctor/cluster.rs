@@ -1,6 +1,7 @@
 //! The cluster, if it runs: who is there, whether stores take writes, and whose volumes have lost their owner.
 
-use client_lib::wire::admin::{ClusterStatus, NodeSpace, StoreSpace, VolumeSummary};
+use client_lib::rights::Role;
+use client_lib::wire::admin::{ClientList, ClientStatus, ClusterStatus, NodeSpace, StoreSpace, VolumeSummary};
 
 use super::Finding;
 use crate::cli::Common;
@@ -17,6 +18,8 @@ pub(super) struct Running {
     volumes: Result<Vec<VolumeSummary>, String>,
     /// Of the nodes that answer.
     spaces: Vec<NodeSpace>,
+    /// As far as it says.
+    clients: ClientList,
 }
 
 /// The cluster of the settings, of `--cluster` or of the data directory, if it answers.
@@ -31,11 +34,12 @@ pub(super) fn find(config: Option<&NodeConfig>, common: &Common) -> Option<Runni
     let reached = status.members.iter().filter(|member| member.reachable);
     let spaces =
         reached.filter_map(|member| client.get::<NodeSpace>(&format!("/v1/space?node={}", member.name)).ok()).collect();
-    Some(Running { status, volumes, spaces })
+    let clients = client.get("/v1/clients").unwrap_or_default();
+    Some(Running { status, volumes, spaces, clients })
 }
 
 pub(super) fn findings(running: Option<&Running>) -> Vec<Finding> {
-    let Some(Running { status, volumes, spaces }) = running else {
+    let Some(Running { status, volumes, spaces, clients }) = running else {
         return vec![Finding::ok("cluster", "none runs here, or none was named")];
     };
     let mut findings = vec![leader(status), voters(status)];
@@ -47,7 +51,28 @@ pub(super) fn findings(running: Option<&Running>) -> Vec<Finding> {
     findings.extend(
         spaces.iter().flat_map(|space| space.stores.iter().filter_map(|store| full_or_faulty(&space.node, store))),
     );
+    findings.extend(unlimited(clients));
     findings
+}
+
+/// Clients that may use every volume because nobody gave them a rule.
+fn unlimited(clients: &ClientList) -> Option<Finding> {
+    const NAMED_MAX: usize = 5;
+    let is_unlimited = |client: &&ClientStatus| {
+        client.role == Role::Volume && client.rules.is_none() && !client.certificates.is_empty()
+    };
+    let names: Vec<&str> = clients.clients.iter().filter(is_unlimited).map(|client| client.name.as_str()).collect();
+    let found = match names.as_slice() {
+        [] => return None,
+        [one] => format!("{one} has no rules, and may use every volume"),
+        more if more.len() > NAMED_MAX => {
+            let (named, others) = more.split_at(NAMED_MAX);
+            format!("{} and {} more have no rules, and may use every volume", named.join(", "), others.len())
+        }
+        _ => format!("{} have no rules, and may use every volume", names.join(", ")),
+    };
+    let advice = "`helio cluster client allow NAME VOL[:ro]` limits one to what its rules are for (docs/security.md)";
+    Some(Finding::warning("clients", found, advice))
 }
 
 fn leader(status: &ClusterStatus) -> Finding {
@@ -121,7 +146,7 @@ fn lost_owners(volumes: &[VolumeSummary], status: &ClusterStatus) -> Vec<Finding
 
 #[cfg(test)]
 mod tests {
-    use client_lib::wire::admin::{MemberStatus, NbdAddresses};
+    use client_lib::wire::admin::{CertificateStatus, MemberStatus, NbdAddresses};
 
     use super::super::Level;
     use super::*;
@@ -156,6 +181,29 @@ mod tests {
         let none = status(&[("a", false, true), ("b", false, false), ("c", false, false)]);
         assert_eq!(leader(&none).level, Level::Wrong);
         assert_eq!(voters(&status(&[("a", true, true)])).level, Level::Warning);
+    }
+
+    #[test]
+    fn clients_that_may_use_everything_are_told_of() {
+        let client = |name: &str, role, rules| ClientStatus {
+            name: name.to_owned(),
+            certificates: vec![CertificateStatus { fingerprint: "aa".to_owned(), issued_ms: 1 }],
+            revoked_ms: None,
+            role,
+            rules,
+        };
+        let limited = client("limited", Role::Volume, Some(vec!["disk".to_owned()]));
+        let (looks, open) = (client("looks", Role::Viewer, None), client("open", Role::Volume, None));
+        let list = |clients: Vec<ClientStatus>| ClientList { clients, revoked: Vec::new() };
+        assert_eq!(unlimited(&list(vec![limited.clone(), looks.clone()])), None);
+        let found = unlimited(&list(vec![limited, looks, open.clone()])).expect("is told");
+        assert_eq!(
+            (found.level, found.found.as_str()),
+            (Level::Warning, "open has no rules, and may use every volume")
+        );
+        let two =
+            unlimited(&list(vec![open.clone(), ClientStatus { name: "other".to_owned(), ..open }])).expect("is told");
+        assert_eq!(two.found, "open, other have no rules, and may use every volume");
     }
 
     #[test]

@@ -1,12 +1,16 @@
-//! What was issued to clients, and what is taken back.
+//! What was issued to clients, what is taken back, and what they may do.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use client_lib::clock::{Clock, SystemClock};
 use client_lib::pki::Fingerprint;
+use client_lib::rights::{Right, VolumePattern, VolumeRule};
 use client_lib::wire::admin::{
-    AccessReport, CertificateStatus, ClientList, ClientStatus, NoteClient, RevokeClient, RevokedCertificate,
+    AccessReport, CertificateStatus, ChangeRights, ClientList, ClientStatus, NoteClient, RevokeClient,
+    RevokedCertificate,
 };
 use client_lib::{ClientName, Error, ErrorKind};
-use consensus::{Command, Response};
+use consensus::{ClientRecord, Command, Response};
 
 use super::{NodeAdmin, out_of_turn};
 use crate::node::METADATA_DEADLINE;
@@ -14,14 +18,19 @@ use crate::node::METADATA_DEADLINE;
 impl NodeAdmin {
     pub(super) async fn list_clients(&self) -> Result<ClientList, Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
-        let clients = state.access().clients().map(|(name, record)| {
+        let records: BTreeMap<_, _> = state.access().clients().collect();
+        let names: BTreeSet<_> = records.keys().copied().chain(state.rights().map(|(name, _)| name)).collect();
+        let clients = names.into_iter().map(|name| {
+            let (record, rights) = (records.get(name), state.rights_of(name));
             let told = |(fingerprint, issued_ms): (&Fingerprint, &u64)| CertificateStatus {
                 fingerprint: fingerprint.to_string(),
                 issued_ms: *issued_ms,
             };
-            let mut certificates: Vec<_> = record.issued.iter().map(told).collect();
+            let mut certificates: Vec<_> = record.into_iter().flat_map(|record| &record.issued).map(told).collect();
             certificates.sort_by_key(|certificate| certificate.issued_ms);
-            ClientStatus { name: name.to_string(), certificates, revoked_ms: record.revoked_at_ms }
+            let revoked_ms = record.and_then(|record: &&ClientRecord| record.revoked_at_ms);
+            let rules = rights.rules.is_some().then(|| rights.rules().map(|rule| rule.to_string()).collect());
+            ClientStatus { name: name.to_string(), certificates, revoked_ms, role: rights.role, rules }
         });
         let revoked = state
             .access()
@@ -49,6 +58,27 @@ impl NodeAdmin {
         Ok(self.confirmed().await)
     }
 
+    /// Changes what a client may do, and waits until every node that answers sees to that.
+    pub(super) async fn give_rights(&self, request: ChangeRights) -> Result<AccessReport, Error> {
+        let client: ClientName = request.client.parse()?;
+        let allow = request.allow.iter().map(|rule| rule.parse()).collect::<Result<Vec<VolumeRule>, _>>()?;
+        let deny = request.deny.iter().map(|rule| withdrawn(rule)).collect::<Result<Vec<_>, _>>()?;
+        if request.role.is_none() && allow.is_empty() && deny.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidRequest, "name a role, or rules to give or to withdraw"));
+        }
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        self.require_rights_known_to_all(&state).await?;
+        let command = Command::ChangeRights { client, role: request.role, allow, deny };
+        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+            Response::RightsChanged => {
+                let ChangeRights { client, role, allow, deny } = request;
+                tracing::warn!(client, ?role, ?allow, ?deny, "what a client may do was changed");
+            }
+            other => return Err(out_of_turn(&other)),
+        }
+        Ok(self.confirmed().await)
+    }
+
     /// Takes back a certificate, or all of a client, and waits until every node that answers refuses them.
     pub(super) async fn take_back(&self, request: RevokeClient) -> Result<AccessReport, Error> {
         let at_ms = SystemClock::new().unix_ms();
@@ -67,4 +97,10 @@ impl NodeAdmin {
         }
         Ok(self.confirmed().await)
     }
+}
+
+/// A rule that is withdrawn: of which volumes, and which right it must give.
+fn withdrawn(text: &str) -> Result<(VolumePattern, Option<Right>), Error> {
+    let VolumeRule { pattern, right } = text.parse()?;
+    Ok((pattern, text.contains(':').then_some(right)))
 }

@@ -87,7 +87,11 @@ async fn answer(
         | ClientRequest::Zero { tenure, .. }
         | ClientRequest::Flush { tenure, .. } => *tenure,
         ClientRequest::Attach { sessions, .. } => return attach(volume, view, here, sessions).await,
-        ClientRequest::Members | ClientRequest::Volumes | ClientRequest::Open { .. } => {
+        ClientRequest::Members
+        | ClientRequest::Volumes
+        | ClientRequest::Open { .. }
+        | ClientRequest::OpenFor { .. }
+        | ClientRequest::List => {
             return Err(Error::new(ErrorKind::Internal, "not a request about a volume"));
         }
     };
