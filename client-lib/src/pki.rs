@@ -13,6 +13,7 @@ mod expiry;
 mod fingerprint;
 mod identity;
 mod join;
+pub mod tls;
 
 use std::fmt;
 use std::fs;

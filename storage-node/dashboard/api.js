@@ -1,11 +1,13 @@
 // The admin API: every request the page makes goes through here.
 
+import { secret } from "./secret.js";
+
 /** Longest wait for something that is only shown, in milliseconds. */
 const PATIENCE_MS = 8000;
 
 /** What the node said, or that it said nothing. */
 export class ApiError extends Error {
-  /** `kind` is the node's, or `NoAnswer`. */
+  /** `kind` is the node's, or `NoAnswer`, or `NoSecret`. */
   constructor(kind, message) {
     super(message);
     this.kind = kind;
@@ -14,9 +16,11 @@ export class ApiError extends Error {
 
 async function ask(method, path, body, patience) {
   const options = { method, cache: "no-store", credentials: "omit", redirect: "error" };
+  options.headers = {};
+  if (secret()) options.headers.Authorization = `Bearer ${secret()}`;
   if (patience) options.signal = AbortSignal.timeout(patience);
   if (method !== "GET") {
-    options.headers = { "Content-Type": "application/json" };
+    options.headers["Content-Type"] = "application/json";
     if (body !== undefined) options.body = JSON.stringify(body);
   }
   let response, text;
@@ -25,6 +29,9 @@ async function ask(method, path, body, patience) {
     text = await response.text();
   } catch (error) {
     throw new ApiError("NoAnswer", error.name === "TimeoutError" ? `no answer within ${patience / 1000} s` : "the node does not answer");
+  }
+  if (response.status === 401) {
+    throw new ApiError("NoSecret", "the node does not know who asks");
   }
   if (response.ok) {
     return text === "" ? null : JSON.parse(text);

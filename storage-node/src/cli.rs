@@ -17,6 +17,7 @@ mod client;
 mod cluster;
 mod completions;
 mod credentials;
+mod dashboard;
 mod disk;
 mod doctor;
 mod drain;
@@ -30,6 +31,7 @@ mod members;
 mod migrate;
 mod node;
 mod policy;
+mod remote;
 mod remove;
 mod rights;
 mod scrub;
@@ -63,9 +65,12 @@ struct Common {
     /// Data directory of the local cluster [default: $XDG_DATA_HOME/heliotrope]
     #[arg(long, global = true, env = "HELIO_DATA", value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Address of a node's admin API, as HOST:PORT; found in the data directory if not given
-    #[arg(long, global = true, env = "HELIO_CLUSTER", value_name = "ADDR")]
+    /// A node's admin API on this machine, as HOST:PORT, or a file with credentials for nodes elsewhere; found in the data directory if not given
+    #[arg(long, global = true, env = "HELIO_CLUSTER", value_name = "ADDR|FILE")]
     cluster: Option<String>,
+    /// The secret of the admin API at --cluster HOST:PORT; found in the data directory if not given
+    #[arg(long, global = true, env = "HELIO_SECRET_FILE", value_name = "FILE")]
+    secret_file: Option<PathBuf>,
     /// What to log to standard error: error, warn, info, debug, or a tracing filter
     #[arg(long, global = true, env = "HELIO_LOG", value_name = "FILTER")]
     log: Option<String>,
@@ -98,6 +103,7 @@ enum Verb {
     Group(group::Verb),
     Why(why::Why),
     Top(top::Top),
+    Dashboard(dashboard::Dashboard),
     Doctor(doctor::Doctor),
     SupportBundle(support_bundle::SupportBundle),
     /// Begin a cluster, let nodes join it, look at it
@@ -154,6 +160,7 @@ pub fn run(helio: Helio) -> ExitCode {
         Verb::Group(verb) => group::run(verb, &helio.common),
         Verb::Why(why) => why::run(&why, &helio.common),
         Verb::Top(top) => top::run(&top, &helio.common),
+        Verb::Dashboard(dashboard) => dashboard::run(&dashboard, &helio.common),
         Verb::Doctor(doctor) => doctor::run(&doctor, &helio.common),
         Verb::SupportBundle(bundle) => support_bundle::run(&bundle, &helio.common),
         Verb::Cluster(verb) => cluster::run(verb, &helio.common),

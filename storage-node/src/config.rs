@@ -168,14 +168,16 @@ impl NbdTlsSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminSettings {
-    /// A TCP address, loopback only: the API is not authenticated yet.
+    /// A TCP address on loopback, where the node's secret is wanted.
     #[serde(deserialize_with = "loopback")]
     pub http: SocketAddr,
+    /// Whether it is served for other machines, too: over TLS on TCP, at the address and port of `listen`, for clients with a role.
+    pub remote: bool,
 }
 
 impl Default for AdminSettings {
     fn default() -> AdminSettings {
-        AdminSettings { http: SocketAddr::from(([127, 0, 0, 1], 10880)) }
+        AdminSettings { http: SocketAddr::from(([127, 0, 0, 1], 10880)), remote: false }
     }
 }
 
@@ -372,7 +374,7 @@ fn loopback<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D:
         return Ok(found);
     }
     Err(de::Error::custom(format!(
-        "{found} can be reached from outside, and the admin API is not authenticated yet: expected a loopback address, as in \"127.0.0.1:10880\""
+        "{found} can be reached from outside, where the admin API is served over TLS only (`remote = true`): expected a loopback address, as in \"127.0.0.1:10880\""
     )))
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use client_lib::pki::{NODE_CERTIFICATE_FILE, NodeIdentity};
 use client_lib::transport::quic::{QuicOptions, QuicTransport};
 use client_lib::transport::unix::UnixServer;
@@ -30,6 +31,8 @@ use crate::ownership::lease::LeaseCell;
 use crate::serve::admin::Admin;
 use crate::serve::audit::AuditLog;
 use crate::serve::http::HttpServer;
+use crate::serve::http::caller::{SECRET_FILE, Secret};
+use crate::serve::http::remote::RemoteServer;
 use crate::serve::observe::listener::ObserveServer;
 use crate::shards::Shards;
 use crate::stores;
@@ -88,8 +91,10 @@ pub struct NodeOptions {
     pub nbd_passed: Arc<PassedSockets>,
     /// TLS for NBD.
     pub nbd_tls: Option<TlsOptions>,
-    /// Where to listen for administration.
+    /// Where to listen for administration, on loopback.
     pub http: Option<SocketAddr>,
+    /// Where to listen for administration from other machines, over TLS.
+    pub remote: Option<SocketAddr>,
     /// Where to listen for those who watch over the node and may do nothing else, beside administration.
     pub metrics: Option<SocketAddr>,
     /// Addresses to use instead of those the members announce: the WAN emulator's.
@@ -122,11 +127,12 @@ pub struct Node {
     name: String,
     nbd: Option<Server>,
     http: Option<HttpServer>,
+    remote: Option<RemoteServer>,
     metrics: Option<ObserveServer>,
     clients: Option<UnixServer>,
     transport: Arc<QuicTransport>,
     /// Held until everything above has stopped.
-    _data: DataDir,
+    data: DataDir,
     _stores: Vec<std::fs::File>,
 }
 
@@ -139,6 +145,7 @@ impl Node {
         let data = DataDir::open(&options.data)?;
         let identity = NodeIdentity::load(&options.data.join("identity"))?;
         let (me, cluster) = (identity.node(), identity.cluster().clone());
+        let own_identity = identity.clone();
 
         let service = Arc::new(NodeService::default());
         // The transport comes up first: others may call while this node starts, and are told so.
@@ -191,19 +198,26 @@ impl Node {
             });
         }
         let clients = listen_for_clients(&options.data, service).await?;
+        let audit = Arc::new(AuditLog::new(&name, &options.data));
+        if options.http.is_some() || options.remote.is_some() {
+            admin.notes_acts_in(audit.clone());
+        }
         let http = match options.http {
             Some(address) => {
-                let audit = Arc::new(AuditLog::new(&name, &options.data));
-                admin.notes_acts_in(audit.clone());
-                Some(HttpServer::bind(address, admin, audit, observer.clone()).await?)
+                let secret = Secret::load_or_make(&options.data).context("the secret of the admin API")?;
+                Some(HttpServer::bind(address, admin.clone(), audit.clone(), observer.clone(), secret).await?)
             }
+            None => None,
+        };
+        let remote = match options.remote {
+            Some(address) => Some(RemoteServer::bind(address, &own_identity, admin, audit).await?),
             None => None,
         };
         let metrics = match options.metrics {
             Some(address) => Some(ObserveServer::bind(address, observer).await?),
             None => None,
         };
-        Ok(Node { parts, name, nbd, http, metrics, clients, transport, _data: data, _stores: locks })
+        Ok(Node { parts, name, nbd, http, remote, metrics, clients, transport, data, _stores: locks })
     }
 
     /// Waits until this node was removed from its cluster; it is to be stopped then, and its data directory marked.
@@ -248,6 +262,18 @@ impl Node {
         self.http.as_ref().map(HttpServer::address)
     }
 
+    /// The file with the secret of the admin API on loopback.
+    #[must_use]
+    pub fn secret_path(&self) -> PathBuf {
+        self.data.path().join(SECRET_FILE)
+    }
+
+    /// Where administration listens for other machines.
+    #[must_use]
+    pub fn remote_address(&self) -> Option<SocketAddr> {
+        self.remote.as_ref().map(RemoteServer::address)
+    }
+
     /// Where those who only watch may look.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
@@ -268,6 +294,7 @@ impl Node {
     /// syncs and writes a checkpoint; consensus and the transport last. A second failure does not hide the first.
     pub async fn stop(self) {
         self.stopping();
+        drop(self.remote);
         if let Some(http) = self.http {
             http.stop().await;
         }

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,6 +19,42 @@ pub struct Answer {
     pub head: String,
     /// The body.
     pub body: String,
+}
+
+/// The admin API of a node, as who runs the node asks it.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where it listens, or what leads there.
+    pub address: String,
+    /// What it wants to be shown.
+    pub secret: String,
+}
+
+impl std::fmt::Display for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.address)
+    }
+}
+
+impl Admin {
+    /// That of `node`, of which `cluster.json` in this data directory tells.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn find(data: &Path, node: &str) -> anyhow::Result<Admin> {
+        let file: serde_json::Value = serde_json::from_slice(&std::fs::read(data.join("cluster.json"))?)?;
+        let nodes = file["nodes"].as_array().context("cluster.json has nodes")?;
+        let node = nodes.iter().find(|known| known["name"] == node).context("there is no such node")?;
+        let address = node["http"].as_str().context("it serves the admin API")?.to_owned();
+        let secret = std::fs::read_to_string(node["secret"].as_str().context("it has a secret")?)?.trim().to_owned();
+        Ok(Admin { address, secret })
+    }
+
+    /// The header that shows the secret.
+    #[must_use]
+    pub fn header(&self) -> String {
+        format!("Authorization: Bearer {}", self.secret)
+    }
 }
 
 /// Asks `address` for `path`.

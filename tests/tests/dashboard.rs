@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tests::browser::{Browser, chromium};
 use tests::cluster::Up;
+use tests::http::Admin;
 use tests::nbd_client::Client;
 use tests::nodes::Nodes;
 use tests::workload::fill;
@@ -20,18 +21,24 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const WIDTHS: [u32; 3] = [400, 1200, 2400];
 const MIB: u64 = 1 << 20;
 
-/// Where the admin API of a node listens.
-fn admin(data: &Path, node: &str) -> String {
-    let text = std::fs::read(data.join("cluster.json")).expect("the cluster says where it is");
-    let file: Value = serde_json::from_slice(&text).expect("is JSON");
-    let nodes = file["nodes"].as_array().expect("are listed");
-    let node = nodes.iter().find(|known| known["name"] == node).expect("is there");
-    node["http"].as_str().expect("is an address").to_owned()
+/// The admin API of a node.
+fn admin(data: &Path, node: &str) -> Admin {
+    Admin::find(data, node).expect("the cluster says where it is")
+}
+
+/// The page of a node, as `helio dashboard` prints it.
+fn page(admin: &Admin) -> String {
+    format!("http://{admin}/#secret={}", admin.secret)
 }
 
 /// One request of HTTP, as it is written here: its status, its headers in lower case, its body.
-fn request(address: &str, head: &str, body: &str) -> (u16, String, String) {
-    let mut connection = TcpStream::connect(address).expect("connects");
+fn request(admin: &Admin, head: &str, body: &str) -> (u16, String, String) {
+    ask(admin, &format!("{head}\r\n{}", admin.header()), body)
+}
+
+/// The same without the secret.
+fn ask(admin: &Admin, head: &str, body: &str) -> (u16, String, String) {
+    let mut connection = TcpStream::connect(&admin.address).expect("connects");
     connection.set_read_timeout(Some(PATIENCE)).expect("is set");
     let length = body.len();
     write!(connection, "{head}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}").expect("is sent");
@@ -42,7 +49,7 @@ fn request(address: &str, head: &str, body: &str) -> (u16, String, String) {
     (status, head.to_lowercase(), body.to_owned())
 }
 
-fn get(address: &str, path: &str) -> Value {
+fn get(address: &Admin, path: &str) -> Value {
     let (status, _, body) = request(address, &format!("GET {path} HTTP/1.0\r\nHost: {address}"), "");
     assert_eq!(status, 200, "{path}: {body}");
     serde_json::from_str(&body).expect("is JSON")
@@ -71,7 +78,7 @@ fn picture(browser: &mut Browser, name: &str) {
 }
 
 /// No script failed, nothing was refused, and nothing was asked of anybody but the node.
-fn all_is_well(browser: &mut Browser, address: &str) {
+fn all_is_well(browser: &mut Browser, address: &Admin) {
     let complaints = browser.complaints().expect("are told");
     assert!(complaints.is_empty(), "{complaints:#?}");
     let own = format!("http://{address}/");
@@ -135,13 +142,13 @@ fn other_sites_are_kept_out_and_the_page_may_load_nothing_but_itself() {
     };
     let json = "Content-Type: application/json";
     assert_eq!(create("v1", "example.com", json), 421, "a name that was made to point here");
-    assert_eq!(create("v2", &address, &format!("{json}\r\nOrigin: http://example.com")), 403);
-    assert_eq!(create("v3", &address, &format!("{json}\r\nOrigin: null")), 403);
-    assert_eq!(create("v4", &address, "Content-Type: text/plain"), 415, "what a form can send");
-    assert_eq!(create("v5", &address, &format!("{json}\r\nSec-Fetch-Site: cross-site")), 403);
+    assert_eq!(create("v2", &address.address, &format!("{json}\r\nOrigin: http://example.com")), 403);
+    assert_eq!(create("v3", &address.address, &format!("{json}\r\nOrigin: null")), 403);
+    assert_eq!(create("v4", &address.address, "Content-Type: text/plain"), 415, "what a form can send");
+    assert_eq!(create("v5", &address.address, &format!("{json}\r\nSec-Fetch-Site: cross-site")), 403);
     assert_eq!(get(&address, "/v1/volumes"), json!([]), "nothing of that was done");
-    assert_eq!(create("own", &address, &format!("{json}\r\nOrigin: http://{address}")), 200, "the page itself");
-    assert_eq!(create("command", &address, json), 200, "the command line");
+    assert_eq!(create("own", &address.address, &format!("{json}\r\nOrigin: http://{address}")), 200, "the page itself");
+    assert_eq!(create("command", &address.address, json), 200, "the command line");
     let (status, _, body) = request(&address, "GET /v1/volumes HTTP/1.1\r\nHost: example.com:80", "");
     assert_eq!(status, 421);
     assert!(body.contains("reached as localhost"), "{body}");
@@ -246,11 +253,24 @@ fn it_shows_what_the_api_says_and_moves_a_volume_when_it_is_confirmed() {
         return eprintln!("skipped: there is no Chromium; `make tools` installs it, HELIO_CHROMIUM names another one");
     };
     let mut up = Up::start(&["--rtt", "10"]).expect("starts");
-    let forward = Forward::to(&admin(&up.data(), "a"));
-    let address = forward.address.clone();
+    let node = admin(&up.data(), "a");
+    let forward = Forward::to(&node.address);
+    let address = Admin { address: forward.address.clone(), ..node };
     let mut browser = Browser::start(&program).expect("starts");
 
+    // Whoever has no secret is told so, and nothing else.
     browser.open(&format!("http://{address}/"), 1200, "light").expect("is shown");
+    browser.until("it says so", PATIENCE, "document.querySelector('#outage')?.hidden === false").expect("does");
+    let said = text(&mut browser, "#outage");
+    assert!(said.contains("no secret of the node") && said.contains("helio dashboard"), "{said}");
+    assert_eq!(browser.value("document.querySelectorAll('#nodes tbody tr').length").expect("is counted"), 0);
+    browser.picture(1200, &pictures().join("no-secret-1200-light.png")).expect("is taken");
+    browser.forget();
+    // The link in the same tab.
+    browser.value(&format!("location.href = '{}'", page(&address))).expect("is gone to");
+    browser.until("it goes on", PATIENCE, "document.querySelector('#outage').hidden").expect("does");
+    assert_eq!(browser.value("location.hash").expect("is told"), "#/", "the secret is not left in the address");
+    browser.forget();
     shows(&mut browser, "#list .empty", "There is no volume yet");
     picture(&mut browser, "empty");
 
@@ -387,7 +407,7 @@ fn it_shows_what_the_api_says_and_moves_a_volume_when_it_is_confirmed() {
     assert!(said.contains("Node a does not answer") && said.contains("old"), "{said}");
     browser.picture(1200, &pictures().join("outage-1200-light.png")).expect("is taken");
     up.restart().expect("starts");
-    forward.point(Some(admin(&up.data(), "a")));
+    forward.point(Some(admin(&up.data(), "a").address));
     browser.until("it goes on", PATIENCE, "document.querySelector('#outage').hidden").expect("does");
     browser.forget();
     shows(&mut browser, "#volumes-summary", "121 volumes");
@@ -403,7 +423,9 @@ fn a_lost_owner_is_shown_and_its_volume_taken_over_when_its_name_is_typed() {
     nodes.run("a", &["volume", "create", "disk", "--size", "16M", "--owner", "a"]).expect("is created");
     let address = admin(&nodes.path().join("b"), "b");
     let mut browser = Browser::start(&program).expect("starts");
-    browser.open(&format!("http://{address}/#/volume/disk"), 1200, "dark").expect("is shown");
+    browser.open(&page(&address), 1200, "dark").expect("is shown");
+    browser.until("the secret is taken", PATIENCE, "location.hash === '#/'").expect("is");
+    browser.value("location.hash = '#/volume/disk'").expect("is gone to");
     shows(&mut browser, "#facts", "a, epoch 1");
     browser
         .until(

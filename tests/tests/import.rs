@@ -403,8 +403,10 @@ fn separate_nodes_import_where_the_volume_is_owned() {
         serde_json::from_slice(&fs::read(nodes.path().join("b/cluster.json")).expect("is there")).expect("is JSON");
     let http = file["http"][0].as_str().expect("has an address");
     let again = directory.path().join("again.raw");
-    run(Command::new(helio().expect("is built")).args(["volume", "export", "disk", text(&again), "--cluster", http]))
-        .expect("is exported");
+    let secret = nodes.path().join("b/admin.secret");
+    let mut export = Command::new(helio().expect("is built"));
+    export.args(["volume", "export", "disk", text(&again), "--cluster", http, "--secret-file", text(&secret)]);
+    run(&mut export).expect("is exported");
     same(&raw, text(&again), "raw");
 }
 

@@ -26,8 +26,16 @@ const HOMES: [(&str, &[&str]); 9] = [
     ("imago", &["storage-node/src/cli/transfer/image.rs"]),
     ("zstd", &["storage-node/src/peer/packing"]),
     ("prometheus_client", &["storage-node/src/metrics/exposition.rs"]),
-    ("hyper", &["storage-node/src/serve/observe/listener.rs"]),
-    ("tokio_rustls", &["nbd-frontend/src/tls.rs", "nbd-frontend/src/client/tls.rs", "nbd-frontend/tests"]),
+    ("hyper", &["storage-node/src/serve/observe/listener.rs", "storage-node/src/serve/http/remote.rs"]),
+    (
+        "tokio_rustls",
+        &[
+            "nbd-frontend/src/tls.rs",
+            "nbd-frontend/src/client/tls.rs",
+            "nbd-frontend/tests",
+            "storage-node/src/serve/http/remote.rs",
+        ],
+    ),
 ];
 /// Prefixes, too. The last one is the program inside the guests of the tests, which has no crates.
 const UNSAFE_HOMES: [&str; 4] =

@@ -2,7 +2,7 @@
 //! nodes are (docs/format.md, "Credentials of a client").
 //!
 //! Whoever has the file may do what the metadata says that its client may ([`crate::rights`]). It makes nobody a node: the certificate names a client, and
-//! nodes offer clients nothing but volumes.
+//! nodes offer clients nothing but volumes and, in a role that is for that, the admin API.
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -10,7 +10,7 @@ use super::snapshot::age;
 /// Show what administrators asked of the nodes, and what came of it
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Each node keeps what it was asked itself, in its data directory (audit.jsonl). Who asked is what his command says: the admin API does not prove it yet.\n\nExamples:\n  helio cluster audit\n  helio cluster audit --limit 1000 --json"
+    after_help = "Each node keeps what it was asked itself, in its data directory (audit.jsonl). Who asked is the client that its certificate names, or, on the node's own machine, whoever may read the node's secret; then what his command says he is called is told, too, which nothing proves.\n\nExamples:\n  helio cluster audit\n  helio cluster audit --limit 1000 --json"
 )]
 pub(super) struct Audit {
     /// How many acts of each node, the newest ones
@@ -39,7 +39,31 @@ fn row(entry: &AuditEntry) -> Vec<String> {
         (None, 0) => "not waited for".to_owned(),
         (None, _) => "done".to_owned(),
     };
-    let who = if entry.user.is_empty() { "-" } else { &entry.user };
+    let who = who(entry);
     let act = if entry.with.is_empty() { entry.act.clone() } else { format!("{} {}", entry.act, entry.with) };
-    vec![age(entry.at_ms), entry.node.clone(), who.to_owned(), outcome, act]
+    vec![age(entry.at_ms), entry.node.clone(), who, outcome, act]
+}
+
+/// A client, as it has proven to be; else what somebody at the node says that he is called.
+fn who(entry: &AuditEntry) -> String {
+    match (entry.identity.starts_with("client "), entry.user.is_empty()) {
+        (true, _) => entry.identity.clone(),
+        (false, true) => "-".to_owned(),
+        (false, false) => entry.user.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proven_client_goes_before_what_somebody_says() {
+        let entry = |identity: &str, user: &str| {
+            who(&AuditEntry { identity: identity.into(), user: user.into(), ..AuditEntry::default() })
+        };
+        assert_eq!(entry("client ops", "root"), "client ops");
+        assert_eq!(entry("whoever has this node's secret", "root"), "root");
+        assert_eq!((entry("", "root").as_str(), entry("", "").as_str()), ("root", "-"));
+    }
 }

@@ -1,6 +1,6 @@
 //! The command line's end of the admin API.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -9,13 +9,18 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Common;
+use super::remote::{self, Remote};
 use crate::serve::audit::USER_HEADER;
+use crate::serve::http::caller::Secret;
 
 /// The file in a data directory that says where its cluster's admin APIs are.
 pub(super) const CLUSTER_FILE: &str = "cluster.json";
 
 /// Longest wait for an answer: a handover held up by a slow link takes its time.
 const TIMEOUT: Duration = Duration::from_secs(90);
+
+/// The status of HTTP of a request that does not prove who asks.
+const UNAUTHORIZED: u16 = 401;
 
 /// What [`CLUSTER_FILE`] holds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,6 +40,9 @@ pub(super) struct ClusterNode {
     pub(super) nbd_tcp: String,
     pub(super) nbd_unix: String,
     pub(super) http: String,
+    /// The file with the secret that is wanted there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) secret: Option<PathBuf>,
     /// Where metrics are served for other machines, if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) metrics: Option<String>,
@@ -45,7 +53,7 @@ impl ClusterFile {
         let path = data.join(CLUSTER_FILE);
         let text = std::fs::read_to_string(&path).with_context(|| {
             format!(
-                "no cluster runs from {}; start one with `helio up`, or name one with --cluster ADDR, HELIO_CLUSTER or --data DIR",
+                "no cluster runs from {}; start one with `helio up`, or name one with --cluster ADDR|FILE, HELIO_CLUSTER or --data DIR",
                 data.display()
             )
         })?;
@@ -55,62 +63,154 @@ impl ClusterFile {
 
 /// Asks the cluster.
 pub(super) struct Client {
-    endpoints: Vec<String>,
-    agent: ureq::Agent,
+    way: Way,
+}
+
+/// How the cluster is asked.
+enum Way {
+    /// Nodes of this machine.
+    Local { endpoints: Vec<Endpoint>, agent: ureq::Agent },
+    /// Nodes elsewhere, with credentials.
+    Remote(Box<Remote>),
+}
+
+/// A node of this machine.
+pub(super) struct Endpoint {
+    pub(super) address: String,
+    /// What it wants to be shown, or why that is not known.
+    pub(super) secret: Result<Secret, String>,
+}
+
+impl Endpoint {
+    /// The nodes of this machine that are meant.
+    pub(super) fn all(common: &Common) -> anyhow::Result<Vec<Endpoint>> {
+        let Some(address) = &common.cluster else {
+            let file = ClusterFile::read(&common.data())?;
+            let endpoint = |node: ClusterNode| Endpoint { address: node.http, secret: read_secret(node.secret) };
+            return Ok(file.nodes.into_iter().map(endpoint).collect());
+        };
+        let address = address.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let secret = match &common.secret_file {
+            Some(path) => read_secret(Some(path.clone())),
+            None => {
+                let known = ClusterFile::read(&common.data()).ok().map(|file| file.nodes).unwrap_or_default();
+                let found = known.into_iter().find(|node| node.http == address);
+                read_secret(found.and_then(|node| node.secret))
+            }
+        };
+        Ok(vec![Endpoint { address, secret }])
+    }
+}
+
+fn read_secret(path: Option<PathBuf>) -> Result<Secret, String> {
+    let Some(path) = path else {
+        return Err("no secret of that node is known here: name its data directory with --data DIR, or the file with --secret-file".to_owned());
+    };
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        format!("its secret cannot be read ({}: {error}): run this as the user that runs the node", path.display())
+    })?;
+    Secret::parse(&text).ok_or_else(|| format!("{} holds no secret", path.display()))
 }
 
 impl Client {
     pub(super) fn find(common: &Common) -> anyhow::Result<Client> {
-        let endpoints = match &common.cluster {
-            Some(address) => vec![address.trim_start_matches("http://").trim_end_matches('/').to_owned()],
-            None => ClusterFile::read(&common.data())?.http,
-        };
+        if let Some(file) = common.cluster.as_deref().map(Path::new).filter(|file| file.is_file()) {
+            return Ok(Client { way: Way::Remote(Box::new(Remote::with(file)?)) });
+        }
+        let endpoints = Endpoint::all(common)?;
         let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).build();
-        Ok(Client { endpoints, agent: config.into() })
+        Ok(Client { way: Way::Local { endpoints, agent: config.into() } })
+    }
+
+    /// Whether nodes elsewhere are asked, whose files and sockets are not those of this machine.
+    pub(super) fn is_remote(&self) -> bool {
+        matches!(self.way, Way::Remote(_))
     }
 
     pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        self.ask(|agent, url| agent.get(url).call(), path)
+        self.ask("GET", path, None)
     }
 
     pub(super) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
-        self.ask(|agent, url| agent.post(url).header(USER_HEADER, user()).send_json(body), path)
+        self.ask("POST", path, Some(&serde_json::to_string(body)?))
     }
 
     pub(super) fn delete<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        self.ask(|agent, url| agent.delete(url).header(USER_HEADER, user()).call(), path)
+        self.ask("DELETE", path, None)
     }
 
-    /// Tries each endpoint until one can be connected to; what it then answers is the answer.
-    fn ask<T: DeserializeOwned>(
-        &self,
-        send: impl Fn(&ureq::Agent, &str) -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
-        path: &str,
-    ) -> anyhow::Result<T> {
-        let mut last = None;
-        for endpoint in &self.endpoints {
-            match send(&self.agent, &format!("http://{endpoint}{path}")) {
-                Ok(mut response) => {
-                    let status = response.status();
-                    let body = response.body_mut().read_to_string().context("the answer broke off")?;
-                    if status.is_success() {
-                        return serde_json::from_str(&body).context("the answer cannot be read");
-                    }
-                    match serde_json::from_str::<Failure>(&body) {
-                        Ok(failure) => bail!("{}", failure.message),
-                        Err(_) => bail!("{endpoint} answered {status}: {}", body.trim()),
+    /// Tries each node until one can be connected to; what it then answers is the answer.
+    fn ask<T: DeserializeOwned>(&self, method: &str, path: &str, body: Option<&str>) -> anyhow::Result<T> {
+        let last = match &self.way {
+            Way::Local { endpoints, agent } => {
+                let mut last = None;
+                for endpoint in endpoints {
+                    match ask_endpoint(agent, endpoint, method, path, body)? {
+                        Ok(answer) => return taken(&endpoint.address, &answer, endpoint.secret.as_ref().err()),
+                        Err(error) => last = Some(format!("{}: {error}", endpoint.address)),
                     }
                 }
-                Err(error @ (ureq::Error::ConnectionFailed | ureq::Error::HostNotFound | ureq::Error::Io(_))) => {
-                    last = Some(format!("{endpoint}: {error}"));
-                }
-                Err(error) => bail!("{endpoint}: {error}"),
+                last
             }
-        }
+            Way::Remote(remote) => {
+                let mut last = None;
+                for node in remote.nodes() {
+                    match remote.ask(&node, method, path, body, TIMEOUT) {
+                        Ok(answer) => return taken("the node", &answer, None),
+                        Err(remote::Failure::Unreached(error)) => last = Some(format!("{error:#}")),
+                        Err(remote::Failure::Broken(error)) => return Err(error),
+                    }
+                }
+                last
+            }
+        };
         bail!(
             "no node of the cluster can be reached ({}); is it running?",
             last.unwrap_or_else(|| "none is known".into())
         )
+    }
+}
+
+/// Asks a node of this machine; the inner error is of one that cannot be connected to.
+fn ask_endpoint(
+    agent: &ureq::Agent,
+    endpoint: &Endpoint,
+    method: &str,
+    path: &str,
+    body: Option<&str>,
+) -> anyhow::Result<Result<remote::Answer, ureq::Error>> {
+    let mut request = ureq::http::Request::builder()
+        .method(method)
+        .uri(format!("http://{}{path}", endpoint.address))
+        .header(USER_HEADER, user())
+        .header("Content-Type", "application/json");
+    if let Ok(secret) = &endpoint.secret {
+        request = request.header("Authorization", format!("Bearer {}", secret.reveal()));
+    }
+    let sent = match body {
+        Some(body) => agent.run(request.body(body.to_owned())?),
+        None => agent.run(request.body(())?),
+    };
+    match sent {
+        Ok(mut response) => {
+            let body = response.body_mut().read_to_string().context("the answer broke off")?;
+            Ok(Ok(remote::Answer { status: response.status().as_u16(), body }))
+        }
+        Err(error @ (ureq::Error::ConnectionFailed | ureq::Error::HostNotFound | ureq::Error::Io(_))) => Ok(Err(error)),
+        Err(error) => bail!("{}: {error}", endpoint.address),
+    }
+}
+
+/// What an answer says; `untold` is why no secret was shown.
+fn taken<T: DeserializeOwned>(from: &str, answer: &remote::Answer, untold: Option<&String>) -> anyhow::Result<T> {
+    let remote::Answer { status, body } = answer;
+    if (200..300).contains(status) {
+        return serde_json::from_str(body).context("the answer cannot be read");
+    }
+    match (serde_json::from_str::<Failure>(body), untold) {
+        (Ok(_), Some(why)) if *status == UNAUTHORIZED => bail!("{from} wants its secret, and {why}"),
+        (Ok(failure), _) => bail!("{}", failure.message),
+        (Err(_), _) => bail!("{from} answered {status}: {}", body.trim()),
     }
 }
 

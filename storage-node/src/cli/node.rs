@@ -120,6 +120,7 @@ async fn serve(config: NodeConfig, mut membership: Membership, passed: PassedSoc
         nbd_passed: Arc::new(passed),
         nbd_tls: config.nbd.tls.as_ref().and_then(NbdTlsSettings::options),
         http: Some(config.admin.http),
+        remote: config.admin.remote.then_some(config.listen),
         metrics: config.metrics.listen,
         peer_overrides: config.routes.iter().map(|(name, route)| (name.clone(), route.0)).collect(),
         bootstrap,

@@ -24,6 +24,7 @@ pub(super) fn announce(data: &Path, served: &[Served<'_>]) -> anyhow::Result<()>
             nbd_tcp: shown(served.node.nbd_address()),
             nbd_unix: served.node.nbd_path().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
             http: shown(served.node.http_address()),
+            secret: served.node.http_address().map(|_| served.node.secret_path()),
             metrics: served.node.metrics_address().map(|address| address.to_string()),
         })
         .collect();

@@ -156,8 +156,13 @@ mod tests {
     #[test]
     fn what_cannot_be_had_is_an_error_in_its_place() {
         let directory = tempfile::tempdir().expect("a directory");
-        let common =
-            Common { data: Some(directory.path().to_owned()), cluster: None, log: None, log_format: LogFormat::Text };
+        let common = Common {
+            data: Some(directory.path().to_owned()),
+            cluster: None,
+            secret_file: None,
+            log: None,
+            log_format: LogFormat::Text,
+        };
         let arguments = SupportBundle { out: "-".into(), force: false, config: Some("/does/not/exist".into()) };
         let bundle = bundle(&arguments, &common);
         for part in ["doctor", "settings", "cluster"] {

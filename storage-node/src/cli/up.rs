@@ -139,6 +139,7 @@ async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Resul
             nbd_passed: Arc::default(),
             nbd_tls: nbd_tls.clone(),
             http: Some(port(up.http_port, index)),
+            remote: None,
             metrics: up.metrics_port.map(|first| port(first, index)),
             peer_overrides,
             bootstrap: Some(bootstrap.clone()),

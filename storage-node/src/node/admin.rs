@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::clock::Clock;
+use client_lib::pki::{CertificateHolder, Fingerprint};
+use client_lib::rights::Role;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
     AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ChangeRights,
@@ -14,7 +16,7 @@ use client_lib::wire::admin::{
     OwnershipTimeline, Rejoin, RemoveNode, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus,
     TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
-use client_lib::{Error, ErrorKind, NodeId, VolumeId};
+use client_lib::{ClientName, Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -465,6 +467,12 @@ impl Admin for NodeAdmin {
 
     fn note_client(&self, request: NoteClient) -> BoxFuture<'_, Result<AccessReport, Error>> {
         Box::pin(self.note_issued(request))
+    }
+
+    fn role_of(&self, client: &ClientName, certificate: &Fingerprint) -> Option<Role> {
+        let state = self.meta.state();
+        let is_let_in = state.access().admits(&CertificateHolder::Client(client.clone()), certificate);
+        is_let_in.then(|| state.rights_of(client).role)
     }
 
     fn change_rights(&self, request: ChangeRights) -> BoxFuture<'_, Result<AccessReport, Error>> {

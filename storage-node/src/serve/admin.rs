@@ -1,6 +1,7 @@
 //! What an administrator can ask of a node: the seam between the node and its HTTP face.
 
-use client_lib::Error;
+use client_lib::pki::Fingerprint;
+use client_lib::rights::Role;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
     AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ChangeRights,
@@ -11,6 +12,7 @@ use client_lib::wire::admin::{
     TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
+use client_lib::{ClientName, Error};
 
 use crate::shard::scrub::ScrubAction;
 
@@ -190,6 +192,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// The newest acts of administrators at each node, so many of each.
     fn audit(&self, limit: usize) -> BoxFuture<'_, Result<AuditList, Error>>;
+
+    /// What a client is there for, as the metadata is here; `None` if it is not let in with this certificate. At once.
+    fn role_of(&self, client: &ClientName, certificate: &Fingerprint) -> Option<Role>;
 
     /// Takes back what was issued to a client.
     fn revoke_client(&self, request: RevokeClient) -> BoxFuture<'_, Result<AccessReport, Error>>;

@@ -19,6 +19,7 @@ use client_lib::wire::admin::{AuditEntry, Failure};
 use serde_json::Value;
 
 use super::http::BODY_BYTES_MAX;
+use super::http::caller::Proven;
 
 /// The newest acts, in the data directory.
 const FILE: &str = "audit.jsonl";
@@ -114,6 +115,7 @@ pub(super) async fn note_acts(State(log): State<Arc<AuditLog>>, request: Request
     let entry = AuditEntry {
         at_ms: SystemClock::new().unix_ms(),
         node: log.node.clone(),
+        identity: parts.extensions.get::<Proven>().map(|proven| proven.0.clone()).unwrap_or_default(),
         user: user_of(&parts.headers),
         act: cut(&format!("{} {path}", parts.method)),
         with: cut(&on_a_line(&body)),

@@ -1,5 +1,6 @@
-//! The HTTP admin API: JSON over what [`Admin`] offers, and the [`dashboard`] over that. Not authenticated yet, so it listens on
-//! loopback only, and [`guard`] keeps pages of other sites out.
+//! The HTTP admin API: JSON over what [`Admin`] offers, and the [`dashboard`] over that. On loopback it wants the node's secret, and [`guard`]
+//! keeps pages of other sites out; for other machines there is [`remote`], which wants a certificate. What each request needs is in
+//! [`permissions`], who asks is found out by [`caller`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,9 +25,13 @@ use super::admin::Admin;
 use super::audit::{AuditLog, note_acts};
 use super::observe::{self, Observe};
 use crate::shard::scrub::ScrubAction;
+use caller::{Gate, Proof, Secret, authorise};
 
+pub mod caller;
 mod dashboard;
 mod guard;
+pub mod permissions;
+pub mod remote;
 
 /// Largest request body, in bytes; requests are a few names.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
@@ -45,7 +50,7 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Listens on `address`, serves `admin`, and tells of `observe`; acts are noted in `audit`.
+    /// Listens on `address`, serves `admin` to whoever shows `secret`, and tells everybody of `observe`; acts are noted in `audit`.
     ///
     /// # Errors
     /// `InvalidRequest` for an address beyond loopback; `Busy` when the port is in use.
@@ -54,11 +59,14 @@ impl HttpServer {
         admin: Arc<dyn Admin>,
         audit: Arc<AuditLog>,
         observe: Arc<dyn Observe>,
+        secret: Secret,
     ) -> Result<HttpServer, Error> {
         if !address.ip().is_loopback() {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
-                format!("the admin API is not authenticated yet and listens on loopback only, not on {address}"),
+                format!(
+                    "the admin API listens on loopback, not on {address}; `remote = true` serves it for other machines, over TLS"
+                ),
             ));
         }
         let listener = TcpListener::bind(address).await.map_err(|error| {
@@ -73,7 +81,7 @@ impl HttpServer {
             .map_err(|error| Error::new(ErrorKind::Internal, "the admin API has no address").caused_by(error))?;
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
-            let serving = axum::serve(listener, router(admin, audit, observe)).with_graceful_shutdown(async {
+            let serving = axum::serve(listener, local(admin, audit, observe, secret)).with_graceful_shutdown(async {
                 // Also when the sender is gone.
                 let _ = stopped.await;
             });
@@ -99,7 +107,18 @@ impl HttpServer {
     }
 }
 
-fn router(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, observe: Arc<dyn Observe>) -> Router {
+/// Everything there is on loopback. Beside the API that is what anybody may see: health, metrics, and the files of the page.
+fn local(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, observe: Arc<dyn Observe>, secret: Secret) -> Router {
+    api(admin, audit, Proof::Secret(secret))
+        .route("/health", get(|| async { "ok\n" }))
+        .merge(dashboard::files())
+        .merge(observe::routes(observe))
+        .layer(from_fn(guard::guard))
+}
+
+/// The API, for whoever proves by `proof` that he may ask.
+fn api(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, proof: Proof) -> Router {
+    let gate = Gate { admin: admin.clone(), proof };
     Router::new()
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", get(volume).delete(delete))
@@ -132,13 +151,12 @@ fn router(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, observe: Arc<dyn Observe>
         .route("/v1/clients/revoke", post(revoke_client))
         .route("/v1/clients/rights", post(change_rights))
         .route("/v1/audit", get(audit_list))
-        .route("/health", get(|| async { "ok\n" }))
         .merge(dashboard::routes())
         .layer(from_fn_with_state(audit, note_acts))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        // Before the body is read, and before anything is noted: nobody writes into the list of acts who may not act.
+        .layer(from_fn_with_state(gate, authorise))
         .with_state(admin)
-        .merge(observe::routes(observe))
-        .layer(from_fn(guard::guard))
 }
 
 async fn volumes(State(admin): Shared) -> Response {

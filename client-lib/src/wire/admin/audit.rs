@@ -9,7 +9,11 @@ pub struct AuditEntry {
     pub at_ms: u64,
     /// The node asked.
     pub node: String,
-    /// Who asked, as he says himself: the admin API does not prove it. Empty if he does not say.
+    /// Who asked, as far as it is proven: a client, by its certificate, or whoever has the node's secret. Empty of what was noted before that was
+    /// demanded.
+    #[serde(default)]
+    pub identity: String,
+    /// Who asked, as he says himself: nothing proves it. Empty if he does not say.
     pub user: String,
     /// What was asked: method and path.
     pub act: String,

@@ -11,6 +11,8 @@ pub(super) fn findings(config: &NodeConfig, runs: bool) -> Vec<Finding> {
     let tcp = |address| TcpListener::bind(address).map(drop);
     let mut findings = vec![address("listen (UDP)", config.listen, UdpSocket::bind(config.listen).map(drop), runs)];
     findings.push(address("[admin] http", config.admin.http, tcp(config.admin.http), runs));
+    let remote = config.admin.remote.then_some(config.listen);
+    findings.extend(remote.map(|remote| address("[admin] remote (TCP)", remote, tcp(remote), runs)));
     findings.extend(config.nbd.tcp.map(|nbd| address("[nbd] tcp", nbd, tcp(nbd), runs)));
     findings.extend(exposed(config));
     findings

@@ -39,6 +39,9 @@ impl Servers {
 
     /// Those of the local cluster; with `--cluster` that of the node asked.
     pub(in crate::cli) fn find(common: &Common, client: &Client) -> anyhow::Result<Servers> {
+        if client.is_remote() {
+            bail!("what is in volumes goes over NBD, which is not reached with these credentials: run this at a node");
+        }
         let mut servers = BTreeMap::new();
         if common.cluster.is_some() {
             let status: ClusterStatus = client.get("/v1/cluster")?;

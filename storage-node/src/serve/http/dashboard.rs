@@ -47,6 +47,7 @@ const FILES: &[File] = &[
     file!("/dashboard/poll.js", JAVASCRIPT, "poll.js"),
     file!("/dashboard/residency.js", JAVASCRIPT, "residency.js"),
     file!("/dashboard/ring.js", JAVASCRIPT, "ring.js"),
+    file!("/dashboard/secret.js", JAVASCRIPT, "secret.js"),
     file!("/dashboard/snapshots.js", JAVASCRIPT, "snapshots.js"),
     file!("/dashboard/tasks.js", JAVASCRIPT, "tasks.js"),
     file!("/dashboard/theme.js", JAVASCRIPT, "theme.js"),
@@ -56,14 +57,18 @@ const FILES: &[File] = &[
     file!("/dashboard/volumes.js", JAVASCRIPT, "volumes.js"),
 ];
 
-/// The page, and what it asks for.
-pub(super) fn routes() -> Router<Arc<dyn Admin>> {
-    let pages = FILES.iter().fold(Router::new(), |router, file| {
+/// The files of the page, in which there is nothing of the cluster.
+pub(super) fn files() -> Router {
+    FILES.iter().fold(Router::new(), |router, file| {
         let (kind, content) = (file.kind, file.content);
         let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")];
         router.route(file.path, get(move || async move { (headers, content).into_response() }))
-    });
-    pages
+    })
+}
+
+/// What the page asks for that nothing else does.
+pub(super) fn routes() -> Router<Arc<dyn Admin>> {
+    Router::new()
         .route("/v1/overview", get(overview))
         .route("/v1/volumes/{name}/residency", get(residency))
         .route("/v1/volumes/{name}/timeline", get(timeline))

@@ -1,4 +1,4 @@
-//! Who may ask: the API is open to whoever can open a connection to it on this machine, and a browser can be made to by any page.
+//! What may be asked over the connections of this machine, by whomever: a browser can be made to open one by any page.
 //!
 //! Three things keep other sites out. A request must name this machine as its `Host`: a name of another site that was made to
 //! point here (DNS rebinding) is refused. A request that says which page it comes from must come from the dashboard itself. And what changes
