@@ -5,17 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use client_lib::geometry::{GROUP_VOLUMES_MAX, SNAPSHOTS_MAX};
+use client_lib::geometry::{COPIES_OF_VOLUME_MAX, GROUP_VOLUMES_MAX, SNAPSHOTS_MAX};
 use client_lib::pki::Fingerprint;
+use client_lib::policy::placement::Placement;
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{
-    ClientName, Epoch, Error, ErrorKind, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName,
+    ClientName, Epoch, Error, ErrorKind, GroupName, Label, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName,
     VolumeGroupId, VolumeId, VolumeName, VolumeSize,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::state::Made;
 use crate::state::access::{CLIENT_CERTIFICATES_MAX, CLIENTS_MAX, REVOKED_MAX};
+use crate::state::places::LABELS_MAX;
 
 /// The version in front of every encoded command.
 pub const COMMAND_VERSION: u8 = 1;
@@ -392,6 +394,45 @@ pub enum Command {
         /// When, by the proposer's clock, in milliseconds since 1970.
         at_ms: u64,
     },
+    /// The owner has other nodes follow volumes from now on. This and what follows is proposed only where every member that answers
+    /// knows of it.
+    ChangeReplicas {
+        /// The volumes, and the epochs of the ownership; of a group all.
+        members: Vec<(VolumeId, Epoch)>,
+        /// The owner who proposes.
+        from: NodeId,
+        /// The process of the owner that proposes, as numbered by [`Command::NodeStarted`].
+        incarnation: u64,
+        /// Those that follow from now on, from nothing.
+        add: BTreeSet<NodeId>,
+        /// Those that follow no more.
+        remove: BTreeSet<NodeId>,
+    },
+    /// The owner has seen that a replica which was added is a complete copy.
+    ReplicaJoined {
+        /// The volume.
+        volume: VolumeId,
+        /// The replica.
+        node: NodeId,
+        /// The owner who proposes.
+        from: NodeId,
+        /// The epoch of the ownership.
+        epoch: Epoch,
+    },
+    /// What a node is, for rules of placement.
+    LabelNode {
+        /// The node.
+        node: NodeId,
+        /// All its labels.
+        labels: BTreeSet<Label>,
+    },
+    /// Where copies of volumes are to be.
+    SetPlacement {
+        /// The volumes; of a group all.
+        volumes: BTreeSet<VolumeId>,
+        /// Where; `None` leaves them where they are.
+        placement: Option<Placement>,
+    },
 }
 
 impl Command {
@@ -502,6 +543,8 @@ pub enum Response {
     ClientIssued,
     /// It counts no more.
     Revoked,
+    /// The volumes are followed by those that were asked for.
+    ReplicasChanged,
 }
 
 impl Response {
@@ -674,7 +717,7 @@ pub enum Refusal {
     },
     /// The volumes of a group are held by the same nodes.
     #[error(
-        "volume {volume} has replicas at other nodes than volume {other}: replicas are chosen when a volume is made, so make one with          `helio volume create NAME --replicas …` as volume {other} has them, and copy {volume} into it"
+        "volume {volume} has replicas at other nodes than volume {other}: `helio volume replica add` and `remove` change them"
     )]
     ReplicasDiffer {
         /// The volume.
@@ -746,6 +789,12 @@ pub enum Refusal {
     /// There are as many certificates as are revoked one by one.
     #[error("{max} certificates are revoked one by one, and no more may be: revoke the client by its name", max = REVOKED_MAX)]
     TooManyRevoked,
+    /// The volume would have more copies than it may have.
+    #[error("volume {0} would have more than {max} copies: take a replica away with `helio volume replica remove {0} NODE`", max = COPIES_OF_VOLUME_MAX)]
+    TooManyReplicas(VolumeName),
+    /// The node would have more labels than it may have.
+    #[error("node {0} would have more than {max} labels", max = LABELS_MAX)]
+    TooManyLabels(NodeName),
 }
 
 impl From<Refusal> for Error {
@@ -777,7 +826,9 @@ impl From<Refusal> for Error {
             | Refusal::CertificateRevoked
             | Refusal::TooManyCertificates(_)
             | Refusal::TooManyClients
-            | Refusal::TooManyRevoked => ErrorKind::InvalidRequest,
+            | Refusal::TooManyRevoked
+            | Refusal::TooManyReplicas(_)
+            | Refusal::TooManyLabels(_) => ErrorKind::InvalidRequest,
             Refusal::SizeChanged { .. }
             | Refusal::LeaseHeld { .. }
             | Refusal::BeingCloned { .. }

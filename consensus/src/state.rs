@@ -21,12 +21,14 @@ pub(crate) mod groups;
 mod leases;
 mod members;
 mod ownership;
+pub mod places;
 mod shared;
 mod snapshots;
 mod volumes;
 
 use access::Access;
 use ownership::HandOver;
+use places::{ChangeReplicas, Places};
 use shared::Shared;
 
 #[cfg(test)]
@@ -292,6 +294,7 @@ pub struct MetaState {
     groups: Shared<BTreeMap<VolumeGroupId, VolumeGroup>>,
     enclosures: Shared<BTreeMap<VolumeId, Enclosure>>,
     access: Shared<Access>,
+    places: Shared<Places>,
 }
 
 impl MetaState {
@@ -304,6 +307,7 @@ impl MetaState {
             && self.groups.is(&other.groups)
             && self.enclosures.is(&other.enclosures)
             && self.access.is(&other.access)
+            && self.places.is(&other.places)
     }
 
     /// Whether it is certain that this state and another one let in the same. Takes no time.
@@ -383,6 +387,12 @@ impl MetaState {
             Command::ClientIssued { client, fingerprint, at_ms } => self.client_issued(client, fingerprint, at_ms),
             Command::RevokeClient { client, at_ms } => self.revoke_client(client, at_ms),
             Command::RevokeCertificate { fingerprint, at_ms } => self.revoke_certificate(fingerprint, at_ms),
+            Command::ChangeReplicas { members, from, incarnation, add, remove } => {
+                self.change_replicas(ChangeReplicas { members, from, incarnation, add, remove })
+            }
+            Command::ReplicaJoined { volume, node, from, epoch } => self.replica_joined(volume, node, from, epoch),
+            Command::LabelNode { node, labels } => self.label_node(node, labels),
+            Command::SetPlacement { volumes, placement } => self.set_placement(&volumes, placement.as_ref()),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

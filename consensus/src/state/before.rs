@@ -1,4 +1,4 @@
-//! The state as formats 7, 6, 5 and 4 of the metadata store had it. Format 7 lets everybody in. Format 6 has nothing enclosed either. Formats 5 and 4 have no groups of volumes
+//! The state as formats 8, 7, 6, 5 and 4 of the metadata store had it. Format 8 says nothing of places. Format 7 lets everybody in. Format 6 has nothing enclosed either. Formats 5 and 4 have no groups of volumes
 //! either, and snapshots of one volume each; volumes of format 4 do not know where the next write takes them and have no policies of propagation, and
 //! links no limits.
 //!
@@ -10,7 +10,21 @@ use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{Epoch, Lsn, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeName, VolumeSize};
 use serde::Deserialize;
 
+use super::access::Access;
 use super::{Enclosure, EpochRecord, Fork, Lease, Made, MetaState, Node, Origin, Snapshot, Volume, VolumeGroup};
+
+/// In the form of format 8.
+#[derive(Deserialize)]
+pub(crate) struct State8 {
+    before: State7,
+    access: Access,
+}
+
+impl From<State8> for MetaState {
+    fn from(state: State8) -> MetaState {
+        MetaState { access: state.access.into(), ..state.before.into() }
+    }
+}
 
 /// In the form of format 7.
 #[derive(Deserialize)]

@@ -1,5 +1,7 @@
 //! openraft's own suite on our stores, and what it does not test: durability across a reopening.
 
+use std::collections::BTreeSet;
+
 use client_lib::{GroupId, NodeId};
 use openraft::StorageError;
 use openraft::entry::RaftEntry;
@@ -12,7 +14,7 @@ use serde::ser::{Serialize, SerializeTuple, Serializer};
 use super::database::{Database, META, MetaPlace, RAFT};
 use super::log_store::LogStore;
 use super::memory::MetaDisk;
-use super::state_machine::{State7, StateMachine, decode_state, encode_state, open, peek};
+use super::state_machine::{State7, State8, StateMachine, decode_state, encode_state, open, peek};
 use super::types::{Entry, LogId, MetaTypes, SnapshotMeta, StoredMembership, Vote};
 use crate::command::Command;
 use crate::golden;
@@ -127,6 +129,7 @@ impl Serialize for Raw {
 
 #[tokio::test]
 async fn a_store_of_a_format_before_is_taken_over_once() {
+    taken_over(8, "meta-state-8.hex").await;
     taken_over(7, "meta-state-7.hex").await;
     taken_over(6, "meta-state-6.hex").await;
     taken_over(5, "meta-state-5.hex").await;
@@ -146,18 +149,31 @@ async fn snapshots_go_between_this_version_and_the_one_before() {
     let sent = machine.get_snapshot_builder().await.build_snapshot().await.expect("is built").snapshot;
     assert!(sent.starts_with(&old), "an older program reads the beginning, and the rest is empty");
 
-    let commands = [Command::RevokeCertificate { fingerprint: [3; 32].into(), at_ms: 7 }];
     let mut state: MetaState = postcard::from_bytes(&sent).expect("is of the present form");
-    for command in commands {
-        state.apply(31, command).into_result().expect("is applied");
-    }
+    state
+        .apply(31, Command::RevokeCertificate { fingerprint: [3; 32].into(), at_ms: 7 })
+        .into_result()
+        .expect("is applied");
     let bytes = encode_state(&state).expect("plain data");
     assert!(postcard::from_bytes::<State7>(&bytes).is_err(), "an older program refuses all of it");
-    machine.install_snapshot(&meta, bytes).await.expect("is read");
+    machine.install_snapshot(&meta, bytes.clone()).await.expect("is read");
     let kept = machine.get_snapshot_builder().await.build_snapshot().await.expect("is built").snapshot;
     assert_eq!(decode_state(&kept).expect("reads back"), state);
+
+    let as_8_reads = |bytes: &[u8]| bytes.strip_prefix(&[0xff; 10]).map(postcard::from_bytes::<State8>);
+    let read = as_8_reads(&bytes).expect("is marked").expect("is read by the version that knows of revocation");
+    assert_eq!(MetaState::from(read), state);
+    let eu = BTreeSet::from(["eu".parse().expect("a label")]);
+    state.apply(32, Command::LabelNode { node: NodeId(1), labels: eu }).into_result().expect("is applied");
+    let bytes = encode_state(&state).expect("plain data");
+    assert!(as_8_reads(&bytes).expect("is marked").is_err(), "of places that version knows nothing");
+    assert_eq!(decode_state(&bytes).expect("reads back"), state);
+    let of_8 = [&[0xff; 10][..], &golden::read("meta-state-8.hex")].concat();
+    machine.install_snapshot(&meta, of_8).await.expect("is read");
 }
 
+/// Takes over what that format had, as far as format 7 with the snapshots of a cluster in which nobody was removed, and later ones with
+/// marked snapshots.
 async fn taken_over(format: u64, golden_file: &str) {
     let directory = tempfile::tempdir().expect("a directory");
     let state = golden::read(golden_file);
@@ -167,7 +183,9 @@ async fn taken_over(format: u64, golden_file: &str) {
         let applied = [postcard::to_stdvec(&place).expect("plain data"), state.clone()].concat();
         let batch = database.batch().put(RAFT, b"format", &format).expect("encodes");
         let batch = batch.put(META, b"applied", &Raw(applied)).expect("encodes");
-        batch.put(META, b"snapshot", &(place.0, place.1, state)).expect("encodes").write().expect("is written");
+        let mark: &[u8] = if format > 7 { &[0xff; 10] } else { &[] };
+        let snapshot = [mark, &state].concat();
+        batch.put(META, b"snapshot", &(place.0, place.1, snapshot)).expect("encodes").write().expect("is written");
     }
     let volumes = |state: &MetaState| state.volumes().map(|volume| volume.name.to_string()).collect::<Vec<_>>();
     for _ in 0..2 {
@@ -178,14 +196,14 @@ async fn taken_over(format: u64, golden_file: &str) {
         let (_, mut machine) =
             open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().expect("reads");
         let snapshot = machine.get_current_snapshot().await.expect("reads").expect("is there");
-        let seen: MetaState = postcard::from_bytes(&snapshot.snapshot).expect("is of the present form");
+        let seen = decode_state(&snapshot.snapshot).expect("is of the present form");
         assert_eq!(volumes(&seen)[..2], ["v", "w"]);
         drop(machine);
         assert_eq!(peek(directory.path(), GroupId::META).expect("reads"), Some(seen));
     }
     {
         let database = Database::open(&directory.path().to_owned().into(), GroupId::META).expect("opens");
-        database.put(RAFT, b"format", &9u64).expect("is written");
+        database.put(RAFT, b"format", &10u64).expect("is written");
     }
     let refused = open(&directory.path().to_owned().into(), GroupId::META).err().expect("is newer").to_string();
     assert!(refused.contains("use the newer program"), "{refused}");

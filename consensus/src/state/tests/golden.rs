@@ -7,7 +7,7 @@ use client_lib::{ClientName, Epoch, Lsn, NodeId, SnapshotId, VolumeGroupId, Volu
 use super::{create, expire, hand_over, register, renew, takeover, transfer};
 use crate::command::Command;
 use crate::golden;
-use crate::state::before::{State4, State5, State6, State7};
+use crate::state::before::{State4, State5, State6, State7, State8};
 use crate::state::{Made, MetaState};
 
 fn durability(class: Class) -> Command {
@@ -127,8 +127,8 @@ fn full_of_7() -> MetaState {
     state
 }
 
-/// A state with something in every field.
-fn full() -> MetaState {
+/// A state with something in every field that format 8 has.
+fn full_of_8() -> MetaState {
     let mut state = full_of_7();
     let (client, at_ms) = ("host-7".parse::<ClientName>().expect("a name"), 1_700_000_000_300);
     let issued = |byte: u8| Command::ClientIssued { client: client.clone(), fingerprint: [byte; 32].into(), at_ms };
@@ -146,9 +146,32 @@ fn full() -> MetaState {
     state
 }
 
+/// A state with something in every field.
+fn full() -> MetaState {
+    let mut state = full_of_8();
+    let labels = ["eu", "ssd"].map(|label| label.parse().expect("a label")).into();
+    let (volume, placement) = (VolumeId(23), Some("2 in eu, 1 elsewhere, never x".parse().expect("a rule")));
+    let change = Command::ChangeReplicas {
+        members: vec![(volume, Epoch(2))],
+        from: NodeId(2),
+        incarnation: 1,
+        add: [NodeId(3)].into(),
+        remove: [NodeId(1)].into(),
+    };
+    let commands = [
+        (31, Command::LabelNode { node: NodeId(2), labels }),
+        (32, change),
+        (33, Command::SetPlacement { volumes: [volume].into(), placement }),
+    ];
+    for (index, command) in commands {
+        state.apply(index, command).into_result().expect("is applied");
+    }
+    state
+}
+
 /// What a log of today has, and tomorrow's program reads.
 #[test]
-fn commands_of_removal_and_revocation_are_stored_as_these_bytes() {
+fn commands_are_stored_as_these_bytes() {
     let (client, fingerprint) = ("host-7".parse::<ClientName>().expect("a name"), Fingerprint::from([7; 32]));
     let at_ms = 1_700_000_000_300;
     let commands = [
@@ -157,6 +180,19 @@ fn commands_of_removal_and_revocation_are_stored_as_these_bytes() {
         Command::ClientIssued { client: client.clone(), fingerprint, at_ms },
         Command::RevokeClient { client, at_ms },
         Command::RevokeCertificate { fingerprint, at_ms },
+        Command::ChangeReplicas {
+            members: vec![(VolumeId(300), Epoch(3))],
+            from: NodeId(2),
+            incarnation: 7,
+            add: [NodeId(5)].into(),
+            remove: [NodeId(6)].into(),
+        },
+        Command::ReplicaJoined { volume: VolumeId(300), node: NodeId(5), from: NodeId(2), epoch: Epoch(3) },
+        Command::LabelNode { node: NodeId(5), labels: ["eu".parse().expect("a label")].into() },
+        Command::SetPlacement {
+            volumes: [VolumeId(300)].into(),
+            placement: Some("2 in eu+ssd, 1 elsewhere, 3 anywhere, never x".parse().expect("a rule")),
+        },
     ];
     let encoded: Vec<u8> = commands.iter().flat_map(Command::encode).collect();
     golden::check("meta-commands.hex", &encoded);
@@ -173,6 +209,14 @@ fn the_state_is_stored_as_these_bytes() {
 }
 
 /// The same state, but for what is new, as the version before wrote it.
+#[test]
+fn the_state_of_format_8_is_read() {
+    let kept = golden::read("meta-state-8.hex");
+    let before: State8 = postcard::from_bytes(&kept).expect("reads");
+    assert_eq!(MetaState::from(before), full_of_8());
+}
+
+/// As the version before that wrote it.
 #[test]
 fn the_state_of_format_7_is_read() {
     let kept = golden::read("meta-state-7.hex");
