@@ -408,16 +408,14 @@ pub enum Command {
         /// Those that follow no more.
         remove: BTreeSet<NodeId>,
     },
-    /// The owner has seen that a replica which was added is a complete copy.
+    /// A replica that was added is a complete copy: it proposes this itself.
     ReplicaJoined {
         /// The volume.
         volume: VolumeId,
         /// The replica.
         node: NodeId,
-        /// The owner who proposes.
-        from: NodeId,
-        /// The epoch of the ownership.
-        epoch: Epoch,
+        /// The log index at which it was added.
+        since: u64,
     },
     /// What a node is, for rules of placement.
     LabelNode {

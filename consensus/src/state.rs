@@ -388,9 +388,9 @@ impl MetaState {
             Command::RevokeClient { client, at_ms } => self.revoke_client(client, at_ms),
             Command::RevokeCertificate { fingerprint, at_ms } => self.revoke_certificate(fingerprint, at_ms),
             Command::ChangeReplicas { members, from, incarnation, add, remove } => {
-                self.change_replicas(ChangeReplicas { members, from, incarnation, add, remove })
+                self.change_replicas(log_index, ChangeReplicas { members, from, incarnation, add, remove })
             }
-            Command::ReplicaJoined { volume, node, from, epoch } => self.replica_joined(volume, node, from, epoch),
+            Command::ReplicaJoined { volume, node, since } => self.replica_joined(volume, node, since),
             Command::LabelNode { node, labels } => self.label_node(node, labels),
             Command::SetPlacement { volumes, placement } => self.set_placement(&volumes, placement.as_ref()),
         };

@@ -2,7 +2,8 @@
 //! nodes, rules of placement (docs/decisions/0043).
 //!
 //! Replicas are changed by the owner alone, in the epoch and by the process that it names: so none goes, and comes back empty, while that
-//! owner is handing the volume over to it.
+//! owner is handing the volume over to it. That it is complete a replica says itself, and of which time: it has heard by then whether it
+//! was removed before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,8 +22,8 @@ pub const LABELS_MAX: usize = 32;
 /// Where copies are to be, and which are not what they are to be yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Places {
-    /// Replicas that came later, and were never a complete copy since.
-    joining: BTreeMap<VolumeId, BTreeSet<NodeId>>,
+    /// Replicas that came later, and were never a complete copy since; and the log index at which they came.
+    joining: BTreeMap<VolumeId, BTreeMap<NodeId, u64>>,
     labels: BTreeMap<NodeId, BTreeSet<Label>>,
     wanted: BTreeMap<VolumeId, Placement>,
 }
@@ -45,13 +46,18 @@ impl Places {
 
     /// The replicas of `volume` that came later, and were never a complete copy since: a takeover there would begin with nothing.
     pub fn joining(&self, volume: VolumeId) -> impl Iterator<Item = NodeId> + '_ {
-        self.joining.get(&volume).into_iter().flatten().copied()
+        self.joining.get(&volume).into_iter().flat_map(|nodes| nodes.keys()).copied()
     }
 
     /// Whether `node` is one of them.
     #[must_use]
     pub fn is_joining(&self, volume: VolumeId, node: NodeId) -> bool {
-        self.joining.get(&volume).is_some_and(|nodes| nodes.contains(&node))
+        self.joining.get(&volume).is_some_and(|nodes| nodes.contains_key(&node))
+    }
+
+    /// The volumes that `node` joins, each with the log index at which it was added.
+    pub fn joined_by(&self, node: NodeId) -> impl Iterator<Item = (VolumeId, u64)> + '_ {
+        self.joining.iter().filter_map(move |(volume, nodes)| Some((*volume, *nodes.get(&node)?)))
     }
 
     /// What `node` is, besides being at its provider.
@@ -68,7 +74,7 @@ impl Places {
     /// The volumes of which something is said, and the nodes.
     pub(crate) fn named(&self) -> (BTreeSet<VolumeId>, BTreeSet<NodeId>) {
         let volumes = self.joining.keys().chain(self.wanted.keys()).copied().collect();
-        let joining = self.joining.values().flatten();
+        let joining = self.joining.values().flat_map(|nodes| nodes.keys());
         (volumes, self.labels.keys().chain(joining).copied().collect())
     }
 
@@ -88,7 +94,7 @@ impl MetaState {
     }
 
     /// A repeated proposal finds them added and removed, and changes nothing.
-    pub(super) fn change_replicas(&mut self, change: ChangeReplicas) -> Result<Response, Refusal> {
+    pub(super) fn change_replicas(&mut self, log_index: u64, change: ChangeReplicas) -> Result<Response, Refusal> {
         let ChangeReplicas { members, from, incarnation, add, remove } = change;
         let named: BTreeSet<VolumeId> = members.iter().map(|(id, _)| *id).collect();
         if let Some(stranger) = add.iter().find(|node| !self.nodes.contains_key(node)) {
@@ -108,7 +114,7 @@ impl MetaState {
             let Some(volume) = self.volumes.get_mut(&id) else { continue };
             for node in add.iter().filter(|node| **node != volume.owner) {
                 if volume.replicas.insert(*node) {
-                    self.places.joining.entry(id).or_default().insert(*node);
+                    self.places.joining.entry(id).or_default().insert(*node, log_index);
                 }
             }
             for node in &remove {
@@ -121,16 +127,12 @@ impl MetaState {
         Ok(Response::ReplicasChanged)
     }
 
-    /// The owner has seen that a replica is a complete copy.
-    pub(super) fn replica_joined(
-        &mut self,
-        id: VolumeId,
-        node: NodeId,
-        from: NodeId,
-        epoch: Epoch,
-    ) -> Result<Response, Refusal> {
-        require_owner(self.volumes.get(&id).ok_or(Refusal::UnknownVolume(id))?, from, epoch)?;
-        self.joins_no_more(id, node);
+    /// What a process proposed before the node was removed, and added again, says nothing of what it has now.
+    pub(super) fn replica_joined(&mut self, id: VolumeId, node: NodeId, since: u64) -> Result<Response, Refusal> {
+        self.volumes.get(&id).ok_or(Refusal::UnknownVolume(id))?;
+        if self.places.joined_by(node).any(|joining| joining == (id, since)) {
+            self.joins_no_more(id, node);
+        }
         Ok(Response::ReplicasChanged)
     }
 
@@ -187,7 +189,8 @@ impl MetaState {
 
     /// Nor of a node.
     pub(super) fn forget_node_in_places(&mut self, node: NodeId) {
-        if self.places.labels.contains_key(&node) || self.places.joining.values().any(|nodes| nodes.contains(&node)) {
+        if self.places.labels.contains_key(&node) || self.places.joining.values().any(|nodes| nodes.contains_key(&node))
+        {
             self.places.labels.remove(&node);
             self.places.joining.values_mut().for_each(|nodes| drop(nodes.remove(&node)));
             self.places.joining.retain(|_, nodes| !nodes.is_empty());

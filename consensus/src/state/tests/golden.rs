@@ -187,7 +187,7 @@ fn commands_are_stored_as_these_bytes() {
             add: [NodeId(5)].into(),
             remove: [NodeId(6)].into(),
         },
-        Command::ReplicaJoined { volume: VolumeId(300), node: NodeId(5), from: NodeId(2), epoch: Epoch(3) },
+        Command::ReplicaJoined { volume: VolumeId(300), node: NodeId(5), since: 300 },
         Command::LabelNode { node: NodeId(5), labels: ["eu".parse().expect("a label")].into() },
         Command::SetPlacement {
             volumes: [VolumeId(300)].into(),
