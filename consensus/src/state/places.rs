@@ -192,7 +192,7 @@ impl MetaState {
         if self.places.labels.contains_key(&node) || self.places.joining.values().any(|nodes| nodes.contains_key(&node))
         {
             self.places.labels.remove(&node);
-            self.places.joining.values_mut().for_each(|nodes| drop(nodes.remove(&node)));
+            self.places.joining.values_mut().for_each(|nodes| nodes.retain(|joining, _| *joining != node));
             self.places.joining.retain(|_, nodes| !nodes.is_empty());
         }
     }

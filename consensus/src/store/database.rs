@@ -24,7 +24,7 @@ use super::state_machine::{State4, State5, State6, State7, State8, take_over};
 const VALUE_VERSION: u8 = 1;
 /// The version of the database's layout and of the state in it. Others but [`FORMAT_8`] down to [`FORMAT_4`] are refused;
 /// those below were of development versions only.
-pub(super) const FORMAT: u64 = 9;
+pub const FORMAT: u64 = 9;
 /// What is taken over when it is found: nothing is said of places in it.
 pub(super) const FORMAT_8: u64 = 8;
 /// The same, and nobody was removed or revoked in it.

@@ -13,6 +13,10 @@ use super::NodeAdmin;
 use crate::node::METADATA_DEADLINE;
 use crate::peer::message::AdminForward;
 
+/// The format of the metadata that came with removal and revocation; with places.
+const FORMAT_OF_REMOVAL: u64 = 8;
+const FORMAT_OF_PLACES: u64 = 9;
+
 /// How long a member may take to say what it is.
 const ABOUT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -38,6 +42,14 @@ pub(super) struct NodeAbout {
     pub(super) holds_authority: bool,
     /// Up to where its metadata is applied.
     pub(super) applied: u64,
+    /// The newest commands of the metadata that it knows, by the format of the store that came with them.
+    #[serde(default = "format_of_removal")]
+    pub(super) knows: u64,
+}
+
+/// Who tells nothing knows of removal and revocation, and of nothing later.
+fn format_of_removal() -> u64 {
+    FORMAT_OF_REMOVAL
 }
 
 impl NodeAdmin {
@@ -46,6 +58,7 @@ impl NodeAdmin {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             holds_authority: self.standing.holds_authority,
             applied: self.meta.applied_index(),
+            knows: consensus::FORMAT,
         }
     }
 
@@ -88,25 +101,44 @@ impl NodeAdmin {
                 owns: state.volumes().filter(|volume| volume.owner == id).count() as u64,
                 follows: state.volumes().filter(|volume| volume.replicas.contains(&id)).count() as u64,
                 version: about.ok().map(|about| about.version),
+                labels: state.places().labels(id).map(ToString::to_string).collect(),
             }
         });
         Ok(NodeList { nodes: nodes.collect(), removed: removed_told(&state) })
     }
 
-    /// Refuses while a member, other than `lost`, runs a program that cannot read the commands of removal and revocation. One that does
-    /// not answer is not known to; if it does, it stops at such a command, and goes on when it is upgraded.
+    /// Refuses while a member, other than `lost`, runs a program that cannot read the commands of removal and revocation.
     pub(super) async fn require_known_to_all(&self, state: &MetaState, lost: Option<NodeId>) -> Result<(), Error> {
+        self.require_format_known(state, lost, FORMAT_OF_REMOVAL, "removed nodes and revoked certificates").await
+    }
+
+    /// The same of the commands of places: replicas that change, labels, rules.
+    pub(super) async fn require_places_known(&self, state: &MetaState) -> Result<(), Error> {
+        self.require_format_known(state, None, FORMAT_OF_PLACES, "replicas that change, labels and rules of placement")
+            .await
+    }
+
+    /// One that does not answer is not known to be old; if it is, it stops at such a command, and goes on when it is upgraded.
+    async fn require_format_known(
+        &self,
+        state: &MetaState,
+        lost: Option<NodeId>,
+        format: u64,
+        what: &str,
+    ) -> Result<(), Error> {
         let asked: Vec<_> = state.nodes().filter(|node| Some(node.id) != lost).collect();
         let told = join_all(asked.iter().map(|node| self.about(node.id))).await;
-        let is_old =
-            |about: &Result<NodeAbout, Error>| about.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corrupt);
+        let is_old = |about: &Result<NodeAbout, Error>| match about {
+            Ok(about) => about.knows < format,
+            Err(error) => error.kind() == ErrorKind::Corrupt,
+        };
         let old: Vec<String> =
             asked.iter().zip(&told).filter(|(_, about)| is_old(about)).map(|(node, _)| node.name.to_string()).collect();
         if old.is_empty() {
             return Ok(());
         }
         let text = format!(
-            "these nodes run a program that does not know of removed nodes and revoked certificates yet: {}; upgrade them first",
+            "these nodes run a program that does not know of {what} yet: {}; upgrade them first",
             old.join(", ")
         );
         Err(Error::new(ErrorKind::Unavailable, text))
