@@ -29,6 +29,9 @@ pub const SNAPSHOTS_MAX: usize = 1024;
 /// Most volumes of a group: each is frozen, prepared and synced while writers of all of them are held.
 pub const GROUP_VOLUMES_MAX: usize = 64;
 
+/// Most copies of a volume, the owner's among them: the owner sends to each provider that has one.
+pub const COPIES_OF_VOLUME_MAX: usize = 16;
+
 const _: () = assert!(BLOCKS_MAX <= u32::MAX as u64 + 1, "block numbers fit u32 bitmaps");
 
 /// The number of a block within its volume.

@@ -22,6 +22,6 @@ pub mod wire;
 pub use error::{Error, ErrorKind};
 pub use geometry::{BLOCK_SIZE, BlockIndex, SECTOR_SIZE, VolumeSize};
 pub use types::{
-    ClientName, Epoch, GroupId, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeGroupId,
-    VolumeId, VolumeName,
+    ClientName, Epoch, GroupId, GroupName, Label, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName,
+    VolumeGroupId, VolumeId, VolumeName,
 };

@@ -1,5 +1,5 @@
 //! What a volume's owner promises beyond its own disk: how durable a flush is, and how far replicas may fall behind; when replicas are
-//! sent data, and how much of it a link may take.
+//! sent data, and how much of it a link may take; where copies are to be ([`placement`]).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,6 +8,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, ErrorKind, NodeId};
+
+pub mod placement;
 
 /// Most other places that a class can ask for: more replicas than a volume sensibly has.
 pub const COPIES_MAX: u8 = 8;

@@ -5,18 +5,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use client_lib::geometry::{GROUP_VOLUMES_MAX, SNAPSHOTS_MAX};
+use client_lib::geometry::{COPIES_OF_VOLUME_MAX, GROUP_VOLUMES_MAX, SNAPSHOTS_MAX};
 use client_lib::pki::Fingerprint;
+use client_lib::policy::placement::Placement;
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::rights::{Right, Role, VolumePattern, VolumeRule};
 use client_lib::{
-    ClientName, Epoch, Error, ErrorKind, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName,
+    ClientName, Epoch, Error, ErrorKind, GroupName, Label, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName,
     VolumeGroupId, VolumeId, VolumeName, VolumeSize,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::state::Made;
 use crate::state::access::{CLIENT_CERTIFICATES_MAX, CLIENTS_MAX, REVOKED_MAX};
+use crate::state::places::LABELS_MAX;
 use crate::state::rights::{RULES_MAX, RULES_OF_ALL_MAX};
 
 /// The version in front of every encoded command.
@@ -394,6 +396,43 @@ pub enum Command {
         /// When, by the proposer's clock, in milliseconds since 1970.
         at_ms: u64,
     },
+    /// The owner has other nodes follow volumes from now on. This and what follows is proposed only where every member that answers
+    /// knows of it.
+    ChangeReplicas {
+        /// The volumes, and the epochs of the ownership; of a group all.
+        members: Vec<(VolumeId, Epoch)>,
+        /// The owner who proposes.
+        from: NodeId,
+        /// The process of the owner that proposes, as numbered by [`Command::NodeStarted`].
+        incarnation: u64,
+        /// Those that follow from now on, from nothing.
+        add: BTreeSet<NodeId>,
+        /// Those that follow no more.
+        remove: BTreeSet<NodeId>,
+    },
+    /// A replica that was added is a complete copy: it proposes this itself.
+    ReplicaJoined {
+        /// The volume.
+        volume: VolumeId,
+        /// The replica.
+        node: NodeId,
+        /// The log index at which it was added.
+        since: u64,
+    },
+    /// What a node is, for rules of placement.
+    LabelNode {
+        /// The node.
+        node: NodeId,
+        /// All its labels.
+        labels: BTreeSet<Label>,
+    },
+    /// Where copies of volumes are to be.
+    SetPlacement {
+        /// The volumes; of a group all.
+        volumes: BTreeSet<VolumeId>,
+        /// Where; `None` leaves them where they are.
+        placement: Option<Placement>,
+    },
     /// A client may do other things from now on: all of it, or nothing is changed. From its first rule on it may use no volume that no
     /// rule is for. This is proposed only where every member that answers sees to it.
     ChangeRights {
@@ -516,6 +555,8 @@ pub enum Response {
     ClientIssued,
     /// It counts no more.
     Revoked,
+    /// The volumes are followed by those that were asked for.
+    ReplicasChanged,
     /// The client may do what was asked for.
     RightsChanged,
 }
@@ -690,7 +731,7 @@ pub enum Refusal {
     },
     /// The volumes of a group are held by the same nodes.
     #[error(
-        "volume {volume} has replicas at other nodes than volume {other}: replicas are chosen when a volume is made, so make one with          `helio volume create NAME --replicas …` as volume {other} has them, and copy {volume} into it"
+        "volume {volume} has replicas at other nodes than volume {other}: `helio volume replica add` and `remove` change them"
     )]
     ReplicasDiffer {
         /// The volume.
@@ -762,6 +803,12 @@ pub enum Refusal {
     /// There are as many certificates as are revoked one by one.
     #[error("{max} certificates are revoked one by one, and no more may be: revoke the client by its name", max = REVOKED_MAX)]
     TooManyRevoked,
+    /// The volume would have more copies than it may have.
+    #[error("volume {0} would have more than {max} copies: take a replica away with `helio volume replica remove {0} NODE`", max = COPIES_OF_VOLUME_MAX)]
+    TooManyReplicas(VolumeName),
+    /// The node would have more labels than it may have.
+    #[error("node {0} would have more than {max} labels", max = LABELS_MAX)]
+    TooManyLabels(NodeName),
     /// What is withdrawn was never given.
     #[error("client {client} has no rule {rule}; `helio cluster client show {client}` shows those it has")]
     NoSuchRule {
@@ -815,9 +862,8 @@ impl From<Refusal> for Error {
             | Refusal::TooManyCertificates(_)
             | Refusal::TooManyClients
             | Refusal::TooManyRevoked
-            | Refusal::NoRules(_)
-            | Refusal::TooManyRules(_)
-            | Refusal::TooManyRulesOfAll => ErrorKind::InvalidRequest,
+            | Refusal::TooManyReplicas(_)
+            | Refusal::TooManyLabels(_) => ErrorKind::InvalidRequest,
             Refusal::SizeChanged { .. }
             | Refusal::LeaseHeld { .. }
             | Refusal::BeingCloned { .. }

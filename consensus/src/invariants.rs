@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use client_lib::Epoch;
 
 use crate::state::groups::same_holders;
-use crate::state::{Fork, Lease, MetaState};
+use crate::state::{Fork, Lease, MetaState, Volume, VolumeGroup};
 
 /// Whether something holds in a state.
 type Predicate = fn(&MetaState) -> bool;
@@ -13,7 +13,7 @@ type Predicate = fn(&MetaState) -> bool;
 /// The first invariant that does not hold, if any.
 #[must_use]
 pub fn violated(state: &MetaState) -> Option<&'static str> {
-    let all: [(&str, Predicate); 16] = [
+    let all: [(&str, Predicate); 17] = [
         ("node names are unique", node_names_are_unique),
         ("volume names are unique", volume_names_are_unique),
         ("holders are members", holders_are_members),
@@ -30,6 +30,7 @@ pub fn violated(state: &MetaState) -> Option<&'static str> {
         ("what is enclosed is for the present owner", what_is_enclosed_is_for_the_present_owner),
         ("removed nodes are no members", removed_nodes_are_no_members),
         ("what is revoked is not listed", what_is_revoked_is_not_listed),
+        ("places are of members, of volumes, and of replicas", places_are_of_what_there_is),
     ];
     all.into_iter().find(|(_, holds)| !holds(state)).map(|(name, _)| name)
 }
@@ -50,6 +51,19 @@ fn what_is_revoked_is_not_listed(state: &MetaState) -> bool {
     access
         .revoked()
         .all(|(fingerprint, _)| access.clients().all(|(_, client)| !client.issued.contains_key(fingerprint)))
+}
+
+fn places_are_of_what_there_is(state: &MetaState) -> bool {
+    let (volumes, nodes) = state.places().named();
+    let follows = |volume: &Volume| state.places().joining(volume.id).all(|node| volume.replicas.contains(&node));
+    let is_alike = |group: &VolumeGroup| {
+        let mut wanted = group.members.iter().map(|id| state.places().wanted(*id));
+        let first = wanted.next();
+        wanted.all(|other| Some(other) == first)
+    };
+    volumes.iter().all(|id| state.volume(*id).is_some_and(follows))
+        && nodes.iter().all(|id| state.node(*id).is_some())
+        && state.groups().all(is_alike)
 }
 
 fn volume_names_are_unique(state: &MetaState) -> bool {

@@ -21,6 +21,7 @@ pub(crate) mod groups;
 mod leases;
 mod members;
 mod ownership;
+pub mod places;
 pub mod rights;
 mod shared;
 mod snapshots;
@@ -28,6 +29,7 @@ mod volumes;
 
 use access::Access;
 use ownership::HandOver;
+use places::{ChangeReplicas, Places};
 use rights::ClientRights;
 use shared::Shared;
 
@@ -294,6 +296,7 @@ pub struct MetaState {
     groups: Shared<BTreeMap<VolumeGroupId, VolumeGroup>>,
     enclosures: Shared<BTreeMap<VolumeId, Enclosure>>,
     access: Shared<Access>,
+    places: Shared<Places>,
     /// Clients that were never given any are left out.
     rights: Shared<BTreeMap<ClientName, ClientRights>>,
 }
@@ -308,6 +311,7 @@ impl MetaState {
             && self.groups.is(&other.groups)
             && self.enclosures.is(&other.enclosures)
             && self.access.is(&other.access)
+            && self.places.is(&other.places)
             && self.rights.is(&other.rights)
     }
 
@@ -388,6 +392,12 @@ impl MetaState {
             Command::ClientIssued { client, fingerprint, at_ms } => self.client_issued(client, fingerprint, at_ms),
             Command::RevokeClient { client, at_ms } => self.revoke_client(client, at_ms),
             Command::RevokeCertificate { fingerprint, at_ms } => self.revoke_certificate(fingerprint, at_ms),
+            Command::ChangeReplicas { members, from, incarnation, add, remove } => {
+                self.change_replicas(log_index, ChangeReplicas { members, from, incarnation, add, remove })
+            }
+            Command::ReplicaJoined { volume, node, since } => self.replica_joined(volume, node, since),
+            Command::LabelNode { node, labels } => self.label_node(node, labels),
+            Command::SetPlacement { volumes, placement } => self.set_placement(&volumes, placement.as_ref()),
             Command::ChangeRights { client, role, allow, deny } => self.change_rights(client, role, allow, deny),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);

@@ -10,6 +10,7 @@ use client_lib::{ClientName, NodeId, NodeName, ProviderId};
 use serde::{Deserialize, Serialize};
 
 use super::MetaState;
+use super::places::drop_replica;
 use crate::command::{Refusal, Response};
 
 /// How many certificates of one client are listed at most.
@@ -126,12 +127,9 @@ impl MetaState {
         for volume in touched {
             let keeps_source = self.enclosures.contains_key(&volume);
             let Some(volume) = self.volumes.get_mut(&volume) else { continue };
-            volume.replicas.remove(&id);
-            volume.propagation.replicas.remove(&id);
-            volume.on_write = volume.on_write.filter(|to| *to != id);
-            // What is enclosed says where it comes from; nobody is asked there any more.
-            volume.source = volume.source.filter(|source| *source != id || keeps_source);
+            drop_replica(volume, id, keeps_source);
         }
+        self.forget_node_in_places(id);
         if self.links.keys().any(|(from, to)| *from == id || *to == id) {
             self.links.retain(|(from, to), _| *from != id && *to != id);
         }

@@ -1,4 +1,4 @@
-//! The state as formats 8, 7, 6, 5 and 4 of the metadata store had it. Format 8 has no rights of clients. Format 7 lets everybody in, too. Format 6 has nothing enclosed either. Formats 5 and 4 have no groups of volumes
+//! The state as formats 8, 7, 6, 5 and 4 of the metadata store had it. Format 8 says nothing of places, and of what clients may do. Format 7 lets everybody in. Format 6 has nothing enclosed either. Formats 5 and 4 have no groups of volumes
 //! either, and snapshots of one volume each; volumes of format 4 do not know where the next write takes them and have no policies of propagation, and
 //! links no limits.
 //!
@@ -16,20 +16,13 @@ use super::{Enclosure, EpochRecord, Fork, Lease, Made, MetaState, Node, Origin, 
 /// In the form of format 8.
 #[derive(Deserialize)]
 pub(crate) struct State8 {
-    nodes: BTreeMap<NodeId, Node>,
-    volumes: BTreeMap<VolumeId, Volume>,
-    leases: BTreeMap<NodeId, Lease>,
-    links: BTreeMap<(NodeId, NodeId), LinkPolicy>,
-    groups: BTreeMap<VolumeGroupId, VolumeGroup>,
-    enclosures: BTreeMap<VolumeId, Enclosure>,
+    before: State7,
     access: Access,
 }
 
 impl From<State8> for MetaState {
-    fn from(before: State8) -> MetaState {
-        let State8 { nodes, volumes, leases, links, groups, enclosures, access } = before;
-        let before = State7 { nodes, volumes, leases, links, groups, enclosures };
-        MetaState { access: access.into(), ..MetaState::from(before) }
+    fn from(state: State8) -> MetaState {
+        MetaState { access: state.access.into(), ..state.before.into() }
     }
 }
 

@@ -41,7 +41,9 @@ impl MetaState {
             origin: Some(Origin { volume: origin, snapshot, is_made: false }),
             ..Volume::new(VolumeId(log_index), name, made.size, from)
         };
-        Ok(self.add_volume(clone))
+        let made = self.add_volume(clone);
+        self.place_like(origin, VolumeId(log_index));
+        Ok(made)
     }
 
     pub(super) fn clone_made(&mut self, id: VolumeId, from: NodeId, epoch: Epoch) -> Result<Response, Refusal> {

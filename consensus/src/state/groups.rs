@@ -44,6 +44,7 @@ impl MetaState {
             // Leave was given to the volume, not to those that it goes with now.
             self.volumes.get_mut(member).ok_or(Refusal::UnknownVolume(*member))?.on_write = None;
         }
+        self.place_together(&group.members, group.members.first().copied());
         self.groups.insert(id, group);
         Ok(Response::GroupCreated { group: id })
     }
@@ -64,6 +65,7 @@ impl MetaState {
         remove: &BTreeSet<VolumeId>,
     ) -> Result<Response, Refusal> {
         let mut group = self.groups.get(&id).ok_or(Refusal::UnknownGroup(id))?.clone();
+        let first = group.members.first().copied();
         group.members.extend(add);
         group.members.retain(|member| !remove.contains(member));
         // Taking out is always possible: also of volumes whose owners differ.
@@ -81,6 +83,7 @@ impl MetaState {
                 volume.on_write = on_write.filter(|to| is_in && volume.replicas.contains(to));
             }
         }
+        self.place_together(&group.members, first);
         self.groups.insert(id, group);
         Ok(Response::GroupChanged)
     }

@@ -61,6 +61,7 @@ impl MetaState {
             volume.source = Some(from);
             let enclosure = enclosed.remove(&id).map(|content| Enclosure { epoch: ended.epoch.next(), content });
             give(volume, to, record(ended));
+            self.joins_no_more(id, to);
             match enclosure {
                 Some(enclosure) => self.enclosures.insert(id, enclosure),
                 None => self.enclosures.remove(&id),
@@ -125,7 +126,9 @@ impl MetaState {
             let oldest = volume.forks.remove(0);
             volume.forks[0].end = oldest.end;
         }
-        Ok(Response::TakenOver { epoch: volume.epoch })
+        let epoch = volume.epoch;
+        self.joins_no_more(id, to);
+        Ok(Response::TakenOver { epoch })
     }
 }
 

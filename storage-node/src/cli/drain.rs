@@ -309,6 +309,7 @@ mod tests {
             reachable: true,
             counts: true,
             is_rejoining: false,
+            is_joining: false,
             tail: None,
             error: None,
             freight: Default::default(),

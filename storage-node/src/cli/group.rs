@@ -11,6 +11,7 @@ use super::Common;
 use super::catch_up::catch_up;
 use super::client::{Client, print_json, print_table};
 use super::migrate::{Limit, Mode, cancel, follow};
+use super::{place, replica};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -45,6 +46,10 @@ pub(super) enum Verb {
         json: bool,
     },
     Migrate(Migrate),
+    Place(place::Place),
+    /// Change which nodes follow the volumes of a group, while they are in use
+    #[command(subcommand)]
+    Replica(replica::Verb),
     Snapshot(Snapshot),
     /// Put further volumes into a group
     #[command(after_help = "Example:\n  helio group add db index")]
@@ -172,6 +177,8 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
             print_status(&status);
         }
         Verb::Migrate(arguments) => return migrate(&arguments, &client),
+        Verb::Place(arguments) => return place::run_group(&arguments, common),
+        Verb::Replica(verb) => return replica::run(&verb, replica::Of::Group, common),
         Verb::Snapshot(arguments) => return snapshot(&arguments, &client),
         Verb::Add(Change { name, volumes, json }) => {
             let request = ChangeGroup { add: names(&volumes), ..ChangeGroup::default() };

@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &List, common: &Common) -> anyhow::Result<()> {
         return Ok(());
     }
     print_table(
-        &["node", "provider", "role", "heard", "owns", "follows", "version", "address"],
+        &["node", "provider", "role", "heard", "owns", "follows", "labels", "version", "address"],
         list.nodes.iter().map(row).collect(),
     );
     Ok(())
@@ -54,6 +54,7 @@ fn row(node: &NodeSummary) -> Vec<String> {
         heard,
         node.owns.to_string(),
         node.follows.to_string(),
+        if node.labels.is_empty() { "-".to_owned() } else { node.labels.join(" ") },
         node.version.clone().unwrap_or_else(|| "-".to_owned()),
         node.address.clone(),
     ]

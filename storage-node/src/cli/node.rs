@@ -11,7 +11,7 @@ use nbd_frontend::service::notify;
 
 use super::Common;
 use super::serving::{Served, announce, take_back, until_stopped};
-use super::{disk, drain, members, remove, scrub, space};
+use super::{disk, drain, members, place, remove, scrub, space};
 use crate::config::{NbdTlsSettings, NodeConfig};
 use crate::data_dir::DataDir;
 use crate::membership::Membership;
@@ -39,6 +39,7 @@ pub(super) enum Verb {
     Space(space::Space),
     Drain(drain::Drain),
     Remove(remove::Remove),
+    Label(place::SetLabels),
     Scrub(scrub::NodeScrub),
     #[command(subcommand)]
     Disk(disk::Verb),
@@ -57,6 +58,7 @@ pub(super) fn run(arguments: &NodeArguments, common: &Common) -> anyhow::Result<
         Some(Verb::List(list)) => return members::run(list, common),
         Some(Verb::Drain(drain)) => return drain::run(drain, common),
         Some(Verb::Remove(remove)) => return remove::run(remove, common),
+        Some(Verb::Label(labels)) => return place::label(labels, common),
         Some(Verb::Disk(verb)) => return disk::run(verb),
         Some(Verb::Scrub(scrub)) => return scrub::run_node(scrub, common),
         None => {}

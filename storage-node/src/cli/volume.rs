@@ -3,17 +3,18 @@
 
 use clap::Subcommand;
 use client_lib::VolumeName;
+use client_lib::policy::placement::Placement;
 use client_lib::wire::admin::{CloneOrigin, CreateVolume, Resize, VolumeStatus, VolumeSummary};
 
 use super::client::{Client, print_json, print_table};
-use super::{Common, export, import, link, migrate, policy, scrub, snapshot, space, takeover};
+use super::{Common, export, import, link, migrate, place, policy, replica, scrub, snapshot, space, takeover};
 use crate::size;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     /// Create a volume
     #[command(
-        after_help = "Example:\n  helio volume create disk --size 10GiB --owner a\n  helio volume create disk --size 10GiB --durability geo:1"
+        after_help = "Example:\n  helio volume create disk --size 10GiB --owner a\n  helio volume create disk --size 10GiB --durability geo:1\n  helio volume create disk --size 10GiB --place \"2 in eu, 1 elsewhere\""
     )]
     Create {
         /// Its name
@@ -25,8 +26,11 @@ pub(super) enum Verb {
         #[arg(long)]
         owner: Option<String>,
         /// The nodes that follow [default: all others]
-        #[arg(long, value_delimiter = ',')]
+        #[arg(long, value_delimiter = ',', conflicts_with = "place")]
         replicas: Option<Vec<String>>,
+        /// Where copies are to be, now and later, as "2 in eu, 1 elsewhere" (`helio volume place --help`)
+        #[arg(long, value_name = "RULE")]
+        place: Option<Placement>,
         #[command(flatten)]
         durability: policy::DurabilityArguments,
         /// Print JSON
@@ -68,6 +72,10 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Change which nodes follow a volume, while it is in use
+    #[command(subcommand)]
+    Replica(replica::Verb),
+    Place(place::Place),
     /// Keep a volume as it is now; go back to that, or make another volume of it
     #[command(subcommand)]
     Snapshot(snapshot::Verb),
@@ -88,7 +96,7 @@ pub(super) enum Verb {
 pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
     let client = || Client::find(common);
     match verb {
-        Verb::Create { name, size: size_bytes, owner, replicas, durability, json } => {
+        Verb::Create { name, size: size_bytes, owner, replicas, place, durability, json } => {
             // Checked here too: an odd name must not become part of a URL, and needs no cluster to be refused.
             name.parse::<VolumeName>()?;
             let request = CreateVolume {
@@ -96,6 +104,7 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
                 size_bytes,
                 owner,
                 replicas,
+                placement: place.map(|rule| rule.to_string()),
                 durability: durability.class(),
                 unmet: durability.unmet(),
                 degrade_after_ms: durability.degrade_after_ms(),
@@ -142,6 +151,8 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
         Verb::Takeover(arguments) => return takeover::run(arguments, common),
         Verb::Rejoin(arguments) => return takeover::rejoin(arguments, common),
         Verb::Policy(arguments) => return policy::run(&arguments, common),
+        Verb::Place(arguments) => return place::run_volume(&arguments, common),
+        Verb::Replica(verb) => return replica::run(&verb, replica::Of::Volume, common),
         Verb::Snapshot(verb) => return snapshot::run(verb, common),
         Verb::Scrub(arguments) => return scrub::run_volume(&arguments, common),
         Verb::Import(arguments) => return import::run(&arguments, common),
@@ -201,6 +212,9 @@ fn print_status(status: &VolumeStatus) {
         );
     }
     policy::print_durability(status);
+    if let Some(placement) = &status.placement {
+        place::lines(&format!("placement of {}", status.name), placement).iter().for_each(|line| println!("{line}"));
+    }
     // A node that does not tell yet.
     if !status.space.store.is_empty() {
         space::print_of_volume(&status.space);
@@ -242,7 +256,11 @@ fn print_status(status: &VolumeStatus) {
         vec![
             replica.node.clone(),
             replica.provider.clone(),
-            if replica.is_rejoining { "comes back".to_owned() } else { replica.watermark.clone() },
+            match (replica.is_rejoining, replica.is_joining) {
+                (true, _) => "comes back".to_owned(),
+                (false, true) => "joins".to_owned(),
+                (false, false) => replica.watermark.clone(),
+            },
             size::human(replica.bytes_behind),
             format!("{:.1} s", replica.seconds_behind),
             policy::as_of(replica),

@@ -5,7 +5,7 @@ use client_lib::VolumeName;
 use client_lib::wire::admin::{GroupStatus, OwnerStatus, ReplicaStatus, VolumeStatus};
 
 use super::client::{Client, print_json};
-use super::{Common, policy};
+use super::{Common, place, policy};
 use crate::size;
 
 /// Say what is not as it should be with a volume, and what happens next
@@ -102,6 +102,7 @@ fn of_status(status: &VolumeStatus) -> Vec<String> {
             size::human(status.stale_bytes)
         ));
     }
+    sentences.extend(status.placement.iter().flat_map(place::departures));
     sentences.extend(policy::sentences(status));
     sentences.extend(policy::rpo_sentence(status));
     sentences.extend(status.replicas.iter().filter_map(|replica| of_replica(status, replica)));
@@ -130,6 +131,12 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
         return Some(format!(
             "node {node} comes back to the volume after a takeover and fetches what differs, at most {}; it cannot take the volume over \
              before it has that",
+            size::human(replica.bytes_behind)
+        ));
+    }
+    if replica.is_joining {
+        return Some(format!(
+            "node {node} became a replica and is sent everything, {} yet; until it has that it counts for nothing, and cannot take the volume over",
             size::human(replica.bytes_behind)
         ));
     }
@@ -173,6 +180,7 @@ mod tests {
             reachable: true,
             counts: false,
             is_rejoining: false,
+            is_joining: false,
             tail: None,
             error: None,
             freight: FreightStatus::default(),
@@ -202,6 +210,7 @@ mod tests {
             rpo: RpoStatus::default(),
             on_write: None,
             clone_of: None,
+            placement: None,
             group: None,
             written_bytes: 0,
             fetch: FetchStatus::default(),

@@ -9,12 +9,7 @@ use client_lib::pki::{CertificateHolder, Fingerprint};
 use client_lib::rights::Role;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ChangeRights,
-    ClientList, CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport,
-    GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses,
-    NodeList, NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus,
-    OwnershipTimeline, Rejoin, RemoveNode, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus,
-    TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLabels, ChangeLink, ChangePlacement, ChangePolicy, ChangeReplicas, ChangeRights, ClientList, CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeLabels, NodeList, NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus, OwnershipTimeline, PlacementStatus, Rejoin, RemoveNode, ReplicasReport, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{ClientName, Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
@@ -48,7 +43,9 @@ mod links;
 mod members;
 mod names;
 mod overview;
+mod placement;
 mod removal;
+pub(super) mod replicas;
 mod residency;
 mod resize;
 mod scrub;
@@ -312,6 +309,50 @@ impl Admin for NodeAdmin {
         Box::pin(self.resize_to(name, request))
     }
 
+    fn change_replicas<'a>(
+        &'a self,
+        name: &'a str,
+        request: ChangeReplicas,
+    ) -> BoxFuture<'a, Result<ReplicasReport, Error>> {
+        Box::pin(self.change_replicas_of(name, request))
+    }
+
+    fn change_group_replicas<'a>(
+        &'a self,
+        name: &'a str,
+        request: ChangeReplicas,
+    ) -> BoxFuture<'a, Result<ReplicasReport, Error>> {
+        Box::pin(self.change_replicas_of_group(name, request))
+    }
+
+    fn label_node<'a>(&'a self, name: &'a str, request: ChangeLabels) -> BoxFuture<'a, Result<NodeLabels, Error>> {
+        Box::pin(self.change_labels(name, request))
+    }
+
+    fn placement<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<PlacementStatus, Error>> {
+        Box::pin(self.placement_of(name))
+    }
+
+    fn place_volume<'a>(
+        &'a self,
+        name: &'a str,
+        request: ChangePlacement,
+    ) -> BoxFuture<'a, Result<PlacementStatus, Error>> {
+        Box::pin(self.place(name, request))
+    }
+
+    fn group_placement<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<PlacementStatus, Error>> {
+        Box::pin(self.placement_of_group(name))
+    }
+
+    fn place_group<'a>(
+        &'a self,
+        name: &'a str,
+        request: ChangePlacement,
+    ) -> BoxFuture<'a, Result<PlacementStatus, Error>> {
+        Box::pin(self.place_all_of(name, request))
+    }
+
     fn create_snapshot<'a>(
         &'a self,
         name: &'a str,
@@ -531,6 +572,9 @@ impl ForwardedAdmin for NodeAdmin {
                 AdminForward::Rejoin { volume } => json(&self.rejoin_here(volume).await?),
                 AdminForward::About => json(&self.about_here()),
                 AdminForward::Audit { limit } => json(&self.audit_here(limit)?),
+                AdminForward::ChangeReplicas { volumes, add, remove } => {
+                    json(&self.change_replicas_here(volumes, replicas::Wanted { add, remove }).await?)
+                }
             }
         })
     }

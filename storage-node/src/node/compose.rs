@@ -24,7 +24,9 @@ use super::admission::Admission;
 use super::observe::{Observed, Observer};
 use super::reconcile::{Reconciler, learn_peers};
 use super::service::{NodeService, RaftTransport};
-use super::{BootstrapMember, METADATA_DEADLINE, ThisNode, WanBytes, lease, ownership_log, policy, rtt};
+use super::{
+    BootstrapMember, METADATA_DEADLINE, ThisNode, WanBytes, joining, lease, ownership_log, placement, policy, rtt,
+};
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::lease::LeaseCell;
 use crate::peer::client::PeerClient;
@@ -179,6 +181,8 @@ impl Parts {
             tokio::spawn(lease::keep(meta.clone(), me, lease)),
             tokio::spawn(lease::watch_others(meta.clone(), admin.leases())),
             tokio::spawn(policy::take_over_what_is_due(admin.clone())),
+            tokio::spawn(placement::keep(admin.clone())),
+            tokio::spawn(joining::finish(me, meta.clone(), volumes.clone(), peers.clone())),
         ];
         tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
         let exports = Arc::new(Exports::new(volumes, newest, first_session));

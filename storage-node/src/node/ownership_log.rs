@@ -9,7 +9,7 @@ use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, SnapshotName, Volu
 use consensus::{Command, Made, MetaRaft, MetaState, Response};
 
 use super::METADATA_DEADLINE;
-use crate::ownership::driver::{HandoverProposal, OwnershipLog, Proposed, Resize, TakeoverProposal};
+use crate::ownership::driver::{HandoverProposal, OwnershipLog, Proposed, ReplicaChange, Resize, TakeoverProposal};
 
 /// [`OwnershipLog`] over the metadata group.
 pub struct RaftOwnership {
@@ -98,6 +98,25 @@ impl RaftOwnership {
         volumes.iter().map(owner).collect()
     }
 
+    async fn propose_replicas(&self, change: ReplicaChange) -> Result<(), Error> {
+        let ReplicaChange { members, add, remove } = change;
+        let volumes: Vec<VolumeId> = members.iter().map(|(volume, _)| *volume).collect();
+        let (from, incarnation, add_to, take_from) = (self.me, self.incarnation(), add.clone(), remove.clone());
+        let command = Command::ChangeReplicas { members, from, incarnation, add: add_to, remove: take_from };
+        match self.meta.propose(command, METADATA_DEADLINE).await {
+            Ok(response) => response.into_result().map(drop),
+            Err(error) => {
+                self.settle_volumes(&volumes).await?;
+                let state = self.meta.state();
+                let is_so = |id: &VolumeId| {
+                    let replicas = state.volume(*id).map(|volume| &volume.replicas);
+                    replicas.is_some_and(|replicas| replicas.is_superset(&add) && replicas.is_disjoint(&remove))
+                };
+                if volumes.iter().all(is_so) { Ok(()) } else { Err(error) }
+            }
+        }
+    }
+
     async fn propose_resize(&self, resize: Resize) -> Result<(), Error> {
         let Resize { volume, epoch, expected, size } = resize;
         let incarnation = self.incarnation();
@@ -168,6 +187,10 @@ impl OwnershipLog for RaftOwnership {
 
     fn resize(&self, resize: Resize) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(self.propose_resize(resize))
+    }
+
+    fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.propose_replicas(change))
     }
 
     fn snapshot_made(

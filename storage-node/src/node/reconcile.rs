@@ -231,6 +231,8 @@ impl Reconciler {
         volume.pace.follow(meta.rpo);
         volume.may_come.store(meta.on_write == Some(self.me), Ordering::Relaxed);
         volume.sending.follow(&meta.propagation);
+        let is_holder = owned || meta.replicas.contains(&self.me);
+        volume.follows.store(is_holder, Ordering::Relaxed);
         let is_done = has_come_to(view, meta);
         if !is_done {
             volume.standing.heard(meta);
@@ -240,7 +242,10 @@ impl Reconciler {
             }
         }
         if owned && is_done {
-            self.give_up_replicas(meta);
+            self.follow_replicas(&volume, state, meta);
+        }
+        if !is_holder {
+            drop_copy(&volume, meta).await?;
         }
         // Only now is it known whether this node has left the volume and keeps what is not listed any more.
         volume.snapshots.list(meta);
@@ -379,8 +384,9 @@ impl Reconciler {
         }
     }
 
-    /// Sends nothing more to those that are no replicas any more, in the same epoch: nobody waits for them, and nothing is kept for them.
-    fn give_up_replicas(&self, meta: &Volume) {
+    /// Sends to those that are replicas now, in the same epoch, and nothing more to those that are not: nobody waits for them, and nothing
+    /// is kept for them.
+    fn follow_replicas(&self, volume: &Arc<ServedVolume>, state: &MetaState, meta: &Volume) {
         let mut propagation = self.propagation.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(running) = propagation.get_mut(&meta.id).filter(|running| running.epoch == meta.epoch) else { return };
         let gone: Vec<NodeId> = running.senders.keys().copied().filter(|it| !meta.replicas.contains(it)).collect();
@@ -390,6 +396,14 @@ impl Reconciler {
                 sender.abort();
             }
             running.watermarks.give_up(node);
+        }
+        let mut sites = far_sites(state, meta);
+        for node in meta.replicas.iter().filter(|node| !running.senders.contains_key(node)).copied().collect::<Vec<_>>()
+        {
+            tracing::info!(volume = %meta.name, %node, "the node is a replica now");
+            running.watermarks.add(node, sites.remove(&node));
+            let sender = Sender::new(volume.clone(), node, meta.epoch, running.watermarks.clone());
+            running.senders.insert(node, tokio::spawn(sender.run()));
         }
     }
 
@@ -430,6 +444,21 @@ pub async fn follow(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
     }
     volume.standing.set_tail(tail);
     volume.gate.set(View { owner: meta.owner, epoch: meta.epoch, phase: Phase::Elsewhere });
+    Ok(())
+}
+
+/// Drops what is held here of a volume of which this node is no replica any more. A tail that a takeover cut off stays: nobody else has it.
+async fn drop_copy(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
+    let report = volume.shard.report(meta.id).await.map_err(store_failure)?;
+    if report.known == Lsn::ZERO && report.rejoining.is_none() {
+        return Ok(());
+    }
+    let _hold = volume.intake.hold().await;
+    if volume.standing.tail().is_some() {
+        return Ok(());
+    }
+    discard(volume, meta, Lsn::ZERO).await?;
+    tracing::info!(volume = %meta.name, "this node is no replica any more, and has dropped its copy");
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use client_lib::clock::{Clock, SystemClock};
 use client_lib::watch;
 use client_lib::wire::admin::{AskTakeover, Rejoin, TailStatus, TakeoverProgress, TakeoverReport};
 use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
-use consensus::{MetaRaft, MetaState, Volume};
+use consensus::{MetaRaft, MetaState, Places, Volume};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -188,7 +188,7 @@ impl LastSurvey {
         let (tail, heard, is_rejoining) = (None, None, false);
         let own = Holding { known: start, watermark: start, held: start, tail, is_rejoining, heard };
         surveys.push(Survey { node: self.me, name: name_of(&state, self.me), answer: Ok(own) });
-        let chosen = choose(volume, &surveys, Some(self.me), self.me, false)?;
+        let chosen = choose(volume, state.places(), &surveys, Some(self.me), self.me, false)?;
         require_heard(&state, volume, &surveys, chosen)
     }
 }
@@ -205,11 +205,12 @@ impl NodeAdmin {
         let mut is_last = request.to.is_some();
         let (surveys, to, holding, shown, taken) = loop {
             let surveys = join_all(volume.replicas.iter().map(|node| self.survey(&state, volume.id, *node))).await;
-            let chosen = choose(volume, &surveys, to, self.this.id, request.behind)?;
+            let chosen = choose(volume, state.places(), &surveys, to, self.this.id, request.behind)?;
             if !request.behind {
                 require_heard(&state, volume, &surveys, chosen)?;
             }
-            let (to, holding) = (chosen.node, *chosen.answer.as_ref().map_err(|_| no_replica(volume, &surveys))?);
+            let (to, holding) =
+                (chosen.node, *chosen.answer.as_ref().map_err(|_| no_replica(volume, state.places(), &surveys))?);
             let shown = Shown {
                 takeovers: &self.takeovers,
                 volume: name,
@@ -462,6 +463,7 @@ fn may_take_over(state: &MetaState, volume: &Volume, to: NodeId) -> Result<(), E
 /// The replica that is to take over: `to`, or the one that holds most; this node, if there are several.
 fn choose<'a>(
     volume: &Volume,
+    places: &Places,
     surveys: &'a [Survey],
     to: Option<NodeId>,
     me: NodeId,
@@ -469,6 +471,7 @@ fn choose<'a>(
 ) -> Result<&'a Survey, Error> {
     let may = |survey: &Survey| match &survey.answer {
         Ok(Holding { tail: Some(tail), .. }) => Err(tail.refusal(survey.node)),
+        Ok(_) if places.is_joining(volume.id, survey.node) && !behind => Err(joins(survey)),
         Ok(holding) if holding.is_rejoining => Err(on_its_way_back(survey.node)),
         Ok(holding) if holding.held > holding.watermark => {
             Err(incomplete(survey.node, holding.watermark, holding.held))
@@ -479,9 +482,9 @@ fn choose<'a>(
     let able = surveys.iter().filter_map(|survey| Some((may(survey).ok()?, survey.node == me, survey)));
     let best = able.max_by_key(|(watermark, is_here, _)| (*watermark, *is_here));
     let Some(to) = to else {
-        return best.map(|(.., survey)| survey).ok_or_else(|| no_replica(volume, surveys));
+        return best.map(|(.., survey)| survey).ok_or_else(|| no_replica(volume, places, surveys));
     };
-    let chosen = surveys.iter().find(|survey| survey.node == to).ok_or_else(|| no_replica(volume, surveys))?;
+    let chosen = surveys.iter().find(|survey| survey.node == to).ok_or_else(|| no_replica(volume, places, surveys))?;
     let watermark = may(chosen)?;
     match best {
         Some((most, _, other)) if most > watermark && !behind => Err(Error::new(
@@ -498,6 +501,15 @@ fn choose<'a>(
     }
 }
 
+/// The replica came later, and was never complete.
+fn joins(survey: &Survey) -> Error {
+    let what = format!(
+        "node {} became a replica and has not got everything yet: a takeover there would begin with an empty volume. Add --behind if that is meant",
+        survey.name
+    );
+    Error::new(ErrorKind::Unavailable, what)
+}
+
 /// Refuses to go on without replicas that may hold, and they alone, what was flushed in the volume's class.
 fn require_heard(state: &MetaState, volume: &Volume, surveys: &[Survey], chosen: &Survey) -> Result<(), Error> {
     #[cfg(test)]
@@ -505,8 +517,9 @@ fn require_heard(state: &MetaState, volume: &Volume, surveys: &[Survey], chosen:
         return Ok(());
     }
     let start = chosen.answer.as_ref().map_or(Lsn::ZERO, |holding| holding.watermark);
-    // Who holds no more than is begun with has nothing to add. A node that has left counts for no class any more, but it did.
+    // Who joins never counted. Who holds no more than is begun with has nothing to add. A node that has left counts for no class any more, but it did.
     let has_told = |survey: &Survey| match &survey.answer {
+        _ if state.places().is_joining(volume.id, survey.node) => true,
         Ok(Holding { tail: Some(tail), .. }) => tail.from <= start,
         Ok(holding) if holding.is_rejoining => holding.held <= start,
         Ok(holding) => holding.watermark <= start,
@@ -534,10 +547,13 @@ fn require_heard(state: &MetaState, volume: &Volume, surveys: &[Survey], chosen:
     ))
 }
 
-fn no_replica(volume: &Volume, surveys: &[Survey]) -> Error {
+fn no_replica(volume: &Volume, places: &Places, surveys: &[Survey]) -> Error {
     let why = surveys.iter().map(|survey| match &survey.answer {
         Ok(Holding { tail: Some(tail), .. }) => {
             format!("node {} has left the volume and holds it up to {}", survey.name, tail.to)
+        }
+        Ok(_) if places.is_joining(volume.id, survey.node) => {
+            format!("node {} became a replica and has not got everything yet", survey.name)
         }
         Ok(holding) if holding.is_rejoining => {
             format!("node {} has discarded its tail and not yet fetched what took its place", survey.name)
@@ -590,7 +606,7 @@ mod tests {
     }
 
     fn chosen(surveys: &[Survey], to: Option<u64>, behind: bool) -> Result<u64, String> {
-        let chosen = choose(&Volume::example(), surveys, to.map(NodeId), ME, behind);
+        let chosen = choose(&Volume::example(), &Places::default(), surveys, to.map(NodeId), ME, behind);
         chosen.map(|survey| survey.node.0).map_err(|error| error.message().to_owned())
     }
 
@@ -613,7 +629,7 @@ mod tests {
         let heard = |class, surveys: &[Survey]| {
             let durability = Durability { class, unmet: Unmet::Block };
             let volume = Volume { durability, ..Volume::example() };
-            let chosen = choose(&volume, surveys, None, ME, false).expect("one is able");
+            let chosen = choose(&volume, &Places::default(), surveys, None, ME, false).expect("one is able");
             require_heard(&state, &volume, surveys, chosen).map_err(|error| error.message().to_owned())
         };
         let silent = [survey(2, 9, 4, 4), silent(3)];

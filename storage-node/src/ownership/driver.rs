@@ -4,7 +4,7 @@
 //! Runs as a task of its own, never inside a caller's future: once the source is frozen, someone must see it
 //! through, whoever stops waiting for the report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +84,17 @@ pub struct Resize {
     pub size: VolumeSize,
 }
 
+/// Other nodes that follow volumes, as their owner proposes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaChange {
+    /// The volumes, and the epochs of the ownership.
+    pub members: Vec<(VolumeId, Epoch)>,
+    /// Those that follow from now on.
+    pub add: BTreeSet<NodeId>,
+    /// Those that follow no more.
+    pub remove: BTreeSet<NodeId>,
+}
+
 /// What owners, and those who take over, need from consensus.
 pub trait OwnershipLog: Send + Sync + 'static {
     /// Proposes a handover. When it is committed, each volume has the epoch after the one that was named.
@@ -147,6 +158,12 @@ pub trait OwnershipLog: Send + Sync + 'static {
     /// # Errors
     /// The refusal; `Unavailable` when consensus cannot be reached: then, and only then, it may still be committed.
     fn resize(&self, resize: Resize) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Proposes `change`. When it returns, the outcome is known: it was committed, or never will be.
+    ///
+    /// # Errors
+    /// The refusal; `Unavailable` when consensus cannot be reached: then, and only then, it may still be committed.
+    fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Tells what a snapshot is that the owner of `epoch` has made. May be repeated.
     ///

@@ -4,6 +4,8 @@
 //! copied into nor parsed out of the head. Versions: the frame header carries the protocol version; new
 //! requests go at the end of [`PeerRequest`], old ones never change.
 
+use std::collections::BTreeSet;
+
 use bytes::{Bytes, BytesMut};
 use client_lib::wire::client::{ClientReply, ClientRequest};
 use client_lib::wire::frame::{Frame, ServiceId, decode_head, encode_head};
@@ -196,6 +198,8 @@ pub enum AdminForward {
     About,
     /// The newest acts of administrators at the node asked.
     Audit { limit: usize },
+    /// Have other nodes follow volumes that the node asked owns.
+    ChangeReplicas { volumes: Vec<VolumeId>, add: BTreeSet<client_lib::NodeId>, remove: BTreeSet<client_lib::NodeId> },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

@@ -82,6 +82,11 @@ impl<S> Fan<S> {
         Fan { sites, places: BTreeMap::new(), leads: BTreeSet::new(), round: 0 }
     }
 
+    /// Another replica that is not at the owner's provider.
+    pub fn add(&mut self, replica: NodeId, site: ProviderId) {
+        self.sites.insert(replica, site);
+    }
+
     /// A replica answers, and is there; on which terms it may share, if it may.
     pub fn seen(&mut self, replica: NodeId, watermark: Lsn, terms: Option<Terms>) {
         let place = self.place(replica);

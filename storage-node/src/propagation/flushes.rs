@@ -9,7 +9,7 @@
 //!                     degraded: every flush is answered as in class `local`, until enough hold what was flushed so
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use client_lib::policy::{Durability, Unmet};
@@ -44,7 +44,10 @@ pub struct Degraded {
 pub struct Flushes {
     policy: Durability,
     home: Option<ProviderId>,
+    /// Those that may count: complete copies.
     replicas: BTreeMap<NodeId, ProviderId>,
+    /// Those of them that do not count, because they are to be removed.
+    left_out: BTreeSet<NodeId>,
     /// Of the ownership here; 0 when there is none.
     epoch: Epoch,
     own: Lsn,
@@ -57,7 +60,7 @@ pub struct Flushes {
 }
 
 impl Flushes {
-    /// The policy, and where the owner and the replicas are, as metadata has it. Returns whether anything changed.
+    /// The policy, and where the owner and the replicas are that are complete copies, as metadata has it. Returns whether anything changed.
     pub fn follow(
         &mut self,
         policy: Durability,
@@ -71,9 +74,26 @@ impl Flushes {
             // What was promised of degraded flushes, nothing, stays so; what waits is judged anew.
             self.degraded = None;
         }
+        // What one held before it was removed and came back, or before it was complete, it may not hold any more.
+        self.held.retain(|node, _| self.replicas.contains_key(node) && replicas.contains_key(node));
+        self.left_out.retain(|node| replicas.contains_key(node));
         (self.policy, self.home, self.replicas) = (policy, home, replicas);
         self.reckon();
         true
+    }
+
+    /// These count no more, since they are to be removed; up to where the volume was durable with them.
+    pub fn leave_out(&mut self, nodes: &BTreeSet<NodeId>) -> Lsn {
+        let before = self.durable;
+        self.left_out.extend(nodes.iter().filter(|node| self.replicas.contains_key(node)));
+        self.reckon();
+        before
+    }
+
+    /// They stay, and count again.
+    pub fn let_count(&mut self, nodes: &BTreeSet<NodeId>) {
+        self.left_out.retain(|node| !nodes.contains(node));
+        self.reckon();
     }
 
     /// An ownership begins here, which holds the volume up to `own`; `None` is all of it, whatever is written.
@@ -104,10 +124,11 @@ impl Flushes {
         news
     }
 
-    /// The ownership here, and what its replicas have told.
+    /// The ownership here, and what its replicas have told, but for those that are left out.
     #[cfg(test)]
     pub(crate) fn told(&self) -> (Epoch, BTreeMap<NodeId, Lsn>) {
-        (self.epoch, self.held.clone())
+        let held = self.held.iter().filter(|(node, _)| !self.left_out.contains(node));
+        (self.epoch, held.map(|(node, lsn)| (*node, *lsn)).collect())
     }
 
     /// Replica `node` has left the volume.
@@ -174,7 +195,7 @@ impl Flushes {
     /// Whether what `node` holds counts.
     #[must_use]
     pub fn counts(&self, node: NodeId) -> bool {
-        let provider = self.replicas.get(&node);
+        let provider = self.replicas.get(&node).filter(|_| !self.left_out.contains(&node));
         let counts = |home, provider| classes::counts(self.policy.class, home, provider);
         self.home.as_ref().zip(provider).is_some_and(|(home, provider)| counts(home, provider))
     }
@@ -213,7 +234,7 @@ impl Flushes {
     /// How many places there are for copies besides the owner.
     #[must_use]
     pub fn places(&self) -> usize {
-        let places = |home| classes::places(self.policy.class, home, self.replicas.values());
+        let places = |home| classes::places(self.policy.class, home, self.counting().map(|(_, provider)| provider));
         self.home.as_ref().map_or(0, places)
     }
 
@@ -229,8 +250,12 @@ impl Flushes {
         self.degraded
     }
 
+    fn counting(&self) -> impl Iterator<Item = (&NodeId, &ProviderId)> + Clone {
+        self.replicas.iter().filter(|(node, _)| !self.left_out.contains(node))
+    }
+
     fn reckon(&mut self) {
-        let held = self.replicas.iter().filter_map(|(node, provider)| Some((provider, *self.held.get(node)?)));
+        let held = self.counting().filter_map(|(node, provider)| Some((provider, *self.held.get(node)?)));
         let durable = |home| classes::durable(self.policy.class, home, self.own, held);
         self.durable = self.home.as_ref().map_or(Lsn::ZERO, durable);
         self.degraded.take_if(|degraded| self.durable >= degraded.acked);
@@ -312,6 +337,34 @@ mod tests {
         flushes.follow(Durability::default(), home, replicas);
         assert_eq!(flushes.verdict(EPOCH, lsn(99), s(1), s(2)), Verdict::Durable, "local");
         assert!(!flushes.counts(B));
+    }
+
+    #[test]
+    fn who_is_to_be_removed_counts_no_more_and_who_stays_must_hold_what_was_flushed() {
+        let mut flushes = flushes(Class::Geo(1), Unmet::Block);
+        flushes.held(EPOCH, B, lsn(9));
+        flushes.held(EPOCH, C, lsn(4));
+        let gone = BTreeSet::from([B]);
+        assert_eq!(flushes.leave_out(&gone), lsn(9), "that was promised with it");
+        assert_eq!((flushes.durable(), flushes.places(), flushes.counts(B)), (lsn(4), 1, false));
+        flushes.held(EPOCH, B, lsn(12));
+        assert_eq!(flushes.verdict(EPOCH, lsn(12), s(1), s(2)), Verdict::Wait(None), "nobody else holds it");
+        flushes.let_count(&gone);
+        assert_eq!(flushes.durable(), lsn(12), "it stays after all");
+    }
+
+    /// A replica that was removed, dropped its copy and was added again must tell anew what it holds.
+    #[test]
+    fn what_a_replica_held_before_it_was_removed_counts_no_more() {
+        let mut flushes = flushes(Class::Geo(1), Unmet::Block);
+        flushes.held(EPOCH, B, lsn(9));
+        let (policy, home, both) = (flushes.policy(), flushes.home.clone(), flushes.replicas.clone());
+        let without = both.clone().into_iter().filter(|(node, _)| *node != B).collect();
+        flushes.follow(policy, home.clone(), without);
+        flushes.held(EPOCH, B, lsn(9));
+        flushes.follow(policy, home, both);
+        assert_eq!(flushes.durable(), Lsn::ZERO);
+        assert!(flushes.is_unsure(EPOCH, B, lsn(9)), "it is asked");
     }
 
     #[test]

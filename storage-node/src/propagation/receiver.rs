@@ -1,9 +1,10 @@
 //! The replica's side of propagation: what the owner sends goes into the shard, if the owner is who it says.
 //!
 //! Nothing of an older epoch is accepted; something of a newer one waits until metadata has arrived here. A node that has
-//! left the volume takes nothing. The shard keeps what is shown a prefix: this module only checks the sender and reports
+//! left the volume takes nothing, nor does one that is no replica. The shard keeps what is shown a prefix: this module only checks the sender and reports
 //! positions.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use client_lib::{BlockIndex, Epoch, Error, ErrorKind, Lsn, NodeId};
@@ -69,6 +70,10 @@ pub async fn admit(volume: &ServedVolume, peer: NodeId, epoch: Epoch) -> Result<
     let view = volume.gate.view();
     if view.epoch != epoch || view.phase != Phase::Elsewhere || view.owner != peer {
         return Err(PeerReply::Superseded(view.epoch));
+    }
+    if !volume.follows.load(Ordering::Relaxed) {
+        let what = format!("node {} is no replica of volume {}, as far as it has heard", volume.me, volume.name);
+        return Err(PeerReply::Failed(Error::new(ErrorKind::Unavailable, what)));
     }
     match volume.standing.tail() {
         Some(tail) => Err(PeerReply::Left(tail)),

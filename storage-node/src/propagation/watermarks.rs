@@ -28,7 +28,7 @@ pub struct Watermarks {
 }
 
 impl Watermarks {
-    /// Starts to follow exactly `replicas`, of a volume whose newest write is `head`.
+    /// Starts to follow `replicas`, of a volume whose newest write is `head`.
     #[must_use]
     pub fn new(replicas: impl IntoIterator<Item = NodeId>, head: Lsn) -> Watermarks {
         let replicas = replicas.into_iter().map(|node| (node, Progress::default())).collect();
@@ -122,6 +122,14 @@ impl Watermarks {
     pub(super) fn with<T>(&self, replica: NodeId, f: impl FnOnce(&mut Progress) -> T) -> T {
         let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
         f(replicas.get_mut(&replica).unwrap_or(&mut Progress::default()))
+    }
+
+    /// Follows `replica` too from now on, from nothing; `site` if it shares what is sent to its provider.
+    pub fn add(&self, replica: NodeId, site: Option<ProviderId>) {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner).insert(replica, Progress::default());
+        if let Some(site) = site {
+            self.with_fan(|fan, _| fan.add(replica, site));
+        }
     }
 
     /// Follows `replica` no more. Its sender may not have ended yet.

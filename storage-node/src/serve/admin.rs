@@ -4,12 +4,7 @@ use client_lib::pki::Fingerprint;
 use client_lib::rights::Role;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ChangeRights,
-    ClientList, CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport,
-    GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NodeList,
-    NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus,
-    OwnershipTimeline, Rejoin, RemoveNode, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus,
-    TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLabels, ChangeLink, ChangePlacement, ChangePolicy, ChangeReplicas, ChangeRights, ClientList, CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NodeLabels, NodeList, NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus, OwnershipTimeline, PlacementStatus, Rejoin, RemoveNode, ReplicasReport, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
 use client_lib::{ClientName, Error};
@@ -59,6 +54,43 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Gives a volume another size, and waits until it is in force at the owner.
     fn resize<'a>(&'a self, name: &'a str, request: Resize) -> BoxFuture<'a, Result<VolumeStatus, Error>>;
+
+    /// Lets other nodes follow a volume, or follow it no more; returns soon, though something may have to be waited for first.
+    fn change_replicas<'a>(
+        &'a self,
+        name: &'a str,
+        request: ChangeReplicas,
+    ) -> BoxFuture<'a, Result<ReplicasReport, Error>>;
+
+    /// The same of all volumes of a group.
+    fn change_group_replicas<'a>(
+        &'a self,
+        name: &'a str,
+        request: ChangeReplicas,
+    ) -> BoxFuture<'a, Result<ReplicasReport, Error>>;
+
+    /// Gives a node other labels.
+    fn label_node<'a>(&'a self, name: &'a str, request: ChangeLabels) -> BoxFuture<'a, Result<NodeLabels, Error>>;
+
+    /// How the copies of a volume stand to its rule of placement; does not need the owner.
+    fn placement<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<PlacementStatus, Error>>;
+
+    /// Gives a volume another rule, or looks what that would change. The owner keeps to it from then on.
+    fn place_volume<'a>(
+        &'a self,
+        name: &'a str,
+        request: ChangePlacement,
+    ) -> BoxFuture<'a, Result<PlacementStatus, Error>>;
+
+    /// As [`placement`](Self::placement), of all volumes of a group.
+    fn group_placement<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<PlacementStatus, Error>>;
+
+    /// As [`place_volume`](Self::place_volume), of all volumes of a group.
+    fn place_group<'a>(
+        &'a self,
+        name: &'a str,
+        request: ChangePlacement,
+    ) -> BoxFuture<'a, Result<PlacementStatus, Error>>;
 
     /// Makes a snapshot of a volume, and waits until it is made.
     fn create_snapshot<'a>(

@@ -3,7 +3,7 @@
 //! The senders of the owner tell what their replicas hold, the reconciler what the policy is and which ownership is in force, and
 //! whoever has flushed locally waits for the verdict. A flush that waits urges the senders whose replicas count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use client_lib::policy::{Class, Durability};
@@ -56,12 +56,24 @@ impl Drop for Waiting<'_> {
 }
 
 impl FlushGate {
-    /// Metadata has this policy for the volume, and its nodes at these providers.
+    /// Metadata has this policy for the volume, and its nodes at these providers. A replica that joins it counts when it is complete.
     pub fn follow(&self, meta: &Volume, state: &MetaState) {
         let provider = |node: NodeId| state.node(node).map(|node| node.provider.clone());
-        let replicas: BTreeMap<NodeId, ProviderId> =
-            meta.replicas.iter().filter_map(|node| Some((*node, provider(*node)?))).collect();
+        let whole = meta.replicas.iter().filter(|node| !state.places().is_joining(meta.id, **node));
+        let replicas: BTreeMap<NodeId, ProviderId> = whole.filter_map(|node| Some((*node, provider(*node)?))).collect();
         self.flushes.send_if_modified(|flushes| flushes.follow(meta.durability, provider(meta.owner), replicas));
+    }
+
+    /// Lets replicas count no more that are to be removed; up to where the volume was durable with them.
+    pub fn leave_out(&self, nodes: &BTreeSet<NodeId>) -> Lsn {
+        let mut before = Lsn::ZERO;
+        self.flushes.send_modify(|flushes| before = flushes.leave_out(nodes));
+        before
+    }
+
+    /// Lets them count again.
+    pub fn let_count(&self, nodes: &BTreeSet<NodeId>) {
+        self.flushes.send_modify(|flushes| flushes.let_count(nodes));
     }
 
     /// An ownership of this node begins, as [`Flushes::begin`].

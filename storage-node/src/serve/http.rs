@@ -12,8 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use client_lib::wire::admin::{
-    AskTakeover, ChangeGroup, ChangeLink, ChangePolicy, ChangeRights, CloneSnapshot, CreateGroup, CreateSnapshot,
-    CreateVolume, Failure, Migrate, NoteClient, OnWrite, Rejoin, RemoveNode, Resize, RevokeClient, RollBack,
+    AskTakeover, ChangeGroup, ChangeLabels, ChangeLink, ChangePlacement, ChangePolicy, ChangeReplicas, ChangeRights, CloneSnapshot, CreateGroup, CreateSnapshot, CreateVolume, Failure, Migrate, NoteClient, OnWrite, Rejoin, RemoveNode, Resize, RevokeClient, RollBack,
 };
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
@@ -129,6 +128,8 @@ fn api(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, proof: Proof) -> Router {
         .route("/v1/volumes/{name}/policy", get(policy).post(set_policy))
         .route("/v1/volumes/{name}/owner", get(owner))
         .route("/v1/volumes/{name}/resize", post(resize))
+        .route("/v1/volumes/{name}/replicas", post(change_replicas))
+        .route("/v1/volumes/{name}/placement", get(placement).post(place_volume))
         .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/rollback", post(roll_back))
@@ -136,6 +137,8 @@ fn api(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, proof: Proof) -> Router {
         .route("/v1/groups", get(groups).post(create_group))
         .route("/v1/groups/{name}", get(group).delete(delete_group))
         .route("/v1/groups/{name}/volumes", post(change_group))
+        .route("/v1/groups/{name}/replicas", post(change_group_replicas))
+        .route("/v1/groups/{name}/placement", get(group_placement).post(place_group))
         .route("/v1/groups/{name}/migrate", post(migrate_group).delete(cancel_group_migrate))
         .route("/v1/groups/{name}/on-write", post(let_group_go_on_write))
         .route("/v1/groups/{name}/snapshots", post(snapshot_group))
@@ -147,6 +150,7 @@ fn api(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, proof: Proof) -> Router {
         .route("/v1/cluster", get(cluster))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{name}/remove", post(remove_node))
+        .route("/v1/nodes/{name}/labels", post(label_node))
         .route("/v1/clients", get(clients).post(note_client))
         .route("/v1/clients/revoke", post(revoke_client))
         .route("/v1/clients/rights", post(change_rights))
@@ -213,6 +217,42 @@ async fn set_policy(State(admin): Shared, Path(name): Path<String>, Json(wanted)
 
 async fn resize(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Resize>) -> Response {
     answer(admin.resize(&name, request).await)
+}
+
+async fn change_replicas(
+    State(admin): Shared,
+    Path(name): Path<String>,
+    Json(request): Json<ChangeReplicas>,
+) -> Response {
+    answer(admin.change_replicas(&name, request).await)
+}
+
+async fn change_group_replicas(
+    State(admin): Shared,
+    Path(name): Path<String>,
+    Json(request): Json<ChangeReplicas>,
+) -> Response {
+    answer(admin.change_group_replicas(&name, request).await)
+}
+
+async fn placement(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.placement(&name).await)
+}
+
+async fn place_volume(State(admin): Shared, Path(name): Path<String>, Json(wanted): Json<ChangePlacement>) -> Response {
+    answer(admin.place_volume(&name, wanted).await)
+}
+
+async fn group_placement(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.group_placement(&name).await)
+}
+
+async fn place_group(State(admin): Shared, Path(name): Path<String>, Json(wanted): Json<ChangePlacement>) -> Response {
+    answer(admin.place_group(&name, wanted).await)
+}
+
+async fn label_node(State(admin): Shared, Path(name): Path<String>, Json(wanted): Json<ChangeLabels>) -> Response {
+    answer(admin.label_node(&name, wanted).await)
 }
 
 async fn snapshots(State(admin): Shared, Path(name): Path<String>) -> Response {

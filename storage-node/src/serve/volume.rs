@@ -90,6 +90,8 @@ pub struct ServedVolume {
     forwarded: AtomicBool,
     /// Whether it comes here when it is written here, as far as this node has heard.
     pub may_come: AtomicBool,
+    /// Whether this node is to hold a copy, as far as it has heard: its owner sends to nobody else, and nobody else takes anything.
+    pub follows: AtomicBool,
     /// Held while the owner is asked for the volume, because it is written here.
     coming: tokio::sync::Mutex<()>,
     /// The epoch in which this node took up the volume last, and behind which position it begins.
@@ -156,6 +158,7 @@ impl ServedVolume {
             metadata,
             forwarded: AtomicBool::new(false),
             may_come: AtomicBool::new(false),
+            follows: AtomicBool::new(false),
             coming: tokio::sync::Mutex::default(),
             begun: Mutex::default(),
             thawed: Notify::new(),

@@ -171,6 +171,8 @@ pub(super) struct Book {
     pub(super) counted: Vec<Counted>,
     /// Volumes that were taken over in spite of what the new owner lacked, and when that was asked for first.
     pub(super) behind: BTreeMap<VolumeId, Duration>,
+    /// When it was first seen that a node holds a volume no more which it held: it drops its copy then.
+    pub(super) removals: BTreeMap<(VolumeId, NodeId), Vec<Duration>>,
     /// How the volumes of a group were found apart without a takeover, if they were.
     pub(super) apart: Option<String>,
     /// What the operator did and the faults that struck, for people.
@@ -312,20 +314,31 @@ impl History {
         let Some(node) = node_of(directory) else { return };
         let mut book = self.book();
         let Some(death) = book.deaths.get(&node).copied() else { return };
-        let lost = |logged: &&mut Logged| logged.node == node && logged.volume == volume && logged.lsn > known;
+        // What it dropped, being no replica any more, is with others.
+        let dropped = book.removals.get(&(volume, node)).and_then(|removals| removals.last().copied());
+        let lost = |logged: &&mut Logged| {
+            let was_kept = dropped.is_none_or(|dropped| dropped < logged.at);
+            logged.node == node && logged.volume == volume && logged.lsn > known && was_kept
+        };
         for logged in book.logged.iter_mut().filter(lost) {
             logged.lost.get_or_insert(death);
         }
     }
 
-    /// Notes owners and takeovers as `states` show them.
+    /// Notes owners, takeovers and replicas that are removed as `states` show them.
     pub(super) async fn follow(self, mut states: watch::Receiver<Arc<MetaState>>, time: LocalTime) {
+        let mut holders: BTreeMap<VolumeId, BTreeSet<NodeId>> = BTreeMap::new();
         loop {
             let state = states.borrow_and_update().clone();
             let now = time.now();
             for volume in state.volumes() {
                 let mut book = self.book();
                 book.ownerships.entry((volume.id, volume.epoch)).or_insert((volume.owner, now));
+                let hold: BTreeSet<NodeId> = volume.replicas.iter().copied().chain([volume.owner]).collect();
+                let held = holders.insert(volume.id, hold.clone()).unwrap_or_default();
+                for node in held.difference(&hold) {
+                    book.removals.entry((volume.id, *node)).or_default().push(now);
+                }
                 if let Some(origin) = volume.origin
                     && let Some(lsn) = made(&state, origin.volume, origin.snapshot)
                 {

@@ -5,6 +5,7 @@
 
 mod faults;
 mod moves;
+mod replicas;
 mod snapshots;
 mod turns;
 
@@ -52,6 +53,8 @@ pub(super) struct Hazards {
     pub(super) flips: bool,
     /// Rollbacks, clones, other sizes.
     pub(super) turns: bool,
+    /// Nodes that follow volumes from now on, or no more.
+    pub(super) replicas: bool,
 }
 
 impl Hazards {
@@ -64,6 +67,7 @@ impl Hazards {
         losses: false,
         flips: false,
         turns: false,
+        replicas: false,
     };
     pub(super) const ALL: Hazards =
         Hazards { deaths: true, network: true, clocks: true, takeovers: true, full_disks: true, ..Hazards::NONE };
@@ -215,8 +219,12 @@ impl Story {
     }
 
     fn happen(&mut self, world: &mut World) {
-        let more: [(bool, Happening); 3] =
-            [(self.hazards.losses, Story::lose), (self.hazards.flips, Story::flip), (self.hazards.turns, Story::turn)];
+        let more: [(bool, Happening); 4] = [
+            (self.hazards.losses, Story::lose),
+            (self.hazards.flips, Story::flip),
+            (self.hazards.turns, Story::turn),
+            (self.hazards.replicas, Story::change_replicas),
+        ];
         let more: Vec<_> = more.into_iter().filter(|(happens, _)| *happens).collect();
         let choice = world.draw.below(100 + MORE * more.len() as u64);
         match choice {

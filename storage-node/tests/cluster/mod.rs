@@ -18,7 +18,7 @@ use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
 use storage_node::config::StoreSettings;
 use storage_node::node::reconcile::Reconciler;
 use storage_node::ownership::driver::{
-    Driver, HandoverProposal, HandoverReport, OwnershipLog, Proposed, Resize, TakeoverProposal,
+    Driver, HandoverProposal, HandoverReport, OwnershipLog, Proposed, ReplicaChange, Resize, TakeoverProposal,
 };
 use storage_node::ownership::lease::LeaseCell;
 use storage_node::peer::client::PeerClient;
@@ -194,6 +194,14 @@ impl OwnershipLog for TestLog {
             let incarnation = self.incarnation();
             let command = Command::ResizeVolume { volume, from: self.me, incarnation, epoch, expected, size };
             self.meta.propose(command).map(drop)
+        })
+    }
+
+    fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, Result<(), Error>> {
+        let ReplicaChange { members, add, remove } = change;
+        Box::pin(async move {
+            let (from, incarnation) = (self.me, self.incarnation());
+            self.meta.propose(Command::ChangeReplicas { members, from, incarnation, add, remove }).map(drop)
         })
     }
 

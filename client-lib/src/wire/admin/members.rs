@@ -25,6 +25,9 @@ pub struct NodeSummary {
     pub follows: u64,
     /// The version of its program; `null` while it does not answer, or if that is too old to tell.
     pub version: Option<String>,
+    /// What it is, for rules of placement.
+    #[serde(default)]
+    pub labels: Vec<String>,
 }
 
 /// A node that is no member any more.

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DurabilityStatus, FetchStatus, FreightStatus, ReplicaPolicy, RpoStatus, TailStatus, VolumeSpace};
+use super::{
+    DurabilityStatus, FetchStatus, FreightStatus, PlacementStatus, ReplicaPolicy, RpoStatus, TailStatus, VolumeSpace,
+};
 
 /// Asks for a new volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +20,9 @@ pub struct CreateVolume {
     /// The nodes that follow; all others, if none are given.
     #[serde(default)]
     pub replicas: Option<Vec<String>>,
+    /// Where copies are to be, in place of `replicas`, as `2 in eu, 1 elsewhere`.
+    #[serde(default)]
+    pub placement: Option<String>,
     /// What FLUSH and FUA wait for: `local`, `site:N` or `geo:N`; `local`, if it is not given.
     #[serde(default)]
     pub durability: Option<String>,
@@ -95,6 +100,10 @@ pub struct ReplicaStatus {
     /// changed since it was cut off, and what it had discarded, blocks that are among both counted twice.
     #[serde(default)]
     pub is_rejoining: bool,
+    /// Whether it became a replica later, and does not have everything for the first time yet: until then it counts for nothing, and cannot
+    /// take over.
+    #[serde(default)]
+    pub is_joining: bool,
     /// Why not, as it said or as the network did; `null` when it did.
     #[serde(default)]
     pub error: Option<String>,
@@ -177,6 +186,9 @@ pub struct VolumeStatus {
     /// Bytes of blocks that were written since the ownership began, or the owner was started, each time counted.
     #[serde(default)]
     pub written_bytes: u64,
+    /// How its copies stand to its rule of placement; `null` where it has none.
+    #[serde(default)]
+    pub placement: Option<PlacementStatus>,
     /// What it lacked at the owner when the ownership began, and what became of that.
     #[serde(default)]
     pub fetch: FetchStatus,

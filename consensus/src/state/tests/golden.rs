@@ -165,7 +165,23 @@ fn full() -> MetaState {
         allow: Vec::new(),
         deny: vec![("old".parse().expect("a pattern"), Some(Right::Write))],
     };
-    for (index, command) in [(31, rights()), (32, withdrawn)] {
+    let labels = ["eu", "ssd"].map(|label| label.parse().expect("a label")).into();
+    let (volume, placement) = (VolumeId(23), Some("2 in eu, 1 elsewhere, never x".parse().expect("a rule")));
+    let change = Command::ChangeReplicas {
+        members: vec![(volume, Epoch(2))],
+        from: NodeId(2),
+        incarnation: 1,
+        add: [NodeId(3)].into(),
+        remove: [NodeId(1)].into(),
+    };
+    let commands = [
+        (31, Command::LabelNode { node: NodeId(2), labels }),
+        (32, change),
+        (33, Command::SetPlacement { volumes: [volume].into(), placement }),
+        (34, rights()),
+        (35, withdrawn),
+    ];
+    for (index, command) in commands {
         state.apply(index, command).into_result().expect("is applied");
     }
     state
@@ -173,7 +189,7 @@ fn full() -> MetaState {
 
 /// What a log of today has, and tomorrow's program reads.
 #[test]
-fn commands_of_removal_revocation_and_rights_are_stored_as_these_bytes() {
+fn commands_are_stored_as_these_bytes() {
     let (client, fingerprint) = ("host-7".parse::<ClientName>().expect("a name"), Fingerprint::from([7; 32]));
     let at_ms = 1_700_000_000_300;
     let commands = [
@@ -182,6 +198,19 @@ fn commands_of_removal_revocation_and_rights_are_stored_as_these_bytes() {
         Command::ClientIssued { client: client.clone(), fingerprint, at_ms },
         Command::RevokeClient { client, at_ms },
         Command::RevokeCertificate { fingerprint, at_ms },
+        Command::ChangeReplicas {
+            members: vec![(VolumeId(300), Epoch(3))],
+            from: NodeId(2),
+            incarnation: 7,
+            add: [NodeId(5)].into(),
+            remove: [NodeId(6)].into(),
+        },
+        Command::ReplicaJoined { volume: VolumeId(300), node: NodeId(5), since: 300 },
+        Command::LabelNode { node: NodeId(5), labels: ["eu".parse().expect("a label")].into() },
+        Command::SetPlacement {
+            volumes: [VolumeId(300)].into(),
+            placement: Some("2 in eu+ssd, 1 elsewhere, 3 anywhere, never x".parse().expect("a rule")),
+        },
         rights(),
     ];
     let encoded: Vec<u8> = commands.iter().flat_map(Command::encode).collect();

@@ -195,7 +195,8 @@ impl NodeAdmin {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
                 format!(
-                    "node {} holds no replica of volume {name}; its replicas are at {}",
+                    "node {0} holds no replica of volume {name}; its replicas are at {1}; `helio volume replica add {name} {0}` makes it one, and the volume \
+                     can go there at once",
                     name_of(state, to),
                     volume.replicas.iter().map(|node| name_of(state, *node)).collect::<Vec<_>>().join(", ")
                 ),

@@ -19,8 +19,8 @@ const ABOUT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long it is waited until the members that answer have applied something.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The format of metadata that has what clients may do.
-const FORMAT_OF_RIGHTS: u64 = 9;
+/// The format of metadata that has places, and what clients may do.
+const FORMAT_OF_PLACES_AND_RIGHTS: u64 = 9;
 
 /// How often they are asked.
 const CONFIRM_LOOK: Duration = Duration::from_millis(50);
@@ -95,22 +95,29 @@ impl NodeAdmin {
                 owns: state.volumes().filter(|volume| volume.owner == id).count() as u64,
                 follows: state.volumes().filter(|volume| volume.replicas.contains(&id)).count() as u64,
                 version: about.ok().map(|about| about.version),
+                labels: state.places().labels(id).map(ToString::to_string).collect(),
             }
         });
         Ok(NodeList { nodes: nodes.collect(), removed: removed_told(&state) })
     }
 
-    /// Refuses while a member, other than `lost`, runs a program that cannot read the commands of removal and revocation. One that does
-    /// not answer is not known to; if it does, it stops at such a command, and goes on when it is upgraded.
+    /// Refuses while a member, other than `lost`, runs a program that cannot read the commands of removal and revocation.
     pub(super) async fn require_known_to_all(&self, state: &MetaState, lost: Option<NodeId>) -> Result<(), Error> {
         self.require_format(state, lost, 0, "removed nodes and revoked certificates").await
     }
 
     /// The same of programs that do not see to what clients may do.
     pub(super) async fn require_rights_known_to_all(&self, state: &MetaState) -> Result<(), Error> {
-        self.require_format(state, None, FORMAT_OF_RIGHTS, "what clients may do").await
+        self.require_format(state, None, FORMAT_OF_PLACES_AND_RIGHTS, "what clients may do").await
     }
 
+    /// The same of the commands of places: replicas that change, labels, rules.
+    pub(super) async fn require_places_known(&self, state: &MetaState) -> Result<(), Error> {
+        let what = "replicas that change, labels and rules of placement";
+        self.require_format(state, None, FORMAT_OF_PLACES_AND_RIGHTS, what).await
+    }
+
+    /// One that does not answer is not known to be old; if it is, it stops at such a command, and goes on when it is upgraded.
     async fn require_format(
         &self,
         state: &MetaState,

@@ -9,12 +9,14 @@ use std::time::Duration;
 use client_lib::clock::{Clock, SystemClock};
 use client_lib::policy::Class;
 use client_lib::wire::admin::{GivenUpReplica, NodeRemoval, RemoveNode, VolumeStatus};
-use client_lib::{Error, ErrorKind, Lsn, NodeId, ProviderId};
+use client_lib::{Error, ErrorKind, Lsn, NodeId, ProviderId, VolumeId};
 use consensus::{Command, MetaState, Response, Volume, placement};
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::names::{name_of, node_named};
+use super::replicas::Wanted;
 use super::{NodeAdmin, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::propagation::classes;
@@ -25,6 +27,9 @@ const WAIT: Duration = Duration::from_secs(5);
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// Owners that are asked at once.
+const AT_ONCE_MAX: usize = 16;
 
 /// How many volumes an error names.
 const NAMED_MAX: usize = 5;
@@ -62,6 +67,13 @@ impl NodeAdmin {
         if !removal.waiting_for.is_empty() {
             removal.state = "waiting".to_owned();
             return Ok(removal);
+        }
+        if !request.lost {
+            removal.waiting_for = self.give_up_replicas(&state, node).await?;
+            if !removal.waiting_for.is_empty() {
+                removal.state = "waiting".to_owned();
+                return Ok(removal);
+            }
         }
         let now: BTreeSet<NodeId> = self.meta.voters().into_iter().collect();
         if now.contains(&node) {
@@ -194,6 +206,32 @@ impl NodeAdmin {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Has the owners of what `node` follows give its replicas up; returns what is still to happen. From then on no flush counts on what it
+    /// holds.
+    async fn give_up_replicas(&self, state: &MetaState, node: NodeId) -> Result<Vec<String>, Error> {
+        if let Err(why) = self.require_places_known(state).await {
+            // In the middle of an upgrade: they are given up with the node.
+            tracing::info!(%why, "replicas are given up with their node");
+            return Ok(Vec::new());
+        }
+        let together = |volume: &Volume| match state.group_of(volume.id) {
+            None => Some(vec![volume.id]),
+            Some(group) if group.members.first() == Some(&volume.id) => Some(group.members.iter().copied().collect()),
+            Some(_) => None,
+        };
+        let followed = state.volumes().filter(|volume| volume.replicas.contains(&node));
+        let given: Vec<(String, Vec<VolumeId>)> =
+            followed.filter_map(|volume| Some((volume.name.to_string(), together(volume)?))).collect();
+        let asked = given.into_iter().map(|(name, ids)| async move {
+            match self.have_replicas_changed(ids, Wanted { add: BTreeSet::new(), remove: [node].into() }).await {
+                Ok(report) => report.waiting_for,
+                Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+                Err(error) => vec![format!("volume {name}: its owner does not give the replica up ({error})")],
+            }
+        });
+        Ok(futures_util::stream::iter(asked).buffer_unordered(AT_ONCE_MAX).concat().await)
     }
 
     /// The volumes whose owners still fetch blocks from `node`, as far as they tell.

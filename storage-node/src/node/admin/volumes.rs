@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use client_lib::clock::{Clock, SystemClock};
 use client_lib::policy::Durability;
+use client_lib::policy::placement::Placement;
 use client_lib::wire::admin::{CloneOrigin, CreateVolume, ReplicaStatus, RpoStatus, VolumeStatus, VolumeSummary};
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, VolumeId, VolumeName, VolumeSize};
 use consensus::state::{MetaState, Origin};
@@ -35,9 +36,20 @@ impl NodeAdmin {
             Some(owner) => node_named(&state, owner)?,
             None => self.this.id,
         };
-        let replicas: BTreeSet<NodeId> = match &request.replicas {
-            Some(names) => names.iter().map(|name| node_named(&state, name)).collect::<Result<_, _>>()?,
-            None => state.nodes().map(|node| node.id).collect(),
+        let rule = request.placement.as_deref().map(str::parse::<Placement>).transpose()?;
+        let replicas: BTreeSet<NodeId> = match (&request.replicas, &rule) {
+            (Some(_), Some(_)) => {
+                return Err(Error::new(
+                    ErrorKind::InvalidRequest,
+                    "name the replicas, or a rule of placement, not both",
+                ));
+            }
+            (None, Some(rule)) => {
+                self.require_places_known(&state).await?;
+                self.replicas_by(&state, owner, rule).await
+            }
+            (Some(names), None) => names.iter().map(|name| node_named(&state, name)).collect::<Result<_, _>>()?,
+            (None, None) => state.nodes().map(|node| node.id).collect(),
         };
         let replicas: BTreeSet<NodeId> = replicas.into_iter().filter(|replica| *replica != owner).collect();
         let (class, unmet) = (request.durability.as_deref(), request.unmet.as_deref());
@@ -51,7 +63,13 @@ impl NodeAdmin {
             false => Command::CreateVolumeOfClass { name: name.clone(), size, owner, replicas, durability, nonce },
         };
         match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
-            Response::VolumeCreated { volume } => self.created(volume).await,
+            Response::VolumeCreated { volume } => {
+                if rule.is_some() {
+                    let command = Command::SetPlacement { volumes: [volume].into(), placement: rule };
+                    self.meta.propose(command, METADATA_DEADLINE).await?.into_result()?;
+                }
+                self.created(volume).await
+            }
             other => Err(out_of_turn(&other)),
         }
     }
@@ -142,6 +160,7 @@ impl NodeAdmin {
                 reachable: seen.reachable,
                 counts: volume.flushes.counts(*replica),
                 is_rejoining: seen.rejoining.is_some(),
+                is_joining: state.places().is_joining(meta.id, *replica),
                 tail: seen.tail.map(|tail| tail_status(&state, meta, *replica, tail)),
                 error: seen.error,
                 policy: mode_told(meta.propagation.of(*replica)),
@@ -175,6 +194,10 @@ impl NodeAdmin {
             clone_of: meta.origin.map(|origin| origin_told(&state, origin)),
             group: state.group_of(meta.id).map(|group| group.name.to_string()),
             fetch: fetch_told(volume.puller.fetched(), report.stale_blocks),
+            placement: match state.places().wanted(meta.id) {
+                Some(rule) => Some(self.told(&state, meta, Some(rule)).await),
+                None => None,
+            },
             written_bytes: report.tally.blocks * u64::from(BLOCK_SIZE),
         })
     }

@@ -61,6 +61,10 @@ pub const REQUESTS: &[(&str, &str, Needs)] = &[
     ("GET", "/v1/volumes/{name}/owner", Look),
     // A smaller one has lost its end.
     ("POST", "/v1/volumes/{name}/resize", Administer),
+    // Says where data is, and drops copies.
+    ("POST", "/v1/volumes/{name}/replicas", Administer),
+    ("GET", "/v1/volumes/{name}/placement", Look),
+    ("POST", "/v1/volumes/{name}/placement", Administer),
     ("GET", "/v1/volumes/{name}/residency", Look),
     ("GET", "/v1/volumes/{name}/timeline", Look),
     ("GET", "/v1/volumes/{name}/snapshots", Look),
@@ -73,6 +77,9 @@ pub const REQUESTS: &[(&str, &str, Needs)] = &[
     ("GET", "/v1/groups/{name}", Look),
     ("DELETE", "/v1/groups/{name}", Administer),
     ("POST", "/v1/groups/{name}/volumes", Operate),
+    ("POST", "/v1/groups/{name}/replicas", Administer),
+    ("GET", "/v1/groups/{name}/placement", Look),
+    ("POST", "/v1/groups/{name}/placement", Administer),
     ("POST", "/v1/groups/{name}/migrate", Operate),
     ("DELETE", "/v1/groups/{name}/migrate", Operate),
     ("POST", "/v1/groups/{name}/on-write", Operate),
@@ -88,6 +95,7 @@ pub const REQUESTS: &[(&str, &str, Needs)] = &[
     ("GET", "/v1/overview", Look),
     ("GET", "/v1/nodes", Look),
     ("POST", "/v1/nodes/{name}/remove", Administer),
+    ("POST", "/v1/nodes/{name}/labels", Administer),
     ("GET", "/v1/clients", Look),
     ("POST", "/v1/clients", Administer),
     ("POST", "/v1/clients/revoke", Administer),

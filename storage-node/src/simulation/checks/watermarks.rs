@@ -1,6 +1,8 @@
 //! Watermarks are in order: what an owner counts a replica with is no more than that replica holds from then on, durably, whatever happens to it; and
 //! no more than the owner has made durable itself.
 
+use std::time::Duration;
+
 use client_lib::{NodeId, VolumeId};
 
 use crate::shard::handle::Role;
@@ -18,7 +20,10 @@ pub(crate) fn look(running: &Running, history: &History, owner: NodeId, volume: 
 pub(crate) fn check(book: &Book, volume: VolumeId) -> Result<(), String> {
     let of_volume = || book.seen.iter().filter(|seen| seen.volume == volume);
     for counted in book.counted.iter().filter(|counted| counted.volume == volume) {
-        let later = of_volume().filter(|seen| seen.node == counted.replica && seen.at > counted.at);
+        // Once it is removed it holds nothing, and is counted no more.
+        let removals = book.removals.get(&(volume, counted.replica)).into_iter().flatten();
+        let until = removals.copied().find(|removed| *removed > counted.at).unwrap_or(Duration::MAX);
+        let later = of_volume().filter(|seen| seen.node == counted.replica && seen.at > counted.at && seen.at < until);
         // In a later epoch it may have been cut off.
         let mut replica = later.filter(|seen| seen.report.epoch <= counted.epoch && seen.report.role == Role::Replica);
         if let Some(seen) = replica.find(|seen| seen.report.watermark < counted.held) {

@@ -1,0 +1,117 @@
+//! Labels of nodes and rules of placement, as administrators set and see them.
+
+use std::collections::BTreeSet;
+
+use client_lib::policy::placement::{Placement, Plan};
+use client_lib::wire::admin::{ChangeLabels, ChangePlacement, NodeLabels, PlacementStatus};
+use client_lib::{Error, ErrorKind, Label, NodeId, VolumeId};
+use consensus::{Command, MetaState, Response, Volume};
+
+use super::names::{group_named, name_of, node_named, volume_named};
+use super::{NodeAdmin, out_of_turn};
+use crate::node::METADATA_DEADLINE;
+use crate::node::placement::sites;
+
+impl NodeAdmin {
+    pub(super) async fn change_labels(&self, name: &str, request: ChangeLabels) -> Result<NodeLabels, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let node = node_named(&state, name)?;
+        let parsed =
+            |words: &[String]| words.iter().map(|word| word.parse::<Label>()).collect::<Result<BTreeSet<_>, _>>();
+        let (add, remove) = (parsed(&request.add)?, parsed(&request.remove)?);
+        let before: BTreeSet<Label> = state.places().labels(node).cloned().collect();
+        let labels: BTreeSet<Label> = before.union(&add).filter(|label| !remove.contains(label)).cloned().collect();
+        if labels != before {
+            self.require_places_known(&state).await?;
+            self.propose_of_places(Command::LabelNode { node, labels: labels.clone() }).await?;
+        }
+        Ok(NodeLabels { node: name.to_owned(), labels: labels.iter().map(ToString::to_string).collect() })
+    }
+
+    pub(super) async fn placement_of(&self, name: &str) -> Result<PlacementStatus, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?;
+        Ok(self.told(&state, volume, state.places().wanted(volume.id)).await)
+    }
+
+    pub(super) async fn placement_of_group(&self, name: &str) -> Result<PlacementStatus, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volumes = members(&state, name)?;
+        let first = first_of(&volumes)?;
+        Ok(self.told(&state, first, state.places().wanted(first.id)).await)
+    }
+
+    pub(super) async fn place(&self, name: &str, request: ChangePlacement) -> Result<PlacementStatus, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?;
+        if let Some(group) = state.group_of(volume.id) {
+            let text = format!(
+                "volume {name} is in group {0}, whose volumes are held by the same nodes: `helio group place {0}` places all of them",
+                group.name
+            );
+            return Err(Error::new(ErrorKind::InvalidRequest, text));
+        }
+        self.place_all(&state, &[volume], request).await
+    }
+
+    pub(super) async fn place_all_of(&self, name: &str, request: ChangePlacement) -> Result<PlacementStatus, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volumes = members(&state, name)?;
+        self.place_all(&state, &volumes, request).await
+    }
+
+    async fn place_all(
+        &self,
+        state: &MetaState,
+        volumes: &[&Volume],
+        request: ChangePlacement,
+    ) -> Result<PlacementStatus, Error> {
+        let placement = request.rule.as_deref().map(str::parse::<Placement>).transpose()?;
+        let first = first_of(volumes)?;
+        let status = self.told(state, first, placement.as_ref()).await;
+        if !request.dry_run {
+            self.require_places_known(state).await?;
+            let volumes: BTreeSet<VolumeId> = volumes.iter().map(|volume| volume.id).collect();
+            self.propose_of_places(Command::SetPlacement { volumes, placement }).await?;
+        }
+        Ok(status)
+    }
+
+    /// The nodes at which a new volume of `owner` is to have replicas by a rule.
+    pub(super) async fn replicas_by(&self, state: &MetaState, owner: NodeId, rule: &Placement) -> BTreeSet<NodeId> {
+        rule.plan(&sites(self, state).await, owner, &BTreeSet::new()).add
+    }
+
+    /// What a rule means for a volume now.
+    pub(super) async fn told(&self, state: &MetaState, volume: &Volume, rule: Option<&Placement>) -> PlacementStatus {
+        let plan = match rule {
+            Some(rule) => rule.plan(&sites(self, state).await, volume.owner, &volume.replicas),
+            None => Plan::default(),
+        };
+        let names = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| name_of(state, *node)).collect::<Vec<_>>();
+        let copies = std::iter::once(&volume.owner).chain(&volume.replicas);
+        PlacementStatus {
+            rule: rule.map(ToString::to_string),
+            copies: copies.map(|node| name_of(state, *node)).collect(),
+            add: names(&plan.add),
+            surplus: names(&plan.surplus),
+            lacking: plan.lacking.iter().map(|(among, count)| format!("{count} {among}")).collect(),
+            owner_is_misplaced: plan.owner_is_misplaced,
+        }
+    }
+
+    async fn propose_of_places(&self, command: Command) -> Result<(), Error> {
+        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+            Response::PolicySet => Ok(()),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+}
+
+fn members<'a>(state: &'a MetaState, group: &str) -> Result<Vec<&'a Volume>, Error> {
+    Ok(group_named(state, group)?.members.iter().filter_map(|id| state.volume(*id)).collect())
+}
+
+fn first_of<'a>(volumes: &[&'a Volume]) -> Result<&'a Volume, Error> {
+    volumes.first().copied().ok_or_else(|| Error::new(ErrorKind::NotFound, "the group has no volumes any more"))
+}

@@ -1,0 +1,320 @@
+//! Nodes that follow volumes from now on, or no more, while the volumes are in use (docs/replicas.md, docs/decisions/0043).
+//!
+//! The owner does it, and hands the volume to nobody meanwhile. Who is to follow no more counts for no flush from the moment at which that is
+//! asked for; when the others hold what was flushed until then, the metadata says that it is no replica, and it drops its copy.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client_lib::policy::Class;
+use client_lib::wire::admin::{ChangeReplicas, ReplicasReport};
+use client_lib::{Error, ErrorKind, Lsn, NodeId, VolumeId};
+use consensus::{MetaState, Volume};
+use tokio::time::Instant;
+
+use super::durability::require_possible;
+use super::handover::Busy;
+use super::names::{group_named, name_of, node_named, volume_named};
+use super::{NodeAdmin, deleted};
+use crate::node::METADATA_DEADLINE;
+use crate::ownership::driver::ReplicaChange;
+use crate::peer::message::AdminForward;
+use crate::serve::volume::{ServedVolume, store_failure};
+use crate::size;
+
+/// How long one request waits until those that stay hold what was flushed; whoever asked may ask again.
+const WAIT: Duration = Duration::from_secs(3);
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long the owner may take to act upon what it has proposed.
+const HEARD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the owner is asked for.
+#[derive(Clone, Debug)]
+pub(in crate::node) struct Wanted {
+    /// The nodes that follow from now on.
+    pub(in crate::node) add: BTreeSet<NodeId>,
+    /// Those that follow no more.
+    pub(in crate::node) remove: BTreeSet<NodeId>,
+}
+
+/// Replicas that count for no flush while they are about to be removed.
+struct LeftOut {
+    volumes: Vec<Arc<ServedVolume>>,
+    nodes: BTreeSet<NodeId>,
+    /// Up to where each volume was durable in its class with them.
+    durable: Vec<Lsn>,
+}
+
+impl LeftOut {
+    fn begin(volumes: &[Arc<ServedVolume>], nodes: &BTreeSet<NodeId>) -> LeftOut {
+        let durable = volumes.iter().map(|volume| volume.flushes.leave_out(nodes)).collect();
+        LeftOut { volumes: volumes.to_vec(), nodes: nodes.clone(), durable }
+    }
+}
+
+impl Drop for LeftOut {
+    fn drop(&mut self) {
+        self.volumes.iter().for_each(|volume| volume.flushes.let_count(&self.nodes));
+    }
+}
+
+impl NodeAdmin {
+    pub(super) async fn change_replicas_of(
+        &self,
+        name: &str,
+        request: ChangeReplicas,
+    ) -> Result<ReplicasReport, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let volume = volume_named(&state, name)?;
+        if let Some(group) = state.group_of(volume.id) {
+            let text = format!(
+                "volume {name} is in group {0}, whose volumes have the same replicas: change those of all with `helio group replica add {0} NODE` \
+                 or `remove`",
+                group.name
+            );
+            return Err(Error::new(ErrorKind::InvalidRequest, text));
+        }
+        self.ask_for_replicas(&state, vec![volume], &request).await
+    }
+
+    pub(super) async fn change_replicas_of_group(
+        &self,
+        name: &str,
+        request: ChangeReplicas,
+    ) -> Result<ReplicasReport, Error> {
+        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let group = group_named(&state, name)?;
+        let volumes = group.members.iter().filter_map(|id| state.volume(*id)).collect();
+        self.ask_for_replicas(&state, volumes, &request).await
+    }
+
+    async fn ask_for_replicas(
+        &self,
+        state: &MetaState,
+        volumes: Vec<&Volume>,
+        request: &ChangeReplicas,
+    ) -> Result<ReplicasReport, Error> {
+        let named = |names: &[String]| names.iter().map(|name| node_named(state, name)).collect::<Result<_, _>>();
+        let wanted = Wanted { add: named(&request.add)?, remove: named(&request.remove)? };
+        for volume in &volumes {
+            require_sensible(state, volume, &wanted)?;
+            if !request.accept_fewer {
+                require_enough(state, volume, &wanted)?;
+            }
+        }
+        self.require_places_known(state).await?;
+        self.have_replicas_changed(volumes.iter().map(|volume| volume.id).collect(), wanted).await
+    }
+
+    /// Has the owner of `ids`, which are one volume or all of a group, change their replicas.
+    pub(super) async fn have_replicas_changed(
+        &self,
+        ids: Vec<VolumeId>,
+        wanted: Wanted,
+    ) -> Result<ReplicasReport, Error> {
+        let Some(first) = ids.first().copied() else { return Ok(ReplicasReport::default()) };
+        let Wanted { add, remove } = wanted.clone();
+        let forward = AdminForward::ChangeReplicas { volumes: ids.clone(), add, remove };
+        self.at_owner(first, forward, |_| self.change_replicas_here(ids.clone(), wanted.clone())).await
+    }
+
+    /// Changes the replicas of volumes that this node owns, all of them.
+    pub(in crate::node) async fn change_replicas_here(
+        &self,
+        ids: Vec<VolumeId>,
+        wanted: Wanted,
+    ) -> Result<ReplicasReport, Error> {
+        let mut volumes = Vec::with_capacity(ids.len());
+        for id in ids {
+            let volume = self.owned(id).await.map_err(|error| match error.kind() {
+                ErrorKind::NotOwner if !volumes.is_empty() => apart(&volumes, error),
+                _ => error,
+            })?;
+            volumes.push(volume);
+        }
+        let left_out = LeftOut::begin(&volumes, &wanted.remove);
+        let waiting_for = self.until_dispensable(&left_out).await?;
+        if !waiting_for.is_empty() {
+            return Ok(ReplicasReport { state: "waiting".into(), waiting_for, ..self.replicas_told(&volumes)? });
+        }
+        let busy = volumes.iter().map(|volume| Busy::begin(self.busy.clone(), volume));
+        let busy: Vec<Busy> = busy.collect::<Result<_, _>>()?;
+        // A task of its own: the volumes stay marked until it is known what came of it, whoever stops waiting.
+        let (ownership, reconciler, changed) = (self.ownership.clone(), self.reconciler.clone(), volumes.clone());
+        let asked = wanted.clone();
+        let task = tokio::spawn(async move {
+            let (_busy, _left_out) = (busy, left_out);
+            let members = changed.iter().map(|volume| (volume.id, volume.gate.view().epoch)).collect();
+            let change = ReplicaChange { members, add: asked.add.clone(), remove: asked.remove.clone() };
+            ownership.change_replicas(change).await?;
+            let has_heard = |volume: &Arc<ServedVolume>| {
+                reconciler.watermarks(volume.id).is_none_or(|marks| {
+                    let followed: BTreeSet<NodeId> = marks.snapshot().into_keys().collect();
+                    followed.is_superset(&asked.add) && followed.is_disjoint(&asked.remove)
+                })
+            };
+            let end = Instant::now() + HEARD_PATIENCE;
+            while !changed.iter().all(has_heard) && Instant::now() < end {
+                tokio::time::sleep(LOOK).await;
+            }
+            Ok::<(), Error>(())
+        });
+        task.await.map_err(|error| Error::new(ErrorKind::Internal, "the change ended early").caused_by(error))??;
+        let state = self.meta.state();
+        let names =
+            |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| name_of(&state, *node)).collect::<Vec<_>>().join(", ");
+        for volume in &volumes {
+            tracing::info!(volume = %volume.name, added = names(&wanted.add), removed = names(&wanted.remove), "replicas were changed");
+        }
+        Ok(ReplicasReport { state: "changed".into(), ..self.replicas_told(&volumes)? })
+    }
+
+    /// Waits, for a while, until nobody needs the nodes that are left out for one of their volumes; what is still to happen.
+    ///
+    /// # Errors
+    /// `Busy` where that does not happen by itself.
+    async fn until_dispensable(&self, left_out: &LeftOut) -> Result<Vec<String>, Error> {
+        let LeftOut { volumes, nodes, durable } = left_out;
+        if nodes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let state = self.meta.state();
+        for volume in volumes {
+            self.require_no_tail(&state, volume, nodes)?;
+        }
+        let end = Instant::now() + WAIT;
+        loop {
+            let mut waiting = Vec::new();
+            for (volume, durable) in volumes.iter().zip(durable) {
+                waiting.extend(needed(&state, volume, nodes, *durable).await?);
+            }
+            if waiting.is_empty() || Instant::now() >= end {
+                return Ok(waiting);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn require_no_tail(&self, state: &MetaState, volume: &ServedVolume, nodes: &BTreeSet<NodeId>) -> Result<(), Error> {
+        let seen = self.reconciler.watermarks(volume.id).map(|marks| marks.snapshot()).unwrap_or_default();
+        let keeps = nodes.iter().find_map(|node| Some((*node, seen.get(node)?.tail?)));
+        let Some((node, tail)) = keeps else { return Ok(()) };
+        let (node, name) = (name_of(state, node), &volume.name);
+        let text = format!(
+            "node {node} keeps {} writes of volume {name} that a takeover cut off, and nobody else has them: export them there, and drop them \
+             with `helio volume rejoin {name} --node {node} --discard-tail`; then remove it",
+            tail.to.sequence.saturating_sub(tail.from.sequence)
+        );
+        Err(Error::new(ErrorKind::Busy, text))
+    }
+
+    /// The replicas as they are in the metadata now.
+    fn replicas_told(&self, volumes: &[Arc<ServedVolume>]) -> Result<ReplicasReport, Error> {
+        let state = self.meta.state();
+        let Some(first) = volumes.first() else { return Ok(ReplicasReport::default()) };
+        let meta = state.volume(first.id).ok_or_else(|| deleted(first))?;
+        let joining = volumes.iter().flat_map(|volume| state.places().joining(volume.id)).collect::<BTreeSet<_>>();
+        Ok(ReplicasReport {
+            volumes: volumes.iter().map(|volume| volume.name.to_string()).collect(),
+            owner: name_of(&state, meta.owner),
+            replicas: meta.replicas.iter().map(|node| name_of(&state, *node)).collect(),
+            joining: joining.into_iter().map(|node| name_of(&state, node)).collect(),
+            ..ReplicasReport::default()
+        })
+    }
+}
+
+/// What must happen before `volume` does without `nodes`, if anything.
+async fn needed(
+    state: &MetaState,
+    volume: &ServedVolume,
+    nodes: &BTreeSet<NodeId>,
+    flushed: Lsn,
+) -> Result<Option<String>, Error> {
+    let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
+    let source = state.volume(volume.id).and_then(|meta| meta.source).filter(|source| nodes.contains(source));
+    if let Some(source) = source.filter(|_| report.stale_blocks > 0) {
+        let bytes = size::human(report.stale_blocks * u64::from(client_lib::BLOCK_SIZE));
+        return Ok(Some(format!(
+            "volume {}: its owner still fetches {bytes} from node {}",
+            volume.name,
+            name_of(state, source)
+        )));
+    }
+    let (flushes, _) = volume.flushes.look();
+    let class = flushes.policy().class;
+    // Where it can never be so that was accepted.
+    let is_possible = class != Class::Local && flushes.places() >= class.others();
+    Ok((is_possible && flushes.durable() < flushed).then(|| {
+        format!(
+            "volume {}: what was flushed in class {class} up to {flushed} is to be held by those that stay",
+            volume.name
+        )
+    }))
+}
+
+/// Refuses what means nothing.
+fn require_sensible(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Result<(), Error> {
+    let invalid = |text: String| Err(Error::new(ErrorKind::InvalidRequest, text));
+    let (name, owner) = (&volume.name, name_of(state, volume.owner));
+    if wanted.add.is_empty() && wanted.remove.is_empty() {
+        return invalid("name the nodes that are to follow, or to follow no more".to_owned());
+    }
+    if let Some(both) = wanted.add.intersection(&wanted.remove).next() {
+        return invalid(format!("node {} cannot be added and removed at once", name_of(state, *both)));
+    }
+    if wanted.remove.contains(&volume.owner) {
+        return invalid(format!(
+            "node {owner} owns volume {name}: hand it over with `helio volume migrate {name} --to NODE`, and remove it then"
+        ));
+    }
+    if wanted.add.contains(&volume.owner) {
+        return invalid(format!("node {owner} owns volume {name}, and holds it already"));
+    }
+    if let Some(none) = wanted.remove.iter().find(|node| !volume.replicas.contains(node)) {
+        let replicas: Vec<String> = volume.replicas.iter().map(|node| name_of(state, *node)).collect();
+        let at = if replicas.is_empty() { "nowhere".to_owned() } else { format!("at {}", replicas.join(", ")) };
+        return invalid(format!("node {} holds no replica of volume {name}; they are {at}", name_of(state, *none)));
+    }
+    Ok(())
+}
+
+/// Refuses to leave a volume without any replica, or without those that its class asks for.
+fn require_enough(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Result<(), Error> {
+    let left: BTreeSet<NodeId> =
+        volume.replicas.union(&wanted.add).copied().filter(|node| !wanted.remove.contains(node)).collect();
+    if left.is_empty() {
+        let text = format!(
+            "volume {} would have no replica, and be lost with node {}: add one first, or say that it is meant with --accept-fewer",
+            volume.name,
+            name_of(state, volume.owner)
+        );
+        return Err(Error::new(ErrorKind::InvalidRequest, text));
+    }
+    if wanted.remove.is_empty() {
+        return Ok(());
+    }
+    // One that has yet to get everything does not count until then.
+    let whole =
+        left.into_iter().filter(|node| volume.replicas.contains(node) && !state.places().is_joining(volume.id, *node));
+    require_possible(state, volume.name.as_str(), volume.durability.class, volume.owner, whole).map_err(|error| {
+        let text = format!(
+            "{} (here: --accept-fewer; replicas that are added count when they have everything)",
+            error.message()
+        );
+        Error::new(error.kind(), text)
+    })
+}
+
+/// Not all volumes of a group are at one node.
+fn apart(volumes: &[Arc<ServedVolume>], error: Error) -> Error {
+    let first = volumes.first().map(|volume| volume.name.to_string()).unwrap_or_default();
+    let text = format!(
+        "the other volumes are not where volume {first} is: bring the group together with `helio group migrate` first"
+    );
+    Error::new(ErrorKind::InvalidRequest, text).caused_by(error)
+}
