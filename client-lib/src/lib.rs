@@ -5,6 +5,7 @@
 //! neither RocksDB, openraft nor io_uring, and never will, so that outside programs can link it.
 
 pub mod capi;
+pub mod cipher;
 pub mod client;
 pub mod clock;
 pub mod error;
@@ -20,6 +21,6 @@ pub mod wire;
 pub use error::{Error, ErrorKind};
 pub use geometry::{BLOCK_SIZE, BlockIndex, SECTOR_SIZE, VolumeSize};
 pub use types::{
-    ClientName, Epoch, GroupId, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeGroupId,
-    VolumeId, VolumeName,
+    ClientName, Epoch, GroupId, GroupName, KeyName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName,
+    VolumeGroupId, VolumeId, VolumeName,
 };

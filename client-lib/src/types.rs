@@ -140,7 +140,12 @@ pub struct GroupName(String);
 #[serde(try_from = "String", into = "String")]
 pub struct ClientName(String);
 
-/// The longest name of a node, provider, volume, snapshot, group or client, in bytes. Longer ones are refused as invalid.
+/// What people call a key that opens volumes, and its file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct KeyName(String);
+
+/// The longest name of a node, provider, volume, snapshot, group, client or key, in bytes. Longer ones are refused as invalid.
 pub const NAME_LEN_MAX: usize = 63;
 
 macro_rules! name {
@@ -190,6 +195,7 @@ name!(VolumeName, "volume");
 name!(SnapshotName, "snapshot");
 name!(GroupName, "group");
 name!(ClientName, "client");
+name!(KeyName, "key");
 
 /// Letters, digits, `-`, `_` and `.`, starting with a letter or digit. Safe as a file name, in a URI and in a
 /// shell, and leaves `@` free for snapshots (`VOL@SNAP`).
