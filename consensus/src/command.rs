@@ -5,12 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use client_lib::cipher::keys::{KEYS_MAX, KeyFingerprint};
+use client_lib::cipher::{SealedKey, VolumeKeys};
 use client_lib::geometry::{GROUP_VOLUMES_MAX, SNAPSHOTS_MAX};
 use client_lib::pki::Fingerprint;
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{
-    ClientName, Epoch, Error, ErrorKind, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName,
-    VolumeGroupId, VolumeId, VolumeName, VolumeSize,
+    ClientName, Epoch, Error, ErrorKind, GroupName, KeyName, Lsn, NodeId, NodeName, ProviderId, SnapshotId,
+    SnapshotName, VolumeGroupId, VolumeId, VolumeName, VolumeSize,
 };
 use serde::{Deserialize, Serialize};
 
@@ -392,6 +394,39 @@ pub enum Command {
         /// When, by the proposer's clock, in milliseconds since 1970.
         at_ms: u64,
     },
+    /// A new volume of which nodes hold ciphertext. This and what follows is proposed only where every member that answers knows of it.
+    CreateEncryptedVolume {
+        /// Its name; unique.
+        name: VolumeName,
+        /// Its size.
+        size: VolumeSize,
+        /// The node that may write it.
+        owner: NodeId,
+        /// The nodes that follow.
+        replicas: BTreeSet<NodeId>,
+        /// What FLUSH and FUA wait for.
+        durability: Durability,
+        /// Its key, sealed.
+        keys: VolumeKeys,
+        /// Tells a repeated proposal from another volume of the same name.
+        nonce: u64,
+    },
+    /// Another key opens the volume, too.
+    AddVolumeKey {
+        /// The volume.
+        volume: VolumeId,
+        /// The check value of the key that is sealed: the volume's.
+        check: KeyFingerprint,
+        /// The volume's key, sealed under that.
+        key: SealedKey,
+    },
+    /// A key does not open the volume any more.
+    RemoveVolumeKey {
+        /// The volume.
+        volume: VolumeId,
+        /// What the key is called.
+        name: KeyName,
+    },
 }
 
 impl Command {
@@ -502,6 +537,8 @@ pub enum Response {
     ClientIssued,
     /// It counts no more.
     Revoked,
+    /// The volume is opened by what was asked for.
+    VolumeKeysChanged,
 }
 
 impl Response {
@@ -746,6 +783,41 @@ pub enum Refusal {
     /// There are as many certificates as are revoked one by one.
     #[error("{max} certificates are revoked one by one, and no more may be: revoke the client by its name", max = REVOKED_MAX)]
     TooManyRevoked,
+    /// The volume has no key.
+    #[error("volume {0} is not encrypted: that is said when a volume is made")]
+    NotEncrypted(VolumeName),
+    /// What is sealed is the key of another volume, or the keys are not as they may be.
+    #[error("what is sealed is not the key of volume {0}")]
+    NotItsKey(VolumeName),
+    /// The volume is opened by a key of that name, or by that key under another name.
+    #[error("volume {volume} is opened by key {name} ({fingerprint}) already")]
+    VolumeKeyTaken {
+        /// The volume.
+        volume: VolumeName,
+        /// What the key is called that it has.
+        name: KeyName,
+        /// Which it is.
+        fingerprint: KeyFingerprint,
+    },
+    /// The volume is not opened by a key of that name.
+    #[error("volume {volume} is not opened by a key {name}; `helio volume key list {volume}` shows those that open it")]
+    UnknownVolumeKey {
+        /// The volume.
+        volume: VolumeName,
+        /// What the key is called.
+        name: KeyName,
+    },
+    /// What nothing opens is lost.
+    #[error("key {name} is the only one that opens volume {volume}: add another one first")]
+    LastVolumeKey {
+        /// The volume.
+        volume: VolumeName,
+        /// What the key is called.
+        name: KeyName,
+    },
+    /// The volume is opened by as many keys as may be.
+    #[error("volume {0} is opened by {max} keys, and may be by no more: remove one first", max = KEYS_MAX)]
+    TooManyVolumeKeys(VolumeName),
 }
 
 impl From<Refusal> for Error {
@@ -755,11 +827,13 @@ impl From<Refusal> for Error {
             | Refusal::NodeIdTaken { .. }
             | Refusal::VolumeNameTaken(_)
             | Refusal::SnapshotNameTaken { .. }
+            | Refusal::VolumeKeyTaken { .. }
             | Refusal::GroupNameTaken(_) => ErrorKind::AlreadyExists,
             Refusal::UnknownNode(_)
             | Refusal::UnknownVolume(_)
             | Refusal::UnknownSnapshot { .. }
             | Refusal::UnknownGroup(_)
+            | Refusal::UnknownVolumeKey { .. }
             | Refusal::NotInGroup { .. } => ErrorKind::NotFound,
             Refusal::NotOwner { .. } => ErrorKind::NotOwner,
             Refusal::OldIncarnation { .. } | Refusal::NodeRemoved(_) => ErrorKind::Fenced,
@@ -777,7 +851,11 @@ impl From<Refusal> for Error {
             | Refusal::CertificateRevoked
             | Refusal::TooManyCertificates(_)
             | Refusal::TooManyClients
-            | Refusal::TooManyRevoked => ErrorKind::InvalidRequest,
+            | Refusal::TooManyRevoked
+            | Refusal::NotEncrypted(_)
+            | Refusal::NotItsKey(_)
+            | Refusal::LastVolumeKey { .. }
+            | Refusal::TooManyVolumeKeys(_) => ErrorKind::InvalidRequest,
             Refusal::SizeChanged { .. }
             | Refusal::LeaseHeld { .. }
             | Refusal::BeingCloned { .. }

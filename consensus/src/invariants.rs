@@ -13,7 +13,7 @@ type Predicate = fn(&MetaState) -> bool;
 /// The first invariant that does not hold, if any.
 #[must_use]
 pub fn violated(state: &MetaState) -> Option<&'static str> {
-    let all: [(&str, Predicate); 16] = [
+    let all: [(&str, Predicate); 17] = [
         ("node names are unique", node_names_are_unique),
         ("volume names are unique", volume_names_are_unique),
         ("holders are members", holders_are_members),
@@ -30,6 +30,7 @@ pub fn violated(state: &MetaState) -> Option<&'static str> {
         ("what is enclosed is for the present owner", what_is_enclosed_is_for_the_present_owner),
         ("removed nodes are no members", removed_nodes_are_no_members),
         ("what is revoked is not listed", what_is_revoked_is_not_listed),
+        ("keys are of volumes, and each is another one", keys_are_of_volumes),
     ];
     all.into_iter().find(|(_, holds)| !holds(state)).map(|(name, _)| name)
 }
@@ -50,6 +51,10 @@ fn what_is_revoked_is_not_listed(state: &MetaState) -> bool {
     access
         .revoked()
         .all(|(fingerprint, _)| access.clients().all(|(_, client)| !client.issued.contains_key(fingerprint)))
+}
+
+fn keys_are_of_volumes(state: &MetaState) -> bool {
+    state.all_keys().all(|(volume, keys)| state.volume(volume).is_some() && keys.is_sound())
 }
 
 fn volume_names_are_unique(state: &MetaState) -> bool {

@@ -24,7 +24,7 @@ pub use network::RaftCalls;
 pub use raft::{MetaFigures, MetaOptions, MetaRaft};
 pub use state::access::{Access, ClientRecord, RemovedNode};
 pub use state::{Cut, EpochRecord, Fork, Lease, Made, MetaState, Node, Snapshot, Volume, VolumeGroup};
-pub use store::database::MetaPlace;
+pub use store::database::{FORMAT, MetaPlace};
 pub use store::memory::MetaDisk;
 pub use store::types::Member;
 pub use timings::Timings;

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use client_lib::cipher::VolumeKeys;
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{
     Epoch, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeName,
@@ -18,6 +19,7 @@ pub mod access;
 pub(crate) mod before;
 mod clones;
 pub(crate) mod groups;
+mod keys;
 mod leases;
 mod members;
 mod ownership;
@@ -292,6 +294,8 @@ pub struct MetaState {
     groups: Shared<BTreeMap<VolumeGroupId, VolumeGroup>>,
     enclosures: Shared<BTreeMap<VolumeId, Enclosure>>,
     access: Shared<Access>,
+    /// Of the volumes that are encrypted.
+    keys: Shared<BTreeMap<VolumeId, VolumeKeys>>,
 }
 
 impl MetaState {
@@ -304,6 +308,7 @@ impl MetaState {
             && self.groups.is(&other.groups)
             && self.enclosures.is(&other.enclosures)
             && self.access.is(&other.access)
+            && self.keys.is(&other.keys)
     }
 
     /// Whether it is certain that this state and another one let in the same. Takes no time.
@@ -383,6 +388,12 @@ impl MetaState {
             Command::ClientIssued { client, fingerprint, at_ms } => self.client_issued(client, fingerprint, at_ms),
             Command::RevokeClient { client, at_ms } => self.revoke_client(client, at_ms),
             Command::RevokeCertificate { fingerprint, at_ms } => self.revoke_certificate(fingerprint, at_ms),
+            Command::CreateEncryptedVolume { name, size, owner, replicas, durability, keys, nonce } => {
+                let create = volumes::Create { name, size, owner, replicas, durability, nonce };
+                self.create_encrypted_volume(log_index, create, keys)
+            }
+            Command::AddVolumeKey { volume, check, key } => self.add_volume_key(volume, check, key),
+            Command::RemoveVolumeKey { volume, name } => self.remove_volume_key(volume, &name),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

@@ -1,4 +1,4 @@
-//! The state as formats 7, 6, 5 and 4 of the metadata store had it. Format 7 lets everybody in. Format 6 has nothing enclosed either. Formats 5 and 4 have no groups of volumes
+//! The state as formats 8 to 4 of the metadata store had it. In format 8 no volume is encrypted. Format 7 lets everybody in, too. Format 6 has nothing enclosed either. Formats 5 and 4 have no groups of volumes
 //! either, and snapshots of one volume each; volumes of format 4 do not know where the next write takes them and have no policies of propagation, and
 //! links no limits.
 //!
@@ -10,7 +10,29 @@ use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{Epoch, Lsn, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeName, VolumeSize};
 use serde::Deserialize;
 
+use super::access::Access;
 use super::{Enclosure, EpochRecord, Fork, Lease, Made, MetaState, Node, Origin, Snapshot, Volume, VolumeGroup};
+
+/// In the form of format 8.
+#[derive(Deserialize)]
+pub(crate) struct State8 {
+    nodes: BTreeMap<NodeId, Node>,
+    volumes: BTreeMap<VolumeId, Volume>,
+    leases: BTreeMap<NodeId, Lease>,
+    links: BTreeMap<(NodeId, NodeId), LinkPolicy>,
+    groups: BTreeMap<VolumeGroupId, VolumeGroup>,
+    enclosures: BTreeMap<VolumeId, Enclosure>,
+    access: Access,
+}
+
+impl From<State8> for MetaState {
+    fn from(before: State8) -> MetaState {
+        let State8 { nodes, volumes, leases, links, groups, enclosures, access } = before;
+        let (nodes, volumes, links) = (nodes.into(), volumes.into(), links.into());
+        let (groups, enclosures, access) = (groups.into(), enclosures.into(), access.into());
+        MetaState { nodes, volumes, leases, links, groups, enclosures, access, ..MetaState::default() }
+    }
+}
 
 /// In the form of format 7.
 #[derive(Deserialize)]

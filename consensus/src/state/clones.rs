@@ -41,6 +41,7 @@ impl MetaState {
             origin: Some(Origin { volume: origin, snapshot, is_made: false }),
             ..Volume::new(VolumeId(log_index), name, made.size, from)
         };
+        self.inherit_keys(origin, VolumeId(log_index));
         Ok(self.add_volume(clone))
     }
 

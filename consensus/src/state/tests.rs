@@ -9,6 +9,7 @@ use crate::command::{Command, Ended, Refusal, Response};
 mod access;
 mod golden;
 mod groups;
+mod keys;
 
 fn register(id: u64, name: &str) -> Command {
     Command::RegisterNode {

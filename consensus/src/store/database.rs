@@ -18,14 +18,16 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::memory::{MetaDisk, Step, Waiter};
 
-use super::state_machine::{State4, State5, State6, State7, take_over};
+use super::state_machine::{State4, State5, State6, State7, State8, take_over};
 
 /// The version of every value.
 const VALUE_VERSION: u8 = 1;
-/// The version of the database's layout and of the state in it. Others but [`FORMAT_7`] down to [`FORMAT_4`] are refused;
+/// The version of the database's layout and of the state in it. Others but [`FORMAT_8`] down to [`FORMAT_4`] are refused;
 /// those below were of development versions only.
-pub(super) const FORMAT: u64 = 8;
-/// What is taken over when it is found: nobody was removed or revoked in it.
+pub const FORMAT: u64 = 9;
+/// What is taken over when it is found: no volume is encrypted in it.
+pub(super) const FORMAT_8: u64 = 8;
+/// The same, and nobody was removed or revoked in it.
 pub(super) const FORMAT_7: u64 = 7;
 /// The same, and nothing is enclosed in it.
 pub(super) const FORMAT_6: u64 = 6;
@@ -105,6 +107,7 @@ impl Database {
         match database.get::<u64>(RAFT, b"format")? {
             None => database.put(RAFT, b"format", &FORMAT)?,
             Some(FORMAT) => {}
+            Some(FORMAT_8) => take_over::<State8>(&database)?,
             Some(FORMAT_7) => take_over::<State7>(&database)?,
             Some(FORMAT_6) => take_over::<State6>(&database)?,
             Some(FORMAT_5) => take_over::<State5>(&database)?,

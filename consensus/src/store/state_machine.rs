@@ -16,33 +16,49 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::database::{Database, FORMAT, FORMAT_4, FORMAT_5, FORMAT_6, FORMAT_7, META, MetaPlace, RAFT, decode};
+use super::database::{
+    Database, FORMAT, FORMAT_4, FORMAT_5, FORMAT_6, FORMAT_7, FORMAT_8, META, MetaPlace, RAFT, decode,
+};
 use super::log_store::LogStore;
 use super::types::{LogId, MetaTypes, Snapshot, SnapshotMeta, StoredMembership};
 use crate::command::Response;
 use crate::state::MetaState;
-pub(super) use crate::state::before::{State4, State5, State6, State7};
+pub(super) use crate::state::before::{State4, State5, State6, State7, State8};
 
 /// The largest snapshot that is sent or taken, in bytes; it travels in one frame.
 pub const SNAPSHOT_BYTES_MAX: usize = 32 << 20;
 
-/// What a snapshot of a state begins with in which somebody was removed or revoked. An older program would read the rest and drop that;
-/// this is no number in its eyes (a varint of postcard ends within ten bytes), so it refuses all of it.
+/// What a snapshot begins with that has something which an older program would read past and drop: once for what format 7 has not
+/// (somebody was removed or revoked), twice for what format 8 has not. It is no number in the eyes of such a program (a varint of postcard
+/// ends within ten bytes), so that refuses all of it.
 const NOT_FOR_OLDER: [u8; 10] = [0xff; 10];
 
 /// The state as it is in a snapshot, which may go to nodes that run the version before.
 pub(super) fn encode_state(state: &MetaState) -> io::Result<Vec<u8>> {
     let bytes = postcard::to_stdvec(state).map_err(io::Error::other)?;
     // While nothing is in it that they do not know, they read its beginning.
-    Ok(if state.access().is_empty() { bytes } else { [&NOT_FOR_OLDER[..], &bytes].concat() })
+    let marks = match (state.has_keys(), state.access().is_empty()) {
+        (true, _) => 2,
+        (false, false) => 1,
+        (false, true) => 0,
+    };
+    Ok([NOT_FOR_OLDER.repeat(marks), bytes].concat())
 }
 
 /// The state of a snapshot, which may have been made by a node that runs the version before.
 pub(super) fn decode_state(bytes: &[u8]) -> postcard::Result<MetaState> {
-    match bytes.strip_prefix(&NOT_FOR_OLDER) {
-        Some(bytes) => postcard::from_bytes(bytes),
-        None => postcard::from_bytes(bytes).or_else(|_| postcard::from_bytes::<State7>(bytes).map(MetaState::from)),
+    let once = bytes.strip_prefix(&NOT_FOR_OLDER);
+    match (once, once.and_then(|bytes| bytes.strip_prefix(&NOT_FOR_OLDER))) {
+        (_, Some(bytes)) => postcard::from_bytes(bytes),
+        (Some(bytes), None) => postcard::from_bytes(bytes).or_else(|_| of_format_8(bytes)),
+        (None, None) => postcard::from_bytes(bytes)
+            .or_else(|_| of_format_8(bytes))
+            .or_else(|_| postcard::from_bytes::<State7>(bytes).map(MetaState::from)),
     }
+}
+
+fn of_format_8(bytes: &[u8]) -> postcard::Result<MetaState> {
+    postcard::from_bytes::<State8>(bytes).map(MetaState::from)
 }
 
 /// The applied state and where in the log it stands.
@@ -75,7 +91,8 @@ pub(super) fn take_over<S: DeserializeOwned + Into<MetaState>>(database: &Databa
         batch = batch.put(META, b"applied", &Applied::from(applied))?;
     }
     if let Some(mut snapshot) = database.get::<StoredSnapshot>(META, b"snapshot")? {
-        let state: S = postcard::from_bytes(&snapshot.data).map_err(|error| {
+        let unmarked = snapshot.data.strip_prefix(&NOT_FOR_OLDER).unwrap_or(&snapshot.data);
+        let state: S = postcard::from_bytes(unmarked).map_err(|error| {
             io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot of the metadata cannot be read: {error}"))
         })?;
         snapshot.data = encode_state(&state.into())?;
@@ -120,6 +137,7 @@ pub fn peek(directory: &Path, group: GroupId) -> io::Result<Option<MetaState>> {
     let before = |format: u64, value: &[u8]| {
         Ok(Some(match format {
             FORMAT => decode::<Applied>(META, NAME, value)?,
+            FORMAT_8 => decode::<AppliedBefore<State8>>(META, NAME, value)?.into(),
             FORMAT_7 => decode::<AppliedBefore<State7>>(META, NAME, value)?.into(),
             FORMAT_6 => decode::<AppliedBefore<State6>>(META, NAME, value)?.into(),
             FORMAT_5 => decode::<AppliedBefore<State5>>(META, NAME, value)?.into(),

@@ -1,6 +1,10 @@
 //! openraft's own suite on our stores, and what it does not test: durability across a reopening.
 
-use client_lib::{GroupId, NodeId};
+use std::collections::BTreeSet;
+
+use client_lib::cipher::{CipherName, SealedKey, VolumeKeys};
+use client_lib::policy::Durability;
+use client_lib::{GroupId, NodeId, VolumeSize};
 use openraft::StorageError;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine};
@@ -12,7 +16,7 @@ use serde::ser::{Serialize, SerializeTuple, Serializer};
 use super::database::{Database, META, MetaPlace, RAFT};
 use super::log_store::LogStore;
 use super::memory::MetaDisk;
-use super::state_machine::{State7, StateMachine, decode_state, encode_state, open, peek};
+use super::state_machine::{State7, State8, StateMachine, decode_state, encode_state, open, peek};
 use super::types::{Entry, LogId, MetaTypes, SnapshotMeta, StoredMembership, Vote};
 use crate::command::Command;
 use crate::golden;
@@ -127,6 +131,7 @@ impl Serialize for Raw {
 
 #[tokio::test]
 async fn a_store_of_a_format_before_is_taken_over_once() {
+    taken_over(8, "meta-state-8.hex").await;
     taken_over(7, "meta-state-7.hex").await;
     taken_over(6, "meta-state-6.hex").await;
     taken_over(5, "meta-state-5.hex").await;
@@ -153,11 +158,37 @@ async fn snapshots_go_between_this_version_and_the_one_before() {
     }
     let bytes = encode_state(&state).expect("plain data");
     assert!(postcard::from_bytes::<State7>(&bytes).is_err(), "an older program refuses all of it");
+    assert!(sent.starts_with(&old) && postcard::from_bytes::<State8>(&bytes[10..]).is_ok(), "format 8 reads on");
     machine.install_snapshot(&meta, bytes).await.expect("is read");
     let kept = machine.get_snapshot_builder().await.build_snapshot().await.expect("is built").snapshot;
     assert_eq!(decode_state(&kept).expect("reads back"), state);
+    // As a node of the version before makes it.
+    let before = postcard::to_stdvec(&state).expect("plain data");
+    let before = [&[0xff; 10], &before[..before.len() - 1]].concat();
+    assert_eq!(decode_state(&before).expect("reads"), state);
+
+    let key = SealedKey { name: "k".parse().expect("a name"), fingerprint: [1; 16].into(), sealed: [2; 92].into() };
+    let create = Command::CreateEncryptedVolume {
+        name: "secret".parse().expect("a name"),
+        size: VolumeSize::try_from(1 << 20).expect("a size"),
+        owner: NodeId(1),
+        replicas: BTreeSet::new(),
+        durability: Durability::default(),
+        keys: VolumeKeys { cipher: CipherName::Aes256Xts, check: [3; 16].into(), sealed: vec![key] },
+        nonce: 5,
+    };
+    state.apply(40, create).into_result().expect("is applied");
+    let bytes = encode_state(&state).expect("plain data");
+    let as_8_reads = postcard::from_bytes::<State8>(bytes.strip_prefix(&[0xff; 10]).expect("is marked"));
+    assert!(
+        as_8_reads.is_err() && postcard::from_bytes::<State7>(&bytes).is_err(),
+        "that version knows nothing of keys"
+    );
+    assert_eq!(decode_state(&bytes).expect("reads back"), state);
 }
 
+/// Takes over what that format had, as far as format 7 with the snapshots of a cluster in which nobody was removed, and later ones with
+/// marked snapshots.
 async fn taken_over(format: u64, golden_file: &str) {
     let directory = tempfile::tempdir().expect("a directory");
     let state = golden::read(golden_file);
@@ -167,7 +198,9 @@ async fn taken_over(format: u64, golden_file: &str) {
         let applied = [postcard::to_stdvec(&place).expect("plain data"), state.clone()].concat();
         let batch = database.batch().put(RAFT, b"format", &format).expect("encodes");
         let batch = batch.put(META, b"applied", &Raw(applied)).expect("encodes");
-        batch.put(META, b"snapshot", &(place.0, place.1, state)).expect("encodes").write().expect("is written");
+        let mark: &[u8] = if format > 7 { &[0xff; 10] } else { &[] };
+        let snapshot = [mark, &state].concat();
+        batch.put(META, b"snapshot", &(place.0, place.1, snapshot)).expect("encodes").write().expect("is written");
     }
     let volumes = |state: &MetaState| state.volumes().map(|volume| volume.name.to_string()).collect::<Vec<_>>();
     for _ in 0..2 {
@@ -178,14 +211,14 @@ async fn taken_over(format: u64, golden_file: &str) {
         let (_, mut machine) =
             open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().expect("reads");
         let snapshot = machine.get_current_snapshot().await.expect("reads").expect("is there");
-        let seen: MetaState = postcard::from_bytes(&snapshot.snapshot).expect("is of the present form");
+        let seen = decode_state(&snapshot.snapshot).expect("is of the present form");
         assert_eq!(volumes(&seen)[..2], ["v", "w"]);
         drop(machine);
         assert_eq!(peek(directory.path(), GroupId::META).expect("reads"), Some(seen));
     }
     {
         let database = Database::open(&directory.path().to_owned().into(), GroupId::META).expect("opens");
-        database.put(RAFT, b"format", &9u64).expect("is written");
+        database.put(RAFT, b"format", &10u64).expect("is written");
     }
     let refused = open(&directory.path().to_owned().into(), GroupId::META).err().expect("is newer").to_string();
     assert!(refused.contains("use the newer program"), "{refused}");

@@ -1,5 +1,6 @@
 //! The state as bytes: what a node's metadata store and Raft's snapshots hold.
 
+use client_lib::cipher::{CipherName, SealedKey, VolumeKeys};
 use client_lib::pki::Fingerprint;
 use client_lib::policy::{Class, Durability, LinkPolicy, Mode, Order, Propagation, RateWindow, Rpo, RpoAction, Unmet};
 use client_lib::{ClientName, Epoch, Lsn, NodeId, SnapshotId, VolumeGroupId, VolumeId, VolumeSize};
@@ -7,7 +8,7 @@ use client_lib::{ClientName, Epoch, Lsn, NodeId, SnapshotId, VolumeGroupId, Volu
 use super::{create, expire, hand_over, register, renew, takeover, transfer};
 use crate::command::Command;
 use crate::golden;
-use crate::state::before::{State4, State5, State6, State7};
+use crate::state::before::{State4, State5, State6, State7, State8};
 use crate::state::{Made, MetaState};
 
 fn durability(class: Class) -> Command {
@@ -127,8 +128,8 @@ fn full_of_7() -> MetaState {
     state
 }
 
-/// A state with something in every field.
-fn full() -> MetaState {
+/// A state with something in every field that format 8 has.
+fn full_of_8() -> MetaState {
     let mut state = full_of_7();
     let (client, at_ms) = ("host-7".parse::<ClientName>().expect("a name"), 1_700_000_000_300);
     let issued = |byte: u8| Command::ClientIssued { client: client.clone(), fingerprint: [byte; 32].into(), at_ms };
@@ -144,6 +145,51 @@ fn full() -> MetaState {
         state.apply(index, command).into_result().expect("is applied");
     }
     state
+}
+
+fn sealed(name: &str, byte: u8) -> SealedKey {
+    let name = name.parse().expect("a name");
+    SealedKey { name, fingerprint: [byte; 16].into(), sealed: [byte + 1; 92].into() }
+}
+
+fn create_encrypted() -> Command {
+    Command::CreateEncryptedVolume {
+        name: "y".parse().expect("a name"),
+        size: VolumeSize::try_from(1 << 20).expect("a size"),
+        owner: NodeId(1),
+        replicas: [NodeId(2)].into(),
+        durability: Durability::default(),
+        keys: VolumeKeys { cipher: CipherName::Aes256Xts, check: [9; 16].into(), sealed: vec![sealed("prod.key", 1)] },
+        nonce: 15,
+    }
+}
+
+/// A state with something in every field.
+fn full() -> MetaState {
+    let mut state = full_of_8();
+    let key = sealed("next.key", 3);
+    let commands =
+        [(31, create_encrypted()), (32, Command::AddVolumeKey { volume: VolumeId(31), check: [9; 16].into(), key })];
+    for (index, command) in commands {
+        state.apply(index, command).into_result().expect("is applied");
+    }
+    state
+}
+
+/// What a log of today has, and tomorrow's program reads.
+#[test]
+fn commands_of_encryption_are_stored_as_these_bytes() {
+    let volume = VolumeId(300);
+    let commands = [
+        create_encrypted(),
+        Command::AddVolumeKey { volume, check: [9; 16].into(), key: sealed("next.key", 3) },
+        Command::RemoveVolumeKey { volume, name: "prod.key".parse().expect("a name") },
+    ];
+    let encoded: Vec<u8> = commands.iter().flat_map(Command::encode).collect();
+    golden::check("meta-commands-keys.hex", &encoded);
+    for command in commands {
+        assert_eq!(Command::decode(&command.encode()).expect("reads back"), command);
+    }
 }
 
 /// What a log of today has, and tomorrow's program reads.
@@ -173,6 +219,14 @@ fn the_state_is_stored_as_these_bytes() {
 }
 
 /// The same state, but for what is new, as the version before wrote it.
+#[test]
+fn the_state_of_format_8_is_read() {
+    let kept = golden::read("meta-state-8.hex");
+    let before: State8 = postcard::from_bytes(&kept).expect("reads");
+    assert_eq!(MetaState::from(before), full_of_8());
+}
+
+/// As the version before that wrote it.
 #[test]
 fn the_state_of_format_7_is_read() {
     let kept = golden::read("meta-state-7.hex");
