@@ -206,7 +206,8 @@ impl RemoteDirectory {
     /// Looks a volume up for the thread that is to serve it, which has a connection to a node then.
     async fn look_up(&self, name: &str) -> Result<(Cluster, Found), Error> {
         let cluster = self.cluster().clone();
-        let found = cluster.find(name, Some(OPEN_PATIENCE)).await?;
+        let options = OpenOptions { give_up: Some(OPEN_PATIENCE), ..self.options.clone() };
+        let found = cluster.find(name, &options).await?;
         Ok((cluster, found))
     }
 
@@ -243,14 +244,16 @@ impl RemoteDirectory {
     }
 
     fn described(&self, name: &str, size: u64, is_snapshot: bool) -> ExportInfo {
-        described(name, size, is_snapshot || self.options.is_read_only)
+        described(name, size, is_snapshot || self.options.is_read_only, false)
     }
 }
 
-fn described(name: &str, size: u64, read_only: bool) -> ExportInfo {
+/// `is_encrypted` as far as that is known before it is opened.
+fn described(name: &str, size: u64, read_only: bool, is_encrypted: bool) -> ExportInfo {
+    let encrypted = if is_encrypted { ", encrypted" } else { "" };
     ExportInfo {
         name: name.to_owned(),
-        description: format!("Heliotrope volume {name}"),
+        description: format!("Heliotrope volume {name}{encrypted}"),
         size,
         read_only,
         block_size_min: SECTOR_SIZE,
@@ -302,7 +305,7 @@ impl Connection {
 impl Session for Connection {
     fn info(&self) -> ExportInfo {
         let volume = self.volume();
-        described(volume.name(), volume.size(), volume.is_read_only())
+        described(volume.name(), volume.size(), volume.is_read_only(), volume.is_encrypted())
     }
 
     /// Where its requests are sent from and their answers come to.

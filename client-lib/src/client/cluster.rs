@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use super::nodes::Nodes;
 use super::session::out_of_turn;
 use super::volume::{Position, Volume};
+use crate::cipher::{KeySource, VolumeCipher, VolumeKeys};
 use crate::error::{Error, ErrorKind};
 use crate::pki::{ClientIdentity, PkiError};
 use crate::transport::Transport;
@@ -32,18 +33,30 @@ pub struct OpenOptions {
     /// Bytes of writes that are kept until they are durable. At half of it the volume is flushed; when it is full, writes wait
     /// for that.
     pub journal_bytes: u64,
+    /// Where the keys are that open encrypted volumes. With them a volume that is not encrypted is refused: whoever has the nodes could
+    /// say so of one that is, and be sent its data in the clear.
+    pub keys: Option<KeySource>,
+    /// Whether volumes that are not encrypted are opened with [`keys`](Self::keys), too.
+    pub allows_plain: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
-        OpenOptions { is_read_only: false, give_up: None, journal_bytes: JOURNAL_BYTES }
+        OpenOptions {
+            is_read_only: false,
+            give_up: None,
+            journal_bytes: JOURNAL_BYTES,
+            keys: None,
+            allows_plain: false,
+        }
     }
 }
 
 /// A volume or snapshot that was looked up.
 #[derive(Clone, Debug)]
 pub struct Found {
-    opened: Opened,
+    pub(super) opened: Opened,
+    pub(super) cipher: Option<Arc<VolumeCipher>>,
 }
 
 /// A cluster. Clones are the same one.
@@ -147,22 +160,50 @@ impl Cluster {
     ///
     /// # Errors
     /// `NotFound`; `Unavailable` when no node answers in time, or the snapshot is not made yet; `InvalidRequest` when no node accepts
-    /// the credentials.
+    /// the credentials, or the volume is encrypted and [`OpenOptions::keys`] do not open it; `Corrupt` when what is sealed under one of
+    /// them is damaged.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn open(&self, name: &str, options: OpenOptions) -> Result<Volume, Error> {
-        let found = self.find(name, options.give_up).await?;
-        Ok(Volume::new(&self.runtime, self.nodes.clone(), name, &found.opened, options, None))
+        let found = self.find(name, &options).await?;
+        Ok(Volume::new(&self.runtime, self.nodes.clone(), name, found, options, None))
     }
 
     /// Looks a volume or snapshot up: the part of [`resume`](Self::resume) that asks somebody.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn find(&self, name: &str, give_up: Option<Duration>) -> Result<Found, Error> {
+    pub async fn find(&self, name: &str, options: &OpenOptions) -> Result<Found, Error> {
+        let (opened, keys) = self.look_up(name, options.give_up).await?;
+        let cipher = match (&options.keys, keys) {
+            (Some(source), Some(keys)) => Some(VolumeCipher::unlocked(source, name, &keys).await?),
+            (None, Some(keys)) => {
+                let text =
+                    format!("volume {name} is encrypted, and no key was given: it takes one of {}", keys.openers());
+                return Err(Error::new(ErrorKind::InvalidRequest, text));
+            }
+            (Some(_), None) if !options.allows_plain => {
+                let text = format!(
+                    "volume {name} is not encrypted, as the cluster says, and keys were given: say that this is allowed if it is to be"
+                );
+                return Err(Error::new(ErrorKind::InvalidRequest, text));
+            }
+            (_, None) => None,
+        };
+        Ok(Found { opened, cipher })
+    }
+
+    async fn look_up(&self, name: &str, give_up: Option<Duration>) -> Result<(Opened, Option<VolumeKeys>), Error> {
+        match self.nodes.ask_first(ClientRequest::OpenWithKeys { name: name.to_owned() }, give_up).await {
+            Ok((ClientReply::OpenedWithKeys(opened, keys), _)) => return Ok((opened, keys)),
+            Ok((reply, _)) => return Err(out_of_turn(&reply)),
+            // A node that does not know the question yet; it has no encrypted volumes, and others refuse to open them so.
+            Err(error) if error.kind() == ErrorKind::Corrupt => {}
+            Err(error) => return Err(error),
+        }
         match self.nodes.ask_first(ClientRequest::Open { name: name.to_owned() }, give_up).await?.0 {
-            ClientReply::Opened(opened) => Ok(Found { opened }),
+            ClientReply::Opened(opened) => Ok((opened, None)),
             reply => Err(out_of_turn(&reply)),
         }
     }
@@ -173,12 +214,12 @@ impl Cluster {
     /// # Errors
     /// `NotFound` when what has the name now is not what was used.
     pub fn resume(&self, found: &Found, position: &Position, options: OpenOptions) -> Result<Volume, Error> {
-        let Found { opened } = found;
+        let Found { opened, .. } = found;
         if (opened.volume, opened.snapshot) != (position.volume, position.snapshot) {
             let text = format!("{} is not what it was: what was used is deleted, or in another cluster", position.name);
             return Err(Error::new(ErrorKind::NotFound, text));
         }
-        Ok(Volume::new(&self.runtime, self.nodes.clone(), &position.name, opened, options, Some(position)))
+        Ok(Volume::new(&self.runtime, self.nodes.clone(), &position.name, found.clone(), options, Some(position)))
     }
 
     /// Where everything lives that nobody waits for. What is asked from there wakes no other thread.

@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{Frame, ServiceId, decode_head, encode_head};
+use crate::cipher::VolumeKeys;
 use crate::error::{Error, ErrorKind};
 use crate::types::{Epoch, GroupId, Lsn, NodeId, SnapshotId, VolumeId};
 
@@ -181,6 +182,11 @@ pub enum ClientRequest {
         /// How many.
         length: u64,
     },
+    /// As [`Open`](ClientRequest::Open), by a client that decrypts what is encrypted; others must not get to see that at all.
+    OpenWithKeys {
+        /// The name.
+        name: String,
+    },
 }
 
 /// A node, as clients need it.
@@ -285,6 +291,8 @@ pub enum ClientReply {
     Outrun,
     /// It failed. What it was is not done, unless the kind says that nobody knows.
     Failed(Error),
+    /// A session, and the sealed keys of a volume that is encrypted.
+    OpenedWithKeys(Opened, Option<VolumeKeys>),
 }
 
 /// A head with its payload.

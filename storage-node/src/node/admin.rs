@@ -4,13 +4,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::cipher::VolumeKeys;
 use client_lib::clock::Clock;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ClientList,
-    CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot,
-    GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeList,
-    NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus,
+    AccessReport, AddVolumeKey, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy,
+    ClientList, CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport,
+    GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses,
+    NodeList, NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus,
     OwnershipTimeline, Rejoin, RemoveNode, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus,
     TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
@@ -42,6 +43,7 @@ mod cluster;
 pub(super) mod durability;
 mod groups;
 mod handover;
+mod keys;
 mod links;
 mod members;
 mod names;
@@ -308,6 +310,18 @@ impl Admin for NodeAdmin {
 
     fn resize<'a>(&'a self, name: &'a str, request: Resize) -> BoxFuture<'a, Result<VolumeStatus, Error>> {
         Box::pin(self.resize_to(name, request))
+    }
+
+    fn keys<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumeKeys, Error>> {
+        Box::pin(self.keys_of(name))
+    }
+
+    fn add_key<'a>(&'a self, name: &'a str, request: AddVolumeKey) -> BoxFuture<'a, Result<VolumeKeys, Error>> {
+        Box::pin(self.add_key_of(name, request))
+    }
+
+    fn remove_key<'a>(&'a self, name: &'a str, key: &'a str) -> BoxFuture<'a, Result<VolumeKeys, Error>> {
+        Box::pin(self.remove_key_of(name, key))
     }
 
     fn create_snapshot<'a>(

@@ -218,6 +218,8 @@ impl Reconciler {
                 // A growth that this node has not carried out yet must not be promised to clients.
                 let size = report.size.min(meta.size);
                 let volume = ServedVolume::new(meta, size, self.me, Phase::Activating, shard, peers, metadata);
+                // Before anybody can open it: ciphertext must not be taken for data.
+                volume.keys.follow(state.keys(meta.id));
                 self.volumes.insert(volume.clone());
                 tokio::spawn(follow_size(volume.clone()));
                 tokio::spawn(follow_snapshots(volume.clone(), self.log.clone()));
@@ -231,6 +233,7 @@ impl Reconciler {
         volume.pace.follow(meta.rpo);
         volume.may_come.store(meta.on_write == Some(self.me), Ordering::Relaxed);
         volume.sending.follow(&meta.propagation);
+        volume.keys.follow(state.keys(meta.id));
         let is_done = has_come_to(view, meta);
         if !is_done {
             volume.standing.heard(meta);

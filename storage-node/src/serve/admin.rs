@@ -1,14 +1,15 @@
 //! What an administrator can ask of a node: the seam between the node and its HTTP face.
 
 use client_lib::Error;
+use client_lib::cipher::VolumeKeys;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy, ClientList,
-    CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot,
-    GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NodeList, NodeRemoval, NodeSpace,
-    NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus, OwnershipTimeline, Rejoin, RemoveNode,
-    ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress,
-    TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AccessReport, AddVolumeKey, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLink, ChangePolicy,
+    ClientList, CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport,
+    GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NodeList,
+    NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus,
+    OwnershipTimeline, Rejoin, RemoveNode, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus,
+    TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
 use crate::shard::scrub::ScrubAction;
@@ -56,6 +57,15 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Gives a volume another size, and waits until it is in force at the owner.
     fn resize<'a>(&'a self, name: &'a str, request: Resize) -> BoxFuture<'a, Result<VolumeStatus, Error>>;
+
+    /// What opens an encrypted volume, sealed; does not need the owner.
+    fn keys<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumeKeys, Error>>;
+
+    /// Has another key open an encrypted volume; returns all that do.
+    fn add_key<'a>(&'a self, name: &'a str, request: AddVolumeKey) -> BoxFuture<'a, Result<VolumeKeys, Error>>;
+
+    /// Has a key open an encrypted volume no more; returns those that do.
+    fn remove_key<'a>(&'a self, name: &'a str, key: &'a str) -> BoxFuture<'a, Result<VolumeKeys, Error>>;
 
     /// Makes a snapshot of a volume, and waits until it is made.
     fn create_snapshot<'a>(

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::cipher::VolumeKeys;
 use client_lib::transport::{Class, Home, Residence};
 use client_lib::wire::client::{ClientMessage, ClientReply, ClientRequest, MemberInfo, Opened, Target, VolumeInfo};
 use client_lib::wire::frame::Frame;
@@ -85,13 +86,26 @@ impl ClientService {
         let reply = match request {
             ClientRequest::Members => ClientReply::Members(members(&*self.metadata.get().await?)),
             ClientRequest::Volumes => ClientReply::Volumes(volumes(&*self.metadata.get().await?)),
-            ClientRequest::Open { name } => ClientReply::Opened(self.open(&name).await?),
+            ClientRequest::Open { name } => match self.open(&name).await? {
+                (opened, None) => ClientReply::Opened(opened),
+                // Whoever asks so would take ciphertext for data, and write data where ciphertext belongs.
+                (_, Some(_)) => {
+                    let text = format!(
+                        "volume {name} is encrypted, and this client is of a version that cannot decrypt: renew it"
+                    );
+                    return Err(Error::new(ErrorKind::InvalidRequest, text));
+                }
+            },
+            ClientRequest::OpenWithKeys { name } => {
+                let (opened, keys) = self.open(&name).await?;
+                ClientReply::OpenedWithKeys(opened, keys)
+            }
             request => return self.use_volume(request, payload).await,
         };
         Ok((reply, Bytes::new()))
     }
 
-    async fn open(&self, name: &str) -> Result<Opened, Error> {
+    async fn open(&self, name: &str) -> Result<(Opened, Option<VolumeKeys>), Error> {
         let state = self.metadata.get().await?;
         let (volume_name, snapshot_name) = name.split_once('@').map_or((name, None), |(volume, at)| (volume, Some(at)));
         let Some(volume) = state.volumes().find(|volume| volume.name.as_str() == volume_name) else {
@@ -101,7 +115,10 @@ impl ClientService {
             ));
         };
         let session = self.next_session.fetch_add(1, Ordering::Relaxed);
-        let opened = |snapshot, size| Opened { volume: volume.id, snapshot, size, session, epoch: volume.epoch };
+        let opened = |snapshot, size| {
+            let opened = Opened { volume: volume.id, snapshot, size, session, epoch: volume.epoch };
+            (opened, state.keys(volume.id).cloned())
+        };
         let Some(snapshot_name) = snapshot_name else { return Ok(opened(None, volume.size.bytes())) };
         match volume.snapshot_named(snapshot_name).map(|snapshot| (snapshot.id, snapshot.made)) {
             Some((snapshot, Some(made))) => Ok(opened(Some(snapshot), made.size.bytes())),
@@ -247,7 +264,10 @@ fn volume_of(request: &ClientRequest) -> Option<VolumeId> {
         | ClientRequest::Zero { volume, .. }
         | ClientRequest::Flush { volume, .. }
         | ClientRequest::Attach { volume, .. } => Some(*volume),
-        ClientRequest::Members | ClientRequest::Volumes | ClientRequest::Open { .. } => None,
+        ClientRequest::Members
+        | ClientRequest::Volumes
+        | ClientRequest::Open { .. }
+        | ClientRequest::OpenWithKeys { .. } => None,
     }
 }
 
@@ -285,6 +305,7 @@ fn volumes(state: &MetaState) -> Vec<VolumeInfo> {
 
 #[cfg(test)]
 mod tests {
+    use client_lib::cipher::{CipherName, SealedKey};
     use client_lib::wire::client::{Attached, ExtentState, ExtentsOf, ForkInfo, Tenure, WriteId};
     use client_lib::wire::frame::encode_head;
     use client_lib::{Lsn, NodeId, SnapshotId};
@@ -310,16 +331,21 @@ mod tests {
             ClientRequest::Flush { volume, tenure },
             ClientRequest::Extents { target: live, of: ExtentsOf::Residency, offset: 0, length: 1 << 33 },
             ClientRequest::Cache { target: kept, offset: 0, length: 4096 },
+            ClientRequest::OpenWithKeys { name: "disk".into() },
         ];
         let encoded: Vec<u8> = requests.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("client-requests.hex", &encoded);
         let (name, provider) = ("a".to_owned(), "cloud-1".to_owned());
         let member = MemberInfo { node: NodeId(1), name, provider, address: "192.0.2.1:10810".into() };
         let lsn = Lsn::new(Epoch(3), 300);
+        let opened = Opened { volume, snapshot: None, size: 1 << 30, session: 1 << 48, epoch: Epoch(3) };
+        let name = "prod.key".parse().expect("a name");
+        let sealed = vec![SealedKey { name, fingerprint: [7; 16].into(), sealed: [8; 92].into() }];
+        let keys = VolumeKeys { cipher: CipherName::Aes256Xts, check: [9; 16].into(), sealed };
         let replies = [
             ClientReply::Members(vec![member]),
             ClientReply::Volumes(vec![VolumeInfo { name: "disk@monday".into(), size: 1 << 30, is_snapshot: true }]),
-            ClientReply::Opened(Opened { volume, snapshot: None, size: 1 << 30, session: 1 << 48, epoch: Epoch(3) }),
+            ClientReply::Opened(opened.clone()),
             ClientReply::Attached(Attached {
                 tenure,
                 owner: NodeId(1),
@@ -337,6 +363,8 @@ mod tests {
             ClientReply::Moved(tenure),
             ClientReply::Outrun,
             ClientReply::Failed(Error::new(ErrorKind::Fenced, "stop")),
+            ClientReply::OpenedWithKeys(opened.clone(), None),
+            ClientReply::OpenedWithKeys(opened, Some(keys)),
         ];
         let encoded: Vec<u8> = replies.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("client-replies.hex", &encoded);

@@ -11,8 +11,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use client_lib::wire::admin::{
-    AskTakeover, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, CreateGroup, CreateSnapshot, CreateVolume,
-    Failure, Migrate, NoteClient, OnWrite, Rejoin, RemoveNode, Resize, RevokeClient, RollBack,
+    AddVolumeKey, AskTakeover, ChangeGroup, ChangeLink, ChangePolicy, CloneSnapshot, CreateGroup, CreateSnapshot,
+    CreateVolume, Failure, Migrate, NoteClient, OnWrite, Rejoin, RemoveNode, Resize, RevokeClient, RollBack,
 };
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
@@ -110,6 +110,8 @@ fn router(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, observe: Arc<dyn Observe>
         .route("/v1/volumes/{name}/policy", get(policy).post(set_policy))
         .route("/v1/volumes/{name}/owner", get(owner))
         .route("/v1/volumes/{name}/resize", post(resize))
+        .route("/v1/volumes/{name}/keys", get(keys).post(add_key))
+        .route("/v1/volumes/{name}/keys/{key}", axum::routing::delete(remove_key))
         .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/rollback", post(roll_back))
@@ -194,6 +196,18 @@ async fn set_policy(State(admin): Shared, Path(name): Path<String>, Json(wanted)
 
 async fn resize(State(admin): Shared, Path(name): Path<String>, Json(request): Json<Resize>) -> Response {
     answer(admin.resize(&name, request).await)
+}
+
+async fn keys(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.keys(&name).await)
+}
+
+async fn add_key(State(admin): Shared, Path(name): Path<String>, Json(request): Json<AddVolumeKey>) -> Response {
+    answer(admin.add_key(&name, request).await)
+}
+
+async fn remove_key(State(admin): Shared, Path((name, key)): Path<(String, String)>) -> Response {
+    answer(admin.remove_key(&name, &key).await)
 }
 
 async fn snapshots(State(admin): Shared, Path(name): Path<String>) -> Response {

@@ -16,6 +16,9 @@ use crate::peer::message::AdminForward;
 /// How long a member may take to say what it is.
 const ABOUT_PATIENCE: Duration = Duration::from_secs(2);
 
+/// The format of metadata that has keys of volumes.
+const FORMAT_OF_KEYS: u64 = 9;
+
 /// How long it is waited until the members that answer have applied something.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -38,6 +41,9 @@ pub(super) struct NodeAbout {
     pub(super) holds_authority: bool,
     /// Up to where its metadata is applied.
     pub(super) applied: u64,
+    /// The format of metadata that it knows: it sees to what is in that. 0 of one that does not say so, which knows no more than 8.
+    #[serde(default)]
+    pub(super) metadata_format: u64,
 }
 
 impl NodeAdmin {
@@ -46,6 +52,7 @@ impl NodeAdmin {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             holds_authority: self.standing.holds_authority,
             applied: self.meta.applied_index(),
+            metadata_format: consensus::FORMAT,
         }
     }
 
@@ -96,17 +103,34 @@ impl NodeAdmin {
     /// Refuses while a member, other than `lost`, runs a program that cannot read the commands of removal and revocation. One that does
     /// not answer is not known to; if it does, it stops at such a command, and goes on when it is upgraded.
     pub(super) async fn require_known_to_all(&self, state: &MetaState, lost: Option<NodeId>) -> Result<(), Error> {
+        self.require_format(state, lost, 0, "removed nodes and revoked certificates").await
+    }
+
+    /// The same of programs that know nothing of keys of volumes.
+    pub(super) async fn require_keys_known_to_all(&self, state: &MetaState) -> Result<(), Error> {
+        self.require_format(state, None, FORMAT_OF_KEYS, "encrypted volumes").await
+    }
+
+    async fn require_format(
+        &self,
+        state: &MetaState,
+        lost: Option<NodeId>,
+        format: u64,
+        what: &str,
+    ) -> Result<(), Error> {
         let asked: Vec<_> = state.nodes().filter(|node| Some(node.id) != lost).collect();
         let told = join_all(asked.iter().map(|node| self.about(node.id))).await;
-        let is_old =
-            |about: &Result<NodeAbout, Error>| about.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corrupt);
+        let is_old = |about: &Result<NodeAbout, Error>| match about {
+            Ok(about) => about.metadata_format < format,
+            Err(error) => error.kind() == ErrorKind::Corrupt,
+        };
         let old: Vec<String> =
             asked.iter().zip(&told).filter(|(_, about)| is_old(about)).map(|(node, _)| node.name.to_string()).collect();
         if old.is_empty() {
             return Ok(());
         }
         let text = format!(
-            "these nodes run a program that does not know of removed nodes and revoked certificates yet: {}; upgrade them first",
+            "these nodes run a program that does not know of {what} yet: {}; upgrade them first",
             old.join(", ")
         );
         Err(Error::new(ErrorKind::Unavailable, text))

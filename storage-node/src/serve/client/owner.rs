@@ -87,7 +87,10 @@ async fn answer(
         | ClientRequest::Zero { tenure, .. }
         | ClientRequest::Flush { tenure, .. } => *tenure,
         ClientRequest::Attach { sessions, .. } => return attach(volume, view, here, sessions).await,
-        ClientRequest::Members | ClientRequest::Volumes | ClientRequest::Open { .. } => {
+        ClientRequest::Members
+        | ClientRequest::Volumes
+        | ClientRequest::Open { .. }
+        | ClientRequest::OpenWithKeys { .. } => {
             return Err(Error::new(ErrorKind::Internal, "not a request about a volume"));
         }
     };
