@@ -271,7 +271,11 @@ impl ExportDirectory for RemoteDirectory {
         Box::pin(async move {
             let name = self.meant(name)?;
             let none = || Error::new(ErrorKind::NotFound, format!("the cluster has no volume {name:?}"));
-            self.listed().await?.into_iter().find(|export| export.name == name).ok_or_else(none)
+            let export = self.listed().await?.into_iter().find(|export| export.name == name).ok_or_else(none)?;
+            // Nobody who has no key could open it, and nobody else has to wait for the answer.
+            let is_encrypted =
+                self.options.keys.is_some() && self.any().is_encrypted(name, Some(OPEN_PATIENCE)).await?;
+            Ok(described(name, export.size, export.read_only, is_encrypted))
         })
     }
 

@@ -167,6 +167,8 @@ fn nodes_hold_ciphertext_and_only_who_has_a_key_reads_and_writes_it() {
     assert_eq!(client.read(5 * BLOCK, BLOCK as u32).expect("is read"), sectors);
     assert_eq!((generation(&mut client, 0), generation(&mut client, 8), generation(&mut client, 7)), (1, 2, 0));
     write(&mut client, 100..200, 3);
+    let told = run(Command::new("nbdinfo").arg(format!("nbd+unix:///disk?socket={}", remote.socket().display())));
+    assert!(told.expect("tells").contains("Heliotrope volume disk, encrypted"));
 
     let keys: VolumeKeys =
         serde_json::from_value(nodes.json("c", &["volume", "key", "list", "disk", "--json"]).expect("lists"))
@@ -334,7 +336,7 @@ fn a_newer_helio_nbd_takes_over_with_the_key_and_not_without() {
     write(&mut client, 0..20, 2);
     let other = generated(&nodes, &nodes.path().join("other.key"));
     fs::copy(&other, &prod).expect("is exchanged");
-    let error = remote.replace_with(&[]).err().expect("the new one has another key").to_string();
+    let error = remote.replace_with(&[]).expect_err("the new one has another key").to_string();
     assert!(error.contains("none of the keys that open it"), "{error}");
     assert_eq!(generation(&mut client, 7), 2, "the old one serves on");
 }

@@ -194,6 +194,14 @@ impl Cluster {
         Ok(Found { opened, cipher })
     }
 
+    /// Whether a volume or snapshot is encrypted, as the cluster says. Takes no key.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable` and `InvalidRequest` as [`open`](Self::open).
+    pub async fn is_encrypted(&self, name: &str, give_up: Option<Duration>) -> Result<bool, Error> {
+        Ok(self.look_up(name, give_up).await?.1.is_some())
+    }
+
     async fn look_up(&self, name: &str, give_up: Option<Duration>) -> Result<(Opened, Option<VolumeKeys>), Error> {
         match self.nodes.ask_first(ClientRequest::OpenWithKeys { name: name.to_owned() }, give_up).await {
             Ok((ClientReply::OpenedWithKeys(opened, keys), _)) => return Ok((opened, keys)),
