@@ -1,6 +1,7 @@
 """Volumes of a Heliotrope cluster from Python, through the C library. Copy what you need of it.
 
-    python3 example.py host-7.helio disk      # writes, flushes, reads back; the first two blocks are overwritten
+    python3 example.py host-7.helio disk            # writes, flushes, reads back; the first two blocks are overwritten
+    python3 example.py host-7.helio vault prod.key  # the same of an encrypted volume
 
 Needs libheliotrope.so.0 where the linker looks (LD_LIBRARY_PATH), and nothing beside the standard library.
 """
@@ -17,7 +18,14 @@ FUA, READ_ONLY = 1, 2
 class OpenOptions(ctypes.Structure):
     """`helio_open_options`."""
 
-    _fields_ = [("size", c_uint32), ("flags", c_uint32), ("give_up_ms", c_uint64), ("journal_bytes", c_uint64)]
+    _fields_ = [
+        ("size", c_uint32),
+        ("flags", c_uint32),
+        ("give_up_ms", c_uint64),
+        ("journal_bytes", c_uint64),
+        ("key_file", c_char_p),
+        ("key_command", c_char_p),
+    ]
 
 
 class VolumeInfo(ctypes.Structure):
@@ -72,8 +80,8 @@ class Cluster:
         check(lib.helio_cluster_volumes(self.handle, give_up_ms, visit, None))
         return found
 
-    def open(self, name, read_only=False, give_up_ms=0):
-        return Volume(self, name, read_only, give_up_ms)
+    def open(self, name, read_only=False, give_up_ms=0, key_file=None):
+        return Volume(self, name, read_only, give_up_ms, key_file)
 
     def __enter__(self):
         return self
@@ -85,10 +93,11 @@ class Cluster:
 class Volume:
     """A volume in use. `with` flushes and closes it."""
 
-    def __init__(self, cluster, name, read_only, give_up_ms):
+    def __init__(self, cluster, name, read_only, give_up_ms, key_file):
         self.handle = c_void_p()
         flags = READ_ONLY if read_only else 0
-        options = OpenOptions(ctypes.sizeof(OpenOptions), flags, give_up_ms, 0)
+        key_file = key_file and os.fsencode(key_file)
+        options = OpenOptions(ctypes.sizeof(OpenOptions), flags, give_up_ms, 0, key_file, None)
         check(lib.helio_volume_open(cluster.handle, name.encode(), byref(options), byref(self.handle)))
 
     @property
@@ -142,13 +151,13 @@ class Volume:
 
 
 def main():
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
-    credentials, name = sys.argv[1:]
+    credentials, name, key_file = (sys.argv[1:] + [None])[:3]
     print("libheliotrope", lib.helio_version().decode())
     with Cluster(credentials) as cluster:
         print("volumes:", cluster.volumes())
-        with cluster.open(name) as disk:
+        with cluster.open(name, key_file=key_file) as disk:
             blocks = [bytes([7]) * 4096, bytes([8]) * 4096]
             disk.write(0, b"".join(blocks))
             disk.write(8192, bytes(4096), fua=True)
@@ -161,7 +170,7 @@ def main():
                 print("beyond the end:", error)
             else:
                 sys.exit("a read beyond the end succeeded")
-        with cluster.open(name, read_only=True) as disk:
+        with cluster.open(name, read_only=True, key_file=key_file) as disk:
             assert disk.read(4096, 4096) == blocks[1]
             try:
                 disk.write(0, bytes(512))

@@ -101,6 +101,13 @@ typedef struct helio_open_options {
     /* Bytes of writes that are kept in memory until they are durable; 0: 64 MiB. At half of it the
      * volume is flushed by itself; when it is full, writes wait for that. */
     uint64_t journal_bytes;
+    /* The file of the key that opens an encrypted volume, 32 bytes or 64 hexadecimal digits, which
+     * only its owner may read; NULL: none. With a key, here or by key_command, a volume that is not
+     * encrypted is refused. */
+    const char *key_file;
+    /* A line for /bin/sh that prints the key that HELIO_KEY_NAME names; NULL: none. Not together
+     * with key_file. */
+    const char *key_command;
 } helio_open_options;
 
 /* A volume or snapshot, as helio_cluster_volumes tells of it. */

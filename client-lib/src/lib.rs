@@ -6,6 +6,7 @@
 //! neither RocksDB, openraft nor io_uring, and never will, so that outside programs can link it.
 
 pub mod capi;
+pub mod cipher;
 pub mod client;
 pub mod clock;
 pub mod error;
@@ -22,6 +23,6 @@ pub mod wire;
 pub use error::{Error, ErrorKind};
 pub use geometry::{BLOCK_SIZE, BlockIndex, SECTOR_SIZE, VolumeSize};
 pub use types::{
-    ClientName, Epoch, GroupId, GroupName, Label, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName,
+    ClientName, Epoch, GroupId, GroupName, KeyName, Label, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName,
     VolumeGroupId, VolumeId, VolumeName,
 };

@@ -140,12 +140,17 @@ pub struct GroupName(String);
 #[serde(try_from = "String", into = "String")]
 pub struct ClientName(String);
 
+/// What people call a key that opens volumes, and its file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct KeyName(String);
+
 /// A word that says what a node is, for rules of placement: a region, a kind of disk.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Label(String);
 
-/// The longest name of a node, provider, volume, snapshot, group, client or label, in bytes. Longer ones are refused as invalid.
+/// The longest name of a node, provider, volume, snapshot, group, client, key or label, in bytes. Longer ones are refused as invalid.
 pub const NAME_LEN_MAX: usize = 63;
 
 macro_rules! name {
@@ -195,6 +200,7 @@ name!(VolumeName, "volume");
 name!(SnapshotName, "snapshot");
 name!(GroupName, "group");
 name!(ClientName, "client");
+name!(KeyName, "key");
 name!(Label, "label");
 
 /// Letters, digits, `-`, `_` and `.`, starting with a letter or digit. Safe as a file name, in a URI and in a

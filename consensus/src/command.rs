@@ -5,14 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use client_lib::cipher::keys::{KEYS_MAX, KeyFingerprint};
+use client_lib::cipher::{SealedKey, VolumeKeys};
 use client_lib::geometry::{COPIES_OF_VOLUME_MAX, GROUP_VOLUMES_MAX, SNAPSHOTS_MAX};
 use client_lib::pki::Fingerprint;
 use client_lib::policy::placement::Placement;
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::rights::{Right, Role, VolumePattern, VolumeRule};
 use client_lib::{
-    ClientName, Epoch, Error, ErrorKind, GroupName, Label, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName,
-    VolumeGroupId, VolumeId, VolumeName, VolumeSize,
+    ClientName, Epoch, Error, ErrorKind, GroupName, KeyName, Label, Lsn, NodeId, NodeName, ProviderId, SnapshotId,
+    SnapshotName, VolumeGroupId, VolumeId, VolumeName, VolumeSize,
 };
 use serde::{Deserialize, Serialize};
 
@@ -445,6 +447,39 @@ pub enum Command {
         /// Rules that are withdrawn, of these volumes, and only if they give this right where one is named.
         deny: Vec<(VolumePattern, Option<Right>)>,
     },
+    /// A new volume of which nodes hold ciphertext. This and what follows is proposed only where every member that answers knows of it.
+    CreateEncryptedVolume {
+        /// Its name; unique.
+        name: VolumeName,
+        /// Its size.
+        size: VolumeSize,
+        /// The node that may write it.
+        owner: NodeId,
+        /// The nodes that follow.
+        replicas: BTreeSet<NodeId>,
+        /// What FLUSH and FUA wait for.
+        durability: Durability,
+        /// Its key, sealed.
+        keys: VolumeKeys,
+        /// Tells a repeated proposal from another volume of the same name.
+        nonce: u64,
+    },
+    /// Another key opens the volume, too.
+    AddVolumeKey {
+        /// The volume.
+        volume: VolumeId,
+        /// The check value of the key that is sealed: the volume's.
+        check: KeyFingerprint,
+        /// The volume's key, sealed under that.
+        key: SealedKey,
+    },
+    /// A key does not open the volume any more.
+    RemoveVolumeKey {
+        /// The volume.
+        volume: VolumeId,
+        /// What the key is called.
+        name: KeyName,
+    },
 }
 
 impl Command {
@@ -559,6 +594,8 @@ pub enum Response {
     ReplicasChanged,
     /// The client may do what was asked for.
     RightsChanged,
+    /// The volume is opened by what was asked for.
+    VolumeKeysChanged,
 }
 
 impl Response {
@@ -829,6 +866,41 @@ pub enum Refusal {
     /// There are as many rules as there may be.
     #[error("the cluster would have more than {max} rules of clients: use patterns, such as `vm-*`", max = RULES_OF_ALL_MAX)]
     TooManyRulesOfAll,
+    /// The volume has no key.
+    #[error("volume {0} is not encrypted: that is said when a volume is made")]
+    NotEncrypted(VolumeName),
+    /// What is sealed is the key of another volume, or the keys are not as they may be.
+    #[error("what is sealed is not the key of volume {0}")]
+    NotItsKey(VolumeName),
+    /// The volume is opened by a key of that name, or by that key under another name.
+    #[error("volume {volume} is opened by key {name} ({fingerprint}) already")]
+    VolumeKeyTaken {
+        /// The volume.
+        volume: VolumeName,
+        /// What the key is called that it has.
+        name: KeyName,
+        /// Which it is.
+        fingerprint: KeyFingerprint,
+    },
+    /// The volume is not opened by a key of that name.
+    #[error("volume {volume} is not opened by a key {name}; `helio volume key list {volume}` shows those that open it")]
+    UnknownVolumeKey {
+        /// The volume.
+        volume: VolumeName,
+        /// What the key is called.
+        name: KeyName,
+    },
+    /// What nothing opens is lost.
+    #[error("key {name} is the only one that opens volume {volume}: add another one first")]
+    LastVolumeKey {
+        /// The volume.
+        volume: VolumeName,
+        /// What the key is called.
+        name: KeyName,
+    },
+    /// The volume is opened by as many keys as may be.
+    #[error("volume {0} is opened by {max} keys, and may be by no more: remove one first", max = KEYS_MAX)]
+    TooManyVolumeKeys(VolumeName),
 }
 
 impl From<Refusal> for Error {
@@ -838,12 +910,14 @@ impl From<Refusal> for Error {
             | Refusal::NodeIdTaken { .. }
             | Refusal::VolumeNameTaken(_)
             | Refusal::SnapshotNameTaken { .. }
+            | Refusal::VolumeKeyTaken { .. }
             | Refusal::GroupNameTaken(_) => ErrorKind::AlreadyExists,
             Refusal::UnknownNode(_)
             | Refusal::UnknownVolume(_)
             | Refusal::UnknownSnapshot { .. }
             | Refusal::UnknownGroup(_)
             | Refusal::NotInGroup { .. }
+            | Refusal::UnknownVolumeKey { .. }
             | Refusal::NoSuchRule { .. } => ErrorKind::NotFound,
             Refusal::NotOwner { .. } => ErrorKind::NotOwner,
             Refusal::OldIncarnation { .. } | Refusal::NodeRemoved(_) => ErrorKind::Fenced,
@@ -863,7 +937,14 @@ impl From<Refusal> for Error {
             | Refusal::TooManyClients
             | Refusal::TooManyRevoked
             | Refusal::TooManyReplicas(_)
-            | Refusal::TooManyLabels(_) => ErrorKind::InvalidRequest,
+            | Refusal::TooManyLabels(_)
+            | Refusal::NoRules(_)
+            | Refusal::TooManyRules(_)
+            | Refusal::TooManyRulesOfAll
+            | Refusal::NotEncrypted(_)
+            | Refusal::NotItsKey(_)
+            | Refusal::LastVolumeKey { .. }
+            | Refusal::TooManyVolumeKeys(_) => ErrorKind::InvalidRequest,
             Refusal::SizeChanged { .. }
             | Refusal::LeaseHeld { .. }
             | Refusal::BeingCloned { .. }

@@ -13,7 +13,7 @@ type Predicate = fn(&MetaState) -> bool;
 /// The first invariant that does not hold, if any.
 #[must_use]
 pub fn violated(state: &MetaState) -> Option<&'static str> {
-    let all: [(&str, Predicate); 17] = [
+    let all: [(&str, Predicate); 18] = [
         ("node names are unique", node_names_are_unique),
         ("volume names are unique", volume_names_are_unique),
         ("holders are members", holders_are_members),
@@ -31,6 +31,7 @@ pub fn violated(state: &MetaState) -> Option<&'static str> {
         ("removed nodes are no members", removed_nodes_are_no_members),
         ("what is revoked is not listed", what_is_revoked_is_not_listed),
         ("places are of members, of volumes, and of replicas", places_are_of_what_there_is),
+        ("keys are of volumes, and each is another one", keys_are_of_volumes),
     ];
     all.into_iter().find(|(_, holds)| !holds(state)).map(|(name, _)| name)
 }
@@ -64,6 +65,10 @@ fn places_are_of_what_there_is(state: &MetaState) -> bool {
     volumes.iter().all(|id| state.volume(*id).is_some_and(follows))
         && nodes.iter().all(|id| state.node(*id).is_some())
         && state.groups().all(is_alike)
+}
+
+fn keys_are_of_volumes(state: &MetaState) -> bool {
+    state.all_keys().all(|(volume, keys)| state.volume(volume).is_some() && keys.is_sound())
 }
 
 fn volume_names_are_unique(state: &MetaState) -> bool {

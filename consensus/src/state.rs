@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use client_lib::cipher::VolumeKeys;
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{
     ClientName, Epoch, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId,
@@ -18,6 +19,7 @@ pub mod access;
 pub(crate) mod before;
 mod clones;
 pub(crate) mod groups;
+mod keys;
 mod leases;
 mod members;
 mod ownership;
@@ -299,6 +301,8 @@ pub struct MetaState {
     places: Shared<Places>,
     /// Clients that were never given any are left out.
     rights: Shared<BTreeMap<ClientName, ClientRights>>,
+    /// Of the volumes that are encrypted.
+    keys: Shared<BTreeMap<VolumeId, VolumeKeys>>,
 }
 
 impl MetaState {
@@ -313,6 +317,7 @@ impl MetaState {
             && self.access.is(&other.access)
             && self.places.is(&other.places)
             && self.rights.is(&other.rights)
+            && self.keys.is(&other.keys)
     }
 
     /// Whether it is certain that this state and another one let in the same. Takes no time.
@@ -399,6 +404,12 @@ impl MetaState {
             Command::LabelNode { node, labels } => self.label_node(node, labels),
             Command::SetPlacement { volumes, placement } => self.set_placement(&volumes, placement.as_ref()),
             Command::ChangeRights { client, role, allow, deny } => self.change_rights(client, role, allow, deny),
+            Command::CreateEncryptedVolume { name, size, owner, replicas, durability, keys, nonce } => {
+                let create = volumes::Create { name, size, owner, replicas, durability, nonce };
+                self.create_encrypted_volume(log_index, create, keys)
+            }
+            Command::AddVolumeKey { volume, check, key } => self.add_volume_key(volume, check, key),
+            Command::RemoveVolumeKey { volume, name } => self.remove_volume_key(volume, &name),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

@@ -2,7 +2,7 @@
 //!
 //! Owns the NBD protocol: the wire ([`proto`]), the handshake, the judgement of requests, the request loop, the
 //! listening sockets ([`server`]), TLS ([`tls`]), passing connections on to a newer process ([`passing`]), what is said to a service manager ([`service`]), and the
-//! other end of all that ([`client`]). What is served is behind [`export::ExportDirectory`]; the crate knows
+//! other end of all that ([`client`]). What is served is behind [`export::ExportDirectory`], encrypted volumes with their cipher before them ([`encrypted`]); the crate knows
 //! neither logs nor nodes, only `client-lib`. [`remote`] exports volumes of a cluster, which is what the program `helio-nbd` serves;
 //! [`memory`] is an export in memory for tests and benchmarks.
 //!
@@ -15,6 +15,7 @@ extern crate self as nbd_frontend;
 
 pub mod client;
 pub mod contexts;
+pub mod encrypted;
 pub mod errno;
 pub mod export;
 pub mod memory;
@@ -28,6 +29,7 @@ pub mod tls;
 mod transmission;
 pub mod validate;
 
+pub use encrypted::EncryptedSession;
 pub use export::{
     AllocationExtent, ExportDirectory, ExportInfo, ReadPart, Residency, ResidencyExtent, Session, ZeroOptions,
 };

@@ -10,6 +10,7 @@ use anyhow::bail;
 use clap::{Args, Parser};
 use client_lib::client::{Cluster, OpenOptions};
 use nbd_frontend::remote::RemoteDirectory;
+use nbd_frontend::service::keys::KeyArguments;
 use nbd_frontend::service::log::{self, LogFormat};
 use nbd_frontend::service::notify;
 use nbd_frontend::service::stop::Stop;
@@ -58,6 +59,12 @@ struct HelioNbd {
     /// Memory per volume for writes that are not durable yet, in MiB; at half of it the volume is flushed
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(JOURNAL_MIB_MIN..=4096))]
     journal: u64,
+    #[command(flatten)]
+    keys: KeyArguments,
+    /// With a key, serve volumes that are not encrypted, too. Without this they are refused: whoever has the nodes could say so of one that
+    /// is, and be sent its data in the clear
+    #[arg(long, requires = "key_source")]
+    allow_plain: bool,
     #[command(flatten)]
     tls: Tls,
     /// What to log to standard error: error, warn, info, debug, or a tracing filter
@@ -127,7 +134,8 @@ fn run(arguments: HelioNbd) -> anyhow::Result<()> {
 }
 
 async fn serve(arguments: HelioNbd, passed: PassedSockets) -> anyhow::Result<()> {
-    let HelioNbd { way, socket, listen, control, replace, exports, read_only, journal, tls, .. } = arguments;
+    let HelioNbd { way, socket, listen, control, replace, exports, read_only, journal, keys, allow_plain, tls, .. } =
+        arguments;
     if socket.is_none() && listen.is_none() && passed.is_empty() {
         bail!(
             "there is nothing to listen on: use --socket PATH or --listen ADDR, or start it from a systemd .socket unit"
@@ -139,7 +147,13 @@ async fn serve(arguments: HelioNbd, passed: PassedSockets) -> anyhow::Result<()>
     }
     let threads = threads()?;
     let clusters = threads.iter().map(|thread| reached(&way, thread)).collect::<Result<Vec<_>, _>>()?;
-    let options = OpenOptions { is_read_only: read_only, journal_bytes: journal << 20, ..OpenOptions::default() };
+    let options = OpenOptions {
+        is_read_only: read_only,
+        journal_bytes: journal << 20,
+        keys: keys.source(),
+        allows_plain: allow_plain,
+        ..OpenOptions::default()
+    };
     let names = (!exports.is_empty()).then_some(exports);
     let directory = Arc::new(RemoteDirectory::new(clusters.clone(), names, options));
     let mut stopped = pin!(Stop::new()?.requested());
@@ -252,5 +266,15 @@ mod tests {
         assert!(HelioNbd::try_parse_from(["helio-nbd", "--cluster", "f", "--tls-key", "k"]).is_err(), "half of TLS");
         assert!(HelioNbd::try_parse_from(["helio-nbd", "--cluster", "f", "--node", "s"]).is_err(), "two ways");
         assert!(HelioNbd::try_parse_from(["helio-nbd", "--cluster", "f", "--journal", "1"]).is_err(), "too small");
+        let keys = ["helio-nbd", "--cluster", "f", "--key-file", "k"];
+        assert!(
+            HelioNbd::try_parse_from(keys.into_iter().chain(["--allow-plain"]))
+                .expect("parses")
+                .keys
+                .source()
+                .is_some()
+        );
+        assert!(HelioNbd::try_parse_from(keys.into_iter().chain(["--key-dir", "d"])).is_err(), "two places of keys");
+        assert!(HelioNbd::try_parse_from(["helio-nbd", "--cluster", "f", "--allow-plain"]).is_err(), "of no key");
     }
 }

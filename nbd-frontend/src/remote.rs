@@ -208,7 +208,8 @@ impl RemoteDirectory {
     /// Looks a volume up for the thread that is to serve it, which has a connection to a node then.
     async fn look_up(&self, name: &str) -> Result<(Cluster, Found), Error> {
         let cluster = self.cluster().clone();
-        let found = cluster.find(name, Some(OPEN_PATIENCE)).await?;
+        let options = OpenOptions { give_up: Some(OPEN_PATIENCE), ..self.options.clone() };
+        let found = cluster.find(name, &options).await?;
         Ok((cluster, found))
     }
 
@@ -246,14 +247,17 @@ impl RemoteDirectory {
     }
 
     fn described(&self, ListedVolume { volume, right }: &ListedVolume) -> ExportInfo {
-        described(&volume.name, volume.size, volume.is_snapshot || self.options.is_read_only || *right < Right::Write)
+        let read_only = volume.is_snapshot || self.options.is_read_only || *right < Right::Write;
+        described(&volume.name, volume.size, read_only, false)
     }
 }
 
-fn described(name: &str, size: u64, read_only: bool) -> ExportInfo {
+/// `is_encrypted` as far as that is known before it is opened.
+fn described(name: &str, size: u64, read_only: bool, is_encrypted: bool) -> ExportInfo {
+    let encrypted = if is_encrypted { ", encrypted" } else { "" };
     ExportInfo {
         name: name.to_owned(),
-        description: format!("Heliotrope volume {name}"),
+        description: format!("Heliotrope volume {name}{encrypted}"),
         size,
         read_only,
         block_size_min: SECTOR_SIZE,
@@ -274,7 +278,11 @@ impl ExportDirectory for RemoteDirectory {
                 let text = format!("the cluster has no volume {name:?} that may be used with these credentials");
                 Error::new(ErrorKind::NotFound, text)
             };
-            self.listed().await?.into_iter().find(|export| export.name == name).ok_or_else(none)
+            let export = self.listed().await?.into_iter().find(|export| export.name == name).ok_or_else(none)?;
+            // Nobody who has no key could open it, and nobody else has to wait for the answer.
+            let is_encrypted =
+                self.options.keys.is_some() && self.any().is_encrypted(name, Some(OPEN_PATIENCE)).await?;
+            Ok(described(name, export.size, export.read_only, is_encrypted))
         })
     }
 
@@ -308,7 +316,7 @@ impl Connection {
 impl Session for Connection {
     fn info(&self) -> ExportInfo {
         let volume = self.volume();
-        described(volume.name(), volume.size(), volume.is_read_only())
+        described(volume.name(), volume.size(), volume.is_read_only(), volume.is_encrypted())
     }
 
     /// Where its requests are sent from and their answers come to.

@@ -25,6 +25,7 @@ mod export;
 mod group;
 mod import;
 mod inspect;
+mod key;
 mod link;
 mod man;
 mod members;

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use client_lib::cipher::KeySource;
 use client_lib::{BLOCK_SIZE, NodeName, ProviderId};
 use nbd_frontend::{TlsMode, TlsOptions};
 use serde::Deserialize;
@@ -87,6 +88,9 @@ pub struct NodeConfig {
     /// The block store.
     #[serde(default)]
     pub store: StoreSettings,
+    /// What opens encrypted volumes.
+    #[serde(default)]
+    pub keys: KeySettings,
     /// Reaches these nodes elsewhere than they announce: through a tunnel, or behind an address translation.
     #[serde(default)]
     pub routes: BTreeMap<NodeName, Route>,
@@ -190,6 +194,36 @@ pub struct MetricsSettings {
     pub listen: Option<SocketAddr>,
 }
 
+/// Where the keys are that open encrypted volumes, for the node's own NBD exports: in one place at most. Relative paths start at the
+/// directory of the file.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeySettings {
+    /// A file that holds one.
+    pub file: Option<PathBuf>,
+    /// A directory of such files, each with the name of its key.
+    pub directory: Option<PathBuf>,
+    /// A line for `/bin/sh` that prints the key that `HELIO_KEY_NAME` names.
+    pub command: Option<String>,
+}
+
+/// Of a command only that there is one.
+impl fmt::Debug for KeySettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("KeySettings").field(&self.source()).finish()
+    }
+}
+
+impl KeySettings {
+    /// As the node takes them.
+    #[must_use]
+    pub fn source(&self) -> Option<KeySource> {
+        let file = self.file.clone().map(KeySource::File);
+        let directory = || self.directory.clone().map(KeySource::Directory);
+        file.or_else(directory).or_else(|| self.command.clone().map(KeySource::Command))
+    }
+}
+
 /// An address in the table of routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route(pub SocketAddr);
@@ -281,6 +315,8 @@ impl NodeConfig {
             let files = [&mut tls.certificate, &mut tls.key].into_iter().chain(&mut tls.client_authority);
             files.for_each(|file| *file = base.join(&*file));
         }
+        let keys = config.keys.file.iter_mut().chain(&mut config.keys.directory);
+        keys.for_each(|path| *path = base.join(&*path));
         config.store.directories.iter_mut().for_each(|directory| *directory = base.join(&*directory));
         Ok(config)
     }
@@ -310,6 +346,10 @@ impl NodeConfig {
             return Err(format!(
                 "port 0 in {advertised} means any free port: the other nodes must know which; name one"
             ));
+        }
+        let KeySettings { file, directory, command } = &self.keys;
+        if [file.is_some(), directory.is_some(), command.is_some()].into_iter().filter(|given| *given).count() > 1 {
+            return Err("[keys] names several of file, directory and command: keep one".to_owned());
         }
         let directories = &self.store.directories;
         let repeated = directories.iter().enumerate().find(|(at, directory)| directories[..*at].contains(directory));

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use client_lib::cipher::KeySource;
 use client_lib::pki::{NODE_CERTIFICATE_FILE, NodeIdentity};
 use client_lib::transport::quic::{QuicOptions, QuicTransport};
 use client_lib::transport::unix::UnixServer;
@@ -107,6 +108,8 @@ pub struct NodeOptions {
     pub contacts: Vec<Contact>,
     /// The directory of the cluster's authority, at the node that admits others.
     pub authority: Option<PathBuf>,
+    /// Where the keys are that open encrypted volumes for its own exports.
+    pub keys: Option<KeySource>,
     /// Settings of the store.
     pub store: StoreSettings,
     /// Counts what crosses the WAN emulator, if there is one.
@@ -166,6 +169,7 @@ impl Node {
             bootstrap: options.bootstrap,
             contacts: options.contacts,
             authority: options.authority,
+            keys: options.keys,
             wan_bytes: options.wan_bytes,
         };
         let name = place.this.name.to_string();

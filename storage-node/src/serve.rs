@@ -8,6 +8,7 @@ pub mod durability;
 pub mod exports;
 pub mod http;
 mod kept;
+pub mod keys;
 pub mod metadata;
 pub mod numbers;
 pub mod observe;

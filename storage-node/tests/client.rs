@@ -2,17 +2,25 @@
 
 mod cluster;
 
+use std::fs::OpenOptions as OpenFile;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::cipher::{Kek, KeySource, VolumeKeys};
 use client_lib::client::{Cluster as Client, OpenOptions, Volume, VolumeStatus};
+use client_lib::policy::Durability;
 use client_lib::transport::{BoxFuture, Class, Service, Transport};
 use client_lib::wire::client::{ClientMessage, ClientReply, ClientRequest, ExtentState, MemberInfo, Tenure, WriteId};
 use client_lib::wire::frame::Frame;
-use client_lib::{Epoch, ErrorKind, NodeId};
+use client_lib::{Epoch, ErrorKind, NodeId, VolumeSize};
 use cluster::{BLOCK, Cluster, SIZE, block};
+use consensus::{Command, Response};
+use nbd_frontend::export::ExportDirectory;
 
 /// A client's end, which nobody calls.
 struct Nobody;
@@ -148,6 +156,80 @@ async fn a_write_that_is_asked_for_again_is_not_done_over_newer_ones_and_no_tenu
     assert_eq!(volume.write(SIZE, block(1)).await.expect_err("beyond the end").kind(), ErrorKind::OutOfSpace);
     assert_eq!(volume.read(1, 512).await.expect_err("no sector").kind(), ErrorKind::InvalidRequest);
     assert_eq!(content(&volume, 0).await, 2, "and it goes on");
+    drop(volume);
+    cluster.stop().await;
+}
+
+/// Makes an encrypted volume at node 1; the file of its key.
+fn create_encrypted(cluster: &Cluster, name: &str, directory: &Path) -> PathBuf {
+    let (kek, path) = (Kek::random().expect("randomness"), directory.join(format!("{name}.key")));
+    let mut file = OpenFile::new().write(true).create_new(true).mode(0o600).open(&path).expect("is made");
+    file.write_all(kek.to_text().as_bytes()).expect("is written");
+    let (keys, _) = VolumeKeys::create("prod".parse().expect("a name"), &kek).expect("are made");
+    let command = Command::CreateEncryptedVolume {
+        name: name.parse().expect("a name"),
+        size: VolumeSize::try_from(SIZE).expect("a size"),
+        owner: NodeId(1),
+        replicas: [NodeId(2), NodeId(3)].into(),
+        durability: Durability::default(),
+        keys,
+        nonce: 7,
+    };
+    let created = cluster.meta.propose(command).expect("is applied");
+    assert!(matches!(created, Response::VolumeCreated { .. }), "{created:?}");
+    path
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_encrypted_volume_is_opened_by_who_decrypts_it_and_by_nobody_else() {
+    let cluster = Cluster::start(Duration::from_millis(1)).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let key = create_encrypted(&cluster, "secret", directory.path());
+    let (client, transport) = client(&cluster, &[1, 2, 3]);
+    // A program of before would take ciphertext for data.
+    let reply = ask(&*transport, 2, ClientRequest::Open { name: "secret".into() }, Bytes::new()).await;
+    let ClientReply::Failed(error) = reply else { panic!("{reply:?}") };
+    assert!(error.kind() == ErrorKind::InvalidRequest && error.to_string().contains("is encrypted"), "{error}");
+    let error = client.open("secret", OpenOptions::default()).await.expect_err("without a key");
+    assert!(error.to_string().contains("it takes one of prod ("), "{error}");
+
+    let options = OpenOptions { keys: Some(KeySource::File(key)), ..OpenOptions::default() };
+    let volume = client.open("secret", options.clone()).await.expect("opens");
+    volume.write(0, block(1)).await.expect("is written");
+    assert_eq!((content(&volume, 0).await, content(&volume, 1).await), (1, 0));
+    volume.flush().await.expect("is flushed");
+    let error = client.open("v", options).await.expect_err("is not encrypted");
+    assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+
+    let exports = &cluster.nodes[&2].exports;
+    let info = exports.info("secret").await.expect("is told");
+    assert_eq!(info.description, "Heliotrope volume secret, encrypted (AES-256-XTS)");
+    let error = exports.open("secret").await.err().expect("the node has no key");
+    assert!(error.to_string().contains("this node has no keys: it takes one of prod ("), "{error}");
+    drop(volume);
+    cluster.stop().await;
+}
+
+/// Encrypting a large write takes turns; a small one of the same bytes that was begun after it was ahead of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_of_an_encrypted_volume_are_carried_out_in_the_order_in_which_they_were_begun() {
+    let cluster = Cluster::start(Duration::from_millis(1)).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let key = create_encrypted(&cluster, "secret", directory.path());
+    let (client, _) = client(&cluster, &[1]);
+    let options = OpenOptions { keys: Some(KeySource::File(key)), ..OpenOptions::default() };
+    let volume = client.open("secret", options).await.expect("opens");
+    for round in 0..20u8 {
+        let large = Bytes::from(vec![2 * round + 1; 1 << 20]);
+        let (first, second, third) = tokio::join!(
+            volume.write(0, large),
+            volume.write(100 * BLOCK as u64, block(2 * round + 2)),
+            volume.zero(200 * BLOCK as u64, BLOCK as u64, false)
+        );
+        first.and(second).and(third).expect("are written");
+        let found = [content(&volume, 99).await, content(&volume, 100).await, content(&volume, 200).await];
+        assert_eq!(found, [2 * round + 1, 2 * round + 2, 0]);
+    }
     drop(volume);
     cluster.stop().await;
 }

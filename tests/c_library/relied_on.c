@@ -14,11 +14,13 @@
 #define CHECK(condition) _Static_assert(condition, #condition)
 #endif
 
-/* Sizes of the first version: later ones are larger, and begin with the same fields. */
+/* Later versions may be larger, and begin with the same fields. */
 CHECK(sizeof(helio_cluster_options) == 8);
-CHECK(sizeof(helio_open_options) == 24);
+CHECK(sizeof(helio_open_options) == 40);
 CHECK(offsetof(helio_open_options, give_up_ms) == 8);
 CHECK(offsetof(helio_open_options, journal_bytes) == 16);
+CHECK(offsetof(helio_open_options, key_file) == 24);
+CHECK(offsetof(helio_open_options, key_command) == 32);
 CHECK(sizeof(helio_volume_info) == 24);
 CHECK(offsetof(helio_volume_info, volume_bytes) == 8);
 CHECK(offsetof(helio_volume_info, name) == 16);

@@ -181,6 +181,17 @@ fn the_python_example_writes_reads_and_is_told_of_mistakes() {
     ] {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
+    let key = nodes.path().join("prod.key").display().to_string();
+    nodes.run("a", &["volume", "key", "generate", "--out", &key]).expect("is made");
+    let encrypted = ["--encrypt", "--key-file", &key];
+    nodes.run("a", &[&["volume", "create", "vault", "--size", "16M"][..], &encrypted].concat()).expect("is created");
+    let python = |arguments: &[&str]| {
+        let mut command = installed.command("python3");
+        run(command.arg(sources().join("example.py")).arg(&credentials).args(arguments))
+    };
+    assert!(python(&["vault", &key]).expect("all is well").contains("all is well"));
+    let refused = python(&["vault"]).expect_err("without the key").to_string();
+    assert!(refused.contains("is encrypted"), "{refused}");
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub(super) unsafe fn text(text: *const c_char, what: &str) -> Result<String, Fai
 /// Structures that callers fill: a size, and then fields that mean something in every pattern of bits, 0 the default.
 ///
 /// # Safety
-/// The type is `repr(C)`, made of integers alone and begins with its size as a `u32`.
+/// The type is `repr(C)`, made of integers and pointers alone and begins with its size as a `u32`.
 pub(super) unsafe trait Options: Copy {
     /// All defaults.
     const DEFAULT: Self;
@@ -46,9 +46,16 @@ unsafe impl Options for ClusterOptions {
     const SIZE_MIN: usize = 8;
 }
 
-// SAFETY: its fields are two `u32` and two `u64`.
+// SAFETY: its fields are two `u32`, two `u64` and two pointers.
 unsafe impl Options for OpenOptions {
-    const DEFAULT: OpenOptions = OpenOptions { size: 0, flags: 0, give_up_ms: 0, journal_bytes: 0 };
+    const DEFAULT: OpenOptions = OpenOptions {
+        size: 0,
+        flags: 0,
+        give_up_ms: 0,
+        journal_bytes: 0,
+        key_file: ptr::null(),
+        key_command: ptr::null(),
+    };
     const SIZE_MIN: usize = 24;
 }
 
@@ -65,6 +72,10 @@ pub(super) unsafe fn options<T: Options>(options: *const T) -> Result<T, Failure
     if size < T::SIZE_MIN {
         return Err(Failure::invalid(format!("the options' size is {size}: set it to sizeof the structure")));
     }
+    if !size.is_multiple_of(align_of::<T>()) {
+        // No field may be there in part, least of all a pointer.
+        return Err(Failure::invalid(format!("the options' size is {size}, which is the size of no version of them")));
+    }
     // SAFETY: the caller of this function promises `size` bytes.
     let given = unsafe { std::slice::from_raw_parts(options.cast::<u8>(), size) };
     let (known, unknown) = given.split_at(size.min(size_of::<T>()));
@@ -75,7 +86,7 @@ pub(super) unsafe fn options<T: Options>(options: *const T) -> Result<T, Failure
         ));
     }
     let mut found = T::DEFAULT;
-    // SAFETY: `known` is at most as long as the type, whose integers may have any bits.
+    // SAFETY: `known` is at most as long as the type, whose integers and pointers may have any bits.
     unsafe { ptr::copy_nonoverlapping(known.as_ptr(), (&raw mut found).cast::<u8>(), known.len()) };
     Ok(found)
 }

@@ -22,7 +22,7 @@ use super::failure::{
 use super::handles;
 use super::io::{helio_extents, helio_flush, helio_read, helio_readv, helio_write};
 use super::library::{helio_last_error, helio_log, helio_version};
-use super::memory::{Landing, Source};
+use super::memory::{Landing, Options, Source};
 use super::types::*;
 use super::volume::*;
 use crate::client;
@@ -46,7 +46,7 @@ impl Transport for Silent {
                     let snapshot = name.contains('@').then_some(SnapshotId(1));
                     let (volume, size, session, epoch) = (VolumeId(1), 1 << 20, 1, Epoch(1));
                     let opened = Opened { volume, snapshot, size, session, epoch };
-                    let head = ClientReply::OpenedFor { opened, right: Right::Write };
+                    let head = ClientReply::OpenedFor { opened, right: Right::Write, keys: None };
                     Ok(ClientMessage { head, payload: Bytes::new() }.encode().expect("is encoded"))
                 }
                 ClientRequest::Read { .. } => panic!("an unlikely thing"),
@@ -76,7 +76,7 @@ fn silent() -> *mut Cluster {
 }
 
 fn open(cluster: *mut Cluster, name: &CStr, flags: u32) -> *mut Volume {
-    let options = OpenOptions { size: 24, flags, give_up_ms: 0, journal_bytes: 0 };
+    let options = OpenOptions { size: 24, flags, ..Options::DEFAULT };
     let mut volume = ptr::null_mut();
     // SAFETY: everything outlives the call.
     let opened = unsafe { helio_volume_open(cluster, name.as_ptr(), &raw const options, &raw mut volume) };
@@ -346,8 +346,7 @@ fn options_of_older_and_newer_programs_are_understood() {
     }
     let cluster = silent();
     let mut volume = ptr::null_mut();
-    let mut later =
-        Later { options: OpenOptions { size: 32, flags: HELIO_READ_ONLY, give_up_ms: 0, journal_bytes: 0 }, more: 0 };
+    let mut later = Later { options: OpenOptions { size: 48, flags: HELIO_READ_ONLY, ..Options::DEFAULT }, more: 0 };
     // SAFETY: everything outlives the calls, and is as large as it says.
     unsafe {
         assert_eq!(helio_volume_open(cluster, c"disk".as_ptr(), (&raw const later).cast(), &raw mut volume), 0);
@@ -356,9 +355,17 @@ fn options_of_older_and_newer_programs_are_understood() {
         assert_eq!(helio_volume_open(cluster, c"disk".as_ptr(), (&raw const later).cast(), &raw mut volume), -E2BIG);
         later.options.size = 4;
         assert_eq!(helio_volume_open(cluster, c"disk".as_ptr(), (&raw const later).cast(), &raw mut volume), -EINVAL);
+        later.options.size = 28;
+        assert_eq!(helio_volume_open(cluster, c"disk".as_ptr(), (&raw const later).cast(), &raw mut volume), -EINVAL);
         later.options.size = 24;
         later.options.flags = 4;
         assert_eq!(helio_volume_open(cluster, c"disk".as_ptr(), (&raw const later).cast(), &raw mut volume), -EINVAL);
+        later.options = OpenOptions { size: 40, key_file: c"/nowhere/key".as_ptr(), ..Options::DEFAULT };
+        assert_eq!(helio_volume_open(cluster, c"disk".as_ptr(), (&raw const later).cast(), &raw mut volume), -EINVAL);
+        assert!(told().contains("is not encrypted"), "{}", told());
+        later.options.key_command = c"exit 1".as_ptr();
+        assert_eq!(helio_volume_open(cluster, c"disk".as_ptr(), (&raw const later).cast(), &raw mut volume), -EINVAL);
+        assert!(told().contains("both set"), "{}", told());
 
         /// As a program of a later version has it, on an older library.
         #[repr(C)]
@@ -474,7 +481,7 @@ fn nobody_is_waited_for_longer_than_was_said() {
     // SAFETY: everything outlives the calls.
     unsafe {
         assert_eq!(helio_cluster_open_socket(c"/nowhere/client.sock".as_ptr(), ptr::null(), &raw mut cluster), 0);
-        let options = OpenOptions { size: 24, flags: 0, give_up_ms: 1, journal_bytes: 0 };
+        let options = OpenOptions { size: 24, give_up_ms: 1, ..Options::DEFAULT };
         let mut volume = ptr::null_mut();
         let opened = helio_volume_open(cluster, c"disk".as_ptr(), &raw const options, &raw mut volume);
         assert_eq!((opened, volume), (-ETIMEDOUT, ptr::null_mut()));

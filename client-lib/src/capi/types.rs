@@ -68,6 +68,11 @@ structures! {
         /// Bytes of writes that are kept in memory until they are durable; 0: 64 MiB. At half of it the volume is flushed by
         /// itself; when it is full, writes wait for that.
         journal_bytes: u64,
+        /// The file of the key that opens an encrypted volume, 32 bytes or 64 hexadecimal digits, which only its owner may read; NULL: none.
+        /// With a key, here or by key_command, a volume that is not encrypted is refused.
+        key_file: *const c_char,
+        /// A line for /bin/sh that prints the key that HELIO_KEY_NAME names; NULL: none. Not together with key_file.
+        key_command: *const c_char,
     }
     /// A volume or snapshot, as helio_cluster_volumes tells of it.
     VolumeInfo = helio_volume_info {
@@ -155,7 +160,7 @@ impl super::declare::CType for *const IoVec {
 
 // Programs are compiled with these: a structure grows at its end, and a new size gets a new line here.
 const _: () = assert!(size_of::<ClusterOptions>() == 8);
-const _: () = assert!(size_of::<OpenOptions>() == 24);
+const _: () = assert!(size_of::<OpenOptions>() == 40);
 const _: () = assert!(size_of::<VolumeInfo>() == 24);
 const _: () = assert!(size_of::<NodeInfo>() == 32);
 const _: () = assert!(size_of::<Status>() == 368);

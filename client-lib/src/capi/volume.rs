@@ -16,6 +16,7 @@ use super::types::{
     Cluster, HELIO_BLOCK_BYTES, HELIO_CONNECTED, HELIO_FAILED, HELIO_READ_ONLY, HELIO_REQUEST_BYTES_MAX,
     HELIO_SECTOR_BYTES, HELIO_WAITING, OpenOptions, Status, Volume, Watcher,
 };
+use crate::cipher::KeySource;
 use crate::client::cluster::JOURNAL_BYTES;
 use crate::client::{self, VolumeState, VolumeStatus};
 
@@ -51,6 +52,21 @@ fn fitted<const LENGTH: usize>(text: &str) -> [c_char; LENGTH] {
     fitted
 }
 
+/// Where the key is.
+///
+/// # Safety
+/// Both are NULL or texts with their ends.
+unsafe fn key_source(file: *const c_char, command: *const c_char) -> Result<Option<KeySource>, Failure> {
+    match (file.is_null(), command.is_null()) {
+        (true, true) => Ok(None),
+        // SAFETY: the caller of this function promises that.
+        (false, true) => Ok(Some(KeySource::File(unsafe { text(file, "the name of the key's file") }?.into()))),
+        // SAFETY: the same.
+        (true, false) => Ok(Some(KeySource::Command(unsafe { text(command, "the command for the key") }?))),
+        (false, false) => Err(Failure::invalid("key_file and key_command are both set")),
+    }
+}
+
 functions! {
     /// Opens a volume, or by VOLUME@SNAPSHOT a snapshot, which can only be read. options may be NULL. Returns when a node knows it; what
     /// is asked of it then waits until its owner is found.
@@ -68,6 +84,9 @@ functions! {
             or_read_only: false,
             give_up: patience(options.give_up_ms),
             journal_bytes: if options.journal_bytes > 0 { options.journal_bytes } else { JOURNAL_BYTES },
+            // SAFETY: the caller's promise, see the header.
+            keys: unsafe { key_source(options.key_file, options.key_command) }?,
+            allows_plain: false,
         };
         let engine = handles::cluster(cluster)?;
         let opened = engine.wait(async { Ok(engine.cluster().open(&name, options).await?) })?;

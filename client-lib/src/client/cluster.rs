@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use super::nodes::Nodes;
 use super::session::out_of_turn;
 use super::volume::{Position, Volume};
+use crate::cipher::{KeySource, VolumeCipher, VolumeKeys};
 use crate::error::{Error, ErrorKind};
 use crate::pki::{ClientIdentity, PkiError};
 use crate::rights::Right;
@@ -35,18 +36,31 @@ pub struct OpenOptions {
     /// Bytes of writes that are kept until they are durable. At half of it the volume is flushed; when it is full, writes wait
     /// for that.
     pub journal_bytes: u64,
+    /// Where the keys are that open encrypted volumes. With them a volume that is not encrypted is refused: whoever has the nodes could
+    /// say so of one that is, and be sent its data in the clear.
+    pub keys: Option<KeySource>,
+    /// Whether volumes that are not encrypted are opened with [`keys`](Self::keys), too.
+    pub allows_plain: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
-        OpenOptions { is_read_only: false, or_read_only: false, give_up: None, journal_bytes: JOURNAL_BYTES }
+        OpenOptions {
+            is_read_only: false,
+            or_read_only: false,
+            give_up: None,
+            journal_bytes: JOURNAL_BYTES,
+            keys: None,
+            allows_plain: false,
+        }
     }
 }
 
 /// A volume or snapshot that was looked up.
 #[derive(Clone, Debug)]
 pub struct Found {
-    opened: Opened,
+    pub(super) opened: Opened,
+    pub(super) cipher: Option<Arc<VolumeCipher>>,
     right: Right,
 }
 
@@ -186,12 +200,13 @@ impl Cluster {
     ///
     /// # Errors
     /// `NotFound`; `Unavailable` when no node answers in time, or the snapshot is not made yet; `InvalidRequest` when no node accepts
-    /// the credentials, or their client may not use the volume so.
+    /// the credentials, their client may not use the volume so, or it is encrypted and [`OpenOptions::keys`] do not open it; `Corrupt`
+    /// when what is sealed under one of them is damaged.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn open(&self, name: &str, options: OpenOptions) -> Result<Volume, Error> {
-        let found = self.find(name, options.give_up).await?;
+        let found = self.find(name, &options).await?;
         let may_read_only = found.right < Right::Write && found.opened.snapshot.is_none();
         if may_read_only && !options.is_read_only && !options.or_read_only {
             let text = format!(
@@ -201,19 +216,53 @@ impl Cluster {
             );
             return Err(Error::new(ErrorKind::InvalidRequest, text));
         }
-        Ok(Volume::new(&self.runtime, self.nodes.clone(), name, &found.opened, found.options(options), None))
+        let options = found.options(options);
+        Ok(Volume::new(&self.runtime, self.nodes.clone(), name, found, options, None))
     }
 
     /// Looks a volume or snapshot up: the part of [`resume`](Self::resume) that asks somebody.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn find(&self, name: &str, give_up: Option<Duration>) -> Result<Found, Error> {
-        let (request, before) =
-            (ClientRequest::OpenFor { name: name.to_owned() }, ClientRequest::Open { name: name.to_owned() });
+    pub async fn find(&self, name: &str, options: &OpenOptions) -> Result<Found, Error> {
+        let (opened, right, keys) = self.look_up(name, options.give_up).await?;
+        let cipher = match (&options.keys, keys) {
+            (Some(source), Some(keys)) => Some(VolumeCipher::unlocked(source, name, &keys).await?),
+            (None, Some(keys)) => {
+                let text =
+                    format!("volume {name} is encrypted, and no key was given: it takes one of {}", keys.openers());
+                return Err(Error::new(ErrorKind::InvalidRequest, text));
+            }
+            (Some(_), None) if !options.allows_plain => {
+                let text = format!(
+                    "volume {name} is not encrypted, as the cluster says, and keys were given: say that this is allowed if it is to be"
+                );
+                return Err(Error::new(ErrorKind::InvalidRequest, text));
+            }
+            (_, None) => None,
+        };
+        Ok(Found { opened, cipher, right })
+    }
+
+    /// Whether a volume or snapshot is encrypted, as the cluster says. Takes no key.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable` and `InvalidRequest` as [`open`](Self::open).
+    pub async fn is_encrypted(&self, name: &str, give_up: Option<Duration>) -> Result<bool, Error> {
+        Ok(self.look_up(name, give_up).await?.2.is_some())
+    }
+
+    async fn look_up(
+        &self,
+        name: &str,
+        give_up: Option<Duration>,
+    ) -> Result<(Opened, Right, Option<VolumeKeys>), Error> {
+        let request = ClientRequest::OpenFor { name: name.to_owned() };
+        let before = ClientRequest::Open { name: name.to_owned() };
         match self.ask_for(request, before, give_up).await? {
-            ClientReply::OpenedFor { opened, right } => Ok(Found { opened, right }),
-            ClientReply::Opened(opened) => Ok(Found { opened, right: Right::Write }),
+            ClientReply::OpenedFor { opened, right, keys } => Ok((opened, right, keys)),
+            // Of a node that limits nobody and has no encrypted volumes; others refuse to open them so.
+            ClientReply::Opened(opened) => Ok((opened, Right::Write, None)),
             reply => Err(out_of_turn(&reply)),
         }
     }
@@ -230,7 +279,7 @@ impl Cluster {
             return Err(Error::new(ErrorKind::NotFound, text));
         }
         let options = found.options(options);
-        Ok(Volume::new(&self.runtime, self.nodes.clone(), &position.name, opened, options, Some(position)))
+        Ok(Volume::new(&self.runtime, self.nodes.clone(), &position.name, found.clone(), options, Some(position)))
     }
 
     /// Where everything lives that nobody waits for. What is asked from there wakes no other thread.
@@ -282,7 +331,7 @@ mod tests {
             let volume = VolumeInfo { name: "disk".into(), size: 1 << 20, is_snapshot: false };
             match (request, self.right) {
                 (ClientRequest::OpenFor { name }, Some(right)) => {
-                    ClientReply::OpenedFor { opened: opened(name), right }
+                    ClientReply::OpenedFor { opened: opened(name), right, keys: None }
                 }
                 (ClientRequest::List, Some(right)) => ClientReply::Listed(vec![ListedVolume { volume, right }]),
                 (ClientRequest::Open { name }, None) => ClientReply::Opened(opened(name)),

@@ -165,10 +165,18 @@ impl Session {
     }
 
     async fn new_session(&self, node: NodeId) -> Result<u64, Hindrance> {
-        let request = ClientRequest::Open { name: self.name.clone() };
+        let name = self.name.clone();
+        let request = match self.settings.is_encrypted {
+            true => ClientRequest::OpenFor { name },
+            false => ClientRequest::Open { name },
+        };
         match self.nodes.call(node, request, Bytes::new(), None).await {
-            Ok((ClientReply::Opened(opened), _)) if opened.volume == self.volume => Ok(opened.session),
-            Ok((ClientReply::Opened(_), _)) => {
+            Ok((ClientReply::Opened(opened) | ClientReply::OpenedFor { opened, .. }, _))
+                if opened.volume == self.volume =>
+            {
+                Ok(opened.session)
+            }
+            Ok((ClientReply::Opened(_) | ClientReply::OpenedFor { .. }, _)) => {
                 let text = format!("volume {} was deleted, and another one has its name", self.name);
                 Err(Hindrance::Lasting(Error::new(ErrorKind::NotFound, text)))
             }

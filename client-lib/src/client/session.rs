@@ -28,6 +28,8 @@ pub(super) struct SessionSettings {
     pub(super) give_up: Option<Duration>,
     pub(super) journal_bytes: u64,
     pub(super) is_read_only: bool,
+    /// Whether what goes through it is ciphertext.
+    pub(super) is_encrypted: bool,
 }
 
 pub(super) struct Session {

@@ -1,21 +1,24 @@
 //! A volume of a cluster, as programs use it.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-use super::cluster::OpenOptions;
+use super::cluster::{Found, OpenOptions};
 use super::journal::Write;
 use super::nodes::Nodes;
 use super::session::{Session, SessionSettings, out_of_turn};
+use crate::cipher::VolumeCipher;
 use crate::error::{Error, ErrorKind};
 use crate::geometry::{IO_SIZE_MAX, SECTOR_SIZE};
 use crate::types::{Epoch, Lsn, SnapshotId, VolumeId};
 use crate::watch;
 use crate::wire::client::{
-    ClientReply, ClientRequest, ExtentState, ExtentsOf, Opened, Part, Target, Tenure, ZERO_MAX, join_parts, unpack_read,
+    ClientReply, ClientRequest, ExtentState, ExtentsOf, Part, Target, Tenure, ZERO_MAX, join_parts, unpack_read,
 };
 
 /// Whether a volume can be used now.
@@ -92,6 +95,10 @@ pub struct Extent {
 pub struct Volume {
     kind: Kind,
     name: String,
+    /// Of one that is encrypted. What is below, the journal among it, has ciphertext.
+    cipher: Option<Arc<VolumeCipher>>,
+    /// Whose write is being encrypted.
+    turn: tokio::sync::Mutex<()>,
 }
 
 enum Kind {
@@ -110,10 +117,11 @@ impl Volume {
         runtime: &Handle,
         nodes: Arc<Nodes>,
         name: &str,
-        opened: &Opened,
+        found: Found,
         options: OpenOptions,
         position: Option<&Position>,
     ) -> Volume {
+        let Found { opened, cipher, .. } = found;
         let kind = match opened.snapshot {
             Some(snapshot) => {
                 let state = VolumeState {
@@ -128,9 +136,9 @@ impl Volume {
             }
             None => {
                 let OpenOptions { is_read_only, give_up, journal_bytes, .. } = options;
-                let settings = SessionSettings { give_up, journal_bytes, is_read_only };
+                let settings = SessionSettings { give_up, journal_bytes, is_read_only, is_encrypted: cipher.is_some() };
                 let volume = (opened.volume, name.to_owned());
-                let session = Session::new(runtime.clone(), nodes, volume, opened, settings);
+                let session = Session::new(runtime.clone(), nodes, volume, &opened, settings);
                 if let Some(position) = position {
                     session.resume(position);
                 }
@@ -139,13 +147,19 @@ impl Volume {
                 Kind::Live(session)
             }
         };
-        Volume { kind, name: name.to_owned() }
+        Volume { kind, name: name.to_owned(), cipher, turn: tokio::sync::Mutex::default() }
     }
 
     /// As it was opened.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether it is encrypted, here and by a key that its nodes need not have.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.cipher.is_some()
     }
 
     /// Whether every write is refused.
@@ -220,7 +234,11 @@ impl Volume {
                 ClientReply::Read(parts) => unpack_read(&parts, payload, piece),
                 other => Err(out_of_turn(&other)),
             };
-            parts.extend(self.ask(make, take).await?);
+            let read = self.ask(make, take).await?;
+            parts.extend(match &self.cipher {
+                Some(cipher) => cipher.decrypt_parts(at, read).await,
+                None => read,
+            });
             done += piece;
         }
         Ok(parts)
@@ -246,10 +264,27 @@ impl Volume {
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(IO_SIZE_MAX as usize));
             let length = piece.len() as u64;
-            session.write(Write { offset: at, length, data: Some(piece), fua }).await?;
+            self.begin(session, Write { offset: at, length, data: Some(piece), fua }).await?;
             at += length;
         }
         Ok(())
+    }
+
+    /// Carries out a write, of an encrypted volume after those before it have begun: encryption takes time, in which a later one of the
+    /// same bytes must not get ahead.
+    async fn begin(&self, session: &Arc<Session>, mut write: Write) -> Result<(), Error> {
+        let Some(cipher) = &self.cipher else { return session.write(write).await };
+        let turn = self.turn.lock().await;
+        if let Some(data) = write.data.take() {
+            write.data = Some(cipher.encrypt(write.offset, data).await);
+        }
+        let mut writing = pin!(session.write(write));
+        let begun = futures_util::poll!(writing.as_mut());
+        drop(turn);
+        match begun {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => writing.await,
+        }
     }
 
     /// Writes `parts` one behind the other, as one write if they are at most 32 MiB together.
@@ -272,7 +307,7 @@ impl Volume {
         let (mut at, end) = (offset, offset.saturating_add(length));
         while at < end {
             let length = (end - at).min(ZERO_MAX);
-            session.write(Write { offset: at, length, data: None, fua }).await?;
+            self.begin(session, Write { offset: at, length, data: None, fua }).await?;
             at += length;
         }
         Ok(())

@@ -46,7 +46,10 @@ pub use snapshot::{CloneSnapshot, CreateSnapshot, RollBack, SnapshotStatus};
 pub use space::{NodeSpace, StoreSpace, VolumeSpace};
 pub use takeover::{AskTakeover, OwnerStatus, Rejoin, TailStatus, TakeoverProgress, TakeoverReport};
 pub use timeline::{OwnershipChange, OwnershipPhase, OwnershipTimeline};
-pub use volume::{CloneOrigin, CreateVolume, ReplicaStatus, Resize, VolumeStatus, VolumeSummary};
+pub use volume::{
+    AddVolumeKey, CloneOrigin, CreateVolume, EncryptionStatus, OpeningKey, ReplicaStatus, Resize, VolumeStatus,
+    VolumeSummary,
+};
 
 /// A failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

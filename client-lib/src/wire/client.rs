@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{Frame, ServiceId, decode_head, encode_head};
+use crate::cipher::VolumeKeys;
 use crate::error::{Error, ErrorKind};
 use crate::rights::Right;
 use crate::types::{Epoch, GroupId, Lsn, NodeId, SnapshotId, VolumeId};
@@ -182,8 +183,9 @@ pub enum ClientRequest {
         /// How many.
         length: u64,
     },
-    /// As [`Open`](Self::Open), and what the client may do with it. Like the next one, known since clients have rights: where a node answers
-    /// that it cannot read this, nobody is limited.
+    /// As [`Open`](Self::Open), by a client that decrypts what is encrypted (others must not get to see that at all), and what it may do with
+    /// it. Like the next one, known since clients have rights: where a node answers that it cannot read this, nobody is limited, and nothing is
+    /// encrypted.
     OpenFor {
         /// The name.
         name: String,
@@ -309,6 +311,8 @@ pub enum ClientReply {
         opened: Opened,
         /// What may be done.
         right: Right,
+        /// The sealed keys of a volume that is encrypted.
+        keys: Option<VolumeKeys>,
     },
     /// The volumes and their snapshots that the client may use, by name.
     Listed(Vec<ListedVolume>),

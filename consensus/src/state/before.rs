@@ -1,4 +1,4 @@
-//! The state as formats 8, 7, 6, 5 and 4 of the metadata store had it. Format 8 says nothing of places, and of what clients may do. Format 7 lets everybody in. Format 6 has nothing enclosed either. Formats 5 and 4 have no groups of volumes
+//! The state as formats 8, 7, 6, 5 and 4 of the metadata store had it. Format 8 says nothing of places, of what clients may do, and of keys. Format 7 lets everybody in. Format 6 has nothing enclosed either. Formats 5 and 4 have no groups of volumes
 //! either, and snapshots of one volume each; volumes of format 4 do not know where the next write takes them and have no policies of propagation, and
 //! links no limits.
 //!

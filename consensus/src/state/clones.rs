@@ -43,6 +43,7 @@ impl MetaState {
         };
         let made = self.add_volume(clone);
         self.place_like(origin, VolumeId(log_index));
+        self.inherit_keys(origin, VolumeId(log_index));
         Ok(made)
     }
 

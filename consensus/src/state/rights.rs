@@ -66,7 +66,7 @@ impl MetaState {
 
     /// Whether nothing is in it that programs of format 8 would drop.
     pub(crate) fn has_only_what_format_8_has(&self) -> bool {
-        self.rights.is_empty() && self.places.is_empty()
+        self.rights.is_empty() && self.places.is_empty() && self.keys.is_empty()
     }
 
     pub(super) fn change_rights(

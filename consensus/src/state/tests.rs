@@ -9,6 +9,7 @@ use crate::command::{Command, Ended, Refusal, Response};
 mod access;
 mod golden;
 mod groups;
+mod keys;
 mod places;
 mod rights;
 

@@ -25,7 +25,7 @@ const VALUE_VERSION: u8 = 1;
 /// The version of the database's layout and of the state in it. Others but [`FORMAT_8`] down to [`FORMAT_4`] are refused;
 /// those below were of development versions only.
 pub const FORMAT: u64 = 9;
-/// What is taken over when it is found: nothing is said in it of places, and of what clients may do.
+/// What is taken over when it is found: nothing is said in it of places, of what clients may do, and of keys.
 pub(super) const FORMAT_8: u64 = 8;
 /// The same, and nobody was removed or revoked in it.
 pub(super) const FORMAT_7: u64 = 7;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use client_lib::{GroupId, NodeId};
+use client_lib::cipher::{CipherName, SealedKey, VolumeKeys};
+use client_lib::policy::Durability;
+use client_lib::{GroupId, NodeId, VolumeSize};
 use openraft::StorageError;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine};
@@ -179,6 +181,20 @@ async fn snapshots_go_between_this_version_and_the_one_before() {
     let eu = BTreeSet::from(["eu".parse().expect("a label")]);
     state.apply(32, Command::LabelNode { node: NodeId(1), labels: eu }).into_result().expect("is applied");
     assert!(read_by_8(&encode_state(&state).expect("plain data")).is_err(), "of places that version knows nothing");
+
+    let mut state = decode_state(&written_by_8).expect("is read");
+    let key = SealedKey { name: "k".parse().expect("a name"), fingerprint: [1; 16].into(), sealed: [2; 92].into() };
+    let create = Command::CreateEncryptedVolume {
+        name: "secret".parse().expect("a name"),
+        size: VolumeSize::try_from(1 << 20).expect("a size"),
+        owner: NodeId(1),
+        replicas: BTreeSet::new(),
+        durability: Durability::default(),
+        keys: VolumeKeys { cipher: CipherName::Aes256Xts, check: [3; 16].into(), sealed: vec![key] },
+        nonce: 5,
+    };
+    state.apply(40, create).into_result().expect("is applied");
+    assert!(read_by_8(&encode_state(&state).expect("plain data")).is_err(), "of keys that version knows nothing");
 }
 
 /// A node of the version before keeps a snapshot as it was sent, with its mark, or in the form of the version before that.

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use client_lib::cipher::VolumeKeys;
 use client_lib::wire::admin::{CreateVolume, VolumeStatus};
 use client_lib::{SECTOR_SIZE, VolumeName};
 
-use super::Common;
 use super::client::Client;
 use super::transfer::{
     End, Format, Image, Options, Place, Progress, State, StateFile, Target, Transfer, connect, print, reach, state_file,
 };
+use super::{Common, key};
 use crate::size::{self, human};
 
 /// Copy an image, or an export of any NBD server, into a volume
@@ -44,6 +45,8 @@ pub(super) struct Import {
     #[arg(long)]
     verify: bool,
     #[command(flatten)]
+    encrypt: key::Encrypt,
+    #[command(flatten)]
     common: Options,
 }
 
@@ -74,7 +77,8 @@ async fn import(arguments: &Import, name: &VolumeName, common: &Common) -> anyho
             if let Some(owner) = &arguments.owner {
                 servers.require(owner)?;
             }
-            tokio::task::block_in_place(|| create(arguments, name, needed, &client))?
+            let keys = arguments.encrypt.keys(name).await?;
+            tokio::task::block_in_place(|| create(arguments, name, needed, keys, &client))?
         }
     };
     let state = State {
@@ -141,6 +145,9 @@ fn check(arguments: &Import, volume: &VolumeStatus, needed: u64, file: &StateFil
     if arguments.owner.as_ref().is_some_and(|owner| *owner != volume.owner) {
         bail!("volume {name} exists and is owned by node {}: --owner is for a new one", volume.owner);
     }
+    if arguments.encrypt.is_wanted() && volume.encryption.is_none() {
+        bail!("volume {name} exists and is not encrypted: --encrypt is for a new one");
+    }
     if volume.mapped_bytes > 0 && !arguments.overwrite && !arguments.resume {
         let interrupted = if file.exists() { "go on with the interrupted import with --resume, " } else { "" };
         bail!(
@@ -151,7 +158,13 @@ fn check(arguments: &Import, volume: &VolumeStatus, needed: u64, file: &StateFil
     Ok(())
 }
 
-fn create(arguments: &Import, name: &VolumeName, needed: u64, client: &Client) -> anyhow::Result<VolumeStatus> {
+fn create(
+    arguments: &Import,
+    name: &VolumeName,
+    needed: u64,
+    keys: Option<VolumeKeys>,
+    client: &Client,
+) -> anyhow::Result<VolumeStatus> {
     let size_bytes = arguments.size.unwrap_or(needed);
     if size_bytes < needed {
         bail!(
@@ -162,6 +175,6 @@ fn create(arguments: &Import, name: &VolumeName, needed: u64, client: &Client) -
         );
     }
     let owner = arguments.owner.clone();
-    let request = CreateVolume { name: name.to_string(), size_bytes, owner, ..CreateVolume::default() };
+    let request = CreateVolume { name: name.to_string(), size_bytes, owner, keys, ..CreateVolume::default() };
     client.post("/v1/volumes", &request)
 }

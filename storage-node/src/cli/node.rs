@@ -128,6 +128,7 @@ async fn serve(config: NodeConfig, mut membership: Membership, passed: PassedSoc
         bootstrap,
         contacts: if first { membership.contacts.clone() } else { Vec::new() },
         authority,
+        keys: config.keys.source(),
         store: config.store.clone(),
         wan_bytes: None,
     })

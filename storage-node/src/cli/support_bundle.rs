@@ -69,8 +69,17 @@ fn bundle(arguments: &SupportBundle, common: &Common) -> Value {
 }
 
 /// As they are written: they name files with keys, and hold none.
+/// The settings, but for the command that prints keys: there may be a secret in it.
 fn settings(path: &Path) -> anyhow::Result<Value> {
-    Ok(Value::String(std::fs::read_to_string(path)?))
+    let text = std::fs::read_to_string(path)?;
+    if !text.contains("command") {
+        return Ok(Value::String(text));
+    }
+    let mut settings: toml::Table = toml::from_str(&text)?;
+    if let Some(command) = settings.get_mut("keys").and_then(|keys| keys.get_mut("command")) {
+        *command = toml::Value::String("(left out)".to_owned());
+    }
+    Ok(Value::String(toml::to_string(&settings)?))
 }
 
 fn or_error(value: anyhow::Result<Value>) -> Value {
@@ -151,6 +160,20 @@ mod tests {
             std::fs::write(directory.path().join(format!("{number:04}")), "").expect("is written");
         }
         assert_eq!(super::listed(directory.path(), 1)["…"], "and 2 more");
+    }
+
+    #[test]
+    fn the_command_that_prints_keys_is_left_out_of_the_settings() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("a.toml");
+        std::fs::write(&path, "# of a\nname = \"a\"\n").expect("is written");
+        assert_eq!(settings(&path).expect("reads"), "# of a\nname = \"a\"\n");
+        std::fs::write(&path, "name = \"a\"\n[keys]\ncommand = \"\"\"curl -H 'Token: secret'\nelsewhere\"\"\"\n")
+            .expect("is written");
+        let told = settings(&path).expect("reads").to_string();
+        assert!(told.contains("left out") && told.contains("name") && !told.contains("secret"), "{told}");
+        std::fs::write(&path, "command = secret").expect("is written");
+        assert!(settings(&path).is_err(), "what cannot be looked through is not told");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use client_lib::pki::{ClusterAuthority, ClusterId, NodeIdentity};
 use client_lib::{NodeId, NodeName, ProviderId};
 use futures_util::future::join_all;
 use nbd_frontend::TlsOptions;
+use nbd_frontend::service::keys::KeyArguments;
 
 use super::Common;
 use super::serving::{Served, announce, until_stopped};
@@ -45,6 +46,8 @@ pub(super) struct Up {
     nbd_port: u16,
     #[command(flatten)]
     nbd_tls: NbdTls,
+    #[command(flatten)]
+    keys: KeyArguments,
     /// First port of the admin API, one per provider; 0 takes free ones
     #[arg(long, value_name = "N", default_value_t = 10880)]
     http_port: u16,
@@ -115,6 +118,7 @@ async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Resul
     }
     let identities = identities(&data, &names)?;
     let nbd_tls = std::mem::take(&mut up.nbd_tls).options();
+    let keys = up.keys.source();
 
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let sockets: Vec<UdpSocket> = names.iter().map(|_| UdpSocket::bind(loopback)).collect::<Result<_, _>>()?;
@@ -145,6 +149,7 @@ async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Resul
             bootstrap: Some(bootstrap.clone()),
             contacts: Vec::new(),
             authority: None,
+            keys: keys.clone(),
             store: StoreSettings::default(),
             wan_bytes: Some(WanBytes(Arc::new(move || counted.values().map(crossed).sum()))),
             data: directory,

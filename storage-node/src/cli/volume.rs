@@ -7,14 +7,14 @@ use client_lib::policy::placement::Placement;
 use client_lib::wire::admin::{CloneOrigin, CreateVolume, Resize, VolumeStatus, VolumeSummary};
 
 use super::client::{Client, print_json, print_table};
-use super::{Common, export, import, link, migrate, place, policy, replica, scrub, snapshot, space, takeover};
+use super::{Common, export, import, key, link, migrate, place, policy, replica, scrub, snapshot, space, takeover};
 use crate::size;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     /// Create a volume
     #[command(
-        after_help = "Example:\n  helio volume create disk --size 10GiB --owner a\n  helio volume create disk --size 10GiB --durability geo:1\n  helio volume create disk --size 10GiB --place \"2 in eu, 1 elsewhere\""
+        after_help = "Example:\n  helio volume create disk --size 10GiB --owner a\n  helio volume create disk --size 10GiB --durability geo:1\n  helio volume create disk --size 10GiB --place \"2 in eu, 1 elsewhere\"\n  helio volume create disk --size 10GiB --encrypt --key-file prod.key"
     )]
     Create {
         /// Its name
@@ -33,6 +33,8 @@ pub(super) enum Verb {
         place: Option<Placement>,
         #[command(flatten)]
         durability: policy::DurabilityArguments,
+        #[command(flatten)]
+        encrypt: key::Encrypt,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -79,6 +81,9 @@ pub(super) enum Verb {
     /// Keep a volume as it is now; go back to that, or make another volume of it
     #[command(subcommand)]
     Snapshot(snapshot::Verb),
+    /// The keys that open an encrypted volume: exchanged while it is in use
+    #[command(subcommand)]
+    Key(key::Verb),
     Scrub(scrub::VolumeScrub),
     Import(import::Import),
     Export(export::Export),
@@ -96,9 +101,10 @@ pub(super) enum Verb {
 pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
     let client = || Client::find(common);
     match verb {
-        Verb::Create { name, size: size_bytes, owner, replicas, place, durability, json } => {
+        Verb::Create { name, size: size_bytes, owner, replicas, place, durability, encrypt, json } => {
             // Checked here too: an odd name must not become part of a URL, and needs no cluster to be refused.
-            name.parse::<VolumeName>()?;
+            let volume = name.parse::<VolumeName>()?;
+            let keys = key::block_on(encrypt.keys(&volume))?;
             let request = CreateVolume {
                 name,
                 size_bytes,
@@ -109,12 +115,16 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
                 unmet: durability.unmet(),
                 degrade_after_ms: durability.degrade_after_ms(),
                 accept_unmet: durability.accept_unmet,
+                keys,
             };
             let status: VolumeStatus = client()?.post("/v1/volumes", &request)?;
             if json {
                 return print_json(&status);
             }
             println!("created volume {} of {} at node {}", status.name, size::human(status.size_bytes), status.owner);
+            if let Some(encryption) = &status.encryption {
+                println!("{}: without one of its keys its data is lost", key::sentence(encryption));
+            }
         }
         Verb::List { json } => {
             let volumes: Vec<VolumeSummary> = client()?.get("/v1/volumes")?;
@@ -154,6 +164,7 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
         Verb::Place(arguments) => return place::run_volume(&arguments, common),
         Verb::Replica(verb) => return replica::run(&verb, replica::Of::Volume, common),
         Verb::Snapshot(verb) => return snapshot::run(verb, common),
+        Verb::Key(verb) => return key::run(verb, common),
         Verb::Scrub(arguments) => return scrub::run_volume(&arguments, common),
         Verb::Import(arguments) => return import::run(&arguments, common),
         Verb::Export(arguments) => return export::run(&arguments, common),
@@ -194,6 +205,9 @@ fn print_status(status: &VolumeStatus) {
     );
     if let Some(group) = &status.group {
         println!("it is in group {group}, and moves with it (`helio group status {group}`)");
+    }
+    if let Some(encryption) = &status.encryption {
+        println!("{}", key::sentence(encryption));
     }
     if let Some(origin) = &status.clone_of {
         println!("{}", origin_line(origin));

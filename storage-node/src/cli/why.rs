@@ -191,6 +191,7 @@ mod tests {
 
     fn status(replicas: Vec<ReplicaStatus>) -> VolumeStatus {
         VolumeStatus {
+            encryption: None,
             name: "disk".into(),
             id: 1,
             size_bytes: 1 << 20,

@@ -4,12 +4,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::cipher::VolumeKeys;
 use client_lib::clock::Clock;
 use client_lib::pki::{CertificateHolder, Fingerprint};
 use client_lib::rights::Role;
 use client_lib::transport::{BoxFuture, Class};
 use client_lib::wire::admin::{
-    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLabels, ChangeLink, ChangePlacement, ChangePolicy, ChangeReplicas, ChangeRights, ClientList, CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeLabels, NodeList, NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus, OwnershipTimeline, PlacementStatus, Rejoin, RemoveNode, ReplicasReport, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AccessReport, AddVolumeKey, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLabels, ChangeLink,
+    ChangePlacement, ChangePolicy, ChangeReplicas, ChangeRights, ClientList, CloneSnapshot, ClusterStatus, CreateGroup,
+    CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList,
+    LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeLabels, NodeList, NodeRemoval, NodeSpace, NoteClient,
+    OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus, OwnershipTimeline, PlacementStatus, Rejoin,
+    RemoveNode, ReplicasReport, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus, TailStatus,
+    TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{ClientName, Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
@@ -39,6 +46,7 @@ mod cluster;
 pub(super) mod durability;
 mod groups;
 mod handover;
+mod keys;
 mod links;
 mod members;
 mod names;
@@ -351,6 +359,18 @@ impl Admin for NodeAdmin {
         request: ChangePlacement,
     ) -> BoxFuture<'a, Result<PlacementStatus, Error>> {
         Box::pin(self.place_all_of(name, request))
+    }
+
+    fn keys<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumeKeys, Error>> {
+        Box::pin(self.keys_of(name))
+    }
+
+    fn add_key<'a>(&'a self, name: &'a str, request: AddVolumeKey) -> BoxFuture<'a, Result<VolumeKeys, Error>> {
+        Box::pin(self.add_key_of(name, request))
+    }
+
+    fn remove_key<'a>(&'a self, name: &'a str, key: &'a str) -> BoxFuture<'a, Result<VolumeKeys, Error>> {
+        Box::pin(self.remove_key_of(name, key))
     }
 
     fn create_snapshot<'a>(

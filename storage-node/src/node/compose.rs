@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use client_lib::cipher::KeySource;
 use client_lib::clock::Clock;
 use client_lib::transport::{BoxFuture, Transport};
 use client_lib::wire::join::Contact;
@@ -72,6 +73,8 @@ pub struct Place {
     pub contacts: Vec<Contact>,
     /// The directory of the cluster's authority, at the node that admits others.
     pub authority: Option<PathBuf>,
+    /// Where the keys are that open encrypted volumes here.
+    pub keys: Option<KeySource>,
     /// Counts what crosses the WAN emulator, if there is one.
     pub wan_bytes: Option<WanBytes>,
 }
@@ -185,7 +188,7 @@ impl Parts {
             tokio::spawn(joining::finish(me, meta.clone(), volumes.clone(), peers.clone())),
         ];
         tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
-        let exports = Arc::new(Exports::new(volumes, newest, first_session));
+        let exports = Arc::new(Exports::new(volumes, newest, first_session).with_keys(place.keys));
         Ok(Parts { admin, observer, exports, meta, me, reconciler, shards, tasks })
     }
 

@@ -218,6 +218,8 @@ impl Reconciler {
                 // A growth that this node has not carried out yet must not be promised to clients.
                 let size = report.size.min(meta.size);
                 let volume = ServedVolume::new(meta, size, self.me, Phase::Activating, shard, peers, metadata);
+                // Before anybody can open it: ciphertext must not be taken for data.
+                volume.keys.follow(state.keys(meta.id));
                 self.volumes.insert(volume.clone());
                 tokio::spawn(follow_size(volume.clone()));
                 tokio::spawn(follow_snapshots(volume.clone(), self.log.clone()));
@@ -233,6 +235,7 @@ impl Reconciler {
         volume.sending.follow(&meta.propagation);
         let is_holder = owned || meta.replicas.contains(&self.me);
         volume.follows.store(is_holder, Ordering::Relaxed);
+        volume.keys.follow(state.keys(meta.id));
         let is_done = has_come_to(view, meta);
         if !is_done {
             volume.standing.heard(meta);

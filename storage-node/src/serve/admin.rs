@@ -1,10 +1,17 @@
 //! What an administrator can ask of a node: the seam between the node and its HTTP face.
 
+use client_lib::cipher::VolumeKeys;
 use client_lib::pki::Fingerprint;
 use client_lib::rights::Role;
 use client_lib::transport::BoxFuture;
 use client_lib::wire::admin::{
-    AccessReport, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLabels, ChangeLink, ChangePlacement, ChangePolicy, ChangeReplicas, ChangeRights, ClientList, CloneSnapshot, ClusterStatus, CreateGroup, CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList, LinkStatus, Migrate, MigrateReport, NodeLabels, NodeList, NodeRemoval, NodeSpace, NoteClient, OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus, OwnershipTimeline, PlacementStatus, Rejoin, RemoveNode, ReplicasReport, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    AccessReport, AddVolumeKey, AskTakeover, AuditList, CancelledMigrate, ChangeGroup, ChangeLabels, ChangeLink,
+    ChangePlacement, ChangePolicy, ChangeReplicas, ChangeRights, ClientList, CloneSnapshot, ClusterStatus, CreateGroup,
+    CreateSnapshot, CreateVolume, GroupMigrateReport, GroupSnapshot, GroupSnapshotReport, GroupStatus, LinkList,
+    LinkStatus, Migrate, MigrateReport, NodeLabels, NodeList, NodeRemoval, NodeSpace, NoteClient, OnWrite,
+    OnWriteStatus, Overview, OverviewQuery, OwnerStatus, OwnershipTimeline, PlacementStatus, Rejoin, RemoveNode,
+    ReplicasReport, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus, TailStatus,
+    TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
 use client_lib::{ClientName, Error};
@@ -91,6 +98,15 @@ pub trait Admin: Send + Sync + 'static {
         name: &'a str,
         request: ChangePlacement,
     ) -> BoxFuture<'a, Result<PlacementStatus, Error>>;
+
+    /// What opens an encrypted volume, sealed; does not need the owner.
+    fn keys<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumeKeys, Error>>;
+
+    /// Has another key open an encrypted volume; returns all that do.
+    fn add_key<'a>(&'a self, name: &'a str, request: AddVolumeKey) -> BoxFuture<'a, Result<VolumeKeys, Error>>;
+
+    /// Has a key open an encrypted volume no more; returns those that do.
+    fn remove_key<'a>(&'a self, name: &'a str, key: &'a str) -> BoxFuture<'a, Result<VolumeKeys, Error>>;
 
     /// Makes a snapshot of a volume, and waits until it is made.
     fn create_snapshot<'a>(

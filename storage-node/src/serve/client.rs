@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::cipher::VolumeKeys;
 use client_lib::rights::Right;
 use client_lib::transport::{Class, Home, Residence};
 use client_lib::wire::client::{
@@ -94,17 +95,26 @@ impl ClientService {
                 ClientReply::Volumes(listed.into_iter().map(|listed| listed.volume).collect())
             }
             ClientRequest::List => ClientReply::Listed(volumes(&*self.metadata.get().await?, asker)),
-            ClientRequest::Open { name } => ClientReply::Opened(self.open(asker, &name).await?.0),
+            ClientRequest::Open { name } => match self.open(asker, &name).await? {
+                (opened, _, None) => ClientReply::Opened(opened),
+                // Whoever asks so would take ciphertext for data, and write data where ciphertext belongs.
+                (_, _, Some(_)) => {
+                    let text = format!(
+                        "volume {name} is encrypted, and this client is of a version that cannot decrypt: renew it"
+                    );
+                    return Err(Error::new(ErrorKind::InvalidRequest, text));
+                }
+            },
             ClientRequest::OpenFor { name } => {
-                let (opened, right) = self.open(asker, &name).await?;
-                ClientReply::OpenedFor { opened, right }
+                let (opened, right, keys) = self.open(asker, &name).await?;
+                ClientReply::OpenedFor { opened, right, keys }
             }
             request => return self.use_volume(asker, request, payload).await,
         };
         Ok((reply, Bytes::new()))
     }
 
-    async fn open(&self, asker: Asker<'_>, name: &str) -> Result<(Opened, Right), Error> {
+    async fn open(&self, asker: Asker<'_>, name: &str) -> Result<(Opened, Right, Option<VolumeKeys>), Error> {
         let state = self.metadata.get().await?;
         let (volume_name, snapshot_name) = name.split_once('@').map_or((name, None), |(volume, at)| (volume, Some(at)));
         // First: who may not use it is not told whether it exists.
@@ -116,8 +126,10 @@ impl ClientService {
             ));
         };
         let session = self.next_session.fetch_add(1, Ordering::Relaxed);
-        let opened =
-            |snapshot, size| (Opened { volume: volume.id, snapshot, size, session, epoch: volume.epoch }, right);
+        let opened = |snapshot, size| {
+            let opened = Opened { volume: volume.id, snapshot, size, session, epoch: volume.epoch };
+            (opened, right, state.keys(volume.id).cloned())
+        };
         let Some(snapshot_name) = snapshot_name else { return Ok(opened(None, volume.size.bytes())) };
         match volume.snapshot_named(snapshot_name).map(|snapshot| (snapshot.id, snapshot.made)) {
             Some((snapshot, Some(made))) => Ok(opened(Some(snapshot), made.size.bytes())),
@@ -322,6 +334,7 @@ fn volumes(state: &MetaState, asker: Asker<'_>) -> Vec<ListedVolume> {
 
 #[cfg(test)]
 mod tests {
+    use client_lib::cipher::{CipherName, SealedKey};
     use client_lib::wire::client::{Attached, ExtentState, ExtentsOf, ForkInfo, Tenure, WriteId};
     use client_lib::wire::frame::encode_head;
     use client_lib::{Lsn, NodeId, SnapshotId};
@@ -355,10 +368,14 @@ mod tests {
         let (name, provider) = ("a".to_owned(), "cloud-1".to_owned());
         let member = MemberInfo { node: NodeId(1), name, provider, address: "192.0.2.1:10810".into() };
         let lsn = Lsn::new(Epoch(3), 300);
+        let opened = Opened { volume, snapshot: None, size: 1 << 30, session: 1 << 48, epoch: Epoch(3) };
+        let name = "prod.key".parse().expect("a name");
+        let sealed = vec![SealedKey { name, fingerprint: [7; 16].into(), sealed: [8; 92].into() }];
+        let keys = VolumeKeys { cipher: CipherName::Aes256Xts, check: [9; 16].into(), sealed };
         let replies = [
             ClientReply::Members(vec![member]),
             ClientReply::Volumes(vec![VolumeInfo { name: "disk@monday".into(), size: 1 << 30, is_snapshot: true }]),
-            ClientReply::Opened(Opened { volume, snapshot: None, size: 1 << 30, session: 1 << 48, epoch: Epoch(3) }),
+            ClientReply::Opened(opened.clone()),
             ClientReply::Attached(Attached {
                 tenure,
                 owner: NodeId(1),
@@ -379,7 +396,9 @@ mod tests {
             ClientReply::OpenedFor {
                 opened: Opened { volume, snapshot: None, size: 1 << 30, session: 1 << 48, epoch: Epoch(3) },
                 right: Right::Read,
+                keys: None,
             },
+            ClientReply::OpenedFor { opened, right: Right::Write, keys: Some(keys) },
             ClientReply::Listed(vec![ListedVolume {
                 volume: VolumeInfo { name: "disk".into(), size: 1 << 30, is_snapshot: false },
                 right: Right::Write,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use client_lib::cipher::KeySource;
 use client_lib::geometry::IO_SIZE_MAX;
 use client_lib::transport::BoxFuture;
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, SECTOR_SIZE};
@@ -12,6 +13,7 @@ use consensus::Snapshot;
 use nbd_frontend::export::{ExportDirectory, ExportInfo, Session};
 
 use super::kept::{KeptSnapshot, ReadOnly};
+use super::keys::Unlocker;
 use super::metadata::NewestMetadata;
 use super::session::VolumeSession;
 use super::tail::{KeptTail, tail_info, tail_name};
@@ -27,6 +29,7 @@ pub struct Exports {
     volumes: Arc<Volumes>,
     metadata: Arc<NewestMetadata>,
     next_session: AtomicU64,
+    unlocker: Unlocker,
 }
 
 impl Exports {
@@ -39,7 +42,13 @@ impl Exports {
     /// Exports `volumes`. Session numbers count up from `first_session`; they must never repeat in the cluster's life.
     #[must_use]
     pub fn new(volumes: Arc<Volumes>, metadata: Arc<NewestMetadata>, first_session: u64) -> Exports {
-        Exports { volumes, metadata, next_session: AtomicU64::new(first_session) }
+        Exports { volumes, metadata, next_session: AtomicU64::new(first_session), unlocker: Unlocker::default() }
+    }
+
+    /// The same with what opens encrypted volumes here.
+    #[must_use]
+    pub fn with_keys(self, source: Option<KeySource>) -> Exports {
+        Exports { unlocker: Unlocker::new(source), ..self }
     }
 
     /// The volume and the snapshot that `VOLUME@SNAPSHOT` names.
@@ -70,19 +79,21 @@ impl Exports {
         }
     }
 
-    async fn session(&self, name: &str) -> Result<Arc<dyn Session>, Error> {
+    /// A session of what is stored under `name`, and whose that is.
+    async fn stored(&self, name: &str) -> Result<(Arc<ServedVolume>, Arc<dyn Session>), Error> {
         let Some((volume, snapshot)) = name.split_once('@') else {
             let number = self.next_session.fetch_add(1, Ordering::Relaxed);
-            return Ok(Arc::new(VolumeSession::new(self.named(name).await?, number)));
+            let volume = self.named(name).await?;
+            return Ok((volume.clone(), Arc::new(VolumeSession::new(volume, number))));
         };
         let served = self.named(volume).await?;
         if let Some(tail) = served.standing.tail().filter(|tail| tail_name(tail) == snapshot)
             && served.snapshots.named(snapshot).is_none()
         {
-            return Ok(Arc::new(ReadOnly(KeptTail::open(served, tail).await?)));
+            return Ok((served.clone(), Arc::new(ReadOnly(KeptTail::open(served, tail).await?))));
         }
         let (volume, snapshot) = self.snapshot_named(volume, snapshot).await?;
-        Ok(Arc::new(ReadOnly(KeptSnapshot::new(volume, &snapshot))))
+        Ok((volume.clone(), Arc::new(ReadOnly(KeptSnapshot::new(volume, &snapshot)))))
     }
 
     /// The volume called `name`, also one that was made this moment at another node.
@@ -121,18 +132,30 @@ impl ExportDirectory for Exports {
     }
 
     fn info<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ExportInfo, Error>> {
-        Box::pin(async { Ok(self.session(name).await?.info()) })
+        // What it is like may be told without a key.
+        Box::pin(async { Ok(self.stored(name).await?.1.info()) })
     }
 
     fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn Session>, Error>> {
-        Box::pin(self.session(name))
+        Box::pin(async move {
+            let (volume, stored) = self.stored(name).await?;
+            self.unlocker.readable(&volume, stored, &self.metadata).await
+        })
+    }
+}
+
+/// What an export is, for people, and whether it takes a key.
+pub(super) fn described(volume: &ServedVolume, what: String) -> String {
+    match volume.keys.get() {
+        Some(keys) => format!("{what}, encrypted ({})", keys.cipher),
+        None => what,
     }
 }
 
 pub(super) fn export_info(volume: &ServedVolume) -> ExportInfo {
     ExportInfo {
         name: volume.name.to_string(),
-        description: format!("Heliotrope volume {}", volume.name),
+        description: described(volume, format!("Heliotrope volume {}", volume.name)),
         size: volume.size().bytes(),
         read_only: false,
         block_size_min: SECTOR_SIZE,
@@ -144,7 +167,7 @@ pub(super) fn export_info(volume: &ServedVolume) -> ExportInfo {
 pub(super) fn snapshot_info(volume: &ServedVolume, snapshot: &Snapshot) -> ExportInfo {
     ExportInfo {
         name: format!("{}@{}", volume.name, snapshot.name),
-        description: format!("Heliotrope snapshot {} of volume {}", snapshot.name, volume.name),
+        description: described(volume, format!("Heliotrope snapshot {} of volume {}", snapshot.name, volume.name)),
         size: snapshot.made.map_or(0, |made| made.size.bytes()),
         read_only: true,
         ..export_info(volume)

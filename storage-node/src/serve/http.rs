@@ -12,7 +12,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use client_lib::wire::admin::{
-    AskTakeover, ChangeGroup, ChangeLabels, ChangeLink, ChangePlacement, ChangePolicy, ChangeReplicas, ChangeRights, CloneSnapshot, CreateGroup, CreateSnapshot, CreateVolume, Failure, Migrate, NoteClient, OnWrite, Rejoin, RemoveNode, Resize, RevokeClient, RollBack,
+    AddVolumeKey, AskTakeover, ChangeGroup, ChangeLabels, ChangeLink, ChangePlacement, ChangePolicy, ChangeReplicas,
+    ChangeRights, CloneSnapshot, CreateGroup, CreateSnapshot, CreateVolume, Failure, Migrate, NoteClient, OnWrite,
+    Rejoin, RemoveNode, Resize, RevokeClient, RollBack,
 };
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
@@ -130,6 +132,8 @@ fn api(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, proof: Proof) -> Router {
         .route("/v1/volumes/{name}/resize", post(resize))
         .route("/v1/volumes/{name}/replicas", post(change_replicas))
         .route("/v1/volumes/{name}/placement", get(placement).post(place_volume))
+        .route("/v1/volumes/{name}/keys", get(keys).post(add_key))
+        .route("/v1/volumes/{name}/keys/{key}", axum::routing::delete(remove_key))
         .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/rollback", post(roll_back))
@@ -253,6 +257,18 @@ async fn place_group(State(admin): Shared, Path(name): Path<String>, Json(wanted
 
 async fn label_node(State(admin): Shared, Path(name): Path<String>, Json(wanted): Json<ChangeLabels>) -> Response {
     answer(admin.label_node(&name, wanted).await)
+}
+
+async fn keys(State(admin): Shared, Path(name): Path<String>) -> Response {
+    answer(admin.keys(&name).await)
+}
+
+async fn add_key(State(admin): Shared, Path(name): Path<String>, Json(request): Json<AddVolumeKey>) -> Response {
+    answer(admin.add_key(&name, request).await)
+}
+
+async fn remove_key(State(admin): Shared, Path((name, key)): Path<(String, String)>) -> Response {
+    answer(admin.remove_key(&name, &key).await)
 }
 
 async fn snapshots(State(admin): Shared, Path(name): Path<String>) -> Response {

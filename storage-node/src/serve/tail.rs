@@ -9,7 +9,7 @@ use client_lib::transport::{BoxFuture, Class};
 use client_lib::{BLOCK_SIZE, BlockIndex, Error, ErrorKind, VolumeSize};
 use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Residency, ResidencyExtent};
 
-use super::exports::export_info;
+use super::exports::{described, export_info};
 use super::kept::Kept;
 use super::volume::{ServedVolume, store_failure};
 use crate::ownership::standing::Tail;
@@ -98,7 +98,10 @@ pub fn tail_name(tail: &Tail) -> String {
 pub(super) fn tail_info(volume: &ServedVolume, tail: &Tail, size: VolumeSize) -> ExportInfo {
     ExportInfo {
         name: format!("{}@{}", volume.name, tail_name(tail)),
-        description: format!("What a takeover cut off of Heliotrope volume {}, up to {}", volume.name, tail.to),
+        description: described(
+            volume,
+            format!("What a takeover cut off of Heliotrope volume {}, up to {}", volume.name, tail.to),
+        ),
         size: size.bytes(),
         read_only: true,
         ..export_info(volume)

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::durability::FlushGate;
+use super::keys::SealedKeys;
 use super::metadata::NewestMetadata;
 use super::numbers::{Number, Numbers};
 use super::pace::Pace;
@@ -88,6 +89,8 @@ pub struct ServedVolume {
     metadata: Arc<NewestMetadata>,
     /// Whether writes were passed on that a FLUSH here must make durable there.
     forwarded: AtomicBool,
+    /// What opens it, sealed, if it is encrypted: everything below has ciphertext.
+    pub keys: SealedKeys,
     /// Whether it comes here when it is written here, as far as this node has heard.
     pub may_come: AtomicBool,
     /// Whether this node is to hold a copy, as far as it has heard: its owner sends to nobody else, and nobody else takes anything.
@@ -157,6 +160,7 @@ impl ServedVolume {
             peers,
             metadata,
             forwarded: AtomicBool::new(false),
+            keys: SealedKeys::default(),
             may_come: AtomicBool::new(false),
             follows: AtomicBool::new(false),
             coming: tokio::sync::Mutex::default(),

@@ -220,6 +220,7 @@ impl Machine {
             bootstrap: is_founder.then(|| self.founders.clone()),
             contacts,
             authority: None,
+            keys: None,
             wan_bytes: None,
         };
         let start = Start {

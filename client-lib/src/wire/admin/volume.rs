@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cipher::keys::KeyFingerprint;
+use crate::cipher::{SealedKey, VolumeKeys};
+
 use super::{
     DurabilityStatus, FetchStatus, FreightStatus, PlacementStatus, ReplicaPolicy, RpoStatus, TailStatus, VolumeSpace,
 };
@@ -35,6 +38,45 @@ pub struct CreateVolume {
     /// Whether a class is accepted that these nodes can never meet.
     #[serde(default)]
     pub accept_unmet: bool,
+    /// The volume's key, sealed by whoever asks, if the volume is to be encrypted; nodes never see the key itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<VolumeKeys>,
+}
+
+/// Asks for another key to open an encrypted volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddVolumeKey {
+    /// The check value of what is sealed, which is the volume's.
+    pub check: KeyFingerprint,
+    /// The volume's key, sealed under the one that is to open it.
+    pub key: SealedKey,
+}
+
+/// How a volume is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncryptionStatus {
+    /// The cipher.
+    pub cipher: String,
+    /// The keys that open it.
+    pub keys: Vec<OpeningKey>,
+}
+
+/// A key that opens a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpeningKey {
+    /// What it is called.
+    pub name: String,
+    /// Which it is, in hexadecimal.
+    pub fingerprint: String,
+}
+
+impl From<&VolumeKeys> for EncryptionStatus {
+    fn from(keys: &VolumeKeys) -> EncryptionStatus {
+        let opening =
+            |key: &SealedKey| OpeningKey { name: key.name.to_string(), fingerprint: key.fingerprint.to_string() };
+        EncryptionStatus { cipher: keys.cipher.to_string(), keys: keys.sealed.iter().map(opening).collect() }
+    }
 }
 
 /// Asks for another size.
@@ -64,6 +106,9 @@ pub struct VolumeSummary {
     /// Its class of durability; empty from a node that does not tell yet.
     #[serde(default)]
     pub durability: String,
+    /// Whether nodes hold ciphertext of it.
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 /// A replica of a volume, as its owner sees it.
@@ -192,4 +237,7 @@ pub struct VolumeStatus {
     /// What it lacked at the owner when the ownership began, and what became of that.
     #[serde(default)]
     pub fetch: FetchStatus,
+    /// How it is encrypted; `null` when it is not.
+    #[serde(default)]
+    pub encryption: Option<EncryptionStatus>,
 }

@@ -1,5 +1,6 @@
 //! The state as bytes: what a node's metadata store and Raft's snapshots hold.
 
+use client_lib::cipher::{CipherName, SealedKey, VolumeKeys};
 use client_lib::pki::Fingerprint;
 use client_lib::policy::{Class, Durability, LinkPolicy, Mode, Order, Propagation, RateWindow, Rpo, RpoAction, Unmet};
 use client_lib::rights::{Right, Role};
@@ -156,6 +157,23 @@ fn rights() -> Command {
     }
 }
 
+fn sealed(name: &str, byte: u8) -> SealedKey {
+    let name = name.parse().expect("a name");
+    SealedKey { name, fingerprint: [byte; 16].into(), sealed: [byte + 1; 92].into() }
+}
+
+fn create_encrypted() -> Command {
+    Command::CreateEncryptedVolume {
+        name: "y".parse().expect("a name"),
+        size: VolumeSize::try_from(1 << 20).expect("a size"),
+        owner: NodeId(1),
+        replicas: [NodeId(2)].into(),
+        durability: Durability::default(),
+        keys: VolumeKeys { cipher: CipherName::Aes256Xts, check: [9; 16].into(), sealed: vec![sealed("prod.key", 1)] },
+        nonce: 15,
+    }
+}
+
 /// A state with something in every field.
 fn full() -> MetaState {
     let mut state = full_of_8();
@@ -180,11 +198,29 @@ fn full() -> MetaState {
         (33, Command::SetPlacement { volumes: [volume].into(), placement }),
         (34, rights()),
         (35, withdrawn),
+        (36, create_encrypted()),
+        (37, Command::AddVolumeKey { volume: VolumeId(36), check: [9; 16].into(), key: sealed("next.key", 3) }),
     ];
     for (index, command) in commands {
         state.apply(index, command).into_result().expect("is applied");
     }
     state
+}
+
+/// What a log of today has, and tomorrow's program reads.
+#[test]
+fn commands_of_encryption_are_stored_as_these_bytes() {
+    let volume = VolumeId(300);
+    let commands = [
+        create_encrypted(),
+        Command::AddVolumeKey { volume, check: [9; 16].into(), key: sealed("next.key", 3) },
+        Command::RemoveVolumeKey { volume, name: "prod.key".parse().expect("a name") },
+    ];
+    let encoded: Vec<u8> = commands.iter().flat_map(Command::encode).collect();
+    golden::check("meta-commands-keys.hex", &encoded);
+    for command in commands {
+        assert_eq!(Command::decode(&command.encode()).expect("reads back"), command);
+    }
 }
 
 /// What a log of today has, and tomorrow's program reads.

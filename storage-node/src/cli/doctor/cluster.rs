@@ -210,6 +210,7 @@ mod tests {
     fn a_volume_whose_owner_is_lost_is_wrong() {
         let members = status(&[("a", true, true), ("b", false, false)]);
         let volume = |name: &str, owner: &str| VolumeSummary {
+            encrypted: false,
             name: name.to_owned(),
             size_bytes: 1,
             owner: owner.to_owned(),

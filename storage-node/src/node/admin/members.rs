@@ -19,8 +19,8 @@ const ABOUT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long it is waited until the members that answer have applied something.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The format of metadata that has places, and what clients may do.
-const FORMAT_OF_PLACES_AND_RIGHTS: u64 = 9;
+/// The format of metadata that has places, what clients may do, and keys of volumes.
+const FORMAT_9: u64 = 9;
 
 /// How often they are asked.
 const CONFIRM_LOOK: Duration = Duration::from_millis(50);
@@ -106,15 +106,20 @@ impl NodeAdmin {
         self.require_format(state, lost, 0, "removed nodes and revoked certificates").await
     }
 
+    /// The same of programs that know nothing of keys of volumes.
+    pub(super) async fn require_keys_known_to_all(&self, state: &MetaState) -> Result<(), Error> {
+        self.require_format(state, None, FORMAT_9, "encrypted volumes").await
+    }
+
     /// The same of programs that do not see to what clients may do.
     pub(super) async fn require_rights_known_to_all(&self, state: &MetaState) -> Result<(), Error> {
-        self.require_format(state, None, FORMAT_OF_PLACES_AND_RIGHTS, "what clients may do").await
+        self.require_format(state, None, FORMAT_9, "what clients may do").await
     }
 
     /// The same of the commands of places: replicas that change, labels, rules.
     pub(super) async fn require_places_known(&self, state: &MetaState) -> Result<(), Error> {
         let what = "replicas that change, labels and rules of placement";
-        self.require_format(state, None, FORMAT_OF_PLACES_AND_RIGHTS, what).await
+        self.require_format(state, None, FORMAT_9, what).await
     }
 
     /// One that does not answer is not known to be old; if it is, it stops at such a command, and goes on when it is upgraded.

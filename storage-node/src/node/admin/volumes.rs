@@ -7,7 +7,9 @@ use std::time::Duration;
 use client_lib::clock::{Clock, SystemClock};
 use client_lib::policy::Durability;
 use client_lib::policy::placement::Placement;
-use client_lib::wire::admin::{CloneOrigin, CreateVolume, ReplicaStatus, RpoStatus, VolumeStatus, VolumeSummary};
+use client_lib::wire::admin::{
+    CloneOrigin, CreateVolume, EncryptionStatus, ReplicaStatus, RpoStatus, VolumeStatus, VolumeSummary,
+};
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, VolumeId, VolumeName, VolumeSize};
 use consensus::state::{MetaState, Origin};
 use consensus::{Command, Response};
@@ -57,10 +59,18 @@ impl NodeAdmin {
         if !request.accept_unmet {
             require_possible(&state, name.as_str(), durability.class, owner, replicas.iter().copied())?;
         }
+        if request.keys.is_some() {
+            self.require_keys_known_to_all(&state).await?;
+        }
         let nonce = nonce();
-        let command = match durability == Durability::default() {
-            true => Command::CreateVolume { name: name.clone(), size, owner, replicas, nonce },
-            false => Command::CreateVolumeOfClass { name: name.clone(), size, owner, replicas, durability, nonce },
+        let command = match (request.keys, durability == Durability::default()) {
+            (Some(keys), _) => {
+                Command::CreateEncryptedVolume { name: name.clone(), size, owner, replicas, durability, keys, nonce }
+            }
+            (None, true) => Command::CreateVolume { name: name.clone(), size, owner, replicas, nonce },
+            (None, false) => {
+                Command::CreateVolumeOfClass { name: name.clone(), size, owner, replicas, durability, nonce }
+            }
         };
         match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
             Response::VolumeCreated { volume } => {
@@ -106,6 +116,7 @@ impl NodeAdmin {
                 epoch: volume.epoch.0,
                 replicas: volume.replicas.iter().map(|replica| name_of(&state, *replica)).collect(),
                 durability: volume.durability.class.to_string(),
+                encrypted: state.keys(volume.id).is_some(),
             })
             .collect())
     }
@@ -194,6 +205,7 @@ impl NodeAdmin {
             clone_of: meta.origin.map(|origin| origin_told(&state, origin)),
             group: state.group_of(meta.id).map(|group| group.name.to_string()),
             fetch: fetch_told(volume.puller.fetched(), report.stale_blocks),
+            encryption: state.keys(meta.id).map(EncryptionStatus::from),
             placement: match state.places().wanted(meta.id) {
                 Some(rule) => Some(self.told(&state, meta, Some(rule)).await),
                 None => None,

@@ -61,6 +61,9 @@ pub const REQUESTS: &[(&str, &str, Needs)] = &[
     ("GET", "/v1/volumes/{name}/owner", Look),
     // A smaller one has lost its end.
     ("POST", "/v1/volumes/{name}/resize", Administer),
+    ("GET", "/v1/volumes/{name}/keys", Look),
+    ("POST", "/v1/volumes/{name}/keys", Administer),
+    ("DELETE", "/v1/volumes/{name}/keys/{key}", Administer),
     // Says where data is, and drops copies.
     ("POST", "/v1/volumes/{name}/replicas", Administer),
     ("GET", "/v1/volumes/{name}/placement", Look),
