@@ -45,7 +45,7 @@ impl ClusterFile {
         let path = data.join(CLUSTER_FILE);
         let text = std::fs::read_to_string(&path).with_context(|| {
             format!(
-                "no cluster runs from {}; start one with `helio up`, or name one with --cluster ADDR, HELIO_CLUSTER or --data DIR",
+                "no cluster runs from {}, or it is still starting; start one with `helio up` or `helio node`, or name one with --cluster ADDR, HELIO_CLUSTER or --data DIR",
                 data.display()
             )
         })?;
@@ -79,6 +79,19 @@ impl Client {
 
     pub(super) fn delete<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.ask(|agent, url| agent.delete(url).header(USER_HEADER, user()).call(), path)
+    }
+
+    /// What each endpoint answers, as text.
+    pub(super) fn texts(&self, path: &str) -> Vec<(&str, anyhow::Result<String>)> {
+        let text = |endpoint: &str| {
+            let mut response = self.agent.get(format!("http://{endpoint}{path}")).call()?;
+            let body = response.body_mut().read_to_string().context("the answer broke off")?;
+            match response.status() {
+                status if status.is_success() => Ok(body),
+                status => bail!("answered {status}: {}", body.trim()),
+            }
+        };
+        self.endpoints.iter().map(|endpoint| (endpoint.as_str(), text(endpoint))).collect()
     }
 
     /// Tries each endpoint until one can be connected to; what it then answers is the answer.
