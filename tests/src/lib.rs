@@ -16,6 +16,7 @@ pub mod nbd_client;
 pub mod nodes;
 pub mod page;
 pub mod rules;
+pub mod schema;
 pub mod service;
 pub mod tools;
 pub mod workload;

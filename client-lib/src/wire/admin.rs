@@ -45,6 +45,7 @@ pub use volume::{CloneOrigin, CreateVolume, ReplicaStatus, Resize, VolumeStatus,
 
 /// A failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Failure {
     /// What to do about it.
     pub kind: crate::ErrorKind,

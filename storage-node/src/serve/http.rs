@@ -27,6 +27,7 @@ use crate::shard::scrub::ScrubAction;
 
 mod dashboard;
 mod guard;
+mod openapi;
 
 /// Largest request body, in bytes; requests are a few names.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
@@ -131,6 +132,7 @@ fn router(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, observe: Arc<dyn Observe>
         .route("/v1/clients", get(clients).post(note_client))
         .route("/v1/clients/revoke", post(revoke_client))
         .route("/v1/audit", get(audit_list))
+        .route("/v1/openapi.json", get(openapi::serve))
         .route("/health", get(|| async { "ok\n" }))
         .merge(dashboard::routes())
         .layer(from_fn_with_state(audit, note_acts))
@@ -359,17 +361,20 @@ fn answer<T: serde::Serialize>(result: Result<T, Error>) -> Response {
     match result {
         Ok(body) => Json(body).into_response(),
         Err(error) => {
-            let status = match error.kind() {
-                ErrorKind::InvalidRequest => StatusCode::BAD_REQUEST,
-                ErrorKind::NotFound => StatusCode::NOT_FOUND,
-                ErrorKind::AlreadyExists | ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Fenced => {
-                    StatusCode::CONFLICT
-                }
-                ErrorKind::Unavailable | ErrorKind::Closed => StatusCode::SERVICE_UNAVAILABLE,
-                ErrorKind::OutOfSpace => StatusCode::INSUFFICIENT_STORAGE,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            };
+            let status = status_of(error.kind());
             (status, Json(Failure { kind: error.kind(), message: error.to_string() })).into_response()
         }
+    }
+}
+
+/// The status of a failure.
+fn status_of(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::InvalidRequest => StatusCode::BAD_REQUEST,
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::AlreadyExists | ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Fenced => StatusCode::CONFLICT,
+        ErrorKind::Unavailable | ErrorKind::Closed => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::OutOfSpace => StatusCode::INSUFFICIENT_STORAGE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

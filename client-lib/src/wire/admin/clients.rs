@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A certificate of a client that counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CertificateStatus {
     /// SHA-256 of it, in hexadecimal.
     pub fingerprint: String,
@@ -13,6 +14,7 @@ pub struct CertificateStatus {
 
 /// A client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClientStatus {
     /// Its name.
     pub name: String,
@@ -25,6 +27,7 @@ pub struct ClientStatus {
 
 /// A certificate that was taken back by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RevokedCertificate {
     /// SHA-256 of it, in hexadecimal.
     pub fingerprint: String,
@@ -34,6 +37,7 @@ pub struct RevokedCertificate {
 
 /// The clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClientList {
     /// Those to which something was issued since that is noted, or whose names were revoked.
     pub clients: Vec<ClientStatus>,
@@ -43,6 +47,7 @@ pub struct ClientList {
 
 /// Tells that a certificate was issued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NoteClient {
     /// The client's name.
@@ -53,6 +58,7 @@ pub struct NoteClient {
 
 /// Asks for certificates to be taken back: just one of both is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RevokeClient {
     /// Everything that was issued under this name.
@@ -65,6 +71,7 @@ pub struct RevokeClient {
 
 /// Who has heard of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AccessReport {
     /// Nodes where it is in force.
     pub confirmed: Vec<String>,

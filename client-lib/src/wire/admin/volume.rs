@@ -6,6 +6,7 @@ use super::{DurabilityStatus, FetchStatus, FreightStatus, ReplicaPolicy, RpoStat
 
 /// Asks for a new volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateVolume {
     /// Its name.
@@ -34,6 +35,7 @@ pub struct CreateVolume {
 
 /// Asks for another size.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Resize {
     /// The new size in bytes, a multiple of 512.
@@ -45,6 +47,7 @@ pub struct Resize {
 
 /// A volume in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumeSummary {
     /// Its name.
     pub name: String,
@@ -63,6 +66,7 @@ pub struct VolumeSummary {
 
 /// A replica of a volume, as its owner sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ReplicaStatus {
     /// The node.
     pub node: String,
@@ -111,6 +115,7 @@ pub struct ReplicaStatus {
 
 /// What a volume began as, if it is a clone. That is all it says: from when it is made neither needs the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CloneOrigin {
     /// The volume, by its present name; `null` when it is deleted.
     pub volume: Option<String>,
@@ -122,6 +127,7 @@ pub struct CloneOrigin {
 
 /// Everything about a volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumeStatus {
     /// Its name.
     pub name: String,
