@@ -89,7 +89,7 @@ fn every_link_leads_somewhere() {
 }
 
 /// A word that stands for something: `NAME`, `FILE`.
-fn is_placeholder(word: &String) -> bool {
+fn is_placeholder(word: &str) -> bool {
     word.chars().any(char::is_alphabetic)
         && word.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || "_-:@".contains(c))
 }
@@ -127,7 +127,7 @@ fn fault(words: &[String], is_cut: bool) -> Option<String> {
         ErrorKind::MissingRequiredArgument | ErrorKind::MissingSubcommand => is_cut,
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => is_cut,
         // An option that is named, without its value.
-        ErrorKind::InvalidValue | ErrorKind::ValueValidation => is_cut || words.iter().any(is_placeholder),
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => is_cut || words.iter().any(|word| is_placeholder(word)),
         _ => false,
     };
     (!is_fine).then(|| error.to_string())
