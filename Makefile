@@ -16,7 +16,7 @@ TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 # The client library as an archive, from which client-lib/c/install links the C library (docs/decisions/0034).
 ARCHIVE = rustc --package client-lib --lib --crate-type staticlib --profile
 
-.PHONY: help demo test check unit library deb soak bench tools fmt
+.PHONY: help demo test check unit library deb container soak bench tools fmt
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -50,6 +50,10 @@ deb: tools ## a Debian package, optimised, in target/debian (docs/systemd.md)
 	$(CARGO) build --profile $(PROFILE) --package storage-node --package nbd-frontend --bins
 	cargo $(ARCHIVE) $(PROFILE)
 	storage-node/debian/build "$(TARGET_DIR)/$(PROFILE:dev=debug)" "$(TARGET_DIR)/$(PROFILE:dev=debug)/libclient_lib.a" "$(TARGET_DIR)/debian"
+
+container: tools ## what a container image is made of, optimised, in target/container (docs/container.md)
+	$(CARGO) build --profile $(PROFILE) --package storage-node --package nbd-frontend --bins
+	storage-node/container/build "$(TARGET_DIR)/$(PROFILE:dev=debug)" "$(TARGET_DIR)/container"
 
 soak: tools ## the same tests with many more seeds and larger backlogs, then mutated NBD until it is stopped
 	$(CARGO) build --workspace --bins

@@ -12,6 +12,7 @@ use crate::types::NAME_LEN_MAX;
 
 /// What a client is there for. Stored and sent by its place in this list: new ones go to the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Uses volumes, as its rules say, and asks nothing of the admin API.

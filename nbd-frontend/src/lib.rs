@@ -13,6 +13,7 @@
 #[cfg(test)]
 extern crate self as nbd_frontend;
 
+pub mod arguments;
 pub mod client;
 pub mod contexts;
 pub mod encrypted;

@@ -3,12 +3,13 @@
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage; 3 from a node that was
 //! removed from its cluster, and is not to be started again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use nbd_frontend::service::log::{self, LogFormat};
 
+use self::client::CLUSTER_FILE;
 use crate::node::access::Removed;
 
 mod audit;
@@ -65,7 +66,8 @@ pub struct Helio {
 /// Where the cluster is, and how much to say.
 #[derive(Clone, Debug, Args)]
 struct Common {
-    /// Data directory of the local cluster [default: $XDG_DATA_HOME/heliotrope]
+    /// Data directory of the local cluster, or of a node [default: $XDG_DATA_HOME/heliotrope; if nothing runs there,
+    /// /var/lib/heliotrope, where packages have it]
     #[arg(long, global = true, env = "HELIO_DATA", value_name = "DIR")]
     data: Option<PathBuf>,
     /// A node's admin API on this machine, as HOST:PORT, or a file with credentials for nodes elsewhere; found in the data directory if not given
@@ -82,14 +84,24 @@ struct Common {
     log_format: LogFormat,
 }
 
+/// The data directory of the units that a package brings (docs/systemd.md).
+const PACKAGED_DATA: &str = "/var/lib/heliotrope";
+
 impl Common {
     fn data(&self) -> PathBuf {
         self.data.clone().unwrap_or_else(|| {
             let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
             let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
-            base.or_else(home).unwrap_or_else(|| PathBuf::from(".")).join("heliotrope")
+            let own = base.or_else(home).unwrap_or_else(|| PathBuf::from(".")).join("heliotrope");
+            one_that_serves(own, PathBuf::from(PACKAGED_DATA))
         })
     }
+}
+
+/// `own`, or `packaged` if only there a cluster says where it is.
+fn one_that_serves(own: PathBuf, packaged: PathBuf) -> PathBuf {
+    let serves = |data: &Path| data.join(CLUSTER_FILE).exists();
+    if !serves(&own) && serves(&packaged) { packaged } else { own }
 }
 
 #[derive(Debug, Subcommand)]
@@ -195,5 +207,19 @@ mod tests {
     fn the_data_directory_may_stand_anywhere() {
         let helio = Helio::try_parse_from(["helio", "volume", "list", "--json", "--data", "/x"]).expect("parses");
         assert_eq!(helio.common.data(), PathBuf::from("/x"));
+    }
+
+    /// Whoever had installed the package was told that no cluster runs from a directory below his home.
+    #[test]
+    fn a_node_of_the_package_is_found_unless_another_one_runs() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (own, packaged) = (directory.path().join("own"), directory.path().join("packaged"));
+        let found = || one_that_serves(own.clone(), packaged.clone());
+        assert_eq!(found(), own, "nothing runs: the message names the usual one");
+        for (data, expected) in [(&packaged, &packaged), (&own, &own)] {
+            std::fs::create_dir(data).expect("is made");
+            std::fs::write(data.join(CLUSTER_FILE), "{}").expect("is written");
+            assert_eq!(found(), *expected);
+        }
     }
 }

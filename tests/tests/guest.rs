@@ -101,7 +101,7 @@ fn a_machine_takes_its_disk_along_and_back_by_writing_it() {
     }
 }
 
-/// A hook between stop and start hands the volume over, as libvirt's can.
+/// Whoever drives QEMU has it pause between stop and start, and hands the volume over then.
 #[test]
 fn a_machine_takes_its_disk_along_when_the_volume_is_handed_over_while_it_stands() {
     let mut scene = Scene::new();

@@ -72,6 +72,12 @@ fn a_cluster_is_watched_checked_and_put_together_without_secrets() {
     assert_eq!(bundle["cluster"]["volume"]["disk"]["status"]["owner"], "b", "{bundle:#}");
     assert_eq!(bundle["cluster"]["space"].as_object().map(serde_json::Map::len), Some(3), "{bundle:#}");
     assert!(bundle["files"]["a"].is_object(), "{bundle:#}");
+    let metrics: Vec<&Value> =
+        bundle["cluster"]["metrics"].as_object().into_iter().flat_map(|all| all.values()).collect();
+    let is_text = |text: &&Value| {
+        text.as_str().is_some_and(|text| text.contains("helio_node_info{") && text.ends_with("# EOF\n"))
+    };
+    assert!(metrics.len() == 3 && metrics.iter().all(is_text), "{metrics:#?}");
     let secrets = secrets(&up.data());
     assert!(!secrets.is_empty(), "the nodes have keys");
     assert!(!secrets.iter().any(|secret| text.contains(secret.as_str())), "a key is in the bundle");

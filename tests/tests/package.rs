@@ -67,6 +67,14 @@ fn the_package_has_programs_library_units_pages_and_what_shells_want() {
     let completions = package.path("usr/share/bash-completion/completions/helio");
     run(Command::new("bash").arg("-n").arg(completions)).expect("bash reads it");
 
+    assert!(
+        package.text("usr/share/doc/heliotrope/openapi.json").contains("\"openapi\": \"3.1.0\""),
+        "the API is described"
+    );
+    assert!(package.path("usr/share/doc/heliotrope/pictures/cluster.svg").exists(), "pages have their pictures");
+    let hook = package.path("usr/share/heliotrope/libvirt/qemu-hook");
+    run(Command::new(hook).args(["web", "started", "begin", "-"])).expect("the hook for libvirt runs");
+
     // Word for word those of the documentation: what is read there is what runs.
     let documented = std::fs::read_to_string(tree().join("docs/systemd.md")).expect("is there");
     for unit in ["helio-node.socket", "helio-node.service", "helio-nbd.socket", "helio-nbd@.service"] {
@@ -76,6 +84,12 @@ fn the_package_has_programs_library_units_pages_and_what_shells_want() {
         assert!(documented.contains(&indented.join("\n")), "{unit}:\n{text}");
         assert!(text.contains("[Install]") && text.ends_with(".target\n"), "all of {unit}:\n{text}");
     }
+
+    // `helio cluster init` comes before the unit, which would make its directory.
+    let installed = std::fs::read_to_string(tree().join("storage-node/debian/postinst")).expect("is there");
+    let state = package.text("usr/lib/systemd/system/helio-node.service");
+    let state = state.lines().find_map(|line| line.strip_prefix("StateDirectory=")).expect("it has one");
+    assert!(installed.contains(&format!("-o helio -g helio /var/lib/{state}")), "{installed}");
 
     // Nobody needs root to make it, and root owns what is in it.
     let contents = run(Command::new("dpkg-deb").arg("--contents").arg(&package.file)).expect("is listed");

@@ -18,7 +18,7 @@ const ARROWS: [(&str, &[&str]); 4] = [
     ("storage-node", &["client-lib", "consensus", "nbd-frontend"]),
 ];
 /// Dependency, and the prefixes of the only files that may name it.
-const HOMES: [(&str, &[&str]); 9] = [
+const HOMES: [(&str, &[&str]); 10] = [
     ("quinn", &["client-lib/src/transport/quic"]),
     ("rocksdb", &["consensus/src/store", "storage-node/src/map/store.rs"]),
     ("io_uring", &["storage-node/src/io/uring.rs"]),
@@ -27,6 +27,17 @@ const HOMES: [(&str, &[&str]); 9] = [
     ("zstd", &["storage-node/src/peer/packing"]),
     ("prometheus_client", &["storage-node/src/metrics/exposition.rs"]),
     ("hyper", &["storage-node/src/serve/observe/listener.rs", "storage-node/src/serve/http/remote.rs"]),
+    (
+        "schemars",
+        &[
+            "client-lib/src/wire/admin",
+            "client-lib/src/cipher/keys.rs",
+            "client-lib/src/error.rs",
+            "client-lib/src/rights.rs",
+            "storage-node/src/serve/http/openapi",
+            "storage-node/src/serve/observe.rs",
+        ],
+    ),
     (
         "tokio_rustls",
         &[

@@ -29,6 +29,7 @@ pub type KeyFingerprint = Octets<16>;
 
 /// A cipher for volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum CipherName {
     /// AES-256-XTS in units of 512 bytes, numbered from the beginning of the volume.
     #[serde(rename = "aes-256-xts")]
@@ -45,23 +46,29 @@ impl fmt::Display for CipherName {
 
 /// A volume's key, sealed under another one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SealedKey {
     /// What people call the key that opens it; the name of its file, where it is looked for in a directory.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub name: KeyName,
     /// Which key that is.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub fingerprint: KeyFingerprint,
     /// Nonce, ciphertext and tag.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub sealed: Octets<SEALED_BYTES>,
 }
 
 /// What the metadata has of an encrypted volume's key: nothing that opens the volume by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VolumeKeys {
     /// The cipher.
     pub cipher: CipherName,
     /// Tells the volume's key from every other one.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub check: KeyFingerprint,
     /// The key, sealed under each that may open the volume; 1 to [`KEYS_MAX`], of different names and different fingerprints.
     pub sealed: Vec<SealedKey>,

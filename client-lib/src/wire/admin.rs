@@ -53,6 +53,7 @@ pub use volume::{
 
 /// A failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Failure {
     /// What to do about it.
     pub kind: crate::ErrorKind,

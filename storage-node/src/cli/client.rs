@@ -53,7 +53,7 @@ impl ClusterFile {
         let path = data.join(CLUSTER_FILE);
         let text = std::fs::read_to_string(&path).with_context(|| {
             format!(
-                "no cluster runs from {}; start one with `helio up`, or name one with --cluster ADDR|FILE, HELIO_CLUSTER or --data DIR",
+                "no cluster runs from {}, or it is still starting; start one with `helio up` or `helio node`, or name one with --cluster ADDR|FILE, HELIO_CLUSTER or --data DIR",
                 data.display()
             )
         })?;
@@ -137,6 +137,17 @@ impl Client {
 
     pub(super) fn delete<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.ask("DELETE", path, None)
+    }
+
+    /// What each node of this machine answers, as text; of nodes elsewhere nothing.
+    pub(super) fn texts(&self, path: &str) -> Vec<(String, anyhow::Result<String>)> {
+        let Way::Local { endpoints, agent } = &self.way else { return Vec::new() };
+        let text = |endpoint: &Endpoint| match ask_endpoint(agent, endpoint, "GET", path, None)? {
+            Ok(remote::Answer { status, body }) if (200..300).contains(&status) => Ok(body),
+            Ok(remote::Answer { status, body }) => bail!("answered {status}: {}", body.trim()),
+            Err(error) => Err(error.into()),
+        };
+        endpoints.iter().map(|endpoint| (endpoint.address.clone(), text(endpoint))).collect()
     }
 
     /// Tries each node until one can be connected to; what it then answers is the answer.

@@ -1,8 +1,8 @@
 //! `helio cluster`: begin a cluster, let nodes join it, look at it.
 
-use std::io::Read;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
@@ -29,6 +29,9 @@ const HOUR_MS: u64 = 3_600_000;
 /// How long a cluster may take to let a node join: it may be electing a leader.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Pause before a cluster is asked again that does not answer yet.
+const LOOK: Duration = Duration::from_millis(200);
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     /// Begin a cluster with this node, and print the token by which others join
@@ -47,7 +50,8 @@ pub(super) enum Verb {
         /// Settings of this node, in TOML
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// The token that `helio cluster init` printed; `-` reads it from standard input
+        /// The token that `helio cluster init` printed; `-` asks for it, or reads a line of standard input, so that no other user
+        /// sees it among the processes
         #[arg(env = "HELIO_TOKEN", hide_env_values = true)]
         token: String,
         /// Print JSON
@@ -78,8 +82,13 @@ pub(super) enum Verb {
     Client(credentials::ClientArguments),
     Audit(audit::Audit),
     /// Show the members, the leader and the distances
-    #[command(after_help = "Example:\n  helio cluster status --json")]
+    #[command(
+        after_help = "Examples:\n  helio cluster status --json\n  helio cluster status --wait 60    # after a start"
+    )]
     Status {
+        /// Wait up to so many seconds for a node that serves, and for a leader
+        #[arg(long, value_name = "SECONDS")]
+        wait: Option<u32>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -96,7 +105,7 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
         },
         Verb::Client(arguments) => credentials::run(arguments, common),
         Verb::Audit(audit) => audit::run(&audit, common),
-        Verb::Status { json } => status(common, json),
+        Verb::Status { wait, json } => status(common, wait, json),
     }
 }
 
@@ -127,20 +136,14 @@ fn init(file: &Path, json: bool) -> anyhow::Result<()> {
     }
     println!("cluster {} begins with node {} of provider {}", authority.cluster(), config.name, config.provider);
     println!("start it:        helio node --config {}", file.display());
-    println!("then, elsewhere: helio cluster join --config FILE {token}");
+    println!("then, elsewhere: helio cluster join --config FILE -    # and this token, when it is asked for:\n{token}");
     println!("Whoever has the token can join; `helio cluster token --renew` makes a new one.");
     Ok(())
 }
 
 fn join(file: &Path, token: &str, json: bool) -> anyhow::Result<()> {
     let config = NodeConfig::read(file)?;
-    let token: JoinToken = if token == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text)?;
-        text.parse()?
-    } else {
-        token.parse()?
-    };
+    let token: JoinToken = if token == "-" { typed_token()?.parse()? } else { token.parse()? };
     let _held = new_member(&config)?;
     let identity = DataDir::identity(&config.data);
     DataDir::private(&identity)?;
@@ -167,6 +170,17 @@ fn join(file: &Path, token: &str, json: bool) -> anyhow::Result<()> {
     println!("node {} of provider {} joined cluster {cluster}", config.name, config.provider);
     println!("start it: helio node --config {}", file.display());
     Ok(())
+}
+
+/// The first line of standard input; whoever types it is asked for it.
+fn typed_token() -> anyhow::Result<String> {
+    let input = std::io::stdin();
+    if input.is_terminal() {
+        eprint!("token: ");
+    }
+    let mut line = String::new();
+    input.read_line(&mut line)?;
+    Ok(line.trim().to_owned())
 }
 
 async fn ask_to_join(token: &JoinToken, request: &JoinRequest) -> anyhow::Result<JoinGrant> {
@@ -261,8 +275,21 @@ fn member(config: &NodeConfig, founder: bool, contacts: Vec<client_lib::wire::jo
     }
 }
 
-fn status(common: &Common, json: bool) -> anyhow::Result<()> {
-    let status: ClusterStatus = Client::find(common)?.get("/v1/cluster")?;
+/// The cluster, once a node serves and knows of a leader, which is waited for.
+fn status_within(common: &Common, patience: Duration) -> anyhow::Result<ClusterStatus> {
+    let begun = Instant::now();
+    loop {
+        let asked = Client::find(common).and_then(|client| client.get::<ClusterStatus>("/v1/cluster"));
+        let is_led = asked.as_ref().is_ok_and(|status| status.members.iter().any(|member| member.leader));
+        if is_led || begun.elapsed() >= patience {
+            return asked;
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn status(common: &Common, wait: Option<u32>, json: bool) -> anyhow::Result<()> {
+    let status = status_within(common, Duration::from_secs(wait.unwrap_or(0).into()))?;
     if json {
         return print_json(&status);
     }

@@ -20,7 +20,8 @@ const LISTED_DEPTH: usize = 3;
 /// Files listed of each directory, so that a store with many segments does not make the whole bundle.
 const LISTED_MAX: usize = 200;
 
-/// Write what somebody who helps needs to see into one file: status of everything, findings of the doctor, no data and no keys
+/// Write what somebody who helps needs to see into one file: status of everything, metrics, findings of the doctor, no data and
+/// no keys
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  helio support-bundle --out bundle.json --data ./helio-data\n  helio support-bundle --out - --config a.toml | less"
@@ -104,9 +105,12 @@ fn of_cluster(client: &Client) -> Value {
         (name.to_owned(), Value::Object(asked.into_iter().collect()))
     });
     let (space, each): (Map<String, Value>, Map<String, Value>) = (per_node.collect(), per_volume.collect());
+    let metrics = client.texts("/metrics").into_iter();
+    let metrics: Map<String, Value> =
+        metrics.map(|(endpoint, text)| (endpoint.to_owned(), or_error(text.map(Value::String)))).collect();
     json!({
         "status": status, "space": space, "volumes": volumes, "volume": each,
-        "groups": ask("/v1/groups"), "links": ask("/v1/links"), "scrub": ask("/v1/scrub"),
+        "groups": ask("/v1/groups"), "links": ask("/v1/links"), "scrub": ask("/v1/scrub"), "metrics": metrics,
     })
 }
 

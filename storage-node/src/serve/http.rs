@@ -31,6 +31,7 @@ use caller::{Gate, Proof, Secret, authorise};
 pub mod caller;
 mod dashboard;
 mod guard;
+mod openapi;
 pub mod permissions;
 pub mod remote;
 
@@ -111,7 +112,6 @@ impl HttpServer {
 /// Everything there is on loopback. Beside the API that is what anybody may see: health, metrics, and the files of the page.
 fn local(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, observe: Arc<dyn Observe>, secret: Secret) -> Router {
     api(admin, audit, Proof::Secret(secret))
-        .route("/health", get(|| async { "ok\n" }))
         .merge(dashboard::files())
         .merge(observe::routes(observe))
         .layer(from_fn(guard::guard))
@@ -159,6 +159,7 @@ fn api(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, proof: Proof) -> Router {
         .route("/v1/clients/revoke", post(revoke_client))
         .route("/v1/clients/rights", post(change_rights))
         .route("/v1/audit", get(audit_list))
+        .route("/v1/openapi.json", get(openapi::serve))
         .merge(dashboard::routes())
         .layer(from_fn_with_state(audit, note_acts))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -438,17 +439,20 @@ fn answer<T: serde::Serialize>(result: Result<T, Error>) -> Response {
     match result {
         Ok(body) => Json(body).into_response(),
         Err(error) => {
-            let status = match error.kind() {
-                ErrorKind::InvalidRequest => StatusCode::BAD_REQUEST,
-                ErrorKind::NotFound => StatusCode::NOT_FOUND,
-                ErrorKind::AlreadyExists | ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Fenced => {
-                    StatusCode::CONFLICT
-                }
-                ErrorKind::Unavailable | ErrorKind::Closed => StatusCode::SERVICE_UNAVAILABLE,
-                ErrorKind::OutOfSpace => StatusCode::INSUFFICIENT_STORAGE,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            };
+            let status = status_of(error.kind());
             (status, Json(Failure { kind: error.kind(), message: error.to_string() })).into_response()
         }
+    }
+}
+
+/// The status of a failure.
+fn status_of(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::InvalidRequest => StatusCode::BAD_REQUEST,
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::AlreadyExists | ErrorKind::Busy | ErrorKind::NotOwner | ErrorKind::Fenced => StatusCode::CONFLICT,
+        ErrorKind::Unavailable | ErrorKind::Closed => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::OutOfSpace => StatusCode::INSUFFICIENT_STORAGE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -63,16 +63,22 @@ impl Health {
 }
 
 /// A [`Health`] as it is told.
-#[derive(Debug, Serialize)]
-struct HealthReport<'a> {
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+pub(super) struct HealthReport<'a> {
+    /// `ok` or `failing`.
     status: &'static str,
+    /// One by one.
     checks: Vec<CheckReport<'a>>,
 }
 
-#[derive(Debug, Serialize)]
-struct CheckReport<'a> {
+/// A [`Check`] as it is told.
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+pub(super) struct CheckReport<'a> {
+    /// What it is called.
     check: &'static str,
+    /// Whether nothing is wrong.
     ok: bool,
+    /// What is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// An administrative act.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditEntry {
     /// When it was asked for, by the clock of the node asked, in milliseconds since 1970.
     pub at_ms: u64,
@@ -27,6 +28,7 @@ pub struct AuditEntry {
 
 /// What administrators have done, newest last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditList {
     /// The acts.
     pub entries: Vec<AuditEntry>,

@@ -6,6 +6,7 @@ use crate::rights::Role;
 
 /// A certificate of a client that counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CertificateStatus {
     /// SHA-256 of it, in hexadecimal.
     pub fingerprint: String,
@@ -15,6 +16,7 @@ pub struct CertificateStatus {
 
 /// A client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClientStatus {
     /// Its name.
     pub name: String,
@@ -33,6 +35,7 @@ pub struct ClientStatus {
 
 /// A certificate that was taken back by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RevokedCertificate {
     /// SHA-256 of it, in hexadecimal.
     pub fingerprint: String,
@@ -42,6 +45,7 @@ pub struct RevokedCertificate {
 
 /// The clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClientList {
     /// Those to which something was issued since that is noted, whose names were revoked, or that were given a role or rules.
     pub clients: Vec<ClientStatus>,
@@ -51,6 +55,7 @@ pub struct ClientList {
 
 /// Tells that a certificate was issued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NoteClient {
     /// The client's name.
@@ -61,6 +66,7 @@ pub struct NoteClient {
 
 /// Asks for certificates to be taken back: just one of both is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RevokeClient {
     /// Everything that was issued under this name.
@@ -73,6 +79,7 @@ pub struct RevokeClient {
 
 /// Asks for a client to be allowed other things. All of it is done, or nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ChangeRights {
     /// The client's name; nothing need have been issued to it.
@@ -90,6 +97,7 @@ pub struct ChangeRights {
 
 /// Who has heard of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AccessReport {
     /// Nodes where it is in force.
     pub confirmed: Vec<String>,

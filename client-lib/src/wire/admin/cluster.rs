@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MemberStatus {
     /// Its id.
     pub id: u64,
@@ -25,6 +26,7 @@ pub struct MemberStatus {
 
 /// Where a node serves NBD.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NbdAddresses {
     /// Over TCP, as `HOST:PORT`.
     pub tcp: Option<String>,
@@ -34,6 +36,7 @@ pub struct NbdAddresses {
 
 /// The cluster, as the node asked sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClusterStatus {
     /// The node that answered.
     pub node: String,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Asks for a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateGroup {
     /// Its name.
@@ -14,6 +15,7 @@ pub struct CreateGroup {
 
 /// Asks for other volumes in a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ChangeGroup {
     /// Those that come into it.
@@ -26,6 +28,7 @@ pub struct ChangeGroup {
 
 /// A group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GroupStatus {
     /// Its name.
     pub name: String,
@@ -45,6 +48,7 @@ pub struct GroupStatus {
 
 /// A volume of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GroupVolume {
     /// Its name.
     pub name: String,
@@ -58,6 +62,7 @@ pub struct GroupVolume {
 
 /// A snapshot of a group: one of each of its volumes, at one cut.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GroupSnapshot {
     /// Its name: `VOLUME@NAME` is an export, for each volume.
     pub name: String,
@@ -69,6 +74,7 @@ pub struct GroupSnapshot {
 
 /// What a handover of a group came to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GroupMigrateReport {
     /// How long writers were held, in milliseconds.
     pub handover_ms: f64,
@@ -82,6 +88,7 @@ pub struct GroupMigrateReport {
 
 /// A volume that moved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MovedVolume {
     /// Its name.
     pub name: String,
@@ -91,6 +98,7 @@ pub struct MovedVolume {
 
 /// What a snapshot of a group came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GroupSnapshotReport {
     /// Its name.
     pub name: String,
@@ -104,6 +112,7 @@ pub struct GroupSnapshotReport {
 
 /// A volume at a cut.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CutVolume {
     /// Its name.
     pub name: String,

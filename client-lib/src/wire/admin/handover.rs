@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Asks for a handover.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Migrate {
     /// The node that is to own the volume.
@@ -22,6 +23,7 @@ pub struct Migrate {
 
 /// Asks that a volume goes to a node when it is written there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct OnWrite {
     /// The node.
@@ -33,6 +35,7 @@ pub struct OnWrite {
 
 /// Where a volume goes when it is written there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OnWriteStatus {
     /// The node.
     pub to: String,
@@ -42,6 +45,7 @@ pub struct OnWriteStatus {
 
 /// What was taken back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CancelledMigrate {
     /// Whether a handover was told to end; whoever asked for it hears whether it did.
     pub handover: bool,
@@ -51,6 +55,7 @@ pub struct CancelledMigrate {
 
 /// What a handover came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MigrateReport {
     /// How long writers were held, in milliseconds.
     pub handover_ms: f64,

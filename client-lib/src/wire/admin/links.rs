@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A time of every day, and what a link may take then.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LinkWindow {
     /// From then on, as `HH:MM` in UTC.
@@ -16,6 +17,7 @@ pub struct LinkWindow {
 
 /// Asks for another limit of a link. What is not given stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ChangeLink {
     /// Bytes of bulk data per second outside all windows; `null` is as many as come, 0 is none.
@@ -28,6 +30,7 @@ pub struct ChangeLink {
 
 /// Bytes of blocks on their way to another node, and what became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FreightStatus {
     /// Written by guests, as far as the other node has come: what is still to be sent to it is not in it.
     pub written_bytes: u64,
@@ -51,6 +54,7 @@ pub struct FreightStatus {
 
 /// Blocks that a new owner lacked, and how it came by them, since its ownership began or it was started, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FetchStatus {
     /// Lacked when the ownership began.
     pub lacked_bytes: u64,
@@ -70,6 +74,7 @@ pub struct FetchStatus {
 
 /// The way from one node to another.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LinkStatus {
     /// The node that sends.
     pub from: String,
@@ -101,6 +106,7 @@ pub struct LinkStatus {
 
 /// The links of a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LinkList {
     /// Each direction by itself.
     pub links: Vec<LinkStatus>,

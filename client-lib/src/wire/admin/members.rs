@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A node in a list.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeSummary {
     /// Its id.
     pub id: u64,
@@ -32,6 +33,7 @@ pub struct NodeSummary {
 
 /// A node that is no member any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RemovedStatus {
     /// Its id.
     pub id: u64,
@@ -47,6 +49,7 @@ pub struct RemovedStatus {
 
 /// The nodes of the cluster, as the node asked sees them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeList {
     /// The members.
     pub nodes: Vec<NodeSummary>,
@@ -56,6 +59,7 @@ pub struct NodeList {
 
 /// Asks for a node to be removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RemoveNode {
     /// Whether it is gone for good: it is not asked for anything, and must not answer.
@@ -71,6 +75,7 @@ pub struct RemoveNode {
 
 /// A volume that a removed node followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GivenUpReplica {
     /// The volume.
     pub volume: String,
@@ -82,6 +87,7 @@ pub struct GivenUpReplica {
 
 /// What came of that.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeRemoval {
     /// The node.
     pub node: String,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Which volumes are asked for, and in which order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct OverviewQuery {
     /// Only those that have this in their name, or in that of their group, owner or a replica, whatever the case of letters.
@@ -24,6 +25,7 @@ pub struct OverviewQuery {
 
 /// All volumes at a glance. What owners tell is at most a second old while they answer; it never waits for one that does not.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Overview {
     /// The node that answered.
     pub node: String,
@@ -45,6 +47,7 @@ pub struct Overview {
 
 /// A node as the owner of volumes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OwnerRow {
     /// The node.
     pub node: String,
@@ -58,6 +61,7 @@ pub struct OwnerRow {
 
 /// What is still to be sent from a node to another, of all volumes that it owns.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Backlog {
     /// The owner.
     pub from: String,
@@ -73,6 +77,7 @@ pub struct Backlog {
 
 /// A volume at a glance. What only its owner knows is absent while that one has not told it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumeRow {
     /// Its name.
     pub name: String,
@@ -110,6 +115,7 @@ pub struct VolumeRow {
 
 /// A replica of a volume at a glance.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ReplicaRow {
     /// The node.
     pub node: String,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Asks for other labels of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ChangeLabels {
     /// Those that it has from now on.
@@ -16,6 +17,7 @@ pub struct ChangeLabels {
 
 /// The labels of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeLabels {
     /// The node.
     pub node: String,
@@ -25,6 +27,7 @@ pub struct NodeLabels {
 
 /// Asks for a rule of placement of a volume, or of all volumes of a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ChangePlacement {
     /// How many copies go where, as `2 in eu, 1 elsewhere, never cloud-3`; `null` leaves them where they are from now on.
@@ -36,6 +39,7 @@ pub struct ChangePlacement {
 
 /// How a volume stands to its rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PlacementStatus {
     /// The rule; `null` where copies were put by hand.
     pub rule: Option<String>,

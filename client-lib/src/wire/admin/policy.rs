@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a volume's owner promises, and what happens when it is lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumePolicy {
     /// A replica takes over by itself when the owner's lease has been out for so many milliseconds; `null` leaves it to an
     /// operator.
@@ -41,6 +42,7 @@ pub struct VolumePolicy {
 
 /// When a replica is sent data.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ReplicaPolicy {
     /// `eager` or `lazy`.
     pub propagation: String,
@@ -50,6 +52,7 @@ pub struct ReplicaPolicy {
 
 /// Asks for another policy. What is not given stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ChangePolicy {
     /// As in [`VolumePolicy`]; `null` is `manual`.
@@ -89,6 +92,7 @@ pub struct ChangePolicy {
 
 /// How a volume stands to its class of durability, as its owner sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DurabilityStatus {
     /// What FLUSH and FUA wait for: `local`, `site:N` or `geo:N`; empty from a node that does not tell yet.
     pub class: String,
@@ -116,6 +120,7 @@ pub struct DurabilityStatus {
 
 /// What the loss of the owner would cost now, and may cost.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RpoStatus {
     /// Age of the oldest write that no replica has; `null` when there is no replica, or from a node that does not tell yet.
     pub seconds: Option<f64>,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Asks for other nodes to follow a volume, or all volumes of a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ChangeReplicas {
     /// The nodes that follow from now on. They are sent everything, and count for a class of durability when they have it.
@@ -19,6 +20,7 @@ pub struct ChangeReplicas {
 
 /// What came of that.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ReplicasReport {
     /// `changed`; `waiting`, where it is to be asked for again: nothing has changed then.
     pub state: String,

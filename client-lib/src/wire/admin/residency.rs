@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What of a volume is at one node, in so many parts of equal size that a picture can be drawn of it, however large it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ResidencyMap {
     /// The volume.
     pub volume: String,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Whether a scrub is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ScrubState {
     /// There was none.
@@ -19,6 +20,7 @@ pub enum ScrubState {
 
 /// A scrub at one node: the one under way, or the last one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ScrubStatus {
     /// The node.
     pub node: String,

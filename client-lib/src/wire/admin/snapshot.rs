@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Asks for a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {
     /// Its name, unique in the volume.
@@ -12,6 +13,7 @@ pub struct CreateSnapshot {
 
 /// Asks for a volume to become what a snapshot is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RollBack {
     /// Whether what was written since may go, as far as no other snapshot has it.
@@ -21,6 +23,7 @@ pub struct RollBack {
 
 /// Asks for a new volume that begins as a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CloneSnapshot {
     /// The new volume's name.
@@ -29,6 +32,7 @@ pub struct CloneSnapshot {
 
 /// A snapshot of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SnapshotStatus {
     /// The volume.
     pub volume: String,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where the space of a volume goes at one node. `docs/space.md` says what is exact.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumeSpace {
     /// Its name; empty for one that is deleted and not yet gone.
     pub volume: String,
@@ -29,6 +30,7 @@ pub struct VolumeSpace {
 
 /// Where the space of a store goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StoreSpace {
     /// Its directory.
     pub directory: String,
@@ -66,6 +68,7 @@ pub struct StoreSpace {
 
 /// Where the space of a node goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeSpace {
     /// The node.
     pub node: String,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Asks for a takeover: the owner is lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AskTakeover {
     /// The node that is to own the volume; the replica that holds most of it, if none is given.
@@ -17,6 +18,7 @@ pub struct AskTakeover {
 
 /// A takeover under way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TakeoverProgress {
     /// The owner that is lost.
     pub from: String,
@@ -33,6 +35,7 @@ pub struct TakeoverProgress {
 /// What a takeover came to. What the lost owner had told nobody is not in it: only that node has it, and its status shows it
 /// when it is back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TakeoverReport {
     /// The volume.
     pub volume: String,
@@ -65,6 +68,7 @@ pub struct TakeoverReport {
 
 /// The owner of a volume, as the node asked sees it, whether it answers or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OwnerStatus {
     /// The node.
     pub owner: String,
@@ -82,6 +86,7 @@ pub struct OwnerStatus {
 
 /// Asks a node that has left a volume to drop what it holds and follow again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rejoin {
     /// The node.
@@ -93,6 +98,7 @@ pub struct Rejoin {
 
 /// What a node held of a volume after a takeover cut it off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TailStatus {
     /// The node that holds it, and has left the volume.
     pub node: String,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// The last changes of a volume's owner, as the nodes tell that carried them out. They keep some hundred of all volumes, in memory: what
 /// was before they were started is not in it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OwnershipTimeline {
     /// The volume.
     pub volume: String,
@@ -16,6 +17,7 @@ pub struct OwnershipTimeline {
 
 /// A change of owner.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OwnershipChange {
     /// `handover` or `takeover`.
     pub kind: String,
@@ -49,6 +51,7 @@ pub struct OwnershipChange {
 
 /// A part of a change of owner.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OwnershipPhase {
     /// Of a handover `asking`, `catching-up`, `telling`, `freezing`, `preparing`, `proposing`, `resolving`, `releasing`; of a takeover
     /// `waiting`, `expiring`, `holding`, `proposing`, `resolving`, `taking-up`.

@@ -11,6 +11,7 @@ use super::{
 
 /// Asks for a new volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateVolume {
     /// Its name.
@@ -45,9 +46,11 @@ pub struct CreateVolume {
 
 /// Asks for another key to open an encrypted volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AddVolumeKey {
     /// The check value of what is sealed, which is the volume's.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub check: KeyFingerprint,
     /// The volume's key, sealed under the one that is to open it.
     pub key: SealedKey,
@@ -55,6 +58,7 @@ pub struct AddVolumeKey {
 
 /// How a volume is encrypted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EncryptionStatus {
     /// The cipher.
     pub cipher: String,
@@ -64,6 +68,7 @@ pub struct EncryptionStatus {
 
 /// A key that opens a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OpeningKey {
     /// What it is called.
     pub name: String,
@@ -81,6 +86,7 @@ impl From<&VolumeKeys> for EncryptionStatus {
 
 /// Asks for another size.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Resize {
     /// The new size in bytes, a multiple of 512.
@@ -92,6 +98,7 @@ pub struct Resize {
 
 /// A volume in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumeSummary {
     /// Its name.
     pub name: String,
@@ -113,6 +120,7 @@ pub struct VolumeSummary {
 
 /// A replica of a volume, as its owner sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ReplicaStatus {
     /// The node.
     pub node: String,
@@ -165,6 +173,7 @@ pub struct ReplicaStatus {
 
 /// What a volume began as, if it is a clone. That is all it says: from when it is made neither needs the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CloneOrigin {
     /// The volume, by its present name; `null` when it is deleted.
     pub volume: Option<String>,
@@ -176,6 +185,7 @@ pub struct CloneOrigin {
 
 /// Everything about a volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumeStatus {
     /// Its name.
     pub name: String,

@@ -104,6 +104,7 @@ pub const REQUESTS: &[(&str, &str, Needs)] = &[
     ("POST", "/v1/clients/revoke", Administer),
     ("POST", "/v1/clients/rights", Administer),
     ("GET", "/v1/audit", Look),
+    ("GET", "/v1/openapi.json", Look),
 ];
 
 /// What a request needs; `None` for one that is not in the table.
