@@ -112,6 +112,7 @@ impl HttpServer {
 /// Everything there is on loopback. Beside the API that is what anybody may see: health, metrics, and the files of the page.
 fn local(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, observe: Arc<dyn Observe>, secret: Secret) -> Router {
     api(admin, audit, Proof::Secret(secret))
+        .route("/health", get(|| async { "ok\n" }))
         .merge(dashboard::files())
         .merge(observe::routes(observe))
         .layer(from_fn(guard::guard))
