@@ -476,6 +476,17 @@ impl MetaState {
         self.groups.values().find(|group| group.members.contains(&volume))
     }
 
+    /// The volumes that are changed together with `volume`, itself among them, by id: those of its group, or it alone. `None` unless it is the
+    /// first of them, so that who goes through all volumes meets each once.
+    #[must_use]
+    pub fn led_by(&self, volume: VolumeId) -> Option<Vec<VolumeId>> {
+        match self.group_of(volume) {
+            None => Some(vec![volume]),
+            Some(group) if group.members.first() == Some(&volume) => Some(group.members.iter().copied().collect()),
+            Some(_) => None,
+        }
+    }
+
     /// The volume `id`.
     #[must_use]
     pub fn volume(&self, id: VolumeId) -> Option<&Volume> {

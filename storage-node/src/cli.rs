@@ -48,6 +48,7 @@ mod top;
 mod transfer;
 mod up;
 mod volume;
+mod waiting;
 mod why;
 
 /// A replicated block store for virtual machines that move between cloud providers.

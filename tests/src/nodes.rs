@@ -312,6 +312,17 @@ impl Nodes {
         run(Command::new(helio()?).args(arguments).arg("--data").arg(self.path().join(name)))
     }
 
+    /// The same for a command that must be refused: what it says.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn refusal(&self, name: &str, arguments: &[&str]) -> String {
+        match self.run(name, arguments) {
+            Ok(told) => panic!("{arguments:?} was not refused: {told}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
     /// The same for a command that prints JSON.
     ///
     /// # Errors

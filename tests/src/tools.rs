@@ -37,6 +37,21 @@ pub fn run(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// Has `qemu-io` carry out `commands` on the export at `uri`, a snapshot's read-only; returns what it printed.
+///
+/// # Errors
+/// When it fails, or says that one of them did.
+pub fn qemu_io(uri: &str, is_snapshot: bool, commands: &[&str]) -> anyhow::Result<String> {
+    let mut command = Command::new("qemu-io");
+    command.args(["-f", "raw"]).args(is_snapshot.then_some("-r"));
+    for it in commands {
+        command.args(["-c", it]);
+    }
+    let said = run(command.arg(uri))?;
+    ensure!(!said.contains("failed") && !said.contains("error"), "{said}");
+    Ok(said)
+}
+
 /// Waits until something is so.
 ///
 /// # Panics

@@ -39,13 +39,6 @@ fn voters(nodes: &Nodes, asked: &str) -> Vec<String> {
     members(nodes, asked).into_iter().filter(|(_, role, _)| votes(role)).map(|(name, ..)| name).collect()
 }
 
-fn refusal(nodes: &Nodes, asked: &str, arguments: &[&str]) -> String {
-    match nodes.run(asked, arguments) {
-        Ok(told) => panic!("{arguments:?} was not refused: {told}"),
-        Err(error) => error.to_string(),
-    }
-}
-
 struct Nobody;
 
 impl Service for Nobody {
@@ -115,7 +108,7 @@ fn a_node_is_drained_and_removed_and_another_votes_in_its_place() {
         wrote(&nodes, 300);
         nodes.run("a", &["volume", "migrate", "disk", "--to", "c"]).expect("is moved");
         wrote(&nodes, 100);
-        let refused = refusal(&nodes, "a", &["node", "remove", "c"]);
+        let refused = nodes.refusal("a", &["node", "remove", "c"]);
         assert!(refused.contains("owns volume disk") && refused.contains("helio node drain c"), "{refused}");
         nodes.run("a", &["node", "drain", "c", "--to", "b"]).expect("is drained");
         let planned = nodes.run("a", &["node", "remove", "c", "--dry-run"]).expect("is planned");
@@ -182,15 +175,15 @@ fn a_lost_node_is_given_up_and_disturbs_nobody_when_it_is_back() {
         status["replicas"].as_array().expect("a list").iter().all(|replica| replica["watermark"] == status["head"])
     };
     nodes.until("the replicas do not follow", PATIENCE, || is_in_step(&nodes));
-    let alive = refusal(&nodes, "a", &["node", "remove", "c", "--lost"]);
+    let alive = nodes.refusal("a", &["node", "remove", "c", "--lost"]);
     assert!(alive.contains("owns volumes disk, solo"), "{alive}");
     nodes.kill("c").expect("it runs");
-    let owns = refusal(&nodes, "a", &["node", "remove", "c", "--lost"]);
+    let owns = nodes.refusal("a", &["node", "remove", "c", "--lost"]);
     assert!(owns.contains("owns volumes disk, solo") && owns.contains("helio volume takeover"), "{owns}");
     for volume in ["disk", "solo"] {
         nodes.run("a", &["volume", "takeover", volume, "--to", "b"]).expect("is taken over");
     }
-    let silent = refusal(&nodes, "a", &["node", "remove", "c"]);
+    let silent = nodes.refusal("a", &["node", "remove", "c"]);
     assert!(silent.contains("does not answer") && silent.contains("--lost"), "{silent}");
     let told = nodes.run("a", &["node", "remove", "c", "--lost"]).expect("is given up");
     assert!(told.contains("removed c (lost); voters are a, b"), "{told}");
@@ -219,7 +212,7 @@ fn a_lost_node_is_given_up_and_disturbs_nobody_when_it_is_back() {
 #[test]
 fn what_must_not_be_removed_is_not_and_the_error_says_what_to_do() {
     let mut nodes = Nodes::start(&["a"]).expect("a node starts");
-    let only = refusal(&nodes, "a", &["node", "remove", "a"]);
+    let only = nodes.refusal("a", &["node", "remove", "a"]);
     assert!(only.contains("is the only one"), "{only}");
     nodes.add("b").expect("joins");
     nodes.add("c").expect("joins");
@@ -240,21 +233,21 @@ fn what_must_not_be_removed_is_not_and_the_error_says_what_to_do() {
         ("a", &["node", "remove", "c"], &["has the only replica of volume near", "--accept-fewer"]),
         ("a", &["node", "remove", "b"], &["owns volume near"]),
     ] {
-        let refused = refusal(&nodes, asked, arguments);
+        let refused = nodes.refusal(asked, arguments);
         assert!(expected.iter().all(|text| refused.contains(text)), "{arguments:?}: {refused}");
     }
     nodes.run("a", &["volume", "migrate", "near", "--to", "c"]).expect("is moved");
-    let unmet = refusal(&nodes, "a", &["node", "remove", "b"]);
+    let unmet = nodes.refusal("a", &["node", "remove", "b"]);
     assert!(unmet.contains("no flush of volume far could be answered in class geo:1"), "{unmet}");
     nodes.run("a", &["volume", "migrate", "far", "--to", "b"]).expect("is moved");
-    let authority = refusal(&nodes, "b", &["node", "remove", "a", "--accept-fewer"]);
+    let authority = nodes.refusal("b", &["node", "remove", "a", "--accept-fewer"]);
     assert!(authority.contains("holds the cluster's authority"), "{authority}");
     nodes.run("a", &["volume", "delete", "near"]).expect("is deleted");
     nodes.run("a", &["volume", "delete", "far"]).expect("is deleted");
     // Two of three are a majority, and one of the two that would be left is none.
     nodes.kill("b").expect("it runs");
     nodes.until("the others lead", PATIENCE, || nodes.run("a", &["volume", "list"]).is_ok());
-    let quorum = refusal(&nodes, "a", &["node", "remove", "c"]);
+    let quorum = nodes.refusal("a", &["node", "remove", "c"]);
     assert!(quorum.contains("would lose its quorum") && quorum.contains("(a, b)"), "{quorum}");
     assert_eq!(voters(&nodes, "a"), ["a", "b", "c"], "nothing was done");
     nodes.start_node("b").expect("starts");
@@ -363,7 +356,7 @@ fn what_administrators_did_is_kept_with_what_came_of_it() {
     let mut nodes = Nodes::start(&["a", "b"]).expect("two nodes start");
     nodes.run("a", &["volume", "create", "disk", "--size", "1M", "--owner", "a"]).expect("is created");
     nodes.run("a", &["volume", "list"]).expect("is listed");
-    refusal(&nodes, "b", &["node", "remove", "a"]);
+    nodes.refusal("b", &["node", "remove", "a"]);
     nodes.credentials("host").expect("are issued");
     nodes.run("b", &["cluster", "client", "revoke", "host"]).expect("is revoked");
     let acts = |nodes: &Nodes| {

@@ -1,30 +1,19 @@
 //! Nodes that follow a volume from now on, or no more, while it is in use (docs/replicas.md). Real processes.
 
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 use tests::nbd_client::Client;
 use tests::nodes::Nodes;
-use tests::tools::{run, until};
+use tests::tools::{self, until};
 use tests::writer::Writer;
 
 const SEED: u64 = 71;
 /// What takes longer than this fails the test.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn qemu_io(nodes: &Nodes, node: &str, export: &str, commands: &[&str]) -> anyhow::Result<()> {
-    let mut command = Command::new("qemu-io");
-    command.args(["-f", "raw"]);
-    if export.contains('@') {
-        command.arg("-r");
-    }
-    for it in commands {
-        command.args(["-c", it]);
-    }
-    let said = run(command.arg(nodes.uri(node, export)))?;
-    anyhow::ensure!(!said.contains("failed") && !said.contains("error"), "{said}");
-    Ok(())
+fn qemu_io(nodes: &Nodes, node: &str, export: &str, commands: &[&str]) -> anyhow::Result<String> {
+    tools::qemu_io(&nodes.uri(node, export), export.contains('@'), commands)
 }
 
 fn status(nodes: &Nodes, asked: &str, volume: &str) -> Value {
@@ -43,13 +32,6 @@ fn stored(nodes: &Nodes, node: &str, volume: &str) -> u64 {
     let listed = space["volumes"].as_array().expect("a list").iter().find(|listed| listed["volume"] == volume);
     let bytes = |field: &str| listed.map_or(0, |listed| listed[field].as_u64().expect("a number"));
     bytes("mapped_bytes") + bytes("snapshot_bytes") + bytes("held_bytes")
-}
-
-fn refusal(nodes: &Nodes, asked: &str, arguments: &[&str]) -> String {
-    match nodes.run(asked, arguments) {
-        Ok(told) => panic!("{arguments:?} was not refused: {told}"),
-        Err(error) => error.to_string(),
-    }
 }
 
 /// A node that joined later takes the place of one that is to go, under a writer that sees nothing of it; then it is all that is left.
@@ -91,7 +73,7 @@ fn a_node_that_joined_later_becomes_a_replica_and_the_others_go() {
         running.join().expect("ends").expect("a client at another node sees no error");
     });
     assert_eq!(replicas(&nodes, "a", "disk"), ["a"]);
-    let last = refusal(&nodes, "a", &["volume", "replica", "remove", "disk", "a"]);
+    let last = nodes.refusal("a", &["volume", "replica", "remove", "disk", "a"]);
     assert!(last.contains("would have no replica") && last.contains("--accept-fewer"), "{last}");
     nodes.run("a", &["volume", "replica", "remove", "disk", "a", "--accept-fewer"]).expect("is removed");
     assert!(replicas(&nodes, "a", "disk").is_empty());
@@ -117,7 +99,7 @@ fn a_volume_goes_at_once_to_a_node_that_was_no_replica_a_moment_before() {
         .run("a", &["volume", "create", "disk", "--size", "256M", "--owner", "a", "--replicas", "b"])
         .expect("is created");
     qemu_io(&nodes, "a", "disk", &["write -P 7 0 128M", "flush"]).expect("is written");
-    let refused = refusal(&nodes, "a", &["volume", "migrate", "disk", "--to", "c"]);
+    let refused = nodes.refusal("a", &["volume", "migrate", "disk", "--to", "c"]);
     assert!(refused.contains("helio volume replica add disk c"), "{refused}");
     let told = nodes.run("a", &["volume", "replica", "add", "disk", "c"]).expect("is added");
     assert!(told.contains("with replicas at b, c"), "{told}");
@@ -155,7 +137,7 @@ fn what_would_cost_more_than_was_meant_is_refused_with_what_to_do() {
         (&["group", "replica", "remove", "db", "b"], "would have no replica"),
         (&["group", "replica", "add", "db", "x"], "there is no node \"x\""),
     ] {
-        let refused = refusal(&nodes, "b", arguments);
+        let refused = nodes.refusal("b", arguments);
         assert!(refused.contains(said), "{arguments:?}: {refused}");
     }
     let told = nodes.run("b", &["group", "replica", "add", "db", "c", "--wait"]).expect("is added");
@@ -219,7 +201,7 @@ fn a_rule_keeps_copies_where_they_are_to_be_whoever_comes_and_goes() {
     let told = nodes.run("a", &["volume", "place", "disk"]).expect("tells");
     assert!(told.contains("has no rule of placement; copies at a, b, d"), "{told}");
     for wrong in ["2 of eu", "0 in eu", ""] {
-        let refused = refusal(&nodes, "a", &["volume", "place", "disk", wrong]);
+        let refused = nodes.refusal("a", &["volume", "place", "disk", wrong]);
         assert!(refused.contains("2 in eu, 1 elsewhere"), "{refused}");
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::cluster::Up;
 use tests::nbd_client::{Client, EINVAL, ENOSPC, Error};
-use tests::tools::run;
+use tests::tools::{self, run};
 use tests::workload::{check, fill};
 
 const BLOCK: u64 = 4096;
@@ -31,13 +31,7 @@ fn sees(up: &Up, provider: &str, size: u64) {
 
 fn qemu_io(up: &Up, provider: &str, commands: &[&str]) {
     let [_, uri] = up.uris(provider, "disk").expect("listens");
-    let mut command = Command::new("qemu-io");
-    command.args(["-f", "raw"]);
-    for it in commands {
-        command.args(["-c", it]);
-    }
-    let said = run(command.arg(uri)).expect("succeeds");
-    assert!(!said.contains("failed") && !said.contains("error"), "{said}");
+    tools::qemu_io(&uri, false, commands).expect("succeeds");
 }
 
 fn resize(up: &Up, arguments: &[&str]) -> anyhow::Result<u64> {

@@ -6,24 +6,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::cluster::Up;
-use tests::tools::run;
+use tests::tools::{self, run};
 
 /// A replica holds all of a snapshot a moment after its data was sent; one that does not by now never will.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn qemu_io(up: &Up, provider: &str, export: &str, commands: &[&str]) -> anyhow::Result<String> {
     let [_, uri] = up.uris(provider, export)?;
-    let mut command = Command::new("qemu-io");
-    command.args(["-f", "raw"]);
-    if export.contains('@') {
-        command.arg("-r");
-    }
-    for it in commands {
-        command.args(["-c", it]);
-    }
-    let said = run(command.arg(uri))?;
-    anyhow::ensure!(!said.contains("failed") && !said.contains("error"), "{said}");
-    Ok(said)
+    tools::qemu_io(&uri, export.contains('@'), commands)
 }
 
 fn list(up: &Up) -> Vec<Value> {

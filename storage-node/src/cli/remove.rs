@@ -2,13 +2,13 @@
 //!
 //! Safe to interrupt and to repeat: the node asked looks anew each time, and nothing changes before everything is elsewhere.
 
-use anyhow::bail;
 use clap::Args;
 use client_lib::NodeName;
 use client_lib::wire::admin::{NodeRemoval, RemoveNode};
 
 use super::Common;
 use super::client::{Client, print_json};
+use super::waiting::{Waits, until_over};
 
 /// Take a node out of the cluster for good
 #[derive(Debug, Args)]
@@ -35,25 +35,18 @@ pub(super) struct Remove {
     json: bool,
 }
 
+impl Waits for NodeRemoval {
+    fn waits_for(&self) -> Option<&[String]> {
+        (self.state == "waiting").then_some(&self.waiting_for)
+    }
+}
+
 pub(super) fn run(arguments: &Remove, common: &Common) -> anyhow::Result<()> {
     let client = Client::find(common)?;
     let Remove { node, lost, accept_fewer, dry_run, .. } = arguments;
     let request = RemoveNode { lost: *lost, accept_fewer: *accept_fewer, dry_run: *dry_run };
-    let mut told = Vec::new();
-    let removal = loop {
-        // Each waits for some seconds.
-        let removal: NodeRemoval = client.post(&format!("/v1/nodes/{node}/remove"), &request)?;
-        if removal.state != "waiting" {
-            break removal;
-        }
-        if arguments.no_wait {
-            bail!("node {node} is still needed: {}", removal.waiting_for.join("; "));
-        }
-        if told != removal.waiting_for {
-            removal.waiting_for.iter().for_each(|what| eprintln!("waiting: {what}"));
-            told = removal.waiting_for;
-        }
-    };
+    let path = format!("/v1/nodes/{node}/remove");
+    let removal = until_over(&format!("node {node}"), arguments.no_wait, || client.post(&path, &request))?;
     if arguments.json {
         return print_json(&removal);
     }

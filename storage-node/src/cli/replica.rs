@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
 use clap::{Args, Subcommand};
 use client_lib::NodeName;
 use client_lib::wire::admin::{ChangeReplicas, ReplicaStatus, ReplicasReport, VolumeStatus};
@@ -12,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Common;
 use super::client::{Client, print_json};
+use super::waiting::{Waits, until_over};
 
 /// How often it is looked how much of a volume a new replica has.
 const LOOK: Duration = Duration::from_millis(500);
@@ -108,24 +108,17 @@ fn add(arguments: &Add, of: Of, client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl Waits for ReplicasReport {
+    fn waits_for(&self) -> Option<&[String]> {
+        (self.state == "waiting").then_some(&self.waiting_for)
+    }
+}
+
 fn remove(arguments: &Remove, of: Of, client: &Client) -> anyhow::Result<()> {
     let (remove, accept_fewer) = (names(&arguments.nodes), arguments.accept_fewer);
     let request = ChangeReplicas { remove, accept_fewer, ..ChangeReplicas::default() };
-    let mut said = Vec::new();
-    let report = loop {
-        // Each waits for some seconds.
-        let report: ReplicasReport = client.post(&of.path(&arguments.name)?, &request)?;
-        if report.state != "waiting" {
-            break report;
-        }
-        if arguments.no_wait {
-            bail!("it is still needed: {}", report.waiting_for.join("; "));
-        }
-        if said != report.waiting_for {
-            report.waiting_for.iter().for_each(|what| eprintln!("waiting: {what}"));
-            said = report.waiting_for;
-        }
-    };
+    let path = of.path(&arguments.name)?;
+    let report: ReplicasReport = until_over("it", arguments.no_wait, || client.post(&path, &request))?;
     if arguments.json {
         return print_json(&report);
     }

@@ -65,7 +65,7 @@ mod volumes;
 pub(super) use handover::Busy;
 use handover::{BusyVolumes, How};
 pub(super) use members::Standing;
-pub(super) use names::{name_of, node_named, volume_named};
+pub(super) use names::{name_of, names_of, node_named, volume_named};
 use overview::Glances;
 
 /// How long an administrative request waits for the owner to be known, across a handover under way.

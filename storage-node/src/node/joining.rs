@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use client_lib::transport::Class;
+use client_lib::wire::admin::VolumeStatus;
 use client_lib::{Error, Lsn, NodeId, VolumeId};
 use consensus::{Command, MetaRaft};
 
 use super::METADATA_DEADLINE;
+use super::admin::ask;
 use crate::ownership::gate::Phase;
 use crate::peer::client::PeerClient;
-use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest};
+use crate::peer::message::AdminForward;
 use crate::serve::volumes::Volumes;
 
 /// How often it is looked while something joins.
@@ -59,12 +59,6 @@ async fn is_whole(id: VolumeId, volumes: &Volumes, peers: &PeerClient) -> bool {
 }
 
 async fn was_never_written(volume: VolumeId, owner: NodeId, peers: &PeerClient) -> Result<bool, Error> {
-    let request = PeerRequest::Admin { request: AdminForward::Status { volume } };
-    match peers.ask(owner, Class::Control, request, Bytes::new()).await? {
-        Message { head: PeerReply::Admin(json), .. } => {
-            let status: Option<client_lib::wire::admin::VolumeStatus> = serde_json::from_str(&json).ok();
-            Ok(status.is_some_and(|status| status.head == Lsn::ZERO.to_string()))
-        }
-        _ => Ok(false),
-    }
+    let status: VolumeStatus = ask(peers, owner, AdminForward::Status { volume }).await?;
+    Ok(status.head == Lsn::ZERO.to_string())
 }

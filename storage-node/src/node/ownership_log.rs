@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use client_lib::transport::BoxFuture;
 use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId};
-use consensus::{Command, Made, MetaRaft, MetaState, Response};
+use consensus::{Command, Made, MetaRaft, MetaState, Response, Volume};
 
 use super::METADATA_DEADLINE;
 use crate::ownership::driver::{HandoverProposal, OwnershipLog, Proposed, ReplicaChange, Resize, TakeoverProposal};
@@ -98,39 +98,38 @@ impl RaftOwnership {
         volumes.iter().map(owner).collect()
     }
 
-    async fn propose_replicas(&self, change: ReplicaChange) -> Result<(), Error> {
-        let ReplicaChange { members, add, remove } = change;
-        let volumes: Vec<VolumeId> = members.iter().map(|(volume, _)| *volume).collect();
-        let (from, incarnation, add_to, take_from) = (self.me, self.incarnation(), add.clone(), remove.clone());
-        let command = Command::ChangeReplicas { members, from, incarnation, add: add_to, remove: take_from };
+    /// Proposes `command`, of `volumes`. Where its answer is lost nothing that was proposed before can be committed after, and it was
+    /// committed if `is_so` of all of them.
+    async fn propose_settled(
+        &self,
+        command: Command,
+        volumes: &[VolumeId],
+        is_so: impl Fn(&Volume) -> bool + Send,
+    ) -> Result<(), Error> {
         match self.meta.propose(command, METADATA_DEADLINE).await {
             Ok(response) => response.into_result().map(drop),
             Err(error) => {
-                self.settle_volumes(&volumes).await?;
+                self.settle_volumes(volumes).await?;
                 let state = self.meta.state();
-                let is_so = |id: &VolumeId| {
-                    let replicas = state.volume(*id).map(|volume| &volume.replicas);
-                    replicas.is_some_and(|replicas| replicas.is_superset(&add) && replicas.is_disjoint(&remove))
-                };
-                if volumes.iter().all(is_so) { Ok(()) } else { Err(error) }
+                if volumes.iter().all(|id| state.volume(*id).is_some_and(&is_so)) { Ok(()) } else { Err(error) }
             }
         }
+    }
+
+    async fn propose_replicas(&self, change: ReplicaChange) -> Result<(), Error> {
+        let ReplicaChange { members, add, remove } = change;
+        let volumes: Vec<VolumeId> = members.iter().map(|(volume, _)| *volume).collect();
+        let (from, incarnation, adds, removes) = (self.me, self.incarnation(), add.clone(), remove.clone());
+        let command = Command::ChangeReplicas { members, from, incarnation, add: adds, remove: removes };
+        let is_so = |volume: &Volume| volume.replicas.is_superset(&add) && volume.replicas.is_disjoint(&remove);
+        self.propose_settled(command, &volumes, is_so).await
     }
 
     async fn propose_resize(&self, resize: Resize) -> Result<(), Error> {
         let Resize { volume, epoch, expected, size } = resize;
         let incarnation = self.incarnation();
         let command = Command::ResizeVolume { volume, from: self.me, incarnation, epoch, expected, size };
-        match self.meta.propose(command, METADATA_DEADLINE).await {
-            Ok(response) => response.into_result().map(drop),
-            Err(error) => {
-                self.settle_volumes(&[volume]).await?;
-                match self.meta.state().volume(volume) {
-                    Some(meta) if meta.size == size => Ok(()),
-                    _ => Err(error),
-                }
-            }
-        }
+        self.propose_settled(command, &[volume], |volume| volume.size == size).await
     }
 }
 

@@ -87,13 +87,7 @@ fn note(failures: &mut BTreeMap<VolumeId, String>, volume: &Volume, outcome: Res
 /// The volumes that `me` owns and that have a rule, those of a group together, if it owns all of them.
 fn owned_with_rules(state: &MetaState, me: NodeId) -> Vec<(Vec<VolumeId>, &Placement)> {
     let owns = |id: &VolumeId| state.volume(*id).is_some_and(|volume| volume.owner == me);
-    let together = |volume: &Volume| match state.group_of(volume.id) {
-        None => Some(vec![volume.id]),
-        Some(group) => {
-            let is_first = group.members.first() == Some(&volume.id);
-            (is_first && group.members.iter().all(owns)).then(|| group.members.iter().copied().collect())
-        }
-    };
+    let together = |volume: &Volume| state.led_by(volume.id).filter(|ids| ids.iter().all(owns));
     let owned = state.volumes().filter(|volume| volume.owner == me);
     owned.filter_map(|volume| Some((together(volume)?, state.places().wanted(volume.id)?))).collect()
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::METADATA_DEADLINE;
-use super::admin::{Busy, NodeAdmin, ask, name_of, node_named, volume_named};
+use super::admin::{Busy, NodeAdmin, ask, name_of, names_of, node_named, volume_named};
 use super::reconcile::{discard, follow};
 use crate::ownership::chronicle::{End, Kind, Subject};
 use crate::ownership::expiry::LeaseWatch;
@@ -447,12 +447,11 @@ fn may_take_over(state: &MetaState, volume: &Volume, to: NodeId) -> Result<(), E
     let what = if volume.owner == to {
         format!("node {} owns volume {} already, in epoch {}", name_of(state, to), volume.name, volume.epoch)
     } else if !volume.replicas.contains(&to) {
-        let replicas: Vec<String> = volume.replicas.iter().map(|node| name_of(state, *node)).collect();
         format!(
             "node {} holds no replica of volume {}; its replicas are at {}",
             name_of(state, to),
             volume.name,
-            replicas.join(", ")
+            names_of(state, &volume.replicas)
         )
     } else {
         return Ok(());

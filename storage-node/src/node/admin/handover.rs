@@ -12,7 +12,7 @@ use consensus::{Command, MetaState, Refusal, Response, Volume};
 use tokio_util::sync::CancellationToken;
 
 use super::durability::require_possible;
-use super::names::{name_of, node_named, volume_named};
+use super::names::{name_of, names_of, node_named, volume_named};
 use super::{NodeAdmin, deleted, moved, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::ownership::chronicle::{End, Kind, Subject};
@@ -198,7 +198,7 @@ impl NodeAdmin {
                     "node {0} holds no replica of volume {name}; its replicas are at {1}; `helio volume replica add {name} {0}` makes it one, and the volume \
                      can go there at once",
                     name_of(state, to),
-                    volume.replicas.iter().map(|node| name_of(state, *node)).collect::<Vec<_>>().join(", ")
+                    names_of(state, &volume.replicas)
                 ),
             ));
         }

@@ -2,7 +2,7 @@
 
 use client_lib::cipher::VolumeKeys;
 use client_lib::wire::admin::AddVolumeKey;
-use client_lib::{Error, ErrorKind, KeyName};
+use client_lib::{Error, ErrorKind, KeyName, VolumeId};
 use consensus::{Command, MetaState, Response, Volume};
 
 use super::names::volume_named;
@@ -20,9 +20,7 @@ impl NodeAdmin {
     pub(super) async fn add_key_of(&self, name: &str, request: AddVolumeKey) -> Result<VolumeKeys, Error> {
         let AddVolumeKey { check, key } = request;
         let (key_name, fingerprint) = (key.name.clone(), key.fingerprint);
-        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
-        let volume = volume_named(&state, name)?.id;
-        self.change_keys(name, Command::AddVolumeKey { volume, check, key }).await?;
+        self.change_keys(name, |volume| Command::AddVolumeKey { volume, check, key }).await?;
         tracing::info!(volume = name, key = %key_name, %fingerprint, "another key opens the volume");
         self.keys_of(name).await
     }
@@ -30,18 +28,17 @@ impl NodeAdmin {
     /// Has a key open a volume no more. Who has opened it goes on.
     pub(super) async fn remove_key_of(&self, name: &str, key: &str) -> Result<VolumeKeys, Error> {
         let key: KeyName = key.parse()?;
-        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
-        let volume = volume_named(&state, name)?.id;
-        self.change_keys(name, Command::RemoveVolumeKey { volume, name: key.clone() }).await?;
+        self.change_keys(name, |volume| Command::RemoveVolumeKey { volume, name: key.clone() }).await?;
         tracing::warn!(volume = name, %key, "a key opens the volume no more");
         self.keys_of(name).await
     }
 
-    async fn change_keys(&self, name: &str, command: Command) -> Result<(), Error> {
+    async fn change_keys(&self, name: &str, command: impl FnOnce(VolumeId) -> Command + Send) -> Result<(), Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
-        keys(&state, volume_named(&state, name)?)?;
+        let volume = volume_named(&state, name)?;
+        keys(&state, volume)?;
         self.require_keys_known_to_all(&state).await?;
-        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.propose(command(volume.id), METADATA_DEADLINE).await?.into_result()? {
             Response::VolumeKeysChanged => Ok(()),
             other => Err(out_of_turn(&other)),
         }

@@ -216,14 +216,9 @@ impl NodeAdmin {
             tracing::info!(%why, "replicas are given up with their node");
             return Ok(Vec::new());
         }
-        let together = |volume: &Volume| match state.group_of(volume.id) {
-            None => Some(vec![volume.id]),
-            Some(group) if group.members.first() == Some(&volume.id) => Some(group.members.iter().copied().collect()),
-            Some(_) => None,
-        };
         let followed = state.volumes().filter(|volume| volume.replicas.contains(&node));
         let given: Vec<(String, Vec<VolumeId>)> =
-            followed.filter_map(|volume| Some((volume.name.to_string(), together(volume)?))).collect();
+            followed.filter_map(|volume| Some((volume.name.to_string(), state.led_by(volume.id)?))).collect();
         let asked = given.into_iter().map(|(name, ids)| async move {
             match self.have_replicas_changed(ids, Wanted { add: BTreeSet::new(), remove: [node].into() }).await {
                 Ok(report) => report.waiting_for,

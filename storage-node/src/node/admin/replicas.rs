@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::durability::require_possible;
 use super::handover::Busy;
-use super::names::{group_named, name_of, node_named, volume_named};
+use super::names::{group_named, name_of, names_of, node_named, volume_named};
 use super::{NodeAdmin, deleted};
 use crate::node::METADATA_DEADLINE;
 use crate::ownership::driver::ReplicaChange;
@@ -165,10 +165,9 @@ impl NodeAdmin {
         });
         task.await.map_err(|error| Error::new(ErrorKind::Internal, "the change ended early").caused_by(error))??;
         let state = self.meta.state();
-        let names =
-            |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| name_of(&state, *node)).collect::<Vec<_>>().join(", ");
+        let (added, removed) = (names_of(&state, &wanted.add), names_of(&state, &wanted.remove));
         for volume in &volumes {
-            tracing::info!(volume = %volume.name, added = names(&wanted.add), removed = names(&wanted.remove), "replicas were changed");
+            tracing::info!(volume = %volume.name, added, removed, "replicas were changed");
         }
         Ok(ReplicasReport { state: "changed".into(), ..self.replicas_told(&volumes)? })
     }
@@ -273,8 +272,8 @@ fn require_sensible(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Resu
         return invalid(format!("node {owner} owns volume {name}, and holds it already"));
     }
     if let Some(none) = wanted.remove.iter().find(|node| !volume.replicas.contains(node)) {
-        let replicas: Vec<String> = volume.replicas.iter().map(|node| name_of(state, *node)).collect();
-        let at = if replicas.is_empty() { "nowhere".to_owned() } else { format!("at {}", replicas.join(", ")) };
+        let replicas = names_of(state, &volume.replicas);
+        let at = if replicas.is_empty() { "nowhere".to_owned() } else { format!("at {replicas}") };
         return invalid(format!("node {} holds no replica of volume {name}; they are {at}", name_of(state, *none)));
     }
     Ok(())

@@ -27,7 +27,8 @@ pub(crate) fn check(book: &Book, volume: VolumeId) -> Result<(), String> {
         // In a later epoch it may have been cut off.
         let mut replica = later.filter(|seen| seen.report.epoch <= counted.epoch && seen.report.role == Role::Replica);
         if let Some(seen) = replica.find(|seen| seen.report.watermark < counted.held) {
-            return Err(format!("{counted:?}, but then {seen:?}"));
+            let owners: Vec<_> = book.ownerships.iter().filter(|((id, _), _)| *id == volume).collect();
+            return Err(format!("{counted:?}, but then {seen:?}; owners as they were first seen: {owners:?}"));
         }
         let later = of_volume().filter(|seen| seen.node == counted.owner && seen.at > counted.at);
         let mut owner = later.filter(|seen| seen.report.epoch == counted.epoch && seen.report.role == Role::Owner);
