@@ -183,6 +183,14 @@ pub(super) struct Book {
     writes: u64,
 }
 
+impl Book {
+    /// When it was first seen that another ownership of `volume` had followed that of `epoch`, if any has.
+    pub(super) fn ended(&self, volume: VolumeId, epoch: Epoch) -> Option<Duration> {
+        let later = self.ownerships.range((volume, epoch.next())..=(volume, Epoch(u64::MAX)));
+        later.map(|(_, (_, seen))| *seen).min()
+    }
+}
+
 /// The history of a simulation. Clones are the same one.
 #[derive(Clone, Default)]
 pub(crate) struct History(Arc<Mutex<Book>>);

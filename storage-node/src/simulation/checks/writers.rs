@@ -24,14 +24,10 @@ pub(crate) fn check(book: &Book, volume: VolumeId) -> Result<(), String> {
         }
         by_content.extend(logged.contents.iter().filter(|content| content.is_some()).map(|content| (*content, epoch)));
     }
-    let ended = |epoch: Epoch| {
-        let later = book.ownerships.range((volume, epoch.next())..=(volume, Epoch(u64::MAX)));
-        later.map(|(_, (_, seen))| *seen).min()
-    };
     for operation in book.operations.iter().filter(|operation| operation.volume == volume) {
         let (Some(done), What::Write { contents, .. }) = (operation.done(), &operation.what) else { continue };
         let Some(epoch) = contents.iter().find_map(|content| by_content.get(content)) else { continue };
-        if let Some(end) = ended(*epoch)
+        if let Some(end) = book.ended(volume, *epoch)
             && operation.asked > end
         {
             return Err(format!("{operation:?} was acked at {done:?} under epoch {epoch}, which ended at {end:?}"));
