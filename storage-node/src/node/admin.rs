@@ -50,6 +50,7 @@ mod keys;
 mod links;
 mod members;
 mod names;
+mod outcome;
 mod overview;
 mod placement;
 mod removal;

@@ -9,7 +9,9 @@ use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, SnapshotName, Volu
 use consensus::{Command, Made, MetaRaft, MetaState, Response, Volume};
 
 use super::METADATA_DEADLINE;
-use crate::ownership::driver::{HandoverProposal, OwnershipLog, Proposed, ReplicaChange, Resize, TakeoverProposal};
+use crate::ownership::driver::{
+    HandoverProposal, OwnershipLog, Proposed, RESOLVE_PAUSE, ReplicaChange, Resize, TakeoverProposal,
+};
 
 /// [`OwnershipLog`] over the metadata group.
 pub struct RaftOwnership {
@@ -98,8 +100,8 @@ impl RaftOwnership {
         volumes.iter().map(owner).collect()
     }
 
-    /// Proposes `command`, of `volumes`. Where its answer is lost nothing that was proposed before can be committed after, and it was
-    /// committed if `is_so` of all of them.
+    /// Proposes `command`, of `volumes`. Where its answer is lost this waits until nothing that was proposed before can be committed
+    /// after: it was committed if `is_so` of all of them then.
     async fn propose_settled(
         &self,
         command: Command,
@@ -109,7 +111,13 @@ impl RaftOwnership {
         match self.meta.propose(command, METADATA_DEADLINE).await {
             Ok(response) => response.into_result().map(drop),
             Err(error) => {
-                self.settle_volumes(volumes).await?;
+                while let Err(error) = self.settle_volumes(volumes).await {
+                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Closed) {
+                        return Err(error);
+                    }
+                    tracing::warn!(?volumes, %error, "the outcome of a change is not known yet; the volumes wait for it");
+                    tokio::time::sleep(RESOLVE_PAUSE).await;
+                }
                 let state = self.meta.state();
                 if volumes.iter().all(|id| state.volume(*id).is_some_and(&is_so)) { Ok(()) } else { Err(error) }
             }

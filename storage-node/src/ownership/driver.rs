@@ -32,7 +32,7 @@ pub use member::Member;
 const PREPARE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Pause before consensus is asked again for an outcome that nobody could tell.
-const RESOLVE_PAUSE: Duration = Duration::from_millis(200);
+pub const RESOLVE_PAUSE: Duration = Duration::from_millis(200);
 
 /// What consensus said to a proposed change of owner.
 #[derive(Debug)]
@@ -153,16 +153,24 @@ pub trait OwnershipLog: Send + Sync + 'static {
     /// The refusal; `Unavailable` when consensus cannot be reached: it may have been committed.
     fn drop_unmade(&self, snapshots: Vec<(VolumeId, SnapshotId)>) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Proposes `resize`. When it returns, the outcome is known: it was committed, or never will be.
+    /// Proposes `resize`. When it returns, the outcome is known: it was committed, or never will be. It waits for that as long as consensus
+    /// cannot be reached.
     ///
     /// # Errors
-    /// The refusal; `Unavailable` when consensus cannot be reached: then, and only then, it may still be committed.
+    /// The refusal; `Unavailable` when it was not committed for want of consensus.
+    ///
+    /// # Cancel safety
+    /// None: the outcome is unknown then.
     fn resize(&self, resize: Resize) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Proposes `change`. When it returns, the outcome is known: it was committed, or never will be.
+    /// Proposes `change`. When it returns, the outcome is known: it was committed, or never will be. It waits for that as long as consensus
+    /// cannot be reached.
     ///
     /// # Errors
-    /// The refusal; `Unavailable` when consensus cannot be reached: then, and only then, it may still be committed.
+    /// The refusal; `Unavailable` when it was not committed for want of consensus.
+    ///
+    /// # Cancel safety
+    /// None: the outcome is unknown then.
     fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Tells what a snapshot is that the owner of `epoch` has made. May be repeated.

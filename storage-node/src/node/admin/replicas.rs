@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::durability::require_possible;
 use super::handover::Busy;
 use super::names::{group_named, name_of, names_of, node_named, volume_named};
-use super::{NodeAdmin, deleted};
+use super::{NodeAdmin, deleted, outcome};
 use crate::node::METADATA_DEADLINE;
 use crate::ownership::driver::ReplicaChange;
 use crate::peer::message::AdminForward;
@@ -136,6 +136,10 @@ impl NodeAdmin {
             })?;
             volumes.push(volume);
         }
+        let state = self.meta.state();
+        for meta in volumes.iter().filter_map(|volume| state.volume(volume.id)) {
+            require_not_owner(&state, meta, &wanted)?;
+        }
         let left_out = LeftOut::begin(&volumes, &wanted.remove);
         let waiting_for = self.until_dispensable(&left_out).await?;
         if !waiting_for.is_empty() {
@@ -163,7 +167,8 @@ impl NodeAdmin {
             }
             Ok::<(), Error>(())
         });
-        task.await.map_err(|error| Error::new(ErrorKind::Internal, "the change ended early").caused_by(error))??;
+        let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+        outcome::known(task, &format!("the replicas of {}", names.join(", "))).await?;
         let state = self.meta.state();
         let (added, removed) = (names_of(&state, &wanted.add), names_of(&state, &wanted.remove));
         for volume in &volumes {
@@ -256,27 +261,35 @@ async fn needed(
 /// Refuses what means nothing.
 fn require_sensible(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Result<(), Error> {
     let invalid = |text: String| Err(Error::new(ErrorKind::InvalidRequest, text));
-    let (name, owner) = (&volume.name, name_of(state, volume.owner));
+    let name = &volume.name;
     if wanted.add.is_empty() && wanted.remove.is_empty() {
         return invalid("name the nodes that are to follow, or to follow no more".to_owned());
     }
     if let Some(both) = wanted.add.intersection(&wanted.remove).next() {
         return invalid(format!("node {} cannot be added and removed at once", name_of(state, *both)));
     }
-    if wanted.remove.contains(&volume.owner) {
-        return invalid(format!(
-            "node {owner} owns volume {name}: hand it over with `helio volume migrate {name} --to NODE`, and remove it then"
-        ));
-    }
-    if wanted.add.contains(&volume.owner) {
-        return invalid(format!("node {owner} owns volume {name}, and holds it already"));
-    }
+    require_not_owner(state, volume, wanted)?;
     if let Some(none) = wanted.remove.iter().find(|node| !volume.replicas.contains(node)) {
         let replicas = names_of(state, &volume.replicas);
         let at = if replicas.is_empty() { "nowhere".to_owned() } else { format!("at {replicas}") };
         return invalid(format!("node {} holds no replica of volume {name}; they are {at}", name_of(state, *none)));
     }
     Ok(())
+}
+
+/// Refuses to have the owner follow, or follow no more: it may be another one than when that was asked for.
+fn require_not_owner(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Result<(), Error> {
+    let (name, owner) = (&volume.name, name_of(state, volume.owner));
+    let text = if wanted.remove.contains(&volume.owner) {
+        format!(
+            "node {owner} owns volume {name}: hand it over with `helio volume migrate {name} --to NODE`, and remove it then"
+        )
+    } else if wanted.add.contains(&volume.owner) {
+        format!("node {owner} owns volume {name}, and holds it already")
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::InvalidRequest, text))
 }
 
 /// Refuses to leave a volume without any replica, or without those that its class asks for.

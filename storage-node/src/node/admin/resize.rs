@@ -8,7 +8,7 @@ use client_lib::{Error, ErrorKind, VolumeSize};
 
 use super::handover::Busy;
 use super::names::volume_named;
-use super::{NodeAdmin, deleted, moved};
+use super::{NodeAdmin, deleted, moved, outcome};
 use crate::node::METADATA_DEADLINE;
 use crate::peer::message::AdminForward;
 use crate::serve::resize::InForce;
@@ -60,9 +60,7 @@ impl NodeAdmin {
                 let _busy = busy;
                 ownership.resize(ownership::driver::Resize { volume: id, epoch, expected, size }).await
             });
-            proposed
-                .await
-                .map_err(|error| Error::new(ErrorKind::Internal, "the resize ended early").caused_by(error))??;
+            outcome::known(proposed, &format!("the size of volume {}", volume.name)).await?;
             tracing::info!(volume = %volume.name, %epoch, from = expected.bytes(), to = size.bytes(), "resized");
             in_force(&volume, InForce { size, epoch }).await?;
         }

@@ -14,14 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Effect, Event, Seen, Takeover};
 use crate::ownership::chronicle::{self, Account};
-use crate::ownership::driver::{OwnershipLog, Proposed, TakeoverProposal};
+use crate::ownership::driver::{OwnershipLog, Proposed, RESOLVE_PAUSE, TakeoverProposal};
 use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::gate::Phase;
 use crate::propagation::intake::Hold;
 use crate::serve::volume::{ServedVolume, store_failure};
-
-/// Pause before consensus is asked again for an outcome that nobody could tell.
-const RESOLVE_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long this node may take to serve what it has taken over before the takeover is reported without that.
 const ACTIVATE_PATIENCE: Duration = Duration::from_secs(20);
