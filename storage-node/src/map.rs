@@ -47,6 +47,14 @@ pub struct Map {
 }
 
 impl Map {
+    /// About how many blocks of `volume` lie on its pages from `page` on.
+    #[must_use]
+    pub fn mapped_from(&self, volume: VolumeId, page: u32) -> u64 {
+        let pages = self.cache.pages_between(volume, page, u32::MAX);
+        let all = self.cache.pages_between(volume, 0, u32::MAX).max(1);
+        (u128::from(self.usage.mapped(volume)) * u128::from(pages) / u128::from(all)) as u64
+    }
+
     /// Makes `versions`, whose places are not yet counted and in one segment, the base's of the blocks from `first` on; lets
     /// go of those before, but for what `snapshots` keep.
     ///

@@ -22,6 +22,7 @@ mod damage;
 mod extents;
 mod fetch;
 mod held;
+mod initial;
 mod lease;
 mod recover;
 mod replica;

@@ -7,10 +7,11 @@
 //! [`layers`] holds what is known above the base, [`changes`] the change history, [`pins`] the sealed deltas of an
 //! owner (in memory only), [`ledger`] who writes from afar, [`rollback`] how it becomes a snapshot again, [`clone`] how it
 //! begins as another volume's, `rewind` what a takeover cuts off, [`rejoin`] how a node comes back after that,
-//! [`resident`] how much of it is here, [`record`] the encoding for the map store.
+//! [`initial`] how it comes to a node that has nothing, [`resident`] how much of it is here, [`record`] the encoding for the map store.
 
 pub mod changes;
 pub mod clone;
+pub mod initial;
 pub mod layers;
 pub mod ledger;
 pub mod pins;
@@ -36,11 +37,15 @@ use crate::propagation::manifest::{Manifest, ManifestRun, RunContent, SnapshotMa
 use crate::shard::handle::Role;
 use changes::Changes;
 use clone::Filling;
+use initial::InitialSync;
 use layers::{Layer, Layers};
 use ledger::Ledger;
 use pins::Pins;
 use rollback::Rollback;
 use tally::Tally;
+
+/// Blocks that are looked at at once where most of them are not meant.
+const MAPPED_AT_ONCE: usize = 1 << 16;
 
 /// Which moment of a volume is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +92,10 @@ pub struct Volume {
     written: Lsn,
     /// Of which position the base is, but for what the layers have, when this node is on its way back to the volume.
     rejoin: Option<Lsn>,
+    /// How far the initial sync of this node has come.
+    initial: Option<InitialSync>,
+    /// Where the part of the initial sync ends that is sealed, if it is not the last.
+    part: Option<u32>,
     /// The runs of a manifest that came in several entries, until the last one.
     partial: Vec<ManifestRun>,
 }
@@ -119,6 +128,8 @@ impl Volume {
             watermark: Lsn::ZERO,
             written: Lsn::ZERO,
             rejoin: None,
+            initial: None,
+            part: None,
             partial: Vec::new(),
         }
     }
@@ -264,7 +275,59 @@ impl Volume {
         last: u32,
         map: &mut Map,
     ) -> Result<Vec<(u32, Version)>, MapError> {
-        let mut blocks: BTreeSet<u32> = match moment {
+        Ok(self.mapped_some(moment, first, last, usize::MAX, map)?.0)
+    }
+
+    /// The version of every block before `end` that changed after `from`, in block order.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn changed_before(
+        &self,
+        moment: Moment,
+        from: Lsn,
+        end: u32,
+        map: &mut Map,
+    ) -> Result<Vec<(u32, Version)>, MapError> {
+        let Some(mut blocks) = self.changes.since(from) else {
+            return self.mapped_after(moment, from, end.saturating_sub(1), map);
+        };
+        blocks.remove_range(end..);
+        let mut changed = self.versions_of(moment, blocks.into_iter(), map)?;
+        changed.retain(|(_, version)| version.lsn > from);
+        Ok(changed)
+    }
+
+    /// Mapped blocks up to `last` with a version after `from`; of others no more than [`MAPPED_AT_ONCE`] are in memory at a time.
+    fn mapped_after(
+        &self,
+        moment: Moment,
+        from: Lsn,
+        last: u32,
+        map: &mut Map,
+    ) -> Result<Vec<(u32, Version)>, MapError> {
+        let (mut changed, mut next) = (Vec::new(), Some(0));
+        while let Some(first) = next.filter(|first| *first <= last) {
+            let (some, end) = self.mapped_some(moment, first, last, MAPPED_AT_ONCE, map)?;
+            changed.extend(some.into_iter().filter(|(_, version)| version.lsn > from));
+            next = end;
+        }
+        Ok(changed)
+    }
+
+    /// As [`mapped`](Self::mapped), but no more than `most`, which is above zero; and the block to go on at, if there are others.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn mapped_some(
+        &self,
+        moment: Moment,
+        first: u32,
+        last: u32,
+        most: usize,
+        map: &mut Map,
+    ) -> Result<(Vec<(u32, Version)>, Option<u32>), MapError> {
+        let above: BTreeSet<u32> = match moment {
             Moment::Now => self.layers.blocks(first, last),
             Moment::Snapshot(id) => {
                 let layers = self.layers.below(id).unwrap_or_default();
@@ -279,19 +342,39 @@ impl Volume {
                 .collect(),
             _ => vec![self.id.into()],
         };
-        let next_of = |from: u32, map: &Map| maps.iter().filter_map(|key| map.cache.next_page(*key, from)).min();
+        let next_of = |from: u32, map: &Map| {
+            let in_maps = maps.iter().filter_map(|key| map.cache.next_page(*key, from)).min();
+            let in_layers = above.range(from * PAGE_ENTRIES..).next().map(|block| block / PAGE_ENTRIES);
+            in_maps.into_iter().chain(in_layers).min()
+        };
+        let mut versions = Vec::new();
         let mut next = Some(first / PAGE_ENTRIES);
         while let Some(page) = next.and_then(|page| next_of(page, map)).filter(|page| *page <= last / PAGE_ENTRIES) {
+            let base = page * PAGE_ENTRIES;
+            if versions.len() >= most {
+                let end = versions.get(most).map_or(base, |(block, _)| *block);
+                versions.truncate(most);
+                return Ok((versions, Some(end)));
+            }
             let entries = match moment {
                 Moment::Snapshot(id) if maps.len() > 1 => map.snapshot_page(self.id, &self.snapshots, id, page)?,
                 _ => map.cache.page(self.id, page)?.cloned(),
             };
-            let base = page * PAGE_ENTRIES;
-            let indexes = entries.iter().flat_map(|page| page.iter().map(|(index, _)| base + u32::from(index)));
-            blocks.extend(indexes.filter(|block| (first..=last).contains(block)));
-            next = page.checked_add(1);
+            let below = entries.iter().flat_map(|page| page.iter());
+            let below = below.map(|(index, version)| (base + u32::from(index), version));
+            let below = below.filter(|(block, _)| (first..=last).contains(block));
+            let mut on_page: BTreeSet<u32> = above.range(base..=base + (PAGE_ENTRIES - 1)).copied().collect();
+            if on_page.is_empty() {
+                versions.extend(below);
+            } else {
+                on_page.extend(below.map(|(block, _)| block));
+                versions.extend(self.versions_of(moment, on_page.into_iter(), map)?);
+            }
+            next = page.checked_add(1).filter(|page| *page <= u32::MAX / PAGE_ENTRIES);
         }
-        self.versions_of(moment, blocks.into_iter(), map)
+        let end = versions.get(most).map(|(block, _)| *block);
+        versions.truncate(most);
+        Ok((versions, end))
     }
 
     /// The versions of those of `blocks`, in order, that have one.
@@ -337,7 +420,7 @@ impl Volume {
     pub fn changed_since(&self, moment: Moment, from: Lsn, map: &mut Map) -> Result<Vec<(u32, Version)>, MapError> {
         let mut changed = match self.changes.since(from) {
             // Also beyond the end: what a shrink dropped must be dropped everywhere.
-            None => self.mapped(moment, 0, u32::MAX, map)?,
+            None => return self.mapped_after(moment, from, u32::MAX, map),
             Some(blocks) => self.versions_of(moment, blocks.into_iter(), map)?,
         };
         changed.retain(|(_, version)| version.lsn > from);
@@ -429,18 +512,16 @@ impl Volume {
             return Ok(());
         }
         let mut runs = std::mem::take(&mut self.partial);
+        if self.lacks_parts() {
+            // It does not say what this node lacks besides: it is told in parts.
+            return Ok(());
+        }
         runs.extend(manifest.runs);
         let tells_unknown = self.layers.unknown() > 0;
         if manifest.to > self.known || tells_unknown {
             let (known, mut changed) = (self.known, RoaringBitmap::new());
             for run in runs.iter().filter(|run| run.lsn > known || tells_unknown) {
-                for index in 0..run.blocks() {
-                    let block = run.start.0 + index;
-                    let content = match &run.content {
-                        RunContent::Data(checksums) => Content::Stale { crc: checksums[index as usize] },
-                        RunContent::Zero(_) => Content::Zero,
-                    };
-                    let version = Version { lsn: run.lsn, content };
+                for (block, version) in told_by(run) {
                     if run.lsn > known && self.layers.view(block).is_none_or(|view| view.lsn < run.lsn) {
                         self.layers.note(block, version, &mut map.usage);
                         changed.insert(block);
@@ -452,11 +533,10 @@ impl Volume {
             self.changes.append(manifest.to, changed);
             self.known = known.max(manifest.to);
         }
-        if let Some(SnapshotMark { snapshot: id, size }) = manifest.mark {
+        if let Some(mark) = manifest.mark {
             // Told again, it is known, or what followed it is.
-            if manifest.to == self.known && id > self.newest_snapshot() {
-                let snapshot = Snapshot { id, lsn: self.known, size, is_deleted: false };
-                self.layers.seal_at(snapshot, &mut map.usage);
+            if manifest.to == self.known && mark.snapshot > self.newest_snapshot() {
+                self.seal_at_mark(mark, map);
             }
             return Ok(());
         }
@@ -465,6 +545,12 @@ impl Volume {
             self.layers.seal(self.known, &mut map.usage);
         }
         Ok(())
+    }
+
+    /// Everything known is a delta that ends at this snapshot.
+    fn seal_at_mark(&mut self, SnapshotMark { snapshot: id, size }: SnapshotMark, map: &mut Map) {
+        let snapshot = Snapshot { id, lsn: self.known, size, is_deleted: false };
+        self.layers.seal_at(snapshot, &mut map.usage);
     }
 
     /// Fetched blocks are in the log, at `place` and after it. A copy of a version that is here already replaces it: that
@@ -554,10 +640,14 @@ impl Volume {
 
     /// The sealed delta up to `to` was found complete.
     pub fn apply_applied(&mut self, to: Lsn, map: &mut Map) {
-        if self.layers.apply_sealed(to, &mut map.usage) {
-            (self.watermark, self.rejoin) = (to, None);
-            self.keep_reached();
+        if !self.layers.apply_sealed(to, &mut map.usage) {
+            return;
         }
+        match self.part.take() {
+            Some(next) => self.initial = Some(InitialSync { base: to, next, is_told: false }),
+            None => (self.watermark, self.rejoin, self.initial) = (to, None, None),
+        }
+        self.keep_reached();
     }
 
     /// The volume has another size. What lies beyond a smaller one was zeroed before.
@@ -646,10 +736,21 @@ impl Volume {
         if self.role == Role::Owner
             && let Some(reached) = self.layers.settle(self.known, &mut map.usage)
         {
-            (self.watermark, self.rejoin) = (reached, None);
+            (self.watermark, self.rejoin, self.initial) = (reached, None, None);
             self.keep_reached();
         }
     }
+}
+
+/// The versions that a run of a manifest tells of.
+fn told_by(run: &ManifestRun) -> impl Iterator<Item = (u32, Version)> + '_ {
+    (0..run.blocks()).map(|index| {
+        let content = match &run.content {
+            RunContent::Data(checksums) => Content::Stale { crc: checksums[index as usize] },
+            RunContent::Zero(_) => Content::Zero,
+        };
+        (run.start.0 + index, Version { lsn: run.lsn, content })
+    })
 }
 
 /// The manifest `(from, to]` of versions in block order.
@@ -701,3 +802,6 @@ pub fn manifest_fault(manifest: &Manifest) -> Option<&'static str> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,14 +91,49 @@ fn a_node_that_joined_later_becomes_a_replica_and_the_others_go() {
     writer.check(&mut client).expect("what was acked is there");
 }
 
-/// A move takes round trips, also to a node that has nothing of the volume yet.
+/// In parts, of which each is kept: the node is killed in between, and the volume written all the time.
+#[test]
+fn a_large_volume_comes_in_parts_and_what_has_come_stays() {
+    let mut nodes = Nodes::start(&["a", "b", "c"]).expect("three nodes start");
+    nodes
+        .run("a", &["volume", "create", "disk", "--size", "1G", "--owner", "a", "--replicas", "b"])
+        .expect("is created");
+    qemu_io(&nodes, "a", "disk", &["write -P 1 32M 700M", "write -z 100M 8M", "flush"]).expect("is written");
+    let (writer, socket) = (Writer::new(0..2000, SEED), nodes.socket("a"));
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| writer.run(&socket, "disk"));
+        nodes.run("b", &["volume", "replica", "add", "disk", "c"]).expect("is added");
+        nodes.until("the first part does not come", PATIENCE, || stored(&nodes, "c", "disk") > 300 << 20);
+        let told = nodes.run("a", &["why", "disk"]).expect("tells");
+        assert!(told.contains("node c became a replica and is sent everything"), "{told}");
+        nodes.kill("c").expect("is killed");
+        nodes.start_node("c").expect("starts");
+        nodes.until("what had come does not count", PATIENCE, || stored(&nodes, "c", "disk") > 256 << 20);
+        let joining = || {
+            let replicas = status(&nodes, "a", "disk")["replicas"].clone();
+            replicas.as_array().expect("a list").iter().any(|it| it["is_joining"] == true)
+        };
+        nodes.until("it does not come to an end", PATIENCE, || !joining());
+        nodes.run("a", &["volume", "migrate", "disk", "--to", "c", "--mode", "synced"]).expect("is moved");
+        writer.stop();
+        running.join().expect("ends").expect("a client at another node sees no error");
+    });
+    nodes.until("there is something to fetch", PATIENCE, || status(&nodes, "c", "disk")["stale_bytes"] == 0);
+    nodes.kill("a").expect("is killed");
+    let written = ["read -P 1 32M 68M", "read -P 0 100M 8M", "read -P 1 108M 624M", "read -P 0 732M 100M"];
+    qemu_io(&nodes, "c", "disk", &written).expect("is all there");
+    let mut client = Client::connect(&nodes.socket("c"), "disk").expect("connects");
+    writer.check(&mut client).expect("what was acked is there");
+}
+
+/// A move takes round trips, also to a node that has nothing of the volume yet, or a part of it.
 #[test]
 fn a_volume_goes_at_once_to_a_node_that_was_no_replica_a_moment_before() {
     let nodes = Nodes::start(&["a", "b", "c"]).expect("three nodes start");
     nodes
-        .run("a", &["volume", "create", "disk", "--size", "256M", "--owner", "a", "--replicas", "b"])
+        .run("a", &["volume", "create", "disk", "--size", "1G", "--owner", "a", "--replicas", "b"])
         .expect("is created");
-    qemu_io(&nodes, "a", "disk", &["write -P 7 0 128M", "flush"]).expect("is written");
+    qemu_io(&nodes, "a", "disk", &["write -P 7 0 600M", "flush"]).expect("is written");
     let refused = nodes.refusal("a", &["volume", "migrate", "disk", "--to", "c"]);
     assert!(refused.contains("helio volume replica add disk c"), "{refused}");
     let told = nodes.run("a", &["volume", "replica", "add", "disk", "c"]).expect("is added");
@@ -109,7 +144,7 @@ fn a_volume_goes_at_once_to_a_node_that_was_no_replica_a_moment_before() {
     if let Err(error) = &waits {
         assert!(error.to_string().contains("still fetches"), "{error}");
     }
-    qemu_io(&nodes, "c", "disk", &["read -P 7 0 128M", "write -P 8 64M 1M", "flush"]).expect("is there");
+    qemu_io(&nodes, "c", "disk", &["read -P 7 0 600M", "write -P 8 64M 1M", "flush"]).expect("is there");
     until("everything is fetched", PATIENCE, || status(&nodes, "c", "disk")["stale_bytes"] == 0);
     if waits.is_err() {
         nodes.run("a", &["volume", "replica", "remove", "disk", "a"]).expect("is removed");

@@ -271,8 +271,8 @@ fn print_status(status: &VolumeStatus) {
             replica.node.clone(),
             replica.provider.clone(),
             match (replica.is_rejoining, replica.is_joining) {
-                (true, _) => "comes back".to_owned(),
-                (false, true) => "joins".to_owned(),
+                (_, true) => "joins".to_owned(),
+                (true, false) => "comes back".to_owned(),
                 (false, false) => replica.watermark.clone(),
             },
             size::human(replica.bytes_behind),

@@ -127,16 +127,16 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
             size::human(replica.bytes_behind)
         ));
     }
+    if replica.is_joining {
+        return Some(format!(
+            "node {node} became a replica and is sent everything, {} yet; until it has that it counts for nothing, and cannot take the volume over",
+            size::human(replica.bytes_behind)
+        ));
+    }
     if replica.is_rejoining {
         return Some(format!(
             "node {node} comes back to the volume after a takeover and fetches what differs, at most {}; it cannot take the volume over \
              before it has that",
-            size::human(replica.bytes_behind)
-        ));
-    }
-    if replica.is_joining {
-        return Some(format!(
-            "node {node} became a replica and is sent everything, {} yet; until it has that it counts for nothing, and cannot take the volume over",
             size::human(replica.bytes_behind)
         ));
     }

@@ -19,6 +19,7 @@ fn entries() -> Vec<Entry> {
     let crc = |number: usize| crc32fast::hash(&[FILLS[number]; BLOCK]);
     let run = |start, sequence, content| ManifestRun { start: BlockIndex(start), lsn: lsn(sequence), content };
     let runs = vec![run(8, 41, RunContent::Data(vec![1, u32::MAX])), run(300, 42, RunContent::Zero(1 << 20))];
+    let part = Manifest { from: Lsn::ZERO, to: lsn(42), runs: vec![run(9, 41, RunContent::Zero(2))], mark: None };
     let mark = Some(SnapshotMark { snapshot: SnapshotId(599), size: VolumeSize::try_from(2 << 40).expect("valid") });
     vec![
         Entry::Opened { volume, size: VolumeSize::try_from(1 << 40).expect("valid") },
@@ -42,6 +43,8 @@ fn entries() -> Vec<Entry> {
         Entry::Rewound { volume, to: lsn(40) },
         Entry::Cloned { volume, origin: VolumeId(9), snapshot: SnapshotId(600) },
         Entry::Writers { volume, news: LedgerNews { claim: Epoch(3), done: vec![(2571, vec![(0, 300), (302, 303)])] } },
+        Entry::Discarded { volume, to: lsn(40) },
+        Entry::SyncPart { volume, manifest: part, earlier: 300, end: Some(BlockIndex(70_000)) },
     ]
 }
 

@@ -73,6 +73,8 @@ pub enum Entry {
     Writers { volume: VolumeId, news: LedgerNews },
     /// A takeover cut the volume's history off at `to`, and what is held beyond it here is discarded: the node follows again.
     Discarded { volume: VolumeId, to: Lsn },
+    /// The owner told a part of an initial sync, which ends before block `end`, or is the last; `earlier` of its runs stand in entries before.
+    SyncPart { volume: VolumeId, manifest: Manifest, earlier: u32, end: Option<BlockIndex> },
 }
 
 impl Entry {
@@ -96,7 +98,8 @@ impl Entry {
             | Entry::Rewound { volume, .. }
             | Entry::Cloned { volume, .. }
             | Entry::Writers { volume, .. }
-            | Entry::Discarded { volume, .. } => *volume,
+            | Entry::Discarded { volume, .. }
+            | Entry::SyncPart { volume, .. } => *volume,
         }
     }
 

@@ -150,7 +150,12 @@ impl Usage {
 
     /// Something reads from `segment`, or will.
     pub fn pin(&mut self, segment: u32) {
-        self.segments.entry(segment).or_default().pinned += 1;
+        self.pin_many(segment, 1);
+    }
+
+    /// As [`pin`](Self::pin), so many times.
+    pub fn pin_many(&mut self, segment: u32, count: u64) {
+        self.segments.entry(segment).or_default().pinned += count;
     }
 
     /// The opposite of [`pin`](Self::pin), once for each.
@@ -158,9 +163,17 @@ impl Usage {
     /// # Panics
     /// If nothing pinned it.
     pub fn unpin(&mut self, segment: u32) {
+        self.unpin_many(segment, 1);
+    }
+
+    /// As [`unpin`](Self::unpin), so many times.
+    ///
+    /// # Panics
+    /// If it is not pinned as often.
+    pub fn unpin_many(&mut self, segment: u32, count: u64) {
         let counts = self.segments.get_mut(&segment).expect("the segment is pinned");
-        assert!(counts.pinned > 0, "segment {segment} is not pinned");
-        counts.pinned -= 1;
+        let left = counts.pinned.checked_sub(count);
+        counts.pinned = left.unwrap_or_else(|| panic!("segment {segment} is not pinned {count} times"));
     }
 
     /// Blocks that occupy space and are counted in `map`.

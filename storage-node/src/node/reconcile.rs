@@ -32,6 +32,7 @@ use crate::serve::volume::{ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
 use crate::shard::handle::{ShardHandle, StoreError, VolumeReport};
 use crate::shards::Shards;
+use crate::volume::rejoin::Rejoining;
 
 /// How often it is looked whether deleted snapshots are merged.
 const MERGE_LOOK: Duration = Duration::from_millis(50);
@@ -247,8 +248,9 @@ impl Reconciler {
         if owned && is_done {
             self.follow_replicas(&volume, state, meta);
         }
-        if !is_holder {
-            drop_copy(&volume, meta).await?;
+        match is_holder {
+            true => volume.dropped.store(false, Ordering::Relaxed),
+            false => drop_copy(&volume, meta).await?,
         }
         // Only now is it known whether this node has left the volume and keeps what is not listed any more.
         volume.snapshots.list(meta);
@@ -422,9 +424,11 @@ pub async fn follow(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
     let mut report = volume.shard.deactivate(meta.id, meta.epoch).await.map_err(store_failure)?;
     let common = meta.common_with(report.known);
     if common < report.known {
-        report = match report.rejoining.is_some() {
-            true => discard(volume, meta, common).await?,
-            false => volume.shard.rewind(meta.id, common).await.map_err(store_failure)?,
+        report = match report.rejoining {
+            // Parts of an initial sync that go beyond it are good for nothing.
+            Some(Rejoining { base, initial: Some(_), .. }) if base > common => discard(volume, meta, Lsn::ZERO).await?,
+            Some(_) => discard(volume, meta, common).await?,
+            None => volume.shard.rewind(meta.id, common).await.map_err(store_failure)?,
         };
     }
     let has_left = meta.has_left(report.held);
@@ -452,16 +456,20 @@ pub async fn follow(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
 
 /// Drops what is held here of a volume of which this node is no replica any more. A tail that a takeover cut off stays: nobody else has it.
 async fn drop_copy(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
-    let report = volume.shard.report(meta.id).await.map_err(store_failure)?;
-    if report.known == Lsn::ZERO && report.rejoining.is_none() {
+    // Nothing is taken in for whoever does not follow: it stays so.
+    if volume.dropped.load(Ordering::Relaxed) {
         return Ok(());
     }
     let _hold = volume.intake.hold().await;
     if volume.standing.tail().is_some() {
         return Ok(());
     }
-    discard(volume, meta, Lsn::ZERO).await?;
-    tracing::info!(volume = %meta.name, "this node is no replica any more, and has dropped its copy");
+    let report = volume.shard.report(meta.id).await.map_err(store_failure)?;
+    if report.known > Lsn::ZERO || report.rejoining.is_some() {
+        discard(volume, meta, Lsn::ZERO).await?;
+        tracing::info!(volume = %meta.name, "this node is no replica any more, and has dropped its copy");
+    }
+    volume.dropped.store(true, Ordering::Relaxed);
     Ok(())
 }
 

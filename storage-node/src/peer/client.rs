@@ -185,18 +185,7 @@ impl PeerClient {
         request: PeerRequest,
         payload: Bytes,
     ) -> Result<ReplicaPosition, Error> {
-        match self.ask(replica, class, request, payload).await? {
-            Message {
-                head: PeerReply::Position(position) | PeerReply::Rejoining { position, unknown: 0, .. }, ..
-            } => Ok(position),
-            Message { head: PeerReply::Rejoining { .. }, .. } => Err(Error::new(
-                ErrorKind::Unavailable,
-                format!(
-                    "node {replica} comes back to the volume after a takeover and is being told of it: try again in a moment"
-                ),
-            )),
-            message => Err(unexpected(replica, &message.head)),
-        }
+        position_of(replica, self.ask(replica, class, request, payload).await?.head)
     }
 
     /// Blocks as they are sent to `node`: compressed where that pays.
@@ -268,6 +257,23 @@ impl PeerClient {
             });
         }
         known
+    }
+}
+
+/// The positions of `replica`, as it answered.
+///
+/// # Errors
+/// `Unavailable` where it is being told which versions it lacks; [`unexpected`] for another answer.
+pub fn position_of(replica: NodeId, answer: PeerReply) -> Result<ReplicaPosition, Error> {
+    match answer {
+        PeerReply::Position(position) | PeerReply::Rejoining { position, unknown: 0, .. } => Ok(position),
+        PeerReply::Rejoining { .. } => Err(Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "node {replica} comes back to the volume after a takeover and is being told of it: try again in a moment"
+            ),
+        )),
+        head => Err(unexpected(replica, &head)),
     }
 }
 

@@ -104,6 +104,9 @@ pub enum PeerRequest {
     },
     /// A volume is about to be yours: hold what you send in the background for so long.
     HoldBulk { for_ms: u32 },
+    /// Take note of a part of an initial sync ([`crate::volume::initial`]), which ends before block `end` or is the last: a manifest that has
+    /// no runs but those of so many parts of `telling`.
+    SyncPart { volume: VolumeId, epoch: Epoch, telling: u64, parts: u32, manifest: Manifest, end: Option<BlockIndex> },
 }
 
 /// What a session asks of the owner of a volume. Data that is written is the payload.
@@ -145,8 +148,11 @@ pub const ENCODING_PARTS: u32 = 4;
 /// In an answer to `Encodings`: bulk can be held.
 pub const ENCODING_HOLD: u32 = 8;
 
+/// In an answer to `Encodings`: an initial sync may come in parts.
+pub const ENCODING_SYNC: u32 = 16;
+
 /// The encodings that this program understands.
-pub const ENCODINGS: u32 = ENCODING_ZSTD | ENCODING_HELD | ENCODING_PARTS | ENCODING_HOLD;
+pub const ENCODINGS: u32 = ENCODING_ZSTD | ENCODING_HELD | ENCODING_PARTS | ENCODING_HOLD | ENCODING_SYNC;
 
 /// Administrative requests that only one node can carry out: the owner of a volume, or the one that is named.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -317,6 +323,15 @@ pub enum PeerReply {
         /// Of so many of those it does not know in which version they are meant: it takes only a manifest that tells of all of them.
         unknown: u64,
     },
+    /// To `ReplicaStatus`: the positions of a replica whose initial sync is under way.
+    InitialSync {
+        /// The positions.
+        position: ReplicaPosition,
+        /// It holds what lies before `next` as of here.
+        base: Lsn,
+        /// The first block of which it holds nothing.
+        next: BlockIndex,
+    },
 }
 
 /// A head with its payload.
@@ -468,6 +483,14 @@ mod tests {
                 prune,
             },
             PeerRequest::HoldBulk { for_ms: 300 },
+            PeerRequest::SyncPart {
+                volume,
+                epoch,
+                telling: 5,
+                parts: 301,
+                manifest: Manifest { from: Lsn::ZERO, to, runs: Vec::new(), mark },
+                end: Some(BlockIndex(300)),
+            },
         ];
         let encoded: Vec<u8> = requests.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("peer-requests.hex", &encoded);
@@ -479,6 +502,7 @@ mod tests {
             PeerReply::Offered { runs: vec![BlockRun { start: BlockIndex(7), count: 2 }], offers: alike },
             PeerReply::Fetched { blocks: 300, is_whole: true },
             PeerReply::Rejoining { position: ReplicaPosition::default(), base: lsn, unknown: 300 },
+            PeerReply::InitialSync { position: ReplicaPosition::default(), base: lsn, next: BlockIndex(300) },
         ];
         let encoded: Vec<u8> = replies.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("peer-replies.hex", &encoded);

@@ -168,6 +168,7 @@ impl PeerServer {
             | PeerRequest::Lacking { volume, epoch, .. }
             | PeerRequest::ManifestPart { volume, epoch, .. }
             | PeerRequest::ManifestLast { volume, epoch, .. }
+            | PeerRequest::SyncPart { volume, epoch, .. }
             | PeerRequest::MissingOffered { volume, epoch, .. }
             | PeerRequest::BlocksAlike { volume, epoch, .. }
             | PeerRequest::Blocks { volume, epoch, .. }
@@ -194,6 +195,10 @@ impl PeerServer {
             PeerRequest::ManifestLast { telling, parts, mut manifest, seal, durable, prune, .. } => {
                 manifest.runs = volume.tellings().whole(telling, parts)?;
                 receiver::manifest(&volume, manifest, seal, durable, prune).await
+            }
+            PeerRequest::SyncPart { telling, parts, mut manifest, end, .. } => {
+                manifest.runs = volume.tellings().whole(telling, parts)?;
+                receiver::sync_part(&volume, manifest, end).await
             }
             PeerRequest::Missing { after, limit, .. } => receiver::missing(&volume, after, limit).await,
             PeerRequest::Lacking { after, limit, .. } => receiver::lacking(&volume, after, limit).await,

@@ -20,6 +20,7 @@ use crate::peer::alike::{named, offers_of};
 use crate::peer::message::{Alike, PeerReply, ReplicaPosition};
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::{StoreError, VolumeReport};
+use crate::volume::initial::InitialSync;
 use crate::volume::layers::Wanted;
 use crate::volume::rejoin::Rejoining;
 
@@ -102,7 +103,12 @@ pub async fn status(volume: &ServedVolume) -> PeerReply {
     match volume.shard.report(volume.id).await {
         Ok(report) => match report.rejoining {
             None => PeerReply::Position(position_in(&report)),
-            Some(Rejoining { base, unknown }) => PeerReply::Rejoining { position: position_in(&report), base, unknown },
+            Some(Rejoining { base, initial: Some(InitialSync { next, is_told: false, .. }), .. }) => {
+                PeerReply::InitialSync { position: position_in(&report), base, next: BlockIndex(next) }
+            }
+            Some(Rejoining { base, unknown, .. }) => {
+                PeerReply::Rejoining { position: position_in(&report), base, unknown }
+            }
         },
         Err(error) => failed(error),
     }
@@ -135,6 +141,14 @@ pub async fn manifest(volume: &ServedVolume, manifest: Manifest, seal: bool, dur
             Ok(position) => PeerReply::Gap(position),
             Err(error) => failed(error),
         },
+        Err(error) => failed(error),
+    }
+}
+
+/// Takes note of a part of an initial sync.
+pub async fn sync_part(volume: &ServedVolume, manifest: Manifest, end: Option<BlockIndex>) -> PeerReply {
+    match volume.shard.apply_part(volume.id, manifest, end).await {
+        Ok(_) => reply_position(volume).await,
         Err(error) => failed(error),
     }
 }

@@ -16,7 +16,8 @@
 //!
 //! While the replica has everything, nothing is looked at until something happens to the volume ([`super::rest`]).
 //!
-//! A replica that a takeover had cut off comes back by what differs ([`rejoin`]).
+//! A replica that a takeover had cut off comes back by what differs ([`rejoin`]); one that has nothing is sent a large volume in parts
+//! ([`initial`]).
 //!
 //! The replica is the authority on where it is: after any failure the sender asks it and goes on from its
 //! answer, so a broken transfer resumes with the blocks that are still missing.
@@ -37,6 +38,7 @@ use super::ahead::Ahead;
 use super::fan::Terms;
 use super::freight::{Account, Covered};
 use super::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
+use super::progress::Rejoining;
 use super::push::{Push, Way, count_sent, read_sealed};
 use super::rest::Rest;
 use super::seat::Seat;
@@ -48,8 +50,10 @@ use crate::peer::packing::PackedBlocks;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::{Seal, Sealed, SealedDelta, StoreError};
 
+mod initial;
 mod rejoin;
 
+use initial::Initial;
 use rejoin::Comeback;
 
 /// How often the owner looks for news to tell a replica.
@@ -95,6 +99,23 @@ enum Ended {
 impl From<Error> for Ended {
     fn from(error: Error) -> Ended {
         Ended::Failed(error)
+    }
+}
+
+/// How a replica that holds no prefix of the volume comes to one.
+enum Arrival {
+    /// It comes back.
+    Rejoin(Comeback),
+    /// It has nothing, or some parts of an initial sync.
+    Initial(Initial),
+}
+
+impl Arrival {
+    fn as_told(&self) -> Rejoining {
+        match self {
+            Arrival::Rejoin(comeback) => comeback.as_told(),
+            Arrival::Initial(initial) => initial.as_told(),
+        }
     }
 }
 
@@ -216,7 +237,7 @@ impl Sender {
     /// Follows the replica from where it says it is, until something fails.
     async fn session(&self) -> Result<std::convert::Infallible, Ended> {
         let volume = self.volume.id;
-        let (mut position, mut comeback) = self.first_word().await?;
+        let (mut position, mut arrival) = self.first_word().await?;
         self.count_reached(position.watermark);
         self.watermarks.with_account(self.replica, Account::begin_anew);
         let mut transfer: Option<Transfer> = None;
@@ -238,7 +259,7 @@ impl Sender {
                     self.watermarks.fan_changed();
                     self.volume.shard.release(volume, delta.pin).await.map_err(store_failure)?;
                     position = finished?;
-                    if position.watermark < delta.to {
+                    if position.watermark < delta.to && delta.part.is_none() {
                         // Another one goes there instead.
                         self.watermarks.with_account(self.replica, Account::begin_anew);
                     }
@@ -266,17 +287,20 @@ impl Sender {
                 (position, transfer) = self.begin(position, manifest, delta, Some(lead), &mut ahead).await?;
                 leading = None;
             }
-            if let Some(comeback) = comeback.as_mut().filter(|_| position.watermark == Lsn::ZERO) {
+            if let Some(arrival) = arrival.as_mut().filter(|_| position.watermark == Lsn::ZERO) {
                 if transfer.is_none() {
-                    (position, transfer) = self.bring_back(position, comeback, &mut ahead).await?;
+                    (position, transfer) = match arrival {
+                        Arrival::Rejoin(comeback) => self.bring_back(position, comeback, &mut ahead).await?,
+                        Arrival::Initial(initial) => self.next_part(position, initial).await?,
+                    };
                 }
                 self.watermarks.with(self.replica, |progress| progress.heard(position));
                 rest.looked(false);
                 continue;
             }
-            if comeback.take().is_some() {
+            if arrival.take().is_some() {
                 self.watermarks.with(self.replica, |progress| progress.comes_back(None));
-                tracing::info!(volume = %self.volume.name, replica = %self.replica, watermark = %position.watermark, "the replica is back");
+                tracing::info!(volume = %self.volume.name, replica = %self.replica, watermark = %position.watermark, "the replica follows");
             }
             let report = self.volume.shard.report(volume).await.map_err(store_failure)?;
             let flushes = &self.volume.flushes;
@@ -364,27 +388,27 @@ impl Sender {
         }
     }
 
-    /// Where the replica is, if it follows; and what it lacks, if it comes back to the volume.
-    async fn first_word(&self) -> Result<(ReplicaPosition, Option<Comeback>), Ended> {
+    /// Where the replica is, if it follows; and how it comes to a prefix of the volume, if it has none.
+    async fn first_word(&self) -> Result<(ReplicaPosition, Option<Arrival>), Ended> {
         let request = PeerRequest::ReplicaStatus { volume: self.volume.id, epoch: self.epoch };
         let answer = self.volume.peers.ask(self.replica, Class::Control, request, Bytes::new()).await;
-        match answer.map_err(Error::from)?.head {
-            PeerReply::Position(position) => {
-                self.watermarks.with(self.replica, |progress| progress.comes_back(None));
-                Ok((position, None))
-            }
+        let (position, arrival) = match answer.map_err(Error::from)?.head {
+            PeerReply::Position(position) => (position, self.initial(position).await?.map(Arrival::Initial)),
             PeerReply::Rejoining { position, base, unknown } => {
-                let comeback = self.comeback(base, unknown).await?;
-                self.watermarks.with(self.replica, |progress| progress.comes_back(Some(comeback.as_told())));
-                Ok((position, Some(comeback)))
+                (position, Some(Arrival::Rejoin(self.comeback(base, unknown).await?)))
+            }
+            PeerReply::InitialSync { position, base, next } => {
+                (position, Some(Arrival::Initial(Initial::from(base, next))))
             }
             PeerReply::Left(tail) => {
                 self.watermarks.with(self.replica, |progress| progress.has_left(tail));
                 self.volume.flushes.left(self.epoch, self.replica);
-                Err(Ended::Left)
+                return Err(Ended::Left);
             }
-            head => Err(unexpected(self.replica, &head).into()),
-        }
+            head => return Err(unexpected(self.replica, &head).into()),
+        };
+        self.watermarks.with(self.replica, |progress| progress.comes_back(arrival.as_ref().map(Arrival::as_told)));
+        Ok((position, arrival))
     }
 
     /// Seals the next delta of this replica, and those that wait for it. It may end at a snapshot, and then there is none.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use client_lib::transport::Class;
-use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId, random};
+use client_lib::{BlockIndex, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId, random};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::manifest::{Manifest, ManifestRun, RunContent};
@@ -62,19 +62,50 @@ impl Told {
             let request = PeerRequest::Manifest { volume, epoch, manifest, seal, durable, prune };
             return peers.ask_position(replica, Class::Control, request, Bytes::new()).await;
         }
-        let (telling, count) = (random::bits(), parts.len() as u32);
-        let calls = (0u32..).zip(parts).map(|(number, runs)| async move {
-            let request = PeerRequest::ManifestPart { volume, epoch, telling, number, runs };
-            match peers.ask(replica, Class::Control, request, Bytes::new()).await?.head {
-                PeerReply::Done => Ok(()),
-                head => Err(unexpected(replica, &head)),
-            }
-        });
-        stream::iter(calls).buffer_unordered(PARTS_UNDER_WAY).try_collect::<()>().await?;
-        let request =
-            PeerRequest::ManifestLast { volume, epoch, telling, parts: count, manifest, seal, durable, prune };
+        let (telling, parts) = tell_runs(peers, replica, volume, epoch, parts).await?;
+        let request = PeerRequest::ManifestLast { volume, epoch, telling, parts, manifest, seal, durable, prune };
         peers.ask_position(replica, Class::Control, request, Bytes::new()).await
     }
+
+    /// Tells `replica` this as a part of its initial sync, which ends before block `end` or is the last; where it is then.
+    ///
+    /// # Errors
+    /// As [`tell`](Self::tell).
+    ///
+    /// # Cancel safety
+    /// As [`tell`](Self::tell).
+    pub async fn tell_part(
+        self,
+        peers: &PeerClient,
+        replica: NodeId,
+        end: Option<BlockIndex>,
+    ) -> Result<ReplicaPosition, Error> {
+        let Told { volume, epoch, mut manifest, .. } = self;
+        let runs = split(std::mem::take(&mut manifest.runs));
+        let (telling, parts) = tell_runs(peers, replica, volume, epoch, runs).await?;
+        let request = PeerRequest::SyncPart { volume, epoch, telling, parts, manifest, end };
+        peers.ask_position(replica, Class::Control, request, Bytes::new()).await
+    }
+}
+
+/// Tells the runs of a manifest, which take effect with the last word; the telling, and how many parts it has.
+async fn tell_runs(
+    peers: &PeerClient,
+    replica: NodeId,
+    volume: VolumeId,
+    epoch: Epoch,
+    parts: Vec<Vec<ManifestRun>>,
+) -> Result<(u64, u32), Error> {
+    let (telling, count) = (random::bits(), parts.len() as u32);
+    let calls = (0u32..).zip(parts).map(|(number, runs)| async move {
+        let request = PeerRequest::ManifestPart { volume, epoch, telling, number, runs };
+        match peers.ask(replica, Class::Control, request, Bytes::new()).await?.head {
+            PeerReply::Done => Ok(()),
+            head => Err(unexpected(replica, &head)),
+        }
+    });
+    stream::iter(calls).buffer_unordered(PARTS_UNDER_WAY).try_collect::<()>().await?;
+    Ok((telling, count))
 }
 
 /// Runs in groups, in order, each of which fits a call.
@@ -89,7 +120,7 @@ fn split(runs: Vec<ManifestRun>) -> Vec<Vec<ManifestRun>> {
                 && checksums.len() > checksums_max
             {
                 let tail = checksums.split_off(checksums_max);
-                let start = client_lib::BlockIndex(run.start.0 + checksums_max as u32);
+                let start = BlockIndex(run.start.0 + checksums_max as u32);
                 rest = Some(ManifestRun { start, lsn: run.lsn, content: RunContent::Data(tail) });
             }
             let checksums = match &run.content {
@@ -144,8 +175,6 @@ impl Tellings {
 
 #[cfg(test)]
 mod tests {
-    use client_lib::BlockIndex;
-
     use super::*;
     use crate::peer::message::Message;
 

@@ -95,6 +95,8 @@ pub struct ServedVolume {
     pub may_come: AtomicBool,
     /// Whether this node is to hold a copy, as far as it has heard: its owner sends to nobody else, and nobody else takes anything.
     pub follows: AtomicBool,
+    /// Whether nothing of it is here, since this node is no replica of it any more.
+    pub dropped: AtomicBool,
     /// Held while the owner is asked for the volume, because it is written here.
     coming: tokio::sync::Mutex<()>,
     /// The epoch in which this node took up the volume last, and behind which position it begins.
@@ -163,6 +165,7 @@ impl ServedVolume {
             keys: SealedKeys::default(),
             may_come: AtomicBool::new(false),
             follows: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
             coming: tokio::sync::Mutex::default(),
             begun: Mutex::default(),
             thawed: Notify::new(),
@@ -617,7 +620,11 @@ pub fn store_failure(error: StoreError) -> Error {
         | StoreError::NotFlushed(_) => ErrorKind::Busy,
         StoreError::UnknownSnapshot { .. } => ErrorKind::NotFound,
         StoreError::TooManySnapshots(_) => ErrorKind::InvalidRequest,
-        StoreError::Stale { .. } | StoreError::ManifestGap { .. } | StoreError::Untold(_) => ErrorKind::Unavailable,
+        StoreError::Stale { .. }
+        | StoreError::ManifestGap { .. }
+        | StoreError::Untold(_)
+        | StoreError::Syncing(_)
+        | StoreError::NoParts(_) => ErrorKind::Unavailable,
         StoreError::Corrupt { .. } | StoreError::Damaged { .. } => ErrorKind::Corrupt,
         StoreError::OutOfSpace => ErrorKind::OutOfSpace,
         StoreError::Poisoned(_) | StoreError::Io(_) => ErrorKind::Internal,

@@ -10,6 +10,7 @@ use roaring::RoaringBitmap;
 
 use super::core::Core;
 use super::handle::{FreezeWhen, Role, SealedDelta, StoreError, VolumeReport};
+use super::initial::PartAsked;
 use super::run::{Reply, VolumeRun};
 use super::sync::Done;
 use crate::log::Entry;
@@ -29,6 +30,8 @@ pub(super) struct SealJob {
     pub(super) after: SnapshotId,
     pub(super) delta_from: Option<Lsn>,
     pub(super) also: Arc<RoaringBitmap>,
+    /// Of an initial sync.
+    pub(super) part: Option<PartAsked>,
     pub(super) reply: Reply<(Manifest, Option<SealedDelta>)>,
 }
 
@@ -73,6 +76,9 @@ impl Core {
         }
         if run.state.layers.unknown() > 0 {
             return Done::Report(reply).fail(StoreError::Untold(volume));
+        }
+        if run.state.lacks_parts() {
+            return Done::Report(reply).fail(StoreError::Syncing(volume));
         }
         run.acts_under = acts_under;
         if run.role == Role::Owner && run.epoch == epoch {
@@ -143,7 +149,11 @@ impl Core {
 
     /// Makes the manifest of what is applied at this moment.
     pub(super) fn seal(&mut self, job: SealJob) -> Sealed {
-        Sealed { volume: job.volume, outcome: self.seal_now(&job), reply: job.reply }
+        let outcome = match job.part {
+            Some(asked) => self.seal_part(job.volume, job.from, asked),
+            None => self.seal_now(&job),
+        };
+        Sealed { volume: job.volume, outcome, reply: job.reply }
     }
 
     /// What the manifest tells of is durable.
@@ -236,7 +246,7 @@ impl Core {
     }
 }
 
-fn pin_delta(
+pub(super) fn pin_delta(
     run: &mut VolumeRun,
     pin: u64,
     snapshot: Option<SnapshotId>,
@@ -256,5 +266,5 @@ fn pin_delta(
         zeroes: fresh().filter(|(_, version)| !is_data(version)).count() as u64,
     };
     run.state.pins.insert(pin, to, versions, &mut map.usage);
-    SealedDelta { pin, snapshot, from, to, blocks, covered }
+    SealedDelta { pin, snapshot, from, to, blocks, covered, part: None }
 }

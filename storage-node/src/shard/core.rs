@@ -21,6 +21,7 @@ use super::clone::finish_fillings;
 use super::control::SealJob;
 use super::fetch::Fetches;
 use super::handle::{FaultCell, Request, Role, Seal, StoreError};
+use super::initial::PartAsked;
 use super::lease::LEASE_PAUSE;
 use super::run::{Busy, Reply, VolumeRun};
 use super::scrub::Scrub;
@@ -304,12 +305,15 @@ impl Core {
             Request::Thaw { volume, reply } => drop(reply.send(self.thaw(volume))),
             Request::SealManifest { volume, from, after, delta_from, reply } => {
                 let also = Arc::default();
-                self.seal_manifest(SealJob { volume, from, after, delta_from, also, reply });
+                self.seal_manifest(SealJob { volume, from, after, delta_from, also, part: None, reply });
+            }
+            Request::SealPart { volume, base, next, most, reply } => {
+                self.seal_manifest(SealJob::part(volume, base, PartAsked { next: next.0, most }, reply));
             }
             // They wait for one sync, when it begins they are all taken.
             Request::SealTogether { volume, seals } => {
                 for Seal { from, after, delta_from, also, reply } in seals {
-                    self.seal_manifest(SealJob { volume, from, after, delta_from, also, reply });
+                    self.seal_manifest(SealJob { volume, from, after, delta_from, also, part: None, reply });
                 }
             }
             Request::PinSnapshot { volume, snapshot, from, also, reply } => {
@@ -322,6 +326,7 @@ impl Core {
             Request::ApplyManifest { volume, manifest, seal, durable, reply } => {
                 self.apply_manifest(volume, manifest, seal, durable, reply);
             }
+            Request::ApplyPart { volume, manifest, end, reply } => self.apply_part(volume, manifest, end, reply),
             Request::Missing { volume, wanted, after, limit, reply } => {
                 drop(reply.send(self.missing(volume, wanted, after, limit)));
             }
@@ -529,7 +534,7 @@ impl Core {
                             run.known = run.state.known;
                         }
                     }
-                    if let Entry::Rewound { .. } | Entry::Discarded { .. } = entry {
+                    if let Entry::Rewound { .. } | Entry::Discarded { .. } | Entry::SyncPart { .. } = entry {
                         run.known = run.state.known;
                         // What was made durable beyond it is no part of the volume any more.
                         run.durable = run.durable.min(run.known);
@@ -744,6 +749,10 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
             Ok(())
         }
         Entry::Discarded { to, .. } => state.apply_discarded(*to, map),
+        Entry::SyncPart { manifest, earlier, end, .. } => {
+            state.apply_sync_part(manifest.clone(), *earlier, end.map(|end| end.0), map);
+            Ok(())
+        }
         Entry::Writers { news, .. } => {
             state.ledger.note(news);
             Ok(())

@@ -152,6 +152,17 @@ pub struct SealedDelta {
     pub blocks: u64,
     /// What it has of what was written under this ownership.
     pub covered: Covered,
+    /// Which part of an initial sync it is, if it is one.
+    pub part: Option<Part>,
+}
+
+/// A part of an initial sync ([`crate::volume::initial`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// It ends before this block; `None`: it is the last.
+    pub end: Option<BlockIndex>,
+    /// About how many blocks are to come after it.
+    pub rest: u64,
 }
 
 /// What is to be sealed together with others; the fields are as in [`ShardHandle::seal_manifest`].
@@ -261,6 +272,7 @@ pub enum Request {
     Freeze { volume: VolumeId, when: FreezeWhen, reply: Reply<Lsn> },
     Thaw { volume: VolumeId, reply: Reply<()> },
     SealManifest { volume: VolumeId, from: Lsn, after: SnapshotId, delta_from: Option<Lsn>, reply: Reply<Sealed> },
+    SealPart { volume: VolumeId, base: Lsn, next: BlockIndex, most: usize, reply: Reply<Sealed> },
     SealTogether { volume: VolumeId, seals: Vec<Seal> },
     PinSnapshot { volume: VolumeId, snapshot: SnapshotId, from: Lsn, also: Blocks, reply: Reply<SealedDelta> },
     ReadSealed { volume: VolumeId, pin: u64, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
@@ -268,6 +280,7 @@ pub enum Request {
     ChangedBlocks { volume: VolumeId, since: Lsn, reply: Reply<u64> },
     Prune { volume: VolumeId, up_to: Lsn, reply: Reply<()> },
     ApplyManifest { volume: VolumeId, manifest: Manifest, seal: bool, durable: bool, reply: Reply<Lsn> },
+    ApplyPart { volume: VolumeId, manifest: Manifest, end: Option<BlockIndex>, reply: Reply<Lsn> },
     Missing { volume: VolumeId, wanted: Wanted, after: BlockIndex, limit: u32, reply: Reply<Vec<BlockRun>> },
     Receive { volume: VolumeId, blocks: Vec<VersionedBlock>, reply: Reply<u64> },
     ApplySealed { volume: VolumeId, to: Lsn, reply: Reply<Lsn> },
@@ -649,6 +662,22 @@ impl ShardHandle {
         self.ask(|reply| Request::SealManifest { volume, from, after, delta_from, reply }).await
     }
 
+    /// Owner: the next part of the initial sync of a replica that holds what lies before block `next`, as of `base`: about `most` blocks from
+    /// there on, and what has changed before that. It goes up to what is durable, or to the first snapshot that the replica must have; the last part
+    /// is marked with that. Its delta is pinned until [`release`](Self::release)d.
+    ///
+    /// # Errors
+    /// As [`seal_manifest`](Self::seal_manifest).
+    pub async fn seal_part(
+        &self,
+        volume: VolumeId,
+        base: Lsn,
+        next: BlockIndex,
+        most: usize,
+    ) -> Result<Sealed, StoreError> {
+        self.ask(|reply| Request::SealPart { volume, base, next, most, reply }).await
+    }
+
     /// Owner: as [`seal_manifest`](Self::seal_manifest) for each of `seals`, all at one position; they are answered each for itself.
     pub async fn seal_together(&self, volume: VolumeId, seals: Vec<Seal>) -> Result<(), StoreError> {
         self.queue.send(Request::SealTogether { volume, seals }).await.map_err(|_| StoreError::Stopped)
@@ -708,6 +737,20 @@ impl ShardHandle {
         durable: bool,
     ) -> Result<Lsn, StoreError> {
         self.ask(|reply| Request::ApplyManifest { volume, manifest, seal, durable, reply }).await
+    }
+
+    /// Replica: takes note of the next part of an initial sync, which ends before block `end` or is the last, and seals it. What was told and
+    /// not applied before is forgotten. Durable on return. Returns the new `known`.
+    ///
+    /// # Errors
+    /// `NoParts` where something is held already that did not come in parts, or the node owns the volume.
+    pub async fn apply_part(
+        &self,
+        volume: VolumeId,
+        manifest: Manifest,
+        end: Option<BlockIndex>,
+    ) -> Result<Lsn, StoreError> {
+        self.ask(|reply| Request::ApplyPart { volume, manifest, end, reply }).await
     }
 
     /// Stale blocks at or after `after`, at most `limit` runs, in block order. Works in both roles.

@@ -33,6 +33,9 @@ impl Core {
         if let Some(fault) = manifest_fault(&manifest) {
             return done.fail(StoreError::Io(format!("a manifest of volume {volume} was refused: {fault}")));
         }
+        if run.state.lacks_parts() {
+            return done.fail(StoreError::Syncing(volume));
+        }
         let tells_unknown = run.role == Role::Replica && run.state.layers.unknown() > 0;
         if tells_unknown && !run.state.may_be_told(&manifest) {
             return done.fail(StoreError::Untold(volume));
@@ -192,7 +195,7 @@ impl Core {
 }
 
 /// Runs in groups of at most [`MANIFEST_BLOCKS_MAX`] blocks with data, in order. Zero runs weigh one.
-fn split_runs(runs: Vec<ManifestRun>) -> Vec<Vec<ManifestRun>> {
+pub(super) fn split_runs(runs: Vec<ManifestRun>) -> Vec<Vec<ManifestRun>> {
     let mut groups = Vec::new();
     let (mut group, mut weight) = (Vec::new(), 0);
     let max = MANIFEST_BLOCKS_MAX as usize;

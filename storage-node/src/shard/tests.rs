@@ -7,6 +7,7 @@ mod crash;
 mod damage;
 mod faults;
 mod freeze;
+mod initial;
 mod lease;
 mod ledger;
 mod map_faults;

@@ -122,6 +122,7 @@ impl Request {
             | Request::Vouch { reply, .. }
             | Request::Freeze { reply, .. }
             | Request::ApplyManifest { reply, .. }
+            | Request::ApplyPart { reply, .. }
             | Request::ApplySealed { reply, .. } => drop(reply.send(Err(error))),
             Request::Delete { reply, .. }
             | Request::DeleteSnapshot { reply, .. }
@@ -149,7 +150,7 @@ impl Request {
             Request::Extents { reply, .. } => drop(reply.send(Err(error))),
             Request::Residency { reply, .. } => drop(reply.send(Err(error))),
             Request::ResidentParts { reply, .. } => drop(reply.send(Err(error))),
-            Request::SealManifest { reply, .. } => drop(reply.send(Err(error))),
+            Request::SealManifest { reply, .. } | Request::SealPart { reply, .. } => drop(reply.send(Err(error))),
             Request::SealTogether { seals, .. } => {
                 for seal in seals {
                     drop(seal.reply.send(Err(error.clone())));
@@ -191,6 +192,7 @@ impl Request {
             | Request::Freeze { volume, .. }
             | Request::Thaw { volume, .. }
             | Request::SealManifest { volume, .. }
+            | Request::SealPart { volume, .. }
             | Request::SealTogether { volume, .. }
             | Request::PinSnapshot { volume, .. }
             | Request::ReadSealed { volume, .. }
@@ -198,6 +200,7 @@ impl Request {
             | Request::ChangedBlocks { volume, .. }
             | Request::Prune { volume, .. }
             | Request::ApplyManifest { volume, .. }
+            | Request::ApplyPart { volume, .. }
             | Request::Missing { volume, .. }
             | Request::Receive { volume, .. }
             | Request::ApplySealed { volume, .. }

@@ -30,6 +30,8 @@ pub(crate) enum Rule {
     RollbacksAreWhole,
     /// A smaller size drops what lies beyond it.
     ShrinksDrop,
+    /// A part of an initial sync tells of what has changed before it.
+    PartsTellChanges,
 }
 
 thread_local! {

@@ -337,3 +337,8 @@ fn rollbacks_that_forget_a_block_are_noticed() {
 fn smaller_sizes_that_keep_what_lies_beyond_are_noticed() {
     is_noticed_in(Rule::ShrinksDrop, Kind::Turns, 1);
 }
+
+#[test]
+fn parts_of_an_initial_sync_that_forget_what_has_changed_are_noticed() {
+    is_noticed_in(Rule::PartsTellChanges, Kind::Replicas, 1);
+}

@@ -136,6 +136,16 @@ impl Changes {
         }
     }
 
+    /// Nothing is known of what changed before `lsn`, and nothing has changed after.
+    pub fn begin_at(&mut self, lsn: Lsn) {
+        self.growing = false;
+        for gone in self.intervals.drain(..) {
+            self.changed.remove(&gone.id);
+            self.deleted.insert(gone.id);
+        }
+        self.start = lsn;
+    }
+
     /// What was recorded after `to` is no part of the volume: a takeover cut its history off there. An interval that
     /// reaches beyond it keeps all its blocks.
     pub fn rewind(&mut self, to: Lsn) {

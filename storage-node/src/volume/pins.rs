@@ -47,8 +47,8 @@ pub struct Pins {
 impl Pins {
     /// Pins `versions`, sorted by block, of a delta that ends at `to`, as `pin`.
     pub fn insert(&mut self, pin: u64, to: Lsn, versions: Vec<(u32, Version)>, usage: &mut Usage) {
-        for place in versions.iter().filter_map(|(_, version)| version.content.place()) {
-            usage.pin(place.segment);
+        for (segment, count) in by_segment(&versions) {
+            usage.pin_many(segment, count);
         }
         assert!(self.pins.insert(pin, Pin { to, versions }).is_none(), "pin {pin} is new");
     }
@@ -119,10 +119,9 @@ impl Pins {
 
     /// Lets go of `pin`.
     pub fn release(&mut self, pin: u64, usage: &mut Usage) {
-        for (_, version) in self.pins.remove(&pin).into_iter().flat_map(|pin| pin.versions) {
-            if let Some(place) = version.content.place() {
-                usage.unpin(place.segment);
-            }
+        let Some(pin) = self.pins.remove(&pin) else { return };
+        for (segment, count) in by_segment(&pin.versions) {
+            usage.unpin_many(segment, count);
         }
     }
 
@@ -133,6 +132,16 @@ impl Pins {
             self.release(pin, usage);
         }
     }
+}
+
+/// How many of `versions` lie in each segment.
+fn by_segment(versions: &[(u32, Version)]) -> BTreeMap<u32, u64> {
+    let mut counts = BTreeMap::new();
+    let segments = versions.iter().filter_map(|(_, version)| version.content.place()).map(|place| place.segment);
+    for segment in segments {
+        *counts.entry(segment).or_default() += 1;
+    }
+    counts
 }
 
 #[cfg(test)]

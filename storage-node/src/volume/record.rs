@@ -12,6 +12,7 @@ use client_lib::{Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use super::Volume;
 use super::changes::{Changes, Interval};
 use super::clone::Filling;
+use super::initial::InitialSync;
 use super::layers::{ClosedShape, Layers, LayersShape};
 use super::ledger::{Ledger, LedgerNews};
 use super::pins::Pins;
@@ -25,7 +26,9 @@ use crate::propagation::manifest::SnapshotMark;
 use crate::shard::handle::Role;
 
 /// The layout of the record.
-const RECORD_VERSION: u16 = 7;
+const RECORD_VERSION: u16 = 8;
+/// Since when it has who comes back to the volume.
+const REJOIN_VERSION: u16 = 7;
 /// Since when it has who writes from afar.
 const LEDGER_VERSION: u16 = 6;
 /// Since when it has the newest write and clones.
@@ -87,6 +90,8 @@ pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> 
         watermark: record.watermark,
         written: record.written,
         rejoin: record.rejoin,
+        initial: record.initial,
+        part: record.part,
         partial: Vec::new(),
     })
 }
@@ -107,6 +112,8 @@ struct Record {
     ancestors: Vec<VolumeId>,
     ledger: Ledger,
     rejoin: Option<Lsn>,
+    initial: Option<InitialSync>,
+    part: Option<u32>,
 }
 
 fn encode_record(volume: &Volume) -> Vec<u8> {
@@ -141,9 +148,14 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
     let ledger = volume.ledger.all();
     bytes.put_u64_le(ledger.claim.0);
     bytes.put_u64_le(ledger.done.len() as u64);
-    let base = volume.rejoining().map(|rejoining| rejoining.base);
-    bytes.put_u64_le(u64::from(base.is_some()));
-    put_lsn(&mut bytes, base.unwrap_or(Lsn::ZERO));
+    bytes.put_u64_le(u64::from(volume.rejoin.is_some()));
+    put_lsn(&mut bytes, volume.rejoin.unwrap_or(Lsn::ZERO));
+    let initial = volume.initial.unwrap_or(InitialSync::BEGUN);
+    let flags = [volume.initial.is_some(), volume.part.is_some(), initial.is_told];
+    bytes.put_u32_le((0..).zip(flags).map(|(bit, flag)| u32::from(flag) << bit).sum());
+    put_lsn(&mut bytes, initial.base);
+    bytes.put_u32_le(initial.next);
+    bytes.put_u32_le(volume.part.unwrap_or(0));
     for closed in shape.folding.iter().chain(&shape.sealed) {
         bytes.put_u64_le(closed.id);
         put_lsn(&mut bytes, closed.to);
@@ -176,6 +188,9 @@ const SINCE_5_LEN: usize = 16 + (8 + 8 + 4 + 4);
 const SINCE_6_LEN: usize = 8 + 8;
 /// Bytes behind those since version 7: whether the node comes back to the volume, and the base for that.
 const SINCE_7_LEN: usize = 8 + 16;
+/// Bytes behind those since version 8: whether an initial sync is under way, whether a part of it is sealed that is not the last, and whether
+/// the last is told; its base, its next block, and the end of that part.
+const SINCE_8_LEN: usize = 4 + 16 + 4 + 4;
 /// Bytes of an ancestor in the record: id.
 const ANCESTOR_LEN: usize = 8;
 /// Bytes of a run of numbers in the record: from, to.
@@ -194,7 +209,8 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     let (has_rollback, has_written, has_ledger) =
         (version >= ROLLBACK_VERSION, version >= CLONE_VERSION, version >= LEDGER_VERSION);
     let len = match version {
-        RECORD_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN + SINCE_7_LEN,
+        RECORD_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN + SINCE_7_LEN + SINCE_8_LEN,
+        REJOIN_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN + SINCE_7_LEN,
         LEDGER_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN,
         CLONE_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN,
         ROLLBACK_VERSION => RECORD_LEN + ROLLBACK_LEN,
@@ -224,7 +240,8 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     let written = if has_written { get_lsn(&mut bytes) } else { unsaid };
     let (filling, ancestors) = if has_written { get_filling(&mut bytes) } else { (None, 0) };
     let (claim, sessions) = if has_ledger { (Epoch(bytes.get_u64_le()), bytes.get_u64_le()) } else { (Epoch(0), 0) };
-    let rejoin = if version >= RECORD_VERSION { get_rejoin(&mut bytes)? } else { None };
+    let rejoin = if version >= REJOIN_VERSION { get_rejoin(&mut bytes)? } else { None };
+    let (initial, part) = if version >= RECORD_VERSION { get_initial(&mut bytes)? } else { (None, None) };
     let closed_len = folding.checked_add(sealed)?.checked_mul(CLOSED_LEN)?;
     let lists_len = closed_len.checked_add(snapshots.checked_mul(SNAPSHOT_LEN)?)?;
     let lists_len = lists_len.checked_add(ancestors.checked_mul(ANCESTOR_LEN)?)?;
@@ -259,6 +276,8 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
         ancestors,
         ledger,
         rejoin,
+        initial,
+        part,
     })
 }
 
@@ -290,6 +309,15 @@ fn get_rejoin(bytes: &mut &[u8]) -> Option<Option<Lsn>> {
         1 => Some(Some(base)),
         _ => None,
     }
+}
+
+/// How far an initial sync has come, and where the part of it ends that is sealed.
+fn get_initial(bytes: &mut &[u8]) -> Option<(Option<InitialSync>, Option<u32>)> {
+    let (flags, base) = (bytes.get_u32_le(), get_lsn(bytes));
+    let (next, end) = (bytes.get_u32_le(), bytes.get_u32_le());
+    let [has_initial, has_part, is_told] = std::array::from_fn(|bit| flags >> bit & 1 == 1);
+    let initial = has_initial.then_some(InitialSync { base, next, is_told });
+    (flags < 8).then_some((initial, has_part.then_some(end)))
 }
 
 /// Where a clone is filled from, and how many ancestors it has.
@@ -378,6 +406,8 @@ mod tests {
         volume.ancestors = vec![VolumeId(1), VolumeId(2)];
         volume.ledger.note(&LedgerNews { claim: Epoch(2), done: vec![(5, vec![(0, 3), (4, 6)]), (8, vec![(0, 1)])] });
         volume.rejoin = Some(Lsn::ZERO);
+        volume.initial = Some(InitialSync { base: Lsn::new(Epoch(1), 3), next: 512, is_told: false });
+        volume.part = Some(1024);
         let bytes = encode_record(&volume);
         let record = decode_record(&bytes).expect("decodes");
         assert_eq!((record.rollback, record.has_aliases), (volume.rollback, true));
@@ -385,6 +415,7 @@ mod tests {
         assert_eq!((record.size, record.known, record.watermark), (size, volume.known, volume.watermark));
         assert_eq!((record.written, &record.ledger), (volume.written, &volume.ledger));
         assert_eq!((&record.shape, record.rejoin), (&volume.layers.shape(), volume.rejoin));
+        assert_eq!((record.initial, record.part), (volume.initial, volume.part));
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x10;
@@ -430,13 +461,22 @@ mod golden {
         volume.ancestors = vec![VolumeId(3), VolumeId(4)];
         volume.ledger.note(&LedgerNews { claim: Epoch(2), done: vec![(0x0a0b, vec![(0, 300), (302, 303)])] });
         volume.rejoin = Some(lsn(38));
+        volume.initial = Some(InitialSync { base: lsn(37), next: 300, is_told: true });
+        volume.part = Some(70_000);
         let kept = golden::check("volume-record.hex", &encode_record(&volume));
         let record = decode_record(&kept).expect("decodes");
         assert_eq!((record.rollback, record.has_aliases, record.written), (volume.rollback, true, lsn(41)));
         assert_eq!((record.filling, &record.ancestors), (volume.filling, &volume.ancestors));
         assert_eq!((&record.ledger, record.rejoin), (&volume.ledger, volume.rejoin));
+        assert_eq!((record.initial, record.part), (volume.initial, volume.part));
         // As the versions before have it: what they do not say of the newest write is taken from the role.
-        let mut six = kept[..kept.len() - 4].to_vec();
+        let mut seven = kept[..kept.len() - 4].to_vec();
+        seven[0] = 7;
+        let since_8 = RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN + SINCE_7_LEN;
+        seven.drain(since_8..since_8 + SINCE_8_LEN);
+        let old = decode_record(&golden::check("volume-record-7.hex", &seal(seven.clone()))).expect("decodes");
+        assert_eq!((old.rejoin, old.initial, old.part, &old.shape), (volume.rejoin, None, None, &record.shape));
+        let mut six = seven;
         six[0] = 6;
         let since_7 = RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN;
         six.drain(since_7..since_7 + SINCE_7_LEN);

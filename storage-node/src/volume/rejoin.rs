@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 
 use client_lib::Lsn;
 
+use super::initial::InitialSync;
 use super::{Moment, Volume};
 use crate::map::Map;
 use crate::map::page::Version;
@@ -31,13 +32,16 @@ pub struct Rejoining {
     pub base: Lsn,
     /// Blocks of which it was not told yet in which version they are meant.
     pub unknown: u64,
+    /// How far its initial sync has come, if it never had the volume.
+    pub initial: Option<InitialSync>,
 }
 
 impl Volume {
     /// How this node comes back to the volume, if it does.
     #[must_use]
     pub fn rejoining(&self) -> Option<Rejoining> {
-        self.rejoin.map(|base| Rejoining { base, unknown: self.layers.unknown() })
+        let base = self.initial.map(|initial| initial.base).or(self.rejoin)?;
+        Some(Rejoining { base, unknown: self.layers.unknown(), initial: self.initial })
     }
 
     /// What this node holds beyond `to` was cut off by a takeover, and is discarded. Does nothing at an owner.
@@ -46,6 +50,11 @@ impl Volume {
     /// When a page cannot be read; the state is then between two entries and good for nothing.
     pub fn apply_discarded(&mut self, to: Lsn, map: &mut Map) -> Result<(), MapError> {
         if self.role == Role::Owner {
+            return Ok(());
+        }
+        if self.initial.is_some() {
+            // Whoever asks sees that what is here does not reach beyond `to`.
+            self.drop_part(map);
             return Ok(());
         }
         if self.rejoin.is_some() || self.watermark > to {

@@ -20,7 +20,7 @@ impl Volume {
     /// The history was cut off at `to`. Does nothing at an owner, at who holds more, and at who comes back to the volume: it has to
     /// [discard](Self::apply_discarded) what it was told.
     pub fn apply_rewound(&mut self, to: Lsn, map: &mut Map) {
-        if self.role == Role::Replica && self.held() <= to && self.rejoin.is_none() {
+        if self.role == Role::Replica && self.held() <= to && self.rejoin.is_none() && self.initial.is_none() {
             self.forget_beyond(to, map);
         }
     }

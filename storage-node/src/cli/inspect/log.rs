@@ -162,6 +162,10 @@ fn describe(entry: &Entry) -> (&'static str, String, String) {
         Entry::Writers { news, .. } => ("writers", none(), describe_writers(news)),
         Entry::Rewound { to, .. } => ("rewound", none(), format!("up to {to}")),
         Entry::Discarded { to, .. } => ("discarded", none(), format!("beyond {to}")),
+        Entry::SyncPart { manifest, end, .. } => {
+            let end = end.map_or("the last".to_owned(), |end| format!("before block {}", end.0));
+            ("sync part", none(), format!("up to {}, {end}", manifest.to))
+        }
         Entry::SnapshotDeleted { snapshot, .. } => ("snapshot", none(), format!("{snapshot} deleted")),
         Entry::RolledBack { lsn, snapshot, .. } => ("rolled back", lsn.to_string(), format!("to snapshot {snapshot}")),
         Entry::Relocated { segment, block, moves, .. } => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::transport::Class;
 use client_lib::wire::frame::encode_head;
-use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
+use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
 use consensus::Ended;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::ownership::enclosure::Enclosure;
 use crate::ownership::gate::{Phase, View};
 use crate::ownership::handover::Released;
-use crate::peer::message::{ENCODING_HELD, PeerRequest, ReplicaPosition};
+use crate::peer::client::position_of;
+use crate::peer::message::{ENCODING_HELD, PeerReply, PeerRequest, ReplicaPosition};
 use crate::propagation::manifest::Manifest;
 use crate::propagation::telling::Told;
 use crate::propagation::watermarks::Watermarks;
@@ -49,9 +50,26 @@ impl Member {
         Member { volume, to, epoch, synced: None, position, digest: 0, enclosed: None }
     }
 
+    /// Asks where the destination is. One whose initial sync is under way is told of all the rest: it fetches that when it is the owner.
     pub(super) async fn ask_position(&mut self) -> Result<(), Error> {
-        self.position = self.ask(PeerRequest::ReplicaStatus { volume: self.volume.id, epoch: self.epoch }).await?;
+        let (volume, epoch) = (self.volume.id, self.epoch);
+        let request = PeerRequest::ReplicaStatus { volume, epoch };
+        let answer = self.volume.peers.ask(self.to, Class::Control, request, Bytes::new()).await?;
+        self.position = match answer.head {
+            PeerReply::InitialSync { base, next, .. } => self.tell_rest(base, next).await?,
+            head => position_of(self.to, head)?,
+        };
         Ok(())
+    }
+
+    async fn tell_rest(&self, base: Lsn, next: BlockIndex) -> Result<ReplicaPosition, Error> {
+        let (shard, volume, epoch) = (&self.volume.shard, self.volume.id, self.epoch);
+        let (manifest, delta) = shard.seal_part(volume, base, next, usize::MAX).await.map_err(store_failure)?;
+        if let Some(delta) = delta {
+            shard.release(volume, delta.pin).await.map_err(store_failure)?;
+        }
+        let told = Told { volume, epoch, manifest, seal: true, durable: true, prune: Lsn::ZERO };
+        told.tell_part(&self.volume.peers, self.to, None).await
     }
 
     /// Waits until the destination holds everything up to `final_lsn`, or, without that, lacks little; if that is asked for.

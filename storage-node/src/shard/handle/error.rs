@@ -76,6 +76,14 @@ pub enum StoreError {
         "this node has discarded what a takeover cut off of volume {0}, and was not told yet what has taken its place: try again in a moment"
     )]
     Untold(VolumeId),
+    /// An initial sync is under way: this node is told of the volume in parts, and has no prefix of it.
+    #[error(
+        "this node is being sent volume {0} for the first time and does not have all of it yet: try again when it has"
+    )]
+    Syncing(VolumeId),
+    /// Something of the volume is held already that did not come in parts.
+    #[error("this node holds some of volume {0} already, or owns it, and takes no part of an initial sync")]
+    NoParts(VolumeId),
     /// Snapshots that were made beyond this position are not deleted yet, or deleted and not merged.
     #[error("snapshots of volume {volume} that were made beyond {beyond} are not gone yet: try again in a moment")]
     HasSnapshots {

@@ -28,7 +28,7 @@ fn lacks(replica: &mut Rig) -> Arc<RoaringBitmap> {
 
 /// As the owner's sender brings a replica back: tells it and pushes, at most `blocks_max`. Returns how many blocks were sent, and whether the
 /// replica is back.
-fn bring_back(owner: &mut Rig, replica: &mut Rig, blocks_max: u64) -> (u64, bool) {
+pub(super) fn bring_back(owner: &mut Rig, replica: &mut Rig, blocks_max: u64) -> (u64, bool) {
     let mut sent = 0;
     loop {
         let at = replica.report();
