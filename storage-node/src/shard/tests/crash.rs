@@ -8,7 +8,7 @@
 use client_lib::Lsn;
 
 use super::rig::{Rig, VOLUME};
-use crate::shard::handle::{Request, StoreError};
+use crate::shard::handle::Request;
 
 /// Twenty blocks and a sector, so that the last block is cut off.
 const SIZE: u64 = 20 * 4096 + 512;
