@@ -1,17 +1,20 @@
-//! Who looks at operations of a volume, and which of them: `helio trace`, for a while ([`tap`]).
+//! Who looks at operations of a volume, and which of them: `helio trace`, for a while ([`tap`]); a collector of OTLP, always
+//! ([`export`]).
 //!
 //! An operation that nobody looks at costs a relaxed load. What is looked at carries a [`Trace`], and whoever looks is told of it when it is
 //! answered. Bounds: [`LOOKERS_MAX`] at a time; a looker takes as many operations as its [`sampling`] allows, and keeps of them what
 //! takes no more memory the more there are.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use client_lib::trace::{Sink, Sinks, Trace, What};
 use client_lib::{Error, ErrorKind};
 use tokio::time::Instant;
 
+pub mod export;
 pub mod histogram;
+pub mod otlp;
 pub mod sampling;
 pub mod tap;
 
@@ -29,6 +32,8 @@ pub trait Looker: Sink {
 pub struct Tracer {
     is_on: AtomicBool,
     lookers: Mutex<Vec<Arc<dyn Looker>>>,
+    /// Who looks for as long as the volume is served.
+    always: OnceLock<Arc<dyn Looker>>,
 }
 
 impl Tracer {
@@ -54,8 +59,15 @@ impl Tracer {
             let weight = looker.weight(&what, began)?;
             Some((looker.clone() as Arc<dyn Sink>, weight))
         };
-        let sinks: Sinks = self.lookers().iter().filter_map(sink).collect();
+        let sinks: Sinks = self.always.get().into_iter().chain(self.lookers().iter()).filter_map(sink).collect();
         Trace::begin(what, began, sinks)
+    }
+
+    /// Lets `looker` look for as long as the volume is served; the first call counts.
+    pub fn look_always(&self, looker: Arc<dyn Looker>) {
+        // There is one collector in the life of a node.
+        let _ = self.always.set(looker);
+        self.is_on.store(true, Ordering::Relaxed);
     }
 
     /// Lets `looker` look until the answer is dropped. What is under way then is told to it all the same.
@@ -89,7 +101,7 @@ impl Drop for Looking<'_> {
     fn drop(&mut self) {
         let mut lookers = self.tracer.lookers();
         lookers.retain(|looker| !Arc::ptr_eq(looker, &self.looker));
-        self.tracer.is_on.store(!lookers.is_empty(), Ordering::Relaxed);
+        self.tracer.is_on.store(!lookers.is_empty() || self.tracer.always.get().is_some(), Ordering::Relaxed);
     }
 }
 
