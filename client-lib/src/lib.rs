@@ -1,7 +1,7 @@
 //! The bottom of Heliotrope: the words, the wire and the transport that every other crate shares.
 //!
 //! Owns the identifiers and positions ([`types`]), sizes ([`geometry`]), policies ([`policy`]), what clients may do
-//! ([`rights`]), the error that callers act
+//! ([`rights`]), what an operation spends its time on ([`trace`]), the error that callers act
 //! on ([`error`]), the seam to the network ([`transport`]) and the frames that cross it ([`wire`]). It links
 //! neither RocksDB, openraft nor io_uring, and never will, so that outside programs can link it.
 
@@ -15,6 +15,7 @@ pub mod pki;
 pub mod policy;
 pub mod random;
 pub mod rights;
+pub mod trace;
 pub mod transport;
 pub mod types;
 pub mod watch;

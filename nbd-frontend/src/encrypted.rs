@@ -8,22 +8,26 @@ use std::sync::Arc;
 use bytes::Bytes;
 use client_lib::Error;
 use client_lib::cipher::VolumeCipher;
+use client_lib::trace::{Stage, Trace, What};
 use client_lib::transport::BoxFuture;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
-use crate::export::{AllocationExtent, ExportInfo, ReadPart, ResidencyExtent, Session, ZeroOptions};
+use crate::export::{AllocationExtent, ExportInfo, ReadPart, ResidencyExtent, Session, Traced, ZeroOptions};
 
 /// A session, and the cipher of its volume.
 pub struct EncryptedSession {
     stored: Arc<dyn Session>,
     cipher: Arc<VolumeCipher>,
+    /// Of the operation that this is for alone, if it is.
+    trace: Trace,
 }
 
 impl EncryptedSession {
     /// What `stored` is under `cipher`. Its requests must be of whole sectors.
     #[must_use]
     pub fn new(stored: Arc<dyn Session>, cipher: Arc<VolumeCipher>) -> EncryptedSession {
-        EncryptedSession { stored, cipher }
+        EncryptedSession { stored, cipher, trace: Trace::default() }
     }
 }
 
@@ -41,6 +45,16 @@ impl Session for EncryptedSession {
         self.stored.waits_for()
     }
 
+    fn is_traced(&self) -> bool {
+        self.stored.is_traced()
+    }
+
+    fn traced(&self, what: What, arrived: Instant) -> Option<Traced> {
+        let Traced { session: stored, trace } = self.stored.traced(what, arrived)?;
+        let session = EncryptedSession { stored, cipher: self.cipher.clone(), trace: trace.clone() };
+        Some(Traced { session: Arc::new(session), trace })
+    }
+
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
         Box::pin(async move {
             let mut parts = self.stored.read(offset, length).await?;
@@ -55,6 +69,8 @@ impl Session for EncryptedSession {
                     ReadPart::Hole(length) => u64::from(*length),
                 };
             }
+            // It takes turns with others.
+            self.trace.spent(Stage::Queue);
             Ok(parts)
         })
     }

@@ -7,9 +7,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use client_lib::trace::{Trace, What};
 use client_lib::transport::BoxFuture;
 use client_lib::{Error, ErrorKind};
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 /// What a client is told about an export before it transmits (NBD protocol, `NBD_OPT_INFO`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +82,14 @@ pub struct ZeroOptions {
     pub no_hole: bool,
 }
 
+/// An operation that is looked at closely.
+pub struct Traced {
+    /// What carries it out, and nothing else.
+    pub session: Arc<dyn Session>,
+    /// What it carries along; that session marks the same.
+    pub trace: Trace,
+}
+
 /// The exports of a server.
 pub trait ExportDirectory: Send + Sync + 'static {
     /// Every export, for `NBD_OPT_LIST`.
@@ -126,6 +136,17 @@ pub trait Session: Send + Sync + 'static {
     /// request or reply waits for another thread to wake up. Asked once, after the handshake. When the runtime ends,
     /// the connection does.
     fn home(&self) -> Option<Handle> {
+        None
+    }
+
+    /// Whether any operation of this session may be looked at closely. Asked for every read of the socket: it should cost next to nothing.
+    fn is_traced(&self) -> bool {
+        false
+    }
+
+    /// An operation is about to be asked for whose bytes have come at `arrived`: what is to carry it out instead of this session, if
+    /// it is to be looked at closely. Asked only where [`is_traced`](Self::is_traced).
+    fn traced(&self, _what: What, _arrived: Instant) -> Option<Traced> {
         None
     }
 

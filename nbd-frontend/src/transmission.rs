@@ -26,7 +26,7 @@ use client_lib::{Error, ErrorKind};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use self::operation::{Done, Operation, Outcome};
@@ -79,7 +79,7 @@ enum Incoming {
     /// Before a header.
     Header,
     /// Inside a large payload.
-    Payload { header: RequestHeader, offset: u64, fua: bool, payload: BytesMut },
+    Payload { header: RequestHeader, offset: u64, fua: bool, payload: BytesMut, arrived: Option<Instant> },
     /// Inside the payload of a refused request; the refusal goes out after it, as clients expect no reply while they send.
     Discard { header: RequestHeader, remaining: usize, refusal: Refusal },
     /// No more requests are read.
@@ -134,6 +134,8 @@ pub(crate) struct Transmission<'a, S> {
     /// The waker that the closing token knows, and the registration itself.
     wakes_on_closing: Option<(Waker, Pin<Box<WaitForCancellationFutureOwned>>)>,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// When bytes came last; only while operations are looked at closely.
+    arrived: Option<Instant>,
     /// Bytes that came, and times when none were wanted.
     received: u64,
     /// While a request is arriving: when that is looked at next, and [`received`](Self::received) at the last look.
@@ -178,6 +180,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             is_pausing: false,
             wakes_on_closing: None,
             deadline: None,
+            arrived: None,
             received: 0,
             stall: None,
             logged: Vec::new(),
@@ -242,6 +245,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
                         continue;
                     }
                     Poll::Ready(read) => {
+                        self.arrived = self.session.is_traced().then(Instant::now);
                         self.received += read as u64;
                         continue;
                     }
@@ -387,8 +391,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
                 }
                 Incoming::Payload { .. } | Incoming::Discard { .. } => {
                     match std::mem::replace(&mut self.incoming, Incoming::Header) {
-                        Incoming::Payload { header, offset, fua, payload } => {
-                            self.start(Operation::write(self.session, &header, offset, payload.freeze(), fua));
+                        Incoming::Payload { header, offset, fua, payload, arrived } => {
+                            let payload = payload.freeze();
+                            self.start(Operation::write(self.session, &header, offset, payload, fua, arrived));
                         }
                         Incoming::Discard { header, refusal, .. } => self.refuse(&header, refusal),
                         Incoming::Header | Incoming::Ended(_) => {}
@@ -441,7 +446,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             Request::Nothing => self.finish(Done::nothing(&header)),
             request => {
                 self.bytes_in_flight += cost;
-                self.start(Operation::new(self.session, &header, request));
+                self.start(Operation::new(self.session, &header, request, self.arrived));
             }
         }
         Ok(None)
@@ -473,7 +478,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             self.input.advance(header_len);
             let payload = self.input.split_to(length).freeze();
             self.bytes_in_flight += length as u64;
-            self.start(Operation::write(self.session, header, offset, payload, fua));
+            self.start(Operation::write(self.session, header, offset, payload, fua, self.arrived));
         } else if length <= SHARED_PAYLOAD_MAX {
             // The rest must lie behind what is here; the header is decoded again when it has come.
             self.input.reserve(whole - self.input.len());
@@ -484,7 +489,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             payload.put_slice(&self.input);
             self.input.clear();
             self.bytes_in_flight += length as u64;
-            self.incoming = Incoming::Payload { header: *header, offset, fua, payload };
+            self.incoming = Incoming::Payload { header: *header, offset, fua, payload, arrived: self.arrived };
         }
         None
     }
@@ -518,7 +523,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
     }
 
     /// Puts the reply of a finished request into the output.
-    fn finish(&mut self, done: Done) {
+    fn finish(&mut self, mut done: Done) {
+        let trace = std::mem::take(&mut done.trace);
+        self.reply(done);
+        self.output.trace(trace);
+    }
+
+    fn reply(&mut self, done: Done) {
         self.bytes_in_flight -= done.cost;
         let style = self.constraints.style;
         let to = ReplyTo { style, cookie: done.cookie, offset: done.offset };

@@ -45,6 +45,7 @@ mod space;
 mod support_bundle;
 mod takeover;
 mod top;
+mod trace;
 mod transfer;
 mod up;
 mod volume;
@@ -119,6 +120,7 @@ enum Verb {
     Group(group::Verb),
     Why(why::Why),
     Top(top::Top),
+    Trace(trace::Trace),
     Dashboard(dashboard::Dashboard),
     Doctor(doctor::Doctor),
     SupportBundle(support_bundle::SupportBundle),
@@ -176,6 +178,7 @@ pub fn run(helio: Helio) -> ExitCode {
         Verb::Group(verb) => group::run(verb, &helio.common),
         Verb::Why(why) => why::run(&why, &helio.common),
         Verb::Top(top) => top::run(&top, &helio.common),
+        Verb::Trace(trace) => trace::run(&trace, &helio.common),
         Verb::Dashboard(dashboard) => dashboard::run(&dashboard, &helio.common),
         Verb::Doctor(doctor) => doctor::run(&doctor, &helio.common),
         Verb::SupportBundle(bundle) => support_bundle::run(&bundle, &helio.common),

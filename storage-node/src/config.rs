@@ -19,6 +19,7 @@ use crate::io::EngineKind;
 use crate::log::LogSettings;
 use crate::shard::{SCRUB_BYTES_PER_SECOND, ShardOptions};
 use crate::size;
+use crate::trace::export::ExportOptions;
 
 /// The smallest segment: the largest record fits several times.
 const SEGMENT_BYTES_MIN: u64 = 8 << 20;
@@ -61,7 +62,7 @@ pub enum ConfigError {
 }
 
 /// Settings of `helio node`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
     /// What the node is called; unique in its cluster.
@@ -91,6 +92,9 @@ pub struct NodeConfig {
     /// What opens encrypted volumes.
     #[serde(default)]
     pub keys: KeySettings,
+    /// Which collector is told of operations.
+    #[serde(default)]
+    pub trace: TraceSettings,
     /// Reaches these nodes elsewhere than they announce: through a tunnel, or behind an address translation.
     #[serde(default)]
     pub routes: BTreeMap<NodeName, Route>,
@@ -224,6 +228,47 @@ impl KeySettings {
     }
 }
 
+/// Which collector of OTLP is told of operations, and of how many: of none if not given.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TraceSettings {
+    /// Its address, `http://HOST:PORT/v1/traces`.
+    pub endpoint: Option<String>,
+    /// The part of the operations that it is told of. More costs the node, the network and the collector more.
+    pub sample: f64,
+}
+
+impl Default for TraceSettings {
+    fn default() -> TraceSettings {
+        TraceSettings { endpoint: None, sample: 0.001 }
+    }
+}
+
+impl TraceSettings {
+    /// As the node takes them.
+    #[must_use]
+    pub fn options(&self) -> Option<ExportOptions> {
+        Some(ExportOptions { endpoint: self.endpoint.clone()?, sample: self.sample })
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let TraceSettings { endpoint, sample } = self;
+        if !(*sample > 0.0 && *sample <= 1.0) {
+            return Err(format!("[trace] sample = {sample} is no part of the operations: above 0, and up to 1"));
+        }
+        let is_wrong = |endpoint: &&String| {
+            let address = endpoint.strip_prefix("http://").and_then(|rest| rest.split('/').next());
+            address.is_none_or(|address| address.is_empty() || address.contains(char::is_whitespace))
+        };
+        match endpoint.iter().find(is_wrong) {
+            Some(endpoint) => Err(format!(
+                "[trace] endpoint = {endpoint:?} is no address of a collector: use http://HOST:PORT/v1/traces; for TLS, run a collector on this machine that passes on"
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
 /// An address in the table of routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route(pub SocketAddr);
@@ -351,6 +396,7 @@ impl NodeConfig {
         if [file.is_some(), directory.is_some(), command.is_some()].into_iter().filter(|given| *given).count() > 1 {
             return Err("[keys] names several of file, directory and command: keep one".to_owned());
         }
+        self.trace.check()?;
         let directories = &self.store.directories;
         let repeated = directories.iter().enumerate().find(|(at, directory)| directories[..*at].contains(directory));
         if let Some((_, directory)) = repeated {

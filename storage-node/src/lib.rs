@@ -22,5 +22,6 @@ pub mod shards;
 mod simulation;
 mod size;
 pub mod stores;
+pub mod trace;
 pub mod volume;
 pub mod wan;

@@ -37,6 +37,7 @@ use crate::serve::http::remote::RemoteServer;
 use crate::serve::observe::listener::ObserveServer;
 use crate::shards::Shards;
 use crate::stores;
+use crate::trace::export::ExportOptions;
 
 pub mod access;
 pub mod admin;
@@ -110,6 +111,8 @@ pub struct NodeOptions {
     pub authority: Option<PathBuf>,
     /// Where the keys are that open encrypted volumes for its own exports.
     pub keys: Option<KeySource>,
+    /// Which collector is told of operations, if any.
+    pub export: Option<ExportOptions>,
     /// Settings of the store.
     pub store: StoreSettings,
     /// Counts what crosses the WAN emulator, if there is one.
@@ -170,6 +173,7 @@ impl Node {
             contacts: options.contacts,
             authority: options.authority,
             keys: options.keys,
+            export: options.export,
             wan_bytes: options.wan_bytes,
         };
         let name = place.this.name.to_string();

@@ -142,6 +142,10 @@ fn what_a_node_is_asked_and_answers_is_as_described() {
     api.looks("/v1/volumes/{name}", &disk);
     api.ask("delete /v1/volumes/{name}/migrate", &disk, "", None);
     api.looks("/v1/volumes/{name}/timeline", &disk);
+    // One with operations in it is held against the description in `trace.rs`.
+    api.ask("get /v1/volumes/{name}/trace", &disk, "op=flush,read&for_ms=50&slowest=3", None);
+    let (status, _) = api.answered("get /v1/volumes/{name}/trace", &disk, "op=mend", None);
+    assert_eq!(status, 400);
     api.ask("get /v1/volumes/{name}/residency", &disk, "node=c&parts=16", None);
     api.ask("get /v1/overview", &[], "search=d&sort=lag&descending=true&limit=2&offset=0&waiting=false", None);
 

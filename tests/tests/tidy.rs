@@ -18,7 +18,7 @@ const ARROWS: [(&str, &[&str]); 4] = [
     ("storage-node", &["client-lib", "consensus", "nbd-frontend"]),
 ];
 /// Dependency, and the prefixes of the only files that may name it.
-const HOMES: [(&str, &[&str]); 10] = [
+const HOMES: [(&str, &[&str]); 11] = [
     ("quinn", &["client-lib/src/transport/quic"]),
     ("rocksdb", &["consensus/src/store", "storage-node/src/map/store.rs"]),
     ("io_uring", &["storage-node/src/io/uring.rs"]),
@@ -26,6 +26,7 @@ const HOMES: [(&str, &[&str]); 10] = [
     ("imago", &["storage-node/src/cli/transfer/image.rs"]),
     ("zstd", &["storage-node/src/peer/packing"]),
     ("prometheus_client", &["storage-node/src/metrics/exposition.rs"]),
+    ("prost", &["storage-node/src/trace/otlp.rs", "tests/tests/otlp.rs"]),
     ("hyper", &["storage-node/src/serve/observe/listener.rs", "storage-node/src/serve/http/remote.rs"]),
     (
         "schemars",

@@ -21,6 +21,7 @@ mod snapshot;
 mod space;
 mod takeover;
 mod timeline;
+mod trace;
 mod volume;
 
 pub use audit::{AuditEntry, AuditList};
@@ -46,6 +47,7 @@ pub use snapshot::{CloneSnapshot, CreateSnapshot, RollBack, SnapshotStatus};
 pub use space::{NodeSpace, StoreSpace, VolumeSpace};
 pub use takeover::{AskTakeover, OwnerStatus, Rejoin, TailStatus, TakeoverProgress, TakeoverReport};
 pub use timeline::{OwnershipChange, OwnershipPhase, OwnershipTimeline};
+pub use trace::{TraceBucket, TraceReport, TraceSpan, TraceStage, TraceTimes, TracedKind, TracedOperation};
 pub use volume::{
     AddVolumeKey, CloneOrigin, CreateVolume, EncryptionStatus, OpeningKey, ReplicaStatus, Resize, VolumeStatus,
     VolumeSummary,

@@ -5,14 +5,17 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use client_lib::Error;
+use client_lib::trace::{OperationKind, Stage, Trace, What};
 use client_lib::transport::BoxFuture;
+use tokio::time::Instant;
 
 use crate::contexts::{Context as MetaContext, Contexts};
-use crate::export::{ReadPart, Residency, Session};
+use crate::export::{ReadPart, Residency, Session, Traced};
 use crate::proto::constants::{RESIDENCY_STALE, RESIDENCY_ZERO, STATE_HOLE, STATE_ZERO};
 use crate::proto::request::RequestHeader;
 use crate::validate::Request;
@@ -42,6 +45,7 @@ pub(super) struct Operation<'a> {
     command: u16,
     offset: u64,
     cost: u64,
+    trace: Trace,
     work: Work<'a>,
 }
 
@@ -53,6 +57,7 @@ pub(super) struct Done {
     pub(super) offset: u64,
     /// What the request had counted as bytes in flight.
     pub(super) cost: u64,
+    pub(super) trace: Trace,
     pub(super) outcome: Outcome,
 }
 
@@ -66,17 +71,29 @@ pub(super) enum Outcome {
 impl Done {
     pub(super) fn nothing(header: &RequestHeader) -> Done {
         let &RequestHeader { cookie, command, offset, .. } = header;
-        Done { cookie, command, offset, cost: 0, outcome: Outcome::Nothing }
+        Done { cookie, command, offset, cost: 0, trace: Trace::default(), outcome: Outcome::Nothing }
     }
 }
 
 impl<'a> Operation<'a> {
-    /// Hands a request without payload to the session.
-    pub(super) fn new(session: &'a dyn Session, header: &RequestHeader, request: Request) -> Operation<'a> {
-        let mut cost = 0;
+    /// Hands a request without payload to the session; it came at `arrived`, where that is of interest.
+    pub(super) fn new(
+        session: &'a dyn Session,
+        header: &RequestHeader,
+        request: Request,
+        arrived: Option<Instant>,
+    ) -> Operation<'a> {
+        let &RequestHeader { cookie, command, offset, .. } = header;
+        let cost = match request {
+            Request::Read { length, .. } => u64::from(length),
+            _ => 0,
+        };
+        if let Some(Traced { session, trace }) = traced(session, &request, arrived) {
+            let work = traced_work(session, request);
+            return Operation { cookie, command, offset, cost, trace, work };
+        }
         let work = match request {
             Request::Read { offset, length, one_chunk } => {
-                cost = u64::from(length);
                 Work::Read { length, one_chunk, future: session.read(offset, length) }
             }
             Request::Flush => Work::Unit(session.flush()),
@@ -93,22 +110,63 @@ impl<'a> Operation<'a> {
                 Work::Nothing
             }
         };
-        let &RequestHeader { cookie, command, offset, .. } = header;
-        Operation { cookie, command, offset, cost, work }
+        Operation { cookie, command, offset, cost, trace: Trace::default(), work }
     }
 
-    /// Hands a write to the session.
+    /// Hands a write to the session, as [`new`](Self::new).
     pub(super) fn write(
         session: &'a dyn Session,
         header: &RequestHeader,
         offset: u64,
         payload: Bytes,
         fua: bool,
+        arrived: Option<Instant>,
     ) -> Operation<'a> {
         let cost = payload.len() as u64;
-        let work = Work::Unit(session.write(offset, payload, fua));
         let &RequestHeader { cookie, command, .. } = header;
-        Operation { cookie, command, offset, cost, work }
+        let request = Request::Write { offset, length: payload.len() as u32, fua };
+        let (trace, work) = match traced(session, &request, arrived) {
+            None => (Trace::default(), Work::Unit(session.write(offset, payload, fua))),
+            Some(Traced { session, trace }) => {
+                (trace, Work::Unit(Box::pin(async move { session.write(offset, payload, fua).await })))
+            }
+        };
+        Operation { cookie, command, offset, cost, trace, work }
+    }
+}
+
+/// Whether a request is to be looked at closely, which has come from the socket now.
+fn traced(session: &dyn Session, request: &Request, arrived: Option<Instant>) -> Option<Traced> {
+    let arrived = arrived?;
+    let (kind, offset, bytes) = match *request {
+        Request::Read { offset, length, .. } => (OperationKind::Read, offset, u64::from(length)),
+        Request::Write { offset, length, .. } => (OperationKind::Write, offset, u64::from(length)),
+        Request::WriteZeroes { offset, length, .. } => (OperationKind::Zero, offset, length),
+        Request::Trim { offset, length, .. } => (OperationKind::Trim, offset, length),
+        Request::Flush => (OperationKind::Flush, 0, 0),
+        _ => return None,
+    };
+    let traced = session.traced(What { kind, offset, bytes }, arrived)?;
+    traced.trace.spent(Stage::Socket);
+    Some(traced)
+}
+
+/// What has a request without payload carried out by a session that is there for it alone.
+fn traced_work(session: Arc<dyn Session>, request: Request) -> Work<'static> {
+    match request {
+        Request::Read { offset, length, one_chunk } => {
+            let future = Box::pin(async move { session.read(offset, length).await });
+            Work::Read { length, one_chunk, future }
+        }
+        Request::Flush => Work::Unit(Box::pin(async move { session.flush().await })),
+        Request::Trim { offset, length, fua } => {
+            Work::Unit(Box::pin(async move { session.trim(offset, length, fua).await }))
+        }
+        Request::WriteZeroes { offset, length, options } => {
+            Work::Unit(Box::pin(async move { session.write_zeroes(offset, length, options).await }))
+        }
+        // Nothing else is looked at.
+        _ => Work::Nothing,
     }
 }
 
@@ -164,6 +222,7 @@ impl Future for Operation<'_> {
             Work::Nothing => Outcome::Nothing,
         };
         let Operation { cookie, command, offset, cost, .. } = *self;
-        Poll::Ready(Done { cookie, command, offset, cost, outcome })
+        let trace = std::mem::take(&mut self.trace);
+        Poll::Ready(Done { cookie, command, offset, cost, trace, outcome })
     }
 }

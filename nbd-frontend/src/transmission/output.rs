@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use client_lib::trace::{Stage, Trace};
 use tokio::io::AsyncWrite;
 
 use super::operation::Told;
@@ -41,6 +42,10 @@ pub(super) struct Output {
     heads_sent: usize,
     segments: VecDeque<Segment>,
     unsent: u64,
+    /// Bytes that the socket has taken.
+    taken: u64,
+    /// Those who look at an operation until the socket has taken so many bytes.
+    traces: VecDeque<(u64, Trace)>,
     /// Whether the stream may hold back a part of what it took, as one that encrypts does.
     is_unflushed: bool,
 }
@@ -200,6 +205,13 @@ impl Output {
         Ok(())
     }
 
+    /// The reply that was put in last, all of it, is that of the operation of `trace`.
+    pub(super) fn trace(&mut self, trace: Trace) {
+        if trace.is_some() {
+            self.traces.push_back((self.taken + self.unsent, trace));
+        }
+    }
+
     /// Sends until nothing is left or the socket takes no more.
     pub(super) fn poll_write<S: AsyncWrite + Unpin>(
         &mut self,
@@ -236,6 +248,10 @@ impl Output {
 
     fn sent(&mut self, mut written: usize) {
         self.unsent -= written as u64;
+        self.taken += written as u64;
+        while let Some((_, trace)) = self.traces.pop_front_if(|(until, _)| *until <= self.taken) {
+            trace.spent(Stage::Socket);
+        }
         while written > 0 {
             let Some(segment) = self.segments.front_mut() else {
                 break;

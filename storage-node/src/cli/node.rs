@@ -129,6 +129,7 @@ async fn serve(config: NodeConfig, mut membership: Membership, passed: PassedSoc
         contacts: if first { membership.contacts.clone() } else { Vec::new() },
         authority,
         keys: config.keys.source(),
+        export: config.trace.options(),
         store: config.store.clone(),
         wan_bytes: None,
     })

@@ -151,6 +151,7 @@ async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Resul
             authority: None,
             keys: keys.clone(),
             store: StoreSettings::default(),
+            export: None,
             wan_bytes: Some(WanBytes(Arc::new(move || counted.values().map(crossed).sum()))),
             data: directory,
         })

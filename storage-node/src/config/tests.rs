@@ -23,6 +23,25 @@ fn the_least_that_must_be_said_is_enough() {
     assert_eq!(config.store, StoreSettings::default());
     assert!(config.admin.http.ip().is_loopback());
     assert_eq!(config.metrics, MetricsSettings::default());
+    assert_eq!(config.trace.options(), None);
+}
+
+#[test]
+fn traces_go_where_it_is_said_and_nowhere_else() {
+    let trace = |text: &str| read(&format!("{LEAST}[trace]\n{text}"));
+    let options =
+        trace("endpoint = \"http://[::1]:4318/v1/traces\"\n").expect("is right").trace.options().expect("is on");
+    assert_eq!((options.endpoint.as_str(), options.sample), ("http://[::1]:4318/v1/traces", 0.001));
+    assert_eq!(trace("sample = 1\n").expect("is right").trace.options(), None);
+    for (text, expected) in [
+        ("sample = 0\n", "sample = 0"),
+        ("sample = 1.5\n", "up to 1"),
+        ("endpoint = \"https://x:4318/v1/traces\"\n", "run a collector on this machine"),
+        ("endpoint = \"x:4318\"\n", "http://HOST:PORT/v1/traces"),
+    ] {
+        let error = trace(text).expect_err("is wrong");
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]
@@ -34,6 +53,7 @@ fn the_example_in_the_documentation_says_what_the_defaults_are() {
     assert_eq!(config.store, StoreSettings { directories, capacity_bytes, ..StoreSettings::default() });
     assert_eq!(config.admin, AdminSettings::default());
     assert!(config.advertise.is_some() && config.nbd.tcp.is_some() && !config.routes.is_empty());
+    assert_eq!(config.trace.sample, TraceSettings::default().sample);
     assert_eq!(config.metrics.listen, Some("0.0.0.0:9810".parse().expect("an address")), "beyond loopback is fine");
     let tls = config.nbd.tls.expect("is there");
     assert!(tls.mode == TlsUse::default() && tls.client_authority.is_some());

@@ -71,6 +71,8 @@ families! {
     OperationBytes: Counter "operation" in Bytes by ["store", "kind"] = "Bytes of those that succeeded";
     OperationErrors: Counter "operation_errors" in Number by ["store", "kind"] = "Those that failed";
 
+    TraceSpans: Counter "trace_spans" in Number by ["outcome"] = "Spans for the collector of traces that it has taken (exported), or that were dropped because it did not, or there were too many at once (dropped); missing where there is no collector (docs/trace.md)";
+
     // Stores: a disk each.
     StoreAnswers: Gauge "store_answers" in Number by ["store"] = "1 if the store has answered this scrape in time; else what it counts is missing from it";
     StoreFaulted: Gauge "store_faulted" in Number by ["store"] = "1 if the store takes no more writes until the node is restarted (docs/damage.md)";

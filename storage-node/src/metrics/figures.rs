@@ -12,6 +12,7 @@ use crate::propagation::pull::Fetched;
 use crate::serve::observe::Health;
 use crate::shard::figures::VolumeFigures;
 use crate::shards::StoreFigures;
+use crate::trace::export::ExportFigures;
 
 /// Everything.
 #[derive(Debug, Default)]
@@ -38,6 +39,8 @@ pub struct NodeFigures {
     pub stores: Vec<StoreFigures>,
     /// Handovers and takeovers.
     pub changes: ChangeFigures,
+    /// Traces that a collector was told, if there is one.
+    pub exported: Option<ExportFigures>,
     /// The volumes.
     pub volumes: VolumesFigures,
 }

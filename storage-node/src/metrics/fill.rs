@@ -31,6 +31,10 @@ pub fn sheet(figures: &NodeFigures) -> Sheet {
     sheet.put(Id::HandoverHeld, &[], changes.held);
     sheet.put(Id::Takeovers, &["done"], changes.taken_over);
     sheet.put(Id::Takeovers, &["failed"], changes.takeovers_failed);
+    if let Some(spans) = figures.exported {
+        sheet.put(Id::TraceSpans, &["exported"], spans.exported);
+        sheet.put(Id::TraceSpans, &["dropped"], spans.dropped);
+    }
     volumes(&mut sheet, &figures.volumes);
     sheet
 }

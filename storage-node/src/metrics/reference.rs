@@ -11,7 +11,7 @@ const SECTIONS: [(&str, &[&str]); 8] = [
     ("Metadata and the lease", &["metadata", "lease"]),
     ("Links to other nodes", &["link"]),
     ("NBD", &["nbd"]),
-    ("What guests ask for", &["operation"]),
+    ("What guests ask for", &["operation", "trace"]),
     ("Stores", &["store", "scrub"]),
     ("Volumes", &["volumes", "handovers", "handover", "takeovers", "volume"]),
     ("Replicas", &["replica"]),

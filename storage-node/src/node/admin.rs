@@ -16,7 +16,7 @@ use client_lib::wire::admin::{
     LinkStatus, Migrate, MigrateReport, NbdAddresses, NodeLabels, NodeList, NodeRemoval, NodeSpace, NoteClient,
     OnWrite, OnWriteStatus, Overview, OverviewQuery, OwnerStatus, OwnershipTimeline, PlacementStatus, Rejoin,
     RemoveNode, ReplicasReport, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus, TailStatus,
-    TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    TakeoverProgress, TakeoverReport, TraceReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use client_lib::{ClientName, Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaRaft, Response};
@@ -34,7 +34,7 @@ use crate::ownership::gate::Phase;
 use crate::peer::client::{PeerClient, unexpected};
 use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest};
 use crate::peer::server::ForwardedAdmin;
-use crate::serve::admin::Admin;
+use crate::serve::admin::{Admin, AskTrace};
 use crate::serve::audit::AuditLog;
 use crate::serve::volume::ServedVolume;
 use crate::serve::volumes::Volumes;
@@ -61,6 +61,7 @@ mod scrub;
 mod snapshots;
 mod space;
 mod timeline;
+mod trace;
 mod volumes;
 
 pub(super) use handover::Busy;
@@ -515,6 +516,10 @@ impl Admin for NodeAdmin {
         Box::pin(self.timeline_of(name))
     }
 
+    fn trace<'a>(&'a self, name: &'a str, asked: AskTrace) -> BoxFuture<'a, Result<TraceReport, Error>> {
+        Box::pin(self.trace_volume(name, asked))
+    }
+
     fn nodes(&self) -> BoxFuture<'_, Result<NodeList, Error>> {
         Box::pin(self.list_nodes())
     }
@@ -589,6 +594,9 @@ impl ForwardedAdmin for NodeAdmin {
                 AdminForward::TakeoverState { volume, epoch } => json(&self.takeovers.state(volume, epoch)?),
                 AdminForward::Glances => json(&self.glances_here().await?),
                 AdminForward::Residency { volume, parts } => json(&self.residency_here(volume, parts).await?),
+                AdminForward::Trace { volume, kinds, for_ms, slowest } => {
+                    json(&self.trace_here(self.owned(volume).await?, &kinds, for_ms, slowest).await?)
+                }
                 AdminForward::Chronicle { volume } => json(&self.chronicle.of(volume)),
                 AdminForward::Rejoin { volume } => json(&self.rejoin_here(volume).await?),
                 AdminForward::About => json(&self.about_here()),

@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::access::{self, Removed};
-use super::admin::{NodeAdmin, Standing};
+use super::admin::{NodeAdmin, Standing, name_of};
 use super::admission::Admission;
 use super::observe::{Observed, Observer};
 use super::reconcile::{Reconciler, learn_peers};
@@ -38,6 +38,8 @@ use crate::serve::exports::Exports;
 use crate::serve::metadata::{Metadata, NewestMetadata};
 use crate::serve::volumes::Volumes;
 use crate::shards::Shards;
+use crate::trace::export::{ExportOptions, Exporter};
+use crate::trace::otlp::Teller;
 
 /// In the numbers of sessions that clients of other machines have; those of the node's own have not.
 const CLIENT_SESSIONS: u64 = 1 << 31;
@@ -75,6 +77,8 @@ pub struct Place {
     pub authority: Option<PathBuf>,
     /// Where the keys are that open encrypted volumes here.
     pub keys: Option<KeySource>,
+    /// Which collector is told of operations, if any.
+    pub export: Option<ExportOptions>,
     /// Counts what crosses the WAN emulator, if there is one.
     pub wan_bytes: Option<WanBytes>,
 }
@@ -135,7 +139,8 @@ impl Parts {
         let incarnation = until_available(&this, || announce(&meta, &this)).await?;
         tracing::info!(node = %this.name, id = %me, incarnation, "started");
 
-        let volumes = Arc::new(Volumes::default());
+        let (exporter, exporting) = place.export.map(Exporter::new).unzip();
+        let volumes = Arc::new(Volumes::exported_by(exporter.clone()));
         let newest = Arc::new(NewestMetadata::new(Arc::new(meta.clone())));
         let log: Arc<dyn OwnershipLog> = Arc::new(ownership_log::RaftOwnership::new(meta.clone(), me, incarnation));
         let reconciler = Arc::new(Reconciler::new(
@@ -161,6 +166,7 @@ impl Parts {
             shards: shards.clone(),
             peers: peers.clone(),
             changes: admin.changes(),
+            exporter,
         }));
         // Session numbers are unique over the cluster's life: node, incarnation, whose, count.
         let first_session = (me.0 << 48) | ((incarnation & 0xffff) << 32);
@@ -187,6 +193,11 @@ impl Parts {
             tokio::spawn(placement::keep(admin.clone())),
             tokio::spawn(joining::finish(me, meta.clone(), volumes.clone(), peers.clone())),
         ];
+        if let Some(exporting) = exporting {
+            let teller = Teller { node: admin.this.name.to_string(), provider: admin.this.provider.to_string() };
+            let meta = meta.clone();
+            tasks.push(tokio::spawn(exporting.run(teller, move |node| name_of(&meta.state(), node))));
+        }
         tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
         let exports = Arc::new(Exports::new(volumes, newest, first_session).with_keys(place.keys));
         Ok(Parts { admin, observer, exports, meta, me, reconciler, shards, tasks })

@@ -37,6 +37,7 @@ use crate::serve::volume::ServedVolume;
 use crate::serve::volumes::Volumes;
 use crate::shard::figures::VolumeFigures;
 use crate::shards::{Shards, StoreFigures};
+use crate::trace::export::Exporter;
 
 /// For how long an answer is given again.
 const FRESH: Duration = Duration::from_millis(250);
@@ -73,6 +74,8 @@ pub struct Observed {
     pub peers: PeerClient,
     /// Who counts handovers and takeovers.
     pub changes: Arc<Changes>,
+    /// Who tells a collector of operations, if anybody does.
+    pub exporter: Option<Arc<Exporter>>,
 }
 
 /// Looks at a node when it is asked.
@@ -153,6 +156,7 @@ impl Observer {
             links: self.links(&state),
             nbd: self.nbd.get().map(ConnectionMeter::figures),
             changes: self.node.changes.figures(),
+            exported: self.node.exporter.as_ref().map(|exporter| exporter.figures()),
             volumes: self.volumes(&state, &stores),
             stores,
         }

@@ -206,6 +206,8 @@ pub enum AdminForward {
     Audit { limit: usize },
     /// Have other nodes follow volumes that the node asked owns.
     ChangeReplicas { volumes: Vec<VolumeId>, add: BTreeSet<client_lib::NodeId>, remove: BTreeSet<client_lib::NodeId> },
+    /// Where the time of a volume's operations goes: of these kinds, or of all if there are none, for so long, with so many single ones.
+    Trace { volume: VolumeId, kinds: Vec<String>, for_ms: u64, slowest: u32 },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

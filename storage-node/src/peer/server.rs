@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::trace::{OperationKind, Trace, What};
 use client_lib::transport::{BoxFuture, Class, Transport};
 use client_lib::wire::frame::Frame;
 use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
@@ -83,8 +84,16 @@ impl PeerServer {
             PeerRequest::Read { volume, epoch, moment, offset, length } => {
                 let volume = self.volume(volume)?;
                 volume.require_inside(moment, offset, u64::from(length), false).await?;
-                match volume.read_for_peer(moment, epoch, offset, length).await? {
+                let trace = match moment {
+                    Moment::Now => {
+                        let bytes = u64::from(length);
+                        volume.tracer.begin_now(What { kind: OperationKind::Read, offset, bytes })
+                    }
+                    _ => Trace::default(),
+                };
+                match volume.read_for_peer(&trace, moment, epoch, offset, length).await? {
                     Some(chunks) => {
+                        trace.answered(true);
                         let (parts, payload) = pack_read(&chunks);
                         return Ok((PeerReply::Read(parts), payload));
                     }
@@ -103,8 +112,12 @@ impl PeerServer {
             }
             PeerRequest::Flush { volume, epoch } => {
                 let volume = self.volume(volume)?;
-                match volume.flush_for_peer(epoch).await? {
-                    Some(true) => PeerReply::Done,
+                let trace = volume.tracer.begin_now(What { kind: OperationKind::Flush, offset: 0, bytes: 0 });
+                match volume.flush_for_peer(&trace, epoch).await? {
+                    Some(true) => {
+                        trace.answered(true);
+                        PeerReply::Done
+                    }
                     Some(false) => PeerReply::Waiting,
                     None => PeerReply::NotOwner(volume.gate.view().epoch),
                 }
@@ -243,15 +256,19 @@ pub fn encode_reply(reply: Message<PeerReply>) -> Bytes {
 
 /// Carries out a forwarded write, if its writer still may.
 async fn write(volume: &ServedVolume, epoch: Epoch, writer: Writer, change: Change) -> Result<PeerReply, Error> {
+    let trace = volume.tracer.begin_now(change.what());
     let admission = match volume.writers.admit(writer).await {
         Ok(admission) => admission,
         Err(Refusal::Claimed(epoch)) => return Ok(PeerReply::Superseded(epoch)),
         Err(Refusal::Outrun) => return Ok(PeerReply::Done),
     };
-    let written = volume.write_for_peer(epoch, &change, writer.origin).await;
+    let written = volume.write_for_peer(&trace, epoch, &change, writer.origin).await;
     drop(admission);
     Ok(match written? {
-        Some(lsn) if volume.is_settled_for_peer(&change, lsn).await? => PeerReply::Written(lsn.epoch),
+        Some(lsn) if volume.is_settled_for_peer(&trace, &change, lsn).await? => {
+            trace.answered(true);
+            PeerReply::Written(lsn.epoch)
+        }
         Some(_) => PeerReply::Waiting,
         None => PeerReply::NotOwner(volume.gate.view().epoch),
     })

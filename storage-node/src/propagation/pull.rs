@@ -217,6 +217,12 @@ impl Puller {
         lock(&self.pulling.holders).nodes().to_vec()
     }
 
+    /// The holder that is asked first.
+    #[must_use]
+    pub fn nearest(&self) -> Option<NodeId> {
+        self.order(&[]).first().copied()
+    }
+
     /// The holders, whom to ask first at the front, without those that were `visited`.
     fn order(&self, visited: &[NodeId]) -> Vec<NodeId> {
         let rtt = |node| self.peers.transport().rtt(node);

@@ -11,12 +11,23 @@ use client_lib::wire::admin::{
     LinkStatus, Migrate, MigrateReport, NodeLabels, NodeList, NodeRemoval, NodeSpace, NoteClient, OnWrite,
     OnWriteStatus, Overview, OverviewQuery, OwnerStatus, OwnershipTimeline, PlacementStatus, Rejoin, RemoveNode,
     ReplicasReport, ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus, TailStatus,
-    TakeoverProgress, TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    TakeoverProgress, TakeoverReport, TraceReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 
 use client_lib::{ClientName, Error};
 
 use crate::shard::scrub::ScrubAction;
+
+/// What is to be seen of a volume's operations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AskTrace {
+    /// The kinds, by name; all of them if there are none.
+    pub kinds: Vec<String>,
+    /// For how long, in milliseconds.
+    pub for_ms: Option<u64>,
+    /// How many single operations.
+    pub slowest: Option<u32>,
+}
 
 /// The administrative requests. Any node answers; those that only a volume's owner can carry out are passed on.
 ///
@@ -222,6 +233,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// The last changes of a volume's owner; does not need the owner.
     fn timeline<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<OwnershipTimeline, Error>>;
+
+    /// Looks for a while at a volume's operations at its owner: where their time goes.
+    fn trace<'a>(&'a self, name: &'a str, asked: AskTrace) -> BoxFuture<'a, Result<TraceReport, Error>>;
 
     /// Its nodes, and those that were removed.
     fn nodes(&self) -> BoxFuture<'_, Result<NodeList, Error>>;

@@ -4,6 +4,7 @@
 //! whoever has flushed locally waits for the verdict. A flush that waits urges the senders whose replicas count.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use client_lib::policy::{Class, Durability};
@@ -32,11 +33,17 @@ pub enum Outcome {
 pub struct FlushGate {
     began: Instant,
     flushes: watch::Sender<Flushes>,
+    /// The replica that told last that it holds more; 0 before any did.
+    heard_last: AtomicU64,
 }
 
 impl Default for FlushGate {
     fn default() -> FlushGate {
-        FlushGate { began: Instant::now(), flushes: watch::Sender::new(Flushes::default()) }
+        FlushGate {
+            began: Instant::now(),
+            flushes: watch::Sender::new(Flushes::default()),
+            heard_last: AtomicU64::new(0),
+        }
     }
 }
 
@@ -88,7 +95,19 @@ impl FlushGate {
 
     /// A replica holds everything up to `lsn`, durably.
     pub fn held(&self, epoch: Epoch, replica: NodeId, lsn: Lsn) {
-        self.flushes.send_if_modified(|flushes| flushes.held(epoch, replica, lsn));
+        self.flushes.send_if_modified(|flushes| {
+            let is_news = flushes.held(epoch, replica, lsn);
+            if is_news && flushes.counts(replica) {
+                self.heard_last.store(replica.0, Ordering::Relaxed);
+            }
+            is_news
+        });
+    }
+
+    /// The replica that counts toward the class and told last that it holds more.
+    #[must_use]
+    pub fn heard_last(&self) -> Option<NodeId> {
+        Some(NodeId(self.heard_last.load(Ordering::Relaxed))).filter(|node| node.0 > 0)
     }
 
     /// A replica has left the volume.

@@ -84,7 +84,8 @@ impl Exports {
         let Some((volume, snapshot)) = name.split_once('@') else {
             let number = self.next_session.fetch_add(1, Ordering::Relaxed);
             let volume = self.named(name).await?;
-            return Ok((volume.clone(), Arc::new(VolumeSession::new(volume, number))));
+            let session = VolumeSession::new(volume.clone(), number);
+            return Ok((volume, session));
         };
         let served = self.named(volume).await?;
         if let Some(tail) = served.standing.tail().filter(|tail| tail_name(tail) == snapshot)

@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::admin::Admin;
+use super::admin::{Admin, AskTrace};
 use super::audit::{AuditLog, note_acts};
 use super::observe::{self, Observe};
 use crate::shard::scrub::ScrubAction;
@@ -139,6 +139,7 @@ fn api(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, proof: Proof) -> Router {
         .route("/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/rollback", post(roll_back))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/clone", post(clone_snapshot))
+        .route("/v1/volumes/{name}/trace", get(trace))
         .route("/v1/groups", get(groups).post(create_group))
         .route("/v1/groups/{name}", get(group).delete(delete_group))
         .route("/v1/groups/{name}/volumes", post(change_group))
@@ -259,6 +260,19 @@ async fn place_group(State(admin): Shared, Path(name): Path<String>, Json(wanted
 
 async fn label_node(State(admin): Shared, Path(name): Path<String>, Json(wanted): Json<ChangeLabels>) -> Response {
     answer(admin.label_node(&name, wanted).await)
+}
+
+/// `?op=KIND,KIND&for_ms=N&slowest=N`, each of them or none.
+#[derive(Debug, Deserialize)]
+struct OfTrace {
+    op: Option<String>,
+    for_ms: Option<u64>,
+    slowest: Option<u32>,
+}
+
+async fn trace(State(admin): Shared, Path(name): Path<String>, Query(of): Query<OfTrace>) -> Response {
+    let kinds = of.op.iter().flat_map(|op| op.split(',')).map(str::to_owned).collect();
+    answer(admin.trace(&name, AskTrace { kinds, for_ms: of.for_ms, slowest: of.slowest }).await)
 }
 
 async fn keys(State(admin): Shared, Path(name): Path<String>) -> Response {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use client_lib::trace::Trace;
 use client_lib::transport::BoxFuture;
 use client_lib::{Error, ErrorKind};
 use consensus::Snapshot;
@@ -113,7 +114,7 @@ impl Kept for KeptSnapshot {
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
         Box::pin(async move {
             let counted = self.volume.shard.operations().begin(OperationKind::Read, u64::from(length));
-            let outcome = self.volume.read(self.moment, offset, length).await;
+            let outcome = self.volume.read(Trace::NONE, self.moment, offset, length).await;
             counted.end(outcome.is_ok());
             outcome.map(read_parts)
         })

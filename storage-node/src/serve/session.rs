@@ -1,14 +1,16 @@
 //! One connection's use of a volume, and its right to write there.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
+use client_lib::trace::{Trace, What};
 use client_lib::transport::BoxFuture;
 use client_lib::{Epoch, Error, ErrorKind};
-use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, ResidencyExtent, Session, ZeroOptions};
+use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, ResidencyExtent, Session, Traced, ZeroOptions};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use super::exports::export_info;
 use super::numbers::Numbers;
@@ -19,9 +21,14 @@ use crate::ownership::gate::{Phase, View};
 use crate::shard::handle::{MappedExtent, ReadChunk};
 use crate::shard::operations::{Counted, OperationKind};
 use crate::volume::Moment;
+use traced::TracedSession;
+
+mod traced;
 
 /// One connection to a volume.
 pub(super) struct VolumeSession {
+    /// Itself, for operations that are looked at.
+    me: Weak<VolumeSession>,
     volume: Arc<ServedVolume>,
     id: u64,
     /// The epoch of its right to write; 0 without one.
@@ -38,14 +45,15 @@ pub(super) struct VolumeSession {
 
 impl VolumeSession {
     /// A session of `volume`, whose number `id` no other session of the cluster ever had.
-    pub(super) fn new(volume: Arc<ServedVolume>, id: u64) -> VolumeSession {
+    pub(super) fn new(volume: Arc<ServedVolume>, id: u64) -> Arc<VolumeSession> {
         let view = volume.gate.view();
         // Opened at the owner: this session may write from here wherever the volume goes (docs/decisions/0007).
         // Not where the node has just heard that it is the owner no more, and has yet to act upon it.
         let is_owner = view.owner == volume.me && view.phase != Phase::Closed && view.epoch > volume.standing.forked();
         let right = if is_owner { view.epoch } else { Epoch(0) };
         let [right, since] = [right.0, right.0].map(AtomicU64::new);
-        VolumeSession {
+        Arc::new_cyclic(|me| VolumeSession {
+            me: me.clone(),
             volume,
             id,
             right,
@@ -53,7 +61,7 @@ impl VolumeSession {
             generation: AtomicU64::new(0),
             numbers: Numbers::default(),
             place: OnceLock::new(),
-        }
+        })
     }
 
     /// Before an operation: refuses it if the volume was taken over from an owner under whom this session used it. A client must not see its
@@ -81,21 +89,58 @@ impl VolumeSession {
     }
 
     /// What a counted operation came to.
-    fn end<T>(&self, counted: Counted<'_>, outcome: Result<T, Error>) -> Result<T, Error> {
+    fn end<T>(&self, counted: Counted<'_>, trace: &Trace, outcome: Result<T, Error>) -> Result<T, Error> {
         let outcome = self.require_current().and(outcome);
         counted.end(outcome.is_ok());
+        trace.answered(outcome.is_ok());
         outcome
     }
 
     /// Writes zeroes, piece by piece where the range is large; with `fua` all of it is durable on return.
-    async fn zero(&self, offset: u64, length: u64, fua: bool) -> Result<(), Error> {
+    async fn zero(&self, trace: &Trace, offset: u64, length: u64, fua: bool) -> Result<(), Error> {
         let mut pieces = zero_pieces(offset, length).peekable();
         let Some((first, piece)) = pieces.next() else { return Ok(()) };
         let is_cut = pieces.peek().is_some();
         for (offset, length) in std::iter::once((first, piece)).chain(pieces) {
-            self.volume.write(Change::Zero { offset, length, fua: fua && !is_cut }, self).await?;
+            self.volume.write(trace, Change::Zero { offset, length, fua: fua && !is_cut }, self).await?;
         }
-        if fua && is_cut { self.volume.flush().await } else { Ok(()) }
+        if fua && is_cut { self.volume.flush(trace).await } else { Ok(()) }
+    }
+
+    async fn read_bytes(&self, trace: &Trace, offset: u64, length: u32) -> Result<Vec<ReadPart>, Error> {
+        let counted = self.begin(OperationKind::Read, u64::from(length))?;
+        let outcome = self.volume.read(trace, Moment::Now, offset, length).await;
+        self.end(counted, trace, outcome).map(read_parts)
+    }
+
+    async fn write_bytes(&self, trace: &Trace, offset: u64, data: Bytes, fua: bool) -> Result<(), Error> {
+        let counted = self.begin(OperationKind::Write, data.len() as u64)?;
+        let outcome = self.volume.write(trace, Change::Data { offset, data, fua }, self).await;
+        self.end(counted, trace, outcome)
+    }
+
+    async fn make_zeroes(&self, trace: &Trace, offset: u64, length: u64, fua: bool) -> Result<(), Error> {
+        let counted = self.begin(OperationKind::Zero, length)?;
+        let outcome = self.zero(trace, offset, length, fua).await;
+        self.end(counted, trace, outcome)
+    }
+
+    async fn drop_bytes(&self, trace: &Trace, offset: u64, length: u64, fua: bool) -> Result<(), Error> {
+        let counted = self.begin(OperationKind::Trim, length)?;
+        let outcome = self.zero(trace, offset, length, fua).await;
+        self.end(counted, trace, outcome).map_err(|error| match error.kind() {
+            // A trim asks for no space: what is wrong is the range.
+            ErrorKind::OutOfSpace if !self.volume.size().contains(offset, length) => {
+                Error::new(ErrorKind::InvalidRequest, error.to_string())
+            }
+            _ => error,
+        })
+    }
+
+    async fn make_durable(&self, trace: &Trace) -> Result<(), Error> {
+        let counted = self.begin(OperationKind::Flush, 0)?;
+        let outcome = self.volume.flush(trace).await;
+        self.end(counted, trace, outcome)
     }
 }
 
@@ -169,51 +214,35 @@ impl Session for VolumeSession {
         self.place.set(permit).is_ok().then_some(home)
     }
 
+    fn is_traced(&self) -> bool {
+        self.volume.tracer.is_on()
+    }
+
+    fn traced(&self, what: What, arrived: Instant) -> Option<Traced> {
+        let trace = self.volume.tracer.begin(what, arrived);
+        let session = self.me.upgrade().filter(|_| trace.is_some())?;
+        Some(Traced { session: Arc::new(TracedSession { session, trace: trace.clone() }), trace })
+    }
+
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
-        Box::pin(async move {
-            let counted = self.begin(OperationKind::Read, u64::from(length))?;
-            let outcome = self.volume.read(Moment::Now, offset, length).await;
-            self.end(counted, outcome).map(read_parts)
-        })
+        Box::pin(self.read_bytes(Trace::NONE, offset, length))
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async move {
-            let counted = self.begin(OperationKind::Write, data.len() as u64)?;
-            let outcome = self.volume.write(Change::Data { offset, data, fua }, self).await;
-            self.end(counted, outcome)
-        })
+        Box::pin(self.write_bytes(Trace::NONE, offset, data, fua))
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, options: ZeroOptions) -> BoxFuture<'_, Result<(), Error>> {
         // A log allocates nothing ahead, so NO_HOLE has nothing to keep: space is found at the write either way.
-        Box::pin(async move {
-            let counted = self.begin(OperationKind::Zero, length)?;
-            let outcome = self.zero(offset, length, options.fua).await;
-            self.end(counted, outcome)
-        })
+        Box::pin(self.make_zeroes(Trace::NONE, offset, length, options.fua))
     }
 
     fn trim(&self, offset: u64, length: u64, fua: bool) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async move {
-            let counted = self.begin(OperationKind::Trim, length)?;
-            let outcome = self.zero(offset, length, fua).await;
-            self.end(counted, outcome).map_err(|error| match error.kind() {
-                // A trim asks for no space: what is wrong is the range.
-                ErrorKind::OutOfSpace if !self.volume.size().contains(offset, length) => {
-                    Error::new(ErrorKind::InvalidRequest, error.to_string())
-                }
-                _ => error,
-            })
-        })
+        Box::pin(self.drop_bytes(Trace::NONE, offset, length, fua))
     }
 
     fn flush(&self) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async move {
-            let counted = self.begin(OperationKind::Flush, 0)?;
-            let outcome = self.volume.flush().await;
-            self.end(counted, outcome)
-        })
+        Box::pin(self.make_durable(Trace::NONE))
     }
 
     fn allocation(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<Vec<AllocationExtent>, Error>> {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::trace::{OperationKind, Stage, Trace, What};
 use client_lib::transport::Class;
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId, VolumeName, VolumeSize};
 use consensus::Volume;
@@ -35,6 +36,7 @@ use crate::propagation::intake::Intake;
 use crate::propagation::pull::Puller;
 use crate::propagation::telling::Tellings;
 use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ReadChunk, ShardHandle, StoreError};
+use crate::trace::Tracer;
 use crate::volume::Moment;
 use crate::volume::ledger::Origin;
 
@@ -73,6 +75,8 @@ pub struct ServedVolume {
     pub flushes: FlushGate,
     /// How fast it is written here.
     pub pace: Pace,
+    /// Who looks at its operations here.
+    pub tracer: Tracer,
     /// When its replicas are sent data.
     pub sending: Sending,
     /// Where the owner's news come in.
@@ -153,6 +157,7 @@ impl ServedVolume {
             standing: Standing::default(),
             flushes: FlushGate::default(),
             pace: Pace::default(),
+            tracer: Tracer::default(),
             sending: Sending::default(),
             intake: Arc::default(),
             hearing: Hearing::default(),
@@ -215,13 +220,14 @@ impl ServedVolume {
     }
 
     /// Reads the newest acked bytes, or a snapshot's, wherever they are.
-    pub async fn read(&self, moment: Moment, offset: u64, length: u32) -> Result<Vec<ReadChunk>, Error> {
+    pub async fn read(&self, trace: &Trace, moment: Moment, offset: u64, length: u32) -> Result<Vec<ReadChunk>, Error> {
         let mut patience = Patience::new();
         loop {
-            match self.read_here(moment, Asker::Session(None), offset, length).await? {
+            match self.read_here(trace, moment, Asker::Session(None), offset, length).await? {
                 Ok(chunks) => return Ok(chunks),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(view)) => {
+                    trace.spent(Stage::Queue);
                     let answer = match moment {
                         Moment::Now => self.ask_there(view, Operation::Read { offset, length }, Bytes::new()).await?,
                         _ => {
@@ -230,6 +236,7 @@ impl ServedVolume {
                             Some(self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await)
                         }
                     };
+                    self.waited_for(trace, view.owner);
                     let Some(answer) = answer else { continue };
                     match answer {
                         Ok(Message { head: PeerReply::Read(parts), payload }) => {
@@ -246,6 +253,7 @@ impl ServedVolume {
     /// changes: it is served wherever it is known.
     async fn read_here(
         &self,
+        trace: &Trace,
         moment: Moment,
         asker: Asker<'_>,
         offset: u64,
@@ -259,10 +267,13 @@ impl ServedVolume {
         if moment == Moment::Now {
             self.puller.reads(offset, u64::from(length));
         }
-        let read = match self.shard.read(self.id, moment, offset, length).await {
+        let read = match self.shard.read_traced(trace, self.id, moment, offset, length).await {
             // Nothing can be stored, so nothing can be repaired: what is read is passed through.
             Err(StoreError::Stale { runs } | StoreError::Damaged { runs, .. }) if self.shard.fault().is_some() => {
-                through::read(self, moment, offset, length, runs).await?
+                trace.spent(Stage::Queue);
+                let read = through::read(self, moment, offset, length, runs).await?;
+                self.fetched(trace);
+                read
             }
             read => read,
         };
@@ -270,7 +281,7 @@ impl ServedVolume {
             // Still the owner after the read: no transfer was proposed before it ended, so what it saw was the newest.
             Ok(chunks) if moment != Moment::Now || self.gate.view() == view => Ok(Ok(chunks)),
             Ok(_) => Ok(Err(Detour::Again)),
-            Err(error) => self.recover(moment, view, error).await.map(Err),
+            Err(error) => self.recover(trace, moment, view, error).await.map(Err),
         }
     }
 
@@ -286,13 +297,14 @@ impl ServedVolume {
     /// As [`read`](Self::read), asked by another node; `None` when this node is not the owner.
     pub async fn read_for_peer(
         &self,
+        trace: &Trace,
         moment: Moment,
         epoch: Epoch,
         offset: u64,
         length: u32,
     ) -> Result<Option<Vec<ReadChunk>>, Error> {
         loop {
-            match self.read_here(moment, Asker::Patient(epoch), offset, length).await? {
+            match self.read_here(trace, moment, Asker::Patient(epoch), offset, length).await? {
                 Ok(chunks) => return Ok(Some(chunks)),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(_)) => return Ok(None),
@@ -302,22 +314,22 @@ impl ServedVolume {
 
     /// Writes for a session with `writer`'s right; a session of this node passes a right that may be too old
     /// for a forwarded write, and is told so.
-    pub async fn write(&self, change: Change, writer: &dyn SessionWriter) -> Result<(), Error> {
+    pub async fn write(&self, trace: &Trace, change: Change, writer: &dyn SessionWriter) -> Result<(), Error> {
         let mut patience = Patience::new();
         // Once it was sent to another node: it may have been carried out there.
         let mut sent: Option<Number<'_>> = None;
         loop {
             let origin = sent.as_ref().map(|number| number.origin(writer.session()));
-            match self.write_here(Asker::Session(Some(writer)), &change, origin).await? {
+            match self.write_here(trace, Asker::Session(Some(writer)), &change, origin).await? {
                 Ok(lsn) => {
                     // It was taken over from meanwhile, twice: the write is in another history than this session.
                     writer.require_current()?;
                     self.writers.claim(lsn.epoch);
                     writer.wrote_at_owner(lsn.epoch);
                     // Handed over meanwhile, it is in the volume, and made durable where that is now.
-                    return match self.is_settled(&change, lsn).await? {
+                    return match self.is_settled(trace, &change, lsn).await? {
                         true => Ok(()),
-                        false => self.flush().await,
+                        false => self.flush(trace).await,
                     };
                 }
                 Err(Detour::Again) => {}
@@ -331,13 +343,16 @@ impl ServedVolume {
                     let credentials = Writer { origin, generation, right };
                     let (operation, payload) = change.to_operation(credentials);
                     self.forwarded.store(true, Ordering::Release);
-                    let Some(answer) = self.ask_there(view, operation, payload).await? else {
+                    trace.spent(Stage::Queue);
+                    let answer = self.ask_there(view, operation, payload).await?;
+                    self.waited_for(trace, view.owner);
+                    let Some(answer) = answer else {
                         writer.outcome_unknown(generation);
                         continue;
                     };
                     match answer {
                         Ok(Message { head: PeerReply::Written(_), .. }) => return Ok(()),
-                        Ok(Message { head: PeerReply::Waiting, .. }) => return self.flush().await,
+                        Ok(Message { head: PeerReply::Waiting, .. }) => return self.flush(trace).await,
                         // An older attempt of this very session: try again with the present generation.
                         Ok(Message { head: PeerReply::Done, .. }) => {}
                         Ok(Message { head: PeerReply::Superseded(epoch), .. }) => {
@@ -363,6 +378,7 @@ impl ServedVolume {
 
     async fn write_here(
         &self,
+        trace: &Trace,
         asker: Asker<'_>,
         change: &Change,
         origin: Option<Origin>,
@@ -380,20 +396,28 @@ impl ServedVolume {
         }
         let (shard, id) = (&self.shard, self.id);
         let written = match change {
-            Change::Data { offset, data, fua } => shard.write_from(origin, id, *offset, data.clone(), *fua).await,
-            Change::Zero { offset, length, fua } => shard.zero_from(origin, id, *offset, *length, *fua).await,
+            Change::Data { offset, data, fua } => {
+                shard.write_traced(trace, origin, id, *offset, data.clone(), *fua).await
+            }
+            Change::Zero { offset, length, fua } => shard.zero_traced(trace, origin, id, *offset, *length, *fua).await,
         };
         match written {
             Ok(lsn) => Ok(Ok(lsn)),
             Err(error @ StoreError::BeyondEnd { .. }) => Err(no_space_beyond_end(store_failure(error))),
-            Err(error) => self.recover(Moment::Now, view, error).await.map(Err),
+            Err(error) => self.recover(trace, Moment::Now, view, error).await.map(Err),
         }
     }
 
     /// As [`write`](Self::write), for a session of another node; `None` when this node is not the owner.
-    pub async fn write_for_peer(&self, epoch: Epoch, change: &Change, origin: Origin) -> Result<Option<Lsn>, Error> {
+    pub async fn write_for_peer(
+        &self,
+        trace: &Trace,
+        epoch: Epoch,
+        change: &Change,
+        origin: Origin,
+    ) -> Result<Option<Lsn>, Error> {
         loop {
-            match self.write_here(Asker::Patient(epoch), change, Some(origin)).await? {
+            match self.write_here(trace, Asker::Patient(epoch), change, Some(origin)).await? {
                 Ok(lsn) => return Ok(Some(lsn)),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(_)) => return Ok(None),
@@ -438,7 +462,7 @@ impl ServedVolume {
         match self.shard.extents(self.id, moment, offset, length).await {
             Ok(extents) if moment != Moment::Now || self.gate.view() == view => Ok(Ok(extents)),
             Ok(_) => Ok(Err(Detour::Again)),
-            Err(error) => self.recover(moment, view, error).await.map(Err),
+            Err(error) => self.recover(Trace::NONE, moment, view, error).await.map(Err),
         }
     }
 
@@ -460,16 +484,19 @@ impl ServedVolume {
     }
 
     /// Deals with what the shard refused: fetches stale and damaged blocks, waits out a freeze, or fails for good.
-    async fn recover(&self, moment: Moment, seen: View, error: StoreError) -> Result<Detour, Error> {
+    async fn recover(&self, trace: &Trace, moment: Moment, seen: View, error: StoreError) -> Result<Detour, Error> {
+        trace.spent(Stage::Queue);
         match error {
             StoreError::Stale { runs } => {
                 self.puller.pull(moment, &runs, Class::Pull, &[]).await?;
+                self.fetched(trace);
                 Ok(Detour::Again)
             }
             // Just found, and noted: another attempt is told which blocks to fetch, or finds a newer version.
             StoreError::Corrupt { segment, .. } if segment != RECEIVED_SEGMENT => Ok(Detour::Again),
             StoreError::Damaged { runs, .. } => {
                 self.puller.repair(moment, &runs, Class::Pull, &[]).await?;
+                self.fetched(trace);
                 Ok(Detour::Again)
             }
             // Made at the owner, and not told of here yet.
@@ -488,6 +515,20 @@ impl ServedVolume {
                 Ok(Detour::Again)
             }
             other => Err(store_failure(other)),
+        }
+    }
+
+    /// An operation has waited for `node`.
+    fn waited_for(&self, trace: &Trace, node: NodeId) {
+        if trace.is_some() {
+            trace.waited_for(node, self.peers.transport().rtt(node));
+        }
+    }
+
+    /// An operation has waited for blocks from elsewhere.
+    fn fetched(&self, trace: &Trace) {
+        if let Some(holder) = trace.is_some().then(|| self.puller.nearest()).flatten() {
+            self.waited_for(trace, holder);
         }
     }
 
@@ -554,6 +595,17 @@ impl Change {
     fn fua(&self) -> bool {
         match self {
             Change::Data { fua, .. } | Change::Zero { fua, .. } => *fua,
+        }
+    }
+
+    /// What it is, as an operation.
+    #[must_use]
+    pub fn what(&self) -> What {
+        match *self {
+            Change::Data { offset, ref data, .. } => {
+                What { kind: OperationKind::Write, offset, bytes: data.len() as u64 }
+            }
+            Change::Zero { offset, length, .. } => What { kind: OperationKind::Zero, offset, bytes: length },
         }
     }
 

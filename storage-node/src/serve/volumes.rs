@@ -8,6 +8,7 @@ use client_lib::watch;
 use client_lib::{Error, ErrorKind, VolumeId};
 
 use super::volume::ServedVolume;
+use crate::trace::export::Exporter;
 
 /// The volumes of a node; the reconciler adds and removes them as metadata says.
 #[derive(Default)]
@@ -15,9 +16,17 @@ pub struct Volumes {
     by_id: watch::Sender<BTreeMap<VolumeId, Arc<ServedVolume>>>,
     /// Why volumes that this node should serve are not served.
     troubles: Mutex<BTreeMap<VolumeId, (ErrorKind, String)>>,
+    /// Who tells a collector of their operations.
+    exporter: Option<Arc<Exporter>>,
 }
 
 impl Volumes {
+    /// Those of a node that tells a collector of their operations.
+    #[must_use]
+    pub fn exported_by(exporter: Option<Arc<Exporter>>) -> Volumes {
+        Volumes { exporter, ..Volumes::default() }
+    }
+
     /// The volume `id`, if this node serves it.
     #[must_use]
     pub fn get(&self, id: VolumeId) -> Option<Arc<ServedVolume>> {
@@ -70,6 +79,9 @@ impl Volumes {
 
     /// Adds a volume.
     pub fn insert(&self, volume: Arc<ServedVolume>) {
+        if let Some(exporter) = &self.exporter {
+            volume.tracer.look_always(exporter.of(volume.name.clone()));
+        }
         self.by_id.send_modify(|volumes| drop(volumes.insert(volume.id, volume)));
     }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::trace::Stage;
 use client_lib::{Lsn, VolumeId};
 use tokio::sync::mpsc;
 
@@ -285,6 +286,7 @@ impl Core {
             Request::Ledger { volume, reply } => drop(reply.send(self.ledger(volume))),
             Request::NoteLedger { volume, news, reply } => self.note_ledger(volume, news, reply),
             Request::Flush { volume, reply } => {
+                reply.trace.spent(Stage::Queue);
                 self.note_flush(volume);
                 self.syncs.wait(volume, Done::Durable(reply));
             }
@@ -478,6 +480,9 @@ impl Core {
         if let Entry::Relocated { segment, .. } = &entry {
             self.relocated(*segment, outcome.as_ref().map(drop));
         }
+        // With FUA, one write of the device may do both.
+        let is_synced = durable && outcome.as_ref().is_ok_and(|placed| placed.durable);
+        done.trace().spent(if is_synced { Stage::Disk } else { Stage::Log });
         for (durable, done) in std::iter::once((durable, done)).chain(followers) {
             match &outcome {
                 Ok(placed) if durable && !placed.durable => self.syncs.wait(volume, done),

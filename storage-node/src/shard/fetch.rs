@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use bytes::{Bytes, BytesMut};
 use client_lib::geometry::BLOCKS_MAX;
+use client_lib::trace::Stage;
 use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
 use super::core::Core;
@@ -114,8 +115,10 @@ impl Core {
         length: u32,
         reply: Reply<Vec<ReadChunk>>,
     ) {
+        reply.trace.spent(Stage::Queue);
         match self.readable(volume, moment, offset, length) {
             Ok(versions) => {
+                reply.trace.spent(Stage::Log);
                 let as_owner = moment == Moment::Now;
                 self.fetch(volume, &versions, Then::Read { offset, length, as_owner, reply });
             }
@@ -323,11 +326,17 @@ impl Core {
             disk.bytes = bytes.freeze();
         }
         match then {
-            Then::Read { offset, length, as_owner, reply } => match failure {
-                Some(error) => drop(reply.send(Err(error))),
-                None if as_owner => self.answer_as_owner(volume, Held::Chunks(reply, chunks(&runs, offset, length))),
-                None => drop(reply.send(Ok(chunks(&runs, offset, length)))),
-            },
+            Then::Read { offset, length, as_owner, reply } => {
+                // Zeroes are on no disk.
+                reply.trace.spent(if runs.iter().any(|run| run.disk.is_some()) { Stage::Disk } else { Stage::Log });
+                match failure {
+                    Some(error) => drop(reply.send(Err(error))),
+                    None if as_owner => {
+                        self.answer_as_owner(volume, Held::Chunks(reply, chunks(&runs, offset, length)));
+                    }
+                    None => drop(reply.send(Ok(chunks(&runs, offset, length)))),
+                }
+            }
             Then::Versions { lsns, reply } => {
                 let blocks = lsns.into_iter().zip(blocks(&runs)).map(|(lsn, (block, data))| VersionedBlock {
                     block: BlockIndex(block),

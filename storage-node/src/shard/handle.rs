@@ -7,14 +7,18 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use client_lib::trace::Trace;
 use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use roaring::RoaringBitmap;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 mod error;
+mod reply;
+mod traced;
 
 pub use error::StoreError;
+pub use reply::{Answer, Reply};
 
 use super::figures::ShardFigures;
 use super::news::News;
@@ -178,8 +182,8 @@ pub struct Seal {
 impl Seal {
     /// A delta to be sealed, and what will answer it. Dropped before, the answer lets go of the delta.
     #[must_use]
-    pub fn new(from: Lsn, after: SnapshotId, delta_from: Lsn) -> (Seal, oneshot::Receiver<Result<Sealed, StoreError>>) {
-        let (reply, answer) = oneshot::channel();
+    pub fn new(from: Lsn, after: SnapshotId, delta_from: Lsn) -> (Seal, Answer<Sealed>) {
+        let (reply, answer) = Reply::channel();
         (Seal { from, after, delta_from: Some(delta_from), also: Arc::default(), reply }, answer)
     }
 
@@ -236,8 +240,6 @@ pub type Blocks = Arc<RoaringBitmap>;
 
 /// Blocks, each with its version if it has one.
 pub type Versions = Vec<(u32, Option<Version>)>;
-
-type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// What a shard can be asked. The methods of [`ShardHandle`] document each.
 #[derive(Debug)]
@@ -376,7 +378,11 @@ impl ShardHandle {
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
-        let (reply, answer) = oneshot::channel();
+        self.ask_traced(Trace::NONE, request).await
+    }
+
+    async fn ask_traced<T>(&self, trace: &Trace, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
+        let (reply, answer) = Reply::traced(trace.clone());
         self.queue.send(request(reply)).await.map_err(|_| StoreError::Stopped)?;
         answer.await.map_err(|_| StoreError::Stopped)?
     }

@@ -10,40 +10,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+pub use client_lib::trace::OperationKind;
 use tokio::time::Instant;
-
-/// What is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OperationKind {
-    /// Bytes are read.
-    Read,
-    /// Bytes are written.
-    Write,
-    /// What was written is to be durable.
-    Flush,
-    /// Bytes are dropped.
-    Trim,
-    /// Bytes are made zeroes.
-    Zero,
-}
-
-impl OperationKind {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [OperationKind; 5] =
-        [OperationKind::Read, OperationKind::Write, OperationKind::Flush, OperationKind::Trim, OperationKind::Zero];
-
-    /// What it is called.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            OperationKind::Read => "read",
-            OperationKind::Write => "write",
-            OperationKind::Flush => "flush",
-            OperationKind::Trim => "trim",
-            OperationKind::Zero => "zero",
-        }
-    }
-}
 
 /// The smallest bound is 2 to this power, in microseconds.
 const FIRST_OCTAVE: u32 = 4;

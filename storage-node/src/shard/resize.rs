@@ -13,11 +13,10 @@
 use std::cmp::Ordering;
 
 use client_lib::{Epoch, Lsn, VolumeId, VolumeSize};
-use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::core::Core;
-use super::handle::{Role, StoreError, VolumeReport};
+use super::handle::{Answer, Role, StoreError, VolumeReport};
 use super::run::Reply;
 use super::sync::Done;
 use super::write::{Author, WriteJob};
@@ -33,7 +32,7 @@ pub(super) struct Shrink {
     /// Up to here zeroes were asked for, from the new end on.
     at: u64,
     /// The zeroes under way.
-    piece: Option<oneshot::Receiver<Result<Lsn, StoreError>>>,
+    piece: Option<Answer<Lsn>>,
     /// Whether the entry with the new size is under way.
     is_logged: bool,
     replies: Vec<Reply<VolumeReport>>,
@@ -142,7 +141,7 @@ impl Core {
         if at < end {
             // Whole blocks but for the first piece, which may begin within one.
             let length = (STEP_BYTES - at % STEP_BYTES).min(end - at);
-            let (reply, piece) = oneshot::channel();
+            let (reply, piece) = Reply::channel();
             shrink.piece = Some(piece);
             shrink.at = at + length;
             run.waiting.push_back(WriteJob::zeroes(volume, at, length, false, Author::Shard, reply));

@@ -6,10 +6,9 @@
 
 use client_lib::{Lsn, SnapshotId, VolumeId};
 use tokio::sync::oneshot::error::TryRecvError;
-use tokio::sync::oneshot::{self, Receiver};
 
 use super::core::Core;
-use super::handle::{Request, Role, StoreError};
+use super::handle::{Answer, Request, Role, StoreError};
 use super::run::{Reply, VolumeRun};
 use super::sync::Done;
 use crate::log::Entry;
@@ -31,11 +30,11 @@ enum Stage {
     /// What is under way ends.
     Draining,
     /// The entry is on its way to the log; what is known then says whether it came to something.
-    Logging { lsn: Lsn, applied: Receiver<Result<Lsn, StoreError>> },
+    Logging { lsn: Lsn, applied: Answer<Lsn> },
     /// Pages are put back.
     PuttingBack,
     /// The checkpoint is on its way.
-    Settling(Receiver<Result<(), StoreError>>),
+    Settling(Answer<()>),
 }
 
 impl RollbackJob {
@@ -95,7 +94,7 @@ impl Core {
                 may(run, snapshot)?;
                 let lsn = Lsn::new(run.epoch, run.head.sequence + 1);
                 run.head = lsn;
-                let (reply, applied) = oneshot::channel();
+                let (reply, applied) = Reply::channel();
                 let entry = Entry::RolledBack { volume, lsn, snapshot };
                 self.append(entry, Vec::new(), false, None, Done::Known(reply)).map_err(|(error, _)| error)?;
                 Stage::Logging { lsn, applied }
@@ -111,7 +110,7 @@ impl Core {
             },
             Stage::PuttingBack if run.state.rollback.is_some() => Stage::PuttingBack,
             Stage::PuttingBack => {
-                let (reply, written) = oneshot::channel();
+                let (reply, written) = Reply::channel();
                 self.checkpoints.request(Some(reply));
                 Stage::Settling(written)
             }

@@ -7,9 +7,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use client_lib::{Epoch, Lsn, VolumeSize};
-use tokio::sync::oneshot;
-
 use super::damage::Damage;
 use super::handle::{Role, StoreError, VolumeReport};
 use super::lease::Held;
@@ -19,8 +16,9 @@ use super::rollback::RollbackJob;
 use super::write::WriteJob;
 use crate::map::Map;
 use crate::volume::{Moment, Volume};
+use client_lib::{Epoch, Lsn, VolumeSize};
 
-pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+pub(super) use super::handle::Reply;
 
 /// Blocks from `first` to `last` that something named by `ticket` is under way on.
 #[derive(Clone, Copy, Debug)]

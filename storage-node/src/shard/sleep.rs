@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     fn request() -> Request {
-        Request::Checkpoint { reply: tokio::sync::oneshot::channel().0 }
+        Request::Checkpoint { reply: crate::shard::handle::Reply::channel().0 }
     }
 
     #[tokio::test(start_paused = true)]

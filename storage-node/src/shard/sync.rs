@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use client_lib::trace::{Stage, Trace};
 use client_lib::{Lsn, SnapshotId, VolumeId};
 
 use super::control::{SealJob, Sealed};
@@ -47,6 +48,14 @@ pub(super) enum Done {
 }
 
 impl Done {
+    /// That of the operation that this is the answer to.
+    pub(super) fn trace(&self) -> &Trace {
+        match self {
+            Done::Lsn(reply, _) | Done::Durable(reply) => &reply.trace,
+            _ => Trace::NONE,
+        }
+    }
+
     /// Answers with `error`. A receiver that is gone has abandoned its call.
     pub(super) fn fail(self, error: StoreError) {
         match self {
@@ -151,6 +160,7 @@ impl Core {
             }
         }
         for (volume, done) in served {
+            done.trace().spent(Stage::Disk);
             match done {
                 Done::Sealed(sealed) => self.answer_sealed(*sealed),
                 Done::CheckpointTaken => self.commit_checkpoint(),

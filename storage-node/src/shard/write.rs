@@ -5,6 +5,7 @@
 //! on that block, fetches it, and holds up every later write to its blocks meanwhile.
 
 use bytes::{Bytes, BytesMut};
+use client_lib::trace::Stage;
 use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId, VolumeSize};
 
 use super::core::Core;
@@ -226,6 +227,7 @@ impl Core {
 
     fn start_write(&mut self, job: WriteJob, shape: Shape) {
         let volume = job.volume;
+        job.reply.trace.spent(Stage::Queue);
         let mut old: Vec<(u32, Option<Version>)> = Vec::new();
         let mut stale = Vec::new();
         for edge in shape.edges.iter().filter(|edge| edge.merges) {
@@ -265,6 +267,8 @@ impl Core {
         old: Result<Vec<(u32, Option<Bytes>)>, StoreError>,
     ) {
         let volume = job.volume;
+        // The old content was read.
+        job.reply.trace.spent(Stage::Disk);
         let Some(run) = self.volumes.get_mut(&volume) else { return job.fail(StoreError::UnknownVolume(volume)) };
         run.merging.retain(|busy| busy.ticket != ticket);
         match (run.require_owner(), old) {

@@ -221,6 +221,7 @@ impl Machine {
             contacts,
             authority: None,
             keys: None,
+            export: None,
             wan_bytes: None,
         };
         let start = Start {

@@ -5,6 +5,7 @@
 //! flush would vouch for what is not there.
 
 use bytes::Bytes;
+use client_lib::trace::{Trace, What};
 use client_lib::wire::client::{
     Attached, ClientReply, ClientRequest, ExtentState, ExtentsOf, ForkInfo, Target, Tenure, WriteId, ZERO_MAX,
 };
@@ -30,19 +31,20 @@ pub(super) async fn serve(
     request: &ClientRequest,
     payload: &Bytes,
 ) -> Result<Option<Answer>, Error> {
-    let counted = begin(volume, request, payload);
-    let answered = answer(volume, view, incarnation, request, payload).await;
+    let (counted, trace) = begin(volume, request, payload);
+    let answered = answer(volume, &trace, view, incarnation, request, payload).await;
     // What was not carried out comes again, to this node or to another one.
     let is_carried_out = !matches!(answered, Ok(None | Some((ClientReply::Moved(_) | ClientReply::Outrun, _))));
     if let Some(counted) = counted.filter(|_| is_carried_out) {
         counted.end(answered.is_ok());
+        trace.answered(answered.is_ok());
     }
     answered
 }
 
 /// As [`read_only`] of a snapshot, and counts what guests ask for.
 pub(super) async fn serve_kept(volume: &ServedVolume, moment: Moment, request: ClientRequest) -> Result<Answer, Error> {
-    let counted = begin(volume, &request, &Bytes::new());
+    let (counted, _) = begin(volume, &request, &Bytes::new());
     let answered = read_only(volume, moment, request).await;
     if let Some(counted) = counted {
         counted.end(answered.is_ok());
@@ -51,25 +53,27 @@ pub(super) async fn serve_kept(volume: &ServedVolume, moment: Moment, request: C
 }
 
 /// What a guest asks for begins, if that is what a request is.
-fn begin<'a>(volume: &'a ServedVolume, request: &ClientRequest, payload: &Bytes) -> Option<Counted<'a>> {
-    let (kind, bytes) = operation(request, payload)?;
-    Some(volume.shard.operations().begin(kind, bytes))
+fn begin<'a>(volume: &'a ServedVolume, request: &ClientRequest, payload: &Bytes) -> (Option<Counted<'a>>, Trace) {
+    let Some(what) = operation(request, payload) else { return (None, Trace::default()) };
+    (Some(volume.shard.operations().begin(what.kind, what.bytes)), volume.tracer.begin_now(what))
 }
 
-/// Which operation of a guest a request is, and on how many bytes.
-fn operation(request: &ClientRequest, payload: &Bytes) -> Option<(OperationKind, u64)> {
-    Some(match request {
-        ClientRequest::Read { length, .. } => (OperationKind::Read, u64::from(*length)),
-        ClientRequest::Write { .. } => (OperationKind::Write, payload.len() as u64),
-        ClientRequest::Zero { length, .. } => (OperationKind::Zero, *length),
-        ClientRequest::Flush { .. } => (OperationKind::Flush, 0),
+/// Which operation of a guest a request is.
+fn operation(request: &ClientRequest, payload: &Bytes) -> Option<What> {
+    let (kind, offset, bytes) = match request {
+        ClientRequest::Read { offset, length, .. } => (OperationKind::Read, *offset, u64::from(*length)),
+        ClientRequest::Write { offset, .. } => (OperationKind::Write, *offset, payload.len() as u64),
+        ClientRequest::Zero { offset, length, .. } => (OperationKind::Zero, *offset, *length),
+        ClientRequest::Flush { .. } => (OperationKind::Flush, 0, 0),
         _ => return None,
-    })
+    };
+    Some(What { kind, offset, bytes })
 }
 
 /// Answers `request` as the owner under `view`; `None` when this node is not the owner any more.
 async fn answer(
     volume: &ServedVolume,
+    trace: &Trace,
     view: View,
     incarnation: u64,
     request: &ClientRequest,
@@ -98,7 +102,7 @@ async fn answer(
     if wanted != here {
         return Ok(moved(here));
     }
-    let written = |id: &WriteId, change| write(volume, view.epoch, *id, change);
+    let written = |id: &WriteId, change| write(volume, trace, view.epoch, *id, change);
     match request {
         ClientRequest::Write { id, offset, fua, .. } => {
             written(id, Change::Data { offset: *offset, data: payload.clone(), fua: *fua }).await
@@ -112,12 +116,12 @@ async fn answer(
         other => {
             let answer = match other {
                 ClientRequest::Flush { .. } => {
-                    let flushed = volume.flush_for_peer(view.epoch).await?;
+                    let flushed = volume.flush_for_peer(trace, view.epoch).await?;
                     flushed.map(|durable| (ClientReply::Flushed(durable), Bytes::new()))
                 }
                 ClientRequest::Read { offset, length, .. } => {
                     volume.require_inside(Moment::Now, *offset, u64::from(*length), false).await?;
-                    let read = volume.read_for_peer(Moment::Now, view.epoch, *offset, *length).await?;
+                    let read = volume.read_for_peer(trace, Moment::Now, view.epoch, *offset, *length).await?;
                     read.map(|chunks| {
                         let (parts, payload) = pack_read(&chunks);
                         (ClientReply::Read(parts), payload)
@@ -154,7 +158,13 @@ async fn attach(volume: &ServedVolume, view: View, here: Tenure, sessions: &[u64
 }
 
 /// Carries out a write once, if its session still may.
-async fn write(volume: &ServedVolume, epoch: Epoch, id: WriteId, change: Change) -> Result<Option<Answer>, Error> {
+async fn write(
+    volume: &ServedVolume,
+    trace: &Trace,
+    epoch: Epoch,
+    id: WriteId,
+    change: Change,
+) -> Result<Option<Answer>, Error> {
     let (offset, length) = match &change {
         Change::Data { offset, data, .. } => (*offset, data.len() as u64),
         Change::Zero { offset, length, .. } => (*offset, *length),
@@ -174,10 +184,10 @@ async fn write(volume: &ServedVolume, epoch: Epoch, id: WriteId, change: Change)
             return Err(Error::new(ErrorKind::Fenced, text));
         }
     };
-    let written = volume.write_for_peer(epoch, &change, origin).await;
+    let written = volume.write_for_peer(trace, epoch, &change, origin).await;
     drop(admission);
     let Some(lsn) = written? else { return Ok(None) };
-    let durable = volume.is_settled_for_peer(&change, lsn).await?;
+    let durable = volume.is_settled_for_peer(trace, &change, lsn).await?;
     Ok(Some((ClientReply::Written { lsn, durable }, Bytes::new())))
 }
 
@@ -185,7 +195,7 @@ async fn write(volume: &ServedVolume, epoch: Epoch, id: WriteId, change: Change)
 async fn read_only(volume: &ServedVolume, moment: Moment, request: ClientRequest) -> Result<Answer, Error> {
     match request {
         ClientRequest::Read { offset, length, .. } => {
-            let (parts, payload) = pack_read(&volume.read(moment, offset, length).await?);
+            let (parts, payload) = pack_read(&volume.read(Trace::NONE, moment, offset, length).await?);
             Ok((ClientReply::Read(parts), payload))
         }
         ClientRequest::Extents { of: ExtentsOf::Allocation, offset, length, .. } => {

@@ -70,6 +70,8 @@ pub const REQUESTS: &[(&str, &str, Needs)] = &[
     ("POST", "/v1/volumes/{name}/placement", Administer),
     ("GET", "/v1/volumes/{name}/residency", Look),
     ("GET", "/v1/volumes/{name}/timeline", Look),
+    // Takes some time of the owner, which is bounded, and changes nothing.
+    ("GET", "/v1/volumes/{name}/trace", Look),
     ("GET", "/v1/volumes/{name}/snapshots", Look),
     ("POST", "/v1/volumes/{name}/snapshots", Operate),
     ("DELETE", "/v1/volumes/{name}/snapshots/{snapshot}", Administer),

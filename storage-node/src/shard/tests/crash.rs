@@ -8,7 +8,7 @@
 use client_lib::Lsn;
 
 use super::rig::{Rig, VOLUME};
-use crate::shard::handle::{Request, StoreError};
+use crate::shard::handle::Request;
 
 /// Twenty blocks and a sector, so that the last block is cut off.
 const SIZE: u64 = 20 * 4096 + 512;
@@ -22,7 +22,7 @@ const LIVES: u64 = 2;
 /// Histories in a usual run; `HELIO_SEEDS` says another number.
 const HISTORIES: u64 = 20_000;
 
-type Answer = tokio::sync::oneshot::Receiver<Result<Lsn, StoreError>>;
+type Answer = crate::shard::handle::Answer<Lsn>;
 
 /// What a sector holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

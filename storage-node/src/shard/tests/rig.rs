@@ -17,7 +17,7 @@ use crate::map::page::Content;
 use crate::map::store::{Faults, MapStore};
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::shard::core::Core;
-use crate::shard::handle::{ReadChunk, Request, SealedDelta, SnapshotReport, StoreError, VolumeReport};
+use crate::shard::handle::{Answer, ReadChunk, Reply, Request, SealedDelta, SnapshotReport, StoreError, VolumeReport};
 use crate::shard::{ShardOptions, StartError, recover};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
@@ -31,8 +31,6 @@ pub(super) fn cases(usual: u32) -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(usual);
     ProptestConfig { cases, max_shrink_iters: 2000, ..ProptestConfig::default() }
 }
-
-type Answer<T> = oneshot::Receiver<Result<T, StoreError>>;
 
 /// A shard on a disk that can fail.
 pub(super) struct Rig {
@@ -139,15 +137,12 @@ impl Rig {
     }
 
     /// Asks without waiting.
-    pub(super) fn send<T>(
-        &mut self,
-        request: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Request,
-    ) -> Answer<T> {
+    pub(super) fn send<T>(&mut self, request: impl FnOnce(Reply<T>) -> Request) -> Answer<T> {
         // As the loop does.
         while self.core().map.cache.is_full() {
             self.core().turn(std::time::Duration::from_millis(1));
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = Reply::channel();
         self.core().handle(request(reply));
         answer
     }
@@ -167,10 +162,7 @@ impl Rig {
         panic!("no answer in {TURNS_MAX} turns");
     }
 
-    pub(super) fn ask<T>(
-        &mut self,
-        request: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Request,
-    ) -> Result<T, StoreError> {
+    pub(super) fn ask<T>(&mut self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
         let answer = self.send(request);
         self.wait(answer)
     }
@@ -313,7 +305,7 @@ impl Rig {
         let last = state.last_block();
         let versions: Vec<_> =
             (0..=last).map(|block| (block, state.applied_view(block, &mut core.map).expect("reads"))).collect();
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = Reply::channel();
         let lsns = versions.iter().map(|_| Lsn::ZERO).collect();
         for (block, version) in &versions {
             let stale = version.is_some_and(|version| matches!(version.content, Content::Stale { .. }));

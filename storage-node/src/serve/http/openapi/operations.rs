@@ -8,7 +8,7 @@ use client_lib::wire::admin::{
     LinkStatus, Migrate, MigrateReport, NodeLabels, NodeList, NodeRemoval, NodeSpace, NoteClient, OnWrite,
     OnWriteStatus, Overview, OwnerStatus, OwnershipTimeline, PlacementStatus, Rejoin, RemoveNode, ReplicasReport,
     ResidencyMap, Resize, RevokeClient, RollBack, ScrubStatus, SnapshotStatus, TailStatus, TakeoverProgress,
-    TakeoverReport, VolumePolicy, VolumeStatus, VolumeSummary,
+    TakeoverReport, TraceReport, VolumePolicy, VolumeStatus, VolumeSummary,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
@@ -216,6 +216,20 @@ pub(super) const OPERATIONS: &[Operation] = &[
         query: &[],
         request: None,
         answer: Answer::Json(of::<OwnershipTimeline>),
+    },
+    Operation {
+        tag: "volumes",
+        method: "get",
+        path: "/v1/volumes/{name}/trace",
+        id: "traceVolume",
+        summary: "Looks for a while at a volume's operations at its owner, and tells what they spent their time on; answers when that is over",
+        query: &[
+            ("op", "string", "Kinds of operations, with commas between; by default all"),
+            ("for_ms", "integer", "For how long, in milliseconds, up to 10000; by default 2000"),
+            ("slowest", "integer", "How many of the slowest operations are told one by one, up to 100; by default 5"),
+        ],
+        request: None,
+        answer: Answer::Json(of::<TraceReport>),
     },
     Operation {
         tag: "volumes",

@@ -1,0 +1,54 @@
+//! What guests ask of a shard, with what their operations carry along.
+
+use bytes::Bytes;
+use client_lib::trace::Trace;
+use client_lib::{Lsn, VolumeId};
+
+use super::{ReadChunk, Request, ShardHandle, StoreError};
+use crate::volume::Moment;
+use crate::volume::ledger::Origin;
+
+impl ShardHandle {
+    /// As [`read`](Self::read).
+    pub async fn read_traced(
+        &self,
+        trace: &Trace,
+        volume: VolumeId,
+        moment: Moment,
+        offset: u64,
+        length: u32,
+    ) -> Result<Vec<ReadChunk>, StoreError> {
+        self.ask_traced(trace, |reply| Request::Read { volume, moment, offset, length, reply }).await
+    }
+
+    /// As [`write_from`](Self::write_from).
+    pub async fn write_traced(
+        &self,
+        trace: &Trace,
+        origin: Option<Origin>,
+        volume: VolumeId,
+        offset: u64,
+        data: Bytes,
+        fua: bool,
+    ) -> Result<Lsn, StoreError> {
+        self.ask_traced(trace, |reply| Request::Write { volume, offset, data, fua, origin, reply }).await
+    }
+
+    /// As [`zero_from`](Self::zero_from).
+    pub async fn zero_traced(
+        &self,
+        trace: &Trace,
+        origin: Option<Origin>,
+        volume: VolumeId,
+        offset: u64,
+        length: u64,
+        fua: bool,
+    ) -> Result<Lsn, StoreError> {
+        self.ask_traced(trace, |reply| Request::Zero { volume, offset, length, fua, origin, reply }).await
+    }
+
+    /// As [`flush`](Self::flush).
+    pub async fn flush_traced(&self, trace: &Trace, volume: VolumeId) -> Result<Lsn, StoreError> {
+        self.ask_traced(trace, |reply| Request::Flush { volume, reply }).await
+    }
+}
