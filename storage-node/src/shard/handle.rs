@@ -9,16 +9,17 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use client_lib::trace::Trace;
 use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
-use roaring::RoaringBitmap;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 mod error;
 mod reply;
+mod sealed;
 mod traced;
 
 pub use error::StoreError;
 pub use reply::{Answer, Reply};
+pub use sealed::{Blocks, Part, Seal, Sealed, SealedDelta};
 
 use super::figures::ShardFigures;
 use super::news::News;
@@ -27,7 +28,6 @@ use super::scrub::{ScrubAction, ScrubReport};
 use super::space::ShardSpace;
 use crate::log::Traffic;
 use crate::map::page::Version;
-use crate::propagation::freight::Covered;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
@@ -141,59 +141,6 @@ pub struct DamagedBlocks {
     pub runs: Vec<BlockRun>,
 }
 
-/// A delta pinned at an owner: the versions at `to` stay readable until it is released.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SealedDelta {
-    /// Names the pin.
-    pub pin: u64,
-    /// The snapshot that it ends at, if it does.
-    pub snapshot: Option<SnapshotId>,
-    /// The watermark it starts from.
-    pub from: Lsn,
-    /// The position it ends at.
-    pub to: Lsn,
-    /// The blocks that hold data, to be sent; zero runs travel in the manifest alone.
-    pub blocks: u64,
-    /// What it has of what was written under this ownership.
-    pub covered: Covered,
-    /// Which part of an initial sync it is, if it is one.
-    pub part: Option<Part>,
-}
-
-/// A part of an initial sync ([`crate::volume::initial`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// It ends before this block; `None`: it is the last.
-    pub end: Option<BlockIndex>,
-    /// About how many blocks are to come after it.
-    pub rest: u64,
-}
-
-/// What is to be sealed together with others; the fields are as in [`ShardHandle::seal_manifest`].
-#[derive(Debug)]
-pub struct Seal {
-    pub(super) from: Lsn,
-    pub(super) after: SnapshotId,
-    pub(super) delta_from: Option<Lsn>,
-    pub(super) also: Blocks,
-    pub(super) reply: Reply<Sealed>,
-}
-
-impl Seal {
-    /// A delta to be sealed, and what will answer it. Dropped before, the answer lets go of the delta.
-    #[must_use]
-    pub fn new(from: Lsn, after: SnapshotId, delta_from: Lsn) -> (Seal, Answer<Sealed>) {
-        let (reply, answer) = Reply::channel();
-        (Seal { from, after, delta_from: Some(delta_from), also: Arc::default(), reply }, answer)
-    }
-
-    /// The same with the blocks of `also`, whenever they changed; of those, what was never written is told as zeroes.
-    #[must_use]
-    pub fn with(self, also: Blocks) -> Seal {
-        Seal { also, ..self }
-    }
-}
-
 /// A part of a read: block data as stored or a run of zeroes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadChunk {
@@ -231,12 +178,6 @@ pub struct ResidentExtent {
     /// Where they are.
     pub residency: Residency,
 }
-
-/// A manifest, and the delta that was pinned with it.
-pub type Sealed = (Manifest, Option<SealedDelta>);
-
-/// A set of blocks.
-pub type Blocks = Arc<RoaringBitmap>;
 
 /// Blocks, each with its version if it has one.
 pub type Versions = Vec<(u32, Option<Version>)>;

@@ -1,0 +1,69 @@
+//! Manifests and deltas as an owner seals them for its replicas.
+
+use std::sync::Arc;
+
+use client_lib::{BlockIndex, Lsn, SnapshotId};
+use roaring::RoaringBitmap;
+
+use super::{Answer, Reply};
+use crate::propagation::freight::Covered;
+use crate::propagation::manifest::Manifest;
+
+/// A manifest, and the delta that was pinned with it.
+pub type Sealed = (Manifest, Option<SealedDelta>);
+
+/// A set of blocks.
+pub type Blocks = Arc<RoaringBitmap>;
+
+/// A delta pinned at an owner: the versions at `to` stay readable until it is released.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedDelta {
+    /// Names the pin.
+    pub pin: u64,
+    /// The snapshot that it ends at, if it does.
+    pub snapshot: Option<SnapshotId>,
+    /// The watermark it starts from.
+    pub from: Lsn,
+    /// The position it ends at.
+    pub to: Lsn,
+    /// The blocks that hold data, to be sent; zero runs travel in the manifest alone.
+    pub blocks: u64,
+    /// What it has of what was written under this ownership.
+    pub covered: Covered,
+    /// Which part of an initial sync it is, if it is one.
+    pub part: Option<Part>,
+}
+
+/// A part of an initial sync ([`crate::volume::initial`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// It ends before this block; `None`: it is the last.
+    pub end: Option<BlockIndex>,
+    /// About how many blocks are to come after it.
+    pub rest: u64,
+}
+
+/// What is to be sealed together with others; the fields are as in [`ShardHandle::seal_manifest`](super::ShardHandle::seal_manifest).
+#[derive(Debug)]
+pub struct Seal {
+    pub(in crate::shard) from: Lsn,
+    pub(in crate::shard) after: SnapshotId,
+    pub(in crate::shard) delta_from: Option<Lsn>,
+    pub(in crate::shard) also: Blocks,
+    pub(in crate::shard) reply: Reply<Sealed>,
+}
+
+impl Seal {
+    /// A delta to be sealed, and what will answer it. Dropped before, the answer lets go of the delta.
+    #[must_use]
+    pub fn new(from: Lsn, after: SnapshotId, delta_from: Lsn) -> (Seal, Answer<Sealed>) {
+        let (reply, answer) = Reply::channel();
+        (Seal { from, after, delta_from: Some(delta_from), also: Arc::default(), reply }, answer)
+    }
+
+    /// The same with the blocks of `also`, whenever they changed; of those, what was never written is told as zeroes.
+    #[must_use]
+    pub fn with(self, also: Blocks) -> Seal {
+        Seal { also, ..self }
+    }
+}
