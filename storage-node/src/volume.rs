@@ -47,6 +47,9 @@ use tally::Tally;
 /// Blocks that are looked at at once where most of them are not meant.
 const MAPPED_AT_ONCE: usize = 1 << 16;
 
+/// Blocks with their versions, in order.
+pub type Mapped = Vec<(u32, Version)>;
+
 /// Which moment of a volume is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Moment {
@@ -326,7 +329,7 @@ impl Volume {
         last: u32,
         most: usize,
         map: &mut Map,
-    ) -> Result<(Vec<(u32, Version)>, Option<u32>), MapError> {
+    ) -> Result<(Mapped, Option<u32>), MapError> {
         let above: BTreeSet<u32> = match moment {
             Moment::Now => self.layers.blocks(first, last),
             Moment::Snapshot(id) => {

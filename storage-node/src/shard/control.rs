@@ -144,7 +144,7 @@ impl Core {
     }
 
     pub(super) fn seal_manifest(&mut self, job: SealJob) {
-        self.syncs.wait(job.volume, Done::Seal(job));
+        self.syncs.wait(job.volume, Done::Seal(Box::new(job)));
     }
 
     /// Makes the manifest of what is applied at this moment.

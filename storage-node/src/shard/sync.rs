@@ -38,7 +38,7 @@ pub(super) enum Done {
     /// Answer that it is done.
     Unit(Reply<()>),
     /// Make a manifest, and answer with it when what it tells of is durable.
-    Seal(SealJob),
+    Seal(Box<SealJob>),
     /// Answer with this manifest.
     Sealed(Box<Sealed>),
     /// Take a checkpoint, and write it when what it holds is durable.
@@ -146,7 +146,7 @@ impl Core {
     /// Takes from the state what `done` shall have of it.
     fn take(&mut self, done: Done) -> Done {
         match done {
-            Done::Seal(job) => Done::Sealed(Box::new(self.seal(job))),
+            Done::Seal(job) => Done::Sealed(Box::new(self.seal(*job))),
             Done::Checkpoint if self.take_checkpoint() => Done::CheckpointTaken,
             Done::Checkpoint => Done::Nothing,
             done => done,

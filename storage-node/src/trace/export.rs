@@ -1,4 +1,4 @@
-//! Operations of all volumes of a node, one in so many, told to a collector of OTLP over HTTP ([`otlp`](super::otlp)).
+//! Operations of all volumes of a node, one in so many, told to a collector of OTLP over HTTP ([`super::otlp`]).
 //!
 //! Nothing waits for the collector: what it does not take in time is dropped and counted. At most [`QUEUE`] operations wait, and
 //! [`BATCH`] go in one request; one request is under way at a time, on a thread where it may block. A failure is logged at most once in
