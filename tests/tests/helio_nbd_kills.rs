@@ -53,6 +53,8 @@ impl Process {
     }
 }
 
+/// From the second one on every process has inherited its control socket, and whoever connected to that took the first one for its predecessor: it
+/// could not see that its own had died when everything was there, gave up, and nobody served.
 #[test]
 fn a_predecessor_that_is_killed_in_any_moment_costs_nothing_that_was_acked() {
     let nodes = Nodes::start(&["a"]).expect("a node starts");

@@ -12,6 +12,7 @@ use client_lib::{Error, ErrorKind};
 use futures_util::future::try_join_all;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::listen;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixStream;
 
@@ -23,6 +24,9 @@ use crate::negotiation::Negotiated;
 use crate::server::connection::Begin;
 use crate::server::lane;
 use crate::transmission::Rest;
+
+/// Successors that may wait until they are heard.
+const BACKLOG: i32 = 128;
 
 /// How long the end of a process may take to be told, once its sockets have closed.
 const END_PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
@@ -199,7 +203,7 @@ impl Inheritance {
     /// # Errors
     /// `Busy` when the other one goes on serving.
     pub(crate) async fn confirm(self) -> Result<(), Error> {
-        let Inheritance { channel, process, .. } = self;
+        let Inheritance { channel, process, control, .. } = self;
         let go = async {
             channel.send(&Message::Prepared, &[]).await?;
             match channel.receive_within(STEP_PATIENCE).await?.0 {
@@ -212,14 +216,18 @@ impl Inheritance {
                 if channel.send(&Message::Serving, &[]).await.is_err() {
                     tracing::warn!("the process before this one died while it passed everything on");
                 }
-                Ok(())
             }
             Err(NotTaken::Channel(ChannelError::Ended)) if process.is_some_and(has_ended) => {
                 tracing::warn!("the process before this one died when everything was here: this one serves");
-                Ok(())
             }
-            Err(error) => Err(error.into()),
+            Err(error) => return Err(error.into()),
         }
+        // A successor is told who listened last (unix(7), SO_PEERCRED), and looks whether that process has died: it must not be the one that
+        // has made the socket, long ago.
+        if let Err(error) = listen(&control, BACKLOG) {
+            tracing::warn!(%error, "a successor will not see whether this process has died");
+        }
+        Ok(())
     }
 
     /// It cannot be taken up.
