@@ -281,26 +281,6 @@ impl Volume {
         Ok(self.mapped_some(moment, first, last, usize::MAX, map)?.0)
     }
 
-    /// The version of every block before `end` that changed after `from`, in block order.
-    ///
-    /// # Errors
-    /// When a page cannot be read.
-    pub fn changed_before(
-        &self,
-        moment: Moment,
-        from: Lsn,
-        end: u32,
-        map: &mut Map,
-    ) -> Result<Vec<(u32, Version)>, MapError> {
-        let Some(mut blocks) = self.changes.since(from) else {
-            return self.mapped_after(moment, from, end.saturating_sub(1), map);
-        };
-        blocks.remove_range(end..);
-        let mut changed = self.versions_of(moment, blocks.into_iter(), map)?;
-        changed.retain(|(_, version)| version.lsn > from);
-        Ok(changed)
-    }
-
     /// Mapped blocks up to `last` with a version after `from`; of others no more than [`MAPPED_AT_ONCE`] are in memory at a time.
     fn mapped_after(
         &self,
@@ -330,12 +310,9 @@ impl Volume {
         most: usize,
         map: &mut Map,
     ) -> Result<(Mapped, Option<u32>), MapError> {
-        let above: BTreeSet<u32> = match moment {
-            Moment::Now => self.layers.blocks(first, last),
-            Moment::Snapshot(id) => {
-                let layers = self.layers.below(id).unwrap_or_default();
-                layers.iter().flat_map(|layer| layer.blocks(first, last)).collect()
-            }
+        let layers: Vec<&Layer> = match moment {
+            Moment::Now => self.layers.each().map(|(_, layer)| layer).collect(),
+            Moment::Snapshot(id) => self.layers.below(id).unwrap_or_default(),
         };
         let maps: Vec<MapKey> = match moment {
             Moment::Snapshot(id) if self.snapshots.find(id).is_some() => self
@@ -347,26 +324,26 @@ impl Volume {
         };
         let next_of = |from: u32, map: &Map| {
             let in_maps = maps.iter().filter_map(|key| map.cache.next_page(*key, from)).min();
-            let in_layers = above.range(from * PAGE_ENTRIES..).next().map(|block| block / PAGE_ENTRIES);
+            let in_layers = layers.iter().filter_map(|layer| layer.next_chunk(from)).min();
             in_maps.into_iter().chain(in_layers).min()
         };
-        let mut versions = Vec::new();
+        let (mut versions, mut further) = (Vec::new(), None);
         let mut next = Some(first / PAGE_ENTRIES);
         while let Some(page) = next.and_then(|page| next_of(page, map)).filter(|page| *page <= last / PAGE_ENTRIES) {
             let base = page * PAGE_ENTRIES;
             if versions.len() >= most {
-                let end = versions.get(most).map_or(base, |(block, _)| *block);
-                versions.truncate(most);
-                return Ok((versions, Some(end)));
+                further = Some(base);
+                break;
             }
             let entries = match moment {
                 Moment::Snapshot(id) if maps.len() > 1 => map.snapshot_page(self.id, &self.snapshots, id, page)?,
                 _ => map.cache.page(self.id, page)?.cloned(),
             };
+            let (from, to) = (base.max(first), (base + (PAGE_ENTRIES - 1)).min(last));
             let below = entries.iter().flat_map(|page| page.iter());
             let below = below.map(|(index, version)| (base + u32::from(index), version));
-            let below = below.filter(|(block, _)| (first..=last).contains(block));
-            let mut on_page: BTreeSet<u32> = above.range(base..=base + (PAGE_ENTRIES - 1)).copied().collect();
+            let below = below.filter(|(block, _)| (from..=to).contains(block));
+            let mut on_page: BTreeSet<u32> = layers.iter().flat_map(|layer| layer.blocks(from, to)).collect();
             if on_page.is_empty() {
                 versions.extend(below);
             } else {
@@ -375,7 +352,7 @@ impl Volume {
             }
             next = page.checked_add(1).filter(|page| *page <= u32::MAX / PAGE_ENTRIES);
         }
-        let end = versions.get(most).map(|(block, _)| *block);
+        let end = versions.get(most).map(|(block, _)| *block).or(further);
         versions.truncate(most);
         Ok((versions, end))
     }
@@ -420,12 +397,18 @@ impl Volume {
     ///
     /// # Errors
     /// When a page cannot be read.
-    pub fn changed_since(&self, moment: Moment, from: Lsn, map: &mut Map) -> Result<Vec<(u32, Version)>, MapError> {
-        let mut changed = match self.changes.since(from) {
-            // Also beyond the end: what a shrink dropped must be dropped everywhere.
-            None => return self.mapped_after(moment, from, u32::MAX, map),
-            Some(blocks) => self.versions_of(moment, blocks.into_iter(), map)?,
-        };
+    pub fn changed_since(&self, moment: Moment, from: Lsn, map: &mut Map) -> Result<Mapped, MapError> {
+        // Also beyond the end: what a shrink dropped must be dropped everywhere.
+        self.changed_up_to(moment, from, u32::MAX, map)
+    }
+
+    /// The same of the blocks up to `last`.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn changed_up_to(&self, moment: Moment, from: Lsn, last: u32, map: &mut Map) -> Result<Mapped, MapError> {
+        let Some(blocks) = self.changes.since(from) else { return self.mapped_after(moment, from, last, map) };
+        let mut changed = self.versions_of(moment, blocks.into_iter().take_while(|block| *block <= last), map)?;
         changed.retain(|(_, version)| version.lsn > from);
         Ok(changed)
     }

@@ -62,38 +62,37 @@ impl Told {
             let request = PeerRequest::Manifest { volume, epoch, manifest, seal, durable, prune };
             return peers.ask_position(replica, Class::Control, request, Bytes::new()).await;
         }
-        let (telling, parts) = tell_runs(peers, replica, volume, epoch, parts).await?;
+        let (telling, parts) = tell_runs(peers, replica, (volume, epoch), parts).await?;
         let request = PeerRequest::ManifestLast { volume, epoch, telling, parts, manifest, seal, durable, prune };
         peers.ask_position(replica, Class::Control, request, Bytes::new()).await
     }
+}
 
-    /// Tells `replica` this as a part of its initial sync, which ends before block `end` or is the last; where it is then.
-    ///
-    /// # Errors
-    /// As [`tell`](Self::tell).
-    ///
-    /// # Cancel safety
-    /// As [`tell`](Self::tell).
-    pub async fn tell_part(
-        self,
-        peers: &PeerClient,
-        replica: NodeId,
-        end: Option<BlockIndex>,
-    ) -> Result<ReplicaPosition, Error> {
-        let Told { volume, epoch, mut manifest, .. } = self;
-        let runs = split(std::mem::take(&mut manifest.runs));
-        let (telling, parts) = tell_runs(peers, replica, volume, epoch, runs).await?;
-        let request = PeerRequest::SyncPart { volume, epoch, telling, parts, manifest, end };
-        peers.ask_position(replica, Class::Control, request, Bytes::new()).await
-    }
+/// Tells `replica` a part of its initial sync, which ends before block `end` or is the last; where it is then. Durable on return.
+///
+/// # Errors
+/// As [`PeerClient::ask_position`].
+///
+/// # Cancel safety
+/// As [`Told::tell`].
+pub async fn tell_part(
+    peers: &PeerClient,
+    replica: NodeId,
+    (volume, epoch): (VolumeId, Epoch),
+    mut manifest: Manifest,
+    end: Option<BlockIndex>,
+) -> Result<ReplicaPosition, Error> {
+    let runs = split(std::mem::take(&mut manifest.runs));
+    let (telling, parts) = tell_runs(peers, replica, (volume, epoch), runs).await?;
+    let request = PeerRequest::SyncPart { volume, epoch, telling, parts, manifest, end };
+    peers.ask_position(replica, Class::Control, request, Bytes::new()).await
 }
 
 /// Tells the runs of a manifest, which take effect with the last word; the telling, and how many parts it has.
 async fn tell_runs(
     peers: &PeerClient,
     replica: NodeId,
-    volume: VolumeId,
-    epoch: Epoch,
+    (volume, epoch): (VolumeId, Epoch),
     parts: Vec<Vec<ManifestRun>>,
 ) -> Result<(u64, u32), Error> {
     let (telling, count) = (random::bits(), parts.len() as u32);

@@ -3,13 +3,11 @@
 //! Changes of role are log entries like writes: they take effect in log order and are answered when durable. A
 //! deactivation refuses writes from the moment it is asked for, an activation admits them from the moment it is applied.
 
-use std::sync::Arc;
-
 use client_lib::{Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use roaring::RoaringBitmap;
 
 use super::core::Core;
-use super::handle::{FreezeWhen, Role, SealedDelta, StoreError, VolumeReport};
+use super::handle::{FreezeWhen, Role, Seal, SealedDelta, StoreError, VolumeReport};
 use super::initial::PartAsked;
 use super::run::{Reply, VolumeRun};
 use super::sync::Done;
@@ -21,18 +19,13 @@ use crate::propagation::freight::Covered;
 use crate::propagation::manifest::{Manifest, SnapshotMark};
 use crate::volume::{Moment, manifest_of};
 
-/// A manifest to be made when everything acked is durable. The fields are as in
-/// [`seal_manifest`](super::handle::ShardHandle::seal_manifest).
+/// A manifest to be made when everything acked is durable.
 #[derive(Debug)]
 pub(super) struct SealJob {
     pub(super) volume: VolumeId,
-    pub(super) from: Lsn,
-    pub(super) after: SnapshotId,
-    pub(super) delta_from: Option<Lsn>,
-    pub(super) also: Arc<RoaringBitmap>,
+    pub(super) seal: Seal,
     /// Of an initial sync.
     pub(super) part: Option<PartAsked>,
-    pub(super) reply: Reply<(Manifest, Option<SealedDelta>)>,
 }
 
 /// What a [`SealJob`] asked for, on its way to be durable.
@@ -149,11 +142,12 @@ impl Core {
 
     /// Makes the manifest of what is applied at this moment.
     pub(super) fn seal(&mut self, job: SealJob) -> Sealed {
-        let outcome = match job.part {
-            Some(asked) => self.seal_part(job.volume, job.from, asked),
-            None => self.seal_now(&job),
+        let SealJob { volume, seal, part } = job;
+        let outcome = match part {
+            Some(asked) => self.seal_part(volume, seal.from, asked),
+            None => self.seal_now(volume, &seal),
         };
-        Sealed { volume: job.volume, outcome, reply: job.reply }
+        Sealed { volume, outcome, reply: seal.reply }
     }
 
     /// What the manifest tells of is durable.
@@ -177,9 +171,9 @@ impl Core {
         }
     }
 
-    fn seal_now(&mut self, job: &SealJob) -> Result<(Manifest, Option<SealedDelta>), StoreError> {
+    fn seal_now(&mut self, volume: VolumeId, job: &Seal) -> Result<(Manifest, Option<SealedDelta>), StoreError> {
         let pin = self.ticket();
-        let run = self.volumes.get_mut(&job.volume).ok_or(StoreError::UnknownVolume(job.volume))?;
+        let run = self.volumes.get_mut(&volume).ok_or(StoreError::UnknownVolume(volume))?;
         run.require_owner()?;
         let to = run.state.known;
         if job.from > to {

@@ -307,15 +307,16 @@ impl Core {
             Request::Thaw { volume, reply } => drop(reply.send(self.thaw(volume))),
             Request::SealManifest { volume, from, after, delta_from, reply } => {
                 let also = Arc::default();
-                self.seal_manifest(SealJob { volume, from, after, delta_from, also, part: None, reply });
+                let seal = Seal { from, after, delta_from, also, reply };
+                self.seal_manifest(SealJob { volume, seal, part: None });
             }
             Request::SealPart { volume, base, next, most, reply } => {
                 self.seal_manifest(SealJob::part(volume, base, PartAsked { next: next.0, most }, reply));
             }
             // They wait for one sync, when it begins they are all taken.
             Request::SealTogether { volume, seals } => {
-                for Seal { from, after, delta_from, also, reply } in seals {
-                    self.seal_manifest(SealJob { volume, from, after, delta_from, also, part: None, reply });
+                for seal in seals {
+                    self.seal_manifest(SealJob { volume, seal, part: None });
                 }
             }
             Request::PinSnapshot { volume, snapshot, from, also, reply } => {

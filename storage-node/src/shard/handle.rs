@@ -454,7 +454,7 @@ impl ShardHandle {
         offset: u64,
         length: u32,
     ) -> Result<Vec<ReadChunk>, StoreError> {
-        self.ask(|reply| Request::Read { volume, moment, offset, length, reply }).await
+        self.read_traced(Trace::NONE, volume, moment, offset, length).await
     }
 
     /// Writes as the owner: answered once the log file holds it, with its LSN; `fua` waits until it is synced.
@@ -465,37 +465,12 @@ impl ShardHandle {
     ///
     /// The write is a session's of this node, and claims the volume for those of this node in its present epoch.
     pub async fn write(&self, volume: VolumeId, offset: u64, data: Bytes, fua: bool) -> Result<Lsn, StoreError> {
-        self.write_from(None, volume, offset, data, fua).await
+        self.write_traced(Trace::NONE, None, volume, offset, data, fua).await
     }
 
     /// Makes a range read as zeroes and frees the whole blocks in it. Otherwise as [`write`](Self::write).
     pub async fn zero(&self, volume: VolumeId, offset: u64, length: u64, fua: bool) -> Result<Lsn, StoreError> {
-        self.zero_from(None, volume, offset, length, fua).await
-    }
-
-    /// As [`write`](Self::write). One with an `origin` came from another node, or was on its way to one: it claims nothing, and is
-    /// carried out once. Was it before, the answer is an LSN that covers it. Earlier attempts must have ended.
-    pub async fn write_from(
-        &self,
-        origin: Option<Origin>,
-        volume: VolumeId,
-        offset: u64,
-        data: Bytes,
-        fua: bool,
-    ) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Write { volume, offset, data, fua, origin, reply }).await
-    }
-
-    /// As [`zero`](Self::zero), in the way of [`write_from`](Self::write_from).
-    pub async fn zero_from(
-        &self,
-        origin: Option<Origin>,
-        volume: VolumeId,
-        offset: u64,
-        length: u64,
-        fua: bool,
-    ) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Zero { volume, offset, length, fua, origin, reply }).await
+        self.zero_traced(Trace::NONE, None, volume, offset, length, fua).await
     }
 
     /// What is known of the volume's writers; of an owner that is frozen, all there is.
@@ -510,7 +485,7 @@ impl ShardHandle {
 
     /// Syncs everything acked before; returns the durable LSN. On a replica: syncs what it has received.
     pub async fn flush(&self, volume: VolumeId) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Flush { volume, reply }).await
+        self.flush_traced(Trace::NONE, volume).await
     }
 
     /// As [`flush`](Self::flush), and not taken for one of a client ([`FreezeWhen::Flushed`]).

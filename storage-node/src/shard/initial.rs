@@ -4,8 +4,7 @@ use client_lib::{BlockIndex, Lsn, SnapshotId, VolumeId};
 
 use super::control::{SealJob, pin_delta};
 use super::core::Core;
-use super::handle::{Part, SealedDelta, StoreError};
-use super::replica::split_runs;
+use super::handle::{Part, Seal, SealedDelta, StoreError};
 use super::run::Reply;
 use super::sync::Done;
 use crate::log::Entry;
@@ -34,7 +33,7 @@ impl SealJob {
         reply: Reply<(Manifest, Option<SealedDelta>)>,
     ) -> SealJob {
         let (after, also) = (SnapshotId::default(), std::sync::Arc::default());
-        SealJob { volume, from: base, after, delta_from: Some(base), also, part: Some(asked), reply }
+        SealJob { volume, seal: Seal { from: base, after, delta_from: Some(base), also, reply }, part: Some(asked) }
     }
 }
 
@@ -61,7 +60,7 @@ impl Core {
         let mut versions = match next {
             0 => Vec::new(),
             _ if base == to => Vec::new(),
-            next => run.state.changed_before(moment, base, next, &mut self.map)?,
+            next => run.state.changed_up_to(moment, base, next - 1, &mut self.map)?,
         };
         #[cfg(test)]
         if !rules::holds(rules::Rule::PartsTellChanges) {
@@ -97,17 +96,11 @@ impl Core {
             return done.fail(StoreError::NoParts(volume));
         }
         let Manifest { to, runs, mark, .. } = manifest;
-        let mut parts = split_runs(runs);
-        let last = parts.pop().unwrap_or_default();
-        let earlier = parts.iter().map(Vec::len).sum::<usize>() as u32;
-        for runs in parts {
-            let manifest = Manifest { from: Lsn::ZERO, to: Lsn::ZERO, runs, mark: None };
-            let entry = Entry::Manifest { volume, manifest, seal: false };
-            if let Err((error, _)) = self.append(entry, Vec::new(), false, None, Done::Nothing) {
-                return done.fail(error);
-            }
-        }
-        let manifest = Manifest { from: Lsn::ZERO, to, runs: last, mark };
+        let (earlier, runs) = match self.append_earlier(volume, Lsn::ZERO, runs) {
+            Ok(appended) => appended,
+            Err(error) => return done.fail(error),
+        };
+        let manifest = Manifest { from: Lsn::ZERO, to, runs, mark };
         self.append_plain(Entry::SyncPart { volume, manifest, earlier, end }, true, done);
     }
 }

@@ -58,18 +58,11 @@ impl Core {
             (false, true) => runs.into_iter().filter(|run| run.lsn > known).collect(),
             (false, false) => Vec::new(),
         };
-        let mut parts = split_runs(runs);
-        let last = parts.pop().unwrap_or_default();
-        for runs in parts {
-            // A part that ends where it starts takes effect with the last one.
-            let manifest = Manifest { from, to: from, runs, mark: None };
-            if let Err((error, _)) =
-                self.append(Entry::Manifest { volume, manifest, seal: false }, Vec::new(), false, None, Done::Nothing)
-            {
-                return done.fail(error);
-            }
-        }
-        let manifest = Manifest { from, to, runs: last, mark };
+        let runs = match self.append_earlier(volume, from, runs) {
+            Ok((_, runs)) => runs,
+            Err(error) => return done.fail(error),
+        };
+        let manifest = Manifest { from, to, runs, mark };
         match self.append(Entry::Manifest { volume, manifest, seal }, Vec::new(), durable, None, done) {
             Err((error, done)) => done.fail(error),
             Ok(()) => {
@@ -78,6 +71,28 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Appends of the runs of a manifest that starts at `from` all that do not fit its last entry; how many those are, and the rest.
+    ///
+    /// # Errors
+    /// What the log says. Nothing takes effect.
+    pub(super) fn append_earlier(
+        &mut self,
+        volume: VolumeId,
+        from: Lsn,
+        runs: Vec<ManifestRun>,
+    ) -> Result<(u32, Vec<ManifestRun>), StoreError> {
+        let mut parts = split_runs(runs);
+        let last = parts.pop().unwrap_or_default();
+        let earlier = parts.iter().map(Vec::len).sum::<usize>() as u32;
+        for runs in parts {
+            // A part that ends where it starts takes effect with the last one.
+            let entry =
+                Entry::Manifest { volume, manifest: Manifest { from, to: from, runs, mark: None }, seal: false };
+            self.append(entry, Vec::new(), false, None, Done::Nothing).map_err(|(error, _)| error)?;
+        }
+        Ok((earlier, last))
     }
 
     pub(super) fn missing(
@@ -195,7 +210,7 @@ impl Core {
 }
 
 /// Runs in groups of at most [`MANIFEST_BLOCKS_MAX`] blocks with data, in order. Zero runs weigh one.
-pub(super) fn split_runs(runs: Vec<ManifestRun>) -> Vec<Vec<ManifestRun>> {
+fn split_runs(runs: Vec<ManifestRun>) -> Vec<Vec<ManifestRun>> {
     let mut groups = Vec::new();
     let (mut group, mut weight) = (Vec::new(), 0);
     let max = MANIFEST_BLOCKS_MAX as usize;

@@ -7,6 +7,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use client_lib::{Epoch, Lsn, VolumeSize};
+
 use super::damage::Damage;
 use super::handle::{Role, StoreError, VolumeReport};
 use super::lease::Held;
@@ -16,7 +18,6 @@ use super::rollback::RollbackJob;
 use super::write::WriteJob;
 use crate::map::Map;
 use crate::volume::{Moment, Volume};
-use client_lib::{Epoch, Lsn, VolumeSize};
 
 pub(super) use super::handle::Reply;
 

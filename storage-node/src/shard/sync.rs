@@ -67,7 +67,7 @@ impl Done {
             Done::Snapshot(reply, _) => drop(reply.send(Err(error))),
             Done::Count(reply, _) => drop(reply.send(Err(error))),
             Done::Unit(reply) => drop(reply.send(Err(error))),
-            Done::Seal(job) => drop(job.reply.send(Err(error))),
+            Done::Seal(job) => drop(job.seal.reply.send(Err(error))),
             Done::Sealed(sealed) => drop(sealed.reply.send(Err(error))),
         }
     }

@@ -17,7 +17,7 @@ use crate::ownership::handover::Released;
 use crate::peer::client::position_of;
 use crate::peer::message::{ENCODING_HELD, PeerReply, PeerRequest, ReplicaPosition};
 use crate::propagation::manifest::Manifest;
-use crate::propagation::telling::Told;
+use crate::propagation::telling::{Told, tell_part};
 use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::FreezeWhen;
@@ -68,8 +68,7 @@ impl Member {
         if let Some(delta) = delta {
             shard.release(volume, delta.pin).await.map_err(store_failure)?;
         }
-        let told = Told { volume, epoch, manifest, seal: true, durable: true, prune: Lsn::ZERO };
-        told.tell_part(&self.volume.peers, self.to, None).await
+        tell_part(&self.volume.peers, self.to, (volume, epoch), manifest, None).await
     }
 
     /// Waits until the destination holds everything up to `final_lsn`, or, without that, lacks little; if that is asked for.

@@ -13,7 +13,7 @@ use super::{Sender, Transfer};
 use crate::peer::client::unexpected;
 use crate::peer::message::{ENCODING_SYNC, PeerReply, PeerRequest, ReplicaPosition};
 use crate::propagation::progress::Rejoining;
-use crate::propagation::telling::Told;
+use crate::propagation::telling::tell_part;
 use crate::serve::volume::store_failure;
 
 /// About how many blocks a part has: 256 MiB.
@@ -98,9 +98,7 @@ impl Sender {
             return Err(Error::new(ErrorKind::Internal, "a part was sealed without its delta"));
         };
         let part = delta.part.ok_or_else(|| Error::new(ErrorKind::Internal, "a delta was sealed that is no part"))?;
-        let prune = self.watermarks.lowest();
-        let told = Told { volume, epoch, manifest, seal: true, durable: false, prune };
-        let told = told.tell_part(&self.volume.peers, self.replica, part.end).await;
+        let told = tell_part(&self.volume.peers, self.replica, (volume, epoch), manifest, part.end).await;
         let is_sealed = told.as_ref().is_ok_and(|told| told.sealed_to == Some(delta.to));
         if !is_sealed {
             shard.release(volume, delta.pin).await.map_err(store_failure)?;

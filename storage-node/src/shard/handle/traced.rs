@@ -21,7 +21,8 @@ impl ShardHandle {
         self.ask_traced(trace, |reply| Request::Read { volume, moment, offset, length, reply }).await
     }
 
-    /// As [`write_from`](Self::write_from).
+    /// As [`write`](Self::write). One with an `origin` came from another node, or was on its way to one: it claims nothing, and is
+    /// carried out once. Was it before, the answer is an LSN that covers it. Earlier attempts must have ended.
     pub async fn write_traced(
         &self,
         trace: &Trace,
@@ -34,7 +35,7 @@ impl ShardHandle {
         self.ask_traced(trace, |reply| Request::Write { volume, offset, data, fua, origin, reply }).await
     }
 
-    /// As [`zero_from`](Self::zero_from).
+    /// As [`zero`](Self::zero), in the way of [`write_traced`](Self::write_traced).
     pub async fn zero_traced(
         &self,
         trace: &Trace,

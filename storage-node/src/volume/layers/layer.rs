@@ -155,7 +155,8 @@ impl Layer {
     }
 
     /// The first chunk at or after `chunk` that it has a version in.
-    pub(super) fn next_chunk(&self, chunk: u32) -> Option<u32> {
+    #[must_use]
+    pub fn next_chunk(&self, chunk: u32) -> Option<u32> {
         self.chunks.range(chunk..).next().map(|(chunk, _)| *chunk)
     }
 
