@@ -15,7 +15,7 @@ use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, Volum
 use serde::{Deserialize, Serialize};
 
 use crate::io::buffer::AlignedBuffer;
-use crate::propagation::manifest::Manifest;
+use crate::propagation::manifest::{Manifest, ManifestRun, RunContent};
 use crate::volume::ledger::LedgerNews;
 
 /// Marks a record header.
@@ -123,6 +123,40 @@ impl Entry {
             Entry::Received { blocks, .. } => blocks.len() as u32,
             _ => 0,
         }
+    }
+
+    /// Most bytes that it takes encoded. Of each kind, since a record is laid out for what it says.
+    #[must_use]
+    pub fn bytes_max(&self) -> usize {
+        // Postcard's varints: of 32 bits in five bytes, of 64 in ten.
+        const LSN: usize = 20;
+        const FIXED: usize = 128;
+        let of_run = |run: &ManifestRun| match &run.content {
+            RunContent::Data(checksums) => 5 + LSN + 1 + 5 + 5 * checksums.len(),
+            RunContent::Zero(_) => 5 + LSN + 1 + 5,
+        };
+        let variable = match self {
+            Entry::Write { checksums, .. } => 5 * checksums.len(),
+            Entry::Received { blocks, .. } => (5 + LSN + 5) * blocks.len(),
+            Entry::Relocated { moves, .. } => 15 * moves.len(),
+            Entry::Writers { news, .. } => news.done.iter().map(|(_, runs)| 20 + 20 * runs.len()).sum(),
+            Entry::Manifest { manifest, .. } | Entry::SyncPart { manifest, .. } => {
+                manifest.runs.iter().map(of_run).sum()
+            }
+            Entry::Zero { .. }
+            | Entry::Applied { .. }
+            | Entry::Role { .. }
+            | Entry::Opened { .. }
+            | Entry::Deleted { .. }
+            | Entry::Resized { .. }
+            | Entry::Snapshot { .. }
+            | Entry::SnapshotDeleted { .. }
+            | Entry::RolledBack { .. }
+            | Entry::Rewound { .. }
+            | Entry::Cloned { .. }
+            | Entry::Discarded { .. } => 0,
+        };
+        FIXED + variable
     }
 
     /// The checksum of each of its data blocks, in order.
@@ -330,6 +364,8 @@ pub fn first_misfit(entries: &[Entry], data: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::propagation::manifest::SnapshotMark;
+    use client_lib::geometry::VOLUME_SIZE_MAX;
     use proptest::prelude::*;
 
     fn stamp(generation: u64, sequence: u64, chain: u32) -> Stamp {
@@ -377,6 +413,48 @@ mod tests {
             bytes[at] ^= 0x40;
             let read = decode_header(&bytes, 4, 77, 1).and_then(|header| decode_entries(&header, &bytes));
             assert!(read.is_err() || (CHECKSUM_AT + 4..HEADER_BYTES).contains(&at), "byte {at} flipped: {read:?}");
+        }
+    }
+
+    /// What a record is laid out for came from a match with a wildcard, which a new kind of entry fell under: with several parts of an initial
+    /// sync in one record, or one beside manifests, the shard panicked.
+    #[test]
+    fn an_entry_takes_no_more_than_it_says() {
+        let (volume, block, epoch) = (VolumeId(u64::MAX), BlockIndex(u32::MAX), Epoch(u64::MAX));
+        let (snapshot, size) = (SnapshotId(u64::MAX), VolumeSize::try_from(VOLUME_SIZE_MAX).expect("valid"));
+        let lsn = Lsn::new(epoch, u64::MAX);
+        let mark = Some(SnapshotMark { snapshot, size });
+        for count in [0, 1, 3, 1000] {
+            let run = |content| ManifestRun { start: block, lsn, content };
+            let lone = vec![run(RunContent::Data(vec![u32::MAX])); count];
+            let zeroes = vec![run(RunContent::Zero(u32::MAX)); count];
+            let long = vec![run(RunContent::Data(vec![u32::MAX; count]))];
+            let manifests = [lone, zeroes, long].map(|runs| Manifest { from: lsn, to: lsn, runs, mark });
+            let told = manifests.clone().map(|manifest| Entry::Manifest { volume, manifest, seal: true });
+            let parts =
+                manifests.map(|manifest| Entry::SyncPart { volume, manifest, earlier: u32::MAX, end: Some(block) });
+            let done = vec![(u64::MAX, vec![(u64::MAX, u64::MAX); count]); count.min(10)];
+            let others = [
+                Entry::Write { volume, lsn, start: block, checksums: vec![u32::MAX; count] },
+                Entry::Received { volume, blocks: vec![(block, lsn, u32::MAX); count] },
+                Entry::Relocated {
+                    volume,
+                    segment: u32::MAX,
+                    block: u32::MAX,
+                    moves: vec![(block, u32::MAX, u32::MAX); count],
+                },
+                Entry::Writers { volume, news: LedgerNews { claim: epoch, done } },
+                Entry::Zero { volume, lsn, start: block, count: u32::MAX },
+                Entry::RolledBack { volume, lsn, snapshot },
+                Entry::Cloned { volume, origin: volume, snapshot },
+                Entry::Resized { volume, size },
+            ];
+            for entry in told.into_iter().chain(parts).chain(others) {
+                let bytes = postcard::to_stdvec(&[&entry]).expect("is encoded").len();
+                let (most, kind) = (entry.bytes_max(), std::mem::discriminant(&entry));
+                assert!(bytes <= most, "{bytes} > {most}: {kind:?} of {count}");
+                assert!(most <= bytes + bytes / 4 + 256, "{bytes} << {most}: {kind:?} of {count}");
+            }
         }
     }
 

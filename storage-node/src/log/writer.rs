@@ -481,7 +481,7 @@ impl Log {
     fn gather(&self, most: usize) -> Gathered {
         let (mut count, mut data_blocks, mut entries_bytes) = (0, 0, HEADER_BYTES);
         for queued in self.queue.iter().take(most) {
-            let (blocks, bytes) = (queued.entry.data_blocks(), entry_bytes_max(&queued.entry));
+            let (blocks, bytes) = (queued.entry.data_blocks(), queued.entry.bytes_max());
             if count > 0 && (data_blocks + blocks > DATA_BLOCKS_MAX || entries_bytes + bytes > ENTRIES_BYTES_MAX) {
                 break;
             }
@@ -602,23 +602,7 @@ impl Log {
     }
 }
 
-/// Most bytes that postcard needs for the entry: varints of at most ten bytes.
-fn entry_bytes_max(entry: &Entry) -> usize {
-    const FIXED: usize = 64;
-    FIXED
-        + match entry {
-            Entry::Write { checksums, .. } => checksums.len() * 5,
-            Entry::Received { blocks, .. } => blocks.len() * 30,
-            Entry::Relocated { moves, .. } => moves.len() * 15,
-            Entry::Writers { news, .. } => news.done.iter().map(|(_, runs)| 20 + 20 * runs.len()).sum(),
-            Entry::Manifest { manifest, .. } => {
-                manifest.runs.iter().map(|run| 36 + 5 * run.blocks() as usize).sum::<usize>()
-            }
-            _ => 0,
-        }
-}
-
 /// Most blocks that the entry alone takes in front of its data.
 pub(super) fn entries_blocks(entry: &Entry) -> u32 {
-    (HEADER_BYTES + entry_bytes_max(entry)).div_ceil(BLOCK) as u32
+    (HEADER_BYTES + entry.bytes_max()).div_ceil(BLOCK) as u32
 }
