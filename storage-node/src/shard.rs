@@ -4,7 +4,7 @@
 //! after that happens on that thread, on a runtime that it shares with the connections it serves. [`core`] is the loop: requests in, log entries out, events applied in log
 //! order, replies; [`sleep`] what it waits for. [`mod@write`], [`fetch`], [`replica`], [`control`], [`resize`], [`snapshots`], [`rollback`] and [`clone`] hold what the requests do, [`lease`] what may not be answered while the node's lease is out, [`unready`] what waits for volumes, [`sync`] who waits for
 //! what to be durable, [`checkpoint`] and [`recover`] how the state gets into the map store and back, [`clean`] how
-//! segments come free under random overwrites, [`damage`] what is known to be unreadable, [`space`] where the space goes, [`figures`] what is counted, [`operations`] of guests likewise, [`scrub`] how it is found when nobody reads it. No lock is held anywhere: volumes of a shard share nothing with others.
+//! segments come free under random overwrites, [`damage`] what is known to be unreadable, [`fatal`] what a panic comes to, [`space`] where the space goes, [`figures`] what is counted, [`operations`] of guests likewise, [`scrub`] how it is found when nobody reads it. No lock is held anywhere: volumes of a shard share nothing with others.
 
 pub mod figures;
 pub mod handle;
@@ -20,6 +20,7 @@ mod control;
 mod core;
 mod damage;
 mod extents;
+mod fatal;
 mod fetch;
 mod held;
 mod initial;
@@ -51,6 +52,7 @@ use crate::map::store::MapError;
 use crate::ownership::lease::LeaseCell;
 pub(crate) use checkpoint::decode_position;
 use core::Core;
+use fatal::EndsProcess;
 use handle::{QUEUE_DEPTH, ShardHandle};
 
 /// A week: a block is read often enough that two copies of it seldom decay between passes.
@@ -189,6 +191,7 @@ impl Shard {
         // Current-thread: the shard's state never leaves its thread.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let home = runtime.handle().clone();
+        let at = directory.clone();
         let run = move || {
             let opened = open(options, Arc::default()).and_then(|core| {
                 let _context = runtime.enter();
@@ -198,6 +201,7 @@ impl Shard {
             match opened {
                 Ok((core, sleep)) => {
                     if ready.send(Ok(core.fault_cell())).is_ok() {
+                        let _ends = EndsProcess { directory: &at };
                         // Told only when the files are closed: the same process may open them again at once.
                         let (reply, outcome) = runtime.block_on(core.run(sleep, requests));
                         match (reply, outcome) {
