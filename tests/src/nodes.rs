@@ -15,10 +15,28 @@ use crate::tools::{Owned, run, until_or};
 /// How long a node may take to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(90);
 
+/// How much of each node's log a test that fails shows.
+const LOG_LINES: usize = 60;
+
 /// Nodes of separate processes, each of a provider of its own; ended when dropped.
 pub struct Nodes {
     directory: tempfile::TempDir,
     nodes: Vec<(String, Option<Owned>)>,
+}
+
+impl Drop for Nodes {
+    /// Of a test that fails, its output tells how the nodes saw it.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for (name, _) in &self.nodes {
+            let log = std::fs::read_to_string(self.path().join(format!("{name}.log"))).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+            eprintln!("node {name} said last:\n{last}\n");
+        }
+    }
 }
 
 impl Nodes {
