@@ -317,8 +317,8 @@ impl Driver {
         let asked = Instant::now();
         try_join_all(self.members.iter().map(|member| member.catch_up(None, &self.cancel))).await?;
         self.caught_up = asked.elapsed();
-        if self.when == FreezeWhen::Always {
-            // Else nobody writes, so nobody would be held up by what is sent frozen.
+        if self.when == FreezeWhen::Always || self.members.iter().any(Member::is_new) {
+            // Else nobody writes, so nobody would be held up by what is sent frozen; but all of a volume is too much for that.
             self.enter(chronicle::Phase::Telling);
             self.peers().hold_bulk(self.to);
             try_join_all(self.members.iter_mut().map(Member::send_manifest)).await?;

@@ -433,6 +433,11 @@ impl Core {
         }
     }
 
+    /// Whether an entry of `volume` is under way to the log that `is_one`.
+    pub(super) fn is_under_way(&self, volume: VolumeId, is_one: impl Fn(&Entry) -> bool) -> bool {
+        self.in_flight.values().any(|flight| flight.volume == volume && is_one(&flight.entry))
+    }
+
     pub(super) fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;
         self.next_ticket - 1

@@ -92,7 +92,8 @@ impl Core {
         if let Some(fault) = manifest_fault(&manifest) {
             return done.fail(StoreError::Io(format!("a manifest of volume {volume} was refused: {fault}")));
         }
-        if !run.state.takes_parts() {
+        let is_told = self.is_under_way(volume, |entry| matches!(entry, Entry::Manifest { .. }));
+        if !run.state.takes_parts() || is_told {
             return done.fail(StoreError::NoParts(volume));
         }
         let Manifest { to, runs, mark, .. } = manifest;

@@ -25,6 +25,9 @@ use crate::shard::handle::FreezeWhen;
 /// A destination that lacks no more than so many blocks has the rest while writers are held: a mebibyte.
 const LEFT_BLOCKS_MAX: u64 = 256;
 
+/// How often a destination is told of the rest of its initial sync, which the sender goes on with meanwhile.
+const ASKED_MAX: u32 = 3;
+
 /// How often it is looked how far the destination is.
 const CATCH_UP_LOOK: Duration = Duration::from_millis(10);
 
@@ -53,11 +56,20 @@ impl Member {
     /// Asks where the destination is. One whose initial sync is under way is told of all the rest: it fetches that when it is the owner.
     pub(super) async fn ask_position(&mut self) -> Result<(), Error> {
         let (volume, epoch) = (self.volume.id, self.epoch);
-        let request = PeerRequest::ReplicaStatus { volume, epoch };
-        let answer = self.volume.peers.ask(self.to, Class::Control, request, Bytes::new()).await?;
-        self.position = match answer.head {
-            PeerReply::InitialSync { base, next, .. } => self.tell_rest(base, next).await?,
-            head => position_of(self.to, head)?,
+        let mut tries = 0;
+        self.position = loop {
+            let request = PeerRequest::ReplicaStatus { volume, epoch };
+            let answer = self.volume.peers.ask(self.to, Class::Control, request, Bytes::new()).await?;
+            let PeerReply::InitialSync { base, next, .. } = answer.head else {
+                break position_of(self.to, answer.head)?;
+            };
+            tries += 1;
+            match self.tell_rest(base, next).await {
+                Ok(position) => break position,
+                // The sender has told it of the last part meanwhile.
+                Err(error) if error.kind() == ErrorKind::Unavailable && tries < ASKED_MAX => {}
+                Err(error) => return Err(error),
+            }
         };
         Ok(())
     }
@@ -206,7 +218,25 @@ impl Member {
         self.position.stale_blocks * u64::from(BLOCK_SIZE)
     }
 
+    /// Whether the destination had nothing of the volume when it was asked.
+    pub(super) fn is_new(&self) -> bool {
+        self.position.known == Lsn::ZERO
+    }
+
+    /// Tells the destination of everything up to now.
     pub(super) async fn send_manifest(&mut self) -> Result<(), Error> {
+        let is_new = self.is_new();
+        match self.tell_news().await {
+            // Its initial sync has begun since it was asked, and it is told in parts from then on.
+            Err(error) if is_new && error.kind() == ErrorKind::Unavailable => {
+                self.ask_position().await?;
+                self.tell_news().await
+            }
+            told => told,
+        }
+    }
+
+    async fn tell_news(&mut self) -> Result<(), Error> {
         let manifest = self.send_snapshots().await?;
         self.send(manifest).await
     }

@@ -274,3 +274,46 @@ fn until_it_has_all_parts_a_node_owns_nothing_and_is_told_of_nothing_else() {
     let told = pair.replica.ask(|reply| Request::ApplyPart { volume: VOLUME, manifest, end: None, reply });
     assert_eq!(told, Err(StoreError::NoParts(VOLUME)), "it has everything");
 }
+
+/// A volume was handed over to a node to which the sender told the first part of an initial sync in the same moment. The log had taken neither
+/// the part nor the handover's manifest yet, so both were taken; the manifest then had no effect, the positions looked as if it had, and the
+/// node was given a volume that it could not own.
+#[test]
+fn of_a_part_and_a_manifest_that_come_in_one_moment_one_is_refused() {
+    for part_first in [true, false] {
+        let mut pair = Pair::new(11);
+        for page in 1..PAGES {
+            pair.write(page * PAGE_ENTRIES, 1);
+        }
+        let (base, next) = (Lsn::ZERO, BlockIndex(0));
+        let sealed = pair.owner.ask(|reply| Request::SealPart { volume: VOLUME, base, next, most: 2, reply });
+        let (part, delta) = sealed.expect("is sealed");
+        let end = delta.and_then(|delta| delta.part).expect("is a part").end;
+        let (manifest, _) = pair.owner.seal(Lsn::ZERO, None);
+        let (known, replica) = (manifest.to, &mut pair.replica);
+        let part = |reply| Request::ApplyPart { volume: VOLUME, manifest: part, end, reply };
+        let manifest = |reply| Request::ApplyManifest { volume: VOLUME, manifest, seal: false, durable: true, reply };
+        let (part, manifest) = match part_first {
+            true => {
+                let part = replica.send(part);
+                (part, replica.send(manifest))
+            }
+            false => {
+                let manifest = replica.send(manifest);
+                (replica.send(part), manifest)
+            }
+        };
+        let (part, manifest) = (replica.wait(part), replica.wait(manifest));
+        let refused = if part_first { StoreError::Syncing(VOLUME) } else { StoreError::NoParts(VOLUME) };
+        let expected = if part_first { (Ok(known), Err(refused)) } else { (Err(refused), Ok(known)) };
+        assert_eq!((part, manifest), expected);
+        assert_eq!(replica.report().rejoining.is_some(), part_first);
+        let activated = replica.ask(|reply| Request::Activate {
+            volume: VOLUME,
+            epoch: client_lib::Epoch(2),
+            acts_under: Some(0),
+            reply,
+        });
+        assert_eq!(activated.is_ok(), !part_first);
+    }
+}
