@@ -92,8 +92,8 @@ impl Core {
         if let Some(fault) = manifest_fault(&manifest) {
             return done.fail(StoreError::Io(format!("a manifest of volume {volume} was refused: {fault}")));
         }
-        let is_told = self.is_under_way(volume, |entry| matches!(entry, Entry::Manifest { .. }));
-        if !run.state.takes_parts() || is_told {
+        let manifest_comes = || self.is_under_way(volume, |entry| matches!(entry, Entry::Manifest { .. }));
+        if !run.state.takes_parts() || manifest_comes() {
             return done.fail(StoreError::NoParts(volume));
         }
         let Manifest { to, runs, mark, .. } = manifest;

@@ -34,8 +34,8 @@ impl Core {
             return done.fail(StoreError::Io(format!("a manifest of volume {volume} was refused: {fault}")));
         }
         // Of one that has nothing yet the first part may be on its way to the log: what is told beside it would be lost.
-        let takes_parts = || self.is_under_way(volume, |entry| matches!(entry, Entry::SyncPart { .. }));
-        if run.state.lacks_parts() || (run.state.takes_parts() && takes_parts()) {
+        let part_comes = || self.is_under_way(volume, |entry| matches!(entry, Entry::SyncPart { .. }));
+        if run.state.lacks_parts() || (run.state.takes_parts() && part_comes()) {
             return done.fail(StoreError::Syncing(volume));
         }
         let tells_unknown = run.role == Role::Replica && run.state.layers.unknown() > 0;
