@@ -7,6 +7,7 @@
 
 pub mod blocking;
 pub mod cluster;
+mod credentials;
 pub mod journal;
 mod nodes;
 mod replay;
@@ -14,4 +15,5 @@ mod session;
 pub mod volume;
 
 pub use cluster::{Cluster, Found, OpenOptions};
+pub use credentials::require_not_ended;
 pub use volume::{Extent, Position, Volume, VolumeState, VolumeStatus};

@@ -4,16 +4,18 @@
 //! (docs/format.md); a client likewise, by `helio://CLUSTER/client/NAME`. Owns making, storing and reading certificates. Does not revoke: what a
 //! certificate is worth is for the layers above to say ([`crate::transport::Service::admits`]). Keys are stored with mode 0600.
 //!
-//! Certificates do not expire in practice (year 4096, as `rcgen` sets it): nothing renews them yet, and a cluster
-//! that stops at a date is worse than one that keeps its keys. Rotation is issuing anew and restarting the node.
+//! Certificates of nodes and clients have an end ([`Validity`]); who issues says which. A node's is renewed before it by whoever runs the node:
+//! [`NodeIdentity::renew`] replaces it on disk and in use. That of the authority counts until the year 4096: nothing replaces it.
 
 mod authority;
 mod client;
-mod expiry;
 mod fingerprint;
 mod identity;
 mod join;
+mod renewal;
+mod shown;
 pub mod tls;
+mod validity;
 
 use std::fmt;
 use std::fs;
@@ -27,11 +29,11 @@ use rustls::pki_types::pem::PemObject;
 
 pub use authority::ClusterAuthority;
 pub use client::{ClientIdentity, NodePlace};
-pub use expiry::certificate_expiry;
 pub use fingerprint::Fingerprint;
 pub(crate) use identity::Credentials;
 pub use identity::{CertificateHolder, NODE_CERTIFICATE_FILE, NodeIdentity, certificate_holder, certificate_node};
 pub use join::{JoinKey, JoinSecret, JoinToken};
+pub use validity::{CLIENT_LIFETIME, NODE_LIFETIME, Validity, date};
 
 use crate::types::NodeId;
 
@@ -182,6 +184,16 @@ fn ca_cluster(ca: &CertificateDer<'_>) -> Result<ClusterId, PkiError> {
     ClusterId::try_from(cluster.to_owned())
 }
 
+/// Removes a file that need not be there, and syncs that.
+fn remove(dir: &Path, name: &str) -> Result<(), PkiError> {
+    let path = dir.join(name);
+    let attempt = || match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => fs::File::open(dir)?.sync_all(),
+    };
+    attempt().map_err(|source| PkiError::Io { path: path.clone(), source })
+}
+
 fn certificate_from_pem(pem: &str) -> Result<CertificateDer<'static>, PkiError> {
     CertificateDer::from_pem_slice(pem.as_bytes())
         .map_err(|error| PkiError::Parse { what: "certificate", reason: error.to_string() })
@@ -225,7 +237,7 @@ mod tests {
     fn an_identity_survives_its_files_and_keeps_its_key_private() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let authority = ClusterAuthority::create(cluster("one")).expect("made");
-        authority.issue(NodeId(7)).expect("issued").save(dir.path()).expect("saved");
+        authority.issue(NodeId(7), Validity::ENDLESS).expect("issued").save(dir.path()).expect("saved");
         let identity = NodeIdentity::load(dir.path()).expect("loaded");
         assert_eq!((identity.node(), identity.cluster()), (NodeId(7), &cluster("one")));
         assert_eq!(identity.ca_fingerprint(), authority.fingerprint());
@@ -241,7 +253,7 @@ mod tests {
         let again = ClusterAuthority::load(dir.path()).expect("loaded");
         assert_eq!(again.cluster(), authority.cluster());
         assert_eq!(again.fingerprint(), authority.fingerprint());
-        assert_eq!(again.issue(NodeId(1)).expect("issued").node(), NodeId(1));
+        assert_eq!(again.issue(NodeId(1), Validity::ENDLESS).expect("issued").node(), NodeId(1));
     }
 
     #[test]
@@ -249,10 +261,10 @@ mod tests {
         let authority = ClusterAuthority::create(cluster("one")).expect("made");
         let dir = tempfile::tempdir().expect("temporary directory");
         let key = JoinKey::load_or_create(dir.path()).expect("made");
-        let signed = authority.sign(NodeId(9), &key.request_pem().expect("made")).expect("signed");
+        let signed = authority.sign(NodeId(9), &key.request_pem().expect("made"), Validity::ENDLESS).expect("signed");
         let identity = key.complete(authority.certificate_pem(), &signed).expect("complete");
         assert_eq!(identity.node(), NodeId(9));
-        assert!(authority.sign(NodeId(9), "nonsense").is_err());
+        assert!(authority.sign(NodeId(9), "nonsense", Validity::ENDLESS).is_err());
     }
 
     #[test]
@@ -293,8 +305,11 @@ mod tests {
 
     #[test]
     fn another_clusters_certificate_is_named() {
-        let identity = ClusterAuthority::create(cluster("one")).expect("made").issue(NodeId(1)).expect("issued");
-        let error = certificate_node(identity.certificate(), &cluster("two")).expect_err("another cluster");
+        let identity = ClusterAuthority::create(cluster("one"))
+            .expect("made")
+            .issue(NodeId(1), Validity::ENDLESS)
+            .expect("issued");
+        let error = certificate_node(&identity.certificate(), &cluster("two")).expect_err("another cluster");
         assert!(matches!(error, PkiError::WrongCluster { .. }), "{error}");
     }
 

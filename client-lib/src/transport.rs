@@ -85,6 +85,14 @@ pub enum TransportError {
         /// The node that was called.
         node: NodeId,
     },
+    /// This end's certificate has ended, and the node does not accept it. The request was not delivered. Lasts until there is another one.
+    #[error("this end's certificate ended on {}, says node {node}, too", crate::pki::date(*.until_ms))]
+    Ended {
+        /// The node that was called.
+        node: NodeId,
+        /// When it ended, in milliseconds since 1970.
+        until_ms: u64,
+    },
     /// The connection broke or the deadline passed after the request was sent: it may have been carried out.
     #[error("no reply from node {node}, the outcome is unknown: {reason}")]
     OutcomeUnknown {

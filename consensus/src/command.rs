@@ -381,7 +381,7 @@ pub enum Command {
         client: ClientName,
         /// The certificate.
         fingerprint: Fingerprint,
-        /// When, by the proposer's clock, in milliseconds since 1970.
+        /// When, by the proposer's clock, and for how long: an [`Issued`](crate::Issued).
         at_ms: u64,
     },
     /// Whatever was issued to a client so far counts no more.

@@ -22,7 +22,7 @@ mod golden;
 pub use command::{Command, ENCLOSED_BYTES_MAX, Ended, Refusal, Response};
 pub use network::RaftCalls;
 pub use raft::{MetaFigures, MetaOptions, MetaRaft};
-pub use state::access::{Access, ClientRecord, RemovedNode};
+pub use state::access::{Access, ClientRecord, Issued, RemovedNode};
 pub use state::places::Places;
 pub use state::rights::ClientRights;
 pub use state::{Cut, EpochRecord, Fork, Lease, Made, MetaState, Node, Snapshot, Volume, VolumeGroup};

@@ -190,6 +190,7 @@ impl Client {
                 error @ (TransportError::Unreachable { .. }
                 | TransportError::Refused { .. }
                 | TransportError::Revoked { .. }
+                | TransportError::Ended { .. }
                 | TransportError::UnknownPeer(_)),
             )) => Err(RPCError::Unreachable(Unreachable::new(&error))),
             Ok(Err(error)) => Err(RPCError::Network(NetworkError::new(&error))),

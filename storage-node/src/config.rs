@@ -21,6 +21,10 @@ use crate::shard::{SCRUB_BYTES_PER_SECOND, ShardOptions};
 use crate::size;
 use crate::trace::export::ExportOptions;
 
+mod certificates;
+
+pub use certificates::{CertificateSettings, LIFETIME_ADVISED};
+
 /// The smallest segment: the largest record fits several times.
 const SEGMENT_BYTES_MIN: u64 = 8 << 20;
 /// The largest: beyond it a segment takes long to come free.
@@ -95,6 +99,9 @@ pub struct NodeConfig {
     /// Which collector is told of operations.
     #[serde(default)]
     pub trace: TraceSettings,
+    /// Certificates that it signs, if it has the cluster's authority.
+    #[serde(default)]
+    pub certificates: CertificateSettings,
     /// Reaches these nodes elsewhere than they announce: through a tunnel, or behind an address translation.
     #[serde(default)]
     pub routes: BTreeMap<NodeName, Route>,

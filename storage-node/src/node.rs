@@ -22,10 +22,14 @@ use nbd_frontend::server::{Server, ServerOptions};
 use nbd_frontend::service::sockets::PassedSockets;
 use nbd_frontend::tls::TlsOptions;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
 use crate::config::StoreSettings;
 use crate::data_dir::DataDir;
+use crate::metrics::figures::OWN_CERTIFICATE;
 use crate::node::access::{Removed, ToldBy};
+use crate::node::admission::AuthorityPlace;
+use crate::node::certificate::Renewer;
 use crate::node::compose::{Parts, Place, Seams};
 use crate::node::service::NodeService;
 use crate::ownership::lease::LeaseCell;
@@ -42,6 +46,7 @@ use crate::trace::export::ExportOptions;
 pub mod access;
 pub mod admin;
 pub mod admission;
+pub mod certificate;
 pub mod compose;
 mod joining;
 pub mod lease;
@@ -107,8 +112,8 @@ pub struct NodeOptions {
     pub bootstrap: Option<Vec<BootstrapMember>>,
     /// Members to turn to, for a node that joined and never started.
     pub contacts: Vec<Contact>,
-    /// The directory of the cluster's authority, at the node that admits others.
-    pub authority: Option<PathBuf>,
+    /// The cluster's authority, at the node that admits others.
+    pub authority: Option<AuthorityPlace>,
     /// Where the keys are that open encrypted volumes for its own exports.
     pub keys: Option<KeySource>,
     /// Which collector is told of operations, if any.
@@ -139,6 +144,7 @@ pub struct Node {
     metrics: Option<ObserveServer>,
     clients: Option<UnixServer>,
     transport: Arc<QuicTransport>,
+    renewal: JoinHandle<()>,
     /// Held until everything above has stopped.
     data: DataDir,
     _stores: Vec<std::fs::File>,
@@ -151,27 +157,31 @@ impl Node {
     /// When the data directory, a certificate, a port or the disk is not as it must be; nothing is left running.
     pub async fn start(options: NodeOptions) -> anyhow::Result<Node> {
         let data = DataDir::open(&options.data)?;
-        let identity = NodeIdentity::load(&options.data.join("identity"))?;
+        let identity_directory = DataDir::identity(&options.data);
+        let identity = NodeIdentity::open(&identity_directory)?;
+        let clock = Arc::new(lease::BootClock);
+        let authority = options.authority.as_ref();
+        certificate::at_start(&identity, &identity_directory, options.name.as_str(), authority, &*clock)?;
         let (me, cluster) = (identity.node(), identity.cluster().clone());
         let own_identity = identity.clone();
 
         let service = Arc::new(NodeService::default());
         // The transport comes up first: others may call while this node starts, and are told so.
         let transport = QuicTransport::start(QuicOptions { socket: options.socket, identity }, service.clone())?;
-        let clock = Arc::new(lease::BootClock);
         let lease = Arc::new(LeaseCell::new(clock.clone()));
         let directories = stores::prepare(&options.data, &options.store.directories, &cluster, me)?;
         let locks = stores::lock(&directories)?;
         let lost = stores::offline::Lost::load(&options.data)?;
         let shards = Arc::new(Shards::start(&options.store, &directories, &lease).await?.without(lost));
         let meta = options.data.join("meta").into();
-        let seams = Seams { transport: transport.clone(), service: service.clone(), clock, lease, shards, meta };
+        let seams =
+            Seams { transport: transport.clone(), service: service.clone(), clock: clock.clone(), lease, shards, meta };
         let place = Place {
             this: ThisNode { id: me, name: options.name, provider: options.provider, advertise: options.advertise },
             peer_overrides: options.peer_overrides,
             bootstrap: options.bootstrap,
             contacts: options.contacts,
-            authority: options.authority,
+            authority: options.authority.clone(),
             keys: options.keys,
             export: options.export,
             wan_bytes: options.wan_bytes,
@@ -185,9 +195,23 @@ impl Node {
                 return Err(Removed { name, told_by: ToldBy::Node(by) }.into());
             }
             parts = Parts::start(seams, place) => parts?,
+            never = certificate::while_starting(
+                &own_identity,
+                &identity_directory,
+                &name,
+                options.authority.as_ref(),
+                &*clock,
+            ) => match never {},
         };
         let (admin, observer) = (parts.admin.clone(), parts.observer.clone());
-        let mut certificates = vec![("node", options.data.join("identity").join(NODE_CERTIFICATE_FILE))];
+        let renewer = Renewer {
+            identity: own_identity.clone(),
+            directory: identity_directory,
+            clock,
+            admin: admin.clone(),
+            admission: parts.admission.clone(),
+        };
+        let mut certificates = vec![(OWN_CERTIFICATE, options.data.join("identity").join(NODE_CERTIFICATE_FILE))];
         certificates.extend(options.nbd_tls.as_ref().map(|tls| ("nbd", tls.certificate.clone())));
         observer.certificates_are(certificates);
 
@@ -227,7 +251,8 @@ impl Node {
             Some(address) => Some(ObserveServer::bind(address, observer).await?),
             None => None,
         };
-        Ok(Node { parts, name, nbd, http, remote, metrics, clients, transport, data, _stores: locks })
+        let renewal = tokio::spawn(certificate::keep(renewer));
+        Ok(Node { parts, name, nbd, http, remote, metrics, clients, transport, renewal, data, _stores: locks })
     }
 
     /// Waits until this node was removed from its cluster; it is to be stopped then, and its data directory marked.
@@ -304,6 +329,7 @@ impl Node {
     /// syncs and writes a checkpoint; consensus and the transport last. A second failure does not hide the first.
     pub async fn stop(self) {
         self.stopping();
+        self.renewal.abort();
         drop(self.remote);
         if let Some(http) = self.http {
             http.stop().await;

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::ledger::Ledger;
@@ -12,7 +13,7 @@ use crate::workload::{check, fill};
 
 const BLOCK: u64 = crate::workload::BLOCK as u64;
 
-/// A writer of some blocks, one write at a time. Shared between the thread that [`run`](Self::run)s it and who watches it.
+/// A writer of some blocks, one write at a time. Shared between the thread that runs it and who watches it.
 #[derive(Debug)]
 pub struct Writer {
     blocks: Range<u64>,
@@ -31,11 +32,8 @@ impl Writer {
         Writer { blocks, seed, ledger: Mutex::default(), acked, longest_us, stop }
     }
 
-    /// Writes through this socket until told to stop, and flushes then.
-    ///
-    /// # Errors
-    /// What its client is told.
-    pub fn run(&self, socket: &Path, volume: &str) -> Result<(), Error> {
+    /// Writes until told to stop, and flushes then.
+    fn run(&self, socket: &Path, volume: &str) -> Result<(), Error> {
         let mut client = Client::connect(socket, volume)?;
         let mut last = Instant::now();
         while !self.stop.load(Ordering::SeqCst) {
@@ -51,6 +49,16 @@ impl Writer {
             last = now;
         }
         client.flush()
+    }
+
+    /// Has a thread of `scope` write through this socket.
+    pub fn start<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        socket: &'scope Path,
+        volume: &'scope str,
+    ) -> Running<'scope> {
+        Running { writer: self, thread: Some(scope.spawn(move || self.run(socket, volume))) }
     }
 
     /// How many of its writes were acked.
@@ -70,8 +78,7 @@ impl Writer {
         Duration::from_micros(self.longest_us.load(Ordering::SeqCst))
     }
 
-    /// Has it stop after the write under way.
-    pub fn stop(&self) {
+    fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
     }
 
@@ -85,5 +92,35 @@ impl Writer {
             check(&bytes, self.seed, block)
         };
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner).check(read)
+    }
+}
+
+/// A writer that runs. It is stopped with this, so that a test that fails meanwhile ends: a scope waits for its threads.
+#[derive(Debug)]
+pub struct Running<'scope> {
+    writer: &'scope Writer,
+    thread: Option<ScopedJoinHandle<'scope, Result<(), Error>>>,
+}
+
+impl Running<'_> {
+    /// Whether it has ended by itself, which only an error makes it do.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(ScopedJoinHandle::is_finished)
+    }
+
+    /// Stops it after the write under way.
+    ///
+    /// # Errors
+    /// What its client was told.
+    pub fn finish(mut self) -> Result<(), Error> {
+        self.writer.stop();
+        self.thread.take().map_or(Ok(()), |thread| thread.join().expect("a writer does not panic"))
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.writer.stop();
     }
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client_lib::pki::{ClientIdentity, ClusterAuthority, ClusterId, NodeIdentity, NodePlace, provider, tls};
+use client_lib::pki::{ClientIdentity, ClusterAuthority, ClusterId, NodeIdentity, NodePlace, Validity, provider, tls};
 use client_lib::rights::Role;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -183,7 +183,9 @@ fn whoever_has_no_certificate_that_counts_gets_nowhere() {
 
     ask_with(tls_as(&ca, None), place, cluster, look, "").expect_err("without a certificate");
     let stranger = ClusterAuthority::create(cluster.clone()).expect("is made");
-    let forged = stranger.issue_client(&"admin".parse().expect("a name"), vec![place.clone()]).expect("is issued");
+    let forged = stranger
+        .issue_client(&"admin".parse().expect("a name"), vec![place.clone()], Validity::ENDLESS)
+        .expect("is issued");
     let forged_file = nodes.path().join("forged.helio");
     forged.save(&forged_file).expect("is written");
     let text: toml::Value = toml::from_str(&std::fs::read_to_string(&forged_file).expect("is there")).expect("is TOML");
@@ -193,6 +195,11 @@ fn whoever_has_no_certificate_that_counts_gets_nowhere() {
         (chain, PrivateKeyDer::from_pem_slice(&pem("key")).expect("is one"))
     };
     ask_with(tls_as(&ca, Some(of())), place, cluster, look, "").expect_err("of another authority of the same name");
+    // The cluster's authority has signed it, and it has ended.
+    let ours = ClusterAuthority::load(&nodes.path().join("a/authority")).expect("is there");
+    let validity = Validity::starting(identity.validity().from_ms, Duration::from_secs(60));
+    let ended = ours.issue_client(identity.name(), vec![place.clone()], validity).expect("is issued");
+    ask(&ended, look, "").expect_err("has ended");
     // Of a node: it belongs to the cluster, and is no client.
     assert_eq!(NodeIdentity::load(&own).expect("is there").node(), place.id);
     let chain = vec![CertificateDer::from_pem_file(own.join("node.crt")).expect("is one")];

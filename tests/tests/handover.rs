@@ -30,10 +30,10 @@ const LARGE_BACKLOG_MIB: u64 = 2048;
 fn hand_over(up: &Up, volume: &str) -> (Value, Duration) {
     let (socket, writer) = (up.socket("a"), Writer::new(0..HOT, HOT_SEED));
     let report = std::thread::scope(|scope| {
-        let runs = scope.spawn(|| writer.run(&socket, volume));
+        let running = writer.start(scope, &socket, volume);
         let until = |acked: u64| {
             while writer.acked() < acked {
-                assert!(!runs.is_finished(), "the writer writes");
+                assert!(!running.has_ended(), "the writer writes");
                 std::thread::yield_now();
             }
         };
@@ -42,8 +42,7 @@ fn hand_over(up: &Up, volume: &str) -> (Value, Duration) {
         let report = up.json(&["volume", "migrate", volume, "--to", "b", "--json"]).expect("succeeds");
         // On, until it has written through the new owner.
         until(writer.acked() + 10);
-        writer.stop();
-        runs.join().expect("ends").expect("the writer's client sees no error");
+        running.finish().expect("the writer's client sees no error");
         report
     });
     writer.check(&mut Client::connect(&up.socket("b"), volume).expect("connects")).expect("what was acked is at b");

@@ -37,7 +37,7 @@ fn kills_of_the_owner_and_handovers_are_only_latency() {
     let mut waits = Vec::new();
     let socket = remote.socket().to_owned();
     std::thread::scope(|scope| {
-        let running = scope.spawn(|| writer.run(&socket, "disk"));
+        let running = writer.start(scope, &socket, "disk");
         acks(&writer, 500, &nodes);
         let mut owner = 0;
         for round in 0..kills(2) {
@@ -52,8 +52,7 @@ fn kills_of_the_owner_and_handovers_are_only_latency() {
             nodes.run(name, &["volume", "migrate", "disk", "--to", NAMES[owner]]).expect("is handed over");
             acks(&writer, 200, &nodes);
         }
-        writer.stop();
-        running.join().expect("ends").expect("its client is told of nothing");
+        running.finish().expect("its client is told of nothing");
     });
     waits.sort();
     println!(
@@ -75,7 +74,7 @@ fn a_node_is_restarted_under_a_disk_on_its_own_machine() {
     let remote = nodes.helio_nbd_beside("a", "beside", &[]).expect("starts");
     let writer = Writer::new(0..500, SEED);
     std::thread::scope(|scope| {
-        let running = scope.spawn(|| writer.run(remote.socket(), "disk"));
+        let running = writer.start(scope, remote.socket(), "disk");
         acks(&writer, 300, &nodes);
         nodes.kill("a").expect("it runs");
         nodes.start_node("a").expect("starts");
@@ -83,8 +82,7 @@ fn a_node_is_restarted_under_a_disk_on_its_own_machine() {
         nodes.stop("a").expect("stops");
         nodes.start_node("a").expect("starts");
         acks(&writer, 300, &nodes);
-        writer.stop();
-        running.join().expect("ends").expect("its client is told of nothing");
+        running.finish().expect("its client is told of nothing");
     });
     writer.check(&mut Client::connect(remote.socket(), "disk").expect("connects")).expect("every byte is right");
     remote.stop().expect("stops");

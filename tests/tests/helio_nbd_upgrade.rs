@@ -66,9 +66,9 @@ fn upgrades_under_load_are_a_pause_and_nothing_else() {
         let mut waits = Vec::new();
         std::thread::scope(|scope| {
             let running = [
-                scope.spawn(|| one.run(&socket, "disk")),
-                scope.spawn(|| two.run(&socket, "disk")),
-                scope.spawn(|| three.run(&socket, "other")),
+                one.start(scope, &socket, "disk"),
+                two.start(scope, &socket, "disk"),
+                three.start(scope, &socket, "other"),
             ];
             let gets_on = |more| {
                 for writer in [&one, &two, &three] {
@@ -84,9 +84,8 @@ fn upgrades_under_load_are_a_pause_and_nothing_else() {
                 gets_on(20 + round.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 50);
                 waits.push(one.longest_wait());
             }
-            [&one, &two, &three].into_iter().for_each(Writer::stop);
-            for running in running {
-                running.join().expect("ends").expect("its client is told of nothing");
+            for writing in running {
+                writing.finish().expect("its client is told of nothing");
             }
         });
         let (pauses, waits) = (middle_and_longest(pauses(remote)), middle_and_longest(waits));

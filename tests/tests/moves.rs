@@ -59,12 +59,12 @@ fn move_about(rtt: u64, backlog_mib: u64, moves: u64) {
     let mut waits = [Waits::default(), Waits::default()];
     let socket = up.socket("a");
     std::thread::scope(|scope| {
-        let runs: Vec<_> = writers.iter().map(|writer| scope.spawn(|| writer.run(&socket, "disk"))).collect();
+        let running: Vec<_> = writers.iter().map(|writer| writer.start(scope, &socket, "disk")).collect();
         let until_acked = |more: u64| {
-            for (writer, runs) in writers.iter().zip(&runs) {
+            for (writer, runs) in writers.iter().zip(&running) {
                 let then = writer.acked() + more;
                 while writer.acked() < then {
-                    assert!(!runs.is_finished(), "the writer writes");
+                    assert!(!runs.has_ended(), "the writer writes");
                     std::thread::yield_now();
                 }
             }
@@ -78,9 +78,8 @@ fn move_about(rtt: u64, backlog_mib: u64, moves: u64) {
                 waits.0.extend(writers.iter().map(Writer::longest_wait).max());
             }
         }
-        writers.iter().for_each(Writer::stop);
-        for runs in runs {
-            runs.join().expect("ends").expect("its client sees no error");
+        for runs in running {
+            runs.finish().expect("its client sees no error");
         }
     });
     let mut client = Client::connect(&up.socket("b"), "disk").expect("connects");

@@ -104,7 +104,7 @@ fn a_node_is_drained_and_removed_and_another_votes_in_its_place() {
         nodes.until("the writer does not get on", PATIENCE, || writer.acked() >= target);
     };
     let told = std::thread::scope(|scope| {
-        let running = scope.spawn(|| writer.run(&socket, "disk"));
+        let running = writer.start(scope, &socket, "disk");
         wrote(&nodes, 300);
         nodes.run("a", &["volume", "migrate", "disk", "--to", "c"]).expect("is moved");
         wrote(&nodes, 100);
@@ -116,8 +116,7 @@ fn a_node_is_drained_and_removed_and_another_votes_in_its_place() {
         assert_eq!(voters(&nodes, "a"), ["a", "b", "c"], "nothing was done");
         let told = nodes.run("a", &["node", "remove", "c"]).expect("is removed");
         wrote(&nodes, 300);
-        writer.stop();
-        running.join().expect("ends").expect("a client at another node sees no error");
+        running.finish().expect("a client at another node sees no error");
         told
     });
     assert!(told.contains("removed c; voters are a, b, d"), "{told}");

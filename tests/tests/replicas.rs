@@ -51,7 +51,7 @@ fn a_node_that_joined_later_becomes_a_replica_and_the_others_go() {
         nodes.until("the writer does not get on", PATIENCE, || writer.acked() >= target);
     };
     std::thread::scope(|scope| {
-        let running = scope.spawn(|| writer.run(&socket, "disk"));
+        let running = writer.start(scope, &socket, "disk");
         wrote(100);
         let told = nodes.run("c", &["volume", "replica", "add", "disk", "d", "--wait"]).expect("is added");
         assert!(told.contains("volume disk is owned by a, with replicas at b, d"), "{told}");
@@ -69,8 +69,7 @@ fn a_node_that_joined_later_becomes_a_replica_and_the_others_go() {
         wrote(100);
         nodes.run("a", &["volume", "migrate", "disk", "--to", "d", "--mode", "synced"]).expect("is moved");
         wrote(100);
-        writer.stop();
-        running.join().expect("ends").expect("a client at another node sees no error");
+        running.finish().expect("a client at another node sees no error");
     });
     assert_eq!(replicas(&nodes, "a", "disk"), ["a"]);
     let last = nodes.refusal("a", &["volume", "replica", "remove", "disk", "a"]);
@@ -101,7 +100,7 @@ fn a_large_volume_comes_in_parts_and_what_has_come_stays() {
     qemu_io(&nodes, "a", "disk", &["write -P 1 32M 700M", "write -z 100M 8M", "flush"]).expect("is written");
     let (writer, socket) = (Writer::new(0..2000, SEED), nodes.socket("a"));
     std::thread::scope(|scope| {
-        let running = scope.spawn(|| writer.run(&socket, "disk"));
+        let running = writer.start(scope, &socket, "disk");
         nodes.run("b", &["volume", "replica", "add", "disk", "c"]).expect("is added");
         nodes.until("the first part does not come", PATIENCE, || stored(&nodes, "c", "disk") > 300 << 20);
         let told = nodes.run("a", &["why", "disk"]).expect("tells");
@@ -115,8 +114,7 @@ fn a_large_volume_comes_in_parts_and_what_has_come_stays() {
         };
         nodes.until("it does not come to an end", PATIENCE, || !joining());
         nodes.run("a", &["volume", "migrate", "disk", "--to", "c", "--mode", "synced"]).expect("is moved");
-        writer.stop();
-        running.join().expect("ends").expect("a client at another node sees no error");
+        running.finish().expect("a client at another node sees no error");
     });
     nodes.until("there is something to fetch", PATIENCE, || status(&nodes, "c", "disk")["stale_bytes"] == 0);
     nodes.kill("a").expect("is killed");

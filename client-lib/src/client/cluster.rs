@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use super::credentials::{CredentialsFile, Stamp, require_not_ended};
 use super::nodes::Nodes;
 use super::session::out_of_turn;
 use super::volume::{Position, Volume};
 use crate::cipher::{KeySource, VolumeCipher, VolumeKeys};
+use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind};
 use crate::pki::{ClientIdentity, PkiError};
 use crate::rights::Right;
@@ -94,14 +96,28 @@ impl Cluster {
     /// The cluster of these credentials, a file that `helio cluster client` wrote. Connects to nobody yet. Needs a tokio
     /// runtime, on which connections, writes that have begun and what keeps volumes connected live.
     ///
+    /// When the file is replaced, the next connection is made with what is in it then: nodes end those of a client whose certificate has ended.
+    ///
     /// # Errors
-    /// `InvalidRequest` when the file cannot be used, and says why; `Internal` when the system gives no socket.
+    /// `InvalidRequest` when the file cannot be used, or its certificate has ended, and says what to do; `Internal` when the system gives no socket.
     pub fn from_credentials(path: &Path) -> Result<Cluster, Error> {
         let unusable = |error: PkiError| {
             let text = "the credentials cannot be used; `helio cluster client NAME --out FILE` writes such a file";
             Error::new(ErrorKind::InvalidRequest, text).caused_by(error)
         };
-        Cluster::with_identity(&ClientIdentity::load(path).map_err(unusable)?)
+        // Looked at before they are read: a change in between is seen as one.
+        let stamp = Stamp::of(path);
+        let identity = ClientIdentity::load(path).map_err(unusable)?;
+        require_not_ended(&identity, SystemClock::new().unix_ms())?;
+        let cluster = Cluster::with_identity(&identity)?;
+        let file = CredentialsFile::new(path, stamp, identity);
+        cluster.quic.iter().for_each(|quic| {
+            quic.before_handshakes({
+                let file = file.clone();
+                move || file.look()
+            })
+        });
+        Ok(cluster)
     }
 
     /// The same for credentials that were read already.

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
+use crate::pki::date;
 use crate::transport::{Class, Transport, TransportError};
 use crate::types::NodeId;
 use crate::wire::client::{ClientMessage, ClientReply, ClientRequest, MemberInfo};
@@ -97,7 +98,8 @@ impl Nodes {
         let is_taken_back = self.note_word(node, &reply);
         let reply = reply.map_err(|error| {
             let is_revoked = matches!(error, TransportError::Revoked { .. });
-            let is_refusal = is_revoked || matches!(error, TransportError::Refused { .. });
+            let is_refusal =
+                is_revoked || matches!(error, TransportError::Refused { .. } | TransportError::Ended { .. });
             let is_unknown = matches!(error, TransportError::OutcomeUnknown { .. } | TransportError::Closed);
             let kind = if matches!(error, TransportError::Closed) { ErrorKind::Closed } else { ErrorKind::Unavailable };
             let name = self.name(node);
@@ -107,6 +109,10 @@ impl Nodes {
                 TransportError::Refused { reason, .. } => {
                     format!("node {name} is of another cluster, or refuses: {reason}")
                 }
+                TransportError::Ended { until_ms, .. } => format!(
+                    "these credentials ended on {}, says node {name}, too: put new ones in their place, which are taken up at once",
+                    date(until_ms)
+                ),
                 TransportError::Revoked { .. } if is_taken_back => return revoked(is_unknown),
                 TransportError::Revoked { .. } => format!("node {name} says that these credentials were revoked"),
                 other => other.to_string(),
@@ -246,7 +252,7 @@ fn revoked(is_unknown: bool) -> CallFailure {
 
 /// Every node has given a definite answer.
 fn unaccepted(last: Error) -> Error {
-    let text = "no node of the cluster accepts these credentials: they are of another cluster, or its nodes are elsewhere by now; \
+    let text = "no node of the cluster accepts these credentials: they have ended, are of another cluster, or its nodes are elsewhere by now; \
                 `helio cluster client NAME --out FILE`, at the node that began the cluster, issues new ones";
     Error::new(ErrorKind::InvalidRequest, text).caused_by(last)
 }

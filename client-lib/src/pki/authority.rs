@@ -9,9 +9,10 @@ use rcgen::{
 };
 use rustls::pki_types::CertificateDer;
 
+use super::validity::check_signed;
 use super::{
-    CA_CERTIFICATE_FILE, CA_NAME_PREFIX, ClientIdentity, ClusterId, NodeIdentity, NodePlace, PkiError, ca_cluster,
-    certificate_from_pem, fingerprint, read, server_name, sha256, write_atomically,
+    CA_CERTIFICATE_FILE, CA_NAME_PREFIX, ClientIdentity, ClusterId, NodeIdentity, NodePlace, PkiError, Validity,
+    ca_cluster, certificate_from_pem, certificate_node, fingerprint, read, server_name, sha256, write_atomically,
 };
 use crate::types::{ClientName, NodeId};
 
@@ -94,23 +95,29 @@ impl ClusterAuthority {
         fingerprint(&self.certificate)
     }
 
-    /// A certificate with a new key for `node`.
+    /// A certificate with a new key for `node`, which counts for so long.
     ///
     /// # Errors
     /// [`PkiError::Make`].
-    pub fn issue(&self, node: NodeId) -> Result<NodeIdentity, PkiError> {
+    pub fn issue(&self, node: NodeId, validity: Validity) -> Result<NodeIdentity, PkiError> {
         let key = KeyPair::generate()?;
-        let certificate = self.params(node)?.signed_by(&key, &self.issuer)?;
+        let certificate = self.params(node, validity)?.signed_by(&key, &self.issuer)?;
         NodeIdentity::from_pem(&self.certificate_pem, &certificate.pem(), &key.serialize_pem())
     }
 
-    /// A certificate with a new key for the client `name`, which turns to `nodes` first.
+    /// A certificate with a new key for the client `name`, which turns to `nodes` first; it counts for so long.
     ///
     /// # Errors
     /// [`PkiError::Make`].
-    pub fn issue_client(&self, name: &ClientName, nodes: Vec<NodePlace>) -> Result<ClientIdentity, PkiError> {
+    pub fn issue_client(
+        &self,
+        name: &ClientName,
+        nodes: Vec<NodePlace>,
+        validity: Validity,
+    ) -> Result<ClientIdentity, PkiError> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
+        validity.set(&mut params);
         params.distinguished_name.push(DnType::CommonName, format!("Heliotrope client {name}"));
         params.subject_alt_names.push(SanType::URI(format!("helio://{}/client/{name}", self.cluster).try_into()?));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -130,18 +137,36 @@ impl ClusterAuthority {
         Ok(sha256(&request.public_key.subject_public_key_info()))
     }
 
-    /// Signs a joining node's request. Only its public key is taken; names and usages are ours.
+    /// Signs a node's request. Only its public key is taken; names, usages and how long it counts are ours.
     ///
     /// # Errors
     /// [`PkiError::Make`] for a request that is not one or not signed by its key.
-    pub fn sign(&self, node: NodeId, request_pem: &str) -> Result<String, PkiError> {
+    pub fn sign(&self, node: NodeId, request_pem: &str, validity: Validity) -> Result<String, PkiError> {
         let mut request = CertificateSigningRequestParams::from_pem(request_pem)?;
-        request.params = self.params(node)?;
+        request.params = self.params(node, validity)?;
         Ok(request.signed_by(&self.issuer)?.pem())
     }
 
-    fn params(&self, node: NodeId) -> Result<CertificateParams, PkiError> {
+    /// The node whose certificate this is or was, if the request is signed by the key of that: whoever sends both has the node's key. Whether
+    /// it has ended is not looked at.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`] for a request that is not one or not signed by its key; [`PkiError::Parse`] and [`PkiError::WrongCluster`] for a certificate
+    /// that is no node's of this cluster, or has another key.
+    pub fn holder_of(&self, certificate: &CertificateDer<'_>, request_pem: &str) -> Result<NodeId, PkiError> {
+        let wrong = |reason: String| PkiError::Parse { what: "certificate", reason };
+        // At its own time: it may have ended since.
+        check_signed(certificate, &self.certificate, Validity::of(certificate)?.until_ms)?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| wrong(error.to_string()))?;
+        if sha256(parsed.public_key().raw) != self.request_key(request_pem)? {
+            return Err(wrong("it is not of the key that asks".to_owned()));
+        }
+        certificate_node(certificate, &self.cluster)
+    }
+
+    fn params(&self, node: NodeId, validity: Validity) -> Result<CertificateParams, PkiError> {
         let mut params = CertificateParams::new(vec![server_name(&self.cluster, node)])?;
+        validity.set(&mut params);
         params.distinguished_name.push(DnType::CommonName, format!("Heliotrope node {node}"));
         params.subject_alt_names.push(SanType::URI(format!("helio://{}/node/{node}", self.cluster).try_into()?));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

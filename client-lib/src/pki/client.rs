@@ -11,7 +11,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::identity::Credentials;
-use super::{CertificateHolder, ClusterId, Fingerprint, PkiError, certificate_holder, read, write_atomically};
+use super::{
+    CertificateHolder, ClusterId, Fingerprint, PkiError, Validity, certificate_holder, read, write_atomically,
+};
 use crate::types::{ClientName, NodeId, NodeName};
 
 /// The version of the file that this program writes, and the only one that it reads.
@@ -73,7 +75,7 @@ impl ClientIdentity {
         nodes: Vec<NodePlace>,
     ) -> Result<ClientIdentity, PkiError> {
         let credentials = Credentials::from_pem(ca_pem, certificate_pem, key_pem)?;
-        let name = match certificate_holder(&credentials.certificate, &credentials.cluster)? {
+        let name = match certificate_holder(&credentials.certificate(), credentials.cluster())? {
             CertificateHolder::Client(name) => name,
             CertificateHolder::Node(node) => {
                 let reason = format!("it is that of node {node}, and no client's");
@@ -82,7 +84,7 @@ impl ClientIdentity {
         };
         let file = CredentialsFile {
             version: VERSION,
-            cluster: credentials.cluster.to_string(),
+            cluster: credentials.cluster().to_string(),
             client: name.clone(),
             ca: ca_pem.to_owned(),
             certificate: certificate_pem.to_owned(),
@@ -153,7 +155,26 @@ impl ClientIdentity {
     /// What tells its certificate from every other one.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(&self.credentials.certificate)
+        Fingerprint::of(&self.credentials.certificate())
+    }
+
+    /// From when until when its certificate counts.
+    #[must_use]
+    pub fn validity(&self) -> Validity {
+        self.credentials.validity()
+    }
+
+    /// Shows the certificate of `newer` from now on, in every new handshake of what was made from this identity.
+    ///
+    /// # Errors
+    /// [`PkiError::Parse`] when it is another client's, or of another authority; nothing changes then.
+    pub fn replace_by(&self, newer: &ClientIdentity) -> Result<(), PkiError> {
+        if newer.name != self.name || newer.credentials.ca() != self.credentials.ca() {
+            let reason = format!("they are of client {} of cluster {}", newer.name, newer.cluster());
+            return Err(PkiError::Parse { what: "credentials", reason });
+        }
+        self.credentials.replace_by(&newer.credentials);
+        Ok(())
     }
 
     /// The nodes that it can turn to first.
@@ -191,7 +212,9 @@ mod tests {
     fn credentials_survive_their_file_which_only_its_owner_reads() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("host.helio");
-        let issued = authority("one").issue_client(&"host-7".parse().expect("a name"), places()).expect("issued");
+        let issued = authority("one")
+            .issue_client(&"host-7".parse().expect("a name"), places(), Validity::ENDLESS)
+            .expect("issued");
         issued.save(&path).expect("saved");
         let mode = std::fs::metadata(&path).expect("present").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -204,7 +227,9 @@ mod tests {
     fn files_that_are_odd_or_newer_are_refused_with_the_reason() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("host.helio");
-        let issued = authority("one").issue_client(&"host-7".parse().expect("a name"), places()).expect("issued");
+        let issued = authority("one")
+            .issue_client(&"host-7".parse().expect("a name"), places(), Validity::ENDLESS)
+            .expect("issued");
         issued.save(&path).expect("saved");
         let text = std::fs::read_to_string(&path).expect("is there");
         for (from, to, reason) in [
@@ -222,10 +247,11 @@ mod tests {
     #[test]
     fn a_clients_certificate_is_no_nodes_and_the_other_way_round() {
         let authority = authority("one");
-        let client = authority.issue_client(&"x".parse().expect("a name"), Vec::new()).expect("issued");
-        let error = certificate_node(&client.credentials.certificate, authority.cluster()).expect_err("no node");
+        let client =
+            authority.issue_client(&"x".parse().expect("a name"), Vec::new(), Validity::ENDLESS).expect("issued");
+        let error = certificate_node(&client.credentials.certificate(), authority.cluster()).expect_err("no node");
         assert!(error.to_string().contains("client x"), "{error}");
-        let node = authority.issue(NodeId(1)).expect("issued");
+        let node = authority.issue(NodeId(1), Validity::ENDLESS).expect("issued");
         let dir = tempfile::tempdir().expect("temporary directory");
         node.save(dir.path()).expect("saved");
         let pem = |name: &str| std::fs::read_to_string(dir.path().join(name)).expect("is there");

@@ -2,45 +2,36 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 
+use super::renewal::{self, SEED_SIZE};
+use super::shown::{Pair, Shown};
+use super::validity::check_signed;
 use super::{
-    CA_CERTIFICATE_FILE, ClusterId, NODE_KEY_FILE, PkiError, ca_cluster, certificate_from_pem, fingerprint, read,
-    write_atomically,
+    CA_CERTIFICATE_FILE, ClusterId, Fingerprint, NODE_KEY_FILE, PkiError, Validity, ca_cluster, certificate_from_pem,
+    fingerprint, hmac_sha256, read, write_atomically,
 };
 use crate::types::{ClientName, NodeId};
 
 /// The certificate of a node, in the directory of its identity.
 pub const NODE_CERTIFICATE_FILE: &str = "node.crt";
 
-/// What TLS needs of either: certificate and key, and the CA that it trusts.
+/// What TLS needs of either: the CA that it trusts, and the certificate that it shows. Clones share the certificate: when it is replaced, it is for all.
+#[derive(Clone)]
 pub(crate) struct Credentials {
-    pub(super) cluster: ClusterId,
-    pub(super) ca: CertificateDer<'static>,
-    pub(super) certificate: CertificateDer<'static>,
-    pub(super) key: PrivateKeyDer<'static>,
-}
-
-impl Clone for Credentials {
-    fn clone(&self) -> Credentials {
-        Credentials {
-            cluster: self.cluster.clone(),
-            ca: self.ca.clone(),
-            certificate: self.certificate.clone(),
-            key: self.key.clone_key(),
-        }
-    }
+    cluster: ClusterId,
+    ca: CertificateDer<'static>,
+    shown: Arc<Shown>,
 }
 
 impl Credentials {
     /// From the three PEM texts; the certificate's names are not looked at.
     pub(super) fn from_pem(ca_pem: &str, certificate_pem: &str, key_pem: &str) -> Result<Credentials, PkiError> {
         let ca = certificate_from_pem(ca_pem)?;
-        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
-            .map_err(|error| PkiError::Parse { what: "key", reason: error.to_string() })?;
-        Ok(Credentials { cluster: ca_cluster(&ca)?, certificate: certificate_from_pem(certificate_pem)?, ca, key })
+        let pair = Pair::from_pem(certificate_pem, key_pem, &ca)?;
+        Ok(Credentials { cluster: ca_cluster(&ca)?, ca, shown: Arc::new(Shown::new(pair)) })
     }
 
     pub(crate) fn cluster(&self) -> &ClusterId {
@@ -51,22 +42,36 @@ impl Credentials {
         &self.ca
     }
 
-    /// The certificate and the CA's: a joining node learns the CA from the chain.
-    pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
-        vec![self.certificate.clone(), self.ca.clone()]
+    /// What is shown in every handshake, as it is then.
+    pub(crate) fn shown(&self) -> Arc<Shown> {
+        self.shown.clone()
     }
 
-    pub(crate) fn key(&self) -> &PrivateKeyDer<'static> {
-        &self.key
+    /// As it is now.
+    pub(crate) fn certificate(&self) -> CertificateDer<'static> {
+        self.shown.now().certificate().clone()
+    }
+
+    /// As it is now.
+    pub(crate) fn validity(&self) -> Validity {
+        self.shown.now().validity()
+    }
+
+    /// Shows what `other` shows from now on, in every new handshake. It must be of the same authority.
+    pub(super) fn replace_by(&self, other: &Credentials) {
+        assert_eq!(self.ca, other.ca, "a certificate is replaced by one of the same authority");
+        self.shown.replace(other.shown.now());
     }
 }
 
-/// What a node proves itself with: its certificate and key, and the CA that it trusts.
+/// What a node proves itself with: its certificate and key, and the CA that it trusts. Clones share the certificate.
 #[derive(Clone)]
 pub struct NodeIdentity {
     node: NodeId,
     credentials: Credentials,
-    pems: [String; 3],
+    ca_pem: String,
+    /// What stays when the key is replaced: a restarted node recognises the connections of its former life by it.
+    seed: [u8; SEED_SIZE],
 }
 
 impl fmt::Debug for NodeIdentity {
@@ -82,39 +87,81 @@ impl NodeIdentity {
     /// From the three PEM texts.
     ///
     /// # Errors
-    /// [`PkiError::Parse`]; [`PkiError::WrongCluster`] when the CA is another cluster's.
+    /// [`PkiError::Parse`], also when the key is not the certificate's; [`PkiError::WrongCluster`] when the CA is another cluster's.
     pub fn from_pem(ca_pem: &str, certificate_pem: &str, key_pem: &str) -> Result<NodeIdentity, PkiError> {
         let credentials = Credentials::from_pem(ca_pem, certificate_pem, key_pem)?;
-        let node = certificate_node(&credentials.certificate, &credentials.cluster)?;
-        Ok(NodeIdentity {
-            node,
-            credentials,
-            pems: [ca_pem.to_owned(), certificate_pem.to_owned(), key_pem.to_owned()],
-        })
+        let pair = credentials.shown.now();
+        let node = certificate_node(pair.certificate(), &credentials.cluster)?;
+        let seed = hmac_sha256(b"heliotrope reset", pair.secret());
+        Ok(NodeIdentity { node, credentials, ca_pem: ca_pem.to_owned(), seed })
     }
 
-    /// Reads `ca.crt`, `node.crt` and `node.key`.
+    /// Reads `ca.crt`, and `node.crt` and `node.key` or what is about to replace them. Others may do so while the node that has them renews them.
     ///
     /// # Errors
     /// [`PkiError::Io`], [`PkiError::Parse`], [`PkiError::WrongCluster`].
     pub fn load(dir: &Path) -> Result<NodeIdentity, PkiError> {
-        let file = |name| read(&dir.join(name));
-        NodeIdentity::from_pem(&file(CA_CERTIFICATE_FILE)?, &file(NODE_CERTIFICATE_FILE)?, &file(NODE_KEY_FILE)?)
+        // Of files that are being replaced, one may be read new and one old. They are not replaced twice within that.
+        NodeIdentity::read(dir).or_else(|_| NodeIdentity::read(dir)).or_else(|_| NodeIdentity::read(dir))
+    }
+
+    fn read(dir: &Path) -> Result<NodeIdentity, PkiError> {
+        let ca = read(&dir.join(CA_CERTIFICATE_FILE))?;
+        let identity = match renewal::pending(dir)? {
+            Some(pending) => NodeIdentity::from_pem(&ca, &pending, &pending)?,
+            None => {
+                let file = |name| read(&dir.join(name));
+                NodeIdentity::from_pem(&ca, &file(NODE_CERTIFICATE_FILE)?, &file(NODE_KEY_FILE)?)?
+            }
+        };
+        let seed = renewal::kept_seed(dir)?.unwrap_or(identity.seed);
+        Ok(NodeIdentity { seed, ..identity })
+    }
+
+    /// As [`load`](Self::load), for the process that has the node's directory: it also goes on with a renewal that a crash has broken off.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn open(dir: &Path) -> Result<NodeIdentity, PkiError> {
+        renewal::settle(dir)?;
+        NodeIdentity::load(dir)
     }
 
     /// Writes the three files into `dir`, which must exist; the key with mode 0600.
     ///
     /// # Durability
-    /// The files and the directory are synced on return.
+    /// The files and the directory are synced on return. A crash in between leaves a key without its certificate: for a directory that has
+    /// no identity yet. [`renew`](Self::renew) replaces one.
     ///
     /// # Errors
     /// [`PkiError::Io`].
     pub fn save(&self, dir: &Path) -> Result<(), PkiError> {
-        let [ca, certificate, key] = &self.pems;
-        write_atomically(dir, CA_CERTIFICATE_FILE, ca, 0o644)?;
-        write_atomically(dir, NODE_KEY_FILE, key, 0o600)?;
+        let pair = self.credentials.shown.now();
+        write_atomically(dir, CA_CERTIFICATE_FILE, &self.ca_pem, 0o644)?;
+        write_atomically(dir, NODE_KEY_FILE, pair.key_pem(), 0o600)?;
         // Last, so that a certificate is never there without its key.
-        write_atomically(dir, NODE_CERTIFICATE_FILE, certificate, 0o644)
+        write_atomically(dir, NODE_CERTIFICATE_FILE, pair.certificate_pem(), 0o644)
+    }
+
+    /// Replaces certificate and key by those of `renewed`: first in `dir`, then in all that were made from this identity, which show them in
+    /// every new handshake. What is connected stays connected.
+    ///
+    /// # Durability
+    /// Synced on return. A crash at any moment leaves one pair or the other whole, as [`load`](Self::load) finds it.
+    ///
+    /// # Errors
+    /// [`PkiError::Io`]; [`PkiError::Parse`] when the renewed certificate is not the same node's, or not signed by the same authority, or does not
+    /// count at `now_ms`, in milliseconds since 1970. Then nothing was replaced in memory.
+    pub fn renew(&self, renewed: &NodeIdentity, dir: &Path, now_ms: u64) -> Result<(), PkiError> {
+        let pair = renewed.credentials.shown.now();
+        if renewed.node != self.node || renewed.credentials.ca != self.credentials.ca {
+            let reason = format!("it is that of node {}, or of another authority", renewed.node);
+            return Err(PkiError::Parse { what: "renewed certificate", reason });
+        }
+        check_signed(pair.certificate(), &self.credentials.ca, now_ms)?;
+        renewal::replace(dir, &self.seed, pair.certificate_pem(), pair.key_pem())?;
+        self.credentials.replace_by(&renewed.credentials);
+        Ok(())
     }
 
     /// The node it names.
@@ -129,6 +176,24 @@ impl NodeIdentity {
         &self.credentials.cluster
     }
 
+    /// From when until when its certificate counts, as it is now.
+    #[must_use]
+    pub fn validity(&self) -> Validity {
+        self.credentials.validity()
+    }
+
+    /// What tells its certificate, as it is now, from every other one.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(self.credentials.shown.now().certificate())
+    }
+
+    /// Its certificate as it is now.
+    #[must_use]
+    pub fn certificate(&self) -> CertificateDer<'static> {
+        self.credentials.certificate()
+    }
+
     /// SHA-256 of the CA certificate, in hex.
     #[must_use]
     pub fn ca_fingerprint(&self) -> String {
@@ -138,12 +203,12 @@ impl NodeIdentity {
     /// The CA certificate, as text.
     #[must_use]
     pub fn ca_pem(&self) -> &str {
-        &self.pems[0]
+        &self.ca_pem
     }
 
-    #[cfg(test)]
-    pub(super) fn certificate(&self) -> &CertificateDer<'static> {
-        &self.credentials.certificate
+    /// Stays when certificate and key are replaced, and is as secret as the key.
+    pub(crate) fn seed(&self) -> [u8; SEED_SIZE] {
+        self.seed
     }
 
     pub(crate) fn credentials(&self) -> Credentials {

@@ -44,6 +44,22 @@ impl JoinKey {
         Ok(JoinKey { key })
     }
 
+    /// A new key, which is nowhere yet: to replace another one.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`].
+    pub fn generate() -> Result<JoinKey, PkiError> {
+        Ok(JoinKey { key: KeyPair::generate()? })
+    }
+
+    /// The key of a node, as it is now: to ask with it for another certificate.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`].
+    pub fn of(identity: &NodeIdentity) -> Result<JoinKey, PkiError> {
+        Ok(JoinKey { key: KeyPair::from_pem(identity.credentials().shown().now().key_pem())? })
+    }
+
     /// The request to send to the authority.
     ///
     /// # Errors

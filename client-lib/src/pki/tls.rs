@@ -2,7 +2,7 @@
 //! TLS stream is for the layers above.
 //!
 //! TLS 1.3 both ways. The server demands a certificate of the cluster, and the client checks that it reached the node that it meant. Nothing is
-//! resumed: a certificate is looked at in every connection.
+//! resumed: a certificate is looked at in every connection, and the one is shown that the identity has then.
 
 use std::sync::Arc;
 
@@ -26,8 +26,7 @@ pub fn node_server(identity: &NodeIdentity) -> Result<ServerConfig, PkiError> {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(unusable)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(credentials.chain(), credentials.key().clone_key())
-        .map_err(unusable)?;
+        .with_cert_resolver(credentials.shown());
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
@@ -44,8 +43,7 @@ pub fn client_of_nodes(identity: &ClientIdentity) -> Result<ClientConfig, PkiErr
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(unusable)?
         .with_webpki_verifier(verifier.build().map_err(unusable)?)
-        .with_client_auth_cert(credentials.chain(), credentials.key().clone_key())
-        .map_err(unusable)?;
+        .with_client_cert_resolver(credentials.shown());
     config.resumption = Resumption::disabled();
     Ok(config)
 }

@@ -12,7 +12,7 @@ use super::memory::MemoryNetwork;
 use super::quic::{QuicOptions, QuicTransport, join_call};
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
 use crate::pki::{
-    CertificateHolder, ClientIdentity, ClusterAuthority, ClusterId, Fingerprint, NodeIdentity, NodePlace,
+    CertificateHolder, ClientIdentity, ClusterAuthority, ClusterId, Fingerprint, NodeIdentity, NodePlace, Validity,
 };
 use crate::types::{ClientName, NodeId};
 
@@ -102,8 +102,8 @@ fn quic(identity: NodeIdentity, probe: Arc<Probe>) -> (Arc<QuicTransport>, Socke
 fn quic_pair() -> (Pair, [Arc<QuicTransport>; 2]) {
     let authority = authority("one");
     let probe = Probe::new();
-    let (a, _) = quic(authority.issue(A).expect("issued"), Probe::new());
-    let (b, address) = quic(authority.issue(B).expect("issued"), probe.clone());
+    let (a, _) = quic(authority.issue(A, Validity::ENDLESS).expect("issued"), Probe::new());
+    let (b, address) = quic(authority.issue(B, Validity::ENDLESS).expect("issued"), probe.clone());
     a.set_peer(B, address);
     (Pair { caller: a.clone(), probe }, [a, b])
 }
@@ -193,7 +193,7 @@ async fn the_memory_network_delays_and_partitions_one_way() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_does_not_listen_is_unreachable() {
-    let (a, _) = quic(authority("one").issue(A).expect("issued"), Probe::new());
+    let (a, _) = quic(authority("one").issue(A, Validity::ENDLESS).expect("issued"), Probe::new());
     // Bound and never read: nobody else can take the port.
     let silent = UdpSocket::bind("127.0.0.1:0").expect("bound");
     a.set_peer(B, silent.local_addr().expect("bound"));
@@ -205,8 +205,8 @@ async fn a_peer_that_does_not_listen_is_unreachable() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_restarted_on_the_same_address_answers_again() {
     let authority = authority("one");
-    let identity = authority.issue(B).expect("issued");
-    let (a, _) = quic(authority.issue(A).expect("issued"), Probe::new());
+    let identity = authority.issue(B, Validity::ENDLESS).expect("issued");
+    let (a, _) = quic(authority.issue(A, Validity::ENDLESS).expect("issued"), Probe::new());
     let (b, address) = quic(identity.clone(), Probe::new());
     a.set_peer(B, address);
     ask(&*a, Class::Control, "x").await.expect("answered");
@@ -232,13 +232,13 @@ async fn a_peer_restarted_on_the_same_address_answers_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_of_another_cluster_and_other_nodes_are_refused() {
     let (ours, theirs) = (authority("one"), authority("one"));
-    let (a, _) = quic(ours.issue(A).expect("issued"), Probe::new());
-    let (stranger, address) = quic(theirs.issue(B).expect("issued"), Probe::new());
+    let (a, _) = quic(ours.issue(A, Validity::ENDLESS).expect("issued"), Probe::new());
+    let (stranger, address) = quic(theirs.issue(B, Validity::ENDLESS).expect("issued"), Probe::new());
     a.set_peer(B, address);
     let outcome = ask(&*a, Class::Control, "x").await;
     assert!(matches!(outcome, Err(TransportError::Refused { .. })), "another CA: {outcome:?}");
     // Our CA, but another node than the one dialled.
-    let (other, address) = quic(ours.issue(NodeId(3)).expect("issued"), Probe::new());
+    let (other, address) = quic(ours.issue(NodeId(3), Validity::ENDLESS).expect("issued"), Probe::new());
     a.set_peer(B, address);
     let outcome = ask(&*a, Class::Control, "x").await;
     assert!(matches!(outcome, Err(TransportError::Refused { .. })), "another node: {outcome:?}");
@@ -250,7 +250,7 @@ async fn nodes_of_another_cluster_and_other_nodes_are_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_joining_node_is_served_without_a_certificate_and_pins_the_authority() {
     let authority = authority("one");
-    let (b, address) = quic(authority.issue(B).expect("issued"), Probe::new());
+    let (b, address) = quic(authority.issue(B, Validity::ENDLESS).expect("issued"), Probe::new());
     let reply = join_call(address, &authority.fingerprint(), "who".into(), PATIENCE).await.expect("answered");
     assert_eq!(reply, "None Control");
     let refused = join_call(address, &"0".repeat(64), "who".into(), PATIENCE).await;
@@ -261,10 +261,12 @@ async fn a_joining_node_is_served_without_a_certificate_and_pins_the_authority()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_is_known_by_its_name_and_is_no_node() {
     let (ours, theirs) = (authority("one"), authority("one"));
-    let (b, address) = quic(ours.issue(B).expect("issued"), Probe::new());
+    let (b, address) = quic(ours.issue(B, Validity::ENDLESS).expect("issued"), Probe::new());
     let place = NodePlace { id: B, name: "b".parse().expect("a name"), address };
     let client = |authority: &ClusterAuthority| {
-        let identity = authority.issue_client(&"host".parse().expect("a name"), vec![place.clone()]).expect("issued");
+        let identity = authority
+            .issue_client(&"host".parse().expect("a name"), vec![place.clone()], Validity::ENDLESS)
+            .expect("issued");
         QuicTransport::client(UdpSocket::bind("127.0.0.1:0").expect("bound"), &identity).expect("started")
     };
     let (known, stranger) = (client(&ours), client(&theirs));
@@ -275,7 +277,9 @@ async fn a_client_is_known_by_its_name_and_is_no_node() {
     // made its call already.
     let directory = tempfile::tempdir().expect("a directory");
     let file = |authority: &ClusterAuthority, name: &str| {
-        let identity = authority.issue_client(&"host".parse().expect("a name"), vec![place.clone()]).expect("issued");
+        let identity = authority
+            .issue_client(&"host".parse().expect("a name"), vec![place.clone()], Validity::ENDLESS)
+            .expect("issued");
         let path = directory.path().join(name);
         identity.save(&path).expect("is saved");
         std::fs::read_to_string(path).expect("is read").parse::<toml::Table>().expect("is TOML")
@@ -300,14 +304,16 @@ async fn a_client_is_known_by_its_name_and_is_no_node() {
 async fn whose_certificate_is_taken_back_is_cut_off_and_does_not_come_back() {
     let authority = authority("one");
     let probe = Probe::new();
-    let (b, address) = quic(authority.issue(B).expect("issued"), probe.clone());
+    let (b, address) = quic(authority.issue(B, Validity::ENDLESS).expect("issued"), probe.clone());
     let place = NodePlace { id: B, name: "b".parse().expect("a name"), address };
     let client = |name: &str| {
-        let identity = authority.issue_client(&name.parse().expect("a name"), vec![place.clone()]).expect("issued");
+        let identity = authority
+            .issue_client(&name.parse().expect("a name"), vec![place.clone()], Validity::ENDLESS)
+            .expect("issued");
         QuicTransport::client(UdpSocket::bind("127.0.0.1:0").expect("bound"), &identity).expect("started")
     };
     let node = |id: u64| {
-        let (node, _) = quic(authority.issue(NodeId(id)).expect("issued"), Probe::new());
+        let (node, _) = quic(authority.issue(NodeId(id), Validity::ENDLESS).expect("issued"), Probe::new());
         node.set_peer(B, address);
         node
     };

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,7 +31,8 @@ use self::peer::{DialError, Peer};
 use self::tls::Congestion;
 use self::yielding::Yielding;
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
-use crate::pki::{self, CertificateHolder, ClientIdentity, Credentials, Fingerprint, NodeIdentity};
+use crate::clock::{Clock, SystemClock};
+use crate::pki::{self, CertificateHolder, ClientIdentity, Credentials, Fingerprint, NodeIdentity, Validity};
 use crate::types::NodeId;
 use crate::watch;
 
@@ -59,6 +60,8 @@ const SILENCE_RTTS: u32 = 4;
 const SILENCE_TICK: Duration = Duration::from_millis(500);
 /// How long [`QuicTransport::close`] waits for calls being answered.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often it is looked whether the certificate of a client that is served has ended, at least: the calendar may be set.
+const END_LOOK: Duration = Duration::from_secs(30);
 
 /// Why a transport cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +100,8 @@ pub(crate) struct Shared {
     hold: Arc<Hold>,
     /// Who was the first to say that this end's certificate was taken back.
     revoked_by: watch::Sender<Option<NodeId>>,
+    /// Called before each handshake: the certificate may have been replaced where it came from.
+    before_handshake: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Shared {
@@ -112,6 +117,15 @@ impl Shared {
     fn note_end(&self, node: NodeId, error: &quinn::ConnectionError) {
         if tls::is_revocation(error, false) {
             self.revoked_by.send_if_modified(|by| by.is_none() && by.replace(node).is_none());
+        }
+    }
+
+    /// Why `node` does not accept this end, or this end that.
+    fn refusal(&self, node: NodeId, reason: String) -> TransportError {
+        let validity = self.identity.validity();
+        match validity.has_ended(SystemClock::new().unix_ms()) {
+            true => TransportError::Ended { node, until_ms: validity.until_ms },
+            false => TransportError::Refused { node, reason },
         }
     }
 
@@ -163,8 +177,8 @@ impl QuicTransport {
     /// [`StartError`] when the socket or the identity cannot be used.
     pub fn start(options: QuicOptions, service: Arc<dyn Service>) -> Result<Arc<QuicTransport>, StartError> {
         let QuicOptions { socket, identity } = options;
-        let transport =
-            QuicTransport::make(format!("node {}", identity.node()), socket, identity.credentials(), Some(service))?;
+        let (who, seed) = (format!("node {}", identity.node()), identity.seed());
+        let transport = QuicTransport::make(who, socket, identity.credentials(), &seed, Some(service))?;
         transport.tasks.spawn(transport.clone().accept());
         Ok(transport)
     }
@@ -176,7 +190,9 @@ impl QuicTransport {
     /// [`StartError`] when the socket or the identity cannot be used.
     pub fn client(socket: UdpSocket, identity: &ClientIdentity) -> Result<Arc<QuicTransport>, StartError> {
         let who = format!("client {}", identity.name());
-        let transport = QuicTransport::make(who, socket, identity.credentials(), None)?;
+        // Nobody has a connection to it that it did not make itself.
+        let seed = identity.fingerprint().to_string();
+        let transport = QuicTransport::make(who, socket, identity.credentials(), &seed.as_bytes()[..32], None)?;
         identity.nodes().iter().for_each(|node| transport.set_peer(node.id, node.address));
         Ok(transport)
     }
@@ -185,12 +201,13 @@ impl QuicTransport {
         who: String,
         socket: UdpSocket,
         identity: Credentials,
+        seed: &[u8],
         service: Option<Arc<dyn Service>>,
     ) -> Result<Arc<QuicTransport>, StartError> {
         enlarge_buffers(&socket)?;
         let hold = Arc::<Hold>::default();
         let server = service.is_some().then(|| tls::server_config(&identity, &hold)).transpose()?;
-        let endpoint = Endpoint::new(tls::endpoint_config(&identity)?, server, socket, Arc::new(TokioRuntime))?;
+        let endpoint = Endpoint::new(tls::endpoint_config(seed)?, server, socket, Arc::new(TokioRuntime))?;
         let crypto = tls::client_crypto(&identity)?;
         Ok(Arc::new(QuicTransport {
             who,
@@ -202,6 +219,7 @@ impl QuicTransport {
                 rtts: Mutex::default(),
                 hold,
                 revoked_by: watch::Sender::new(None),
+                before_handshake: OnceLock::new(),
             }),
             service,
             peers: Mutex::default(),
@@ -211,6 +229,12 @@ impl QuicTransport {
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }))
+    }
+
+    /// Has this called before each handshake that this end begins: it may replace the certificate of the identity. It must not wait for long. The
+    /// first call counts.
+    pub fn before_handshakes(&self, look: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.before_handshake.set(Box::new(look));
     }
 
     /// The address the socket is bound to.
@@ -288,12 +312,12 @@ impl QuicTransport {
             }
         };
         match self.identify(&connection) {
-            Ok(Some((holder, certificate))) => {
+            Ok(Some((holder, certificate, validity))) => {
                 let accepted = Accepted { holder: holder.clone(), certificate, connection: connection.clone() };
                 // Listed before it is asked: whoever changes the answer after that looks at the list.
                 self.accepted().insert(connection.stable_id(), accepted);
                 if self.admits(&holder, &certificate) {
-                    self.serve_holder(&connection, address, holder).await;
+                    self.serve_holder(&connection, address, holder, validity).await;
                 } else {
                     tracing::warn!(%address, ?holder, %certificate, "a revoked certificate was refused");
                     connection.close(tls::CODE_CERTIFICATE, tls::CERTIFICATE_REVOKED);
@@ -317,7 +341,14 @@ impl QuicTransport {
         }
     }
 
-    async fn serve_holder(&self, connection: &Connection, address: SocketAddr, holder: CertificateHolder) {
+    /// A client's connection ends with its certificate; that of a node goes on, with which it was made.
+    async fn serve_holder(
+        &self,
+        connection: &Connection,
+        address: SocketAddr,
+        holder: CertificateHolder,
+        validity: Validity,
+    ) {
         match holder {
             CertificateHolder::Node(node) => {
                 if let Some(entry) = self.peers().get(&node) {
@@ -331,7 +362,13 @@ impl QuicTransport {
                     connection.close(VarInt::from_u32(1), b"too many clients");
                     return;
                 };
-                self.serve(connection, Caller::Client(name), FRAME_SIZE_MAX).await;
+                tokio::select! {
+                    () = self.serve(connection, Caller::Client(name.clone()), FRAME_SIZE_MAX) => {}
+                    () = end_of(validity) => {
+                        tracing::warn!(%address, client = %name, "a connection was ended: its certificate has ended");
+                        connection.close(tls::CODE_TAKEN_BACK, tls::CERTIFICATE_ENDED);
+                    }
+                }
             }
         }
     }
@@ -348,7 +385,7 @@ impl QuicTransport {
         }
     }
 
-    fn identify(&self, connection: &Connection) -> Result<Option<(CertificateHolder, Fingerprint)>, String> {
+    fn identify(&self, connection: &Connection) -> Result<Option<(CertificateHolder, Fingerprint, Validity)>, String> {
         let Some(identity) = connection.peer_identity() else {
             return Ok(None);
         };
@@ -356,7 +393,9 @@ impl QuicTransport {
             identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "no certificate chain".to_owned())?;
         let certificate = chain.first().ok_or("an empty certificate chain")?;
         let holder = pki::certificate_holder(certificate, self.shared.identity.cluster());
-        holder.map(|holder| Some((holder, Fingerprint::of(certificate)))).map_err(|error| error.to_string())
+        let holder = holder.map_err(|error| error.to_string())?;
+        let validity = Validity::of(certificate).map_err(|error| error.to_string())?;
+        Ok(Some((holder, Fingerprint::of(certificate), validity)))
     }
 
     /// Answers calls until the connection or the transport closes. Their number is bounded by QUIC's stream limit.
@@ -395,7 +434,7 @@ impl QuicTransport {
         let unreachable = |reason: String| TransportError::Unreachable { node, reason };
         let connection = match tokio::time::timeout_at(end, peer.connect(&self.shared)).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(DialError { reason, is_refusal: true })) => return Err(TransportError::Refused { node, reason }),
+            Ok(Err(DialError { reason, is_refusal: true })) => return Err(self.shared.refusal(node, reason)),
             Ok(Err(DialError { reason, .. })) => return Err(unreachable(reason)),
             Err(_) => {
                 return Err(unreachable("the deadline passed while connecting".to_owned()));
@@ -414,8 +453,12 @@ impl QuicTransport {
             }
             match (error, end) {
                 (_, Some(end)) if tls::is_revocation(&end, true) => TransportError::Revoked { node },
-                (_, Some(end)) if tls::is_refusal(&end) => TransportError::Refused { node, reason: end.to_string() },
+                (_, Some(end)) if tls::is_refusal(&end) => self.shared.refusal(node, end.to_string()),
                 (CallError::NotSent(reason), _) => unreachable(reason),
+                (CallError::Sent(_), Some(end)) if tls::is_end(&end) => {
+                    let reason = "this end's certificate has ended, and its connections with it".to_owned();
+                    TransportError::OutcomeUnknown { node, reason }
+                }
                 (CallError::Sent(reason), _) => TransportError::OutcomeUnknown { node, reason },
             }
         })
@@ -543,6 +586,19 @@ pub async fn join_call(
         Ok(Err(CallError::NotSent(reason))) => Err(unreachable(reason)),
         Ok(Err(CallError::Sent(reason))) => Err(TransportError::OutcomeUnknown { node, reason }),
         Err(_) => Err(TransportError::OutcomeUnknown { node, reason: "the deadline passed".to_owned() }),
+    }
+}
+
+/// Waits until a certificate has ended, by the calendar as TLS goes by it.
+async fn end_of(validity: Validity) {
+    loop {
+        let now_ms = SystemClock::new().unix_ms();
+        if validity.has_ended(now_ms) {
+            return;
+        }
+        // Over only when the last second is.
+        let left = Duration::from_millis(validity.until_ms.saturating_sub(now_ms) + 1000);
+        tokio::time::sleep(left.min(END_LOOK)).await;
     }
 }
 

@@ -39,10 +39,44 @@ pub struct RemovedNode {
     pub was_lost: bool,
 }
 
+/// When a certificate was issued to a client, and for how long. In one number of 64 bits, of which the upper 16 were always zero when
+/// certificates had no end: the number of days for which it counts, and below it the milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Issued {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// For how many days it counts; 0 of one that has no end.
+    pub days: u16,
+}
+
+impl Issued {
+    /// Until when it counts, in milliseconds since 1970; `None` of one that has no end.
+    #[must_use]
+    pub fn until_ms(&self) -> Option<u64> {
+        const DAY_MS: u64 = 24 * 3600 * 1000;
+        (self.days > 0).then(|| self.at_ms + u64::from(self.days) * DAY_MS)
+    }
+}
+
+/// Bits of [`Issued::at_ms`] in the number: enough for 8,900 years.
+const AT_BITS: u32 = 48;
+
+impl From<u64> for Issued {
+    fn from(number: u64) -> Issued {
+        Issued { at_ms: number & ((1 << AT_BITS) - 1), days: (number >> AT_BITS) as u16 }
+    }
+}
+
+impl From<Issued> for u64 {
+    fn from(Issued { at_ms, days }: Issued) -> u64 {
+        (at_ms & ((1 << AT_BITS) - 1)) | (u64::from(days) << AT_BITS)
+    }
+}
+
 /// What was issued to a client.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientRecord {
-    /// The certificates that count, and when each was issued, in milliseconds since 1970.
+    /// The certificates that count, and of each an [`Issued`].
     pub issued: BTreeMap<Fingerprint, u64>,
     /// When everything was taken back that had been issued until then. Since then only what is listed counts.
     pub revoked_at_ms: Option<u64>,

@@ -4,11 +4,11 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use bytes::Bytes;
 use clap::Subcommand;
 use client_lib::clock::{Clock, SystemClock};
-use client_lib::pki::{ClusterAuthority, ClusterId, JoinKey, JoinSecret, JoinToken};
+use client_lib::pki::{ClusterAuthority, ClusterId, JoinKey, JoinSecret, JoinToken, NodeIdentity, Validity};
 use client_lib::transport::TransportError;
 use client_lib::transport::quic::join_call;
 use client_lib::wire::admin::ClusterStatus;
@@ -44,7 +44,7 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Make this node a member of a cluster that runs
+    /// Make this node a member of a cluster that runs, or give a member another certificate whose own has ended
     #[command(after_help = "Example:\n  helio cluster join --config b.toml TOKEN\n  helio node --config b.toml")]
     Join {
         /// Settings of this node, in TOML
@@ -125,7 +125,7 @@ fn init(file: &Path, json: bool) -> anyhow::Result<()> {
     let secret = JoinSecret::renew(&directory, None)?;
     let identity = DataDir::identity(&config.data);
     DataDir::private(&identity)?;
-    authority.issue(NodeId(1))?.save(&identity)?;
+    authority.issue(NodeId(1), starting(config.certificates.node_lifetime))?.save(&identity)?;
     // Last: this is what makes the directory a member's.
     member(&config, true, Vec::new()).save(&config.data)?;
 
@@ -143,20 +143,15 @@ fn init(file: &Path, json: bool) -> anyhow::Result<()> {
 
 fn join(file: &Path, token: &str, json: bool) -> anyhow::Result<()> {
     let config = NodeConfig::read(file)?;
-    let token: JoinToken = if token == "-" { typed_token()?.parse()? } else { token.parse()? };
-    let _held = new_member(&config)?;
+    let _held = DataDir::open(&config.data)?;
+    if let Some(membership) = Membership::load(&config.data)? {
+        return come_back(file, &config, &membership, token, json);
+    }
+    let token = read_token(token)?;
     let identity = DataDir::identity(&config.data);
     DataDir::private(&identity)?;
     let key = JoinKey::load_or_create(&identity)?;
-    let request = JoinRequest {
-        secret: token.secret.reveal().to_owned(),
-        name: config.name.clone(),
-        provider: config.provider.clone(),
-        address: config.advertised(),
-        request_pem: key.request_pem()?,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let grant = runtime.block_on(ask_to_join(&token, &request))?;
+    let grant = ask_to_join(&token, &request(&config, &token, &key)?, Bytes::new())?;
     let joined = key.complete(&grant.ca_pem, &grant.certificate_pem)?;
     joined.save(&identity)?;
     member(&config, false, grant.contacts).save(&config.data)?;
@@ -172,6 +167,61 @@ fn join(file: &Path, token: &str, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Gives a member whose certificate has ended another one. It proves to be that member by the old one and its key.
+fn come_back(file: &Path, config: &NodeConfig, membership: &Membership, token: &str, json: bool) -> anyhow::Result<()> {
+    let directory = DataDir::identity(&config.data);
+    let ended = match membership.removed {
+        true => None,
+        false => Some(NodeIdentity::open(&directory)?)
+            .filter(|identity| identity.validity().has_ended(SystemClock::new().unix_ms())),
+    };
+    let Some(identity) = ended else { return Err(belongs_already(config, membership)) };
+    let token = read_token(token)?;
+    ensure!(
+        token.fingerprint == identity.ca_fingerprint(),
+        "the token is of another cluster; {} is that of node {} of cluster {}",
+        config.data.display(),
+        membership.name,
+        identity.cluster()
+    );
+    // With the key that it has, which proves that it is this node; once it runs it makes a new one.
+    let key = JoinKey::of(&identity)?;
+    let former = Bytes::copy_from_slice(&identity.certificate());
+    let grant = ask_to_join(&token, &request(config, &token, &key)?, former)?;
+    let joined = key.complete(&grant.ca_pem, &grant.certificate_pem)?;
+    identity.renew(&joined, &directory, SystemClock::new().unix_ms())?;
+
+    let (name, until) = (&membership.name, joined.validity());
+    if json {
+        let cluster = joined.cluster().to_string();
+        return print_json(
+            &serde_json::json!({ "cluster": cluster, "node": name, "id": grant.node, "until_ms": until.until_ms }),
+        );
+    }
+    println!("node {name} has a certificate again, until {until}; it is the node that it was, with its data");
+    println!("start it: helio node --config {}", file.display());
+    Ok(())
+}
+
+fn request(config: &NodeConfig, token: &JoinToken, key: &JoinKey) -> anyhow::Result<JoinRequest> {
+    Ok(JoinRequest {
+        secret: token.secret.reveal().to_owned(),
+        name: config.name.clone(),
+        provider: config.provider.clone(),
+        address: config.advertised(),
+        request_pem: key.request_pem()?,
+    })
+}
+
+/// Of a certificate that is made now.
+fn starting(lifetime: Duration) -> Validity {
+    Validity::starting(SystemClock::new().unix_ms(), lifetime)
+}
+
+fn read_token(token: &str) -> anyhow::Result<JoinToken> {
+    Ok(if token == "-" { typed_token()?.parse()? } else { token.parse()? })
+}
+
 /// The first line of standard input; whoever types it is asked for it.
 fn typed_token() -> anyhow::Result<String> {
     let input = std::io::stdin();
@@ -183,10 +233,12 @@ fn typed_token() -> anyhow::Result<String> {
     Ok(line.trim().to_owned())
 }
 
-async fn ask_to_join(token: &JoinToken, request: &JoinRequest) -> anyhow::Result<JoinGrant> {
+/// `former` is the certificate of a member whose certificate has ended; of others there is none.
+fn ask_to_join(token: &JoinToken, request: &JoinRequest, former: Bytes) -> anyhow::Result<JoinGrant> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let head = encode_head(request)?;
-    let frame = Frame { service: ServiceId::Join, group: GroupId::META, head, payload: Bytes::new() }.encode()?;
-    let asked = join_call(token.address, &token.fingerprint, frame, JOIN_PATIENCE).await;
+    let frame = Frame { service: ServiceId::Join, group: GroupId::META, head, payload: former }.encode()?;
+    let asked = runtime.block_on(join_call(token.address, &token.fingerprint, frame, JOIN_PATIENCE));
     let answer = asked.map_err(|error| match error {
         // Which node it is, the one who joins does not know: its number would mean nothing.
         TransportError::Unreachable { reason, .. } | TransportError::OutcomeUnknown { reason, .. } => anyhow!(
@@ -253,15 +305,19 @@ fn authority_of(config: &NodeConfig) -> anyhow::Result<PathBuf> {
 /// Locks the data directory, and refuses it when it is a member's already.
 fn new_member(config: &NodeConfig) -> anyhow::Result<DataDir> {
     let held = DataDir::open(&config.data)?;
-    if let Some(membership) = Membership::load(&config.data)? {
-        bail!(
-            "{} belongs to a cluster already, as node {} of provider {}; choose another data directory, or start it with `helio node`",
-            config.data.display(),
-            membership.name,
-            membership.provider
-        );
+    match Membership::load(&config.data)? {
+        Some(membership) => Err(belongs_already(config, &membership)),
+        None => Ok(held),
     }
-    Ok(held)
+}
+
+fn belongs_already(config: &NodeConfig, membership: &Membership) -> anyhow::Error {
+    anyhow!(
+        "{} belongs to a cluster already, as node {} of provider {}; choose another data directory, or start it with `helio node`",
+        config.data.display(),
+        membership.name,
+        membership.provider
+    )
 }
 
 fn member(config: &NodeConfig, founder: bool, contacts: Vec<client_lib::wire::join::Contact>) -> Membership {

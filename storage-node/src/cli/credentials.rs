@@ -1,13 +1,16 @@
 //! `helio cluster client`: credentials of clients, issued, listed and taken back.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
-use client_lib::pki::{ClientIdentity, ClusterAuthority, Fingerprint, NodePlace};
+use client_lib::clock::{Clock, SystemClock};
+use client_lib::pki::{CLIENT_LIFETIME, ClientIdentity, ClusterAuthority, Fingerprint, NodePlace, Validity, date};
 use client_lib::rights::{Role, VolumeRule};
 use client_lib::wire::admin::{
-    AccessReport, ChangeRights, ClientList, ClientStatus, ClusterStatus, MemberStatus, NoteClient, RevokeClient,
+    AccessReport, CertificateStatus, ChangeRights, ClientList, ClientStatus, ClusterStatus, MemberStatus, NoteClient,
+    RevokeClient,
 };
 use client_lib::{ClientName, NodeId};
 
@@ -16,6 +19,9 @@ use super::client::{Client, print_json, print_table};
 use super::rights::{self, RightsVerb, may_use};
 use super::snapshot::age;
 use crate::data_dir::DataDir;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const CLIENT_DAYS: u16 = (CLIENT_LIFETIME.as_secs() / DAY.as_secs()) as u16;
 
 /// Let a client in: write the credentials by which programs and helio-nbd use the cluster's volumes from other machines
 #[derive(Debug, Args)]
@@ -31,6 +37,9 @@ pub(super) struct ClientArguments {
     /// The file to write; it is readable by its owner only
     #[arg(long, value_name = "FILE", required = true)]
     out: Option<PathBuf>,
+    /// For how many days the credentials count, 1 to 3650
+    #[arg(long, value_name = "N", default_value_t = CLIENT_DAYS, value_parser = clap::value_parser!(u16).range(1..=3650))]
+    days: u16,
     /// Overwrite the file
     #[arg(long)]
     force: bool,
@@ -81,7 +90,7 @@ enum Verb {
 }
 
 pub(super) fn run(arguments: ClientArguments, common: &Common) -> anyhow::Result<()> {
-    let ClientArguments { name, out, force, allow, role, json, verb } = arguments;
+    let ClientArguments { name, out, days, force, allow, role, json, verb } = arguments;
     match verb {
         Some(Verb::List { file, json }) => list(common, file.as_deref(), json),
         Some(Verb::Revoke { name, fingerprint, json }) => revoke(common, name, fingerprint, json),
@@ -89,20 +98,23 @@ pub(super) fn run(arguments: ClientArguments, common: &Common) -> anyhow::Result
             let (name, out) = (name.context("NAME is missing")?, out.context("--out FILE is missing")?);
             let allow = allow.iter().map(VolumeRule::to_string).collect();
             let rights = ChangeRights { client: name.to_string(), role, allow, deny: Vec::new() };
-            issue(common, &name, &out, &rights, force, json)
+            issue(common, Issue { name: &name, out: &out, rights: &rights, days, force, json })
         }
         Some(Verb::Rights(verb)) => rights::run(verb, common),
     }
 }
 
-fn issue(
-    common: &Common,
-    name: &ClientName,
-    out: &Path,
-    rights: &ChangeRights,
+/// What is to be issued, and how that is told.
+struct Issue<'a> {
+    name: &'a ClientName,
+    out: &'a Path,
+    rights: &'a ChangeRights,
+    days: u16,
     force: bool,
     json: bool,
-) -> anyhow::Result<()> {
+}
+
+fn issue(common: &Common, Issue { name, out, rights, days, force, json }: Issue<'_>) -> anyhow::Result<()> {
     let data = common.data();
     let directory = DataDir::authority(&data);
     if !directory.exists() {
@@ -129,10 +141,11 @@ fn issue(
             eprintln!("these nodes have yet to hear what the client may do: {}", changed.unconfirmed.join(", "));
         }
     }
-    let identity = authority.issue_client(name, nodes.clone())?;
+    let validity = Validity::starting(SystemClock::new().unix_ms(), u32::from(days) * DAY);
+    let identity = authority.issue_client(name, nodes.clone(), validity)?;
     let fingerprint = identity.fingerprint().to_string();
     // Listed first: whoever has the file is let in, also where everything of that name was taken back before.
-    let note = NoteClient { client: name.to_string(), fingerprint: fingerprint.clone() };
+    let note = NoteClient { client: name.to_string(), fingerprint: fingerprint.clone(), days: Some(days) };
     let noted: AccessReport = client.post("/v1/clients", &note)?;
     identity.save(out)?;
     if let Some(why) = &noted.unlisted_because {
@@ -142,11 +155,11 @@ fn issue(
         let nodes: Vec<String> = nodes.iter().map(|node| node.address.to_string()).collect();
         return print_json(&serde_json::json!({
             "cluster": authority.cluster().to_string(), "client": name, "fingerprint": fingerprint, "file": out, "nodes": nodes,
-            "unconfirmed": noted.unconfirmed,
+            "until_ms": validity.until_ms, "unconfirmed": noted.unconfirmed,
         }));
     }
     let list: ClientList = client.get("/v1/clients")?;
-    println!("client {name} of cluster {} is let in with {}", authority.cluster(), out.display());
+    println!("client {name} of cluster {} is let in with {} until {validity}", authority.cluster(), out.display());
     if let Some(status) = list.clients.iter().find(|status| status.name == name.as_str()) {
         println!("role {}: {}", status.role, may_use(status));
     }
@@ -162,8 +175,14 @@ fn list(common: &Common, file: Option<&Path>, json: bool) -> anyhow::Result<()> 
     if json {
         return print_json(&list);
     }
-    let heading = ["client", "role", "volumes", "certificate", "issued", "counts"];
-    print_table(&heading, list.clients.iter().flat_map(rows).collect());
+    let now_ms = SystemClock::new().unix_ms();
+    let heading = ["client", "role", "volumes", "certificate", "issued", "ends", "counts"];
+    print_table(&heading, list.clients.iter().flat_map(|client| rows(client, now_ms)).collect());
+    let ending = ending(&list, now_ms);
+    if !ending.is_empty() {
+        let next = "`helio cluster client NAME --out FILE --force` issues new ones";
+        println!("\nThese end within a month, or have ended; {next}: {}", ending.join(", "));
+    }
     if list.clients.iter().any(|client| client.role == Role::Volume && client.rules.is_none()) {
         println!(
             "\nClients without rules may use every volume: `helio cluster client allow NAME VOL[:ro]` limits one to what its rules are for."
@@ -179,22 +198,43 @@ fn list(common: &Common, file: Option<&Path>, json: bool) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn rows(client: &ClientStatus) -> Vec<Vec<String>> {
-    let row = |certificate: &str, issued: String, counts: &str| {
+fn rows(client: &ClientStatus, now_ms: u64) -> Vec<Vec<String>> {
+    let row = |certificate: &str, issued: String, ends: String, counts: &str| {
         let (role, volumes) = (client.role.to_string(), rights::volumes(client));
-        vec![client.name.clone(), role, volumes, certificate.to_owned(), issued, counts.to_owned()]
+        vec![client.name.clone(), role, volumes, certificate.to_owned(), issued, ends, counts.to_owned()]
     };
-    let mut rows: Vec<_> =
-        client.certificates.iter().map(|it| row(&it.fingerprint, age(it.issued_ms), "yes")).collect();
+    let listed = |it: &CertificateStatus| {
+        let counts = if has_ended(it, now_ms) { "no, it has ended" } else { "yes" };
+        row(&it.fingerprint, age(it.issued_ms), it.until_ms.map_or_else(|| "never".to_owned(), date), counts)
+    };
+    let mut rows: Vec<_> = client.certificates.iter().map(listed).collect();
+    let none = || "-".to_owned();
     if let Some(at_ms) = client.revoked_ms {
-        rows.push(row("all others", "-".to_owned(), &format!("no, revoked {}", age(at_ms))));
+        rows.push(row("all others", none(), none(), &format!("no, revoked {}", age(at_ms))));
     } else if rows.is_empty() {
-        rows.push(row("none listed", "-".to_owned(), "-"));
+        rows.push(row("none listed", none(), none(), "-"));
     }
     rows
 }
 
-/// Why a certificate counts or not.
+fn has_ended(certificate: &CertificateStatus, now_ms: u64) -> bool {
+    certificate.until_ms.is_some_and(|until_ms| until_ms < now_ms)
+}
+
+/// Clients all of whose certificates end within a month, or have ended.
+pub(super) fn ending(list: &ClientList, now_ms: u64) -> Vec<String> {
+    let soon_ms = now_ms + 30 * DAY.as_millis() as u64;
+    let is_ending = |client: &&ClientStatus| {
+        !client.certificates.is_empty() && client.certificates.iter().all(|it| has_ended(it, soon_ms))
+    };
+    let told = |client: &ClientStatus| {
+        let last = client.certificates.iter().filter_map(|it| it.until_ms).max().unwrap_or(0);
+        format!("{} ({})", client.name, date(last))
+    };
+    list.clients.iter().filter(is_ending).map(told).collect()
+}
+
+/// Why a certificate counts or not, as far as the metadata says.
 fn standing(name: &ClientName, fingerprint: &str, list: &ClientList) -> (bool, &'static str) {
     let client = list.clients.iter().find(|client| client.name == name.as_str());
     if list.revoked.iter().any(|revoked| revoked.fingerprint == fingerprint) {
@@ -211,15 +251,21 @@ fn standing(name: &ClientName, fingerprint: &str, list: &ClientList) -> (bool, &
 fn tell_of(file: &Path, list: &ClientList, json: bool) -> anyhow::Result<()> {
     let identity = ClientIdentity::load(file)?;
     let fingerprint = identity.fingerprint().to_string();
-    let (counts, why) = standing(identity.name(), &fingerprint, list);
+    let validity = identity.validity();
+    let (counts, why) = match validity.has_ended(SystemClock::new().unix_ms()) {
+        true => (false, "it has ended"),
+        false => standing(identity.name(), &fingerprint, list),
+    };
     if json {
+        let until_ms = validity.has_end().then_some(validity.until_ms);
         return print_json(&serde_json::json!({
             "client": identity.name(), "cluster": identity.cluster().to_string(), "fingerprint": fingerprint, "counts": counts,
-            "why": why,
+            "why": why, "until_ms": until_ms,
         }));
     }
     println!("client {} of cluster {}", identity.name(), identity.cluster());
     println!("certificate {fingerprint}");
+    println!("ends: {validity}");
     println!("{}: {why}", if counts { "counts" } else { "counts no more" });
     Ok(())
 }
@@ -252,13 +298,14 @@ fn revoke(
 
 #[cfg(test)]
 mod tests {
-    use client_lib::wire::admin::{CertificateStatus, RevokedCertificate};
+    use client_lib::wire::admin::RevokedCertificate;
 
     use super::*;
 
     #[test]
     fn what_a_file_is_worth_is_told_as_nodes_see_it() {
-        let certificate = |fingerprint: &str| CertificateStatus { fingerprint: fingerprint.into(), issued_ms: 1 };
+        let certificate =
+            |fingerprint: &str| CertificateStatus { fingerprint: fingerprint.into(), issued_ms: 1, until_ms: None };
         let client = |name: &str, listed: &[&str], revoked_ms| ClientStatus {
             name: name.into(),
             certificates: listed.iter().map(|it| certificate(it)).collect(),
@@ -281,6 +328,37 @@ mod tests {
             let found = standing(&name.parse().expect("a name"), fingerprint, &list);
             assert_eq!(found.0, expected, "{name} {fingerprint}: {}", found.1);
         }
-        assert_eq!(rows(&list.clients[1]).len(), 2, "what is listed, and all others");
+        assert_eq!(rows(&list.clients[1], 9).len(), 2, "what is listed, and all others");
+    }
+
+    #[test]
+    fn clients_whose_last_certificate_ends_soon_are_named() {
+        let day_ms = DAY.as_millis() as u64;
+        let client = |name: &str, ends: &[Option<u64>]| ClientStatus {
+            name: name.into(),
+            certificates: ends
+                .iter()
+                .map(|until_ms| CertificateStatus { fingerprint: "aa".into(), issued_ms: 1, until_ms: *until_ms })
+                .collect(),
+            revoked_ms: None,
+            role: Role::Volume,
+            rules: None,
+        };
+        let now_ms = 1_800_000_000_000;
+        let (soon, late, over) = (Some(now_ms + 29 * day_ms), Some(now_ms + 31 * day_ms), Some(now_ms - 1));
+        let clients = vec![
+            client("soon", &[soon, over]),
+            client("renewed", &[soon, late]),
+            client("endless", &[soon, None]),
+            client("ended", &[over]),
+            client("unlisted", &[]),
+        ];
+        let list = ClientList { clients, revoked: Vec::new() };
+        let named = ending(&list, now_ms);
+        assert_eq!(named, ["soon (2027-02-13 08:00:00 UTC)", "ended (2027-01-15 07:59:59 UTC)"]);
+        let shown = rows(&list.clients[0], now_ms);
+        assert_eq!(shown.iter().filter(|row| row[6] == "yes").count(), 1);
+        assert!(shown.iter().any(|row| row[6] == "no, it has ended"), "{shown:?}");
+        assert_eq!(rows(&list.clients[2], now_ms)[1][5], "never");
     }
 }

@@ -3,6 +3,7 @@
 //! One file per place that is looked at. Each gives [`Finding`]s; what counts as good is decided in small functions of what was
 //! measured, so that it can be tested without such a machine.
 
+mod certificate;
 mod cluster;
 mod disk;
 mod machine;
@@ -125,6 +126,7 @@ pub(super) fn examine(doctor: &Doctor, common: &Common) -> anyhow::Result<Vec<Fi
     let status = cluster::find(config.as_ref(), common);
     if let Some(config) = &config {
         findings.extend(network::findings(config, status.is_some()));
+        findings.extend(certificate::findings(config));
     }
     findings.extend(cluster::findings(status.as_ref()));
     Ok(findings)

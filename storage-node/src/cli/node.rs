@@ -12,10 +12,11 @@ use nbd_frontend::service::notify;
 use super::Common;
 use super::serving::{Served, announce, take_back, until_stopped};
 use super::{disk, drain, members, place, remove, scrub, space};
-use crate::config::{NbdTlsSettings, NodeConfig};
+use crate::config::{LIFETIME_ADVISED, NbdTlsSettings, NodeConfig};
 use crate::data_dir::DataDir;
 use crate::membership::Membership;
 use crate::node::access::{Removed, ToldBy};
+use crate::node::admission::AuthorityPlace;
 use crate::node::{BootstrapMember, Node, NodeOptions};
 
 /// Run one node, or ask one that runs.
@@ -108,7 +109,7 @@ async fn serve(config: NodeConfig, mut membership: Membership, passed: PassedSoc
     })?;
     let first = !membership.entered;
     let bootstrap = (first && membership.founder).then(|| founder(&config)).transpose()?;
-    let authority = Some(config.data.join("authority")).filter(|directory| directory.exists());
+    let authority = authority(&config);
     // The one in the data directory is for who says nothing else.
     let nbd_unix = if passed.unix().is_some() { config.nbd.unix.clone() } else { Some(config.nbd_unix()) };
     let started = Node::start(NodeOptions {
@@ -172,6 +173,19 @@ fn note_removal(config: &NodeConfig, membership: &mut Membership, removed: Optio
     if let Err(error) = membership.save(&config.data) {
         tracing::warn!(%error, "the data directory does not say that the node was removed; other nodes will, when it is started again");
     }
+}
+
+/// The cluster's authority, if this node has it.
+fn authority(config: &NodeConfig) -> Option<AuthorityPlace> {
+    let directory = Some(DataDir::authority(&config.data)).filter(|directory| directory.exists())?;
+    let node_lifetime = config.certificates.node_lifetime;
+    if node_lifetime < LIFETIME_ADVISED {
+        tracing::warn!(
+            ?node_lifetime,
+            "certificates of nodes last for a short time: a node that is off for longer takes a token to come back"
+        );
+    }
+    Some(AuthorityPlace { directory, node_lifetime })
 }
 
 /// The first voter of a new cluster: this node.

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use client_lib::client::require_not_ended;
+use client_lib::clock::{Clock, SystemClock};
 use client_lib::pki::{ClientIdentity, tls};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
@@ -53,6 +55,7 @@ impl Remote {
     pub(super) fn with(file: &Path) -> anyhow::Result<Remote> {
         let identity = ClientIdentity::load(file)
             .context("`helio cluster client NAME --out FILE --role ROLE` writes credentials for the admin API")?;
+        require_not_ended(&identity, SystemClock::new().unix_ms())?;
         let config = Arc::new(tls::client_of_nodes(&identity)?);
         Ok(Remote { identity, config })
     }

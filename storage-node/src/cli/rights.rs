@@ -3,6 +3,7 @@
 use anyhow::Context;
 use clap::Subcommand;
 use client_lib::ClientName;
+use client_lib::pki::date;
 use client_lib::rights::{Right, Role, VolumeRule};
 use client_lib::wire::admin::{AccessReport, ChangeRights, ClientList, ClientStatus, VolumeSummary};
 
@@ -152,7 +153,8 @@ fn show(common: &Common, name: &ClientName, json: bool) -> anyhow::Result<()> {
         rules(&status).for_each(|rule| println!("rule {}", told(&rule, &names)));
     }
     for certificate in &status.certificates {
-        println!("certificate {}, issued {}", certificate.fingerprint, age(certificate.issued_ms));
+        let ends = certificate.until_ms.map_or_else(|| "no end".to_owned(), |ms| format!("ends {}", date(ms)));
+        println!("certificate {}, issued {}, {ends}", certificate.fingerprint, age(certificate.issued_ms));
     }
     if let Some(at_ms) = status.revoked_ms {
         println!("all other certificates were revoked {}", age(at_ms));

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use client_lib::pki::{ClusterAuthority, ClusterId, NodeIdentity};
+use client_lib::clock::{Clock, SystemClock};
+use client_lib::pki::{ClusterAuthority, ClusterId, NODE_LIFETIME, NodeIdentity, Validity};
 use client_lib::{NodeId, NodeName, ProviderId};
 use futures_util::future::join_all;
 use nbd_frontend::TlsOptions;
@@ -19,6 +20,7 @@ use super::serving::{Served, announce, until_stopped};
 use crate::config::{NbdTlsSettings, StoreSettings, TlsUse};
 use crate::data_dir::DataDir;
 use crate::membership::Membership;
+use crate::node::admission::AuthorityPlace;
 use crate::node::{BootstrapMember, Node, NodeOptions, WanBytes};
 use crate::wan::relay::Direction;
 use crate::wan::{LinkSettings, WanLink};
@@ -148,7 +150,8 @@ async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Resul
             peer_overrides,
             bootstrap: Some(bootstrap.clone()),
             contacts: Vec::new(),
-            authority: None,
+            // All are of this process: each signs its own.
+            authority: Some(AuthorityPlace { directory: DataDir::authority(&data), node_lifetime: NODE_LIFETIME }),
             keys: keys.clone(),
             store: StoreSettings::default(),
             export: None,
@@ -225,7 +228,8 @@ fn identities(data: &Path, names: &[NodeName]) -> anyhow::Result<Vec<NodeIdentit
             // Through the data directory, so that it is marked as ours before anything else is in it.
             drop(DataDir::open(&data.join(name.as_str()))?);
             std::fs::create_dir(&directory)?;
-            let identity = authority.issue(node_id(index))?;
+            let validity = Validity::starting(SystemClock::new().unix_ms(), NODE_LIFETIME);
+            let identity = authority.issue(node_id(index), validity)?;
             identity.save(&directory)?;
             Ok(identity)
         })

@@ -52,6 +52,7 @@ fn the_example_in_the_documentation_says_what_the_defaults_are() {
     let (directories, capacity_bytes) = (config.store.directories.clone(), config.store.capacity_bytes);
     assert_eq!(config.store, StoreSettings { directories, capacity_bytes, ..StoreSettings::default() });
     assert_eq!(config.admin, AdminSettings::default());
+    assert_eq!(config.certificates, CertificateSettings::default());
     assert!(config.advertise.is_some() && config.nbd.tcp.is_some() && !config.routes.is_empty());
     assert_eq!(config.trace.sample, TraceSettings::default().sample);
     assert_eq!(config.metrics.listen, Some("0.0.0.0:9810".parse().expect("an address")), "beyond loopback is fine");
@@ -71,6 +72,18 @@ fn certificates_for_nbd_lie_beside_the_file_and_are_demanded_unless_told_otherwi
     assert_eq!(required.client_authority, None);
     assert_eq!(tls("mode = \"optional\"\n").expect("is on").mode, TlsMode::Optional);
     assert_eq!(tls("mode = \"off\"\n"), None);
+}
+
+#[test]
+fn how_long_certificates_count_is_said_in_a_unit_and_within_limits() {
+    let lifetime = |text: &str| read(&format!("{LEAST}[certificates]\nnode_lifetime = {text}\n"));
+    let right = |text: &str| lifetime(text).expect(text).certificates.node_lifetime.as_secs();
+    assert_eq!((right("\"10s\""), right("\"36h\""), right("\"90 d\"")), (10, 36 * 3600, 90 * 24 * 3600));
+    assert_eq!(read(LEAST).expect("is enough").certificates.node_lifetime, Duration::from_secs(90 * 24 * 3600));
+    for odd in ["\"9s\"", "\"3651d\"", "90", "\"d\"", "\"99999999999999999999d\"", "\"3 weeks\"", "\"\""] {
+        let error = lifetime(odd).expect_err(odd);
+        assert!(error.contains("a time from \"10s\" to \"3650d\"") && error.contains("line 6"), "{odd}: {error}");
+    }
 }
 
 #[test]

@@ -32,6 +32,7 @@ families! {
     Ready: Gauge "ready" in Number by [] = "1 while /health/ready says so: every check holds";
     ReadyCheck: Gauge "ready_check" in Number by ["check"] = "1 while this check of /health/ready holds";
     CertificateExpiry: Gauge "certificate_expiry_timestamp" in Seconds by ["certificate"] = "When the certificate expires, since 1970: node for other nodes, nbd for NBD clients with TLS, if there is one";
+    CertificateRenewal: Gauge "certificate_renewal_timestamp" in Seconds by ["certificate"] = "When the node renews the certificate by itself, since 1970: node; none for one that has no end";
 
     // Metadata and the lease.
     MetadataHasLeader: Gauge "metadata_has_leader" in Number by [] = "1 while the node knows who leads the metadata";

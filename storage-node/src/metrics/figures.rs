@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use client_lib::pki::Validity;
 use consensus::MetaFigures;
 use nbd_frontend::server::ConnectionFigures;
 
@@ -13,6 +14,9 @@ use crate::serve::observe::Health;
 use crate::shard::figures::VolumeFigures;
 use crate::shards::StoreFigures;
 use crate::trace::export::ExportFigures;
+
+/// In [`NodeFigures::certificates`]: what the node proves itself with to others, and renews.
+pub const OWN_CERTIFICATE: &str = "node";
 
 /// Everything.
 #[derive(Debug, Default)]
@@ -29,8 +33,8 @@ pub struct NodeFigures {
     pub metadata: MetadataView,
     /// The right to act as an owner.
     pub lease: LeaseFigures,
-    /// When which certificate expires, in seconds since 1970.
-    pub certificates: Vec<(&'static str, i64)>,
+    /// Until when which certificate counts.
+    pub certificates: Vec<(&'static str, Validity)>,
     /// The other nodes.
     pub links: Vec<LinkFigures>,
     /// NBD, if it is served.

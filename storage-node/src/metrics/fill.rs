@@ -5,7 +5,7 @@ use std::time::Duration;
 use client_lib::BLOCK_SIZE;
 
 use super::families::Id;
-use super::figures::{LinkFigures, NodeFigures, OwnedFigures, VolumeView, VolumesFigures};
+use super::figures::{LinkFigures, NodeFigures, OWN_CERTIFICATE, OwnedFigures, VolumeView, VolumesFigures};
 use super::{Sheet, Value};
 use crate::shard::figures::ShardFigures;
 use crate::shard::operations::{Answered, BOUNDS, bound};
@@ -56,8 +56,11 @@ fn node(sheet: &mut Sheet, figures: &NodeFigures) {
     for check in &figures.health.checks {
         sheet.put(Id::ReadyCheck, &[check.name], check.failure.is_none());
     }
-    for (certificate, expires) in &figures.certificates {
-        sheet.put(Id::CertificateExpiry, &[certificate], *expires as f64);
+    for (certificate, validity) in &figures.certificates {
+        sheet.put(Id::CertificateExpiry, &[certificate], (validity.until_ms / 1000) as f64);
+        // The others are renewed by whoever made them, when he likes.
+        let renewal_ms = validity.renewal_ms().filter(|_| *certificate == OWN_CERTIFICATE);
+        sheet.put_some(Id::CertificateRenewal, &[certificate], renewal_ms.map(|ms| (ms / 1000) as f64));
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::access::{self, Removed};
 use super::admin::{NodeAdmin, Standing, name_of};
-use super::admission::Admission;
+use super::admission::{Admission, AuthorityPlace};
 use super::observe::{Observed, Observer};
 use super::reconcile::{Reconciler, learn_peers};
 use super::service::{NodeService, RaftTransport};
@@ -73,8 +72,8 @@ pub struct Place {
     pub bootstrap: Option<Vec<BootstrapMember>>,
     /// Members to turn to, for a node that joined and never started.
     pub contacts: Vec<Contact>,
-    /// The directory of the cluster's authority, at the node that admits others.
-    pub authority: Option<PathBuf>,
+    /// The cluster's authority, at the node that admits others.
+    pub authority: Option<AuthorityPlace>,
     /// Where the keys are that open encrypted volumes here.
     pub keys: Option<KeySource>,
     /// Which collector is told of operations, if any.
@@ -93,6 +92,8 @@ pub struct Parts {
     pub exports: Arc<Exports>,
     /// Consensus.
     pub meta: MetaRaft,
+    /// Signs certificates, where the authority is.
+    pub(super) admission: Arc<Admission>,
     me: NodeId,
     reconciler: Arc<Reconciler>,
     shards: Arc<Shards>,
@@ -124,6 +125,9 @@ impl Parts {
             return Err(removed.into());
         }
         service.set_meta(meta.clone());
+        // Before there is a leader: there may be none until a member has a certificate again.
+        let admission = Arc::new(Admission::new(place.authority, meta.clone(), clock.clone()));
+        service.set_admission(admission.clone());
         // What was known at the last stop: this node may have to tell the others a new address.
         learn_peers(&*transport, me, &place.peer_overrides, &meta.state());
         if let Some(members) = &place.bootstrap {
@@ -153,8 +157,8 @@ impl Parts {
             place.peer_overrides,
         ));
         let admin = NodeAdmin::new(this, clock, meta.clone(), volumes.clone(), reconciler.clone(), peers.clone(), log);
-        let holds_authority = place.authority.is_some();
         let is_of_up = place.bootstrap.as_ref().is_some_and(|founders| founders.len() > 1);
+        let holds_authority = admission.holds_authority() && !is_of_up;
         let admin = admin.counting(place.wan_bytes).standing(Standing { holds_authority, is_of_up });
         let admin = Arc::new(admin);
         let observer = Arc::new(Observer::new(Observed {
@@ -178,10 +182,11 @@ impl Parts {
             first_session | CLIENT_SESSIONS,
         ));
         service.set_peers(
-            PeerServer::new(volumes.clone(), admin.clone(), transport.clone()).with_clients(clients.clone()),
+            PeerServer::new(volumes.clone(), admin.clone(), transport.clone())
+                .with_clients(clients.clone())
+                .with_admission(admission.clone()),
         );
         service.set_clients(clients);
-        service.set_admission(Admission::new(place.authority, meta.clone()));
         let mut tasks = vec![
             tokio::spawn(access::follow(meta.clone(), transport.clone())),
             tokio::spawn(access::have_raft_forget(meta.clone())),
@@ -200,7 +205,7 @@ impl Parts {
         }
         tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
         let exports = Arc::new(Exports::new(volumes, newest, first_session).with_keys(place.keys));
-        Ok(Parts { admin, observer, exports, meta, me, reconciler, shards, tasks })
+        Ok(Parts { admin, observer, exports, meta, admission, me, reconciler, shards, tasks })
     }
 
     /// Waits until the metadata says that this node was removed.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use client_lib::pki::certificate_expiry;
+use client_lib::pki::Validity;
 use client_lib::transport::BoxFuture;
 use client_lib::{BLOCK_SIZE, VolumeId};
 use consensus::{MetaRaft, MetaState};
@@ -163,11 +163,11 @@ impl Observer {
     }
 
     /// What cannot be read is left out: whoever uses it says so.
-    fn expiries(&self) -> Vec<(&'static str, i64)> {
+    fn expiries(&self) -> Vec<(&'static str, Validity)> {
         let files = self.certificates.get().into_iter().flatten();
         let expiry = |(what, file): &(&'static str, PathBuf)| {
             let pem = std::fs::read_to_string(file).ok()?;
-            Some((*what, certificate_expiry(&pem).ok()?))
+            Some((*what, Validity::of_pem(&pem).ok()?))
         };
         files.filter_map(expiry).collect()
     }

@@ -26,7 +26,7 @@ use crate::serve::client::rights::Asker;
 pub struct NodeService {
     meta: OnceLock<MetaRaft>,
     peers: OnceLock<PeerServer>,
-    admission: OnceLock<Admission>,
+    admission: OnceLock<Arc<Admission>>,
     clients: OnceLock<Arc<ClientService>>,
 }
 
@@ -52,7 +52,7 @@ impl NodeService {
     }
 
     /// Nodes may join.
-    pub fn set_admission(&self, admission: Admission) {
+    pub fn set_admission(&self, admission: Arc<Admission>) {
         assert!(self.admission.set(admission).is_ok(), "admission is set once");
     }
 
@@ -89,7 +89,7 @@ impl NodeService {
             (ServiceId::Client, Caller::Client(name)) => self.answer_client(frame, Asker::Client(name)).await,
             (ServiceId::Join, Caller::Node(_) | Caller::Nobody) => {
                 let reply = match (self.admission.get(), decode_head::<JoinRequest>(&frame.head)) {
-                    (Some(admission), Ok(request)) => admission.answer(request).await,
+                    (Some(admission), Ok(request)) => admission.answer(request, frame.payload).await,
                     (None, _) => Err(not_ready()),
                     (_, Err(error)) => {
                         Err(Error::new(ErrorKind::InvalidRequest, "the request cannot be read").caused_by(error))

@@ -107,6 +107,8 @@ pub enum PeerRequest {
     /// Take note of a part of an initial sync ([`crate::volume::initial`]), which ends before block `end` or is the last: a manifest that has
     /// no runs but those of so many parts of `telling`.
     SyncPart { volume: VolumeId, epoch: Epoch, telling: u64, parts: u32, manifest: Manifest, end: Option<BlockIndex> },
+    /// Sign this request for a certificate of the sender, if you have the authority; the answer is `Signed`.
+    Renew { request_pem: String },
 }
 
 /// What a session asks of the owner of a volume. Data that is written is the payload.
@@ -334,6 +336,11 @@ pub enum PeerReply {
         /// The first block of which it holds nothing.
         next: BlockIndex,
     },
+    /// The certificate of who has asked.
+    Signed {
+        /// In PEM.
+        certificate_pem: String,
+    },
 }
 
 /// A head with its payload.
@@ -493,6 +500,7 @@ mod tests {
                 manifest: Manifest { from: Lsn::ZERO, to, runs: Vec::new(), mark },
                 end: Some(BlockIndex(300)),
             },
+            PeerRequest::Renew { request_pem: "request".to_owned() },
         ];
         let encoded: Vec<u8> = requests.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("peer-requests.hex", &encoded);
@@ -505,6 +513,7 @@ mod tests {
             PeerReply::Fetched { blocks: 300, is_whole: true },
             PeerReply::Rejoining { position: ReplicaPosition::default(), base: lsn, unknown: 300 },
             PeerReply::InitialSync { position: ReplicaPosition::default(), base: lsn, next: BlockIndex(300) },
+            PeerReply::Signed { certificate_pem: "certificate".to_owned() },
         ];
         let encoded: Vec<u8> = replies.iter().flat_map(|head| encode_head(head).expect("is plain data")).collect();
         golden::check("peer-replies.hex", &encoded);

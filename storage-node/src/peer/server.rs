@@ -15,6 +15,7 @@ use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
 use super::alike::take_alike;
 use super::message::{AdminForward, Alike, ENCODINGS, Message, PeerReply, PeerRequest, Writer, pack_read};
 use super::packing::{PackedBlocks, unpack_blocks, unpack_zstd};
+use crate::node::admission::Admission;
 use crate::ownership::enclosure::Enclosure;
 use crate::ownership::writers::Refusal;
 use crate::propagation::manifest::{BlockRun, VersionRun, VersionedBlock};
@@ -38,19 +39,26 @@ pub struct PeerServer {
     admin: Arc<dyn ForwardedAdmin>,
     transport: Arc<dyn Transport>,
     clients: Option<Arc<ClientService>>,
+    admission: Option<Arc<Admission>>,
 }
 
 impl PeerServer {
     /// A server of `volumes`, called over `transport`.
     #[must_use]
     pub fn new(volumes: Arc<Volumes>, admin: Arc<dyn ForwardedAdmin>, transport: Arc<dyn Transport>) -> PeerServer {
-        PeerServer { volumes, admin, transport, clients: None }
+        PeerServer { volumes, admin, transport, clients: None, admission: None }
     }
 
     /// The same, which also answers what clients asked of other nodes.
     #[must_use]
     pub fn with_clients(self, clients: Arc<ClientService>) -> PeerServer {
         PeerServer { clients: Some(clients), ..self }
+    }
+
+    /// The same, which also signs certificates, if it can.
+    #[must_use]
+    pub fn with_admission(self, admission: Arc<Admission>) -> PeerServer {
+        PeerServer { admission: Some(admission), ..self }
     }
 
     /// Answers one frame from `peer`.
@@ -165,6 +173,11 @@ impl PeerServer {
                 let Message { head, payload } =
                     self.clients.as_ref().ok_or_else(none)?.serve_peer(epoch, &request, &payload).await?;
                 return Ok((head, payload));
+            }
+            PeerRequest::Renew { request_pem } => {
+                let none = || Error::new(ErrorKind::NotFound, "this node signs nothing");
+                let admission = self.admission.as_ref().ok_or_else(none)?;
+                PeerReply::Signed { certificate_pem: admission.renew(peer, &request_pem).await? }
             }
             PeerRequest::Admin { request } => PeerReply::Admin(self.admin.forwarded(request).await?),
             propagation => return Ok((self.propagate(peer, propagation, payload).await?, Bytes::new())),

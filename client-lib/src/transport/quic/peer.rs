@@ -151,6 +151,9 @@ impl Peer {
     }
 
     async fn attempt(&self, shared: &Shared, congestion: Congestion) -> Result<Connection, DialError> {
+        if let Some(look) = shared.before_handshake.get() {
+            look();
+        }
         let name = pki::server_name(shared.identity.cluster(), self.node);
         let config = shared.client_config(congestion);
         let connecting =

@@ -93,6 +93,14 @@ pub(super) const CERTIFICATE_REVOKED: &[u8] = b"certificate revoked";
 /// The code of a connection that was served and is no more: what was under way may have been carried out.
 pub(super) const CODE_TAKEN_BACK: VarInt = VarInt::from_u32(2);
 
+/// What a client is told whose certificate has ended while it was served; with [`CODE_TAKEN_BACK`].
+pub(super) const CERTIFICATE_ENDED: &[u8] = b"certificate ended";
+
+/// Whether the other end has ended the connection because this end's certificate has ended.
+pub(super) fn is_end(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::ApplicationClosed(close) if close.reason == CERTIFICATE_ENDED)
+}
+
 /// Whether the other end has said that this end's certificate was taken back; `before_anything` if it had served nothing.
 pub(super) fn is_revocation(error: &ConnectionError, before_anything: bool) -> bool {
     let ConnectionError::ApplicationClosed(close) = error else { return false };
@@ -123,11 +131,10 @@ fn is_about_certificates(code: TransportErrorCode) -> bool {
     )
 }
 
-/// The endpoint's keys derive from the node's, so that a restarted node recognises and resets the connections of
+/// The endpoint's keys derive from a seed that the node keeps, so that a restarted node recognises and resets the connections of
 /// its former life: the peer learns at once instead of after the idle timeout.
-pub(super) fn endpoint_config(identity: &Credentials) -> Result<EndpointConfig, StartError> {
-    let seed = pki::hmac_sha256(b"heliotrope reset", identity.key().secret_der());
-    let mut config = EndpointConfig::new(Arc::new(ResetKey(pki::hmac_sha256(&seed, b"stateless reset"))));
+pub(super) fn endpoint_config(seed: &[u8]) -> Result<EndpointConfig, StartError> {
+    let mut config = EndpointConfig::new(Arc::new(ResetKey(pki::hmac_sha256(seed, b"stateless reset"))));
     config.cid_generator(|| Box::new(RandomIds { random: pki::provider().secure_random }));
     config.max_udp_payload_size(MTU_MAX).map_err(|error| StartError::Config(error.to_string()))?;
     Ok(config)
@@ -160,8 +167,7 @@ pub(super) fn server_config(identity: &Credentials, hold: &Arc<Hold>) -> Result<
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(StartError::config)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain(), identity.key().clone_key())
-        .map_err(StartError::config)?;
+        .with_cert_resolver(identity.shown());
     tls.alpn_protocols = vec![ALPN.to_vec()];
     tls.send_tls13_tickets = 0;
     let crypto = QuicServerConfig::try_from(tls).map_err(StartError::config)?;
@@ -185,8 +191,7 @@ pub(super) fn client_crypto(identity: &Credentials) -> Result<Arc<QuicClientConf
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(StartError::config)?
         .with_webpki_verifier(verifier)
-        .with_client_auth_cert(identity.chain(), identity.key().clone_key())
-        .map_err(StartError::config)?;
+        .with_client_cert_resolver(identity.shown());
     finish_client(tls)
 }
 

@@ -12,6 +12,9 @@ pub struct CertificateStatus {
     pub fingerprint: String,
     /// When it was issued, in milliseconds since 1970.
     pub issued_ms: u64,
+    /// Until when it counts, in milliseconds since 1970; none if it has no end.
+    #[serde(default)]
+    pub until_ms: Option<u64>,
 }
 
 /// A client.
@@ -62,6 +65,9 @@ pub struct NoteClient {
     pub client: String,
     /// SHA-256 of the certificate, in hexadecimal.
     pub fingerprint: String,
+    /// For how many days it counts, from now on; none if it has no end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub days: Option<u16>,
 }
 
 /// Asks for certificates to be taken back: just one of both is given.

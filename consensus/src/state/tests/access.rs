@@ -7,7 +7,7 @@ use client_lib::{ClientName, Epoch, ErrorKind, Lsn, NodeId, VolumeId};
 use super::{cluster, create, expire, hand_over, register, renew, takeover, transfer};
 use crate::command::{Command, Refusal, Response};
 use crate::state::MetaState;
-use crate::state::access::{CLIENT_CERTIFICATES_MAX, REVOKED_MAX};
+use crate::state::access::{CLIENT_CERTIFICATES_MAX, Issued, REVOKED_MAX};
 
 fn remove(node: u64) -> Command {
     Command::RemoveNode { node: NodeId(node), was_lost: false, at_ms: 7 }
@@ -39,6 +39,19 @@ fn refused(response: Response) -> Refusal {
         Response::Refused(refusal) => refusal,
         other => panic!("not refused: {other:?}"),
     }
+}
+
+/// What was noted when certificates had no end reads as such.
+#[test]
+fn when_a_certificate_was_issued_and_for_how_long_are_one_number() {
+    let before = Issued::from(1_790_000_000_000);
+    assert_eq!((before, before.until_ms()), (Issued { at_ms: 1_790_000_000_000, days: 0 }, None));
+    assert_eq!(u64::from(before), 1_790_000_000_000);
+    let year = Issued { at_ms: 1_790_000_000_000, days: 365 };
+    assert_eq!(Issued::from(u64::from(year)), year);
+    assert_eq!(year.until_ms(), Some(1_790_000_000_000 + 365 * 86_400_000));
+    let most = Issued { at_ms: (1 << 48) - 1, days: u16::MAX };
+    assert_eq!(Issued::from(u64::from(most)), most);
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! The cluster, if it runs: who is there, whether stores take writes, and whose volumes have lost their owner.
 
+use client_lib::clock::{Clock, SystemClock};
 use client_lib::rights::Role;
 use client_lib::wire::admin::{ClientList, ClientStatus, ClusterStatus, NodeSpace, StoreSpace, VolumeSummary};
 
 use super::Finding;
-use crate::cli::Common;
 use crate::cli::client::Client;
+use crate::cli::{Common, credentials};
 use crate::config::NodeConfig;
 use crate::size::human;
 
@@ -52,6 +53,7 @@ pub(super) fn findings(running: Option<&Running>) -> Vec<Finding> {
         spaces.iter().flat_map(|space| space.stores.iter().filter_map(|store| full_or_faulty(&space.node, store))),
     );
     findings.extend(unlimited(clients));
+    findings.extend(ending(&credentials::ending(clients, SystemClock::new().unix_ms())));
     findings
 }
 
@@ -73,6 +75,13 @@ fn unlimited(clients: &ClientList) -> Option<Finding> {
     };
     let advice = "`helio cluster client allow NAME VOL[:ro]` limits one to what its rules are for (docs/security.md)";
     Some(Finding::warning("clients", found, advice))
+}
+
+/// Clients that are soon let in no more, or are not any more.
+fn ending(clients: &[String]) -> Option<Finding> {
+    let advice = "`helio cluster client NAME --out FILE --force` issues new ones, where the cluster's authority is; helio-nbd takes them up without a restart";
+    let found = format!("end within a month, or have ended: {}", clients.join(", "));
+    (!clients.is_empty()).then(|| Finding::warning("credentials of clients", found, advice))
 }
 
 fn leader(status: &ClusterStatus) -> Finding {
@@ -187,7 +196,7 @@ mod tests {
     fn clients_that_may_use_everything_are_told_of() {
         let client = |name: &str, role, rules| ClientStatus {
             name: name.to_owned(),
-            certificates: vec![CertificateStatus { fingerprint: "aa".to_owned(), issued_ms: 1 }],
+            certificates: vec![CertificateStatus { fingerprint: "aa".to_owned(), issued_ms: 1, until_ms: None }],
             revoked_ms: None,
             role,
             rules,

@@ -10,7 +10,7 @@ use client_lib::wire::admin::{
     RevokedCertificate,
 };
 use client_lib::{ClientName, Error, ErrorKind};
-use consensus::{ClientRecord, Command, Response};
+use consensus::{ClientRecord, Command, Issued, Response};
 
 use super::{NodeAdmin, out_of_turn};
 use crate::node::METADATA_DEADLINE;
@@ -22,9 +22,10 @@ impl NodeAdmin {
         let names: BTreeSet<_> = records.keys().copied().chain(state.rights().map(|(name, _)| name)).collect();
         let clients = names.into_iter().map(|name| {
             let (record, rights) = (records.get(name), state.rights_of(name));
-            let told = |(fingerprint, issued_ms): (&Fingerprint, &u64)| CertificateStatus {
-                fingerprint: fingerprint.to_string(),
-                issued_ms: *issued_ms,
+            let told = |(fingerprint, number): (&Fingerprint, &u64)| {
+                let issued = Issued::from(*number);
+                let (issued_ms, until_ms) = (issued.at_ms, issued.until_ms());
+                CertificateStatus { fingerprint: fingerprint.to_string(), issued_ms, until_ms }
             };
             let mut certificates: Vec<_> = record.into_iter().flat_map(|record| &record.issued).map(told).collect();
             certificates.sort_by_key(|certificate| certificate.issued_ms);
@@ -43,7 +44,8 @@ impl NodeAdmin {
     pub(super) async fn note_issued(&self, request: NoteClient) -> Result<AccessReport, Error> {
         let client: ClientName = request.client.parse()?;
         let fingerprint: Fingerprint = request.fingerprint.parse()?;
-        let at_ms = SystemClock::new().unix_ms();
+        let issued = Issued { at_ms: SystemClock::new().unix_ms(), days: request.days.unwrap_or(0) };
+        let at_ms = u64::from(issued);
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         if let Err(why) = self.require_known_to_all(&state, None).await {
             // In the middle of an upgrade. Where nothing was ever revoked what is not listed counts.

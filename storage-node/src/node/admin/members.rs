@@ -44,6 +44,9 @@ pub(super) struct NodeAbout {
     /// The format of metadata that it knows: it sees to what is in that. 0 of one that does not say so, which knows no more than 8.
     #[serde(default)]
     pub(super) metadata_format: u64,
+    /// Whether it renews its certificate before that ends; a program that does not say so does not.
+    #[serde(default)]
+    pub(super) renews: bool,
 }
 
 impl NodeAdmin {
@@ -53,6 +56,7 @@ impl NodeAdmin {
             holds_authority: self.standing.holds_authority,
             applied: self.meta.applied_index(),
             metadata_format: consensus::FORMAT,
+            renews: true,
         }
     }
 
@@ -66,6 +70,13 @@ impl NodeAdmin {
         }
         let late = |_| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {ABOUT_PATIENCE:?}")));
         tokio::time::timeout(ABOUT_PATIENCE, self.ask(node, AdminForward::About)).await.unwrap_or_else(late)
+    }
+
+    /// Whether every member answers, and renews its certificate before that ends.
+    pub(in crate::node) async fn all_renew(&self) -> bool {
+        let state = self.meta.state();
+        let told = join_all(state.nodes().map(|node| self.about(node.id))).await;
+        told.iter().all(|about| about.as_ref().is_ok_and(|about| about.renews))
     }
 
     pub(super) async fn list_nodes(&self) -> Result<NodeList, Error> {
@@ -182,4 +193,20 @@ fn removed_told(state: &MetaState) -> Vec<RemovedStatus> {
         was_lost: node.was_lost,
     };
     removed.into_iter().map(told).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// While one of them runs, nobody takes a certificate that ends: see [`NodeAdmin::all_renew`].
+    #[test]
+    fn an_earlier_program_is_known_not_to_renew() {
+        let told = r#"{"version":"0.1.0","holds_authority":true,"applied":12,"metadata_format":9}"#;
+        let about: NodeAbout = serde_json::from_str(told).expect("reads");
+        assert!(!about.renews && about.metadata_format == 9);
+        let oldest: NodeAbout =
+            serde_json::from_str(r#"{"version":"0.1.0","holds_authority":false,"applied":1}"#).expect("reads");
+        assert!(!oldest.renews && oldest.metadata_format == 0);
+    }
 }
