@@ -16,7 +16,11 @@ TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 # The client library as an archive, from which client-lib/c/install links the C library (docs/decisions/0034).
 ARCHIVE = rustc --package client-lib --lib --crate-type staticlib --profile
 
-.PHONY: help demo test check unit library deb container soak bench tools fmt
+# The commit whose programs `make upgrade` upgrades from.
+OLD ?= 689647d
+EARLIER = $(abspath $(TARGET_DIR))/earlier
+
+.PHONY: help demo test check unit library deb container soak upgrade bench tools fmt
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -60,6 +64,14 @@ soak: tools ## the same tests with many more seeds and larger backlogs, then mut
 	cargo $(ARCHIVE) dev
 	export HELIO_SEEDS=100000 HELIO_BACKLOG_MIB=2048 HELIO_KILLS=200 HELIO_LOSSES=10 HELIO_MOVES=50 HELIO_UPGRADES=100 HELIO_FUZZ=1000000 && $(CARGO) test --workspace
 	export HELIO_FUZZ=endless HELIO_FUZZ_SEED=$$RANDOM && $(CARGO) test --package nbd-frontend --test fuzz -- --nocapture
+
+upgrade: tools ## build the programs of an earlier commit (OLD), and upgrade a cluster of them node by node under its clients
+	rm -rf "$(EARLIER)/tree" && git worktree prune && git worktree add --detach "$(EARLIER)/tree" $(OLD)
+	ROCKSDB_LIB_DIR="$$(.ci/rocksdb-archive)" && export ROCKSDB_LIB_DIR ROCKSDB_STATIC=1 CARGO_TARGET_DIR="$(EARLIER)/build" && \
+		cargo build --manifest-path "$(EARLIER)/tree/Cargo.toml" --package storage-node --package nbd-frontend --bins
+	git worktree remove --force "$(EARLIER)/tree"
+	$(CARGO) build --package storage-node --package nbd-frontend --bins
+	export HELIO_OLD_BIN="$(EARLIER)/build/debug/helio" && $(CARGO) test --package tests --test upgrade -- --nocapture --test-threads 1
 
 bench: tools ## measure speed, cleaning, growth and idle volumes, optimised build; forty minutes, figures and plots in target/bench
 	$(CARGO) build --release --package storage-node --package nbd-frontend --package bench --bins

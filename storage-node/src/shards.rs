@@ -25,7 +25,7 @@ use crate::stores::offline::Lost;
 #[derive(Debug, thiserror::Error)]
 pub enum ShardsError {
     /// One cannot be opened.
-    #[error("the store in {} cannot be opened, and the node does not start without it (docs/disks.md): {source}", directory.display())]
+    #[error("the store in {} cannot be opened, and the node does not start without it (docs/disks.md)", directory.display())]
     Start {
         /// Its directory.
         directory: PathBuf,
@@ -33,7 +33,7 @@ pub enum ShardsError {
         source: StartError,
     },
     /// One ended at once.
-    #[error("the store in {} has failed: {source}", directory.display())]
+    #[error("the store in {} has failed", directory.display())]
     Failed {
         /// Its directory.
         directory: PathBuf,

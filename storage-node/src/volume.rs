@@ -38,7 +38,7 @@ use crate::shard::handle::Role;
 use changes::Changes;
 use clone::Filling;
 use initial::InitialSync;
-use layers::{Layer, Layers};
+use layers::{Layer, Layers, MANY};
 use ledger::Ledger;
 use pins::Pins;
 use rollback::Rollback;
@@ -369,16 +369,27 @@ impl Volume {
             Moment::Snapshot(id) => self.layers.below(id),
         };
         let mut versions = Vec::with_capacity(blocks.size_hint().0);
-        for block in blocks {
-            let version = match (moment, &layers) {
-                (Moment::Now, _) => self.view(block, map)?,
-                (Moment::Snapshot(_), Some(layers)) => self.version_in(layers, block, map)?,
-                (Moment::Snapshot(id), None) => {
-                    let page = map.snapshot_page(self.id, &self.snapshots, id, block / PAGE_ENTRIES)?;
-                    page.and_then(|page| page.entry((block % PAGE_ENTRIES) as u8))
-                }
-            };
-            versions.extend(version.map(|version| (block, version)));
+        for blocks in by_chunk(blocks, |block| *block) {
+            if moment == Moment::Now && blocks.len() >= MANY {
+                let page = blocks[0] / PAGE_ENTRIES;
+                let base = map.cache.page(self.id, page)?;
+                let mut seen = base.map_or([None; PAGE_ENTRIES as usize], |page| page.entries());
+                self.layers.overlay(page, &mut seen);
+                let version = |block: u32| Some((block, seen[(block % PAGE_ENTRIES) as usize]?));
+                versions.extend(blocks.into_iter().filter_map(version));
+                continue;
+            }
+            for block in blocks {
+                let version = match (moment, &layers) {
+                    (Moment::Now, _) => self.view(block, map)?,
+                    (Moment::Snapshot(_), Some(layers)) => self.version_in(layers, block, map)?,
+                    (Moment::Snapshot(id), None) => {
+                        let page = map.snapshot_page(self.id, &self.snapshots, id, block / PAGE_ENTRIES)?;
+                        page.and_then(|page| page.entry((block % PAGE_ENTRIES) as u8))
+                    }
+                };
+                versions.extend(version.map(|version| (block, version)));
+            }
         }
         Ok(versions)
     }
@@ -506,12 +517,16 @@ impl Volume {
         let tells_unknown = self.layers.unknown() > 0;
         if manifest.to > self.known || tells_unknown {
             let (known, mut changed) = (self.known, RoaringBitmap::new());
-            for run in runs.iter().filter(|run| run.lsn > known || tells_unknown) {
-                for (block, version) in told_by(run) {
-                    if run.lsn > known && self.layers.view(block).is_none_or(|view| view.lsn < run.lsn) {
-                        self.layers.note(block, version, &mut map.usage);
-                        changed.insert(block);
-                    } else if self.layers.is_unknown(block) {
+            let told = runs.iter().filter(|run| run.lsn > known || tells_unknown).flat_map(told_by);
+            for told in by_chunk(told, |(block, _)| *block) {
+                let (news, mut others): (Vec<_>, Vec<_>) =
+                    told.into_iter().partition(|(_, version)| version.lsn > known);
+                let known_here = self.layers.note_newer(&news, &mut map.usage);
+                let is_noted = |block: &u32| known_here.binary_search_by_key(block, |(known, _)| *known).is_err();
+                changed.extend(news.iter().map(|(block, _)| *block).filter(is_noted));
+                others.extend(known_here);
+                for (block, version) in others {
+                    if self.layers.is_unknown(block) {
                         self.tell(block, version, map)?;
                     }
                 }
@@ -736,6 +751,19 @@ fn told_by(run: &ManifestRun) -> impl Iterator<Item = (u32, Version)> + '_ {
             RunContent::Zero(_) => Content::Zero,
         };
         (run.start.0 + index, Version { lsn: run.lsn, content })
+    })
+}
+
+/// Groups what is about blocks by the chunk that these are in, as long as they rise.
+fn by_chunk<T>(all: impl Iterator<Item = T>, block: impl Fn(&T) -> u32) -> impl Iterator<Item = Vec<T>> {
+    let mut all = all.peekable();
+    std::iter::from_fn(move || {
+        let mut group = vec![all.next()?];
+        let follows = |last: u32, next: u32| next > last && next / PAGE_ENTRIES == last / PAGE_ENTRIES;
+        while let Some(next) = all.next_if(|next| follows(block(&group[group.len() - 1]), block(next))) {
+            group.push(next);
+        }
+        Some(group)
     })
 }
 

@@ -21,6 +21,8 @@ const LOG_LINES: usize = 60;
 /// Nodes of separate processes, each of a provider of its own; ended when dropped.
 pub struct Nodes {
     directory: tempfile::TempDir,
+    /// What nodes and commands are from here on.
+    program: PathBuf,
     nodes: Vec<(String, Option<Owned>)>,
 }
 
@@ -57,7 +59,12 @@ impl Nodes {
     /// # Errors
     /// As the system says.
     pub fn none() -> anyhow::Result<Nodes> {
-        Ok(Nodes { directory: tempfile::tempdir()?, nodes: Vec::new() })
+        Ok(Nodes { directory: tempfile::tempdir()?, program: helio()?, nodes: Vec::new() })
+    }
+
+    /// Has nodes that are started from here on be this `helio`, and commands too, and the `helio-nbd` beside it.
+    pub fn use_program(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
     }
 
     /// Founds the cluster with this node, or has it join, and waits until it serves.
@@ -163,7 +170,7 @@ impl Nodes {
     /// # Errors
     /// What the command said when it failed.
     pub fn cluster(&self, verb: &[&str], name: &str, token: &str) -> anyhow::Result<String> {
-        let mut command = Command::new(helio()?);
+        let mut command = Command::new(&self.program);
         run(command.arg("cluster").args(verb).arg("--config").arg(self.config(name)).env("HELIO_TOKEN", token.trim()))
     }
 
@@ -185,7 +192,7 @@ impl Nodes {
     /// When it does not; its log is in the message.
     pub fn start_node(&mut self, name: &str) -> anyhow::Result<()> {
         let (out, log) = (self.path().join(format!("{name}.out")), self.path().join(format!("{name}.log")));
-        let mut command = Command::new(helio()?);
+        let mut command = Command::new(&self.program);
         let process = start_ready(command.args(["node", "--config"]).arg(self.config(name)), &out, &log)?;
         match self.nodes.iter_mut().find(|(known, _)| known == name) {
             Some((_, place)) => *place = Some(process),
@@ -298,8 +305,9 @@ impl Nodes {
         let mut all: Vec<OsString> =
             [way.as_ref(), by.as_os_str(), "--socket".as_ref(), socket.as_os_str()].map(OsStr::to_owned).into();
         all.extend(arguments.iter().map(OsString::from));
-        let (process, log) = start_helio_nbd(&socket, 0, &all)?;
-        Ok(HelioNbd { process, socket, arguments: all, logs: vec![log] })
+        let program = self.helio_nbd_program()?;
+        let (process, log) = start_helio_nbd(&program, &socket, 0, &all)?;
+        Ok(HelioNbd { process, program, socket, arguments: all, logs: vec![log] })
     }
 
     /// The program.
@@ -307,7 +315,7 @@ impl Nodes {
     /// # Errors
     /// When it was not built.
     pub fn helio_nbd_program(&self) -> anyhow::Result<PathBuf> {
-        Ok(helio()?.with_file_name("helio-nbd"))
+        Ok(self.program.with_file_name("helio-nbd"))
     }
 
     /// Waits until something is so, or fails with what every node says of volume `disk`.
@@ -327,7 +335,7 @@ impl Nodes {
     /// # Errors
     /// What the command said when it failed.
     pub fn run(&self, name: &str, arguments: &[&str]) -> anyhow::Result<String> {
-        run(Command::new(helio()?).args(arguments).arg("--data").arg(self.path().join(name)))
+        run(Command::new(&self.program).args(arguments).arg("--data").arg(self.path().join(name)))
     }
 
     /// The same for a command that must be refused: what it says.
@@ -351,15 +359,21 @@ impl Nodes {
 }
 
 /// Starts a `helio-nbd`, the one of that number on its socket, and waits until it serves; with its log.
-fn start_helio_nbd(socket: &Path, number: usize, arguments: &[OsString]) -> anyhow::Result<(Owned, PathBuf)> {
+fn start_helio_nbd(
+    program: &Path,
+    socket: &Path,
+    number: usize,
+    arguments: &[OsString],
+) -> anyhow::Result<(Owned, PathBuf)> {
     let (out, log) = (socket.with_extension(format!("{number}.out")), socket.with_extension(format!("{number}.log")));
-    let mut command = Command::new(helio()?.with_file_name("helio-nbd"));
+    let mut command = Command::new(program);
     Ok((start_ready(command.args(arguments), &out, &log)?, log))
 }
 
 /// A `helio-nbd` that runs, and those after it on its socket; ended when dropped.
 pub struct HelioNbd {
     process: Owned,
+    program: PathBuf,
     socket: PathBuf,
     arguments: Vec<OsString>,
     /// Of each process, the oldest first.
@@ -387,6 +401,11 @@ impl HelioNbd {
         &self.process
     }
 
+    /// Has those that take over from here on be this `helio-nbd`.
+    pub fn use_program(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
+    }
+
     /// Has a new process take over, and waits until it serves and the old one has ended.
     ///
     /// # Errors
@@ -405,7 +424,7 @@ impl HelioNbd {
         let mut all = self.arguments.clone();
         all.retain(|argument| argument != "--replace");
         all.extend(["--replace"].iter().chain(arguments).map(OsString::from));
-        let (new, log) = start_helio_nbd(&self.socket, self.logs.len(), &all)?;
+        let (new, log) = start_helio_nbd(&self.program, &self.socket, self.logs.len(), &all)?;
         self.logs.push(log);
         Ok(std::mem::replace(&mut self.process, new))
     }

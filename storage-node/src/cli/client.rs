@@ -21,6 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// The status of HTTP of a request that does not prove who asks.
 const UNAUTHORIZED: u16 = 401;
+/// The status of a request that has a field which the other end does not know.
+const UNPROCESSABLE: u16 = 422;
 
 /// What [`CLUSTER_FILE`] holds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -221,6 +223,10 @@ fn taken<T: DeserializeOwned>(from: &str, answer: &remote::Answer, untold: Optio
     match (serde_json::from_str::<Failure>(body), untold) {
         (Ok(_), Some(why)) if *status == UNAUTHORIZED => bail!("{from} wants its secret, and {why}"),
         (Ok(failure), _) => bail!("{}", failure.message),
+        (Err(_), _) if *status == UNPROCESSABLE => bail!(
+            "{from} does not understand the request; it may run an earlier program: restart it as this one, or leave out what is new ({})",
+            body.trim()
+        ),
         (Err(_), _) => bail!("{from} answered {status}: {}", body.trim()),
     }
 }

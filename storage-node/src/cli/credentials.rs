@@ -146,7 +146,13 @@ fn issue(common: &Common, Issue { name, out, rights, days, force, json }: Issue<
     let fingerprint = identity.fingerprint().to_string();
     // Listed first: whoever has the file is let in, also where everything of that name was taken back before.
     let note = NoteClient { client: name.to_string(), fingerprint: fingerprint.clone(), days: Some(days) };
-    let noted: AccessReport = client.post("/v1/clients", &note)?;
+    // A node that was upgraded and not restarted yet knows of no ends: it lists the certificate without.
+    let noted =
+        client.post("/v1/clients", &note).or_else(|error| match error.to_string().contains("unknown field `days`") {
+            true => client.post("/v1/clients", &NoteClient { days: None, ..note }),
+            false => Err(error),
+        });
+    let noted: AccessReport = noted?;
     identity.save(out)?;
     if let Some(why) = &noted.unlisted_because {
         eprintln!("the certificate counts, and is not in `helio cluster client list`: {why}");

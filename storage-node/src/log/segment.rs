@@ -25,7 +25,7 @@ pub(super) const RESERVED_SEGMENTS: usize = COLD_SEGMENTS + 1;
 pub(super) const COLD_SEGMENTS: usize = 1;
 /// Most free segments that are kept: one that is made anew is written through first, which costs more than it is worth
 /// while segments come free and are taken again all the time.
-const KEPT_SEGMENTS_MAX: usize = 12;
+const KEPT_SEGMENTS_MAX: usize = 16;
 /// Of all segments, the share that is kept free at most while nobody takes more.
 const KEPT_DIVISOR: usize = 8;
 /// Smallest segment: the largest record and the header must fit twice.
@@ -184,10 +184,11 @@ impl Pool {
         self.settings.spare_segments.max(1) + RESERVED_SEGMENTS
     }
 
-    /// Free segments that are not deleted.
+    /// Free segments that are not deleted: after as many were taken as is expected, those at hand are still there, and none is made.
     fn kept(&self) -> usize {
-        let share = self.segments.len() / KEPT_DIVISOR;
-        self.wanted().max(share.max(self.demand.expected()).min(KEPT_SEGMENTS_MAX))
+        let (share, expected) = (self.segments.len() / KEPT_DIVISOR, self.demand.expected());
+        let lasting = if expected > 0 { self.wanted() + expected } else { 0 };
+        self.wanted().max(share.max(lasting).min(KEPT_SEGMENTS_MAX))
     }
 
     /// Nobody writes: what was kept for those who did is deleted.
@@ -301,7 +302,10 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::io::sim::{SimDisk, SimEngine};
 
     #[test]
     fn what_was_taken_between_two_checkpoints_is_expected_again() {
@@ -314,6 +318,35 @@ mod tests {
         demand.give_back();
         demand.take();
         assert_eq!(demand.expected(), 1);
+    }
+
+    /// Eight segments were taken between two checkpoints and eight given back with each, and every time four of those were deleted, and four made
+    /// anew meanwhile, since four are wanted at hand: a third of what the disk was given was zeroes, and who wrote waited for it.
+    #[test]
+    fn segments_that_come_free_as_fast_as_they_are_taken_are_not_made_anew() {
+        let mut engine = SimDisk::new(1).engine();
+        let settings = LogSettings { segment_bytes: SEGMENT_BYTES_MIN, ..LogSettings::default() };
+        let mut pool = Pool::open(&mut engine, settings).expect("opens");
+        let mut completions = Vec::new();
+        let mut take = |pool: &mut Pool, engine: &mut SimEngine| loop {
+            pool.make_ahead(engine, 0);
+            if pool.is_making() {
+                engine.wait(Duration::ZERO, &mut completions).expect("goes on");
+                completions.drain(..).for_each(|completion| pool.made(engine, completion.result));
+                continue;
+            }
+            break pool.take(RESERVED_SEGMENTS, false).expect("one is free").0;
+        };
+        let mut in_use = VecDeque::new();
+        let mut prepared = Vec::new();
+        for _ in 0..6 {
+            in_use.extend((0..8).map(|_| take(&mut pool, &mut engine)));
+            prepared.push(pool.prepared_blocks());
+            in_use.drain(..8).for_each(|number| pool.give_back(&mut engine, number).expect("is taken back"));
+        }
+        assert_eq!(prepared[1..], [prepared[1]; 5], "blocks made so far, each time");
+        pool.trim(&mut engine).expect("is tidied");
+        assert_eq!(pool.free_count(), pool.wanted(), "nobody writes");
     }
 
     #[test]

@@ -190,20 +190,29 @@ impl Page {
     /// # Panics
     /// If they are more than the page has.
     pub fn set_run(&mut self, first: Index, versions: &[Version]) -> Vec<Option<Version>> {
-        let first = usize::from(first);
-        if versions.len() < CHANGED_MAX {
-            let each = (first..).zip(versions);
-            return each.map(|(index, version)| self.set(index as Index, *version)).collect();
+        assert!(usize::from(first) + versions.len() <= PAGE_ENTRIES as usize, "a run ends with its page");
+        self.set_each(versions.len(), (first..=Index::MAX).zip(versions.iter().copied()))
+    }
+
+    /// The same for so many entries in any order.
+    pub fn set_each(&mut self, count: usize, each: impl Iterator<Item = (Index, Version)>) -> Vec<Option<Version>> {
+        if count < CHANGED_MAX {
+            return each.map(|(index, version)| self.set(index, version)).collect();
         }
-        let mut entries = [None; PAGE_ENTRIES as usize];
-        self.iter().for_each(|(index, version)| entries[usize::from(index)] = Some(version));
-        let run = &mut entries[first..first + versions.len()];
-        let before = run.to_vec();
-        run.iter_mut().zip(versions).for_each(|(entry, version)| *entry = Some(*version));
+        let mut entries = self.entries();
+        let before = each.map(|(index, version)| entries[usize::from(index)].replace(version)).collect();
         let mapped = (0..=Index::MAX).zip(entries).filter_map(|(index, entry)| Some((index, entry?)));
         self.packed = codec::encode(mapped).into_boxed_slice();
         self.changed = Vec::new();
         before
+    }
+
+    /// What is at each index.
+    #[must_use]
+    pub fn entries(&self) -> [Option<Version>; PAGE_ENTRIES as usize] {
+        let mut entries = [None; PAGE_ENTRIES as usize];
+        self.iter().for_each(|(index, version)| entries[usize::from(index)] = Some(version));
+        entries
     }
 
     /// Takes the version at `index` away and returns it. Encodes what is packed anew if that has one.

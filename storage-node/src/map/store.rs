@@ -137,6 +137,20 @@ pub enum MapError {
         /// The log's.
         found: Lsn,
     },
+    /// A later program wrote a value.
+    #[error(
+        "the map's {what} of volume {volume} has format {found}, this program reads {known}: use the newer program"
+    )]
+    Newer {
+        /// What it is.
+        what: &'static str,
+        /// The volume.
+        volume: VolumeId,
+        /// Its format.
+        found: u16,
+        /// The newest that is read.
+        known: u16,
+    },
     /// Another value does not decode.
     #[error("the map's {what} of volume {volume} is damaged")]
     Value {

@@ -10,7 +10,7 @@
 
 use client_lib::Lsn;
 
-use super::{Volume, told_by};
+use super::{Volume, by_chunk, told_by};
 use crate::map::Map;
 use crate::propagation::manifest::Manifest;
 use crate::shard::handle::Role;
@@ -56,10 +56,8 @@ impl Volume {
         let mut runs = partial.split_off(partial.len().saturating_sub(earlier as usize));
         runs.append(&mut manifest.runs);
         let reached = self.drop_part(map);
-        for (block, version) in runs.iter().flat_map(told_by) {
-            if self.layers.view(block).is_none_or(|view| view.lsn < version.lsn) {
-                self.layers.note(block, version, &mut map.usage);
-            }
+        for told in by_chunk(runs.iter().flat_map(told_by), |(block, _)| *block) {
+            self.layers.note_newer(&told, &mut map.usage);
         }
         self.initial = Some(InitialSync { is_told: end.is_none(), ..reached });
         (self.part, self.known) = (end, manifest.to);

@@ -28,10 +28,13 @@ use crate::propagation::manifest::{BlockRun, SnapshotMark};
 
 mod layer;
 
-pub use layer::Layer;
+pub use layer::{Chunk, Layer};
 
 /// Entries of a layer up to which it is merged into the one that folds before it, at once; more would hold up the shard.
 const SMALL_LAYER_BLOCKS: u64 = 1024;
+
+/// Blocks of one chunk from which on it is unpacked once, and not searched for each.
+pub(super) const MANY: usize = 8;
 
 /// A layer that takes no newer versions.
 #[derive(Clone, Debug)]
@@ -196,6 +199,11 @@ impl Layers {
     pub fn view(&self, block: u32) -> Option<Version> {
         let upper = self.upper().find_map(|layer| layer.get(block));
         upper.or_else(|| self.applied(block))
+    }
+
+    /// The newest entries of a chunk's blocks over those in `seen`, which are the base's.
+    pub fn overlay(&self, chunk: u32, seen: &mut Chunk) {
+        self.each().for_each(|(_, layer)| layer.overlay(chunk, seen));
     }
 
     /// The newest applied entry of `block`; `None` leaves it to the base.
@@ -395,6 +403,41 @@ impl Layers {
         if let Some(place) = self.open.set(block, version).and_then(|before| before.content.place()) {
             usage.remove(self.volume, place);
         }
+    }
+
+    /// As [`note`](Self::note), of those of `told` that are newer than what any layer has; returns the others. All are of one chunk, by rising
+    /// block. What costs most, looking at a chunk and packing it anew, is done once for many.
+    pub fn note_newer(&mut self, told: &[(u32, Version)], usage: &mut Usage) -> Vec<(u32, Version)> {
+        let Some((first, _)) = told.first() else { return Vec::new() };
+        let chunk = first / PAGE_ENTRIES;
+        let views: Vec<Option<Version>> = if told.len() < MANY {
+            told.iter().map(|(block, _)| self.view(*block)).collect()
+        } else {
+            let mut seen = [None; PAGE_ENTRIES as usize];
+            self.overlay(chunk, &mut seen);
+            told.iter().map(|(block, _)| seen[(block % PAGE_ENTRIES) as usize]).collect()
+        };
+        let (mut newer, mut others) = (Vec::with_capacity(told.len()), Vec::new());
+        for ((block, version), view) in told.iter().zip(views) {
+            assert_eq!(block / PAGE_ENTRIES, chunk, "of one chunk");
+            if view.is_some_and(|view| view.lsn >= version.lsn) {
+                others.push((*block, *version));
+                continue;
+            }
+            self.stale -= u64::from(view.is_some_and(|view| view.content.is_stale()));
+            self.stale += u64::from(version.content.is_stale());
+            if let Some(place) = version.content.place() {
+                usage.add(self.volume, place);
+            }
+            newer.push((*block, *version));
+        }
+        if newer.is_empty() {
+            return others;
+        }
+        let before = self.open.set_many(chunk, &newer);
+        let places = before.iter().flatten().filter_map(|before| before.content.place());
+        places.for_each(|place| usage.remove(self.volume, place));
+        others
     }
 
     /// The checksum under which the data of `block` at `lsn` is wanted, if it is.

@@ -58,9 +58,12 @@ pub fn checkpoint(volume: &mut Volume, changes: &mut Vec<Change>) {
 /// The volume from its values.
 ///
 /// # Errors
-/// `Value` names what is damaged.
+/// `Value` names what is damaged; `Newer` what a later program wrote.
 pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> {
     let damaged = |what| MapError::Value { what, volume: id };
+    if let Some(found) = newer_format(&stored.record) {
+        return Err(MapError::Newer { what: "record", volume: id, found, known: RECORD_VERSION });
+    }
     let record = decode_record(&stored.record).ok_or_else(|| damaged("record"))?;
     let mut chunks: BTreeMap<u64, BTreeMap<u32, Page>> = BTreeMap::new();
     for (layer, chunk, value) in &stored.layers {
@@ -199,6 +202,12 @@ const RUN_LEN: usize = 8 + 8;
 const CLOSED_LEN: usize = 8 + 16 + 8 + 8;
 /// Bytes of a snapshot in the record: id, LSN, size, whether it is deleted.
 const SNAPSHOT_LEN: usize = 8 + 16 + 8 + 8;
+
+/// The format of a record that is whole, and of a later program.
+fn newer_format(bytes: &[u8]) -> Option<u16> {
+    let version = unseal(bytes)?.first_chunk().map(|version| u16::from_le_bytes(*version))?;
+    (version > RECORD_VERSION).then_some(version)
+}
 
 fn decode_record(bytes: &[u8]) -> Option<Record> {
     let mut bytes = unseal(bytes)?;
@@ -389,6 +398,22 @@ fn unseal(bytes: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// It was called damaged: who had gone back to an earlier program would have looked for a copy of a disk that lacks nothing.
+    #[test]
+    fn a_record_of_a_later_program_is_told_from_a_damaged_one() {
+        let volume = Volume::new(VolumeId(3), VolumeSize::try_from(1 << 30).expect("valid"));
+        let mut record = encode_record(&volume);
+        let told = |record: &[u8]| {
+            let stored = StoredVolume { record: record.to_vec(), ..StoredVolume::default() };
+            restore(VolumeId(3), &stored).expect_err("cannot be read").to_string()
+        };
+        record[0] = RECORD_VERSION as u8 + 1;
+        assert!(told(&record).contains("is damaged"), "its checksum does not fit");
+        let body = record.len() - 4;
+        let later = told(&seal(record[..body].to_vec()));
+        assert_eq!(later, "the map's record of volume 3 has format 9, this program reads 8: use the newer program");
+    }
 
     #[test]
     fn a_record_reads_back_and_damage_is_noticed() {

@@ -14,6 +14,7 @@ const BLOCKS: std::ops::Range<u32> = 236..276;
 #[derive(Clone, Debug)]
 enum Step {
     Note(u32, bool),
+    Tell(u32, u32, bool),
     Receive(u32),
     Seal,
     SealAt,
@@ -26,6 +27,7 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => (BLOCKS, any::<bool>()).prop_map(|(block, zero)| Step::Note(block, zero)),
+        2 => (BLOCKS, 1..30u32, any::<bool>()).prop_map(|(first, count, zero)| Step::Tell(first, count, zero)),
         8 => BLOCKS.prop_map(Step::Receive),
         2 => Just(Step::Seal),
         2 => Just(Step::SealAt),
@@ -85,6 +87,17 @@ proptest! {
                     let content = if zero { Content::Zero } else { Content::Stale { crc: known as u32 } };
                     layers.note(block, Version { lsn: at(known), content }, &mut usage);
                     noted.entry(block).or_default().push(at(known));
+                }
+                Step::Tell(first, count, zero) => {
+                    known += 1;
+                    let content = if zero { Content::Zero } else { Content::Stale { crc: known as u32 } };
+                    let end = (first + count).min(BLOCKS.end).min((first / PAGE_ENTRIES + 1) * PAGE_ENTRIES);
+                    // Every third one is told again.
+                    let lsn = |block: u32| layers.view(block).filter(|_| block.is_multiple_of(3)).map_or(at(known), |view| view.lsn);
+                    let told: Vec<_> = (first..end).map(|block| (block, Version { lsn: lsn(block), content })).collect();
+                    let (news, again): (Vec<_>, Vec<_>) = told.iter().copied().partition(|(_, version)| version.lsn == at(known));
+                    prop_assert_eq!(layers.note_newer(&told, &mut usage), again);
+                    news.iter().for_each(|(block, version)| noted.entry(*block).or_default().push(version.lsn));
                 }
                 Step::Receive(block) => {
                     for lsn in noted.get(&block).into_iter().flatten() {
