@@ -177,7 +177,9 @@ fn what_would_split_a_group_is_refused_with_what_to_do() {
     ] {
         let said = refused(arguments);
         assert!(
-            said.contains("`helio group migrate db` moves all of it, `helio group remove db wal` takes it out"),
+            said.contains(
+                "`helio group migrate db --to NODE` moves all of it, `helio group remove db wal` takes it out"
+            ),
             "{said}"
         );
     }

@@ -102,6 +102,11 @@ fn a_large_volume_comes_in_parts_and_what_has_come_stays() {
     std::thread::scope(|scope| {
         let running = writer.start(scope, &socket, "disk");
         nodes.run("b", &["volume", "replica", "add", "disk", "c"]).expect("is added");
+        // The volume was left with nothing but an owner and a replica that had nothing, without a word.
+        let refused = nodes.refusal("a", &["volume", "replica", "remove", "disk", "b"]);
+        assert!(refused.contains("yet to get everything") && refused.contains("--accept-fewer"), "{refused}");
+        let refused = nodes.refusal("a", &["node", "remove", "b"]);
+        assert!(refused.contains("node b has the only replica of volume disk that has everything"), "{refused}");
         nodes.until("the first part does not come", PATIENCE, || stored(&nodes, "c", "disk") > 300 << 20);
         let told = nodes.run("a", &["why", "disk"]).expect("tells");
         assert!(told.contains("node c became a replica and is sent everything"), "{told}");

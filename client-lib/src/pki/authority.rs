@@ -9,6 +9,7 @@ use rcgen::{
 };
 use rustls::pki_types::CertificateDer;
 
+use super::shown::Pair;
 use super::validity::check_signed;
 use super::{
     CA_CERTIFICATE_FILE, CA_NAME_PREFIX, ClientIdentity, ClusterId, NodeIdentity, NodePlace, PkiError, Validity,
@@ -55,14 +56,36 @@ impl ClusterAuthority {
     /// Reads what [`save`](Self::save) wrote.
     ///
     /// # Errors
-    /// [`PkiError::Io`], [`PkiError::Parse`].
+    /// [`PkiError::Io`], [`PkiError::Parse`], also when one is not the other's key.
     pub fn load(dir: &Path) -> Result<ClusterAuthority, PkiError> {
         let certificate_pem = read(&dir.join(CA_CERTIFICATE_FILE))?;
-        let key = KeyPair::from_pem(&read(&dir.join(CA_KEY_FILE))?)?;
+        let key_pem = read(&dir.join(CA_KEY_FILE))?;
+        let unusable = |reason: String| PkiError::Parse { what: "the key of the cluster's authority (ca.key)", reason };
+        let key = KeyPair::from_pem(&key_pem).map_err(|error| unusable(error.to_string()))?;
         let certificate = certificate_from_pem(&certificate_pem)?;
         let cluster = ca_cluster(&certificate)?;
+        Pair::from_pem(&certificate_pem, &key_pem, &certificate)
+            .map_err(|_| unusable("it is not that of the certificate beside it (ca.crt)".to_owned()))?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
         Ok(ClusterAuthority { cluster, certificate, certificate_pem, issuer })
+    }
+
+    /// The same of the authority that issued the identity in `identity`: not of another cluster's, whose files were put there by mistake.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), [`PkiError::WrongCluster`]; [`PkiError::Parse`] for another authority of a cluster of that name.
+    pub fn load_of(dir: &Path, identity: &Path) -> Result<ClusterAuthority, PkiError> {
+        let authority = ClusterAuthority::load(dir)?;
+        let known = certificate_from_pem(&read(&identity.join(CA_CERTIFICATE_FILE))?)?;
+        if known == authority.certificate {
+            return Ok(authority);
+        }
+        let (found, expected) = (authority.cluster, ca_cluster(&known)?);
+        if found != expected {
+            return Err(PkiError::WrongCluster { found: found.to_string(), expected: expected.to_string() });
+        }
+        let reason = "it is another one than that which issued this node's certificate".to_owned();
+        Err(PkiError::Parse { what: "the cluster's authority", reason })
     }
 
     /// Writes certificate and key into `dir`, which must exist.
@@ -173,5 +196,33 @@ impl ClusterAuthority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         Ok(params)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files of another cluster, or a key that was copied in part, were found out by the first node that could not renew its certificate.
+    #[test]
+    fn files_that_are_not_of_the_nodes_authority_are_told_apart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (identity, held) = (directory.path().join("identity"), directory.path().join("authority"));
+        [&identity, &held].into_iter().for_each(|dir| std::fs::create_dir(dir).expect("is made"));
+        let create = |cluster: &ClusterId| ClusterAuthority::create(cluster.clone()).expect("made");
+        let cluster = ClusterId::random().expect("random");
+        let ours = create(&cluster);
+        ours.issue(NodeId(1), Validity::ENDLESS).expect("issued").save(&identity).expect("saved");
+        ours.save(&held).expect("saved");
+        ClusterAuthority::load_of(&held, &identity).expect("is that");
+        let told = || ClusterAuthority::load_of(&held, &identity).expect_err("is another one").to_string();
+        create(&ClusterId::random().expect("random")).save(&held).expect("saved");
+        assert!(told().contains("expected cluster"), "{}", told());
+        create(&cluster).save(&held).expect("saved");
+        assert!(told().contains("another one than that which issued this node's certificate"), "{}", told());
+        std::fs::copy(identity.join(CA_CERTIFICATE_FILE), held.join(CA_CERTIFICATE_FILE)).expect("is copied");
+        assert!(told().contains("it is not that of the certificate beside it (ca.crt)"), "{}", told());
+        std::fs::write(held.join(CA_KEY_FILE), "-----BEGIN PRIVATE KEY-----\nMIG").expect("is cut");
+        assert!(told().starts_with("the key of the cluster's authority (ca.key) cannot be read"), "{}", told());
     }
 }

@@ -129,6 +129,12 @@ impl JoinSecret {
         if secret == WITHDRAWN {
             return Ok(None);
         }
+        if secret.is_empty() {
+            return Err(PkiError::Parse {
+                what: SECRET_FILE,
+                reason: "it is empty; `helio cluster token --renew` makes another one".to_owned(),
+            });
+        }
         let until_ms = lines.next().map(|line| line.strip_prefix(UNTIL).and_then(|number| number.parse().ok()));
         let odd = || PkiError::Parse { what: SECRET_FILE, reason: "it does not say until when it counts".to_owned() };
         let until_ms = until_ms.map(|until| until.ok_or_else(odd)).transpose()?;

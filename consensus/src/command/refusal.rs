@@ -145,7 +145,7 @@ pub enum Refusal {
     UnknownGroup(VolumeGroupId),
     /// The volume goes with others.
     #[error(
-        "volume {volume} is in group {group}: `helio group migrate {group}` moves all of it, `helio group remove {group} {volume}` takes it out"
+        "volume {volume} is in group {group}: `helio group migrate {group} --to NODE` moves all of it, `helio group remove {group} {volume}` takes it out"
     )]
     InGroup {
         /// The volume.

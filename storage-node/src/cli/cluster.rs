@@ -269,7 +269,7 @@ fn token(file: &Path, renew: bool, hours: Option<u32>, json: bool) -> anyhow::Re
         bail!("the token is too old, and none counts: {next}");
     }
     let until_ms = secret.until_ms();
-    let fingerprint = ClusterAuthority::load(&directory)?.fingerprint();
+    let fingerprint = ClusterAuthority::load_of(&directory, &DataDir::identity(&config.data))?.fingerprint();
     let token = JoinToken { secret, fingerprint, address: config.advertised() }.to_string();
     if json {
         return print_json(&serde_json::json!({ "token": token, "until_ms": until_ms }));

@@ -133,7 +133,11 @@ fn issue(common: &Common, Issue { name, out, rights, days, force, json }: Issue<
         Ok(NodePlace { id: NodeId(member.id), name: member.name.parse()?, address: member.address.parse()? })
     };
     let nodes = status.members.iter().map(place).collect::<anyhow::Result<Vec<_>>>()?;
-    let authority = ClusterAuthority::load(&directory)?;
+    let authority = match DataDir::identity(&data) {
+        identity if identity.exists() => ClusterAuthority::load_of(&directory, &identity)?,
+        // That of `helio up`, whose nodes have theirs each.
+        _ => ClusterAuthority::load(&directory)?,
+    };
     // Before there is a certificate: it never lets anybody do more than it is to.
     if rights.role.is_some() || !rights.allow.is_empty() {
         let changed: AccessReport = client.post("/v1/clients/rights", rights)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use client_lib::pki::ClusterAuthority;
 use nbd_frontend::PassedSockets;
 use nbd_frontend::service::notify;
 
@@ -175,9 +176,17 @@ fn note_removal(config: &NodeConfig, membership: &mut Membership, removed: Optio
     }
 }
 
-/// The cluster's authority, if this node has it.
+/// The cluster's authority, if this node has it. What cannot be used, or is another one, is as good as none: other nodes may have the right one.
 fn authority(config: &NodeConfig) -> Option<AuthorityPlace> {
     let directory = Some(DataDir::authority(&config.data)).filter(|directory| directory.exists())?;
+    if let Err(error) = ClusterAuthority::load_of(&directory, &DataDir::identity(&config.data)) {
+        tracing::error!(
+            directory = %directory.display(), %error,
+            "the cluster's authority here cannot be used: nobody can join or renew a certificate by it. Put the copy of it back that was kept \
+             (docs/membership.md), and restart this node"
+        );
+        return None;
+    }
     let node_lifetime = config.certificates.node_lifetime;
     if node_lifetime < LIFETIME_ADVISED {
         tracing::warn!(

@@ -272,7 +272,7 @@ fn print_status(status: &VolumeStatus) {
             replica.provider.clone(),
             match (replica.is_rejoining, replica.is_joining) {
                 (_, true) => "joins".to_owned(),
-                (true, false) => "comes back".to_owned(),
+                (true, false) => "catches up".to_owned(),
                 (false, false) => replica.watermark.clone(),
             },
             size::human(replica.bytes_behind),

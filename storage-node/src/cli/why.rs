@@ -135,7 +135,7 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
     }
     if replica.is_rejoining {
         return Some(format!(
-            "node {node} comes back to the volume after a takeover and fetches what differs, at most {}; it cannot take the volume over \
+            "node {node} catches up, after a takeover or with much at once: it is sent what it lacks, at most {}, and cannot take the volume over \
              before it has that",
             size::human(replica.bytes_behind)
         ));

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use client_lib::transport::{BoxFuture, Class};
-use client_lib::{BLOCK_SIZE, BlockIndex, Error, ErrorKind, VolumeSize};
+use client_lib::{BLOCK_SIZE, BlockIndex, Error, ErrorKind, SnapshotName, VolumeSize};
 use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Residency, ResidencyExtent};
 
 use super::exports::{described, export_info};
@@ -90,9 +90,27 @@ impl KeptTail {
     }
 }
 
+/// What the names of tails begin with; an epoch follows.
+const TAIL_PREFIX: &str = "tail-";
+
 /// The name of `tail` as an export, behind the volume's.
 pub fn tail_name(tail: &Tail) -> String {
-    format!("tail-{}", tail.to.epoch)
+    format!("{TAIL_PREFIX}{}", tail.to.epoch)
+}
+
+/// Refuses a name for a new snapshot that a tail may have: one would hide the other, and who compares the wrong one drops what he looks for.
+///
+/// # Errors
+/// `InvalidRequest`.
+pub fn require_no_tail_name(name: &SnapshotName) -> Result<(), Error> {
+    let epoch = name.as_str().strip_prefix(TAIL_PREFIX).unwrap_or_default();
+    if epoch.is_empty() || !epoch.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(());
+    }
+    let text = format!(
+        "{name} is how a tail is called that a node has kept (docs/takeover.md): choose another name for the snapshot"
+    );
+    Err(Error::new(ErrorKind::InvalidRequest, text))
 }
 
 pub(super) fn tail_info(volume: &ServedVolume, tail: &Tail, size: VolumeSize) -> ExportInfo {
@@ -138,5 +156,26 @@ impl Kept for KeptTail {
 
     fn cache(&self, _offset: u64, _length: u64) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async { Ok(()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A snapshot called `tail-3` was shown in place of the tail of epoch 3: whoever compared the two before dropping the tail saw no difference.
+    #[test]
+    fn no_snapshot_is_called_like_a_tail() {
+        for (name, is_free) in [
+            ("tail-3", false),
+            ("tail-03", false),
+            ("tail-", true),
+            ("tail-3a", true),
+            ("tails-3", true),
+            ("monday", true),
+        ] {
+            let name: SnapshotName = name.parse().expect("is a name");
+            assert_eq!(require_no_tail_name(&name).is_ok(), is_free, "{name}");
+        }
     }
 }

@@ -675,7 +675,8 @@ impl ShardHandle {
         self.ask(|reply| Request::ApplyPart { volume, manifest, end, reply }).await
     }
 
-    /// Stale blocks at or after `after`, at most `limit` runs, in block order. Works in both roles.
+    /// Stale blocks at or after `after`, at most `limit` runs of a bounded number of blocks, in block order; none is the end, and whoever wants more
+    /// goes on behind the last. Works in both roles.
     pub async fn missing(
         &self,
         volume: VolumeId,

@@ -47,7 +47,7 @@ impl Core {
     ) -> Result<Vec<(u32, Lsn)>, StoreError> {
         let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
         let layers = &run.state.layers;
-        let missing = layers.missing(Wanted::Sealed, after.0, most);
+        let missing = layers.missing(Wanted::Sealed, after.0, most, most as u64);
         let lacks = |block: u32| layers.lacks(Wanted::Sealed, block).map(|(lsn, _)| (block, lsn));
         Ok(missing.iter().flat_map(|run| run.start.0..run.start.0 + run.count).filter_map(lacks).take(most).collect())
     }

@@ -19,6 +19,11 @@ use crate::simulation::rules;
 use crate::volume::layers::Wanted;
 use crate::volume::manifest_fault;
 
+/// Blocks that are looked up at a time for whoever asks what is missing: for each run that he takes, and at most. A volume that was just handed
+/// over may lack all of a terabyte, which is one run, while its guests wait for the shard.
+const MISSING_BLOCKS_PER_RUN: u64 = 64;
+const MISSING_BLOCKS_MAX: u64 = 1 << 16;
+
 impl Core {
     pub(super) fn apply_manifest(
         &mut self,
@@ -105,7 +110,8 @@ impl Core {
         limit: u32,
     ) -> Result<Vec<BlockRun>, StoreError> {
         let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
-        Ok(run.state.layers.missing(wanted, after.0, limit as usize))
+        let blocks = (u64::from(limit) * MISSING_BLOCKS_PER_RUN).min(MISSING_BLOCKS_MAX);
+        Ok(run.state.layers.missing(wanted, after.0, limit as usize, blocks))
     }
 
     pub(super) fn receive(&mut self, volume: VolumeId, blocks: Vec<VersionedBlock>, reply: Reply<u64>) {

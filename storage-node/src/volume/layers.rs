@@ -148,7 +148,7 @@ impl Layers {
     }
 
     fn count_stale(&self) -> u64 {
-        self.missing(Wanted::Now, 0, usize::MAX).iter().map(|run| u64::from(run.count)).sum()
+        self.missing(Wanted::Now, 0, usize::MAX, u64::MAX).iter().map(|run| u64::from(run.count)).sum()
     }
 
     /// Which layers there are.
@@ -239,7 +239,7 @@ impl Layers {
         if self.sealed.iter().take(at + 1).all(|closed| closed.layer.stale() == 0) {
             return 0;
         }
-        let runs = self.missing(Wanted::Snapshot(snapshot), 0, usize::MAX);
+        let runs = self.missing(Wanted::Snapshot(snapshot), 0, usize::MAX, u64::MAX);
         runs.iter().map(|run| u64::from(run.count)).sum()
     }
 
@@ -640,16 +640,16 @@ impl Layers {
         !self.folding.is_empty()
     }
 
-    /// Runs of stale blocks at or after `after`, at most `limit`.
+    /// Runs of stale blocks at or after `after`, at most `limit`, of about `blocks` blocks together: who wants more goes on behind the last.
     #[must_use]
-    pub fn missing(&self, wanted: Wanted, after: u32, limit: usize) -> Vec<BlockRun> {
+    pub fn missing(&self, wanted: Wanted, after: u32, limit: usize, blocks: u64) -> Vec<BlockRun> {
         let layers = match wanted {
             Wanted::Sealed => self.sealed.front().map(|closed| &closed.layer).into_iter().collect(),
             Wanted::Now => self.upper().collect(),
             Wanted::Snapshot(snapshot) => self.below(snapshot).unwrap_or_default(),
         };
         let mut stale: Vec<_> = layers.iter().map(|layer| layer.stale_from(after).peekable()).collect();
-        let mut runs: Vec<BlockRun> = Vec::new();
+        let (mut runs, mut left): (Vec<BlockRun>, u64) = (Vec::new(), blocks);
         while let Some(block) = stale.iter_mut().filter_map(|blocks| blocks.peek().copied()).min() {
             let newest = stale.iter_mut().position(|blocks| blocks.peek() == Some(&block)).unwrap_or_default();
             for blocks in &mut stale {
@@ -659,6 +659,8 @@ impl Layers {
                 continue;
             }
             let is_full = runs.len() >= limit;
+            let Some(rest) = left.checked_sub(1) else { break };
+            left = rest;
             match runs.last_mut() {
                 Some(last) if last.start.0 + last.count == block => last.count += 1,
                 _ if is_full => break,

@@ -99,7 +99,12 @@ fn voters(status: &ClusterStatus) -> Finding {
     let voters: Vec<_> = status.members.iter().filter(|member| member.voter).collect();
     let reached = voters.iter().filter(|member| member.reachable).count();
     let found = format!("{reached} of {} voters answer", voters.len());
-    let losable = reached.saturating_sub(voters.len() / 2 + 1);
+    let majority = voters.len() / 2 + 1;
+    if reached < majority {
+        let advice = "that is no majority: the metadata stands still, no volume changes its owner, and leases run out. Bring the others back";
+        return Finding::wrong("voters", found, advice);
+    }
+    let losable = reached - majority;
     match (voters.len(), losable) {
         (..=2, _) => {
             Finding::warning("voters", found, "the loss of one stops the metadata: a third node makes it survive one")
@@ -188,7 +193,11 @@ mod tests {
         let fewer = status(&[("a", true, true), ("b", false, true), ("c", false, false)]);
         assert_eq!((voters(&fewer).level, unreachable(&fewer).len()), (Level::Warning, 1));
         let none = status(&[("a", false, true), ("b", false, false), ("c", false, false)]);
-        assert_eq!(leader(&none).level, Level::Wrong);
+        assert_eq!((leader(&none).level, voters(&none).level), (Level::Wrong, Level::Wrong));
+        assert!(
+            voters(&none).found.contains("1 of 3"),
+            "it was told that the loss of one more would stop the metadata"
+        );
         assert_eq!(voters(&status(&[("a", true, true)])).level, Level::Warning);
     }
 

@@ -3,6 +3,8 @@
 //! Owns opening, making and checking image files. Everything blocks. What an image refers to outside of itself (backing
 //! files, external data) is refused, never opened: an image may come from a stranger.
 
+mod whole;
+
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
@@ -13,6 +15,8 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping};
+
+use self::whole::Whole;
 
 /// How an image lies in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -83,7 +87,8 @@ pub(in crate::cli) struct Image {
 
 enum Content {
     Raw,
-    Qcow2(Box<Qcow2File>),
+    /// And the file's extent, where it is read.
+    Qcow2(Box<Qcow2File>, Option<Whole>),
 }
 
 impl Image {
@@ -157,7 +162,7 @@ impl Image {
                     Ok(Qcow2::builder(storage).backing(None).write(true))
                 });
                 let access = Box::new(FormatAccess::new(made.with_context(named)?));
-                Ok(Image { content: Content::Qcow2(access), size, format, file })
+                Ok(Image { content: Content::Qcow2(access, None), size, format, file })
             }
         }
     }
@@ -189,7 +194,8 @@ impl Image {
         }
         qcow2.open_implicit_dependencies_gated(DenyImplicitOpenGate::default())?;
         let access = Box::new(FormatAccess::new(qcow2));
-        Ok(Image { size: access.size(), content: Content::Qcow2(access), format: Format::Qcow2, file })
+        let whole = if write { None } else { Some(Whole::require(&file)?) };
+        Ok(Image { size: access.size(), content: Content::Qcow2(access, whole), format: Format::Qcow2, file })
     }
 
     /// Size of the disk in it, in bytes.
@@ -233,8 +239,11 @@ impl Image {
                     (rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(at))? - at, false)
                 }
             }
-            Content::Qcow2(access) => {
+            Content::Qcow2(access, whole) => {
                 let (mapping, length) = access.get_mapping(at, rest)?;
+                if let (Mapping::Raw { offset, .. }, Some(whole)) = (&mapping, whole) {
+                    whole.require_data(*offset, length)?;
+                }
                 (length, matches!(mapping, Mapping::Zero { .. }))
             }
         };
@@ -252,7 +261,7 @@ impl Image {
                 let within = self.size.saturating_sub(at).min(length as u64) as usize;
                 self.file.read_exact_at(&mut data[..within], at)?;
             }
-            Content::Qcow2(access) => access.read(&mut data, at)?,
+            Content::Qcow2(access, _) => access.read(&mut data, at)?,
         }
         Ok(data)
     }
@@ -261,13 +270,13 @@ impl Image {
     pub(super) fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
         match &self.content {
             Content::Raw => self.file.write_all_at(data, at),
-            Content::Qcow2(access) => access.write(data, at),
+            Content::Qcow2(access, _) => access.write(data, at),
         }
     }
 
     /// Makes what was written durable.
     pub(super) fn sync(&self) -> io::Result<()> {
-        if let Content::Qcow2(access) = &self.content {
+        if let Content::Qcow2(access, _) = &self.content {
             access.flush()?;
         }
         self.file.sync_data()
@@ -328,6 +337,34 @@ mod tests {
             let read = image.read((3 << 20) - 512, 1024).expect("is read");
             assert_eq!(read, [[0; 512], [7; 512]].concat());
             assert_eq!(image.read((8 << 20) - 512, 1024).expect("beyond the end are zeroes"), [0; 1024]);
+        }
+    }
+
+    /// It was imported as zeroes from where it was cut off, and verified as equal to itself.
+    #[test]
+    fn a_qcow2_image_that_was_cut_off_is_refused_wherever_that_was() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, cut) = (directory.path().join("whole"), directory.path().join("cut"));
+        let image = qcow2(&path);
+        (0..8u64).for_each(|mebibyte| image.write(mebibyte << 20, &[7; 1 << 16]).expect("is written"));
+        image.sync().expect("is synced");
+        drop(image);
+        let read_all = |path: &Path| -> anyhow::Result<u64> {
+            let image = Image::open(path, None)?;
+            let (mut at, mut data) = (0, 0);
+            while at < image.size() {
+                let (length, zero) = image.extent(at)?;
+                data += if zero { 0 } else { length };
+                at += length;
+            }
+            Ok(data)
+        };
+        assert_eq!(read_all(&path).expect("is whole"), 8 << 16);
+        let whole = std::fs::read(&path).expect("is there");
+        for clusters in 4..whole.len() / (64 << 10) {
+            std::fs::write(&cut, &whole[..clusters * (64 << 10)]).expect("is written");
+            let told = format!("{:#}", read_all(&cut).expect_err("lacks something"));
+            assert!(told.contains("was cut off") || told.contains("cannot be read"), "{clusters}: {told}");
         }
     }
 

@@ -20,6 +20,7 @@ use crate::node::METADATA_DEADLINE;
 use crate::ownership::driver::Driver;
 use crate::peer::message::AdminForward;
 use crate::serve::cut::{CutReport, snapshot_together};
+use crate::serve::tail::require_no_tail_name;
 use crate::serve::volume::ServedVolume;
 
 /// How long a snapshot of a group may take before whoever asked is told that it goes on.
@@ -198,6 +199,7 @@ impl NodeAdmin {
         request: CreateSnapshot,
     ) -> Result<GroupSnapshotReport, Error> {
         let snapshot: SnapshotName = request.name.parse()?;
+        require_no_tail_name(&snapshot)?;
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let group = group_named(&state, name)?;
         if let Some(advice) = status(&state, group).advice {

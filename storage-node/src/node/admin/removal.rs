@@ -246,7 +246,10 @@ fn removed_before(state: &MetaState, name: &str, voters: &[String]) -> Option<No
 }
 
 fn given_up(state: &MetaState, volume: &Volume, node: NodeId) -> GivenUpReplica {
-    let left: Vec<NodeId> = volume.replicas.iter().copied().filter(|replica| *replica != node).collect();
+    // Those that have yet to get everything are no replacement for one that has it.
+    let joins = |node: NodeId| state.places().is_joining(volume.id, node);
+    let others = volume.replicas.iter().copied().filter(|replica| *replica != node);
+    let left: Vec<NodeId> = others.filter(|replica| joins(node) || !joins(*replica)).collect();
     let class = volume.durability.class;
     let provider = |node: NodeId| state.node(node).map(|node| &node.provider);
     let places = provider(volume.owner)
@@ -265,7 +268,7 @@ fn require_enough(state: &MetaState, name: &str, given_up: &[GivenUpReplica]) ->
     };
     let unmet = named(&|it| it.is_unmet);
     let alone = named(&|it| it.replicas.is_empty() && !it.is_unmet);
-    let what = match (unmet.is_empty(), alone.is_empty()) {
+    let text = match (unmet.is_empty(), alone.is_empty()) {
         (true, true) => return Ok(()),
         (false, _) => {
             let class = |name: &String| {
@@ -273,13 +276,18 @@ fn require_enough(state: &MetaState, name: &str, given_up: &[GivenUpReplica]) ->
             };
             let first = unmet.first().and_then(class).unwrap_or_default();
             format!(
-                "no flush of {} could be answered in class {first} without node {name}: choose a class that can be met",
+                "no flush of {} could be answered in class {first} without node {name}: choose a class that can be met, or add --accept-fewer if \
+                 that is meant",
                 few(&unmet)
             )
         }
-        (true, false) => format!("node {name} has the only replica of {}", few(&alone)),
+        (true, false) => format!(
+            "node {name} has the only replica of {} that has everything: add others first and wait until they have it (`helio volume replica \
+             add`), or add --accept-fewer if that is meant",
+            few(&alone)
+        ),
     };
-    Err(Error::new(ErrorKind::InvalidRequest, format!("{what}, or add --accept-fewer if that is meant")))
+    Err(Error::new(ErrorKind::InvalidRequest, text))
 }
 
 /// Up to where a volume was flushed in its class; nothing is promised of other nodes in class `local`.

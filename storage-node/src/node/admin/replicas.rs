@@ -292,13 +292,22 @@ fn require_not_owner(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Res
     Err(Error::new(ErrorKind::InvalidRequest, text))
 }
 
-/// Refuses to leave a volume without any replica, or without those that its class asks for.
+/// Refuses to leave a volume without any replica, without one that has everything if one has, or without those that its class asks for.
 fn require_enough(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Result<(), Error> {
     let left: BTreeSet<NodeId> =
         volume.replicas.union(&wanted.add).copied().filter(|node| !wanted.remove.contains(node)).collect();
-    if left.is_empty() {
+    // One that has yet to get everything does not count until then.
+    let is_whole = |node: &NodeId| volume.replicas.contains(node) && !state.places().is_joining(volume.id, *node);
+    let loses_last = wanted.remove.iter().any(is_whole) && !left.iter().any(is_whole);
+    let advice = match (left.is_empty(), loses_last) {
+        (true, _) => "would have no replica, and be lost with node",
+        (false, true) => "would have no replica but such as have yet to get everything, and be lost with node",
+        (false, false) => "",
+    };
+    if !advice.is_empty() {
+        let first = if left.is_empty() { "add one first" } else { "wait until one has (`helio volume status`)" };
         let text = format!(
-            "volume {} would have no replica, and be lost with node {}: add one first, or say that it is meant with --accept-fewer",
+            "volume {} {advice} {}: {first}, or say that it is meant with --accept-fewer",
             volume.name,
             name_of(state, volume.owner)
         );
@@ -307,9 +316,7 @@ fn require_enough(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Result
     if wanted.remove.is_empty() {
         return Ok(());
     }
-    // One that has yet to get everything does not count until then.
-    let whole =
-        left.into_iter().filter(|node| volume.replicas.contains(node) && !state.places().is_joining(volume.id, *node));
+    let whole = left.into_iter().filter(is_whole);
     require_possible(state, volume.name.as_str(), volume.durability.class, volume.owner, whole).map_err(|error| {
         let text = format!(
             "{} (here: --accept-fewer; replicas that are added count when they have everything)",

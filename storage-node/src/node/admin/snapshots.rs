@@ -11,6 +11,7 @@ use super::names::{name_of, snapshot_named, volume_named};
 use super::{NodeAdmin, OWNER_PATIENCE, deleted, nonce, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::peer::message::{AdminForward, ReplicaPosition};
+use crate::serve::tail::require_no_tail_name;
 use crate::serve::volume::{ServedVolume, store_failure};
 
 /// How long a snapshot may take to be made before `create` says that it goes on by itself.
@@ -19,6 +20,7 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 impl NodeAdmin {
     pub(super) async fn take_snapshot(&self, name: &str, request: CreateSnapshot) -> Result<SnapshotStatus, Error> {
         let snapshot_name: SnapshotName = request.name.parse()?;
+        require_no_tail_name(&snapshot_name)?;
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let volume = volume_named(&state, name)?.id;
         let command = Command::CreateSnapshot { volume, name: snapshot_name.clone(), nonce: nonce() };

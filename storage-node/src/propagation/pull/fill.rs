@@ -17,7 +17,7 @@ use crate::serve::volume::store_failure;
 use crate::volume::Moment;
 
 /// Runs of missing blocks looked up at a time.
-const MISSING_RUNS_MAX: u32 = 1024;
+const MISSING_RUNS_MAX: u32 = 256;
 
 /// Pause before asking again after no holder had what is missing.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);

@@ -450,6 +450,22 @@ fn manifests_with_a_gap_and_blocks_with_a_wrong_checksum_are_refused() {
     assert_eq!(pair.replica.receive(vec![old]), Ok(0), "another version is not wanted");
 }
 
+/// A volume that had just been handed over was asked for the missing blocks of a hot extent of 64, and all that it lacked was looked through for
+/// it, as that was one run: with 2 GiB on their way its guests waited for the shard, extent by extent.
+#[test]
+fn who_asks_what_is_missing_of_a_large_run_is_told_of_a_part() {
+    const COUNT: u32 = 40_000;
+    let mut replica = Rig::new(1);
+    replica.open(u64::from(COUNT) * 4096);
+    let to = Lsn::new(client_lib::Epoch(1), 1);
+    let run = ManifestRun { start: BlockIndex(0), lsn: to, content: RunContent::Data((0..COUNT).collect()) };
+    replica
+        .apply_manifest(&Manifest { from: Lsn::ZERO, to, runs: vec![run], mark: None }, true, true)
+        .expect("is taken");
+    assert_eq!(replica.report().stale_blocks, u64::from(COUNT));
+    assert_eq!(replica.missing(Wanted::Now, 64), [BlockRun { start: BlockIndex(0), count: 4096 }]);
+}
+
 #[test]
 fn a_manifest_of_many_thousands_of_blocks_comes_in_parts_and_counts_whole() {
     const COUNT: u32 = 40_000;

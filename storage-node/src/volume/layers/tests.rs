@@ -122,7 +122,7 @@ proptest! {
                 Step::Forget(_) => {}
                 Step::Apply => {
                     if let Some(to) = layers.sealed_to() {
-                        let complete = layers.missing(Wanted::Sealed, 0, 1).is_empty();
+                        let complete = layers.missing(Wanted::Sealed, 0, 1, 1).is_empty();
                         prop_assert_eq!(layers.sealed_complete(), complete);
                         prop_assert_eq!(layers.apply_sealed(to, &mut usage), complete);
                         watermark = if complete { to } else { watermark };
@@ -180,8 +180,16 @@ proptest! {
             }
             prop_assert_eq!(layers.stale(), stale);
             prop_assert_eq!(layers.wanted(), wanted.len() as u64);
-            let missing = layers.missing(Wanted::Now, 0, usize::MAX);
+            let missing = layers.missing(Wanted::Now, 0, usize::MAX, u64::MAX);
             prop_assert_eq!(missing.iter().map(|run| u64::from(run.count)).sum::<u64>(), stale);
+            let (mut in_parts, mut after) = (0, 0);
+            while let Some(last) = layers.missing(Wanted::Now, after, 3, 5).last() {
+                let part = layers.missing(Wanted::Now, after, 3, 5);
+                let blocks: u64 = part.iter().map(|run| u64::from(run.count)).sum();
+                prop_assert!(part.len() <= 3 && blocks <= 5);
+                (in_parts, after) = (in_parts + blocks, last.start.0 + last.count);
+            }
+            prop_assert_eq!(in_parts, stale);
             let places = layers.entries().map(|(_, version)| version).chain(base.values().copied());
             let places = places.filter(|version| version.content.place().is_some()).count() as u64;
             prop_assert_eq!(usage.mapped(VOLUME), places);
@@ -197,7 +205,7 @@ fn memory_per_block(noted: u64, blocks_of_write: u64, block: impl Fn(u64) -> u64
         layers.note(block(number) as u32, Version { lsn: at(1 + number / blocks_of_write), content }, &mut usage);
     }
     layers.take_delta();
-    let missing = layers.missing(Wanted::Now, 0, usize::MAX);
+    let missing = layers.missing(Wanted::Now, 0, usize::MAX, u64::MAX);
     assert_eq!(missing.iter().map(|run| u64::from(run.count)).sum::<u64>(), noted, "each block is another one");
     layers.each().map(|(_, layer)| layer.memory() as u64).sum::<u64>() / noted
 }
