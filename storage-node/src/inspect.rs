@@ -122,9 +122,9 @@ impl Inspected {
             data_dir::check(path)?;
             let mut locks: Vec<File> = hold(path)?.into_iter().collect();
             let mut directories = shard_directories(path)?;
-            for store in stores::directories(path)? {
+            for store in stores::elsewhere(path, &directories)? {
                 // Those that are missing are `helio node disk list`'s.
-                if !directories.contains(&store) && store.join(FORMAT_FILE).exists() {
+                if store.join(FORMAT_FILE).exists() {
                     locks.extend(hold(&store)?);
                     directories.push(store);
                 }

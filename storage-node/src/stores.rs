@@ -166,13 +166,17 @@ pub fn prepare(data: &Path, named: &[PathBuf], cluster: &ClusterId, node: NodeId
     Ok(directories)
 }
 
-/// The directories in the list of the node in `data`, whether they are there or not; none before its first start.
+/// The directories in the list of the node in `data`, whether they are there or not, of which none of `here` is a copy; none before its first
+/// start. The list names places: those of a copied data directory are the original's.
 ///
 /// # Errors
 /// When the list cannot be read.
-pub fn directories(data: &Path) -> Result<Vec<PathBuf>, StoresError> {
+pub fn elsewhere(data: &Path, here: &[PathBuf]) -> Result<Vec<PathBuf>, StoresError> {
     let listed: Vec<Listed> = read(&data.join(LIST_FILE))?.unwrap_or_default();
-    Ok(listed.into_iter().map(|listed| listed.directory).collect())
+    let own: Vec<String> =
+        here.iter().filter_map(|directory| marker(directory).ok().flatten()).map(|marker| marker.store).collect();
+    let is_elsewhere = |listed: &Listed| !own.contains(&listed.store) && !here.contains(&listed.directory);
+    Ok(listed.into_iter().filter(is_elsewhere).map(|listed| listed.directory).collect())
 }
 
 /// Locks each of these stores for this process, until the files are dropped. A store may lie far from the node's data directory,
@@ -325,6 +329,20 @@ mod tests {
         place.rename("b/store", "b/moved");
         place.prepare(&["a", "b/moved"], NODE).expect("one moved with its name");
         place.prepare(&["a", "b/moved", "b/third"], NODE).expect("one is added");
+    }
+
+    /// `helio inspect` of a copy was refused, as the original was in use, or showed the original.
+    #[test]
+    fn a_store_that_was_copied_with_its_node_is_not_looked_for_elsewhere() {
+        let place = Place::new();
+        let stores = prepare(&place.at("data"), &[place.at("data/shard-0"), place.at("b")], &place.cluster, NODE)
+            .expect("are made");
+        std::fs::create_dir_all(place.at("copy/shard-0")).expect("is made");
+        for file in [LIST_FILE, &format!("shard-0/{MARKER_FILE}")] {
+            std::fs::copy(place.at("data").join(file), place.at("copy").join(file)).expect("is copied");
+        }
+        let seen = |data: &str| elsewhere(&place.at(data), &[place.at(data).join("shard-0")]).expect("is read");
+        assert_eq!((seen("data"), seen("copy")), (vec![stores[1].clone()], vec![stores[1].clone()]));
     }
 
     #[test]
