@@ -173,7 +173,8 @@ pub fn run(helio: Helio) -> ExitCode {
     end_when_printing_fails();
     let default = if matches!(&helio.verb, Verb::Up(_)) || matches!(&helio.verb, Verb::Node(node) if node.runs_a_node())
     {
-        "info,openraft=warn,quinn=warn"
+        // What openraft warns of is each message to a node that is off, several a second; consensus tells of that node once.
+        "info,openraft=error,quinn=warn"
     } else {
         "warn"
     };
