@@ -4,6 +4,7 @@
 //! Encoded with postcard behind a version byte and the group id. Every call keeps the deadline openraft gives it.
 
 mod pipeline;
+mod reach;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use openraft::raft::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::reach::Reach;
 use crate::command::{Command, Response};
 use crate::store::types::{LogId, Member, MetaTypes, Snapshot, SnapshotMeta, StoredMembership, Vote};
 
@@ -158,6 +160,13 @@ async fn ask_encoded(
 pub(crate) struct Network {
     pub(crate) calls: Arc<dyn RaftCalls>,
     pub(crate) group: GroupId,
+    reach: Arc<Reach>,
+}
+
+impl Network {
+    pub(crate) fn new(calls: Arc<dyn RaftCalls>, group: GroupId) -> Network {
+        Network { calls, group, reach: Arc::default() }
+    }
 }
 
 impl RaftNetworkFactory<MetaTypes> for Network {
@@ -180,7 +189,20 @@ impl Client {
         self.ask_encoded(encode(self.network.group, &request), deadline).await
     }
 
+    /// Asks, and has it told when the other member begins or ends to be out of reach. openraft drops what takes too long, so that it is looked at
+    /// when the next request is made.
     async fn ask_encoded(&self, request: Bytes, deadline: Duration) -> Result<Reply, RPCError<MetaTypes>> {
+        let reach = &self.network.reach;
+        reach.asked(self.target);
+        let answer = self.attempt(request, deadline).await;
+        match &answer {
+            Ok(_) => reach.answered(self.target),
+            Err(error) => reach.failed(self.target, error),
+        }
+        answer
+    }
+
+    async fn attempt(&self, request: Bytes, deadline: Duration) -> Result<Reply, RPCError<MetaTypes>> {
         let asked = ask_encoded(&*self.network.calls, self.network.group, self.target, request, deadline);
         // The transport keeps the deadline as well; openraft's core must never hang on a call (its issue 1810).
         match tokio::time::timeout(deadline, asked).await {

@@ -84,7 +84,7 @@ impl MetaRaft {
     /// When the stores cannot be opened.
     pub async fn start(options: MetaOptions, calls: Arc<dyn RaftCalls>) -> Result<MetaRaft, Error> {
         let stores = open(&options.place, options.group).map_err(failed)?;
-        let network = Network { calls, group: options.group };
+        let network = Network::new(calls, options.group);
         let core = start_core(options.node, &options.timings, &network, &stores).await?;
         let published = stores.published();
         let states = watch::Sender::new(published.borrow().state.clone());

@@ -22,13 +22,13 @@ const THREADS_MAX: usize = 4;
 fn main() -> ExitCode {
     let arguments = HelioNbd::parse();
     if let Err(error) = log::begin(&arguments.log, arguments.log_format) {
-        eprintln!("helio-nbd: {error}");
+        log::complain(format_args!("helio-nbd: {error}"));
         return ExitCode::from(2);
     }
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("helio-nbd: {error:#}");
+            log::complain(format_args!("helio-nbd: {error:#}"));
             ExitCode::from(1)
         }
     }
@@ -77,7 +77,7 @@ async fn serve(arguments: HelioNbd, passed: PassedSockets) -> anyhow::Result<()>
         (server, false) => (server, ""),
     };
     let ready = format!("NBD on {}{how}", server.places());
-    println!("ready: {ready}");
+    log::say(format_args!("ready: {ready}"));
     notify::ready(&ready);
     notify::watch(threads.into_iter().chain(server.threads()).collect());
 

@@ -104,6 +104,19 @@ fn a_command_whose_reader_has_gone_ends_quietly() {
     assert!(output.stderr.is_empty(), "{output:?}");
 }
 
+/// It once ended with a panic's message, and 101.
+#[test]
+fn a_command_that_cannot_write_its_output_says_so() {
+    let up = Up::start(&["--providers", "a"]).expect("starts");
+    let full = fs::File::options().write(true).open("/dev/full").expect("is there");
+    let mut command = Command::new(helio().expect("is built"));
+    command.args(["volume", "list", "--data"]).arg(up.data()).stdout(full).stderr(Stdio::piped());
+    let output = command.spawn().expect("runs").wait_with_output().expect("ends");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "helio: cannot write the output: No space left on device\n");
+}
+
 /// Paths and contents below a directory, but for the locks, which name the last process.
 fn listing(directory: &Path) -> String {
     run(Command::new("find")

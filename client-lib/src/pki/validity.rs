@@ -81,6 +81,20 @@ impl Validity {
         now_ms / 1000 > self.until_ms / 1000
     }
 
+    /// Whether it does not count yet at this time, nor by clocks that are ahead by what is allowed: it was issued by a clock that was ahead, or
+    /// this one is behind.
+    #[must_use]
+    pub fn is_early(&self, now_ms: u64) -> bool {
+        // Whole seconds, as certificates have; and what is just that far ahead is within what is allowed.
+        self.from_ms / 1000 > now_ms.saturating_add(SKEW_MS) / 1000
+    }
+
+    /// Whether it counts at this time: it has not ended, and is not early.
+    #[must_use]
+    pub fn counts(&self, now_ms: u64) -> bool {
+        !self.has_ended(now_ms) && !self.is_early(now_ms)
+    }
+
     /// When it is to be renewed, at two thirds of the time for which it was issued; `None` if it has no end.
     #[must_use]
     pub fn renewal_ms(&self) -> Option<u64> {
@@ -162,6 +176,9 @@ mod tests {
         assert_eq!((Validity::ENDLESS.renewal_ms(), Validity::ENDLESS.has_end()), (None, false));
         for (now_ms, has_ended) in [(0, false), (validity.until_ms + 999, false), (validity.until_ms + 1000, true)] {
             assert_eq!(validity.has_ended(now_ms), has_ended, "{now_ms}");
+        }
+        for (now_ms, is_early) in [(0, true), (now_ms - 601_000, true), (now_ms - 600_000, false), (now_ms, false)] {
+            assert_eq!(validity.is_early(now_ms), is_early, "{now_ms}");
         }
     }
 

@@ -248,9 +248,14 @@ pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 
 /// Prints rows in aligned columns under a heading.
 pub(super) fn print_table(heading: &[&str], rows: Vec<Vec<String>>) {
+    headed_table(heading, rows).iter().for_each(|line| println!("{line}"));
+}
+
+/// Rows as lines, whose columns are aligned, under a heading.
+pub(super) fn headed_table(heading: &[&str], rows: Vec<Vec<String>>) -> Vec<String> {
     let heading = heading.iter().map(|name| name.to_uppercase()).collect();
     let all: Vec<Vec<String>> = std::iter::once(heading).chain(rows).collect();
-    table(&all).iter().for_each(|line| println!("{line}"));
+    table(&all)
 }
 
 /// Rows as lines, whose columns are aligned.

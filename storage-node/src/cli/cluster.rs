@@ -167,15 +167,15 @@ fn join(file: &Path, token: &str, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Gives a member whose certificate has ended another one. It proves to be that member by the old one and its key.
+/// Gives a member whose certificate has ended, or does not count yet, another one. It proves to be that member by the old one and its key.
 fn come_back(file: &Path, config: &NodeConfig, membership: &Membership, token: &str, json: bool) -> anyhow::Result<()> {
     let directory = DataDir::identity(&config.data);
-    let ended = match membership.removed {
+    let now_ms = SystemClock::new().unix_ms();
+    let uncounted = match membership.removed {
         true => None,
-        false => Some(NodeIdentity::open(&directory)?)
-            .filter(|identity| identity.validity().has_ended(SystemClock::new().unix_ms())),
+        false => Some(NodeIdentity::open(&directory)?).filter(|identity| !identity.validity().counts(now_ms)),
     };
-    let Some(identity) = ended else { return Err(belongs_already(config, membership)) };
+    let Some(identity) = uncounted else { return Err(belongs_already(config, membership)) };
     let token = read_token(token)?;
     ensure!(
         token.fingerprint == identity.ca_fingerprint(),

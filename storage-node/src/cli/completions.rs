@@ -1,7 +1,5 @@
 //! `helio completions`: what a shell needs to complete commands, options and their values.
 
-use std::io::Write;
-
 use clap::{Args, CommandFactory};
 use clap_complete::{Shell, generate};
 
@@ -18,7 +16,7 @@ pub(super) struct Completions {
 }
 
 pub(super) fn run(completions: &Completions) -> anyhow::Result<()> {
-    std::io::stdout().write_all(&script(completions.shell))?;
+    print!("{}", String::from_utf8_lossy(&script(completions.shell)));
     Ok(())
 }
 

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use nbd_frontend::service::log::say;
 use nbd_frontend::service::stop::Stop;
 
-use super::client::{CLUSTER_FILE, ClusterFile, ClusterNode, print_table};
+use super::client::{CLUSTER_FILE, ClusterFile, ClusterNode, headed_table};
 use crate::node::Node;
 
 /// A node of this process, as people and the other commands find it.
@@ -14,7 +15,7 @@ pub(super) struct Served<'a> {
     pub(super) node: &'a Node,
 }
 
-/// Writes [`CLUSTER_FILE`] into `data`, prints a table and then the line that starts with `ready`.
+/// Writes [`CLUSTER_FILE`] into `data`, prints a table and then the line that starts with `ready`, where that can be printed.
 pub(super) fn announce(data: &Path, served: &[Served<'_>]) -> anyhow::Result<()> {
     let shown = |address: Option<std::net::SocketAddr>| address.map_or_else(|| "-".to_owned(), |it| it.to_string());
     let nodes: Vec<ClusterNode> = served
@@ -37,9 +38,9 @@ pub(super) fn announce(data: &Path, served: &[Served<'_>]) -> anyhow::Result<()>
         let provider = served.provider.to_owned();
         vec![node.name.clone(), provider, node.nbd_tcp.clone(), node.nbd_unix.clone(), node.http.clone()]
     });
-    print_table(&["node", "provider", "nbd", "nbd socket", "admin"], rows.collect());
+    headed_table(&["node", "provider", "nbd", "nbd socket", "admin"], rows.collect()).iter().for_each(say);
     let count = if served.len() == 1 { "1 node".to_owned() } else { format!("{} nodes", served.len()) };
-    println!("ready: {count}, data in {}", data.display());
+    say(format_args!("ready: {count}, data in {}", data.display()));
     Ok(())
 }
 

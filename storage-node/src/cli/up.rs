@@ -111,13 +111,7 @@ fn check_ports(first: u16, count: usize, option: &str) -> anyhow::Result<()> {
 }
 
 async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Result<()> {
-    if up.fresh {
-        DataDir::wipe(&data)?;
-    }
-    let held = DataDir::open(&data)?;
-    if Membership::load(&data)?.is_some() {
-        bail!("{} is the data directory of a single node; start it with `helio node`", data.display());
-    }
+    let held = own_directory(&data, up.fresh)?;
     let identities = identities(&data, &names)?;
     let nbd_tls = std::mem::take(&mut up.nbd_tls).options();
     let keys = up.keys.source();
@@ -184,6 +178,21 @@ async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Resul
     drop(links);
     drop(held);
     Ok(())
+}
+
+/// Locks the data directory of a whole cluster, emptied before if it is to be `fresh`.
+///
+/// # Errors
+/// As [`DataDir::open`]; when it is that of a node of separate processes, in which nothing is touched then.
+fn own_directory(data: &Path, fresh: bool) -> anyhow::Result<DataDir> {
+    // Before anything is deleted: a node's identity, the authority of its cluster and its volumes may be there.
+    if Membership::load(data)?.is_some() {
+        bail!("{} is the data directory of a single node; start it with `helio node`", data.display());
+    }
+    if fresh {
+        DataDir::wipe(data)?;
+    }
+    Ok(DataDir::open(data)?)
 }
 
 fn port(first: u16, index: usize) -> SocketAddr {
@@ -265,4 +274,34 @@ fn links(up: &Up, addresses: &[SocketAddr]) -> anyhow::Result<BTreeMap<(usize, u
         }
     }
     Ok(links)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `helio up --fresh` at the directory of a stopped node deleted it, with the cluster's authority and its volumes: it was looked at after that.
+    #[test]
+    fn the_directory_of_a_single_node_is_left_as_it_is() {
+        let root = tempfile::tempdir().expect("a directory");
+        let data = root.path().join("data");
+        drop(own_directory(&data, false).expect("is made"));
+        drop(own_directory(&data, true).expect("is made anew"));
+        let member = Membership {
+            name: "a".parse().expect("a name"),
+            provider: "eu".parse().expect("a name"),
+            founder: true,
+            entered: true,
+            contacts: Vec::new(),
+            removed: false,
+        };
+        member.save(&data).expect("is written");
+        let authority = DataDir::authority(&data);
+        DataDir::private(&authority).expect("is made");
+        for fresh in [false, true] {
+            let error = own_directory(&data, fresh).expect_err("is a node's").to_string();
+            assert!(error.contains("is the data directory of a single node"), "{error}");
+            assert!(authority.exists() && Membership::load(&data).expect("reads") == Some(member.clone()), "{fresh}");
+        }
+    }
 }

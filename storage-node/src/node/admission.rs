@@ -102,7 +102,7 @@ impl Admission {
         Ok(node)
     }
 
-    /// The member that asks, whose certificate has ended.
+    /// The member that asks, whose certificate has ended or does not count yet.
     async fn come_back(
         &self,
         authority: &ClusterAuthority,
@@ -122,7 +122,7 @@ impl Admission {
             let text = format!("the certificate is that of node {name}, and the settings name {}", request.name);
             return Err(Error::new(ErrorKind::InvalidRequest, text));
         }
-        tracing::warn!(%name, id = %node, address = %request.address, "a member whose certificate had ended was given another one");
+        tracing::warn!(%name, id = %node, address = %request.address, "a member whose certificate did not count was given another one");
         Ok(node)
     }
 
@@ -132,8 +132,25 @@ impl Admission {
     /// `NotFound` at a node that does not hold the authority; `InvalidRequest` for a node that is no member (any more) and for what is no
     /// request; `Unavailable` when the cluster has no leader.
     pub async fn renew(&self, node: NodeId, request_pem: &str) -> Result<String, Error> {
+        self.place()?;
+        self.signed(node, request_pem, &*self.meta.linearizable(METADATA_DEADLINE).await?)
+    }
+
+    /// As [`renew`](Self::renew), for a member that may be let in by nobody until it is done: if no leader answers, by what is known here.
+    ///
+    /// # Errors
+    /// As [`renew`](Self::renew), but for `Unavailable`.
+    pub async fn renew_by_what_is_known(&self, node: NodeId, request_pem: &str) -> Result<String, Error> {
+        let state = match self.meta.linearizable(LEADER_PATIENCE).await {
+            Ok(state) => state,
+            Err(_) => self.meta.state(),
+        };
+        self.signed(node, request_pem, &state)
+    }
+
+    fn signed(&self, node: NodeId, request_pem: &str, state: &MetaState) -> Result<String, Error> {
         let place = self.place()?;
-        require_member(&*self.meta.linearizable(METADATA_DEADLINE).await?, node)?;
+        require_member(state, node)?;
         let authority = ClusterAuthority::load(&place.directory).map_err(unusable)?;
         let validity = self.validity(place);
         let certificate = authority.sign(node, request_pem, validity).map_err(invalid)?;

@@ -25,6 +25,9 @@ const REST_MAX: Duration = Duration::from_secs(3600);
 /// The shortest, after a failure.
 const REST_MIN: Duration = Duration::from_secs(1);
 
+/// Between looks at a certificate that does not count yet, or for which a node that starts waits: the calendar is set soon, by whoever is told.
+const SOON: Duration = Duration::from_secs(60);
+
 /// What to do about a certificate now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -43,6 +46,10 @@ struct Schedule {
 impl Schedule {
     fn step(self, now_ms: u64) -> Step {
         let Validity { until_ms, .. } = self.validity;
+        // It was issued by a clock that was ahead: nobody lets this node in with it.
+        if self.validity.is_early(now_ms) {
+            return Step::Renew(SOON);
+        }
         match self.validity.renewal_ms() {
             // Made before certificates had an end. There is no hurry, and it may be too early (`keep`).
             None => Step::Renew(REST_MAX),
@@ -71,23 +78,21 @@ pub(super) struct Renewer {
 
 /// Renews the node's certificate for as long as the node runs.
 pub(super) async fn keep(renewer: Renewer) {
-    let mut last_told = None;
+    let mut told = Told::default();
     loop {
         let schedule = Schedule { validity: renewer.identity.validity() };
         let rest = match schedule.step(renewer.clock.unix_ms()) {
             Step::Rest(rest) => rest,
             Step::Renew(pause) => match renewer.attempt().await {
                 Ok(true) => {
-                    last_told = None;
+                    told = Told::default();
                     tracing::info!(until = %renewer.identity.validity(), "this node's certificate was renewed");
                     continue;
                 }
                 Ok(false) => pause,
                 Err(error) => {
-                    // Once an hour is enough for who reads it.
-                    let now = renewer.clock.now();
-                    if last_told.is_none_or(|told| now.saturating_sub(told) >= REST_MAX) {
-                        last_told = Some(now);
+                    let counts = schedule.validity.counts(renewer.clock.unix_ms());
+                    if told.is_due(renewer.clock.now(), counts) {
                         renewer.tell(&error);
                     }
                     pause
@@ -95,6 +100,21 @@ pub(super) async fn keep(renewer: Renewer) {
             },
         };
         tokio::time::sleep(rest).await;
+    }
+}
+
+/// When it was last told that a certificate cannot be renewed, and whether that counted then.
+#[derive(Debug, Default)]
+struct Told(Option<(Duration, bool)>);
+
+impl Told {
+    /// Whether it is to be told now, which it is then. Once an hour is enough for who reads it, but for when the certificate ends meanwhile.
+    fn is_due(&mut self, now: Duration, counts: bool) -> bool {
+        let is_due = self.0.is_none_or(|(at, counted)| counted != counts || now.saturating_sub(at) >= REST_MAX);
+        if is_due {
+            self.0 = Some((now, counts));
+        }
+        is_due
     }
 }
 
@@ -122,7 +142,12 @@ impl Renewer {
     async fn signed(&self, request_pem: &str) -> Result<Option<String>, Error> {
         let me = self.admin.this.id;
         if self.admission.holds_authority() {
-            return self.admission.renew(me, request_pem).await.map(Some);
+            // As `at_start` does: with a certificate that does not count this node may not even hear who leads.
+            let signed = match self.identity.validity().counts(self.clock.unix_ms()) {
+                true => self.admission.renew(me, request_pem).await,
+                false => self.admission.renew_by_what_is_known(me, request_pem).await,
+            };
+            return signed.map(Some);
         }
         let mut refusal = None;
         let others: Vec<NodeId> = self.admin.meta.state().nodes().map(|node| node.id).filter(|id| *id != me).collect();
@@ -154,9 +179,10 @@ impl Renewer {
 
     fn tell(&self, error: &Error) {
         let validity = self.identity.validity();
-        if validity.has_ended(self.clock.unix_ms()) {
-            let ended = Ended { name: self.admin.this.name.to_string(), validity, now_ms: self.clock.unix_ms() };
-            return tracing::error!(%error, "{ended}");
+        let now_ms = self.clock.unix_ms();
+        if !validity.counts(now_ms) {
+            let uncounted = Uncounted { name: self.admin.this.name.to_string(), validity, now_ms };
+            return tracing::error!(%error, "{uncounted}");
         }
         tracing::warn!(
             until = %validity, %error,
@@ -165,26 +191,33 @@ impl Renewer {
     }
 }
 
-/// The certificate of a node has ended.
+/// The certificate of a node has ended, or does not count yet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the certificate of node {name} ended on {}, and by this machine's clock it is {}: other nodes let it in no more. If that clock is right, \
+    "the certificate of node {name} {}, and by this machine's clock it is {}: other nodes do not let it in. If that clock is right, \
      take a join token (`helio cluster token --config FILE`, at the node that has the cluster's authority), and here `helio cluster join \
      --config FILE -`, which asks for it and gives the node another certificate: it stays the node that it is, and keeps its data. Then \
      start it again",
-    date(.validity.until_ms),
+    how_uncounted(*.validity, *.now_ms),
     date(*.now_ms)
 )]
-pub struct Ended {
+pub struct Uncounted {
     name: String,
     validity: Validity,
     now_ms: u64,
 }
 
+fn how_uncounted(validity: Validity, now_ms: u64) -> String {
+    match validity.is_early(now_ms) {
+        true => format!("does not count yet, but from {} on", date(validity.from_ms)),
+        false => format!("ended on {}", date(validity.until_ms)),
+    }
+}
+
 /// Sees to it that a node that starts has a certificate that counts: where the authority is, it is renewed, if it is to be.
 ///
 /// # Errors
-/// [`Ended`]; when the authority cannot be used.
+/// [`Uncounted`]; when the authority cannot be used.
 pub fn at_start(
     identity: &NodeIdentity,
     directory: &Path,
@@ -193,7 +226,8 @@ pub fn at_start(
     clock: &dyn Clock,
 ) -> anyhow::Result<()> {
     let (validity, now_ms) = (identity.validity(), clock.unix_ms());
-    if !validity.has_end() || validity.renewal_ms().is_some_and(|due_ms| now_ms < due_ms) {
+    let is_due = validity.is_early(now_ms) || validity.renewal_ms().is_some_and(|due_ms| now_ms >= due_ms);
+    if !validity.has_end() || !is_due {
         return Ok(());
     }
     match authority {
@@ -207,7 +241,7 @@ pub fn at_start(
             tracing::info!(%until, "this node's certificate was renewed");
             Ok(())
         }
-        None if validity.has_ended(now_ms) => Err(Ended { name: name.to_owned(), validity, now_ms }.into()),
+        None if !validity.counts(now_ms) => Err(Uncounted { name: name.to_owned(), validity, now_ms }.into()),
         None => Ok(()),
     }
 }
@@ -226,7 +260,7 @@ pub(super) async fn while_starting(
     }
     loop {
         let (Step::Rest(rest) | Step::Renew(rest)) = Schedule { validity: identity.validity() }.step(clock.unix_ms());
-        tokio::time::sleep(rest).await;
+        tokio::time::sleep(rest.min(SOON)).await;
         if let Err(error) = at_start(identity, directory, name, authority, clock) {
             tracing::error!("{error:#}");
         }
@@ -261,6 +295,49 @@ mod tests {
             "who comes back after a pause may yet be let in"
         );
         assert_eq!(Schedule { validity: Validity::ENDLESS }.step(NOW_MS), Step::Renew(REST_MAX));
+    }
+
+    /// A node that has the authority was started once with a clock that was a year ahead, and renewed its certificate by that. When the clock was
+    /// right again every node refused it, and it never renewed: by the end of its certificate it was not due for another year.
+    #[test]
+    fn a_certificate_that_does_not_count_yet_is_renewed_at_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let authority = ClusterAuthority::create(ClusterId::random().expect("random")).expect("made");
+        authority.save(directory.path()).expect("saved");
+        let place = AuthorityPlace { directory: directory.path().to_owned(), node_lifetime: NODE_LIFETIME };
+        let clock = VirtualClock::new(NOW_MS);
+        let ahead = Validity::starting(NOW_MS + 365 * DAY.as_millis() as u64, NODE_LIFETIME);
+        let identity = authority.issue(NodeId(3), ahead).expect("issued");
+        assert_eq!(Schedule { validity: ahead }.step(NOW_MS), Step::Renew(SOON));
+        let error =
+            at_start(&identity, directory.path(), "c", None, &clock).expect_err("nobody lets it in").to_string();
+        for part in ["node c does not count yet", "from 2028-01-15 07:55:00", "it is 2027-01-15 08:00:00"] {
+            assert!(error.contains(part), "{error}");
+        }
+        at_start(&identity, directory.path(), "c", Some(&place), &clock).expect("starts");
+        assert_eq!(identity.validity(), Validity::starting(NOW_MS, NODE_LIFETIME));
+        // Clocks may differ by so much.
+        let close = authority.issue(NodeId(3), Validity::starting(NOW_MS + 600_000, NODE_LIFETIME)).expect("issued");
+        let before = close.fingerprint();
+        at_start(&close, directory.path(), "c", Some(&place), &clock).expect("starts");
+        assert_eq!(close.fingerprint(), before);
+    }
+
+    /// That a certificate cannot be renewed was told once an hour, and that it had ended up to an hour late.
+    #[test]
+    fn the_end_of_a_certificate_is_told_when_it_comes() {
+        let mut told = Told::default();
+        let at = Duration::from_secs;
+        for (now, counts, is_due) in [
+            (at(0), true, true),
+            (at(3599), true, false),
+            (at(3600), true, true),
+            (at(3601), false, true),
+            (at(3602), false, false),
+            (at(7201), false, true),
+        ] {
+            assert_eq!(told.is_due(now, counts), is_due, "{now:?}");
+        }
     }
 
     #[test]

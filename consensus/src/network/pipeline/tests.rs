@@ -60,7 +60,7 @@ fn entry(index: u64) -> AppendEntriesRequest<MetaTypes> {
 
 /// What openraft is told when entries 1 to `count` are there to be sent.
 fn appended(follower: &Arc<Follower>, count: u64) -> impl Stream<Item = Appended> + Unpin {
-    let network = Network { calls: follower.clone(), group: GroupId::META };
+    let network = Network::new(follower.clone(), GroupId::META);
     let client = Client { network, target: NodeId(2) };
     Box::pin(append_all(client, stream::iter((1..=count).map(entry)), LONG))
 }

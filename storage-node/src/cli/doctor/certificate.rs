@@ -1,25 +1,40 @@
 //! The node's certificate: whether it counts, and whether it is renewed in time.
 
+use std::path::Path;
+
 use client_lib::clock::{Clock, SystemClock};
-use client_lib::pki::{NodeIdentity, Validity, date};
+use client_lib::pki::{NODE_CERTIFICATE_FILE, NodeIdentity, Validity, date};
 
 use super::Finding;
 use crate::config::NodeConfig;
 use crate::data_dir::DataDir;
+use crate::membership::Membership;
 
 /// Of the node of these settings, if it belongs to a cluster.
 pub(super) fn findings(config: &NodeConfig) -> Option<Finding> {
-    let directory = DataDir::identity(&config.data);
-    if !directory.join(client_lib::pki::NODE_CERTIFICATE_FILE).exists() {
-        return None;
+    of_directory(&config.data)
+}
+
+/// Of the node with this data directory.
+fn of_directory(data: &Path) -> Option<Finding> {
+    let directory = DataDir::identity(data);
+    let unusable = |error: String| {
+        Finding::wrong(
+            "certificate",
+            format!("cannot be read in {}: {error}", directory.display()),
+            "ask as the user as whom the node runs; if it is damaged or gone, restore `identity/` of the data directory, or remove the node \
+             (docs/membership.md)",
+        )
+    };
+    match Membership::load(data) {
+        // It has yet to join.
+        Ok(None) if matches!(directory.join(NODE_CERTIFICATE_FILE).try_exists(), Ok(false)) => return None,
+        Ok(_) => {}
+        Err(error) => return Some(unusable(error.to_string())),
     }
     Some(match NodeIdentity::load(&directory) {
         Ok(identity) => judged(identity.validity(), SystemClock::new().unix_ms()),
-        Err(error) => Finding::wrong(
-            "certificate",
-            error.to_string(),
-            "restore `identity/` of the data directory, or remove the node (docs/membership.md)",
-        ),
+        Err(error) => unusable(error.to_string()),
     })
 }
 
@@ -32,9 +47,16 @@ fn judged(validity: Validity, now_ms: u64) -> Finding {
     let late_ms = due_ms + validity.until_ms.saturating_sub(due_ms) / 5;
     let until = format!("counts until {validity}");
     match now_ms {
-        now_ms if now_ms < validity.from_ms => {
-            Finding::wrong(what, format!("counts from {} on only", date(validity.from_ms)), "set this machine's clock")
-        }
+        now_ms if now_ms < validity.from_ms => Finding::wrong(
+            what,
+            format!(
+                "does not count yet, but from {} on, and by this machine's clock it is {}",
+                date(validity.from_ms),
+                date(now_ms)
+            ),
+            "set this machine's clock; if it is right, restart the node where the cluster's authority is, which renews it, and elsewhere a join \
+             token, and `helio cluster join --config FILE -`, give the node another one (docs/membership.md)",
+        ),
         now_ms if validity.has_ended(now_ms) => Finding::wrong(
             what,
             format!("ended on {validity}"),
@@ -51,10 +73,40 @@ fn judged(validity: Validity, now_ms: u64) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use client_lib::pki::NODE_LIFETIME;
+    use client_lib::NodeId;
+    use client_lib::pki::{ClusterAuthority, ClusterId, NODE_LIFETIME};
 
     use super::*;
     use crate::cli::doctor::Level;
+
+    /// Nothing was said of the certificate of a member when it was not there.
+    #[test]
+    fn a_member_without_its_certificate_is_told_of() {
+        let root = tempfile::tempdir().expect("a directory");
+        let data = root.path();
+        assert!(of_directory(data).is_none(), "it has yet to join");
+        let member = Membership {
+            name: "a".parse().expect("a name"),
+            provider: "eu".parse().expect("a name"),
+            founder: true,
+            entered: true,
+            contacts: Vec::new(),
+            removed: false,
+        };
+        member.save(data).expect("is written");
+        let identity = DataDir::identity(data);
+        std::fs::create_dir(&identity).expect("is made");
+        let authority = ClusterAuthority::create(ClusterId::random().expect("random")).expect("made");
+        let validity = Validity::starting(SystemClock::new().unix_ms(), NODE_LIFETIME);
+        authority.issue(NodeId(1), validity).expect("issued").save(&identity).expect("saved");
+        assert_eq!(of_directory(data).expect("is looked at").level, Level::Ok);
+        let certificate = identity.join(NODE_CERTIFICATE_FILE);
+        for damage in [|path: &Path| std::fs::write(path, ""), |path: &Path| std::fs::remove_file(path)] {
+            damage(&certificate).expect("is damaged");
+            let found = of_directory(data).expect("is looked at");
+            assert!(found.level == Level::Wrong && found.found.contains(&*identity.to_string_lossy()), "{found:?}");
+        }
+    }
 
     #[test]
     fn a_certificate_is_well_until_it_should_long_have_been_renewed() {
@@ -71,6 +123,9 @@ mod tests {
             assert!(found.level == level && found.found.contains(told), "{day}: {found:?}");
         }
         let early = judged(validity, issued_ms - DAY_MS);
+        for part in ["does not count yet, but from 2027-01-15 07:55:00 UTC on", "it is 2027-01-14 08:00:00 UTC"] {
+            assert!(early.found.contains(part), "{early:?}");
+        }
         assert!(early.level == Level::Wrong && early.advice.expect("says what to do").contains("clock"));
         assert_eq!(judged(Validity::ENDLESS, issued_ms).level, Level::Ok);
     }
