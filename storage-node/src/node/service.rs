@@ -2,7 +2,7 @@
 //! offered volumes and nothing else.
 //!
 //! The transport needs its service before the parts behind it exist (they need the transport to start), so
-//! each part is put in its place once; until then its frames are answered with "not ready".
+//! each part is put in its place once; until then its frames are answered with "not ready", but for requests to join and for certificates.
 
 use std::sync::{Arc, OnceLock};
 
@@ -16,7 +16,7 @@ use client_lib::{ClientName, Error, ErrorKind, GroupId, NodeId};
 use consensus::{MetaRaft, RaftCalls};
 
 use super::admission::Admission;
-use crate::peer::message::{Message, PeerReply};
+use crate::peer::message::{Message, PeerReply, PeerRequest};
 use crate::peer::server::{PeerServer, encode_reply};
 use crate::serve::client::ClientService;
 use crate::serve::client::rights::Asker;
@@ -82,7 +82,7 @@ impl NodeService {
             },
             (ServiceId::Peer, Caller::Node(peer)) => match self.peers.get() {
                 Some(peers) => peers.serve(peer, frame).await,
-                None => refusal(not_ready()),
+                None => self.answer_while_starting(peer, &frame).await,
             },
             // A node may do what a client may.
             (ServiceId::Client, Caller::Node(_) | Caller::Local) => self.answer_client(frame, Asker::Trusted).await,
@@ -109,6 +109,22 @@ impl NodeService {
                 let text = format!("service {service:?} is not offered to {caller}");
                 refusal(Error::new(ErrorKind::InvalidRequest, text))
             }
+        }
+    }
+
+    /// A node that waits for a leader may be the one that has the cluster's authority, and the leader's certificate may have ended: the certificates
+    /// of those that ask in time are renewed.
+    async fn answer_while_starting(&self, peer: NodeId, frame: &Frame) -> Bytes {
+        let (Some(admission), Ok(PeerRequest::Renew { request_pem })) =
+            (self.admission.get(), decode_head(&frame.head))
+        else {
+            return refusal(not_ready());
+        };
+        match admission.renew_by_what_is_known(peer, &request_pem).await {
+            Ok(certificate_pem) => {
+                encode_reply(Message { head: PeerReply::Signed { certificate_pem }, payload: Bytes::new() })
+            }
+            Err(error) => refusal(error),
         }
     }
 

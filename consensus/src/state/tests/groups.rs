@@ -91,7 +91,7 @@ fn who_comes_into_a_group_is_as_the_others_or_is_told_what_to_do() {
         (change(&[], &[10, 11]), "`helio group delete g`"),
         (Command::DeleteVolume { volume: VolumeId(10) }, "`helio group remove g v`"),
         (transfer(1, 1, 2, 1), "`helio group migrate g --to NODE`"),
-        (Command::SetOnWrite { volume: VolumeId(10), to: Some(NodeId(2)) }, "`helio group migrate g`"),
+        (Command::SetOnWrite { volume: VolumeId(10), to: Some(NodeId(2)) }, "`helio group migrate g --to NODE`"),
     ] {
         let refusal = refused(&mut state, command).to_string();
         assert!(refusal.contains(said), "{refusal}");
