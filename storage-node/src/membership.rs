@@ -32,6 +32,19 @@ pub struct Membership {
 }
 
 impl Membership {
+    /// That of a node which founded a cluster and is in it, for tests.
+    #[cfg(test)]
+    pub(crate) fn of_founder(name: &str) -> Membership {
+        Membership {
+            name: name.parse().expect("a name"),
+            provider: "eu".parse().expect("a name"),
+            founder: true,
+            entered: true,
+            contacts: Vec::new(),
+            removed: false,
+        }
+    }
+
     /// Reads the file in `directory`; `None` when there is none.
     ///
     /// # Errors

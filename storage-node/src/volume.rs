@@ -29,7 +29,7 @@ use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
-use crate::map::page::{Content, PAGE_ENTRIES, Place, Version};
+use crate::map::page::{Content, NO_ENTRIES, PAGE_ENTRIES, Place, Version};
 use crate::map::snapshot::{Snapshot, Snapshots};
 use crate::map::store::MapError;
 use crate::map::{Map, MapKey};
@@ -373,7 +373,7 @@ impl Volume {
             if moment == Moment::Now && blocks.len() >= MANY {
                 let page = blocks[0] / PAGE_ENTRIES;
                 let base = map.cache.page(self.id, page)?;
-                let mut seen = base.map_or([None; PAGE_ENTRIES as usize], |page| page.entries());
+                let mut seen = base.map_or(NO_ENTRIES, |page| page.entries());
                 self.layers.overlay(page, &mut seen);
                 let version = |block: u32| Some((block, seen[(block % PAGE_ENTRIES) as usize]?));
                 versions.extend(blocks.into_iter().filter_map(version));

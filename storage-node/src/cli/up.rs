@@ -287,14 +287,7 @@ mod tests {
         let data = root.path().join("data");
         drop(own_directory(&data, false).expect("is made"));
         drop(own_directory(&data, true).expect("is made anew"));
-        let member = Membership {
-            name: "a".parse().expect("a name"),
-            provider: "eu".parse().expect("a name"),
-            founder: true,
-            entered: true,
-            contacts: Vec::new(),
-            removed: false,
-        };
+        let member = Membership::of_founder("a");
         member.save(&data).expect("is written");
         let authority = DataDir::authority(&data);
         DataDir::private(&authority).expect("is made");

@@ -125,6 +125,12 @@ pub enum PageError {
     Damaged(&'static str),
 }
 
+/// What is at each index of a page.
+pub type Entries = [Option<Version>; PAGE_ENTRIES as usize];
+
+/// Of a page in which nothing is mapped.
+pub const NO_ENTRIES: Entries = [None; PAGE_ENTRIES as usize];
+
 /// A page of the base map, or a chunk of a layer. Clones and comparisons are of what it holds.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
@@ -209,10 +215,15 @@ impl Page {
 
     /// What is at each index.
     #[must_use]
-    pub fn entries(&self) -> [Option<Version>; PAGE_ENTRIES as usize] {
-        let mut entries = [None; PAGE_ENTRIES as usize];
-        self.iter().for_each(|(index, version)| entries[usize::from(index)] = Some(version));
+    pub fn entries(&self) -> Entries {
+        let mut entries = NO_ENTRIES;
+        self.overlay(&mut entries);
         entries
+    }
+
+    /// Its entries in place of those in `seen`.
+    pub fn overlay(&self, seen: &mut Entries) {
+        self.iter().for_each(|(index, version)| seen[usize::from(index)] = Some(version));
     }
 
     /// Takes the version at `index` away and returns it. Encodes what is packed anew if that has one.

@@ -21,14 +21,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use client_lib::{BlockIndex, Lsn, SnapshotId, VolumeId};
 
-use crate::map::page::{Content, PAGE_ENTRIES, Page, Place, Version};
+use crate::map::page::{Content, Entries, NO_ENTRIES, PAGE_ENTRIES, Page, Place, Version};
 use crate::map::snapshot::Snapshot;
 use crate::map::usage::Usage;
 use crate::propagation::manifest::{BlockRun, SnapshotMark};
 
 mod layer;
 
-pub use layer::{Chunk, Layer};
+pub use layer::Layer;
 
 /// Entries of a layer up to which it is merged into the one that folds before it, at once; more would hold up the shard.
 const SMALL_LAYER_BLOCKS: u64 = 1024;
@@ -202,7 +202,7 @@ impl Layers {
     }
 
     /// The newest entries of a chunk's blocks over those in `seen`, which are the base's.
-    pub fn overlay(&self, chunk: u32, seen: &mut Chunk) {
+    pub fn overlay(&self, chunk: u32, seen: &mut Entries) {
         self.each().for_each(|(_, layer)| layer.overlay(chunk, seen));
     }
 
@@ -395,13 +395,18 @@ impl Layers {
         if let Some(view) = view.filter(|view| !view.is_unknown()) {
             assert!(view.lsn < version.lsn, "block {block}: {} does not follow {}", version.lsn, view.lsn);
         }
+        self.show(view, version, usage);
+        if let Some(place) = self.open.set(block, version).and_then(|before| before.content.place()) {
+            usage.remove(self.volume, place);
+        }
+    }
+
+    /// Counts `version` as what is seen of a block, in place of `view`.
+    fn show(&mut self, view: Option<Version>, version: Version, usage: &mut Usage) {
         self.stale -= u64::from(view.is_some_and(|view| view.content.is_stale()));
         self.stale += u64::from(version.content.is_stale());
         if let Some(place) = version.content.place() {
             usage.add(self.volume, place);
-        }
-        if let Some(place) = self.open.set(block, version).and_then(|before| before.content.place()) {
-            usage.remove(self.volume, place);
         }
     }
 
@@ -413,7 +418,7 @@ impl Layers {
         let views: Vec<Option<Version>> = if told.len() < MANY {
             told.iter().map(|(block, _)| self.view(*block)).collect()
         } else {
-            let mut seen = [None; PAGE_ENTRIES as usize];
+            let mut seen = NO_ENTRIES;
             self.overlay(chunk, &mut seen);
             told.iter().map(|(block, _)| seen[(block % PAGE_ENTRIES) as usize]).collect()
         };
@@ -424,11 +429,7 @@ impl Layers {
                 others.push((*block, *version));
                 continue;
             }
-            self.stale -= u64::from(view.is_some_and(|view| view.content.is_stale()));
-            self.stale += u64::from(version.content.is_stale());
-            if let Some(place) = version.content.place() {
-                usage.add(self.volume, place);
-            }
+            self.show(view, *version, usage);
             newer.push((*block, *version));
         }
         if newer.is_empty() {

@@ -85,15 +85,7 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let data = root.path();
         assert!(of_directory(data).is_none(), "it has yet to join");
-        let member = Membership {
-            name: "a".parse().expect("a name"),
-            provider: "eu".parse().expect("a name"),
-            founder: true,
-            entered: true,
-            contacts: Vec::new(),
-            removed: false,
-        };
-        member.save(data).expect("is written");
+        Membership::of_founder("a").save(data).expect("is written");
         let identity = DataDir::identity(data);
         std::fs::create_dir(&identity).expect("is made");
         let authority = ClusterAuthority::create(ClusterId::random().expect("random")).expect("made");

@@ -299,15 +299,16 @@ fn require_enough(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Result
     // One that has yet to get everything does not count until then.
     let is_whole = |node: &NodeId| volume.replicas.contains(node) && !state.places().is_joining(volume.id, *node);
     let loses_last = wanted.remove.iter().any(is_whole) && !left.iter().any(is_whole);
-    let advice = match (left.is_empty(), loses_last) {
-        (true, _) => "would have no replica, and be lost with node",
-        (false, true) => "would have no replica but such as have yet to get everything, and be lost with node",
-        (false, false) => "",
+    let refused = match (left.is_empty(), loses_last) {
+        (true, _) => Some(("no replica", "add one first")),
+        (false, true) => {
+            Some(("no replica but such as have yet to get everything", "wait until one has (`helio volume status`)"))
+        }
+        (false, false) => None,
     };
-    if !advice.is_empty() {
-        let first = if left.is_empty() { "add one first" } else { "wait until one has (`helio volume status`)" };
+    if let Some((left, first)) = refused {
         let text = format!(
-            "volume {} {advice} {}: {first}, or say that it is meant with --accept-fewer",
+            "volume {} would have {left}, and be lost with node {}: {first}, or say that it is meant with --accept-fewer",
             volume.name,
             name_of(state, volume.owner)
         );

@@ -7,7 +7,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::map::page::{Index, PAGE_ENTRIES, Page, Place, Version};
+use crate::map::page::{Entries, Index, PAGE_ENTRIES, Page, Place, Version};
 
 /// One layer: versions by block.
 #[derive(Clone, Debug, Default)]
@@ -59,9 +59,6 @@ impl Counts {
         self.unknown += unknown;
     }
 }
-
-/// What is at each block of a chunk.
-pub type Chunk = [Option<Version>; PAGE_ENTRIES as usize];
 
 /// The chunk of `block`, and where in it that is.
 fn chunk_of(block: u32) -> (u32, Index) {
@@ -191,9 +188,10 @@ impl Layer {
     }
 
     /// Its versions of a chunk's blocks over those in `seen`.
-    pub(super) fn overlay(&self, chunk: u32, seen: &mut Chunk) {
-        let versions = self.chunks.get(&chunk).into_iter().flat_map(Page::iter);
-        versions.for_each(|(index, version)| seen[usize::from(index)] = Some(version));
+    pub(super) fn overlay(&self, chunk: u32, seen: &mut Entries) {
+        if let Some(page) = self.chunks.get(&chunk) {
+            page.overlay(seen);
+        }
     }
 
     pub(super) fn take(&mut self, block: u32) -> Option<Version> {
