@@ -6,6 +6,7 @@
 pub mod browser;
 pub mod cluster;
 pub mod damage;
+pub mod debian;
 pub mod exposition;
 pub mod guest;
 pub mod http;
@@ -14,6 +15,7 @@ pub mod machines;
 pub mod mount;
 pub mod nbd_client;
 pub mod nodes;
+pub mod package;
 pub mod page;
 pub mod rules;
 pub mod schema;

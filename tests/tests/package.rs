@@ -1,54 +1,14 @@
-//! The Debian package: made of built programs, and its contents as they would lie on a machine. It is unpacked, and not installed.
+//! The Debian package: made of built programs, and its contents as they would lie on a machine. It is unpacked, and not installed: that is
+//! `systemd.rs`.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tests::cluster::helio;
+use tests::package::{Package, tree};
 use tests::tools::run;
-
-fn tree() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// The package, and its files below a directory.
-struct Package {
-    directory: tempfile::TempDir,
-    file: PathBuf,
-}
-
-impl Package {
-    fn build() -> Package {
-        let helio = helio().expect("is built");
-        let binaries = helio.parent().expect("a directory");
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let mut build = Command::new(tree().join("storage-node/debian/build"));
-        build.arg(binaries).arg(binaries.join("libclient_lib.a")).arg(directory.path());
-        let file = PathBuf::from(run(&mut build).expect("is made").trim());
-        run(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(directory.path().join("root"))).expect("unpacks");
-        Package { directory, file }
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.directory.path().join("root").join(file)
-    }
-
-    fn field(&self, name: &str) -> String {
-        let told = run(Command::new("dpkg-deb").arg("--field").arg(&self.file).arg(name));
-        told.expect("the package has it").trim().to_owned()
-    }
-
-    fn text(&self, file: &str) -> String {
-        std::fs::read_to_string(self.path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
-    }
-}
 
 #[test]
 fn the_package_has_programs_library_units_pages_and_what_shells_want() {
-    if Command::new("dpkg-shlibdeps").arg("--version").output().is_err() {
-        eprintln!("skipped: dpkg-dev is not installed");
-        return;
-    }
-    let package = Package::build();
+    let Some(package) = Package::build().expect("is made") else { return };
     let version = run(Command::new(package.path("usr/bin/helio")).arg("--version")).expect("it runs");
     assert_eq!(version.trim(), format!("helio {}", package.field("Version")));
     run(Command::new(package.path("usr/bin/helio-nbd")).arg("--help")).expect("it runs");
@@ -92,7 +52,7 @@ fn the_package_has_programs_library_units_pages_and_what_shells_want() {
     assert!(installed.contains(&format!("-o helio -g helio /var/lib/{state}")), "{installed}");
 
     // Nobody needs root to make it, and root owns what is in it.
-    let contents = run(Command::new("dpkg-deb").arg("--contents").arg(&package.file)).expect("is listed");
+    let contents = run(Command::new("dpkg-deb").arg("--contents").arg(package.file())).expect("is listed");
     let foreign: Vec<&str> = contents.lines().filter(|line| !line.contains("root/root")).collect();
     assert!(foreign.is_empty(), "{foreign:?}");
     let mode = |file: &str| contents.lines().find(|line| line.contains(file)).map(|line| line[..10].to_owned());

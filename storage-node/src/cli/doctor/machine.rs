@@ -21,7 +21,8 @@ const SOCKET_BUFFER_ENOUGH: u64 = 4 << 20;
 const CLOCK_SPAN: Duration = Duration::from_millis(500);
 
 pub(super) fn findings(map_cache_bytes: u64) -> Vec<Finding> {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    // A node takes all that it is granted.
+    let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     let buffers = ["rmem_max", "wmem_max"].map(|name| read_number(&format!("/proc/sys/net/core/{name}")));
     let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_memory(&text));
     let mut findings = vec![kernel(), open_files(limit)];
@@ -42,7 +43,7 @@ fn open_files(limit: u64) -> Finding {
         limit => format!("at most {limit}"),
     };
     let advice = format!(
-        "`ulimit -n {OPEN_FILES_ENOUGH}`, or LimitNOFILE={OPEN_FILES_ENOUGH} in the unit: every segment is an open file"
+        "`ulimit -Hn {OPEN_FILES_ENOUGH}`, or LimitNOFILE={OPEN_FILES_ENOUGH} in the unit: every segment is an open file"
     );
     match limit {
         OPEN_FILES_ENOUGH.. => Finding::ok("open files", found),
