@@ -1,7 +1,9 @@
 //! A volume goes there and back, again and again, under two writers that stay where they are: nobody sees an error, nothing is
 //! lost, and how long the writers wait is printed beside what the distance asks for. A few moves at one distance here; fifty at each of
-//! five in `make soak` (`HELIO_MOVES`).
+//! five in `make soak` (`HELIO_MOVES`), with as much on its way as `HELIO_BACKLOG_MIB` says.
 
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ const HOT: u64 = 16;
 const MOVES: u64 = 2;
 /// Round trips between any two providers, in milliseconds; the first one always.
 const DISTANCES: [u64; 5] = [20, 0, 60, 150, 300];
-/// Mebibytes on their way to the other node when the moves begin.
+/// Mebibytes on their way to the other node when the moves begin, but for a soak.
 const BACKLOG_MIB: u64 = 64;
 /// Acks of each writer before a move, and after it.
 const ACKS: u64 = 20;
@@ -51,9 +53,11 @@ fn move_about(rtt: u64, backlog_mib: u64, moves: u64) {
     up.run(&["volume", "create", "disk", "--size", &size, "--owner", "a"]).expect("is created");
     if backlog_mib > 0 {
         let image = up.data().join("image");
-        let bytes: Vec<u8> = (0..backlog_mib << 8).flat_map(|block| fill(1, block, 1)).collect();
-        std::fs::write(&image, bytes).expect("is written");
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(&image).expect("is made"));
+        (0..backlog_mib << 8).for_each(|block| file.write_all(&fill(1, block, 1)).expect("is written"));
+        file.flush().expect("is written");
         run(Command::new("nbdcopy").arg(&image).arg(&up.uris("a", "disk").expect("listens")[1])).expect("is copied");
+        std::fs::remove_file(&image).expect("is removed");
     }
     let writers = [Writer::new(0..HOT, 2), Writer::new(HOT..2 * HOT, 2)];
     let mut waits = [Waits::default(), Waits::default()];
@@ -105,9 +109,10 @@ fn move_about(rtt: u64, backlog_mib: u64, moves: u64) {
 #[test]
 fn a_volume_that_moves_again_and_again_loses_nothing_and_no_writer_sees_an_error() {
     let moves = count("HELIO_MOVES", MOVES);
+    let backlog_mib = count("HELIO_BACKLOG_MIB", BACKLOG_MIB);
     let distances = if moves > MOVES { &DISTANCES[..] } else { &DISTANCES[..1] };
     for rtt in distances {
-        for backlog_mib in [0, BACKLOG_MIB] {
+        for backlog_mib in [0, backlog_mib] {
             move_about(*rtt, backlog_mib, moves);
         }
     }
