@@ -85,6 +85,20 @@ impl std::error::Error for Error {
     }
 }
 
+/// An error and its causes in one line, each told once: errors of this crate and its neighbours name their cause themselves, those of
+/// libraries may not.
+#[must_use]
+pub fn whole(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |error| error.source()) {
+        let cause = cause.to_string();
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// Errors cross the wire as kind and text.
 impl serde::Serialize for Error {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -96,5 +110,30 @@ impl<'de> serde::Deserialize<'de> for Error {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Error, D::Error> {
         let (kind, message) = <(ErrorKind, String)>::deserialize(deserializer)?;
         Ok(Error::new(kind, message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Once "nofile: No such file or directory: No such file or directory", as the cause told itself as well.
+    #[test]
+    fn each_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("nofile: {source}")]
+        struct Naming {
+            source: std::io::Error,
+        }
+        #[derive(Debug, thiserror::Error)]
+        #[error("it does not start")]
+        struct Silent {
+            source: Error,
+        }
+        let io = || std::io::Error::from_raw_os_error(2);
+        let error = Error::new(ErrorKind::NotFound, "the credentials").caused_by(Naming { source: io() });
+        assert_eq!(error.to_string(), format!("the credentials: nofile: {}", io()));
+        assert_eq!(whole(&error), error.to_string());
+        assert_eq!(whole(&Silent { source: error }), format!("it does not start: the credentials: nofile: {}", io()));
     }
 }

@@ -4,12 +4,15 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::Parser;
 use client_lib::client::{Cluster, OpenOptions};
+use client_lib::error::whole;
 use nbd_frontend::arguments::{HelioNbd, Way};
 use nbd_frontend::remote::RemoteDirectory;
+use nbd_frontend::service::limits::raise_open_files;
 use nbd_frontend::service::log;
 use nbd_frontend::service::notify;
 use nbd_frontend::service::stop::Stop;
@@ -18,6 +21,8 @@ use tokio::runtime::Handle;
 
 /// Threads that serve volumes, at most: half of the cores, since clients need the others.
 const THREADS_MAX: usize = 4;
+/// How long it is until exports that could not be served are tried again.
+const TRIAL_PERIOD: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let arguments = HelioNbd::parse();
@@ -28,7 +33,7 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::complain(format_args!("helio-nbd: {error:#}"));
+            log::complain(format_args!("helio-nbd: {}", whole(error.as_ref())));
             ExitCode::from(1)
         }
     }
@@ -52,6 +57,7 @@ async fn serve(arguments: HelioNbd, passed: PassedSockets) -> anyhow::Result<()>
     if replace && control.is_none() {
         bail!("where is the process to be replaced? use --control PATH, as it has");
     }
+    raise_open_files();
     let threads = threads()?;
     let clusters = threads.iter().map(|thread| reached(&way, thread)).collect::<Result<Vec<_>, _>>()?;
     let options = OpenOptions {
@@ -79,6 +85,7 @@ async fn serve(arguments: HelioNbd, passed: PassedSockets) -> anyhow::Result<()>
     let ready = format!("NBD on {}{how}", server.places());
     log::say(format_args!("ready: {ready}"));
     notify::ready(&ready);
+    let trial = tokio::spawn(try_exports(directory.clone(), ready));
     notify::watch(threads.into_iter().chain(server.threads()).collect());
 
     tokio::select! {
@@ -97,11 +104,34 @@ async fn serve(arguments: HelioNbd, passed: PassedSockets) -> anyhow::Result<()>
             server.drained(stopped).await;
         }
     }
+    trial.abort();
     directory.closed().await;
     for cluster in clusters {
         cluster.close().await;
     }
     Ok(())
+}
+
+/// Tells what stands in the way of serving, as long as anything does: clients may come much later, and learn little of it. Serving does
+/// not wait for it, since a host may start before its nodes.
+async fn try_exports(directory: Arc<RemoteDirectory>, ready: String) {
+    let mut told = Vec::new();
+    loop {
+        let hindrances = directory.hindrances().await;
+        hindrances.iter().filter(|hindrance| !told.contains(*hindrance)).for_each(|hindrance| {
+            tracing::warn!("cannot serve yet, and tries again: {hindrance}");
+        });
+        match hindrances.first() {
+            Some(first) => notify::status(&format!("{ready}; cannot serve: {first}")),
+            None if told.is_empty() => return,
+            None => {
+                tracing::info!("all exports can be served");
+                return notify::status(&ready);
+            }
+        }
+        told = hindrances;
+        tokio::time::sleep(TRIAL_PERIOD).await;
+    }
 }
 
 /// Starts the threads that serve volumes, each with a runtime, and leaves them running.

@@ -131,6 +131,34 @@ impl RemoteDirectory {
         &self.clusters[0]
     }
 
+    /// Why exports cannot be served as the cluster is now: a sentence each, none when all can. Asks the cluster as a client's handshake
+    /// would, and tries no keys.
+    pub async fn hindrances(&self) -> Vec<String> {
+        let Some(names) = &self.names else {
+            return self.any().list(Some(OPEN_PATIENCE)).await.err().iter().map(Error::to_string).collect();
+        };
+        let mut hindrances = Vec::new();
+        for name in names {
+            match self.look_for(name).await {
+                Ok(()) => {}
+                // Of no other will it say anything else.
+                Err(error) if error.kind() == ErrorKind::Unavailable => return vec![error.to_string()],
+                Err(error) => hindrances.push(format!("export {name}: {error}")),
+            }
+        }
+        hindrances
+    }
+
+    async fn look_for(&self, name: &str) -> Result<(), Error> {
+        match &self.options.keys {
+            Some(_) => self.any().is_encrypted(name, Some(OPEN_PATIENCE)).await.map(drop),
+            None => {
+                let options = OpenOptions { give_up: Some(OPEN_PATIENCE), ..self.options.clone() };
+                self.any().find(name, &options).await.map(drop)
+            }
+        }
+    }
+
     /// Waits until the volumes of connections that have ended are flushed and closed.
     pub async fn closed(&self) {
         self.closing.close();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use client_lib::error::whole;
 use nbd_frontend::service::log::{self, LogFormat};
 
 use self::client::CLUSTER_FILE;
@@ -17,6 +18,7 @@ mod catch_up;
 mod client;
 mod cluster;
 mod completions;
+mod confirm;
 mod credentials;
 mod dashboard;
 mod disk;
@@ -203,7 +205,7 @@ pub fn run(helio: Helio) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::complain(format_args!("helio: {error:#}"));
+            log::complain(format_args!("helio: {}", whole(error.as_ref())));
             ExitCode::from(if error.is::<Removed>() { REMOVED_EXIT } else { 1 })
         }
     }

@@ -538,6 +538,8 @@ mod tests {
         shard.activate(full, Epoch(3)).await.expect("and come back");
         shard.delete(victim).await.expect("a volume can be deleted");
         assert_eq!(shard.fault(), None, "full is not failed");
+        let is_full = async || shard.report(full).await.expect("tells").is_full;
+        assert!(is_full().await, "and is told of");
 
         // Space is back: nobody restarts anything.
         disks[0].set_capacity(u64::MAX);
@@ -546,6 +548,7 @@ mod tests {
             tries += 1;
             assert!(tries < 1000, "it does not go on");
         }
+        assert!(!is_full().await);
         disks[0].set_capacity(0);
         let refused = loop {
             match shard.write(full, written * CHUNK, data.clone(), false).await {

@@ -140,7 +140,10 @@ fn goes_on_around_a_full_store(kind: &str) {
     let full = fill_up(&mut other, 0);
     assert!(full * CHUNK > 16 * MIB, "only {full} chunks fit");
 
-    // Full: everything but writes works.
+    assert_eq!(json(&nodes, &["volume", "status", "other"])["is_full"], true);
+    let why = nodes.run("b", &["why", "other"]).expect("tells");
+    assert!(why.contains("of node a is full, and writes fail with ENOSPC; make room"), "{why}");
+    // Everything but writes works.
     [0, full / 2, full - 1].into_iter().for_each(|number| verify(&mut other, number, 1));
     other.flush().expect("what was acked can be made durable");
     other.trim(0, 64 * CHUNK as u32).expect("TRIM works");
@@ -171,6 +174,7 @@ fn goes_on_around_a_full_store(kind: &str) {
     // That there is room is noticed when one more write has been refused.
     let more = full + BALLAST / 4 / CHUNK;
     (full..more).for_each(|number| write_when_there_is_room(&mut other, number, 1));
+    assert_eq!(json(&nodes, &["volume", "status", "other"])["is_full"], false);
     let more = fill_up(&mut other, more);
     verify(&mut other, more - 1, 1);
     assert_eq!(json(&nodes, &["volume", "status", "other"])["fault"], Value::Null);

@@ -66,6 +66,21 @@ fn kills_of_the_owner_and_handovers_are_only_latency() {
     remote.stop().expect("stops");
 }
 
+/// It once said `ready`, and nothing more, whatever stood in the way: who started it learnt of that from the machine that did not boot.
+#[test]
+fn what_stands_in_the_way_of_serving_is_logged_before_a_client_comes() {
+    let nodes = Nodes::start(&["a"]).expect("a node starts");
+    let remote = nodes.helio_nbd("host", &["--export", "later"]).expect("starts, since the volume may come");
+    let logs = |what: &str| remote.log().expect("is read").contains(what);
+    nodes.until("what is wrong is not told", PATIENCE, || {
+        logs("cannot serve yet, and tries again: export later: there is no")
+    });
+    nodes.run("a", &["volume", "create", "later", "--size", "1M"]).expect("is created");
+    nodes.until("that it is well is not told", PATIENCE, || logs("all exports can be served"));
+    Client::connect(remote.socket(), "").expect("connects").write(0, &fill(SEED, 0, 1)).expect("is written");
+    remote.stop().expect("stops");
+}
+
 /// The disks of the machines on a node's host stay while the node is restarted.
 #[test]
 fn a_node_is_restarted_under_a_disk_on_its_own_machine() {

@@ -360,7 +360,7 @@ fn what_cannot_be_done_is_said_with_what_to_do() {
         (&["import", "x", &vmdk], "is a VMDK image: convert it first"),
         (&["import", "x", &raw, "--format", "qcow2"], "is not a qcow2 image"),
         (&["import", "x", &raw, "--size", "4M"], "--size 4 MiB is less than"),
-        (&["import", "x", &raw, "--owner", "zz"], "cannot be reached over NBD from here (only a, b)"),
+        (&["import", "x", &raw, "--owner", "zz"], "there is no node zz; the cluster has a of "),
         (&["import", "x", &raw, "--resume"], "there is no volume x to go on with"),
         (&["import", "small", &raw], "volume small of 4 MiB is too small for"),
         (&["export", "nope", &nothing], "there is no volume \"nope\""),

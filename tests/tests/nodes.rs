@@ -255,7 +255,7 @@ fn a_node_is_drained_and_nobody_needs_it_any_more() {
     let refused = nodes.run("b", &["node", "drain", "b", "--to", "b"]).expect_err("to itself").to_string();
     assert!(refused.contains("to be drained itself"), "{refused}");
     let refused = nodes.run("b", &["node", "drain", "z"]).expect_err("nobody").to_string();
-    assert!(refused.contains("there is no such node; the cluster has a of "), "{refused}");
+    assert!(refused.contains("there is no node z; the cluster has a of "), "{refused}");
     let told = nodes.run("b", &["node", "drain", "a"]).expect("has nothing to do");
     assert!(told.contains("0 volumes to move"), "{told}");
     nodes.kill("a").expect("dies");

@@ -249,6 +249,14 @@ fn nothing_is_taken_over_without_a_majority_or_a_replica() {
     nodes.kill("a").expect("it runs");
     nodes.kill("c").expect("it runs");
     refused(nodes.run("b", &["volume", "takeover", "disk"]), "a majority of the voters must be up");
+    // Who has lost so much can still look at what is left.
+    let list = nodes.run("b", &["volume", "list"]).expect("is told from memory");
+    assert!(list.contains("disk"), "{list}");
+    let members = nodes.run("b", &["cluster", "status"]).expect("tells");
+    assert!(members.contains("1 of 3 voters, which is no majority") && !members.contains("leader"), "{members}");
+    refused(nodes.run("b", &["cluster", "status", "--wait", "1"]), "no node leads the metadata after 1 s");
+    let why = nodes.run("b", &["why", "disk"]).expect("tells");
+    assert!(why.contains("which is no majority") && why.contains("it can be taken over when there is"), "{why}");
     nodes.start_node("a").expect("starts");
     refused(nodes.run("b", &["volume", "takeover", "disk"]), "node c does not answer");
 }

@@ -162,7 +162,7 @@ async fn pause(why: NotHere, until: Instant) -> Result<(), Error> {
     if Instant::now() + RETRY_PAUSE >= until {
         let reason = match why {
             NotHere::Leader(_) => {
-                "the metadata has no leader: a majority of the voters must be up and reach each other".into()
+                "the metadata has no leader: a majority of the voters must be up and reach each other (`helio cluster status` shows them)".into()
             }
             NotHere::Failed(reason) => {
                 format!("the metadata leader did not answer, the outcome is unknown: {reason}")

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use client_lib::error::whole;
 use client_lib::wire::admin::Failure;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,8 @@ use super::Common;
 use super::remote::{self, Remote};
 use crate::serve::audit::USER_HEADER;
 use crate::serve::http::caller::Secret;
+use crate::serve::http::stale::STALE_HEADER;
+use nbd_frontend::service::log;
 
 /// The file in a data directory that says where its cluster's admin APIs are.
 pub(super) const CLUSTER_FILE: &str = "cluster.json";
@@ -145,8 +148,8 @@ impl Client {
     pub(super) fn texts(&self, path: &str) -> Vec<(String, anyhow::Result<String>)> {
         let Way::Local { endpoints, agent } = &self.way else { return Vec::new() };
         let text = |endpoint: &Endpoint| match ask_endpoint(agent, endpoint, "GET", path, None)? {
-            Ok(remote::Answer { status, body }) if (200..300).contains(&status) => Ok(body),
-            Ok(remote::Answer { status, body }) => bail!("answered {status}: {}", body.trim()),
+            Ok(remote::Answer { status, body, .. }) if (200..300).contains(&status) => Ok(body),
+            Ok(remote::Answer { status, body, .. }) => bail!("answered {status}: {}", body.trim()),
             Err(error) => Err(error.into()),
         };
         endpoints.iter().map(|endpoint| (endpoint.address.clone(), text(endpoint))).collect()
@@ -170,7 +173,7 @@ impl Client {
                 for node in remote.nodes() {
                     match remote.ask(&node, method, path, body, TIMEOUT) {
                         Ok(answer) => return taken("the node", &answer, None),
-                        Err(remote::Failure::Unreached(error)) => last = Some(format!("{error:#}")),
+                        Err(remote::Failure::Unreached(error)) => last = Some(whole(error.as_ref())),
                         Err(remote::Failure::Broken(error)) => return Err(error),
                     }
                 }
@@ -206,17 +209,32 @@ fn ask_endpoint(
     };
     match sent {
         Ok(mut response) => {
+            let is_stale = response.headers().contains_key(STALE_HEADER);
             let body = response.body_mut().read_to_string().context("the answer broke off")?;
-            Ok(Ok(remote::Answer { status: response.status().as_u16(), body }))
+            Ok(Ok(remote::Answer { status: response.status().as_u16(), body, is_stale }))
         }
         Err(error @ (ureq::Error::ConnectionFailed | ureq::Error::HostNotFound | ureq::Error::Io(_))) => Ok(Err(error)),
         Err(error) => bail!("{}: {error}", endpoint.address),
     }
 }
 
+/// Says once that what is shown may be old.
+fn warn_of_stale() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        log::complain(format_args!(
+            "helio: the metadata has no leader, so this is what the node knew last; a majority of the voters must be up: `helio cluster \
+             status` shows them"
+        ));
+    });
+}
+
 /// What an answer says; `untold` is why no secret was shown.
 fn taken<T: DeserializeOwned>(from: &str, answer: &remote::Answer, untold: Option<&String>) -> anyhow::Result<T> {
-    let remote::Answer { status, body } = answer;
+    let remote::Answer { status, body, is_stale } = answer;
+    if *is_stale {
+        warn_of_stale();
+    }
     if (200..300).contains(status) {
         return serde_json::from_str(body).context("the answer cannot be read");
     }

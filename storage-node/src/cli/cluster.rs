@@ -18,7 +18,7 @@ use client_lib::{GroupId, NodeId};
 
 use super::Common;
 use super::client::{Client, print_json, print_table};
-use super::{audit, credentials};
+use super::{audit, credentials, members};
 use crate::config::NodeConfig;
 use crate::data_dir::DataDir;
 use crate::membership::Membership;
@@ -86,7 +86,7 @@ pub(super) enum Verb {
         after_help = "Examples:\n  helio cluster status --json\n  helio cluster status --wait 60    # after a start"
     )]
     Status {
-        /// Wait up to so many seconds for a node that serves, and for a leader
+        /// Wait up to so many seconds for a node that serves, and for a leader; fail when there is none then
         #[arg(long, value_name = "SECONDS")]
         wait: Option<u32>,
         /// Print JSON
@@ -346,8 +346,17 @@ fn status_within(common: &Common, patience: Duration) -> anyhow::Result<ClusterS
 
 fn status(common: &Common, wait: Option<u32>, json: bool) -> anyhow::Result<()> {
     let status = status_within(common, Duration::from_secs(wait.unwrap_or(0).into()))?;
+    show(&status, json)?;
+    let is_led = status.members.iter().any(|member| member.leader);
+    if let Some(seconds) = wait.filter(|_| !is_led) {
+        bail!("no node leads the metadata after {seconds} s");
+    }
+    Ok(())
+}
+
+fn show(status: &ClusterStatus, json: bool) -> anyhow::Result<()> {
     if json {
-        return print_json(&status);
+        return print_json(status);
     }
     let rows = status.members.iter().map(|member| {
         let role = match (member.leader, member.voter) {
@@ -361,6 +370,9 @@ fn status(common: &Common, wait: Option<u32>, json: bool) -> anyhow::Result<()> 
     });
     print_table(&["node", "provider", "role", "rtt", "reachable", "address"], rows.collect());
     println!("\nseen from node {}, term {}", status.node, status.term);
+    if let Some(lost) = members::lost_majority(status) {
+        println!("{lost}");
+    }
     if status.wan_bytes > 0 {
         println!("{} crossed the emulated WAN", human(status.wan_bytes));
     }

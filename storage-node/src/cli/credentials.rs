@@ -289,10 +289,16 @@ fn revoke(
     ensure!(name.is_some() || fingerprint.is_some(), "name a client or a fingerprint");
     let (client, fingerprint) = (name.map(|name| name.to_string()), fingerprint.map(|it| it.to_string()));
     let request = RevokeClient { client: client.clone(), fingerprint: fingerprint.clone() };
-    let report: AccessReport = Client::find(common)?.post("/v1/clients/revoke", &request)?;
+    let cluster = Client::find(common)?;
+    let before: ClientList = cluster.get("/v1/clients")?;
+    let report: AccessReport = cluster.post("/v1/clients/revoke", &request)?;
     if json {
         return print_json(&report);
     }
+    let is_listed = before.clients.iter().any(|it| {
+        let is_its = |certificate: &CertificateStatus| Some(&certificate.fingerprint) == fingerprint.as_ref();
+        Some(&it.name) == client.as_ref() || it.certificates.iter().any(is_its)
+    });
     match (client, fingerprint) {
         (Some(client), _) => println!(
             "whatever was issued to client {client} until now counts no more; `helio cluster client {client} --out FILE` issues it anew"
@@ -302,6 +308,9 @@ fn revoke(
     println!("in force at {}", report.confirmed.join(", "));
     if !report.unconfirmed.is_empty() {
         println!("not confirmed by {}: it is in force there as soon as they hear of it", report.unconfirmed.join(", "));
+    }
+    if !is_listed {
+        eprintln!("nothing of that name is listed as issued: `helio cluster client list` shows what is");
     }
     Ok(())
 }

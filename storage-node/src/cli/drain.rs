@@ -16,9 +16,9 @@ use client_lib::wire::admin::{
 use client_lib::{GroupName, NodeName, ProviderId};
 use serde::Serialize;
 
-use super::Common;
 use super::catch_up::{LEFT_BYTES_MAX, catch_up};
 use super::client::{Client, print_json, print_table};
+use super::{Common, members};
 use crate::size;
 
 /// Hand everything that a node owns to other nodes, so that it may be stopped
@@ -149,8 +149,14 @@ fn drained(arguments: &Drain, client: &Client) -> anyhow::Result<BTreeSet<String
         .filter(|member| is_meant(&member.name, &member.provider))
         .map(|member| member.name.clone())
         .collect();
-    let known = members.iter().map(|member| format!("{} of {}", member.name, member.provider)).collect::<Vec<_>>();
-    ensure!(!drained.is_empty(), "there is no such node; the cluster has {}", known.join(", "));
+    if let Some(provider) = &arguments.provider {
+        let known = members.iter().map(|member| member.provider.as_str()).collect::<BTreeSet<_>>();
+        let known = known.into_iter().collect::<Vec<_>>().join(", ");
+        ensure!(!drained.is_empty(), "no node is of provider {provider}; there are nodes of {known}");
+    }
+    for node in arguments.node.iter().chain(&arguments.to) {
+        members::require(&members, node.as_str())?;
+    }
     Ok(drained)
 }
 

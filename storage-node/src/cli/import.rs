@@ -5,14 +5,17 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::Args;
 use client_lib::cipher::VolumeKeys;
-use client_lib::wire::admin::{CreateVolume, VolumeStatus};
+use client_lib::error::whole;
+use client_lib::wire::admin::{ClusterStatus, CreateVolume, VolumeStatus};
 use client_lib::{SECTOR_SIZE, VolumeName};
+use nbd_frontend::client::NbdUri;
 
 use super::client::Client;
 use super::transfer::{
-    End, Format, Image, Options, Place, Progress, State, StateFile, Target, Transfer, connect, print, reach, state_file,
+    End, Format, Image, Options, Place, Progress, Report, State, StateFile, Target, Transfer, connect, print, reach,
+    state_file,
 };
-use super::{Common, key};
+use super::{Common, key, members};
 use crate::size::{self, human};
 
 /// Copy an image, or an export of any NBD server, into a volume
@@ -67,18 +70,20 @@ async fn import(arguments: &Import, name: &VolumeName, common: &Common) -> anyho
     let found = tokio::task::block_in_place(|| reach::volume(&client, name))?;
     // Before anything is made: whether it can be reached.
     let servers = tokio::task::block_in_place(|| reach::Servers::find(common, &client))?;
-    let volume = match found {
+    let (volume, is_new) = match found {
         Some(volume) => {
             check(arguments, &volume, needed, &file)?;
-            volume
+            (volume, false)
         }
         None if arguments.resume => bail!("there is no volume {name} to go on with; import it without --resume"),
         None => {
             if let Some(owner) = &arguments.owner {
+                let cluster: ClusterStatus = tokio::task::block_in_place(|| client.get("/v1/cluster"))?;
+                members::require(&cluster.members, owner)?;
                 servers.require(owner)?;
             }
             let keys = arguments.encrypt.keys(name).await?;
-            tokio::task::block_in_place(|| create(arguments, name, needed, keys, &client))?
+            (tokio::task::block_in_place(|| create(arguments, name, needed, keys, &client))?, true)
         }
     };
     let state = State {
@@ -88,8 +93,29 @@ async fn import(arguments: &Import, name: &VolumeName, common: &Common) -> anyho
         progress: Progress::none(),
     };
     let progress = if arguments.resume { file.resume(&state, "with --overwrite")? } else { Progress::none() };
-    let uri = servers.owner(name.as_str(), &volume.owner)?;
-    let client = connect(&uri, arguments.common.connections).await?;
+    let state = State { progress, ..state };
+    let copied = async {
+        let uri = servers.owner(name.as_str(), &volume.owner)?;
+        copy(arguments, source, &uri, &file, state).await
+    };
+    let mut report = match copied.await {
+        // Nobody could go on with it, and the same command would find the name taken.
+        Err(error) if is_new && !file.exists() => {
+            tokio::task::block_in_place(|| client.delete::<()>(&format!("/v1/volumes/{name}"))).with_context(|| {
+                format!("{}; and volume {name}, which was made for it, cannot be deleted again", whole(error.as_ref()))
+            })?;
+            return Err(error.context(format!("volume {name} was made for it, and is deleted again")));
+        }
+        outcome => outcome?,
+    };
+    report.volume = name.to_string();
+    report.image = arguments.source.to_string();
+    print(&report, &format!("imported {} into volume {name}", arguments.source), arguments.common.json)
+}
+
+/// Copies `source` into the volume at `uri`, from where `state` says.
+async fn copy(arguments: &Import, source: End, uri: &NbdUri, file: &StateFile, state: State) -> anyhow::Result<Report> {
+    let client = connect(uri, arguments.common.connections).await?;
     if arguments.overwrite {
         // An older state must not outlive what it speaks of.
         file.remove()?;
@@ -97,16 +123,20 @@ async fn import(arguments: &Import, name: &VolumeName, common: &Common) -> anyho
         client.write_zeroes(0, client.size()).await.context("the volume cannot be emptied")?;
     }
     let target = Target::Nbd { client, zeroed: true };
-    let mut transfer = Transfer { source, target, file: &file, state: State { progress, ..state } };
-    let mut report = transfer.run().await?;
+    let mut transfer = Transfer { source, target, file, state };
+    let mut report = match transfer.run().await {
+        Err(error) if transfer.state.progress.position_bytes == 0 => {
+            file.remove()?;
+            return Err(error);
+        }
+        outcome => outcome?,
+    };
     if arguments.verify {
         transfer.verify().await?;
         report.verified = true;
     }
     file.remove()?;
-    report.volume = name.to_string();
-    report.image = arguments.source.to_string();
-    print(&report, &format!("imported {} into volume {name}", arguments.source), arguments.common.json)
+    Ok(report)
 }
 
 /// Opens a source; what it is, to be known again.

@@ -1,7 +1,8 @@
 //! `helio node list`: who belongs to the cluster, and who does no more.
 
+use anyhow::ensure;
 use clap::Args;
-use client_lib::wire::admin::{NodeList, NodeSummary};
+use client_lib::wire::admin::{ClusterStatus, MemberStatus, NodeList, NodeSummary};
 
 use super::Common;
 use super::client::{Client, print_json, print_table};
@@ -39,6 +40,34 @@ pub(super) fn run(arguments: &List, common: &Common) -> anyhow::Result<()> {
         list.nodes.iter().map(row).collect(),
     );
     Ok(())
+}
+
+/// Refuses a node that is none of the cluster's.
+pub(super) fn require(members: &[MemberStatus], node: &str) -> anyhow::Result<()> {
+    let known = || members.iter().map(|member| format!("{} of {}", member.name, member.provider)).collect::<Vec<_>>();
+    ensure!(
+        members.iter().any(|member| member.name == node),
+        "there is no node {node}; the cluster has {}",
+        known().join(", ")
+    );
+    Ok(())
+}
+
+/// What it means that most of the voters are out of reach, where they are.
+pub(super) fn lost_majority(status: &ClusterStatus) -> Option<String> {
+    let (reached, lost): (Vec<_>, Vec<_>) =
+        status.members.iter().filter(|member| member.voter).partition(|member| member.reachable);
+    let voters = reached.len() + lost.len();
+    let missing = (voters / 2 + 1).saturating_sub(reached.len());
+    (missing > 0).then(|| {
+        let names = lost.iter().map(|member| member.name.as_str()).collect::<Vec<_>>().join(", ");
+        format!(
+            "node {} reaches {} of {voters} voters, which is no majority: nothing is created, moved or taken over, and volumes stand still when \
+             the leases of their owners are out, until {missing} more of {names} are up",
+            status.node,
+            reached.len()
+        )
+    })
 }
 
 fn row(node: &NodeSummary) -> Vec<String> {

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use client_lib::pki::ClusterAuthority;
 use nbd_frontend::PassedSockets;
+use nbd_frontend::service::limits::raise_open_files;
 use nbd_frontend::service::notify;
 
 use super::Common;
@@ -105,6 +106,7 @@ fn check_identity(config: &NodeConfig, membership: &Membership) -> anyhow::Resul
 }
 
 async fn serve(config: NodeConfig, mut membership: Membership, passed: PassedSockets) -> anyhow::Result<()> {
+    raise_open_files();
     let socket = UdpSocket::bind(config.listen).with_context(|| {
         format!("UDP address {} cannot be used; stop what uses it or change `listen`", config.listen)
     })?;

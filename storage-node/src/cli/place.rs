@@ -11,7 +11,7 @@ use super::client::{Client, print_json};
 /// Say where copies are to be, or see how they stand to that
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  helio volume place disk \"2 in eu, 1 elsewhere, never cloud-3\"\n  helio volume place disk \"3 anywhere\" --dry-run\n  helio volume place disk\n  helio volume place disk --none\n\nA rule says how many copies go where, the owner's among them: `N in WORD`, `N elsewhere`, `N anywhere`, `never WORD`. Words are providers or labels of nodes \
+    after_help = "Examples:\n  helio volume place disk \"2 in eu, 1 elsewhere, never cloud-3\"\n  helio volume place disk \"3 anywhere\" --dry-run\n  helio volume place disk\n  helio volume place disk --none\n  helio group place db \"2 in eu, 1 elsewhere\"\n\nA rule says how many copies go where, the owner's among them: `N in WORD`, `N elsewhere`, `N anywhere`, `never WORD`. Words are providers or labels of nodes \
                   (`helio node label`); `eu+ssd` means both. The owner keeps to it: copies are added first, and what is too much is given up when they are complete."
 )]
 pub(super) struct Place {

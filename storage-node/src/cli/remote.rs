@@ -13,6 +13,8 @@ use client_lib::clock::{Clock, SystemClock};
 use client_lib::pki::{ClientIdentity, tls};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
+use crate::serve::http::stale::STALE_HEADER;
+
 /// How long a node may take to accept a connection, and with each step until something is asked.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -45,6 +47,8 @@ pub(super) enum Failure {
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) body: String,
+    /// Whether it may be old, as it says.
+    pub(super) is_stale: bool,
 }
 
 impl Remote {
@@ -122,13 +126,14 @@ fn read_answer(mut from: impl BufRead) -> anyhow::Result<Answer> {
     from.read_line(&mut line).map_err(refused)?;
     let status = line.split(' ').nth(1).and_then(|status| status.trim().parse().ok());
     let Some(status) = status else { bail!("the answer is not one of HTTP") };
-    let mut length: Option<u64> = None;
+    let (mut length, mut is_stale) = (None::<u64>, false);
     loop {
         let mut line = String::new();
         from.read_line(&mut line)?;
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         match name.to_ascii_lowercase().as_str() {
             "content-length" => length = Some(value.trim().parse().context("the answer has no length")?),
+            STALE_HEADER => is_stale = true,
             "transfer-encoding" => bail!("the answer comes in a form that is not known here"),
             _ => {}
         }
@@ -138,7 +143,7 @@ fn read_answer(mut from: impl BufRead) -> anyhow::Result<Answer> {
     let mut body = Vec::new();
     from.take(length).read_to_end(&mut body)?;
     anyhow::ensure!(body.len() as u64 == length, "the answer broke off");
-    Ok(Answer { status, body: String::from_utf8(body).context("the answer is no text")? })
+    Ok(Answer { status, body: String::from_utf8(body).context("the answer is no text")?, is_stale })
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ const TEMPLATE: &str = "{prefix} {bar:30} {bytes} of {total_bytes}, {bytes_per_s
 pub(super) enum Verb {
     /// Let other nodes follow, too
     #[command(
-        after_help = "Examples:\n  helio volume replica add disk d\n  helio volume replica add disk d --wait && helio volume replica remove disk b\n\nThe node is sent everything in the background, as fast as its link and the policy of the volume let it; the volume is in use meanwhile, and can be \
+        after_help = "Examples:\n  helio volume replica add disk d\n  helio volume replica add disk d --wait && helio volume replica remove disk b\n  helio group replica add db d\n\nThe node is sent everything in the background, as fast as its link and the policy of the volume let it; the volume is in use meanwhile, and can be \
                       migrated there at once. It counts for a class of durability, and can take over, when it has everything."
     )]
     Add(Add),

@@ -22,6 +22,10 @@ pub(super) struct Space {
     json: bool,
 }
 
+/// What to do about a full store.
+pub(super) const FULL_ADVICE: &str = "make room: TRIM in the guests, delete snapshots or volumes, or grow the file system (docs/space.md); \
+                                      writes go on by themselves";
+
 pub(super) fn run(arguments: &Space, common: &Common) -> anyhow::Result<()> {
     let of = arguments.node.as_ref().map_or_else(String::new, |node| format!("?node={node}"));
     let space: NodeSpace = Client::find(common)?.get(&format!("/v1/space{of}"))?;
@@ -35,6 +39,9 @@ pub(super) fn run(arguments: &Space, common: &Common) -> anyhow::Result<()> {
     for store in &space.stores {
         if let Some(fault) = &store.fault {
             println!("{} takes no writes until the node is restarted: {fault}", store.directory);
+        }
+        if store.is_full {
+            println!("{} is full: writes of its volumes fail with ENOSPC; {FULL_ADVICE}", store.directory);
         }
     }
     if !space.volumes.is_empty() {

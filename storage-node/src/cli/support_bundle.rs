@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 use client_lib::clock::{Clock, SystemClock};
+use client_lib::error::whole;
 use serde_json::{Map, Value, json};
 
 use super::Common;
@@ -88,7 +89,7 @@ fn or_error(value: anyhow::Result<Value>) -> Value {
 }
 
 fn error_of(error: &anyhow::Error) -> Value {
-    json!({ "error": format!("{error:#}") })
+    json!({ "error": whole(error.as_ref()) })
 }
 
 fn of_cluster(client: &Client) -> Value {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
+use client_lib::error::whole;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
@@ -84,7 +85,7 @@ pub(super) fn run(top: &Top, common: &Common) -> anyhow::Result<()> {
 fn keep_asking(client: &Client, every: Duration, asked: &Receiver<Asked>, answers: &Sender<Result<Sample, String>>) {
     let Ok(mut current) = asked.recv() else { return };
     loop {
-        let sample = Sample::take(client, &current).map_err(|error| format!("{error:#}"));
+        let sample = Sample::take(client, &current).map_err(|error| whole(error.as_ref()));
         if answers.send(sample).is_err() {
             return;
         }

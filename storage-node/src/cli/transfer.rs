@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
+use client_lib::error::whole;
 use nbd_frontend::client::{Client, ClientError, ClientOptions, NbdUri};
 use nbd_frontend::proto::constants::{ENOSPC, EPERM};
 
@@ -158,18 +159,22 @@ impl Transfer<'_> {
             Some(EPERM) => "the server does not let this client write: does its node still own the volume? ",
             _ => "",
         };
-        let can_go_on = !matches!(&self.target, Target::Image(image) if !image.format().can_go_on());
-        let hint = if !can_go_on {
-            format!("{why}the same command with --force begins anew")
-        } else if self.file.exists() {
-            format!(
-                "{why}the same command with --resume goes on at {} of {} bytes",
-                self.state.progress.position_bytes, self.state.size_bytes
-            )
-        } else {
-            why.to_owned()
+        let position = self.state.progress.position_bytes;
+        let can_go_on = match &self.target {
+            Target::Image(image) => image.format().can_go_on(),
+            Target::Nbd { .. } => true,
         };
-        anyhow!("{error:#} ({hint})")
+        let hint = if can_go_on && position > 0 && self.file.exists() {
+            let size = self.state.size_bytes;
+            format!(" ({why}the same command with --resume goes on at {position} of {size} bytes)")
+        } else if matches!(self.target, Target::Image(_)) {
+            format!(" ({why}the same command with --force begins anew)")
+        } else if !why.is_empty() {
+            format!(" ({why}try again)")
+        } else {
+            String::new()
+        };
+        anyhow!("{}{hint}", whole(error.as_ref()))
     }
 }
 

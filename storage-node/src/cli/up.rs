@@ -14,6 +14,7 @@ use client_lib::{NodeId, NodeName, ProviderId};
 use futures_util::future::join_all;
 use nbd_frontend::TlsOptions;
 use nbd_frontend::service::keys::KeyArguments;
+use nbd_frontend::service::limits::raise_open_files;
 
 use super::Common;
 use super::serving::{Served, announce, until_stopped};
@@ -111,6 +112,7 @@ fn check_ports(first: u16, count: usize, option: &str) -> anyhow::Result<()> {
 }
 
 async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Result<()> {
+    raise_open_files();
     let held = own_directory(&data, up.fresh)?;
     let identities = identities(&data, &names)?;
     let nbd_tls = std::mem::take(&mut up.nbd_tls).options();

@@ -4,9 +4,12 @@
 use clap::Subcommand;
 use client_lib::VolumeName;
 use client_lib::policy::placement::Placement;
-use client_lib::wire::admin::{CloneOrigin, CreateVolume, Resize, VolumeStatus, VolumeSummary};
+use client_lib::wire::admin::{
+    CloneOrigin, CreateVolume, OwnerStatus, Resize, SnapshotStatus, VolumeStatus, VolumeSummary,
+};
 
 use super::client::{Client, print_json, print_table};
+use super::confirm::confirm;
 use super::{Common, export, import, key, link, migrate, place, policy, replica, scrub, snapshot, space, takeover};
 use crate::size;
 
@@ -14,7 +17,7 @@ use crate::size;
 pub(super) enum Verb {
     /// Create a volume
     #[command(
-        after_help = "Example:\n  helio volume create disk --size 10GiB --owner a\n  helio volume create disk --size 10GiB --durability geo:1\n  helio volume create disk --size 10GiB --place \"2 in eu, 1 elsewhere\"\n  helio volume create disk --size 10GiB --encrypt --key-file prod.key"
+        after_help = "Example:\n  helio volume create disk --size 10GiB --owner a --replicas b,c\n  helio volume create disk --size 10GiB --durability geo:1\n  helio volume create disk --size 10GiB --place \"2 in eu, 1 elsewhere\"\n  helio volume create disk --size 10GiB --encrypt --key-file prod.key"
     )]
     Create {
         /// Its name
@@ -25,7 +28,7 @@ pub(super) enum Verb {
         /// The node that owns it [default: the node asked]
         #[arg(long)]
         owner: Option<String>,
-        /// The nodes that follow [default: all others]
+        /// The nodes that follow, with commas between them: `b,c` [default: all others]
         #[arg(long, value_delimiter = ',', conflicts_with = "place")]
         replicas: Option<Vec<String>>,
         /// Where copies are to be, now and later, as "2 in eu, 1 elsewhere" (`helio volume place --help`)
@@ -87,11 +90,14 @@ pub(super) enum Verb {
     Scrub(scrub::VolumeScrub),
     Import(import::Import),
     Export(export::Export),
-    /// Delete a volume and its data, everywhere
-    #[command(after_help = "Example:\n  helio volume delete disk")]
+    /// Delete a volume and its data, everywhere. At a terminal it asks first
+    #[command(after_help = "Example:\n  helio volume delete disk\n  helio volume delete disk --yes")]
     Delete {
         /// Its name
         name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -168,8 +174,12 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
         Verb::Scrub(arguments) => return scrub::run_volume(&arguments, common),
         Verb::Import(arguments) => return import::run(&arguments, common),
         Verb::Export(arguments) => return export::run(&arguments, common),
-        Verb::Delete { name, json } => {
-            client()?.delete::<()>(&path(&name)?)?;
+        Verb::Delete { name, yes, json } => {
+            let client = client()?;
+            if !yes {
+                confirm(|| deletion_question(&client, &name))?;
+            }
+            client.delete::<()>(&path(&name)?)?;
             if json {
                 return print_json(&serde_json::json!({ "deleted": name }));
             }
@@ -177,6 +187,19 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Says what there is to lose, as far as the owner answers.
+fn deletion_question(client: &Client, name: &str) -> anyhow::Result<String> {
+    let question = format!("delete volume {name} at every node?");
+    let owner: OwnerStatus = client.get(&format!("{}/owner", path(name)?))?;
+    if !owner.reachable {
+        return Ok(question);
+    }
+    let status: VolumeStatus = client.get(&path(name)?)?;
+    let snapshots: Vec<SnapshotStatus> = client.get(&format!("{}/snapshots", path(name)?))?;
+    let and = if snapshots.is_empty() { String::new() } else { format!(" and {} snapshots", snapshots.len()) };
+    Ok(format!("{question} It holds {}{and}.", size::human(status.mapped_bytes)))
 }
 
 fn path(name: &str) -> anyhow::Result<String> {
@@ -244,6 +267,13 @@ fn print_status(status: &VolumeStatus) {
         println!(
             "reads go on, from other nodes where the disk fails; next: look at the disk of {} (dmesg, smartctl), then restart node {}; is it lost for good, see docs/disks.md",
             status.space.store, status.owner
+        );
+    }
+    if status.is_full {
+        println!(
+            "store {} is full: writes of this volume fail with ENOSPC; {}",
+            status.space.store,
+            space::FULL_ADVICE
         );
     }
     for tail in status.replicas.iter().filter_map(|replica| replica.tail.as_ref()) {

@@ -2,10 +2,10 @@
 
 use clap::Args;
 use client_lib::VolumeName;
-use client_lib::wire::admin::{GroupStatus, OwnerStatus, ReplicaStatus, VolumeStatus};
+use client_lib::wire::admin::{ClusterStatus, GroupStatus, OwnerStatus, ReplicaStatus, VolumeStatus};
 
 use super::client::{Client, print_json};
-use super::{Common, place, policy};
+use super::{Common, members, place, policy, space};
 use crate::size;
 
 /// Say what is not as it should be with a volume, and what happens next
@@ -26,10 +26,12 @@ pub(super) fn run(why: &Why, common: &Common) -> anyhow::Result<()> {
     let client = Client::find(common)?;
     let path = format!("/v1/volumes/{}", why.volume);
     let owner: OwnerStatus = client.get(&format!("{path}/owner"))?;
-    let mut sentences = match owner.reachable {
-        true => of_status(&client.get(&path)?),
-        false => vec![of_lost_owner(why.volume.as_str(), &owner)],
-    };
+    let cluster: ClusterStatus = client.get("/v1/cluster")?;
+    let mut sentences = Vec::from_iter(members::lost_majority(&cluster));
+    match owner.reachable {
+        true => sentences.extend(of_status(&client.get(&path)?)),
+        false => sentences.push(of_lost_owner(why.volume.as_str(), &owner, sentences.is_empty())),
+    }
     let groups: Vec<GroupStatus> = client.get("/v1/groups")?;
     let is_in = |group: &&GroupStatus| group.volumes.iter().any(|volume| volume.name == why.volume.as_str());
     if let Some(group) = groups.iter().find(is_in) {
@@ -45,13 +47,17 @@ pub(super) fn run(why: &Why, common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn of_lost_owner(volume: &str, owner: &OwnerStatus) -> String {
+fn of_lost_owner(volume: &str, owner: &OwnerStatus, has_majority: bool) -> String {
     let seconds = |ms: u64| format!("{} s", ms.div_ceil(1000));
     let lease = match owner.lease_left_ms {
         0 => "and its lease is out".to_owned(),
         left => format!("and its lease is out in {} if it is not renewed", seconds(left)),
     };
     let next = match owner.takeover_after_ms {
+        _ if owner.replicas.as_ref().is_some_and(Vec::is_empty) => {
+            format!("no other node has its data: the volume is back when node {} is", owner.owner)
+        }
+        _ if !has_majority => "it can be taken over when there is a majority again".to_owned(),
         None => format!("`helio volume takeover {volume}` gives the volume to a replica"),
         Some(after) => match (owner.lease_left_ms + after).saturating_sub(owner.lease_out_for_ms) {
             0 => "a replica is taking the volume over now, as its policy says".to_owned(),
@@ -90,6 +96,14 @@ fn of_status(status: &VolumeStatus) -> Vec<String> {
     if let Some(fault) = &status.fault {
         sentences.push(format!("node {} takes no writes until it is restarted: {fault}", status.owner));
     }
+    if status.is_full {
+        sentences.push(format!(
+            "store {} of node {} is full, and writes fail with ENOSPC; {}",
+            status.space.store,
+            status.owner,
+            space::FULL_ADVICE
+        ));
+    }
     if status.damaged_blocks > 0 {
         sentences.push(format!(
             "{} blocks are damaged at node {}, and are fetched from other nodes as far as those have them",
@@ -119,6 +133,13 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
             size::human(tail.bytes),
             tail.export,
             status.name
+        ));
+    }
+    // It may well answer, that its store is full say.
+    if let Some(error) = &replica.error {
+        return Some(format!(
+            "node {node} does not follow: {error}; it is asked again all the time, and would fetch {} now",
+            size::human(replica.bytes_behind)
         ));
     }
     if !replica.reachable {
@@ -206,6 +227,7 @@ mod tests {
             repaired_blocks: 0,
             verified_blocks: 0,
             fault: None,
+            is_full: false,
             space: VolumeSpace::default(),
             durability: DurabilityStatus::default(),
             rpo: RpoStatus::default(),
@@ -232,6 +254,11 @@ mod tests {
         assert!(of_status(&status(vec![lazy])).is_empty(), "it is sent data every minute");
         let closed = ReplicaStatus { bytes_behind: 4096, limit_bytes_per_second: Some(0), ..replica("d") };
         assert!(of_status(&status(vec![closed]))[0].contains("`helio link set a d`"));
+        let error = Some("its store is full".to_owned());
+        let full = ReplicaStatus { reachable: false, error, ..replica("d") };
+        assert!(of_status(&status(vec![full]))[0].starts_with("node d does not follow: its store is full;"));
+        let of_full_store = VolumeStatus { is_full: true, ..status(vec![]) };
+        assert!(of_status(&of_full_store)[0].contains("of node a is full, and writes fail with ENOSPC; make room"));
         let all = of_status(&status(vec![left, away, slow]));
         assert!(all[0].contains("helio volume rejoin disk --node b --discard-tail"), "{all:?}");
         assert!(all[1].contains("node c cannot be reached") && all[2].contains("node d is 70 s behind"), "{all:?}");
@@ -313,6 +340,7 @@ mod tests {
             lease_left_ms: left,
             lease_out_for_ms: out_for,
             takeover_after_ms: after,
+            replicas: Some(vec!["b".to_owned()]),
         };
         for (owner, said) in [
             (owner(2500, 0, None), "its lease is out in 3 s if it is not renewed; `helio volume takeover disk` gives"),
@@ -321,8 +349,13 @@ mod tests {
             (owner(0, 50_000, Some(60_000)), "a replica takes the volume over in 10 s"),
             (owner(0, 61_000, Some(60_000)), "a replica is taking the volume over now"),
         ] {
-            let sentence = of_lost_owner("disk", &owner);
+            let sentence = of_lost_owner("disk", &owner, true);
             assert!(sentence.contains(said), "{sentence}");
         }
+        let sentence = of_lost_owner("disk", &owner(0, 9000, None), false);
+        assert!(sentence.ends_with("it can be taken over when there is a majority again"), "{sentence}");
+        let alone = OwnerStatus { replicas: Some(vec![]), ..owner(0, 9000, Some(60_000)) };
+        let sentence = of_lost_owner("disk", &alone, true);
+        assert!(sentence.ends_with("no other node has its data: the volume is back when node a is"), "{sentence}");
     }
 }

@@ -53,6 +53,7 @@ mod names;
 mod outcome;
 mod overview;
 mod placement;
+mod recall;
 mod removal;
 pub(super) mod replicas;
 mod residency;
@@ -69,6 +70,7 @@ use handover::{BusyVolumes, How};
 pub(super) use members::Standing;
 pub(super) use names::{name_of, names_of, node_named, volume_named};
 use overview::Glances;
+use recall::LastMiss;
 
 /// How long an administrative request waits for the owner to be known, across a handover under way.
 const OWNER_PATIENCE: Duration = Duration::from_secs(20);
@@ -92,6 +94,7 @@ pub struct NodeAdmin {
     pub(super) chronicle: Chronicle,
     /// What owners told of their volumes.
     glances: Arc<Glances>,
+    last_miss: LastMiss,
     /// Counts what became of handovers and takeovers.
     pub(super) changes: Arc<Changes>,
     /// Set once NBD listens, which is after everything that it serves.
@@ -128,6 +131,7 @@ impl NodeAdmin {
             chronicle,
             changes,
             glances,
+            last_miss: LastMiss::default(),
             nbd,
             audit,
         }
@@ -261,7 +265,7 @@ impl Admin for NodeAdmin {
 
     fn volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<VolumeStatus, Error>> {
         Box::pin(async move {
-            let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+            let state = self.recall().await;
             let volume = volume_named(&state, name)?;
             let status = self.status_of(volume.id).await;
             status.map_err(|error| match error.kind() {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use client_lib::clock::Clock;
+use client_lib::error::whole;
 use client_lib::pki::{ClusterAuthority, JoinKey, NodeIdentity, Validity, date};
 use client_lib::transport::Class;
 use client_lib::{Error, ErrorKind, NodeId};
@@ -262,7 +263,7 @@ pub(super) async fn while_starting(
         let (Step::Rest(rest) | Step::Renew(rest)) = Schedule { validity: identity.validity() }.step(clock.unix_ms());
         tokio::time::sleep(rest.min(SOON)).await;
         if let Err(error) = at_start(identity, directory, name, authority, clock) {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", whole(error.as_ref()));
         }
     }
 }

@@ -110,11 +110,12 @@ impl NodeAdmin {
             lease_left_ms: if is_out { 0 } else { ms(out_at.saturating_sub(now)) },
             lease_out_for_ms: ms(now.saturating_sub(out_at)),
             takeover_after_ms: volume.takeover_after_ms,
+            replicas: Some(volume.replicas.iter().map(|replica| name_of(&state, *replica)).collect()),
         })
     }
 
     pub(super) async fn policy_of(&self, name: &str) -> Result<VolumePolicy, Error> {
-        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let state = self.recall().await;
         Ok(policy(&state, volume_named(&state, name)?))
     }
 

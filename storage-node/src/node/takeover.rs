@@ -435,8 +435,7 @@ fn no_majority(error: Error) -> Error {
     match error.kind() {
         ErrorKind::Unavailable => Error::new(
             ErrorKind::Unavailable,
-            "the metadata has no leader, and nothing can be taken over without one: a majority of the voters must be up \
-             (`helio cluster status` shows which are in reach)",
+            "nothing can be taken over without a leader of the metadata: a majority of the voters must be up",
         )
         .caused_by(error),
         _ => error,

@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use self::stale::tell_stale;
 use super::admin::{Admin, AskTrace};
 use super::audit::{AuditLog, note_acts};
 use super::observe::{self, Observe};
@@ -34,6 +35,7 @@ mod guard;
 mod openapi;
 pub mod permissions;
 pub mod remote;
+pub mod stale;
 
 /// Largest request body, in bytes; requests are a few names.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
@@ -165,6 +167,7 @@ fn api(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, proof: Proof) -> Router {
         .merge(dashboard::routes())
         .layer(from_fn_with_state(audit, note_acts))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn(tell_stale))
         // Before the body is read, and before anything is noted: nobody writes into the list of acts who may not act.
         .layer(from_fn_with_state(gate, authorise))
         .with_state(admin)

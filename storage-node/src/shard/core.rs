@@ -52,6 +52,11 @@ const IDLE_SLEEP: Duration = Duration::from_secs(1);
 /// How long nothing must happen until the cleaner does a step on the side.
 const CLEANING_PAUSE: Duration = Duration::from_millis(50);
 
+/// Whether an entry is refused by a full store: what brings no data, and the cleaner's moves, may take the reserve.
+fn needs_room(entry: &Entry) -> bool {
+    entry.data_blocks() > 0 && !entry.is_move()
+}
+
 /// An entry in the log's hands.
 #[derive(Debug)]
 struct InFlight {
@@ -84,7 +89,9 @@ pub(super) struct Core {
     next_ticket: u64,
     /// Why nothing is written any more, if so.
     pub(super) failed: Option<String>,
-    /// The same for the log as well, for those who do not ask the shard.
+    /// Whether the last entry with data was refused for want of space.
+    pub(super) is_full: bool,
+    /// What is in [`Core::fault`], for those who do not ask the shard.
     fault_cell: FaultCell,
     stopping: Option<Reply<()>>,
     is_stopping: bool,
@@ -142,6 +149,7 @@ impl Core {
             in_flight: HashMap::new(),
             next_ticket: 1,
             failed: None,
+            is_full: false,
             fault_cell: FaultCell::default(),
             stopping: None,
             is_stopping: false,
@@ -381,6 +389,7 @@ impl Core {
             Entry::Write { .. } | Entry::Zero { .. } | Entry::Received { .. } | Entry::Relocated { .. }
         );
         if changes_pages && self.map.cache.is_full() && self.checkpoints.is_failing() {
+            self.is_full = true;
             return Err((StoreError::OutOfSpace, done));
         }
         let ticket = self.ticket();
@@ -451,6 +460,7 @@ impl Core {
                 None => {
                     self.checkpoints.note_appended(&entry);
                     self.cleaner.note_written(u64::from(entry.data_blocks()));
+                    self.is_full &= !needs_room(&entry);
                     self.apply(&entry, placed).map(|()| placed).map_err(|error| {
                         self.fail(&format!("an entry of volume {volume} cannot be applied to the block map: {error}"));
                         StoreError::from(error)
@@ -458,7 +468,10 @@ impl Core {
                 }
                 Some(reason) => Err(StoreError::Poisoned(reason.clone())),
             },
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                self.is_full |= error == LogError::OutOfSpace && needs_room(&entry);
+                Err(error.into())
+            }
         };
         if let Some(run) = self.volumes.get_mut(&volume) {
             run.flights.retain(|flight| flight.ticket != ticket);

@@ -85,6 +85,8 @@ pub struct VolumeReport {
     pub verified_blocks: u64,
     /// Why the shard takes no more writes until the node is restarted, if so.
     pub fault: Option<String>,
+    /// Whether the shard refused the last data that it was to take, for want of space.
+    pub is_full: bool,
     /// What was written under this ownership.
     pub tally: Tally,
     /// The last epoch in which a session of the owner's node wrote; `Epoch(0)` when none did.

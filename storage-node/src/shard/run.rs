@@ -198,6 +198,7 @@ impl VolumeRun {
             repaired_blocks: self.damage.repaired(),
             verified_blocks: self.verified_blocks,
             fault: None,
+            is_full: false,
             tally: self.state.tally,
             claimed: self.state.ledger.claimed(),
             rejoining: self.state.rejoining(),

@@ -38,6 +38,8 @@ pub struct ShardSpace {
     pub emptied_bytes: u64,
     /// Why the shard takes no more writes until the node is restarted, if so.
     pub fault: Option<String>,
+    /// Whether the shard refused the last data that it was to take, for want of space.
+    pub is_full: bool,
     /// What guests' data may not take, for the cleaner and for what brings no data.
     pub reserve_bytes: u64,
     /// The volumes.
@@ -117,7 +119,12 @@ impl Core {
         let bytes = |blocks: u64| blocks * u64::from(BLOCK_SIZE);
         let usage = &self.map.usage;
         let fault = self.fault().map(str::to_owned);
-        let mut space = ShardSpace { fault, reserve_bytes: self.log.reserve_bytes(), ..ShardSpace::default() };
+        let mut space = ShardSpace {
+            fault,
+            is_full: self.is_full,
+            reserve_bytes: self.log.reserve_bytes(),
+            ..ShardSpace::default()
+        };
         for info in self.log.segments() {
             let size = bytes(u64::from(info.blocks));
             space.segments += 1;

@@ -201,7 +201,7 @@ impl Core {
             }
             Done::Report(reply) => {
                 let fault = self.fault().map(str::to_owned);
-                drop(reply.send(Ok(VolumeReport { fault, ..run.report(&self.map) })));
+                drop(reply.send(Ok(VolumeReport { fault, is_full: self.is_full, ..run.report(&self.map) })));
             }
             Done::Count(reply, count) => drop(reply.send(Ok(count))),
             Done::Snapshot(reply, snapshot) => {

@@ -64,6 +64,9 @@ pub struct StoreSpace {
     pub available_bytes: u64,
     /// Why the store takes no writes until the node is restarted; `null` when it does.
     pub fault: Option<String>,
+    /// Whether it refused the last write for want of space; `false` from a node that does not tell yet.
+    #[serde(default)]
+    pub is_full: bool,
 }
 
 /// Where the space of a node goes.

@@ -82,6 +82,9 @@ pub struct OwnerStatus {
     pub lease_out_for_ms: u64,
     /// The policy: as in [`VolumePolicy`](super::VolumePolicy).
     pub takeover_after_ms: Option<u64>,
+    /// The nodes that follow; `null` from a node that does not tell yet.
+    #[serde(default)]
+    pub replicas: Option<Vec<String>>,
 }
 
 /// Asks a node that has left a volume to drop what it holds and follow again.

@@ -220,6 +220,10 @@ pub struct VolumeStatus {
     /// Why the owner takes no writes until it is restarted; `null` when it does.
     #[serde(default)]
     pub fault: Option<String>,
+    /// Whether the owner's store refused the last write, of this or another volume, for want of space; `false` from a node that
+    /// does not tell yet.
+    #[serde(default)]
+    pub is_full: bool,
     /// Where its space goes at the owner.
     #[serde(default)]
     pub space: VolumeSpace,

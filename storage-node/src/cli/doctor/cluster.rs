@@ -1,11 +1,13 @@
 //! The cluster, if it runs: who is there, whether stores take writes, and whose volumes have lost their owner.
 
 use client_lib::clock::{Clock, SystemClock};
+use client_lib::error::whole;
 use client_lib::rights::Role;
 use client_lib::wire::admin::{ClientList, ClientStatus, ClusterStatus, NodeSpace, StoreSpace, VolumeSummary};
 
 use super::Finding;
 use crate::cli::client::Client;
+use crate::cli::space;
 use crate::cli::{Common, credentials};
 use crate::config::NodeConfig;
 use crate::size::human;
@@ -31,7 +33,7 @@ pub(super) fn find(config: Option<&NodeConfig>, common: &Common) -> Option<Runni
     }
     let client = Client::find(&common).ok()?;
     let status: ClusterStatus = client.get("/v1/cluster").ok()?;
-    let volumes = client.get("/v1/volumes").map_err(|error| format!("{error:#}"));
+    let volumes = client.get("/v1/volumes").map_err(|error| whole(error.as_ref()));
     let reached = status.members.iter().filter(|member| member.reachable);
     let spaces =
         reached.filter_map(|member| client.get::<NodeSpace>(&format!("/v1/space?node={}", member.name)).ok()).collect();
@@ -131,6 +133,9 @@ fn full_or_faulty(node: &str, store: &StoreSpace) -> Option<Finding> {
     if let Some(fault) = &store.fault {
         let advice = "restart the node when the disk is sound; if it is lost: docs/damage.md, docs/disks.md";
         return Some(Finding::wrong(what, format!("takes no writes: {fault}"), advice));
+    }
+    if store.is_full {
+        return Some(Finding::wrong(what, "is full: writes fail with ENOSPC", space::FULL_ADVICE));
     }
     let whole = store.available_bytes + store.live_bytes;
     let is_short = store.available_bytes < whole / SHORT_SHARE;

@@ -17,7 +17,7 @@ use crate::node::METADATA_DEADLINE;
 
 impl NodeAdmin {
     pub(super) async fn list_clients(&self) -> Result<ClientList, Error> {
-        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let state = self.recall().await;
         let records: BTreeMap<_, _> = state.access().clients().collect();
         let names: BTreeSet<_> = records.keys().copied().chain(state.rights().map(|(name, _)| name)).collect();
         let clients = names.into_iter().map(|name| {

@@ -25,6 +25,9 @@ impl NodeAdmin {
         let state = self.meta.state();
         let (leader, voters) = (self.meta.leader(), self.meta.voters());
         let reached = join_all(state.nodes().map(|node| self.reach(node.id))).await;
+        // One that has no majority behind it leads nobody, and may not know yet.
+        let voting = state.nodes().zip(&reached).filter(|(node, reachable)| **reachable && voters.contains(&node.id));
+        let leader = leader.filter(|_| voting.count() > voters.len() / 2);
         let members = state
             .nodes()
             .zip(reached)

@@ -60,12 +60,12 @@ impl NodeAdmin {
     }
 
     pub(super) async fn list_groups(&self) -> Result<Vec<GroupStatus>, Error> {
-        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let state = self.recall().await;
         Ok(state.groups().map(|group| status(&state, group)).collect())
     }
 
     pub(super) async fn group_status(&self, name: &str) -> Result<GroupStatus, Error> {
-        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let state = self.recall().await;
         Ok(status(&state, group_named(&state, name)?))
     }
 

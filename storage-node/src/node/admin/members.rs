@@ -10,7 +10,6 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
 use super::NodeAdmin;
-use crate::node::METADATA_DEADLINE;
 use crate::peer::message::AdminForward;
 
 /// How long a member may take to say what it is.
@@ -80,7 +79,7 @@ impl NodeAdmin {
     }
 
     pub(super) async fn list_nodes(&self) -> Result<NodeList, Error> {
-        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let state = self.recall().await;
         let (leader, voters) = (self.meta.leader(), self.meta.voters());
         let told = join_all(state.nodes().map(|node| self.about(node.id))).await;
         let nodes = state.nodes().zip(told).map(|(node, about)| {

@@ -239,6 +239,9 @@ impl NodeAdmin {
         waits.extend(durability_waits(&durability));
         waits.extend(rpo_waits(&rpo));
         waits.extend(report.fault.map(|fault| format!("its owner takes no writes until it is restarted: {fault}")));
+        if report.is_full {
+            waits.push("its owner's store is full: writes fail with ENOSPC".to_owned());
+        }
         if report.damaged_blocks > 0 {
             waits.push(format!("{} blocks are damaged and not repaired yet", report.damaged_blocks));
         }

@@ -29,13 +29,13 @@ impl NodeAdmin {
     }
 
     pub(super) async fn placement_of(&self, name: &str) -> Result<PlacementStatus, Error> {
-        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let state = self.recall().await;
         let volume = volume_named(&state, name)?;
         Ok(self.told(&state, volume, state.places().wanted(volume.id)).await)
     }
 
     pub(super) async fn placement_of_group(&self, name: &str) -> Result<PlacementStatus, Error> {
-        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let state = self.recall().await;
         let volumes = members(&state, name)?;
         let first = first_of(&volumes)?;
         Ok(self.told(&state, first, state.places().wanted(first.id)).await)

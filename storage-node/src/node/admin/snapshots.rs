@@ -42,14 +42,14 @@ impl NodeAdmin {
     }
 
     pub(super) async fn list_snapshots(&self, name: &str) -> Result<Vec<SnapshotStatus>, Error> {
-        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let state = self.recall().await;
         let volume = volume_named(&state, name)?.id;
         let forward = AdminForward::Snapshots { volume };
         self.at_owner(volume, forward, |served| self.snapshots_here(served)).await
     }
 
     pub(super) async fn snapshots_here(&self, volume: Arc<ServedVolume>) -> Result<Vec<SnapshotStatus>, Error> {
-        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let state = self.recall().await;
         let meta = state.volume(volume.id).ok_or_else(|| deleted(&volume))?;
         let stored = volume.shard.snapshots(volume.id).await.map_err(store_failure)?;
         let replicas = self.reconciler.watermarks(volume.id).map(|marks| marks.snapshot()).unwrap_or_default();

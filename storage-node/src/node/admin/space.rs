@@ -70,5 +70,6 @@ fn store_space(usage: &StoreUsage) -> StoreSpace {
         reserve_bytes: shard.reserve_bytes,
         available_bytes: usage.available_bytes(),
         fault: shard.fault.clone(),
+        is_full: shard.is_full,
     }
 }

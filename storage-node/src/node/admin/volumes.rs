@@ -106,7 +106,7 @@ impl NodeAdmin {
     }
 
     pub(super) async fn list(&self) -> Result<Vec<VolumeSummary>, Error> {
-        let state = self.meta.linearizable(METADATA_DEADLINE).await?;
+        let state = self.recall().await;
         Ok(state
             .volumes()
             .map(|volume| VolumeSummary {
@@ -198,6 +198,7 @@ impl NodeAdmin {
             repaired_blocks: report.repaired_blocks,
             verified_blocks: report.verified_blocks,
             fault: report.fault,
+            is_full: report.is_full,
             space: self.volume_space(&volume).await?,
             durability,
             rpo: marks.map(|marks| rpo_told(&volume, &marks)).unwrap_or_default(),

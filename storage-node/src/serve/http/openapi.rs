@@ -113,7 +113,7 @@ fn document() -> Value {
                 must be a name of this machine, `Origin`, if it is there, the node's own page, and what changes something is sent as \
                 `application/json`: else it is refused with 403 or 415. Who does not \
                 prove who he is gets 401, who may not do it 403. Names are names, sizes are bytes, positions of a volume are `EPOCH.SEQUENCE`. Fields \
-                are only ever added.",
+                are only ever added. An answer with the header `helio-stale` is what the node knew last: the metadata has no leader.",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         },
         "servers": [{ "url": "http://127.0.0.1:10880", "description": "The default of a node; `[admin] http` of its settings" }],

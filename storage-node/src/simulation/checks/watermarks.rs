@@ -72,6 +72,7 @@ mod tests {
             repaired_blocks: 0,
             verified_blocks: 0,
             fault: None,
+            is_full: false,
             tally: Tally::default(),
             claimed: Epoch(0),
             rejoining: None,
