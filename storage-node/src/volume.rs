@@ -40,7 +40,7 @@ use clone::Filling;
 use initial::InitialSync;
 use layers::{Layer, Layers, MANY};
 use ledger::Ledger;
-use pins::Pins;
+use pins::{Pinned, Pins};
 use rollback::Rollback;
 use tally::Tally;
 
@@ -169,6 +169,18 @@ impl Volume {
         match self.layers.view(block) {
             Some(version) => Ok(Some(version)),
             None => map.cache.version(self.id, block),
+        }
+    }
+
+    /// The version of `block` in the delta `pin`; `None` when that, or the block in it, does not exist.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn pinned(&self, pin: u64, block: u32, map: &mut Map) -> Result<Option<Version>, MapError> {
+        match self.pins.find(pin, block) {
+            None => Ok(None),
+            Some(Pinned::Kept(version)) => Ok(Some(version)),
+            Some(Pinned::Open(from)) => Ok(self.view(block, map)?.filter(|version| version.lsn > from)),
         }
     }
 
@@ -722,6 +734,14 @@ impl Volume {
     /// Versions newer than all others of the blocks from `first` on, with their data in one segment.
     fn put(&mut self, first: u32, versions: &[Version], map: &mut Map) -> Result<(), MapError> {
         let blocks = || (0u32..).zip(versions).map(|(index, version)| (first + index, version));
+        if !self.pins.is_empty() {
+            for (block, _) in blocks() {
+                if self.pins.is_open(block) {
+                    let version = self.view(block, map)?;
+                    self.pins.keep(block, version, &mut map.usage);
+                }
+            }
+        }
         if self.layers.settled() {
             blocks().for_each(|(block, _)| self.layers.supersede(block, &mut map.usage));
             map.replace(self.id, first, versions, &self.snapshots)

@@ -15,6 +15,7 @@ use crate::log::Entry;
 use crate::map::Map;
 use crate::map::page::Version;
 use crate::map::snapshot::Snapshot;
+use crate::map::store::MapError;
 use crate::propagation::freight::Covered;
 use crate::propagation::manifest::{Manifest, SnapshotMark};
 use crate::volume::{Moment, manifest_of};
@@ -191,13 +192,16 @@ impl Core {
         let manifest = manifest_of(job.from, to, &changed);
         let delta = match job.delta_from {
             None => None,
-            Some(from) => {
-                let versions = match from == job.from {
-                    true => changed,
-                    false => run.state.changed_since_and(Moment::Now, from, &job.also, &mut self.map)?,
-                };
-                Some(pin_delta(run, pin, None, from, to, versions, &mut self.map))
-            }
+            Some(from) => Some(match run.state.changes.since(from).filter(|_| job.also.is_empty()) {
+                Some(blocks) => open_delta(run, pin, (job.from, &changed), from, blocks, &mut self.map)?,
+                None => {
+                    let versions = match from == job.from {
+                        true => changed,
+                        false => run.state.changed_since_and(Moment::Now, from, &job.also, &mut self.map)?,
+                    };
+                    pin_delta(run, pin, None, from, to, versions, &mut self.map)
+                }
+            }),
         };
         run.state.changes.cut();
         Ok((manifest, delta))
@@ -238,6 +242,42 @@ impl Core {
         run.state.changes.prune(up_to);
         Ok(())
     }
+}
+
+/// Pins what changed after `from`, which is in `blocks` at the most, without looking at it: a replica may lack any number. What changed after `told.0`
+/// is known.
+fn open_delta(
+    run: &mut VolumeRun,
+    pin: u64,
+    told: (Lsn, &[(u32, Version)]),
+    from: Lsn,
+    blocks: RoaringBitmap,
+    map: &mut Map,
+) -> Result<SealedDelta, MapError> {
+    let (to, tally) = (run.state.known, run.state.tally);
+    let since = from.max(tally.since);
+    let written;
+    let fresh = match told {
+        (known, changed) if known <= since => changed,
+        _ => {
+            written = run.state.changed_since(Moment::Now, since, map)?;
+            &written
+        }
+    };
+    let fresh = || fresh.iter().filter(|(_, version)| version.lsn > since);
+    let covered = Covered {
+        tally: Some(tally),
+        blocks: fresh().count() as u64,
+        zeroes: fresh().filter(|(_, version)| version.content.crc().is_none()).count() as u64,
+    };
+    let blocks_max = match told {
+        (known, changed) if known <= from => {
+            changed.iter().filter(|(_, version)| version.content.crc().is_some()).count() as u64
+        }
+        _ => blocks.len(),
+    };
+    run.state.pins.open(pin, from, to, blocks);
+    Ok(SealedDelta { pin, snapshot: None, from, to, blocks: blocks_max, covered, part: None })
 }
 
 pub(super) fn pin_delta(

@@ -206,9 +206,11 @@ impl Core {
             }
             // Blocks outside the delta are left out: the replica asked for what this delta does not carry.
             check_runs(runs)?;
-            let versions: Vec<_> = blocks_of(runs)
-                .filter_map(|block| run.state.pins.version(pin, block).map(|version| (block, Some(version))))
-                .collect();
+            let mut versions = Vec::new();
+            for block in blocks_of(runs) {
+                let version = run.state.pinned(pin, block, &mut self.map)?;
+                versions.extend(version.map(|version| (block, Some(version))));
+            }
             refuse_stale(&versions)?;
             run.damage.refuse(volume, &versions)?;
             Ok(versions)

@@ -26,7 +26,7 @@ pub struct SealedDelta {
     pub from: Lsn,
     /// The position it ends at.
     pub to: Lsn,
-    /// The blocks that hold data, to be sent; zero runs travel in the manifest alone.
+    /// How many blocks hold data, at the most, and are to be sent; zero runs travel in the manifest alone.
     pub blocks: u64,
     /// What it has of what was written under this ownership.
     pub covered: Covered,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use client_lib::{BlockIndex, Lsn, SnapshotId};
 use proptest::prelude::*;
 
-use super::rig::{Rig, VOLUME, cases};
+use super::rig::{Rig, VOLUME, cases, uniform};
 use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
 use crate::shard::handle::{FreezeWhen, Request, SealedDelta, StoreError};
 use crate::volume::Moment;
@@ -421,6 +421,48 @@ fn a_handover_of_a_replica_that_has_no_data_serves_at_once_and_returns() {
     pair.hand_over();
     assert_eq!(pair.owner.report().stale_blocks, 0);
     pair.read();
+}
+
+/// A sealed delta once was a copy of the versions of all of its blocks, and counted their segments: an owner that had just been handed a volume with
+/// gigabytes on their way to others served nobody for a third of a second.
+#[test]
+fn a_sealed_delta_shows_what_was_then_and_costs_what_is_overwritten() {
+    let mut rig = Rig::new(4);
+    rig.open(4 << 20);
+    rig.activate(1);
+    for block in 0..100 {
+        rig.write_block(block, 1).expect("writes");
+    }
+    let before = rig.report().head;
+    rig.snapshot(1).expect("is made");
+    for block in 100..200 {
+        rig.write_block(block, 2).expect("writes");
+    }
+    let head = rig.report().head;
+    let (manifest, delta) = rig.seal(head, Some(before));
+    let delta = delta.expect("was asked for");
+    assert!(manifest.runs.is_empty() && (100..=200).contains(&delta.blocks), "{delta:?}");
+    let is_pinned = |rig: &mut Rig| {
+        let segments: Vec<u32> = rig.core().log.segments().iter().map(|info| info.segment).collect();
+        segments.into_iter().any(|segment| rig.core().map.usage.is_pinned(segment))
+    };
+    assert!(!is_pinned(&mut rig), "the volume has all of it");
+    rig.write_block(99, 3).expect("writes");
+    rig.write_block(100, 3).expect("writes");
+    rig.zero(101 * 4096, 4096).expect("zeroes");
+    rig.write(102 * 4096 + 512, vec![3; 512]).expect("writes");
+    rig.write_block(200, 3).expect("writes");
+    assert!(is_pinned(&mut rig), "what was overwritten");
+    rig.checkpoint().expect("is taken");
+    // Everything after the snapshot goes.
+    rig.roll_back(1).expect("rolls back");
+    let all = BlockRun { start: BlockIndex(98), count: 103 };
+    let found = rig.read_sealed(delta.pin, vec![all]).expect("reads");
+    let seen: Vec<(u32, u8)> = found.iter().map(|it| (it.block.0, uniform(it.data.as_ref()))).collect();
+    assert_eq!(seen, (100..200).map(|block| (block, 2)).collect::<Vec<_>>());
+    assert!(found.iter().all(|it| it.lsn > before && it.lsn <= head));
+    rig.ask(|reply| Request::Release { volume: VOLUME, pin: delta.pin, reply }).expect("releases");
+    assert!(!is_pinned(&mut rig));
 }
 
 #[test]
