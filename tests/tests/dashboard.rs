@@ -459,6 +459,7 @@ fn a_lost_owner_is_shown_and_its_volume_taken_over_when_its_name_is_typed() {
         .iter()
         .filter_map(|phase| phase["name"].as_str())
         .collect::<Vec<_>>();
-    assert!(phases.contains(&"waiting") && phases.contains(&"proposing"), "{phases:?}");
+    // Before that it is waited until the lease is out, unless the browser took longer to come to this.
+    assert!(phases.contains(&"proposing"), "{phases:?}");
     assert_ne!(get(&address, "/v1/volumes/disk")["owner"], "a");
 }

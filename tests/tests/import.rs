@@ -334,6 +334,25 @@ fn what_a_volume_holds_is_replaced_only_when_asked_for() {
     assert_eq!(status["mapped_bytes"], data_bytes(8));
 }
 
+/// The volume that it had made stayed, and the same command was refused: the name was taken.
+#[test]
+fn an_import_that_fails_before_anything_is_copied_leaves_no_volume() {
+    let up = up();
+    let directory = tempfile::tempdir().expect("a directory");
+    let failing = ["-f", "--filter=error", "--filter=noextents", "memory", "8M", "error-pread-rate=100%", "-U"];
+    let (server, uri) = serve("nbdkit", &failing, &directory.path().join("failing"));
+    let said = refused(&up, &["volume", "import", "disk", &uri]);
+    assert!(said.contains("volume disk, which was made for it, is deleted again"), "{said}");
+    drop(server);
+    let raw = image(&directory.path().join("in.raw"), 8);
+    up.run(&["volume", "import", "disk", &raw, "--verify"]).expect("the name is free, and nothing is to be resumed");
+    // One that was there before stays.
+    let (_server, uri) = serve("nbdkit", &failing, &directory.path().join("again"));
+    let said = refused(&up, &["volume", "import", "disk", &uri, "--overwrite"]);
+    assert!(!said.contains("deleted"), "{said}");
+    assert!(up.json(&["volume", "status", "disk", "--json"]).is_ok());
+}
+
 #[test]
 fn what_cannot_be_done_is_said_with_what_to_do() {
     let up = up();

@@ -50,9 +50,9 @@ fn require_active(debian: &Debian, unit: &str) {
 fn a_node_and_its_disks_are_installed_run_killed_upgraded_and_removed_under_systemd() {
     let Some(package) = Package::build().expect("is made") else { return };
     let Some(debian) = Debian::boot().expect("boots") else { return };
-    debian.copy(package.file(), "/root/heliotrope.deb").expect("is copied");
+    debian.copy(package.file(), "/srv/heliotrope.deb").expect("is copied");
     let run = |script: &str| debian.run(script).unwrap_or_else(|error| panic!("{script}: {error:#}"));
-    run("dpkg --install /root/heliotrope.deb");
+    run("dpkg --install /srv/heliotrope.deb");
     let enabled = debian.run("systemctl is-enabled helio-node.service helio-node.socket helio-nbd.socket || true");
     assert_eq!(enabled.expect("is told").lines().collect::<Vec<_>>(), ["disabled"; 3], "a node has no cluster yet");
 
@@ -95,7 +95,7 @@ fn a_node_and_its_disks_are_installed_run_killed_upgraded_and_removed_under_syst
         assert_eq!(property(&debian, "helio-node", "NRestarts"), "1");
         // The same package again stands for a newer one: nothing is stopped, and everything is restarted when it suits.
         let before = property(&debian, "helio-node", "MainPID");
-        run("dpkg --install /root/heliotrope.deb");
+        run("dpkg --install /srv/heliotrope.deb");
         assert_eq!(property(&debian, "helio-node", "MainPID"), before, "an upgrade stops nothing");
         run("systemctl restart helio-node");
         goes_on("a restart of the node");

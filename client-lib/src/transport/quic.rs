@@ -454,16 +454,21 @@ impl QuicTransport {
             match (error, end) {
                 (_, Some(end)) if tls::is_revocation(&end, true) => TransportError::Revoked { node },
                 (_, Some(end)) if tls::is_refusal(&end) => self.shared.refusal(node, end.to_string()),
+                (CallError::NotSent(_), Some(end)) if tls::is_end(&end) => {
+                    unreachable(OWN_CERTIFICATE_ENDED.to_owned())
+                }
                 (CallError::NotSent(reason), _) => unreachable(reason),
                 (CallError::Sent(_), Some(end)) if tls::is_end(&end) => {
-                    let reason = "this end's certificate has ended, and its connections with it".to_owned();
-                    TransportError::OutcomeUnknown { node, reason }
+                    TransportError::OutcomeUnknown { node, reason: OWN_CERTIFICATE_ENDED.to_owned() }
                 }
                 (CallError::Sent(reason), _) => TransportError::OutcomeUnknown { node, reason },
             }
         })
     }
 }
+
+/// Why a connection is gone that was served until then.
+const OWN_CERTIFICATE_ENDED: &str = "this end's certificate has ended, and its connections with it";
 
 /// What tells the controller of an accepted connection that it carries bulk.
 fn carrier(connection: &Connection) -> Option<Carrier> {

@@ -101,10 +101,10 @@ async fn import(arguments: &Import, name: &VolumeName, common: &Common) -> anyho
     let mut report = match copied.await {
         // Nobody could go on with it, and the same command would find the name taken.
         Err(error) if is_new && !file.exists() => {
-            tokio::task::block_in_place(|| client.delete::<()>(&format!("/v1/volumes/{name}"))).with_context(|| {
-                format!("{}; and volume {name}, which was made for it, cannot be deleted again", whole(error.as_ref()))
-            })?;
-            return Err(error.context(format!("volume {name} was made for it, and is deleted again")));
+            let why = whole(error.as_ref());
+            tokio::task::block_in_place(|| client.delete::<()>(&format!("/v1/volumes/{name}")))
+                .with_context(|| format!("{why}; and volume {name}, which was made for it, cannot be deleted again"))?;
+            bail!("{why}; volume {name}, which was made for it, is deleted again");
         }
         outcome => outcome?,
     };

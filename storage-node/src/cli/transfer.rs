@@ -162,9 +162,10 @@ impl Transfer<'_> {
         let position = self.state.progress.position_bytes;
         let can_go_on = match &self.target {
             Target::Image(image) => image.format().can_go_on(),
-            Target::Nbd { .. } => true,
+            // One that was made for this is gone again.
+            Target::Nbd { .. } => position > 0,
         };
-        let hint = if can_go_on && position > 0 && self.file.exists() {
+        let hint = if can_go_on && self.file.exists() {
             let size = self.state.size_bytes;
             format!(" ({why}the same command with --resume goes on at {position} of {size} bytes)")
         } else if matches!(self.target, Target::Image(_)) {
