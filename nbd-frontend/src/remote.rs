@@ -126,6 +126,11 @@ impl RemoteDirectory {
         &self.clusters[self.turn.fetch_add(1, Ordering::Relaxed) % self.clusters.len()]
     }
 
+    /// How a volume is looked up by who does not wait for ever.
+    fn looking(&self) -> OpenOptions {
+        OpenOptions { give_up: Some(OPEN_PATIENCE), ..self.options.clone() }
+    }
+
     /// For what any answers.
     fn any(&self) -> &Cluster {
         &self.clusters[0]
@@ -152,10 +157,7 @@ impl RemoteDirectory {
     async fn look_for(&self, name: &str) -> Result<(), Error> {
         match &self.options.keys {
             Some(_) => self.any().is_encrypted(name, Some(OPEN_PATIENCE)).await.map(drop),
-            None => {
-                let options = OpenOptions { give_up: Some(OPEN_PATIENCE), ..self.options.clone() };
-                self.any().find(name, &options).await.map(drop)
-            }
+            None => self.any().find(name, &self.looking()).await.map(drop),
         }
     }
 
@@ -236,8 +238,7 @@ impl RemoteDirectory {
     /// Looks a volume up for the thread that is to serve it, which has a connection to a node then.
     async fn look_up(&self, name: &str) -> Result<(Cluster, Found), Error> {
         let cluster = self.cluster().clone();
-        let options = OpenOptions { give_up: Some(OPEN_PATIENCE), ..self.options.clone() };
-        let found = cluster.find(name, &options).await?;
+        let found = cluster.find(name, &self.looking()).await?;
         Ok((cluster, found))
     }
 

@@ -18,6 +18,7 @@ use crate::map::snapshot::Snapshot;
 use crate::map::store::MapError;
 use crate::propagation::freight::Covered;
 use crate::propagation::manifest::{Manifest, SnapshotMark};
+use crate::volume::tally::Tally;
 use crate::volume::{Moment, manifest_of};
 
 /// A manifest to be made when everything acked is durable.
@@ -192,7 +193,7 @@ impl Core {
         let manifest = manifest_of(job.from, to, &changed);
         let delta = match job.delta_from {
             None => None,
-            Some(from) => Some(match run.state.changes.since(from).filter(|_| job.also.is_empty()) {
+            Some(from) => Some(match job.also.is_empty().then(|| run.state.changes.since(from)).flatten() {
                 Some(blocks) => open_delta(run, pin, (job.from, &changed), from, blocks, &mut self.map)?,
                 None => {
                     let versions = match from == job.from {
@@ -264,16 +265,9 @@ fn open_delta(
             &written
         }
     };
-    let fresh = || fresh.iter().filter(|(_, version)| version.lsn > since);
-    let covered = Covered {
-        tally: Some(tally),
-        blocks: fresh().count() as u64,
-        zeroes: fresh().filter(|(_, version)| version.content.crc().is_none()).count() as u64,
-    };
+    let covered = covered(Some(tally), since, fresh);
     let blocks_max = match told {
-        (known, changed) if known <= from => {
-            changed.iter().filter(|(_, version)| version.content.crc().is_some()).count() as u64
-        }
+        (known, changed) if known <= from => data_blocks(changed),
         _ => blocks.len(),
     };
     run.state.pins.open(pin, from, to, blocks);
@@ -289,16 +283,21 @@ pub(super) fn pin_delta(
     versions: Vec<(u32, Version)>,
     map: &mut Map,
 ) -> SealedDelta {
-    let is_data = |version: &Version| version.content.crc().is_some();
-    let blocks = versions.iter().filter(|(_, version)| is_data(version)).count() as u64;
-    let tally = run.state.tally;
-    let fresh = || versions.iter().filter(|(_, version)| version.lsn > tally.since);
-    let covered = Covered {
-        // The snapshot was made before: more may have been written since.
-        tally: snapshot.is_none().then_some(tally),
-        blocks: fresh().count() as u64,
-        zeroes: fresh().filter(|(_, version)| !is_data(version)).count() as u64,
-    };
+    let (blocks, tally) = (data_blocks(&versions), run.state.tally);
+    // A snapshot was made before: more may have been written since.
+    let covered = covered(snapshot.is_none().then_some(tally), tally.since, &versions);
     run.state.pins.insert(pin, to, versions, &mut map.usage);
     SealedDelta { pin, snapshot, from, to, blocks, covered, part: None }
+}
+
+/// How many of `versions` hold data.
+fn data_blocks(versions: &[(u32, Version)]) -> u64 {
+    versions.iter().filter(|(_, version)| version.content.crc().is_some()).count() as u64
+}
+
+/// What those of `versions` cover that were written after `since`.
+fn covered(tally: Option<Tally>, since: Lsn, versions: &[(u32, Version)]) -> Covered {
+    let fresh = || versions.iter().filter(|(_, version)| version.lsn > since);
+    let zeroes = fresh().filter(|(_, version)| version.content.crc().is_none());
+    Covered { tally, blocks: fresh().count() as u64, zeroes: zeroes.count() as u64 }
 }

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use consensus::Timings;
 use consensus::state::MetaState;
 use tokio::time::Instant;
 
@@ -12,8 +13,8 @@ use crate::serve::http::stale::note_stale;
 
 /// How long it is waited for a leader, in the longest election timeouts: the second election is over as well.
 const ELECTIONS: u32 = 2;
-/// And when it was waited in vain just now.
-const SHORT_PATIENCE: Duration = Duration::from_millis(500);
+/// And when it was waited in vain just now, in heartbeats, of which each has room for two round trips.
+const HEARTBEATS: u32 = 2;
 /// How long that is remembered.
 const REMEMBERED: Duration = Duration::from_secs(15);
 
@@ -22,9 +23,13 @@ const REMEMBERED: Duration = Duration::from_secs(15);
 pub(super) struct LastMiss(Mutex<Option<Instant>>);
 
 impl LastMiss {
-    fn patience(&self, election: Duration) -> Duration {
+    fn patience(&self, timings: &Timings) -> Duration {
         let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_some_and(|at| at.elapsed() < REMEMBERED) { SHORT_PATIENCE } else { election * ELECTIONS }
+        if last.is_some_and(|at| at.elapsed() < REMEMBERED) {
+            timings.heartbeat * HEARTBEATS
+        } else {
+            timings.election_max * ELECTIONS
+        }
     }
 
     fn note(&self, missed: bool) {
@@ -35,7 +40,7 @@ impl LastMiss {
 impl NodeAdmin {
     /// For what changes nothing. The answer to the request says when it may be old.
     pub(in crate::node) async fn recall(&self) -> Arc<MetaState> {
-        let read = self.meta.linearizable(self.last_miss.patience(self.meta.timings().election_max)).await;
+        let read = self.meta.linearizable(self.last_miss.patience(&self.meta.timings())).await;
         self.last_miss.note(read.is_err());
         read.unwrap_or_else(|_| {
             note_stale();
@@ -50,15 +55,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_is_waited_long_once_and_again_when_there_was_a_leader_or_some_time_passed() {
-        let election = Duration::from_secs(2);
-        let last = LastMiss::default();
-        assert_eq!(last.patience(election), election * 2);
-        last.note(true);
-        assert_eq!(last.patience(election), SHORT_PATIENCE);
-        last.note(false);
-        assert_eq!(last.patience(election), election * 2);
-        last.note(true);
-        tokio::time::advance(REMEMBERED).await;
-        assert_eq!(last.patience(election), election * 2);
+        for rtt_ms in [0, 300] {
+            let rtt = Duration::from_millis(rtt_ms);
+            let timings = Timings::for_rtt(rtt);
+            let long = timings.election_max * 2;
+            let last = LastMiss::default();
+            assert_eq!(last.patience(&timings), long);
+            last.note(true);
+            // A follower asks the leader, and that a majority: shorter, it would not be noticed far away that there is one again.
+            let short = last.patience(&timings);
+            assert!(short > rtt * 2 && short < long, "{short:?}");
+            last.note(false);
+            assert_eq!(last.patience(&timings), long);
+            last.note(true);
+            tokio::time::advance(REMEMBERED).await;
+            assert_eq!(last.patience(&timings), long);
+        }
     }
 }
