@@ -103,7 +103,7 @@ fn work() -> Result<(), String> {
         let at = block * BLOCK as u64;
         let began = Instant::now();
         disk.read_exact_at(&mut buffer.0, at).map_err(|error| format!("read of block {block}: {error}"))?;
-        check(&buffer, block, newest[block as usize])?;
+        check(&buffer, block, newest[block as usize]).map_err(|what| format!("before write {number}: {what}"))?;
         fill(&mut buffer, block, number);
         disk.write_all_at(&buffer.0, at).map_err(|error| format!("write of block {block}: {error}"))?;
         newest[block as usize] = number;

@@ -2,6 +2,10 @@
 //!
 //! The program (`tests/guest/init.rs`) writes its disk without pause and checks what it finds there; its console tells. The machine is
 //! steered over QMP, as libvirt does.
+//!
+//! Both ends of a migration map one file as the guest's memory, and no page of it is sent. QEMU's emulation loses pages that are written
+//! while it sends them (7.2.22, one migration in some 180 on a busy machine, with nothing of ours in it: the disk was nbdkit's). Such a guest
+//! has forgotten what it wrote, and takes a right disk for a wrong one.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -100,7 +104,8 @@ pub struct Word {
 }
 
 impl Guest {
-    /// Starts a machine whose disk is `export` at `socket`; with `incoming` it waits there for another one to come in.
+    /// Starts a machine whose disk is `export` at `socket`; with `incoming` it waits there for another one to come in, whose `dir` is
+    /// the same.
     ///
     /// # Errors
     /// When QEMU does not start, with what it said.
@@ -117,7 +122,10 @@ impl Guest {
             "server": { "type": "unix", "path": socket },
         });
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-accel", "tcg", "-M", "pc", "-m", "128", "-nodefaults", "-no-user-config", "-display", "none"]);
+        command.args(["-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none"]);
+        let memory = dir.join("memory");
+        command.args(["-m", "128", "-M", "pc,memory-backend=memory", "-object"]);
+        command.arg(format!("memory-backend-file,id=memory,size=128M,share=on,mem-path={}", memory.display()));
         command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initramfs);
         command.args(["-append", "console=ttyS0 quiet panic=-1"]);
         command.arg("-serial").arg(format!("file:{}", console.display()));
@@ -137,7 +145,9 @@ impl Guest {
                 Err(error) => bail!("QEMU does not answer ({error}): {}", fs::read_to_string(&log)?),
             }
         };
-        Ok(Guest { process, console, qmp: Qmp::greet(stream)? })
+        let mut guest = Guest { process, console, qmp: Qmp::greet(stream)? };
+        guest.set("x-ignore-shared", true)?;
+        Ok(guest)
     }
 
     /// Carries out a QMP command and returns what it returned.
@@ -153,9 +163,14 @@ impl Guest {
     /// # Errors
     /// What QEMU says.
     pub fn migrate(&mut self, to: &Path, pauses: bool) -> anyhow::Result<()> {
-        let capability = json!({ "capability": "pause-before-switchover", "state": pauses });
-        self.ask("migrate-set-capabilities", json!({ "capabilities": [capability] }))?;
+        self.set("pause-before-switchover", pauses)?;
         self.ask("migrate", json!({ "uri": format!("unix:{}", to.display()) })).map(drop)
+    }
+
+    /// Turns a capability of migrations on or off.
+    fn set(&mut self, capability: &str, state: bool) -> anyhow::Result<()> {
+        let capability = json!({ "capability": capability, "state": state });
+        self.ask("migrate-set-capabilities", json!({ "capabilities": [capability] })).map(drop)
     }
 
     /// Waits until the migration is in this state, and returns what QEMU knows of it.
