@@ -24,19 +24,21 @@ mod leases;
 mod members;
 mod ownership;
 pub mod places;
+mod records;
 pub mod rights;
-mod shared;
 mod snapshots;
+mod table;
 mod volumes;
 
 use access::Access;
 use ownership::HandOver;
 use places::{ChangeReplicas, Places};
+pub(crate) use records::{Changes, Kind, Records};
 use rights::ClientRights;
-use shared::Shared;
+use table::Table;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// How many ended epochs a volume remembers; the oldest are forgotten.
 pub const EPOCH_HISTORY_MAX: usize = 16;
@@ -290,19 +292,19 @@ pub struct Enclosure {
 /// All metadata of a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetaState {
-    nodes: Shared<BTreeMap<NodeId, Node>>,
-    volumes: Shared<BTreeMap<VolumeId, Volume>>,
-    leases: BTreeMap<NodeId, Lease>,
+    nodes: Table<NodeId, Node>,
+    volumes: Table<VolumeId, Volume>,
+    leases: Table<NodeId, Lease>,
     /// By who sends and who is sent to; those that may take whatever comes are left out.
-    links: Shared<BTreeMap<(NodeId, NodeId), LinkPolicy>>,
-    groups: Shared<BTreeMap<VolumeGroupId, VolumeGroup>>,
-    enclosures: Shared<BTreeMap<VolumeId, Enclosure>>,
-    access: Shared<Access>,
-    places: Shared<Places>,
+    links: Table<(NodeId, NodeId), LinkPolicy>,
+    groups: Table<VolumeGroupId, VolumeGroup>,
+    enclosures: Table<VolumeId, Enclosure>,
+    access: Access,
+    places: Places,
     /// Clients that were never given any are left out.
-    rights: Shared<BTreeMap<ClientName, ClientRights>>,
+    rights: Table<ClientName, ClientRights>,
     /// Of the volumes that are encrypted.
-    keys: Shared<BTreeMap<VolumeId, VolumeKeys>>,
+    keys: Table<VolumeId, VolumeKeys>,
 }
 
 impl MetaState {
@@ -324,6 +326,28 @@ impl MetaState {
     #[must_use]
     pub fn has_same_access(&self, other: &MetaState) -> bool {
         self.access.is(&other.access)
+    }
+
+    /// The volumes of which this state may say anything else than `before`, which it came from, apart from the group that each is in: those
+    /// that are new among them, and all of them when something is said of nodes. Costs a comparison of pointers for each volume that there
+    /// is.
+    pub fn volumes_changed_since<'a>(&'a self, before: &MetaState) -> impl Iterator<Item = &'a Volume> {
+        // Who is where concerns all.
+        let concerns_all = !self.nodes.is(&before.nodes) || !self.places.labels.is(&before.places.labels);
+        let says_the_same = move |volume: &VolumeId| {
+            self.volumes.has_same(&before.volumes, volume)
+                && self.enclosures.has_same(&before.enclosures, volume)
+                && self.places.joining.has_same(&before.places.joining, volume)
+                && self.places.wanted.has_same(&before.places.wanted, volume)
+                && self.keys.has_same(&before.keys, volume)
+        };
+        self.volumes.values().filter(move |volume| concerns_all || !says_the_same(&volume.id))
+    }
+
+    /// Whether it is certain that both have the same volumes, whatever they say of them. Takes the time to look at each.
+    #[must_use]
+    pub fn has_volumes_of(&self, other: &MetaState) -> bool {
+        self.volumes.is(&other.volumes) || self.volumes.keys().eq(other.volumes.keys())
     }
 
     /// Applies the command at `log_index`.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::MetaState;
 use super::places::drop_replica;
+use super::table::Table;
 use crate::command::{Refusal, Response};
 
 /// How many certificates of one client are listed at most.
@@ -85,13 +86,18 @@ pub struct ClientRecord {
 /// Who is let in, as far as that is not said by a certificate alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
-    removed: BTreeMap<NodeId, RemovedNode>,
-    clients: BTreeMap<ClientName, ClientRecord>,
+    pub(super) removed: Table<NodeId, RemovedNode>,
+    pub(super) clients: Table<ClientName, ClientRecord>,
     /// Certificates that were taken back one by one, and when.
-    pub(super) revoked: BTreeMap<Fingerprint, u64>,
+    pub(super) revoked: Table<Fingerprint, u64>,
 }
 
 impl Access {
+    /// Whether it is certain, without a look at it, that both let in the same.
+    pub(super) fn is(&self, other: &Access) -> bool {
+        self.removed.is(&other.removed) && self.clients.is(&other.clients) && self.revoked.is(&other.revoked)
+    }
+
     /// Whether the holder of a certificate of the cluster is let in with it.
     #[must_use]
     pub fn admits(&self, holder: &CertificateHolder, fingerprint: &Fingerprint) -> bool {
@@ -164,9 +170,7 @@ impl MetaState {
             drop_replica(volume, id, keeps_source);
         }
         self.forget_node_in_places(id);
-        if self.links.keys().any(|(from, to)| *from == id || *to == id) {
-            self.links.retain(|(from, to), _| *from != id && *to != id);
-        }
+        self.links.retain(|(from, to), _| *from != id && *to != id);
         self.leases.remove(&id);
         self.nodes.remove(&id);
         let removed = RemovedNode { id, name: node.name, provider: node.provider, key: node.key, at_ms, was_lost };
@@ -209,7 +213,7 @@ impl MetaState {
         if known.is_some_and(|record| record.issued.len() >= CLIENT_CERTIFICATES_MAX) {
             return Err(Refusal::TooManyCertificates(client));
         }
-        self.access.clients.entry(client).or_default().issued.insert(fingerprint, at_ms);
+        self.access.clients.get_or_default(&client).issued.insert(fingerprint, at_ms);
         Ok(Response::ClientIssued)
     }
 
@@ -218,7 +222,7 @@ impl MetaState {
         if !self.access.clients.contains_key(&client) && self.access.clients.len() >= CLIENTS_MAX {
             return Err(Refusal::TooManyClients);
         }
-        let record = self.access.clients.entry(client).or_default();
+        let record = self.access.clients.get_or_default(&client);
         record.issued.clear();
         record.revoked_at_ms = Some(at_ms);
         Ok(Response::Revoked)
@@ -232,9 +236,10 @@ impl MetaState {
         if self.access.revoked.len() >= REVOKED_MAX {
             return Err(Refusal::TooManyRevoked);
         }
-        for record in self.access.clients.values_mut() {
+        let lists = |record: &ClientRecord| record.issued.contains_key(&fingerprint);
+        self.access.clients.update(lists, |record| {
             record.issued.remove(&fingerprint);
-        }
+        });
         self.access.revoked.insert(fingerprint, at_ms);
         Ok(Response::Revoked)
     }

@@ -11,6 +11,7 @@ use client_lib::{Epoch, Lsn, NodeId, SnapshotId, SnapshotName, VolumeGroupId, Vo
 use serde::Deserialize;
 
 use super::access::Access;
+use super::table::Table;
 use super::{Enclosure, EpochRecord, Fork, Lease, Made, MetaState, Node, Origin, Snapshot, Volume, VolumeGroup};
 
 /// In the form of format 8.
@@ -22,26 +23,24 @@ pub(crate) struct State8 {
 
 impl From<State8> for MetaState {
     fn from(state: State8) -> MetaState {
-        MetaState { access: state.access.into(), ..state.before.into() }
+        MetaState { access: state.access, ..state.before.into() }
     }
 }
 
 /// In the form of format 7.
 #[derive(Deserialize)]
 pub(crate) struct State7 {
-    nodes: BTreeMap<NodeId, Node>,
-    volumes: BTreeMap<VolumeId, Volume>,
-    leases: BTreeMap<NodeId, Lease>,
-    links: BTreeMap<(NodeId, NodeId), LinkPolicy>,
-    groups: BTreeMap<VolumeGroupId, VolumeGroup>,
-    enclosures: BTreeMap<VolumeId, Enclosure>,
+    nodes: Table<NodeId, Node>,
+    volumes: Table<VolumeId, Volume>,
+    leases: Table<NodeId, Lease>,
+    links: Table<(NodeId, NodeId), LinkPolicy>,
+    groups: Table<VolumeGroupId, VolumeGroup>,
+    enclosures: Table<VolumeId, Enclosure>,
 }
 
 impl From<State7> for MetaState {
     fn from(before: State7) -> MetaState {
         let State7 { nodes, volumes, leases, links, groups, enclosures } = before;
-        let (nodes, volumes, links) = (nodes.into(), volumes.into(), links.into());
-        let (groups, enclosures) = (groups.into(), enclosures.into());
         MetaState { nodes, volumes, leases, links, groups, enclosures, ..MetaState::default() }
     }
 }
@@ -49,17 +48,16 @@ impl From<State7> for MetaState {
 /// In the form of format 6.
 #[derive(Deserialize)]
 pub(crate) struct State6 {
-    nodes: BTreeMap<NodeId, Node>,
-    volumes: BTreeMap<VolumeId, Volume>,
-    leases: BTreeMap<NodeId, Lease>,
-    links: BTreeMap<(NodeId, NodeId), LinkPolicy>,
-    groups: BTreeMap<VolumeGroupId, VolumeGroup>,
+    nodes: Table<NodeId, Node>,
+    volumes: Table<VolumeId, Volume>,
+    leases: Table<NodeId, Lease>,
+    links: Table<(NodeId, NodeId), LinkPolicy>,
+    groups: Table<VolumeGroupId, VolumeGroup>,
 }
 
 impl From<State6> for MetaState {
     fn from(before: State6) -> MetaState {
         let State6 { nodes, volumes, leases, links, groups } = before;
-        let (nodes, volumes, links, groups) = (nodes.into(), volumes.into(), links.into(), groups.into());
         MetaState { nodes, volumes, leases, links, groups, ..MetaState::default() }
     }
 }
@@ -112,14 +110,14 @@ impl From<()> for EndOf5 {
 /// All metadata of a cluster, whose volumes end with an `End`, with its `Links`.
 #[derive(Deserialize)]
 pub(crate) struct StateBefore<End, Links> {
-    nodes: BTreeMap<NodeId, Node>,
+    nodes: Table<NodeId, Node>,
     volumes: BTreeMap<VolumeId, VolumeBefore<End>>,
-    leases: BTreeMap<NodeId, Lease>,
+    leases: Table<NodeId, Lease>,
     links: Links,
 }
 
 /// In the form of format 5.
-pub(crate) type State5 = StateBefore<EndOf5, BTreeMap<(NodeId, NodeId), LinkPolicy>>;
+pub(crate) type State5 = StateBefore<EndOf5, Table<(NodeId, NodeId), LinkPolicy>>;
 
 /// In the form of format 4.
 pub(crate) type State4 = StateBefore<(), ()>;
@@ -158,11 +156,10 @@ impl<End: Into<EndOf5>> From<VolumeBefore<End>> for Volume {
 }
 
 impl<End: Into<EndOf5>, Links> StateBefore<End, Links> {
-    fn into_state(self, links: impl FnOnce(Links) -> BTreeMap<(NodeId, NodeId), LinkPolicy>) -> MetaState {
-        let volumes: BTreeMap<VolumeId, Volume> =
-            self.volumes.into_iter().map(|(id, volume)| (id, volume.into())).collect();
-        let (nodes, volumes, links) = (self.nodes.into(), volumes.into(), links(self.links).into());
-        MetaState { nodes, volumes, leases: self.leases, links, ..MetaState::default() }
+    fn into_state(self, links: impl FnOnce(Links) -> Table<(NodeId, NodeId), LinkPolicy>) -> MetaState {
+        let volumes = self.volumes.into_iter().map(|(id, volume)| (id, volume.into())).collect();
+        let links = links(self.links);
+        MetaState { nodes: self.nodes, volumes, leases: self.leases, links, ..MetaState::default() }
     }
 }
 
@@ -174,6 +171,6 @@ impl From<State5> for MetaState {
 
 impl From<State4> for MetaState {
     fn from(before: State4) -> MetaState {
-        before.into_state(|()| BTreeMap::new())
+        before.into_state(|()| Table::default())
     }
 }

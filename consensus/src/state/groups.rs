@@ -224,9 +224,8 @@ impl MetaState {
     /// A process of `node` is over, or what it proposed is void: a snapshot that it was making at one cut of several volumes is made
     /// of none.
     pub(super) fn drop_unmade_of(&mut self, node: NodeId) {
-        for volume in self.volumes.values_mut() {
-            volume.snapshots.retain(|snapshot| snapshot.made_together_by() != Some(node));
-        }
+        let is_dropped = |snapshot: &Snapshot| snapshot.made_together_by() == Some(node);
+        self.drop_snapshots(is_dropped);
     }
 
     /// The same, since volume `id` gets another owner.
@@ -237,10 +236,12 @@ impl MetaState {
         if unmade.is_empty() {
             return;
         }
-        for volume in self.volumes.values_mut() {
-            let is_dropped = |listed: &Snapshot| listed.made_together_by().is_some() && unmade.contains(&listed.id);
-            volume.snapshots.retain(|listed| !is_dropped(listed));
-        }
+        self.drop_snapshots(|listed| listed.made_together_by().is_some() && unmade.contains(&listed.id));
+    }
+
+    fn drop_snapshots(&mut self, is_dropped: impl Fn(&Snapshot) -> bool) {
+        let concerns = |volume: &Volume| volume.snapshots.iter().any(&is_dropped);
+        self.volumes.update(concerns, |volume| volume.snapshots.retain(|listed| !is_dropped(listed)));
     }
 
     /// Whether the volumes of `group` may be in it.

@@ -48,9 +48,7 @@ impl MetaState {
     }
 
     pub(super) fn forget_keys(&mut self, volume: VolumeId) {
-        if self.keys.contains_key(&volume) {
-            self.keys.remove(&volume);
-        }
+        self.keys.remove(&volume);
     }
 
     pub(super) fn add_volume_key(

@@ -56,7 +56,7 @@ impl MetaState {
     /// The log's index: no other entry has it. Ids given by hand at bootstrap are small; step over them, and over those of nodes that
     /// were removed.
     fn free_id(&self, log_index: u64) -> NodeId {
-        let members = self.nodes.last_key_value().map(|(id, _)| id.0);
+        let members = self.nodes.last().map(|(id, _)| id.0);
         let removed = self.access.removed_nodes().map(|node| node.id.0).max();
         NodeId(log_index.max(members.max(removed).map_or(0, |newest| newest + 1)))
     }
@@ -67,7 +67,7 @@ impl MetaState {
         }
         match policy == LinkPolicy::default() {
             true => drop(self.links.remove(&(from, to))),
-            false => drop(self.links.insert((from, to), policy)),
+            false => self.links.insert((from, to), policy),
         }
         Ok(Response::PolicySet)
     }

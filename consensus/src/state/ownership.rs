@@ -64,8 +64,8 @@ impl MetaState {
             self.joins_no_more(id, to);
             match enclosure {
                 Some(enclosure) => self.enclosures.insert(id, enclosure),
-                None => self.enclosures.remove(&id),
-            };
+                None => drop(self.enclosures.remove(&id)),
+            }
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use client_lib::{Epoch, Label, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use super::ownership::require_owner;
+use super::table::Table;
 use super::{MetaState, Volume};
 use crate::command::{Refusal, Response};
 
@@ -23,9 +24,9 @@ pub const LABELS_MAX: usize = 32;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Places {
     /// Replicas that came later, and were never a complete copy since; and the log index at which they came.
-    joining: BTreeMap<VolumeId, BTreeMap<NodeId, u64>>,
-    labels: BTreeMap<NodeId, BTreeSet<Label>>,
-    wanted: BTreeMap<VolumeId, Placement>,
+    pub(super) joining: Table<VolumeId, BTreeMap<NodeId, u64>>,
+    pub(super) labels: Table<NodeId, BTreeSet<Label>>,
+    pub(super) wanted: Table<VolumeId, Placement>,
 }
 
 /// As [`crate::Command::ChangeReplicas`].
@@ -38,6 +39,11 @@ pub(super) struct ChangeReplicas {
 }
 
 impl Places {
+    /// Whether it is certain, without a look at it, that both say the same.
+    pub(super) fn is(&self, other: &Places) -> bool {
+        self.joining.is(&other.joining) && self.labels.is(&other.labels) && self.wanted.is(&other.wanted)
+    }
+
     /// Whether nothing was ever said of places.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -81,8 +87,10 @@ impl Places {
     fn has_joined(&mut self, volume: VolumeId, node: NodeId) {
         if let Some(nodes) = self.joining.get_mut(&volume) {
             nodes.remove(&node);
+            if nodes.is_empty() {
+                self.joining.remove(&volume);
+            }
         }
-        self.joining.retain(|_, nodes| !nodes.is_empty());
     }
 }
 
@@ -114,7 +122,7 @@ impl MetaState {
             let Some(volume) = self.volumes.get_mut(&id) else { continue };
             for node in add.iter().filter(|node| **node != volume.owner) {
                 if volume.replicas.insert(*node) {
-                    self.places.joining.entry(id).or_default().insert(*node, log_index);
+                    self.places.joining.get_or_default(&id).insert(*node, log_index);
                 }
             }
             for node in &remove {
@@ -143,7 +151,7 @@ impl MetaState {
         }
         match labels.is_empty() {
             true => drop(self.places.labels.remove(&node)),
-            false => drop(self.places.labels.insert(node, labels)),
+            false => self.places.labels.insert(node, labels),
         }
         Ok(Response::PolicySet)
     }
@@ -181,20 +189,20 @@ impl MetaState {
 
     /// Nothing is said of a volume any more.
     pub(super) fn forget_places_of(&mut self, id: VolumeId) {
-        if self.places.joining.contains_key(&id) || self.places.wanted.contains_key(&id) {
-            self.places.joining.remove(&id);
-            self.places.wanted.remove(&id);
-        }
+        self.places.joining.remove(&id);
+        self.places.wanted.remove(&id);
     }
 
     /// Nor of a node.
     pub(super) fn forget_node_in_places(&mut self, node: NodeId) {
-        if self.places.labels.contains_key(&node) || self.places.joining.values().any(|nodes| nodes.contains_key(&node))
-        {
-            self.places.labels.remove(&node);
-            self.places.joining.values_mut().for_each(|nodes| nodes.retain(|joining, _| *joining != node));
-            self.places.joining.retain(|_, nodes| !nodes.is_empty());
-        }
+        self.places.labels.remove(&node);
+        self.places.joining.update(
+            |nodes| nodes.contains_key(&node),
+            |nodes| {
+                nodes.remove(&node);
+            },
+        );
+        self.places.joining.retain(|_, nodes| !nodes.is_empty());
     }
 
     /// `node` is a complete copy of `id`, its owner, or no replica.
@@ -210,7 +218,7 @@ impl MetaState {
         }
         match wanted {
             None => drop(self.places.wanted.remove(&id)),
-            Some(wanted) => drop(self.places.wanted.insert(id, wanted)),
+            Some(wanted) => self.places.wanted.insert(id, wanted),
         }
     }
 

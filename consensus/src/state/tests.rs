@@ -1,9 +1,15 @@
 //! The state machine by tables and properties.
 
+use std::collections::BTreeMap;
+use std::io;
+
 use client_lib::{Epoch, ErrorKind, Lsn, NodeId, SnapshotId, VolumeGroupId, VolumeId, VolumeSize};
 use proptest::prelude::*;
 
-use super::{Made, MetaState};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Changes, Kind, Made, MetaState, Records, Volume};
 use crate::command::{Command, Ended, Refusal, Response};
 
 mod access;
@@ -463,10 +469,50 @@ fn any_command() -> impl Strategy<Value = Command> {
     ]
 }
 
+/// Records by kind and encoded key.
+#[derive(Default)]
+struct Stored(BTreeMap<(u8, Vec<u8>), Vec<u8>>);
+
+impl Changes for Stored {
+    fn put<K: Serialize, V: Serialize>(&mut self, kind: Kind, key: &K, value: &V) -> io::Result<()> {
+        let [key, value] =
+            [postcard::to_stdvec(key), postcard::to_stdvec(value)].map(|bytes| bytes.expect("plain data"));
+        self.0.insert((kind as u8, key), value);
+        Ok(())
+    }
+
+    fn delete<K: Serialize>(&mut self, kind: Kind, key: &K) -> io::Result<()> {
+        let key = postcard::to_stdvec(key).expect("plain data");
+        assert!(self.0.remove(&(kind as u8, key)).is_some(), "a {kind:?} is deleted that was there");
+        Ok(())
+    }
+}
+
+impl Records for Stored {
+    fn load<K: DeserializeOwned, V: DeserializeOwned>(&self, kind: Kind) -> io::Result<Vec<(K, V)>> {
+        let of_kind = self.0.iter().filter(|((it, _), _)| *it == kind as u8);
+        let read = |bytes: &[u8]| postcard::from_bytes(bytes).expect("reads back");
+        Ok(of_kind.map(|((_, key), value)| (read(key), postcard::from_bytes(value).expect("reads back"))).collect())
+    }
+}
+
+/// Three nodes with volumes 10 and up, which the first owns and the others follow.
+pub(crate) fn with_volumes(count: u64) -> MetaState {
+    let mut state = cluster();
+    for id in 10..10 + count {
+        let name = format!("disk-{id}").parse().expect("a name");
+        let volume = Volume::new(VolumeId(id), name, mebibytes(1), NodeId(1));
+        state.volumes.insert(volume.id, Volume { replicas: [NodeId(2), NodeId(3)].into(), ..volume });
+    }
+    state
+}
+
 proptest! {
     #[test]
     fn invariants_hold_whatever_is_proposed(commands in prop::collection::vec(any_command(), 0..60)) {
         let (mut state, mut twin) = (cluster(), cluster());
+        let mut stored = Stored::default();
+        state.store_changes(&mut stored).expect("is stored");
         for (index, command) in commands.into_iter().enumerate() {
             let before = state.clone();
             let response = state.apply(100 + index as u64, command.clone());
@@ -474,6 +520,12 @@ proptest! {
             if matches!(response, Response::Refused(_)) {
                 prop_assert_eq!(&state, &before, "a refusal changes nothing");
             }
+            let changed: Vec<_> = state.volumes_changed_since(&before).map(|volume| volume.id).collect();
+            for volume in state.volumes().filter(|volume| !changed.contains(&volume.id)) {
+                prop_assert_eq!(Some(volume), before.volume(volume.id));
+            }
+            state.store_changes(&mut stored).expect("is stored");
+            prop_assert_eq!(&MetaState::load(&stored).expect("reads"), &state, "what is stored is what is there");
             prop_assert_eq!(twin.apply(100 + index as u64, command), response, "the same on every replica");
             for volume in before.volumes() {
                 if let Some(after) = state.volume(volume.id) {

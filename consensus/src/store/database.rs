@@ -18,14 +18,16 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::memory::{MetaDisk, Step, Waiter};
 
-use super::state_machine::{State4, State5, State6, State7, State8, take_over};
+use super::state_machine::{State4, State5, State6, State7, State8, State9, take_over};
 
 /// The version of every value.
 const VALUE_VERSION: u8 = 1;
-/// The version of the database's layout and of the state in it. Others but [`FORMAT_8`] down to [`FORMAT_4`] are refused;
+/// The version of the database's layout and of the state in it. Others but [`FORMAT_9`] down to [`FORMAT_4`] are refused;
 /// those below were of development versions only.
-pub const FORMAT: u64 = 9;
-/// What is taken over when it is found: nothing is said in it of places, of what clients may do, and of keys.
+pub const FORMAT: u64 = 10;
+/// What is taken over when it is found: the state is one value in it.
+pub(super) const FORMAT_9: u64 = 9;
+/// The same, and when it is found: nothing is said in it of places, of what clients may do, and of keys.
 pub(super) const FORMAT_8: u64 = 8;
 /// The same, and nobody was removed or revoked in it.
 pub(super) const FORMAT_7: u64 = 7;
@@ -77,7 +79,8 @@ pub(super) struct Database {
 /// What holds the keys and values, and who syncs them.
 #[derive(Clone)]
 enum Rows {
-    Rocks(Arc<DB>, Arc<Syncer>),
+    /// Without a syncer it is there to be read.
+    Rocks(Arc<DB>, Option<Arc<Syncer>>),
     Simulated(MetaDisk, UnboundedSender<Waiter>),
 }
 
@@ -107,6 +110,7 @@ impl Database {
         match database.get::<u64>(RAFT, b"format")? {
             None => database.put(RAFT, b"format", &FORMAT)?,
             Some(FORMAT) => {}
+            Some(FORMAT_9) => take_over::<State9>(&database)?,
             Some(FORMAT_8) => take_over::<State8>(&database)?,
             Some(FORMAT_7) => take_over::<State7>(&database)?,
             Some(FORMAT_6) => take_over::<State6>(&database)?,
@@ -123,28 +127,21 @@ impl Database {
         Ok(database)
     }
 
-    /// A value of the database in `directory`, which nobody has open, as `read` makes it of the format and the value's bytes;
-    /// nothing in it is changed.
-    pub(super) fn peek<T>(
-        directory: &Path,
-        group: GroupId,
-        family: &str,
-        name: &[u8],
-        read: impl FnOnce(u64, &[u8]) -> io::Result<Option<T>>,
-    ) -> io::Result<Option<T>> {
+    /// The database in `directory`, which nobody has open, to be read: nothing in it is changed. And its format; `None` when nothing was
+    /// ever written to it.
+    pub(super) fn open_to_read(directory: &Path, group: GroupId) -> io::Result<(Database, Option<u64>)> {
         let families = [LOG, RAFT, META];
         let db = DB::open_cf_for_read_only(&Options::default(), directory, families, false).map_err(|error| {
             io::Error::other(format!("the metadata store {} cannot be read: {error}", directory.display()))
         })?;
-        let handle = |name: &str| db.cf_handle(name).expect("opened with every column family");
-        let key = |name: &[u8]| [&group.0.to_be_bytes()[..], name].concat();
-        let value = |family: &str, name: &[u8]| db.get_cf(handle(family), key(name)).map_err(io::Error::other);
-        let format: Option<u64> = value(RAFT, b"format")?.map(|value| decode(RAFT, b"format", &value)).transpose()?;
-        let Some(found) = value(family, name)? else { return Ok(None) };
-        match read(format.unwrap_or(FORMAT), &found)? {
-            Some(value) => Ok(Some(value)),
-            None => Err(io::Error::other(format!("the metadata store {} has another format", directory.display()))),
-        }
+        let database =
+            Database { rows: Rows::Rocks(Arc::new(db), None), group, place: directory.display().to_string() };
+        let format = database.get(RAFT, b"format")?;
+        Ok((database, format))
+    }
+
+    pub(super) fn place(&self) -> &str {
+        &self.place
     }
 
     fn key(&self, name: &[u8]) -> Vec<u8> {
@@ -165,7 +162,9 @@ impl Database {
 
     /// Writes a value, not synced.
     pub(super) fn put<T: Serialize>(&self, family: &'static str, name: &[u8], value: &T) -> io::Result<()> {
-        self.batch().put(family, name, value)?.write()
+        let mut batch = self.batch();
+        batch.put(family, name, value)?;
+        batch.write()
     }
 
     /// Starts a batch.
@@ -224,7 +223,8 @@ impl Database {
         let waiter: Waiter = Box::new(waiter);
         let is_taken = match &self.rows {
             Rows::Rocks(_, syncer) => {
-                syncer.waiters.as_ref().expect("there until the syncer is dropped").send(waiter).is_ok()
+                let waiters = syncer.as_ref().and_then(|syncer| syncer.waiters.as_ref());
+                waiters.is_some_and(|waiters| waiters.send(waiter).is_ok())
             }
             Rows::Simulated(_, syncer) => syncer.send(waiter).is_ok(),
         };
@@ -262,7 +262,7 @@ fn open_rocks(directory: &Path) -> io::Result<Rows> {
     let thread =
         std::thread::Builder::new().name("helio-meta-sync".into()).spawn(move || sync_for(&syncing, &waiters))?;
     let syncer = Syncer { waiters: Some(sender), thread: Some(thread) };
-    Ok(Rows::Rocks(db, Arc::new(syncer)))
+    Ok(Rows::Rocks(db, Some(Arc::new(syncer))))
 }
 
 /// One sync for all who wait. After a failed one nothing is ever reported synced again.
@@ -289,13 +289,20 @@ pub(super) struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    pub(super) fn put<T: Serialize>(mut self, family: &'static str, name: &[u8], value: &T) -> io::Result<Self> {
+    /// Puts a value at a name.
+    pub(super) fn put<T: Serialize>(&mut self, family: &'static str, name: &[u8], value: &T) -> io::Result<&mut Self> {
         self.steps.push(Step::Put(family, self.database.key(name), encode(value)?));
         Ok(self)
     }
 
+    /// Deletes a name, if it is there.
+    pub(super) fn delete(&mut self, family: &'static str, name: &[u8]) -> &mut Self {
+        self.steps.push(Step::Delete(family, self.database.key(name)));
+        self
+    }
+
     /// Deletes the names in `from..to`.
-    pub(super) fn delete_range(mut self, family: &'static str, from: &[u8], to: &[u8]) -> Self {
+    pub(super) fn delete_range(&mut self, family: &'static str, from: &[u8], to: &[u8]) -> &mut Self {
         self.steps.push(Step::DeleteRange(family, self.database.key(from), self.database.key(to)));
         self
     }
@@ -308,6 +315,7 @@ impl Batch<'_> {
                 for step in &self.steps {
                     match step {
                         Step::Put(family, key, value) => batch.put_cf(in_db(db, family), key, value),
+                        Step::Delete(family, key) => batch.delete_cf(in_db(db, family), key),
                         Step::DeleteRange(family, from, to) => batch.delete_range_cf(in_db(db, family), from, to),
                     }
                 }
@@ -334,7 +342,7 @@ fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-pub(super) fn decode<T: DeserializeOwned>(family: &str, name: &[u8], bytes: &[u8]) -> io::Result<T> {
+fn decode<T: DeserializeOwned>(family: &str, name: &[u8], bytes: &[u8]) -> io::Result<T> {
     let corrupt = |reason: String| {
         io::Error::new(
             io::ErrorKind::InvalidData,

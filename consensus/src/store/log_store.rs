@@ -84,7 +84,7 @@ impl RaftLogStorage<MetaTypes> for LogStore {
     {
         let mut batch = self.database.batch();
         for entry in entries {
-            batch = batch.put(LOG, &key(entry.log_id().index), &entry)?;
+            batch.put(LOG, &key(entry.log_id().index), &entry)?;
         }
         batch.write()?;
         self.database.when_synced(move |result| callback.io_completed(result))
@@ -92,13 +92,16 @@ impl RaftLogStorage<MetaTypes> for LogStore {
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let first = last_log_id.map_or(0, |log_id| log_id.index + 1);
-        self.database.batch().delete_range(LOG, &key(first), &key(u64::MAX)).write()?;
+        let mut batch = self.database.batch();
+        batch.delete_range(LOG, &key(first), &key(u64::MAX));
+        batch.write()?;
         self.database.synced().await
     }
 
     /// In one batch with the position: a gap at the start of the log is never without its reason.
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
-        let batch = self.database.batch().put(RAFT, b"purged", &log_id)?;
-        batch.delete_range(LOG, &key(0), &key(log_id.index + 1)).write()
+        let mut batch = self.database.batch();
+        batch.put(RAFT, b"purged", &log_id)?.delete_range(LOG, &key(0), &key(log_id.index + 1));
+        batch.write()
     }
 }

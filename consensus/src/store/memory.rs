@@ -27,6 +27,7 @@ const SYNC_US_MAX: u64 = 4_000;
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Put(&'static str, Vec<u8>, Vec<u8>),
+    Delete(&'static str, Vec<u8>),
     /// The keys of a family from the first up to and without the second.
     DeleteRange(&'static str, Vec<u8>, Vec<u8>),
 }
@@ -45,6 +46,7 @@ fn carry_out(rows: &mut Rows, batch: &[Step]) {
     for step in batch {
         match step {
             Step::Put(family, key, value) => drop(rows.insert((family, key.clone()), value.clone())),
+            Step::Delete(family, key) => drop(rows.remove(&(*family, key.clone()))),
             Step::DeleteRange(family, from, to) => {
                 let range = (Bound::Included((*family, from.clone())), Bound::Excluded((*family, to.clone())));
                 let gone: Vec<Key> = rows.range(range).map(|(key, _)| key.clone()).collect();
@@ -85,6 +87,21 @@ impl MetaDisk {
     #[must_use]
     pub fn unsynced(&self) -> usize {
         self.state().unsynced.len()
+    }
+
+    /// Bytes of keys and values that a power cut could take away; from now on it cannot.
+    #[cfg(test)]
+    pub(super) fn take_unsynced_bytes(&self) -> usize {
+        let state = self.state();
+        let bytes = |step: &Step| match step {
+            Step::Put(_, key, value) => key.len() + value.len(),
+            Step::Delete(_, key) => key.len(),
+            Step::DeleteRange(_, from, to) => from.len() + to.len(),
+        };
+        let sum = state.unsynced.iter().flatten().map(bytes).sum();
+        drop(state);
+        self.sync();
+        sum
     }
 
     pub(super) fn get<T>(&self, family: &'static str, key: Vec<u8>, read: impl FnOnce(&[u8]) -> T) -> Option<T> {

@@ -1,7 +1,7 @@
 //! openraft's state machine over [`MetaState`]: apply, publish, snapshot.
 //!
-//! The state is small (names, owners, positions: no block data), so it is kept in memory and written whole with
-//! every batch of applied entries, together with the position it stands for. A snapshot is the encoded state.
+//! The state is small (names, owners, positions: no block data), so it is kept in memory. With every batch of applied entries the
+//! records that it changed are written, together with the position that they stand for. A snapshot is the encoded state.
 
 use std::io;
 use std::path::Path;
@@ -17,13 +17,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::database::{
-    Database, FORMAT, FORMAT_4, FORMAT_5, FORMAT_6, FORMAT_7, FORMAT_8, META, MetaPlace, RAFT, decode,
+    Batch, Database, FORMAT, FORMAT_4, FORMAT_5, FORMAT_6, FORMAT_7, FORMAT_8, FORMAT_9, META, MetaPlace, RAFT,
 };
 use super::log_store::LogStore;
 use super::types::{LogId, MetaTypes, Snapshot, SnapshotMeta, StoredMembership};
 use crate::command::Response;
-use crate::state::MetaState;
 pub(super) use crate::state::before::{State4, State5, State6, State7, State8};
+use crate::state::{Changes, Kind, MetaState, Records};
 
 /// The largest snapshot that is sent or taken, in bytes; it travels in one frame.
 pub const SNAPSHOT_BYTES_MAX: usize = 32 << 20;
@@ -32,6 +32,44 @@ pub const SNAPSHOT_BYTES_MAX: usize = 32 << 20;
 /// do not know it. An older program would read the rest and drop that; this is no number in its eyes (a varint of postcard ends within
 /// ten bytes), so it refuses all of it, and one that knows the first reads the second so.
 const NOT_FOR_OLDER: [u8; 10] = [0xff; 10];
+
+/// In the form of format 9: it differs in how it is stored only.
+pub(super) type State9 = MetaState;
+
+/// Where the applied state stands.
+const POSITION: &[u8] = b"position";
+/// What was there instead before there were records: position and state.
+const APPLIED: &[u8] = b"applied";
+/// The last snapshot.
+const SNAPSHOT: &[u8] = b"snapshot";
+/// What the names of records begin with; the kind follows, then the key.
+const RECORDS: &[u8] = b"record/";
+/// The first name after those.
+const RECORDS_END: &[u8] = b"record0";
+
+fn name_of<K: Serialize>(kind: Kind, key: &K) -> io::Result<Vec<u8>> {
+    let key = postcard::to_stdvec(key).map_err(io::Error::other)?;
+    Ok([RECORDS, &[kind as u8], &key].concat())
+}
+
+/// A record has its key in it, too.
+impl Records for Database {
+    fn load<K: DeserializeOwned, V: DeserializeOwned>(&self, kind: Kind) -> io::Result<Vec<(K, V)>> {
+        let [from, to] = [kind as u8, kind as u8 + 1].map(|kind| [RECORDS, &[kind]].concat());
+        self.range(META, &from, &to)
+    }
+}
+
+impl Changes for Batch<'_> {
+    fn put<K: Serialize, V: Serialize>(&mut self, kind: Kind, key: &K, value: &V) -> io::Result<()> {
+        self.put(META, &name_of(kind, key)?, &(key, value)).map(drop)
+    }
+
+    fn delete<K: Serialize>(&mut self, kind: Kind, key: &K) -> io::Result<()> {
+        self.delete(META, &name_of(kind, key)?);
+        Ok(())
+    }
+}
 
 /// The state as it is in a snapshot, which may go to nodes that run the version before.
 pub(super) fn encode_state(state: &MetaState) -> io::Result<Vec<u8>> {
@@ -58,43 +96,62 @@ pub(super) fn decode_state(bytes: &[u8]) -> postcard::Result<MetaState> {
     }
 }
 
-/// The applied state and where in the log it stands.
+/// Where in the log the applied state stands.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Applied {
+struct Position {
     last_applied: Option<LogId>,
     membership: StoredMembership,
+}
+
+/// The applied state and where in the log it stands.
+#[derive(Clone, Debug, Default)]
+struct Applied {
+    position: Position,
     state: MetaState,
 }
 
-/// The same in a format before, whose state is an `S`.
+/// The same as one value, in a format before, whose state is an `S`.
 #[derive(Deserialize)]
 struct AppliedBefore<S> {
-    last_applied: Option<LogId>,
-    membership: StoredMembership,
+    position: Position,
     state: S,
 }
 
-impl<S: Into<MetaState>> From<AppliedBefore<S>> for Applied {
-    fn from(before: AppliedBefore<S>) -> Applied {
-        let AppliedBefore { last_applied, membership, state } = before;
-        Applied { last_applied, membership, state: state.into() }
+impl Applied {
+    /// What is applied; `None` if nothing ever was.
+    fn load(database: &Database) -> io::Result<Option<Applied>> {
+        let Some(position) = database.get(META, POSITION)? else { return Ok(None) };
+        Ok(Some(Applied { position, state: MetaState::load(database)? }))
+    }
+
+    /// The same of a format before, whose state is an `S`.
+    fn load_before<S: DeserializeOwned + Into<MetaState>>(database: &Database) -> io::Result<Option<Applied>> {
+        let before = database.get::<AppliedBefore<S>>(META, APPLIED)?;
+        Ok(before.map(|AppliedBefore { position, state }| Applied { position, state: state.into() }))
+    }
+
+    /// Adds what has changed of it since this was asked last.
+    fn store_changes(&mut self, batch: &mut Batch<'_>) -> io::Result<()> {
+        batch.put(META, POSITION, &self.position)?;
+        self.state.store_changes(batch)
     }
 }
 
 /// Makes a store of a format before, whose state is an `S`, one of the present format, in one step.
 pub(super) fn take_over<S: DeserializeOwned + Into<MetaState>>(database: &Database) -> io::Result<()> {
-    let mut batch = database.batch().put(RAFT, b"format", &FORMAT)?;
-    if let Some(applied) = database.get::<AppliedBefore<S>>(META, b"applied")? {
-        batch = batch.put(META, b"applied", &Applied::from(applied))?;
+    let mut batch = database.batch();
+    batch.put(RAFT, b"format", &FORMAT)?.delete(META, APPLIED);
+    if let Some(mut applied) = Applied::load_before::<S>(database)? {
+        applied.store_changes(&mut batch)?;
     }
-    if let Some(mut snapshot) = database.get::<StoredSnapshot>(META, b"snapshot")? {
+    if let Some(mut snapshot) = database.get::<StoredSnapshot>(META, SNAPSHOT)? {
         // What was sent by a node of another version is kept in its form.
         let state = postcard::from_bytes::<S>(&snapshot.data).map(S::into).or_else(|_| decode_state(&snapshot.data));
         let state: MetaState = state.map_err(|error| {
             io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot of the metadata cannot be read: {error}"))
         })?;
         snapshot.data = encode_state(&state)?;
-        batch = batch.put(META, b"snapshot", &snapshot)?;
+        batch.put(META, SNAPSHOT, &snapshot)?;
     }
     batch.write()
 }
@@ -121,8 +178,7 @@ pub struct StateMachine {
 /// When the directory cannot be used, is of a newer format, or holds corrupt values.
 pub fn open(place: &MetaPlace, group: GroupId) -> io::Result<Stores> {
     let database = Database::open(place, group)?;
-    let applied: Applied = database.get(META, b"applied")?.unwrap_or_default();
-    let published = watch::Sender::new(publish(&applied));
+    let published = watch::Sender::new(publish(&Applied::load(&database)?.unwrap_or_default()));
     Ok(Stores { database, published })
 }
 
@@ -131,19 +187,20 @@ pub fn open(place: &MetaPlace, group: GroupId) -> io::Result<Stores> {
 /// # Errors
 /// When the directory cannot be read, is of another format, or the state is corrupt.
 pub fn peek(directory: &Path, group: GroupId) -> io::Result<Option<MetaState>> {
-    const NAME: &[u8] = b"applied";
-    let before = |format: u64, value: &[u8]| {
-        Ok(Some(match format {
-            FORMAT => decode::<Applied>(META, NAME, value)?,
-            FORMAT_8 => decode::<AppliedBefore<State8>>(META, NAME, value)?.into(),
-            FORMAT_7 => decode::<AppliedBefore<State7>>(META, NAME, value)?.into(),
-            FORMAT_6 => decode::<AppliedBefore<State6>>(META, NAME, value)?.into(),
-            FORMAT_5 => decode::<AppliedBefore<State5>>(META, NAME, value)?.into(),
-            FORMAT_4 => decode::<AppliedBefore<State4>>(META, NAME, value)?.into(),
-            _ => return Ok(None),
-        }))
+    let (database, format) = Database::open_to_read(directory, group)?;
+    let applied = match format {
+        None => return Ok(None),
+        Some(FORMAT) => Applied::load(&database)?,
+        Some(FORMAT_9) => Applied::load_before::<State9>(&database)?,
+        Some(FORMAT_8) => Applied::load_before::<State8>(&database)?,
+        Some(FORMAT_7) => Applied::load_before::<State7>(&database)?,
+        Some(FORMAT_6) => Applied::load_before::<State6>(&database)?,
+        Some(FORMAT_5) => Applied::load_before::<State5>(&database)?,
+        Some(FORMAT_4) => Applied::load_before::<State4>(&database)?,
+        Some(_) => {
+            return Err(io::Error::other(format!("the metadata store {} has another format", database.place())));
+        }
     };
-    let applied = Database::peek(directory, group, META, NAME, before)?;
     Ok(applied.map(|applied| applied.state))
 }
 
@@ -160,8 +217,8 @@ impl Stores {
     /// # Errors
     /// When the applied state cannot be read.
     pub fn storages(&self) -> io::Result<(LogStore, StateMachine)> {
-        let applied: Applied = self.database.get(META, b"applied")?.unwrap_or_default();
-        let machine = StateMachine { database: self.database.clone(), applied, published: self.published.clone() };
+        let (database, published) = (self.database.clone(), self.published.clone());
+        let machine = StateMachine { applied: Applied::load(&database)?.unwrap_or_default(), database, published };
         Ok((LogStore::new(self.database.clone()), machine))
     }
 
@@ -175,7 +232,7 @@ impl Stores {
 fn publish(applied: &Applied) -> Published {
     Published {
         state: Arc::new(applied.state.clone()),
-        index: applied.last_applied.as_ref().map(|log_id| log_id.index),
+        index: applied.position.last_applied.as_ref().map(|log_id| log_id.index),
     }
 }
 
@@ -195,10 +252,11 @@ impl StoredSnapshot {
 }
 
 impl StateMachine {
-    /// Writes the applied state and shows it to readers. Not synced: the log can apply it again.
-    fn store(&mut self) -> io::Result<()> {
-        self.database.put(META, b"applied", &self.applied)?;
-        self.published.send_replace(publish(&self.applied));
+    /// Writes what has changed of the applied state with `batch` and shows the state to readers. Not synced: the log can apply it again.
+    fn store(applied: &mut Applied, mut batch: Batch<'_>, published: &watch::Sender<Published>) -> io::Result<()> {
+        applied.store_changes(&mut batch)?;
+        batch.write()?;
+        published.send_replace(publish(applied));
         Ok(())
     }
 }
@@ -208,7 +266,8 @@ impl RaftStateMachine<MetaTypes> for StateMachine {
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        Ok((self.applied.last_applied, self.applied.membership.clone()))
+        let Position { last_applied, membership } = self.applied.position.clone();
+        Ok((last_applied, membership))
     }
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
@@ -223,15 +282,15 @@ impl RaftStateMachine<MetaTypes> for StateMachine {
                 EntryPayload::Blank => Response::Nothing,
                 EntryPayload::Normal(command) => self.applied.state.apply(log_id.index, command),
                 EntryPayload::Membership(membership) => {
-                    self.applied.membership = StoredMembership::new(Some(log_id), membership);
+                    self.applied.position.membership = StoredMembership::new(Some(log_id), membership);
                     Response::Nothing
                 }
             };
-            self.applied.last_applied = Some(log_id);
+            self.applied.position.last_applied = Some(log_id);
             answers.extend(responder.map(|responder| (responder, response)));
         }
         // Stored before anyone is answered, so that an answer never runs ahead of what readers see.
-        self.store()?;
+        Self::store(&mut self.applied, self.database.batch(), &self.published)?;
         for (responder, response) in answers {
             responder.send(response);
         }
@@ -246,17 +305,20 @@ impl RaftStateMachine<MetaTypes> for StateMachine {
         let state = decode_state(&snapshot).map_err(|error| {
             io::Error::new(io::ErrorKind::InvalidData, format!("a snapshot cannot be read: {error}"))
         })?;
-        self.applied = Applied { last_applied: meta.last_log_id, membership: meta.last_membership.clone(), state };
+        let position = Position { last_applied: meta.last_log_id, membership: meta.last_membership.clone() };
+        self.applied = Applied { position, state };
         let stored =
             StoredSnapshot { last_log_id: meta.last_log_id, membership: meta.last_membership.clone(), data: snapshot };
-        self.database.put(META, b"snapshot", &stored)?;
-        self.store()?;
+        let mut batch = self.database.batch();
+        // What is read has all its records still to be stored.
+        batch.delete_range(META, RECORDS, RECORDS_END).put(META, SNAPSHOT, &stored)?;
+        Self::store(&mut self.applied, batch, &self.published)?;
         // The log before it will be purged on the strength of this.
         self.database.synced().await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
-        Ok(self.database.get::<StoredSnapshot>(META, b"snapshot")?.map(StoredSnapshot::into_snapshot))
+        Ok(self.database.get::<StoredSnapshot>(META, SNAPSHOT)?.map(StoredSnapshot::into_snapshot))
     }
 }
 
@@ -278,11 +340,11 @@ impl RaftSnapshotBuilder<MetaTypes> for SnapshotBuilder {
             )));
         }
         let stored = StoredSnapshot {
-            last_log_id: self.applied.last_applied,
-            membership: self.applied.membership.clone(),
+            last_log_id: self.applied.position.last_applied,
+            membership: self.applied.position.membership.clone(),
             data,
         };
-        self.database.put(META, b"snapshot", &stored)?;
+        self.database.put(META, SNAPSHOT, &stored)?;
         self.database.synced().await?;
         Ok(stored.into_snapshot())
     }

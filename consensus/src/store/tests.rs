@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use client_lib::cipher::{CipherName, SealedKey, VolumeKeys};
-use client_lib::policy::Durability;
-use client_lib::{GroupId, NodeId, VolumeSize};
+use client_lib::policy::{Class, Durability};
+use client_lib::{Epoch, GroupId, Lsn, NodeId, VolumeId, VolumeSize};
 use openraft::StorageError;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine};
@@ -13,14 +13,15 @@ use openraft::vote::RaftLeaderId;
 
 use serde::ser::{Serialize, SerializeTuple, Serializer};
 
-use super::database::{Database, META, MetaPlace, RAFT};
+use super::database::{Database, FORMAT, META, MetaPlace, RAFT};
 use super::log_store::LogStore;
 use super::memory::MetaDisk;
 use super::state_machine::{State7, State8, StateMachine, decode_state, encode_state, open, peek};
 use super::types::{Entry, LogId, MetaTypes, SnapshotMeta, StoredMembership, Vote};
-use crate::command::Command;
+use crate::command::{Command, Ended};
 use crate::golden;
-use crate::state::MetaState;
+use crate::state::tests::with_volumes;
+use crate::state::{MetaState, Volume};
 
 struct Builder;
 
@@ -36,6 +37,52 @@ impl StoreBuilder<MetaTypes, LogStore, StateMachine, tempfile::TempDir> for Buil
 #[tokio::test]
 async fn openrafts_storage_suite_passes() {
     Suite::test_all(Builder).await.expect("conforms");
+}
+
+/// The whole state was written with every change, and copied for those who follow it: with 10,000 volumes two megabytes for a renewed lease.
+#[tokio::test(start_paused = true)]
+async fn a_change_costs_the_same_however_many_volumes_there_are() {
+    let mut costs = Vec::new();
+    for volumes in [10, 10_000] {
+        let disk = MetaDisk::default();
+        let stores = open(&MetaPlace::Simulated(disk.clone()), GroupId::META).expect("opens");
+        let (_, mut machine) = stores.storages().expect("reads");
+        let meta = SnapshotMeta { last_log_id: Some(log_id(7, 50_000)), last_membership: StoredMembership::default() };
+        let snapshot = encode_state(&with_volumes(volumes)).expect("plain data");
+        machine.install_snapshot(&meta, snapshot).await.expect("is taken");
+        let volume = VolumeId(15);
+        let ended = Ended { volume, epoch: Epoch(1), final_lsn: Lsn::new(Epoch(1), 5), manifest_digest: 7 };
+        let commands = [
+            Command::RenewLease { node: NodeId(1), lapses: 0, duration_ms: 5_000 },
+            Command::SetDurability { volume, durability: Durability { class: Class::Geo(1), ..Durability::default() } },
+            Command::HandOver {
+                group: None,
+                from: NodeId(1),
+                incarnation: 1,
+                to: NodeId(2),
+                members: vec![ended],
+                enclosed: [(volume, vec![1; 100])].into(),
+            },
+            Command::EnclosureTaken { volume, epoch: Epoch(2) },
+            Command::DeleteVolume { volume },
+        ];
+        for (index, command) in (50_001..).zip(commands) {
+            let before = stores.published().borrow().state.clone();
+            let entry = Entry::new_normal(log_id(7, index), command.clone());
+            machine.apply(futures_util::stream::iter([Ok((entry, None))])).await.expect("is applied");
+            let after = stores.published().borrow().state.clone();
+            assert_ne!(before, after, "{command:?} is no refusal");
+            let is_shared = |volume: &&Volume| before.volume(volume.id).is_some_and(|it| std::ptr::eq(it, *volume));
+            let copied = after.volumes().count() - after.volumes().filter(is_shared).count();
+            costs.push((disk.take_unsynced_bytes(), copied));
+            if let Command::RenewLease { .. } = command {
+                assert_eq!(copied, 0);
+            }
+        }
+    }
+    let (few, many) = costs.split_at(costs.len() / 2);
+    assert_eq!(few, many);
+    assert!(many.iter().all(|(bytes, copied)| *bytes < 600 && *copied <= 1), "{many:?}");
 }
 
 struct SimulatedBuilder;
@@ -131,6 +178,7 @@ impl Serialize for Raw {
 
 #[tokio::test]
 async fn a_store_of_a_format_before_is_taken_over_once() {
+    taken_over(9, "meta-state.hex").await;
     taken_over(8, "meta-state-8.hex").await;
     taken_over(7, "meta-state-7.hex").await;
     taken_over(6, "meta-state-6.hex").await;
@@ -206,8 +254,10 @@ async fn a_store_with_a_snapshot_of_another_form_is_taken_over() {
         {
             let database = Database::open(&directory.path().to_owned().into(), GroupId::META).expect("opens");
             let place = (None::<LogId>, StoredMembership::default());
-            let batch = database.batch().put(RAFT, b"format", &8u64).expect("encodes");
-            batch.put(META, b"snapshot", &(place.0, place.1, snapshot)).expect("encodes").write().expect("is written");
+            let mut batch = database.batch();
+            batch.put(RAFT, b"format", &8u64).expect("encodes");
+            batch.put(META, b"snapshot", &(place.0, place.1, snapshot)).expect("encodes");
+            batch.write().expect("is written");
         }
         let stores = open(&directory.path().to_owned().into(), GroupId::META).expect("is taken over");
         let (_, mut machine) = stores.storages().expect("reads");
@@ -225,11 +275,13 @@ async fn taken_over(format: u64, golden_file: &str) {
         let database = Database::open(&directory.path().to_owned().into(), GroupId::META).expect("opens");
         let place = (None::<LogId>, StoredMembership::default());
         let applied = [postcard::to_stdvec(&place).expect("plain data"), state.clone()].concat();
-        let batch = database.batch().put(RAFT, b"format", &format).expect("encodes");
-        let batch = batch.put(META, b"applied", &Raw(applied)).expect("encodes");
+        let mut batch = database.batch();
+        batch.put(RAFT, b"format", &format).expect("encodes");
+        batch.put(META, b"applied", &Raw(applied)).expect("encodes");
         let mark: &[u8] = if format > 7 { &[0xff; 10] } else { &[] };
         let snapshot = [mark, &state].concat();
-        batch.put(META, b"snapshot", &(place.0, place.1, snapshot)).expect("encodes").write().expect("is written");
+        batch.put(META, b"snapshot", &(place.0, place.1, snapshot)).expect("encodes");
+        batch.write().expect("is written");
     }
     let volumes = |state: &MetaState| state.volumes().map(|volume| volume.name.to_string()).collect::<Vec<_>>();
     for _ in 0..2 {
@@ -247,7 +299,7 @@ async fn taken_over(format: u64, golden_file: &str) {
     }
     {
         let database = Database::open(&directory.path().to_owned().into(), GroupId::META).expect("opens");
-        database.put(RAFT, b"format", &10u64).expect("is written");
+        database.put(RAFT, b"format", &(FORMAT + 1)).expect("is written");
     }
     let refused = open(&directory.path().to_owned().into(), GroupId::META).err().expect("is newer").to_string();
     assert!(refused.contains("use the newer program"), "{refused}");

@@ -1,6 +1,7 @@
 //! Makes this node do what the metadata says: volumes open and closed, owned or followed, peers known.
 //!
-//! One task, woken by every metadata change, compares what is with what should be. It runs only after this
+//! One task, woken by every metadata change, compares what is with what should be, for the volumes that the change is about and those
+//! that were not done with: others cost nothing. It runs only after this
 //! process has proposed its own start and seen it applied, so what it acts on is never older than the process:
 //! an ownership that was given away before a crash is not taken up again.
 
@@ -53,6 +54,32 @@ impl Drop for Propagation {
     }
 }
 
+/// How far a state was carried out.
+#[derive(Default)]
+struct CarriedOut {
+    state: Arc<MetaState>,
+    /// Under what the owned volumes were told that this node acts.
+    acts_under: Option<u64>,
+    /// The volumes that are to be looked at again.
+    open: BTreeSet<VolumeId>,
+    /// Whether nothing is left of volumes that are not listed.
+    is_clean: bool,
+}
+
+impl CarriedOut {
+    /// Whether there is nothing to do for any volume in `state`, under which this node acts as here, and nothing to be tried again.
+    fn is_all_of(&self, state: &MetaState) -> bool {
+        self.open.is_empty() && self.is_clean && self.state.differs_in_leases_only(state)
+    }
+
+    /// The volumes of `state`, under which this node acts as here, that are to be looked at.
+    fn concerned<'a>(&self, state: &'a MetaState) -> Vec<&'a Volume> {
+        let changed = state.volumes_changed_since(&self.state).map(|volume| (volume.id, volume));
+        let open = self.open.iter().filter_map(|id| Some((*id, state.volume(*id)?)));
+        BTreeMap::from_iter(changed.chain(open)).into_values().collect()
+    }
+}
+
 /// Follows the metadata.
 pub struct Reconciler {
     me: NodeId,
@@ -63,10 +90,6 @@ pub struct Reconciler {
     log: Arc<dyn OwnershipLog>,
     peer_overrides: BTreeMap<NodeName, SocketAddr>,
     propagation: Mutex<BTreeMap<VolumeId, Propagation>>,
-    /// Under what the owned volumes were told last that this node acts.
-    acts_under: Mutex<Option<u64>>,
-    /// A state of which everything is carried out.
-    settled: Mutex<Option<Arc<MetaState>>>,
 }
 
 impl Reconciler {
@@ -81,18 +104,7 @@ impl Reconciler {
         log: Arc<dyn OwnershipLog>,
         peer_overrides: BTreeMap<NodeName, SocketAddr>,
     ) -> Reconciler {
-        Reconciler {
-            me,
-            volumes,
-            shards,
-            peers,
-            metadata,
-            log,
-            peer_overrides,
-            propagation: Mutex::default(),
-            acts_under: Mutex::default(),
-            settled: Mutex::default(),
-        }
+        Reconciler { me, volumes, shards, peers, metadata, log, peer_overrides, propagation: Mutex::default() }
     }
 
     /// Where the replicas of an owned volume are; `None` when it is not owned here.
@@ -110,9 +122,10 @@ impl Reconciler {
 
     /// Follows `states` until the sender is gone.
     pub async fn run(self: Arc<Self>, mut states: watch::Receiver<Arc<MetaState>>) {
+        let mut carried_out = CarriedOut::default();
         loop {
             let state = states.borrow_and_update().clone();
-            self.apply(&state).await;
+            carried_out = self.apply(&state, carried_out).await;
             if states.changed().await.is_err() {
                 return;
             }
@@ -127,23 +140,21 @@ impl Reconciler {
         }
     }
 
-    async fn apply(self: &Arc<Self>, state: &Arc<MetaState>) {
+    async fn apply(self: &Arc<Self>, state: &Arc<MetaState>, before: CarriedOut) -> CarriedOut {
         learn_peers(&**self.peers.transport(), self.me, &self.peer_overrides, state);
         for node in state.nodes().filter(|node| node.id != self.me) {
             self.peers.greet(node.id);
             self.peers.links().follow(node.id, state.link(self.me, node.id));
         }
         let acts_under = state.lease(self.me).acts_under();
-        let before =
-            std::mem::replace(&mut *self.acts_under.lock().unwrap_or_else(PoisonError::into_inner), acts_under);
-        // Nothing to do for any volume, and nothing to be tried again.
-        let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if before == acts_under && settled.is_some_and(|settled| settled.differs_in_leases_only(state)) {
-            return;
+        let acts_as_before = before.acts_under == acts_under;
+        if acts_as_before && before.is_all_of(state) {
+            return before;
         }
-        let mut is_settled = true;
-        for volume in state.volumes() {
-            if before != acts_under && volume.owner == self.me {
+        let concerned = if acts_as_before { before.concerned(state) } else { state.volumes().collect() };
+        let mut open = BTreeSet::new();
+        for volume in concerned {
+            if !acts_as_before && volume.owner == self.me {
                 self.arm(volume, acts_under).await;
             }
             let served = self.apply_volume(state, volume, acts_under).await;
@@ -151,17 +162,27 @@ impl Reconciler {
                 tracing::error!(volume = %volume.name, epoch = %volume.epoch, %error, "the volume cannot be served");
             }
             self.volumes.set_trouble(volume.id, served.as_ref().err());
-            is_settled &= served.is_ok()
-                && self.volumes.get(volume.id).is_some_and(|served| has_come_to(served.gate.view(), volume));
+            let is_done = |served: &ServedVolume| {
+                let keeps_nothing = || served.dropped.load(Ordering::Relaxed);
+                has_come_to(served.gate.view(), volume) && (is_holder(self.me, volume) || keeps_nothing())
+            };
+            if served.is_err() || !self.volumes.get(volume.id).is_some_and(|served| is_done(&served)) {
+                open.insert(volume.id);
+            }
         }
+        let is_clean = (before.is_clean && state.has_volumes_of(&before.state)) || self.drop_unlisted(state).await;
+        CarriedOut { state: state.clone(), acts_under, open, is_clean }
+    }
+
+    /// Ends the volumes that are not listed any more, and deletes what is stored of them. Returns whether nothing is left.
+    async fn drop_unlisted(&self, state: &MetaState) -> bool {
         let wanted: BTreeSet<VolumeId> = state.volumes().map(|volume| volume.id).collect();
         for gone in self.volumes.all().into_iter().filter(|volume| !wanted.contains(&volume.id)) {
             self.volumes.remove(gone.id);
             self.volumes.set_trouble(gone.id, None);
             self.stop_propagation(gone.id);
         }
-        is_settled &= self.delete_all_but(&wanted).await;
-        *self.settled.lock().unwrap_or_else(PoisonError::into_inner) = is_settled.then(|| state.clone());
+        self.delete_all_but(&wanted).await
     }
 
     /// Deletes what is stored and not `wanted`, also what was deleted while this node was down. Returns whether nothing is left of it.
@@ -234,7 +255,7 @@ impl Reconciler {
         volume.pace.follow(meta.rpo);
         volume.may_come.store(meta.on_write == Some(self.me), Ordering::Relaxed);
         volume.sending.follow(&meta.propagation);
-        let is_holder = owned || meta.replicas.contains(&self.me);
+        let is_holder = is_holder(self.me, meta);
         volume.follows.store(is_holder, Ordering::Relaxed);
         volume.keys.follow(state.keys(meta.id));
         let is_done = has_come_to(view, meta);
@@ -473,6 +494,10 @@ async fn drop_copy(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
     Ok(())
 }
 
+fn is_holder(node: NodeId, volume: &Volume) -> bool {
+    volume.owner == node || volume.replicas.contains(&node)
+}
+
 /// Whether a node with this view is to the volume what `meta` has it be.
 fn has_come_to(view: View, meta: &Volume) -> bool {
     view.epoch >= meta.epoch && view.phase != Phase::Activating
@@ -549,7 +574,52 @@ fn holders(meta: &Volume) -> Vec<NodeId> {
 
 #[cfg(test)]
 mod tests {
+    use client_lib::VolumeSize;
+    use consensus::Command;
+
     use super::*;
+
+    /// With a thousand volumes a handover came after a look at each of them.
+    #[test]
+    fn only_volumes_that_something_new_is_said_of_are_looked_at_and_those_that_were_not_done() {
+        let mut state = MetaState::default();
+        let register = |id: u64| Command::RegisterNode {
+            id: NodeId(id),
+            name: format!("n{id}").parse().expect("a name"),
+            provider: format!("p{id}").parse().expect("a name"),
+            address: format!("127.0.0.1:{id}"),
+        };
+        let mut log = 10..;
+        let mut apply = |state: &mut MetaState, command: Command| {
+            state.apply(log.next().expect("endless"), command).into_result().expect("is applied");
+        };
+        [1, 2].into_iter().for_each(|id| apply(&mut state, register(id)));
+        apply(&mut state, Command::NodeStarted { node: NodeId(1) });
+        for name in ["x", "y", "z"] {
+            let (name, size) = (name.parse().expect("a name"), VolumeSize::try_from(1 << 20).expect("a size"));
+            let (owner, replicas) = (NodeId(1), [NodeId(2)].into());
+            apply(&mut state, Command::CreateVolume { name, size, owner, replicas, nonce: 1 });
+        }
+        let ids: Vec<VolumeId> = state.volumes().map(|volume| volume.id).collect();
+        let looked_at = |before: &CarriedOut, state: &MetaState| -> Vec<VolumeId> {
+            before.concerned(state).iter().map(|volume| volume.id).collect()
+        };
+        assert_eq!(looked_at(&CarriedOut::default(), &state), ids, "at first all");
+        let done = CarriedOut { state: Arc::new(state.clone()), is_clean: true, ..CarriedOut::default() };
+        apply(&mut state, Command::RenewLease { node: NodeId(1), lapses: 0, duration_ms: 9000 });
+        assert!(done.is_all_of(&state) && looked_at(&done, &state).is_empty());
+        let open = CarriedOut { state: done.state.clone(), open: [ids[2]].into(), ..CarriedOut::default() };
+        assert!(!open.is_all_of(&state));
+        assert_eq!(looked_at(&open, &state), [ids[2]]);
+        apply(&mut state, Command::SetTakeover { volume: ids[1], after_ms: Some(5) });
+        assert_eq!(looked_at(&done, &state), [ids[1]]);
+        assert_eq!(looked_at(&open, &state), [ids[1], ids[2]]);
+        apply(&mut state, Command::DeleteVolume { volume: ids[2] });
+        assert_eq!(looked_at(&open, &state), [ids[1]]);
+        assert!(!state.has_volumes_of(&done.state));
+        apply(&mut state, register(3));
+        assert_eq!(looked_at(&done, &state), ids[..2], "who is where concerns all");
+    }
 
     #[test]
     fn the_last_owner_is_asked_first() {
