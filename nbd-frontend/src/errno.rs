@@ -39,12 +39,14 @@ pub fn of_request(kind: ErrorKind) -> u32 {
 #[must_use]
 pub fn of_option(kind: ErrorKind) -> u32 {
     match kind {
-        // NBD_REP_ERR_UNKNOWN, "the requested export is not available"; a name that cannot exist is not available either.
-        ErrorKind::NotFound | ErrorKind::InvalidRequest => REP_ERR_UNKNOWN,
+        // NBD_REP_ERR_UNKNOWN, "the requested export is not available".
+        ErrorKind::NotFound => REP_ERR_UNKNOWN,
         // NBD_REP_ERR_SHUTDOWN, "the server is in the process of being shut down".
         ErrorKind::Closed => REP_ERR_SHUTDOWN,
         // NBD_REP_ERR_POLICY, "forbidden by policy"; the nearest to "not now", and the message says what is the matter.
-        ErrorKind::AlreadyExists
+        // A key that cannot be had is one of those (`InvalidRequest`): the export is there.
+        ErrorKind::InvalidRequest
+        | ErrorKind::AlreadyExists
         | ErrorKind::NotOwner
         | ErrorKind::Fenced
         | ErrorKind::Busy
@@ -63,7 +65,7 @@ mod tests {
     #[test]
     fn every_kind_has_its_numbers() {
         for (kind, request, option) in [
-            (ErrorKind::InvalidRequest, EINVAL, REP_ERR_UNKNOWN),
+            (ErrorKind::InvalidRequest, EINVAL, REP_ERR_POLICY),
             (ErrorKind::NotFound, EIO, REP_ERR_UNKNOWN),
             (ErrorKind::AlreadyExists, EIO, REP_ERR_POLICY),
             (ErrorKind::NotOwner, EPERM, REP_ERR_POLICY),

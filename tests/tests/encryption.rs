@@ -11,7 +11,7 @@ use client_lib::cipher::{Kek, KeySource, VolumeKeys};
 use client_lib::client::{OpenOptions, blocking};
 use tests::nbd_client::{Client, Error};
 use tests::nodes::Nodes;
-use tests::tools::run;
+use tests::tools::{Owned, run, tool};
 use tests::workload::{check, fill};
 
 const BLOCK: u64 = 4096;
@@ -238,6 +238,77 @@ fn a_key_is_exchanged_for_another_while_the_volume_is_written() {
     let by_command = format!("cat {new}");
     let added = ["volume", "key", "add", "disk", "--key-command", &by_command, "--new-key-file", &old];
     nodes.run("a", &added).expect("is added");
+    remote.stop().expect("stops");
+}
+
+/// A key service of Debian's: Tang, whose answers Clevis needs to decrypt anything.
+struct Tang {
+    keys: PathBuf,
+    port: u16,
+    running: Option<Owned>,
+}
+
+impl Tang {
+    fn new(keys: PathBuf) -> Tang {
+        fs::create_dir(&keys).expect("is made");
+        run(Command::new("/usr/libexec/tangd-keygen").arg(&keys)).expect("makes its keys; `make tools` installs it");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        Tang { keys, port: port.expect("a port is free").port(), running: None }
+    }
+
+    /// It answers one connection per process, so somebody listens for it.
+    fn start(&mut self) {
+        let listen = format!("TCP-LISTEN:{},bind=127.0.0.1,fork,reuseaddr", self.port);
+        let answer = format!("EXEC:/usr/libexec/tangd {}", self.keys.display());
+        let process = Owned::start(tool("socat").args([listen, answer]), "socat; `make tools` installs it");
+        self.running = Some(process.expect("starts"));
+        let (port, begun) = (self.port, std::time::Instant::now());
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(begun.elapsed() < PATIENCE, "tang listens");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn stop(&mut self) {
+        self.running = None;
+    }
+}
+
+#[test]
+fn a_key_that_a_service_keeps_opens_a_volume_while_the_service_answers() {
+    let nodes = cluster(&[]);
+    let mut tang = Tang::new(nodes.path().join("tang"));
+    tang.start();
+    let (plain, kept) = (nodes.path().join("prod.key"), nodes.path().join("prod.key.jwe"));
+    generated(&nodes, &plain);
+    let by_tang = format!(r#"{{"url": "http://127.0.0.1:{}"}}"#, tang.port);
+    let encrypt = Command::new("clevis")
+        .args(["encrypt", "tang", &by_tang, "-y"])
+        .stdin(fs::File::open(&plain).expect("is there"))
+        .output()
+        .expect("clevis runs; `make tools` installs it");
+    assert!(encrypt.status.success(), "{}", String::from_utf8_lossy(&encrypt.stderr));
+    fs::write(&kept, encrypt.stdout).expect("is written");
+    fs::remove_file(&plain).expect("is removed");
+
+    let by_name = format!("clevis decrypt < \"{}/$HELIO_KEY_NAME.jwe\"", nodes.path().display());
+    let create = ["volume", "create", "disk", "--size", "16M", "--owner", "a", "--encrypt", "--key-name", "prod.key"];
+    nodes.run("a", &[&create[..], &["--key-command", &by_name]].concat()).expect("is created");
+    let remote = nodes.helio_nbd("host", &["--key-command", &by_name]).expect("starts");
+    let mut client = Client::connect(remote.socket(), "disk").expect("connects");
+    write(&mut client, 0..10, 1);
+
+    tang.stop();
+    write(&mut client, 0..5, 2);
+    let late = nodes.helio_nbd("late", &["--key-command", &by_name]).expect("starts");
+    assert!(matches!(Client::connect(late.socket(), "disk"), Err(Error::Refused(_))), "nobody gives the key");
+    let says_why = || late.log().expect("is there").contains("the key command failed");
+    nodes.until("the reason is logged", PATIENCE, says_why);
+
+    tang.start();
+    let mut client = Client::connect(late.socket(), "disk").expect("is opened as soon as the service answers");
+    assert_eq!((generation(&mut client, 2), generation(&mut client, 7)), (2, 1));
+    late.stop().expect("stops");
     remote.stop().expect("stops");
 }
 

@@ -7,6 +7,8 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use client_lib::ErrorKind;
+use client_lib::error::whole;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::connection::{Wire, parcel, park};
@@ -82,7 +84,7 @@ impl<'a> Handshake<'a> {
             let step = loop {
                 match self.negotiation.advance(&mut self.input) {
                     Step::Ask(question) => {
-                        let mut asking = pin!(ask(self.directory, question));
+                        let mut asking = pin!(ask(self.directory, question, self.peer));
                         let (answer, session) = loop {
                             tokio::select! {
                                 biased;
@@ -185,13 +187,19 @@ async fn rest(guest: &Guest, parcel: Option<Parcel>) -> Result<(), Unagreed> {
 }
 
 /// Asks the directory; with the session that was opened for it.
-async fn ask(directory: &dyn ExportDirectory, question: Question) -> (Answer, Option<Arc<dyn Session>>) {
+async fn ask(directory: &dyn ExportDirectory, question: Question, peer: &str) -> (Answer, Option<Arc<dyn Session>>) {
     match question {
         Question::List => (Answer::List(directory.list().await), None),
         Question::Info(name) => (Answer::Export(directory.info(&name).await), None),
         Question::Open(name) => match directory.open(&name).await {
             Ok(session) => (Answer::Export(Ok(session.info())), Some(session)),
-            Err(error) => (Answer::Export(Err(error)), None),
+            Err(error) => {
+                // Most clients show a number and not the words that they are sent.
+                if error.kind() != ErrorKind::NotFound {
+                    tracing::warn!(peer, export = name, error = whole(&error), "an NBD client is refused an export");
+                }
+                (Answer::Export(Err(error)), None)
+            }
         },
     }
 }
