@@ -36,8 +36,9 @@ check: tools ## format, lints and documentation, without writing to the tree
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	export RUSTDOCFLAGS="-D warnings" && $(CARGO) doc --workspace --no-deps --document-private-items --quiet
 
+# Programs and tests in one go: they have dependencies with the same features then, and everything is built once.
 unit: tools ## unit, conformance, crash and process-level tests
-	$(CARGO) build --workspace --bins
+	$(CARGO) build --workspace --bins --tests
 	cargo $(ARCHIVE) dev
 	if cargo nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --workspace && cargo test --workspace --doc; \
@@ -73,7 +74,7 @@ upgrade: tools ## build the programs of an earlier commit (OLD), and upgrade a c
 	$(CARGO) build --package storage-node --package nbd-frontend --bins
 	export HELIO_OLD_BIN="$(EARLIER)/build/debug/helio" && $(CARGO) test --package tests --test upgrade -- --nocapture --test-threads 1
 
-bench: tools ## measure speed, cleaning, growth and idle volumes, optimised build; forty minutes, figures and plots in target/bench
+bench: tools ## measure speed, cleaning, growth, idle volumes and rebuilding, optimised build; forty-five minutes, figures and plots in target/bench
 	$(CARGO) build --release --package storage-node --package nbd-frontend --package bench --bins
 	$(CARGO) run --release --quiet --package bench -- --out target/bench
 

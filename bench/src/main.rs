@@ -1,5 +1,6 @@
 //! Does the block store hold what it promises? One command per question: [`speed`] beside other NBD servers, [`hop`] through
-//! `helio-nbd`, [`floor`] over memory, [`cleaning`] under endless overwriting, [`growth`] of a large, sparsely written volume, [`idle`] volumes by the thousand.
+//! `helio-nbd`, [`floor`] over memory, [`cleaning`] under endless overwriting, [`growth`] of a large, sparsely written volume, [`idle`] volumes by the thousand,
+//! [`rebuild`] of a replica beside guests.
 //!
 //! Each prints a table and its bars, marked PASS or missed, and with `--out` writes its figures as JSON and its curves as
 //! SVG. What is compared runs side by side, in turns, so that a machine that grows slower slows all of it: on a noisy
@@ -16,6 +17,7 @@ mod hop;
 mod idle;
 mod load;
 mod process;
+mod rebuild;
 mod report;
 mod server;
 mod speed;
@@ -26,7 +28,7 @@ use report::Output;
 /// Measure Heliotrope's block store
 #[derive(Debug, Parser)]
 #[command(
-    after_help = "Without a command everything is measured at its default size: about forty minutes, 16 GiB of disk space.\n\
+    after_help = "Without a command everything is measured at its default size: about forty-five minutes, 16 GiB of disk space.\n\
     Build with --release and leave the machine alone meanwhile.\n\n\
     Examples:\n  \
     bench --out target/bench\n  \
@@ -61,6 +63,8 @@ enum Question {
     Cleaning(cleaning::Options),
     /// A 4 TiB volume written at random: memory, map size, throughput, reopening, snapshots (10 minutes)
     Growth(growth::Options),
+    /// A replica that has nothing, beside guests: what those wait for (4 minutes)
+    Rebuild(rebuild::Options),
     /// A thousand volumes that nobody uses: CPU, memory, and a write beside them (4 minutes)
     Idle(idle::Options),
 }
@@ -94,13 +98,15 @@ fn main() -> anyhow::Result<()> {
         Some(Question::Cleaning(options)) => cleaning::run(&options, &bench),
         Some(Question::Growth(options)) => growth::run(&options, &bench),
         Some(Question::Idle(options)) => idle::run(&options, &bench),
+        Some(Question::Rebuild(options)) => rebuild::run(&options, &bench),
         None => {
             speed::run(&speed::Options::default(), &bench)?;
             hop::run(&hop::Options::default(), &bench)?;
             floor::run(&floor::Options::default(), &bench)?;
             cleaning::run(&cleaning::Options::default(), &bench)?;
             growth::run(&growth::Options::default(), &bench)?;
-            idle::run(&idle::Options::default(), &bench)
+            idle::run(&idle::Options::default(), &bench)?;
+            rebuild::run(&rebuild::Options::default(), &bench)
         }
     }
 }

@@ -135,9 +135,14 @@ impl Server {
 
     /// Creates a volume of the first node.
     pub(crate) fn create_named(&self, name: &str, size: u64) -> anyhow::Result<()> {
-        let created = self.helio_command(&["volume", "create", name, "--size", &size.to_string(), "--owner", "a"])?;
-        ensure!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
-        Ok(())
+        self.run(&["volume", "create", name, "--size", &size.to_string(), "--owner", "a"]).map(drop)
+    }
+
+    /// Runs a `helio` command at its nodes; returns what it printed.
+    pub(crate) fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let told = self.helio_command(arguments)?;
+        ensure!(told.status.success(), "helio {}: {}", arguments.join(" "), String::from_utf8_lossy(&told.stderr));
+        Ok(String::from_utf8(told.stdout)?)
     }
 
     fn helio_command(&self, arguments: &[&str]) -> anyhow::Result<std::process::Output> {

@@ -25,6 +25,7 @@ mod fetch;
 mod held;
 mod initial;
 mod lease;
+mod rebuild;
 mod recover;
 mod replica;
 mod resize;

@@ -47,6 +47,8 @@ pub(super) struct Way {
     pub(super) replica: NodeId,
     pub(super) epoch: Epoch,
     pub(super) watermarks: Arc<Watermarks>,
+    /// Whether the replica is brought to a copy that it has not, which gives way to guests.
+    pub(super) is_rebuild: bool,
 }
 
 impl Way {
@@ -64,6 +66,9 @@ impl Way {
     /// Waits until so many blocks may be sent; returns the bytes that were taken of the link's limit.
     async fn turn(&self, blocks: u64) -> u64 {
         let bytes = blocks * u64::from(BLOCK_SIZE);
+        if self.is_rebuild {
+            self.volume.shard.rebuild_turn(bytes).await;
+        }
         tokio::select! {
             biased;
             () = self.volume.sending.hurried(self.replica) => 0,
@@ -151,7 +156,7 @@ impl Push {
     /// Has the replica fetch what it misses from `lead`, while that is sent the same; whether it misses nothing then. What is missing
     /// after all is sent as ever.
     async fn have_fetched(&self, lead: NodeId) -> bool {
-        let Way { volume, replica, epoch, watermarks } = &self.way;
+        let Way { volume, replica, epoch, watermarks, .. } = &self.way;
         let in_flight = PUSH_CALLS_MAX as f64 * f64::from(PUSH_BLOCKS_MAX * BLOCK_SIZE);
         let stuck_after = STUCK_AFTER + Duration::from_secs_f64(2.0 * in_flight / volume.peers.rate_to(lead));
         let mut came_last = Instant::now();

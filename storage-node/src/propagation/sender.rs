@@ -385,6 +385,7 @@ impl Sender {
             replica: self.replica,
             epoch: self.epoch,
             watermarks: self.watermarks.clone(),
+            is_rebuild: self.watermarks.with(self.replica, |progress| progress.rejoining.is_some()),
         }
     }
 

@@ -24,6 +24,7 @@ pub use sealed::{Blocks, Part, Seal, Sealed, SealedDelta};
 use super::figures::ShardFigures;
 use super::news::News;
 use super::operations::Operations;
+use super::rebuild::RebuildPace;
 use super::scrub::{ScrubAction, ScrubReport};
 use super::space::ShardSpace;
 use crate::log::Traffic;
@@ -277,6 +278,7 @@ pub struct ShardHandle {
     guests: Arc<Semaphore>,
     fault: FaultCell,
     operations: Arc<Operations>,
+    rebuilds: Arc<RebuildPace>,
 }
 
 impl ShardHandle {
@@ -284,7 +286,7 @@ impl ShardHandle {
     #[must_use]
     pub fn new(queue: tokio::sync::mpsc::Sender<Request>, home: Handle, fault: FaultCell) -> ShardHandle {
         let guests = Arc::new(Semaphore::new(GUESTS_MAX));
-        ShardHandle { queue, home, guests, fault, operations: Arc::default() }
+        ShardHandle { queue, home, guests, fault, operations: Arc::default(), rebuilds: Arc::default() }
     }
 
     /// The runtime of the shard's own thread, for whoever keeps the permit; `None` when it has guests enough. What runs
@@ -300,6 +302,14 @@ impl ShardHandle {
     #[must_use]
     pub fn operations(&self) -> &Operations {
         &self.operations
+    }
+
+    /// Waits until so many bytes may be read to rebuild a replica: it gives way to guests.
+    ///
+    /// # Cancel safety
+    /// Safe: the turn is lost.
+    pub async fn rebuild_turn(&self, bytes: u64) {
+        self.rebuilds.turn(&self.operations, bytes).await;
     }
 
     /// Requests that wait for the shard.

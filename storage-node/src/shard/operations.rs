@@ -13,6 +13,12 @@ use std::time::Duration;
 pub use client_lib::trace::OperationKind;
 use tokio::time::Instant;
 
+/// How many kinds there are.
+pub const KINDS: usize = OperationKind::ALL.len();
+
+/// How many operations of each kind were answered, and how long they took together.
+pub type Waited = [(u64, Duration); KINDS];
+
 /// The smallest bound is 2 to this power, in microseconds.
 const FIRST_OCTAVE: u32 = 4;
 /// The largest, likewise: about 17 seconds.
@@ -71,7 +77,7 @@ pub struct Answered {
 
 /// The counters of one shard.
 #[derive(Debug, Default)]
-pub struct Operations([Counters; OperationKind::ALL.len()]);
+pub struct Operations([Counters; KINDS]);
 
 impl Operations {
     /// An operation on so many bytes begins. A call before and one after, and no future handed through: it would be copied for that, which was a
@@ -81,9 +87,19 @@ impl Operations {
         Counted { counters: &self.0[kind as usize], bytes, begun: Instant::now() }
     }
 
+    /// How many operations guests have had answered so far, and how long they waited.
+    #[must_use]
+    pub fn waited(&self) -> Waited {
+        std::array::from_fn(|kind| {
+            let counters = &self.0[kind];
+            let count = counters.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum();
+            (count, Duration::from_nanos(counters.sum_ns.load(Ordering::Relaxed)))
+        })
+    }
+
     /// What was counted so far, by kind.
     #[must_use]
-    pub fn so_far(&self) -> [Answered; OperationKind::ALL.len()] {
+    pub fn so_far(&self) -> [Answered; KINDS] {
         OperationKind::ALL.map(|kind| {
             let counters = &self.0[kind as usize];
             let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
