@@ -53,19 +53,45 @@ pub(super) fn require(members: &[MemberStatus], node: &str) -> anyhow::Result<()
     Ok(())
 }
 
+/// The voters, by whether the node that was asked reaches them.
+pub(super) struct Voters<'a> {
+    pub(super) reached: usize,
+    pub(super) lost: Vec<&'a str>,
+}
+
+impl<'a> Voters<'a> {
+    pub(super) fn of(status: &'a ClusterStatus) -> Voters<'a> {
+        let (reached, lost): (Vec<_>, Vec<_>) =
+            status.members.iter().filter(|member| member.voter).partition(|member| member.reachable);
+        Voters { reached: reached.len(), lost: lost.iter().map(|member| member.name.as_str()).collect() }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.reached + self.lost.len()
+    }
+
+    pub(super) fn majority(&self) -> usize {
+        self.count() / 2 + 1
+    }
+
+    /// How many more make a majority.
+    pub(super) fn missing(&self) -> usize {
+        self.majority().saturating_sub(self.reached)
+    }
+}
+
 /// What it means that most of the voters are out of reach, where they are.
 pub(super) fn lost_majority(status: &ClusterStatus) -> Option<String> {
-    let (reached, lost): (Vec<_>, Vec<_>) =
-        status.members.iter().filter(|member| member.voter).partition(|member| member.reachable);
-    let voters = reached.len() + lost.len();
-    let missing = (voters / 2 + 1).saturating_sub(reached.len());
+    let voters = Voters::of(status);
+    let missing = voters.missing();
     (missing > 0).then(|| {
-        let names = lost.iter().map(|member| member.name.as_str()).collect::<Vec<_>>().join(", ");
         format!(
-            "node {} reaches {} of {voters} voters, which is no majority: nothing is created, moved or taken over, and volumes stand still when \
-             the leases of their owners are out, until {missing} more of {names} are up",
+            "node {} reaches {} of {} voters, which is no majority: nothing is created, moved or taken over, and volumes stand still when \
+             the leases of their owners are out, until {missing} more of {} are up",
             status.node,
-            reached.len()
+            voters.reached,
+            voters.count(),
+            voters.lost.join(", ")
         )
     })
 }

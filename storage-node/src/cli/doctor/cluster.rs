@@ -7,6 +7,7 @@ use client_lib::wire::admin::{ClientList, ClientStatus, ClusterStatus, NodeSpace
 
 use super::Finding;
 use crate::cli::client::Client;
+use crate::cli::members::Voters;
 use crate::cli::space;
 use crate::cli::{Common, credentials};
 use crate::config::NodeConfig;
@@ -98,16 +99,13 @@ fn leader(status: &ClusterStatus) -> Finding {
 }
 
 fn voters(status: &ClusterStatus) -> Finding {
-    let voters: Vec<_> = status.members.iter().filter(|member| member.voter).collect();
-    let reached = voters.iter().filter(|member| member.reachable).count();
-    let found = format!("{reached} of {} voters answer", voters.len());
-    let majority = voters.len() / 2 + 1;
-    if reached < majority {
+    let voters = Voters::of(status);
+    let found = format!("{} of {} voters answer", voters.reached, voters.count());
+    if voters.missing() > 0 {
         let advice = "that is no majority: the metadata stands still, no volume changes its owner, and leases run out. Bring the others back";
         return Finding::wrong("voters", found, advice);
     }
-    let losable = reached - majority;
-    match (voters.len(), losable) {
+    match (voters.count(), voters.reached - voters.majority()) {
         (..=2, _) => {
             Finding::warning("voters", found, "the loss of one stops the metadata: a third node makes it survive one")
         }
