@@ -10,7 +10,7 @@ use client_lib::{Error, ErrorKind, GroupName, SnapshotName, VolumeName};
 use super::Common;
 use super::catch_up::catch_up;
 use super::client::{Client, print_json, print_table};
-use super::migrate::{Limit, Mode, cancel, follow};
+use super::migrate::{How, Limit, Mode, cancel, follow};
 use super::{place, replica};
 
 #[derive(Debug, Subcommand)]
@@ -88,27 +88,8 @@ pub(super) struct Change {
 pub(super) struct Migrate {
     /// Its name
     name: GroupName,
-    /// The node that is to own its volumes
-    #[arg(long, required_unless_present = "cancel")]
-    to: Option<String>,
-    /// When it is handed over
-    #[arg(long, default_value = "instant")]
-    mode: Mode,
-    /// Give up after so many seconds, if it is not decided by then; all volumes stay where they are
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "on_write")]
-    deadline: Option<u32>,
-    /// Not now, but with the first write to one of them at the new owner after all were flushed last at the old one
-    #[arg(long, conflicts_with = "mode")]
-    on_write: bool,
-    /// End a handover that is under way and not decided yet, and take `--on-write` back
-    #[arg(long, conflicts_with_all = ["to", "mode", "deadline", "on_write", "accept_unmet"])]
-    cancel: bool,
-    /// Also where a class of durability can never be met
-    #[arg(long)]
-    accept_unmet: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    how: How,
 }
 
 /// Keep all volumes of a group as they are at one moment
@@ -262,23 +243,22 @@ fn lines(group: &GroupStatus) -> Vec<String> {
 
 fn migrate(arguments: &Migrate, client: &Client) -> anyhow::Result<()> {
     let path = format!("/v1/groups/{}", arguments.name);
-    let Some(to) = &arguments.to else {
-        return cancel(client, &path, &format!("group {}", arguments.name), arguments.json);
+    let how = &arguments.how;
+    let Some(to) = &how.to else {
+        return cancel(client, &path, &format!("group {}", arguments.name), how.json);
     };
-    if arguments.on_write {
+    if how.on_write {
         return on_write(arguments, to, client, &path);
     }
-    let (synced, limit) = (arguments.mode == Mode::Synced, Limit::of(arguments.deadline));
+    let (synced, limit) = (how.mode == Mode::Synced, Limit::of(how.deadline));
     if synced {
         let group: GroupStatus = client.get(&path)?;
         for volume in group.volumes.iter().filter(|volume| volume.owner != *to) {
             catch_up(client, &volume.name, to, limit.until())?;
         }
     }
-    let deadline_ms = limit.left_ms();
-    let request = admin::Migrate { to: to.clone(), accept_unmet: arguments.accept_unmet, synced, deadline_ms };
-    let report: GroupMigrateReport = client.post(&format!("{path}/migrate"), &request)?;
-    if arguments.json {
+    let report: GroupMigrateReport = client.post(&format!("{path}/migrate"), &how.request(to, &limit))?;
+    if how.json {
         return print_json(&report);
     }
     println!("{}", told(&arguments.name, to, synced, &report));
@@ -301,9 +281,9 @@ pub(super) fn told(name: &GroupName, to: &str, synced: bool, report: &GroupMigra
 }
 
 fn on_write(arguments: &Migrate, to: &str, client: &Client, path: &str) -> anyhow::Result<()> {
-    let request = admin::OnWrite { to: to.to_owned(), accept_unmet: arguments.accept_unmet };
+    let request = admin::OnWrite { to: to.to_owned(), accept_unmet: arguments.how.accept_unmet };
     let status: OnWriteStatus = client.post(&format!("{path}/on-write"), &request)?;
-    if arguments.json {
+    if arguments.how.json {
         return print_json(&status);
     }
     println!(

@@ -28,46 +28,60 @@ pub(super) enum Mode {
 pub(super) struct Migrate {
     /// Its name
     name: VolumeName,
-    /// The node that is to own it
+    #[command(flatten)]
+    how: How,
+}
+
+/// Where a volume, or the volumes of a group, are to go, and how.
+#[derive(Debug, Args)]
+pub(super) struct How {
+    /// The new owner
     #[arg(long, required_unless_present = "cancel")]
-    to: Option<String>,
+    pub(super) to: Option<String>,
     /// When it is handed over
     #[arg(long, default_value = "instant")]
-    mode: Mode,
-    /// Give up after so many seconds, if it is not decided by then; the volume stays where it is
+    pub(super) mode: Mode,
+    /// Give up after so many seconds, if it is not decided by then; everything stays where it is
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "on_write")]
-    deadline: Option<u32>,
+    pub(super) deadline: Option<u32>,
     /// Not now, but with the first write at the new owner after the last flush at the old one: as a virtual machine moves that nobody tells of
     #[arg(long, conflicts_with = "mode")]
-    on_write: bool,
+    pub(super) on_write: bool,
     /// End a handover that is under way and not decided yet, and take `--on-write` back
     #[arg(long, conflicts_with_all = ["to", "mode", "deadline", "on_write", "accept_unmet"])]
     cancel: bool,
-    /// Also where its class of durability can never be met
+    /// Also where a class of durability can never be met
     #[arg(long)]
-    accept_unmet: bool,
+    pub(super) accept_unmet: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
+}
+
+impl How {
+    /// What a node is asked for, with as long as is left.
+    pub(super) fn request(&self, to: &str, limit: &Limit) -> admin::Migrate {
+        let (synced, deadline_ms) = (self.mode == Mode::Synced, limit.left_ms());
+        admin::Migrate { to: to.to_owned(), accept_unmet: self.accept_unmet, synced, deadline_ms }
+    }
 }
 
 pub(super) fn run(arguments: &Migrate, common: &Common) -> anyhow::Result<()> {
     let client = Client::find(common)?;
     let path = format!("/v1/volumes/{}", arguments.name);
-    let Some(to) = &arguments.to else {
-        return cancel(&client, &path, &format!("volume {}", arguments.name), arguments.json);
+    let how = &arguments.how;
+    let Some(to) = &how.to else {
+        return cancel(&client, &path, &format!("volume {}", arguments.name), how.json);
     };
-    if arguments.on_write {
+    if how.on_write {
         return on_write(arguments, to, &client, &path);
     }
-    let (synced, limit) = (arguments.mode == Mode::Synced, Limit::of(arguments.deadline));
+    let (synced, limit) = (how.mode == Mode::Synced, Limit::of(how.deadline));
     if synced {
         catch_up(&client, arguments.name.as_str(), to, limit.until())?;
     }
-    let deadline_ms = limit.left_ms();
-    let request = admin::Migrate { to: to.clone(), accept_unmet: arguments.accept_unmet, synced, deadline_ms };
-    let report: MigrateReport = client.post(&format!("{path}/migrate"), &request)?;
-    if arguments.json {
+    let report: MigrateReport = client.post(&format!("{path}/migrate"), &how.request(to, &limit))?;
+    if how.json {
         return print_json(&report);
     }
     let follow = follow(report.stale_bytes_at_handover, synced);
@@ -79,9 +93,9 @@ pub(super) fn run(arguments: &Migrate, common: &Common) -> anyhow::Result<()> {
 }
 
 fn on_write(arguments: &Migrate, to: &str, client: &Client, path: &str) -> anyhow::Result<()> {
-    let request = admin::OnWrite { to: to.to_owned(), accept_unmet: arguments.accept_unmet };
+    let request = admin::OnWrite { to: to.to_owned(), accept_unmet: arguments.how.accept_unmet };
     let status: OnWriteStatus = client.post(&format!("{path}/on-write"), &request)?;
-    if arguments.json {
+    if arguments.how.json {
         return print_json(&status);
     }
     println!(

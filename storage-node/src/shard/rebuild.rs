@@ -21,7 +21,7 @@ const QUIET: Duration = Duration::from_millis(100);
 const SETTLING: Duration = Duration::from_millis(25);
 /// For how long it goes on.
 const BUSY: Duration = Duration::from_millis(400);
-/// Fewer operations of a kind than this in one of those times say nothing.
+/// Fewer operations of a kind than this in one of those times are no guests.
 const OPERATIONS_MIN: u64 = 10;
 /// How much longer guests may wait on average.
 const NOTICED: f64 = 1.2;
@@ -37,11 +37,11 @@ const SLOWER: f64 = 0.5;
 /// Who comes after so long has nothing to do with what was before.
 const FORGOTTEN: Duration = Duration::from_secs(2);
 
-/// The mean of each kind between two looks; `None` of those of which there were few.
-fn means(before: &Waited, after: &Waited) -> [Option<f64>; KINDS] {
+/// The mean of each kind between two looks, in seconds; `None` of those of which there were fewer than `least`.
+fn means(before: &Waited, after: &Waited, least: u64) -> [Option<f64>; KINDS] {
     std::array::from_fn(|kind| {
         let (count, total) = (after[kind].0 - before[kind].0, after[kind].1.saturating_sub(before[kind].1));
-        (count >= OPERATIONS_MIN).then(|| total.as_secs_f64() / count as f64)
+        (count >= least).then(|| total.as_secs_f64() / count as f64)
     })
 }
 
@@ -133,18 +133,19 @@ impl Control {
 
     /// The phase is over.
     fn advance(&mut self, now: Instant, seen: &Waited) {
-        let means = means(&self.at_begin, seen);
-        let is_alone = means.iter().all(Option::is_none);
+        let means = |least| means(&self.at_begin, seen, least);
+        let guests = means(OPERATIONS_MIN);
+        let is_alone = guests.iter().all(Option::is_none);
         let next = match self.phase {
             Phase::Settling => Phase::Quiet,
             Phase::Quiet if is_alone => Phase::Free,
             Phase::Quiet => {
-                self.compare(&means);
+                self.compare(&guests);
                 Phase::Busy
             }
             Phase::Busy => {
                 let took_all = self.taken as f64 > 0.8 * self.rate * BUSY.as_secs_f64();
-                self.loaded = Some((means, took_all));
+                self.loaded = Some((means(1), took_all));
                 Phase::Settling
             }
             Phase::Free if is_alone => Phase::Free,
@@ -155,15 +156,20 @@ impl Control {
     }
 
     /// What guests wait for without a rebuild, now that it has stopped: so it is seen what it cost them just before.
-    fn compare(&mut self, means: &[Option<f64>; KINDS]) {
-        for (alone, mean) in self.alone.iter_mut().zip(means) {
+    fn compare(&mut self, guests: &[Option<f64>; KINDS]) {
+        for (alone, mean) in self.alone.iter_mut().zip(guests) {
             if let Some(mean) = mean {
                 *alone = Some(alone.map_or(*mean, |alone| alone * (1.0 - WEIGHT) + mean * WEIGHT));
             }
         }
         let Some((loaded, took_all)) = self.loaded.take() else { return };
-        let ratio = |(alone, loaded): (&Option<f64>, Option<f64>)| Some(loaded? / alone.filter(|alone| *alone > 0.0)?);
-        let worst = self.alone.iter().zip(loaded).filter_map(ratio).fold(0.0, f64::max);
+        let ratio = |kind: usize| match (self.alone[kind].filter(|alone| *alone > 0.0)?, loaded[kind], guests[kind]) {
+            (alone, Some(loaded), _) => Some(loaded / alone),
+            // They are there and had no answer as long as it went on.
+            (_, None, Some(_)) => Some(f64::INFINITY),
+            (_, None, None) => None,
+        };
+        let worst = (0..KINDS).filter_map(ratio).fold(0.0, f64::max);
         let factor = match worst > NOTICED {
             true => (NOTICED / worst).max(SLOWER),
             false if took_all => FASTER,
@@ -234,8 +240,8 @@ mod tests {
             while self.now < end {
                 let mut now_read = 0;
                 let room = REBUILD_MAX * STEP.as_secs_f64();
-                while wanted <= self.now && (now_read as f64) < room {
-                    match self.control.turn(self.now, &self.waited, PIECE) {
+                while wanted < self.now + STEP && (now_read as f64) < room {
+                    match self.control.turn(wanted.max(self.now), &self.waited, PIECE) {
                         Ok(begins) => {
                             now_read += PIECE;
                             wanted = begins;
@@ -307,19 +313,23 @@ mod tests {
 
     /// A flush that waits for another continent hides nothing of what reads wait for.
     #[test]
-    fn each_kind_is_compared_with_itself() {
+    fn each_kind_is_compared_with_itself_and_none_that_has_no_answer_is_taken_for_gone() {
         let mut control = Control::new(Instant::now(), Waited::default());
         let of = |read_us: u64| {
             let mut after = Waited::default();
             after[0] = (1000, Duration::from_micros(read_us) * 1000);
             after[2] = (100, Duration::from_millis(150) * 100);
-            means(&Waited::default(), &after)
+            means(&Waited::default(), &after, OPERATIONS_MIN)
         };
         let (alone, loaded) = (of(100), of(200));
         control.compare(&alone);
         control.loaded = Some((loaded, true));
         control.compare(&alone);
         assert!(control.rate < FIRST);
+        let slower = control.rate;
+        control.loaded = Some((Default::default(), true));
+        control.compare(&alone);
+        assert!(control.rate < slower);
     }
 
     #[tokio::test(start_paused = true)]
