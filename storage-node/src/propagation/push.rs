@@ -28,6 +28,9 @@ use crate::volume::Moment;
 /// Blocks per bulk call: a mebibyte.
 const PUSH_BLOCKS_MAX: u32 = 256;
 
+/// Blocks per call of a rebuild beside guests: whoever comes behind it waits for 128 KiB.
+const REBUILD_BLOCKS_MAX: u32 = 32;
+
 /// Bulk calls under way per replica. With [`PUSH_BLOCKS_MAX`], eight mebibytes: 450 Mbit/s at 150 ms.
 const PUSH_CALLS_MAX: usize = 8;
 
@@ -75,6 +78,14 @@ impl Way {
             // A flush waits for what comes after this.
             () = self.volume.flushes.urged(self.epoch, self.replica, Lsn::ZERO) => 0,
             () = self.volume.peers.links().turn(self.replica, bytes) => bytes,
+        }
+    }
+
+    /// Most blocks that are sent in one call.
+    fn part_max(&self) -> u32 {
+        match self.is_rebuild && self.volume.shard.rebuilds_beside_guests() {
+            true => REBUILD_BLOCKS_MAX,
+            false => PUSH_BLOCKS_MAX,
         }
     }
 
@@ -221,8 +232,11 @@ impl Push {
             };
             let Some(last) = runs.last() else { break };
             after = BlockIndex(last.start.0 + last.count);
-            for part in split(&runs, PUSH_BLOCKS_MAX) {
-                if calls.len() >= PUSH_CALLS_MAX
+            let part_max = self.way.part_max();
+            // As many bytes, however many calls they are.
+            let calls_max = PUSH_CALLS_MAX * (PUSH_BLOCKS_MAX / part_max) as usize;
+            for part in split(&runs, part_max) {
+                if calls.len() >= calls_max
                     && let Some(sent) = calls.next().await
                 {
                     let () = sent?;

@@ -312,6 +312,12 @@ impl ShardHandle {
         self.rebuilds.turn(&self.operations, bytes).await;
     }
 
+    /// Whether rebuilds give way to guests now.
+    #[must_use]
+    pub fn rebuilds_beside_guests(&self) -> bool {
+        self.rebuilds.has_guests()
+    }
+
     /// Requests that wait for the shard.
     #[must_use]
     pub fn queued(&self) -> usize {

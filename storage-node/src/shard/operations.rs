@@ -16,15 +16,15 @@ use tokio::time::Instant;
 /// How many kinds there are.
 pub const KINDS: usize = OperationKind::ALL.len();
 
-/// How many operations of each kind were answered, and how long they took together.
-pub type Waited = [(u64, Duration); KINDS];
-
 /// The smallest bound is 2 to this power, in microseconds.
 const FIRST_OCTAVE: u32 = 4;
 /// The largest, likewise: about 17 seconds.
 const LAST_OCTAVE: u32 = 24;
 /// Bounds of buckets: two in each octave, at 1 and at 1.5 times a power of two.
 pub const BOUNDS: usize = 2 * (LAST_OCTAVE - FIRST_OCTAVE) as usize + 1;
+
+/// How many took how long, by bucket, each for itself; the last is for what is beyond all [`bound`]s.
+pub type Buckets = [u64; BOUNDS + 1];
 
 /// The bound of a bucket: what took no longer is in it, or in one before.
 #[must_use]
@@ -34,7 +34,7 @@ pub fn bound(bucket: usize) -> Duration {
 }
 
 /// The bucket of what took so long; [`BOUNDS`] when it is beyond all bounds.
-fn bucket(took: Duration) -> usize {
+pub(super) fn bucket(took: Duration) -> usize {
     // What took exactly a bound is still within it.
     let micros = u64::try_from(took.as_nanos().saturating_sub(1) / 1000).unwrap_or(u64::MAX);
     let octave = micros.checked_ilog2().unwrap_or(0);
@@ -65,8 +65,8 @@ impl Default for Counters {
 pub struct Answered {
     /// Which kind.
     pub kind: OperationKind,
-    /// How many took how long: by bucket, each for itself; the last is for what is beyond all [`bound`]s.
-    pub buckets: [u64; BOUNDS + 1],
+    /// How many took how long.
+    pub buckets: Buckets,
     /// How long all took together.
     pub total: Duration,
     /// Bytes of those that succeeded.
@@ -87,14 +87,9 @@ impl Operations {
         Counted { counters: &self.0[kind as usize], bytes, begun: Instant::now() }
     }
 
-    /// How many operations guests have had answered so far, and how long they waited.
-    #[must_use]
-    pub fn waited(&self) -> Waited {
-        std::array::from_fn(|kind| {
-            let counters = &self.0[kind];
-            let count = counters.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum();
-            (count, Duration::from_nanos(counters.sum_ns.load(Ordering::Relaxed)))
-        })
+    /// How many operations of each kind took how long so far, by bucket.
+    pub(super) fn by_bucket(&self) -> [Buckets; KINDS] {
+        std::array::from_fn(|kind| std::array::from_fn(|at| self.0[kind].buckets[at].load(Ordering::Relaxed)))
     }
 
     /// What was counted so far, by kind.
