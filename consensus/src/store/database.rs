@@ -27,7 +27,7 @@ const VALUE_VERSION: u8 = 1;
 pub const FORMAT: u64 = 10;
 /// What is taken over when it is found: the state is one value in it.
 pub(super) const FORMAT_9: u64 = 9;
-/// The same, and when it is found: nothing is said in it of places, of what clients may do, and of keys.
+/// The same, and nothing is said in it of places, of what clients may do, and of keys.
 pub(super) const FORMAT_8: u64 = 8;
 /// The same, and nobody was removed or revoked in it.
 pub(super) const FORMAT_7: u64 = 7;

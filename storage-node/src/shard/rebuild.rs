@@ -6,7 +6,7 @@
 //! longer than that, it slows down, and where not, it speeds up. It never stands still for long: a replica that is not there costs more than
 //! a slow disk. While guests are there it also reads less at a time, so that an operation behind it does not wait long.
 //!
-//! Of one shard, for all that is sent from it, or stored in it, to bring a replica to a copy that it has not: an initial sync, and what a node that
+//! Of one shard of the owner, for all that is sent from it to bring a replica to a copy that it has not: an initial sync, and what a node that
 //! comes back lacks. What replicas of volumes in use are sent all the time is not slowed: it keeps the promise of how far they are behind.
 
 use std::sync::{Mutex, PoisonError};
@@ -215,7 +215,7 @@ impl RebuildPace {
         control.as_ref().is_some_and(|control| control.phase != Phase::Free)
     }
 
-    /// Waits until so many bytes of a rebuild may be read or stored, beside guests whose operations these are.
+    /// Waits until so many bytes of a rebuild may be read, beside guests whose operations these are.
     ///
     /// # Cancel safety
     /// Safe: the turn is lost.
