@@ -138,6 +138,10 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// without certificates does nothing.
     fn look_again(&self) {}
 
+    /// Connects to `node` for calls of `class`, if it is not connected: the first call need not wait for that. Nobody waits for it here. A
+    /// transport without connections does nothing.
+    fn connect(&self, _node: NodeId, _class: Class) {}
+
     /// For so long from now on at the most, and not for the time that was asked for before, what goes in [`Class::Bulk`] and
     /// [`Class::Ahead`], requests and replies, is held to a trickle, so that nothing else waits behind it on a slow path. Zero ends that. A
     /// transport whose calls do not share a path does nothing.

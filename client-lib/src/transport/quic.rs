@@ -7,6 +7,7 @@
 
 mod exchange;
 mod hold;
+mod path;
 mod peer;
 mod tls;
 mod yielding;
@@ -27,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use self::exchange::{CallError, Caller};
 use self::hold::{Carrier, Hold};
+use self::path::Path;
 use self::peer::{DialError, Peer};
 use self::tls::Congestion;
 use self::yielding::Yielding;
@@ -95,8 +97,8 @@ pub(crate) struct Shared {
     endpoint: Endpoint,
     identity: Credentials,
     crypto: Arc<quinn::crypto::rustls::QuicClientConfig>,
-    /// Round trips measured when connecting, for the choice of congestion control.
-    rtts: Mutex<HashMap<NodeId, Duration>>,
+    /// For congestion control.
+    paths: Mutex<HashMap<NodeId, Arc<Path>>>,
     hold: Arc<Hold>,
     /// Who was the first to say that this end's certificate was taken back.
     revoked_by: watch::Sender<Option<NodeId>>,
@@ -105,12 +107,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn note_rtt(&self, node: NodeId, rtt: Duration) {
-        self.rtts.lock().expect("no code panics while holding the table").insert(node, rtt);
+    fn paths(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Path>>> {
+        self.paths.lock().expect("no code panics while holding the table")
     }
 
-    fn known_rtt(&self, node: NodeId) -> Option<Duration> {
-        self.rtts.lock().expect("no code panics while holding the table").get(&node).copied()
+    fn path(&self, node: NodeId) -> Arc<Path> {
+        self.paths().entry(node).or_default().clone()
     }
 
     /// `node` has ended a connection with this error.
@@ -129,9 +131,9 @@ impl Shared {
         }
     }
 
-    fn client_config(&self, congestion: Congestion) -> quinn::ClientConfig {
+    fn client_config(&self, congestion: Congestion, path: &Arc<Path>) -> quinn::ClientConfig {
         let mut config = quinn::ClientConfig::new(self.crypto.clone());
-        config.transport_config(tls::transport_config(congestion, true, &self.hold));
+        config.transport_config(tls::transport_config(congestion, Some(path), &self.hold));
         config
     }
 }
@@ -216,7 +218,7 @@ impl QuicTransport {
                 endpoint,
                 identity,
                 crypto,
-                rtts: Mutex::default(),
+                paths: Mutex::default(),
                 hold,
                 revoked_by: watch::Sender::new(None),
                 before_handshake: OnceLock::new(),
@@ -403,6 +405,9 @@ impl QuicTransport {
         let Some(service) = &self.service else { return };
         let budget = Arc::new(Semaphore::new(REQUEST_BUDGET));
         let carrier = carrier(connection);
+        if let (Some(carrier), Caller::Node(node)) = (&carrier, &caller) {
+            carrier.leads_along(&self.shared.path(*node));
+        }
         loop {
             let accepted = tokio::select! {
                 () = self.closing.cancelled() => return,
@@ -526,7 +531,7 @@ impl Transport for QuicTransport {
         if let Some(entry) = self.peers().remove(&node) {
             entry.classes.iter().for_each(|peer| peer.remove(true));
         }
-        self.shared.rtts.lock().expect("no code panics while holding the table").remove(&node);
+        self.shared.paths().remove(&node);
         for accepted in self.accepted().values() {
             if accepted.holder == CertificateHolder::Node(node) && self.admits(&accepted.holder, &accepted.certificate)
             {
@@ -541,6 +546,17 @@ impl Transport for QuicTransport {
                 tracing::warn!(address = %connection.remote_address(), ?holder, %certificate, "a connection was ended: its certificate was revoked");
                 connection.close(tls::CODE_TAKEN_BACK, tls::CERTIFICATE_REVOKED);
             }
+        }
+    }
+
+    fn connect(&self, node: NodeId, class: Class) {
+        let peer = self.peer(node, class).filter(|peer| peer.connected().is_none());
+        if let Some(peer) = peer
+            && !self.closing.is_cancelled()
+        {
+            let shared = self.shared.clone();
+            // Who calls next is told if it fails.
+            self.shared.runtime.spawn(async move { peer.connect(&shared).await.map(drop) });
         }
     }
 
@@ -573,7 +589,7 @@ pub async fn join_call(
     let endpoint = Endpoint::client(local).map_err(|error| unreachable(error.to_string()))?;
     let mut config =
         quinn::ClientConfig::new(tls::joining_crypto(ca_fingerprint).map_err(|error| unreachable(error.to_string()))?);
-    config.transport_config(tls::transport_config(Congestion::Cubic, true, &Arc::default()));
+    config.transport_config(tls::transport_config(Congestion::Cubic, Some(&Arc::default()), &Arc::default()));
     let end = tokio::time::Instant::now() + deadline;
     let connecting =
         endpoint.connect_with(config, address, "join.helio").map_err(|error| unreachable(error.to_string()))?;

@@ -34,6 +34,12 @@ const PREPARE_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause before consensus is asked again for an outcome that nobody could tell.
 pub const RESOLVE_PAUSE: Duration = Duration::from_millis(200);
 
+/// Whether what became of a proposal does not matter any more: its volume was deleted, or this node stops. Anything else is asked again.
+#[must_use]
+pub fn is_gone(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Closed)
+}
+
 /// What consensus said to a proposed change of owner.
 #[derive(Debug)]
 pub enum Proposed<T> {
@@ -320,11 +326,11 @@ impl Driver {
         if self.when == FreezeWhen::Always || self.members.iter().any(Member::is_new) {
             // Else nobody writes, so nobody would be held up by what is sent frozen; but all of a volume is too much for that.
             self.enter(chronicle::Phase::Telling);
-            self.peers().hold_bulk(self.to);
+            self.peers().make_way(self.to);
             try_join_all(self.members.iter_mut().map(Member::send_manifest)).await?;
         }
         let outcome = self.hand_over().await;
-        self.peers().transport().hold_bulk(Duration::ZERO);
+        self.peers().end_way(self.to);
         outcome
     }
 
@@ -350,7 +356,7 @@ impl Driver {
                     };
                 }
                 step => {
-                    let event = self.carry_out(step).await;
+                    let event = self.carry_out(step).await?;
                     tracing::debug!(volume = %self.names(), ?event, since = ?began.elapsed(), "handover");
                     machine.on(event)
                 }
@@ -359,7 +365,9 @@ impl Driver {
         unreachable!("a handover ends thawed or released")
     }
 
-    async fn carry_out(&mut self, step: Effect) -> Event {
+    /// # Errors
+    /// As [`is_gone`]: what was held is closed with its volume.
+    async fn carry_out(&mut self, step: Effect) -> Result<Event, Error> {
         match &step {
             Effect::Freeze => self.enter(chronicle::Phase::Freezing),
             Effect::Prepare { .. } => self.enter(chronicle::Phase::Preparing),
@@ -367,7 +375,7 @@ impl Driver {
             Effect::Resolve => self.enter(chronicle::Phase::Resolving),
             Effect::Thaw(_) | Effect::Release { .. } => {}
         }
-        match step {
+        Ok(match step {
             Effect::Freeze => {
                 // All of them, before it is looked what came of any: whatever fails, none is left half way.
                 let frozen = join_all(self.members.iter().map(|member| member.freeze(self.when))).await;
@@ -389,6 +397,7 @@ impl Driver {
                 let volumes = self.members.iter().map(|member| member.volume.id).collect();
                 match self.log.settle(volumes).await {
                     Ok(owners) => Event::Resolved(owners),
+                    Err(error) if is_gone(&error) => return Err(error),
                     Err(error) => {
                         tracing::warn!(volume = %self.names(), %error, "the outcome of a handover is not known yet; I/O is held");
                         tokio::time::sleep(RESOLVE_PAUSE).await;
@@ -397,7 +406,7 @@ impl Driver {
                 }
             }
             Effect::Thaw(_) | Effect::Release { .. } => unreachable!("handled by the caller"),
-        }
+        })
     }
 
     async fn prepare(&mut self, final_lsns: &[Lsn]) -> Event {

@@ -212,11 +212,12 @@ impl PeerClient {
         self.encodings(node) & ENCODING_HELD != 0 && alike::pays(self.rate_to(node))
     }
 
-    /// Holds bulk, at this end and at that of `node`, for as long as a handover takes: its messages are not to wait behind it. Nobody waits
-    /// until the other end has been told.
-    pub fn hold_bulk(&self, node: NodeId) {
+    /// Makes way for a handover to `node`: bulk is held, at this end and at that, for as long as it takes, since its messages are not to wait
+    /// behind it; and both connect for what guests wait for afterwards. Nobody waits until the other end has been told.
+    pub fn make_way(&self, node: NodeId) {
         let duration = self.transport.rtt(node).unwrap_or_default() * HOLD_RTTS + HOLD_MORE;
         self.transport.hold_bulk(duration);
+        self.transport.connect(node, Class::Pull);
         if self.encodings(node) & ENCODING_HOLD == 0 {
             return;
         }
@@ -227,6 +228,11 @@ impl PeerClient {
                 tracing::debug!(%node, %error, "it was not told to hold bulk");
             }
         });
+    }
+
+    /// The handover to `node` is over. What guests asked for meanwhile goes there now, and bulk after it.
+    pub fn end_way(&self, node: NodeId) {
+        self.transport.hold_bulk(self.transport.rtt(node).unwrap_or_default());
     }
 
     /// Learns what `node` understands before there is anything to send to it or to fetch from it.

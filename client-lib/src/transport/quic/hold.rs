@@ -3,9 +3,11 @@
 //! A moment and not until told otherwise, so that bulk goes on whatever becomes of who asked for it. What is under way when it
 //! begins leaves the queue within some 10 ms ([`super::yielding`]); from then on each connection has a datagram under way.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+use super::path::Path;
 
 /// No longer than this at a time, whatever is asked for.
 const HOLD_MAX: Duration = Duration::from_secs(2);
@@ -36,16 +38,27 @@ impl Hold {
     }
 }
 
-/// A connection, as far as what it carries is held.
+/// A connection: whether what it carries is held, and where it leads.
 #[derive(Clone, Debug)]
 pub(super) struct Carrier {
     hold: Arc<Hold>,
     is_bulk: Arc<AtomicBool>,
+    path: Arc<OnceLock<Arc<Path>>>,
 }
 
 impl Carrier {
     pub(super) fn new(hold: Arc<Hold>, is_bulk: bool) -> Carrier {
-        Carrier { hold, is_bulk: Arc::new(AtomicBool::new(is_bulk)) }
+        Carrier { hold, is_bulk: Arc::new(AtomicBool::new(is_bulk)), path: Arc::default() }
+    }
+
+    /// It is known who the other end is. The first call counts.
+    pub(super) fn leads_along(&self, path: &Arc<Path>) {
+        let _ = self.path.set(path.clone());
+    }
+
+    /// Where it leads, as soon as that is known.
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.path.get().map(|path| &**path)
     }
 
     /// The other end has called for bulk: replies are that.

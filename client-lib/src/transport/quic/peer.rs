@@ -131,7 +131,7 @@ impl Peer {
     async fn handshake(&self, shared: &Shared) -> Result<Connection, DialError> {
         let congestion = self.congestion(shared);
         let connection = self.attempt(shared, congestion).await?;
-        shared.note_rtt(self.node, connection.rtt());
+        shared.path(self.node).note_rtt(connection.rtt());
         // The first connection measures the path; if it chose wrongly, the next one is made at once.
         let better = self.congestion(shared);
         if better == congestion {
@@ -142,7 +142,7 @@ impl Peer {
     }
 
     fn congestion(&self, shared: &Shared) -> Congestion {
-        let far = shared.known_rtt(self.node).is_some_and(|rtt| rtt > WAN_RTT);
+        let far = shared.path(self.node).rtt().is_some_and(|rtt| rtt > WAN_RTT);
         match self.class {
             Class::Pull if far => Congestion::Bbr,
             Class::Bulk => Congestion::Yielding,
@@ -155,7 +155,7 @@ impl Peer {
             look();
         }
         let name = pki::server_name(shared.identity.cluster(), self.node);
-        let config = shared.client_config(congestion);
+        let config = shared.client_config(congestion, &shared.path(self.node));
         let connecting =
             shared.endpoint.connect_with(config, self.address, &name).map_err(|error| error.to_string())?;
         match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {

@@ -20,6 +20,7 @@ use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::StartError;
 use super::hold::Hold;
+use super::path::Path;
 use super::yielding::YieldingConfig;
 use crate::pki::{self, Credentials};
 
@@ -51,8 +52,13 @@ pub(super) enum Congestion {
     Yielding,
 }
 
-/// `hold` is the transport's; a client's connection that yields carries bulk.
-pub(super) fn transport_config(congestion: Congestion, client: bool, hold: &Arc<Hold>) -> Arc<TransportConfig> {
+/// `hold` is the transport's; `path` where the dialling end dials to: if its connection yields, it carries bulk. `None` at the end that accepts.
+pub(super) fn transport_config(
+    congestion: Congestion,
+    path: Option<&Arc<Path>>,
+    hold: &Arc<Hold>,
+) -> Arc<TransportConfig> {
+    let client = path.is_some();
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_MAX);
     let mut config = TransportConfig::default();
@@ -76,7 +82,7 @@ pub(super) fn transport_config(congestion: Congestion, client: bool, hold: &Arc<
         Congestion::Cubic => config.congestion_controller_factory(Arc::new(congestion::CubicConfig::default())),
         Congestion::Bbr => config.congestion_controller_factory(Arc::new(congestion::BbrConfig::default())),
         Congestion::Yielding => {
-            config.congestion_controller_factory(Arc::new(YieldingConfig { hold: hold.clone(), is_bulk: client }))
+            config.congestion_controller_factory(Arc::new(YieldingConfig { hold: hold.clone(), path: path.cloned() }))
         }
     };
     Arc::new(config)
@@ -175,7 +181,7 @@ pub(super) fn server_config(identity: &Credentials, hold: &Arc<Hold>) -> Result<
     config
         // Neither who calls nor the class of the calls is known yet when this must be chosen. Most reply bytes are pulled
         // in the background; the others are few.
-        .transport_config(transport_config(Congestion::Yielding, false, hold))
+        .transport_config(transport_config(Congestion::Yielding, None, hold))
         .max_incoming(HANDSHAKES_MAX)
         .incoming_buffer_size(HANDSHAKE_BUFFER)
         .incoming_buffer_size_total(HANDSHAKE_BUFFER_TOTAL);

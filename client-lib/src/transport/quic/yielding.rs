@@ -10,6 +10,10 @@
 //! its window for a moment every [`PROBE_INTERVAL`] to see the base again, so that a path that grew longer is not taken
 //! for a queue for ever. Knows neither sockets nor clocks: acknowledgements in, a window out. Of connections that carry bulk the
 //! window can be held at a datagram ([`super::hold`]).
+//!
+//! A flow begins by doubling its window, and notices a round trip late that it is enough: by then as much again is in the queue. So it
+//! doubles only up to what other connections have seen the path carry, if they have, and takes the base that they know: what they have in
+//! the queue when it begins is no part of the path ([`super::path`]).
 
 use std::any::Any;
 use std::sync::Arc;
@@ -19,6 +23,7 @@ use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
 use super::hold::{Carrier, Hold};
+use super::path::Path;
 
 /// The queue aimed at. Above the noise of a busy machine's timers; small against a round trip between providers.
 const TARGET: Duration = Duration::from_millis(10);
@@ -47,19 +52,24 @@ const INITIAL_WINDOW: u64 = 14_720;
 #[derive(Debug)]
 pub(super) struct YieldingConfig {
     pub(super) hold: Arc<Hold>,
-    /// Whether its connections carry bulk from the beginning; else once [`Carrier::carries_bulk`] was called.
-    pub(super) is_bulk: bool,
+    /// Where its connections lead, which carry bulk then; else what they carry and where they lead is told by [`Carrier::carries_bulk`] and
+    /// [`Carrier::leads_along`].
+    pub(super) path: Option<Arc<Path>>,
 }
 
 impl ControllerFactory for YieldingConfig {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(Yielding::new(now, current_mtu, Carrier::new(self.hold.clone(), self.is_bulk)))
+        let carrier = Carrier::new(self.hold.clone(), self.path.is_some());
+        if let Some(path) = &self.path {
+            carrier.leads_along(path);
+        }
+        Box::new(Yielding::new(now, current_mtu, carrier))
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
-    /// Doubles each round trip until a queue shows.
+    /// Doubles each round trip until a queue shows, or as much is under way as the path is known to carry.
     Start,
     /// Follows the queue.
     Steady,
@@ -130,8 +140,13 @@ impl Yielding {
         &self.carrier
     }
 
+    fn own_base(&self) -> Option<Duration> {
+        self.base.iter().flatten().min().copied()
+    }
+
     fn base(&self) -> Duration {
-        self.base.iter().flatten().min().copied().unwrap_or_default()
+        let known = self.carrier.path().and_then(Path::base);
+        self.own_base().into_iter().chain(known).min().unwrap_or_default()
     }
 
     fn window_min(&self) -> f64 {
@@ -162,6 +177,7 @@ impl Yielding {
                 }
             }
             Phase::Steady => {
+                self.tell_others(&round, now);
                 self.follow(&round, least);
                 if now.saturating_duration_since(self.probed) > PROBE_INTERVAL {
                     self.phase = Phase::Probe { rounds: PROBE_ROUNDS, resume: self.window };
@@ -177,6 +193,22 @@ impl Yielding {
             Phase::Probe { rounds, resume } => self.phase = Phase::Probe { rounds: rounds - 1, resume },
         }
         self.window = self.window.max(self.window_min());
+    }
+
+    fn tell_others(&self, round: &Round, now: Instant) {
+        let took = now.saturating_duration_since(round.began).as_secs_f64();
+        if let (Some(path), Some(base)) = (self.carrier.path(), self.own_base())
+            && !round.idle
+            && took > 0.0
+        {
+            path.note(now, base, round.acked as f64 / took);
+        }
+    }
+
+    /// Whether as much is under way as the path has carried without a queue.
+    fn fills_path(&self) -> bool {
+        let rate = self.carrier.path().and_then(Path::rate);
+        rate.is_some_and(|rate| self.window >= rate * self.base().as_secs_f64())
     }
 
     /// The share by which the window may grow at least: no queue has shown for so long.
@@ -219,6 +251,9 @@ impl Controller for Yielding {
         if is_persistent {
             self.window = self.window_min();
             self.phase = Phase::Start;
+            if let Some(path) = self.carrier.path() {
+                path.forget();
+            }
         }
     }
 
@@ -262,6 +297,9 @@ impl Yielding {
                 self.phase = Phase::Steady;
             } else if !app_limited {
                 self.window += bytes as f64;
+                if self.fills_path() {
+                    self.phase = Phase::Steady;
+                }
             }
         }
         if sent >= self.round.began {

@@ -207,7 +207,8 @@ impl Member {
         }
         tokio::spawn(async move {
             let request = PeerRequest::HotSet { volume, epoch, extents };
-            if let Err(error) = peers.ask(to, Class::Pull, request, Bytes::new()).await {
+            // Behind what was held meanwhile.
+            if let Err(error) = peers.ask(to, Class::Ahead, request, Bytes::new()).await {
                 tracing::debug!(%volume, %to, %error, "the new owner does not know what was hot");
             }
         });

@@ -51,7 +51,11 @@ impl Path {
     }
 
     fn flow_on(&self, hold: &Arc<Hold>) -> Flow {
-        let controller = Yielding::new(self.origin + self.now, MTU as u16, Carrier::new(hold.clone(), true));
+        self.flow_of(Carrier::new(hold.clone(), true))
+    }
+
+    fn flow_of(&self, carrier: Carrier) -> Flow {
+        let controller = Yielding::new(self.origin + self.now, MTU as u16, carrier);
         Flow { controller, in_flight: 0, credit: 0.0, under_way: VecDeque::new(), delivered: 0 }
     }
 
@@ -210,6 +214,36 @@ fn a_start_that_was_cut_short_is_made_up_for() {
     path.run(&mut flows, Duration::from_millis(2500));
     let window = flows[0].controller.window() as f64;
     assert!(window > 0.8 * fits, "{window} of {fits} bytes in flight");
+}
+
+/// After a handover the new owner fetches the rest from the old one, which begins on another connection than the one that had pushed it: at 20 ms
+/// a write right after it waited 30 to 80 ms longer for what was queued meanwhile.
+#[test]
+fn a_flow_on_a_known_path_begins_without_a_queue_and_fills_it() {
+    for (rtt_ms, mbit) in [(20, 20.0), (60, 20.0), (150, 200.0), (300, 20.0)] {
+        let mut path = Path::new(rtt_ms, mbit);
+        let known = Arc::default();
+        let flow = |path: &Path| {
+            let carrier = Carrier::new(Arc::default(), true);
+            carrier.leads_along(&known);
+            path.flow_of(carrier)
+        };
+        let mut flows = vec![flow(&path)];
+        let unknown = path.run(&mut flows, SETTLE);
+        // Unknown, it is an overshoot by a round trip.
+        assert!(unknown > path.rtt / 2, "{rtt_ms} ms, {mbit} Mbit/s: {unknown:?} queued");
+        path.run(&mut flows, Duration::from_secs(2));
+        // The one that was there has been given more than it has sent.
+        flows.push(flow(&path));
+        let together = path.run(&mut flows, Duration::from_secs(2));
+        assert!(together < TARGET * 5 / 2, "{rtt_ms} ms, {mbit} Mbit/s: {together:?} queued by two");
+        path.run(&mut [], Duration::from_secs(1));
+        let mut flows = [flow(&path)];
+        let longest = path.run(&mut flows, SETTLE);
+        assert!(longest < TARGET * 5 / 2, "{rtt_ms} ms, {mbit} Mbit/s: {longest:?} queued at the start");
+        let used = path.use_of(&mut flows, Duration::from_secs(2));
+        assert!(used > 0.9, "{rtt_ms} ms, {mbit} Mbit/s: {used} used");
+    }
 }
 
 /// A handover waited a queue of bulk longer for each of its messages: of 60 ms, 158 and not 130.
