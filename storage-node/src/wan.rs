@@ -1,11 +1,13 @@
 //! A WAN inside the process: a UDP relay with delay, jitter, rate, queue, loss, reordering, duplication and
 //! partition, for the demo and for tests. Needs no privileges.
 //!
-//! One [`WanLink`] stands before one target: what is sent to [`WanLink::address`] arrives there late, and what the
-//! target answers goes back late. Directions are set separately and at any time. Owns sockets and two threads;
-//! what happens to a datagram is decided in [`relay`], which knows no sockets and no clock. Uses only the standard
-//! library and socket2 (for buffer sizes). Does not rewrite contents.
+//! One [`WanLink`] stands before a target: what is sent to [`WanLink::address`] arrives there late, and what the
+//! target answers goes back late. Or it lies between two places, each of which sends to an address that stands for the other;
+//! what goes one way shares the rate and the queue then, whoever has begun. Directions are set separately and at any time. Owns sockets and
+//! threads; what happens to a datagram is decided in [`relay`], which knows no sockets and no clock. Uses only the standard
+//! library and socket2 (for buffer sizes). Does not rewrite contents. [`file`] is what a user says of links.
 
+pub mod file;
 pub mod relay;
 
 use std::collections::HashMap;
@@ -30,6 +32,8 @@ pub struct DirectionSettings {
     pub rate_bits: u64,
     /// Bytes that may wait for the rate; what comes on top is dropped. Without a rate nothing waits for it.
     pub queue_bytes: u64,
+    /// Largest datagram in bytes; larger ones are lost.
+    pub datagram_max: usize,
     /// Probability of losing a datagram, 0 to 1.
     pub loss: f64,
     /// Probability of a datagram overtaking: it skips the delay.
@@ -47,6 +51,7 @@ impl Default for DirectionSettings {
             jitter: Duration::ZERO,
             rate_bits: 0,
             queue_bytes: QUEUE_BYTES_DEFAULT,
+            datagram_max: DATAGRAM_MAX_DEFAULT,
             loss: 0.0,
             reorder: 0.0,
             duplicate: 0.0,
@@ -57,6 +62,8 @@ impl Default for DirectionSettings {
 
 /// 2 MiB: 80 ms at 200 Mbit/s.
 pub const QUEUE_BYTES_DEFAULT: u64 = 2 << 20;
+/// Between providers packets have 1500 bytes, with the headers of IP and UDP.
+pub const DATAGRAM_MAX_DEFAULT: usize = 1472;
 /// Bytes on the way in one direction; more are dropped. 1 Gbit/s over 150 ms are 19 MiB.
 pub const IN_FLIGHT_BYTES_MAX: u64 = 128 << 20;
 /// Clients of one link; datagrams of further ones are dropped.
@@ -72,6 +79,12 @@ const DATAGRAM_MAX: usize = 65_536;
 #[derive(Clone, Debug)]
 pub struct LinkSettings {
     directions: Arc<Mutex<[DirectionSettings; 2]>>,
+}
+
+impl Default for LinkSettings {
+    fn default() -> LinkSettings {
+        LinkSettings::symmetric(DirectionSettings::default())
+    }
 }
 
 impl LinkSettings {
@@ -159,15 +172,27 @@ struct Arrived {
 }
 
 struct Shared {
-    target: SocketAddr,
     settings: LinkSettings,
     counts: [Counts; 2],
     stop: AtomicBool,
 }
 
-/// An emulated link to one target. Stops when dropped.
+/// Before a place: what is sent to `socket` goes there.
+struct Front {
+    socket: Arc<UdpSocket>,
+    target: SocketAddr,
+    way: Direction,
+}
+
+impl Front {
+    fn open(target: SocketAddr, way: Direction) -> io::Result<Front> {
+        Ok(Front { socket: Arc::new(loopback_socket(target)?), target, way })
+    }
+}
+
+/// An emulated link. Stops when dropped.
 pub struct WanLink {
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -178,26 +203,51 @@ impl WanLink {
     /// # Errors
     /// When no socket or thread can be had.
     pub fn start(target: SocketAddr, settings: LinkSettings) -> io::Result<WanLink> {
-        let front = Arc::new(loopback_socket(target)?);
-        let address = front.local_addr()?;
-        let shared = Arc::new(Shared { target, settings, counts: Default::default(), stop: AtomicBool::new(false) });
+        WanLink::with(vec![Front::open(target, Direction::ToTarget)?], settings)
+    }
+
+    /// The link between two places: [`address`](Self::address) stands for the second, the target, and
+    /// [`address_back`](Self::address_back) for the first.
+    ///
+    /// # Errors
+    /// When no socket or thread can be had.
+    pub fn between(places: [SocketAddr; 2], settings: LinkSettings) -> io::Result<WanLink> {
+        let [first, second] = places;
+        WanLink::with(
+            vec![Front::open(second, Direction::ToTarget)?, Front::open(first, Direction::FromTarget)?],
+            settings,
+        )
+    }
+
+    fn with(fronts: Vec<Front>, settings: LinkSettings) -> io::Result<WanLink> {
+        let addresses = fronts.iter().map(|front| front.socket.local_addr()).collect::<io::Result<_>>()?;
+        let shared = Arc::new(Shared { settings, counts: Default::default(), stop: AtomicBool::new(false) });
         let (arrived, queue) = sync_channel(HANDOVER_MAX);
-        let mut link = WanLink { address, shared: shared.clone(), threads: Vec::new() };
+        let mut link = WanLink { addresses, shared: shared.clone(), threads: Vec::new() };
         let delaying = shared.clone();
         link.threads
             .push(std::thread::Builder::new().name("wan-delay".into()).spawn(move || deliver(&delaying, &queue))?);
-        link.threads.push(
-            std::thread::Builder::new()
-                .name("wan-front".into())
-                .spawn(move || receive_front(&shared, &front, &arrived))?,
-        );
+        for front in fronts {
+            let (shared, arrived) = (shared.clone(), arrived.clone());
+            let receiving = move || receive_front(&shared, &front, &arrived);
+            link.threads.push(std::thread::Builder::new().name("wan-front".into()).spawn(receiving)?);
+        }
         Ok(link)
     }
 
     /// Where to send to instead of the target.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.addresses[0]
+    }
+
+    /// Where to send to instead of the first place of a link [`between`](Self::between) two.
+    ///
+    /// # Panics
+    /// With a link before one target.
+    #[must_use]
+    pub fn address_back(&self) -> SocketAddr {
+        self.addresses[1]
     }
 
     /// The shared settings.
@@ -239,25 +289,24 @@ impl Drop for WanLink {
 }
 
 /// Receives from clients; opens a socket and a thread for the answers of each.
-fn receive_front(shared: &Arc<Shared>, front: &Arc<UdpSocket>, arrived: &SyncSender<Arrived>) {
+fn receive_front(shared: &Arc<Shared>, front: &Front, arrived: &SyncSender<Arrived>) {
+    let Front { socket: front, target, way } = front;
+    let (target, way) = (*target, *way);
     let mut clients: HashMap<SocketAddr, Arc<Exit>> = HashMap::new();
     let mut threads = Vec::new();
-    receive(shared, front, Direction::ToTarget, arrived, |from| {
+    receive(shared, front, way, arrived, |from| {
         if let Some(exit) = clients.get(&from) {
             return Some(exit.clone());
         }
         if clients.len() >= CLIENTS_MAX {
             return None;
         }
-        let back = Arc::new(loopback_socket(shared.target).ok()?);
-        let exit = Arc::new(Exit { socket: back.clone(), to: shared.target });
+        let back = Arc::new(loopback_socket(target).ok()?);
+        let exit = Arc::new(Exit { socket: back.clone(), to: target });
         let answer = Arc::new(Exit { socket: front.clone(), to: from });
         let (answering, arrived) = (shared.clone(), arrived.clone());
         let thread = std::thread::Builder::new().name("wan-back".into()).spawn(move || {
-            let target = answering.target;
-            receive(&answering, &back, Direction::FromTarget, &arrived, |from| {
-                (from == target).then(|| answer.clone())
-            });
+            receive(&answering, &back, way.back(), &arrived, |from| (from == target).then(|| answer.clone()));
         });
         threads.push(thread.ok()?);
         clients.insert(from, exit.clone());
@@ -364,6 +413,33 @@ mod tests {
         let counters = link.counters(Direction::ToTarget);
         assert_eq!((counters.bytes, counters.dropped_packets), (4, 0));
         link.stop();
+    }
+
+    /// Each end had a link of its own before the other, so that what went one way had the rate twice.
+    #[test]
+    fn what_goes_one_way_between_two_places_shares_the_rate_whoever_has_begun() {
+        let (first, second) = (socket(), socket());
+        let at = |socket: &UdpSocket| socket.local_addr().expect("bound");
+        // 100 bytes take 100 ms from the first to the second, and nothing back.
+        let settings = LinkSettings::rtt(Duration::ZERO, 0);
+        settings.update_direction(Direction::ToTarget, |way| way.rate_bits = 8_000);
+        let link = WanLink::between([at(&first), at(&second)], settings).expect("started");
+        let mut buffer = [0; 128];
+        second.send_to(b"hello", link.address_back()).expect("sent");
+        let (_, from) = first.recv_from(&mut buffer).expect("arrived");
+        let start = Instant::now();
+        first.send_to(&[1; 100], link.address()).expect("sent");
+        first.send_to(&[2; 100], from).expect("sent");
+        for _ in 0..2 {
+            assert_eq!(second.recv_from(&mut buffer).expect("arrived").0, 100);
+        }
+        assert!(start.elapsed() >= Duration::from_millis(200), "the second one waits for the first");
+        // They are counted when they are sent, which may be after they were received.
+        while link.counters(Direction::ToTarget).packets < 2 {
+            std::thread::yield_now();
+        }
+        let bytes = [Direction::ToTarget, Direction::FromTarget].map(|way| link.counters(way).bytes);
+        assert_eq!(bytes, [200, 5]);
     }
 
     #[test]

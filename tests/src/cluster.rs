@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -25,6 +25,29 @@ pub fn helio() -> anyhow::Result<PathBuf> {
     let path = test.parent().and_then(Path::parent).context("the test lies in a target directory")?.join("helio");
     ensure!(path.exists(), "{} is not built; `make unit` builds it, or set HELIO_BIN", path.display());
     Ok(path)
+}
+
+/// What comes of a `helio` command that finds no cluster.
+///
+/// # Panics
+/// When it cannot be run.
+#[must_use]
+pub fn output(arguments: &[&str]) -> Output {
+    Command::new(helio().expect("is built")).args(arguments).env("HELIO_DATA", "nowhere").output().expect("runs")
+}
+
+/// What `helio` says when it must fail: one line, exit code 1, nothing on standard output.
+///
+/// # Panics
+/// When it does anything else.
+#[must_use]
+pub fn refusal(arguments: &[&str]) -> String {
+    let output = output(arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+    assert!(output.stdout.is_empty(), "{arguments:?}: {output:?}");
+    let said = String::from_utf8(output.stderr).expect("is UTF-8");
+    assert!(said.starts_with("helio: ") && said.lines().count() == 1, "{arguments:?}: {said}");
+    said
 }
 
 /// `helio up` in a directory that outlives its processes.
@@ -58,6 +81,14 @@ impl Up {
     #[must_use]
     pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
+    }
+
+    /// What it has logged since it was started last.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn log(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.directory.path().join("log"))?)
     }
 
     /// The NBD socket of a provider.

@@ -4,26 +4,12 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use tests::cluster::{Up, helio};
+use tests::cluster::{Up, helio, output, refusal};
 use tests::nbd_client::{Client, ENOSPC, Error};
 use tests::tools::{run, tool};
-
-fn output(arguments: &[&str]) -> Output {
-    Command::new(helio().expect("is built")).args(arguments).env("HELIO_DATA", "nowhere").output().expect("runs")
-}
-
-/// What `helio` says when it must fail: one line, exit code 1, nothing on standard output.
-fn refusal(arguments: &[&str]) -> String {
-    let output = output(arguments);
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
-    assert!(output.stdout.is_empty(), "{arguments:?}: {output:?}");
-    let said = String::from_utf8(output.stderr).expect("is UTF-8");
-    assert!(said.starts_with("helio: ") && said.lines().count() == 1, "{arguments:?}: {said}");
-    said
-}
 
 #[test]
 fn wrong_input_is_answered_with_what_to_do() {

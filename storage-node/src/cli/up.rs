@@ -15,6 +15,7 @@ use futures_util::future::join_all;
 use nbd_frontend::TlsOptions;
 use nbd_frontend::service::keys::KeyArguments;
 use nbd_frontend::service::limits::raise_open_files;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Common;
 use super::serving::{Served, announce, until_stopped};
@@ -23,16 +24,17 @@ use crate::data_dir::DataDir;
 use crate::membership::Membership;
 use crate::node::admission::AuthorityPlace;
 use crate::node::{BootstrapMember, Node, NodeOptions, WanBytes};
+use crate::wan::file::WanFile;
 use crate::wan::relay::Direction;
-use crate::wan::{LinkSettings, WanLink};
+use crate::wan::{DirectionSettings, LinkSettings, WanLink};
 
-/// Rate of a link when none is asked for, in bits per second: beyond what one process carries.
-const RATE_UNLIMITED: u64 = 100_000_000_000;
+/// How often it is looked whether the file of `--wan` says something else.
+const WAN_LOOK: Duration = Duration::from_millis(500);
 
 /// Run a whole cluster in this process.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  helio up --providers a,b,c --rtt 60 --rate 200\n\nThe data stays in the data directory: the same command brings everything back."
+    after_help = "Examples:\n  helio up --providers a,b,c --rtt 60 --rate 200\n  helio up --wan wan.toml\n\nThe data stays in the data directory: the same command brings everything back."
 )]
 pub(super) struct Up {
     /// The providers; each gets one node of the same name
@@ -44,6 +46,9 @@ pub(super) struct Up {
     /// Rate between providers in Mbit/s; 0 is unlimited
     #[arg(long, value_name = "MBIT", default_value_t = 0)]
     rate: u64,
+    /// How each link behaves, and when it is cut: a file, read again when it changes (docs/wan.md)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rtt", "rate"])]
+    wan: Option<PathBuf>,
     /// First NBD port, one per provider; 0 takes free ones
     #[arg(long, value_name = "N", default_value_t = 10809)]
     nbd_port: u16,
@@ -121,13 +126,15 @@ async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Resul
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let sockets: Vec<UdpSocket> = names.iter().map(|_| UdpSocket::bind(loopback)).collect::<Result<_, _>>()?;
     let addresses: Vec<SocketAddr> = sockets.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>()?;
-    let links = Arc::new(links(&up, &addresses)?);
+    let wan = Wan::of(&up, &names)?;
+    let links = Arc::new(wan.links(&addresses)?);
+    let following = up.wan.take().map(|path| AbortOnDropHandle::new(tokio::spawn(follow(path, wan, links.clone()))));
     let bootstrap: Vec<BootstrapMember> = members(&names, &addresses)?;
 
     let starts = sockets.into_iter().enumerate().map(|(index, socket)| {
         let others = (0..names.len()).filter(|other| *other != index);
         let peer_overrides: BTreeMap<NodeName, SocketAddr> = others
-            .map(|other| (names[other].clone(), links.get(&(index, other)).map_or(addresses[other], WanLink::address)))
+            .map(|other| (names[other].clone(), stands_for(&links, index, other).unwrap_or(addresses[other])))
             .collect();
         let counted = links.clone();
         let directory = data.join(names[index].as_str());
@@ -177,6 +184,7 @@ async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Resul
     until_stopped(&data).await?;
     join_all(nodes.into_iter().map(Node::stop)).await;
     // The links end with the last use of them.
+    drop(following);
     drop(links);
     drop(held);
     Ok(())
@@ -259,23 +267,110 @@ fn members(names: &[NodeName], addresses: &[SocketAddr]) -> anyhow::Result<Vec<B
     names.iter().enumerate().map(member).collect()
 }
 
-/// A link for each ordered pair of nodes; none when the providers are next to each other.
-fn links(up: &Up, addresses: &[SocketAddr]) -> anyhow::Result<BTreeMap<(usize, usize), WanLink>> {
-    let mut links = BTreeMap::new();
-    if up.rtt == 0 && up.rate == 0 {
-        return Ok(links);
+/// The links, by the two providers that they are between, the first of `--providers` first.
+type WanLinks = BTreeMap<(usize, usize), WanLink>;
+
+/// What is between the providers.
+struct Wan {
+    names: Vec<String>,
+    /// `None` when they are next to each other.
+    behaves: Option<Behaves>,
+}
+
+enum Behaves {
+    /// All of them alike.
+    Alike(DirectionSettings),
+    /// As a file says, with its text.
+    AsSaid(String, WanFile),
+}
+
+impl Wan {
+    fn of(up: &Up, names: &[NodeName]) -> anyhow::Result<Wan> {
+        let mut wan = Wan { names: names.iter().map(ToString::to_string).collect(), behaves: None };
+        if let Some(path) = &up.wan {
+            let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+            let file = wan.parse(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+            wan.behaves = Some(Behaves::AsSaid(text, file));
+        } else if up.rtt > 0 || up.rate > 0 {
+            let delay = Duration::from_millis(up.rtt) / 2;
+            let rate_bits = up.rate * 1_000_000;
+            wan.behaves = Some(Behaves::Alike(DirectionSettings { delay, rate_bits, ..DirectionSettings::default() }));
+        }
+        Ok(wan)
     }
-    let rate_bits = if up.rate == 0 { RATE_UNLIMITED } else { up.rate * 1_000_000 };
-    for from in 0..addresses.len() {
-        for to in (0..addresses.len()).filter(|to| *to != from) {
-            let settings = LinkSettings::rtt(Duration::from_millis(up.rtt), rate_bits);
-            links.insert(
-                (from, to),
-                WanLink::start(addresses[to], settings).context("the WAN emulator cannot be started")?,
-            );
+
+    fn parse(&self, text: &str) -> Result<WanFile, String> {
+        WanFile::parse(text, &self.names.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn direction(&self, from: usize, to: usize) -> DirectionSettings {
+        match &self.behaves {
+            None => DirectionSettings::default(),
+            Some(Behaves::Alike(settings)) => *settings,
+            Some(Behaves::AsSaid(_, file)) => file.direction(&self.names[from], &self.names[to]),
         }
     }
-    Ok(links)
+
+    /// A link for each two providers; none when they are next to each other.
+    fn links(&self, addresses: &[SocketAddr]) -> anyhow::Result<WanLinks> {
+        let mut links = BTreeMap::new();
+        if self.behaves.is_none() {
+            return Ok(links);
+        }
+        for first in 0..addresses.len() {
+            for second in first + 1..addresses.len() {
+                let link = WanLink::between([addresses[first], addresses[second]], LinkSettings::default());
+                links.insert((first, second), link.context("the WAN emulator cannot be started")?);
+            }
+        }
+        self.set(&links);
+        Ok(links)
+    }
+
+    /// Has the links behave as it says.
+    fn set(&self, links: &WanLinks) {
+        for ((first, second), link) in links {
+            link.settings().update_direction(Direction::ToTarget, |way| *way = self.direction(*first, *second));
+            link.settings().update_direction(Direction::FromTarget, |way| *way = self.direction(*second, *first));
+        }
+    }
+}
+
+/// Where `from` sends what is for `to`; `None` when that is to its own address.
+fn stands_for(links: &WanLinks, from: usize, to: usize) -> Option<SocketAddr> {
+    match from < to {
+        true => links.get(&(from, to)).map(WanLink::address),
+        false => links.get(&(to, from)).map(WanLink::address_back),
+    }
+}
+
+/// Has the links behave as the file says, whenever that changes.
+async fn follow(path: PathBuf, mut wan: Wan, links: Arc<WanLinks>) {
+    let mut refused = None;
+    loop {
+        tokio::time::sleep(WAN_LOOK).await;
+        let text = match tokio::fs::read_to_string(&path).await {
+            Ok(text) => text,
+            // It is just being replaced, perhaps.
+            Err(_) => continue,
+        };
+        let is_known = matches!(&wan.behaves, Some(Behaves::AsSaid(known, _)) if *known == text);
+        if is_known || refused.as_ref() == Some(&text) {
+            continue;
+        }
+        match wan.parse(&text) {
+            Ok(file) => {
+                wan.behaves = Some(Behaves::AsSaid(text, file));
+                wan.set(&links);
+                refused = None;
+                tracing::info!(file = %path.display(), "the links behave as it says now");
+            }
+            Err(error) => {
+                tracing::warn!(file = %path.display(), error, "it cannot be understood: the links stay as they are");
+                refused = Some(text);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

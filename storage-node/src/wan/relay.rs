@@ -18,6 +18,17 @@ pub enum Direction {
     FromTarget,
 }
 
+impl Direction {
+    /// The other one.
+    #[must_use]
+    pub fn back(self) -> Direction {
+        match self {
+            Direction::ToTarget => Direction::FromTarget,
+            Direction::FromTarget => Direction::ToTarget,
+        }
+    }
+}
+
 /// A datagram and where it leaves.
 #[derive(Clone, Debug)]
 pub struct Packet<E> {
@@ -84,7 +95,7 @@ impl<E: Clone> Relay<E> {
         now: Duration,
         packet: Packet<E>,
     ) -> bool {
-        if settings.partition || self.chance(settings.loss) {
+        if settings.partition || packet.bytes.len() > settings.datagram_max || self.chance(settings.loss) {
             return false;
         }
         let size = packet.bytes.len() as u64;
@@ -184,6 +195,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_larger_than_the_path_takes_is_lost() {
+        let settings = DirectionSettings { datagram_max: 1000, ..Default::default() };
+        let mut relay = Relay::new(1);
+        assert!(relay.offer(TO, &settings, MS, packet(1000, 1)));
+        assert!(!relay.offer(TO, &settings, MS, packet(1001, 2)));
+        assert_eq!(drain(&mut relay, MS), [1]);
+    }
+
+    #[test]
     fn the_rate_spaces_datagrams_and_a_full_queue_drops() {
         // 1000 bytes take 1 ms; the queue holds two.
         let settings = DirectionSettings { rate_bits: 8_000_000, queue_bytes: 2000, ..Default::default() };
@@ -219,7 +239,7 @@ mod tests {
 
     #[test]
     fn what_is_under_way_is_bounded() {
-        let settings = DirectionSettings { delay: MS, ..Default::default() };
+        let settings = DirectionSettings { delay: MS, datagram_max: usize::MAX, ..Default::default() };
         let mut relay = Relay::new(1);
         let large = packet(1 << 20, 0);
         let taken = (0..200).filter(|_| relay.offer(TO, &settings, MS, large.clone())).count();
