@@ -10,6 +10,7 @@ pub mod heat;
 pub mod intake;
 pub mod manifest;
 pub mod order;
+mod pinned;
 pub mod progress;
 pub mod pull;
 mod push;

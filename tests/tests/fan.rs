@@ -24,8 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A cluster of an owner at one provider, and two replicas of its volume `disk` at others: 60 ms away, with 200 Mbit/s to each.
 struct Far {
     nodes: Nodes,
-    out: [WanLink; 2],
-    back: [WanLink; 2],
+    links: [WanLink; 2],
 }
 
 impl Far {
@@ -35,21 +34,19 @@ impl Far {
         for (name, provider) in all {
             nodes.configure_at(name, provider).expect("is configured");
         }
-        // Between the providers, from each end.
-        let link = |nodes: &Nodes, to: &str| {
+        let links = ["b", "c"].map(|replica| {
             let settings = LinkSettings::rtt(Duration::from_millis(60), 200_000_000);
-            WanLink::start(nodes.address(to).expect("is known"), settings).expect("starts")
-        };
-        let out = [link(&nodes, "b"), link(&nodes, "c")];
-        let back = [link(&nodes, "a"), link(&nodes, "a")];
-        nodes.route("a", &[("b", out[0].address()), ("c", out[1].address())]).expect("is set");
-        nodes.route("b", &[("a", back[0].address())]).expect("is set");
-        nodes.route("c", &[("a", back[1].address())]).expect("is set");
+            WanLink::between(["a", replica].map(|name| nodes.address(name).expect("is known")), settings)
+                .expect("starts")
+        });
+        nodes.route("a", &[("b", links[0].address()), ("c", links[1].address())]).expect("is set");
+        nodes.route("b", &[("a", links[0].address_back())]).expect("is set");
+        nodes.route("c", &[("a", links[1].address_back())]).expect("is set");
         for (name, _) in all {
             nodes.join(name).expect("joins");
         }
         nodes.run("a", &["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
-        Far { nodes, out, back }
+        Far { nodes, links }
     }
 
     fn replicas(&self) -> Vec<Value> {
@@ -67,7 +64,7 @@ impl Far {
 
     /// Bytes that have crossed from the owner to the others.
     fn crossed(&self) -> u64 {
-        self.out.iter().map(|link| link.counters(Direction::ToTarget).bytes).sum()
+        self.links.iter().map(|link| link.counters(Direction::ToTarget).bytes).sum()
     }
 
     /// One of the counts of each replica's freight.
@@ -77,9 +74,29 @@ impl Far {
     }
 
     fn cut_off(&self, replica: usize, is_cut: bool) {
-        self.out[replica].settings().partition(is_cut);
-        self.back[replica].settings().partition(is_cut);
+        self.links[replica].settings().partition(is_cut);
     }
+}
+
+/// A delta that was on its way when its link broke was kept readable until the owner changed: with each break, once more of all that was
+/// overwritten was held.
+#[test]
+fn what_is_held_for_a_replica_is_let_go_of_however_often_its_link_breaks() {
+    let far = Far::start(["far", "farther"]);
+    let mut client = Client::connect(&far.nodes.socket("a"), "disk").expect("connects");
+    let held = |far: &Far| far.status()["space"]["held_bytes"].as_u64().expect("a number");
+    for round in 1..3 {
+        write_noise(&mut client, 0, BURST, 2 * round);
+        far.cut_off(0, true);
+        // News that it cannot be told of ends the session, with its transfer under way.
+        write_noise(&mut client, 0, STEP, 2 * round + 1);
+        until("it is out of reach", PATIENCE, || far.replicas().iter().any(|replica| replica["reachable"] == false));
+        far.cut_off(0, false);
+        until("it is back", PATIENCE, || far.is_in_step());
+    }
+    write_noise(&mut client, 0, BURST, 100);
+    until("the replicas follow", PATIENCE, || far.is_in_step());
+    until("nothing is held", PATIENCE, || held(&far) == 0);
 }
 
 fn write_noise(client: &mut Client, first: u64, blocks: u64, generation: u64) {

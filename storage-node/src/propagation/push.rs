@@ -69,15 +69,18 @@ impl Way {
     /// Waits until so many blocks may be sent; returns the bytes that were taken of the link's limit.
     async fn turn(&self, blocks: u64) -> u64 {
         let bytes = blocks * u64::from(BLOCK_SIZE);
-        if self.is_rebuild {
-            self.volume.shard.rebuild_turn(bytes).await;
-        }
+        let turn = async {
+            if self.is_rebuild {
+                self.volume.shard.rebuild_turn(bytes).await;
+            }
+            self.volume.peers.links().turn(self.replica, bytes).await;
+        };
         tokio::select! {
             biased;
             () = self.volume.sending.hurried(self.replica) => 0,
             // A flush waits for what comes after this.
             () = self.volume.flushes.urged(self.epoch, self.replica, Lsn::ZERO) => 0,
-            () = self.volume.peers.links().turn(self.replica, bytes) => bytes,
+            () = turn => bytes,
         }
     }
 

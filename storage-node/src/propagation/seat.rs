@@ -1,21 +1,44 @@
 //! A replica's wait for the delta of the one that it has its data from ([`super::fan`]): seen from its sender.
 
+use std::sync::Arc;
+
 use client_lib::NodeId;
 use tokio::sync::oneshot;
 
+use super::pinned::Pinned;
 use super::watermarks::Watermarks;
 use crate::shard::handle::{Sealed, StoreError};
 
 type Answer = Result<Result<Sealed, StoreError>, oneshot::error::RecvError>;
 
 /// The wait, while it lasts.
-#[derive(Default)]
 pub(super) struct Seat {
     waits: Option<(NodeId, oneshot::Receiver<Result<Sealed, StoreError>>)>,
     sealed: Option<(NodeId, Answer)>,
+    pinned: Arc<Pinned>,
+}
+
+/// What was sealed and not taken is not needed.
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let unread = self.waits.take().and_then(|(_, mut answer)| {
+            // What comes from now on is let go of where it is sealed.
+            answer.close();
+            answer.try_recv().ok()
+        });
+        let untaken = self.sealed.take().and_then(|(_, answer)| answer.ok());
+        for (_, delta) in unread.into_iter().chain(untaken).flatten() {
+            delta.iter().for_each(|delta| self.pinned.note(delta));
+        }
+    }
 }
 
 impl Seat {
+    /// Nobody sits.
+    pub(super) fn new(pinned: Arc<Pinned>) -> Seat {
+        Seat { waits: None, sealed: None, pinned }
+    }
+
     /// It is sealed with the next delta of `lead`, which `answer` then tells of.
     pub(super) fn sit(&mut self, lead: NodeId, answer: oneshot::Receiver<Result<Sealed, StoreError>>) {
         self.waits = Some((lead, answer));

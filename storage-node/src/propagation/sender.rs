@@ -38,6 +38,7 @@ use super::ahead::Ahead;
 use super::fan::Terms;
 use super::freight::{Account, Covered};
 use super::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
+use super::pinned::Pinned;
 use super::progress::Rejoining;
 use super::push::{Push, Way, count_sent, read_sealed};
 use super::rest::Rest;
@@ -86,6 +87,7 @@ pub struct Sender {
     watermarks: Arc<Watermarks>,
     /// When the last delta was begun.
     begun: Mutex<Option<Instant>>,
+    pinned: Arc<Pinned>,
 }
 
 /// Why a session with a replica has ended.
@@ -203,7 +205,8 @@ impl Sender {
     /// A sender; [`run`](Self::run) does the work.
     #[must_use]
     pub fn new(volume: Arc<ServedVolume>, replica: NodeId, epoch: Epoch, watermarks: Arc<Watermarks>) -> Sender {
-        Sender { volume, replica, epoch, watermarks, begun: Mutex::default() }
+        let pinned = Arc::new(Pinned::new(volume.clone()));
+        Sender { volume, replica, epoch, watermarks, begun: Mutex::default(), pinned }
     }
 
     /// Sends until aborted or fenced by a newer epoch.
@@ -212,6 +215,7 @@ impl Sender {
         loop {
             let begun = Instant::now();
             let ended = self.session().await;
+            self.pinned.release_all().await;
             self.watermarks.with_fan(|fan, _| fan.lost(self.replica));
             self.watermarks.fan_changed();
             let error = match ended {
@@ -242,7 +246,7 @@ impl Sender {
         self.watermarks.with_account(self.replica, Account::begin_anew);
         let mut transfer: Option<Transfer> = None;
         let mut deliveries = Deliveries::default();
-        let (mut seat, mut fan_news) = (Seat::default(), self.watermarks.fan_news());
+        let (mut seat, mut fan_news) = (Seat::new(self.pinned.clone()), self.watermarks.fan_news());
         let (mut ahead, mut leading, mut looked) = (Ahead::default(), None::<Leading>, Instant::now());
         let mut rest = Rest::new(self.volume.shard.news(volume).await.map_err(store_failure)?);
         let mut ticker = tokio::time::interval(MANIFEST_INTERVAL);
@@ -257,7 +261,7 @@ impl Sender {
                     let delta = transfer.take().expect("a transfer finished").delta.clone();
                     self.watermarks.with_fan(|fan, _| fan.ended(self.replica));
                     self.watermarks.fan_changed();
-                    self.volume.shard.release(volume, delta.pin).await.map_err(store_failure)?;
+                    self.pinned.release(&delta).await?;
                     position = finished?;
                     if position.watermark < delta.to && delta.part.is_none() {
                         // Another one goes there instead.
@@ -432,7 +436,8 @@ impl Sender {
         lead: Option<NodeId>,
         ahead: &mut Ahead,
     ) -> Result<(ReplicaPosition, Option<Transfer>), Error> {
-        if delta.is_some() {
+        if let Some(delta) = &delta {
+            self.pinned.note(delta);
             self.watermarks.with_fan(|fan, _| fan.began(self.replica));
         }
         let reached = self.tell(manifest, delta.as_ref(), ahead).await?;
@@ -456,15 +461,7 @@ impl Sender {
         }
         let (epoch, prune, seal) = (self.epoch, self.watermarks.lowest(), delta.is_some());
         let told = Told { volume, epoch, manifest, seal, durable: false, prune };
-        match told.tell(&self.volume.peers, self.replica).await {
-            Ok(reached) => Ok(reached),
-            Err(error) => {
-                if let Some(delta) = delta {
-                    self.volume.shard.release(volume, delta.pin).await.map_err(store_failure)?;
-                }
-                Err(error)
-            }
-        }
+        told.tell(&self.volume.peers, self.replica).await
     }
 
     /// Whether the next delta may begin, by the policy.
@@ -509,6 +506,7 @@ impl Sender {
         }
         let sealed = shard.seal_manifest(volume, from, position.newest_snapshot, Some(from)).await;
         let (manifest, Some(delta)) = sealed.map_err(store_failure)? else { return Ok(None) };
+        self.pinned.note(&delta);
         let is_data = |run: &&ManifestRun| matches!(run.content, RunContent::Data(_));
         let data = manifest.runs.iter().filter(is_data);
         let runs: Vec<BlockRun> = data.map(|run| BlockRun { start: run.start, count: run.blocks() }).collect();
@@ -516,7 +514,7 @@ impl Sender {
             true => Ok(None),
             false => read_sealed(&self.volume, &delta, &runs).await.map(Some),
         };
-        shard.release(volume, delta.pin).await.map_err(store_failure)?;
+        self.pinned.release(&delta).await?;
         let Some(blocks) = blocks? else { return Ok(None) };
         let covered = covered_after(sent, &manifest, &delta);
         self.watermarks.with_account(self.replica, |account| account.sealed(manifest.to, covered));
@@ -544,7 +542,10 @@ impl Sender {
     /// to hear.
     async fn pin(&self, snapshot: SnapshotId, from: Lsn) -> Result<Option<SealedDelta>, Error> {
         match self.volume.shard.pin_snapshot(self.volume.id, snapshot, from, Arc::default()).await {
-            Ok(delta) => Ok(Some(delta)),
+            Ok(delta) => {
+                self.pinned.note(&delta);
+                Ok(Some(delta))
+            }
             Err(StoreError::UnknownSnapshot { .. }) => Ok(None),
             Err(error) => Err(store_failure(error)),
         }

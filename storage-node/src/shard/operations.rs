@@ -60,6 +60,12 @@ impl Default for Counters {
     }
 }
 
+impl Counters {
+    fn buckets(&self) -> Buckets {
+        std::array::from_fn(|at| self.buckets[at].load(Ordering::Relaxed))
+    }
+}
+
 /// What was answered of one kind, since the node was started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answered {
@@ -89,7 +95,7 @@ impl Operations {
 
     /// How many operations of each kind took how long so far, by bucket.
     pub(super) fn by_bucket(&self) -> [Buckets; KINDS] {
-        std::array::from_fn(|kind| std::array::from_fn(|at| self.0[kind].buckets[at].load(Ordering::Relaxed)))
+        std::array::from_fn(|kind| self.0[kind].buckets())
     }
 
     /// What was counted so far, by kind.
@@ -100,7 +106,7 @@ impl Operations {
             let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
             Answered {
                 kind,
-                buckets: std::array::from_fn(|at| load(&counters.buckets[at])),
+                buckets: counters.buckets(),
                 total: Duration::from_nanos(load(&counters.sum_ns)),
                 bytes: load(&counters.bytes),
                 errors: load(&counters.errors),

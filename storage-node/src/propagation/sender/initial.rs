@@ -98,10 +98,11 @@ impl Sender {
             return Err(Error::new(ErrorKind::Internal, "a part was sealed without its delta"));
         };
         let part = delta.part.ok_or_else(|| Error::new(ErrorKind::Internal, "a delta was sealed that is no part"))?;
+        self.pinned.note(&delta);
         let told = tell_part(&self.volume.peers, self.replica, (volume, epoch), manifest, part.end).await;
         let is_sealed = told.as_ref().is_ok_and(|told| told.sealed_to == Some(delta.to));
         if !is_sealed {
-            shard.release(volume, delta.pin).await.map_err(store_failure)?;
+            self.pinned.release(&delta).await?;
             // It has taken up something else meanwhile.
             told?;
             let what = format!("node {} did not take a part of the initial sync", self.replica);

@@ -67,7 +67,10 @@ impl Sender {
         let (shard, base) = (&self.volume.shard, comeback.base);
         if let Some(snapshot) = position.awaited_snapshot {
             return match shard.pin_snapshot(self.volume.id, snapshot, base, comeback.lacks.clone()).await {
-                Ok(delta) => Ok((position, Some(self.start(delta, None)))),
+                Ok(delta) => {
+                    self.pinned.note(&delta);
+                    Ok((position, Some(self.start(delta, None))))
+                }
                 // It has yet to hear that the snapshot is deleted.
                 Err(StoreError::UnknownSnapshot { .. }) => Ok((position, None)),
                 Err(error) => Err(store_failure(error)),
