@@ -32,8 +32,9 @@ pub struct OpenOptions {
     pub is_read_only: bool,
     /// Open for reading what this client may not write; [`Volume::is_read_only`] tells. Otherwise opening that for writing fails.
     pub or_read_only: bool,
-    /// How long an operation may wait for a node that can carry it out. `None` waits as long as it takes. An operation that was
-    /// given up is not carried out later, but may have been before.
+    /// How long an operation may wait for a node that can carry it out. `None` waits as long as it takes. A write that was
+    /// given up may have been carried out, or be carried out while an attempt at it is still held at the owner; nothing that is written after it
+    /// is undone by that.
     pub give_up: Option<Duration>,
     /// Bytes of writes that are kept until they are durable. At half of it the volume is flushed; when it is full, writes wait
     /// for that.
@@ -320,12 +321,14 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use bytes::Bytes;
 
     use super::*;
     use crate::transport::{BoxFuture, Class, TransportError};
-    use crate::types::{Epoch, SnapshotId, VolumeId};
-    use crate::wire::client::ClientMessage;
+    use crate::types::{Epoch, Lsn, SnapshotId, VolumeId};
+    use crate::wire::client::{Attached, ClientMessage, ForkInfo, Tenure};
     use crate::wire::frame::Frame;
 
     /// A node that answers who opens and who lists, and nothing else.
@@ -418,5 +421,95 @@ mod tests {
         assert!(!volume.expect("opens").is_read_only());
         assert_eq!(cluster.list(None).await.expect("are listed")[0].right, Right::Write);
         assert_eq!(cluster.volumes(None).await.expect("are listed").len(), 1);
+    }
+
+    /// A volume that was opened in epoch 3, and is taken over before anybody has written.
+    #[derive(Debug)]
+    struct TakenOver {
+        is_closed: AtomicBool,
+    }
+
+    impl TakenOver {
+        fn answer(&self, request: &ClientRequest) -> Result<ClientReply, TransportError> {
+            if self.is_closed.load(Ordering::Relaxed) {
+                return Err(TransportError::Closed);
+            }
+            let (owner, size) = (NodeId(1), 1 << 20);
+            let tenure = Tenure { epoch: Epoch(4), incarnation: 1 };
+            let opened = Opened { volume: VolumeId(9), snapshot: None, size, session: 1, epoch: Epoch(3) };
+            Ok(match request {
+                ClientRequest::OpenFor { .. } => ClientReply::OpenedFor { opened, right: Right::Write, keys: None },
+                ClientRequest::Attach { .. } => ClientReply::Attached(Attached {
+                    tenure,
+                    owner,
+                    size,
+                    head: Lsn::new(Epoch(3), 7),
+                    forks: vec![ForkInfo { epoch: tenure.epoch, end: Lsn::new(Epoch(3), 7) }],
+                    claimed: Epoch(0),
+                    done: Vec::new(),
+                }),
+                ClientRequest::Write { id, .. } if id.right < tenure.epoch => {
+                    ClientReply::Failed(Error::new(ErrorKind::Fenced, "this client lost its right to write"))
+                }
+                ClientRequest::Write { .. } => ClientReply::Written { lsn: Lsn::new(Epoch(4), 1), durable: false },
+                ClientRequest::Flush { .. } => ClientReply::Flushed(true),
+                _ => ClientReply::Failed(Error::new(ErrorKind::Unavailable, "not now")),
+            })
+        }
+    }
+
+    impl Transport for TakenOver {
+        fn call(
+            &self,
+            _node: NodeId,
+            _class: Class,
+            request: Bytes,
+            _deadline: Duration,
+        ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
+            let frame = Frame::decode(&request).expect("our own");
+            let request = ClientMessage::<ClientRequest>::decode(frame).expect("our own").head;
+            let reply = self.answer(&request);
+            Box::pin(
+                async move { Ok(ClientMessage { head: reply?, payload: Bytes::new() }.encode().expect("is small")) },
+            )
+        }
+
+        fn set_peer(&self, _node: NodeId, _address: SocketAddr) {}
+
+        fn remove_peer(&self, _node: NodeId) {}
+
+        fn rtt(&self, _node: NodeId) -> Option<Duration> {
+            None
+        }
+    }
+
+    async fn taken_over() -> (Arc<TakenOver>, Volume) {
+        let node = Arc::new(TakenOver { is_closed: AtomicBool::new(false) });
+        let member =
+            MemberInfo { node: NodeId(1), name: "a".into(), provider: "a".into(), address: "192.0.2.1:1".into() };
+        let volume = Cluster::over(node.clone(), vec![member]).open("disk", OpenOptions::default()).await;
+        (node, volume.expect("opens"))
+    }
+
+    /// A machine that was started between the loss of a node and the takeover had an error of its first write: the right that it was opened with
+    /// was over, though nothing that it relied on was lost.
+    #[tokio::test]
+    async fn what_was_opened_before_a_takeover_and_not_used_may_write_after_it() {
+        let (_node, volume) = taken_over().await;
+        volume.write(0, Bytes::from(vec![1; 512])).await.expect("is written");
+        volume.flush().await.expect("is durable");
+    }
+
+    /// Operations of a volume without `give_up` waited for ever for a cluster that was closed.
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_that_is_closed_fails_what_is_asked_of_its_volumes() {
+        let (node, volume) = taken_over().await;
+        volume.write(0, Bytes::from(vec![1; 512])).await.expect("is written");
+        node.is_closed.store(true, Ordering::Relaxed);
+        let patience = Duration::from_secs(60);
+        let asked = tokio::time::timeout(patience, volume.write(512, Bytes::from(vec![2; 512]))).await;
+        assert_eq!(asked.expect("does not wait").expect_err("is closed").kind(), ErrorKind::Closed);
+        let asked = tokio::time::timeout(patience, volume.flush()).await;
+        assert_eq!(asked.expect("does not wait").expect_err("is closed").kind(), ErrorKind::Closed);
     }
 }

@@ -135,6 +135,12 @@ impl Journal {
         Journal { epoch, settled, ..Journal::new(capacity, session) }
     }
 
+    /// Whether it was compared with no tenure yet: nothing that was ever there is relied on.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.epoch == Epoch(0)
+    }
+
     /// The newest position that the session relies on and cannot restore.
     #[must_use]
     pub fn settled(&self) -> Lsn {

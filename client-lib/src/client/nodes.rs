@@ -38,6 +38,13 @@ pub(super) struct CallFailure {
     pub(super) is_revoked: bool,
 }
 
+impl CallFailure {
+    /// Whether this end was closed: nothing is asked of any node any more.
+    pub(super) fn is_own_end(&self) -> bool {
+        self.error.kind() == ErrorKind::Closed
+    }
+}
+
 /// The members, as far as they are known.
 pub(super) struct Nodes {
     transport: Arc<dyn Transport>,
@@ -185,7 +192,7 @@ impl Nodes {
                 Ok((ClientReply::Failed(error), _)) if is_passing(error.kind()) => error,
                 Ok((ClientReply::Failed(error), _)) => return Err(error),
                 Ok(answer) => return Ok(answer),
-                Err(failure) if !is_passing(failure.error.kind()) || failure.error.kind() == ErrorKind::Closed => {
+                Err(failure) if !is_passing(failure.error.kind()) || failure.is_own_end() => {
                     return Err(failure.error);
                 }
                 Err(failure) => {

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::journal::{Lost, WriteKey};
-use super::nodes::{Tries, is_passing};
+use super::nodes::{CallFailure, Tries, is_passing};
 use super::session::{Session, out_of_turn};
 use crate::error::{Error, ErrorKind};
 use crate::types::NodeId;
@@ -34,6 +34,10 @@ enum Hindrance {
 
 fn hindrance(error: Error) -> Hindrance {
     if is_passing(error.kind()) { Hindrance::Passing(error) } else { Hindrance::Lasting(error) }
+}
+
+fn unanswered(failure: CallFailure) -> Hindrance {
+    if failure.is_own_end() { Hindrance::Lasting(failure.error) } else { hindrance(failure.error) }
 }
 
 impl Session {
@@ -97,7 +101,7 @@ impl Session {
             Ok((ClientReply::Attached(attached), _)) => attached,
             Ok((ClientReply::Failed(error), _)) => return Err(hindrance(error)),
             Ok((reply, _)) => return Err(Hindrance::Passing(out_of_turn(&reply))),
-            Err(failure) => return Err(hindrance(failure.error)),
+            Err(failure) => return Err(unanswered(failure)),
         };
         let tenure = attached.tenure;
         let needs_session = {
@@ -128,6 +132,11 @@ impl Session {
             let mut inner = self.inner();
             let was_taken_over = inner.journal.needs_session(attached);
             is_first = inner.tenure.is_none();
+            if inner.journal.is_new() {
+                // The volume may have been handed or taken over since it was opened, and nobody has read or written here. It is as if it were
+                // opened now.
+                inner.right = inner.right.max(attached.tenure.epoch);
+            }
             inner.journal.recover(attached, session).map_err(|lost| Hindrance::Lasting(self.too_much(&lost)))?;
             if was_taken_over {
                 // Every older right is over with that, because nobody knew what is gone. This session does: nothing.
@@ -182,7 +191,7 @@ impl Session {
             }
             Ok((ClientReply::Failed(error), _)) => Err(hindrance(error)),
             Ok((reply, _)) => Err(Hindrance::Passing(out_of_turn(&reply))),
-            Err(failure) => Err(hindrance(failure.error)),
+            Err(failure) => Err(unanswered(failure)),
         }
     }
 

@@ -320,7 +320,7 @@ impl Session {
                 }
                 Attempt::Done(answer)
             }
-            Err(failure) if failure.error.kind() == ErrorKind::Fenced => {
+            Err(failure) if failure.error.kind() == ErrorKind::Fenced || failure.is_own_end() => {
                 self.fail(&failure.error);
                 return Err(failure.error);
             }

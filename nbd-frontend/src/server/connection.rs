@@ -226,8 +226,8 @@ impl Conversation {
             }
         }
         drop(transmission);
-        // A closing handshake where the transport has one; the peer may be gone.
-        let _ = stream.shutdown().await;
+        // A closing handshake where the transport has one; the peer may be gone, or read nothing.
+        let _ = tokio::time::timeout(limits.drain_timeout, stream.shutdown()).await;
     }
 }
 

@@ -10,7 +10,7 @@ use consensus::{Command, Made, MetaRaft, MetaState, Response, Volume};
 
 use super::METADATA_DEADLINE;
 use crate::ownership::driver::{
-    HandoverProposal, OwnershipLog, Proposed, RESOLVE_PAUSE, ReplicaChange, Resize, TakeoverProposal,
+    HandoverProposal, OwnershipLog, Proposed, RESOLVE_PAUSE, ReplicaChange, Resize, TakeoverProposal, is_gone,
 };
 
 /// [`OwnershipLog`] over the metadata group.
@@ -112,7 +112,7 @@ impl RaftOwnership {
             Ok(response) => response.into_result().map(drop),
             Err(error) => {
                 while let Err(error) = self.settle_volumes(volumes).await {
-                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Closed) {
+                    if is_gone(&error) {
                         return Err(error);
                     }
                     tracing::warn!(?volumes, %error, "the outcome of a change is not known yet; the volumes wait for it");

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::geometry::IO_SIZE_MAX;
 use client_lib::trace::{OperationKind, Stage, Trace, What};
 use client_lib::transport::Class;
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId, VolumeName, VolumeSize};
@@ -656,6 +657,20 @@ impl Patience {
 /// The same refusal for a write: a disk says that there is no space beyond its end.
 fn no_space_beyond_end(refusal: Error) -> Error {
     Error::new(ErrorKind::OutOfSpace, refusal.to_string())
+}
+
+/// Refuses a read that is larger than any: its answer would be no frame, and it would be in memory before that was seen.
+///
+/// # Errors
+/// `InvalidRequest`.
+pub fn require_one_read(length: u32) -> Result<(), Error> {
+    match length {
+        ..=IO_SIZE_MAX => Ok(()),
+        _ => Err(Error::new(
+            ErrorKind::InvalidRequest,
+            format!("a read of {length} bytes is more than the {IO_SIZE_MAX} that one may have"),
+        )),
+    }
 }
 
 /// The caller's error for what the store could not do.

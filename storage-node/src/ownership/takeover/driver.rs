@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Effect, Event, Seen, Takeover};
 use crate::ownership::chronicle::{self, Account};
-use crate::ownership::driver::{OwnershipLog, Proposed, RESOLVE_PAUSE, TakeoverProposal};
+use crate::ownership::driver::{OwnershipLog, Proposed, RESOLVE_PAUSE, TakeoverProposal, is_gone};
 use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::gate::Phase;
 use crate::propagation::intake::Hold;
@@ -166,7 +166,7 @@ impl Driver {
                 }
                 Effect::Resolve => {
                     self.enter(Stage::Resolving);
-                    self.resolve().await
+                    self.resolve().await?
                 }
                 Effect::Release(error) => return Err(error),
                 Effect::Alive => return Err(self.alive()),
@@ -248,17 +248,20 @@ impl Driver {
         Ok(report.watermark)
     }
 
-    async fn resolve(&self) -> Event {
+    /// # Errors
+    /// As [`is_gone`]: there is nothing to take over any more.
+    async fn resolve(&self) -> Result<Event, Error> {
         let settled = self.log.settle(vec![self.volume.id]).await;
-        match settled.map(|owners| owners.first().copied()) {
+        Ok(match settled.map(|owners| owners.first().copied()) {
             Ok(Some((owner, epoch))) => Event::Resolved { owner, epoch },
             Ok(None) => unreachable!("the owner of every volume that was asked for is told"),
+            Err(error) if is_gone(&error) => return Err(error),
             Err(error) => {
                 tracing::warn!(volume = %self.volume.name, epoch = %self.epoch, %error, "the outcome of a takeover is not known yet");
                 tokio::time::sleep(RESOLVE_PAUSE).await;
                 Event::Unknown
             }
-        }
+        })
     }
 
     /// Waits until this node serves the volume.

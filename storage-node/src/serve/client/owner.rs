@@ -18,7 +18,7 @@ use crate::ownership::writers::Refusal;
 use crate::peer::message::{Writer, pack_read};
 use crate::serve::residency;
 use crate::serve::status::in_steps;
-use crate::serve::volume::{Change, ServedVolume, store_failure};
+use crate::serve::volume::{Change, ServedVolume, require_one_read, store_failure};
 use crate::shard::operations::{Counted, OperationKind};
 use crate::volume::Moment;
 use crate::volume::ledger::Origin;
@@ -120,6 +120,7 @@ async fn answer(
                     flushed.map(|durable| (ClientReply::Flushed(durable), Bytes::new()))
                 }
                 ClientRequest::Read { offset, length, .. } => {
+                    require_one_read(*length)?;
                     volume.require_inside(Moment::Now, *offset, u64::from(*length), false).await?;
                     let read = volume.read_for_peer(trace, Moment::Now, view.epoch, *offset, *length).await?;
                     read.map(|chunks| {
@@ -140,8 +141,9 @@ fn moved(here: Tenure) -> Option<Answer> {
 }
 
 async fn attach(volume: &ServedVolume, view: View, here: Tenure, sessions: &[u64]) -> Result<Option<Answer>, Error> {
-    let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
+    // In this order: what is done is in the volume up to the head then, where its client will take it to be.
     let known = volume.shard.ledger(volume.id).await.map_err(store_failure)?;
+    let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
     let done = known.done.into_iter().filter(|(session, _)| sessions.contains(session)).collect();
     let forks = volume.standing.forks().into_iter();
     let attached = Attached {
@@ -195,6 +197,7 @@ async fn write(
 async fn read_only(volume: &ServedVolume, moment: Moment, request: ClientRequest) -> Result<Answer, Error> {
     match request {
         ClientRequest::Read { offset, length, .. } => {
+            require_one_read(length)?;
             let (parts, payload) = pack_read(&volume.read(Trace::NONE, moment, offset, length).await?);
             Ok((ClientReply::Read(parts), payload))
         }
