@@ -731,6 +731,15 @@ impl Volume {
         Ok(self.layers.is_folding())
     }
 
+    /// Folds all that is to be folded.
+    ///
+    /// # Errors
+    /// As [`fold`](Self::fold).
+    pub fn finish_folding(&mut self, map: &mut Map) -> Result<(), MapError> {
+        while self.fold(PAGE_ENTRIES as usize, map)? {}
+        Ok(())
+    }
+
     /// Versions newer than all others of the blocks from `first` on, with their data in one segment.
     fn put(&mut self, first: u32, versions: &[Version], map: &mut Map) -> Result<(), MapError> {
         let blocks = || (0u32..).zip(versions).map(|(index, version)| (first + index, version));

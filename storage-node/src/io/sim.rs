@@ -241,6 +241,14 @@ impl SimDisk {
         }
     }
 
+    /// A file is gone from the medium.
+    ///
+    /// # Panics
+    /// If the file does not exist.
+    pub fn lose(&self, name: &str) {
+        self.state().files.remove(name).expect("a file that exists");
+    }
+
     /// Reads of a block of a file fail from now on, until it is written again.
     ///
     /// # Panics

@@ -189,10 +189,15 @@ impl Log {
         Ok(())
     }
 
-    /// Whether what is queued cannot be written until a segment comes free: none is, and none can be made.
+    /// Whether what is queued cannot be written until a segment comes free: none is, and none can be made. A poisoned log does not wait for
+    /// that.
     #[must_use]
     pub fn is_starved(&self) -> bool {
-        self.finds_no_room && self.flights.is_empty() && self.pool.is_full() && !self.pool.is_making()
+        self.finds_no_room
+            && self.poisoned.is_none()
+            && self.flights.is_empty()
+            && self.pool.is_full()
+            && !self.pool.is_making()
     }
 
     /// Refuses everything queued that brings data, with [`LogError::OutOfSpace`], and everything behind it; where none does, the
@@ -237,10 +242,12 @@ impl Log {
 
     /// Reads `count` neighbouring blocks of a segment; [`Event::Read`] brings `ticket` back. Verifying is the caller's.
     ///
-    /// # Panics
-    /// If the segment does not exist: the caller's map points to nothing.
+    /// Of a segment whose file is gone [`Event::Read`] has an error.
     pub fn read(&mut self, segment: u32, first_block: u32, count: u32, ticket: u64) {
-        let file = self.pool.get(segment).unwrap_or_else(|| panic!("segment {segment} does not exist")).file;
+        let Some(file) = self.pool.get(segment).map(|segment| segment.file) else {
+            let result = Err(LogError::Io(format!("the file of segment {segment} is not there")));
+            return self.ready.push(Event::Read { ticket, result });
+        };
         let number = self.next_read;
         self.next_read += 1;
         self.reads.insert(number, ticket);

@@ -475,13 +475,14 @@ impl Core {
         };
         if let Some(run) = self.volumes.get_mut(&volume) {
             run.flights.retain(|flight| flight.ticket != ticket);
-            match outcome {
+            match &outcome {
                 Ok(_) => run.news.happened(),
-                Err(_) => {
+                Err(error) => {
                     // What was admitted on top of the failed entry is refused by the same failure or by its gap.
                     run.known = run.state.known;
                     run.epoch = run.state.epoch;
-                    if run.role == Role::Replica {
+                    // Of an owner, what was refused for want of space is not there and never will be; after another failure it may be.
+                    if run.role == Role::Replica || (*error == StoreError::OutOfSpace && run.flights.is_empty()) {
                         run.head = run.state.known;
                     }
                 }

@@ -136,6 +136,12 @@ fn replay(
     forgotten: &mut Vec<VolumeId>,
 ) -> Result<(), MapError> {
     finish_fillings(states, &replayed.entry, map)?;
+    // Folding is no entry: where these were appended everything up to their snapshot was in the base.
+    if let Entry::Cloned { origin: volume, .. } | Entry::RolledBack { volume, .. } = &replayed.entry
+        && let Some(state) = states.get_mut(volume)
+    {
+        state.finish_folding(map)?;
+    }
     let place = Place { segment: replayed.segment, block: replayed.first_block };
     match &replayed.entry {
         Entry::Opened { volume, size } => {

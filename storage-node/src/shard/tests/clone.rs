@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use client_lib::{BLOCK_SIZE, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 
-use super::rig::{Rig, joined};
+use super::rig::{Rig, VOLUME, catch_up, joined};
 use crate::log::segment::SEGMENT_BYTES_MIN;
 use crate::shard::handle::{Request, StoreError, VolumeReport};
 use crate::volume::Moment;
@@ -398,4 +398,32 @@ fn garbage_beside_what_volumes_share_is_cleaned() {
             assert_eq!(joined(read), vec![expected; CHUNK as usize], "chunk {chunk} of {volume}");
         }
     }
+}
+
+/// Folding goes on in the background and is no entry of the log: after a kill it had to be done over, and a clone whose snapshot it had not
+/// reached by then was gone, with what had been flushed to it.
+#[test]
+fn a_clone_of_what_was_folded_since_the_last_checkpoint_outlives_a_kill() {
+    let (mut owner, mut replica) = (Rig::new(3), Rig::new(4));
+    owner.open(u64::from(BLOCKS) * BLOCK);
+    replica.open(u64::from(BLOCKS) * BLOCK);
+    owner.activate(1);
+    for block in 0..BLOCKS {
+        owner.write_block(block, 7).expect("writes");
+    }
+    owner.snapshot(2).expect("is made");
+    catch_up(&mut owner, &mut replica);
+    let (volume, origin, snapshot) = (VolumeId(VOLUME.0 + 1), VOLUME, SnapshotId(2));
+    let open = |rig: &mut Rig| rig.ask(|reply| Request::OpenClone { volume, origin, snapshot, reply });
+    // Until all of the snapshot is in the base.
+    while matches!(open(&mut replica), Err(StoreError::StillFetching { .. })) {
+        replica.turn();
+    }
+    replica.kill();
+    replica
+        .ask(|reply| Request::Activate { volume, epoch: Epoch(1), acts_under: Some(0), reply })
+        .expect("the clone is there");
+    let (moment, length) = (Moment::Now, BLOCKS * BLOCK_SIZE);
+    let read = replica.ask(|reply| Request::Read { volume, moment, offset: 0, length, reply }).expect("reads");
+    assert!(joined(read).iter().all(|byte| *byte == 7), "as the snapshot");
 }

@@ -146,6 +146,32 @@ fn of_neighbours_read_together_only_the_unreadable_one_is_damaged() {
     assert_eq!(owner.read(0, 6 * 4096).expect("reads"), [7; 6 * 4096]);
 }
 
+/// The process ended with the first look at a block in a segment whose file was gone, and again after each start: all volumes of the node were
+/// gone with it.
+#[test]
+fn of_a_segment_whose_file_is_gone_blocks_are_damaged_and_repaired() {
+    let (mut owner, mut replica) = pair(9);
+    owner.restart();
+    owner.activate(2);
+    let place = place(&mut owner, 4);
+    while place_of_new(&mut owner).segment == place.segment {}
+    // With a checkpoint, so that nothing is replayed from there.
+    owner.ask(|reply| Request::Stop { reply }).expect("stops");
+    owner.drop_core();
+    owner.disk.lose(&file_of(place));
+    owner.start();
+    owner.activate(3);
+    let refused = read_block(&mut owner, 4).expect_err("is gone");
+    assert!(matches!(refused, StoreError::Corrupt { .. } | StoreError::Damaged { .. }), "{refused}");
+    assert_eq!(read_repairing(&mut owner, &mut replica, 4).expect("is repaired"), [5; 4096]);
+}
+
+/// Where a block lies that is written now.
+fn place_of_new(owner: &mut Rig) -> Place {
+    owner.write(0, vec![3; 4096]).expect("writes");
+    place(owner, 0)
+}
+
 #[test]
 fn a_replica_does_not_pass_damage_on_and_is_repaired_by_the_owner() {
     let (mut owner, mut replica) = pair(7);

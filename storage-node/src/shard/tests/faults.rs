@@ -1,6 +1,6 @@
 //! Full disks, flipped bytes, failed writes, roles.
 
-use client_lib::{BlockIndex, Epoch, VolumeId, VolumeSize};
+use client_lib::{BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
 
 use super::rig::{Rig, VOLUME};
 use crate::log::segment::SEGMENT_BYTES_MIN;
@@ -65,15 +65,17 @@ fn a_full_disk_refuses_writes_and_goes_on_when_space_is_back() {
     let mut rig = Rig::with(5, |options| options.log.capacity_bytes = Some(3 * SEGMENT_BYTES_MIN));
     rig.open(SIZE);
     rig.activate(1);
-    let mut written = 0;
+    let (mut written, mut last) = (0, Lsn::ZERO);
     let refused = loop {
         match rig.write(written << 20, vec![(written + 1) as u8; 1 << 20]) {
-            Ok(_) => written += 1,
+            Ok(lsn) => (written, last) = (written + 1, lsn),
             Err(error) => break error,
         }
         assert!(written < 60, "the capacity is three segments");
     };
     assert_eq!(refused, StoreError::OutOfSpace);
+    // It counted as written, so that every replica was behind for ever, and was told of nothing again and again.
+    assert_eq!(rig.report().head, last);
     assert!(written > 4, "{written} MiB were written");
     assert_eq!(rig.read(0, 4096).expect("reads"), [1; 4096]);
     rig.ask(|reply| Request::Freeze { volume: VOLUME, when: FreezeWhen::Always, reply }).expect("freezes");
