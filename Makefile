@@ -16,6 +16,9 @@ TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 # The client library as an archive, from which client-lib/c/install links the C library (docs/decisions/0034).
 ARCHIVE = rustc --package client-lib --lib --crate-type staticlib --profile
 
+# Most tests wait, for leases, links and certificates, more than they compute; .config/nextest.toml says which do not.
+TESTS_AT_ONCE = $$((2 * $$(nproc)))
+
 # The commit whose programs `make upgrade` upgrades from.
 OLD ?= 689647d
 EARLIER = $(abspath $(TARGET_DIR))/earlier
@@ -41,7 +44,7 @@ unit: tools ## unit, conformance, crash and process-level tests
 	$(CARGO) build --workspace --bins --tests
 	cargo $(ARCHIVE) dev
 	if cargo nextest --version >/dev/null 2>&1; then \
-		$(CARGO) nextest run --workspace && cargo test --workspace --doc; \
+		$(CARGO) nextest run --workspace --test-threads $(TESTS_AT_ONCE) && cargo test --workspace --doc; \
 	else \
 		$(CARGO) test --workspace; \
 	fi
