@@ -5,7 +5,7 @@
 //! target answers goes back late. Or it lies between two places, each of which sends to an address that stands for the other;
 //! what goes one way shares the rate and the queue then, whoever has begun. Directions are set separately and at any time. Owns sockets and
 //! threads; what happens to a datagram is decided in [`relay`], which knows no sockets and no clock. Uses only the standard
-//! library and socket2 (for buffer sizes). Does not rewrite contents. [`file`] is what a user says of links.
+//! library and socket2 (for buffer sizes). Does not rewrite contents. [`mod@file`] is what a user says of links.
 
 pub mod file;
 pub mod relay;
