@@ -1,10 +1,9 @@
 //! A WAN inside the process: a UDP relay with delay, jitter, rate, queue, loss, reordering, duplication and
 //! partition, for the demo and for tests. Needs no privileges.
 //!
-//! One [`WanLink`] stands before a target: what is sent to [`WanLink::address`] arrives there late, and what the
-//! target answers goes back late. Or it lies between two places, each of which sends to an address that stands for the other;
-//! what goes one way shares the rate and the queue then, whoever has begun. Directions are set separately and at any time. Owns sockets and
-//! threads; what happens to a datagram is decided in [`relay`], which knows no sockets and no clock. Uses only the standard
+//! A [`WanLink`] lies between two places, each of which sends to an address that stands for the other: it arrives there late, and what is
+//! answered goes back late. What goes one way shares the rate and the queue, whoever has begun. Directions are set separately and at any time.
+//! Owns sockets and threads; what happens to a datagram is decided in [`relay`], which knows no sockets and no clock. Uses only the standard
 //! library and socket2 (for buffer sizes). Does not rewrite contents. [`mod@file`] is what a user says of links.
 
 pub mod file;
@@ -192,20 +191,12 @@ impl Front {
 
 /// An emulated link. Stops when dropped.
 pub struct WanLink {
-    addresses: Vec<SocketAddr>,
+    addresses: [SocketAddr; 2],
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl WanLink {
-    /// Opens a loopback socket whose datagrams go to `target`.
-    ///
-    /// # Errors
-    /// When no socket or thread can be had.
-    pub fn start(target: SocketAddr, settings: LinkSettings) -> io::Result<WanLink> {
-        WanLink::with(vec![Front::open(target, Direction::ToTarget)?], settings)
-    }
-
     /// The link between two places: [`address`](Self::address) stands for the second, the target, and
     /// [`address_back`](Self::address_back) for the first.
     ///
@@ -213,14 +204,8 @@ impl WanLink {
     /// When no socket or thread can be had.
     pub fn between(places: [SocketAddr; 2], settings: LinkSettings) -> io::Result<WanLink> {
         let [first, second] = places;
-        WanLink::with(
-            vec![Front::open(second, Direction::ToTarget)?, Front::open(first, Direction::FromTarget)?],
-            settings,
-        )
-    }
-
-    fn with(fronts: Vec<Front>, settings: LinkSettings) -> io::Result<WanLink> {
-        let addresses = fronts.iter().map(|front| front.socket.local_addr()).collect::<io::Result<_>>()?;
+        let fronts = [Front::open(second, Direction::ToTarget)?, Front::open(first, Direction::FromTarget)?];
+        let addresses = [fronts[0].socket.local_addr()?, fronts[1].socket.local_addr()?];
         let shared = Arc::new(Shared { settings, counts: Default::default(), stop: AtomicBool::new(false) });
         let (arrived, queue) = sync_channel(HANDOVER_MAX);
         let mut link = WanLink { addresses, shared: shared.clone(), threads: Vec::new() };
@@ -241,10 +226,7 @@ impl WanLink {
         self.addresses[0]
     }
 
-    /// Where to send to instead of the first place of a link [`between`](Self::between) two.
-    ///
-    /// # Panics
-    /// With a link before one target.
+    /// Where the target sends to instead of the first place.
     #[must_use]
     pub fn address_back(&self) -> SocketAddr {
         self.addresses[1]
@@ -395,12 +377,15 @@ mod tests {
         socket
     }
 
+    fn at(socket: &UdpSocket) -> SocketAddr {
+        socket.local_addr().expect("bound")
+    }
+
     #[test]
     fn datagrams_cross_the_link_and_answers_come_back_late() {
         let (client, target) = (socket(), socket());
         let delay = Duration::from_millis(20);
-        let link =
-            WanLink::start(target.local_addr().expect("bound"), LinkSettings::rtt(delay * 2, 0)).expect("started");
+        let link = WanLink::between([at(&client), at(&target)], LinkSettings::rtt(delay * 2, 0)).expect("started");
         let mut buffer = [0; 16];
         let start = Instant::now();
         client.send_to(b"ping", link.address()).expect("sent");
@@ -419,9 +404,8 @@ mod tests {
     #[test]
     fn what_goes_one_way_between_two_places_shares_the_rate_whoever_has_begun() {
         let (first, second) = (socket(), socket());
-        let at = |socket: &UdpSocket| socket.local_addr().expect("bound");
         // 100 bytes take 100 ms from the first to the second, and nothing back.
-        let settings = LinkSettings::rtt(Duration::ZERO, 0);
+        let settings = LinkSettings::default();
         settings.update_direction(Direction::ToTarget, |way| way.rate_bits = 8_000);
         let link = WanLink::between([at(&first), at(&second)], settings).expect("started");
         let mut buffer = [0; 128];
@@ -445,8 +429,7 @@ mod tests {
     #[test]
     fn a_partition_set_later_takes_effect() {
         let (client, target) = (socket(), socket());
-        let link =
-            WanLink::start(target.local_addr().expect("bound"), LinkSettings::rtt(Duration::ZERO, 0)).expect("started");
+        let link = WanLink::between([at(&client), at(&target)], LinkSettings::default()).expect("started");
         link.settings().partition(true);
         client.send_to(b"lost", link.address()).expect("sent");
         while link.counters(Direction::ToTarget).dropped_packets == 0 {

@@ -321,6 +321,7 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use bytes::Bytes;
@@ -331,35 +332,14 @@ mod tests {
     use crate::wire::client::{Attached, ClientMessage, ForkInfo, Tenure};
     use crate::wire::frame::Frame;
 
-    /// A node that answers who opens and who lists, and nothing else.
-    #[derive(Debug)]
-    struct Node {
-        /// What may be done; `None` if it is of a version that does not know the question.
-        right: Option<Right>,
-    }
+    type Answer = dyn Fn(&ClientRequest) -> Result<ClientReply, TransportError> + Send + Sync;
 
-    impl Node {
-        fn answer(&self, request: &ClientRequest) -> ClientReply {
-            let opened = |name: &str| Opened {
-                volume: VolumeId(9),
-                snapshot: name.contains('@').then_some(SnapshotId(2)),
-                size: 1 << 20,
-                session: 1,
-                epoch: Epoch(1),
-            };
-            let volume = VolumeInfo { name: "disk".into(), size: 1 << 20, is_snapshot: false };
-            match (request, self.right) {
-                (ClientRequest::OpenFor { name }, Some(right)) => {
-                    ClientReply::OpenedFor { opened: opened(name), right, keys: None }
-                }
-                (ClientRequest::List, Some(right)) => ClientReply::Listed(vec![ListedVolume { volume, right }]),
-                (ClientRequest::Open { name }, None) => ClientReply::Opened(opened(name)),
-                (ClientRequest::Volumes, None) => ClientReply::Volumes(vec![volume]),
-                (ClientRequest::Attach { .. } | ClientRequest::Members, _) => {
-                    ClientReply::Failed(Error::new(ErrorKind::Unavailable, "nobody owns it"))
-                }
-                _ => ClientReply::Failed(Error::new(ErrorKind::Corrupt, "a message cannot be read")),
-            }
+    /// A node that answers so.
+    struct Node(Box<Answer>);
+
+    impl fmt::Debug for Node {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Node")
         }
     }
 
@@ -373,8 +353,9 @@ mod tests {
         ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
             let frame = Frame::decode(&request).expect("our own");
             let request = ClientMessage::<ClientRequest>::decode(frame).expect("our own").head;
-            let reply = ClientMessage { head: self.answer(&request), payload: Bytes::new() }.encode();
-            Box::pin(async move { Ok(reply.expect("is small")) })
+            let reply = (self.0)(&request);
+            let reply = reply.map(|head| ClientMessage { head, payload: Bytes::new() }.encode().expect("is small"));
+            Box::pin(std::future::ready(reply))
         }
 
         fn set_peer(&self, _node: NodeId, _address: SocketAddr) {}
@@ -386,10 +367,39 @@ mod tests {
         }
     }
 
-    fn cluster(right: Option<Right>) -> Cluster {
+    fn cluster_of(
+        answer: impl Fn(&ClientRequest) -> Result<ClientReply, TransportError> + Send + Sync + 'static,
+    ) -> Cluster {
         let member =
             MemberInfo { node: NodeId(1), name: "a".into(), provider: "a".into(), address: "192.0.2.1:1".into() };
-        Cluster::over(Arc::new(Node { right }), vec![member])
+        Cluster::over(Arc::new(Node(Box::new(answer))), vec![member])
+    }
+
+    /// Its node answers who opens and who lists, and nothing else. With no `right` it is of a version that does not know the question what may be
+    /// done.
+    fn cluster(right: Option<Right>) -> Cluster {
+        let opened = |name: &str| Opened {
+            volume: VolumeId(9),
+            snapshot: name.contains('@').then_some(SnapshotId(2)),
+            size: 1 << 20,
+            session: 1,
+            epoch: Epoch(1),
+        };
+        cluster_of(move |request| {
+            let volume = VolumeInfo { name: "disk".into(), size: 1 << 20, is_snapshot: false };
+            Ok(match (request, right) {
+                (ClientRequest::OpenFor { name }, Some(right)) => {
+                    ClientReply::OpenedFor { opened: opened(name), right, keys: None }
+                }
+                (ClientRequest::List, Some(right)) => ClientReply::Listed(vec![ListedVolume { volume, right }]),
+                (ClientRequest::Open { name }, None) => ClientReply::Opened(opened(name)),
+                (ClientRequest::Volumes, None) => ClientReply::Volumes(vec![volume]),
+                (ClientRequest::Attach { .. } | ClientRequest::Members, _) => {
+                    ClientReply::Failed(Error::new(ErrorKind::Unavailable, "nobody owns it"))
+                }
+                _ => ClientReply::Failed(Error::new(ErrorKind::Corrupt, "a message cannot be read")),
+            })
+        })
     }
 
     #[tokio::test]
@@ -423,79 +433,46 @@ mod tests {
         assert_eq!(cluster.volumes(None).await.expect("are listed").len(), 1);
     }
 
-    /// A volume that was opened in epoch 3, and is taken over before anybody has written.
-    #[derive(Debug)]
-    struct TakenOver {
-        is_closed: AtomicBool,
-    }
-
-    impl TakenOver {
-        fn answer(&self, request: &ClientRequest) -> Result<ClientReply, TransportError> {
-            if self.is_closed.load(Ordering::Relaxed) {
+    /// A volume that was opened in epoch 3, and is taken over before anybody has written; and what closes its cluster.
+    async fn taken_over() -> (Volume, Arc<AtomicBool>) {
+        let (owner, size) = (NodeId(1), 1 << 20);
+        let tenure = Tenure { epoch: Epoch(4), incarnation: 1 };
+        let opened = Opened { volume: VolumeId(9), snapshot: None, size, session: 1, epoch: Epoch(3) };
+        let end = Lsn::new(opened.epoch, 7);
+        let closing = Arc::new(AtomicBool::new(false));
+        let is_closed = closing.clone();
+        let cluster = cluster_of(move |request| {
+            if is_closed.load(Ordering::Relaxed) {
                 return Err(TransportError::Closed);
             }
-            let (owner, size) = (NodeId(1), 1 << 20);
-            let tenure = Tenure { epoch: Epoch(4), incarnation: 1 };
-            let opened = Opened { volume: VolumeId(9), snapshot: None, size, session: 1, epoch: Epoch(3) };
+            let opened = opened.clone();
             Ok(match request {
                 ClientRequest::OpenFor { .. } => ClientReply::OpenedFor { opened, right: Right::Write, keys: None },
                 ClientRequest::Attach { .. } => ClientReply::Attached(Attached {
                     tenure,
                     owner,
                     size,
-                    head: Lsn::new(Epoch(3), 7),
-                    forks: vec![ForkInfo { epoch: tenure.epoch, end: Lsn::new(Epoch(3), 7) }],
+                    head: end,
+                    forks: vec![ForkInfo { epoch: tenure.epoch, end }],
                     claimed: Epoch(0),
                     done: Vec::new(),
                 }),
                 ClientRequest::Write { id, .. } if id.right < tenure.epoch => {
                     ClientReply::Failed(Error::new(ErrorKind::Fenced, "this client lost its right to write"))
                 }
-                ClientRequest::Write { .. } => ClientReply::Written { lsn: Lsn::new(Epoch(4), 1), durable: false },
+                ClientRequest::Write { .. } => ClientReply::Written { lsn: Lsn::new(tenure.epoch, 1), durable: false },
                 ClientRequest::Flush { .. } => ClientReply::Flushed(true),
                 _ => ClientReply::Failed(Error::new(ErrorKind::Unavailable, "not now")),
             })
-        }
-    }
-
-    impl Transport for TakenOver {
-        fn call(
-            &self,
-            _node: NodeId,
-            _class: Class,
-            request: Bytes,
-            _deadline: Duration,
-        ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
-            let frame = Frame::decode(&request).expect("our own");
-            let request = ClientMessage::<ClientRequest>::decode(frame).expect("our own").head;
-            let reply = self.answer(&request);
-            Box::pin(
-                async move { Ok(ClientMessage { head: reply?, payload: Bytes::new() }.encode().expect("is small")) },
-            )
-        }
-
-        fn set_peer(&self, _node: NodeId, _address: SocketAddr) {}
-
-        fn remove_peer(&self, _node: NodeId) {}
-
-        fn rtt(&self, _node: NodeId) -> Option<Duration> {
-            None
-        }
-    }
-
-    async fn taken_over() -> (Arc<TakenOver>, Volume) {
-        let node = Arc::new(TakenOver { is_closed: AtomicBool::new(false) });
-        let member =
-            MemberInfo { node: NodeId(1), name: "a".into(), provider: "a".into(), address: "192.0.2.1:1".into() };
-        let volume = Cluster::over(node.clone(), vec![member]).open("disk", OpenOptions::default()).await;
-        (node, volume.expect("opens"))
+        });
+        (cluster.open("disk", OpenOptions::default()).await.expect("opens"), closing)
     }
 
     /// A machine that was started between the loss of a node and the takeover had an error of its first write: the right that it was opened with
     /// was over, though nothing that it relied on was lost.
     #[tokio::test]
     async fn what_was_opened_before_a_takeover_and_not_used_may_write_after_it() {
-        let (_node, volume) = taken_over().await;
+        let (volume, _) = taken_over().await;
         volume.write(0, Bytes::from(vec![1; 512])).await.expect("is written");
         volume.flush().await.expect("is durable");
     }
@@ -503,9 +480,9 @@ mod tests {
     /// Operations of a volume without `give_up` waited for ever for a cluster that was closed.
     #[tokio::test(start_paused = true)]
     async fn a_cluster_that_is_closed_fails_what_is_asked_of_its_volumes() {
-        let (node, volume) = taken_over().await;
+        let (volume, closing) = taken_over().await;
         volume.write(0, Bytes::from(vec![1; 512])).await.expect("is written");
-        node.is_closed.store(true, Ordering::Relaxed);
+        closing.store(true, Ordering::Relaxed);
         let patience = Duration::from_secs(60);
         let asked = tokio::time::timeout(patience, volume.write(512, Bytes::from(vec![2; 512]))).await;
         assert_eq!(asked.expect("does not wait").expect_err("is closed").kind(), ErrorKind::Closed);

@@ -26,7 +26,7 @@ use crate::node::admission::AuthorityPlace;
 use crate::node::{BootstrapMember, Node, NodeOptions, WanBytes};
 use crate::wan::file::WanFile;
 use crate::wan::relay::Direction;
-use crate::wan::{DirectionSettings, LinkSettings, WanLink};
+use crate::wan::{LinkSettings, WanLink};
 
 /// How often it is looked whether the file of `--wan` says something else.
 const WAN_LOOK: Duration = Duration::from_millis(500);
@@ -126,9 +126,16 @@ async fn serve(mut up: Up, names: Vec<NodeName>, data: PathBuf) -> anyhow::Resul
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let sockets: Vec<UdpSocket> = names.iter().map(|_| UdpSocket::bind(loopback)).collect::<Result<_, _>>()?;
     let addresses: Vec<SocketAddr> = sockets.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>()?;
-    let wan = Wan::of(&up, &names)?;
-    let links = Arc::new(wan.links(&addresses)?);
-    let following = up.wan.take().map(|path| AbortOnDropHandle::new(tokio::spawn(follow(path, wan, links.clone()))));
+    let links = Arc::new(match behaviour(&up, &names)? {
+        Some(file) => {
+            let links = links(&addresses)?;
+            set(&links, &names, &file);
+            links
+        }
+        None => WanLinks::new(),
+    });
+    let follow = |path| AbortOnDropHandle::new(tokio::spawn(follow(path, names.clone(), links.clone())));
+    let following = up.wan.take().map(follow);
     let bootstrap: Vec<BootstrapMember> = members(&names, &addresses)?;
 
     let starts = sockets.into_iter().enumerate().map(|(index, socket)| {
@@ -267,72 +274,44 @@ fn members(names: &[NodeName], addresses: &[SocketAddr]) -> anyhow::Result<Vec<B
     names.iter().enumerate().map(member).collect()
 }
 
-/// The links, by the two providers that they are between, the first of `--providers` first.
+/// The links, if there are any, by the two providers that they are between, the first of `--providers` first.
 type WanLinks = BTreeMap<(usize, usize), WanLink>;
 
-/// What is between the providers.
-struct Wan {
-    names: Vec<String>,
-    /// `None` when they are next to each other.
-    behaves: Option<Behaves>,
+/// How the links behave, as `--wan`, or else `--rtt` and `--rate`, say; `None` when the providers are next to each other.
+fn behaviour(up: &Up, names: &[NodeName]) -> anyhow::Result<Option<WanFile>> {
+    if let Some(path) = &up.wan {
+        let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+        return match parse(&text, names) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) => bail!("{}: {error}", path.display()),
+        };
+    }
+    let is_far = up.rtt > 0 || up.rate > 0;
+    Ok(is_far.then(|| WanFile::alike(up.rtt as f64, up.rate as f64)))
 }
 
-enum Behaves {
-    /// All of them alike.
-    Alike(DirectionSettings),
-    /// As a file says, with its text.
-    AsSaid(String, WanFile),
+fn parse(text: &str, names: &[NodeName]) -> Result<WanFile, String> {
+    WanFile::parse(text, &names.iter().map(NodeName::as_str).collect::<Vec<_>>())
 }
 
-impl Wan {
-    fn of(up: &Up, names: &[NodeName]) -> anyhow::Result<Wan> {
-        let mut wan = Wan { names: names.iter().map(ToString::to_string).collect(), behaves: None };
-        if let Some(path) = &up.wan {
-            let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
-            let file = wan.parse(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
-            wan.behaves = Some(Behaves::AsSaid(text, file));
-        } else if up.rtt > 0 || up.rate > 0 {
-            let delay = Duration::from_millis(up.rtt) / 2;
-            let rate_bits = up.rate * 1_000_000;
-            wan.behaves = Some(Behaves::Alike(DirectionSettings { delay, rate_bits, ..DirectionSettings::default() }));
-        }
-        Ok(wan)
-    }
-
-    fn parse(&self, text: &str) -> Result<WanFile, String> {
-        WanFile::parse(text, &self.names.iter().map(String::as_str).collect::<Vec<_>>())
-    }
-
-    fn direction(&self, from: usize, to: usize) -> DirectionSettings {
-        match &self.behaves {
-            None => DirectionSettings::default(),
-            Some(Behaves::Alike(settings)) => *settings,
-            Some(Behaves::AsSaid(_, file)) => file.direction(&self.names[from], &self.names[to]),
+/// A link for each two providers.
+fn links(addresses: &[SocketAddr]) -> anyhow::Result<WanLinks> {
+    let mut links = BTreeMap::new();
+    for first in 0..addresses.len() {
+        for second in first + 1..addresses.len() {
+            let link = WanLink::between([addresses[first], addresses[second]], LinkSettings::default());
+            links.insert((first, second), link.context("the WAN emulator cannot be started")?);
         }
     }
+    Ok(links)
+}
 
-    /// A link for each two providers; none when they are next to each other.
-    fn links(&self, addresses: &[SocketAddr]) -> anyhow::Result<WanLinks> {
-        let mut links = BTreeMap::new();
-        if self.behaves.is_none() {
-            return Ok(links);
-        }
-        for first in 0..addresses.len() {
-            for second in first + 1..addresses.len() {
-                let link = WanLink::between([addresses[first], addresses[second]], LinkSettings::default());
-                links.insert((first, second), link.context("the WAN emulator cannot be started")?);
-            }
-        }
-        self.set(&links);
-        Ok(links)
-    }
-
-    /// Has the links behave as it says.
-    fn set(&self, links: &WanLinks) {
-        for ((first, second), link) in links {
-            link.settings().update_direction(Direction::ToTarget, |way| *way = self.direction(*first, *second));
-            link.settings().update_direction(Direction::FromTarget, |way| *way = self.direction(*second, *first));
-        }
+/// Has the links behave as `file` says.
+fn set(links: &WanLinks, names: &[NodeName], file: &WanFile) {
+    for ((first, second), link) in links {
+        let (first, second) = (names[*first].as_str(), names[*second].as_str());
+        link.settings().update_direction(Direction::ToTarget, |way| *way = file.direction(first, second));
+        link.settings().update_direction(Direction::FromTarget, |way| *way = file.direction(second, first));
     }
 }
 
@@ -344,32 +323,26 @@ fn stands_for(links: &WanLinks, from: usize, to: usize) -> Option<SocketAddr> {
     }
 }
 
-/// Has the links behave as the file says, whenever that changes.
-async fn follow(path: PathBuf, mut wan: Wan, links: Arc<WanLinks>) {
-    let mut refused = None;
+/// Has the links behave as the file says, from the first look on and whenever it changes.
+async fn follow(path: PathBuf, names: Vec<NodeName>, links: Arc<WanLinks>) {
+    let mut seen = None;
     loop {
         tokio::time::sleep(WAN_LOOK).await;
-        let text = match tokio::fs::read_to_string(&path).await {
-            Ok(text) => text,
-            // It is just being replaced, perhaps.
-            Err(_) => continue,
-        };
-        let is_known = matches!(&wan.behaves, Some(Behaves::AsSaid(known, _)) if *known == text);
-        if is_known || refused.as_ref() == Some(&text) {
+        // It cannot be read while it is just being replaced, perhaps.
+        let Ok(text) = tokio::fs::read_to_string(&path).await else { continue };
+        if seen.as_ref() == Some(&text) {
             continue;
         }
-        match wan.parse(&text) {
+        match parse(&text, &names) {
             Ok(file) => {
-                wan.behaves = Some(Behaves::AsSaid(text, file));
-                wan.set(&links);
-                refused = None;
-                tracing::info!(file = %path.display(), "the links behave as it says now");
+                set(&links, &names, &file);
+                tracing::info!(file = %path.display(), "the links behave as it says");
             }
             Err(error) => {
                 tracing::warn!(file = %path.display(), error, "it cannot be understood: the links stay as they are");
-                refused = Some(text);
             }
         }
+        seen = Some(text);
     }
 }
 

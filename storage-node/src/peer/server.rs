@@ -22,7 +22,7 @@ use crate::propagation::manifest::{BlockRun, VersionRun, VersionedBlock};
 use crate::propagation::pull::PULL_BLOCKS_MAX;
 use crate::propagation::receiver;
 use crate::serve::client::ClientService;
-use crate::serve::volume::{Change, ServedVolume, require_one_read, store_failure};
+use crate::serve::volume::{Change, ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
 use crate::shard::handle::StoreError;
 use crate::volume::Moment;
@@ -92,7 +92,6 @@ impl PeerServer {
                 PeerReply::Done
             }
             PeerRequest::Read { volume, epoch, moment, offset, length } => {
-                require_one_read(length)?;
                 let volume = self.volume(volume)?;
                 volume.require_inside(moment, offset, u64::from(length), false).await?;
                 let trace = match moment {

@@ -49,7 +49,7 @@ use crate::peer::client::unexpected;
 use crate::peer::message::{ENCODING_HELD, Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::peer::packing::PackedBlocks;
 use crate::serve::volume::{ServedVolume, store_failure};
-use crate::shard::handle::{Seal, Sealed, SealedDelta, StoreError};
+use crate::shard::handle::{Blocks, Seal, Sealed, SealedDelta, StoreError};
 
 mod initial;
 mod rejoin;
@@ -329,7 +329,10 @@ impl Sender {
             }
             deliveries.is_blocked = false;
             if let (None, Some(snapshot)) = (&transfer, position.awaited_snapshot) {
-                transfer = self.pin(snapshot, position.watermark).await?.map(|delta| self.start(delta, None));
+                transfer = self
+                    .pin(snapshot, position.watermark, Blocks::default())
+                    .await?
+                    .map(|delta| self.start(delta, None));
             }
             // A snapshot is applied by itself: what is beyond it is sealed when it is there.
             let lacks = transfer.is_none() && position.awaited_snapshot.is_none() && position.watermark < report.head;
@@ -350,7 +353,7 @@ impl Sender {
                     let shard = &self.volume.shard;
                     let made = shard.seal_manifest(volume, position.known, position.newest_snapshot, None);
                     let (manifest, _) = made.await.map_err(store_failure)?;
-                    let reached = self.tell(manifest, None, &mut ahead).await?;
+                    let reached = self.tell(manifest, false, &mut ahead).await?;
                     position = ReplicaPosition { watermark: position.watermark, ..reached };
                 }
                 Turn::Wait | Turn::With(..) => {}
@@ -440,26 +443,21 @@ impl Sender {
             self.pinned.note(delta);
             self.watermarks.with_fan(|fan, _| fan.began(self.replica));
         }
-        let reached = self.tell(manifest, delta.as_ref(), ahead).await?;
+        let reached = self.tell(manifest, delta.is_some(), ahead).await?;
         let position = ReplicaPosition { watermark: position.watermark, ..reached };
         Ok((position, delta.map(|delta| self.start(delta, lead))))
     }
 
-    /// Sends a manifest, with which `delta` was sealed if it was.
-    async fn tell(
-        &self,
-        manifest: Manifest,
-        delta: Option<&SealedDelta>,
-        ahead: &mut Ahead,
-    ) -> Result<ReplicaPosition, Error> {
+    /// Sends a manifest, with which a delta was sealed if `seal`.
+    async fn tell(&self, manifest: Manifest, seal: bool, ahead: &mut Ahead) -> Result<ReplicaPosition, Error> {
         let volume = self.volume.id;
         // At a snapshot everything known is sealed, too.
-        match delta.is_some() || manifest.mark.is_some() {
+        match seal || manifest.mark.is_some() {
             true => ahead.begin_anew(),
             false if self.volume.sending.mode(self.replica) == Mode::Eager => {}
             false => ahead.told(&manifest, self.volume.sending.now()),
         }
-        let (epoch, prune, seal) = (self.epoch, self.watermarks.lowest(), delta.is_some());
+        let (epoch, prune) = (self.epoch, self.watermarks.lowest());
         let told = Told { volume, epoch, manifest, seal, durable: false, prune };
         told.tell(&self.volume.peers, self.replica).await
     }
@@ -538,10 +536,10 @@ impl Sender {
         }
     }
 
-    /// The delta up to a snapshot that the replica waits for; `None` when the snapshot is deleted, which the replica has yet
-    /// to hear.
-    async fn pin(&self, snapshot: SnapshotId, from: Lsn) -> Result<Option<SealedDelta>, Error> {
-        match self.volume.shard.pin_snapshot(self.volume.id, snapshot, from, Arc::default()).await {
+    /// The delta up to a snapshot that the replica waits for, and the blocks of `also`; `None` when the snapshot is deleted, which the
+    /// replica has yet to hear.
+    async fn pin(&self, snapshot: SnapshotId, from: Lsn, also: Blocks) -> Result<Option<SealedDelta>, Error> {
+        match self.volume.shard.pin_snapshot(self.volume.id, snapshot, from, also).await {
             Ok(delta) => {
                 self.pinned.note(&delta);
                 Ok(Some(delta))

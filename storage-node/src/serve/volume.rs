@@ -260,6 +260,11 @@ impl ServedVolume {
         offset: u64,
         length: u32,
     ) -> Result<Result<Vec<ReadChunk>, Detour>, Error> {
+        if length > IO_SIZE_MAX {
+            // Its answer would be no frame, and would be in memory before that was seen.
+            let what = format!("a read of {length} bytes is more than the {IO_SIZE_MAX} that one may have");
+            return Err(Error::new(ErrorKind::InvalidRequest, what));
+        }
         let view = match self.reader(moment, asker).await? {
             Ok(view) => view,
             Err(detour) => return Ok(Err(detour)),
@@ -657,20 +662,6 @@ impl Patience {
 /// The same refusal for a write: a disk says that there is no space beyond its end.
 fn no_space_beyond_end(refusal: Error) -> Error {
     Error::new(ErrorKind::OutOfSpace, refusal.to_string())
-}
-
-/// Refuses a read that is larger than any: its answer would be no frame, and it would be in memory before that was seen.
-///
-/// # Errors
-/// `InvalidRequest`.
-pub fn require_one_read(length: u32) -> Result<(), Error> {
-    match length {
-        ..=IO_SIZE_MAX => Ok(()),
-        _ => Err(Error::new(
-            ErrorKind::InvalidRequest,
-            format!("a read of {length} bytes is more than the {IO_SIZE_MAX} that one may have"),
-        )),
-    }
 }
 
 /// The caller's error for what the store could not do.

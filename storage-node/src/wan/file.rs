@@ -66,38 +66,33 @@ impl Behaviour {
 
 /// Of which links something is said.
 #[derive(Clone, Debug, PartialEq)]
-enum Links {
-    /// Both directions between two.
-    Between([String; 2]),
-    /// One direction.
-    FromTo([String; 2]),
+struct Links {
+    ends: [String; 2],
+    /// Not only from the first end to the second.
+    both_ways: bool,
 }
 
 impl Links {
     fn parse(table: &mut toml::Table, providers: &[&str]) -> Result<Links, String> {
+        let (ends, both_ways) = match (table.remove("between"), table.remove("from"), table.remove("to")) {
+            (Some(toml::Value::Array(both)), None, None) => (both, true),
+            (None, Some(from), Some(to)) => (vec![from, to], false),
+            _ => return Err(r#"it needs `between = ["a", "b"]`, or `from = "a"` and `to = "b"`"#.to_owned()),
+        };
         let name = |value: toml::Value| match value {
             toml::Value::String(name) if providers.contains(&name.as_str()) => Ok(name),
             other => Err(format!("{other} is not a provider; there are {}", providers.join(", "))),
         };
-        let (links, ends) = match (table.remove("between"), table.remove("from"), table.remove("to")) {
-            (Some(toml::Value::Array(both)), None, None) => {
-                let both: Result<Vec<String>, String> = both.into_iter().map(name).collect();
-                (Links::Between as fn([String; 2]) -> Links, both?)
-            }
-            (None, Some(from), Some(to)) => (Links::FromTo as fn([String; 2]) -> Links, vec![name(from)?, name(to)?]),
-            _ => return Err(r#"it needs `between = ["a", "b"]`, or `from = "a"` and `to = "b"`"#.to_owned()),
-        };
+        let ends = ends.into_iter().map(name).collect::<Result<Vec<String>, String>>()?;
         match <[String; 2]>::try_from(ends) {
-            Ok(ends) if ends[0] != ends[1] => Ok(links(ends)),
+            Ok(ends) if ends[0] != ends[1] => Ok(Links { ends, both_ways }),
             _ => Err("a link is between two providers".to_owned()),
         }
     }
 
     fn contain(&self, from: &str, to: &str) -> bool {
-        match self {
-            Links::Between([one, other]) => (one == from && other == to) || (one == to && other == from),
-            Links::FromTo([one, other]) => one == from && other == to,
-        }
+        let [one, other] = &self.ends;
+        (one == from && other == to) || (self.both_ways && one == to && other == from)
     }
 }
 
@@ -109,6 +104,13 @@ pub struct WanFile {
 }
 
 impl WanFile {
+    /// As a file does that says only these two, of all links.
+    #[must_use]
+    pub fn alike(rtt_ms: f64, rate_mbit: f64) -> WanFile {
+        let (rtt_ms, rate_mbit) = (Some(rtt_ms), Some(rate_mbit));
+        WanFile { all: Behaviour { rtt_ms, rate_mbit, ..Behaviour::default() }, some: Vec::new() }
+    }
+
     /// Reads the text of a file, in which links are between these providers.
     ///
     /// # Errors

@@ -66,15 +66,8 @@ impl Sender {
     ) -> Result<(ReplicaPosition, Option<Transfer>), Error> {
         let (shard, base) = (&self.volume.shard, comeback.base);
         if let Some(snapshot) = position.awaited_snapshot {
-            return match shard.pin_snapshot(self.volume.id, snapshot, base, comeback.lacks.clone()).await {
-                Ok(delta) => {
-                    self.pinned.note(&delta);
-                    Ok((position, Some(self.start(delta, None))))
-                }
-                // It has yet to hear that the snapshot is deleted.
-                Err(StoreError::UnknownSnapshot { .. }) => Ok((position, None)),
-                Err(error) => Err(store_failure(error)),
-            };
+            let delta = self.pin(snapshot, base, comeback.lacks.clone()).await?;
+            return Ok((position, delta.map(|delta| self.start(delta, None))));
         }
         let from = if comeback.is_told { position.known } else { base };
         let (seal, answer) = Seal::new(from, position.newest_snapshot, base);

@@ -18,7 +18,7 @@ use crate::ownership::writers::Refusal;
 use crate::peer::message::{Writer, pack_read};
 use crate::serve::residency;
 use crate::serve::status::in_steps;
-use crate::serve::volume::{Change, ServedVolume, require_one_read, store_failure};
+use crate::serve::volume::{Change, ServedVolume, store_failure};
 use crate::shard::operations::{Counted, OperationKind};
 use crate::volume::Moment;
 use crate::volume::ledger::Origin;
@@ -120,7 +120,6 @@ async fn answer(
                     flushed.map(|durable| (ClientReply::Flushed(durable), Bytes::new()))
                 }
                 ClientRequest::Read { offset, length, .. } => {
-                    require_one_read(*length)?;
                     volume.require_inside(Moment::Now, *offset, u64::from(*length), false).await?;
                     let read = volume.read_for_peer(trace, Moment::Now, view.epoch, *offset, *length).await?;
                     read.map(|chunks| {
@@ -197,7 +196,6 @@ async fn write(
 async fn read_only(volume: &ServedVolume, moment: Moment, request: ClientRequest) -> Result<Answer, Error> {
     match request {
         ClientRequest::Read { offset, length, .. } => {
-            require_one_read(length)?;
             let (parts, payload) = pack_read(&volume.read(Trace::NONE, moment, offset, length).await?);
             Ok((ClientReply::Read(parts), payload))
         }
