@@ -16,9 +16,9 @@ use consensus::Command;
 use nbd_frontend::export::{ExportDirectory, ZeroOptions};
 use storage_node::ownership::driver::{OwnershipLog, Resize};
 use storage_node::ownership::gate::Phase;
-use storage_node::peer::message::{Operation, PeerReply, PeerRequest, Writer};
+use storage_node::peer::message::{Operation, PeerReply, PeerRequest};
 use storage_node::serve::resize::InForce;
-use storage_node::volume::ledger::Origin;
+use storage_node::volume::ledger::{Origin, Writer};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::test(flavor = "multi_thread")]

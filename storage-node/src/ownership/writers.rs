@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use client_lib::Epoch;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
-use crate::peer::message::Writer;
+use crate::volume::ledger::Writer;
 
 /// How many forwarding sessions a volume remembers; the lowest session numbers are forgotten first. A forgotten
 /// session starts over at whatever generation it shows next.
@@ -64,10 +64,7 @@ impl Writers {
     /// # Cancel safety
     /// Safe: a dropped wait admits nothing.
     pub async fn admit(&self, writer: Writer) -> Result<Admission, Refusal> {
-        let claimed = self.claimed();
-        if writer.right < claimed {
-            return Err(Refusal::Claimed(claimed));
-        }
+        self.require_right(writer.right)?;
         let attempt = self.session(writer.origin.session);
         loop {
             let current = attempt.clone().read_owned().await;
@@ -81,6 +78,15 @@ impl Writers {
                 }
             }
         }
+    }
+
+    /// Refuses a right of an epoch before the last claim: to be asked again after every wait of an admitted write.
+    ///
+    /// # Errors
+    /// `Claimed`.
+    pub fn require_right(&self, right: Epoch) -> Result<(), Refusal> {
+        let claimed = self.claimed();
+        if right < claimed { Err(Refusal::Claimed(claimed)) } else { Ok(()) }
     }
 
     fn session(&self, id: u64) -> Arc<RwLock<u64>> {

@@ -17,18 +17,7 @@ use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, VersionRun};
 use crate::shard::handle::ReadChunk;
 use crate::shard::scrub::ScrubAction;
 use crate::volume::Moment;
-use crate::volume::ledger::{LedgerNews, Origin};
-
-/// Who sends a forwarded write: which write of which session it is, and which attempt at it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Writer {
-    /// The same in every attempt.
-    pub origin: Origin,
-    /// Rises when the session retries after an unknown outcome, so that a late first attempt is refused.
-    pub generation: u64,
-    /// The epoch in which the session got its right to write.
-    pub right: Epoch,
-}
+use crate::volume::ledger::{LedgerNews, Writer};
 
 /// A request to another node. Offsets and lengths are bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -427,6 +416,7 @@ mod tests {
     use client_lib::NodeId;
 
     use super::*;
+    use crate::volume::ledger::Origin;
     use crate::golden;
     use crate::propagation::manifest::RunContent;
 

@@ -13,7 +13,7 @@ use client_lib::wire::frame::Frame;
 use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
 
 use super::alike::take_alike;
-use super::message::{AdminForward, Alike, ENCODINGS, Message, PeerReply, PeerRequest, Writer, pack_read};
+use super::message::{AdminForward, Alike, ENCODINGS, Message, PeerReply, PeerRequest, pack_read};
 use super::packing::{PackedBlocks, unpack_blocks, unpack_zstd};
 use crate::node::admission::Admission;
 use crate::ownership::enclosure::Enclosure;
@@ -22,10 +22,11 @@ use crate::propagation::manifest::{BlockRun, VersionRun, VersionedBlock};
 use crate::propagation::pull::PULL_BLOCKS_MAX;
 use crate::propagation::receiver;
 use crate::serve::client::ClientService;
-use crate::serve::volume::{Change, ServedVolume, store_failure};
+use crate::serve::volume::{Change, Forwarded, ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
 use crate::shard::handle::StoreError;
 use crate::volume::Moment;
+use crate::volume::ledger::Writer;
 
 /// Carries out what only the owner of a volume can do for an administrator; answers in JSON.
 pub trait ForwardedAdmin: Send + Sync + 'static {
@@ -272,20 +273,15 @@ pub fn encode_reply(reply: Message<PeerReply>) -> Bytes {
 /// Carries out a forwarded write, if its writer still may.
 async fn write(volume: &ServedVolume, epoch: Epoch, writer: Writer, change: Change) -> Result<PeerReply, Error> {
     let trace = volume.tracer.begin_now(change.what());
-    let admission = match volume.writers.admit(writer).await {
-        Ok(admission) => admission,
-        Err(Refusal::Claimed(epoch)) => return Ok(PeerReply::Superseded(epoch)),
-        Err(Refusal::Outrun) => return Ok(PeerReply::Done),
-    };
-    let written = volume.write_for_peer(&trace, epoch, &change, writer.origin).await;
-    drop(admission);
-    Ok(match written? {
-        Some(lsn) if volume.is_settled_for_peer(&trace, &change, lsn).await? => {
+    Ok(match volume.write_for_peer(&trace, epoch, &change, writer).await? {
+        Forwarded::Written(lsn) if volume.is_settled_for_peer(&trace, &change, lsn).await? => {
             trace.answered(true);
             PeerReply::Written(lsn.epoch)
         }
-        Some(_) => PeerReply::Waiting,
-        None => PeerReply::NotOwner(volume.gate.view().epoch),
+        Forwarded::Written(_) => PeerReply::Waiting,
+        Forwarded::NotOwner => PeerReply::NotOwner(volume.gate.view().epoch),
+        Forwarded::Refused(Refusal::Claimed(epoch)) => PeerReply::Superseded(epoch),
+        Forwarded::Refused(Refusal::Outrun) => PeerReply::Done,
     })
 }
 

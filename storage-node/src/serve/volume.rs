@@ -29,9 +29,9 @@ use super::snapshots::Snapshots;
 use super::through;
 use crate::ownership::gate::{Gate, Phase, View};
 use crate::ownership::standing::Standing;
-use crate::ownership::writers::Writers;
+use crate::ownership::writers::{Refusal, Writers};
 use crate::peer::client::{PeerClient, PeerError, unexpected};
-use crate::peer::message::{Message, Operation, PeerReply, PeerRequest, Writer, unpack_read};
+use crate::peer::message::{Message, Operation, PeerReply, PeerRequest, unpack_read};
 use crate::propagation::hearing::Hearing;
 use crate::propagation::intake::Intake;
 use crate::propagation::pull::Puller;
@@ -39,7 +39,7 @@ use crate::propagation::telling::Tellings;
 use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ReadChunk, ShardHandle, StoreError};
 use crate::trace::Tracer;
 use crate::volume::Moment;
-use crate::volume::ledger::Origin;
+use crate::volume::ledger::Writer;
 
 mod ahead;
 mod flush;
@@ -114,6 +114,17 @@ pub struct ServedVolume {
 enum Detour {
     Again,
     Elsewhere(View),
+}
+
+/// What became of a write that another node or a client asked for.
+#[derive(Debug)]
+pub enum Forwarded {
+    /// It is in the volume, here.
+    Written(Lsn),
+    /// This node does not own the volume.
+    NotOwner,
+    /// Its writer may not write any more, or tries again already.
+    Refused(Refusal),
 }
 
 /// Who asks for something to be done here.
@@ -325,8 +336,13 @@ impl ServedVolume {
         // Once it was sent to another node: it may have been carried out there.
         let mut sent: Option<Number<'_>> = None;
         loop {
-            let origin = sent.as_ref().map(|number| number.origin(writer.session()));
-            match self.write_here(trace, Asker::Session(Some(writer)), &change, origin).await? {
+            let sent_before = sent.as_ref().map(|number| Writer {
+                origin: number.origin(writer.session()),
+                generation: writer.generation(),
+                // Whoever sits at the owner may write.
+                right: self.gate.view().epoch,
+            });
+            match self.write_here(trace, Asker::Session(Some(writer)), &change, sent_before).await? {
                 Ok(lsn) => {
                     // It was taken over from meanwhile, twice: the write is in another history than this session.
                     writer.require_current()?;
@@ -387,7 +403,7 @@ impl ServedVolume {
         trace: &Trace,
         asker: Asker<'_>,
         change: &Change,
-        origin: Option<Origin>,
+        forwarded: Option<Writer>,
     ) -> Result<Result<Lsn, Detour>, Error> {
         let view = asker.view(&self.gate).await?;
         if let Asker::Session(Some(writer)) = asker {
@@ -396,16 +412,25 @@ impl ServedVolume {
         if view.phase != Phase::Owner {
             return Ok(Err(Detour::Elsewhere(view)));
         }
+        // A takeover ends rights before this node is the owner by it, and the write may have waited for that.
+        if forwarded.is_some_and(|writer| self.writers.require_right(writer.right).is_err()) {
+            return Ok(Err(Detour::Again));
+        }
         if let Change::Data { offset, data, .. } = change {
             self.pace.turn(data.len() as u64).await;
+            if self.gate.view() != view {
+                return Ok(Err(Detour::Again));
+            }
             self.sending.wrote(*offset, data.len() as u64);
         }
         let (shard, id) = (&self.shard, self.id);
         let written = match change {
             Change::Data { offset, data, fua } => {
-                shard.write_traced(trace, origin, id, *offset, data.clone(), *fua).await
+                shard.write_traced(trace, forwarded, id, *offset, data.clone(), *fua).await
             }
-            Change::Zero { offset, length, fua } => shard.zero_traced(trace, origin, id, *offset, *length, *fua).await,
+            Change::Zero { offset, length, fua } => {
+                shard.zero_traced(trace, forwarded, id, *offset, *length, *fua).await
+            }
         };
         match written {
             Ok(lsn) => Ok(Ok(lsn)),
@@ -414,19 +439,27 @@ impl ServedVolume {
         }
     }
 
-    /// As [`write`](Self::write), for a session of another node; `None` when this node is not the owner.
+    /// As [`write`](Self::write), for a session of another node or a client, after its earlier attempts have ended.
     pub async fn write_for_peer(
         &self,
         trace: &Trace,
         epoch: Epoch,
         change: &Change,
-        origin: Origin,
-    ) -> Result<Option<Lsn>, Error> {
+        writer: Writer,
+    ) -> Result<Forwarded, Error> {
+        let _admission = match self.writers.admit(writer).await {
+            Ok(admission) => admission,
+            Err(refusal) => return Ok(Forwarded::Refused(refusal)),
+        };
         loop {
-            match self.write_here(trace, Asker::Patient(epoch), change, Some(origin)).await? {
-                Ok(lsn) => return Ok(Some(lsn)),
-                Err(Detour::Again) => {}
-                Err(Detour::Elsewhere(_)) => return Ok(None),
+            match self.write_here(trace, Asker::Patient(epoch), change, Some(writer)).await? {
+                Ok(lsn) => return Ok(Forwarded::Written(lsn)),
+                // It may have been a claim that was in the way.
+                Err(Detour::Again) => match self.writers.require_right(writer.right) {
+                    Ok(()) => {}
+                    Err(refusal) => return Ok(Forwarded::Refused(refusal)),
+                },
+                Err(Detour::Elsewhere(_)) => return Ok(Forwarded::NotOwner),
             }
         }
     }
@@ -503,6 +536,11 @@ impl ServedVolume {
             StoreError::Damaged { runs, .. } => {
                 self.puller.repair(moment, &runs, Class::Pull, &[]).await?;
                 self.fetched(trace);
+                Ok(Detour::Again)
+            }
+            // By a session here, while the write was on its way.
+            StoreError::Claimed { epoch, .. } => {
+                self.writers.claim(epoch);
                 Ok(Detour::Again)
             }
             // Made at the owner, and not told of here yet.
@@ -670,6 +708,7 @@ pub fn store_failure(error: StoreError) -> Error {
     let kind = match &error {
         StoreError::UnknownVolume(_) | StoreError::Stopped => ErrorKind::Closed,
         StoreError::NotOwner { .. } => ErrorKind::NotOwner,
+        StoreError::Claimed { .. } => ErrorKind::Fenced,
         StoreError::BeyondEnd { .. } | StoreError::SmallerThanSnapshot { .. } => ErrorKind::InvalidRequest,
         StoreError::Frozen(_)
         | StoreError::Resizing(_)

@@ -285,11 +285,11 @@ impl Core {
             }
             Request::Damaged { reply } => drop(reply.send(Ok(self.damaged()))),
             Request::Read { volume, moment, offset, length, reply } => self.read(volume, moment, offset, length, reply),
-            Request::Write { volume, offset, data, fua, origin, reply } => {
-                self.admit_write(WriteJob::data(volume, offset, data, fua, Author::of(origin), reply));
+            Request::Write { volume, offset, data, fua, writer, reply } => {
+                self.admit_write(WriteJob::data(volume, offset, data, fua, Author::of(writer), reply));
             }
-            Request::Zero { volume, offset, length, fua, origin, reply } => {
-                self.admit_write(WriteJob::zeroes(volume, offset, length, fua, Author::of(origin), reply));
+            Request::Zero { volume, offset, length, fua, writer, reply } => {
+                self.admit_write(WriteJob::zeroes(volume, offset, length, fua, Author::of(writer), reply));
             }
             Request::Ledger { volume, reply } => drop(reply.send(self.ledger(volume))),
             Request::NoteLedger { volume, news, reply } => self.note_ledger(volume, news, reply),
@@ -481,6 +481,7 @@ impl Core {
                     // What was admitted on top of the failed entry is refused by the same failure or by its gap.
                     run.known = run.state.known;
                     run.epoch = run.state.epoch;
+                    run.claimed = run.state.ledger.claimed();
                     // Of an owner, what was refused for want of space is not there and never will be; after another failure it may be.
                     if run.role == Role::Replica || (*error == StoreError::OutOfSpace && run.flights.is_empty()) {
                         run.head = run.state.known;
@@ -567,6 +568,7 @@ impl Core {
                     } else if run.role == Role::Replica {
                         run.known = run.known.max(run.state.known);
                     }
+                    run.claimed = run.claimed.max(run.state.ledger.claimed());
                     if let Entry::Resized { volume, .. } = entry {
                         self.resized(*volume);
                     }

@@ -32,7 +32,7 @@ use crate::map::page::Version;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
-use crate::volume::ledger::{LedgerNews, Origin};
+use crate::volume::ledger::{LedgerNews, Writer};
 use crate::volume::rejoin::Rejoining;
 use crate::volume::resident::Resident;
 use crate::volume::tally::Tally;
@@ -203,8 +203,8 @@ pub enum Request {
     News { volume: VolumeId, reply: Reply<Arc<News>> },
     Vouch { volume: VolumeId, reply: Reply<Lsn> },
     Read { volume: VolumeId, moment: Moment, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
-    Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, origin: Option<Origin>, reply: Reply<Lsn> },
-    Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, origin: Option<Origin>, reply: Reply<Lsn> },
+    Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, writer: Option<Writer>, reply: Reply<Lsn> },
+    Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, writer: Option<Writer>, reply: Reply<Lsn> },
     Ledger { volume: VolumeId, reply: Reply<LedgerNews> },
     NoteLedger { volume: VolumeId, news: LedgerNews, reply: Reply<()> },
     Flush { volume: VolumeId, reply: Reply<Lsn> },

@@ -42,6 +42,8 @@ pub(super) struct VolumeRun {
     /// What the volume will be when everything under way is applied; a new owner becomes so only then.
     pub(super) role: Role,
     pub(super) epoch: Epoch,
+    /// Up to which epoch rights to write from afar have ended by claims that the log has, or is given.
+    pub(super) claimed: Epoch,
     /// Replica: up to where manifests were admitted.
     pub(super) known: Lsn,
     /// Owner: the newest assigned LSN.
@@ -88,6 +90,7 @@ impl VolumeRun {
         VolumeRun {
             role: Role::Replica,
             epoch: state.epoch,
+            claimed: state.ledger.claimed(),
             known: state.known,
             head: state.known,
             durable: Lsn::ZERO,

@@ -16,7 +16,7 @@ use super::sync::Done;
 use crate::log::Entry;
 use crate::map::page::{Content, Version};
 use crate::propagation::manifest::BlockRun;
-use crate::volume::ledger::{LedgerNews, Origin};
+use crate::volume::ledger::{LedgerNews, Writer};
 
 /// Blocks per log entry: a mebibyte, so that a large write does not hold up the small ones behind it.
 pub(super) const ENTRY_BLOCKS_MAX: usize = 256;
@@ -40,15 +40,15 @@ pub(super) enum Author {
     /// A session of this node.
     Session,
     /// A session whose write was passed on to another node, here or there.
-    Afar(Origin),
+    Afar(Writer),
     /// The shard itself.
     Shard,
 }
 
 impl Author {
-    /// Who sent a request with this origin.
-    pub(super) fn of(origin: Option<Origin>) -> Author {
-        origin.map_or(Author::Session, Author::Afar)
+    /// Who sent a request with this writer.
+    pub(super) fn of(writer: Option<Writer>) -> Author {
+        writer.map_or(Author::Session, Author::Afar)
     }
 }
 
@@ -175,7 +175,7 @@ impl Core {
             let volume = job.volume;
             return job.fail(StoreError::Frozen(volume));
         }
-        if let Author::Afar(origin) = job.author
+        if let Author::Afar(Writer { origin, .. }) = job.author
             && run.state.ledger.has(origin)
         {
             return self.nothing_to_write(job);
@@ -311,13 +311,13 @@ impl Core {
             }
         }
         let carried_out = match job.author {
-            Author::Afar(origin) => Some(LedgerNews::carried_out(origin)),
+            Author::Afar(Writer { origin, .. }) => Some(LedgerNews::carried_out(origin)),
             Author::Session | Author::Shard => None,
         };
         if pieces.is_empty() && carried_out.is_none() {
             return self.nothing_to_write(job);
         }
-        if let Err(error) = self.claim(&job) {
+        if let Err(error) = self.claim(&job).and_then(|()| self.require_right(&job)) {
             return job.fail(error);
         }
         let WriteJob { volume, fua, reply, .. } = job;
@@ -359,13 +359,29 @@ impl Core {
     /// The first write of a session of this node in an epoch claims the volume in it.
     fn claim(&mut self, job: &WriteJob) -> Result<(), StoreError> {
         let volume = job.volume;
-        let Some(run) = self.volumes.get(&volume) else { return Err(StoreError::UnknownVolume(volume)) };
-        if !matches!(job.author, Author::Session) || run.state.ledger.claimed() >= run.epoch {
+        let Some(run) = self.volumes.get_mut(&volume) else { return Err(StoreError::UnknownVolume(volume)) };
+        if !matches!(job.author, Author::Session) || run.claimed >= run.epoch {
             return Ok(());
         }
-        let news = LedgerNews::claim(run.epoch);
-        let entry = Entry::Writers { volume, news };
-        self.append(entry, Vec::new(), false, None, Done::Nothing).map_err(|(error, _)| error)
+        let epoch = run.epoch;
+        let entry = Entry::Writers { volume, news: LedgerNews::claim(epoch) };
+        self.append(entry, Vec::new(), false, None, Done::Nothing).map_err(|(error, _)| error)?;
+        if let Some(run) = self.volumes.get_mut(&volume) {
+            run.claimed = epoch;
+        }
+        Ok(())
+    }
+
+    /// Refuses a write from afar that comes behind a claim in the log, however long ago it was admitted.
+    fn require_right(&self, job: &WriteJob) -> Result<(), StoreError> {
+        let volume = job.volume;
+        let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        match job.author {
+            Author::Afar(writer) if writer.right < run.claimed => {
+                Err(StoreError::Claimed { volume, epoch: run.claimed })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What is known of the writers of `volume`.

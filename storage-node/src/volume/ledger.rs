@@ -31,6 +31,17 @@ pub struct Origin {
     pub answered: u64,
 }
 
+/// Who sends a forwarded write: which write of which session it is, and which attempt at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writer {
+    /// The same in every attempt.
+    pub origin: Origin,
+    /// Rises when the session retries after an unknown outcome, so that a late first attempt is refused.
+    pub generation: u64,
+    /// The epoch in which the session got its right to write.
+    pub right: Epoch,
+}
+
 /// News for a ledger: what one write adds, or all that an owner knows. Runs are `from..to` of numbers, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerNews {

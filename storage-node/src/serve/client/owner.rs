@@ -15,13 +15,13 @@ use nbd_frontend::export::Residency;
 use super::Answer;
 use crate::ownership::gate::View;
 use crate::ownership::writers::Refusal;
-use crate::peer::message::{Writer, pack_read};
+use crate::peer::message::pack_read;
 use crate::serve::residency;
 use crate::serve::status::in_steps;
-use crate::serve::volume::{Change, ServedVolume, store_failure};
+use crate::serve::volume::{Change, Forwarded, ServedVolume, store_failure};
 use crate::shard::operations::{Counted, OperationKind};
 use crate::volume::Moment;
-use crate::volume::ledger::Origin;
+use crate::volume::ledger::{Origin, Writer};
 
 /// As [`answer`], and counts what guests ask for.
 pub(super) async fn serve(
@@ -172,24 +172,23 @@ async fn write(
     };
     volume.require_inside(Moment::Now, offset, length, true).await?;
     let WriteId { session, number, answered, generation, right } = id;
-    let origin = Origin { session, number, answered };
-    let admission = match volume.writers.admit(Writer { origin, generation, right }).await {
-        Ok(admission) => admission,
-        Err(Refusal::Outrun) => return Ok(Some((ClientReply::Outrun, Bytes::new()))),
-        Err(Refusal::Claimed(epoch)) => {
+    let writer = Writer { origin: Origin { session, number, answered }, generation, right };
+    match volume.write_for_peer(trace, epoch, &change, writer).await? {
+        Forwarded::Written(lsn) => {
+            let durable = volume.is_settled_for_peer(trace, &change, lsn).await?;
+            Ok(Some((ClientReply::Written { lsn, durable }, Bytes::new())))
+        }
+        Forwarded::NotOwner => Ok(None),
+        Forwarded::Refused(Refusal::Outrun) => Ok(Some((ClientReply::Outrun, Bytes::new()))),
+        Forwarded::Refused(Refusal::Claimed(epoch)) => {
             let text = format!(
                 "volume {} is written at its owner's node {} since epoch {epoch}: this client lost its right to write; close what \
                  uses the disk here, and open the volume anew if it is to be used here again",
                 volume.name, volume.me
             );
-            return Err(Error::new(ErrorKind::Fenced, text));
+            Err(Error::new(ErrorKind::Fenced, text))
         }
-    };
-    let written = volume.write_for_peer(trace, epoch, &change, origin).await;
-    drop(admission);
-    let Some(lsn) = written? else { return Ok(None) };
-    let durable = volume.is_settled_for_peer(trace, &change, lsn).await?;
-    Ok(Some((ClientReply::Written { lsn, durable }, Bytes::new())))
+    }
 }
 
 /// What changes nothing: of the volume, at its owner, or of a snapshot, anywhere.

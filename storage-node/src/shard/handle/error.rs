@@ -18,6 +18,14 @@ pub enum StoreError {
         /// The epoch the shard knows.
         epoch: Epoch,
     },
+    /// A session at the owner has claimed the volume: who wrote it from afar before has lost the right.
+    #[error("volume {volume} is written at its owner's node since epoch {epoch}")]
+    Claimed {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch of the claim.
+        epoch: Epoch,
+    },
     /// Writes are held while the volume is handed over: wait for the outcome, then try again.
     #[error("volume {0} is frozen for a handover or a snapshot of its group")]
     Frozen(VolumeId),

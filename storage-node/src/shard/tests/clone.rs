@@ -69,7 +69,7 @@ impl Volumes {
         let fill = 1 + self.random(250) as u8;
         let data = Bytes::from(vec![fill; count as usize * BLOCK_SIZE as usize]);
         let offset = u64::from(start) * BLOCK;
-        self.rig.ask(|reply| Request::Write { volume, offset, data, fua: false, origin: None, reply }).expect("writes");
+        self.rig.ask(|reply| Request::Write { volume, offset, data, fua: false, writer: None, reply }).expect("writes");
         self.live.get_mut(&volume).expect("is there")[start as usize..(start + count) as usize].fill(fill);
     }
 
@@ -358,7 +358,7 @@ fn garbage_beside_what_volumes_share_is_cleaned() {
     };
     let write = |rig: &mut Rig, volume, chunk: u64, fill| {
         let data = Bytes::from(vec![fill; CHUNK as usize]);
-        rig.ask(|reply| Request::Write { volume, offset: chunk * CHUNK, data, fua: false, origin: None, reply })
+        rig.ask(|reply| Request::Write { volume, offset: chunk * CHUNK, data, fua: false, writer: None, reply })
     };
     rig.ask(|reply| Request::Open { volume: ORIGIN, size, reply }).expect("opens");
     activate(&mut rig, ORIGIN);
@@ -380,7 +380,7 @@ fn garbage_beside_what_volumes_share_is_cleaned() {
                 offset: chunk * CHUNK,
                 length: CHUNK,
                 fua: false,
-                origin: None,
+                writer: None,
                 reply,
             })
             .expect("is trimmed");

@@ -126,7 +126,7 @@ impl History {
         let (offset, length, fua) = (first * SECTOR, count * SECTOR, self.random.below(5) == 0);
         self.requests += 1;
         let (writes, answer) = if self.random.below(4) == 0 {
-            let zero = |reply| Request::Zero { volume: VOLUME, offset, length, fua, origin: None, reply };
+            let zero = |reply| Request::Zero { volume: VOLUME, offset, length, fua, writer: None, reply };
             (Sector::Zero, self.rig.send(zero))
         } else {
             let data = (first..first + count).flat_map(|sector| sector_of(self.requests, sector)).collect();

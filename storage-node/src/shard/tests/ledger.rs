@@ -4,20 +4,20 @@ use client_lib::{Epoch, Lsn};
 
 use super::rig::{Rig, VOLUME};
 use crate::shard::handle::{FreezeWhen, Request, StoreError};
-use crate::volume::ledger::{LedgerNews, Origin};
+use crate::volume::ledger::{LedgerNews, Origin, Writer};
 
 const SIZE: u64 = 64 * 4096;
 
 impl Rig {
     fn write_from(&mut self, number: u64, block: u32, fill: u8, fua: bool) -> Result<Lsn, StoreError> {
-        let origin = Some(Origin { session: 7, number, answered: 0 });
+        let writer = Some(writer(number));
         let (offset, data) = (u64::from(block) * 4096, vec![fill; 4096].into());
-        self.ask(|reply| Request::Write { volume: VOLUME, offset, data, fua, origin, reply })
+        self.ask(|reply| Request::Write { volume: VOLUME, offset, data, fua, writer, reply })
     }
 
     fn zero_from(&mut self, number: u64, offset: u64, length: u64) -> Result<Lsn, StoreError> {
-        let origin = Some(Origin { session: 7, number, answered: 0 });
-        self.ask(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, origin, reply })
+        let writer = Some(writer(number));
+        self.ask(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, writer, reply })
     }
 
     fn ledger(&mut self) -> LedgerNews {
@@ -29,6 +29,11 @@ impl Rig {
         assert!(bytes.iter().all(|byte| *byte == bytes[0]), "of one write");
         bytes[0]
     }
+}
+
+/// Of a session that has the right of the first epoch.
+fn writer(number: u64) -> Writer {
+    Writer { origin: Origin { session: 7, number, answered: 0 }, generation: 0, right: Epoch(1) }
 }
 
 fn owner(seed: u64) -> Rig {
@@ -82,6 +87,28 @@ fn a_restart_forgets_nothing_that_it_keeps() {
         assert_eq!(rig.fill(3), 2);
         assert_eq!(rig.ledger().claim, Epoch(1), "others' rights stay ended");
     }
+}
+
+/// A write of a machine that had lost the volume waited in the shard for the old content of its block. The machine that the volume
+/// had come to wrote meanwhile, and was answered; then the old machine's write went over it: its right had been looked at before.
+#[test]
+fn a_write_from_afar_that_waited_does_not_come_behind_a_claim() {
+    let mut rig = owner(8);
+    rig.write_block(3, 1).expect("writes");
+    rig.flush().expect("flushes");
+    rig.deactivate(2);
+    rig.activate(3);
+    let (offset, data) = (3 * 4096 + 512, vec![9; 512].into());
+    let late = Some(writer(0));
+    let late = rig.send(|reply| Request::Write { volume: VOLUME, offset, data, fua: false, writer: late, reply });
+    let here = rig.send_write(5 * 4096, vec![2; 4096], false);
+    rig.wait(here).expect("who sits at the owner writes");
+    let refused = rig.wait(late).expect_err("the claim came first");
+    assert_eq!(refused, StoreError::Claimed { volume: VOLUME, epoch: Epoch(3) });
+    assert_eq!(rig.fill(3), 1);
+    rig.restart();
+    rig.activate(3);
+    assert_eq!(rig.write_from(1, 4, 1, false).expect_err("for good"), refused);
 }
 
 /// A write and word of it are two entries: whatever the power leaves, a write that was answered, or flushed, is known to have

@@ -195,7 +195,7 @@ proptest! {
                     }
                 }
                 Op::Zero { offset, length } => {
-                    under_way.push(rig.send(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, origin: None, reply }));
+                    under_way.push(rig.send(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, writer: None, reply }));
                     model.change(offset, length, 0);
                 }
                 Op::Settle | Op::Flush => {

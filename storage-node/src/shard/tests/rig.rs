@@ -192,7 +192,7 @@ impl Rig {
     }
 
     pub(super) fn send_write(&mut self, offset: u64, data: Vec<u8>, fua: bool) -> Answer<Lsn> {
-        self.send(|reply| Request::Write { volume: VOLUME, offset, data: Bytes::from(data), fua, origin: None, reply })
+        self.send(|reply| Request::Write { volume: VOLUME, offset, data: Bytes::from(data), fua, writer: None, reply })
     }
 
     pub(super) fn write(&mut self, offset: u64, data: Vec<u8>) -> Result<Lsn, StoreError> {
@@ -205,7 +205,7 @@ impl Rig {
     }
 
     pub(super) fn zero(&mut self, offset: u64, length: u64) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, origin: None, reply })
+        self.ask(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, writer: None, reply })
     }
 
     pub(super) fn flush(&mut self) -> Result<Lsn, StoreError> {
