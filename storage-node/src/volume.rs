@@ -99,7 +99,7 @@ pub struct Volume {
     initial: Option<InitialSync>,
     /// Where the part of the initial sync ends that is sealed, if it is not the last.
     part: Option<u32>,
-    /// The runs of a manifest that came in several entries, until the last one.
+    /// The runs of a manifest that comes in several entries, until the last one; or what is left of one whose last never came.
     partial: Vec<ManifestRun>,
 }
 
@@ -153,12 +153,6 @@ impl Volume {
     pub fn maps(&self) -> impl Iterator<Item = MapKey> + '_ {
         let snapshots = self.snapshots.iter().rev().map(|snapshot| MapKey { volume: self.id, snapshot: snapshot.id });
         std::iter::once(self.id.into()).chain(snapshots)
-    }
-
-    /// Whether the state lies between two entries that belong together; no checkpoint may be taken then.
-    #[must_use]
-    pub fn is_between_entries(&self) -> bool {
-        !self.partial.is_empty()
     }
 
     /// The newest known version of `block`.
@@ -509,9 +503,8 @@ impl Volume {
         Ok(())
     }
 
-    /// A manifest became known. One that comes in several entries starts and ends at the same position in all but
-    /// the last, and takes effect with the last. Blocks known already are left alone. At the snapshot that it ends at, if it
-    /// does, everything known is sealed.
+    /// Some of the runs of a manifest came, if it starts and ends at the same position; else the last of them, without word of how many
+    /// belong to it.
     ///
     /// # Errors
     /// As [`apply_write`](Self::apply_write).
@@ -520,7 +513,18 @@ impl Volume {
             self.partial.extend(manifest.runs);
             return Ok(());
         }
-        let mut runs = std::mem::take(&mut self.partial);
+        let earlier = self.partial.len() as u32;
+        self.apply_told(manifest, earlier, seal, map)
+    }
+
+    /// A manifest became known; `earlier` of its runs came in entries before. It takes effect if all of them are here and nothing lies
+    /// between it and what was known. Blocks known already are left alone. At the snapshot that it ends at, if it does, everything known is
+    /// sealed.
+    ///
+    /// # Errors
+    /// As [`apply_write`](Self::apply_write).
+    pub fn apply_told(&mut self, manifest: Manifest, earlier: u32, seal: bool, map: &mut Map) -> Result<(), MapError> {
+        let Some(mut runs) = self.take_earlier(earlier).filter(|_| manifest.from <= self.known) else { return Ok(()) };
         if self.lacks_parts() {
             // It does not say what this node lacks besides: it is told in parts.
             return Ok(());
@@ -554,10 +558,20 @@ impl Volume {
             return Ok(());
         }
         let beyond_sealed = self.layers.sealed_end().is_none_or(|sealed| manifest.to > sealed);
-        if seal && beyond_sealed && manifest.to > self.watermark {
+        // Who comes back has no watermark, and may do so to a volume in which nothing was written.
+        let is_ahead = manifest.to > self.watermark || self.rejoin.is_some();
+        if seal && beyond_sealed && is_ahead {
             self.layers.seal(self.known, &mut map.usage);
         }
         Ok(())
+    }
+
+    /// The runs that came in entries before and belong to what comes now, if all of them are here. What lies before them is left of a
+    /// manifest whose last entry never came.
+    fn take_earlier(&mut self, earlier: u32) -> Option<Vec<ManifestRun>> {
+        let mut partial = std::mem::take(&mut self.partial);
+        let start = partial.len().checked_sub(earlier as usize)?;
+        Some(partial.split_off(start))
     }
 
     /// Everything known is a delta that ends at this snapshot.

@@ -44,7 +44,8 @@ fn entries() -> Vec<Entry> {
         Entry::Cloned { volume, origin: VolumeId(9), snapshot: SnapshotId(600) },
         Entry::Writers { volume, news: LedgerNews { claim: Epoch(3), done: vec![(2571, vec![(0, 300), (302, 303)])] } },
         Entry::Discarded { volume, to: lsn(40) },
-        Entry::SyncPart { volume, manifest: part, earlier: 300, end: Some(BlockIndex(70_000)) },
+        Entry::SyncPart { volume, manifest: part.clone(), earlier: 300, end: Some(BlockIndex(70_000)) },
+        Entry::Told { volume, manifest: part, earlier: 300, seal: true },
     ]
 }
 

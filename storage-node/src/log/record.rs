@@ -44,7 +44,8 @@ pub enum Entry {
     Zero { volume: VolumeId, lsn: Lsn, start: BlockIndex, count: u32 },
     /// Blocks in these versions came from another node; data follows.
     Received { volume: VolumeId, blocks: Vec<(BlockIndex, Lsn, u32)> },
-    /// The owner told what changed; with `seal`, everything known becomes the delta to apply next.
+    /// Some of the runs of what an owner tells, if the manifest ends where it starts and has runs: the rest follows. Else, of programs
+    /// before [`Told`](Self::Told), the last of them.
     Manifest { volume: VolumeId, manifest: Manifest, seal: bool },
     /// The sealed delta was applied.
     Applied { volume: VolumeId, to: Lsn },
@@ -75,6 +76,9 @@ pub enum Entry {
     Discarded { volume: VolumeId, to: Lsn },
     /// The owner told a part of an initial sync, which ends before block `end`, or is the last; `earlier` of its runs stand in entries before.
     SyncPart { volume: VolumeId, manifest: Manifest, earlier: u32, end: Option<BlockIndex> },
+    /// The owner told what changed; `earlier` of the runs stand in entries before. With `seal`, everything known becomes the delta to apply
+    /// next.
+    Told { volume: VolumeId, manifest: Manifest, earlier: u32, seal: bool },
 }
 
 impl Entry {
@@ -99,7 +103,8 @@ impl Entry {
             | Entry::Cloned { volume, .. }
             | Entry::Writers { volume, .. }
             | Entry::Discarded { volume, .. }
-            | Entry::SyncPart { volume, .. } => *volume,
+            | Entry::SyncPart { volume, .. }
+            | Entry::Told { volume, .. } => *volume,
         }
     }
 
@@ -140,7 +145,7 @@ impl Entry {
             Entry::Received { blocks, .. } => (5 + LSN + 5) * blocks.len(),
             Entry::Relocated { moves, .. } => 15 * moves.len(),
             Entry::Writers { news, .. } => news.done.iter().map(|(_, runs)| 20 + 20 * runs.len()).sum(),
-            Entry::Manifest { manifest, .. } | Entry::SyncPart { manifest, .. } => {
+            Entry::Manifest { manifest, .. } | Entry::SyncPart { manifest, .. } | Entry::Told { manifest, .. } => {
                 manifest.runs.iter().map(of_run).sum()
             }
             Entry::Zero { .. }
@@ -431,6 +436,8 @@ mod tests {
             let long = vec![run(RunContent::Data(vec![u32::MAX; count]))];
             let manifests = [lone, zeroes, long].map(|runs| Manifest { from: lsn, to: lsn, runs, mark });
             let told = manifests.clone().map(|manifest| Entry::Manifest { volume, manifest, seal: true });
+            let in_entries =
+                manifests.clone().map(|manifest| Entry::Told { volume, manifest, earlier: u32::MAX, seal: true });
             let parts =
                 manifests.map(|manifest| Entry::SyncPart { volume, manifest, earlier: u32::MAX, end: Some(block) });
             let done = vec![(u64::MAX, vec![(u64::MAX, u64::MAX); count]); count.min(10)];
@@ -449,7 +456,7 @@ mod tests {
                 Entry::Cloned { volume, origin: volume, snapshot },
                 Entry::Resized { volume, size },
             ];
-            for entry in told.into_iter().chain(parts).chain(others) {
+            for entry in told.into_iter().chain(in_entries).chain(parts).chain(others) {
                 let bytes = postcard::to_stdvec(&[&entry]).expect("is encoded").len();
                 let (most, kind) = (entry.bytes_max(), std::mem::discriminant(&entry));
                 assert!(bytes <= most, "{bytes} > {most}: {kind:?} of {count}");

@@ -22,10 +22,10 @@ use super::page::sheaf::{SHEAF_PAGES, Sheaf};
 use super::page::{Index, Page, PageError, Version, encode_entries, merge_values};
 
 /// The version of the shard directory as a whole: layout, keys and values.
-pub const FORMAT_VERSION: u32 = 6;
+pub const FORMAT_VERSION: u32 = 7;
 
-/// The oldest that is read, and made one of [`FORMAT_VERSION`] by that: 5 knows nothing of nodes that come back by what
-/// differs, 4 has no sheaves yet, 2 no merge operands either, and what they have is read as it is.
+/// The oldest that is read, and made one of [`FORMAT_VERSION`] by that: 6 does not say how many
+/// entries a manifest came in, 5 knows nothing of nodes that come back by what differs, 4 has no sheaves yet, 2 no merge operands either, and what they have is read as it is.
 pub const FORMAT_OLDEST: u32 = 2;
 
 /// What RocksDB knows the merge by: another name for another meaning of the operands.

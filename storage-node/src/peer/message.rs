@@ -416,9 +416,9 @@ mod tests {
     use client_lib::NodeId;
 
     use super::*;
-    use crate::volume::ledger::Origin;
     use crate::golden;
     use crate::propagation::manifest::RunContent;
+    use crate::volume::ledger::Origin;
 
     fn head(block: u32, zero: bool) -> BlockHead {
         BlockHead { block: BlockIndex(block), lsn: Lsn::new(Epoch(3), 300), zero }

@@ -226,7 +226,6 @@ impl Core {
         }
         match std::mem::replace(&mut self.checkpoints.state, Committing::Idle) {
             Committing::Failed { batch, free, .. } => self.commit(batch, free),
-            _ if self.volumes.values().any(|run| run.state.is_between_entries()) => {}
             _ => {
                 self.checkpoints.state = Committing::Waiting;
                 self.syncs.wait(VolumeId(0), Done::Checkpoint);
@@ -247,10 +246,6 @@ impl Core {
         self.checkpoints.state = Committing::Idle;
         if self.failed.is_some() {
             // An entry may have been applied in part; and nothing more is written.
-            return false;
-        }
-        if self.volumes.values().any(|run| run.state.is_between_entries()) {
-            // The rest of the manifest is on its way; the next turn tries again.
             return false;
         }
         let position = self.log.position();

@@ -431,7 +431,7 @@ impl Core {
     /// Has `done` answered together with the newest manifest of `volume` that is under way; gives it back when there
     /// is none.
     pub(super) fn follow_manifest(&mut self, volume: VolumeId, durable: bool, done: Done) -> Option<Done> {
-        let is_manifest = |flight: &InFlight| flight.volume == volume && matches!(flight.entry, Entry::Manifest { .. });
+        let is_manifest = |flight: &InFlight| flight.volume == volume && matches!(flight.entry, Entry::Told { .. });
         let manifests = self.in_flight.iter_mut().filter(|(_, flight)| is_manifest(flight));
         match manifests.max_by_key(|(ticket, _)| **ticket) {
             Some((_, flight)) => {
@@ -551,16 +551,17 @@ impl Core {
                     let repaired_before = run.damage.repaired();
                     run.damage.settle(entry, run.state.all_snapshots().next().is_some());
                     self.scrub.note_repaired(run.state.id, run.damage.repaired() - repaired_before);
-                    if let Entry::Role { owner, .. } = entry {
-                        run.role = run.state.role;
-                        if *owner {
-                            run.frozen = false;
-                            run.flushed = run.state.known;
-                            run.head = run.state.known;
-                            run.known = run.state.known;
-                        }
+                    match entry {
+                        // A later word is admitted already, and counts.
+                        Entry::Role { epoch, .. } if *epoch != run.epoch => {}
+                        Entry::Role { owner, .. } => run.begin(*owner),
+                        _ => {}
                     }
-                    if let Entry::Rewound { .. } | Entry::Discarded { .. } | Entry::SyncPart { .. } = entry {
+                    let is_cut = matches!(entry, Entry::Told { manifest, .. } if manifest.to > run.state.known);
+                    if is_cut {
+                        // Not all of it found room, so it was not told; what was admitted behind it has a gap.
+                        run.known = run.state.known;
+                    } else if let Entry::Rewound { .. } | Entry::Discarded { .. } | Entry::SyncPart { .. } = entry {
                         run.known = run.state.known;
                         // What was made durable beyond it is no part of the volume any more.
                         run.durable = run.durable.min(run.known);
@@ -776,6 +777,7 @@ pub(super) fn apply_to(state: &mut Volume, entry: &Entry, place: Place, map: &mu
             Ok(())
         }
         Entry::Discarded { to, .. } => state.apply_discarded(*to, map),
+        Entry::Told { manifest, earlier, seal, .. } => state.apply_told(manifest.clone(), *earlier, *seal, map),
         Entry::SyncPart { manifest, earlier, end, .. } => {
             state.apply_sync_part(manifest.clone(), *earlier, end.map(|end| end.0), map);
             Ok(())

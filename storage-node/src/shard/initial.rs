@@ -92,7 +92,7 @@ impl Core {
         if let Some(fault) = manifest_fault(&manifest) {
             return done.fail(StoreError::Io(format!("a manifest of volume {volume} was refused: {fault}")));
         }
-        let manifest_comes = || self.is_under_way(volume, |entry| matches!(entry, Entry::Manifest { .. }));
+        let manifest_comes = || self.is_under_way(volume, |entry| matches!(entry, Entry::Told { .. }));
         if !run.state.takes_parts() || manifest_comes() {
             return done.fail(StoreError::NoParts(volume));
         }

@@ -65,12 +65,12 @@ impl Core {
             (false, true) => runs.into_iter().filter(|run| run.lsn > known).collect(),
             (false, false) => Vec::new(),
         };
-        let runs = match self.append_earlier(volume, from, runs) {
-            Ok((_, runs)) => runs,
+        let (earlier, runs) = match self.append_earlier(volume, from, runs) {
+            Ok(appended) => appended,
             Err(error) => return done.fail(error),
         };
         let manifest = Manifest { from, to, runs, mark };
-        match self.append(Entry::Manifest { volume, manifest, seal }, Vec::new(), durable, None, done) {
+        match self.append(Entry::Told { volume, manifest, earlier, seal }, Vec::new(), durable, None, done) {
             Err((error, done)) => done.fail(error),
             Ok(()) => {
                 if let Some(run) = self.volumes.get_mut(&volume) {

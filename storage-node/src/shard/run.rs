@@ -113,6 +113,17 @@ impl VolumeRun {
         }
     }
 
+    /// The role of the present epoch has taken effect.
+    pub(super) fn begin(&mut self, is_owner: bool) {
+        let known = self.state.known;
+        let was_owner = std::mem::replace(&mut self.role, self.state.role) == Role::Owner;
+        if is_owner {
+            // Who was the owner already may have writes under way, with positions beyond what is applied.
+            self.head = if was_owner { self.head.max(known) } else { known };
+            (self.frozen, self.flushed, self.known) = (false, known, known);
+        }
+    }
+
     /// Whether no write is under way.
     pub(super) fn is_quiet(&self) -> bool {
         self.flights.is_empty() && self.merging.is_empty() && self.waiting.is_empty() && self.held.is_empty()
@@ -206,5 +217,26 @@ impl VolumeRun {
             claimed: self.state.ledger.claimed(),
             rejoining: self.state.rejoining(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use client_lib::{VolumeId, VolumeSize};
+
+    use super::*;
+
+    /// Word of the role that came a second time took back the positions of writes that were admitted since the first.
+    #[test]
+    fn who_is_the_owner_already_keeps_the_positions_that_it_has_given_out() {
+        let size = VolumeSize::try_from(1 << 20).expect("valid");
+        let mut run = VolumeRun::new(Volume::new(VolumeId(1), size));
+        run.head = Lsn::new(Epoch(1), 3);
+        run.state.role = Role::Owner;
+        run.begin(true);
+        assert_eq!((run.role, run.head), (Role::Owner, Lsn::ZERO), "a replica's head is nothing that was given out");
+        run.head = Lsn::new(Epoch(1), 3);
+        run.begin(true);
+        assert_eq!(run.head, Lsn::new(Epoch(1), 3));
     }
 }

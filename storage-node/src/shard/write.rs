@@ -395,6 +395,7 @@ impl Core {
         if !self.volumes.contains_key(&volume) {
             return drop(reply.send(Err(StoreError::UnknownVolume(volume))));
         }
+        let news = news.bounded();
         let mut parts: Vec<LedgerNews> = news
             .done
             .chunks(LEDGER_SESSIONS_MAX)

@@ -48,12 +48,7 @@ impl Volume {
     /// A part that ends before block `end`, or is the last, became known, and is sealed. `earlier` of its runs came in entries before. An
     /// earlier part that was told and not applied is forgotten: its blocks are in this one.
     pub fn apply_sync_part(&mut self, mut manifest: Manifest, earlier: u32, end: Option<u32>, map: &mut Map) {
-        let mut partial = std::mem::take(&mut self.partial);
-        if !self.takes_parts() {
-            return;
-        }
-        // What lies before them is left of a part whose last entry a crash took.
-        let mut runs = partial.split_off(partial.len().saturating_sub(earlier as usize));
+        let Some(mut runs) = self.take_earlier(earlier).filter(|_| self.takes_parts()) else { return };
         runs.append(&mut manifest.runs);
         let reached = self.drop_part(map);
         for told in by_chunk(runs.iter().flat_map(told_by), |(block, _)| *block) {

@@ -65,6 +65,20 @@ impl LedgerNews {
         LedgerNews { claim: Epoch(0), done: vec![(session, vec![(0, answered), (number, number.saturating_add(1))])] }
     }
 
+    /// What a ledger would keep of it, so that it has a bound whoever told it.
+    #[must_use]
+    pub fn bounded(mut self) -> LedgerNews {
+        self.done.drain(..self.done.len().saturating_sub(SESSIONS_MAX));
+        for (_, runs) in &mut self.done {
+            let surplus = runs.len().saturating_sub(RUNS_MAX);
+            // Not the first: it is what has been answered.
+            if surplus > 0 {
+                runs.drain(1..=surplus);
+            }
+        }
+        self
+    }
+
     /// Whether it says nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -163,6 +177,22 @@ mod tests {
 
     fn origin(number: u64, answered: u64) -> Origin {
         Origin { session: 7, number, answered }
+    }
+
+    /// A ledger with thousands of runs of one session, which no session has, came from another node: the entry for it was larger than a record
+    /// may be, and the store's thread panicked.
+    #[test]
+    fn what_another_node_tells_has_a_bound() {
+        let runs = |count: u64| (0..count).map(|run| (2 * run, 2 * run + 1)).collect::<Vec<_>>();
+        let most = RUNS_MAX as u64;
+        let told = LedgerNews { claim: Epoch(3), done: vec![(7, runs(most + 3)), (8, runs(most)), (9, Vec::new())] };
+        let mut ledger = Ledger::default();
+        ledger.note(&told);
+        let bounded = told.bounded();
+        assert_eq!(bounded, ledger.all(), "what a ledger keeps of it");
+        assert_eq!(bounded.done[0].1[..2], [(0, 1), (8, 9)], "what was answered, and the newest");
+        let many = LedgerNews { claim: Epoch(3), done: (0..2000).map(|session| (session, runs(1))).collect() };
+        assert_eq!(many.bounded().done.first(), Some(&(2000 - SESSIONS_MAX as u64, runs(1))));
     }
 
     #[test]

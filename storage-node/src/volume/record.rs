@@ -22,11 +22,15 @@ use crate::map::cache::{decode_set, encode_set};
 use crate::map::page::{PAGE_ENTRIES, Page};
 use crate::map::snapshot::{Snapshot, Snapshots};
 use crate::map::store::{Change, MapError, StoredVolume};
-use crate::propagation::manifest::SnapshotMark;
+use crate::propagation::manifest::{ManifestRun, SnapshotMark};
 use crate::shard::handle::Role;
 
 /// The layout of the record.
-const RECORD_VERSION: u16 = 8;
+const RECORD_VERSION: u16 = 9;
+/// Since when it has runs of a manifest that did not come whole; one that has none is written as the version before.
+const PARTIAL_VERSION: u16 = 9;
+/// Since when it has how far an initial sync has come.
+const INITIAL_VERSION: u16 = 8;
 /// Since when it has who comes back to the volume.
 const REJOIN_VERSION: u16 = 7;
 /// Since when it has who writes from afar.
@@ -39,7 +43,6 @@ const ROLLBACK_VERSION: u16 = 4;
 /// What a checkpoint writes of `volume`, and marks as written.
 pub fn checkpoint(volume: &mut Volume, changes: &mut Vec<Change>) {
     let id = volume.id;
-    assert!(!volume.is_between_entries(), "half a manifest is in no checkpoint");
     for (layer, chunk, value) in {
         let delta = volume.layers.take_delta();
         changes.extend(delta.dropped.into_iter().map(|layer| Change::DropLayer(id, layer)));
@@ -95,7 +98,7 @@ pub fn restore(id: VolumeId, stored: &StoredVolume) -> Result<Volume, MapError> 
         rejoin: record.rejoin,
         initial: record.initial,
         part: record.part,
-        partial: Vec::new(),
+        partial: record.partial,
     })
 }
 
@@ -117,12 +120,14 @@ struct Record {
     rejoin: Option<Lsn>,
     initial: Option<InitialSync>,
     part: Option<u32>,
+    partial: Vec<ManifestRun>,
 }
 
 fn encode_record(volume: &Volume) -> Vec<u8> {
     let shape = volume.layers.shape();
     let mut bytes = Vec::with_capacity(128);
-    bytes.put_u16_le(RECORD_VERSION);
+    let version = if volume.partial.is_empty() { INITIAL_VERSION } else { PARTIAL_VERSION };
+    bytes.put_u16_le(version);
     bytes.put_u8(match volume.role {
         Role::Replica => 0,
         Role::Owner => 1,
@@ -159,6 +164,10 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
     put_lsn(&mut bytes, initial.base);
     bytes.put_u32_le(initial.next);
     bytes.put_u32_le(volume.part.unwrap_or(0));
+    let partial = postcard::to_stdvec(&volume.partial).expect("runs are plain data");
+    if version >= PARTIAL_VERSION {
+        bytes.put_u32_le(partial.len() as u32);
+    }
     for closed in shape.folding.iter().chain(&shape.sealed) {
         bytes.put_u64_le(closed.id);
         put_lsn(&mut bytes, closed.to);
@@ -172,6 +181,9 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
         bytes.put_u64_le(u64::from(snapshot.is_deleted));
     }
     volume.ancestors.iter().for_each(|ancestor| bytes.put_u64_le(ancestor.0));
+    if version >= PARTIAL_VERSION {
+        bytes.put_slice(&partial);
+    }
     for (session, runs) in &ledger.done {
         bytes.put_u64_le(*session);
         bytes.put_u64_le(runs.len() as u64);
@@ -194,6 +206,8 @@ const SINCE_7_LEN: usize = 8 + 16;
 /// Bytes behind those since version 8: whether an initial sync is under way, whether a part of it is sealed that is not the last, and whether
 /// the last is told; its base, its next block, and the end of that part.
 const SINCE_8_LEN: usize = 4 + 16 + 4 + 4;
+/// Bytes behind those since version 9: how many bytes the runs of a manifest take that did not come whole.
+const SINCE_9_LEN: usize = 4;
 /// Bytes of an ancestor in the record: id.
 const ANCESTOR_LEN: usize = 8;
 /// Bytes of a run of numbers in the record: from, to.
@@ -218,7 +232,10 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     let (has_rollback, has_written, has_ledger) =
         (version >= ROLLBACK_VERSION, version >= CLONE_VERSION, version >= LEDGER_VERSION);
     let len = match version {
-        RECORD_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN + SINCE_7_LEN + SINCE_8_LEN,
+        PARTIAL_VERSION => {
+            RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN + SINCE_7_LEN + SINCE_8_LEN + SINCE_9_LEN
+        }
+        INITIAL_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN + SINCE_7_LEN + SINCE_8_LEN,
         REJOIN_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN + SINCE_7_LEN,
         LEDGER_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN,
         CLONE_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN,
@@ -250,10 +267,11 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     let (filling, ancestors) = if has_written { get_filling(&mut bytes) } else { (None, 0) };
     let (claim, sessions) = if has_ledger { (Epoch(bytes.get_u64_le()), bytes.get_u64_le()) } else { (Epoch(0), 0) };
     let rejoin = if version >= REJOIN_VERSION { get_rejoin(&mut bytes)? } else { None };
-    let (initial, part) = if version >= RECORD_VERSION { get_initial(&mut bytes)? } else { (None, None) };
+    let (initial, part) = if version >= INITIAL_VERSION { get_initial(&mut bytes)? } else { (None, None) };
+    let partial_len = if version >= PARTIAL_VERSION { bytes.get_u32_le() as usize } else { 0 };
     let closed_len = folding.checked_add(sealed)?.checked_mul(CLOSED_LEN)?;
     let lists_len = closed_len.checked_add(snapshots.checked_mul(SNAPSHOT_LEN)?)?;
-    let lists_len = lists_len.checked_add(ancestors.checked_mul(ANCESTOR_LEN)?)?;
+    let lists_len = lists_len.checked_add(ancestors.checked_mul(ANCESTOR_LEN)?)?.checked_add(partial_len)?;
     if bytes.len() < lists_len || (!has_ledger && bytes.len() > lists_len) {
         return None;
     }
@@ -267,6 +285,8 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
         })
         .collect::<Option<_>>()?;
     let ancestors = (0..ancestors).map(|_| VolumeId(bytes.get_u64_le())).collect();
+    let (partial, bytes) = bytes.split_at_checked(partial_len)?;
+    let partial = if partial.is_empty() { Vec::new() } else { postcard::from_bytes(partial).ok()? };
     let ledger = get_ledger(bytes, claim, sessions)?;
     let shape = LayersShape { next_id, open, sealed, folding };
     Some(Record {
@@ -287,6 +307,7 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
         rejoin,
         initial,
         part,
+        partial,
     })
 }
 
@@ -397,7 +418,10 @@ fn unseal(bytes: &[u8]) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use client_lib::BlockIndex;
+
     use super::*;
+    use crate::propagation::manifest::RunContent;
 
     /// It was called damaged: who had gone back to an earlier program would have looked for a copy of a disk that lacks nothing.
     #[test]
@@ -412,7 +436,7 @@ mod tests {
         assert!(told(&record).contains("is damaged"), "its checksum does not fit");
         let body = record.len() - 4;
         let later = told(&seal(record[..body].to_vec()));
-        assert_eq!(later, "the map's record of volume 3 has format 9, this program reads 8: use the newer program");
+        assert_eq!(later, "the map's record of volume 3 has format 10, this program reads 9: use the newer program");
     }
 
     #[test]
@@ -441,21 +465,30 @@ mod tests {
         assert_eq!((record.written, &record.ledger), (volume.written, &volume.ledger));
         assert_eq!((&record.shape, record.rejoin), (&volume.layers.shape(), volume.rejoin));
         assert_eq!((record.initial, record.part), (volume.initial, volume.part));
-        for at in 0..bytes.len() {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= 0x10;
-            assert!(decode_record(&damaged).is_none(), "byte {at}");
-            assert!(decode_record(&bytes[..at]).is_none(), "cut at {at}");
+        let content = RunContent::Data(vec![1, u32::MAX]);
+        volume.partial = vec![ManifestRun { start: BlockIndex(70_000), lsn: volume.known, content }];
+        let with_partial = encode_record(&volume);
+        assert_eq!(decode_record(&with_partial).expect("decodes").partial, volume.partial);
+        for bytes in [bytes, with_partial] {
+            for at in 0..bytes.len() {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 0x10;
+                assert!(decode_record(&damaged).is_none(), "byte {at}");
+                assert!(decode_record(&bytes[..at]).is_none(), "cut at {at}");
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod golden {
+    use client_lib::BlockIndex;
+
     use super::*;
     use crate::golden;
     use crate::map::page::{Content, Version};
     use crate::map::usage::Usage;
+    use crate::propagation::manifest::RunContent;
 
     fn lsn(sequence: u64) -> Lsn {
         Lsn::new(Epoch(3), sequence)
@@ -494,6 +527,11 @@ mod golden {
         assert_eq!((record.filling, &record.ancestors), (volume.filling, &volume.ancestors));
         assert_eq!((&record.ledger, record.rejoin), (&volume.ledger, volume.rejoin));
         assert_eq!((record.initial, record.part), (volume.initial, volume.part));
+        let content = RunContent::Zero(300);
+        volume.partial = vec![ManifestRun { start: BlockIndex(9), lsn: lsn(41), content }];
+        let newest = decode_record(&golden::check("volume-record-9.hex", &encode_record(&volume))).expect("decodes");
+        assert_eq!((&newest.partial, &newest.ledger), (&volume.partial, &volume.ledger));
+        volume.partial.clear();
         // As the versions before have it: what they do not say of the newest write is taken from the role.
         let mut seven = kept[..kept.len() - 4].to_vec();
         seven[0] = 7;

@@ -139,7 +139,7 @@ fn describe(entry: &Entry) -> (&'static str, String, String) {
             let is_run = u64::from(last - first) + 1 == blocks.len() as u64;
             ("received", none(), if is_run { all } else { format!("{} blocks of {first}..{last}", blocks.len()) })
         }
-        Entry::Manifest { manifest, seal, .. } => {
+        Entry::Manifest { manifest, seal, .. } | Entry::Told { manifest, seal, .. } => {
             let blocks: u64 = manifest.runs.iter().map(|run| u64::from(run.blocks())).sum();
             let sealed = if *seal { ", sealed" } else { "" };
             (

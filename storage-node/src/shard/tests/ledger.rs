@@ -171,6 +171,9 @@ fn a_large_ledger_is_taken_whole() {
     let told = news.clone();
     rig.ask(|reply| Request::NoteLedger { volume: VOLUME, news, reply }).expect("notes");
     assert_eq!(rig.ledger(), told);
+    let runs = (0..100_000).map(|run| (2 * run, 2 * run + 1)).collect();
+    let news = LedgerNews { claim: Epoch(1), done: vec![(u64::MAX, runs)] };
+    rig.ask(|reply| Request::NoteLedger { volume: VOLUME, news, reply }).expect("more than a session has is not kept");
     let refused =
         rig.ask(|reply| Request::NoteLedger { volume: client_lib::VolumeId(99), news: LedgerNews::default(), reply });
     assert_eq!(refused, Err(StoreError::UnknownVolume(client_lib::VolumeId(99))));

@@ -133,6 +133,25 @@ fn cut_off() -> (Rig, Rig, Lsn) {
     (old, new, fork)
 }
 
+/// Told that everything it holds is gone, since the volume was taken over before anything of it had come there, a node was never told: the
+/// manifest began and ended at zero, and was taken for a part of one that follows.
+#[test]
+fn a_node_comes_back_to_a_volume_in_which_nothing_was_written() {
+    let (mut old, mut new) = (Rig::new(3), Rig::new(4));
+    old.open(SIZE);
+    new.open(SIZE);
+    old.activate(1);
+    for block in 0..5 {
+        old.write_block(block, 1).expect("writes");
+    }
+    old.flush().expect("flushes");
+    new.activate(2);
+    old.deactivate(2);
+    discard(&mut old, Lsn::ZERO);
+    assert_eq!(bring_back(&mut new, &mut old, u64::MAX), (0, true));
+    assert_eq!(old.applied_prefix(), vec![0; BLOCKS as usize]);
+}
+
 #[test]
 fn only_what_differs_is_sent_and_what_a_snapshot_has_not_even_that() {
     let (mut old, mut new, fork) = cut_off();

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use client_lib::{BlockIndex, Lsn, SnapshotId};
+use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId};
 use proptest::prelude::*;
 
 use super::rig::{Rig, VOLUME, cases, uniform};
+use crate::log::Entry;
 use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
 use crate::shard::handle::{FreezeWhen, Request, SealedDelta, StoreError};
+use crate::shard::sync::Done;
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
 
@@ -382,6 +384,48 @@ proptest! {
             prop_assert_eq!(found, vec![*fill; 4096]);
         }
     }
+}
+
+/// A large manifest comes in several entries. When a crash, or want of room, had taken the last of them, the shard wrote no checkpoint until
+/// it was told again: no segment came free, writes were refused as if the disk were full, and stopping waited for ever. What was
+/// told next was told together with what was left, too.
+#[test]
+fn what_is_left_of_a_manifest_is_in_no_ones_way() {
+    let mut pair = Pair::new(12);
+    for _ in 0..20 {
+        pair.write();
+    }
+    pair.send_manifest(false);
+    let known = pair.replica.report().known;
+    let left = ManifestRun { start: BlockIndex(1), lsn: Lsn::new(Epoch(1), 9999), content: RunContent::Zero(599) };
+    let half = Manifest { from: known, to: known, runs: vec![left], mark: None };
+    let append = |replica: &mut Rig| {
+        let entry = Entry::Manifest { volume: VOLUME, manifest: half.clone(), seal: false };
+        replica.core().append_plain(entry, false, Done::Nothing);
+    };
+    append(&mut pair.replica);
+    pair.replica.checkpoint().expect("is written");
+    pair.replica.restart();
+    append(&mut pair.replica);
+    pair.replica.flush().expect("flushes");
+    pair.replica.kill();
+    for _ in 0..20 {
+        pair.write();
+    }
+    pair.send_manifest(true);
+    pair.drain();
+    assert_eq!(pair.replica.report().known, pair.owner.report().head);
+    // Word of more runs than there are: some of them found no room.
+    let head = pair.owner.report().head;
+    let manifest = Manifest { from: head, to: Lsn::new(head.epoch, head.sequence + 5), runs: Vec::new(), mark: None };
+    let entry = Entry::Told { volume: VOLUME, manifest, earlier: 3, seal: true };
+    pair.replica.core().append_plain(entry, true, Done::Nothing);
+    pair.replica.checkpoint().expect("is written");
+    assert_eq!(pair.replica.report().known, head, "is not known");
+    pair.write();
+    pair.send_manifest(true);
+    pair.drain();
+    assert_eq!(pair.replica.report().known, pair.owner.report().head);
 }
 
 #[test]
