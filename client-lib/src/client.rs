@@ -2,16 +2,20 @@
 //!
 //! A [`Cluster`] is reached by credentials (`helio cluster client`). A [`Volume`] of it is a disk that outlives the node behind
 //! it: nodes may be killed and started again, a volume may be handed over or taken over, and its user sees latency and no error.
-//! [`journal`] keeps what a loss could undo, [`session`] sends it again where it is missing, [`nodes`] finds who answers.
+//! [`journal`] keeps what a loss could undo, [`session`] sends it again where it is missing, [`closing`] ends that, [`nodes`] finds who
+//! answers.
 //! [`blocking`] is the same without `async`. What is promised and what is not: `docs/client.md`.
 
 pub mod blocking;
+mod closing;
 pub mod cluster;
 mod credentials;
 pub mod journal;
 mod nodes;
 mod replay;
 mod session;
+#[cfg(test)]
+mod stub;
 pub mod volume;
 
 pub use cluster::{Cluster, Found, OpenOptions};

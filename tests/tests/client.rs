@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
-use client_lib::ErrorKind;
+use bytes::Bytes;
 use client_lib::client::{Cluster, OpenOptions, blocking};
+use client_lib::transport::unix::UnixTransport;
+use client_lib::transport::{Class, Transport};
+use client_lib::wire::client::{ClientMessage, ClientReply, ClientRequest, WriteId};
+use client_lib::wire::frame::Frame;
+use client_lib::{ErrorKind, NodeId};
 use tests::nbd_client::{Client, Error};
 use tests::nodes::Nodes;
 use tests::service::Service;
@@ -69,6 +74,42 @@ async fn a_snapshot_is_copied_without_what_it_does_not_hold() {
     assert_eq!(names, ["disk", "disk@monday"]);
     disk.close().await.expect("is flushed");
     cluster.close().await;
+}
+
+/// Who closes a volume relies on that where an answer was lost: nothing comes over what is written next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_of_nothing_is_answered_once_and_refuses_earlier_attempts_that_come_late() {
+    let nodes = Nodes::start(&["a"]).expect("a node starts");
+    nodes.run("a", &["volume", "create", "disk", "--size", "1M", "--owner", "a"]).expect("is created");
+    let socket = nodes.path().join("a/client.sock");
+    let disk = Cluster::from_socket(&socket).open("disk", OpenOptions::default()).await.expect("opens");
+    disk.write(0, fill(SEED, 0, 1).into()).await.expect("is written");
+
+    let transport = UnixTransport::new(&socket);
+    let ask = async |head, payload| {
+        let request = ClientMessage { head, payload }.encode().expect("is small");
+        let reply =
+            transport.call(NodeId(0), Class::Pull, request, Duration::from_secs(60)).await.expect("is answered");
+        ClientMessage::<ClientReply>::decode(Frame::decode(&reply).expect("a frame")).expect("an answer").head
+    };
+    let ClientReply::Opened(opened) = ask(ClientRequest::Open { name: "disk".into() }, Bytes::new()).await else {
+        panic!("it is there")
+    };
+    let (volume, session) = (opened.volume, opened.session);
+    let ClientReply::Attached(attached) =
+        ask(ClientRequest::Attach { volume, sessions: vec![session] }, Bytes::new()).await
+    else {
+        panic!("it has an owner")
+    };
+    let tenure = attached.tenure;
+    let id = |generation| WriteId { session, number: 0, answered: 0, generation, right: opened.epoch };
+    let nothing = ClientRequest::Zero { volume, tenure, id: id(1), offset: 0, length: 0, fua: false };
+    let answer = ask(nothing, Bytes::new()).await;
+    assert!(matches!(answer, ClientReply::Written { .. }), "{answer:?}");
+    let late = ClientRequest::Write { volume, tenure, id: id(0), offset: 0, fua: false };
+    let answer = ask(late, fill(SEED, 0, 2).into()).await;
+    assert!(matches!(answer, ClientReply::Outrun), "{answer:?}");
+    assert_eq!(check(&disk.read(0, BLOCK as u32).await.expect("is read"), SEED, 0), Ok(1));
 }
 
 /// It was once waited for, for ever, as if the nodes might come.

@@ -139,10 +139,10 @@ impl Disk {
         self.core.cancelled.cancel();
     }
 
-    /// Waits until nothing is under way, and flushes.
+    /// Waits until nothing is under way, flushes, and ends the use of the volume.
     ///
     /// # Errors
-    /// That of the flush; nothing is flushed once it was cancelled.
+    /// That of the flush; nothing is flushed, and no node waited for, once it was cancelled.
     pub(super) fn finish(&self) -> Result<(), Failure> {
         self.core.ended.cancel();
         let mut uses = self.core.uses();
@@ -150,7 +150,8 @@ impl Disk {
             uses = self.core.idle.wait(uses).unwrap_or_else(PoisonError::into_inner);
         }
         drop(uses);
-        self.engine.wait(self.begin().carry_out(Operation::Flush))
+        let in_use = self.begin();
+        self.engine.wait(in_use.unless_cancelled(in_use.volume().finish(None)))
     }
 }
 

@@ -321,59 +321,15 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
-    use std::fmt;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use bytes::Bytes;
 
+    use super::super::stub::cluster_of;
     use super::*;
-    use crate::transport::{BoxFuture, Class, TransportError};
+    use crate::transport::TransportError;
     use crate::types::{Epoch, Lsn, SnapshotId, VolumeId};
-    use crate::wire::client::{Attached, ClientMessage, ForkInfo, Tenure};
-    use crate::wire::frame::Frame;
-
-    type Answer = dyn Fn(&ClientRequest) -> Result<ClientReply, TransportError> + Send + Sync;
-
-    /// A node that answers so.
-    struct Node(Box<Answer>);
-
-    impl fmt::Debug for Node {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("Node")
-        }
-    }
-
-    impl Transport for Node {
-        fn call(
-            &self,
-            _node: NodeId,
-            _class: Class,
-            request: Bytes,
-            _deadline: Duration,
-        ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
-            let frame = Frame::decode(&request).expect("our own");
-            let request = ClientMessage::<ClientRequest>::decode(frame).expect("our own").head;
-            let reply = (self.0)(&request);
-            let reply = reply.map(|head| ClientMessage { head, payload: Bytes::new() }.encode().expect("is small"));
-            Box::pin(std::future::ready(reply))
-        }
-
-        fn set_peer(&self, _node: NodeId, _address: SocketAddr) {}
-
-        fn remove_peer(&self, _node: NodeId) {}
-
-        fn rtt(&self, _node: NodeId) -> Option<Duration> {
-            None
-        }
-    }
-
-    fn cluster_of(
-        answer: impl Fn(&ClientRequest) -> Result<ClientReply, TransportError> + Send + Sync + 'static,
-    ) -> Cluster {
-        let member =
-            MemberInfo { node: NodeId(1), name: "a".into(), provider: "a".into(), address: "192.0.2.1:1".into() };
-        Cluster::over(Arc::new(Node(Box::new(answer))), vec![member])
-    }
+    use crate::wire::client::{Attached, ForkInfo, Tenure};
 
     /// Its node answers who opens and who lists, and nothing else. With no `right` it is of a version that does not know the question what may be
     /// done.

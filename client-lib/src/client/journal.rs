@@ -159,6 +159,12 @@ impl Journal {
         self.bytes
     }
 
+    /// Whether anything is kept that was acked, and so is to become durable.
+    #[must_use]
+    pub fn has_acked(&self) -> bool {
+        self.entries.values().any(|entry| entry.was_acked)
+    }
+
     /// Whether nothing is kept.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::journal::{Lost, WriteKey};
 use super::nodes::{CallFailure, Tries, is_passing};
@@ -145,6 +146,10 @@ impl Session {
                 }
                 inner.right = attached.tenure.epoch;
             }
+            if inner.tenure != Some(attached.tenure) {
+                // No owner carries out what names another tenure than its own.
+                inner.fenced = inner.generation;
+            }
             (inner.tenure, inner.newest) = (Some(attached.tenure), Some(attached.tenure));
             (inner.is_attached, inner.owner) = (false, Some(attached.owner));
             inner.journal.open().count()
@@ -202,35 +207,43 @@ impl Session {
             inner.journal.open().map(|(key, _, write)| (key, write.offset, write.length)).collect()
         };
         let mut under_way: Vec<(WriteKey, u64, u64)> = Vec::new();
-        // Dropped, it ends what is under way.
-        let mut sending = JoinSet::new();
+        let mut sending = Replays { session: self, tasks: JoinSet::new() };
         for (key, offset, length) in missing {
             let overlaps = |under_way: &[(WriteKey, u64, u64)]| {
                 under_way.iter().any(|(_, from, bytes)| *from < offset + length && offset < from + bytes)
             };
             while under_way.len() >= REPLAYED_MAX || overlaps(&under_way) {
-                let sent = sent(sending.join_next().await)?;
+                let sent = sent(sending.tasks.join_next().await)?;
                 under_way.retain(|(key, ..)| *key != sent);
             }
             under_way.push((key, offset, length));
-            sending.spawn(self.clone().send_again(key, tenure));
+            sending.tasks.spawn(self.clone().send_again(key, tenure, self.sending.token()));
         }
-        while !sending.is_empty() {
-            sent(sending.join_next().await)?;
+        while !sending.tasks.is_empty() {
+            sent(sending.tasks.join_next().await)?;
         }
         Ok(())
     }
 
-    async fn send_again(self: Arc<Self>, key: WriteKey, tenure: Tenure) -> Result<WriteKey, Hindrance> {
+    async fn send_again(
+        self: Arc<Self>,
+        key: WriteKey,
+        tenure: Tenure,
+        _sending: TaskTrackerToken,
+    ) -> Result<WriteKey, Hindrance> {
         let Some((request, payload, generation)) = self.write_request(key, tenure) else { return Ok(key) };
-        let owner = self.inner().owner;
+        let (owner, end) = {
+            let inner = self.inner();
+            (inner.owner, inner.end)
+        };
         let node = self.nodes.choose(owner, 0).map_err(Hindrance::Lasting)?;
-        let error = match self.nodes.call(node, request, payload, None).await {
+        let error = match self.nodes.call(node, request, payload, end).await {
             Ok((ClientReply::Written { lsn, .. }, _)) => {
                 let mut inner = self.inner();
                 if inner.tenure == Some(tenure) {
                     inner.journal.acked(key, lsn);
                     inner.right = inner.right.max(tenure.epoch);
+                    inner.fenced = inner.fenced.max(generation);
                 }
                 return Ok(key);
             }
@@ -253,6 +266,26 @@ impl Session {
         };
         self.outcome_unknown(generation);
         Err(Hindrance::Passing(error))
+    }
+}
+
+/// Writes that are being sent again.
+struct Replays<'a> {
+    session: &'a Session,
+    tasks: JoinSet<Result<WriteKey, Hindrance>>,
+}
+
+impl Drop for Replays<'_> {
+    /// Ends what is under way: all of it is sent again, in a later generation. Not so once the session is over, and then who closes that waits for
+    /// what becomes of it.
+    fn drop(&mut self) {
+        if self.session.closing.is_cancelled() {
+            self.tasks.detach_all();
+        } else if !self.tasks.is_empty() {
+            self.tasks.abort_all();
+            let generation = self.session.inner().generation;
+            self.session.outcome_unknown(generation);
+        }
     }
 }
 

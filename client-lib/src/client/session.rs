@@ -4,7 +4,8 @@
 //! [`super::replay`] compares the journal with the new tenure and sends what that lacks; then they go on under it. An answer
 //! under an older tenure than the present one is not used: what it is about is asked again.
 //!
-//! A write that has begun is carried on by a task of its own, whether or not somebody still waits for it.
+//! A write that has begun is carried on by a task of its own, whether or not somebody still waits for it, until the session is
+//! ended ([`super::closing`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::journal::{FlushMark, Journal, Write, WriteKey};
 use super::nodes::{Nodes, Tries, is_passing};
@@ -45,7 +49,12 @@ pub(super) struct Session {
     changed: Notify,
     /// The keeper is to look whether it still is attached.
     pub(super) woken: Notify,
+    /// Nothing is sent any more.
     pub(super) closing: CancellationToken,
+    /// No write that is not acked is sent any more; so once it is [`closing`](Self::closing), too.
+    pub(super) finishing: CancellationToken,
+    /// Whoever may be sending a write has a token of it.
+    pub(super) sending: TaskTracker,
 }
 
 /// What changes together.
@@ -61,12 +70,25 @@ pub(super) struct Inner {
     pub(super) right: Epoch,
     /// Rises when the outcome of an attempt at a write is unknown.
     pub(super) generation: u64,
+    /// Attempts of older generations are over: an owner has answered one of this generation, or they name an earlier tenure.
+    pub(super) fenced: u64,
+    /// Until when a session that is being closed sends anything.
+    pub(super) end: Option<Instant>,
     is_flushing: bool,
     failure: Option<(ErrorKind, String)>,
 }
 
+/// What is next for a write that has begun.
+enum Next {
+    Send(Tenure, Option<NodeId>),
+    /// It is acked: it was sent to a new tenure with all that this lacked.
+    Acked,
+    /// It is not sent any more.
+    Closed,
+}
+
 /// What came of an attempt.
-enum Attempt<T> {
+pub(super) enum Attempt<T> {
     Done(T),
     /// Under another tenure; nothing is to be waited for but the session.
     Again,
@@ -84,6 +106,7 @@ impl Session {
         let Opened { session, epoch: right, size, .. } = *opened;
         let status = VolumeStatus::Waiting("it is looked for its owner".to_owned());
         let state = VolumeState { status, owner: None, epoch: right, size, journal_bytes: 0 };
+        let closing = CancellationToken::new();
         Session {
             nodes,
             volume,
@@ -97,6 +120,8 @@ impl Session {
                 owner: None,
                 right,
                 generation: 0,
+                fenced: 0,
+                end: None,
                 is_flushing: false,
                 failure: None,
             }),
@@ -104,7 +129,9 @@ impl Session {
             state: watch::Sender::new(state),
             changed: Notify::new(),
             woken: Notify::new(),
-            closing: CancellationToken::new(),
+            finishing: closing.child_token(),
+            closing,
+            sending: TaskTracker::new(),
         }
     }
 
@@ -229,8 +256,12 @@ impl Session {
         }
     }
 
-    /// Waits until `ready` gives something.
-    async fn until<T>(&self, tries: &Tries, mut ready: impl FnMut(&mut Inner) -> Option<T>) -> Result<T, Error> {
+    /// Waits until `ready` gives something, while the session is in use.
+    pub(super) async fn until<T>(
+        &self,
+        tries: &Tries,
+        mut ready: impl FnMut(&mut Inner) -> Option<T>,
+    ) -> Result<T, Error> {
         loop {
             // Made before the look: a change after that wakes it.
             let changed = self.changed.notified();
@@ -239,12 +270,13 @@ impl Session {
                 if let Some((kind, why)) = &inner.failure {
                     return Err(Error::new(*kind, why.clone()));
                 }
+                // Before anything that is ready: who was let through would send once more.
+                if self.closing.is_cancelled() {
+                    return Err(closed());
+                }
                 if let Some(found) = ready(&mut inner) {
                     return Ok(found);
                 }
-            }
-            if self.closing.is_cancelled() {
-                return Err(Error::new(ErrorKind::Closed, "the volume was closed"));
             }
             tokio::select! {
                 biased;
@@ -281,7 +313,7 @@ impl Session {
         }
     }
 
-    async fn attempt(
+    pub(super) async fn attempt(
         &self,
         tenure: Tenure,
         owner: Option<NodeId>,
@@ -336,12 +368,16 @@ impl Session {
 
     /// Makes every acked write durable.
     pub(super) async fn flush(&self) -> Result<(), Error> {
-        let mut tries = Tries::new(self.settings.give_up);
+        self.flush_within(&mut Tries::new(self.settings.give_up)).await
+    }
+
+    /// The same, as long as there are `tries`.
+    pub(super) async fn flush_within(&self, tries: &mut Tries) -> Result<(), Error> {
         loop {
             let begun = |inner: &mut Inner| Some((inner.attached()?, inner.owner, inner.journal.mark()));
-            let (tenure, owner, mark): (_, _, FlushMark) = self.until(&tries, begun).await?;
+            let (tenure, owner, mark): (_, _, FlushMark) = self.until(tries, begun).await?;
             let request = ClientRequest::Flush { volume: self.volume, tenure };
-            match self.attempt(tenure, owner, &tries, request, Bytes::new()).await? {
+            match self.attempt(tenure, owner, tries, request, Bytes::new()).await? {
                 Attempt::Done((ClientReply::Flushed(true), _)) => {
                     self.inner().journal.flushed(mark);
                     self.tell_changed();
@@ -351,7 +387,7 @@ impl Session {
                     let text = "the volume's durability class is not met; a flush waits for that";
                     let error = Error::new(ErrorKind::Unavailable, text);
                     self.tell_waiting(&error);
-                    if tries.end().is_some_and(|end| tokio::time::Instant::now() >= end) {
+                    if tries.end().is_some_and(|end| Instant::now() >= end) {
                         return Err(error);
                     }
                 }
@@ -376,42 +412,62 @@ impl Session {
             None
         };
         let key = self.until(&tries, begin).await?;
-        let carried = self.runtime.spawn(self.clone().carry_out(key, write.fua, tries));
+        let carried = self.runtime.spawn(self.clone().carry_out(key, write.fua, tries, self.sending.token()));
         carried.await.unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, "a write was ended").caused_by(error)))
     }
 
-    async fn carry_out(self: Arc<Self>, key: WriteKey, fua: bool, mut tries: Tries) -> Result<(), Error> {
-        let is_durable = loop {
-            // `None` once it is acked: it was sent to a new tenure with all that this lacked.
-            let ready = |inner: &mut Inner| match inner.journal.to_send(key) {
-                None => Some(None),
-                Some(_) => Some(Some((inner.attached()?, inner.owner))),
-            };
-            let sent = match self.until(&tries, ready).await {
-                Ok(Some((tenure, owner))) => self.send_write(key, tenure, owner, &tries).await,
-                Ok(None) => break false,
-                Err(error) => Err(error),
-            };
-            match sent {
-                Ok(Attempt::Done(durable)) => break durable,
-                Ok(Attempt::Again) => {}
-                Ok(Attempt::Failed(error)) => {
-                    self.tell_waiting(&error);
-                    if let Err(error) = tries.failed(error).await {
-                        self.give_up(key);
-                        return Err(error);
-                    }
-                }
-                Err(error) => {
-                    self.give_up(key);
-                    return Err(error);
-                }
-            }
-        };
+    async fn carry_out(
+        self: Arc<Self>,
+        key: WriteKey,
+        fua: bool,
+        mut tries: Tries,
+        sending: TaskTrackerToken,
+    ) -> Result<(), Error> {
+        let acked = self.send_until_acked(key, &mut tries).await;
+        // While the session ends, an attempt of the keeper's may still bring an ack; nothing else depends on it.
+        if acked.is_err() && !self.finishing.is_cancelled() {
+            self.give_up(key);
+        }
+        drop(sending);
+        let is_durable = acked?;
         if self.inner().journal.wants_flush() {
             self.flush_aside(&mut self.inner());
         }
         if fua && !is_durable { self.flush().await } else { Ok(()) }
+    }
+
+    /// Sends a write again and again; whether it is as durable as it was asked to be, once it is acked.
+    async fn send_until_acked(&self, key: WriteKey, tries: &mut Tries) -> Result<bool, Error> {
+        loop {
+            let ready = |inner: &mut Inner| match inner.journal.to_send(key) {
+                None => Some(Next::Acked),
+                Some(_) if !self.may_send(inner, key) => Some(Next::Closed),
+                Some(_) => Some(Next::Send(inner.attached()?, inner.owner)),
+            };
+            let (tenure, owner) = match self.until(tries, ready).await? {
+                Next::Acked => return Ok(false),
+                Next::Closed => return Err(closed()),
+                Next::Send(tenure, owner) => (tenure, owner),
+            };
+            match self.send_write(key, tenure, owner, tries).await? {
+                Attempt::Done(is_durable) => return Ok(is_durable),
+                Attempt::Again => {}
+                Attempt::Failed(error) => {
+                    self.tell_waiting(&error);
+                    tokio::select! {
+                        biased;
+                        () = self.finishing.cancelled() => {}
+                        paused = tries.failed(error) => paused?,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a write may be sent, for the first time or again. To be asked by who has a token of [`sending`](Self::sending): who ends
+    /// the session waits for those that were let through.
+    fn may_send(&self, inner: &Inner, key: WriteKey) -> bool {
+        !self.finishing.is_cancelled() || (inner.journal.was_acked(key) && !self.closing.is_cancelled())
     }
 
     fn give_up(self: &Arc<Self>, key: WriteKey) {
@@ -448,6 +504,7 @@ impl Session {
                 }
                 inner.journal.acked(key, lsn);
                 inner.right = inner.right.max(tenure.epoch);
+                inner.fenced = inner.fenced.max(generation);
                 drop(inner);
                 self.tell_changed();
                 Attempt::Done(durable)
@@ -462,9 +519,12 @@ impl Session {
         })
     }
 
-    /// The write as it is sent under `tenure` now, and in which generation; `None` once it is acked.
+    /// The write as it is sent under `tenure` now, and in which generation; `None` once it is acked, or may not be sent any more.
     pub(super) fn write_request(&self, key: WriteKey, tenure: Tenure) -> Option<(ClientRequest, Bytes, u64)> {
         let inner = self.inner();
+        if !self.may_send(&inner, key) {
+            return None;
+        }
         let (number, write) = inner.journal.to_send(key)?;
         let (session, answered) = (inner.journal.session(), inner.journal.answered());
         let id = WriteId { session, number, answered, generation: inner.generation, right: inner.right };
@@ -507,8 +567,12 @@ impl Inner {
     }
 }
 
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the volume was closed")
+}
+
 /// Waits until then, or for ever.
-async fn at(end: Option<tokio::time::Instant>) {
+async fn at(end: Option<Instant>) {
     match end {
         Some(end) => tokio::time::sleep_until(end).await,
         None => std::future::pending().await,

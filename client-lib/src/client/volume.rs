@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -49,7 +50,8 @@ pub struct VolumeState {
 
 /// Where the use of a volume stands: with it another process goes on as if it were the same one ([`Cluster::resume`]).
 ///
-/// What was flushed is what it covers. Writes that were acked and not flushed stay with the [`Volume`] that made them.
+/// What was flushed is what it covers. Writes that are not acked, or were acked and not flushed, stay with the [`Volume`] that made them
+/// ([`Volume::settle`]).
 ///
 /// [`Cluster::resume`]: super::Cluster::resume
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,8 +92,8 @@ pub struct Extent {
 /// acked and is gone: the loss of a node is not seen here.
 ///
 /// # Cancel safety
-/// A read that is dropped is forgotten. A write that is dropped goes on once it has begun, and later writes of the same bytes
-/// wait for it. A flush that is dropped may be done or not.
+/// A read that is dropped is forgotten. A write that is dropped goes on once it has begun, until the volume is closed or dropped, and later
+/// writes of the same bytes wait for it. A flush that is dropped may be done or not.
 pub struct Volume {
     kind: Kind,
     name: String,
@@ -371,7 +373,22 @@ impl Volume {
         self.ask(make, take).await
     }
 
-    /// Where its use stands. Flush before, so that it covers what was acked.
+    /// Waits until every write that has begun is acked or has failed, those that nobody waits for any more among them, and makes durable what
+    /// was acked, as [`flush`](Self::flush). If nothing more is asked of the volume, nothing comes to it any more.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    ///
+    /// # Cancel safety
+    /// As a flush.
+    pub async fn settle(&self) -> Result<(), Error> {
+        match &self.kind {
+            Kind::Live(session) if !session.settings.is_read_only => session.settle().await,
+            Kind::Live(_) | Kind::Kept { .. } => Ok(()),
+        }
+    }
+
+    /// Where its use stands. [`settle`](Self::settle) before, so that it covers all that was written.
     #[must_use]
     pub fn position(&self) -> Position {
         match &self.kind {
@@ -391,16 +408,40 @@ impl Volume {
         }
     }
 
-    /// Flushes what this has written, and ends the use of the volume. Dropping it without this is allowed: what was not flushed is
-    /// then as safe as its node is.
+    /// Makes durable what was acked, as [`flush`](Self::flush), and ends the use of the volume: a write that has begun and is not acked, since
+    /// who asked for it has dropped it, is not sent again, and what is on its way to a node is waited for, at most 30 s. On return
+    /// nothing that was written here can come to the volume any more, and somebody else may use it. This waits for the owner as
+    /// [`flush`](Self::flush) does.
+    ///
+    /// Dropping the volume without this is allowed. What was not flushed is then as safe as its node is, nothing is sent again either, and
+    /// what is on its way may still be carried out.
     ///
     /// # Errors
-    /// As [`flush`](Self::flush); the use has ended all the same.
+    /// As [`flush`](Self::flush); the use has ended all the same. Then what was not flushed is as safe as its node is, and a write that was
+    /// not acked may still be carried out if a node has it that cannot be reached, until that hears of a new owner, or ends.
+    ///
+    /// # Cancel safety
+    /// Dropped, it is as if the volume had been dropped.
     pub async fn close(self) -> Result<(), Error> {
+        self.finish(None).await
+    }
+
+    /// The same, but the owner is waited for no longer than `patience`: this returns after that, or after 30 s where that is longer.
+    ///
+    /// # Errors
+    /// As [`close`](Self::close), with `Unavailable` when it was given up.
+    ///
+    /// # Cancel safety
+    /// As [`close`](Self::close).
+    pub async fn close_within(self, patience: Duration) -> Result<(), Error> {
+        self.finish(Some(patience)).await
+    }
+
+    /// As [`close`](Self::close), for who holds it in common with others.
+    pub(crate) async fn finish(&self, patience: Option<Duration>) -> Result<(), Error> {
         match &self.kind {
-            // All of it is durable: nobody has to be asked, who may not answer.
-            Kind::Live(session) if session.inner().journal.is_empty() => Ok(()),
-            Kind::Live(_) | Kind::Kept { .. } => self.flush().await,
+            Kind::Live(session) => session.close(patience).await,
+            Kind::Kept { .. } => Ok(()),
         }
     }
 
@@ -420,9 +461,7 @@ impl Volume {
 impl Drop for Volume {
     fn drop(&mut self) {
         if let Kind::Live(session) = &self.kind {
-            session.closing.cancel();
-            // Who waits is told.
-            session.tell_changed();
+            session.end();
         }
     }
 }

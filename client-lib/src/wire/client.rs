@@ -141,7 +141,8 @@ pub enum ClientRequest {
         /// Durable before the answer.
         fua: bool,
     },
-    /// Make a range read as zeroes, at most [`ZERO_MAX`] bytes.
+    /// Make a range read as zeroes, at most [`ZERO_MAX`] bytes. None at all changes nothing, and is answered like any other write: after all attempts
+    /// of older generations.
     Zero {
         /// Which volume.
         volume: VolumeId,
