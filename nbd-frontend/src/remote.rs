@@ -1,14 +1,17 @@
 //! Volumes of a cluster as exports, for a host that runs no node: what `helio-nbd` serves.
 //!
 //! All connections of an export share one [`Volume`]: a FLUSH on one covers what was acked on all of them, as several
-//! connections of one client need it. It is opened with the first connection, and flushed and closed behind the last: then no
-//! write of it can be sent again over what somebody else writes later. One that cannot be used any more is opened anew for the
-//! next connection. Where a volume stands is passed on to the directory of another process as [`RemoteState`]: it has flushed
-//! before, so no write goes along.
+//! connections of one client need it. It is opened with the first connection, and flushed and closed behind the last. A connection that
+//! comes meanwhile waits for that, and has it opened anew: a machine that died leaves writes on their way, which must not come over those
+//! of its successor. One that cannot be used any more is opened anew for the next connection. Where a volume stands is passed on to the
+//! directory of another process as [`RemoteState`]: it is settled before, so no write goes along or comes later.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,15 +24,18 @@ use client_lib::{BLOCK_SIZE, Error, ErrorKind, SECTOR_SIZE};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::export::{
     AllocationExtent, ExportDirectory, ExportInfo, ReadPart, Residency, ResidencyExtent, Session, ZeroOptions,
 };
 
-/// How long a handshake waits for a node that answers: shorter than the handshake may take.
+/// How long a handshake waits for what was open before to be closed, and for a node that answers: shorter than the handshake may take.
 const OPEN_PATIENCE: Duration = Duration::from_secs(20);
-/// How long the flush behind the last connection of an export may take; the data is as safe as its node is.
+/// How long the flush behind the last connection of an export may take; the data is as safe as its node is then. No shorter than an
+/// attempt at a write, which is waited for in any case.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the owner of a volume that is passed on to this process may take to answer; its clients wait meanwhile.
 const RESUME_PATIENCE: Duration = Duration::from_secs(4);
@@ -72,10 +78,40 @@ pub struct RemoteDirectory {
     /// Those that are exported; `None` is all.
     names: Option<Vec<String>>,
     options: OpenOptions,
-    open: Mutex<BTreeMap<String, Weak<Shared>>>,
+    places: std::sync::Mutex<BTreeMap<String, Arc<Mutex<Place>>>>,
     /// What is about to be passed on to this process.
     expected: Mutex<BTreeMap<String, (Cluster, Found)>>,
     closing: TaskTracker,
+}
+
+/// What is known of an export's volume: one at a time is open, or being closed. Locked while one is being opened.
+#[derive(Default)]
+struct Place {
+    shared: Weak<Shared>,
+    /// Cancelled when it was closed; `None` before the first.
+    closed: Option<CancellationToken>,
+}
+
+impl Place {
+    fn of(shared: &Arc<Shared>) -> Place {
+        Place { shared: Arc::downgrade(shared), closed: Some(shared.closed.clone()) }
+    }
+
+    /// What a further connection uses, too.
+    fn usable(&self) -> Option<Arc<Shared>> {
+        let is_failed = |volume: &Volume| matches!(volume.state().status, VolumeStatus::Failed(_));
+        self.shared.upgrade().filter(|shared| shared.volume.as_ref().is_some_and(|volume| !is_failed(volume)))
+    }
+
+    /// What has no connection any more and is not closed yet.
+    fn being_closed(&self) -> Option<&CancellationToken> {
+        // One that has failed sends nothing any more, for as long as it still has connections.
+        self.closed.as_ref().filter(|closed| self.shared.strong_count() == 0 && !closed.is_cancelled())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.shared.strong_count() == 0 && self.being_closed().is_none()
+    }
 }
 
 /// A volume and its connections.
@@ -88,18 +124,22 @@ struct Shared {
     is_read_only: bool,
     runtime: Handle,
     closing: TaskTracker,
+    /// Cancelled when the volume was closed.
+    closed: CancellationToken,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        // Also if its runtime has ended, and the task with it.
+        let closed = self.closed.clone().drop_guard();
         let Some(volume) = self.volume.take() else { return };
         let name = volume.name().to_owned();
         self.closing.spawn_on(
             async move {
-                match tokio::time::timeout(CLOSE_PATIENCE, volume.close()).await {
-                    Ok(Ok(())) => tracing::info!(export = name, "closed"),
-                    Ok(Err(error)) => tracing::warn!(export = name, %error, "closed, and not flushed"),
-                    Err(_) => tracing::warn!(export = name, "closed, and not flushed: that takes too long"),
+                let _closed = closed;
+                match volume.close_within(CLOSE_PATIENCE).await {
+                    Ok(()) => tracing::info!(export = name, "closed"),
+                    Err(error) => tracing::warn!(export = name, %error, "closed, and not flushed"),
                 }
             },
             &self.runtime,
@@ -117,8 +157,8 @@ impl RemoteDirectory {
     pub fn new(clusters: Vec<Cluster>, names: Option<Vec<String>>, options: OpenOptions) -> RemoteDirectory {
         assert!(!clusters.is_empty(), "volumes of no cluster");
         let options = OpenOptions { or_read_only: true, ..options };
-        let (open, expected, turn) = (Mutex::default(), Mutex::default(), AtomicUsize::new(0));
-        RemoteDirectory { clusters, turn, names, options, open, expected, closing: TaskTracker::new() }
+        let (places, expected, turn) = (std::sync::Mutex::default(), Mutex::default(), AtomicUsize::new(0));
+        RemoteDirectory { clusters, turn, names, options, places, expected, closing: TaskTracker::new() }
     }
 
     /// For the next volume.
@@ -182,22 +222,32 @@ impl RemoteDirectory {
         }
     }
 
+    /// Where the volume of an export is noted.
+    fn place(&self, name: &str) -> Arc<Mutex<Place>> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        // Clients name what they like. One that somebody has is about to be filled.
+        places.retain(|_, place| Arc::strong_count(place) > 1 || place.try_lock().is_ok_and(|place| !place.is_empty()));
+        places.entry(name.to_owned()).or_default().clone()
+    }
+
     async fn shared(&self, name: &str) -> Result<Arc<Shared>, Error> {
+        let end = Instant::now() + OPEN_PATIENCE;
         let name = self.meant(name)?;
-        let mut open = self.open.lock().await;
-        open.retain(|_, shared| shared.strong_count() > 0);
-        if let Some(shared) = open.get(name).and_then(Weak::upgrade)
-            && shared.volume.as_ref().is_some_and(|volume| !matches!(volume.state().status, VolumeStatus::Failed(_)))
-        {
+        let place = self.place(name);
+        let mut place = place.lock().await;
+        if let Some(shared) = place.usable() {
             return Ok(shared);
+        }
+        if let Some(closed) = place.being_closed() {
+            tokio::time::timeout_at(end, closed.cancelled()).await.map_err(|_| still_closing(name))?;
         }
         let cluster = self.cluster();
         let opening = cluster.open(name, self.options.clone());
-        let volume = tokio::time::timeout(OPEN_PATIENCE, opening).await.unwrap_or_else(|_| {
+        let volume = tokio::time::timeout_at(end, opening).await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Unavailable, "no node of the cluster answers; the log says more"))
         })?;
         let shared = self.share(cluster, volume);
-        open.insert(name.to_owned(), Arc::downgrade(&shared));
+        *place = Place::of(&shared);
         Ok(shared)
     }
 
@@ -212,6 +262,7 @@ impl RemoteDirectory {
             is_read_only: self.options.is_read_only,
             runtime,
             closing,
+            closed: CancellationToken::new(),
         })
     }
 
@@ -262,7 +313,7 @@ impl RemoteDirectory {
         let is_usable = !matches!(volume.state().status, VolumeStatus::Failed(_));
         let shared = self.share(&cluster, volume);
         if is_usable {
-            self.open.lock().await.insert(position.name, Arc::downgrade(&shared));
+            *self.place(&position.name).lock().await = Place::of(&shared);
         }
         Ok(shared)
     }
@@ -279,6 +330,14 @@ impl RemoteDirectory {
         let read_only = volume.is_snapshot || self.options.is_read_only || *right < Right::Write;
         described(&volume.name, volume.size, read_only, false)
     }
+}
+
+fn still_closing(name: &str) -> Error {
+    let text = format!(
+        "export {name} is still being closed behind its last connection, and its owner does not answer; within half a minute it is closed \
+         in any case, and can be used again"
+    );
+    Error::new(ErrorKind::Unavailable, text)
 }
 
 /// `is_encrypted` as far as that is known before it is opened.
@@ -373,7 +432,8 @@ impl Session for Connection {
 
     fn settle(&self) -> BoxFuture<'_, Result<Vec<u8>, Error>> {
         Box::pin(async move {
-            match self.volume().flush().await {
+            // Also what connections have left behind that are gone: it must not come over what the other process writes.
+            match self.volume().settle().await {
                 // What is over is passed on as that.
                 Err(error) if !matches!(self.volume().state().status, VolumeStatus::Failed(_)) => Err(error),
                 Ok(()) | Err(_) => Ok(self.draft()),
