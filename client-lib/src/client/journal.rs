@@ -12,12 +12,14 @@
 //!
 //! Which tenure counts, and what is sent when, is for [`super::session`].
 
+pub mod line;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use line::Obstacle;
 
 use crate::types::{Epoch, Lsn};
 use crate::wire::client::Attached;
@@ -171,13 +173,15 @@ impl Journal {
         self.entries.is_empty()
     }
 
-    /// Whether `write` may begin: nothing that overlaps it is under way, not too much else, and there is room. One write always
-    /// has room.
+    /// What of the journal keeps `write` from beginning: something that overlaps it is under way, or too much else, or there is no room. One
+    /// write always has room. In which order those begin that wait is for the [`line`].
     #[must_use]
-    pub fn admits(&self, write: &Write) -> bool {
+    pub fn obstacle(&self, write: &Write) -> Option<Obstacle> {
+        if self.open().any(|(_, _, open)| open.overlaps(write.offset, write.length)) {
+            return Some(Obstacle::Order);
+        }
         let has_room = self.entries.is_empty() || self.bytes + write.cost() <= self.capacity;
-        let is_free = || !self.open().any(|(_, _, open)| open.overlaps(write.offset, write.length));
-        has_room && self.under_way.len() < OPEN_MAX && is_free()
+        (!has_room || self.under_way.len() >= OPEN_MAX).then_some(Obstacle::Room)
     }
 
     /// Whether it is time to flush: half of the journal is full, or a write waits for room.
@@ -189,9 +193,9 @@ impl Journal {
     /// Takes a write up.
     ///
     /// # Panics
-    /// If [`admits`](Self::admits) says no.
+    /// If there is an [`obstacle`](Self::obstacle).
     pub fn begin(&mut self, write: Write) -> WriteKey {
-        assert!(self.admits(&write), "a write that overlaps another one, or has no room, waits");
+        assert_eq!(self.obstacle(&write), None, "such a write waits");
         let key = WriteKey(self.next_key);
         self.next_key += 1;
         self.bytes += write.cost();

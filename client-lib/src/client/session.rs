@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::journal::line::{Line, Obstacle, Place};
 use super::journal::{FlushMark, Journal, Write, WriteKey};
 use super::nodes::{Nodes, Tries, is_passing};
 use super::volume::{Position, VolumeState, VolumeStatus};
@@ -60,6 +61,8 @@ pub(super) struct Session {
 /// What changes together.
 pub(super) struct Inner {
     pub(super) journal: Journal,
+    /// The writes that wait to begin.
+    line: Line,
     /// The one that the journal was compared with last.
     pub(super) tenure: Option<Tenure>,
     /// The newest that was heard of: who claims an older one is not the owner any more.
@@ -114,6 +117,7 @@ impl Session {
             runtime,
             inner: Mutex::new(Inner {
                 journal: Journal::new(settings.journal_bytes, session),
+                line: Line::default(),
                 tenure: None,
                 newest: None,
                 is_attached: false,
@@ -404,14 +408,19 @@ impl Session {
     /// Writes, and goes on with that if the returned future is dropped once it has begun.
     pub(super) async fn write(self: &Arc<Self>, write: Write) -> Result<(), Error> {
         let tries = Tries::new(self.settings.give_up);
+        let mut turn = Turn { session: self, place: None };
         let begin = |inner: &mut Inner| {
-            if inner.journal.admits(&write) {
+            let Some(obstacle) = inner.line.obstacle(turn.place, &write, &inner.journal) else {
                 return Some(inner.journal.begin(write.clone()));
+            };
+            turn.place = Some(inner.line.wait(turn.place, &write, obstacle));
+            if obstacle == Obstacle::Room {
+                self.flush_aside(inner);
             }
-            self.flush_aside(inner);
             None
         };
         let key = self.until(&tries, begin).await?;
+        drop(turn);
         let carried = self.runtime.spawn(self.clone().carry_out(key, write.fua, tries, self.sending.token()));
         carried.await.unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, "a write was ended").caused_by(error)))
     }
@@ -557,6 +566,21 @@ impl Session {
             session.inner().is_flushing = false;
             session.tell_changed();
         });
+    }
+}
+
+/// The turn of a write, from when it has to wait until it begins or is given up.
+struct Turn<'a> {
+    session: &'a Session,
+    place: Option<Place>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.session.inner().line.leave(place);
+            self.session.changed.notify_waiters();
+        }
     }
 }
 

@@ -240,7 +240,7 @@ fn run(steps: Vec<(Step, Option<u8>, bool)>) -> Result<(), TestCaseError> {
                 let byte = (count % 250) as u8 + 1;
                 let data = (!zero).then(|| Bytes::from(vec![byte; length as usize]));
                 let write = Write { offset: block, length, data, fua: false };
-                if !client.journal.admits(&write) {
+                if client.journal.obstacle(&write).is_some() {
                     continue;
                 }
                 let key = client.journal.begin(write.clone());
@@ -361,18 +361,18 @@ fn at(sequence: u64) -> Lsn {
 fn a_write_waits_for_one_that_it_overlaps_and_for_room() {
     let mut journal = Journal::new(2 * (ENTRY_COST + 1), 0);
     let first = journal.begin(write(3, 1));
-    assert!(!journal.admits(&write(3, 2)), "the first is under way");
+    assert_eq!(journal.obstacle(&write(3, 2)), Some(Obstacle::Order), "the first is under way");
     journal.acked(first, at(1));
     let second = journal.begin(write(3, 2));
-    assert!(!journal.admits(&write(4, 3)), "it is full");
+    assert_eq!(journal.obstacle(&write(4, 3)), Some(Obstacle::Room), "it is full");
     assert!(journal.wants_flush());
     journal.flushed(journal.mark());
-    assert!(journal.admits(&write(4, 3)), "the first is durable");
+    assert_eq!(journal.obstacle(&write(4, 3)), None, "the first is durable");
     assert_eq!(journal.answered(), 1);
     journal.refused(second);
     assert!(journal.is_empty());
     let large = Write { offset: 0, length: 1 << 20, data: Some(Bytes::from(vec![0; 1 << 20])), fua: false };
-    assert!(journal.admits(&large), "one always has room");
+    assert_eq!(journal.obstacle(&large), None, "one always has room");
 }
 
 #[test]
