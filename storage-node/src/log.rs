@@ -1,7 +1,7 @@
 //! The segment log of a shard: append-only records in pre-written, recycled files. The log *is* the data.
 //!
 //! [`record`] is the format, [`segment`] the files, [`writer`] gathers entries into appends and syncs, [`cold`] holds
-//! what the cleaner copies, [`recovery`] replays, with [`proof`] telling a damaged log from a torn one. What holds:
+//! what the cleaner copies, [`recovery`] replays, through [`reader`], with [`proof`] telling a damaged log from a torn one. What holds:
 //!
 //! - an append is reported done only when every earlier one is, so what was acked is a prefix of the log;
 //! - a sync reported done covers every append that was reported done before it was asked for;
@@ -19,6 +19,7 @@ pub mod cold;
 mod foresight;
 mod parts;
 mod proof;
+mod reader;
 pub mod record;
 pub mod recovery;
 pub mod segment;
@@ -95,7 +96,7 @@ pub enum LogError {
     /// A record that had been synced is gone or altered: the disk lost it. Cutting the log there would undo writes that
     /// were flushed.
     #[error(
-        "record {sequence} is damaged or missing at block {block} of segment {segment}, though it had been synced: the record at block {proof_block} of segment {proof_segment} vouches for all up to {durable}; {DAMAGE_ADVICE}"
+        "record {sequence} is damaged or missing at block {block} of segment {segment} (segments/{segment:08}.seg), though it had been synced: the record at block {proof_block} of segment {proof_segment} vouches for all up to {durable}; {DAMAGE_ADVICE}"
     )]
     Damaged {
         /// The segment where the log seems to end.
@@ -110,6 +111,18 @@ pub enum LogError {
         proof_block: u32,
         /// Up to which sequence it vouches.
         durable: u64,
+    },
+    /// The log ends, or goes on, in a block that cannot be read.
+    #[error(
+        "segment {segment} (segments/{segment:08}.seg) cannot be read at block {block}, where record {sequence} of the log may lie: whether something that was acked is in it cannot be told; {DAMAGE_ADVICE}"
+    )]
+    Unreadable {
+        /// The segment's number.
+        segment: u32,
+        /// The block within it.
+        block: u32,
+        /// The record that would be there.
+        sequence: u64,
     },
 }
 

@@ -86,11 +86,15 @@ impl Stored {
 
     /// Changes a byte of a segment file.
     fn flip(&self, segment: u32, block: u64) {
+        self.flip_byte(segment, block * BLOCK as u64 + 50);
+    }
+
+    fn flip_byte(&self, segment: u32, at: u64) {
         let path = self.shard().join(format!("segments/{segment:08}.seg"));
         let file = File::options().read(true).write(true).open(path).expect("opens");
         let mut byte = [0];
-        file.read_exact_at(&mut byte, block * BLOCK as u64 + 50).expect("reads");
-        file.write_all_at(&[byte[0] ^ 1], block * BLOCK as u64 + 50).expect("writes");
+        file.read_exact_at(&mut byte, at).expect("reads");
+        file.write_all_at(&[byte[0] ^ 1], at).expect("writes");
     }
 
     fn inspect(&self, directory: &Path, arguments: &[&str]) -> Output {
@@ -244,6 +248,19 @@ async fn the_end_of_the_log_is_told_from_damage() {
     let said = text(&damaged.stderr);
     assert!(said.contains(&format!("damage: shard-0: segment {segment}, block {block}: ")), "{said}");
     assert!(text(&damaged.stdout).contains(&end), "what comes later is shown: {}", text(&damaged.stdout));
+}
+
+/// The records of a segment whose header was damaged were not shown, and the log seemed to end before them; recovery finds them.
+#[tokio::test]
+async fn what_lies_behind_a_damaged_header_is_shown() {
+    let stored = Stored::new().await;
+    let healthy = text(&stored.inspect(&stored.node(), &["log"]).stdout);
+    [1, 2].into_iter().for_each(|segment| stored.flip_byte(segment, 17));
+    let damaged = stored.inspect(&stored.node(), &["log"]);
+    assert_eq!(damaged.status.code(), Some(1));
+    assert_eq!(text(&damaged.stdout), healthy);
+    let said = text(&damaged.stderr);
+    assert!([1, 2].iter().all(|segment| said.contains(&format!("segment {segment}: its header is damaged"))), "{said}");
 }
 
 /// A value that does not decode is named, and all others are shown.

@@ -16,6 +16,7 @@ use client_lib::BLOCK_SIZE;
 use super::{InspectError, Shard};
 use crate::log::cold::COLD_SEQUENCE;
 use crate::log::record::{Entry, decode_entries, decode_header, decode_header_of, first_misfit};
+use crate::log::recovery::WINDOW_BLOCKS;
 use crate::log::segment::{SEGMENT_HEADER_BLOCKS, SegmentHeader};
 use crate::log::{LogPosition, record};
 
@@ -28,7 +29,7 @@ pub struct SegmentFile {
     pub number: u32,
     /// How many blocks it has.
     pub blocks: u32,
-    /// When it was taken into use; `None` for never, or when its header is torn.
+    /// When it was taken into use; `None` for never, or when nothing in it tells.
     pub generation: Option<u64>,
     /// Whether it holds copies of the cleaner instead of a part of the log.
     pub cold: bool,
@@ -104,13 +105,19 @@ pub fn files(shard: &Shard, damage: &mut Vec<String>) -> Result<Vec<SegmentFile>
         let file = File::open(&path).map_err(failed(&path))?;
         let blocks = (file.metadata().map_err(failed(&path))?.len() / u64::from(BLOCK_SIZE)) as u32;
         let mut first = vec![0; BLOCK];
-        if blocks > 0 {
-            file.read_exact_at(&mut first, 0).map_err(failed(&path))?;
-        }
+        let is_read = blocks == 0 || file.read_exact_at(&mut first, 0).is_ok();
         let header = match SegmentHeader::decode(&first) {
             Ok(Some(header)) if header.segment != number => {
                 damage.push(format!("segment {number}: its header is that of segment {}", header.segment));
-                None
+                rebuilt(shard, number, blocks, &file)
+            }
+            Ok(None) => {
+                if !is_read || first.iter().any(|byte| *byte != 0) {
+                    damage.push(format!(
+                        "segment {number}: its header is damaged; recovery takes it from what its records say"
+                    ));
+                }
+                rebuilt(shard, number, blocks, &file)
             }
             Ok(header) => header,
             Err(version) => {
@@ -122,6 +129,18 @@ pub fn files(shard: &Shard, damage: &mut Vec<String>) -> Result<Vec<SegmentFile>
         files.insert(number, SegmentFile { number, blocks, generation, cold, path });
     }
     Ok(files.into_values().collect())
+}
+
+/// What the header of a segment said that has lost it, as recovery finds it.
+fn rebuilt(shard: &Shard, number: u32, blocks: u32, file: &File) -> Option<SegmentHeader> {
+    if let Some(from) = shard.checkpoint.filter(|from| from.generation > 0 && from.segment == number) {
+        return Some(SegmentHeader { segment: number, generation: from.generation, cold: false });
+    }
+    let identity = shard.store.log_number().ok().flatten()?;
+    let count = WINDOW_BLOCKS.min(blocks.saturating_sub(SEGMENT_HEADER_BLOCKS));
+    let mut window = vec![0; count as usize * BLOCK];
+    file.read_exact_at(&mut window, u64::from(SEGMENT_HEADER_BLOCKS) * u64::from(BLOCK_SIZE)).ok()?;
+    SegmentHeader::of_records(number, &window, identity)
 }
 
 /// Shows every record of a cold segment to `visit`: the cleaner's copies, which are no part of the log.

@@ -17,7 +17,7 @@
 
 use client_lib::BLOCK_SIZE;
 
-use super::record::{Entry, Header, decode_any_header, decode_entries};
+use super::record::{decode_any_header, whole_header};
 use super::recovery::{LOOK_BLOCKS, Recovery, WINDOW_BLOCKS};
 use super::segment::{Pool, SEGMENT_HEADER_BLOCKS};
 use super::{LogError, LogPosition};
@@ -98,14 +98,6 @@ fn search(
         recovery.reader.give_back(window);
     }
     Ok(None)
-}
-
-/// The header at the start of `bytes` and the blocks of its record, if it is of this log and it and its entries are whole.
-fn whole_header(bytes: &[u8], identity: u64) -> Option<(Header, u32)> {
-    let header = decode_any_header(bytes).ok().filter(|header| header.log == identity)?;
-    let entries = decode_entries(&header, bytes).ok()?;
-    let data: u32 = entries.iter().map(Entry::data_blocks).sum();
-    Some((header, header.blocks() + data))
 }
 
 /// Whether the entries of the record at the start of `bytes` go on behind them.

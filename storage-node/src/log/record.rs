@@ -336,6 +336,14 @@ pub fn decode_header_of(block: &[u8], generation: u64) -> Result<Header, RecordE
     decode_header(block, generation, sequence, u32::from_le_bytes(chain.try_into().expect("four bytes")))
 }
 
+/// The header at the start of `bytes` and the blocks of its record, if it is of log `identity` and it and its entries are whole.
+pub(super) fn whole_header(bytes: &[u8], identity: u64) -> Option<(Header, u32)> {
+    let header = decode_any_header(bytes).ok().filter(|header| header.log == identity)?;
+    let entries = decode_entries(&header, bytes).ok()?;
+    let data: u32 = entries.iter().map(Entry::data_blocks).sum();
+    Some((header, header.blocks() + data))
+}
+
 /// Reads the entries of a record whose header is `header`; `record` holds its header blocks.
 ///
 /// # Errors

@@ -10,35 +10,34 @@
 //! damaged, and nothing is opened and nothing is changed. When only data is damaged and the log goes on behind it to
 //! such a witness, the record is handed out all the same: its entries carry the checksums that keep the damaged blocks
 //! from every reader.
+//!
+//! A segment's header only says what its records say too. Where it is damaged, or cannot be read, it is taken from the checkpoint or
+//! from them and written anew. A block that cannot be read is one that was altered, but for one case: where the next record of
+//! the log would lie, it may hide what was acked, and the log is not opened.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::time::Duration;
 
 use client_lib::BLOCK_SIZE;
 
 use super::cold::Target;
 use super::proof;
+use super::reader::{Reader, write_header};
 use super::record::{
     DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, Header, RecordError, decode_any_header, decode_entries, decode_header,
     decode_header_of, first_misfit,
 };
-use super::segment::{Pool, SEGMENT_BYTES_MIN, SEGMENT_HEADER_BLOCKS, Segment, SegmentHeader};
+use super::segment::{Pool, SEGMENT_BYTES_MIN, SEGMENT_HEADER_BLOCKS, Segment, SegmentHeader, file_name};
 use super::writer::{Active, Log};
 use super::{LogError, LogPosition, LogSettings, Replayed};
-use crate::io::buffer::AlignedBuffer;
-use crate::io::{IoEngine, IoKind, IoOp};
+use crate::io::IoEngine;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
 /// Blocks read at a time: the largest record fits.
-pub(super) const WINDOW_BLOCKS: u32 = (ENTRIES_BYTES_MAX / BLOCK) as u32 + 1 + DATA_BLOCKS_MAX;
+pub(crate) const WINDOW_BLOCKS: u32 = (ENTRIES_BYTES_MAX / BLOCK) as u32 + 1 + DATA_BLOCKS_MAX;
 
 /// Blocks read at first, and where perhaps nothing is found: a short log is recovered without reading mebibytes.
 pub(super) const LOOK_BLOCKS: u32 = 64;
-
-/// How long one read may take before recovery looks again; it waits for ever all the same.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// The generation of a segment that holds live blocks and whose header cannot be read: older than all that are known.
 const GENERATION_LOST: u64 = 1;
@@ -59,8 +58,8 @@ impl Log {
     /// then ready to append behind the last.
     ///
     /// # Errors
-    /// `Damaged` when the log ends at a record that had been synced; `Corrupt` when what `known.from` points to is gone
-    /// or a newer program wrote here; `Io`. Nothing on disk has changed then.
+    /// `Damaged` when the log ends at a record that had been synced, `Unreadable` when it ends where nothing can be read; `Corrupt` when
+    /// what `known.from` points to is gone or a newer program wrote here; `Io`. Nothing on disk has changed then.
     pub fn recover(
         mut engine: Box<dyn IoEngine>,
         settings: LogSettings,
@@ -71,8 +70,9 @@ impl Log {
         assert!(settings.segment_bytes.is_multiple_of(u64::from(BLOCK_SIZE)), "a segment has whole blocks");
         let mut pool = Pool::open(&mut *engine, settings).map_err(|error| LogError::Io(error.to_string()))?;
         let mut recovery = Recovery {
-            reader: Reader { engine: &mut *engine, spares: Vec::new() },
+            reader: Reader::new(&mut *engine, &[1, LOOK_BLOCKS, WINDOW_BLOCKS]),
             known,
+            rebuilt: BTreeMap::new(),
             used: BTreeMap::new(),
             cold: BTreeMap::new(),
             filled: BTreeSet::new(),
@@ -82,7 +82,7 @@ impl Log {
         recovery.read_headers(&mut pool)?;
         let position = recovery.run(&pool, replay)?;
         let target = recovery.cold_target(&pool)?;
-        let Recovery { used, filled, replayed, durable, .. } = recovery;
+        let Recovery { rebuilt, used, filled, replayed, durable, .. } = recovery;
         // Never used, or used only for what was cut off: free. The others may hold live blocks: the caller knows.
         for number in pool.numbers() {
             let generation = used.iter().find(|(_, segment)| **segment == number).map(|(generation, _)| *generation);
@@ -101,6 +101,7 @@ impl Log {
                 pool.add_free(number);
             }
         }
+        restore_headers(&mut *engine, &pool, rebuilt.values().copied())?;
         let active = pool.get(position.segment).filter(|_| position.generation > 0);
         let active =
             active.map(|segment| Active { segment: position.segment, file: segment.file, blocks: segment.blocks });
@@ -115,6 +116,8 @@ impl Log {
 pub(super) struct Recovery<'a> {
     pub(super) reader: Reader<'a>,
     pub(super) known: &'a Known<'a>,
+    /// The headers that could not be read, by segment, as far as it is known what they said.
+    rebuilt: BTreeMap<u32, SegmentHeader>,
     /// The segment of each generation of the log.
     pub(super) used: BTreeMap<u64, u32>,
     /// The cold segments by generation.
@@ -130,27 +133,64 @@ pub(super) struct Recovery<'a> {
 impl Recovery<'_> {
     /// Finds the generation of each segment that was ever used.
     fn read_headers(&mut self, pool: &mut Pool) -> Result<(), LogError> {
+        let mut without = Vec::new();
         for number in pool.numbers() {
             let segment = *pool.get(number).expect("numbers name segments");
             if segment.blocks == 0 {
                 continue;
             }
             let block = self.reader.read(number, segment, 0, 1)?;
-            match SegmentHeader::decode(&block) {
-                Ok(Some(header)) if header.segment == number => {
-                    pool.set_generation(number, header.generation, header.cold);
-                    let kind = if header.cold { &mut self.cold } else { &mut self.used };
-                    kind.insert(header.generation, number);
-                }
-                Ok(_) => {}
-                Err(version) => {
-                    let reason = format!("the segment has format {version}: use the newer program that wrote it");
-                    return Err(LogError::Corrupt { segment: number, block: 0, reason });
+            let header = SegmentHeader::decode(&block).map_err(|version| {
+                let reason = format!("the segment has format {version}: use the newer program that wrote it");
+                LogError::Corrupt { segment: number, block: 0, reason }
+            })?;
+            match header.filter(|header| header.segment == number) {
+                Some(header) => self.take_header(pool, header),
+                None => {
+                    let is_read = self.reader.first_unreadable(number, 0, 1).is_none();
+                    without.push((number, segment, is_read && block.iter().all(|byte| *byte == 0)));
                 }
             }
             self.reader.give_back(block);
         }
+        // The others first: a generation that one of them has is of nobody else.
+        for (number, segment, is_blank) in without {
+            let Some(header) = self.rebuild_header(number, segment, is_blank)? else { continue };
+            if !self.used.contains_key(&header.generation) && !self.cold.contains_key(&header.generation) {
+                self.take_header(pool, header);
+                self.rebuilt.insert(number, header);
+            }
+        }
         Ok(())
+    }
+
+    fn take_header(&mut self, pool: &mut Pool, header: SegmentHeader) {
+        pool.set_generation(header.segment, header.generation, header.cold);
+        let kind = if header.cold { &mut self.cold } else { &mut self.used };
+        kind.insert(header.generation, header.segment);
+    }
+
+    /// What the header of a segment said: the checkpoint knows it of its own segment, the records of theirs. `None` where neither
+    /// tells; most `blank` segments were never used.
+    fn rebuild_header(
+        &mut self,
+        number: u32,
+        segment: Segment,
+        is_blank: bool,
+    ) -> Result<Option<SegmentHeader>, LogError> {
+        // It is not recycled before there is a later checkpoint.
+        if let Some(from) = self.known.from.filter(|from| from.generation > 0 && from.segment == number) {
+            return Ok(Some(SegmentHeader { segment: number, generation: from.generation, cold: false }));
+        }
+        let look = if is_blank { LOOK_BLOCKS } else { WINDOW_BLOCKS };
+        let count = look.min(segment.blocks - SEGMENT_HEADER_BLOCKS);
+        if count == 0 {
+            return Ok(None);
+        }
+        let window = self.reader.read(number, segment, SEGMENT_HEADER_BLOCKS, count)?;
+        let header = SegmentHeader::of_records(number, &window, self.known.identity);
+        self.reader.give_back(window);
+        Ok(header)
     }
 
     /// Hands out the records; returns where they end.
@@ -180,8 +220,9 @@ impl Recovery<'_> {
                         segment: from.segment,
                         block: 0,
                         reason: format!(
-                            "the checkpoint continues in generation {} of it, which is not there; {}",
+                            "the checkpoint continues in generation {} of it ({}), which is not there: what was acked since cannot be told; {}",
                             from.generation,
+                            file_name(from.segment),
                             super::DAMAGE_ADVICE
                         ),
                     });
@@ -293,11 +334,13 @@ impl Recovery<'_> {
             }
         }
         let next = next.min(segment.blocks);
-        if self.has_copies_behind(number, segment, next)? {
+        let has_copies = self.has_copies_behind(number, segment, next)?;
+        // One that cannot be read may be the header of the last copies.
+        if has_copies || self.reader.first_unreadable(number, next, segment.blocks - next).is_some() {
             tracing::error!(
                 segment = number,
                 block = next,
-                "a record of the cleaner is damaged: its segment is not filled further"
+                "a record of the cleaner is damaged, or may be: its segment is not filled further"
             );
             return Ok(None);
         }
@@ -326,19 +369,61 @@ impl Recovery<'_> {
     /// The log seems to end at `position`.
     ///
     /// # Errors
-    /// `Damaged` when a later record proves that it went on.
+    /// `Damaged` when a later record proves that it went on; `Unreadable` when it may go on in a block that cannot be read.
     fn accept_end(&mut self, pool: &Pool, position: LogPosition) -> Result<(), LogError> {
-        match proof::find(self, pool, position)? {
-            None => Ok(()),
-            Some(proof) => Err(LogError::Damaged {
+        if let Some(proof) = proof::find(self, pool, position)? {
+            return Err(LogError::Damaged {
                 segment: position.segment,
                 block: position.block,
                 sequence: position.sequence,
                 proof_segment: proof.segment,
                 proof_block: proof.block,
                 durable: proof.durable,
-            }),
+            });
         }
+        for at in self.possible_continuations(pool, position) {
+            if let Some(block) = self.unreadable_at(pool, at)? {
+                return Err(LogError::Unreadable { segment: at.segment, block, sequence: at.sequence });
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the record that belongs at `position` can be: there, or, if that has no room for the largest, at the start of a
+    /// segment that was free at the checkpoint.
+    fn possible_continuations(&self, pool: &Pool, position: LogPosition) -> Vec<LogPosition> {
+        let active = pool.get(position.segment).filter(|_| position.generation > 0);
+        let room = active.map_or(0, |segment| segment.blocks.saturating_sub(position.block));
+        let mut all: Vec<LogPosition> = active.map(|_| position).into_iter().collect();
+        if room < WINDOW_BLOCKS {
+            let was_free = |number: &u32| !self.replayed.contains(number) && !self.known.live.contains(number);
+            let is_later = |number: &u32| {
+                pool.get(*number).is_some_and(|segment| {
+                    !segment.cold && (segment.generation == 0 || segment.generation > position.generation)
+                })
+            };
+            let starts = pool.numbers().into_iter().filter(was_free).filter(is_later);
+            all.extend(starts.map(|segment| LogPosition { segment, block: SEGMENT_HEADER_BLOCKS, ..position }));
+        }
+        all
+    }
+
+    /// The first block that cannot be read of what may be the record that belongs at `at`, in whatever generation.
+    fn unreadable_at(&mut self, pool: &Pool, at: LogPosition) -> Result<Option<u32>, LogError> {
+        let segment = *pool.get(at.segment).expect("positions lie in segments");
+        let room = segment.blocks.saturating_sub(at.block);
+        if room == 0 {
+            return Ok(None);
+        }
+        let first = self.reader.read(at.segment, segment, at.block, 1)?;
+        let begins = decode_any_header(&first).is_ok_and(|header| {
+            (header.log, header.sequence, header.chain) == (self.known.identity, at.sequence, at.chain)
+        });
+        self.reader.give_back(first);
+        let count = if begins { WINDOW_BLOCKS.min(room) } else { 1 };
+        let whole = self.reader.read(at.segment, segment, at.block, count)?;
+        self.reader.give_back(whole);
+        Ok(self.reader.first_unreadable(at.segment, at.block, count))
     }
 
     /// Whether `record` at `position`, whose entries are whole and whose data is not, had been synced. It had if the log
@@ -417,6 +502,35 @@ impl Recovery<'_> {
     }
 }
 
+/// Writes those of `headers` anew whose segments are in use. One that cannot be written is rebuilt again at the next start.
+fn restore_headers(
+    engine: &mut dyn IoEngine,
+    pool: &Pool,
+    headers: impl Iterator<Item = SegmentHeader>,
+) -> Result<(), LogError> {
+    for header in headers.filter(|header| !pool.is_free(header.segment)) {
+        let segment = *pool.get(header.segment).expect("headers were rebuilt for segments");
+        let file = file_name(header.segment);
+        match write_header(engine, segment.file, header)? {
+            Ok(()) => {
+                tracing::error!(
+                    segment = header.segment,
+                    file,
+                    generation = header.generation,
+                    "the header of a segment was damaged: it was written anew from what the checkpoint or its records say"
+                );
+            }
+            Err(error) => {
+                tracing::error!(
+                    segment = header.segment, file, generation = header.generation, %error,
+                    "the header of a segment is damaged and cannot be written anew; the checkpoint or its records say what it said"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Behind a record of `blocks` at `position`.
 fn after(position: LogPosition, blocks: u32, checksum: u32) -> LogPosition {
     LogPosition { block: position.block + blocks, sequence: position.sequence + 1, chain: checksum, ..position }
@@ -441,48 +555,4 @@ struct Record {
     durable: u64,
     /// The first of its blocks whose data does not fit its checksum.
     misfit: Option<u32>,
-}
-
-/// Reads and waits; nothing else is under way during recovery.
-pub(super) struct Reader<'a> {
-    engine: &'a mut dyn IoEngine,
-    /// Buffers to use again, one of each usual size.
-    spares: Vec<AlignedBuffer>,
-}
-
-impl Reader<'_> {
-    /// `count` blocks of a segment.
-    pub(super) fn read(
-        &mut self,
-        number: u32,
-        segment: Segment,
-        first_block: u32,
-        count: u32,
-    ) -> Result<AlignedBuffer, LogError> {
-        let failed = |error: io::Error| {
-            LogError::Io(format!("segment {number} cannot be read at block {first_block} ({count} blocks): {error}"))
-        };
-        let spare = self.spares.iter().position(|spare| spare.room() == count as usize * BLOCK);
-        let buffer = match spare {
-            Some(spare) => self.spares.swap_remove(spare),
-            None => AlignedBuffer::with_room(count as usize * BLOCK),
-        };
-        let kind = IoKind::Read { offset: u64::from(first_block) * u64::from(BLOCK_SIZE), buffer };
-        self.engine.submit(IoOp { token: 0, file: segment.file, kind });
-        let mut completions = Vec::new();
-        while completions.is_empty() {
-            self.engine.wait(LOOK, &mut completions).map_err(failed)?;
-        }
-        let completion = completions.pop().expect("waited for it");
-        completion.result.map_err(failed)?;
-        Ok(completion.buffer.expect("a read brings its buffer back"))
-    }
-
-    /// Keeps a buffer for the next read of its size.
-    pub(super) fn give_back(&mut self, buffer: AlignedBuffer) {
-        let is_usual = [1, LOOK_BLOCKS, WINDOW_BLOCKS].iter().any(|blocks| buffer.room() == *blocks as usize * BLOCK);
-        if is_usual && self.spares.iter().all(|spare| spare.room() != buffer.room()) {
-            self.spares.push(buffer);
-        }
-    }
 }

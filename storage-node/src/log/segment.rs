@@ -9,6 +9,8 @@ use std::io;
 
 use client_lib::BLOCK_SIZE;
 
+use super::cold::COLD_SEQUENCE;
+use super::record::whole_header;
 use super::{LogSettings, SegmentInfo};
 use crate::io::{FileId, IoEngine, IoKind, IoOp};
 
@@ -71,6 +73,17 @@ impl SegmentHeader {
         let generation = u64::from_le_bytes(header[16..24].try_into().expect("eight bytes"));
         let cold = u16::from_le_bytes([header[6], header[7]]) == 1;
         Ok(Some(SegmentHeader { segment: u32_at(8), generation, cold }))
+    }
+
+    /// What the header of segment `number` said, by the records of log `identity` in `window`, the blocks behind it: each has the
+    /// generation that it was written in, and those of earlier lives lie behind those of the last. `None` where there is no record.
+    #[must_use]
+    pub fn of_records(number: u32, window: &[u8], identity: u64) -> Option<SegmentHeader> {
+        let records = (0..window.len()).step_by(BLOCK_SIZE as usize);
+        let records = records.filter_map(|at| whole_header(&window[at..], identity));
+        let newest = records.map(|(header, _)| header).max_by_key(|header| header.generation)?;
+        let (generation, cold) = (newest.generation, newest.sequence == COLD_SEQUENCE);
+        Some(SegmentHeader { segment: number, generation, cold })
     }
 }
 
@@ -220,6 +233,11 @@ impl Pool {
     /// Marks a segment as free at recovery.
     pub(super) fn add_free(&mut self, number: u32) {
         self.free.push_back(number);
+    }
+
+    /// Whether a segment waits to be used.
+    pub(super) fn is_free(&self, number: u32) -> bool {
+        self.free.contains(&number)
     }
 
     /// The size of new segments.

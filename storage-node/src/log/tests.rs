@@ -305,13 +305,134 @@ fn damage_to_a_synced_record_is_not_taken_for_a_torn_tail() {
     assert_eq!(open(&disk, None).1.len(), 10, "nothing was changed meanwhile");
 }
 
+/// How the first block of a segment is lost.
+const LOSSES: [fn(&SimDisk, &str); 2] = [|disk, file| disk.flip(file, 16), |disk, file| disk.make_unreadable(file, 0)];
+
+/// A log of several segments with a checkpoint after `checkpoint` of its records, and what is to be found behind that.
+fn several_segments(disk: &SimDisk, checkpoint: u64) -> (Option<LogPosition>, Vec<u64>) {
+    const RECORDS: u64 = 24;
+    let (mut log, _) = open(disk, None);
+    let mut from = None;
+    for number in 1..=RECORDS {
+        let (entry, data) = write(number, 256);
+        log.append(entry, data, true, number).expect("is queued");
+        assert_eq!(acked(&settle(&mut log)), [number]);
+        if number == checkpoint {
+            from = Some(log.position());
+        }
+    }
+    assert!(log.segments().iter().filter(|info| info.generation > 0).count() > 2, "{:?}", log.segments());
+    disk.kill();
+    (from, (checkpoint + 1..=RECORDS).collect())
+}
+
+/// A bit of a segment's header, or its sector, and the log could not be opened, and the node did not start: the checkpoint went on in a
+/// segment that was taken not to be there, or the log seemed to end before the segment, or the read failed.
 #[test]
-fn a_lost_segment_header_is_found_by_the_records_behind_it() {
-    let disk = SimDisk::new(9);
+fn a_header_that_is_lost_is_written_anew_from_what_the_checkpoint_and_the_records_say() {
+    for (loss, checkpoint) in LOSSES.into_iter().flat_map(|loss| [0, 3, 12].map(|checkpoint| (loss, checkpoint))) {
+        let disk = SimDisk::new(9);
+        let (from, expected) = several_segments(&disk, checkpoint);
+        let files: BTreeSet<String> = disk.written().into_iter().map(|(file, _)| file).collect();
+        // One after the other, then all at once.
+        for lost in files.iter().map(|file| vec![file]).chain([files.iter().collect()]) {
+            lost.iter().for_each(|file| loss(&disk, file));
+            // The second finds what the first has written.
+            for _ in 0..2 {
+                let (_, found) = open(&disk, from);
+                assert_eq!(numbers(&found), expected, "{lost:?}, checkpoint after {checkpoint}");
+                disk.kill();
+            }
+        }
+        let (mut log, _) = open(&disk, from);
+        let generations: Vec<u64> =
+            log.segments().iter().map(|info| info.generation).filter(|generation| *generation > 0).collect();
+        assert_eq!(generations.iter().collect::<BTreeSet<_>>().len(), generations.len(), "{generations:?}");
+        let (entry, data) = write(99, 1);
+        log.append(entry, data, true, 99).expect("is queued");
+        settle(&mut log);
+        disk.kill();
+        assert_eq!(numbers(&open(&disk, from).1).last(), Some(&99));
+    }
+}
+
+/// One block of a free segment that could not be read, or of what had never been written, and the log could not be opened.
+#[test]
+fn an_unreadable_block_that_the_log_does_not_need_is_passed_over() {
+    let disk = SimDisk::new(13);
     let records = synced_records(&disk);
-    disk.flip(&format!("{:08}.seg", records[1].1.segment), 16);
-    let error = try_open(&disk, None).expect_err("the log is not empty");
-    assert!(matches!(error, LogError::Damaged { sequence: 1, .. }), "{error}");
+    let end = records.last().expect("there are some").1;
+    let mut log = open(&disk, None).0;
+    settle(&mut log);
+    for info in log.segments() {
+        let file = format!("{:08}.seg", info.segment);
+        let first = if info.segment == end.segment { end.block as usize + 1 } else { 0 };
+        (first..first + 40).for_each(|block| disk.make_unreadable(&file, block));
+    }
+    disk.kill();
+    let (mut log, found) = open(&disk, None);
+    assert_eq!(numbers(&found), (1..=10).collect::<Vec<_>>());
+    // Over all of them, so that the log does not end at one.
+    let (entry, data) = write(11, 60);
+    log.append(entry, data, true, 11).expect("is queued");
+    assert_eq!(acked(&settle(&mut log)), [11]);
+    disk.kill();
+    assert_eq!(open(&disk, None).1.len(), 11);
+}
+
+/// Data that had been synced and cannot be read kept the log from being opened; altered data did not.
+#[test]
+fn unreadable_data_of_a_synced_record_is_left_to_its_checksums() {
+    let disk = SimDisk::new(14);
+    let records = synced_records(&disk);
+    let file = format!("{:08}.seg", records[1].1.segment);
+    disk.make_unreadable(&file, records[4].1.block as usize - 1);
+    assert_eq!(numbers(&open(&disk, None).1), (1..=10).collect::<Vec<_>>());
+}
+
+/// What cannot be read where the log ends may be a record that was acked and flushed: to go on there would undo it.
+#[test]
+fn a_log_that_ends_at_an_unreadable_block_is_not_opened() {
+    let disk = SimDisk::new(15);
+    let records = synced_records(&disk);
+    let file = format!("{:08}.seg", records[1].1.segment);
+    let (last, end) = *records.last().expect("there are some");
+    // The header of the last record, its data, and what would follow it.
+    for (at, sequence) in [(last.block, 10), (end.block - 1, 10), (end.block, 11)] {
+        let copy = SimDisk::new(15);
+        synced_records(&copy);
+        copy.make_unreadable(&file, at as usize);
+        let error = try_open(&copy, None).expect_err("nobody can tell");
+        assert_eq!(error, LogError::Unreadable { segment: end.segment, block: at, sequence });
+        assert!(error.to_string().contains(&format!("segments/{file}")), "{error}");
+    }
+    assert_eq!(open(&disk, None).1.len(), 10);
+}
+
+/// As above, where the log is at the end of a segment: the next record may be the first of any that was free.
+#[test]
+fn a_log_whose_next_segment_cannot_be_read_is_not_opened() {
+    let disk = SimDisk::new(16);
+    let (mut log, _) = open(&disk, None);
+    let mut end = log.position();
+    for number in 1.. {
+        let (entry, data) = write(number, 256);
+        log.append(entry, data, true, number).expect("is queued");
+        settle(&mut log);
+        let position = log.position();
+        if position.generation > end.generation && end.generation > 0 {
+            // The only record there, and nobody vouches for it.
+            end = position;
+            break;
+        }
+        end = position;
+    }
+    disk.kill();
+    let file = format!("{:08}.seg", end.segment);
+    (0..2).for_each(|block| disk.make_unreadable(&file, block));
+    let error = try_open(&disk, None).expect_err("nobody can tell");
+    let expected = LogError::Unreadable { segment: end.segment, block: 1, sequence: end.sequence - 1 };
+    assert_eq!(error, expected);
 }
 
 /// Blocks of a guest may hold a log: that of a node inside it. It says nothing about this one.

@@ -106,7 +106,9 @@ impl From<LogError> for StoreError {
             LogError::OutOfSpace => StoreError::OutOfSpace,
             LogError::Poisoned(reason) => StoreError::Poisoned(reason),
             LogError::Io(reason) => StoreError::Io(reason),
-            corrupt @ (LogError::Corrupt { .. } | LogError::Damaged { .. }) => StoreError::Io(corrupt.to_string()),
+            corrupt @ (LogError::Corrupt { .. } | LogError::Damaged { .. } | LogError::Unreadable { .. }) => {
+                StoreError::Io(corrupt.to_string())
+            }
         }
     }
 }

@@ -220,3 +220,42 @@ fn a_cold_segment_with_a_damaged_record_is_not_filled_further() {
     chunks.settle();
     chunks.check(&mut rig, "after more cleaning");
 }
+
+/// The header of any segment that was damaged, or could not be read, kept the shard from being opened, or left a segment of which nobody knew
+/// when it was written.
+#[test]
+fn a_lost_header_of_any_segment_costs_nothing() {
+    let (mut rig, mut chunks) = (rig(23), Chunks::new(23));
+    (0..CHUNKS).for_each(|chunk| chunks.write(&mut rig, chunk));
+    loop {
+        let chunk = chunks.random(CHUNKS);
+        chunks.write(&mut rig, chunk);
+        let segments = rig.core().log.segments();
+        if segments.iter().any(|info| info.cold && info.active) {
+            break;
+        }
+    }
+    let files = |rig: &mut Rig| -> Vec<(String, u64)> {
+        let used = rig.core().log.segments().into_iter().filter(|info| !info.free && info.generation > 0);
+        used.map(|info| (format!("{:08}.seg", info.segment), info.generation)).collect()
+    };
+    let mut epoch = 1;
+    for loss in 0..2 {
+        for (file, generation) in files(&mut rig) {
+            chunks.settle();
+            rig.flush().expect("flushes");
+            match loss {
+                0 => rig.disk.flip(&file, 16),
+                _ => rig.disk.make_unreadable(&file, 0),
+            }
+            rig.kill();
+            epoch += 1;
+            rig.activate(epoch);
+            assert!(files(&mut rig).contains(&(file.clone(), generation)), "{file} is what it was");
+            let chunk = chunks.random(CHUNKS);
+            chunks.write(&mut rig, chunk);
+            chunks.settle();
+            chunks.check(&mut rig, &file);
+        }
+    }
+}

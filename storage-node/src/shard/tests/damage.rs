@@ -166,6 +166,27 @@ fn of_a_segment_whose_file_is_gone_blocks_are_damaged_and_repaired() {
     assert_eq!(read_repairing(&mut owner, &mut replica, 4).expect("is repaired"), [5; 4096]);
 }
 
+/// The node did not start when the first blocks of a segment could not be read, wherever it lay.
+#[test]
+fn of_a_segment_whose_beginning_is_gone_the_damaged_blocks_are_repaired_and_the_others_served() {
+    let (mut owner, mut replica) = pair(9);
+    owner.restart();
+    owner.activate(2);
+    let place = place(&mut owner, 4);
+    while place_of_new(&mut owner).segment == place.segment {}
+    owner.ask(|reply| Request::Stop { reply }).expect("stops");
+    owner.drop_core();
+    // With the headers of all records that might tell what its own said.
+    (0..=place.block as usize).for_each(|block| owner.disk.make_unreadable(&file_of(place), block));
+    owner.start();
+    owner.activate(3);
+    let refused = read_block(&mut owner, 4).expect_err("cannot be read");
+    assert!(matches!(refused, StoreError::Corrupt { .. } | StoreError::Damaged { .. }), "{refused}");
+    assert_eq!(owner.report().damaged_blocks, 1);
+    assert_eq!(read_block(&mut owner, BLOCKS - 1).expect("lies behind it"), [BLOCKS as u8; 4096]);
+    assert_eq!(read_repairing(&mut owner, &mut replica, 4).expect("is repaired"), [5; 4096]);
+}
+
 /// Where a block lies that is written now.
 fn place_of_new(owner: &mut Rig) -> Place {
     owner.write(0, vec![3; 4096]).expect("writes");
