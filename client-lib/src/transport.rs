@@ -4,6 +4,7 @@
 //! classes, so that a simulator can replace the network by a queue of messages. Streams, if a transport has
 //! them, stay below this seam. Retries, routing and the meaning of frames stay above it.
 
+mod answers;
 #[cfg(test)]
 mod conformance;
 pub mod memory;
@@ -172,6 +173,12 @@ pub trait Service: Send + Sync + 'static {
             let local: ClientName = "local".parse().expect("is a name");
             self.serve_client(&local, class, request).await
         })
+    }
+
+    /// The most bytes that the answer to a client's `request` may take, but for a few: a transport has room for as many before it has the
+    /// request served. Asked once for each; who is asked takes no more time than it takes to see what a request is.
+    fn answer_bytes_max(&self, _request: &Bytes) -> usize {
+        0
     }
 
     /// Whether who has this certificate of the cluster is let in. Asked when a connection is made, before anything is served, and again

@@ -8,8 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use super::answers::ANSWER_BUDGET;
 use super::memory::MemoryNetwork;
 use super::quic::{QuicOptions, QuicTransport, join_call};
+use super::unix::{UnixServer, UnixTransport};
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
 use crate::pki::{
     CertificateHolder, ClientIdentity, ClusterAuthority, ClusterId, Fingerprint, NodeIdentity, NodePlace, Validity,
@@ -345,4 +347,95 @@ async fn whose_certificate_is_taken_back_is_cut_off_and_does_not_come_back() {
         other.close().await;
     }
     b.close().await;
+}
+
+/// As much as an answer of [`Reads`] may take.
+const ANSWER_MAX: usize = 32 << 20;
+
+/// What `read` asks for may be large; it is answered when somebody says so.
+struct Reads {
+    /// How many were looked at.
+    asked: AtomicUsize,
+    under_way: AtomicUsize,
+    most_under_way: AtomicUsize,
+    release: Semaphore,
+}
+
+impl Service for Reads {
+    fn serve(&self, _peer: Option<NodeId>, _class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(async { request })
+    }
+
+    fn serve_client<'a>(&'a self, _client: &'a ClientName, _class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
+        Box::pin(async move {
+            if request == "read" {
+                let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+                self.most_under_way.fetch_max(now, Ordering::SeqCst);
+                drop(self.release.acquire().await);
+                self.under_way.fetch_sub(1, Ordering::SeqCst);
+            }
+            request
+        })
+    }
+
+    fn answer_bytes_max(&self, request: &Bytes) -> usize {
+        if request != "read" {
+            return 0;
+        }
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        ANSWER_MAX
+    }
+}
+
+/// More reads than there is room for their answers, and something small behind them.
+async fn bounds_answers(caller: Arc<dyn Transport>, service: Arc<Reads>) {
+    const CALLS: usize = 24;
+    let read = |_| {
+        let caller = caller.clone();
+        tokio::spawn(async move { ask(&*caller, Class::Pull, "read").await })
+    };
+    let reads: Vec<_> = (0..CALLS).map(read).collect();
+    let together = ANSWER_BUDGET / ANSWER_MAX;
+    while service.asked.load(Ordering::SeqCst) < CALLS || service.under_way.load(Ordering::SeqCst) < together {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(ask(&*caller, Class::Pull, "flush").await.expect("is answered meanwhile"), "flush");
+    service.release.add_permits(1);
+    for read in reads {
+        assert_eq!(read.await.expect("no panic").expect("is answered in its turn"), "read");
+    }
+    assert_eq!(service.most_under_way.load(Ordering::SeqCst), together);
+}
+
+/// A client could have 256 reads of 32 MiB under way on each of its connections: only what it sends was counted, not what it is sent, and a
+/// few clients had a node end for want of memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_of_a_clients_connection_have_a_bound() {
+    let service = || {
+        Arc::new(Reads {
+            asked: AtomicUsize::new(0),
+            under_way: AtomicUsize::new(0),
+            most_under_way: AtomicUsize::new(0),
+            release: Semaphore::new(0),
+        })
+    };
+    let (over_quic, over_unix) = (service(), service());
+    let authority = authority("one");
+    let identity = authority.issue(B, Validity::ENDLESS).expect("issued");
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
+    let address = socket.local_addr().expect("bound");
+    let node = QuicTransport::start(QuicOptions { socket, identity }, over_quic.clone()).expect("started");
+    let place = NodePlace { id: B, name: "b".parse().expect("a name"), address };
+    let identity = authority.issue_client(&"host".parse().expect("a name"), vec![place], Validity::ENDLESS);
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
+    let client = QuicTransport::client(socket, &identity.expect("issued")).expect("started");
+    bounds_answers(client.clone(), over_quic).await;
+    client.close().await;
+    node.close().await;
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("client.sock");
+    let node = UnixServer::bind(&path, over_unix.clone()).await.expect("listens");
+    bounds_answers(UnixTransport::new(&path), over_unix).await;
+    node.close().await;
 }

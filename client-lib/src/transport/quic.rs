@@ -26,12 +26,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::exchange::{CallError, Caller};
+use self::exchange::{Budgets, CallError, Caller};
 use self::hold::{Carrier, Hold};
 use self::path::Path;
 use self::peer::{DialError, Peer};
 use self::tls::Congestion;
 use self::yielding::Yielding;
+use super::answers::Answers;
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Service, Transport, TransportError};
 use crate::clock::{Clock, SystemClock};
 use crate::pki::{self, CertificateHolder, ClientIdentity, Credentials, Fingerprint, NodeIdentity, Validity};
@@ -403,7 +404,7 @@ impl QuicTransport {
     /// Answers calls until the connection or the transport closes. Their number is bounded by QUIC's stream limit.
     async fn serve(&self, connection: &Connection, caller: Caller, request_size_max: usize) {
         let Some(service) = &self.service else { return };
-        let budget = Arc::new(Semaphore::new(REQUEST_BUDGET));
+        let budgets = Budgets { requests: Arc::new(Semaphore::new(REQUEST_BUDGET)), answers: Answers::new() };
         let carrier = carrier(connection);
         if let (Some(carrier), Caller::Node(node)) = (&carrier, &caller) {
             carrier.leads_along(&self.shared.path(*node));
@@ -417,7 +418,7 @@ impl QuicTransport {
                 return;
             };
             let call = exchange::Incoming { send, receive, caller: caller.clone(), carrier: carrier.clone() };
-            self.tasks.spawn(exchange::serve(call, request_size_max, budget.clone(), service.clone()));
+            self.tasks.spawn(exchange::serve(call, request_size_max, budgets.clone(), service.clone()));
         }
     }
 

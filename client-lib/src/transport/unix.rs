@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::line::Line;
+use super::answers::Answers;
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Home, Residence, Service, Transport, TransportError};
 use crate::error::{Error, ErrorKind};
 use crate::types::NodeId;
@@ -159,9 +160,13 @@ async fn answer(
     closing: &CancellationToken,
     first: Option<(u64, Bytes)>,
 ) -> io::Result<Served> {
+    let answers = &Answers::new();
     let call = |(number, request): (u64, Bytes)| {
         let length = request.len();
-        async move { (number, length, service.serve_local(Class::Pull, request).await) }
+        async move {
+            let room = answers.set_aside(service.answer_bytes_max(&request)).await;
+            (number, length, room.hold(service.serve_local(Class::Pull, request).await))
+        }
     };
     let (mut is_settled, mut requested, mut is_ending) = (first.is_some(), 0, false);
     let mut calls: FuturesUnordered<_> =

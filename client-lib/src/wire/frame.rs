@@ -169,6 +169,19 @@ impl Frame {
         Ok(bytes.freeze())
     }
 
+    /// The head of what is perhaps a frame for `service`, with nothing verified: for who must know what is asked before the whole is looked
+    /// at.
+    #[must_use]
+    pub fn peek_head(bytes: &Bytes, service: ServiceId) -> Option<Bytes> {
+        let header = bytes.get(..FRAME_HEADER_SIZE)?;
+        let head = u32::from_le_bytes(field(header, HEAD_LENGTH_AT)) as usize;
+        let is_for_it = header.starts_with(&FRAME_MAGIC)
+            && u16::from_le_bytes(field(header, VERSION_AT)) == FRAME_VERSION
+            && u16::from_le_bytes(field(header, SERVICE_AT)) == service as u16;
+        (is_for_it && head <= bytes.len() - FRAME_HEADER_SIZE)
+            .then(|| bytes.slice(FRAME_HEADER_SIZE..FRAME_HEADER_SIZE + head))
+    }
+
     /// Reads a frame; head and payload share `bytes`.
     ///
     /// # Errors
@@ -275,6 +288,16 @@ mod tests {
         golden.extend_from_slice(&GOLDEN_CHECKSUM.to_le_bytes());
         golden.extend_from_slice(b"headdata!");
         assert_eq!(&bytes[..], &golden[..]);
+    }
+
+    #[test]
+    fn the_head_is_seen_without_the_rest_and_only_by_whom_it_is_for() {
+        let bytes = sample().encode().expect("small");
+        let head = |length: usize, service| Frame::peek_head(&bytes.slice(..length), service);
+        assert_eq!(head(bytes.len(), ServiceId::Peer).as_deref(), Some(&b"head"[..]));
+        assert_eq!(head(bytes.len(), ServiceId::Client), None);
+        assert_eq!(head(FRAME_HEADER_SIZE + 4, ServiceId::Peer).as_deref(), Some(&b"head"[..]));
+        assert!((0..FRAME_HEADER_SIZE + 4).all(|length| head(length, ServiceId::Peer).is_none()), "it is cut off");
     }
 
     #[test]

@@ -18,8 +18,8 @@ use consensus::{MetaRaft, RaftCalls};
 use super::admission::Admission;
 use crate::peer::message::{Message, PeerReply, PeerRequest};
 use crate::peer::server::{PeerServer, encode_reply};
-use crate::serve::client::ClientService;
 use crate::serve::client::rights::Asker;
+use crate::serve::client::{ClientService, answer_bytes_max};
 
 /// What the transport of a node answers with.
 #[derive(Default)]
@@ -172,6 +172,12 @@ impl Service for NodeService {
         Box::pin(self.answer(Caller::Local, request))
     }
 
+    fn answer_bytes_max(&self, request: &Bytes) -> usize {
+        let head = Frame::peek_head(request, ServiceId::Client);
+        let request = head.and_then(|head| decode_head::<ClientRequest>(&head).ok());
+        request.map_or(0, |request| answer_bytes_max(&request))
+    }
+
     /// As the metadata says, as soon as there is any: before that nothing is served, and the transport asks again then.
     fn admits(&self, holder: &CertificateHolder, certificate: &Fingerprint) -> bool {
         self.meta.get().is_none_or(|meta| meta.state().access().admits(holder, certificate))
@@ -253,5 +259,23 @@ mod tests {
             assert!(text.ends_with("is not offered to a caller without certificate"), "{text}");
         }
         assert_eq!(told(&service, None, ServiceId::Join).await.1, "the node is still starting");
+    }
+
+    /// Only of its own requests a client's connection had a bound: the answers of reads had none.
+    #[test]
+    fn of_a_read_it_is_told_how_much_it_may_bring() {
+        use client_lib::wire::client::{Target, Tenure};
+        use client_lib::{Epoch, VolumeId};
+
+        let (service, volume, tenure) =
+            (NodeService::default(), VolumeId(1), Tenure { epoch: Epoch(1), incarnation: 1 });
+        let told = |head: ClientRequest| {
+            let message = ClientMessage { head, payload: Bytes::from_static(b"anything") };
+            service.answer_bytes_max(&message.encode().expect("is small"))
+        };
+        let read = |length| ClientRequest::Read { target: Target::Live { volume, tenure }, offset: 0, length };
+        assert_eq!([1, 4096, u32::MAX].map(|length| told(read(length))), [1, 4096, 32 << 20]);
+        assert_eq!(told(ClientRequest::Flush { volume, tenure }), 0);
+        assert_eq!(service.answer_bytes_max(&Bytes::from_static(b"noise")), 0);
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::cipher::VolumeKeys;
+use client_lib::geometry::IO_SIZE_MAX;
 use client_lib::rights::Right;
 use client_lib::transport::{Class, Home, Residence};
 use client_lib::wire::client::{
@@ -274,6 +275,15 @@ impl ClientService {
             return Ok(Message { head: PeerReply::Client(reply), payload });
         }
         Ok(Message { head: PeerReply::NotOwner(volume.gate.view().epoch), payload: Bytes::new() })
+    }
+}
+
+/// How much data the answer to `request` may bring: a read of more is refused.
+#[must_use]
+pub fn answer_bytes_max(request: &ClientRequest) -> usize {
+    match request {
+        ClientRequest::Read { length, .. } => (*length).min(IO_SIZE_MAX) as usize,
+        _ => 0,
     }
 }
 

@@ -10,6 +10,7 @@ use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::Semaphore;
 
 use super::hold::Carrier;
+use crate::transport::answers::Answers;
 use crate::transport::{Class, FRAME_SIZE_MAX, Service};
 use crate::types::{ClientName, NodeId};
 
@@ -38,6 +39,14 @@ pub(super) struct Incoming {
     pub(super) caller: Caller,
     /// To be told when the connection carries bulk, if somebody wants to know.
     pub(super) carrier: Option<Carrier>,
+}
+
+/// What the calls of one connection may have in memory together.
+#[derive(Clone)]
+pub(super) struct Budgets {
+    /// In bytes of requests.
+    pub(super) requests: Arc<Semaphore>,
+    pub(super) answers: Answers,
 }
 
 /// How far a call came before it failed.
@@ -69,8 +78,9 @@ async fn receive_reply(mut receive: RecvStream) -> Result<Bytes, String> {
     receive.read_to_end(FRAME_SIZE_MAX).await.map(Bytes::from).map_err(|error| error.to_string())
 }
 
-/// Answers one call. Reserves the request's size from `budget` (in bytes) for as long as it is being served.
-pub(super) async fn serve(call: Incoming, request_size_max: usize, budget: Arc<Semaphore>, service: Arc<dyn Service>) {
+/// Answers one call. Reserves the request's size of the budget for as long as it is being served, and that of a client's answer
+/// until it is acknowledged.
+pub(super) async fn serve(call: Incoming, request_size_max: usize, budgets: Budgets, service: Arc<dyn Service>) {
     let Incoming { mut send, mut receive, caller, carrier } = call;
     let mut header = [0; HEADER_SIZE];
     if receive.read_exact(&mut header).await.is_err() {
@@ -89,19 +99,29 @@ pub(super) async fn serve(call: Incoming, request_size_max: usize, budget: Arc<S
         carrier.carries_bulk();
     }
     // All at once: requests that wait for memory hold none.
-    let Ok(reserved) = budget.acquire_many(length as u32).await else {
+    let Ok(reserved) = budgets.requests.acquire_many(length as u32).await else {
         return;
     };
     let Some(request) = receive_request(&mut receive, length).await else {
         let _ = send.reset(CODE_REFUSED);
         return;
     };
+    let answer_bytes = match &caller {
+        Caller::Client(_) => service.answer_bytes_max(&request),
+        Caller::Node(_) | Caller::Nobody => 0,
+    };
+    let room = tokio::select! {
+        biased;
+        room = budgets.answers.set_aside(answer_bytes) => room,
+        // Nobody waits for it any more.
+        _ = send.stopped() => return,
+    };
     let reply = match &caller {
         Caller::Node(node) => service.serve(Some(*node), class, request),
         Caller::Client(name) => service.serve_client(name, class, request),
         Caller::Nobody => service.serve(None, class, request),
     };
-    let reply = reply.await;
+    let reply = room.hold(reply.await);
     if reply.len() > FRAME_SIZE_MAX {
         tracing::error!(?caller, bytes = reply.len(), "a reply is over the frame limit and was not sent");
         let _ = send.reset(CODE_TOO_LARGE);
