@@ -407,8 +407,7 @@ async fn bounds_answers(caller: Arc<dyn Transport>, service: Arc<Reads>) {
     assert_eq!(service.most_under_way.load(Ordering::SeqCst), together);
 }
 
-/// A client could have 256 reads of 32 MiB under way on each of its connections: only what it sends was counted, not what it is sent, and a
-/// few clients had a node end for want of memory.
+/// A client could have 256 reads of 32 MiB under way on each of its connections, 8 GiB: only what it sends was counted, not what it is sent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_of_a_clients_connection_have_a_bound() {
     let service = || {
