@@ -513,18 +513,39 @@ impl Volume {
             self.partial.extend(manifest.runs);
             return Ok(());
         }
-        let earlier = self.partial.len() as u32;
-        self.apply_told(manifest, earlier, seal, map)
+        let runs = std::mem::take(&mut self.partial);
+        self.learn(manifest, runs, seal, map)
+    }
+
+    /// Whether runs of a manifest are here whose last entry is not.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        !self.partial.is_empty()
     }
 
     /// A manifest became known; `earlier` of its runs came in entries before. It takes effect if all of them are here and nothing lies
-    /// between it and what was known. Blocks known already are left alone. At the snapshot that it ends at, if it does, everything known is
-    /// sealed.
+    /// between it and what was known. One of nothing only ends what came of another one.
     ///
     /// # Errors
     /// As [`apply_write`](Self::apply_write).
     pub fn apply_told(&mut self, manifest: Manifest, earlier: u32, seal: bool, map: &mut Map) -> Result<(), MapError> {
-        let Some(mut runs) = self.take_earlier(earlier).filter(|_| manifest.from <= self.known) else { return Ok(()) };
+        let is_nothing = manifest.runs.is_empty() && earlier == 0 && manifest.from == manifest.to;
+        let is_about_nothing = is_nothing && !seal && manifest.mark.is_none();
+        match self.take_earlier(earlier) {
+            Some(runs) if manifest.from <= self.known && !is_about_nothing => self.learn(manifest, runs, seal, map),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a manifest tells, with the `runs` that came before. Blocks known already are left alone. At the snapshot that it ends at, if it
+    /// does, everything known is sealed.
+    fn learn(
+        &mut self,
+        manifest: Manifest,
+        mut runs: Vec<ManifestRun>,
+        seal: bool,
+        map: &mut Map,
+    ) -> Result<(), MapError> {
         if self.lacks_parts() {
             // It does not say what this node lacks besides: it is told in parts.
             return Ok(());

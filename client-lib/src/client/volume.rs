@@ -93,7 +93,8 @@ pub struct Extent {
 ///
 /// # Cancel safety
 /// A read that is dropped is forgotten. A write that is dropped goes on once it has begun, until the volume is closed or dropped, and later
-/// writes of the same bytes wait for it. A flush that is dropped may be done or not.
+/// writes of the same bytes wait for it. One that has to wait before it begins, for room in the journal for instance, has its place in a line: while
+/// it is kept and not polled, those that came after it wait, too. A flush that is dropped may be done or not.
 pub struct Volume {
     kind: Kind,
     name: String,

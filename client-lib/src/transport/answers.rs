@@ -15,6 +15,9 @@ use super::FRAME_SIZE_MAX;
 /// in their order, but for those whose answers are small.
 pub(super) const ANSWER_BUDGET: usize = 2 * FRAME_SIZE_MAX;
 
+/// An answer of so many bytes, or fewer, is not counted: the requests that a connection may have under way bound those together.
+const SMALL_MAX: usize = 128 << 10;
+
 /// The room of one connection.
 #[derive(Clone, Debug)]
 pub(super) struct Answers(Arc<Semaphore>);
@@ -29,7 +32,7 @@ impl Answers {
     /// # Cancel safety
     /// Safe; the place in the queue is lost.
     pub(super) async fn set_aside(&self, bytes: usize) -> Room {
-        if bytes == 0 {
+        if bytes <= SMALL_MAX {
             return Room(None);
         }
         let permits = bytes.min(ANSWER_BUDGET) as u32;
@@ -72,8 +75,9 @@ mod tests {
     fn room_is_held_until_the_answer_has_gone_and_no_more_of_it_than_that_needs() {
         let answers = Answers::new();
         let is_room = |bytes| answers.set_aside(bytes).now_or_never().is_some();
-        let room = answers.set_aside(ANSWER_BUDGET - 10).now_or_never().expect("there is room");
-        assert_eq!([0, 10, 11].map(is_room), [true, true, false]);
+        let left = 2 * SMALL_MAX;
+        let room = answers.set_aside(ANSWER_BUDGET - left).now_or_never().expect("there is room");
+        assert_eq!([0, left, left + 1].map(is_room), [true, true, false]);
         let mut answer = room.hold(Bytes::from_static(&[7; 100]));
         assert!(is_room(ANSWER_BUDGET - 100), "the rest is free");
         let sent = answer.split_to(60);
@@ -88,7 +92,10 @@ mod tests {
     fn an_answer_that_never_came_leaves_no_trace() {
         let answers = Answers::new();
         drop(answers.set_aside(usize::MAX).now_or_never().expect("there is room"));
-        let waiting = answers.set_aside(1).now_or_never().expect("there is room");
+        let all = answers.set_aside(usize::MAX).now_or_never().expect("there is room");
+        assert!(answers.set_aside(SMALL_MAX).now_or_never().is_some(), "what is small does not wait");
+        drop(all);
+        let waiting = answers.set_aside(SMALL_MAX + 1).now_or_never().expect("there is room");
         assert!(answers.set_aside(usize::MAX).now_or_never().is_none(), "gives up waiting");
         drop(waiting);
         assert!(answers.set_aside(usize::MAX).now_or_never().is_some());

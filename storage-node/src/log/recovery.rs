@@ -182,15 +182,22 @@ impl Recovery<'_> {
         if let Some(from) = self.known.from.filter(|from| from.generation > 0 && from.segment == number) {
             return Ok(Some(SegmentHeader { segment: number, generation: from.generation, cold: false }));
         }
-        let look = if is_blank { LOOK_BLOCKS } else { WINDOW_BLOCKS };
-        let count = look.min(segment.blocks - SEGMENT_HEADER_BLOCKS);
-        if count == 0 {
-            return Ok(None);
+        let looks = if is_blank { &[LOOK_BLOCKS, WINDOW_BLOCKS][..] } else { &[WINDOW_BLOCKS] };
+        for look in looks {
+            let count = (*look).min(segment.blocks - SEGMENT_HEADER_BLOCKS);
+            if count == 0 {
+                return Ok(None);
+            }
+            let window = self.reader.read(number, segment, SEGMENT_HEADER_BLOCKS, count)?;
+            let header = SegmentHeader::of_records(number, &window, self.known.identity);
+            // One with many entries is longer than the first look.
+            let begins = decode_any_header(&window).is_ok_and(|header| header.log == self.known.identity);
+            self.reader.give_back(window);
+            if header.is_some() || !begins {
+                return Ok(header);
+            }
         }
-        let window = self.reader.read(number, segment, SEGMENT_HEADER_BLOCKS, count)?;
-        let header = SegmentHeader::of_records(number, &window, self.known.identity);
-        self.reader.give_back(window);
-        Ok(header)
+        Ok(None)
     }
 
     /// Hands out the records; returns where they end.
@@ -398,9 +405,11 @@ impl Recovery<'_> {
         if room < WINDOW_BLOCKS {
             let was_free = |number: &u32| !self.replayed.contains(number) && !self.known.live.contains(number);
             let is_later = |number: &u32| {
-                pool.get(*number).is_some_and(|segment| {
-                    !segment.cold && (segment.generation == 0 || segment.generation > position.generation)
-                })
+                // A header that is taken from records may be one of an earlier life, if it is the newest that cannot be read.
+                self.rebuilt.contains_key(number)
+                    || pool.get(*number).is_some_and(|segment| {
+                        !segment.cold && (segment.generation == 0 || segment.generation > position.generation)
+                    })
             };
             let starts = pool.numbers().into_iter().filter(was_free).filter(is_later);
             all.extend(starts.map(|segment| LogPosition { segment, block: SEGMENT_HEADER_BLOCKS, ..position }));

@@ -435,6 +435,36 @@ fn a_log_whose_next_segment_cannot_be_read_is_not_opened() {
     assert_eq!(error, expected);
 }
 
+/// The same where that segment was used before. What lay there then was taken for what it is, so that it seemed to be no part of what
+/// follows, and a write that had been flushed was gone without a word.
+#[test]
+fn a_log_whose_next_segment_had_an_earlier_life_is_not_opened() {
+    let disk = SimDisk::new(17);
+    let (mut log, _) = open(&disk, None);
+    let (mut used, mut before, mut end) = (BTreeSet::new(), log.position(), log.position());
+    for number in 1.. {
+        let (entry, data) = write(number, 256);
+        log.append(entry, data, true, number).expect("is queued");
+        settle(&mut log);
+        (before, end) = (end, log.position());
+        if end.generation > before.generation && before.generation > 0 {
+            if used.contains(&end.segment) {
+                // The only record of its new life, and nobody vouches for it.
+                break;
+            }
+            used.insert(before.segment);
+            let old = log.segments().into_iter().filter(|info| !info.free && !info.active);
+            old.for_each(|info| log.free(info.segment));
+        }
+    }
+    disk.kill();
+    let file = format!("{:08}.seg", end.segment);
+    (0..2).for_each(|block| disk.make_unreadable(&file, block));
+    let error = try_open(&disk, Some(before)).expect_err("nobody can tell");
+    let expected = LogError::Unreadable { segment: end.segment, block: 1, sequence: before.sequence };
+    assert_eq!(error, expected);
+}
+
 /// Blocks of a guest may hold a log: that of a node inside it. It says nothing about this one.
 #[test]
 fn a_log_stored_by_a_guest_vouches_for_nothing() {

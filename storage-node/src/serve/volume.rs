@@ -39,7 +39,7 @@ use crate::propagation::telling::Tellings;
 use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ReadChunk, ShardHandle, StoreError};
 use crate::trace::Tracer;
 use crate::volume::Moment;
-use crate::volume::ledger::Writer;
+use crate::volume::ledger::{Author, Writer};
 
 mod ahead;
 mod flush;
@@ -134,6 +134,8 @@ enum Asker<'a> {
     Session(Option<&'a dyn SessionWriter>),
     /// Whoever waits until it is known who owns the volume, in this epoch or a later one: another node.
     Patient(Epoch),
+    /// Who means the owner of this very epoch, and sends again what another one lacks: a client.
+    Tenant(Epoch),
 }
 
 impl Asker<'_> {
@@ -141,8 +143,13 @@ impl Asker<'_> {
     async fn view(self, gate: &Gate) -> Result<View, Error> {
         match self {
             Asker::Session(_) => gate.heading().await,
-            Asker::Patient(epoch) => gate.settled(epoch).await,
+            Asker::Patient(epoch) | Asker::Tenant(epoch) => gate.settled(epoch).await,
         }
+    }
+
+    /// Whether this node is the owner that is meant.
+    fn means(self, view: View) -> bool {
+        view.phase == Phase::Owner && !matches!(self, Asker::Tenant(epoch) if epoch != view.epoch)
     }
 }
 
@@ -336,13 +343,8 @@ impl ServedVolume {
         // Once it was sent to another node: it may have been carried out there.
         let mut sent: Option<Number<'_>> = None;
         loop {
-            let sent_before = sent.as_ref().map(|number| Writer {
-                origin: number.origin(writer.session()),
-                generation: writer.generation(),
-                // Whoever sits at the owner may write.
-                right: self.gate.view().epoch,
-            });
-            match self.write_here(trace, Asker::Session(Some(writer)), &change, sent_before).await? {
+            let author = Author::Session(sent.as_ref().map(|number| number.origin(writer.session())));
+            match self.write_here(trace, Asker::Session(Some(writer)), &change, author).await? {
                 Ok(lsn) => {
                     // It was taken over from meanwhile, twice: the write is in another history than this session.
                     writer.require_current()?;
@@ -403,17 +405,17 @@ impl ServedVolume {
         trace: &Trace,
         asker: Asker<'_>,
         change: &Change,
-        forwarded: Option<Writer>,
+        author: Author,
     ) -> Result<Result<Lsn, Detour>, Error> {
         let view = asker.view(&self.gate).await?;
         if let Asker::Session(Some(writer)) = asker {
             writer.require_current()?;
         }
-        if view.phase != Phase::Owner {
+        if !asker.means(view) {
             return Ok(Err(Detour::Elsewhere(view)));
         }
         // A takeover ends rights before this node is the owner by it, and the write may have waited for that.
-        if forwarded.is_some_and(|writer| self.writers.require_right(writer.right).is_err()) {
+        if matches!(author, Author::Afar(writer) if self.writers.require_right(writer.right).is_err()) {
             return Ok(Err(Detour::Again));
         }
         if let Change::Data { offset, data, .. } = change {
@@ -426,11 +428,9 @@ impl ServedVolume {
         let (shard, id) = (&self.shard, self.id);
         let written = match change {
             Change::Data { offset, data, fua } => {
-                shard.write_traced(trace, forwarded, id, *offset, data.clone(), *fua).await
+                shard.write_traced(trace, author, id, *offset, data.clone(), *fua).await
             }
-            Change::Zero { offset, length, fua } => {
-                shard.zero_traced(trace, forwarded, id, *offset, *length, *fua).await
-            }
+            Change::Zero { offset, length, fua } => shard.zero_traced(trace, author, id, *offset, *length, *fua).await,
         };
         match written {
             Ok(lsn) => Ok(Ok(lsn)),
@@ -439,11 +439,32 @@ impl ServedVolume {
         }
     }
 
-    /// As [`write`](Self::write), for a session of another node or a client, after its earlier attempts have ended.
+    /// As [`write`](Self::write), for a session of another node, after its earlier attempts have ended.
     pub async fn write_for_peer(
         &self,
         trace: &Trace,
         epoch: Epoch,
+        change: &Change,
+        writer: Writer,
+    ) -> Result<Forwarded, Error> {
+        self.write_from_afar(trace, Asker::Patient(epoch), change, writer).await
+    }
+
+    /// The same for a client: only while this node is the owner of `epoch`. Its attempts elsewhere know nothing of this one.
+    pub async fn write_for_client(
+        &self,
+        trace: &Trace,
+        epoch: Epoch,
+        change: &Change,
+        writer: Writer,
+    ) -> Result<Forwarded, Error> {
+        self.write_from_afar(trace, Asker::Tenant(epoch), change, writer).await
+    }
+
+    async fn write_from_afar(
+        &self,
+        trace: &Trace,
+        asker: Asker<'_>,
         change: &Change,
         writer: Writer,
     ) -> Result<Forwarded, Error> {
@@ -452,7 +473,7 @@ impl ServedVolume {
             Err(refusal) => return Ok(Forwarded::Refused(refusal)),
         };
         loop {
-            match self.write_here(trace, Asker::Patient(epoch), change, Some(writer)).await? {
+            match self.write_here(trace, asker, change, Author::Afar(writer)).await? {
                 Ok(lsn) => return Ok(Forwarded::Written(lsn)),
                 // It may have been a claim that was in the way.
                 Err(Detour::Again) => match self.writers.require_right(writer.right) {

@@ -31,7 +31,7 @@ use super::space::Reclaim;
 use super::sync::{Done, Syncs};
 use super::touched::Touched;
 use super::unready::Unready;
-use super::write::{Author, WriteJob};
+use super::write::WriteJob;
 use super::{ShardOptions, StartError};
 use crate::io::Bell;
 use crate::io::buffer::AlignedBuffer;
@@ -287,11 +287,11 @@ impl Core {
             }
             Request::Damaged { reply } => drop(reply.send(Ok(self.damaged()))),
             Request::Read { volume, moment, offset, length, reply } => self.read(volume, moment, offset, length, reply),
-            Request::Write { volume, offset, data, fua, writer, reply } => {
-                self.admit_write(WriteJob::data(volume, offset, data, fua, Author::of(writer), reply));
+            Request::Write { volume, offset, data, fua, author, reply } => {
+                self.admit_write(WriteJob::data(volume, offset, data, fua, author, reply));
             }
-            Request::Zero { volume, offset, length, fua, writer, reply } => {
-                self.admit_write(WriteJob::zeroes(volume, offset, length, fua, Author::of(writer), reply));
+            Request::Zero { volume, offset, length, fua, author, reply } => {
+                self.admit_write(WriteJob::zeroes(volume, offset, length, fua, author, reply));
             }
             Request::Ledger { volume, reply } => drop(reply.send(self.ledger(volume))),
             Request::NoteLedger { volume, news, reply } => self.note_ledger(volume, news, reply),
@@ -483,7 +483,9 @@ impl Core {
                     // What was admitted on top of the failed entry is refused by the same failure or by its gap.
                     run.known = run.state.known;
                     run.epoch = run.state.epoch;
-                    run.claimed = run.state.ledger.claimed();
+                    if let Entry::Writers { .. } = entry {
+                        run.claimed = run.state.ledger.claimed();
+                    }
                     // Of an owner, what was refused for want of space is not there and never will be; after another failure it may be.
                     if run.role == Role::Replica || (*error == StoreError::OutOfSpace && run.flights.is_empty()) {
                         run.head = run.state.known;
@@ -555,8 +557,11 @@ impl Core {
                     self.scrub.note_repaired(run.state.id, run.damage.repaired() - repaired_before);
                     match entry {
                         // A later word is admitted already, and counts.
-                        Entry::Role { epoch, .. } if *epoch != run.epoch => {}
-                        Entry::Role { owner, .. } => run.begin(*owner),
+                        Entry::Role { epoch, .. } if *epoch < run.epoch => {}
+                        Entry::Role { epoch, owner, .. } => {
+                            run.epoch = *epoch;
+                            run.begin(*owner);
+                        }
                         _ => {}
                     }
                     let is_cut = matches!(entry, Entry::Told { manifest, .. } if manifest.to > run.state.known);

@@ -32,7 +32,7 @@ use crate::map::page::Version;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
-use crate::volume::ledger::{LedgerNews, Writer};
+use crate::volume::ledger::{Author, LedgerNews};
 use crate::volume::rejoin::Rejoining;
 use crate::volume::resident::Resident;
 use crate::volume::tally::Tally;
@@ -203,8 +203,8 @@ pub enum Request {
     News { volume: VolumeId, reply: Reply<Arc<News>> },
     Vouch { volume: VolumeId, reply: Reply<Lsn> },
     Read { volume: VolumeId, moment: Moment, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
-    Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, writer: Option<Writer>, reply: Reply<Lsn> },
-    Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, writer: Option<Writer>, reply: Reply<Lsn> },
+    Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, author: Author, reply: Reply<Lsn> },
+    Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, author: Author, reply: Reply<Lsn> },
     Ledger { volume: VolumeId, reply: Reply<LedgerNews> },
     NoteLedger { volume: VolumeId, news: LedgerNews, reply: Reply<()> },
     Flush { volume: VolumeId, reply: Reply<Lsn> },
@@ -483,12 +483,12 @@ impl ShardHandle {
     ///
     /// The write is a session's of this node, and claims the volume for those of this node in its present epoch.
     pub async fn write(&self, volume: VolumeId, offset: u64, data: Bytes, fua: bool) -> Result<Lsn, StoreError> {
-        self.write_traced(Trace::NONE, None, volume, offset, data, fua).await
+        self.write_traced(Trace::NONE, Author::Session(None), volume, offset, data, fua).await
     }
 
     /// Makes a range read as zeroes and frees the whole blocks in it. Otherwise as [`write`](Self::write).
     pub async fn zero(&self, volume: VolumeId, offset: u64, length: u64, fua: bool) -> Result<Lsn, StoreError> {
-        self.zero_traced(Trace::NONE, None, volume, offset, length, fua).await
+        self.zero_traced(Trace::NONE, Author::Session(None), volume, offset, length, fua).await
     }
 
     /// What is known of the volume's writers; of an owner that is frozen, all there is.

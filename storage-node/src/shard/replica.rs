@@ -65,6 +65,8 @@ impl Core {
             (false, true) => runs.into_iter().filter(|run| run.lsn > known).collect(),
             (false, false) => Vec::new(),
         };
+        // It tells of what lies behind that, as far as it is known. Were what brings the rest refused yet, it would have a gap.
+        let from = if tells_unknown { from } else { from.max(known.min(to)) };
         let (earlier, runs) = match self.append_earlier(volume, from, runs) {
             Ok(appended) => appended,
             Err(error) => return done.fail(error),
@@ -93,6 +95,13 @@ impl Core {
         let mut parts = split_runs(runs);
         let last = parts.pop().unwrap_or_default();
         let earlier = parts.iter().map(Vec::len).sum::<usize>() as u32;
+        let is_left = self.volumes.get(&volume).is_some_and(|run| run.state.has_left());
+        if is_left && earlier > 0 {
+            // Else each attempt that is broken off adds to it.
+            let nothing = Manifest { from, to: from, runs: Vec::new(), mark: None };
+            let entry = Entry::Told { volume, manifest: nothing, earlier: 0, seal: false };
+            self.append(entry, Vec::new(), false, None, Done::Nothing).map_err(|(error, _)| error)?;
+        }
         for runs in parts {
             // A part that ends where it starts takes effect with the last one.
             let entry =

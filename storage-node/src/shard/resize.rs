@@ -19,8 +19,9 @@ use super::core::Core;
 use super::handle::{Answer, Role, StoreError, VolumeReport};
 use super::run::Reply;
 use super::sync::Done;
-use super::write::{Author, WriteJob};
+use super::write::WriteJob;
 use crate::log::Entry;
+use crate::volume::ledger::Author;
 
 /// Bytes dropped per step: their pages fit a small cache, and the guest's writes go on in between.
 const STEP_BYTES: u64 = 1 << 30;

@@ -6,7 +6,7 @@
 
 use bytes::{Bytes, BytesMut};
 use client_lib::trace::Stage;
-use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId, VolumeSize};
+use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
 
 use super::core::Core;
 use super::fetch::Then;
@@ -16,7 +16,7 @@ use super::sync::Done;
 use crate::log::Entry;
 use crate::map::page::{Content, Version};
 use crate::propagation::manifest::BlockRun;
-use crate::volume::ledger::{LedgerNews, Writer};
+use crate::volume::ledger::{Author, LedgerNews};
 
 /// Blocks per log entry: a mebibyte, so that a large write does not hold up the small ones behind it.
 pub(super) const ENTRY_BLOCKS_MAX: usize = 256;
@@ -34,24 +34,6 @@ pub(super) enum Source {
     Zeroes,
 }
 
-/// Who writes.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Author {
-    /// A session of this node.
-    Session,
-    /// A session whose write was passed on to another node, here or there.
-    Afar(Writer),
-    /// The shard itself.
-    Shard,
-}
-
-impl Author {
-    /// Who sent a request with this writer.
-    pub(super) fn of(writer: Option<Writer>) -> Author {
-        writer.map_or(Author::Session, Author::Afar)
-    }
-}
-
 /// A write or zero request on its way.
 #[derive(Debug)]
 pub(super) struct WriteJob {
@@ -61,6 +43,8 @@ pub(super) struct WriteJob {
     source: Source,
     fua: bool,
     author: Author,
+    /// In which it was admitted.
+    epoch: Epoch,
     reply: Reply<Lsn>,
 }
 
@@ -119,7 +103,8 @@ impl WriteJob {
         author: Author,
         reply: Reply<Lsn>,
     ) -> WriteJob {
-        WriteJob { volume, offset, length: data.len() as u64, source: Source::Data(data), fua, author, reply }
+        let (length, source) = (data.len() as u64, Source::Data(data));
+        WriteJob { volume, offset, length, source, fua, author, epoch: Epoch(0), reply }
     }
 
     /// Zeroes for `author`; the shard's may lie beyond what is admitted from others.
@@ -131,7 +116,7 @@ impl WriteJob {
         author: Author,
         reply: Reply<Lsn>,
     ) -> WriteJob {
-        WriteJob { volume, offset, length, source: Source::Zeroes, fua, author, reply }
+        WriteJob { volume, offset, length, source: Source::Zeroes, fua, author, epoch: Epoch(0), reply }
     }
 
     fn shape(&self, size: VolumeSize) -> Shape {
@@ -163,7 +148,7 @@ impl WriteJob {
 }
 
 impl Core {
-    pub(super) fn admit_write(&mut self, job: WriteJob) {
+    pub(super) fn admit_write(&mut self, mut job: WriteJob) {
         let Some(run) = self.volumes.get_mut(&job.volume) else {
             let volume = job.volume;
             return job.fail(StoreError::UnknownVolume(volume));
@@ -175,9 +160,7 @@ impl Core {
             let volume = job.volume;
             return job.fail(StoreError::Frozen(volume));
         }
-        if let Author::Afar(Writer { origin, .. }) = job.author
-            && run.state.ledger.has(origin)
-        {
+        if job.author.origin().is_some_and(|origin| run.state.ledger.has(origin)) {
             return self.nothing_to_write(job);
         }
         if let Err(error) = run.require_inside(job.offset, job.length) {
@@ -186,6 +169,7 @@ impl Core {
         if job.length == 0 {
             return self.nothing_to_write(job);
         }
+        job.epoch = run.epoch;
         run.waiting.push_back(job);
         let volume = run.state.id;
         self.wake_writes(volume);
@@ -271,7 +255,10 @@ impl Core {
         job.reply.trace.spent(Stage::Disk);
         let Some(run) = self.volumes.get_mut(&volume) else { return job.fail(StoreError::UnknownVolume(volume)) };
         run.merging.retain(|busy| busy.ticket != ticket);
+        // The volume may have gone and come back meanwhile: whoever asked for this looks again who may write.
+        let is_over = job.epoch != run.epoch && !matches!(job.author, Author::Shard);
         match (run.require_owner(), old) {
+            _ if is_over => job.fail(StoreError::NotOwner { volume, epoch: run.epoch }),
             (Err(error), _) | (_, Err(error)) => job.fail(error),
             (Ok(()), Ok(old)) => self.append_write(job, shape, &old),
         }
@@ -310,10 +297,7 @@ impl Core {
                 pieces.extend(merged.map(|(block, _, data)| (block, block, Some(vec![data]))));
             }
         }
-        let carried_out = match job.author {
-            Author::Afar(Writer { origin, .. }) => Some(LedgerNews::carried_out(origin)),
-            Author::Session | Author::Shard => None,
-        };
+        let carried_out = job.author.origin().map(LedgerNews::carried_out);
         if pieces.is_empty() && carried_out.is_none() {
             return self.nothing_to_write(job);
         }
@@ -360,7 +344,7 @@ impl Core {
     fn claim(&mut self, job: &WriteJob) -> Result<(), StoreError> {
         let volume = job.volume;
         let Some(run) = self.volumes.get_mut(&volume) else { return Err(StoreError::UnknownVolume(volume)) };
-        if !matches!(job.author, Author::Session) || run.claimed >= run.epoch {
+        if !matches!(job.author, Author::Session(_)) || run.claimed >= run.epoch {
             return Ok(());
         }
         let epoch = run.epoch;

@@ -42,6 +42,29 @@ pub struct Writer {
     pub right: Epoch,
 }
 
+/// Who writes.
+#[derive(Clone, Copy, Debug)]
+pub enum Author {
+    /// A session at the owner, which claims the volume by it; with the origin of a write that it had sent to another node before.
+    Session(Option<Origin>),
+    /// One whose write was passed on from another node, or a client.
+    Afar(Writer),
+    /// The shard itself.
+    Shard,
+}
+
+impl Author {
+    /// Which write of which session it is, where it may be asked for twice.
+    #[must_use]
+    pub fn origin(self) -> Option<Origin> {
+        match self {
+            Author::Session(origin) => origin,
+            Author::Afar(writer) => Some(writer.origin),
+            Author::Shard => None,
+        }
+    }
+}
+
 /// News for a ledger: what one write adds, or all that an owner knows. Runs are `from..to` of numbers, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerNews {

@@ -27,6 +27,8 @@ const LEFT_BLOCKS_MAX: u64 = 256;
 
 /// How often a destination is told of the rest of its initial sync, which the sender goes on with meanwhile.
 const ASKED_MAX: u32 = 3;
+/// How long it is given to log the part that it has just been told of.
+const ASK_PAUSE: Duration = Duration::from_millis(10);
 
 /// How often it is looked how far the destination is.
 const CATCH_UP_LOOK: Duration = Duration::from_millis(10);
@@ -226,15 +228,18 @@ impl Member {
 
     /// Tells the destination of everything up to now.
     pub(super) async fn send_manifest(&mut self) -> Result<(), Error> {
-        let is_new = self.is_new();
-        match self.tell_news().await {
-            // Its initial sync has begun since it was asked, and it is told in parts from then on.
-            Err(error) if is_new && error.kind() == ErrorKind::Unavailable => {
-                self.ask_position().await?;
-                self.tell_news().await
+        for _ in 1..ASKED_MAX {
+            let is_new = self.is_new();
+            match self.tell_news().await {
+                // Its initial sync has begun since it was asked, and it is told in parts from then on. That may not show yet.
+                Err(error) if is_new && error.kind() == ErrorKind::Unavailable => {
+                    tokio::time::sleep(ASK_PAUSE).await;
+                    self.ask_position().await?;
+                }
+                told => return told,
             }
-            told => told,
         }
+        self.tell_news().await
     }
 
     async fn tell_news(&mut self) -> Result<(), Error> {

@@ -173,7 +173,7 @@ async fn write(
     volume.require_inside(Moment::Now, offset, length, true).await?;
     let WriteId { session, number, answered, generation, right } = id;
     let writer = Writer { origin: Origin { session, number, answered }, generation, right };
-    match volume.write_for_peer(trace, epoch, &change, writer).await? {
+    match volume.write_for_client(trace, epoch, &change, writer).await? {
         Forwarded::Written(lsn) => {
             let durable = volume.is_settled_for_peer(trace, &change, lsn).await?;
             Ok(Some((ClientReply::Written { lsn, durable }, Bytes::new())))

@@ -9,6 +9,7 @@ use super::rig::{Rig, VOLUME, catch_up, joined};
 use crate::log::segment::SEGMENT_BYTES_MIN;
 use crate::shard::handle::{Request, StoreError, VolumeReport};
 use crate::volume::Moment;
+use crate::volume::ledger::Author;
 
 /// Blocks of each volume: some pages, and most of a segment.
 const BLOCKS: u32 = 1500;
@@ -69,7 +70,9 @@ impl Volumes {
         let fill = 1 + self.random(250) as u8;
         let data = Bytes::from(vec![fill; count as usize * BLOCK_SIZE as usize]);
         let offset = u64::from(start) * BLOCK;
-        self.rig.ask(|reply| Request::Write { volume, offset, data, fua: false, writer: None, reply }).expect("writes");
+        self.rig
+            .ask(|reply| Request::Write { volume, offset, data, fua: false, author: Author::Session(None), reply })
+            .expect("writes");
         self.live.get_mut(&volume).expect("is there")[start as usize..(start + count) as usize].fill(fill);
     }
 
@@ -358,7 +361,14 @@ fn garbage_beside_what_volumes_share_is_cleaned() {
     };
     let write = |rig: &mut Rig, volume, chunk: u64, fill| {
         let data = Bytes::from(vec![fill; CHUNK as usize]);
-        rig.ask(|reply| Request::Write { volume, offset: chunk * CHUNK, data, fua: false, writer: None, reply })
+        rig.ask(|reply| Request::Write {
+            volume,
+            offset: chunk * CHUNK,
+            data,
+            fua: false,
+            author: Author::Session(None),
+            reply,
+        })
     };
     rig.ask(|reply| Request::Open { volume: ORIGIN, size, reply }).expect("opens");
     activate(&mut rig, ORIGIN);
@@ -380,7 +390,7 @@ fn garbage_beside_what_volumes_share_is_cleaned() {
                 offset: chunk * CHUNK,
                 length: CHUNK,
                 fua: false,
-                writer: None,
+                author: Author::Session(None),
                 reply,
             })
             .expect("is trimmed");

@@ -9,6 +9,7 @@ use client_lib::Lsn;
 
 use super::rig::{Rig, VOLUME};
 use crate::shard::handle::Request;
+use crate::volume::ledger::Author;
 
 /// Twenty blocks and a sector, so that the last block is cut off.
 const SIZE: u64 = 20 * 4096 + 512;
@@ -126,7 +127,8 @@ impl History {
         let (offset, length, fua) = (first * SECTOR, count * SECTOR, self.random.below(5) == 0);
         self.requests += 1;
         let (writes, answer) = if self.random.below(4) == 0 {
-            let zero = |reply| Request::Zero { volume: VOLUME, offset, length, fua, writer: None, reply };
+            let zero =
+                |reply| Request::Zero { volume: VOLUME, offset, length, fua, author: Author::Session(None), reply };
             (Sector::Zero, self.rig.send(zero))
         } else {
             let data = (first..first + count).flat_map(|sector| sector_of(self.requests, sector)).collect();

@@ -4,20 +4,20 @@ use client_lib::{Epoch, Lsn};
 
 use super::rig::{Rig, VOLUME};
 use crate::shard::handle::{FreezeWhen, Request, StoreError};
-use crate::volume::ledger::{LedgerNews, Origin, Writer};
+use crate::volume::ledger::{Author, LedgerNews, Origin, Writer};
 
 const SIZE: u64 = 64 * 4096;
 
 impl Rig {
     fn write_from(&mut self, number: u64, block: u32, fill: u8, fua: bool) -> Result<Lsn, StoreError> {
-        let writer = Some(writer(number));
+        let author = Author::Afar(writer(number));
         let (offset, data) = (u64::from(block) * 4096, vec![fill; 4096].into());
-        self.ask(|reply| Request::Write { volume: VOLUME, offset, data, fua, writer, reply })
+        self.ask(|reply| Request::Write { volume: VOLUME, offset, data, fua, author, reply })
     }
 
     fn zero_from(&mut self, number: u64, offset: u64, length: u64) -> Result<Lsn, StoreError> {
-        let writer = Some(writer(number));
-        self.ask(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, writer, reply })
+        let author = Author::Afar(writer(number));
+        self.ask(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, author, reply })
     }
 
     fn ledger(&mut self) -> LedgerNews {
@@ -93,22 +93,27 @@ fn a_restart_forgets_nothing_that_it_keeps() {
 /// had come to wrote meanwhile, and was answered; then the old machine's write went over it: its right had been looked at before.
 #[test]
 fn a_write_from_afar_that_waited_does_not_come_behind_a_claim() {
-    let mut rig = owner(8);
-    rig.write_block(3, 1).expect("writes");
-    rig.flush().expect("flushes");
-    rig.deactivate(2);
-    rig.activate(3);
-    let (offset, data) = (3 * 4096 + 512, vec![9; 512].into());
-    let late = Some(writer(0));
-    let late = rig.send(|reply| Request::Write { volume: VOLUME, offset, data, fua: false, writer: late, reply });
-    let here = rig.send_write(5 * 4096, vec![2; 4096], false);
-    rig.wait(here).expect("who sits at the owner writes");
-    let refused = rig.wait(late).expect_err("the claim came first");
-    assert_eq!(refused, StoreError::Claimed { volume: VOLUME, epoch: Epoch(3) });
-    assert_eq!(rig.fill(3), 1);
-    rig.restart();
-    rig.activate(3);
-    assert_eq!(rig.write_from(1, 4, 1, false).expect_err("for good"), refused);
+    // A session that had sent its write elsewhere before claims the volume as any other.
+    for sent_before in [None, Some(Origin { session: 8, number: 0, answered: 0 })] {
+        let mut rig = owner(8);
+        rig.write_block(3, 1).expect("writes");
+        rig.flush().expect("flushes");
+        rig.deactivate(2);
+        rig.activate(3);
+        let send = |rig: &mut Rig, offset: u64, data: Vec<u8>, author| {
+            let data = data.into();
+            rig.send(|reply| Request::Write { volume: VOLUME, offset, data, fua: false, author, reply })
+        };
+        let late = send(&mut rig, 3 * 4096 + 512, vec![9; 512], Author::Afar(writer(0)));
+        let here = send(&mut rig, 5 * 4096, vec![2; 4096], Author::Session(sent_before));
+        rig.wait(here).expect("who sits at the owner writes");
+        let refused = rig.wait(late).expect_err("the claim came first");
+        assert_eq!(refused, StoreError::Claimed { volume: VOLUME, epoch: Epoch(3) });
+        assert_eq!(rig.fill(3), 1);
+        rig.restart();
+        rig.activate(3);
+        assert_eq!(rig.write_from(1, 4, 1, false).expect_err("for good"), refused);
+    }
 }
 
 /// A write and word of it are two entries: whatever the power leaves, a write that was answered, or flushed, is known to have

@@ -10,6 +10,7 @@ use crate::map::page::{PAGE_ENTRIES, PAGE_MEMORY_MAX};
 use crate::shard::extents::EXTENT_BLOCKS_MAX;
 use crate::shard::handle::{MappedExtent, Request, StoreError};
 use crate::volume::Moment;
+use crate::volume::ledger::Author;
 
 /// Forty blocks and a sector, so that the last block is cut off.
 const SIZE: u64 = 40 * 4096 + 512;
@@ -195,7 +196,7 @@ proptest! {
                     }
                 }
                 Op::Zero { offset, length } => {
-                    under_way.push(rig.send(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, writer: None, reply }));
+                    under_way.push(rig.send(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, author: Author::Session(None), reply }));
                     model.change(offset, length, 0);
                 }
                 Op::Settle | Op::Flush => {

@@ -428,6 +428,29 @@ fn what_is_left_of_a_manifest_is_in_no_ones_way() {
     assert_eq!(pair.replica.report().known, pair.owner.report().head);
 }
 
+/// Told of a second manifest while the first waited for room in the log, a replica left out what the first tells. When the first was refused
+/// and the second found room, it knew of a position without what lies before it, and showed old blocks as those of it.
+#[test]
+fn what_is_told_behind_a_manifest_that_is_refused_has_a_gap() {
+    let mut pair = Pair::new(13);
+    pair.write();
+    pair.send_manifest(true);
+    pair.drain();
+    let at = pair.replica.report().known;
+    pair.write();
+    let between = pair.owner.report().head;
+    pair.write();
+    let (manifest, _) = pair.owner.seal(at, None);
+    // As if what goes up to there were under way.
+    pair.replica.core().volumes.get_mut(&VOLUME).expect("is there").known = between;
+    assert_eq!(pair.replica.apply_manifest(&manifest, false, true), Ok(at), "the rest has to come first");
+    assert_eq!(pair.replica.apply_manifest(&manifest, false, true), Ok(manifest.to));
+    pair.send_manifest(true);
+    pair.drain();
+    let (known, shown) = (pair.replica.report().watermark, pair.replica.applied_prefix());
+    assert_eq!(Some(&shown), pair.history.get(&known));
+}
+
 #[test]
 fn a_handover_of_a_replica_that_has_no_data_serves_at_once_and_returns() {
     let mut pair = Pair::new(11);

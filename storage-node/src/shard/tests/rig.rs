@@ -21,6 +21,7 @@ use crate::shard::handle::{Answer, ReadChunk, Reply, Request, SealedDelta, Snaps
 use crate::shard::{ShardOptions, StartError, recover};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
+use crate::volume::ledger::Author;
 
 pub(super) const VOLUME: VolumeId = VolumeId(7);
 const TURNS_MAX: usize = 100_000;
@@ -192,7 +193,14 @@ impl Rig {
     }
 
     pub(super) fn send_write(&mut self, offset: u64, data: Vec<u8>, fua: bool) -> Answer<Lsn> {
-        self.send(|reply| Request::Write { volume: VOLUME, offset, data: Bytes::from(data), fua, writer: None, reply })
+        self.send(|reply| Request::Write {
+            volume: VOLUME,
+            offset,
+            data: Bytes::from(data),
+            fua,
+            author: Author::Session(None),
+            reply,
+        })
     }
 
     pub(super) fn write(&mut self, offset: u64, data: Vec<u8>) -> Result<Lsn, StoreError> {
@@ -205,7 +213,14 @@ impl Rig {
     }
 
     pub(super) fn zero(&mut self, offset: u64, length: u64) -> Result<Lsn, StoreError> {
-        self.ask(|reply| Request::Zero { volume: VOLUME, offset, length, fua: false, writer: None, reply })
+        self.ask(|reply| Request::Zero {
+            volume: VOLUME,
+            offset,
+            length,
+            fua: false,
+            author: Author::Session(None),
+            reply,
+        })
     }
 
     pub(super) fn flush(&mut self) -> Result<Lsn, StoreError> {
