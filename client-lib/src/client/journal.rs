@@ -174,7 +174,7 @@ impl Journal {
     }
 
     /// What of the journal keeps `write` from beginning: something that overlaps it is under way, or too much else, or there is no room. One
-    /// write always has room. In which order those begin that wait is for the [`line`].
+    /// write always has room. In which order those begin that wait is for the [`Line`](line::Line).
     #[must_use]
     pub fn obstacle(&self, write: &Write) -> Option<Obstacle> {
         if self.open().any(|(_, _, open)| open.overlaps(write.offset, write.length)) {
