@@ -529,10 +529,10 @@ impl Volume {
     /// # Errors
     /// As [`apply_write`](Self::apply_write).
     pub fn apply_told(&mut self, manifest: Manifest, earlier: u32, seal: bool, map: &mut Map) -> Result<(), MapError> {
-        let is_nothing = manifest.runs.is_empty() && earlier == 0 && manifest.from == manifest.to;
-        let is_about_nothing = is_nothing && !seal && manifest.mark.is_none();
+        let has_runs = earlier > 0 || !manifest.runs.is_empty();
+        let says_something = has_runs || manifest.to > manifest.from || manifest.mark.is_some() || seal;
         match self.take_earlier(earlier) {
-            Some(runs) if manifest.from <= self.known && !is_about_nothing => self.learn(manifest, runs, seal, map),
+            Some(runs) if manifest.from <= self.known && says_something => self.learn(manifest, runs, seal, map),
             _ => Ok(()),
         }
     }

@@ -133,8 +133,8 @@ pub fn files(shard: &Shard, damage: &mut Vec<String>) -> Result<Vec<SegmentFile>
 
 /// What the header of a segment said that has lost it, as recovery finds it.
 fn rebuilt(shard: &Shard, number: u32, blocks: u32, file: &File) -> Option<SegmentHeader> {
-    if let Some(from) = shard.checkpoint.filter(|from| from.generation > 0 && from.segment == number) {
-        return Some(SegmentHeader { segment: number, generation: from.generation, cold: false });
+    if let Some(header) = SegmentHeader::of_checkpoint(number, shard.checkpoint) {
+        return Some(header);
     }
     let identity = shard.store.log_number().ok().flatten()?;
     let count = WINDOW_BLOCKS.min(blocks.saturating_sub(SEGMENT_HEADER_BLOCKS));

@@ -178,9 +178,8 @@ impl Recovery<'_> {
         segment: Segment,
         is_blank: bool,
     ) -> Result<Option<SegmentHeader>, LogError> {
-        // It is not recycled before there is a later checkpoint.
-        if let Some(from) = self.known.from.filter(|from| from.generation > 0 && from.segment == number) {
-            return Ok(Some(SegmentHeader { segment: number, generation: from.generation, cold: false }));
+        if let Some(header) = SegmentHeader::of_checkpoint(number, self.known.from) {
+            return Ok(Some(header));
         }
         let looks = if is_blank { &[LOOK_BLOCKS, WINDOW_BLOCKS][..] } else { &[WINDOW_BLOCKS] };
         for look in looks {

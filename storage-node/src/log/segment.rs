@@ -11,7 +11,7 @@ use client_lib::BLOCK_SIZE;
 
 use super::cold::COLD_SEQUENCE;
 use super::record::whole_header;
-use super::{LogSettings, SegmentInfo};
+use super::{LogPosition, LogSettings, SegmentInfo};
 use crate::io::{FileId, IoEngine, IoKind, IoOp};
 
 /// Marks a segment's first block.
@@ -73,6 +73,13 @@ impl SegmentHeader {
         let generation = u64::from_le_bytes(header[16..24].try_into().expect("eight bytes"));
         let cold = u16::from_le_bytes([header[6], header[7]]) == 1;
         Ok(Some(SegmentHeader { segment: u32_at(8), generation, cold }))
+    }
+
+    /// What the header of segment `number` says if the log's checkpoint lies in it: it is not recycled before there is a later one.
+    #[must_use]
+    pub fn of_checkpoint(number: u32, checkpoint: Option<LogPosition>) -> Option<SegmentHeader> {
+        let from = checkpoint.filter(|from| from.generation > 0 && from.segment == number)?;
+        Some(SegmentHeader { segment: number, generation: from.generation, cold: false })
     }
 
     /// What the header of segment `number` said, by the records of log `identity` in `window`, the blocks behind it: each has the

@@ -22,7 +22,7 @@ use crate::propagation::manifest::{BlockRun, VersionRun, VersionedBlock};
 use crate::propagation::pull::PULL_BLOCKS_MAX;
 use crate::propagation::receiver;
 use crate::serve::client::ClientService;
-use crate::serve::volume::{Change, Forwarded, ServedVolume, store_failure};
+use crate::serve::volume::{Asker, Change, Forwarded, ServedVolume, store_failure};
 use crate::serve::volumes::Volumes;
 use crate::shard::handle::StoreError;
 use crate::volume::Moment;
@@ -273,7 +273,7 @@ pub fn encode_reply(reply: Message<PeerReply>) -> Bytes {
 /// Carries out a forwarded write, if its writer still may.
 async fn write(volume: &ServedVolume, epoch: Epoch, writer: Writer, change: Change) -> Result<PeerReply, Error> {
     let trace = volume.tracer.begin_now(change.what());
-    Ok(match volume.write_for_peer(&trace, epoch, &change, writer).await? {
+    Ok(match volume.write_from_afar(&trace, Asker::Patient(epoch), &change, writer).await? {
         Forwarded::Written(lsn) if volume.is_settled_for_peer(&trace, &change, lsn).await? => {
             trace.answered(true);
             PeerReply::Written(lsn.epoch)

@@ -129,12 +129,13 @@ pub enum Forwarded {
 
 /// Who asks for something to be done here.
 #[derive(Clone, Copy)]
-enum Asker<'a> {
+pub(crate) enum Asker<'a> {
     /// A session of this node, which writes with this right, or reads; it may go ahead.
     Session(Option<&'a dyn SessionWriter>),
     /// Whoever waits until it is known who owns the volume, in this epoch or a later one: another node.
     Patient(Epoch),
-    /// Who means the owner of this very epoch, and sends again what another one lacks: a client.
+    /// Who means the owner of this very epoch, and sends again what another one lacks: a client. Its attempts elsewhere know nothing of those
+    /// here.
     Tenant(Epoch),
 }
 
@@ -439,29 +440,8 @@ impl ServedVolume {
         }
     }
 
-    /// As [`write`](Self::write), for a session of another node, after its earlier attempts have ended.
-    pub async fn write_for_peer(
-        &self,
-        trace: &Trace,
-        epoch: Epoch,
-        change: &Change,
-        writer: Writer,
-    ) -> Result<Forwarded, Error> {
-        self.write_from_afar(trace, Asker::Patient(epoch), change, writer).await
-    }
-
-    /// The same for a client: only while this node is the owner of `epoch`. Its attempts elsewhere know nothing of this one.
-    pub async fn write_for_client(
-        &self,
-        trace: &Trace,
-        epoch: Epoch,
-        change: &Change,
-        writer: Writer,
-    ) -> Result<Forwarded, Error> {
-        self.write_from_afar(trace, Asker::Tenant(epoch), change, writer).await
-    }
-
-    async fn write_from_afar(
+    /// As [`write`](Self::write), for who is not at this node, after its earlier attempts have ended.
+    pub(crate) async fn write_from_afar(
         &self,
         trace: &Trace,
         asker: Asker<'_>,

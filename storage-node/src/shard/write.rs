@@ -301,7 +301,7 @@ impl Core {
         if pieces.is_empty() && carried_out.is_none() {
             return self.nothing_to_write(job);
         }
-        if let Err(error) = self.claim(&job).and_then(|()| self.require_right(&job)) {
+        if let Err(error) = self.claim(&job) {
             return job.fail(error);
         }
         let WriteJob { volume, fua, reply, .. } = job;
@@ -340,32 +340,25 @@ impl Core {
         }
     }
 
-    /// The first write of a session of this node in an epoch claims the volume in it.
+    /// The first write of a session of this node in an epoch claims the volume in it. Behind that in the log, one from afar whose right is of
+    /// an earlier epoch is refused, however long ago it was admitted.
     fn claim(&mut self, job: &WriteJob) -> Result<(), StoreError> {
         let volume = job.volume;
         let Some(run) = self.volumes.get_mut(&volume) else { return Err(StoreError::UnknownVolume(volume)) };
-        if !matches!(job.author, Author::Session(_)) || run.claimed >= run.epoch {
-            return Ok(());
-        }
         let epoch = run.epoch;
+        match job.author {
+            Author::Afar(writer) if writer.right < run.claimed => {
+                return Err(StoreError::Claimed { volume, epoch: run.claimed });
+            }
+            Author::Session(_) if run.claimed < epoch => {}
+            Author::Session(_) | Author::Afar(_) | Author::Shard => return Ok(()),
+        }
         let entry = Entry::Writers { volume, news: LedgerNews::claim(epoch) };
         self.append(entry, Vec::new(), false, None, Done::Nothing).map_err(|(error, _)| error)?;
         if let Some(run) = self.volumes.get_mut(&volume) {
             run.claimed = epoch;
         }
         Ok(())
-    }
-
-    /// Refuses a write from afar that comes behind a claim in the log, however long ago it was admitted.
-    fn require_right(&self, job: &WriteJob) -> Result<(), StoreError> {
-        let volume = job.volume;
-        let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
-        match job.author {
-            Author::Afar(writer) if writer.right < run.claimed => {
-                Err(StoreError::Claimed { volume, epoch: run.claimed })
-            }
-            _ => Ok(()),
-        }
     }
 
     /// What is known of the writers of `volume`.

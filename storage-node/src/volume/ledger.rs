@@ -91,15 +91,11 @@ impl LedgerNews {
     /// What a ledger would keep of it, so that it has a bound whoever told it.
     #[must_use]
     pub fn bounded(mut self) -> LedgerNews {
+        // At once: a ledger forgets them one by one.
         self.done.drain(..self.done.len().saturating_sub(SESSIONS_MAX));
-        for (_, runs) in &mut self.done {
-            let surplus = runs.len().saturating_sub(RUNS_MAX);
-            // Not the first: it is what has been answered.
-            if surplus > 0 {
-                runs.drain(1..=surplus);
-            }
-        }
-        self
+        let mut ledger = Ledger::default();
+        ledger.note(&self);
+        ledger.all()
     }
 
     /// Whether it says nothing.

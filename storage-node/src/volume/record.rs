@@ -25,10 +25,9 @@ use crate::map::store::{Change, MapError, StoredVolume};
 use crate::propagation::manifest::{ManifestRun, SnapshotMark};
 use crate::shard::handle::Role;
 
-/// The layout of the record.
+/// The layout of the record. Since this version it has runs of a manifest that did not come whole; one that has none is written as the
+/// version before.
 const RECORD_VERSION: u16 = 9;
-/// Since when it has runs of a manifest that did not come whole; one that has none is written as the version before.
-const PARTIAL_VERSION: u16 = 9;
 /// Since when it has how far an initial sync has come.
 const INITIAL_VERSION: u16 = 8;
 /// Since when it has who comes back to the volume.
@@ -126,8 +125,9 @@ struct Record {
 fn encode_record(volume: &Volume) -> Vec<u8> {
     let shape = volume.layers.shape();
     let mut bytes = Vec::with_capacity(128);
-    let version = if volume.partial.is_empty() { INITIAL_VERSION } else { PARTIAL_VERSION };
-    bytes.put_u16_le(version);
+    let partial =
+        (!volume.partial.is_empty()).then(|| postcard::to_stdvec(&volume.partial).expect("runs are plain data"));
+    bytes.put_u16_le(if partial.is_some() { RECORD_VERSION } else { INITIAL_VERSION });
     bytes.put_u8(match volume.role {
         Role::Replica => 0,
         Role::Owner => 1,
@@ -164,8 +164,7 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
     put_lsn(&mut bytes, initial.base);
     bytes.put_u32_le(initial.next);
     bytes.put_u32_le(volume.part.unwrap_or(0));
-    let partial = postcard::to_stdvec(&volume.partial).expect("runs are plain data");
-    if version >= PARTIAL_VERSION {
+    if let Some(partial) = &partial {
         bytes.put_u32_le(partial.len() as u32);
     }
     for closed in shape.folding.iter().chain(&shape.sealed) {
@@ -181,8 +180,8 @@ fn encode_record(volume: &Volume) -> Vec<u8> {
         bytes.put_u64_le(u64::from(snapshot.is_deleted));
     }
     volume.ancestors.iter().for_each(|ancestor| bytes.put_u64_le(ancestor.0));
-    if version >= PARTIAL_VERSION {
-        bytes.put_slice(&partial);
+    if let Some(partial) = &partial {
+        bytes.put_slice(partial);
     }
     for (session, runs) in &ledger.done {
         bytes.put_u64_le(*session);
@@ -232,7 +231,7 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     let (has_rollback, has_written, has_ledger) =
         (version >= ROLLBACK_VERSION, version >= CLONE_VERSION, version >= LEDGER_VERSION);
     let len = match version {
-        PARTIAL_VERSION => {
+        RECORD_VERSION => {
             RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN + SINCE_7_LEN + SINCE_8_LEN + SINCE_9_LEN
         }
         INITIAL_VERSION => RECORD_LEN + ROLLBACK_LEN + SINCE_5_LEN + SINCE_6_LEN + SINCE_7_LEN + SINCE_8_LEN,
@@ -268,7 +267,7 @@ fn decode_record(bytes: &[u8]) -> Option<Record> {
     let (claim, sessions) = if has_ledger { (Epoch(bytes.get_u64_le()), bytes.get_u64_le()) } else { (Epoch(0), 0) };
     let rejoin = if version >= REJOIN_VERSION { get_rejoin(&mut bytes)? } else { None };
     let (initial, part) = if version >= INITIAL_VERSION { get_initial(&mut bytes)? } else { (None, None) };
-    let partial_len = if version >= PARTIAL_VERSION { bytes.get_u32_le() as usize } else { 0 };
+    let partial_len = if version >= RECORD_VERSION { bytes.get_u32_le() as usize } else { 0 };
     let closed_len = folding.checked_add(sealed)?.checked_mul(CLOSED_LEN)?;
     let lists_len = closed_len.checked_add(snapshots.checked_mul(SNAPSHOT_LEN)?)?;
     let lists_len = lists_len.checked_add(ancestors.checked_mul(ANCESTOR_LEN)?)?.checked_add(partial_len)?;

@@ -18,7 +18,7 @@ use crate::ownership::writers::Refusal;
 use crate::peer::message::pack_read;
 use crate::serve::residency;
 use crate::serve::status::in_steps;
-use crate::serve::volume::{Change, Forwarded, ServedVolume, store_failure};
+use crate::serve::volume::{Asker, Change, Forwarded, ServedVolume, store_failure};
 use crate::shard::operations::{Counted, OperationKind};
 use crate::volume::Moment;
 use crate::volume::ledger::{Origin, Writer};
@@ -173,7 +173,7 @@ async fn write(
     volume.require_inside(Moment::Now, offset, length, true).await?;
     let WriteId { session, number, answered, generation, right } = id;
     let writer = Writer { origin: Origin { session, number, answered }, generation, right };
-    match volume.write_for_client(trace, epoch, &change, writer).await? {
+    match volume.write_from_afar(trace, Asker::Tenant(epoch), &change, writer).await? {
         Forwarded::Written(lsn) => {
             let durable = volume.is_settled_for_peer(trace, &change, lsn).await?;
             Ok(Some((ClientReply::Written { lsn, durable }, Bytes::new())))

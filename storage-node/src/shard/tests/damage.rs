@@ -146,11 +146,9 @@ fn of_neighbours_read_together_only_the_unreadable_one_is_damaged() {
     assert_eq!(owner.read(0, 6 * 4096).expect("reads"), [7; 6 * 4096]);
 }
 
-/// The process ended with the first look at a block in a segment whose file was gone, and again after each start: all volumes of the node were
-/// gone with it.
-#[test]
-fn of_a_segment_whose_file_is_gone_blocks_are_damaged_and_repaired() {
-    let (mut owner, mut replica) = pair(9);
+/// A stopped owner, its replica, and where block 4 lies: in a segment that the log has left.
+fn stopped() -> (Rig, Rig, Place) {
+    let (mut owner, replica) = pair(9);
     owner.restart();
     owner.activate(2);
     let place = place(&mut owner, 4);
@@ -158,6 +156,14 @@ fn of_a_segment_whose_file_is_gone_blocks_are_damaged_and_repaired() {
     // With a checkpoint, so that nothing is replayed from there.
     owner.ask(|reply| Request::Stop { reply }).expect("stops");
     owner.drop_core();
+    (owner, replica, place)
+}
+
+/// The process ended with the first look at a block in a segment whose file was gone, and again after each start: all volumes of the node were
+/// gone with it.
+#[test]
+fn of_a_segment_whose_file_is_gone_blocks_are_damaged_and_repaired() {
+    let (mut owner, mut replica, place) = stopped();
     owner.disk.lose(&file_of(place));
     owner.start();
     owner.activate(3);
@@ -169,13 +175,7 @@ fn of_a_segment_whose_file_is_gone_blocks_are_damaged_and_repaired() {
 /// The node did not start when the first blocks of a segment could not be read, wherever it lay.
 #[test]
 fn of_a_segment_whose_beginning_is_gone_the_damaged_blocks_are_repaired_and_the_others_served() {
-    let (mut owner, mut replica) = pair(9);
-    owner.restart();
-    owner.activate(2);
-    let place = place(&mut owner, 4);
-    while place_of_new(&mut owner).segment == place.segment {}
-    owner.ask(|reply| Request::Stop { reply }).expect("stops");
-    owner.drop_core();
+    let (mut owner, mut replica, place) = stopped();
     // With the headers of all records that might tell what its own said.
     (0..=place.block as usize).for_each(|block| owner.disk.make_unreadable(&file_of(place), block));
     owner.start();
