@@ -40,7 +40,8 @@ use crate::serve::http::caller::{SECRET_FILE, Secret};
 use crate::serve::http::remote::RemoteServer;
 use crate::serve::observe::listener::ObserveServer;
 use crate::shards::Shards;
-use crate::stores;
+use crate::stores::placements::Placements;
+use crate::stores::{self, StorePlace};
 use crate::trace::export::ExportOptions;
 
 pub mod access;
@@ -169,10 +170,11 @@ impl Node {
         // The transport comes up first: others may call while this node starts, and are told so.
         let transport = QuicTransport::start(QuicOptions { socket: options.socket, identity }, service.clone())?;
         let lease = Arc::new(LeaseCell::new(clock.clone()));
-        let directories = stores::prepare(&options.data, &options.store.directories, &cluster, me)?;
-        let locks = stores::lock(&directories)?;
+        let mut places = stores::prepare(&options.data, &options.store.directories, &cluster, me)?;
+        let locks = places.iter_mut().filter_map(StorePlace::take_lock).collect();
         let lost = stores::offline::Lost::load(&options.data)?;
-        let shards = Arc::new(Shards::start(&options.store, &directories, &lease).await?.without(lost));
+        let record = Some(Placements::of(&options.data));
+        let shards = Arc::new(Shards::start(&options.store, places, record, &lease).await?.without(lost));
         let meta = options.data.join("meta").into();
         let seams =
             Seams { transport: transport.clone(), service: service.clone(), clock: clock.clone(), lease, shards, meta };

@@ -3,20 +3,23 @@
 //! Every store (the directory of a shard) has a marker, `STORE`, that says whose it is; the node's data directory has the
 //! list of its stores, `stores.json`. Compared at every start, before anything is opened: a disk that is not mounted,
 //! was swapped with another or is another node's is an error that says so, never an empty store in its place. Nothing is
-//! written before all of them are right. What is in a store is the shard's. [`offline`] is for a node that does not run.
+//! written before all of them are right, but that a disk is not there, or does not answer, concerns its own store alone, as long as there is
+//! another. What is in a store is the shard's, and [`placements`] tells which volumes are in those that cannot be asked. [`offline`] is for
+//! a node that does not run.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use client_lib::NodeId;
 use client_lib::pki::{ClusterId, PkiError};
-use client_lib::{Error, ErrorKind, NodeId};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::map::store::{FORMAT_FILE, MapError, format_of, prepare_directory};
 
 pub mod offline;
+pub mod placements;
 
 /// The marker in a store.
 const MARKER_FILE: &str = "STORE";
@@ -86,6 +89,12 @@ pub enum StoresError {
         /// The other.
         second: PathBuf,
     },
+    /// Another process uses a store.
+    #[error("the store in {} is in use by another process; end that one first", directory.display())]
+    Busy {
+        /// Its directory.
+        directory: PathBuf,
+    },
     /// The format of a store.
     #[error(transparent)]
     Format(#[from] MapError),
@@ -118,52 +127,133 @@ struct Listed {
     directory: PathBuf,
 }
 
-/// The directories of the node's stores: those that are `named` (absolute), or the one in `data`. New ones are made.
+/// A store of a node, at its place.
+#[derive(Debug)]
+pub struct StorePlace {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Which store it is, wherever it lies.
+    pub store: String,
+    /// Why it cannot be used, if it cannot.
+    pub trouble: Option<StoresError>,
+    lock: Option<File>,
+}
+
+impl StorePlace {
+    /// One that nobody else knows of, and that is ready.
+    #[must_use]
+    pub fn alone(directory: PathBuf) -> StorePlace {
+        let store = directory.display().to_string();
+        StorePlace { directory, store, trouble: None, lock: None }
+    }
+
+    /// What keeps other processes away from it, until that is dropped.
+    pub fn take_lock(&mut self) -> Option<File> {
+        self.lock.take()
+    }
+
+    /// Locks it for this process. It may lie far from the node's data directory, whose lock says nothing to
+    /// somebody who looks at the store alone. One that cannot be locked cannot be used.
+    fn lock(&mut self) -> Result<(), StoresError> {
+        let path = self.directory.join(LOCK_FILE);
+        match lock(&path) {
+            Ok(Some(file)) => self.lock = Some(file),
+            Ok(None) => return Err(StoresError::Busy { directory: self.directory.clone() }),
+            Err(source) => self.trouble = Some(StoresError::File { path, source }),
+        }
+        Ok(())
+    }
+}
+
+/// The node's stores: those in the directories that are `named` (absolute), or the one in `data`. New ones are made; those that can be used
+/// are locked.
 ///
 /// # Errors
-/// [`StoresError`]; nothing was changed, but when a file cannot be written.
-pub fn prepare(data: &Path, named: &[PathBuf], cluster: &ClusterId, node: NodeId) -> Result<Vec<PathBuf>, StoresError> {
+/// [`StoresError`]; nothing was changed, but when a file cannot be written. When none can be used, why the first cannot.
+pub fn prepare(
+    data: &Path,
+    named: &[PathBuf],
+    cluster: &ClusterId,
+    node: NodeId,
+) -> Result<Vec<StorePlace>, StoresError> {
     let default = data.join(DEFAULT_STORE);
     let directories = if named.is_empty() { vec![default.clone()] } else { named.to_vec() };
     let list_path = data.join(LIST_FILE);
     let listed: Vec<Listed> = read(&list_path)?.unwrap_or_default();
-    let found = directories.iter().map(|directory| marker(directory)).collect::<Result<Vec<_>, _>>()?;
-    for (directory, marker) in directories.iter().zip(&found) {
-        check(directory, marker.as_ref(), &listed, &directories, (cluster, node))?;
+    let mut found = Vec::with_capacity(directories.len());
+    for directory in &directories {
+        found.push(look(directory, &listed, &directories, (cluster, node))?);
     }
-    for (at, marker) in found.iter().enumerate() {
-        let earlier = found[..at].iter().position(|other| other.is_some() && other == marker);
+    for (at, one) in found.iter().enumerate() {
+        let earlier = found[..at].iter().position(|other| other.id().is_some() && other.id() == one.id());
         if let Some(earlier) = earlier {
             return Err(StoresError::Copied { first: directories[earlier].clone(), second: directories[at].clone() });
         }
     }
-    let is_there = |store: &str| found.iter().flatten().any(|marker| marker.store == store);
-    let lost = listed.iter().find(|listed| !is_there(&listed.store)).map(|listed| &listed.directory);
+    let is_there = |listed: &&Listed| found.iter().any(|found| found.id() == Some(&listed.store));
+    let lost = listed.iter().find(|listed| !is_there(listed)).map(|listed| &listed.directory);
     // One of a version that kept no list.
     let unlisted =
         Some(&default).filter(|default| !directories.contains(default) && default.join(FORMAT_FILE).exists());
     if let Some(directory) = lost.or(unlisted) {
         return Err(StoresError::NotNamed { directory: directory.clone() });
     }
+    if found.iter().all(|found| matches!(found, Found::Unusable { .. })) {
+        let first = found.into_iter().find_map(Found::trouble);
+        return Err(first.expect("a node has a store"));
+    }
 
-    let mut list = Vec::with_capacity(directories.len());
-    for (directory, marker) in directories.iter().zip(found) {
-        let marker = match marker {
-            Some(marker) => marker,
-            None => {
-                prepare_directory(directory)?;
+    let mut places = Vec::with_capacity(directories.len());
+    for (directory, found) in directories.into_iter().zip(found) {
+        let (store, trouble) = match found {
+            Found::Store(store) => (store, None),
+            Found::Unusable { store, trouble } => (store, Some(trouble)),
+            Found::New => {
+                prepare_directory(&directory)?;
                 let store = ClusterId::random()?.to_string();
-                let marker = Marker { cluster: cluster.to_string(), node, store };
+                let marker = Marker { cluster: cluster.to_string(), node, store: store.clone() };
                 write(&directory.join(MARKER_FILE), &marker)?;
-                marker
+                (store, None)
             }
         };
-        list.push(Listed { store: marker.store, directory: directory.clone() });
+        let mut place = StorePlace { directory, store, trouble, lock: None };
+        if place.trouble.is_none() {
+            place.lock()?;
+        }
+        places.push(place);
     }
+    let list: Vec<Listed> =
+        places.iter().map(|place| Listed { store: place.store.clone(), directory: place.directory.clone() }).collect();
     if list != listed {
         write(&list_path, &list)?;
     }
-    Ok(directories)
+    Ok(places)
+}
+
+/// What is in a directory that the settings name.
+enum Found {
+    /// The store of this id.
+    Store(String),
+    /// Nothing: a store can be made there.
+    New,
+    /// The store of this id was there, and cannot be used.
+    Unusable { store: String, trouble: StoresError },
+}
+
+impl Found {
+    fn id(&self) -> Option<&String> {
+        match self {
+            Found::Store(store) | Found::Unusable { store, .. } => Some(store),
+            Found::New => None,
+        }
+    }
+
+    fn trouble(self) -> Option<StoresError> {
+        match self {
+            Found::Unusable { trouble, .. } => Some(trouble),
+            Found::Store(_) | Found::New => None,
+        }
+    }
 }
 
 /// The directories in the list of the node in `data`, whether they are there or not, of which none of `here` is a copy; none before its first
@@ -179,47 +269,44 @@ pub fn elsewhere(data: &Path, here: &[PathBuf]) -> Result<Vec<PathBuf>, StoresEr
     Ok(listed.into_iter().filter(is_elsewhere).map(|listed| listed.directory).collect())
 }
 
-/// Locks each of these stores for this process, until the files are dropped. A store may lie far from the node's data directory,
-/// whose lock says nothing to somebody who looks at the store alone.
-///
-/// # Errors
-/// `Busy` when another process uses one; `InvalidRequest` when one cannot be locked.
-pub fn lock(directories: &[PathBuf]) -> Result<Vec<File>, Error> {
-    directories.iter().map(|directory| lock_one(directory)).collect()
-}
-
-fn lock_one(directory: &Path) -> Result<File, Error> {
-    let what = |kind, what: &str| Error::new(kind, format!("the store in {} {what}", directory.display()));
-    let failed = |error: io::Error| what(ErrorKind::InvalidRequest, "cannot be locked").caused_by(error);
-    let path = directory.join(LOCK_FILE);
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
-    let mut file = file.map_err(failed)?;
+/// Locks a file, which is made, and writes the number of this process into it; `None` when another process has locked it.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            return Err(what(ErrorKind::Busy, "is in use by another process; end that one first"));
-        }
-        Err(error) => return Err(failed(error.into())),
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        Err(error) => return Err(error.into()),
     }
-    let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
-    written.map_err(failed)?;
-    Ok(file)
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(Some(file))
 }
 
-/// Whether what is in `directory` may be used there.
-fn check(
+/// What is in `directory`, and whether that may be there.
+fn look(
     directory: &Path,
-    marker: Option<&Marker>,
     listed: &[Listed],
     directories: &[PathBuf],
     (cluster, node): (&ClusterId, NodeId),
-) -> Result<(), StoresError> {
-    let Some(marker) = marker else {
-        if listed.iter().any(|listed| listed.directory == directory) {
-            return Err(StoresError::Missing { directory: directory.to_owned() });
+) -> Result<Found, StoresError> {
+    let here = listed.iter().find(|listed| listed.directory == directory);
+    let unusable = |here: &Listed, trouble| Found::Unusable { store: here.store.clone(), trouble };
+    let marker = match (marker(directory), here) {
+        (Ok(Some(marker)), _) => marker,
+        (Ok(None), Some(here)) => {
+            return Ok(unusable(here, StoresError::Missing { directory: directory.to_owned() }));
         }
         // One that was made before there were markers is taken as it is.
-        return if format_of(directory)?.is_some() { Ok(()) } else { check_new(directory) };
+        (Ok(None), None) => {
+            return if format_of(directory)?.is_some() {
+                Ok(Found::New)
+            } else {
+                check_new(directory).map(|()| Found::New)
+            };
+        }
+        (Err(error), Some(here)) => return Ok(unusable(here, error)),
+        (Err(error), None) => return Err(error),
     };
     if (marker.cluster.as_str(), marker.node) != (cluster.to_string().as_str(), node) {
         return Err(StoresError::Foreign {
@@ -233,7 +320,7 @@ fn check(
         Some(known) if known.directory != directory && directories.contains(&known.directory) => {
             Err(StoresError::Swapped { found: directory.to_owned(), belongs: known.directory.clone() })
         }
-        _ => Ok(()),
+        _ => Ok(Found::Store(marker.store)),
     }
 }
 
@@ -267,10 +354,17 @@ fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, StoresEr
 
 /// Writes a file aside, synced, and renames it: a crash leaves the old one or the new one.
 fn write(path: &Path, value: &impl Serialize) -> Result<(), StoresError> {
+    let text = serde_json::to_vec_pretty(value);
+    let text = text.map_err(|error| StoresError::File { path: path.to_owned(), source: error.into() })?;
+    write_aside(path, &text)
+}
+
+/// As [`write`], of these bytes.
+fn write_aside(path: &Path, bytes: &[u8]) -> Result<(), StoresError> {
     let aside = path.with_extension("new");
     let written = || -> io::Result<()> {
         let mut file = File::create(&aside)?;
-        file.write_all(&serde_json::to_vec_pretty(value)?)?;
+        file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&aside, path)?;
         path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
@@ -302,7 +396,7 @@ mod tests {
             self.root.path().join(name)
         }
 
-        fn prepare(&self, named: &[&str], node: NodeId) -> Result<Vec<PathBuf>, StoresError> {
+        fn prepare(&self, named: &[&str], node: NodeId) -> Result<Vec<StorePlace>, StoresError> {
             let named: Vec<PathBuf> = named.iter().map(|name| self.at(name)).collect();
             prepare(&self.at("data"), &named, &self.cluster, node)
         }
@@ -317,7 +411,9 @@ mod tests {
         let place = Place::new();
         prepare_directory(&place.at("data/shard-0")).expect("is made without a marker");
         for _ in 0..2 {
-            assert_eq!(place.prepare(&[], NODE).expect("is used"), [place.at("data/shard-0")]);
+            let places = place.prepare(&[], NODE).expect("is used");
+            assert_eq!(places[0].directory, place.at("data/shard-0"));
+            assert!(places[0].trouble.is_none() && places.len() == 1, "{places:?}");
         }
     }
 
@@ -342,18 +438,35 @@ mod tests {
             std::fs::copy(place.at("data").join(file), place.at("copy").join(file)).expect("is copied");
         }
         let seen = |data: &str| elsewhere(&place.at(data), &[place.at(data).join("shard-0")]).expect("is read");
-        assert_eq!((seen("data"), seen("copy")), (vec![stores[1].clone()], vec![stores[1].clone()]));
+        assert_eq!(
+            (seen("data"), seen("copy")),
+            (vec![stores[1].directory.clone()], vec![stores[1].directory.clone()])
+        );
     }
 
     #[test]
-    fn a_disk_that_is_not_mounted_is_missed_and_no_store_is_made_in_its_place() {
+    fn a_disk_that_is_not_mounted_is_missed_alone_and_no_store_is_made_in_its_place() {
         let place = Place::new();
         place.prepare(&["a", "b"], NODE).expect("are made");
         place.rename("b", "elsewhere");
         std::fs::create_dir(place.at("b")).expect("the mount point");
-        let error = place.prepare(&["a", "b"], NODE).expect_err("is missing");
-        assert!(matches!(&error, StoresError::Missing { directory } if *directory == place.at("b")), "{error}");
-        assert_eq!(std::fs::read_dir(place.at("b")).expect("lists").count(), 0, "untouched");
+        let missing = |places: &[StorePlace]| -> Vec<bool> {
+            places.iter().map(|it| matches!(it.trouble, Some(StoresError::Missing { .. }))).collect()
+        };
+        for _ in 0..2 {
+            let places = place.prepare(&["a", "b"], NODE).expect("one is there");
+            assert_eq!(missing(&places), [false, true]);
+            assert_eq!(std::fs::read_dir(place.at("b")).expect("lists").count(), 0, "untouched");
+        }
+        place.rename("a", "away");
+        let error = place.prepare(&["a", "b"], NODE).expect_err("none is there");
+        assert!(matches!(&error, StoresError::Missing { directory } if *directory == place.at("a")), "{error}");
+        place.rename("away", "a");
+        std::fs::remove_dir(place.at("b")).expect("was untouched");
+        place.rename("elsewhere", "b");
+        std::fs::write(place.at("b").join(MARKER_FILE), "?").expect("is damaged");
+        let places = place.prepare(&["a", "b"], NODE).expect("one can be read");
+        assert!(matches!(places[1].trouble, Some(StoresError::File { .. })), "{places:?}");
         let error = place.prepare(&["a", "c/store"], NODE).expect_err("not mounted ever");
         assert!(matches!(error, StoresError::NoPlace { .. }), "{error}");
     }

@@ -216,6 +216,22 @@ fn disk_command(nodes: &Nodes, verb: &str, arguments: &[&str]) -> Result<String,
     }
 }
 
+/// Node a starts although the disk of `lost` is missing, serves `kept` and new volumes from the other one, and says what is wrong.
+fn goes_on_without(nodes: &mut Nodes, second: &Path, lost: &str, kept: &str) {
+    nodes.start_node("a").expect("starts with the disk that is there");
+    verify(&mut Client::connect(&nodes.socket("a"), kept).expect("connects"), 7, 1);
+    let missing = "is missing: is its disk mounted?";
+    let error = nodes.run("b", &["volume", "status", lost]).expect_err("is not served").to_string();
+    assert!(error.contains(missing) && error.contains("docs/disks.md"), "{error}");
+    let space = json(nodes, &["node", "space", "--node", "a"]);
+    let faults: Vec<Option<&str>> =
+        space["stores"].as_array().expect("is a list").iter().map(|store| store["fault"].as_str()).collect();
+    assert!(matches!(faults[..], [Some(fault), None] if fault.contains(missing)), "{space:#}");
+    nodes.run("a", &["volume", "create", "new", "--size", "1M"]).expect("is created");
+    assert_eq!(store_of(nodes, "new"), second);
+    nodes.run("a", &["volume", "delete", "new"]).expect("is deleted");
+}
+
 #[test]
 fn a_lost_disk_is_replaced_and_nothing_is_lost_silently() {
     let mut nodes = Nodes::none().expect("a directory");
@@ -246,9 +262,17 @@ fn a_lost_disk_is_replaced_and_nothing_is_lost_silently() {
     let refused = disk_command(&nodes, "replace", &[first.to_str().expect("is UTF-8"), "--confirm"]);
     assert!(refused.expect_err("is there").contains("is there and not lost"));
 
-    fs::rename(&first, nodes.path().join("gone")).expect("is taken out");
-    let error = nodes.start_node("a").expect_err("a disk is missing").to_string();
-    assert!(error.contains("is missing: is its disk mounted?"), "{error}");
+    let gone = nodes.path().join("gone");
+    fs::rename(&first, &gone).expect("is taken out");
+    goes_on_without(&mut nodes, &second, lost_own, kept_own);
+    nodes.kill("a").expect("it runs");
+    fs::rename(&gone, &first).expect("is put back");
+    nodes.start_node("a").expect("starts with both");
+    for own in [lost_own, kept_own] {
+        verify(&mut Client::connect(&nodes.socket("a"), own).expect("connects"), 7, 1);
+    }
+    nodes.kill("a").expect("it runs");
+    fs::rename(&first, &gone).expect("is taken out for good");
     let listed = disk_command(&nodes, "list", &[]).expect("tells");
     assert!(listed.contains("missing") && listed.contains("owner: what no replica has is lost"), "{listed}");
     let lost: Value =

@@ -59,7 +59,7 @@ pub(super) fn run(verb: &Verb) -> anyhow::Result<()> {
             if !json {
                 show(&disks, false)?;
             }
-            let lost: Vec<Known> = disks.lost().into_iter().cloned().collect();
+            let lost: Vec<Known> = disks.lost_with(&directory).into_iter().cloned().collect();
             if !confirm {
                 bail!(
                     "nothing was changed: add --confirm to let the node start with an empty store instead of {}",
@@ -103,8 +103,8 @@ fn show(disks: &Disks, json: bool) -> anyhow::Result<()> {
         vec![disk.directory.display().to_string(), state(disk), names.collect::<Vec<_>>().join(", ")]
     });
     print_table(&["store", "state", "volumes"], rows.collect());
-    let is_missing = |disk: &Disk| disk.presence == Presence::Missing;
-    if disks.disks.iter().any(is_missing) {
+    let is_there = |disk: &Disk| matches!(disk.presence, Presence::Here | Presence::Moved(_));
+    if !disks.disks.iter().all(is_there) {
         println!();
         if lost.is_empty() {
             println!("every volume of this node is in a store that is there");

@@ -236,8 +236,8 @@ impl Observer {
                 .to_owned()
         });
         let faults: Vec<String> =
-            shards.faults().map(|(directory, fault)| format!("{}: {fault}", directory.display())).collect();
-        let stores = (!faults.is_empty()).then(|| format!("takes no writes until a restart: {}", faults.join("; ")));
+            shards.faults().map(|(directory, fault)| format!("{} {fault}", directory.display())).collect();
+        let stores = (!faults.is_empty()).then(|| faults.join("; "));
         let checks = [("running", running), ("metadata", metadata), ("lease", lease), ("stores", stores)];
         Health { checks: checks.into_iter().map(|(name, failure)| Check { name, failure }).collect() }
     }

@@ -158,10 +158,12 @@ impl Reconciler {
                 self.arm(volume, acts_under).await;
             }
             let served = self.apply_volume(state, volume, acts_under).await;
-            if let Err(error) = &served {
+            let is_news = self.volumes.set_trouble(volume.id, served.as_ref().err());
+            if let Err(error) = &served
+                && is_news
+            {
                 tracing::error!(volume = %volume.name, epoch = %volume.epoch, %error, "the volume cannot be served");
             }
-            self.volumes.set_trouble(volume.id, served.as_ref().err());
             let is_done = |served: &ServedVolume| {
                 let keeps_nothing = || served.dropped.load(Ordering::Relaxed);
                 has_come_to(served.gate.view(), volume) && (is_holder(self.me, volume) || keeps_nothing())
@@ -286,11 +288,11 @@ impl Reconciler {
     /// and is sent everything, but only when there is somebody who has it: `None` until then.
     async fn open(&self, meta: &Volume, owned: bool) -> Result<Option<(ShardHandle, VolumeReport)>, Error> {
         let Some(origin) = meta.origin else {
-            let shard = self.shards.of(meta.id);
+            let shard = self.shards.of(meta.id).map_err(store_failure)?;
             let report = shard.open(meta.id, meta.size).await.map_err(store_failure)?;
             return Ok(Some((shard, report)));
         };
-        let shard = self.shards.beside(meta.id, origin.volume);
+        let shard = self.shards.beside(meta.id, origin.volume).map_err(store_failure)?;
         match shard.open_clone(meta.id, origin.volume, origin.snapshot).await {
             Ok(report) => Ok(Some((shard, report))),
             Err(error) if owned && !origin.is_made => Err(store_failure(error)),

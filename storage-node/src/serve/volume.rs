@@ -722,7 +722,8 @@ pub fn store_failure(error: StoreError) -> Error {
         | StoreError::ManifestGap { .. }
         | StoreError::Untold(_)
         | StoreError::Syncing(_)
-        | StoreError::NoParts(_) => ErrorKind::Unavailable,
+        | StoreError::NoParts(_)
+        | StoreError::Unopened { .. } => ErrorKind::Unavailable,
         StoreError::Corrupt { .. } | StoreError::Damaged { .. } => ErrorKind::Corrupt,
         StoreError::OutOfSpace => ErrorKind::OutOfSpace,
         StoreError::Poisoned(_) | StoreError::Io(_) => ErrorKind::Internal,

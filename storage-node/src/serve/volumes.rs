@@ -68,13 +68,15 @@ impl Volumes {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
-    /// This node does not serve the volume `id`, for this reason; or it does.
-    pub fn set_trouble(&self, id: VolumeId, trouble: Option<&Error>) {
+    /// This node does not serve the volume `id`, for this reason; or it does. Returns whether that is another reason than before.
+    pub fn set_trouble(&self, id: VolumeId, trouble: Option<&Error>) -> bool {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        match trouble {
-            Some(trouble) => drop(troubles.insert(id, (trouble.kind(), trouble.to_string()))),
-            None => drop(troubles.remove(&id)),
-        }
+        let now = trouble.map(|trouble| (trouble.kind(), trouble.to_string()));
+        let before = match now.clone() {
+            Some(trouble) => troubles.insert(id, trouble),
+            None => troubles.remove(&id),
+        };
+        before != now
     }
 
     /// Adds a volume.

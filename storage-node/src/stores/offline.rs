@@ -1,7 +1,7 @@
 //! The disks of a node that does not run: where its stores are, what each has, and going on without one that is lost.
 //!
-//! What a lost store held nobody can read any more. It is told from the rest: the volumes that metadata gives this node, less
-//! those in the stores that are there. Giving up a store is refused while anything says that it is not lost, and as
+//! What a lost store held nobody can read any more. The node has it written down ([`super::placements`]); one of an earlier version, or with one
+//! store, has not, and there it is told from the rest: the volumes that metadata gives this node, less those in the stores that are there. Giving up a store is refused while anything says that it is not lost, and as
 //! long as a volume that this node owned on it is not named: an empty store in its place knows nothing of what was written.
 //! What is given up is remembered in the data directory ([`Lost`]), so that the node never serves such a volume empty.
 
@@ -14,6 +14,7 @@ use consensus::MetaState;
 use consensus::store::state_machine;
 use serde::{Deserialize, Serialize};
 
+use super::placements::Placements;
 use super::{LIST_FILE, Listed, StoresError, marker, read, write};
 use crate::data_dir::DataDir;
 use crate::inspect::Shard;
@@ -41,7 +42,7 @@ pub struct Disk {
     pub directory: PathBuf,
     /// Whether it is there.
     pub presence: Presence,
-    /// The volumes in it, as far as it can be read.
+    /// The volumes in it: as it says itself, or as is written down of one that cannot be asked.
     pub volumes: BTreeSet<VolumeId>,
 }
 
@@ -60,11 +61,19 @@ pub struct Known {
     pub others: Vec<String>,
 }
 
+impl Disk {
+    fn is_there(&self) -> bool {
+        matches!(self.presence, Presence::Here | Presence::Moved(_))
+    }
+}
+
 /// The stores of a node that does not run, and what metadata says of them. The node cannot be started meanwhile.
 #[derive(Debug)]
 pub struct Disks {
     data: DataDir,
     listed: Vec<Listed>,
+    /// Whether it is written down which volumes are in which store.
+    is_recorded: bool,
     /// The stores.
     pub disks: Vec<Disk>,
     /// The volumes that this node has or should have, by id; as far as it had heard when it ended.
@@ -88,16 +97,26 @@ impl Disks {
         let state = state_machine::peek(&data.join("meta"), GroupId::META)
             .map_err(|error| wrong("what the disks held is not known".to_owned()).caused_by(error))?
             .ok_or_else(|| wrong(format!("the node in {} knows no metadata yet", data.display())))?;
-        let disks = listed.iter().map(|listed| look(listed, named)).collect();
-        Ok(Disks { data: held, listed, disks, volumes: volumes_of(&state, me) })
+        // A damaged one is none: the rest is told without it.
+        let recorded = Placements::of(data).read().ok().flatten();
+        let disks = listed.iter().map(|listed| look(listed, named, recorded.as_ref())).collect();
+        Ok(Disks { data: held, listed, is_recorded: recorded.is_some(), disks, volumes: volumes_of(&state, me) })
     }
 
-    /// What the missing stores held: the volumes that are nowhere else. With several missing nobody can tell which had
-    /// which.
+    /// What the stores held that are not there: the volumes that are in no other one.
     #[must_use]
     pub fn lost(&self) -> Vec<&Known> {
-        let is_here = |id: &VolumeId| self.disks.iter().any(|disk| disk.volumes.contains(id));
+        let is_here =
+            |id: &VolumeId| self.disks.iter().filter(|disk| disk.is_there()).any(|disk| disk.volumes.contains(id));
         self.volumes.values().filter(|known| !is_here(&known.id)).collect()
+    }
+
+    /// What is lost with the store in `directory`; without a record and with several that are not there, what is lost with any of them.
+    #[must_use]
+    pub fn lost_with(&self, directory: &Path) -> Vec<&Known> {
+        let others = self.disks.iter().filter(|disk| self.is_recorded && disk.directory != directory);
+        let elsewhere: BTreeSet<&VolumeId> = others.flat_map(|disk| &disk.volumes).collect();
+        self.lost().into_iter().filter(|known| !elsewhere.contains(&known.id)).collect()
     }
 
     /// Strikes the store in `directory` from the node's list: at its next start the node makes an empty one where its settings
@@ -138,13 +157,14 @@ impl Disks {
                 ));
             }
         }
-        if let Some(disk) = self.disks.iter().find(|disk| matches!(disk.presence, Presence::Unreadable(_))) {
+        let unreadable = self.disks.iter().find(|disk| matches!(disk.presence, Presence::Unreadable(_)));
+        if let Some(disk) = unreadable.filter(|_| !self.is_recorded) {
             return wrong(format!(
                 "the store in {} cannot be read, so it cannot be told what was lost; nothing was changed",
                 disk.directory.display()
             ));
         }
-        let lost: Vec<Known> = self.lost().into_iter().cloned().collect();
+        let lost: Vec<Known> = self.lost_with(directory).into_iter().cloned().collect();
         let owned: Vec<&Known> = lost.iter().filter(|known| known.owned).collect();
         if let Some(name) = given_up.iter().find(|name| !owned.iter().any(|known| known.name == **name)) {
             return wrong(format!("volume {name:?} is not among those that this node owned on a lost disk"));
@@ -178,7 +198,7 @@ fn refuse(error: StoresError) -> Error {
 }
 
 /// Where a store is, and what is in it.
-fn look(listed: &Listed, named: &[PathBuf]) -> Disk {
+fn look(listed: &Listed, named: &[PathBuf], recorded: Option<&BTreeMap<VolumeId, String>>) -> Disk {
     let is_it = |directory: &Path| marker(directory).ok().flatten().is_some_and(|marker| marker.store == listed.store);
     let presence = match marker(&listed.directory) {
         Ok(Some(marker)) if marker.store == listed.store => Presence::Here,
@@ -188,20 +208,21 @@ fn look(listed: &Listed, named: &[PathBuf]) -> Disk {
             None => Presence::Missing,
         },
     };
-    let place = match &presence {
-        Presence::Here => &listed.directory,
-        Presence::Moved(to) => to,
-        Presence::Missing | Presence::Unreadable(_) => {
-            return Disk { directory: listed.directory.clone(), presence, volumes: BTreeSet::new() };
-        }
+    let recorded = || -> BTreeSet<VolumeId> {
+        let all = recorded.into_iter().flatten();
+        all.filter(|(_, store)| **store == listed.store).map(|(volume, _)| *volume).collect()
     };
-    match Shard::open(place).and_then(|shard| shard.volume_ids()) {
-        Ok(volumes) => Disk { directory: listed.directory.clone(), presence, volumes },
-        Err(error) => {
-            let presence = Presence::Unreadable(error.to_string());
-            Disk { directory: listed.directory.clone(), presence, volumes: BTreeSet::new() }
-        }
-    }
+    let place = match &presence {
+        Presence::Here => Some(&listed.directory),
+        Presence::Moved(to) => Some(to),
+        Presence::Missing | Presence::Unreadable(_) => None,
+    };
+    let (presence, volumes) = match place.map(|place| Shard::open(place).and_then(|shard| shard.volume_ids())) {
+        None => (presence, recorded()),
+        Some(Ok(volumes)) => (presence, volumes),
+        Some(Err(error)) => (Presence::Unreadable(error.to_string()), recorded()),
+    };
+    Disk { directory: listed.directory.clone(), presence, volumes }
 }
 
 /// The volumes that `me` owns or follows.

@@ -33,6 +33,7 @@ use storage_node::serve::volume::ServedVolume;
 use storage_node::serve::volumes::Volumes;
 use storage_node::shard::handle::ShardHandle;
 use storage_node::shards::Shards;
+use storage_node::stores::StorePlace;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const SIZE: u64 = 64 << 20;
@@ -297,9 +298,9 @@ impl Cluster {
         for id in 1..=3u64 {
             let directory = tempfile::tempdir().expect("a directory");
             let settings = StoreSettings { segment_bytes: 8 << 20, ..StoreSettings::default() };
-            let shards = Shards::start(&settings, &[directory.path().join("shard-0")], &Arc::new(LeaseCell::forever()))
-                .await
-                .expect("starts");
+            let place = StorePlace::alone(directory.path().join("shard-0"));
+            let lease = Arc::new(LeaseCell::forever());
+            let shards = Shards::start(&settings, vec![place], None, &lease).await.expect("starts");
             let shard = shards.all().next().expect("there is one").clone();
             let service = Arc::new(TestService::default());
             let transport: Arc<dyn Transport> = network.endpoint(NodeId(id), service.clone());

@@ -146,6 +146,14 @@ pub enum StoreError {
     /// The log or the map failed before; nothing is written until the node is restarted.
     #[error("the store takes no writes until the node is restarted: {0}")]
     Poisoned(String),
+    /// The volume is in a store of the node that cannot be opened.
+    #[error("this volume is in the store in {directory}, which cannot be opened (docs/disks.md): {reason}")]
+    Unopened {
+        /// The store's.
+        directory: String,
+        /// Why.
+        reason: String,
+    },
     /// The device or file system failed.
     #[error("input or output failed: {0}")]
     Io(String),
