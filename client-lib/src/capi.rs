@@ -27,6 +27,7 @@ mod log;
 mod memory;
 mod operations;
 mod requests;
+mod status;
 #[cfg(test)]
 mod tests;
 pub mod types;

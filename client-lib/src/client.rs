@@ -12,12 +12,16 @@ pub mod cluster;
 mod credentials;
 pub mod journal;
 mod nodes;
+mod opening;
 mod replay;
 mod session;
+mod standing;
 #[cfg(test)]
 mod stub;
 pub mod volume;
 
-pub use cluster::{Cluster, Found, OpenOptions};
+pub use cluster::Cluster;
 pub use credentials::require_not_ended;
-pub use volume::{Extent, Position, Volume, VolumeState, VolumeStatus};
+pub use opening::{Found, JOURNAL_BYTES, OpenOptions};
+pub use standing::{Position, VolumeState, VolumeStatus};
+pub use volume::{Extent, Volume};

@@ -11,8 +11,8 @@ use std::ffi::{c_int, c_void};
 use super::engine::{Counted, Disk, InUse};
 use super::failure::{EIO, Failure, set_last_error};
 use super::operations::Operation;
+use super::status::status;
 use super::types::{Callback, Status, Watcher};
-use super::volume::status;
 use crate::client::VolumeState;
 
 /// What a callback is given of the caller's.

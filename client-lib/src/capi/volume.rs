@@ -12,45 +12,10 @@ use super::handles;
 use super::memory::{Place, options, put_status, text};
 use super::operations::require_flags;
 use super::requests;
-use super::types::{
-    Cluster, HELIO_BLOCK_BYTES, HELIO_CONNECTED, HELIO_FAILED, HELIO_READ_ONLY, HELIO_REQUEST_BYTES_MAX,
-    HELIO_SECTOR_BYTES, HELIO_WAITING, OpenOptions, Status, Volume, Watcher,
-};
+use super::types::{Cluster, HELIO_READ_ONLY, OpenOptions, Status, Volume, Watcher};
 use crate::cipher::KeySource;
-use crate::client::cluster::JOURNAL_BYTES;
-use crate::client::{self, VolumeState, VolumeStatus};
-
-/// How a volume stands, as C has it.
-pub(super) fn status(state: &VolumeState, is_read_only: bool) -> Status {
-    let (number, reason) = match &state.status {
-        VolumeStatus::Connected => (HELIO_CONNECTED, ""),
-        VolumeStatus::Waiting(why) => (HELIO_WAITING, why.as_str()),
-        VolumeStatus::Failed(why) => (HELIO_FAILED, why.as_str()),
-    };
-    Status {
-        size: size_of::<Status>() as u32,
-        state: number,
-        flags: if is_read_only { HELIO_READ_ONLY } else { 0 },
-        sector_bytes: HELIO_SECTOR_BYTES,
-        block_bytes: HELIO_BLOCK_BYTES,
-        request_bytes_max: HELIO_REQUEST_BYTES_MAX,
-        volume_bytes: state.size,
-        epoch: state.epoch.0,
-        journal_bytes: state.journal_bytes,
-        owner: fitted(state.owner.as_deref().unwrap_or_default()),
-        reason: fitted(reason),
-    }
-}
-
-/// A text with its end, cut at a character where it does not fit.
-fn fitted<const LENGTH: usize>(text: &str) -> [c_char; LENGTH] {
-    let mut fitted = [0; LENGTH];
-    let end = text.floor_char_boundary(LENGTH - 1);
-    for (place, byte) in fitted.iter_mut().zip(text.as_bytes()[..end].iter()) {
-        *place = *byte as c_char;
-    }
-    fitted
-}
+use crate::client;
+use crate::client::JOURNAL_BYTES;
 
 /// Where the key is.
 ///
@@ -120,7 +85,7 @@ functions! {
     /// How the volume stands now. Set status->size before.
     fn helio_volume_status(volume: *mut Volume, status: *mut Status) -> c_int {
         let (_, in_use) = handles::volume(volume)?;
-        let now = self::status(&in_use.volume().state(), in_use.volume().is_read_only());
+        let now = super::status::status(&in_use.volume().state(), in_use.volume().is_read_only());
         // SAFETY: the caller's promise, see the header.
         unsafe { put_status(status, &now) }?;
         Ok(0)

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::runtime::Runtime;
 
-use super::cluster::{Cluster as AsyncCluster, OpenOptions};
-use super::volume::{Volume as AsyncVolume, VolumeState};
+use super::cluster::Cluster as AsyncCluster;
+use super::opening::OpenOptions;
+use super::standing::VolumeState;
+use super::volume::Volume as AsyncVolume;
 use crate::error::{Error, ErrorKind};
 use crate::wire::client::VolumeInfo;
 

@@ -18,8 +18,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::journal::WriteKey;
-use super::nodes::Tries;
-use super::session::{Attempt, Inner, Session, out_of_turn};
+use super::nodes::{Tries, out_of_turn};
+use super::session::{Attempt, Inner, Session};
 use crate::error::Error;
 use crate::wire::client::{ClientReply, ClientRequest, Tenure, WriteId};
 

@@ -318,6 +318,11 @@ impl Tries {
     }
 }
 
+/// The error for a reply that does not belong to its request.
+pub(super) fn out_of_turn(reply: &ClientReply) -> Error {
+    Error::new(ErrorKind::Internal, format!("a node answered out of turn: {reply:?}"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::journal::{Lost, WriteKey};
-use super::nodes::{CallFailure, Tries, is_passing};
-use super::session::{Session, out_of_turn};
+use super::nodes::{CallFailure, Tries, is_passing, out_of_turn};
+use super::session::Session;
 use crate::error::{Error, ErrorKind};
 use crate::types::NodeId;
 use crate::wire::client::{Attached, ClientReply, ClientRequest, Tenure};

@@ -20,8 +20,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::journal::line::{Line, Obstacle, Place};
 use super::journal::{FlushMark, Journal, Write, WriteKey};
-use super::nodes::{Nodes, Tries, is_passing};
-use super::volume::{Position, VolumeState, VolumeStatus};
+use super::nodes::{Nodes, Tries, is_passing, out_of_turn};
+use super::standing::{Position, VolumeState, VolumeStatus};
 use crate::error::{Error, ErrorKind};
 use crate::types::{Epoch, NodeId, VolumeId};
 use crate::watch;
@@ -601,8 +601,4 @@ async fn at(end: Option<Instant>) {
         Some(end) => tokio::time::sleep_until(end).await,
         None => std::future::pending().await,
     }
-}
-
-pub(super) fn out_of_turn(reply: &ClientReply) -> Error {
-    Error::new(ErrorKind::Internal, format!("a node answered out of turn: {reply:?}"))
 }

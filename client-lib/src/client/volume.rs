@@ -6,71 +6,21 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-use super::cluster::{Found, OpenOptions};
 use super::journal::Write;
-use super::nodes::Nodes;
-use super::session::{Session, SessionSettings, out_of_turn};
+use super::nodes::{Nodes, out_of_turn};
+use super::opening::{Found, OpenOptions};
+use super::session::{Session, SessionSettings};
+use super::standing::{Position, VolumeState, VolumeStatus};
 use crate::cipher::VolumeCipher;
 use crate::error::{Error, ErrorKind};
 use crate::geometry::{IO_SIZE_MAX, SECTOR_SIZE};
-use crate::types::{Epoch, Lsn, SnapshotId, VolumeId};
+use crate::types::Lsn;
 use crate::watch;
 use crate::wire::client::{
-    ClientReply, ClientRequest, ExtentState, ExtentsOf, Part, Target, Tenure, ZERO_MAX, join_parts, unpack_read,
+    ClientReply, ClientRequest, ExtentState, ExtentsOf, Part, Target, ZERO_MAX, join_parts, unpack_read,
 };
-
-/// Whether a volume can be used now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VolumeStatus {
-    /// What is asked of it is done.
-    Connected,
-    /// What is asked of it waits, for this reason.
-    Waiting(String),
-    /// It cannot be used any more, for this reason: open it anew.
-    Failed(String),
-}
-
-/// How a volume stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VolumeState {
-    /// Whether it can be used.
-    pub status: VolumeStatus,
-    /// The name of the node that owns it, as far as is known.
-    pub owner: Option<String>,
-    /// The epoch of that ownership.
-    pub epoch: Epoch,
-    /// Bytes.
-    pub size: u64,
-    /// Bytes of writes that are kept because they are not durable yet.
-    pub journal_bytes: u64,
-}
-
-/// Where the use of a volume stands: with it another process goes on as if it were the same one ([`Cluster::resume`]).
-///
-/// What was flushed is what it covers. Writes that are not acked, or were acked and not flushed, stay with the [`Volume`] that made them
-/// ([`Volume::settle`]).
-///
-/// [`Cluster::resume`]: super::Cluster::resume
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
-    /// The volume, for ever.
-    pub volume: VolumeId,
-    /// The snapshot of it that is used.
-    pub snapshot: Option<SnapshotId>,
-    /// As it was opened.
-    pub name: String,
-    /// The epoch of the right to write.
-    pub right: Epoch,
-    /// The one that the journal was compared with last; none before the first.
-    pub tenure: Option<Tenure>,
-    /// The newest write that was relied on: when a takeover cuts it off, the use of the volume is over.
-    pub settled: Lsn,
-    /// Why the volume cannot be used any more.
-    pub failure: Option<(ErrorKind, String)>,
-}
 
 /// A run of bytes in one state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
