@@ -1,4 +1,4 @@
-//! Why a shard refuses or fails what it is asked for, in words for whoever asked.
+//! Why a shard refuses or fails what it is asked for, in words for whoever asked: they know the volume by its name, not by its id.
 
 use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 
@@ -8,10 +8,10 @@ use crate::propagation::manifest::BlockRun;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The volume is not in this shard.
-    #[error("volume {0} is not stored here")]
+    #[error("the volume is not stored here")]
     UnknownVolume(VolumeId),
     /// This node does not own the volume.
-    #[error("this node does not own volume {volume} (it is in epoch {epoch})")]
+    #[error("this node does not own the volume (it is in epoch {epoch})")]
     NotOwner {
         /// The volume.
         volume: VolumeId,
@@ -19,7 +19,7 @@ pub enum StoreError {
         epoch: Epoch,
     },
     /// A session at the owner has claimed the volume: who wrote it from afar before has lost the right.
-    #[error("volume {volume} is written at its owner's node since epoch {epoch}")]
+    #[error("the volume is written at its owner's node since epoch {epoch}")]
     Claimed {
         /// The volume.
         volume: VolumeId,
@@ -27,13 +27,13 @@ pub enum StoreError {
         epoch: Epoch,
     },
     /// Writes are held while the volume is handed over: wait for the outcome, then try again.
-    #[error("volume {0} is frozen for a handover or a snapshot of its group")]
+    #[error("the volume is frozen for a handover or a snapshot of its group")]
     Frozen(VolumeId),
     /// Something was written since the last flush, or is under way.
-    #[error("volume {0} is in use where it is: something was written there since the last flush")]
+    #[error("the volume is in use where it is: something was written there since the last flush")]
     NotFlushed(VolumeId),
     /// The range lies beyond the end.
-    #[error("{length} bytes at {offset} lie beyond the end of volume {volume}, which has {} bytes", size.bytes())]
+    #[error("{length} bytes at {offset} lie beyond the end of the volume, which has {} bytes", size.bytes())]
     BeyondEnd {
         /// The volume.
         volume: VolumeId,
@@ -45,7 +45,7 @@ pub enum StoreError {
         size: VolumeSize,
     },
     /// The volume has no such snapshot here, or cannot have it: a snapshot's id is higher than those of all before it.
-    #[error("volume {volume} has no snapshot {snapshot} here")]
+    #[error("the volume has no snapshot {snapshot} here")]
     UnknownSnapshot {
         /// The volume.
         volume: VolumeId,
@@ -53,11 +53,11 @@ pub enum StoreError {
         snapshot: SnapshotId,
     },
     /// The volume has as many snapshots as it may have.
-    #[error("volume {0} has too many snapshots: delete some first")]
+    #[error("the volume has too many snapshots: delete some first")]
     TooManySnapshots(VolumeId),
     /// The volume cannot become what a snapshot is, because it is smaller.
     #[error(
-        "volume {volume} has {} bytes and the snapshot {}: make the volume as large first (helio volume resize)",
+        "the volume has {} bytes and the snapshot {}: make the volume as large first (helio volume resize)",
         size.bytes(), snapshot_size.bytes()
     )]
     SmallerThanSnapshot {
@@ -69,7 +69,7 @@ pub enum StoreError {
         snapshot_size: VolumeSize,
     },
     /// The volume cannot become what a snapshot is before all of both is here.
-    #[error("volume {volume} still fetches {blocks} blocks: try again when they are here (helio volume status)")]
+    #[error("the volume still fetches {blocks} blocks: try again when they are here (helio volume status)")]
     StillFetching {
         /// The volume.
         volume: VolumeId,
@@ -77,23 +77,23 @@ pub enum StoreError {
         blocks: u64,
     },
     /// The volume is on its way to another size than was asked for.
-    #[error("volume {0} is being resized: try again when that is done")]
+    #[error("the volume is being resized: try again when that is done")]
     Resizing(VolumeId),
     /// This node comes back to the volume, and was not told yet what it is to have.
     #[error(
-        "this node has discarded what a takeover cut off of volume {0}, and was not told yet what has taken its place: try again in a moment"
+        "this node has discarded what a takeover cut off of the volume, and was not told yet what has taken its place: try again in a moment"
     )]
     Untold(VolumeId),
     /// An initial sync is under way: this node is told of the volume in parts, and has no prefix of it.
     #[error(
-        "this node is being sent volume {0} for the first time and does not have all of it yet: try again when it has"
+        "this node is being sent the volume for the first time and does not have all of it yet: try again when it has"
     )]
     Syncing(VolumeId),
     /// Something of the volume is held already that did not come in parts.
-    #[error("this node holds some of volume {0} already, or owns it, and takes no part of an initial sync")]
+    #[error("this node holds some of the volume already, or owns it, and takes no part of an initial sync")]
     NoParts(VolumeId),
     /// Snapshots that were made beyond this position are not deleted yet, or deleted and not merged.
-    #[error("snapshots of volume {volume} that were made beyond {beyond} are not gone yet: try again in a moment")]
+    #[error("snapshots of the volume that were made beyond {beyond} are not gone yet: try again in a moment")]
     HasSnapshots {
         /// The volume.
         volume: VolumeId,
@@ -116,7 +116,7 @@ pub enum StoreError {
     },
     /// Stored bytes do not match their checksum. The block is noted: another attempt gets `Damaged`, or a newer version.
     #[error(
-        "block {block} of volume {volume} is corrupt in segment {segment} at byte {offset}: checksum {found:08x}, expected {expected:08x}"
+        "block {block} is corrupt in segment {segment} at byte {offset}: checksum {found:08x}, expected {expected:08x}"
     )]
     Corrupt {
         /// The volume.
@@ -133,7 +133,7 @@ pub enum StoreError {
         found: u32,
     },
     /// These blocks are damaged here, as was found before: fetch them from another holder, `receive` them, then try again.
-    #[error("{} runs of blocks of volume {volume} are damaged here, the first at block {}", runs.len(), runs.first().map_or(0, |run| run.start.0))]
+    #[error("{} runs of blocks are damaged here, the first at block {}", runs.len(), runs.first().map_or(0, |run| run.start.0))]
     Damaged {
         /// The volume.
         volume: VolumeId,
