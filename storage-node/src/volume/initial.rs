@@ -10,7 +10,8 @@
 
 use client_lib::Lsn;
 
-use super::{Volume, by_chunk, told_by};
+use super::applying::told_by;
+use super::{Volume, by_chunk};
 use crate::map::Map;
 use crate::propagation::manifest::Manifest;
 use crate::shard::handle::Role;

@@ -1,10 +1,13 @@
 //! What a walk over the pages finds, against a look at every block.
 
-use client_lib::{Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::map::Map;
 use crate::map::cache::PageCache;
+use crate::map::page::{Content, Place};
 use crate::map::store::MapStore;
 use crate::map::usage::Usage;
 
