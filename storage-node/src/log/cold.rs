@@ -72,6 +72,13 @@ impl Cold {
 }
 
 impl Log {
+    /// How many blocks of data, in a record whose entries take no more than these, the segment being filled still takes.
+    #[must_use]
+    pub fn copy_room(&self, entries: &[Entry]) -> usize {
+        let headers: u32 = entries.iter().map(entries_blocks).sum();
+        self.cold.room().saturating_sub(headers) as usize
+    }
+
     /// Writes `entries` with their data, whole blocks, into a cold segment as one record, and returns the segment;
     /// [`Event::Copied`] brings `ticket` back when it is durable.
     ///

@@ -8,7 +8,7 @@
 //!
 //! Every step is bounded, and the policy's pacer decides whether another may be made now.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
@@ -32,6 +32,8 @@ const LOOKS_PER_SEGMENT: u64 = 4;
 const LOOKUPS_PER_STEP: usize = 64;
 /// Blocks per copy: a mebibyte, so that guests wait for one at most.
 const COPY_BLOCKS: usize = 256;
+/// Fewer are not worth a record of their own where a segment ends.
+const COPY_BLOCKS_MIN: usize = 16;
 /// Copies under way at once.
 const COPIES_MAX: usize = 2;
 /// Emptied segments that wait for one checkpoint together.
@@ -184,6 +186,15 @@ impl Cleaner {
     }
 }
 
+/// Blocks in order as the log is told of them.
+fn entries_of(batch: &[LiveBlock]) -> Vec<Entry> {
+    let entry = |of_one: &[LiveBlock]| Entry::Received {
+        volume: of_one[0].volume,
+        blocks: of_one.iter().map(|live| (BlockIndex(live.block), live.lsn, live.crc)).collect(),
+    };
+    batch.chunk_by(|a, b| a.volume == b.volume).map(entry).collect()
+}
+
 impl Walk {
     fn has_more(&self) -> bool {
         self.is_fetching || !self.found.is_empty() || !self.maps.is_empty()
@@ -313,18 +324,19 @@ impl Core {
         }
     }
 
-    /// Hands a batch to the log, neighbours together.
+    /// Hands a batch to the log, neighbours together; or as much of it as fills the segment that copies go to, so that none is left with an
+    /// empty end: what a segment does not hold makes all others fuller.
     fn copy_batch(&mut self) {
         let ticket = self.ticket();
         let Some(pass) = &mut self.cleaner.pass else { return };
         let mut batch: Vec<LiveBlock> = std::mem::take(&mut pass.batch);
         batch.sort_by_key(|live| (live.volume, live.block));
-        let mut blocks: BTreeMap<VolumeId, Vec<(BlockIndex, Lsn, u32)>> = BTreeMap::new();
-        for live in &batch {
-            blocks.entry(live.volume).or_default().push((BlockIndex(live.block), live.lsn, live.crc));
+        let mut entries = entries_of(&batch);
+        let room = self.log.copy_room(&entries);
+        if (COPY_BLOCKS_MIN..batch.len()).contains(&room) {
+            pass.batch = batch.split_off(room);
+            entries = entries_of(&batch);
         }
-        let entries: Vec<Entry> =
-            blocks.into_iter().map(|(volume, blocks)| Entry::Received { volume, blocks }).collect();
         let data: Vec<Bytes> = batch.iter().map(|live| live.data.clone()).collect();
         match self.log.copy(&entries, &data, ticket) {
             Ok(segment) => {

@@ -93,6 +93,32 @@ fn cleaning_loses_nothing_whenever_the_process_or_the_power_goes() {
     }
 }
 
+/// Copies went to the next segment as soon as a full batch did not fit any more: an eighth of each small segment stayed empty, and the store was
+/// that much fuller.
+#[test]
+fn segments_of_copies_are_filled_to_their_ends() {
+    let (mut rig, mut chunks) = (rig(29), Chunks::new(29));
+    (0..CHUNKS).for_each(|chunk| chunks.write(&mut rig, chunk));
+    let mut begun = std::collections::BTreeSet::new();
+    let active = loop {
+        let chunk = chunks.random(CHUNKS);
+        chunks.write(&mut rig, chunk);
+        let segments = rig.core().log.segments();
+        let Some(active) = segments.into_iter().find(|info| info.cold && info.active) else { continue };
+        begun.insert(active.generation);
+        if begun.len() > 5 {
+            break active;
+        }
+    };
+    let traffic = rig.core().log.traffic();
+    let in_active = u64::from(active.blocks) - rig.core().log.copy_room(&[]) as u64;
+    let in_full = traffic.copies + traffic.copy_headers - in_active;
+    let full = (begun.len() - 1) as u64 * u64::from(active.blocks);
+    assert!(in_full <= full && full - in_full <= 20 * 5, "{in_full} of {full} blocks");
+    chunks.settle();
+    chunks.check(&mut rig, "after cleaning");
+}
+
 /// A record header that cannot be read hides the records behind it from the scan; their blocks are live all the same.
 #[test]
 fn what_damaged_records_hide_is_found_through_the_maps() {
