@@ -20,9 +20,9 @@ use client_lib::VolumeId;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::data_dir;
-use crate::log::{Entry, LogPosition};
+use crate::log::{ColdEnd, Entry, LogPosition};
 use crate::map::store::{FORMAT_FILE, MapError, MapStore, StoredVolume, format_of};
-use crate::shard::decode_position;
+use crate::shard::{decode_cold_end, decode_position};
 use crate::stores::{self, StoresError};
 
 /// What the name of a shard's directory begins with.
@@ -91,6 +91,8 @@ pub struct Shard {
     pub name: String,
     /// The position of the last checkpoint; `None` before the first.
     pub checkpoint: Option<LogPosition>,
+    /// How far the cold segment being filled was in use then, where that is kept.
+    pub(super) cold_end: Option<ColdEnd>,
     /// Where it is.
     pub(super) directory: PathBuf,
     pub(super) store: MapStore,
@@ -163,9 +165,16 @@ impl Shard {
                 None
             }
         };
+        let cold_end = match store.cold_end()?.map(|bytes| decode_cold_end(&bytes)).transpose() {
+            Ok(cold_end) => cold_end,
+            Err(error) => {
+                damage.push(error.to_string());
+                None
+            }
+        };
         let canonical = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let name = canonical.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        Ok(Shard { name, checkpoint, directory: directory.to_owned(), store, damage })
+        Ok(Shard { name, checkpoint, cold_end, directory: directory.to_owned(), store, damage })
     }
 
     /// Every volume in it: those of the last checkpoint, and what the log behind it says.

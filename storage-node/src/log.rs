@@ -30,6 +30,7 @@ mod golden;
 #[cfg(test)]
 mod tests;
 
+pub use cold::ColdEnd;
 pub use record::Entry;
 pub use recovery::Known;
 pub use writer::Log;

@@ -51,7 +51,7 @@ use crate::io::{Bell, EngineKind, open_engine};
 use crate::log::{LogError, LogSettings};
 use crate::map::store::MapError;
 use crate::ownership::lease::LeaseCell;
-pub(crate) use checkpoint::decode_position;
+pub(crate) use checkpoint::{decode_cold_end, decode_position};
 use core::Core;
 use fatal::EndsProcess;
 use handle::{QUEUE_DEPTH, ShardHandle};

@@ -143,11 +143,12 @@ fn rebuilt(shard: &Shard, number: u32, blocks: u32, file: &File) -> Option<Segme
     SegmentHeader::of_records(number, &window, identity)
 }
 
-/// Shows every record of a cold segment to `visit`: the cleaner's copies, which are no part of the log.
+/// Shows every record of a cold segment to `visit`: the cleaner's copies, which are no part of the log. Returns the block behind the
+/// last of them.
 ///
 /// # Errors
 /// When the segment file cannot be read.
-pub fn walk_cold(file: &SegmentFile, data: Data, visit: &mut dyn FnMut(&Record)) -> Result<(), InspectError> {
+pub fn walk_cold(file: &SegmentFile, data: Data, visit: &mut dyn FnMut(&Record)) -> Result<u32, InspectError> {
     let segment = Segment::open(file)?;
     let (block, generation) = (SEGMENT_HEADER_BLOCKS, file.generation.unwrap_or(0));
     let mut at = LogPosition { generation, segment: file.number, block, sequence: COLD_SEQUENCE, chain: 0 };
@@ -155,7 +156,7 @@ pub fn walk_cold(file: &SegmentFile, data: Data, visit: &mut dyn FnMut(&Record))
         visit(&record);
         at.block += record.blocks;
     }
-    Ok(())
+    Ok(at.block)
 }
 
 /// Shows every record of the log to `visit`, in order, until that breaks off.

@@ -106,10 +106,18 @@ pub fn report(shard: &Shard) -> Result<SegmentsReport, InspectError> {
     })?;
     for file in files.iter().filter(|file| file.cold) {
         let counted = counted.entry(file.number).or_default();
-        walk_cold(file, Data::Skipped, &mut |record| {
+        let end = walk_cold(file, Data::Skipped, &mut |record| {
             counted.records += 1;
             counted.data_blocks += record.entries.iter().map(Entry::data_blocks).map(u64::from).sum::<u64>();
         })?;
+        let kept =
+            shard.cold_end.filter(|kept| (kept.segment, Some(kept.generation)) == (file.number, file.generation));
+        if let Some(kept) = kept.filter(|kept| kept.block > end) {
+            damage.push(format!(
+                "segment {}, block {end}: a record of the cleaner is damaged, or was cut off; the segment is in use up to block {}",
+                file.number, kept.block
+            ));
+        }
     }
     damage.extend(walked.damage);
     let active = walked.end.map(|(at, _)| at.segment);

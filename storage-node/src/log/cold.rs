@@ -3,7 +3,8 @@
 //! A cold segment holds records of the log's format, of [`Entry::Received`] alone, with sequence 0: recovery never takes
 //! them for the log, and the cleaner reads them like any other segment. A copy is durable when it is reported. Nothing
 //! points to it until an [`Entry::Relocated`] of the log does, so a crash in between leaves garbage and no more. The cold
-//! segment that was being filled at the end of a process is filled further by the next: it may be the only room left.
+//! segment that was being filled at the end of a process is filled further by the next: it may be the only room left. Where
+//! it ends the checkpoint and the log say, and not its records alone ([`end`]).
 //!
 //! Keeping old and new data apart is what makes cleaning cheap when some blocks change often and others never
 //! (Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured File System", 1992, section 3.6).
@@ -21,10 +22,23 @@ use super::writer::{TOKEN_COPY, entries_blocks, token};
 use super::{Event, Log, LogError, Placed};
 use crate::io::{FileId, IoKind, IoOp};
 
+pub(super) mod end;
+
 /// The sequence of every record in a cold segment; the log's own begin at 1.
 pub const COLD_SEQUENCE: u64 = 0;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
+
+/// How far a cold segment is filled, as a checkpoint keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ColdEnd {
+    /// The segment.
+    pub segment: u32,
+    /// When it was taken into use.
+    pub generation: u64,
+    /// The block behind everything in it that anything points to.
+    pub block: u32,
+}
 
 /// The segment being filled.
 #[derive(Clone, Copy, Debug)]
@@ -34,15 +48,27 @@ pub(super) struct Target {
     pub(super) generation: u64,
     /// The next free block; the header counts as written with the first record.
     pub(super) next: u32,
+    /// The block behind the copies that are durable; those under way lie behind it, or between them.
+    pub(super) copied: u32,
     pub(super) blocks: u32,
+}
+
+/// A copy under way.
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    ticket: u64,
+    segment: u32,
+    /// Its first data block, and the block behind its last.
+    first_block: u32,
+    end: u32,
 }
 
 /// Copies of the cleaner under way, and where they go.
 #[derive(Debug, Default)]
 pub(super) struct Cold {
     target: Option<Target>,
-    /// Ticket, segment and first data block, by number.
-    flights: BTreeMap<u64, (u64, u32, u32)>,
+    /// By number.
+    flights: BTreeMap<u64, Flight>,
     next_number: u64,
 }
 
@@ -56,6 +82,12 @@ impl Cold {
         self.target.map(|target| target.segment)
     }
 
+    /// How far the segment being filled is in use.
+    fn end(&self) -> Option<ColdEnd> {
+        let Target { segment, generation, copied, .. } = self.target?;
+        Some(ColdEnd { segment, generation, block: copied })
+    }
+
     /// Blocks left in the segment being filled.
     pub(super) fn room(&self) -> u32 {
         self.target.map_or(0, |target| target.blocks - target.next)
@@ -67,7 +99,7 @@ impl Cold {
 
     /// Forgets the copies under way; returns their tickets.
     pub(super) fn abandon(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.flights).into_values().map(|(ticket, ..)| ticket).collect()
+        std::mem::take(&mut self.flights).into_values().map(|flight| flight.ticket).collect()
     }
 }
 
@@ -100,7 +132,7 @@ impl Log {
             let next = SEGMENT_HEADER_BLOCKS;
             assert!(taken.blocks - next >= needed, "the smallest segment has room for the largest record");
             let (file, generation, blocks) = (taken.file, taken.generation, taken.blocks);
-            self.cold.target = Some(Target { segment, file, generation, next, blocks });
+            self.cold.target = Some(Target { segment, file, generation, next, copied: next, blocks });
         }
         let target = self.cold.target.as_mut().expect("just taken");
         let prefix = if target.next == SEGMENT_HEADER_BLOCKS { SEGMENT_HEADER_BLOCKS } else { 0 };
@@ -118,12 +150,20 @@ impl Log {
         let offset = u64::from(target.next - prefix) * u64::from(BLOCK_SIZE);
         let number = self.cold.next_number;
         self.cold.next_number += 1;
-        self.cold.flights.insert(number, (ticket, target.segment, target.next + header_blocks));
-        target.next += header_blocks + blocks;
+        let first_block = target.next + header_blocks;
+        target.next = first_block + blocks;
+        self.cold.flights.insert(number, Flight { ticket, segment: target.segment, first_block, end: target.next });
         let kind = IoKind::Write { offset, buffer, rest, durable: true };
         let (segment, file) = (target.segment, target.file);
         self.engine.submit(IoOp { token: token(TOKEN_COPY, number), file, kind });
         Ok(segment)
+    }
+
+    /// How far the cold segment being filled is in use: everything there that was copied, and so all that the log or the map
+    /// points to, lies before it. `None` while none is filled.
+    #[must_use]
+    pub fn cold_end(&self) -> Option<ColdEnd> {
+        self.cold.end()
     }
 
     pub(super) fn copy_finished(&mut self, number: u64, result: io::Result<()>) {
@@ -131,7 +171,10 @@ impl Log {
             return self.poison(&format!("a write to a cold segment failed: {error}"));
         }
         // Forgotten when the log was poisoned meanwhile.
-        let Some((ticket, segment, first_block)) = self.cold.flights.remove(&number) else { return };
+        let Some(Flight { ticket, segment, first_block, end }) = self.cold.flights.remove(&number) else { return };
+        if let Some(target) = self.cold.target.as_mut().filter(|target| target.segment == segment) {
+            target.copied = target.copied.max(end);
+        }
         let placed = Placed { segment, first_block, durable: true };
         self.ready.push(Event::Copied { ticket, result: Ok(placed) });
     }

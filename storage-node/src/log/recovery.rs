@@ -19,12 +19,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use client_lib::BLOCK_SIZE;
 
-use super::cold::Target;
+use super::cold::ColdEnd;
 use super::proof;
 use super::reader::{Reader, write_header};
 use super::record::{
     DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, Header, RecordError, decode_any_header, decode_entries, decode_header,
-    decode_header_of, first_misfit,
+    first_misfit,
 };
 use super::segment::{Pool, SEGMENT_BYTES_MIN, SEGMENT_HEADER_BLOCKS, Segment, SegmentHeader, file_name};
 use super::writer::{Active, Log};
@@ -51,6 +51,8 @@ pub struct Known<'a> {
     pub from: Option<LogPosition>,
     /// The segments that held live blocks at that position: none of them was recycled since.
     pub live: &'a BTreeSet<u32>,
+    /// How far the cold segment being filled was in use at that position; `None` where that was not kept.
+    pub cold: Option<ColdEnd>,
 }
 
 impl Log {
@@ -75,11 +77,12 @@ impl Log {
             rebuilt: BTreeMap::new(),
             used: BTreeMap::new(),
             cold: BTreeMap::new(),
-            filled: BTreeSet::new(),
+            filled: BTreeMap::new(),
             replayed: BTreeSet::new(),
             durable: known.from.map_or(0, |from| from.sequence - 1),
         };
         recovery.read_headers(&mut pool)?;
+        pool.note_generation(known.cold.map_or(0, |cold| cold.generation));
         let position = recovery.run(&pool, replay)?;
         let target = recovery.cold_target(&pool)?;
         let Recovery { rebuilt, used, filled, replayed, durable, .. } = recovery;
@@ -91,7 +94,7 @@ impl Log {
             if !is_behind || is_cold {
                 continue;
             }
-            if generation.is_none() && (known.live.contains(&number) || filled.contains(&number)) {
+            if generation.is_none() && (known.live.contains(&number) || filled.contains_key(&number)) {
                 tracing::error!(
                     segment = number,
                     "the header of a segment that holds live blocks is damaged; they are read all the same"
@@ -121,9 +124,9 @@ pub(super) struct Recovery<'a> {
     /// The segment of each generation of the log.
     pub(super) used: BTreeMap<u64, u32>,
     /// The cold segments by generation.
-    cold: BTreeMap<u64, u32>,
-    /// The cold segments that the replayed records have moved blocks into.
-    filled: BTreeSet<u32>,
+    pub(super) cold: BTreeMap<u64, u32>,
+    /// The cold segments that the replayed records have moved blocks into, each with the block behind the last of them.
+    pub(super) filled: BTreeMap<u32, u32>,
     /// The segments that the log has led through.
     pub(super) replayed: BTreeSet<u32>,
     /// The newest record that is known to be durable.
@@ -268,8 +271,9 @@ impl Recovery<'_> {
                 let mut first_block = position.block + record.header_blocks;
                 for entry in record.entries {
                     let blocks = entry.data_blocks();
-                    if let Entry::Relocated { segment, .. } = &entry {
-                        self.filled.insert(*segment);
+                    if let Entry::Relocated { segment, block, moves, .. } = &entry {
+                        let end = self.filled.entry(*segment).or_default();
+                        *end = (*end).max(block.saturating_add(moves.len() as u32));
                     }
                     replay(Replayed { entry, segment: position.segment, first_block });
                     first_block += blocks;
@@ -315,61 +319,6 @@ impl Recovery<'_> {
             }
         }
         Ok(None)
-    }
-
-    /// Where the newest cold segment can be filled further: behind the last record that is, or seems to be, there.
-    fn cold_target(&mut self, pool: &Pool) -> Result<Option<Target>, LogError> {
-        let Some((generation, number)) = self.cold.last_key_value().map(|(generation, number)| (*generation, *number))
-        else {
-            return Ok(None);
-        };
-        let segment = *pool.get(number).expect("used segments exist");
-        let mut next = SEGMENT_HEADER_BLOCKS;
-        while next < segment.blocks {
-            let window = self.reader.read(number, segment, next, WINDOW_BLOCKS.min(segment.blocks - next))?;
-            let start = next;
-            while let Some(bytes) = window.get((next - start) as usize * BLOCK..).filter(|bytes| !bytes.is_empty())
-                && let Ok(header) = decode_header_of(bytes, generation)
-                && let Ok(entries) = decode_entries(&header, bytes)
-            {
-                next += header.blocks() + entries.iter().map(Entry::data_blocks).sum::<u32>();
-            }
-            self.reader.give_back(window);
-            if next == start {
-                break;
-            }
-        }
-        let next = next.min(segment.blocks);
-        let has_copies = self.has_copies_behind(number, segment, next)?;
-        // One that cannot be read may be the header of the last copies.
-        if has_copies || self.reader.first_unreadable(number, next, segment.blocks - next).is_some() {
-            tracing::error!(
-                segment = number,
-                block = next,
-                "a record of the cleaner is damaged, or may be: its segment is not filled further"
-            );
-            return Ok(None);
-        }
-        Ok(Some(Target { segment: number, file: segment.file, generation, next, blocks: segment.blocks }))
-    }
-
-    /// Whether a record of a cold segment begins at `block` or behind it: then what seems to be the end is damage, and
-    /// what lies there may be needed.
-    fn has_copies_behind(&mut self, number: u32, segment: Segment, mut block: u32) -> Result<bool, LogError> {
-        while block < segment.blocks {
-            let window = self.reader.read(number, segment, block, WINDOW_BLOCKS.min(segment.blocks - block))?;
-            block += (window.len() / BLOCK) as u32;
-            let is_record = |bytes: &[u8]| {
-                decode_any_header(bytes)
-                    .is_ok_and(|header| (header.log, header.generation) == (self.known.identity, segment.generation))
-            };
-            let found = window.chunks_exact(BLOCK).any(is_record);
-            self.reader.give_back(window);
-            if found {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// The log seems to end at `position`.

@@ -185,6 +185,11 @@ impl Pool {
     pub(super) fn set_generation(&mut self, number: u32, generation: u64, cold: bool) {
         let segment = self.segments.get_mut(&number).expect("a segment that exists");
         (segment.generation, segment.cold) = (generation, cold);
+        self.note_generation(generation);
+    }
+
+    /// This generation was given out, whether or not a header tells.
+    pub(super) fn note_generation(&mut self, generation: u64) {
         self.newest_generation = self.newest_generation.max(generation);
     }
 

@@ -20,7 +20,7 @@ fn settings() -> LogSettings {
 
 fn try_open(disk: &SimDisk, from: Option<LogPosition>) -> Result<(Log, Vec<Replayed>), LogError> {
     let mut found = Vec::new();
-    let known = Known { identity: IDENTITY, from, live: &BTreeSet::new() };
+    let known = Known { identity: IDENTITY, from, live: &BTreeSet::new(), cold: None };
     let log = Log::recover(Box::new(disk.engine()), settings(), &known, &mut |replayed| found.push(replayed));
     log.map(|log| (log, found))
 }

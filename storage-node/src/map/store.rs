@@ -55,6 +55,7 @@ const VOLUME_TABLES: std::ops::RangeInclusive<u8> = TABLE_VOLUME..=TABLE_SPARSE_
 const TABLE_LOG: u8 = 64;
 const TABLE_SCRUB: u8 = 65;
 const TABLE_ALIASES: u8 = 66;
+const TABLE_COLD_END: u8 = 67;
 
 /// Memory for RocksDB's own blocks; the pages are cached above it.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
@@ -124,6 +125,9 @@ pub enum MapError {
     /// The log position does not decode.
     #[error("the map's log position is damaged")]
     Position,
+    /// How far the cold segment is in use does not decode.
+    #[error("what the map says of the cold segment being filled is damaged")]
+    ColdEnd,
     /// The number of the log does not decode.
     #[error("the map's number of the log is damaged")]
     LogNumber,
@@ -245,6 +249,8 @@ pub enum Change {
     Log(u64),
     /// The log position that everything else belongs to.
     Position(Vec<u8>),
+    /// How far the cold segment being filled is in use at that position.
+    ColdEnd(Vec<u8>),
     /// A volume's record.
     Volume(VolumeId, Vec<u8>),
     /// A page, encoded when it is written.
@@ -535,6 +541,15 @@ impl MapStore {
         self.with(|db| db.get(&[TABLE_POSITION], <[u8]>::to_vec))
     }
 
+    /// How far the cold segment was in use that was filled last; `None` before the first, and where a program before this did
+    /// not keep it. One that did not keep it may have filled others since, or this one further.
+    ///
+    /// # Errors
+    /// When RocksDB fails.
+    pub fn cold_end(&self) -> Result<Option<Vec<u8>>, MapError> {
+        self.with(|db| db.get(&[TABLE_COLD_END], <[u8]>::to_vec))
+    }
+
     /// The number of the log; `None` before it was given one.
     ///
     /// # Errors
@@ -666,6 +681,7 @@ impl MapStore {
                 Change::SparseSet(map, pages) => batch.put(map_key(TABLE_SPARSE_SET, *map, None), pages),
                 Change::Log(number) => batch.put([TABLE_LOG], encode_log_number(*number)),
                 Change::Position(position) => batch.put([TABLE_POSITION], position),
+                Change::ColdEnd(end) => batch.put([TABLE_COLD_END], end),
                 Change::Volume(volume, record) => batch.put(key(TABLE_VOLUME, *volume, &[]), record),
                 Change::Page(map, page, content) => {
                     batch.put(map_key(TABLE_PAGE, *map, Some(*page)), content.encode());

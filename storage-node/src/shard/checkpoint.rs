@@ -19,7 +19,7 @@ use super::handle::StoreError;
 use super::run::Reply;
 use super::sync::Done;
 use crate::io::Bell;
-use crate::log::{Entry, LogPosition, SegmentInfo};
+use crate::log::{ColdEnd, Entry, LogPosition, SegmentInfo};
 use crate::map::store::{Change, MapError, MapStore};
 use crate::volume::record;
 
@@ -255,6 +255,8 @@ impl Core {
         let mut batch: Batch = self.forgotten.drain(..).map(Change::Forget).collect();
         batch.extend(self.map.forgotten.drain(..).map(Change::ForgetMap));
         batch.push(Change::Position(encode_position(&position)));
+        // Where none is filled, what was kept of the last one stays true.
+        batch.extend(self.log.cold_end().map(|end| Change::ColdEnd(encode_cold_end(&end))));
         self.map.cache.begin_checkpoint(&mut batch);
         for run in self.volumes.values_mut() {
             record::checkpoint(&mut run.state, &mut batch);
@@ -381,9 +383,44 @@ pub(crate) fn decode_position(mut bytes: &[u8]) -> Result<LogPosition, MapError>
     })
 }
 
+/// How far a cold segment is in use as a value: 16 bytes and a checksum.
+fn encode_cold_end(end: &ColdEnd) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(20);
+    bytes.put_u64_le(end.generation);
+    bytes.put_u32_le(end.segment);
+    bytes.put_u32_le(end.block);
+    let crc = crc32fast::hash(&bytes);
+    bytes.put_u32_le(crc);
+    bytes
+}
+
+/// What such a value says.
+///
+/// # Errors
+/// When it is not one.
+pub(crate) fn decode_cold_end(mut bytes: &[u8]) -> Result<ColdEnd, MapError> {
+    if bytes.len() != 20 || crc32fast::hash(&bytes[..16]) != (&bytes[16..]).get_u32_le() {
+        return Err(MapError::ColdEnd);
+    }
+    Ok(ColdEnd { generation: bytes.get_u64_le(), segment: bytes.get_u32_le(), block: bytes.get_u32_le() })
+}
+
 #[cfg(test)]
 mod golden {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_cold_segment_has_these_bytes() {
+        let end = ColdEnd { generation: 0x0102, segment: 0x0304, block: 0x0506 };
+        let kept = crate::golden::check("cold-end.hex", &encode_cold_end(&end));
+        assert_eq!(decode_cold_end(&kept).expect("decodes"), end);
+        for at in 0..kept.len() {
+            let mut damaged = kept.clone();
+            damaged[at] ^= 1;
+            assert!(decode_cold_end(&damaged).is_err(), "byte {at}");
+            assert!(decode_cold_end(&kept[..at]).is_err(), "cut at {at}");
+        }
+    }
 
     #[test]
     fn a_log_position_has_these_bytes() {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use client_lib::VolumeId;
 
-use super::checkpoint::{Checkpoints, decode_position};
+use super::checkpoint::{Checkpoints, decode_cold_end, decode_position};
 use super::clone::finish_fillings;
 use super::core::{Core, apply_to};
 use super::handle::Role;
@@ -77,7 +77,8 @@ pub(super) fn recover_with(
         map.usage.restore_aliases(segment, aliases);
     }
     let live = map.usage.live_segments();
-    let known = Known { identity, from: position, live: &live };
+    let cold = store.cold_end()?.map(|bytes| decode_cold_end(&bytes)).transpose()?;
+    let known = Known { identity, from: position, live: &live, cold };
     let mut forgotten = Vec::new();
     let mut failure: Option<MapError> = None;
     let mut entries = 0u64;

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod clean;
 mod clone;
+mod cold;
 mod crash;
 mod damage;
 mod faults;
