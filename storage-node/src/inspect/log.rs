@@ -14,11 +14,13 @@ use std::path::PathBuf;
 use client_lib::BLOCK_SIZE;
 
 use super::{InspectError, Shard};
+use crate::log::LogPosition;
 use crate::log::cold::COLD_SEQUENCE;
-use crate::log::record::{Entry, decode_entries, decode_header, decode_header_of, first_misfit};
+use crate::log::record::{
+    Entry, RecordError, decode_entries, decode_header, decode_header_of, first_misfit, is_whole_of_its_version,
+};
 use crate::log::recovery::WINDOW_BLOCKS;
 use crate::log::segment::{SEGMENT_HEADER_BLOCKS, SegmentHeader};
-use crate::log::{LogPosition, record};
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -299,11 +301,16 @@ impl Segment<'_> {
             return Ok(Err("the segment is full".to_owned()));
         }
         let left = self.file.blocks - at.block;
+        let torn = |what| Ok(Err(RecordError::Torn(what).to_string()));
         let header = match decode_header(&self.read(at.block, 1)?, at.generation, at.sequence, at.chain) {
             Ok(header) => header,
+            Err(RecordError::Version { .. })
+                if !is_whole_of_its_version(&self.read(at.block, WINDOW_BLOCKS.min(left))?) =>
+            {
+                return torn("its checksum does not fit");
+            }
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let torn = |what| Ok(Err(record::RecordError::Torn(what).to_string()));
         let header_blocks = header.blocks();
         if header_blocks > left {
             return torn("it ends beyond its segment");

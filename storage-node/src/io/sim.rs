@@ -232,12 +232,20 @@ impl SimDisk {
     /// # Panics
     /// If the file or the byte does not exist.
     pub fn flip(&self, name: &str, offset: usize) {
+        self.alter(name, offset / BLOCK, |bytes| bytes[offset % BLOCK] ^= 1);
+    }
+
+    /// Alters a block of a file, on the medium.
+    ///
+    /// # Panics
+    /// If the file or the block does not exist.
+    pub fn alter(&self, name: &str, block: usize, change: impl Fn(&mut [u8])) {
         let mut state = self.state();
         let file = state.files.get_mut(name).expect("a file that exists");
         for image in [&mut file.live, &mut file.durable] {
-            let mut block = image[offset / BLOCK].as_deref().copied().unwrap_or([0; BLOCK]);
-            block[offset % BLOCK] ^= 1;
-            image[offset / BLOCK] = Some(Arc::new(block));
+            let mut bytes = image[block].as_deref().copied().unwrap_or([0; BLOCK]);
+            change(&mut bytes);
+            image[block] = Some(Arc::new(bytes));
         }
     }
 

@@ -225,7 +225,7 @@ pub enum RecordError {
     /// A record begins here and is not whole: the log ends here too.
     #[error("the record is torn: {0}")]
     Torn(&'static str),
-    /// Written by a newer program.
+    /// Of another version: of a newer program if it is whole ([`is_whole_of_its_version`]), damaged if not.
     #[error("the record has format {found}, this program reads {RECORD_VERSION}: use the newer program")]
     Version {
         /// What the record says.
@@ -303,6 +303,16 @@ pub fn decode_any_header(block: &[u8]) -> Result<Header, RecordError> {
         return Err(RecordError::Torn("more entries than a record may have"));
     }
     Ok(header)
+}
+
+/// Whether the record at the start of `bytes`, of whatever version, fits its checksum. That of another version than ours is a newer program's then; else
+/// the disk has altered it. What this looks at stands in the same place in every version (`docs/format.md`).
+#[must_use]
+pub fn is_whole_of_its_version(bytes: &[u8]) -> bool {
+    let Some(header) = bytes.get(..HEADER_BYTES) else { return false };
+    let u32_at = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
+    let entries_bytes = u32_at(28) as usize;
+    entries_bytes <= bytes.len() - HEADER_BYTES && checksum(bytes, entries_bytes) == u32_at(CHECKSUM_AT)
 }
 
 /// As [`decode_any_header`], if the record is the one that is expected there.

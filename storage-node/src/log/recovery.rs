@@ -24,7 +24,7 @@ use super::proof;
 use super::reader::{Reader, write_header};
 use super::record::{
     DATA_BLOCKS_MAX, ENTRIES_BYTES_MAX, Entry, Header, RecordError, decode_any_header, decode_entries, decode_header,
-    first_misfit,
+    first_misfit, is_whole_of_its_version,
 };
 use super::segment::{Pool, SEGMENT_BYTES_MIN, SEGMENT_HEADER_BLOCKS, Segment, SegmentHeader, file_name};
 use super::writer::{Active, Log};
@@ -263,7 +263,7 @@ impl Recovery<'_> {
             let window = self.reader.read(position.segment, segment, position.block, count)?;
             let mut at = 0;
             let start = position;
-            while let Some(record) = self.record(&window[at..], position)? {
+            while let Some(record) = self.record(pool, &window[at..], position)? {
                 if record.misfit.is_some() && !self.is_vouched_for(pool, position, &record)? {
                     break;
                 }
@@ -309,7 +309,7 @@ impl Recovery<'_> {
                 continue;
             }
             let window = self.reader.read(number, segment, SEGMENT_HEADER_BLOCKS, count)?;
-            let continues = match self.record(&window, next)? {
+            let continues = match self.record(pool, &window, next)? {
                 Some(record) => record.misfit.is_none() || self.is_vouched_for(pool, next, &record)?,
                 None => false,
             };
@@ -432,7 +432,7 @@ impl Recovery<'_> {
         let first = self.reader.read(position.segment, segment, position.block, 1)?;
         let header = match decode_header(&first, position.generation, position.sequence, position.chain) {
             Ok(header) => header,
-            Err(error) => return refuse_newer(&error, position).map(|()| None),
+            Err(error) => return self.refuse_newer(pool, &error, position).map(|()| None),
         };
         self.reader.give_back(first);
         if header.log != self.known.identity || header.blocks() > segment.blocks - position.block {
@@ -444,11 +444,11 @@ impl Recovery<'_> {
     }
 
     /// The record at the start of `bytes`, if it is the one that belongs at `position` and its entries are whole.
-    fn record(&self, bytes: &[u8], position: LogPosition) -> Result<Option<Record>, LogError> {
+    fn record(&mut self, pool: &Pool, bytes: &[u8], position: LogPosition) -> Result<Option<Record>, LogError> {
         let header = match decode_header(bytes, position.generation, position.sequence, position.chain) {
             Ok(header) if header.log == self.known.identity => header,
             Ok(_) => return Ok(None),
-            Err(error) => return refuse_newer(&error, position).map(|()| None),
+            Err(error) => return self.refuse_newer(pool, &error, position).map(|()| None),
         };
         let Ok(entries) = decode_entries(&header, bytes) else { return Ok(None) };
         let header_blocks = header.blocks();
@@ -456,6 +456,24 @@ impl Recovery<'_> {
         let Some(data) = bytes.get(header_blocks as usize * BLOCK..blocks as usize * BLOCK) else { return Ok(None) };
         let misfit = first_misfit(&entries, data).map(|index| header_blocks + index);
         Ok(Some(Record { entries, header_blocks, blocks, checksum: header.checksum, durable: header.durable, misfit }))
+    }
+
+    /// Fails if `error` says that the record at `position` is of another version, and it is whole: a newer program wrote it. Else the log
+    /// may end there: the version of a record that does not fit its checksum is nobody's.
+    fn refuse_newer(&mut self, pool: &Pool, error: &RecordError, position: LogPosition) -> Result<(), LogError> {
+        match error {
+            RecordError::Version { .. } => {}
+            RecordError::NotHere | RecordError::Torn(_) => return Ok(()),
+        }
+        let segment = *pool.get(position.segment).expect("positions lie in segments");
+        let count = WINDOW_BLOCKS.min(segment.blocks - position.block);
+        let bytes = self.reader.read(position.segment, segment, position.block, count)?;
+        let is_whole = is_whole_of_its_version(&bytes);
+        self.reader.give_back(bytes);
+        if !is_whole {
+            return Ok(());
+        }
+        Err(LogError::Corrupt { segment: position.segment, block: position.block, reason: error.to_string() })
     }
 }
 
@@ -491,16 +509,6 @@ fn restore_headers(
 /// Behind a record of `blocks` at `position`.
 fn after(position: LogPosition, blocks: u32, checksum: u32) -> LogPosition {
     LogPosition { block: position.block + blocks, sequence: position.sequence + 1, chain: checksum, ..position }
-}
-
-/// Fails if `error` says that there is a record at `position`, of a newer program; else the log may end there.
-fn refuse_newer(error: &RecordError, position: LogPosition) -> Result<(), LogError> {
-    match error {
-        RecordError::Version { .. } => {
-            Err(LogError::Corrupt { segment: position.segment, block: position.block, reason: error.to_string() })
-        }
-        RecordError::NotHere | RecordError::Torn(_) => Ok(()),
-    }
 }
 
 /// A record whose header and entries are whole.
