@@ -122,7 +122,7 @@ impl Completions {
 
 /// A disk, as a shard uses it. Dropping it waits for the operations under way.
 pub trait IoEngine: fmt::Debug + Send {
-    /// The files of the directory with their sizes, sorted by name. Blocks; used at start.
+    /// The files of the directory with their sizes, sorted by name; 0 where the disk does not give the size. Blocks; used at start.
     fn list(&mut self) -> io::Result<Vec<(String, u64)>>;
 
     /// Opens an existing file for direct reading and writing. Blocks briefly.
@@ -181,6 +181,15 @@ pub fn open_engine(kind: EngineKind, directory: &Path, bell: &Arc<Bell>) -> io::
             }
         },
     }
+}
+
+/// Whether `error`, of opening a file, says that the disk has lost or damaged it. Anything else is of the system or of who runs it (too many open
+/// files, no permission), and says nothing about the file.
+#[must_use]
+pub fn is_loss(error: &io::Error) -> bool {
+    let lost = [rustix::io::Errno::IO, rustix::io::Errno::UCLEAN, rustix::io::Errno::BADMSG];
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error().is_some_and(|code| lost.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 fn assert_aligned(kind: &IoKind) {

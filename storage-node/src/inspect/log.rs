@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use client_lib::BLOCK_SIZE;
 
 use super::{InspectError, Shard};
+use crate::io::is_loss;
 use crate::log::LogPosition;
 use crate::log::cold::COLD_SEQUENCE;
 use crate::log::record::{
@@ -104,7 +105,14 @@ pub fn files(shard: &Shard, damage: &mut Vec<String>) -> Result<Vec<SegmentFile>
         let path = entry.map_err(failed(&directory))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let Some(number) = name.strip_suffix(".seg").and_then(|number| number.parse::<u32>().ok()) else { continue };
-        let file = File::open(&path).map_err(failed(&path))?;
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if is_loss(&error) => {
+                damage.push(format!("segment {number} cannot be opened: {error}"));
+                continue;
+            }
+            Err(error) => return Err(failed(&path)(error)),
+        };
         let blocks = (file.metadata().map_err(failed(&path))?.len() / u64::from(BLOCK_SIZE)) as u32;
         let mut first = vec![0; BLOCK];
         let is_read = blocks == 0 || file.read_exact_at(&mut first, 0).is_ok();

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::FileId;
 use super::buffer::AlignedBuffer;
+use super::{FileId, is_loss};
 
 /// Chunk in which a new file is written through with zeroes: a mebibyte, large enough for full bandwidth.
 const ZERO_CHUNK: usize = 1 << 20;
@@ -41,7 +41,11 @@ impl Files {
             if name.ends_with(".tmp") {
                 std::fs::remove_file(entry.path())?;
             } else {
-                files.push((name, entry.metadata()?.len()));
+                let size = match entry.metadata() {
+                    Err(error) if is_loss(&error) => 0,
+                    metadata => metadata?.len(),
+                };
+                files.push((name, size));
             }
         }
         files.sort();

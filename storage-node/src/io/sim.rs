@@ -42,6 +42,8 @@ struct SimFile {
     unsynced: Vec<usize>,
     /// Blocks that cannot be read until they are written again.
     unreadable: BTreeSet<usize>,
+    /// Whether it cannot be opened.
+    is_shut: bool,
 }
 
 impl SimFile {
@@ -257,6 +259,14 @@ impl SimDisk {
         self.state().files.remove(name).expect("a file that exists");
     }
 
+    /// A file cannot be opened from now on.
+    ///
+    /// # Panics
+    /// If the file does not exist.
+    pub fn shut(&self, name: &str) {
+        self.state().files.get_mut(name).expect("a file that exists").is_shut = true;
+    }
+
     /// Reads of a block of a file fail from now on, until it is written again.
     ///
     /// # Panics
@@ -446,8 +456,10 @@ impl IoEngine for SimEngine {
     }
 
     fn open(&mut self, name: &str) -> io::Result<FileId> {
-        if !self.alive()?.files.contains_key(name) {
-            return Err(io::ErrorKind::NotFound.into());
+        match self.alive()?.files.get(name) {
+            None => return Err(io::ErrorKind::NotFound.into()),
+            Some(file) if file.is_shut => return Err(rustix::io::Errno::IO.into()),
+            Some(_) => {}
         }
         self.open.push(name.to_owned());
         Ok(FileId(self.open.len() as u32 - 1))

@@ -128,10 +128,10 @@ impl Log {
         }
         let needed = blocks + entries.iter().map(entries_blocks).sum::<u32>();
         if self.cold.target.is_none_or(|target| target.blocks - target.next < needed) {
-            let (segment, taken) = self.pool.take(0, true).ok_or(LogError::OutOfSpace)?;
+            let (segment, taken, file) = self.pool.take(0, true).ok_or(LogError::OutOfSpace)?;
             let next = SEGMENT_HEADER_BLOCKS;
             assert!(taken.blocks - next >= needed, "the smallest segment has room for the largest record");
-            let (file, generation, blocks) = (taken.file, taken.generation, taken.blocks);
+            let (generation, blocks) = (taken.generation, taken.blocks);
             self.cold.target = Some(Target { segment, file, generation, next, copied: next, blocks });
         }
         let target = self.cold.target.as_mut().expect("just taken");

@@ -35,7 +35,7 @@ impl<'a> Reader<'a> {
         Reader { engine, usual, spares: Vec::new(), unreadable: BTreeSet::new() }
     }
 
-    /// `count` blocks of a segment, with zeroes for those that cannot be read.
+    /// `count` blocks of a segment, with zeroes for those that cannot be read: all of them where its file cannot be opened.
     ///
     /// # Errors
     /// When the engine itself fails, and with it every segment.
@@ -46,7 +46,13 @@ impl<'a> Reader<'a> {
         first_block: u32,
         count: u32,
     ) -> Result<AlignedBuffer, LogError> {
-        let error = match self.attempt(segment.file, first_block, count)? {
+        let Some(file) = segment.file else {
+            let mut whole = AlignedBuffer::with_room(count as usize * BLOCK);
+            whole.zero_to(count as usize * BLOCK);
+            self.unreadable.extend((first_block..first_block + count).map(|block| (number, block)));
+            return Ok(whole);
+        };
+        let error = match self.attempt(file, first_block, count)? {
             Ok(buffer) => return Ok(buffer),
             Err(error) => error,
         };
@@ -56,7 +62,7 @@ impl<'a> Reader<'a> {
         );
         let mut whole = AlignedBuffer::with_room(count as usize * BLOCK);
         for block in first_block..first_block + count {
-            match self.attempt(segment.file, block, 1)? {
+            match self.attempt(file, block, 1)? {
                 Ok(buffer) => {
                     whole.push(&buffer);
                     self.give_back(buffer);

@@ -83,9 +83,11 @@ impl Log {
         };
         recovery.read_headers(&mut pool)?;
         pool.note_generation(known.cold.map_or(0, |cold| cold.generation));
+        known.live.last().into_iter().for_each(|number| pool.note_number(*number));
         let position = recovery.run(&pool, replay)?;
         let target = recovery.cold_target(&pool)?;
         let Recovery { rebuilt, used, filled, replayed, durable, .. } = recovery;
+        filled.last_key_value().into_iter().for_each(|(number, _)| pool.note_number(*number));
         // Never used, or used only for what was cut off: free. The others may hold live blocks: the caller knows.
         for number in pool.numbers() {
             let generation = used.iter().find(|(_, segment)| **segment == number).map(|(generation, _)| *generation);
@@ -97,7 +99,7 @@ impl Log {
             if generation.is_none() && (known.live.contains(&number) || filled.contains_key(&number)) {
                 tracing::error!(
                     segment = number,
-                    "the header of a segment that holds live blocks is damaged; they are read all the same"
+                    "the header of a segment that holds live blocks is damaged; what can be read of them is"
                 );
                 pool.set_generation(number, GENERATION_LOST, false);
             } else {
@@ -106,9 +108,11 @@ impl Log {
         }
         restore_headers(&mut *engine, &pool, rebuilt.values().copied())?;
         let active = pool.get(position.segment).filter(|_| position.generation > 0);
-        let active =
-            active.map(|segment| Active { segment: position.segment, file: segment.file, blocks: segment.blocks });
-        let files = replayed.iter().filter_map(|number| pool.get(*number)).map(|segment| segment.file).collect();
+        // One that cannot be opened is full: the log would not be opened else.
+        let active = active.and_then(|segment| {
+            Some(Active { segment: position.segment, file: segment.file?, blocks: segment.blocks })
+        });
+        let files = replayed.iter().filter_map(|number| pool.get(*number)?.file).collect();
         let mut log = Log::at(engine, pool, active, position, files, (known.identity, durable));
         target.into_iter().for_each(|target| log.cold.resume(target));
         Ok(log)
@@ -139,9 +143,6 @@ impl Recovery<'_> {
         let mut without = Vec::new();
         for number in pool.numbers() {
             let segment = *pool.get(number).expect("numbers name segments");
-            if segment.blocks == 0 {
-                continue;
-            }
             let block = self.reader.read(number, segment, 0, 1)?;
             let header = SegmentHeader::decode(&block).map_err(|version| {
                 let reason = format!("the segment has format {version}: use the newer program that wrote it");
@@ -326,6 +327,14 @@ impl Recovery<'_> {
     /// # Errors
     /// `Damaged` when a later record proves that it went on; `Unreadable` when it may go on in a block that cannot be read.
     fn accept_end(&mut self, pool: &Pool, position: LogPosition) -> Result<(), LogError> {
+        let continuations = self.possible_continuations(pool, position);
+        // First, so that the file is named that may have what is missing.
+        let is_lost = |at: &&LogPosition| pool.get(at.segment).is_some_and(|segment| segment.file.is_none());
+        for at in continuations.iter().filter(is_lost) {
+            if let Some(block) = self.unreadable_at(pool, *at)? {
+                return Err(LogError::Unreadable { segment: at.segment, block, sequence: at.sequence });
+            }
+        }
         if let Some(proof) = proof::find(self, pool, position)? {
             return Err(LogError::Damaged {
                 segment: position.segment,
@@ -336,7 +345,7 @@ impl Recovery<'_> {
                 durable: proof.durable,
             });
         }
-        for at in self.possible_continuations(pool, position) {
+        for at in continuations {
             if let Some(block) = self.unreadable_at(pool, at)? {
                 return Err(LogError::Unreadable { segment: at.segment, block, sequence: at.sequence });
             }
@@ -368,10 +377,11 @@ impl Recovery<'_> {
     /// The first block that cannot be read of what may be the record that belongs at `at`, in whatever generation.
     fn unreadable_at(&mut self, pool: &Pool, at: LogPosition) -> Result<Option<u32>, LogError> {
         let segment = *pool.get(at.segment).expect("positions lie in segments");
-        let room = segment.blocks.saturating_sub(at.block);
-        if room == 0 {
-            return Ok(None);
+        if at.block >= segment.blocks {
+            // Behind its end only if the file was cut off.
+            return Ok((at.block > segment.blocks).then_some(segment.blocks));
         }
+        let room = segment.blocks - at.block;
         let first = self.reader.read(at.segment, segment, at.block, 1)?;
         let begins = decode_any_header(&first).is_ok_and(|header| {
             (header.log, header.sequence, header.chain) == (self.known.identity, at.sequence, at.chain)
@@ -484,9 +494,9 @@ fn restore_headers(
     headers: impl Iterator<Item = SegmentHeader>,
 ) -> Result<(), LogError> {
     for header in headers.filter(|header| !pool.is_free(header.segment)) {
-        let segment = *pool.get(header.segment).expect("headers were rebuilt for segments");
+        let Some(segment_file) = pool.get(header.segment).and_then(|segment| segment.file) else { continue };
         let file = file_name(header.segment);
-        match write_header(engine, segment.file, header)? {
+        match write_header(engine, segment_file, header)? {
             Ok(()) => {
                 tracing::error!(
                     segment = header.segment,

@@ -3,6 +3,9 @@
 //! The pool knows every segment and which are free; it asks the engine for new ones ahead of need and never
 //! waits for them. A segment's first block says its number and generation; it is written together with the first
 //! record, so taking a segment into use costs no write of its own.
+//!
+//! A file that the disk does not open any more is a segment of which no block can be read: it is never taken into use again, and what the
+//! map points to in it is damaged. So is one that is shorter than any segment was made.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -12,7 +15,7 @@ use client_lib::BLOCK_SIZE;
 use super::cold::COLD_SEQUENCE;
 use super::record::whole_header;
 use super::{LogPosition, LogSettings, SegmentInfo};
-use crate::io::{FileId, IoEngine, IoKind, IoOp};
+use crate::io::{FileId, IoEngine, IoKind, IoOp, is_loss};
 
 /// Marks a segment's first block.
 const SEGMENT_MAGIC: [u8; 4] = *b"HELS";
@@ -97,7 +100,8 @@ impl SegmentHeader {
 /// A segment file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segment {
-    pub(super) file: FileId,
+    /// `None` when it cannot be opened.
+    pub(super) file: Option<FileId>,
     pub(super) blocks: u32,
     pub(super) generation: u64,
     pub(super) cold: bool,
@@ -150,14 +154,32 @@ pub(super) fn file_name(number: u32) -> String {
     format!("{number:08}.seg")
 }
 
+/// Opens segment file `name` of `size` bytes; `None` when the disk has lost it, in whole or in part.
+fn open(engine: &mut dyn IoEngine, name: &str, size: u64) -> io::Result<Option<FileId>> {
+    let error = match engine.open(name) {
+        Ok(file) if size >= SEGMENT_BYTES_MIN => return Ok(Some(file)),
+        Ok(_) => io::Error::other(format!("it has {size} bytes, and no segment has less than {SEGMENT_BYTES_MIN}")),
+        Err(error) if is_loss(&error) => error,
+        Err(error) => return Err(io::Error::new(error.kind(), format!("{name} cannot be opened: {error}"))),
+    };
+    tracing::error!(file = name, %error, "a segment file cannot be opened: what is needed of it is damaged");
+    Ok(None)
+}
+
 impl Pool {
     /// Opens every segment file there is; which are in use is told later.
+    ///
+    /// # Errors
+    /// When the directory cannot be read, or a file cannot be opened for another reason than that the disk has lost it.
     pub(super) fn open(engine: &mut dyn IoEngine, settings: LogSettings) -> io::Result<Pool> {
         let mut segments = BTreeMap::new();
         for (name, size) in engine.list()? {
             let Some(number) = name.strip_suffix(".seg").and_then(|number| number.parse().ok()) else { continue };
+            let file = open(engine, &name, size)?;
+            // How long one was that cannot be opened may not be known.
+            let size = if file.is_some() { size } else { size.max(settings.segment_bytes) };
             let blocks = (size / u64::from(BLOCK_SIZE)) as u32;
-            segments.insert(number, Segment { file: engine.open(&name)?, blocks, generation: 0, cold: false });
+            segments.insert(number, Segment { file, blocks, generation: 0, cold: false });
         }
         let next_number = segments.last_key_value().map_or(1, |(number, _)| number + 1);
         Ok(Pool {
@@ -193,15 +215,22 @@ impl Pool {
         self.newest_generation = self.newest_generation.max(generation);
     }
 
-    /// Takes a free segment into use, if more than `reserved` are free, under the next generation.
-    pub(super) fn take(&mut self, reserved: usize, cold: bool) -> Option<(u32, Segment)> {
+    /// Something points into this segment, whether or not its file is there: no other gets its number.
+    pub(super) fn note_number(&mut self, number: u32) {
+        self.next_number = self.next_number.max(number.saturating_add(1));
+    }
+
+    /// Takes a free segment into use, if more than `reserved` are free, under the next generation. Returns its number, what it is, and its
+    /// file.
+    pub(super) fn take(&mut self, reserved: usize, cold: bool) -> Option<(u32, Segment, FileId)> {
         if self.free.len() <= reserved {
             return None;
         }
         let number = self.free.pop_front()?;
         self.demand.take();
         self.set_generation(number, self.newest_generation + 1, cold);
-        Some((number, self.segments[&number]))
+        let segment = self.segments[&number];
+        Some((number, segment, segment.file.expect("free segments are open")))
     }
 
     /// Free segments that are kept at hand.
@@ -222,7 +251,7 @@ impl Pool {
         while self.free.len() > self.kept() {
             let Some(number) = self.free.pop_back() else { break };
             let segment = self.segments.remove(&number).expect("a segment that exists");
-            engine.remove(&file_name(number), Some(segment.file))?;
+            engine.remove(&file_name(number), segment.file)?;
         }
         Ok(())
     }
@@ -233,18 +262,22 @@ impl Pool {
         self.full = false;
         self.demand.give_back();
         let segment = *self.segments.get(&number).expect("a segment that exists");
-        let fits = u64::from(segment.blocks) * u64::from(BLOCK_SIZE) >= self.settings.segment_bytes;
+        let is_long = u64::from(segment.blocks) * u64::from(BLOCK_SIZE) >= self.settings.segment_bytes;
+        let fits = is_long && segment.file.is_some();
         if self.free.len() < self.kept() && fits {
             self.free.push_back(number);
             return Ok(());
         }
         self.segments.remove(&number);
-        engine.remove(&file_name(number), Some(segment.file))
+        engine.remove(&file_name(number), segment.file)
     }
 
-    /// Marks a segment as free at recovery.
+    /// Marks a segment as free at recovery. One that cannot be opened is nobody's then; its file stays.
     pub(super) fn add_free(&mut self, number: u32) {
-        self.free.push_back(number);
+        match self.segments.get(&number).expect("a segment that exists").file {
+            Some(_) => self.free.push_back(number),
+            None => drop(self.segments.remove(&number)),
+        }
     }
 
     /// Whether a segment waits to be used.
@@ -305,7 +338,7 @@ impl Pool {
         match result.and_then(|()| engine.open(&file_name(number))) {
             Ok(file) => {
                 let blocks = (self.settings.segment_bytes / u64::from(BLOCK_SIZE)) as u32;
-                self.segments.insert(number, Segment { file, blocks, generation: 0, cold: false });
+                self.segments.insert(number, Segment { file: Some(file), blocks, generation: 0, cold: false });
                 self.free.push_back(number);
                 self.prepared_blocks += u64::from(blocks);
             }

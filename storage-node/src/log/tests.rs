@@ -522,6 +522,20 @@ fn a_log_stored_by_a_guest_vouches_for_nothing() {
     assert_eq!(open(&disk, None).1.len(), 1);
 }
 
+/// The number of a lost segment was given to the next that was made: what the map has in the one pointed into the other then.
+#[test]
+fn the_number_of_a_lost_segment_is_not_used_again() {
+    let disk = SimDisk::new(19);
+    let live = BTreeSet::from([3]);
+    let known = Known { identity: IDENTITY, from: None, live: &live, cold: None };
+    let mut log = Log::recover(Box::new(disk.engine()), settings(), &known, &mut |_| {}).expect("recovers");
+    let (entry, data) = write(1, 1);
+    log.append(entry, data, true, 1).expect("is queued");
+    assert_eq!(acked(&settle(&mut log)), [1]);
+    let numbers: Vec<u32> = log.segments().iter().map(|info| info.segment).collect();
+    assert!(!numbers.is_empty() && numbers.iter().all(|number| *number > 3), "{numbers:?}");
+}
+
 fn randomly(seed: u64) -> impl FnMut(u64) -> u64 {
     let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     move |below: u64| {

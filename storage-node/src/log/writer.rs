@@ -242,9 +242,9 @@ impl Log {
 
     /// Reads `count` neighbouring blocks of a segment; [`Event::Read`] brings `ticket` back. Verifying is the caller's.
     ///
-    /// Of a segment whose file is gone [`Event::Read`] has an error.
+    /// Of a segment whose file is gone, or cannot be opened, [`Event::Read`] has an error.
     pub fn read(&mut self, segment: u32, first_block: u32, count: u32, ticket: u64) {
-        let Some(file) = self.pool.get(segment).map(|segment| segment.file) else {
+        let Some(file) = self.pool.get(segment).and_then(|segment| segment.file) else {
             let result = Err(LogError::Io(format!("the file of segment {segment} is not there")));
             return self.ready.push(Event::Read { ticket, result });
         };
@@ -256,6 +256,12 @@ impl Log {
             buffer: AlignedBuffer::with_room(count as usize * BLOCK),
         };
         self.engine.submit(IoOp { token: token(TOKEN_READ, number), file, kind });
+    }
+
+    /// Whether the file of `segment` is there and could be opened.
+    #[must_use]
+    pub fn can_read(&self, segment: u32) -> bool {
+        self.pool.get(segment).is_some_and(|segment| segment.file.is_some())
     }
 
     /// Starts what can start, blocks at most `timeout` until something finishes, and reports.
@@ -317,7 +323,7 @@ impl Log {
     pub fn free(&mut self, segment: u32) {
         assert!(!self.in_use().contains(&Some(segment)), "segment {segment} is written to");
         if let Some(known) = self.pool.get(segment) {
-            self.dirty.remove(&known.file);
+            known.file.map(|file| self.dirty.remove(&file));
             if let Err(error) = self.pool.give_back(&mut *self.engine, segment) {
                 tracing::warn!(segment, %error, "a segment that is not needed cannot be deleted");
             }
@@ -499,9 +505,9 @@ impl Log {
 
     /// Makes a free segment the active one, if more than `reserved` are free.
     fn roll_over(&mut self, reserved: usize, fresh: &mut bool) -> bool {
-        let Some((segment, taken)) = self.pool.take(reserved, false) else { return false };
+        let Some((segment, taken, file)) = self.pool.take(reserved, false) else { return false };
         *fresh = true;
-        self.active = Some(Active { segment, file: taken.file, blocks: taken.blocks });
+        self.active = Some(Active { segment, file, blocks: taken.blocks });
         self.next = LogPosition { generation: taken.generation, segment, block: SEGMENT_HEADER_BLOCKS, ..self.next };
         true
     }

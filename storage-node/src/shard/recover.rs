@@ -15,6 +15,7 @@ use super::clone::finish_fillings;
 use super::core::{Core, apply_to};
 use super::handle::Role;
 use super::run::VolumeRun;
+use super::scrub::ScrubAction;
 use super::sync::Done;
 use super::{ShardOptions, StartError};
 use crate::io::{Bell, IoEngine};
@@ -105,6 +106,16 @@ pub(super) fn recover_with(
     let passes = store.scrubs()?;
     let is_here = |volume| core.volumes.contains_key(&volume);
     core.scrub.restore(passes, is_here);
+    if let Some(segment) = core.map.usage.live_segments().into_iter().find(|segment| !core.log.can_read(*segment)) {
+        // What lies there is looked for now, while other nodes have it, and not when somebody reads it.
+        tracing::error!(
+            segment,
+            "a segment that holds live blocks is lost: everything stored is verified, to find and repair them"
+        );
+        if let Err(error) = core.scrub(ScrubAction::Start, None) {
+            tracing::error!(%error, "nothing is verified");
+        }
+    }
     let owned: Vec<Entry> = core
         .volumes
         .values()

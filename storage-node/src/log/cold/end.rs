@@ -32,6 +32,7 @@ impl Recovery<'_> {
             return Ok(None);
         }
         let segment = *pool.get(number).expect("used segments exist");
+        let Some(file) = segment.file else { return Ok(None) };
         let moved = self.filled.get(&number).copied().unwrap_or_default();
         let used = kept.map_or(0, |kept| kept.block).max(moved).min(segment.blocks);
         let mut next = self.end_of_copies(number, segment, SEGMENT_HEADER_BLOCKS)?;
@@ -54,7 +55,7 @@ impl Recovery<'_> {
             );
             return Ok(None);
         }
-        Ok(Some(Target { segment: number, file: segment.file, generation, next, copied: next, blocks: segment.blocks }))
+        Ok(Some(Target { segment: number, file, generation, next, copied: next, blocks: segment.blocks }))
     }
 
     /// Behind the records of a cold segment that follow each other from block `next` on.

@@ -172,6 +172,50 @@ fn of_a_segment_whose_file_is_gone_blocks_are_damaged_and_repaired() {
     assert_eq!(read_repairing(&mut owner, &mut replica, 4).expect("is repaired"), [5; 4096]);
 }
 
+/// A segment file that the disk did not open kept the node from starting, whatever lay in it.
+#[test]
+fn of_a_segment_that_cannot_be_opened_blocks_are_damaged_and_repaired() {
+    let (mut owner, mut replica, place) = stopped();
+    owner.disk.shut(&file_of(place));
+    owner.start();
+    owner.activate(3);
+    // Nobody has to read them for that.
+    let mut turns = 0;
+    while owner.report().damaged_blocks < u64::from(BLOCKS) - 1 {
+        turns += 1;
+        assert!(turns < 10_000, "{} are found", owner.report().damaged_blocks);
+    }
+    let refused = read_block(&mut owner, 4).expect_err("is gone");
+    assert!(matches!(refused, StoreError::Corrupt { .. } | StoreError::Damaged { .. }), "{refused}");
+    for block in 1..BLOCKS {
+        assert_eq!(read_repairing(&mut owner, &mut replica, block).expect("is repaired"), [block as u8 + 1; 4096]);
+    }
+    assert_eq!(owner.core().map.usage.live(place.segment), 0);
+    // Nothing needs it any more: it goes, and is never used again.
+    owner.checkpoint().expect("is written");
+    owner.checkpoint().expect("is written");
+    assert!(owner.core().log.segments().iter().all(|info| info.segment != place.segment));
+    owner.restart();
+    owner.activate(4);
+    for block in 1..BLOCKS {
+        assert_eq!(read_block(&mut owner, block).expect("reads"), [block as u8 + 1; 4096]);
+    }
+}
+
+/// Where the log goes on in a file that the disk does not open, nobody can tell what was acked: the node says which file it is.
+#[test]
+fn a_log_that_ends_in_a_segment_that_cannot_be_opened_is_not_opened() {
+    let (mut owner, _, place) = stopped();
+    let newest = owner.disk.written().into_iter().map(|(file, _)| file).max().expect("there are some");
+    assert_ne!(newest, file_of(place));
+    owner.disk.shut(&newest);
+    let Err(StartError::Log { source: source @ LogError::Unreadable { .. }, directory }) = owner.try_start() else {
+        panic!("starts, or for another reason not")
+    };
+    let told = StartError::Log { source, directory }.to_string();
+    assert!(told.contains(&newest) && told.contains("docs/damage.md"), "{told}");
+}
+
 /// The node did not start when the first blocks of a segment could not be read, wherever it lay.
 #[test]
 fn of_a_segment_whose_beginning_is_gone_the_damaged_blocks_are_repaired_and_the_others_served() {
