@@ -176,7 +176,8 @@ pub trait Service: Send + Sync + 'static {
     }
 
     /// The most bytes that the answer to a client's `request` may take, but for a few: a transport has room for as many before it has the
-    /// request served. Asked once for each; who is asked takes no more time than it takes to see what a request is.
+    /// request served. More than none only for what changes nothing: a transport may drop that when nobody waits for the answer any more.
+    /// Asked once for each; who is asked takes no more time than it takes to see what a request is.
     fn answer_bytes_max(&self, _request: &Bytes) -> usize {
         0
     }

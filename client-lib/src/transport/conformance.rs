@@ -438,3 +438,88 @@ async fn answers_of_a_clients_connection_have_a_bound() {
     bounds_answers(UnixTransport::new(&path), over_unix).await;
     node.close().await;
 }
+
+/// Serves nothing before somebody says so, and counts what comes of what it was asked.
+struct Slow {
+    begun: AtomicUsize,
+    done: AtomicUsize,
+    dropped: AtomicUsize,
+    release: Semaphore,
+}
+
+/// A request that [`Slow`] serves.
+struct Begun<'a> {
+    service: &'a Slow,
+    is_done: bool,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        let ended = if self.is_done { &self.service.done } else { &self.service.dropped };
+        ended.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Service for Slow {
+    fn serve(&self, _peer: Option<NodeId>, _class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(async { request })
+    }
+
+    fn serve_client<'a>(&'a self, _client: &'a ClientName, _class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
+        Box::pin(async move {
+            let mut begun = Begun { service: self, is_done: false };
+            self.begun.fetch_add(1, Ordering::SeqCst);
+            drop(self.release.acquire().await);
+            begun.is_done = true;
+            request
+        })
+    }
+
+    fn answer_bytes_max(&self, request: &Bytes) -> usize {
+        if request == "read" { ANSWER_MAX } else { 0 }
+    }
+}
+
+/// A read whose caller had gone was served to its end: it waited for blocks that nobody wanted any more, with room set aside for its answer,
+/// which those who did want something had to wait for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_nobody_waits_for_is_dropped_and_a_write_is_carried_out() {
+    let service = Arc::new(Slow {
+        begun: AtomicUsize::new(0),
+        done: AtomicUsize::new(0),
+        dropped: AtomicUsize::new(0),
+        release: Semaphore::new(0),
+    });
+    let authority = authority("one");
+    let identity = authority.issue(B, Validity::ENDLESS).expect("issued");
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
+    let address = socket.local_addr().expect("bound");
+    let node = QuicTransport::start(QuicOptions { socket, identity }, service.clone()).expect("started");
+    let place = NodePlace { id: B, name: "b".parse().expect("a name"), address };
+    let identity = authority.issue_client(&"host".parse().expect("a name"), vec![place], Validity::ENDLESS);
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
+    let client = QuicTransport::client(socket, &identity.expect("issued")).expect("started");
+
+    let until = async |counter: &AtomicUsize, count: usize| {
+        while counter.load(Ordering::SeqCst) < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    let call = |request: &'static str| {
+        let client = client.clone();
+        tokio::spawn(async move { ask(&*client, Class::Pull, request).await })
+    };
+    // In turn, so that when the read is dropped the node has seen that nobody waits for the write either.
+    let write = call("write");
+    until(&service.begun, 1).await;
+    write.abort();
+    let read = call("read");
+    until(&service.begun, 2).await;
+    read.abort();
+    until(&service.dropped, 1).await;
+    service.release.add_permits(1);
+    until(&service.done, 1).await;
+    assert_eq!(service.dropped.load(Ordering::SeqCst), 1, "the write was carried out");
+    client.close().await;
+    node.close().await;
+}

@@ -121,7 +121,13 @@ pub(super) async fn serve(call: Incoming, request_size_max: usize, budgets: Budg
         Caller::Client(name) => service.serve_client(name, class, request),
         Caller::Nobody => service.serve(None, class, request),
     };
-    let reply = room.hold(reply.await);
+    // What is read for nobody is dropped, with what it holds and waits for. Whatever else was asked is carried out: the caller may have seen
+    // the connection break and nothing more.
+    let reply = tokio::select! {
+        biased;
+        reply = reply => room.hold(reply),
+        _ = send.stopped(), if answer_bytes > 0 => return,
+    };
     if reply.len() > FRAME_SIZE_MAX {
         tracing::error!(?caller, bytes = reply.len(), "a reply is over the frame limit and was not sent");
         let _ = send.reset(CODE_TOO_LARGE);
