@@ -30,6 +30,9 @@ pub const COMMAND_VERSION: u8 = 1;
 /// to say to the new owner does so before.
 pub const ENCLOSED_BYTES_MAX: usize = 64 << 10;
 
+/// How many volumes an owner steps down for in one command. Who owns more proposes several.
+pub const STEP_DOWN_MAX: usize = 512;
+
 /// The end of one volume's epoch, where several end together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Ended {
@@ -140,7 +143,7 @@ pub enum Command {
         /// The number of its last renewal.
         renewals: u64,
     },
-    /// A replica takes the volume from an owner whose lease is out.
+    /// A replica takes the volume from an owner whose lease is out, or which has stepped down.
     Takeover {
         /// The volume.
         volume: VolumeId,
@@ -480,6 +483,17 @@ pub enum Command {
         /// What the key is called.
         name: KeyName,
     },
+    /// The owner has ceased to act for volumes in these epochs, for as long as its present process runs: they may be taken over though
+    /// its lease is not out. What it does not own in the epoch that is named is left out. This is proposed only where every member that
+    /// answers knows of it.
+    StepDown {
+        /// The owner who proposes.
+        node: NodeId,
+        /// The process of the owner that proposes, as numbered by [`Command::NodeStarted`]: with its end this is void.
+        incarnation: u64,
+        /// The volumes, at most [`STEP_DOWN_MAX`], and the epochs of their ownership.
+        volumes: Vec<(VolumeId, Epoch)>,
+    },
 }
 
 impl Command {
@@ -596,6 +610,8 @@ pub enum Response {
     RightsChanged,
     /// The volume is opened by what was asked for.
     VolumeKeysChanged,
+    /// The owner acts no more for those volumes that it owns in the epochs that were named.
+    SteppedDown,
 }
 
 impl Response {

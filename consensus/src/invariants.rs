@@ -13,7 +13,7 @@ type Predicate = fn(&MetaState) -> bool;
 /// The first invariant that does not hold, if any.
 #[must_use]
 pub fn violated(state: &MetaState) -> Option<&'static str> {
-    let all: [(&str, Predicate); 18] = [
+    let all: [(&str, Predicate); 19] = [
         ("node names are unique", node_names_are_unique),
         ("volume names are unique", volume_names_are_unique),
         ("holders are members", holders_are_members),
@@ -32,6 +32,7 @@ pub fn violated(state: &MetaState) -> Option<&'static str> {
         ("what is revoked is not listed", what_is_revoked_is_not_listed),
         ("places are of members, of volumes, and of replicas", places_are_of_what_there_is),
         ("keys are of volumes, and each is another one", keys_are_of_volumes),
+        ("who has stepped down did so in the present epoch", who_has_stepped_down_did_so_in_the_present_epoch),
     ];
     all.into_iter().find(|(_, holds)| !holds(state)).map(|(name, _)| name)
 }
@@ -69,6 +70,10 @@ fn places_are_of_what_there_is(state: &MetaState) -> bool {
 
 fn keys_are_of_volumes(state: &MetaState) -> bool {
     state.all_keys().all(|(volume, keys)| state.volume(volume).is_some() && keys.is_sound())
+}
+
+fn who_has_stepped_down_did_so_in_the_present_epoch(state: &MetaState) -> bool {
+    state.stepped_down().all(|(id, epoch)| state.volume(id).is_some_and(|volume| volume.epoch == epoch))
 }
 
 fn volume_names_are_unique(state: &MetaState) -> bool {

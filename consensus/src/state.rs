@@ -27,6 +27,7 @@ pub mod places;
 mod records;
 pub mod rights;
 mod snapshots;
+mod stepping_down;
 mod table;
 mod volumes;
 
@@ -305,6 +306,8 @@ pub struct MetaState {
     rights: Table<ClientName, ClientRights>,
     /// Of the volumes that are encrypted.
     keys: Table<VolumeId, VolumeKeys>,
+    /// The volumes whose owners act for them no more, and in which epoch: the present one.
+    stepped_down: Table<VolumeId, Epoch>,
 }
 
 impl MetaState {
@@ -320,6 +323,7 @@ impl MetaState {
             && self.places.is(&other.places)
             && self.rights.is(&other.rights)
             && self.keys.is(&other.keys)
+            && self.stepped_down.is(&other.stepped_down)
     }
 
     /// Whether it is certain that this state and another one let in the same. Takes no time.
@@ -340,6 +344,7 @@ impl MetaState {
                 && self.places.joining.has_same(&before.places.joining, volume)
                 && self.places.wanted.has_same(&before.places.wanted, volume)
                 && self.keys.has_same(&before.keys, volume)
+                && self.stepped_down.has_same(&before.stepped_down, volume)
         };
         self.volumes.values().filter(move |volume| concerns_all || !says_the_same(&volume.id))
     }
@@ -434,6 +439,7 @@ impl MetaState {
             }
             Command::AddVolumeKey { volume, check, key } => self.add_volume_key(volume, check, key),
             Command::RemoveVolumeKey { volume, name } => self.remove_volume_key(volume, &name),
+            Command::StepDown { node, incarnation, volumes } => self.step_down(node, incarnation, &volumes),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

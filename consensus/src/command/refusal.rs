@@ -8,6 +8,7 @@ use client_lib::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::STEP_DOWN_MAX;
 use crate::state::access::{CLIENT_CERTIFICATES_MAX, CLIENTS_MAX, REVOKED_MAX};
 use crate::state::places::LABELS_MAX;
 use crate::state::rights::{RULES_MAX, RULES_OF_ALL_MAX};
@@ -302,6 +303,9 @@ pub enum Refusal {
     /// The volume is opened by as many keys as may be.
     #[error("volume {0} is opened by {max} keys, and may be by no more: remove one first", max = KEYS_MAX)]
     TooManyVolumeKeys(VolumeName),
+    /// More volumes than one command has.
+    #[error("an owner steps down for {max} volumes at a time, not for {0}", max = STEP_DOWN_MAX)]
+    TooManyToStepDownFor(usize),
 }
 
 impl From<Refusal> for Error {
@@ -345,7 +349,8 @@ impl From<Refusal> for Error {
             | Refusal::NotEncrypted(_)
             | Refusal::NotItsKey(_)
             | Refusal::LastVolumeKey { .. }
-            | Refusal::TooManyVolumeKeys(_) => ErrorKind::InvalidRequest,
+            | Refusal::TooManyVolumeKeys(_)
+            | Refusal::TooManyToStepDownFor(_) => ErrorKind::InvalidRequest,
             Refusal::SizeChanged { .. }
             | Refusal::LeaseHeld { .. }
             | Refusal::BeingCloned { .. }

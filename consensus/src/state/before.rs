@@ -1,4 +1,5 @@
-//! The state as formats 8, 7, 6, 5 and 4 of the metadata store had it. Format 8 says nothing of places, of what clients may do, and of keys. Format 7 lets everybody in. Format 6 has nothing enclosed either. Formats 5 and 4 have no groups of volumes
+//! The state as formats 10 to 4 of the metadata store had it. Formats 10 and 9, which differ in how it is stored only, know of no owners that have stepped
+//! down. Format 8 says nothing of places, of what clients may do, and of keys. Format 7 lets everybody in. Format 6 has nothing enclosed either. Formats 5 and 4 have no groups of volumes
 //! either, and snapshots of one volume each; volumes of format 4 do not know where the next write takes them and have no policies of propagation, and
 //! links no limits.
 //!
@@ -6,13 +7,34 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use client_lib::cipher::VolumeKeys;
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
-use client_lib::{Epoch, Lsn, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeName, VolumeSize};
+use client_lib::{
+    ClientName, Epoch, Lsn, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeName, VolumeSize,
+};
 use serde::Deserialize;
 
 use super::access::Access;
+use super::places::Places;
+use super::rights::ClientRights;
 use super::table::Table;
 use super::{Enclosure, EpochRecord, Fork, Lease, Made, MetaState, Node, Origin, Snapshot, Volume, VolumeGroup};
+
+/// In the form of formats 10 and 9.
+#[derive(Deserialize)]
+pub(crate) struct State9 {
+    before: State8,
+    places: Places,
+    rights: Table<ClientName, ClientRights>,
+    keys: Table<VolumeId, VolumeKeys>,
+}
+
+impl From<State9> for MetaState {
+    fn from(state: State9) -> MetaState {
+        let State9 { before, places, rights, keys } = state;
+        MetaState { places, rights, keys, ..before.into() }
+    }
+}
 
 /// In the form of format 8.
 #[derive(Deserialize)]

@@ -78,6 +78,7 @@ impl MetaState {
         member.incarnation += 1;
         let incarnation = member.incarnation;
         self.drop_unmade_of(node);
+        self.forget_step_downs_of(node);
         Ok(Response::Started { incarnation })
     }
 }

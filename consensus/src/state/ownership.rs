@@ -61,6 +61,7 @@ impl MetaState {
             volume.source = Some(from);
             let enclosure = enclosed.remove(&id).map(|content| Enclosure { epoch: ended.epoch.next(), content });
             give(volume, to, record(ended));
+            self.forget_step_down(id);
             self.joins_no_more(id, to);
             match enclosure {
                 Some(enclosure) => self.enclosures.insert(id, enclosure),
@@ -92,7 +93,8 @@ impl MetaState {
         if volume.replicas.contains(&to) { Ok(()) } else { Err(Refusal::NotReplica { volume: id, to }) }
     }
 
-    /// The owner's lease is out, so it acks nothing any more, and it cannot have it back and still own the volume. The
+    /// The owner's lease is out, so it acks nothing any more, and it cannot have it back and still own the volume. Or the owner has
+    /// stepped down: it acks nothing in this epoch for as long as its process runs, and none has begun since. The
     /// new owner takes nothing from it after `start` while this is under way; its incarnation says that this still holds.
     pub(super) fn takeover(&mut self, takeover: Takeover) -> Result<Response, Refusal> {
         let Takeover { volume: id, from, epoch, to, incarnation, start } = takeover;
@@ -108,7 +110,7 @@ impl MetaState {
         if volume.has_left(start) {
             return Err(Refusal::LeftBehind { volume: id, node: to, position: start });
         }
-        if !lease.is_out {
+        if !lease.is_out && !self.has_stepped_down(id) {
             return Err(Refusal::LeaseHeld { node: from, renewals: lease.renewals });
         }
         self.require_replica(id, to)?;
@@ -116,6 +118,7 @@ impl MetaState {
         let volume = self.volumes.get_mut(&id).ok_or(Refusal::UnknownVolume(id))?;
         give(volume, to, EpochRecord { epoch, owner: from, final_lsn: start, manifest_digest: 0 });
         self.enclosures.remove(&id);
+        self.stepped_down.remove(&id);
         volume.source = None;
         // Nobody who follows the volume has them any more.
         volume.snapshots.retain(|snapshot| snapshot.made.is_none_or(|made| made.lsn <= start));

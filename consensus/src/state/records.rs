@@ -28,6 +28,7 @@ pub(crate) enum Kind {
     Placement = 12,
     Rights = 13,
     Keys = 14,
+    SteppedDown = 15,
 }
 
 /// Where records are.
@@ -84,12 +85,14 @@ impl MetaState {
             places: Places { joining, labels, wanted },
             rights: load(records, Kind::Rights)?,
             keys: load(records, Kind::Keys)?,
+            stepped_down: load(records, Kind::SteppedDown)?,
         })
     }
 
     /// Tells of every record that has changed since this was asked last, or since the state was loaded.
     pub(crate) fn store_changes(&mut self, changes: &mut impl Changes) -> io::Result<()> {
-        let MetaState { nodes, volumes, leases, links, groups, enclosures, access, places, rights, keys } = self;
+        let MetaState { nodes, volumes, leases, links, groups, enclosures, access, places, rights, keys, stepped_down } =
+            self;
         let Access { removed, clients, revoked } = access;
         let Places { joining, labels, wanted } = places;
         store(nodes, Kind::Node, changes)?;
@@ -105,6 +108,7 @@ impl MetaState {
         store(labels, Kind::Labels, changes)?;
         store(wanted, Kind::Placement, changes)?;
         store(rights, Kind::Rights, changes)?;
-        store(keys, Kind::Keys, changes)
+        store(keys, Kind::Keys, changes)?;
+        store(stepped_down, Kind::SteppedDown, changes)
     }
 }

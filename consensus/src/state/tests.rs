@@ -18,6 +18,7 @@ mod groups;
 mod keys;
 mod places;
 mod rights;
+mod stepping_down;
 
 fn register(id: u64, name: &str) -> Command {
     Command::RegisterNode {
@@ -465,6 +466,11 @@ fn any_command() -> impl Strategy<Value = Command> {
             &[(10, b"news")]
         )),
         (1..4u64).prop_map(|epoch| Command::EnclosureTaken { volume: VolumeId(10), epoch: Epoch(epoch) }),
+        (1..5u64, 0..3u64, 1..4u64).prop_map(|(node, inc, epoch)| stepping_down::step_down(
+            node,
+            inc,
+            &[(10, epoch), (110, 1)]
+        )),
         (1..5u64).prop_map(|node| Command::RemoveNode { node: NodeId(node), was_lost: false, at_ms: 7 }),
     ]
 }

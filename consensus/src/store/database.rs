@@ -22,10 +22,12 @@ use super::state_machine::{State4, State5, State6, State7, State8, State9, take_
 
 /// The version of every value.
 const VALUE_VERSION: u8 = 1;
-/// The version of the database's layout and of the state in it. Others but [`FORMAT_9`] down to [`FORMAT_4`] are refused;
+/// The version of the database's layout and of the state in it. Others but [`FORMAT_10`] down to [`FORMAT_4`] are refused;
 /// those below were of development versions only.
-pub const FORMAT: u64 = 10;
-/// What is taken over when it is found: the state is one value in it.
+pub const FORMAT: u64 = 11;
+/// What is taken over when it is found: nothing is said in it of owners that have stepped down.
+pub(super) const FORMAT_10: u64 = 10;
+/// The same, and the state is one value in it.
 pub(super) const FORMAT_9: u64 = 9;
 /// The same, and nothing is said in it of places, of what clients may do, and of keys.
 pub(super) const FORMAT_8: u64 = 8;
@@ -110,6 +112,8 @@ impl Database {
         match database.get::<u64>(RAFT, b"format")? {
             None => database.put(RAFT, b"format", &FORMAT)?,
             Some(FORMAT) => {}
+            // Its records are read as they are, and its snapshot, too.
+            Some(FORMAT_10) => database.put(RAFT, b"format", &FORMAT)?,
             Some(FORMAT_9) => take_over::<State9>(&database)?,
             Some(FORMAT_8) => take_over::<State8>(&database)?,
             Some(FORMAT_7) => take_over::<State7>(&database)?,

@@ -17,24 +17,22 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::database::{
-    Batch, Database, FORMAT, FORMAT_4, FORMAT_5, FORMAT_6, FORMAT_7, FORMAT_8, FORMAT_9, META, MetaPlace, RAFT,
+    Batch, Database, FORMAT, FORMAT_4, FORMAT_5, FORMAT_6, FORMAT_7, FORMAT_8, FORMAT_9, FORMAT_10, META, MetaPlace,
+    RAFT,
 };
 use super::log_store::LogStore;
 use super::types::{LogId, MetaTypes, Snapshot, SnapshotMeta, StoredMembership};
 use crate::command::Response;
-pub(super) use crate::state::before::{State4, State5, State6, State7, State8};
+pub(super) use crate::state::before::{State4, State5, State6, State7, State8, State9};
 use crate::state::{Changes, Kind, MetaState, Records};
 
 /// The largest snapshot that is sent or taken, in bytes; it travels in one frame.
 pub const SNAPSHOT_BYTES_MAX: usize = 32 << 20;
 
 /// What a snapshot of a state begins with in which there is something that programs of format 7 do not know; twice, if those of format 8
-/// do not know it. An older program would read the rest and drop that; this is no number in its eyes (a varint of postcard ends within
-/// ten bytes), so it refuses all of it, and one that knows the first reads the second so.
+/// do not know it, and three times, if those of format 10 do not. An older program would read the rest and drop that; this is no number in
+/// its eyes (a varint of postcard ends within ten bytes), so it refuses all of it, and one that knows the first reads the second so.
 const NOT_FOR_OLDER: [u8; 10] = [0xff; 10];
-
-/// In the form of format 9: it differs in how it is stored only.
-pub(super) type State9 = MetaState;
 
 /// Where the applied state stands.
 const POSITION: &[u8] = b"position";
@@ -76,6 +74,7 @@ pub(super) fn encode_state(state: &MetaState) -> io::Result<Vec<u8>> {
     let bytes = postcard::to_stdvec(state).map_err(io::Error::other)?;
     // While nothing is in it that they do not know, they read its beginning.
     let marks = match (state.has_only_what_format_8_has(), state.access().is_empty()) {
+        _ if !state.has_only_what_format_10_has() => 3,
         (true, true) => 0,
         (true, false) => 1,
         (false, _) => 2,
@@ -85,14 +84,20 @@ pub(super) fn encode_state(state: &MetaState) -> io::Result<Vec<u8>> {
 
 /// The state of a snapshot, which may have been made by a node that runs the version before.
 pub(super) fn decode_state(bytes: &[u8]) -> postcard::Result<MetaState> {
+    let as_9 =
+        |bytes| postcard::from_bytes(bytes).or_else(|_| postcard::from_bytes::<State9>(bytes).map(MetaState::from));
     let as_8 = |bytes| postcard::from_bytes::<State8>(bytes).map(MetaState::from);
     let as_7 = |bytes| postcard::from_bytes::<State7>(bytes).map(MetaState::from);
-    let Some(marked) = bytes.strip_prefix(&NOT_FOR_OLDER) else {
-        return postcard::from_bytes(bytes).or_else(|_| as_8(bytes)).or_else(|_| as_7(bytes));
-    };
-    match marked.strip_prefix(&NOT_FOR_OLDER) {
-        Some(bytes) => postcard::from_bytes(bytes),
-        None => postcard::from_bytes(marked).or_else(|_| as_8(marked)),
+    let mut rest = bytes;
+    let mut marks = 0;
+    while let Some(marked) = rest.strip_prefix(&NOT_FOR_OLDER).filter(|_| marks < 3) {
+        (rest, marks) = (marked, marks + 1);
+    }
+    match marks {
+        0 => as_9(rest).or_else(|_| as_8(rest)).or_else(|_| as_7(rest)),
+        1 => as_9(rest).or_else(|_| as_8(rest)),
+        2 => as_9(rest),
+        _ => postcard::from_bytes(rest),
     }
 }
 
@@ -190,7 +195,7 @@ pub fn peek(directory: &Path, group: GroupId) -> io::Result<Option<MetaState>> {
     let (database, format) = Database::open_to_read(directory, group)?;
     let applied = match format {
         None => return Ok(None),
-        Some(FORMAT) => Applied::load(&database)?,
+        Some(FORMAT | FORMAT_10) => Applied::load(&database)?,
         Some(FORMAT_9) => Applied::load_before::<State9>(&database)?,
         Some(FORMAT_8) => Applied::load_before::<State8>(&database)?,
         Some(FORMAT_7) => Applied::load_before::<State7>(&database)?,

@@ -16,7 +16,7 @@ use serde::ser::{Serialize, SerializeTuple, Serializer};
 use super::database::{Database, FORMAT, META, MetaPlace, RAFT};
 use super::log_store::LogStore;
 use super::memory::MetaDisk;
-use super::state_machine::{State7, State8, StateMachine, decode_state, encode_state, open, peek};
+use super::state_machine::{State7, State8, State9, StateMachine, decode_state, encode_state, open, peek};
 use super::types::{Entry, LogId, MetaTypes, SnapshotMeta, StoredMembership, Vote};
 use crate::command::{Command, Ended};
 use crate::golden;
@@ -178,7 +178,7 @@ impl Serialize for Raw {
 
 #[tokio::test]
 async fn a_store_of_a_format_before_is_taken_over_once() {
-    taken_over(9, "meta-state.hex").await;
+    taken_over(9, "meta-state-10.hex").await;
     taken_over(8, "meta-state-8.hex").await;
     taken_over(7, "meta-state-7.hex").await;
     taken_over(6, "meta-state-6.hex").await;
@@ -243,6 +243,46 @@ async fn snapshots_go_between_this_version_and_the_one_before() {
     };
     state.apply(40, create).into_result().expect("is applied");
     assert!(read_by_8(&encode_state(&state).expect("plain data")).is_err(), "of keys that version knows nothing");
+}
+
+/// A program of format 10 would drop it, and with that refuse a takeover that others carry out.
+#[tokio::test]
+async fn what_says_who_has_stepped_down_goes_to_no_older_program() {
+    let mut state = decode_state(&golden::read("meta-state-10.hex")).expect("the form of format 10 is read");
+    assert!(!encode_state(&state).expect("plain data").starts_with(&[0xff; 30]));
+    let old = encode_state(&state).expect("plain data");
+    assert!(postcard::from_bytes::<State9>(&old[20..]).is_ok(), "that program reads the beginning");
+    let volumes = vec![(VolumeId(10), Epoch(3))];
+    state.apply(40, Command::StepDown { node: NodeId(1), incarnation: 1, volumes }).into_result().expect("is applied");
+    assert!(state.has_stepped_down(VolumeId(10)));
+    let bytes = encode_state(&state).expect("plain data");
+    assert!(postcard::from_bytes::<State9>(&bytes[20..]).is_err(), "that program refuses all of it");
+    assert_eq!(decode_state(&bytes).expect("reads back"), state);
+}
+
+/// Its records are those of today, but for those of a kind that it did not have.
+#[tokio::test]
+async fn a_store_of_format_10_is_read_as_it_is_and_marked() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = MetaPlace::from(directory.path().to_owned());
+    let meta = SnapshotMeta { last_log_id: Some(log_id(7, 30)), last_membership: StoredMembership::default() };
+    let snapshot = golden::read("meta-state-10.hex");
+    {
+        let (_, mut machine) = open(&place, GroupId::META).expect("opens").storages().expect("reads");
+        machine.install_snapshot(&meta, snapshot.clone()).await.expect("is read");
+    }
+    Database::open(&place, GroupId::META).expect("opens").put(RAFT, b"format", &10u64).expect("is written");
+    let expected = decode_state(&snapshot).expect("reads");
+    assert_eq!(peek(directory.path(), GroupId::META).expect("reads"), Some(expected.clone()));
+    {
+        let (_, mut machine) = open(&place, GroupId::META).expect("opens").storages().expect("reads");
+        let kept = machine.get_current_snapshot().await.expect("reads").expect("is there").snapshot;
+        assert_eq!(kept, snapshot, "in the form in which it came");
+    }
+    let database = Database::open(&place, GroupId::META).expect("opens");
+    assert_eq!(database.get::<u64>(RAFT, b"format").expect("reads"), Some(FORMAT));
+    drop(database);
+    assert_eq!(peek(directory.path(), GroupId::META).expect("reads"), Some(expected));
 }
 
 /// A node of the version before keeps a snapshot as it was sent, with its mark, or in the form of the version before that.

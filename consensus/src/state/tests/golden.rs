@@ -6,10 +6,11 @@ use client_lib::policy::{Class, Durability, LinkPolicy, Mode, Order, Propagation
 use client_lib::rights::{Right, Role};
 use client_lib::{ClientName, Epoch, Lsn, NodeId, SnapshotId, VolumeGroupId, VolumeId, VolumeSize};
 
+use super::stepping_down::step_down;
 use super::{create, expire, hand_over, register, renew, takeover, transfer};
 use crate::command::Command;
 use crate::golden;
-use crate::state::before::{State4, State5, State6, State7, State8};
+use crate::state::before::{State4, State5, State6, State7, State8, State9};
 use crate::state::{Made, MetaState};
 
 fn durability(class: Class) -> Command {
@@ -174,8 +175,8 @@ fn create_encrypted() -> Command {
     }
 }
 
-/// A state with something in every field.
-fn full() -> MetaState {
+/// A state with something in every field that formats 9 and 10 have.
+fn full_of_10() -> MetaState {
     let mut state = full_of_8();
     let withdrawn = Command::ChangeRights {
         client: "host-7".parse().expect("a name"),
@@ -205,6 +206,22 @@ fn full() -> MetaState {
         state.apply(index, command).into_result().expect("is applied");
     }
     state
+}
+
+/// A state with something in every field.
+fn full() -> MetaState {
+    let mut state = full_of_10();
+    state.apply(38, step_down(1, 1, &[(10, 3), (36, 1)])).into_result().expect("is applied");
+    assert_eq!(state.stepped_down().count(), 2);
+    state
+}
+
+/// What a log of today has, and tomorrow's program reads.
+#[test]
+fn the_command_of_stepping_down_is_stored_as_these_bytes() {
+    let command = step_down(2, 300, &[(300, 3), (7, 1)]);
+    golden::check("meta-commands-step-down.hex", &command.encode());
+    assert_eq!(Command::decode(&command.encode()).expect("reads back"), command);
 }
 
 /// What a log of today has, and tomorrow's program reads.
@@ -264,6 +281,14 @@ fn the_state_is_stored_as_these_bytes() {
 }
 
 /// The same state, but for what is new, as the version before wrote it.
+#[test]
+fn the_state_of_format_10_is_read() {
+    let kept = golden::read("meta-state-10.hex");
+    let before: State9 = postcard::from_bytes(&kept).expect("reads");
+    assert_eq!(MetaState::from(before), full_of_10());
+}
+
+/// As the version before that wrote it.
 #[test]
 fn the_state_of_format_8_is_read() {
     let kept = golden::read("meta-state-8.hex");
