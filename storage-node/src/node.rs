@@ -59,6 +59,7 @@ mod propagation;
 pub mod reconcile;
 pub mod rtt;
 pub mod service;
+mod stepping_down;
 pub mod takeover;
 
 /// How long a proposal or a linearizable read may wait for a leader.

@@ -336,6 +336,26 @@ impl Shards {
         self.of(volume)
     }
 
+    /// The shard that has `volume` or is about to have it, if one does.
+    #[must_use]
+    pub fn holder(&self, volume: VolumeId) -> Option<&ShardHandle> {
+        let placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        placed.at.get(&volume).and_then(|at| self.stores[*at].shard.as_ref().ok())
+    }
+
+    /// Whether `volume` is in a store that cannot be opened.
+    #[must_use]
+    pub fn is_refused(&self, volume: VolumeId) -> bool {
+        let placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        placed.at.get(&volume).is_some_and(|at| self.stores[*at].shard.is_err())
+    }
+
+    /// Whether anything was given up with a disk.
+    #[must_use]
+    pub fn lacks_any(&self) -> bool {
+        !self.lost.is_empty()
+    }
+
     /// The directory of the store that has `volume`.
     #[must_use]
     pub fn directory_of(&self, volume: VolumeId) -> Option<&Path> {

@@ -22,6 +22,7 @@ mod pulls;
 mod round_trips;
 pub(crate) mod rules;
 mod space;
+mod stepping_down;
 mod story;
 mod tests;
 mod world;

@@ -264,9 +264,15 @@ fn print_status(status: &VolumeStatus) {
     }
     if let Some(fault) = &status.fault {
         println!("node {} takes no writes of this volume until it is restarted: {fault}", status.owner);
+        let reads = match status.stepped_down {
+            true => {
+                "it has stepped down, so that nothing is read there either until a replica has taken the volume over"
+            }
+            false => "reads go on, from other nodes where the disk fails",
+        };
         println!(
-            "reads go on, from other nodes where the disk fails; next: look at the disk of {} (dmesg, smartctl), then restart node {}; is it lost for good, see docs/disks.md",
-            status.space.store, status.owner
+            "{reads}; next: `helio volume takeover {}` has a replica go on, or look at the disk of {} (dmesg, smartctl), then restart node {}; is it lost for good, see docs/disks.md",
+            status.name, status.space.store, status.owner
         );
     }
     if status.is_full {

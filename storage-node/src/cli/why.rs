@@ -29,6 +29,9 @@ pub(super) fn run(why: &Why, common: &Common) -> anyhow::Result<()> {
     let cluster: ClusterStatus = client.get("/v1/cluster")?;
     let mut sentences = Vec::from_iter(members::lost_majority(&cluster));
     match owner.reachable {
+        _ if owner.stepped_down => {
+            sentences.push(of_owner_that_stepped_down(why.volume.as_str(), &owner, sentences.is_empty()));
+        }
         true => sentences.extend(of_status(&client.get(&path)?)),
         false => sentences.push(of_lost_owner(why.volume.as_str(), &owner, sentences.is_empty())),
     }
@@ -67,6 +70,22 @@ fn of_lost_owner(volume: &str, owner: &OwnerStatus, has_majority: bool) -> Strin
     format!("node {}, which owns the volume in epoch {}, does not answer, {lease}; {next}", owner.owner, owner.epoch)
 }
 
+fn of_owner_that_stepped_down(volume: &str, owner: &OwnerStatus, has_majority: bool) -> String {
+    let next = match owner.takeover_after_ms {
+        _ if owner.replicas.as_ref().is_some_and(Vec::is_empty) => "no other node has its data".to_owned(),
+        _ if !has_majority => "it can be taken over when there is a majority again".to_owned(),
+        None => format!("`helio volume takeover {volume}` gives the volume to a replica at once"),
+        Some(after) => format!(
+            "a replica takes the volume over within {} s of that, as its policy says, or at once by `helio volume takeover {volume}`",
+            after.div_ceil(1000)
+        ),
+    };
+    format!(
+        "node {0}, which owns the volume in epoch {1}, has stepped down, since the store of the volume there has failed: nothing is read or written; {next};          `helio node space --node {0}` and the log of node {0} say what has failed, and restarted with a store that works it goes on as the owner",
+        owner.owner, owner.epoch
+    )
+}
+
 fn of_group(group: &GroupStatus, is_owner_reachable: bool) -> Option<String> {
     let name = &group.name;
     match (&group.advice, is_owner_reachable) {
@@ -94,7 +113,10 @@ fn of_group(group: &GroupStatus, is_owner_reachable: bool) -> Option<String> {
 fn of_status(status: &VolumeStatus) -> Vec<String> {
     let mut sentences = Vec::new();
     if let Some(fault) = &status.fault {
-        sentences.push(format!("node {} takes no writes until it is restarted: {fault}", status.owner));
+        sentences.push(format!(
+            "node {} takes no writes until it is restarted: {fault}; `helio volume takeover {}` has a replica go on",
+            status.owner, status.name
+        ));
     }
     if status.is_full {
         sentences.push(format!(
@@ -227,6 +249,7 @@ mod tests {
             repaired_blocks: 0,
             verified_blocks: 0,
             fault: None,
+            stepped_down: false,
             is_full: false,
             space: VolumeSpace::default(),
             durability: DurabilityStatus::default(),
@@ -341,6 +364,7 @@ mod tests {
             lease_out_for_ms: out_for,
             takeover_after_ms: after,
             replicas: Some(vec!["b".to_owned()]),
+            stepped_down: false,
         };
         for (owner, said) in [
             (owner(2500, 0, None), "its lease is out in 3 s if it is not renewed; `helio volume takeover disk` gives"),
@@ -357,5 +381,16 @@ mod tests {
         let alone = OwnerStatus { replicas: Some(vec![]), ..owner(0, 9000, Some(60_000)) };
         let sentence = of_lost_owner("disk", &alone, true);
         assert!(sentence.ends_with("no other node has its data: the volume is back when node a is"), "{sentence}");
+
+        // It answers, and acts no more.
+        for (after, said) in [
+            (None, "nothing is read or written; `helio volume takeover disk` gives the volume to a replica at once;"),
+            (Some(60_000), "a replica takes the volume over within 60 s of that, as its policy says, or at once"),
+        ] {
+            let owner = OwnerStatus { reachable: true, stepped_down: true, ..owner(2500, 0, after) };
+            let sentence = of_owner_that_stepped_down("disk", &owner, true);
+            assert!(sentence.starts_with("node a, which owns the volume in epoch 3, has stepped down"), "{sentence}");
+            assert!(sentence.contains(said) && sentence.contains("`helio node space --node a`"), "{sentence}");
+        }
     }
 }

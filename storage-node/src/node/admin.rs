@@ -84,7 +84,7 @@ pub struct NodeAdmin {
     wan_bytes: Option<WanBytes>,
     pub(super) meta: MetaRaft,
     pub(super) volumes: Arc<Volumes>,
-    reconciler: Arc<Reconciler>,
+    pub(super) reconciler: Arc<Reconciler>,
     pub(super) peers: PeerClient,
     pub(super) ownership: Arc<dyn OwnershipLog>,
     /// Volumes that are being handed over, taken over or resized by this node.
@@ -605,6 +605,7 @@ impl ForwardedAdmin for NodeAdmin {
                 AdminForward::Rejoin { volume } => json(&self.rejoin_here(volume).await?),
                 AdminForward::About => json(&self.about_here()),
                 AdminForward::Audit { limit } => json(&self.audit_here(limit)?),
+                AdminForward::StepDown { volume, epoch } => json(&self.step_down_here(volume, epoch).await?),
                 AdminForward::ChangeReplicas { volumes, add, remove } => {
                     json(&self.change_replicas_here(volumes, replicas::Wanted { add, remove }).await?)
                 }

@@ -26,6 +26,7 @@ use super::reconcile::{Reconciler, learn_peers};
 use super::service::{NodeService, RaftTransport};
 use super::{
     BootstrapMember, METADATA_DEADLINE, ThisNode, WanBytes, joining, lease, ownership_log, placement, policy, rtt,
+    stepping_down,
 };
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::lease::LeaseCell;
@@ -141,6 +142,7 @@ impl Parts {
             learn_peers(&*transport, me, &place.peer_overrides, &meta.state());
         }
         let incarnation = until_available(&this, || announce(&meta, &this)).await?;
+        until_begun(&meta, me, incarnation).await?;
         tracing::info!(node = %this.name, id = %me, incarnation, "started");
 
         let (exporter, exporting) = place.export.map(Exporter::new).unzip();
@@ -195,6 +197,7 @@ impl Parts {
             tokio::spawn(lease::keep(meta.clone(), me, lease)),
             tokio::spawn(lease::watch_others(meta.clone(), admin.leases())),
             tokio::spawn(policy::take_over_what_is_due(admin.clone())),
+            tokio::spawn(stepping_down::keep(admin.clone())),
             tokio::spawn(placement::keep(admin.clone())),
             tokio::spawn(joining::finish(me, meta.clone(), volumes.clone(), peers.clone())),
         ];
@@ -292,6 +295,14 @@ async fn until_available<T, F: Future<Output = Result<T, Error>>>(
             outcome => return outcome,
         }
     }
+}
+
+/// Waits until those who follow the metadata here see the start of this process: what is applied is shown to them a moment later. An ownership
+/// that they saw before may have been taken over since, from the process before that had stepped down or been found without a lease.
+async fn until_begun(meta: &MetaRaft, me: NodeId, incarnation: u64) -> Result<(), Error> {
+    let has_begun = |state: &Arc<MetaState>| state.node(me).is_some_and(|node| node.incarnation >= incarnation);
+    let stopped = |_| Error::new(ErrorKind::Closed, "consensus has stopped");
+    meta.subscribe().wait_for(has_begun).await.map(drop).map_err(stopped)
 }
 
 /// Tells the cluster where this node is now and that a new process runs it; returns its incarnation.

@@ -156,6 +156,11 @@ impl OwnershipLog for RaftOwnership {
         Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
     }
 
+    fn step_down(&self, volumes: Vec<(VolumeId, Epoch)>) -> BoxFuture<'_, Result<(), Error>> {
+        let command = Command::StepDown { node: self.me, incarnation: self.incarnation(), volumes };
+        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
+    }
+
     fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, Proposed<Epoch>> {
         Box::pin(self.propose_takeover(takeover))
     }

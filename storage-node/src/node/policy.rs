@@ -1,7 +1,8 @@
 //! The policies of volumes: what they are, and changing them. And what happens to a volume whose owner is lost: nothing until
 //! somebody asks, or a takeover by itself after a while.
 //!
-//! Every node that follows a volume with the policy `auto` counts for itself, from when the owner's lease is out as seen here. The
+//! Every node that follows a volume with the policy `auto` counts for itself, from when the owner's lease is out as seen here, or from when
+//! it was seen here to have stepped down. The
 //! replicas begin one after the other, so that one does it and the others see that it is done; if two do it at once, the metadata
 //! lets one of them.
 
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use client_lib::policy::{Rpo, RpoAction};
 use client_lib::wire::admin::{AskTakeover, ChangePolicy, OwnerStatus, ReplicaPolicy, VolumePolicy};
-use client_lib::{Error, ErrorKind, NodeId, VolumeId};
+use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId};
 use consensus::{Command, Lease, MetaState, Response, Volume};
 use futures_util::future::join_all;
 
@@ -42,10 +43,16 @@ const RPO_TARGET_MS_MIN: u64 = 500;
 pub(super) async fn take_over_what_is_due(admin: Arc<NodeAdmin>) {
     let mut states = admin.meta.subscribe();
     let mut not_before: BTreeMap<VolumeId, Duration> = BTreeMap::new();
+    let mut stepped_down = SteppedDown::default();
     loop {
         let state = states.borrow_and_update().clone();
         let leases = &admin.takeovers.leases;
-        let mut watched = due(&state, admin.this.id, |owner, lease| leases.observe(owner, lease));
+        stepped_down.observe(&state, leases.now());
+        let out_at = |volume: &Volume, lease: &Lease| {
+            let out_at = leases.observe(volume.owner, lease);
+            stepped_down.since(volume).map_or(out_at, |since| since.min(out_at))
+        };
+        let mut watched = due(&state, admin.this.id, out_at);
         not_before.retain(|volume, _| watched.contains_key(volume));
         for (volume, pause) in &not_before {
             watched.entry(*volume).and_modify(|due| *due = (*due).max(*pause));
@@ -80,8 +87,28 @@ async fn take_over(admin: &NodeAdmin, meta: &Volume) {
     }
 }
 
-/// When node `me` is to take over which volumes, if their owners do not renew their leases, which are out at `out_at`.
-fn due(state: &MetaState, me: NodeId, out_at: impl Fn(NodeId, &Lease) -> Duration) -> BTreeMap<VolumeId, Duration> {
+/// Since when owners have been seen here to have stepped down.
+#[derive(Default)]
+struct SteppedDown(BTreeMap<VolumeId, (Epoch, Duration)>);
+
+impl SteppedDown {
+    /// `state` is seen at `now`.
+    fn observe(&mut self, state: &MetaState, now: Duration) {
+        self.0.retain(|volume, (epoch, _)| {
+            state.has_stepped_down(*volume) && state.volume(*volume).is_some_and(|volume| volume.epoch == *epoch)
+        });
+        for volume in state.volumes().filter(|volume| state.has_stepped_down(volume.id)) {
+            self.0.entry(volume.id).or_insert((volume.epoch, now));
+        }
+    }
+
+    fn since(&self, volume: &Volume) -> Option<Duration> {
+        self.0.get(&volume.id).map(|(_, since)| *since)
+    }
+}
+
+/// When node `me` is to take over which volumes, if their owners, which cannot act from `out_at` on, do not renew their leases.
+fn due(state: &MetaState, me: NodeId, out_at: impl Fn(&Volume, &Lease) -> Duration) -> BTreeMap<VolumeId, Duration> {
     let when = |volume: &Volume| {
         let after = Duration::from_millis(volume.takeover_after_ms?);
         // It is not for the old owner of an earlier takeover to be the first: it may have left.
@@ -89,7 +116,7 @@ fn due(state: &MetaState, me: NodeId, out_at: impl Fn(NodeId, &Lease) -> Duratio
         let lease = state.lease(volume.owner);
         // An owner that never had a lease has not begun.
         let is_known = lease.renewals > 0;
-        is_known.then(|| (volume.id, out_at(volume.owner, &lease) + after + STAGGER * rank as u32))
+        is_known.then(|| (volume.id, out_at(volume, &lease) + after + STAGGER * rank as u32))
     };
     state.volumes().filter_map(when).collect()
 }
@@ -111,6 +138,7 @@ impl NodeAdmin {
             lease_out_for_ms: ms(now.saturating_sub(out_at)),
             takeover_after_ms: volume.takeover_after_ms,
             replicas: Some(volume.replicas.iter().map(|replica| name_of(&state, *replica)).collect()),
+            stepped_down: state.has_stepped_down(volume.id),
         })
     }
 
@@ -311,5 +339,28 @@ mod tests {
         assert!(at(&state, 1).is_empty(), "the owner itself");
         apply(&mut state, 14, Command::SetTakeover { volume: VolumeId(10), after_ms: None });
         assert!(at(&state, 2).is_empty());
+    }
+
+    #[test]
+    fn an_owner_that_has_stepped_down_is_counted_from_when_that_was_seen() {
+        let mut state = state();
+        let second = Duration::from_secs(1);
+        apply(&mut state, 13, Command::RenewLease { node: NodeId(1), lapses: 0, duration_ms: 1000 });
+        let step_down = |incarnation| {
+            let volumes = vec![(VolumeId(10), Epoch(1))];
+            Command::StepDown { node: NodeId(1), incarnation, volumes }
+        };
+        apply(&mut state, 14, step_down(0));
+        let mut seen = SteppedDown::default();
+        seen.observe(&state, 50 * second);
+        seen.observe(&state, 60 * second);
+        let volume = |state: &MetaState| state.volume(VolumeId(10)).expect("exists").clone();
+        assert_eq!(seen.since(&volume(&state)), Some(50 * second));
+        apply(&mut state, 15, Command::NodeStarted { node: NodeId(1) });
+        seen.observe(&state, 70 * second);
+        assert_eq!(seen.since(&volume(&state)), None, "a new process may act");
+        apply(&mut state, 16, step_down(1));
+        seen.observe(&state, 80 * second);
+        assert_eq!(seen.since(&volume(&state)), Some(80 * second));
     }
 }

@@ -18,6 +18,7 @@ use consensus::{MetaState, Snapshot, Volume};
 use tokio::task::JoinHandle;
 
 use super::access::forget_removed;
+use crate::ownership::ceased::Ceased;
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::enclosure::{self, Enclosure};
 use crate::ownership::gate::{Phase, View};
@@ -89,6 +90,7 @@ pub struct Reconciler {
     metadata: Arc<NewestMetadata>,
     log: Arc<dyn OwnershipLog>,
     peer_overrides: BTreeMap<NodeName, SocketAddr>,
+    ceased: Arc<Ceased>,
     propagation: Mutex<BTreeMap<VolumeId, Propagation>>,
 }
 
@@ -104,7 +106,14 @@ impl Reconciler {
         log: Arc<dyn OwnershipLog>,
         peer_overrides: BTreeMap<NodeName, SocketAddr>,
     ) -> Reconciler {
-        Reconciler { me, volumes, shards, peers, metadata, log, peer_overrides, propagation: Mutex::default() }
+        let (ceased, propagation) = (Arc::default(), Mutex::default());
+        Reconciler { me, volumes, shards, peers, metadata, log, peer_overrides, ceased, propagation }
+    }
+
+    /// The ownerships that this process takes up no more, since it steps down.
+    #[must_use]
+    pub fn ceased(&self) -> &Ceased {
+        &self.ceased
     }
 
     /// Where the replicas of an owned volume are; `None` when it is not owned here.
@@ -320,6 +329,11 @@ impl Reconciler {
         let enclosed = state.enclosed(meta.id);
         tracing::debug!(volume = %meta.name, epoch = %meta.epoch, "taking up the ownership");
         self.shards.require_not_lost(meta.id, &meta.name, meta.epoch)?;
+        // Until it is taken up, or not: nobody steps down for it meanwhile.
+        let _turn = self.ceased.turn().await;
+        if self.ceased.has(meta.id, meta.epoch) {
+            return Err(store_failure(StoreError::SteppedDown(meta.id)));
+        }
         if let Some(enclosed) = enclosed {
             // Not made durable first: metadata keeps it until it is.
             Enclosure::decode(enclosed)?.take(volume, false).await?;
@@ -415,6 +429,9 @@ impl Reconciler {
     /// Sends to those that are replicas now, in the same epoch, and nothing more to those that are not: nobody waits for them, and nothing
     /// is kept for them.
     fn follow_replicas(&self, volume: &Arc<ServedVolume>, state: &MetaState, meta: &Volume) {
+        if self.ceased.has(meta.id, meta.epoch) {
+            return;
+        }
         let mut propagation = self.propagation.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(running) = propagation.get_mut(&meta.id).filter(|running| running.epoch == meta.epoch) else { return };
         let gone: Vec<NodeId> = running.senders.keys().copied().filter(|it| !meta.replicas.contains(it)).collect();
@@ -435,6 +452,15 @@ impl Reconciler {
         }
     }
 
+    /// Sends nothing more of a volume for which this process has ceased to act: a replica that comes to hold more than the one that takes it over,
+    /// after that has asked around, would have left the volume.
+    pub(super) fn send_no_more(&self, volume: VolumeId) {
+        let mut propagation = self.propagation.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = propagation.get_mut(&volume) {
+            std::mem::take(&mut running.senders).values().for_each(JoinHandle::abort);
+        }
+    }
+
     fn stop_propagation(&self, volume: VolumeId) {
         self.propagation.lock().unwrap_or_else(PoisonError::into_inner).remove(&volume);
     }
@@ -444,7 +470,15 @@ impl Reconciler {
 /// forgotten, unless it is held here: then this node has left the volume.
 pub async fn follow(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
     let _hold = volume.intake.hold().await;
-    let mut report = volume.shard.deactivate(meta.id, meta.epoch).await.map_err(store_failure)?;
+    let mut report = match volume.shard.deactivate(meta.id, meta.epoch).await {
+        Ok(report) => report,
+        Err(error) => {
+            if volume.shard.fault().is_some() {
+                follow_without_store(volume, meta).await;
+            }
+            return Err(store_failure(error));
+        }
+    };
     let common = meta.common_with(report.known);
     if common < report.known {
         report = match report.rejoining {
@@ -475,6 +509,19 @@ pub async fn follow(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
     volume.standing.set_tail(tail);
     volume.gate.set(View { owner: meta.owner, epoch: meta.epoch, phase: Phase::Elsewhere });
     Ok(())
+}
+
+/// The same where the store takes no writes: nothing can be noted there, and nothing goes back to where a takeover left it, until the node is
+/// started with a store that works, and comes here again. Until then it acts as no owner, tells what its tail is, and passes clients on.
+async fn follow_without_store(volume: &ServedVolume, meta: &Volume) {
+    if let Ok(report) = volume.shard.report(meta.id).await
+        && meta.has_left(report.held)
+    {
+        let from = meta.common_with(report.held);
+        let blocks = volume.shard.changed_blocks(meta.id, from).await.unwrap_or_default();
+        volume.standing.set_tail(Some(Tail { from, to: report.held, blocks }));
+    }
+    volume.gate.set(View { owner: meta.owner, epoch: meta.epoch, phase: Phase::Elsewhere });
 }
 
 /// Drops what is held here of a volume of which this node is no replica any more. A tail that a takeover cut off stays: nobody else has it.

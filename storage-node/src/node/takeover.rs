@@ -202,7 +202,7 @@ impl NodeAdmin {
         if let Some(to) = to {
             may_take_over(&state, volume, to)?;
         }
-        let mut is_last = request.to.is_some();
+        let (mut is_last, mut is_asked, mut is_again) = (request.to.is_some(), false, false);
         let (surveys, to, holding, shown, taken) = loop {
             let surveys = join_all(volume.replicas.iter().map(|node| self.survey(&state, volume.id, *node))).await;
             let chosen = choose(volume, state.places(), &surveys, to, self.this.id, request.behind)?;
@@ -217,8 +217,16 @@ impl NodeAdmin {
                 from: name_of(&state, volume.owner),
                 to: name_of(&state, to),
             };
+            if !std::mem::replace(&mut is_asked, true) && self.keeps_others_waiting(volume) {
+                // Not before it is known that there is somebody to go on: from then on not even reads are answered.
+                self.have_owner_step_down(volume).await;
+            }
             match self.see_through(volume, to, request.behind, &shown).await {
                 Ok(taken) => break (surveys, to, holding, shown, taken),
+                // The one that takes over had heard of a renewal after the others had heard that the owner steps down.
+                Err(error) if error.kind() == ErrorKind::Busy && !is_again && self.has_stepped_down(volume) => {
+                    is_again = true
+                }
                 // While the lease was waited out another one has come to hold more, and nothing more is to come.
                 Err(error) if error.kind() == ErrorKind::InvalidRequest && !is_last => {
                     tracing::info!(volume = %name, node = %shown.to, %error, "another one is asked to take over");
@@ -251,6 +259,20 @@ impl NodeAdmin {
                 .map(|(survey, _)| survey.name.clone())
                 .collect(),
         })
+    }
+
+    /// Whether the lease of the volume's owner must be waited for.
+    fn keeps_others_waiting(&self, volume: &Volume) -> bool {
+        let lease = self.meta.state().lease(volume.owner);
+        let out_at = self.takeovers.leases.observe(volume.owner, &lease);
+        !lease.is_out && out_at > self.takeovers.leases.now() && !self.has_stepped_down(volume)
+    }
+
+    /// Whether its owner has ceased to act for it, as far as this node has heard.
+    fn has_stepped_down(&self, volume: &Volume) -> bool {
+        let state = self.meta.state();
+        let is_it = state.volume(volume.id).is_some_and(|now| now.epoch == volume.epoch);
+        is_it && state.has_stepped_down(volume.id)
     }
 
     /// Has node `to` take over, and waits until it has.

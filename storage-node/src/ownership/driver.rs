@@ -118,6 +118,13 @@ pub trait OwnershipLog: Send + Sync + 'static {
     /// The refusal: it has been renewed. `Unavailable` when consensus cannot be reached: it may have been committed.
     fn expire(&self, node: NodeId, renewals: u64) -> BoxFuture<'_, Result<(), Error>>;
 
+    /// Proposes that this process, which owns `volumes` in these epochs, has ceased to act for them: it must have. May be repeated; what is
+    /// not owned any more does not matter.
+    ///
+    /// # Errors
+    /// The refusal; `Unavailable` when consensus cannot be reached: it may have been committed.
+    fn step_down(&self, volumes: Vec<(VolumeId, Epoch)>) -> BoxFuture<'_, Result<(), Error>>;
+
     /// Proposes a takeover by this node; tells the new epoch.
     fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, Proposed<Epoch>>;
 

@@ -2,7 +2,7 @@
 //!
 //! Events in, effects out, as in [`super::handover`]. What must hold, whatever fails and whenever:
 //!
-//! - nothing is proposed before consensus has agreed that the owner's lease is out;
+//! - nothing is proposed before consensus has agreed that the owner's lease is out, or that the owner has stepped down;
 //! - from the moment at which this replica says what it holds until it knows the outcome, it takes nothing more from the
 //!   owner that is being left: what it proposes to begin with is exactly what it begins with;
 //! - a proposal whose outcome is unknown is resolved as a handover's is, before anything goes on.
@@ -39,7 +39,7 @@ enum State {
 pub struct Seen {
     /// The number of its last renewal.
     pub renewals: u64,
-    /// Whether consensus has agreed that it is out.
+    /// Whether consensus has agreed that it is out, or that the owner acts no more, whatever its lease: it has stepped down.
     pub is_out: bool,
     /// When it will be out for certain, if it is not renewed.
     pub out_at: Duration,

@@ -199,6 +199,8 @@ pub enum AdminForward {
     ChangeReplicas { volumes: Vec<VolumeId>, add: BTreeSet<client_lib::NodeId>, remove: BTreeSet<client_lib::NodeId> },
     /// Where the time of a volume's operations goes: of these kinds, or of all if there are none, for so long, with so many single ones.
     Trace { volume: VolumeId, kinds: Vec<String>, for_ms: u64, slowest: u32 },
+    /// The node asked is to step down as the owner of a volume in `epoch`, if its store has failed.
+    StepDown { volume: VolumeId, epoch: Epoch },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

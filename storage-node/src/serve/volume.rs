@@ -722,6 +722,7 @@ pub fn store_failure(error: StoreError) -> Error {
         | StoreError::ManifestGap { .. }
         | StoreError::Untold(_)
         | StoreError::Syncing(_)
+        | StoreError::SteppedDown(_)
         | StoreError::NoParts(_)
         | StoreError::Unopened { .. } => ErrorKind::Unavailable,
         StoreError::Corrupt { .. } | StoreError::Damaged { .. } => ErrorKind::Corrupt,

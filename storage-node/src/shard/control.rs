@@ -124,6 +124,9 @@ impl Core {
         if let Err(error) = run.require_owner() {
             return Done::Durable(reply).fail(error);
         }
+        if run.has_ceased() {
+            return Done::Durable(reply).fail(StoreError::SteppedDown(volume));
+        }
         if when == FreezeWhen::Flushed && !run.frozen && !run.is_flushed() {
             return Done::Durable(reply).fail(StoreError::NotFlushed(volume));
         }

@@ -312,6 +312,7 @@ impl Core {
             }
             Request::Activate { volume, epoch, acts_under, reply } => self.activate(volume, epoch, acts_under, reply),
             Request::Arm { volume, epoch, acts_under, reply } => drop(reply.send(self.arm(volume, epoch, acts_under))),
+            Request::Cease { volume, epoch, reply } => drop(reply.send(self.cease(volume, epoch))),
             Request::Deactivate { volume, epoch, reply } => self.deactivate(volume, epoch, reply),
             Request::Freeze { volume, when, reply } => self.freeze(volume, when, reply),
             Request::Thaw { volume, reply } => drop(reply.send(self.thaw(volume))),

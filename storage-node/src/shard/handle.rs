@@ -214,6 +214,7 @@ pub enum Request {
     ResidentParts { volume: VolumeId, first: u64, blocks: u32, parts: u32, reply: Reply<Vec<Resident>> },
     Activate { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<VolumeReport> },
     Arm { volume: VolumeId, epoch: Epoch, acts_under: Option<u64>, reply: Reply<()> },
+    Cease { volume: VolumeId, epoch: Epoch, reply: Reply<()> },
     Deactivate { volume: VolumeId, epoch: Epoch, reply: Reply<VolumeReport> },
     Freeze { volume: VolumeId, when: FreezeWhen, reply: Reply<Lsn> },
     Thaw { volume: VolumeId, reply: Reply<()> },
@@ -569,6 +570,13 @@ impl ShardHandle {
         self.ask(|reply| Request::Arm { volume, epoch, acts_under, reply }).await
     }
 
+    /// Nothing is answered any more as the owner of `epoch`, or of an earlier one, for as long as the shard runs, whatever the lease and
+    /// whoever arms it: this node is about to propose that it has stepped down. What waits for an answer is refused once another node owns the
+    /// volume. Changes nothing that is stored, so a store that takes no writes can be asked for it. Idempotent.
+    pub async fn cease(&self, volume: VolumeId, epoch: Epoch) -> Result<(), StoreError> {
+        self.ask(|reply| Request::Cease { volume, epoch, reply }).await
+    }
+
     /// Becomes a replica under `epoch` (the new owner's), logged and synced. Idempotent.
     pub async fn deactivate(&self, volume: VolumeId, epoch: Epoch) -> Result<VolumeReport, StoreError> {
         self.ask(|reply| Request::Deactivate { volume, epoch, reply }).await
@@ -577,7 +585,7 @@ impl ShardHandle {
     /// Refuses new writes with `Frozen`, waits for those under way, syncs, and returns the final LSN. Idempotent.
     ///
     /// # Errors
-    /// `NotFlushed` when it is to be frozen only after a flush, and something was written since; `NotOwner`.
+    /// `NotFlushed` when it is to be frozen only after a flush, and something was written since; `NotOwner`; `SteppedDown`.
     pub async fn freeze(&self, volume: VolumeId, when: FreezeWhen) -> Result<Lsn, StoreError> {
         self.ask(|reply| Request::Freeze { volume, when, reply }).await
     }

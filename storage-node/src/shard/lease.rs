@@ -4,6 +4,8 @@
 //! its hands finds its lease out. While it is out an answer is held, not failed, since the client would write again what may
 //! be there already. If the lease comes back under the same number nobody took the volume over meanwhile, and the answer
 //! holds; if this node has lost the volume, it is refused.
+//!
+//! Whoever steps down, because its store has failed, is to the shard as one whose lease never comes back in that epoch.
 
 use std::time::Duration;
 
@@ -44,7 +46,7 @@ impl Held {
 impl Core {
     /// Whether the lease allows answers for the ownership of `run`, at this moment.
     fn allows(&self, run: &VolumeRun) -> bool {
-        run.acts_under.is_some_and(|lapses| self.options.lease.allows(lapses))
+        !run.has_ceased() && run.acts_under.is_some_and(|lapses| self.options.lease.allows(lapses))
     }
 
     /// Gives the answer, holds it back while the lease is out, or refuses it when the volume is owned here no more.
@@ -71,6 +73,22 @@ impl Core {
         let run = self.volumes.get_mut(&volume).ok_or(StoreError::UnknownVolume(volume))?;
         if run.epoch == epoch {
             run.acts_under = acts_under;
+        }
+        Ok(())
+    }
+
+    /// This node acts for the volume no more in `epoch`, whatever arms it: what is under way is held from now on.
+    pub(super) fn cease(&mut self, volume: VolumeId, epoch: Epoch) -> Result<(), StoreError> {
+        let run = self.volumes.get_mut(&volume).ok_or(StoreError::UnknownVolume(volume))?;
+        run.ceased = run.ceased.max(epoch);
+        if run.has_ceased() {
+            // Who freezes, or rolls back, waits for what is held, which may be for ever.
+            for reply in std::mem::take(&mut run.freezers) {
+                drop(reply.send(Err(StoreError::SteppedDown(volume))));
+            }
+            if let Some(job) = run.take_draining_rollback() {
+                job.fail(&StoreError::SteppedDown(volume));
+            }
         }
         Ok(())
     }

@@ -143,6 +143,11 @@ impl VolumeRun {
         }
     }
 
+    /// A rollback that waits for what is under way, and has changed nothing yet.
+    pub(super) fn take_draining_rollback(&mut self) -> Option<RollbackJob> {
+        self.rollback.take_if(|job| matches!(job.stage, Stage::Draining))
+    }
+
     /// Whether the next turn can do something about a rollback.
     pub(super) fn has_rollback_work(&self, may_change_pages: bool) -> bool {
         match self.rollback.as_ref().map(|job| &job.stage) {

@@ -61,6 +61,8 @@ pub(super) struct VolumeRun {
     pub(super) flushed: Lsn,
     /// The number of lapses under which the ownership was taken up.
     pub(super) acts_under: Option<u64>,
+    /// Up to which epoch this node acts for it no more, if it owned it then: it has stepped down.
+    pub(super) ceased: Epoch,
     /// Answers that wait for the node's lease.
     pub(super) held: Vec<Held>,
     pub(super) freezers: Vec<Reply<Lsn>>,
@@ -101,6 +103,7 @@ impl VolumeRun {
             frozen: false,
             flushed: state.known,
             acts_under: None,
+            ceased: Epoch(0),
             held: Vec::new(),
             freezers: Vec::new(),
             flights: VecDeque::new(),
@@ -152,6 +155,11 @@ impl VolumeRun {
             Role::Owner => Ok(()),
             Role::Replica => Err(StoreError::NotOwner { volume: self.state.id, epoch: self.epoch }),
         }
+    }
+
+    /// Whether this node has stepped down as the owner of the present epoch.
+    pub(super) fn has_ceased(&self) -> bool {
+        self.ceased >= self.epoch
     }
 
     /// Refuses what lies beyond the end.

@@ -127,6 +127,7 @@ impl Request {
             Request::Delete { reply, .. }
             | Request::DeleteSnapshot { reply, .. }
             | Request::Arm { reply, .. }
+            | Request::Cease { reply, .. }
             | Request::Thaw { reply, .. }
             | Request::Release { reply, .. }
             | Request::Prune { reply, .. }
@@ -214,6 +215,7 @@ impl Request {
             | Request::ReadVersions { volume, .. } => Some(*volume),
             Request::List { .. }
             | Request::Delete { .. }
+            | Request::Cease { .. }
             | Request::Snapshots { .. }
             | Request::Report { .. }
             | Request::Vouch { .. }

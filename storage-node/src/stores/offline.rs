@@ -259,6 +259,12 @@ impl Lost {
         Ok(read(&data.join(LOST_FILE))?.unwrap_or_default())
     }
 
+    /// Whether nothing is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.volumes.is_empty()
+    }
+
     /// Whether what this node wrote to `volume` as the owner of `epoch` is lost.
     #[must_use]
     pub fn has(&self, volume: VolumeId, epoch: Epoch) -> bool {

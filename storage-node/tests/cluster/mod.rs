@@ -133,6 +133,13 @@ impl OwnershipLog for TestLog {
         Box::pin(async move { self.meta.propose(Command::ExpireLease { node, renewals }).map(drop) })
     }
 
+    fn step_down(&self, volumes: Vec<(VolumeId, Epoch)>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let (node, incarnation) = (self.me, self.incarnation());
+            self.meta.propose(Command::StepDown { node, incarnation, volumes }).map(drop)
+        })
+    }
+
     fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, Proposed<Epoch>> {
         let TakeoverProposal { volume, from, epoch, start } = takeover;
         Box::pin(async move {

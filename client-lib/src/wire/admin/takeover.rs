@@ -85,6 +85,10 @@ pub struct OwnerStatus {
     /// The nodes that follow; `null` from a node that does not tell yet.
     #[serde(default)]
     pub replicas: Option<Vec<String>>,
+    /// Whether it has ceased to act as the owner, until it is restarted, since the volume's store there has failed: its lease is not
+    /// waited for in a takeover.
+    #[serde(default)]
+    pub stepped_down: bool,
 }
 
 /// Asks a node that has left a volume to drop what it holds and follow again.

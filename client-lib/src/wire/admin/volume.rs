@@ -220,6 +220,10 @@ pub struct VolumeStatus {
     /// Why the owner takes no writes until it is restarted; `null` when it does.
     #[serde(default)]
     pub fault: Option<String>,
+    /// Whether the owner has ceased to act for it, until its node is restarted, since its store has failed: nothing is read or written, and
+    /// a takeover waits for nothing.
+    #[serde(default)]
+    pub stepped_down: bool,
     /// Whether the owner's store refused the last write, of this or another volume, for want of space; `false` from a node that
     /// does not tell yet.
     #[serde(default)]

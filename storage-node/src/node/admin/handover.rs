@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use client_lib::clock::{Clock, SystemClock};
 use client_lib::wire::admin::{CancelledMigrate, Migrate, MigrateReport, OnWrite, OnWriteStatus};
-use client_lib::{Error, ErrorKind, NodeId, VolumeId};
+use client_lib::{Error, ErrorKind, NodeId, VolumeId, VolumeName};
 use consensus::{Command, MetaState, Refusal, Response, Volume};
 use tokio_util::sync::CancellationToken;
 
@@ -266,20 +266,32 @@ impl Busy {
         Busy::with(busy, volume, Some(cancel))
     }
 
+    /// Of a volume that this node may not serve.
+    pub(in crate::node) fn stepping_down(busy: BusyVolumes, volume: &Volume) -> Result<Busy, Error> {
+        Busy::of(busy, (volume.id, &volume.name), None)
+    }
+
     fn with(busy: BusyVolumes, volume: &ServedVolume, cancel: Option<CancellationToken>) -> Result<Busy, Error> {
-        match busy.lock().unwrap_or_else(PoisonError::into_inner).entry(volume.id) {
+        Busy::of(busy, (volume.id, &volume.name), cancel)
+    }
+
+    fn of(
+        busy: BusyVolumes,
+        (id, name): (VolumeId, &VolumeName),
+        cancel: Option<CancellationToken>,
+    ) -> Result<Busy, Error> {
+        match busy.lock().unwrap_or_else(PoisonError::into_inner).entry(id) {
             Entry::Vacant(place) => drop(place.insert(cancel)),
             Entry::Occupied(_) => {
                 return Err(Error::new(
                     ErrorKind::Busy,
                     format!(
-                        "volume {} is being handed over, taken over, resized, or kept as a snapshot of its group already; wait for that to end",
-                        volume.name
+                        "volume {name} is being handed over, taken over, resized, or kept as a snapshot of its group already; wait for that to end"
                     ),
                 ));
             }
         }
-        Ok(Busy { busy, volume: volume.id })
+        Ok(Busy { busy, volume: id })
     }
 }
 

@@ -21,6 +21,9 @@ const CONFIRM_PATIENCE: Duration = Duration::from_secs(5);
 /// The format of metadata that has places, what clients may do, and keys of volumes.
 const FORMAT_9: u64 = 9;
 
+/// The format of metadata that has owners which have stepped down.
+const FORMAT_11: u64 = 11;
+
 /// How often they are asked.
 const CONFIRM_LOOK: Duration = Duration::from_millis(50);
 
@@ -130,6 +133,11 @@ impl NodeAdmin {
     pub(super) async fn require_places_known(&self, state: &MetaState) -> Result<(), Error> {
         let what = "replicas that change, labels and rules of placement";
         self.require_format(state, None, FORMAT_9, what).await
+    }
+
+    /// The same of programs that would refuse a takeover from an owner which has stepped down.
+    pub(in crate::node) async fn require_stepping_down_known(&self, state: &MetaState) -> Result<(), Error> {
+        self.require_format(state, None, FORMAT_11, "owners that step down").await
     }
 
     /// One that does not answer is not known to be old; if it is, it stops at such a command, and goes on when it is upgraded.

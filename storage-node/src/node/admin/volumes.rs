@@ -198,6 +198,7 @@ impl NodeAdmin {
             repaired_blocks: report.repaired_blocks,
             verified_blocks: report.verified_blocks,
             fault: report.fault,
+            stepped_down: state.has_stepped_down(meta.id),
             is_full: report.is_full,
             space: self.volume_space(&volume).await?,
             durability,

@@ -179,7 +179,8 @@ impl Driver {
         }
     }
 
-    /// The owner's lease as metadata has it, if there is still something to take over.
+    /// The owner's lease as metadata has it, if there is still something to take over. One that has stepped down in this epoch is as good as
+    /// out, and stays so: only a new process of that node could act again, whose start makes the proposal void.
     fn look(&self, state: &MetaState) -> Event {
         let meta = state.volume(self.volume.id);
         if let Some((owner, epoch)) = meta.map(|meta| (meta.owner, meta.epoch)).filter(|now| now.1 != self.epoch) {
@@ -192,7 +193,8 @@ impl Driver {
         }
         let lease = state.lease(self.from);
         let out_at = self.leases.observe(self.from, &lease);
-        Event::Looked { now: self.leases.now(), lease: Seen { renewals: lease.renewals, is_out: lease.is_out, out_at } }
+        let is_out = lease.is_out || state.has_stepped_down(self.volume.id);
+        Event::Looked { now: self.leases.now(), lease: Seen { renewals: lease.renewals, is_out, out_at } }
     }
 
     /// The refusal to take over from an owner that is not lost.

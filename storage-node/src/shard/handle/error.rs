@@ -29,6 +29,11 @@ pub enum StoreError {
     /// Writes are held while the volume is handed over: wait for the outcome, then try again.
     #[error("the volume is frozen for a handover or a snapshot of its group")]
     Frozen(VolumeId),
+    /// This node owns the volume and acts for it no more, until it is started anew or another node has taken the volume over.
+    #[error(
+        "this node has stepped down as the owner of volume {0}, since its store has failed: `helio volume takeover` gives the volume to a replica"
+    )]
+    SteppedDown(VolumeId),
     /// Something was written since the last flush, or is under way.
     #[error("the volume is in use where it is: something was written there since the last flush")]
     NotFlushed(VolumeId),

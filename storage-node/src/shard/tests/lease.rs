@@ -150,3 +150,60 @@ fn a_shard_without_a_lease_stops() {
     assert_eq!(rig.wait(write), Err(StoreError::Stopped));
     assert_eq!(rig.report().known, Lsn::new(Epoch(1), 1), "it is in the log all the same");
 }
+
+fn cease(rig: &mut Rig, epoch: u64) {
+    rig.ask(|reply| Request::Cease { volume: VOLUME, epoch: Epoch(epoch), reply }).expect("is noted");
+}
+
+/// The lease of a node lasts while a store of it has failed; others were told that they need not wait for it.
+#[test]
+fn an_owner_that_has_stepped_down_answers_nothing_under_any_lease_and_refuses_when_another_has_the_volume() {
+    let (mut rig, _, cell) = owner();
+    rig.write_block(0, 1).expect("within the lease");
+    let mut write = rig.send_write(4096, vec![2; 4096], false);
+    cease(&mut rig, 1);
+    let mut read =
+        rig.send(|reply| Request::Read { volume: VOLUME, moment: Moment::Now, offset: 0, length: 512, reply });
+    let mut vouch = rig.send(|reply| Request::Vouch { volume: VOLUME, reply });
+    turns(&mut rig);
+    // Neither a later lease, nor being armed, nor taken up once more, brings it back.
+    cell.hold(Terms { lapses: 1, until: LEASE * 2 });
+    arm(&mut rig, Some(1));
+    let activate = rig.send(|reply| Request::Activate { volume: VOLUME, epoch: Epoch(1), acts_under: Some(1), reply });
+    rig.wait(activate).expect("is the owner");
+    turns(&mut rig);
+    assert_eq!(write.try_recv(), Err(TryRecvError::Empty));
+    assert_eq!(read.try_recv(), Err(TryRecvError::Empty));
+    assert_eq!(vouch.try_recv(), Err(TryRecvError::Empty));
+    let frozen = rig.ask(|reply| Request::Freeze { volume: VOLUME, when: FreezeWhen::Always, reply });
+    assert_eq!(frozen, Err(StoreError::SteppedDown(VOLUME)), "it would wait for those");
+
+    // Its store takes no writes, so that the new role is not stored; it is in force all the same.
+    rig.disk.fail_after(0);
+    let deactivated = rig.ask(|reply| Request::Deactivate { volume: VOLUME, epoch: Epoch(2), reply });
+    assert!(matches!(deactivated, Err(StoreError::Poisoned(_))), "{deactivated:?}");
+    let refusal = StoreError::NotOwner { volume: VOLUME, epoch: Epoch(2) };
+    assert_eq!(rig.wait(write), Err(refusal.clone()));
+    assert_eq!(rig.wait(read).map(drop), Err(refusal.clone()));
+    assert_eq!(rig.wait(vouch), Err(refusal));
+    let read = rig.ask(|reply| Request::Read { volume: VOLUME, moment: Moment::Now, offset: 0, length: 512, reply });
+    assert!(matches!(read, Err(StoreError::NotOwner { .. })), "{read:?}");
+}
+
+#[test]
+fn a_later_ownership_is_acted_upon() {
+    let (mut rig, _, _) = owner();
+    cease(&mut rig, 1);
+    rig.deactivate(2);
+    rig.activate(3);
+    rig.write_block(0, 1).expect("is acked");
+    // It had not been taken up when it was given up.
+    cease(&mut rig, 5);
+    rig.deactivate(4);
+    let activate = rig.send(|reply| Request::Activate { volume: VOLUME, epoch: Epoch(5), acts_under: Some(0), reply });
+    rig.wait(activate).expect("becomes the owner");
+    let mut read =
+        rig.send(|reply| Request::Read { volume: VOLUME, moment: Moment::Now, offset: 0, length: 512, reply });
+    turns(&mut rig);
+    assert_eq!(read.try_recv().map(drop), Err(TryRecvError::Empty));
+}
