@@ -59,6 +59,14 @@ pub(crate) enum Bug {
     EnclosureIgnored,
     /// A flush that waits for the other node is acked before that one holds everything.
     FlushNotHeld,
+    /// An owner goes on answering once it has proposed that it has stepped down.
+    ActsAfterSteppingDown,
+    /// It is armed again by a later lease, as after a lapse.
+    ArmedAfterSteppingDown,
+    /// A process takes up what it owned before its own start is known to be applied.
+    ActsBeforeStart,
+    /// The start of a process does not end that an earlier one has stepped down.
+    StartKeepsStepDown,
 }
 
 /// Nothing is left to happen.
@@ -74,6 +82,7 @@ pub(crate) const QUIET: Budget = Budget {
     duplicates: 0,
     timeouts: 0,
     drifts: 0,
+    failures: 0,
 };
 
 /// How a handover tells the new owner the end of the volume: in its proposal, or before.
@@ -154,6 +163,44 @@ fn a_takeover_is_safe_and_ends_amid_renewals() {
 #[test]
 fn a_takeover_is_safe_and_ends_amid_a_handover() {
     holds("takeover in a handover", Budget { handovers: 1, writes: 0, deltas: 0, ..TAKEOVER });
+}
+
+/// The owner's store fails at some moment, and it steps down; leases last, so that nothing else lets the other one take over.
+const STEPPING_DOWN: Budget = Budget { failures: 1, takeovers: 1, writes: 1, ..QUIET };
+
+#[test]
+fn stepping_down_is_safe_and_ends_in_every_order() {
+    holds("stepping down", Budget { deltas: 1, duplicates: 1, ..STEPPING_DOWN });
+}
+
+#[test]
+fn stepping_down_is_safe_and_ends_whatever_is_lost_or_late() {
+    holds("stepping down with loss", Budget { deltas: 1, losses: 1, timeouts: 1, ..STEPPING_DOWN });
+}
+
+#[test]
+fn stepping_down_is_safe_and_ends_whoever_crashes() {
+    holds("stepping down with crashes", Budget { crashes: 2, timeouts: 1, ..STEPPING_DOWN });
+    holds("stepping down with a crash", Budget { crashes: 1, deltas: 1, losses: 1, ..STEPPING_DOWN });
+}
+
+#[test]
+fn stepping_down_is_safe_and_ends_amid_a_handover() {
+    holds("stepping down in a handover", Budget { handovers: 1, timeouts: 1, ..STEPPING_DOWN });
+}
+
+#[test]
+fn stepping_down_is_safe_and_ends_amid_leases() {
+    holds("stepping down with leases", Budget { ticks: 3, renewals: 1, ..STEPPING_DOWN });
+}
+
+#[test]
+fn broken_rules_of_stepping_down_are_caught() {
+    caught(Bug::ActsAfterSteppingDown, STEPPING_DOWN);
+    caught(Bug::ActsBeforeStart, Budget { crashes: 1, ..STEPPING_DOWN });
+    caught(Bug::StartKeepsStepDown, Budget { crashes: 1, ..STEPPING_DOWN });
+    caught(Bug::IncarnationIgnored, Budget { crashes: 1, ..STEPPING_DOWN });
+    caught(Bug::ArmedAfterSteppingDown, Budget { ticks: 3, renewals: 2, ..STEPPING_DOWN });
 }
 
 #[test]

@@ -65,6 +65,12 @@ pub(crate) enum Action {
     Takeover(usize),
     /// The takeover looks at the lease.
     Look(usize),
+    /// The store takes nothing more.
+    Fail(usize),
+    /// The owner, whose store has failed, ceases to act and says so.
+    StepDown(usize),
+    /// It does not wait for an answer to that any more.
+    Unanswered(usize),
     Crash(usize),
     Restart(usize),
     /// A new process tells consensus of itself again.
@@ -182,6 +188,15 @@ impl Protocol {
             Some(ask) if budget.timeouts > 0 || !is_on_its_way(ask) => actions.push(Action::GiveUp(node)),
             _ => {}
         }
+        if budget.failures > 0 && !process.failed {
+            actions.push(Action::Fail(node));
+        }
+        match process.stepping_down {
+            // Whether it is served here or not; and again if it is not known to be so.
+            None if process.failed && !is_busy && must_step_down(node, process) => actions.push(Action::StepDown(node)),
+            Some(ask) if budget.timeouts > 0 || !is_on_its_way(ask) => actions.push(Action::Unanswered(node)),
+            _ => {}
+        }
         if process.seen != world.meta {
             actions.push(Action::Learn(node));
         }
@@ -189,7 +204,7 @@ impl Protocol {
             actions.push(Action::Reconcile(node));
         }
         if process.owner {
-            if budget.writes > 0 && !process.frozen && process.pending.is_none() {
+            if budget.writes > 0 && !process.frozen && !process.failed && process.pending.is_none() {
                 actions.push(Action::Write(node));
             }
             let is_held = process.applied_there >= process.writes.len() || self.has(Bug::FlushNotHeld);
@@ -308,7 +323,7 @@ impl Protocol {
             Action::Frozen(node) => {
                 world.nodes[*node].freezing = false;
                 let process = &world.nodes[*node];
-                let event = if process.owner {
+                let event = if process.owner && !process.failed {
                     handover::Event::Frozen(vec![end(&process.writes)])
                 } else {
                     handover::Event::Failed(failure())
@@ -331,6 +346,27 @@ impl Protocol {
                 self.look(world, *node);
             }
             Action::Look(node) => self.look(world, *node),
+            Action::Fail(node) => {
+                world.budget.failures -= 1;
+                world.nodes[*node].failed = true;
+            }
+            Action::StepDown(node) => {
+                let process = &mut world.nodes[*node];
+                let epoch = process.seen.volume().epoch;
+                if !self.has(Bug::ActsAfterSteppingDown) {
+                    process.ceased = process.ceased.max(Some(epoch));
+                }
+                let ask = Ask::StepDown { incarnation: process.incarnation, epoch };
+                process.stepping_down = Some(ask);
+                self.ask(world, *node, ask);
+            }
+            Action::Unanswered(node) => {
+                if let Some(ask) = world.nodes[*node].stepping_down.take()
+                    && world.messages.iter().any(|message| is_about(message, *node, ask))
+                {
+                    world.budget.timeouts -= 1;
+                }
+            }
             Action::Crash(node) => {
                 world.budget.crashes -= 1;
                 crash(&mut world.nodes[*node]);
@@ -338,6 +374,10 @@ impl Protocol {
             Action::Restart(node) => {
                 let process = &mut world.nodes[*node];
                 (process.up, process.life) = (true, process.life + 1);
+                if self.has(Bug::ActsBeforeStart) {
+                    process.started = true;
+                    process.terms = Terms { lapses: 0, until: Duration::MAX };
+                }
                 self.ask(world, *node, Ask::Started);
             }
             Action::Announce(node) => self.ask(world, *node, Ask::Started),
@@ -448,6 +488,7 @@ impl Protocol {
         let has_left = process.seen.volume().has_left(end(&process.known));
         process.up
             && process.started
+            && !process.failed
             && !process.owner
             && (is_current || self.has(Bug::OldEpochAccepted))
             && (!process.holding || self.has(Bug::TakesWhileTakingOver))
@@ -491,13 +532,26 @@ impl Protocol {
                 incarnation: incarnation_of(incarnation),
                 start,
             },
+            Ask::StepDown { incarnation, epoch } => Command::StepDown {
+                node: id(node),
+                incarnation: incarnation_of(incarnation),
+                volumes: vec![(VOLUME, epoch)],
+            },
         };
-        match meta.apply(command) {
+        let kept = (ask == Ask::Started && self.has(Bug::StartKeepsStepDown) && state.has_stepped_down(VOLUME))
+            .then(|| meta.volume().epoch);
+        let response = meta.apply(command);
+        if let (Some(epoch), Response::Started { incarnation }) = (kept, &response) {
+            let (node, incarnation) = (id(node), *incarnation);
+            meta.apply(Command::StepDown { node, incarnation, volumes: vec![(VOLUME, epoch)] });
+        }
+        match response {
             Response::Started { incarnation } => Answer::Started(incarnation),
             Response::LeaseGranted { .. } => Answer::Granted,
             Response::LeaseExpired => Answer::Expired,
             Response::GroupTransferred => Answer::Moved(meta.volume().epoch),
             Response::TakenOver { epoch } => Answer::Moved(epoch),
+            Response::SteppedDown => Answer::SteppedDown,
             Response::Refused(Refusal::LeaseLapsed { lapses, .. }) => Answer::Lapsed(lapses),
             Response::Refused(Refusal::NotOwner { .. }) => Answer::NotOwner,
             _ => Answer::Refused,
@@ -531,6 +585,7 @@ impl Protocol {
                 };
                 self.keep(world, node, event);
             }
+            (Ask::StepDown { .. }, _) if process.stepping_down == Some(ask) => process.stepping_down = None,
             (Ask::Transfer { .. }, answer) if is_awaited => {
                 process.question = None;
                 let event = match answer {
@@ -591,6 +646,10 @@ impl Protocol {
         let Some(machine) = process.handover.as_mut() else { return };
         let ask = match machine.on(event) {
             None => return,
+            // What is held would be waited for, which is never answered here. Found by this model.
+            Some(handover::Effect::Freeze) if process.has_ceased() => {
+                return self.hand_over(world, node, handover::Event::Failed(failure()));
+            }
             Some(handover::Effect::Freeze) => {
                 (process.frozen, process.freezing) = (true, true);
                 return;
@@ -633,9 +692,11 @@ impl Protocol {
         let out_at = process.watch.observe(now, id(other), &lease);
         // Without allowance for the drift.
         let out_at = if self.has(Bug::NoDriftBound) { out_at - TICK } else { out_at };
+        let out_at = if self.leases { out_at } else { Duration::MAX };
         let now = if self.has(Bug::TakeoverInLease) { out_at } else { now };
         process.wait = None;
-        let lease = Seen { renewals: seen, is_out: lease.is_out, out_at };
+        let is_out = lease.is_out || process.seen.get().has_stepped_down(VOLUME);
+        let lease = Seen { renewals: seen, is_out, out_at };
         self.take_over(world, node, takeover::Event::Looked { now, lease });
     }
 
@@ -646,6 +707,9 @@ impl Protocol {
             None => return,
             Some(takeover::Effect::Wait { until }) => return process.wait = Some(until),
             Some(takeover::Effect::Expire { renewals }) => Ask::Expire { node: 1 - node, renewals },
+            Some(takeover::Effect::Hold) if process.failed => {
+                return self.take_over(world, node, takeover::Event::Failed(failure()));
+            }
             Some(takeover::Effect::Hold) => {
                 process.holding = true;
                 let held = end(&process.writes);
@@ -672,6 +736,9 @@ impl Protocol {
         let (volume, lease) = (process.seen.volume(), process.seen.get().lease(id(node)));
         let acts_under = if self.has(Bug::ArmedWhileOut) { Some(lease.lapses) } else { lease.acts_under() };
         if volume.owner == id(node) && process.owner && process.epoch == volume.epoch {
+            if self.has(Bug::ArmedAfterSteppingDown) && process.armed != acts_under {
+                process.ceased = None;
+            }
             process.armed = acts_under;
             return Ok(());
         }
@@ -730,8 +797,16 @@ impl Protocol {
                 self.step(world, action)?;
                 self.check(world)?;
             }
-            let is_over = |process: &Process| process.handover.is_none() && process.takeover.is_none();
-            if world.nodes.iter().any(Process::serves_writes) && world.nodes.iter().all(is_over) {
+            // Where leases last for ever, an owner that is well is waited for as long.
+            let may_wait = !self.leases && !world.meta.get().has_stepped_down(VOLUME);
+            let waits = |process: &Process| may_wait && process.wait.is_some();
+            let is_over =
+                |process: &Process| process.handover.is_none() && (process.takeover.is_none() || waits(process));
+            // A node whose store has failed serves nothing until somebody restarts it, or has another one take over.
+            let owner = world.nodes.iter().zip(0..).find(|(_, node)| world.meta.volume().owner == id(*node));
+            let is_lost = owner.is_some_and(|(process, _)| process.failed && process.stepping_down.is_none());
+            let is_served = is_lost || world.nodes.iter().any(Process::serves_writes);
+            if is_served && world.nodes.iter().all(is_over) {
                 return Ok(());
             }
             self.step(world, &Action::Tick { slow: None })?;
@@ -753,8 +828,19 @@ fn is_idle(action: &Action) -> bool {
     matches!(action, Action::Tick { .. } | Action::Look(_) | Action::Cancel(_) | Action::Flush(_))
 }
 
+/// Whether it owns what it cannot serve any more, and that is not known to others.
+fn must_step_down(node: usize, process: &Process) -> bool {
+    let (volume, state) = (process.seen.volume(), process.seen.get());
+    volume.owner == id(node) && volume.epoch >= process.epoch && !state.has_stepped_down(VOLUME)
+}
+
 fn must_reconcile(node: usize, process: &Process) -> bool {
     let volume = process.seen.volume();
+    // A store that has failed takes no ownership up, and nobody takes up what it has stepped down for.
+    let is_over = process.failed || process.ceased.is_some_and(|ceased| ceased >= volume.epoch);
+    if volume.owner == id(node) && is_over && !(process.owner && process.epoch == volume.epoch) {
+        return false;
+    }
     let is_armed = process.armed == process.seen.get().lease(id(node)).acts_under();
     match volume.owner == id(node) {
         true => volume.epoch >= process.epoch && !(process.owner && process.epoch == volume.epoch && is_armed),
@@ -782,6 +868,7 @@ fn crash(process: &mut Process) {
     (process.keeper, process.terms) = (Keeper::new(0), Terms::default());
     process.watch = Watch::new(DRIFT_PER_MILLE);
     process.applied_there = 0;
+    (process.failed, process.ceased, process.stepping_down) = (false, None, None);
 }
 
 /// What a replica has after it was sent `writes`: those after its own end, as LSNs order them.

@@ -85,6 +85,7 @@ pub(crate) enum Ask {
     Expire { node: usize, renewals: u64 },
     Transfer { incarnation: u64, epoch: Epoch, to: usize, final_lsn: Lsn },
     Takeover { incarnation: u64, from: usize, epoch: Epoch, start: Lsn },
+    StepDown { incarnation: u64, epoch: Epoch },
 }
 
 /// A question on its way, or the answer to it.
@@ -133,6 +134,7 @@ pub(crate) enum Answer {
     Lapsed(u64),
     Expired,
     Moved(Epoch),
+    SteppedDown,
     NotOwner,
     Refused,
 }
@@ -182,11 +184,22 @@ pub(crate) struct Process {
     pub(crate) sealed: Lsn,
     /// How many writes it has heard that the other has applied.
     pub(crate) applied_there: usize,
+    /// Its store takes nothing more, until it is restarted with one that does.
+    pub(crate) failed: bool,
+    /// It acts no more in this epoch, for as long as it runs: it has proposed, or will, that it has stepped down.
+    pub(crate) ceased: Option<Epoch>,
+    /// That proposal, while an answer may come.
+    pub(crate) stepping_down: Option<Ask>,
 }
 
 impl Process {
+    /// Whether it acts no more in its epoch.
+    pub(crate) fn has_ceased(&self) -> bool {
+        self.ceased.is_some_and(|ceased| ceased >= self.epoch)
+    }
+
     pub(crate) fn allowed(&self) -> bool {
-        self.armed == Some(self.terms.lapses) && self.clock < self.terms.until
+        !self.has_ceased() && self.armed == Some(self.terms.lapses) && self.clock < self.terms.until
     }
 
     /// Whether it would answer a read now.
@@ -196,7 +209,7 @@ impl Process {
 
     /// Whether it would take and ack a write now.
     pub(crate) fn serves_writes(&self) -> bool {
-        self.up && self.owner && !self.frozen && self.allowed()
+        self.up && self.owner && !self.frozen && !self.failed && self.allowed()
     }
 }
 
@@ -214,6 +227,7 @@ pub(crate) struct Budget {
     pub(crate) duplicates: u8,
     pub(crate) timeouts: u8,
     pub(crate) drifts: u8,
+    pub(crate) failures: u8,
 }
 
 /// Everything.
@@ -273,6 +287,9 @@ impl World {
             preparing: false,
             sealed: Lsn::ZERO,
             applied_there: 0,
+            failed: false,
+            ceased: None,
+            stepping_down: None,
         };
         let nodes = [process(true), process(false)];
         let (acked, ever_acked, promised) = Default::default();
