@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::cluster::helio;
 use tests::damage;
-use tests::nbd_client::{Client, EIO, Error};
+use tests::nbd_client::{Client, EIO, EPERM, Error};
 use tests::nodes::Nodes;
-use tests::tools::{run, tool};
+use tests::tools::{run, tool, until};
 use tests::workload::{check, fill};
 
 const BLOCK: u64 = 4096;
@@ -203,6 +203,80 @@ fn a_disk_that_fails_stops_its_own_volumes_only_and_their_reads_go_on() {
     nodes.kill("a").expect("it runs");
 }
 
+/// The node kept its lease: what was in the store that had failed could not be taken over until it was stopped, with all that it served.
+#[test]
+fn volumes_of_a_disk_that_fails_are_taken_over_and_the_node_serves_its_others() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: a file system of its own needs root to be mounted");
+    }
+    let disk = Disk::new();
+    let mut nodes = Nodes::none().expect("a directory");
+    let (first, second) = (disk.point().join("store"), nodes.path().join("second"));
+    two_nodes(&mut nodes, &first, &second);
+    let names = ["one", "two", "three", "four"];
+    for (name, seed) in names.into_iter().zip(1..) {
+        nodes.run("a", &["volume", "create", name, "--size", "1M"]).expect("is created");
+        write_everywhere(&nodes, "a", name, seed);
+    }
+    let seed = |volume: &str| 1 + names.iter().position(|name| *name == volume).expect("is one") as u64;
+    let (failing, healthy): (Vec<&str>, Vec<&str>) =
+        names.into_iter().partition(|name| store_of(&nodes, name) == first);
+    let (&[asked, automatic], &[kept, _]) = (failing.as_slice(), healthy.as_slice()) else { panic!("{failing:?}") };
+    nodes.run("a", &["volume", "policy", automatic, "--takeover", "auto", "--after", "1"]).expect("is set");
+    let mut on_asked = Client::connect(&nodes.socket("a"), asked).expect("connects");
+    let mut on_kept = Client::connect(&nodes.socket("a"), kept).expect("connects");
+    on_asked.write(0, &fill(seed(asked), 0, 1)).expect("is written");
+    if let Err(reason) = disk.fail_writes() {
+        return eprintln!("skipped: {reason}");
+    }
+    for volume in [asked, automatic] {
+        let mut client = Client::connect(&nodes.socket("a"), volume).expect("connects");
+        let refused = client.write(BLOCK, &fill(seed(volume), 1, 1)).and_then(|()| client.flush());
+        assert!(matches!(refused, Err(Error::Refused(EIO))), "{refused:?}");
+    }
+
+    // One is taken over by its policy, the other when it is asked for; until then it is read.
+    until("the one with that policy is taken over", PATIENCE, || owner_of(&nodes, automatic) == "b");
+    verify(&mut Client::connect(&nodes.socket("b"), automatic).expect("connects"), seed(automatic), 1);
+    verify(&mut on_asked, seed(asked), 1);
+    let why = nodes.run("b", &["why", asked]).expect("tells");
+    assert!(why.contains("takes no writes") && why.contains(&format!("`helio volume takeover {asked}`")), "{why}");
+    let taken = nodes.json("b", &["volume", "takeover", asked, "--json"]).expect("is taken over");
+    assert_eq!((&taken["from"], &taken["to"]), (&Value::from("a"), &Value::from("b")));
+    verify(&mut Client::connect(&nodes.socket("b"), asked).expect("connects"), seed(asked), 1);
+    let refused = on_asked.read(0, BLOCK as u32);
+    assert!(matches!(refused, Err(Error::Refused(EPERM))), "who used it before must connect anew: {refused:?}");
+    verify(&mut Client::connect(&nodes.socket("a"), asked).expect("connects"), seed(asked), 1);
+    for block in 0..BLOCKS {
+        on_kept.write(block * BLOCK, &fill(seed(kept), block, 2)).expect("the other disk goes on");
+    }
+    on_kept.flush().expect("flushes");
+    assert_eq!(owner_of(&nodes, kept), "a");
+
+    // With a disk that works the old owner follows, or keeps what nobody else has.
+    drop((on_asked, on_kept));
+    nodes.kill("a").expect("it runs");
+    disk.repair();
+    nodes.start_node("a").expect("comes back");
+    for volume in [asked, automatic] {
+        until("the old owner is back", PATIENCE, || {
+            let status = json(&nodes, &["volume", "status", volume]);
+            let replica = &status["replicas"][0];
+            replica["watermark"] == status["head"] || !replica["tail"].is_null()
+        });
+        verify(&mut Client::connect(&nodes.socket("a"), volume).expect("connects"), seed(volume), 1);
+    }
+    nodes.kill("a").expect("it runs");
+}
+
+/// Who owns a volume, by the metadata as node b has it.
+fn owner_of(nodes: &Nodes, volume: &str) -> String {
+    let volumes = json(nodes, &["volume", "list"]);
+    let volumes = volumes.as_array().expect("is a list");
+    let found = volumes.iter().find(|found| found["name"] == volume).expect("is listed");
+    found["owner"].as_str().expect("has one").to_owned()
+}
+
 /// What `helio node disk` with the settings of node a says: success, or the refusal.
 fn disk_command(nodes: &Nodes, verb: &str, arguments: &[&str]) -> Result<String, String> {
     let mut command = Command::new(helio().expect("is built"));
@@ -306,6 +380,19 @@ fn a_lost_disk_is_replaced_and_nothing_is_lost_silently() {
     assert!(error.contains("was given up") && error.contains("take it over"), "{error}");
     nodes.run("b", &["volume", "migrate", lost_follow, "--to", "a"]).expect("what was sent again can be owned");
     verify(&mut Client::connect(&nodes.socket("a"), lost_follow).expect("connects"), 7, 1);
+    // Its owner lives, and acts for it no more: nobody waits for that one's lease.
+    let begun = Instant::now();
+    loop {
+        let owner = nodes.run("b", &["why", lost_own]).expect("tells");
+        if owner.contains("has stepped down") && owner.contains("`helio volume takeover") {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "it does not step down: {owner}");
+        std::thread::yield_now();
+    }
+    let taken = nodes.json("b", &["volume", "takeover", lost_own, "--json"]).expect("is taken over");
+    assert_eq!((&taken["from"], &taken["to"]), (&Value::from("a"), &Value::from("b")));
+    verify(&mut Client::connect(&nodes.socket("b"), lost_own).expect("connects"), 7, 1);
     nodes.run("b", &["volume", "delete", lost_own]).expect("is deleted");
 
     // All that a stopped node has is looked at, also outside its data directory.

@@ -31,7 +31,7 @@ pub enum StoreError {
     Frozen(VolumeId),
     /// This node owns the volume and acts for it no more, until it is started anew or another node has taken the volume over.
     #[error(
-        "this node has stepped down as the owner of volume {0}, since its store has failed: `helio volume takeover` gives the volume to a replica"
+        "this node has stepped down as the owner of the volume, since its store has failed: `helio volume takeover` gives the volume to a replica"
     )]
     SteppedDown(VolumeId),
     /// Something was written since the last flush, or is under way.
