@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Give a volume whose owner is lost to a replica; what the replica does not hold is lost
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Waits until the owner's lease is out, so that never two nodes write. An owner that is alive is not taken from: use `helio volume migrate` then.\n\nExample:\n  helio volume takeover disk\n  helio volume takeover disk --to b"
+    after_help = "Waits until the owner's lease is out, so that never two nodes write; one whose store has failed steps down when it is asked, and nobody waits. An owner that is alive otherwise is not taken from: use `helio volume migrate` then.\n\nExample:\n  helio volume takeover disk\n  helio volume takeover disk --to b"
 )]
 pub(super) struct Takeover {
     /// The volume
