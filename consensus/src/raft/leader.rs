@@ -22,7 +22,11 @@ use crate::store::types::{Member, MetaTypes};
 /// How long a node that enrols may take to catch up before the leader turns to others.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a change of who votes may take before it is left to itself: two entries, and many round trips.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Why something was not carried out.
+#[derive(Debug)]
 pub(super) enum NotHere {
     /// The one who was asked does not lead; perhaps this one does.
     Leader(Option<u64>),
@@ -37,10 +41,13 @@ impl MetaRaft {
         request: &LeaderRequest,
         until: Instant,
     ) -> Result<(LeaderReply, usize), Error> {
-        let (mut attempt, mut named) = (0, None);
+        let (mut attempt, mut named, mut silent) = (0, None, None);
         loop {
             attempt += 1;
-            let target = self.leader().or(named).or_else(|| self.contact(attempt));
+            // Who leads by what this node heard last may lead no more: it hears nothing of others that it has not joined, or that cannot
+            // reach it. What somebody else says goes first, and one that has just not answered is not asked at once again.
+            let heard = self.leader().filter(|leader| Some(*leader) != silent);
+            let target = named.or(heard).or_else(|| self.contact(attempt));
             let outcome = match target {
                 Some(node) if node == self.inner.node => within(until, self.lead(request.clone())).await,
                 Some(node) => self.ask_leader(node, request, until).await,
@@ -50,7 +57,10 @@ impl MetaRaft {
                 Ok(reply) => return Ok((reply, attempt)),
                 Err(why) => why,
             };
-            named = if let NotHere::Leader(leader) = &why { leader.map(NodeId) } else { None };
+            (named, silent) = match &why {
+                NotHere::Leader(leader) => (leader.map(NodeId).filter(|leader| Some(*leader) != target), None),
+                NotHere::Failed(_) => (None, target),
+            };
             pause(why, until).await?;
         }
     }
@@ -127,7 +137,7 @@ impl MetaRaft {
         let wanted = placement::voters(&members, &current);
         if wanted != current {
             let wanted: BTreeSet<u64> = wanted.into_iter().map(|node| node.0).collect();
-            core.change_membership(wanted, true).await.map_err(not_written)?;
+            in_time(core.change_membership(wanted, true)).await?;
         }
         Ok(registered)
     }
@@ -157,6 +167,17 @@ async fn within<T>(until: Instant, work: impl Future<Output = Result<T, NotHere>
         .unwrap_or_else(|_| Err(NotHere::Failed("a majority of the voters is out of reach".into())))
 }
 
+/// Bounds a change of the membership. A leader that loses its majority in the middle of one may never hear what has become of it, and whatever
+/// else is to be changed waits for its end. It may be carried out all the same.
+pub(super) async fn in_time<T>(
+    change: impl Future<Output = Result<T, RaftError<MetaTypes, ClientWriteError<MetaTypes>>>>,
+) -> Result<T, NotHere> {
+    match tokio::time::timeout(CHANGE_PATIENCE, change).await {
+        Ok(changed) => changed.map_err(not_written),
+        Err(_) => Err(NotHere::Failed("a majority of the voters did not agree in time".into())),
+    }
+}
+
 /// Waits a moment before the next attempt, or gives up.
 async fn pause(why: NotHere, until: Instant) -> Result<(), Error> {
     if Instant::now() + RETRY_PAUSE >= until {
@@ -174,7 +195,7 @@ async fn pause(why: NotHere, until: Instant) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn not_written(error: RaftError<MetaTypes, ClientWriteError<MetaTypes>>) -> NotHere {
+fn not_written(error: RaftError<MetaTypes, ClientWriteError<MetaTypes>>) -> NotHere {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => NotHere::Leader(forward.leader_id),
         error => NotHere::Failed(error.to_string()),
@@ -184,4 +205,20 @@ pub(super) fn not_written(error: RaftError<MetaTypes, ClientWriteError<MetaTypes
 /// A reply that does not fit its request.
 pub(super) fn out_of_turn() -> Error {
     Error::new(ErrorKind::Internal, "the metadata leader answered out of turn")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A leader that lost its majority in the middle of a change, and came to lead again, let nobody in any more: the one who had asked for
+    /// the change was gone, and what carried it out held all others up for ever.
+    #[tokio::test(start_paused = true)]
+    async fn a_change_whose_outcome_never_comes_is_left_to_itself() {
+        let begun = Instant::now();
+        let outcome: Result<(), NotHere> = in_time(std::future::pending()).await;
+        assert!(matches!(&outcome, Err(NotHere::Failed(why)) if why.contains("majority")), "{outcome:?}");
+        assert_eq!(begun.elapsed(), CHANGE_PATIENCE);
+        assert!(in_time(async { Ok(7) }).await.is_ok_and(|seven| seven == 7));
+    }
 }

@@ -7,13 +7,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use client_lib::{Error, NodeId};
+use client_lib::{Error, ErrorKind, NodeId};
 use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::Instant;
 
-use super::leader::{NotHere, not_written, out_of_turn};
-use super::{MetaRaft, failed};
+use super::MetaRaft;
+use super::leader::{NotHere, in_time, out_of_turn};
 use crate::network::{LeaderReply, LeaderRequest};
 
 impl MetaRaft {
@@ -47,7 +47,7 @@ impl MetaRaft {
             let wanted: BTreeSet<u64> = voters.into_iter().chain(is_me.then_some(node.0)).collect();
             let current: BTreeSet<u64> = membership.voter_ids().collect();
             if wanted != current {
-                core.change_membership(wanted, true).await.map_err(not_written)?;
+                in_time(core.change_membership(wanted, true)).await?;
             }
         }
         if is_me {
@@ -77,10 +77,10 @@ impl MetaRaft {
         let _one_at_a_time = self.inner.changing.lock().await;
         let left: BTreeSet<u64> = membership.voter_ids().filter(|voter| !gone.contains(voter)).collect();
         if membership.voter_ids().any(|voter| gone.contains(&voter)) && !left.is_empty() {
-            core.change_membership(left, true).await.map_err(failed)?;
+            in_time(core.change_membership(left, true)).await.map_err(not_forgotten)?;
         }
         tracing::info!(nodes = ?gone, "the metadata is not sent to removed nodes any more");
-        core.change_membership(ChangeMembers::RemoveNodes(gone), true).await.map_err(failed)?;
+        in_time(core.change_membership(ChangeMembers::RemoveNodes(gone), true)).await.map_err(not_forgotten)?;
         Ok(())
     }
 
@@ -89,4 +89,12 @@ impl MetaRaft {
     pub fn applied_index(&self) -> u64 {
         self.inner.published.borrow().index.unwrap_or(0)
     }
+}
+
+fn not_forgotten(why: NotHere) -> Error {
+    let reason = match why {
+        NotHere::Leader(_) => "this node leads no more".to_owned(),
+        NotHere::Failed(reason) => reason,
+    };
+    Error::new(ErrorKind::Unavailable, format!("removed nodes are still sent the metadata: {reason}"))
 }

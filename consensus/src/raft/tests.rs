@@ -8,10 +8,11 @@ use bytes::Bytes;
 use client_lib::transport::{BoxFuture, TransportError};
 use client_lib::{GroupId, NodeId};
 use openraft::async_runtime::watch::WatchReceiver;
+use tokio::time::Instant;
 
 use super::{MetaOptions, MetaRaft};
 use crate::command::{Command, Refusal, Response};
-use crate::network::RaftCalls;
+use crate::network::{LeaderReply, LeaderRequest, RaftCalls};
 use crate::store::types::Member;
 use crate::timings::Timings;
 
@@ -197,6 +198,34 @@ async fn a_fourth_node_follows_and_with_a_fifth_both_vote() {
         assert!(node.is_member());
         assert_eq!(node.voters().len(), voters);
     }
+    group.stop().await;
+}
+
+/// A node that had heard of one leader, and of none after that, asked that one for ever, though it named the next; and went on asking it when
+/// it was down. Such a node never got to join again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_hears_of_no_change_of_leader_finds_the_next_one() {
+    let mut group = Group::start(Duration::from_millis(2)).await;
+    group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
+    group.directories.insert(NodeId(4), tempfile::tempdir().expect("a directory"));
+    group.start_node(NodeId(4)).await;
+    let unheard = group.node(4);
+    unheard.enrol(member(4), PATIENCE).await.expect("is let in");
+    unheard.linearizable(PATIENCE).await.expect("follows");
+    group.calls.nodes.lock().expect("no test panics with the lock held").remove(&NodeId(4));
+    let before = group.node(1).leader().expect("there is one");
+    group.node(before.0).hand_on().await;
+    assert_eq!(unheard.leader(), Some(before), "as far as it has heard");
+    let request = LeaderRequest::Propose(register(2));
+    for is_up in [true, false] {
+        if !is_up {
+            group.stop_node(before).await;
+        }
+        let (reply, _) = unheard.at_leader(&request, Instant::now() + PATIENCE).await.expect("is carried out");
+        assert!(matches!(reply, LeaderReply::Proposed(..)), "{is_up}");
+        assert_eq!(unheard.leader(), Some(before), "it still has heard nothing");
+    }
+    unheard.shutdown().await.expect("stops");
     group.stop().await;
 }
 
