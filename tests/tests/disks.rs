@@ -290,6 +290,41 @@ fn disk_command(nodes: &Nodes, verb: &str, arguments: &[&str]) -> Result<String,
     }
 }
 
+/// The node did not start at all, so its other volumes waited for a disk that was none of theirs, or were taken over as well.
+#[test]
+fn a_volume_whose_disk_is_missing_is_taken_over_while_its_node_serves_the_others() {
+    let mut nodes = Nodes::none().expect("a directory");
+    let (first, second) = (nodes.path().join("first"), nodes.path().join("second"));
+    two_nodes(&mut nodes, &first, &second);
+    for (name, seed) in ["one", "two"].into_iter().zip(1..) {
+        nodes.run("a", &["volume", "create", name, "--size", "1M"]).expect("is created");
+        write_everywhere(&nodes, "a", name, seed);
+    }
+    let (lost, lost_seed, kept, kept_seed) =
+        if store_of(&nodes, "one") == first { ("one", 1, "two", 2) } else { ("two", 2, "one", 1) };
+    nodes.kill("a").expect("it runs");
+    let gone = nodes.path().join("gone");
+    fs::rename(&first, &gone).expect("is taken out");
+    nodes.start_node("a").expect("starts with the disk that is there");
+    nodes.json("b", &["volume", "takeover", lost, "--json"]).expect("is taken over");
+    let mut client = Client::connect(&nodes.socket("b"), lost).expect("connects");
+    verify(&mut client, lost_seed, 1);
+    for block in 0..BLOCKS {
+        client.write(block * BLOCK, &fill(lost_seed, block, 2)).expect("is written");
+    }
+    client.flush().expect("flushes");
+    verify(&mut Client::connect(&nodes.socket("a"), kept).expect("connects"), kept_seed, 1);
+    assert_eq!((owner_of(&nodes, kept), owner_of(&nodes, lost)), ("a".to_owned(), "b".to_owned()));
+
+    // With its disk the node follows what it owned.
+    nodes.kill("a").expect("it runs");
+    fs::rename(&gone, &first).expect("is put back");
+    nodes.start_node("a").expect("starts with both");
+    wait_for_replica(&nodes, lost);
+    nodes.run("b", &["volume", "migrate", lost, "--to", "a"]).expect("goes back");
+    verify(&mut Client::connect(&nodes.socket("a"), lost).expect("connects"), lost_seed, 2);
+}
+
 /// Node a starts although the disk of `lost` is missing, serves `kept` and new volumes from the other one, and says what is wrong.
 fn goes_on_without(nodes: &mut Nodes, second: &Path, lost: &str, kept: &str) {
     nodes.start_node("a").expect("starts with the disk that is there");
