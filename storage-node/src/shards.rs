@@ -372,7 +372,10 @@ impl Shards {
         for store in &self.stores {
             let shard = match &store.shard {
                 Ok(shard) => shard.space(None).await?,
-                Err(_) => ShardSpace { fault: store.fault(), ..ShardSpace::default() },
+                Err(reason) => {
+                    let fault = Some(format!("it could not be opened: {reason}"));
+                    ShardSpace { fault, ..ShardSpace::default() }
+                }
             };
             let (file_system_bytes, file_system_free_bytes) = file_system(&store.directory);
             usages.push(StoreUsage {

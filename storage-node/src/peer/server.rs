@@ -74,13 +74,6 @@ impl PeerServer {
         encode_reply(Message { head, payload })
     }
 
-    fn volume(&self, id: VolumeId) -> Result<Arc<ServedVolume>, Error> {
-        // Metadata may arrive here a moment after the peer has it: the peer tries again.
-        self.volumes
-            .get(id)
-            .ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("volume {id} is not (yet) known here")))
-    }
-
     async fn answer(&self, peer: NodeId, request: Message<PeerRequest>) -> Result<(PeerReply, Bytes), Error> {
         let Message { head, payload } = request;
         let reply = match head {
@@ -93,7 +86,7 @@ impl PeerServer {
                 PeerReply::Done
             }
             PeerRequest::Read { volume, epoch, moment, offset, length } => {
-                let volume = self.volume(volume)?;
+                let volume = self.volumes.require(volume)?;
                 volume.require_inside(moment, offset, u64::from(length), false).await?;
                 let trace = match moment {
                     Moment::Now => {
@@ -112,17 +105,17 @@ impl PeerServer {
                 }
             }
             PeerRequest::Write { volume, epoch, writer, offset, fua } => {
-                let volume = self.volume(volume)?;
+                let volume = self.volumes.require(volume)?;
                 volume.require_inside(Moment::Now, offset, payload.len() as u64, true).await?;
                 write(&volume, epoch, writer, Change::Data { offset, data: payload, fua }).await?
             }
             PeerRequest::Zero { volume, epoch, writer, offset, length, fua } => {
-                let volume = self.volume(volume)?;
+                let volume = self.volumes.require(volume)?;
                 volume.require_inside(Moment::Now, offset, length, true).await?;
                 write(&volume, epoch, writer, Change::Zero { offset, length, fua }).await?
             }
             PeerRequest::Flush { volume, epoch } => {
-                let volume = self.volume(volume)?;
+                let volume = self.volumes.require(volume)?;
                 let trace = volume.tracer.begin_now(What { kind: OperationKind::Flush, offset: 0, bytes: 0 });
                 match volume.flush_for_peer(&trace, epoch).await? {
                     Some(true) => {
@@ -134,7 +127,7 @@ impl PeerServer {
                 }
             }
             PeerRequest::Extents { volume, epoch, moment, offset, length } => {
-                let volume = self.volume(volume)?;
+                let volume = self.volumes.require(volume)?;
                 volume.require_inside(moment, offset, length, false).await?;
                 match volume.extents_for_peer(moment, epoch, offset, length).await? {
                     Some(extents) => {
@@ -144,13 +137,13 @@ impl PeerServer {
                 }
             }
             PeerRequest::Pull { volume, moment, runs, visited } => {
-                return pull(&*self.volume(volume)?, (peer, false), moment, runs, &visited).await;
+                return pull(&*self.volumes.require(volume)?, (peer, false), moment, runs, &visited).await;
             }
             PeerRequest::PullZstd { volume, moment, runs, visited } => {
-                return pull(&*self.volume(volume)?, (peer, true), moment, runs, &visited).await;
+                return pull(&*self.volumes.require(volume)?, (peer, true), moment, runs, &visited).await;
             }
             PeerRequest::Ahead { volume: id, epoch, after, operation } => {
-                let volume = self.volume(id)?;
+                let volume = self.volumes.require(id)?;
                 if volume.begins(epoch, after).await? {
                     let request = Message { head: operation.for_owner(id, epoch), payload };
                     return Box::pin(self.answer(peer, request)).await;
@@ -158,14 +151,14 @@ impl PeerServer {
                 PeerReply::NotOwner(volume.gate.view().epoch)
             }
             PeerRequest::PullHeld { volume, moment, wanted, offers } => {
-                return pull_held(&*self.volume(volume)?, peer, moment, &wanted, &offers).await;
+                return pull_held(&*self.volumes.require(volume)?, peer, moment, &wanted, &offers).await;
             }
             PeerRequest::FetchFrom { volume, epoch, holder, patience_ms } => {
                 let patience = Duration::from_millis(u64::from(patience_ms));
-                receiver::fetch_from(&*self.volume(volume)?, peer, epoch, holder, patience).await
+                receiver::fetch_from(&*self.volumes.require(volume)?, peer, epoch, holder, patience).await
             }
             PeerRequest::HotSet { volume, epoch, extents } => {
-                let volume = self.volume(volume)?;
+                let volume = self.volumes.require(volume)?;
                 if volume.gate.view().epoch <= epoch {
                     volume.puller.is_hot(extents);
                 }
@@ -208,7 +201,7 @@ impl PeerServer {
             | PeerRequest::Prepare { volume, epoch, .. } => (*volume, *epoch),
             other => return Err(Error::new(ErrorKind::Internal, format!("not a request of propagation: {other:?}"))),
         };
-        let volume = self.volume(id)?;
+        let volume = self.volumes.require(id)?;
         let _entered = match receiver::admit(&volume, peer, epoch).await {
             Ok(entered) => entered,
             Err(refusal) => return Ok(refusal),

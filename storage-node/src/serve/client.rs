@@ -264,9 +264,7 @@ impl ClientService {
         payload: &Bytes,
     ) -> Result<Message<PeerReply>, Error> {
         let id = volume_of(request).ok_or_else(|| Error::new(ErrorKind::InvalidRequest, "any node answers that"))?;
-        let volume = self.volumes.get(id);
-        let volume =
-            volume.ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("volume {id} is not (yet) known here")))?;
+        let volume = self.volumes.require(id)?;
         let view = tokio::time::timeout(PATIENCE, volume.gate.settled(epoch)).await;
         let view = view.map_err(|_| Error::new(ErrorKind::Unavailable, "the owner has yet to hear that it is"))??;
         if view.phase == Phase::Owner

@@ -723,11 +723,10 @@ pub fn store_failure(error: StoreError) -> Error {
         | StoreError::Untold(_)
         | StoreError::Syncing(_)
         | StoreError::SteppedDown(_)
-        | StoreError::NoParts(_)
-        | StoreError::Unopened { .. } => ErrorKind::Unavailable,
+        | StoreError::NoParts(_) => ErrorKind::Unavailable,
         StoreError::Corrupt { .. } | StoreError::Damaged { .. } => ErrorKind::Corrupt,
         StoreError::OutOfSpace => ErrorKind::OutOfSpace,
-        StoreError::Poisoned(_) | StoreError::Io(_) => ErrorKind::Internal,
+        StoreError::Poisoned(_) | StoreError::Unopened { .. } | StoreError::Io(_) => ErrorKind::Internal,
     };
     Error::new(kind, error.to_string())
 }

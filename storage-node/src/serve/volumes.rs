@@ -49,6 +49,20 @@ impl Volumes {
         self.by_id.borrow().values().find(|volume| volume.name.as_str() == name).cloned()
     }
 
+    /// The volume `id`, for somebody elsewhere who knows of it.
+    ///
+    /// # Errors
+    /// `Unavailable`: the metadata may come here a moment later, so it is to be tried again. Says why this node does not serve it, if that is known.
+    pub fn require(&self, id: VolumeId) -> Result<Arc<ServedVolume>, Error> {
+        self.get(id).ok_or_else(|| {
+            let what = match self.trouble(id) {
+                Some(trouble) => trouble.to_string(),
+                None => format!("volume {id} is not (yet) known here"),
+            };
+            Error::new(ErrorKind::Unavailable, what)
+        })
+    }
+
     /// Every volume, in order of id.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<ServedVolume>> {
