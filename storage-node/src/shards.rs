@@ -104,11 +104,8 @@ struct Store {
 
 impl Store {
     fn shard(&self) -> Result<ShardHandle, StoreError> {
-        let unopened = |reason: &String| StoreError::Unopened {
-            directory: self.directory.display().to_string(),
-            reason: reason.clone(),
-        };
-        self.shard.as_ref().map(ShardHandle::clone).map_err(unopened)
+        let directory = || self.directory.display().to_string();
+        self.shard.clone().map_err(|reason| StoreError::Unopened { directory: directory(), reason })
     }
 
     /// What keeps it from taking writes, in words that follow its name.

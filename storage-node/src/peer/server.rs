@@ -10,7 +10,7 @@ use bytes::Bytes;
 use client_lib::trace::{OperationKind, Trace, What};
 use client_lib::transport::{BoxFuture, Class, Transport};
 use client_lib::wire::frame::Frame;
-use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
+use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId};
 
 use super::alike::take_alike;
 use super::message::{AdminForward, Alike, ENCODINGS, Message, PeerReply, PeerRequest, pack_read};

@@ -1,3 +1,5 @@
+//! Volumes on several disks, of which one fails, is full, or cannot be opened.
+
 use bytes::Bytes;
 use client_lib::VolumeSize;
 
