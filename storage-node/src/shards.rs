@@ -209,12 +209,20 @@ impl Shards {
     async fn find(&self, record: Option<Placements>) -> Result<Placed, ShardsError> {
         let mut at = self.stored().await?;
         let Some(mut record) = record else { return Ok(Placed { at, record: None }) };
-        let refused =
-            self.stores.iter().enumerate().filter_map(|(at, store)| Some((at, store, store.shard.as_ref().err()?)));
+        let refused = self.stores.iter().enumerate();
+        let refused: Vec<_> =
+            refused.filter_map(|(at, store)| Some((at, store, store.shard.as_ref().err()?))).collect();
+        let recorded = match refused.first() {
+            None => BTreeMap::new(),
+            Some((_, Store { directory, .. }, reason)) => {
+                let unrecorded = |source| {
+                    let (directory, reason) = (directory.clone(), (*reason).clone());
+                    ShardsError::Unrecorded { directory, reason, source }
+                };
+                record.read().map_err(|error| unrecorded(Some(error)))?.ok_or_else(|| unrecorded(None))?
+            }
+        };
         for (place, store, reason) in refused {
-            let unrecorded =
-                |source| ShardsError::Unrecorded { directory: store.directory.clone(), reason: reason.clone(), source };
-            let recorded = record.read().map_err(|error| unrecorded(Some(error)))?.ok_or_else(|| unrecorded(None))?;
             let volumes: Vec<VolumeId> =
                 recorded.iter().filter(|(_, id)| **id == store.id).map(|(volume, _)| *volume).collect();
             tracing::error!(directory = %store.directory.display(), %reason, volumes = volumes.len(), "the store cannot be opened: the node goes on without it, and its volumes are not served here (docs/disks.md)");
@@ -237,12 +245,12 @@ impl Shards {
     /// One shard, which runs already.
     #[cfg(test)]
     pub(crate) async fn of_one(directory: PathBuf, handle: ShardHandle) -> Result<Shards, ShardsError> {
-        Shards::of_open(vec![(directory, handle)], None).await
+        Shards::of_open(vec![(directory, handle)]).await
     }
 
     /// Shards that run already.
     #[cfg(test)]
-    async fn of_open(open: Vec<(PathBuf, ShardHandle)>, record: Option<Placements>) -> Result<Shards, ShardsError> {
+    async fn of_open(open: Vec<(PathBuf, ShardHandle)>) -> Result<Shards, ShardsError> {
         let store = |(at, (directory, shard)): (usize, (PathBuf, ShardHandle))| Store {
             directory,
             id: at.to_string(),
@@ -250,7 +258,7 @@ impl Shards {
         };
         let stores = open.into_iter().enumerate().map(store).collect();
         let mut shards = Shards { stores, capacity_bytes: None, lost: Lost::default(), placed: Mutex::default() };
-        shards.placed = Mutex::new(shards.find(record).await?);
+        shards.placed = Mutex::new(shards.find(None).await?);
         Ok(shards)
     }
 

@@ -126,6 +126,14 @@ impl Drop for Disk {
     }
 }
 
+/// Node a with a store on a disk of its own and another one, in this order, and node b.
+fn nodes_with_a_disk() -> (Disk, Nodes, [PathBuf; 2]) {
+    let (disk, mut nodes) = (Disk::new(), Nodes::none().expect("a directory"));
+    let stores = [disk.point().join("store"), nodes.path().join("second")];
+    two_nodes(&mut nodes, &stores[0], &stores[1]);
+    (disk, nodes, stores)
+}
+
 /// Alters every copy of these blocks in a store; returns how many there were.
 fn alter(store: &Path, seed: u64, blocks: &[u64]) -> usize {
     let wanted: Vec<Vec<u8>> = blocks.iter().map(|block| fill(seed, *block, 1)).collect();
@@ -137,10 +145,7 @@ fn a_disk_that_fails_stops_its_own_volumes_only_and_their_reads_go_on() {
     if !rustix::process::geteuid().is_root() {
         return eprintln!("skipped: a file system of its own needs root to be mounted");
     }
-    let disk = Disk::new();
-    let mut nodes = Nodes::none().expect("a directory");
-    let (first, second) = (disk.point().join("store"), nodes.path().join("second"));
-    two_nodes(&mut nodes, &first, &second);
+    let (disk, mut nodes, [first, second]) = nodes_with_a_disk();
     for volume in ["one", "two"] {
         nodes.run("a", &["volume", "create", volume, "--size", "1M"]).expect("is created");
     }
@@ -209,10 +214,7 @@ fn volumes_of_a_disk_that_fails_are_taken_over_and_the_node_serves_its_others() 
     if !rustix::process::geteuid().is_root() {
         return eprintln!("skipped: a file system of its own needs root to be mounted");
     }
-    let disk = Disk::new();
-    let mut nodes = Nodes::none().expect("a directory");
-    let (first, second) = (disk.point().join("store"), nodes.path().join("second"));
-    two_nodes(&mut nodes, &first, &second);
+    let (disk, mut nodes, [first, _]) = nodes_with_a_disk();
     let names = ["one", "two", "three", "four"];
     for (name, seed) in names.into_iter().zip(1..) {
         nodes.run("a", &["volume", "create", name, "--size", "1M"]).expect("is created");

@@ -315,7 +315,7 @@ impl NodeAdmin {
         epoch: Epoch,
         behind: bool,
     ) -> Result<Going, Error> {
-        let served = self.served(id)?;
+        let served = self.volumes.require(id)?;
         let mut here = self.takeovers.here.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = here.get(&id).filter(|running| running.epoch == epoch) {
             let going = running.going();
@@ -370,7 +370,7 @@ impl NodeAdmin {
     }
 
     pub(super) async fn holding_here(&self, id: VolumeId) -> Result<Holding, Error> {
-        let served = self.served(id)?;
+        let served = self.volumes.require(id)?;
         let report = served.shard.report(id).await.map_err(store_failure)?;
         let (tail, heard) = (served.standing.tail(), served.hearing.last());
         let VolumeReport { known, watermark, held, rejoining, .. } = report;
@@ -401,7 +401,7 @@ impl NodeAdmin {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let gone = || Error::new(ErrorKind::NotFound, format!("volume {id} was deleted"));
         let meta = state.volume(id).ok_or_else(gone)?.clone();
-        let served = self.served(id)?;
+        let served = self.volumes.require(id)?;
         let Some(tail) = served.standing.tail() else {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
@@ -421,11 +421,6 @@ impl NodeAdmin {
             .await
             .map_err(|error| Error::new(ErrorKind::Internal, "the rejoin ended early").caused_by(error))??;
         Ok(tail_status(&state, &meta, self.this.id, tail))
-    }
-
-    fn served(&self, id: VolumeId) -> Result<Arc<ServedVolume>, Error> {
-        let missing = || Error::new(ErrorKind::Unavailable, format!("volume {id} is not (yet) known here"));
-        self.volumes.get(id).ok_or_else(missing)
     }
 }
 

@@ -353,6 +353,18 @@ impl Core {
     }
 }
 
+/// A value with its checksum behind it.
+fn with_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.put_u32_le(crc32fast::hash(&bytes));
+    bytes
+}
+
+/// A value without its checksum, if it fits that.
+fn checked(bytes: &[u8]) -> Option<&[u8]> {
+    let (value, checksum) = bytes.split_last_chunk::<4>()?;
+    (crc32fast::hash(value).to_le_bytes() == *checksum).then_some(value)
+}
+
 /// A position as a value: 28 bytes and a checksum.
 fn encode_position(position: &LogPosition) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(32);
@@ -361,19 +373,15 @@ fn encode_position(position: &LogPosition) -> Vec<u8> {
     bytes.put_u32_le(position.block);
     bytes.put_u64_le(position.sequence);
     bytes.put_u32_le(position.chain);
-    let crc = crc32fast::hash(&bytes);
-    bytes.put_u32_le(crc);
-    bytes
+    with_checksum(bytes)
 }
 
 /// The position of a value.
 ///
 /// # Errors
 /// When it is not one.
-pub(crate) fn decode_position(mut bytes: &[u8]) -> Result<LogPosition, MapError> {
-    if bytes.len() != 32 || crc32fast::hash(&bytes[..28]) != (&bytes[28..]).get_u32_le() {
-        return Err(MapError::Position);
-    }
+pub(crate) fn decode_position(bytes: &[u8]) -> Result<LogPosition, MapError> {
+    let mut bytes = checked(bytes).filter(|bytes| bytes.len() == 28).ok_or(MapError::Position)?;
     Ok(LogPosition {
         generation: bytes.get_u64_le(),
         segment: bytes.get_u32_le(),
@@ -389,19 +397,15 @@ fn encode_cold_end(end: &ColdEnd) -> Vec<u8> {
     bytes.put_u64_le(end.generation);
     bytes.put_u32_le(end.segment);
     bytes.put_u32_le(end.block);
-    let crc = crc32fast::hash(&bytes);
-    bytes.put_u32_le(crc);
-    bytes
+    with_checksum(bytes)
 }
 
 /// What such a value says.
 ///
 /// # Errors
 /// When it is not one.
-pub(crate) fn decode_cold_end(mut bytes: &[u8]) -> Result<ColdEnd, MapError> {
-    if bytes.len() != 20 || crc32fast::hash(&bytes[..16]) != (&bytes[16..]).get_u32_le() {
-        return Err(MapError::ColdEnd);
-    }
+pub(crate) fn decode_cold_end(bytes: &[u8]) -> Result<ColdEnd, MapError> {
+    let mut bytes = checked(bytes).filter(|bytes| bytes.len() == 16).ok_or(MapError::ColdEnd)?;
     Ok(ColdEnd { generation: bytes.get_u64_le(), segment: bytes.get_u32_le(), block: bytes.get_u32_le() })
 }
 

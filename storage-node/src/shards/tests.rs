@@ -41,7 +41,7 @@ async fn shards_on(root: &Path, disks: &[SimDisk; 2], maps: &[MapStore; 2]) -> S
         let handle = Shard::start_on(options, disk.clone(), map.clone()).await.expect("starts");
         stores.push((root.to_owned(), handle));
     }
-    Shards::of_open(stores, None).await.expect("both tell")
+    Shards::of_open(stores).await.expect("both tell")
 }
 
 async fn read(shards: &Shards, volume: VolumeId, block: u64) -> Result<u8, StoreError> {

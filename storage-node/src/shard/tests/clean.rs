@@ -44,6 +44,14 @@ impl Chunks {
         self.values[chunk as usize].push(fill);
     }
 
+    /// Writes `count` of them, drawn at random.
+    pub(super) fn overwrite(&mut self, rig: &mut Rig, count: u64) {
+        for _ in 0..count {
+            let chunk = self.random(CHUNKS);
+            self.write(rig, chunk);
+        }
+    }
+
     /// What was not flushed may not be lost any more.
     pub(super) fn settle(&mut self) {
         self.values.iter_mut().for_each(|values| drop(values.drain(..values.len() - 1)));
@@ -67,10 +75,8 @@ fn cleaning_loses_nothing_whenever_the_process_or_the_power_goes() {
         let (mut rig, mut chunks) = (rig(seed), Chunks::new(seed));
         (0..CHUNKS).for_each(|chunk| chunks.write(&mut rig, chunk));
         for life in 2..8 {
-            for _ in 0..200 + chunks.random(400) {
-                let chunk = chunks.random(CHUNKS);
-                chunks.write(&mut rig, chunk);
-            }
+            let count = 200 + chunks.random(400);
+            chunks.overwrite(&mut rig, count);
             match life % 3 {
                 0 => {
                     chunks.settle();
@@ -132,10 +138,7 @@ fn what_damaged_records_hide_is_found_through_the_maps() {
         let name = format!("{:08}.seg", victim.segment);
         rig.disk.flip(&name, (1 + 17) * BLOCK_SIZE as usize + 20);
     }
-    for _ in 0..3000 {
-        let chunk = chunks.random(CHUNKS);
-        chunks.write(&mut rig, chunk);
-    }
+    chunks.overwrite(&mut rig, 3000);
     let left = rig.core().log.segments();
     let is_as_before = |info: &&crate::log::SegmentInfo| {
         victims.iter().any(|it| (it.segment, it.generation) == (info.segment, info.generation))
@@ -239,10 +242,7 @@ fn a_cold_segment_with_a_damaged_record_is_filled_further_only_behind_what_is_in
     chunks.settle();
     rig.kill();
     rig.activate(2);
-    for _ in 0..1500 {
-        let chunk = chunks.random(CHUNKS);
-        chunks.write(&mut rig, chunk);
-    }
+    chunks.overwrite(&mut rig, 1500);
     chunks.settle();
     chunks.check(&mut rig, "after more cleaning");
 }

@@ -31,6 +31,21 @@ fn last_copies(rig: &mut Rig) -> Option<(String, usize)> {
     is_needed.then_some((file, last))
 }
 
+/// Ends the process, in one of three ways.
+fn end(rig: &mut Rig, ending: u64) {
+    match ending {
+        // The checkpoint alone says what is in use.
+        0 => rig.ask(|reply| Request::Stop { reply }).expect("stops"),
+        // The log behind it may say more.
+        1 => rig.disk.kill(),
+        _ => {
+            rig.flush().expect("flushes");
+            rig.disk.crash();
+        }
+    }
+    rig.drop_core();
+}
+
 /// A bit of the header of the last record in the cold segment that is being filled, and after a restart the segment seemed to end before it:
 /// the next copies went over the blocks there, though the map pointed to them, and reads of those failed wherever no replica had them.
 #[test]
@@ -39,26 +54,13 @@ fn the_last_copies_of_a_cold_segment_are_not_written_over_when_their_header_is_l
         let (mut rig, mut chunks) = (rig(seed), Chunks::new(seed));
         (0..CHUNKS).for_each(|chunk| chunks.write(&mut rig, chunk));
         let (file, header) = loop {
-            (0..16).for_each(|_| {
-                let chunk = chunks.random(CHUNKS);
-                chunks.write(&mut rig, chunk);
-            });
+            chunks.overwrite(&mut rig, 16);
             if let Some(found) = last_copies(&mut rig) {
                 break found;
             }
         };
         chunks.settle();
-        match ending {
-            // The checkpoint alone says what is in use.
-            0 => rig.ask(|reply| Request::Stop { reply }).expect("stops"),
-            // The log behind it may say more.
-            1 => rig.disk.kill(),
-            _ => {
-                rig.flush().expect("flushes");
-                rig.disk.crash();
-            }
-        }
-        rig.drop_core();
+        end(&mut rig, ending);
         match loss {
             0 => rig.disk.flip(&file, header * BLOCK + 20),
             // Its version: no other program wrote it.
@@ -67,19 +69,13 @@ fn the_last_copies_of_a_cold_segment_are_not_written_over_when_their_header_is_l
         }
         rig.start();
         rig.activate(2);
-        for _ in 0..1500 {
-            let chunk = chunks.random(CHUNKS);
-            chunks.write(&mut rig, chunk);
-        }
+        chunks.overwrite(&mut rig, 1500);
         chunks.settle();
         chunks.check(&mut rig, &format!("seed {seed}"));
         // Once more, with the damage in the middle of what was filled since, if it still is.
         rig.kill();
         rig.activate(3);
-        for _ in 0..500 {
-            let chunk = chunks.random(CHUNKS);
-            chunks.write(&mut rig, chunk);
-        }
+        chunks.overwrite(&mut rig, 500);
         chunks.settle();
         chunks.check(&mut rig, &format!("seed {seed}, again"));
     }
@@ -137,21 +133,12 @@ fn outlives_damage(seed: u64) {
     (0..CHUNKS).for_each(|chunk| chunks.write(&mut rig, chunk));
     let mut lost = 0;
     for life in 2..6 {
-        for _ in 0..150 + chunks.random(300) {
-            let chunk = chunks.random(CHUNKS);
-            chunks.write(&mut rig, chunk);
-        }
+        let count = 150 + chunks.random(300);
+        chunks.overwrite(&mut rig, count);
         chunks.settle();
         let headers = headers(&mut rig);
-        match chunks.random(3) {
-            0 => rig.ask(|reply| Request::Stop { reply }).expect("stops"),
-            1 => rig.disk.kill(),
-            _ => {
-                rig.flush().expect("flushes");
-                rig.disk.crash();
-            }
-        }
-        rig.drop_core();
+        let ending = chunks.random(3);
+        end(&mut rig, ending);
         for _ in 0..headers.len().min(3) {
             let at = match chunks.random(2) {
                 0 => headers.len() - 1,
