@@ -359,7 +359,7 @@ fn write(path: &Path, value: &impl Serialize) -> Result<(), StoresError> {
     write_aside(path, &text)
 }
 
-/// As [`write`], of these bytes.
+/// As [`write()`], of these bytes.
 fn write_aside(path: &Path, bytes: &[u8]) -> Result<(), StoresError> {
     let aside = path.with_extension("new");
     let written = || -> io::Result<()> {
