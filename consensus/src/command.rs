@@ -30,6 +30,9 @@ pub const COMMAND_VERSION: u8 = 1;
 /// to say to the new owner does so before.
 pub const ENCLOSED_BYTES_MAX: usize = 64 << 10;
 
+/// How many bytes a rescue encloses at most: it is rare, and what is not durable at its owner cannot be told before.
+pub const RESCUE_ENCLOSED_BYTES_MAX: usize = 256 << 10;
+
 /// How many volumes an owner steps down for in one command. Who owns more proposes several.
 pub const STEP_DOWN_MAX: usize = 512;
 
@@ -493,6 +496,22 @@ pub enum Command {
         incarnation: u64,
         /// The volumes, at most [`STEP_DOWN_MAX`], and the epochs of their ownership.
         volumes: Vec<(VolumeId, Epoch)>,
+    },
+    /// The owner, whose store takes no writes any more, ends its epoch and gives the volume to another node with everything that it acked. What
+    /// that store has beyond the end, or has lost, is cut off as by a takeover. This is proposed only where every member that answers knows of it.
+    Rescue {
+        /// The owner who proposes.
+        from: NodeId,
+        /// The process of the owner that proposes, as numbered by [`Command::NodeStarted`].
+        incarnation: u64,
+        /// The new owner: a replica.
+        to: NodeId,
+        /// The volume, and where its epoch ends.
+        ended: Ended,
+        /// Up to where it is durable at the owner.
+        durable: Lsn,
+        /// What the new owner must know to begin and was not told before: at most [`RESCUE_ENCLOSED_BYTES_MAX`].
+        enclosed: Vec<u8>,
     },
 }
 

@@ -13,7 +13,7 @@ type Predicate = fn(&MetaState) -> bool;
 /// The first invariant that does not hold, if any.
 #[must_use]
 pub fn violated(state: &MetaState) -> Option<&'static str> {
-    let all: [(&str, Predicate); 19] = [
+    let all: [(&str, Predicate); 20] = [
         ("node names are unique", node_names_are_unique),
         ("volume names are unique", volume_names_are_unique),
         ("holders are members", holders_are_members),
@@ -33,6 +33,7 @@ pub fn violated(state: &MetaState) -> Option<&'static str> {
         ("places are of members, of volumes, and of replicas", places_are_of_what_there_is),
         ("keys are of volumes, and each is another one", keys_are_of_volumes),
         ("who has stepped down did so in the present epoch", who_has_stepped_down_did_so_in_the_present_epoch),
+        ("rescues are forks", rescues_are_forks),
     ];
     all.into_iter().find(|(_, holds)| !holds(state)).map(|(name, _)| name)
 }
@@ -74,6 +75,14 @@ fn keys_are_of_volumes(state: &MetaState) -> bool {
 
 fn who_has_stepped_down_did_so_in_the_present_epoch(state: &MetaState) -> bool {
     state.stepped_down().all(|(id, epoch)| state.volume(id).is_some_and(|volume| volume.epoch == epoch))
+}
+
+fn rescues_are_forks(state: &MetaState) -> bool {
+    state.rescues().all(|(id, epochs)| {
+        let forks = state.volume(id).map(|volume| &volume.forks);
+        let is_one = |epoch: &Epoch| forks.is_some_and(|forks| forks.iter().any(|fork| fork.epoch == *epoch));
+        !epochs.is_empty() && epochs.keys().all(is_one)
+    })
 }
 
 fn volume_names_are_unique(state: &MetaState) -> bool {

@@ -25,6 +25,7 @@ mod members;
 mod ownership;
 pub mod places;
 mod records;
+mod rescues;
 pub mod rights;
 mod snapshots;
 mod stepping_down;
@@ -44,7 +45,7 @@ pub(crate) mod tests;
 /// How many ended epochs a volume remembers; the oldest are forgotten.
 pub const EPOCH_HISTORY_MAX: usize = 16;
 
-/// How many takeovers a volume remembers one by one. The oldest two are then remembered as one that cut off as much as
+/// How many takeovers and rescues a volume remembers one by one. The oldest two are then remembered as one that cut off as much as
 /// both: a holder that was away for so long may be told that it has left the volume when it has not, never the reverse.
 pub const FORKS_MAX: usize = 16;
 
@@ -78,11 +79,11 @@ pub struct EpochRecord {
     pub manifest_digest: u64,
 }
 
-/// Where the history of a volume was cut off by a takeover: whatever was written after `end` in this epoch or an earlier
-/// one is no part of the volume.
+/// Where the history of a volume was cut off by a takeover, or by a rescue ([`MetaState::rescued_from`]): whatever was written after `end` in this
+/// epoch or an earlier one is no part of the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fork {
-    /// The epoch that was ended by a takeover.
+    /// The epoch that ended so.
     pub epoch: Epoch,
     /// Where the next one began.
     pub end: Lsn,
@@ -200,7 +201,7 @@ pub struct Volume {
     pub history: Vec<EpochRecord>,
     /// Tells repeated creations apart.
     pub nonce: u64,
-    /// The takeovers, oldest first, at most [`FORKS_MAX`].
+    /// The takeovers and rescues, oldest first, at most [`FORKS_MAX`].
     pub forks: Vec<Fork>,
     /// The snapshots, oldest first.
     pub snapshots: Vec<Snapshot>,
@@ -308,6 +309,8 @@ pub struct MetaState {
     keys: Table<VolumeId, VolumeKeys>,
     /// The volumes whose owners act for them no more, and in which epoch: the present one.
     stepped_down: Table<VolumeId, Epoch>,
+    /// Of the volumes that were given away from stores that took no writes any more, the epochs that ended so, and up to where they were durable there.
+    rescues: Table<VolumeId, BTreeMap<Epoch, Lsn>>,
 }
 
 impl MetaState {
@@ -324,6 +327,7 @@ impl MetaState {
             && self.rights.is(&other.rights)
             && self.keys.is(&other.keys)
             && self.stepped_down.is(&other.stepped_down)
+            && self.rescues.is(&other.rescues)
     }
 
     /// Whether it is certain that this state and another one let in the same. Takes no time.
@@ -345,6 +349,7 @@ impl MetaState {
                 && self.places.wanted.has_same(&before.places.wanted, volume)
                 && self.keys.has_same(&before.keys, volume)
                 && self.stepped_down.has_same(&before.stepped_down, volume)
+                && self.rescues.has_same(&before.rescues, volume)
         };
         self.volumes.values().filter(move |volume| concerns_all || !says_the_same(&volume.id))
     }
@@ -440,6 +445,9 @@ impl MetaState {
             Command::AddVolumeKey { volume, check, key } => self.add_volume_key(volume, check, key),
             Command::RemoveVolumeKey { volume, name } => self.remove_volume_key(volume, &name),
             Command::StepDown { node, incarnation, volumes } => self.step_down(node, incarnation, &volumes),
+            Command::Rescue { from, incarnation, to, ended, durable, enclosed } => {
+                self.rescue(rescues::Rescue { from, incarnation, to, ended, durable, enclosed })
+            }
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

@@ -311,6 +311,8 @@ pub struct StoreSettings {
     /// Days in which everything stored is read and compared with its checksums once; 0 for never. Fewer find decay sooner
     /// and read more of the time.
     pub scrub_days: u32,
+    /// Whether the volumes in a store that takes no writes any more are handed over to a replica of each, by themselves.
+    pub hand_over_when_failed: bool,
 }
 
 impl Default for StoreSettings {
@@ -323,6 +325,7 @@ impl Default for StoreSettings {
             engine: EngineKind::Auto,
             scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
             scrub_days: 7,
+            hand_over_when_failed: true,
         }
     }
 }

@@ -57,6 +57,7 @@ mod placement;
 mod policy;
 mod propagation;
 pub mod reconcile;
+mod rescue;
 pub mod rtt;
 pub mod service;
 mod stepping_down;
@@ -188,6 +189,7 @@ impl Node {
             keys: options.keys,
             export: options.export,
             wan_bytes: options.wan_bytes,
+            rescues: options.store.hand_over_when_failed,
         };
         let name = place.this.name.to_string();
         // Nobody answers a node that was removed: it would wait for a leader for ever.

@@ -2,6 +2,7 @@
 
 pub mod ahead;
 pub mod classes;
+pub mod debt;
 pub mod fan;
 pub mod flushes;
 pub mod freight;

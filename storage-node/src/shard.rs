@@ -28,6 +28,7 @@ mod lease;
 mod rebuild;
 mod recover;
 mod replica;
+mod rescue;
 mod resize;
 mod rollback;
 mod run;

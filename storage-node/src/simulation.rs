@@ -19,6 +19,7 @@ mod machine;
 mod network;
 mod partial;
 mod pulls;
+mod rescue;
 mod round_trips;
 pub(crate) mod rules;
 mod space;

@@ -18,13 +18,20 @@ const BLOCKS: u64 = 60;
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Node a with stores in these two directories, and node b.
-fn two_nodes(nodes: &mut Nodes, first: &Path, second: &Path) {
+/// Node a with stores in these two directories and these other settings of them, and node b.
+fn two_nodes_with(nodes: &mut Nodes, first: &Path, second: &Path, settings: &str) {
     // The same capacity, so that volumes go to them in turns whatever else is on their file systems.
-    let store =
-        format!("directories = [\"{}\", \"{}\"]\ncapacity_bytes = \"128MiB\"\n", first.display(), second.display());
+    let store = format!(
+        "directories = [\"{}\", \"{}\"]\ncapacity_bytes = \"128MiB\"\n{settings}",
+        first.display(),
+        second.display()
+    );
     nodes.add_with("a", &store).expect("a node with two disks starts");
     nodes.add("b").expect("another joins");
+}
+
+fn two_nodes(nodes: &mut Nodes, first: &Path, second: &Path) {
+    two_nodes_with(nodes, first, second, "");
 }
 
 fn json(nodes: &Nodes, arguments: &[&str]) -> Value {
@@ -126,11 +133,14 @@ impl Drop for Disk {
     }
 }
 
-/// Node a with a store on a disk of its own and another one, in this order, and node b.
-fn nodes_with_a_disk() -> (Disk, Nodes, [PathBuf; 2]) {
+/// What keeps volumes where they are when their store fails.
+const STAY: &str = "hand_over_when_failed = false\n";
+
+/// Node a with a store on a disk of its own and another one, in this order and with these settings, and node b.
+fn nodes_with_a_disk(settings: &str) -> (Disk, Nodes, [PathBuf; 2]) {
     let (disk, mut nodes) = (Disk::new(), Nodes::none().expect("a directory"));
     let stores = [disk.point().join("store"), nodes.path().join("second")];
-    two_nodes(&mut nodes, &stores[0], &stores[1]);
+    two_nodes_with(&mut nodes, &stores[0], &stores[1], settings);
     (disk, nodes, stores)
 }
 
@@ -145,7 +155,7 @@ fn a_disk_that_fails_stops_its_own_volumes_only_and_their_reads_go_on() {
     if !rustix::process::geteuid().is_root() {
         return eprintln!("skipped: a file system of its own needs root to be mounted");
     }
-    let (disk, mut nodes, [first, second]) = nodes_with_a_disk();
+    let (disk, mut nodes, [first, second]) = nodes_with_a_disk(STAY);
     for volume in ["one", "two"] {
         nodes.run("a", &["volume", "create", volume, "--size", "1M"]).expect("is created");
     }
@@ -214,7 +224,7 @@ fn volumes_of_a_disk_that_fails_are_taken_over_and_the_node_serves_its_others() 
     if !rustix::process::geteuid().is_root() {
         return eprintln!("skipped: a file system of its own needs root to be mounted");
     }
-    let (disk, mut nodes, [first, _]) = nodes_with_a_disk();
+    let (disk, mut nodes, [first, _]) = nodes_with_a_disk(STAY);
     let names = ["one", "two", "three", "four"];
     for (name, seed) in names.into_iter().zip(1..) {
         nodes.run("a", &["volume", "create", name, "--size", "1M"]).expect("is created");
@@ -268,6 +278,46 @@ fn volumes_of_a_disk_that_fails_are_taken_over_and_the_node_serves_its_others() 
         });
         verify(&mut Client::connect(&nodes.socket("a"), volume).expect("connects"), seed(volume), 1);
     }
+    nodes.kill("a").expect("it runs");
+}
+
+/// A virtual machine whose disk failed had its writes refused and its file system set to read-only, and a takeover cut it off.
+#[test]
+fn who_uses_a_volume_whose_disk_fails_goes_on_at_a_replica_and_has_lost_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: a file system of its own needs root to be mounted");
+    }
+    let (disk, mut nodes, [first, _]) = nodes_with_a_disk("");
+    for (volume, seed) in ["one", "two"].into_iter().zip(1..) {
+        nodes.run("a", &["volume", "create", volume, "--size", "1M"]).expect("is created");
+        write_everywhere(&nodes, "a", volume, seed);
+    }
+    let (failing, seed, healthy) = if store_of(&nodes, "one") == first { ("one", 1, "two") } else { ("two", 2, "one") };
+    let mut on_failing = Client::connect(&nodes.socket("a"), failing).expect("connects");
+    let mut beside = Client::connect(&nodes.socket("a"), failing).expect("connects");
+    on_failing.write(0, &fill(seed, 0, 2)).expect("is written, and not flushed");
+    if let Err(reason) = disk.fail_writes() {
+        return eprintln!("skipped: {reason}");
+    }
+    for block in 1..BLOCKS {
+        on_failing.write(block * BLOCK, &fill(seed, block, 2)).expect("it waits, and is written");
+    }
+    on_failing.flush().expect("all of it is durable");
+    verify(&mut on_failing, seed, 2);
+    verify(&mut beside, seed, 2);
+    beside.write(0, &fill(seed, 0, 3)).expect("writes");
+    beside.write(0, &fill(seed, 0, 2)).expect("writes");
+    assert_eq!((owner_of(&nodes, failing), owner_of(&nodes, healthy)), ("b".to_owned(), "a".to_owned()));
+
+    // With a disk that works the old owner follows by itself, and may have the volume back.
+    drop((on_failing, beside));
+    nodes.kill("a").expect("it runs");
+    disk.repair();
+    nodes.start_node("a").expect("comes back");
+    wait_for_replica(&nodes, failing);
+    assert!(json(&nodes, &["volume", "status", failing])["replicas"][0]["tail"].is_null());
+    nodes.run("b", &["volume", "migrate", failing, "--to", "a"]).expect("goes back");
+    verify(&mut Client::connect(&nodes.socket("a"), failing).expect("connects"), seed, 2);
     nodes.kill("a").expect("it runs");
 }
 

@@ -8,7 +8,7 @@ use client_lib::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::STEP_DOWN_MAX;
+use super::{RESCUE_ENCLOSED_BYTES_MAX, STEP_DOWN_MAX};
 use crate::state::access::{CLIENT_CERTIFICATES_MAX, CLIENTS_MAX, REVOKED_MAX};
 use crate::state::places::LABELS_MAX;
 use crate::state::rights::{RULES_MAX, RULES_OF_ALL_MAX};
@@ -306,6 +306,9 @@ pub enum Refusal {
     /// More volumes than one command has.
     #[error("an owner steps down for {max} volumes at a time, not for {0}", max = STEP_DOWN_MAX)]
     TooManyToStepDownFor(usize),
+    /// More than goes through the log of every voter.
+    #[error("{0} bytes are too much to be enclosed in a rescue, which takes {max} at the most", max = RESCUE_ENCLOSED_BYTES_MAX)]
+    TooMuchEnclosed(usize),
 }
 
 impl From<Refusal> for Error {
@@ -350,7 +353,8 @@ impl From<Refusal> for Error {
             | Refusal::NotItsKey(_)
             | Refusal::LastVolumeKey { .. }
             | Refusal::TooManyVolumeKeys(_)
-            | Refusal::TooManyToStepDownFor(_) => ErrorKind::InvalidRequest,
+            | Refusal::TooManyToStepDownFor(_)
+            | Refusal::TooMuchEnclosed(_) => ErrorKind::InvalidRequest,
             Refusal::SizeChanged { .. }
             | Refusal::LeaseHeld { .. }
             | Refusal::BeingCloned { .. }

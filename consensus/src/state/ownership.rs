@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use client_lib::{Epoch, Lsn, NodeId, VolumeGroupId, VolumeId};
 
-use super::{EPOCH_HISTORY_MAX, Enclosure, EpochRecord, FORKS_MAX, Fork, MetaState, Volume};
+use super::{EPOCH_HISTORY_MAX, Enclosure, EpochRecord, Fork, MetaState, Volume};
 use crate::command::{Ended, Refusal, Response};
 
 /// As [`crate::Command::HandOver`].
@@ -122,14 +122,8 @@ impl MetaState {
         volume.source = None;
         // Nobody who follows the volume has them any more.
         volume.snapshots.retain(|snapshot| snapshot.made.is_none_or(|made| made.lsn <= start));
-        // This one cuts off everything that those did.
-        volume.forks.retain(|earlier| earlier.end < start);
-        volume.forks.push(fork);
-        if volume.forks.len() > FORKS_MAX {
-            let oldest = volume.forks.remove(0);
-            volume.forks[0].end = oldest.end;
-        }
         let epoch = volume.epoch;
+        self.cut_off(id, fork, None);
         self.joins_no_more(id, to);
         Ok(Response::TakenOver { epoch })
     }
@@ -162,7 +156,7 @@ fn has_happened(volume: &Volume, to: NodeId, ended: &EpochRecord) -> bool {
 }
 
 /// Ends the epoch of `ended`; its owner follows from now on.
-fn give(volume: &mut Volume, to: NodeId, ended: EpochRecord) {
+pub(super) fn give(volume: &mut Volume, to: NodeId, ended: EpochRecord) {
     assert!(volume.replicas.remove(&to), "volume {} is given to a replica, not to {to}", volume.id);
     volume.replicas.insert(ended.owner);
     volume.owner = to;

@@ -29,6 +29,7 @@ pub(crate) enum Kind {
     Rights = 13,
     Keys = 14,
     SteppedDown = 15,
+    Rescues = 16,
 }
 
 /// Where records are.
@@ -86,13 +87,14 @@ impl MetaState {
             rights: load(records, Kind::Rights)?,
             keys: load(records, Kind::Keys)?,
             stepped_down: load(records, Kind::SteppedDown)?,
+            rescues: load(records, Kind::Rescues)?,
         })
     }
 
     /// Tells of every record that has changed since this was asked last, or since the state was loaded.
     pub(crate) fn store_changes(&mut self, changes: &mut impl Changes) -> io::Result<()> {
-        let MetaState { nodes, volumes, leases, links, groups, enclosures, access, places, rights, keys, stepped_down } =
-            self;
+        let MetaState { nodes, volumes, leases, links, groups, enclosures, access, places, rights, keys, .. } = self;
+        let MetaState { stepped_down, rescues, .. } = self;
         let Access { removed, clients, revoked } = access;
         let Places { joining, labels, wanted } = places;
         store(nodes, Kind::Node, changes)?;
@@ -109,6 +111,7 @@ impl MetaState {
         store(wanted, Kind::Placement, changes)?;
         store(rights, Kind::Rights, changes)?;
         store(keys, Kind::Keys, changes)?;
-        store(stepped_down, Kind::SteppedDown, changes)
+        store(stepped_down, Kind::SteppedDown, changes)?;
+        store(rescues, Kind::Rescues, changes)
     }
 }

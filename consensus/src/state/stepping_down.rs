@@ -23,7 +23,7 @@ impl MetaState {
 
     /// Whether nothing is in it that programs of format 10 would drop.
     pub(crate) fn has_only_what_format_10_has(&self) -> bool {
-        self.stepped_down.is_empty()
+        self.stepped_down.is_empty() && self.rescues.is_empty()
     }
 
     /// May be said twice, and late: what the node does not own any more in the epoch that it named is somebody else's to act for.

@@ -17,6 +17,7 @@ mod golden;
 mod groups;
 mod keys;
 mod places;
+mod rescues;
 mod rights;
 mod stepping_down;
 

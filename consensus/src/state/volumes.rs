@@ -106,6 +106,7 @@ impl MetaState {
         self.enclosures.remove(&volume);
         self.forget_keys(volume);
         self.forget_step_down(volume);
+        self.forget_rescues(volume);
         self.forget_places_of(volume);
         self.volumes.remove(&volume).map(|_| Response::VolumeDeleted).ok_or(Refusal::UnknownVolume(volume))
     }

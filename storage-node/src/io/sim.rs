@@ -81,6 +81,8 @@ struct State {
     random: u64,
     /// Operations until the next one fails; `None`: none does.
     fail_in: Option<u64>,
+    /// Whether reads are none of those.
+    reads_well: bool,
     /// Writes until each fault.
     faults: Vec<(u64, Fault)>,
     /// Operations until the power is cut; `None`: it is not.
@@ -150,6 +152,7 @@ impl SimDisk {
             files: BTreeMap::new(),
             random: seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15) | 1,
             fail_in: None,
+            reads_well: false,
             faults: Vec::new(),
             cut_in: None,
             capacity: u64::MAX,
@@ -200,7 +203,19 @@ impl SimDisk {
 
     /// The operation after `operations` others fails with an I/O error.
     pub fn fail_after(&self, operations: u64) {
-        self.state().fail_in = Some(operations);
+        let mut state = self.state();
+        (state.fail_in, state.reads_well) = (Some(operations), false);
+    }
+
+    /// The operation after `operations` others that change something fails with an I/O error; what is read is not counted.
+    pub fn fail_writes_after(&self, operations: u64) {
+        let mut state = self.state();
+        (state.fail_in, state.reads_well) = (Some(operations), true);
+    }
+
+    /// No operation fails any more.
+    pub fn mend(&self) {
+        self.state().fail_in = None;
     }
 
     /// Bytes that files may take together; creating more fails with "no space".
@@ -374,7 +389,8 @@ impl SimEngine {
             }
         }
         state.operations += 1;
-        if let Some(left) = state.fail_in {
+        let counts = !state.reads_well || !matches!(kind, IoKind::Read { .. });
+        if let Some(left) = state.fail_in.filter(|_| counts) {
             state.fail_in = left.checked_sub(1);
             if left == 0 {
                 return (Err(io::Error::other("an injected fault")), kind.into_buffer());

@@ -25,8 +25,8 @@ use super::observe::{Observed, Observer};
 use super::reconcile::{Reconciler, learn_peers};
 use super::service::{NodeService, RaftTransport};
 use super::{
-    BootstrapMember, METADATA_DEADLINE, ThisNode, WanBytes, joining, lease, ownership_log, placement, policy, rtt,
-    stepping_down,
+    BootstrapMember, METADATA_DEADLINE, ThisNode, WanBytes, joining, lease, ownership_log, placement, policy, rescue,
+    rtt, stepping_down,
 };
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::lease::LeaseCell;
@@ -81,6 +81,8 @@ pub struct Place {
     pub export: Option<ExportOptions>,
     /// Counts what crosses the WAN emulator, if there is one.
     pub wan_bytes: Option<WanBytes>,
+    /// Whether volumes are given away whose store takes no writes any more.
+    pub rescues: bool,
 }
 
 /// A node that runs, without what clients reach it by.
@@ -158,6 +160,7 @@ impl Parts {
             log.clone(),
             place.peer_overrides,
         ));
+        reconciler.give_away_what_cannot_be_written(place.rescues);
         let admin = NodeAdmin::new(this, clock, meta.clone(), volumes.clone(), reconciler.clone(), peers.clone(), log);
         let is_of_up = place.bootstrap.as_ref().is_some_and(|founders| founders.len() > 1);
         let holds_authority = admission.holds_authority() && !is_of_up;
@@ -198,6 +201,7 @@ impl Parts {
             tokio::spawn(lease::watch_others(meta.clone(), admin.leases())),
             tokio::spawn(policy::take_over_what_is_due(admin.clone())),
             tokio::spawn(stepping_down::keep(admin.clone())),
+            tokio::spawn(rescue::keep(admin.clone())),
             tokio::spawn(placement::keep(admin.clone())),
             tokio::spawn(joining::finish(me, meta.clone(), volumes.clone(), peers.clone())),
         ];

@@ -34,13 +34,16 @@ impl RaftOwnership {
     }
 
     async fn propose_handover(&self, handover: HandoverProposal) -> Proposed<()> {
-        let HandoverProposal { group, to, members, enclosed } = handover;
+        let HandoverProposal { group, to, members, mut enclosed, rescued } = handover;
         let (from, incarnation) = (self.me, self.incarnation());
-        match self
-            .meta
-            .propose(Command::HandOver { group, from, incarnation, to, members, enclosed }, METADATA_DEADLINE)
-            .await
-        {
+        let command = match (rescued, members.first().copied()) {
+            (Some(durable), Some(ended)) => {
+                let enclosed = enclosed.remove(&ended.volume).unwrap_or_default();
+                Command::Rescue { from, incarnation, to, ended, durable, enclosed }
+            }
+            _ => Command::HandOver { group, from, incarnation, to, members, enclosed },
+        };
+        match self.meta.propose(command, METADATA_DEADLINE).await {
             Ok(response) => match response.into_result() {
                 Ok(Response::GroupTransferred) => Proposed::Committed(()),
                 Ok(other) => {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ use crate::ownership::enclosure::{self, Enclosure};
 use crate::ownership::gate::{Phase, View};
 use crate::ownership::standing::Tail;
 use crate::peer::client::PeerClient;
-use crate::propagation::rpo;
 use crate::propagation::sender::Sender;
 use crate::propagation::watermarks::Watermarks;
+use crate::propagation::{debt, rpo};
 use crate::serve::metadata::NewestMetadata;
 use crate::serve::resize::{follow_size, grow};
 use crate::serve::snapshots::follow_snapshots;
@@ -91,6 +91,8 @@ pub struct Reconciler {
     log: Arc<dyn OwnershipLog>,
     peer_overrides: BTreeMap<NodeName, SocketAddr>,
     ceased: Arc<Ceased>,
+    /// Whether what cannot be written here is given away.
+    rescues: AtomicBool,
     propagation: Mutex<BTreeMap<VolumeId, Propagation>>,
 }
 
@@ -106,8 +108,13 @@ impl Reconciler {
         log: Arc<dyn OwnershipLog>,
         peer_overrides: BTreeMap<NodeName, SocketAddr>,
     ) -> Reconciler {
-        let (ceased, propagation) = (Arc::default(), Mutex::default());
-        Reconciler { me, volumes, shards, peers, metadata, log, peer_overrides, ceased, propagation }
+        let (ceased, rescues, propagation) = (Arc::default(), AtomicBool::new(false), Mutex::default());
+        Reconciler { me, volumes, shards, peers, metadata, log, peer_overrides, ceased, rescues, propagation }
+    }
+
+    /// Says, before anything is followed, whether volumes are given away whose store takes no writes any more.
+    pub fn give_away_what_cannot_be_written(&self, rescues: bool) {
+        self.rescues.store(rescues, Ordering::Relaxed);
     }
 
     /// The ownerships that this process takes up no more, since it steps down.
@@ -268,13 +275,15 @@ impl Reconciler {
         volume.sending.follow(&meta.propagation);
         let is_holder = is_holder(self.me, meta);
         volume.follows.store(is_holder, Ordering::Relaxed);
+        let may_go = owned && !meta.replicas.is_empty() && self.rescues.load(Ordering::Relaxed);
+        volume.rescue.is_possible.store(may_go, Ordering::Relaxed);
         volume.keys.follow(state.keys(meta.id));
         let is_done = has_come_to(view, meta);
         if !is_done {
-            volume.standing.heard(meta);
+            volume.standing.heard(meta, state.last_takeover(meta));
             if !owned {
                 self.stop_propagation(meta.id);
-                follow(&volume, meta).await?;
+                follow(&volume, state, meta).await?;
             }
         }
         if owned && is_done {
@@ -338,7 +347,7 @@ impl Reconciler {
             // Not made durable first: metadata keeps it until it is.
             Enclosure::decode(enclosed)?.take(volume, false).await?;
         }
-        let fork = meta.forks.last().map(|fork| fork.epoch.next());
+        let fork = state.last_takeover(meta).map(|fork| fork.epoch.next());
         // Taken over by this node: it begins with what it holds, and knows of nothing else.
         let report = match fork == Some(meta.epoch) {
             true => volume.shard.rewind(meta.id, meta.final_lsn).await,
@@ -379,9 +388,18 @@ impl Reconciler {
         volume.puller.begin(report.stale_blocks);
         let own = (report.stale_blocks > 0).then_some(report.watermark);
         volume.flushes.begin(meta.epoch, own);
+        // What the owner before could not make durable is to be durable here before anything is said to be.
+        let owed = meta.history.last().and_then(|ended| state.rescued_from(meta.id, ended.epoch));
+        let owed = owed.filter(|_| report.stale_blocks > 0);
+        if owed.is_some() {
+            volume.flushes.owe(meta.epoch);
+        }
         volume.begin(meta.epoch, meta.final_lsn);
         tracing::info!(volume = %meta.name, epoch = %meta.epoch, head = %report.head, stale_blocks = report.stale_blocks, "owner");
         self.start_propagation(volume, meta, report.head, far_sites(state, meta));
+        if let Some(durable) = owed {
+            self.run_beside(meta.id, tokio::spawn(debt::repay(volume.clone(), meta.epoch, durable)));
+        }
         if enclosed.is_some() {
             let (volume, epoch, log) = (volume.clone(), meta.epoch, self.log.clone());
             tokio::spawn(async move { enclosure::settle(&volume, epoch, &*log).await });
@@ -423,6 +441,15 @@ impl Reconciler {
         let mut propagation = self.propagation.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(before) = propagation.insert(meta.id, running) {
             debug_assert!(before.epoch < meta.epoch, "an ownership is taken up once");
+        }
+    }
+
+    /// Runs `task` for as long as this node owns the volume in its present epoch.
+    fn run_beside(&self, volume: VolumeId, task: JoinHandle<()>) {
+        let mut propagation = self.propagation.lock().unwrap_or_else(PoisonError::into_inner);
+        match propagation.get_mut(&volume) {
+            Some(running) => running.tasks.push(task),
+            None => task.abort(),
         }
     }
 
@@ -468,13 +495,13 @@ impl Reconciler {
 
 /// Follows the owner of `meta` from now on: nothing of an earlier one is on its way any more, and what takeovers cut off is
 /// forgotten, unless it is held here: then this node has left the volume.
-pub async fn follow(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
+pub async fn follow(volume: &ServedVolume, state: &MetaState, meta: &Volume) -> Result<(), Error> {
     let _hold = volume.intake.hold().await;
     let mut report = match volume.shard.deactivate(meta.id, meta.epoch).await {
         Ok(report) => report,
         Err(error) => {
             if volume.shard.fault().is_some() {
-                follow_without_store(volume, meta).await;
+                follow_without_store(volume, state, meta).await;
             }
             return Err(store_failure(error));
         }
@@ -487,6 +514,12 @@ pub async fn follow(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
             Some(_) => discard(volume, meta, common).await?,
             None => volume.shard.rewind(meta.id, common).await.map_err(store_failure)?,
         };
+    }
+    if meta.has_left(report.held) && state.has_lost_nothing(meta, report.held) {
+        // Nobody was told that it is written: it is the remains of writes that were done elsewhere, when this store took none any more.
+        let common = meta.common_with(report.held);
+        tracing::info!(volume = %meta.name, epoch = %meta.epoch, held = %report.held, %common, "what was never acked is dropped");
+        report = discard(volume, meta, common).await?;
     }
     let has_left = meta.has_left(report.held);
     if has_left && report.known > report.held && report.held == report.watermark {
@@ -513,9 +546,10 @@ pub async fn follow(volume: &ServedVolume, meta: &Volume) -> Result<(), Error> {
 
 /// The same where the store takes no writes: nothing can be noted there, and nothing goes back to where a takeover left it, until the node is
 /// started with a store that works, and comes here again. Until then it acts as no owner, tells what its tail is, and passes clients on.
-async fn follow_without_store(volume: &ServedVolume, meta: &Volume) {
+async fn follow_without_store(volume: &ServedVolume, state: &MetaState, meta: &Volume) {
     if let Ok(report) = volume.shard.report(meta.id).await
         && meta.has_left(report.held)
+        && !state.has_lost_nothing(meta, report.held)
     {
         let from = meta.common_with(report.held);
         let blocks = volume.shard.changed_blocks(meta.id, from).await.unwrap_or_default();

@@ -2,8 +2,8 @@
 //! lease of a node that lives (docs/ownership.md has the argument, docs/takeover.md is for operators).
 //!
 //! It does so by itself where it loses nothing by that: for a volume that is not served here at all, since its disk was given up or its
-//! store cannot be opened, and for one whose store takes no writes any more, if the policy is that a replica takes over by itself. Of other
-//! volumes in such a store reads go on, until somebody asks for a takeover: then the owner is asked to step down first.
+//! store cannot be opened, and for one whose store takes no writes any more and which cannot be given away ([`super::rescue`]), if the policy is that a
+//! replica takes over by itself. Of other volumes in such a store reads go on, until somebody asks for a takeover: then the owner is asked to step down first.
 //!
 //! In this order: the volume is marked, so that no handover is under way; this process takes the ownership up no more; its shard answers
 //! nothing more; the proposal. What is not known to be committed is proposed again, for as long as this process runs, and so is what a
@@ -73,7 +73,8 @@ impl NodeAdmin {
             // Nobody could take it over, and what is read here is read.
             _ if volume.replicas.is_empty() => false,
             Some(Failure::NotServed) => true,
-            Some(Failure::TakesNoWrites) => volume.takeover_after_ms.is_some(),
+            // Nothing is lost if it is given away; a takeover brings back what the replicas have.
+            Some(Failure::TakesNoWrites) => volume.takeover_after_ms.is_some() && !self.may_be_rescued(volume),
             None => false,
         };
         let owned = state.volumes().filter(|volume| volume.owner == self.this.id && !state.has_stepped_down(volume.id));

@@ -411,10 +411,10 @@ impl NodeAdmin {
         let busy = Busy::begin(self.busy.clone(), &served)?;
         // A task of its own: half of it would leave the node without a copy until the next change of the metadata.
         let rejoined = tokio::spawn({
-            let meta = meta.clone();
+            let (state, meta) = (state.clone(), meta.clone());
             async move {
                 let _busy = busy;
-                rejoin(&served, &meta).await
+                rejoin(&served, &state, &meta).await
             }
         });
         rejoined
@@ -425,12 +425,12 @@ impl NodeAdmin {
 }
 
 /// Goes back to what this node has in common with the volume, and follows from there.
-async fn rejoin(served: &ServedVolume, meta: &Volume) -> Result<(), Error> {
+async fn rejoin(served: &ServedVolume, state: &MetaState, meta: &Volume) -> Result<(), Error> {
     let _hold = served.intake.hold().await;
     let (shard, id) = (&served.shard, served.id);
     let base = meta.common_with(shard.report(id).await.map_err(store_failure)?.held);
     let unknown = discard(served, meta, base).await?.rejoining.map_or(0, |rejoining| rejoining.unknown);
-    follow(served, meta).await?;
+    follow(served, state, meta).await?;
     served.snapshots.told();
     tracing::info!(volume = %served.name, epoch = %meta.epoch, %base, blocks = unknown, "the tail is dropped; this node follows again");
     Ok(())

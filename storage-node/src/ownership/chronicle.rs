@@ -98,6 +98,8 @@ pub enum Kind {
     OnWrite,
     /// A takeover.
     Takeover,
+    /// A handover because the store at the source takes no writes any more.
+    Rescue,
 }
 
 /// What was to change.

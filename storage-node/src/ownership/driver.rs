@@ -62,6 +62,8 @@ pub struct HandoverProposal {
     pub members: Vec<Ended>,
     /// What the new owner must know and was not told before, by volume ([`super::enclosure`]).
     pub enclosed: BTreeMap<VolumeId, Vec<u8>>,
+    /// Of a rescue, which is of one volume: up to where it is durable at its owner.
+    pub rescued: Option<Lsn>,
 }
 
 /// The start of an epoch by force, as the new owner proposes it.
@@ -310,6 +312,13 @@ impl Driver {
         Driver { when: FreezeWhen::Flushed, ..self }
     }
 
+    /// The same of a volume whose store takes no writes any more: what was acked and is not durable here is told in the proposal and nowhere before it.
+    #[must_use]
+    pub fn rescuing(mut self) -> Driver {
+        self.members.iter_mut().for_each(|member| member.rescues = true);
+        Driver { when: FreezeWhen::Unsynced, ..self }
+    }
+
     /// Hands over, or leaves everything where it was and says why.
     ///
     /// # Errors
@@ -330,7 +339,13 @@ impl Driver {
         let asked = Instant::now();
         try_join_all(self.members.iter().map(|member| member.catch_up(None, &self.cancel))).await?;
         self.caught_up = asked.elapsed();
-        if self.when == FreezeWhen::Always || self.members.iter().any(Member::is_new) {
+        let tells_first = match self.when {
+            FreezeWhen::Always => true,
+            FreezeWhen::Flushed => self.members.iter().any(Member::is_new),
+            // It could say of nothing that it is durable.
+            FreezeWhen::Unsynced => false,
+        };
+        if tells_first {
             // Else nobody writes, so nobody would be held up by what is sent frozen; but all of a volume is too much for that.
             self.enter(chronicle::Phase::Telling);
             self.peers().make_way(self.to);
@@ -439,7 +454,8 @@ impl Driver {
         let (group, to) = (self.group, self.to);
         let members = self.members.iter().zip(final_lsns).map(|(member, final_lsn)| member.ended(*final_lsn)).collect();
         let enclosed = self.members.iter_mut().filter_map(Member::take_enclosed).collect();
-        match self.log.hand_over(HandoverProposal { group, to, members, enclosed }).await {
+        let rescued = self.members.iter().find_map(Member::rescued);
+        match self.log.hand_over(HandoverProposal { group, to, members, enclosed, rescued }).await {
             Proposed::Committed(()) => {
                 Event::Committed(self.members.iter().map(|member| member.epoch.next()).collect())
             }

@@ -40,20 +40,21 @@ impl Tail {
 #[derive(Debug, Default)]
 pub struct Standing {
     forked: AtomicU64,
-    /// The takeovers that were heard of, oldest first.
+    /// The forks that were heard of, oldest first.
     forks: Mutex<Vec<Fork>>,
     tail: Mutex<Option<Tail>>,
 }
 
 impl Standing {
-    /// Metadata tells of these takeovers. Called before anything of their epochs is acted upon.
-    pub fn heard(&self, meta: &Volume) {
+    /// Metadata tells of these forks, of which `takeover` is the last that was a takeover. Called before anything of their epochs is acted upon.
+    pub fn heard(&self, meta: &Volume, takeover: Option<Fork>) {
         if let Some(fork) = meta.forks.last() {
             let mut forks = self.forks.lock().unwrap_or_else(PoisonError::into_inner);
             if forks.last().is_none_or(|known| known.epoch <= fork.epoch) {
                 forks.clone_from(&meta.forks);
             }
-            drop(forks);
+        }
+        if let Some(fork) = takeover {
             self.forked.fetch_max(fork.epoch.0, Ordering::AcqRel);
         }
     }
@@ -64,7 +65,7 @@ impl Standing {
         Epoch(self.forked.load(Ordering::Acquire))
     }
 
-    /// The takeovers that this node has heard of, oldest first.
+    /// The takeovers and rescues that this node has heard of, oldest first.
     #[must_use]
     pub fn forks(&self) -> Vec<Fork> {
         self.forks.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -89,12 +90,15 @@ mod tests {
     #[test]
     fn the_newest_takeover_counts_however_often_it_is_heard_of() {
         let standing = Standing::default();
-        standing.heard(&Volume::example());
+        standing.heard(&Volume::example(), None);
         assert_eq!(standing.forked(), Epoch(0));
         let fork = |epoch| Fork { epoch: Epoch(epoch), end: Lsn::ZERO };
-        standing.heard(&Volume { forks: vec![fork(2), fork(5)], ..Volume::example() });
-        standing.heard(&Volume { forks: vec![fork(2)], ..Volume::example() });
+        standing.heard(&Volume { forks: vec![fork(2), fork(5)], ..Volume::example() }, Some(fork(5)));
+        standing.heard(&Volume { forks: vec![fork(2)], ..Volume::example() }, Some(fork(2)));
         assert_eq!(standing.forked(), Epoch(5));
         assert_eq!(standing.forks(), [fork(2), fork(5)], "what is old news changes nothing");
+        // A rescue has lost nobody anything; clients send again what was not flushed.
+        standing.heard(&Volume { forks: vec![fork(2), fork(5), fork(6)], ..Volume::example() }, Some(fork(5)));
+        assert_eq!((standing.forked(), standing.forks().len()), (Epoch(5), 3));
     }
 }

@@ -57,6 +57,10 @@ pub struct Flushes {
     waiting: BTreeMap<u64, Duration>,
     next: u64,
     degraded: Option<Degraded>,
+    /// What the owner before has acked, and could not make durable, is not held here yet.
+    is_owed: bool,
+    /// The flushes with smaller numbers are not answered with success: some of that will never be held here.
+    failed_below: u64,
 }
 
 impl Flushes {
@@ -110,6 +114,7 @@ impl Flushes {
         if epoch > self.epoch {
             (self.epoch, self.own, self.wanted) = (epoch, Lsn::ZERO, Lsn::ZERO);
             (self.held, self.degraded) = (BTreeMap::new(), None);
+            (self.is_owed, self.failed_below) = (false, 0);
             self.own = own.unwrap_or(Lsn::MAX);
             self.reckon();
         }
@@ -121,6 +126,31 @@ impl Flushes {
             self.own = Lsn::MAX;
             self.reckon();
         }
+    }
+
+    /// The owner before `epoch` gave the volume away from a store that took no writes any more: until the last that it acked is held here,
+    /// durably, nothing is, of whatever class.
+    pub fn owe(&mut self, epoch: Epoch) {
+        self.is_owed |= epoch == self.epoch;
+    }
+
+    /// It is held here now.
+    pub fn repaid(&mut self, epoch: Epoch) {
+        self.is_owed &= epoch != self.epoch;
+    }
+
+    /// Some of it will never be. The flushes that wait hear of it, or the next one if there is none, as those of a disk do that has lost what it
+    /// had in its cache; those after them speak of what is there.
+    pub fn lost(&mut self, epoch: Epoch) {
+        if epoch == self.epoch && std::mem::take(&mut self.is_owed) {
+            self.failed_below = self.next + if self.waiting.is_empty() { 2 } else { 1 };
+        }
+    }
+
+    /// Whether the flush of this number is one of those.
+    #[must_use]
+    pub fn has_failed(&self, number: u64) -> bool {
+        number < self.failed_below
     }
 
     /// Replica `node` has told the owner of `epoch` that it holds everything up to `lsn`.
@@ -173,6 +203,9 @@ impl Flushes {
         if epoch != self.epoch {
             return Verdict::Over;
         }
+        if self.is_owed || self.next + 1 < self.failed_below {
+            return Verdict::Wait(None);
+        }
         if self.durable >= lsn {
             return Verdict::Durable;
         }
@@ -197,10 +230,10 @@ impl Flushes {
         is_new
     }
 
-    /// Whether flushes wait for other nodes.
+    /// Whether flushes wait for anything but what is here already.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.policy.class.others() > 0
+        self.policy.class.others() > 0 || self.is_owed || self.next + 1 < self.failed_below
     }
 
     /// Whether what `node` holds counts.
@@ -317,6 +350,42 @@ mod tests {
         assert_eq!(flushes.waiting(), (1, Some(s(1))));
         flushes.end(number);
         assert_eq!(flushes.waiting(), (0, None));
+    }
+
+    #[test]
+    fn what_the_owner_before_could_not_make_durable_is_waited_for_in_every_class() {
+        for class in [Class::Local, Class::Geo(1)] {
+            let mut flushes = flushes(class, Unmet::Degrade { after_ms: 1 });
+            flushes.held(EPOCH, B, lsn(9));
+            assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(1)), Verdict::Durable);
+            flushes.owe(Epoch(2));
+            assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(1)), Verdict::Durable, "of another epoch");
+            flushes.owe(EPOCH);
+            assert!(flushes.waits());
+            assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(900)), Verdict::Wait(None));
+            flushes.repaid(EPOCH);
+            assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(900)), Verdict::Durable);
+            assert_eq!(flushes.waits(), class != Class::Local);
+        }
+    }
+
+    #[test]
+    fn what_is_lost_of_that_fails_those_who_wait_or_the_next_one_and_nobody_after() {
+        for waits in [true, false] {
+            let mut flushes = flushes(Class::Local, Unmet::Block);
+            flushes.owe(EPOCH);
+            let first = waits.then(|| flushes.start(EPOCH, lsn(5), s(1)));
+            flushes.lost(EPOCH);
+            let failed = first.unwrap_or_else(|| {
+                assert_eq!(flushes.verdict(EPOCH, lsn(5), s(2), s(2)), Verdict::Wait(None), "not before it is begun");
+                flushes.start(EPOCH, lsn(5), s(2))
+            });
+            assert!(flushes.has_failed(failed));
+            flushes.end(failed);
+            let next = flushes.start(EPOCH, lsn(6), s(3));
+            assert!(!flushes.has_failed(next));
+            assert_eq!(flushes.verdict(EPOCH, lsn(6), s(3), s(3)), Verdict::Durable);
+        }
     }
 
     #[test]

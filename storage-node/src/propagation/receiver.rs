@@ -100,6 +100,10 @@ fn position_in(report: &VolumeReport) -> ReplicaPosition {
 
 /// This replica's positions, for an owner that begins to send.
 pub async fn status(volume: &ServedVolume) -> PeerReply {
+    if let Some(fault) = volume.shard.fault() {
+        // It can note nothing that it is told, and own nothing.
+        return failed(StoreError::Poisoned(fault.to_owned()));
+    }
     match volume.shard.report(volume.id).await {
         Ok(report) => match report.rejoining {
             None => PeerReply::Position(position_in(&report)),

@@ -26,6 +26,8 @@ pub enum Outcome {
     Degraded,
     /// The ownership under which it began is over.
     Over,
+    /// Some of what was acked before will never be here.
+    Lost,
 }
 
 /// The class of one volume, and who waits for it.
@@ -93,6 +95,21 @@ impl FlushGate {
         self.flushes.send_modify(|flushes| flushes.whole(epoch));
     }
 
+    /// As [`Flushes::owe`].
+    pub fn owe(&self, epoch: Epoch) {
+        self.flushes.send_modify(|flushes| flushes.owe(epoch));
+    }
+
+    /// As [`Flushes::repaid`].
+    pub fn repaid(&self, epoch: Epoch) {
+        self.flushes.send_modify(|flushes| flushes.repaid(epoch));
+    }
+
+    /// As [`Flushes::lost`].
+    pub fn lost(&self, epoch: Epoch) {
+        self.flushes.send_modify(|flushes| flushes.lost(epoch));
+    }
+
     /// A replica holds everything up to `lsn`, durably.
     pub fn held(&self, epoch: Epoch, replica: NodeId, lsn: Lsn) {
         self.flushes.send_if_modified(|flushes| {
@@ -115,7 +132,7 @@ impl FlushGate {
         self.flushes.send_modify(|flushes| flushes.left(epoch, replica));
     }
 
-    /// Whether flushes wait for other nodes.
+    /// Whether flushes wait for anything but what is here already.
     #[must_use]
     pub fn waits(&self) -> bool {
         self.flushes.borrow().waits()
@@ -196,6 +213,9 @@ impl FlushGate {
         let _waiting = Waiting { gate: self, number };
         let mut watch = self.flushes.subscribe();
         loop {
+            if watch.borrow().has_failed(number) {
+                return Outcome::Lost;
+            }
             let verdict = verdict(&watch.borrow_and_update());
             match (outcome(verdict), verdict) {
                 (Some(Outcome::Degraded), _) => {

@@ -44,6 +44,9 @@ use crate::volume::ledger::{Author, Writer};
 mod ahead;
 mod flush;
 mod on_write;
+mod rescue;
+
+pub use rescue::Rescue;
 
 /// How long an operation waits for an owner that cannot be reached before it fails. Long enough for a node
 /// to restart and recover; a guest's own disk time-out is usually 30 s, so a dead link shows there first.
@@ -108,6 +111,8 @@ pub struct ServedVolume {
     begun: Mutex<Option<(Epoch, Lsn)>>,
     /// Told when a freeze has ended and the volume is still here.
     thawed: Notify,
+    /// Whether it waits to be given away because its store takes no writes any more.
+    pub rescue: Rescue,
 }
 
 /// What a served request came to when it has to be tried again or elsewhere, where a session's may be ahead of the volume.
@@ -194,6 +199,7 @@ impl ServedVolume {
             coming: tokio::sync::Mutex::default(),
             begun: Mutex::default(),
             thawed: Notify::new(),
+            rescue: Rescue::default(),
         })
     }
 
@@ -434,9 +440,10 @@ impl ServedVolume {
             Change::Zero { offset, length, fua } => shard.zero_traced(trace, author, id, *offset, *length, *fua).await,
         };
         match written {
-            Ok(lsn) => Ok(Ok(lsn)),
+            // Durable or not: whether it is settled says that.
+            Ok(lsn) | Err(StoreError::NotDurable { lsn, .. }) => Ok(Ok(lsn)),
             Err(error @ StoreError::BeyondEnd { .. }) => Err(no_space_beyond_end(store_failure(error))),
-            Err(error) => self.recover(trace, Moment::Now, view, error).await.map(Err),
+            Err(error) => self.recover_write(trace, view, error).await.map(Err),
         }
     }
 
@@ -726,7 +733,9 @@ pub fn store_failure(error: StoreError) -> Error {
         | StoreError::NoParts(_) => ErrorKind::Unavailable,
         StoreError::Corrupt { .. } | StoreError::Damaged { .. } => ErrorKind::Corrupt,
         StoreError::OutOfSpace => ErrorKind::OutOfSpace,
-        StoreError::Poisoned(_) | StoreError::Unopened { .. } | StoreError::Io(_) => ErrorKind::Internal,
+        StoreError::Poisoned(_) | StoreError::NotDurable { .. } | StoreError::Unopened { .. } | StoreError::Io(_) => {
+            ErrorKind::Internal
+        }
     };
     Error::new(kind, error.to_string())
 }

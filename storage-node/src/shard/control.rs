@@ -130,7 +130,7 @@ impl Core {
         if when == FreezeWhen::Flushed && !run.frozen && !run.is_flushed() {
             return Done::Durable(reply).fail(StoreError::NotFlushed(volume));
         }
-        run.frozen = true;
+        (run.frozen, run.freezes) = (true, when);
         run.freezers.push(reply);
         self.finish_freeze(volume);
     }
@@ -176,7 +176,11 @@ impl Core {
         }
     }
 
-    fn seal_now(&mut self, volume: VolumeId, job: &Seal) -> Result<(Manifest, Option<SealedDelta>), StoreError> {
+    pub(super) fn seal_now(
+        &mut self,
+        volume: VolumeId,
+        job: &Seal,
+    ) -> Result<(Manifest, Option<SealedDelta>), StoreError> {
         let pin = self.ticket();
         let run = self.volumes.get_mut(&volume).ok_or(StoreError::UnknownVolume(volume))?;
         run.require_owner()?;

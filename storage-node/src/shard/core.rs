@@ -330,6 +330,9 @@ impl Core {
                     self.seal_manifest(SealJob { volume, seal, part: None });
                 }
             }
+            Request::SealUnsynced { volume, from, after, reply } => {
+                drop(reply.send(self.seal_unsynced(volume, from, after)));
+            }
             Request::PinSnapshot { volume, snapshot, from, also, reply } => {
                 drop(reply.send(self.pin_snapshot(volume, snapshot, from, &also)));
             }
@@ -351,6 +354,9 @@ impl Core {
             Request::ReadHeld { volume, moment, wanted, reply } => self.read_held(volume, moment, &wanted, reply),
             Request::LackingSealed { volume, after, most, reply } => {
                 drop(reply.send(self.lacking_sealed(volume, after, most)));
+            }
+            Request::LackingSince { volume, since, after, reply } => {
+                drop(reply.send(self.lacking_since(volume, since, after)));
             }
             Request::ReadAlike { volume, wanted, runs, reply } => self.read_alike(volume, wanted, &runs, reply),
             Request::Lacking { volume, moment, runs, reply } => {

@@ -19,7 +19,7 @@ mod traced;
 
 pub use error::StoreError;
 pub use reply::{Answer, Reply};
-pub use sealed::{Blocks, Part, Seal, Sealed, SealedDelta};
+pub use sealed::{Blocks, LackingSince, Part, Seal, Sealed, SealedDelta, UnsyncedEnd};
 
 use super::figures::ShardFigures;
 use super::news::News;
@@ -105,6 +105,8 @@ pub enum FreezeWhen {
     /// When the last that clients did was a flush, or nothing yet, and nothing of theirs is under way: as a virtual machine
     /// leaves its disk that was stopped.
     Flushed,
+    /// At once; and if its store takes no writes any more, what was acked need not be durable.
+    Unsynced,
 }
 
 /// What a snapshot that was made has.
@@ -221,6 +223,7 @@ pub enum Request {
     SealManifest { volume: VolumeId, from: Lsn, after: SnapshotId, delta_from: Option<Lsn>, reply: Reply<Sealed> },
     SealPart { volume: VolumeId, base: Lsn, next: BlockIndex, most: usize, reply: Reply<Sealed> },
     SealTogether { volume: VolumeId, seals: Vec<Seal> },
+    SealUnsynced { volume: VolumeId, from: Lsn, after: SnapshotId, reply: Reply<UnsyncedEnd> },
     PinSnapshot { volume: VolumeId, snapshot: SnapshotId, from: Lsn, also: Blocks, reply: Reply<SealedDelta> },
     ReadSealed { volume: VolumeId, pin: u64, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
     Release { volume: VolumeId, pin: u64, reply: Reply<()> },
@@ -237,6 +240,7 @@ pub enum Request {
     Versions { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Versions> },
     Lacking { volume: VolumeId, moment: Moment, runs: Vec<BlockRun>, reply: Reply<Vec<(u32, Lsn)>> },
     LackingSealed { volume: VolumeId, after: BlockIndex, most: usize, reply: Reply<Vec<(u32, Lsn)>> },
+    LackingSince { volume: VolumeId, since: Lsn, after: BlockIndex, reply: Reply<LackingSince> },
     ReadHeld { volume: VolumeId, moment: Moment, wanted: Vec<(u32, Lsn)>, reply: Reply<Vec<VersionedBlock>> },
     ReadAlike { volume: VolumeId, wanted: Wanted, runs: Vec<BlockRun>, reply: Reply<Vec<VersionedBlock>> },
     Damaged { reply: Reply<Vec<DamagedBlocks>> },
@@ -610,6 +614,18 @@ impl ShardHandle {
         self.ask(|reply| Request::SealManifest { volume, from, after, delta_from, reply }).await
     }
 
+    /// Owner, frozen by [`FreezeWhen::Unsynced`]: the manifest from `from` to the newest acked write, or to the first snapshot newer than `after`, and
+    /// up to where it is durable here. What is beyond that may be told to others only once it is certain that this node acts as the owner no more: its
+    /// next process may know less.
+    pub async fn seal_unsynced(
+        &self,
+        volume: VolumeId,
+        from: Lsn,
+        after: SnapshotId,
+    ) -> Result<UnsyncedEnd, StoreError> {
+        self.ask(|reply| Request::SealUnsynced { volume, from, after, reply }).await
+    }
+
     /// Owner: the next part of the initial sync of a replica that holds what lies before block `next`, as of `base`: about `most` blocks from
     /// there on, and what has changed before that. It goes up to what is durable, or to the first snapshot that the replica must have; the last part
     /// is marked with that. Its delta is pinned until [`release`](Self::release)d.
@@ -783,6 +799,17 @@ impl ShardHandle {
         most: usize,
     ) -> Result<Vec<(u32, Lsn)>, StoreError> {
         self.ask(|reply| Request::LackingSealed { volume, after, most, reply }).await
+    }
+
+    /// Of the blocks from `after` on that are known and not here, those whose version is newer than `since`, as far as one turn looks. Works in both
+    /// roles.
+    pub async fn lacking_since(
+        &self,
+        volume: VolumeId,
+        since: Lsn,
+        after: BlockIndex,
+    ) -> Result<LackingSince, StoreError> {
+        self.ask(|reply| Request::LackingSince { volume, since, after, reply }).await
     }
 
     /// Reads those of `wanted` that are here, applied or not, in their order; `moment` says where else to look. Works in both roles.

@@ -86,6 +86,8 @@ pub(super) fn recover_with(
     let log = Log::recover(engine, options.log.clone(), &known, &mut |replayed| {
         if failure.is_none() {
             entries += 1;
+            #[cfg(test)]
+            crate::simulation::history::replayed(&options.directory, &replayed.entry);
             failure = replay(&replayed, &mut states, &mut map, &mut forgotten).err();
         }
     })

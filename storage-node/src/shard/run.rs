@@ -10,7 +10,7 @@ use std::sync::Arc;
 use client_lib::{Epoch, Lsn, VolumeSize};
 
 use super::damage::Damage;
-use super::handle::{Role, StoreError, VolumeReport};
+use super::handle::{FreezeWhen, Role, StoreError, VolumeReport};
 use super::lease::Held;
 use super::news::News;
 use super::resize::Shrink;
@@ -57,6 +57,8 @@ pub(super) struct VolumeRun {
     pub(super) shrink: Option<Shrink>,
     pub(super) rollback: Option<RollbackJob>,
     pub(super) frozen: bool,
+    /// How it was asked to be frozen last.
+    pub(super) freezes: FreezeWhen,
     /// Owner: the newest write when it was flushed last, with nothing under way.
     pub(super) flushed: Lsn,
     /// The number of lapses under which the ownership was taken up.
@@ -101,6 +103,7 @@ impl VolumeRun {
             shrink: None,
             rollback: None,
             frozen: false,
+            freezes: FreezeWhen::Always,
             flushed: state.known,
             acts_under: None,
             ceased: Epoch(0),

@@ -56,6 +56,14 @@ impl Done {
         }
     }
 
+    /// Answers that the log has failed since the entry was applied: who asked for a write must not ask for it again.
+    pub(super) fn not_durable(self, error: &LogError) {
+        match self {
+            Done::Lsn(reply, lsn) => drop(reply.send(Err(StoreError::NotDurable { lsn, reason: error.to_string() }))),
+            done => done.fail(StoreError::from(error.clone())),
+        }
+    }
+
     /// Answers with `error`. A receiver that is gone has abandoned its call.
     pub(super) fn fail(self, error: StoreError) {
         match self {
@@ -176,7 +184,7 @@ impl Core {
                 Done::Sealed(sealed) => self.release_sealed(sealed),
                 _ => {}
             }
-            done.fail(StoreError::from(error.clone()));
+            done.not_durable(error);
         }
     }
 

@@ -152,6 +152,8 @@ impl Request {
             Request::Residency { reply, .. } => drop(reply.send(Err(error))),
             Request::ResidentParts { reply, .. } => drop(reply.send(Err(error))),
             Request::SealManifest { reply, .. } | Request::SealPart { reply, .. } => drop(reply.send(Err(error))),
+            Request::SealUnsynced { reply, .. } => drop(reply.send(Err(error))),
+            Request::LackingSince { reply, .. } => drop(reply.send(Err(error))),
             Request::SealTogether { seals, .. } => {
                 for seal in seals {
                     drop(seal.reply.send(Err(error.clone())));
@@ -195,6 +197,7 @@ impl Request {
             | Request::SealManifest { volume, .. }
             | Request::SealPart { volume, .. }
             | Request::SealTogether { volume, .. }
+            | Request::SealUnsynced { volume, .. }
             | Request::PinSnapshot { volume, .. }
             | Request::ReadSealed { volume, .. }
             | Request::Release { volume, .. }
@@ -210,6 +213,7 @@ impl Request {
             | Request::Versions { volume, .. }
             | Request::Lacking { volume, .. }
             | Request::LackingSealed { volume, .. }
+            | Request::LackingSince { volume, .. }
             | Request::ReadHeld { volume, .. }
             | Request::ReadAlike { volume, .. }
             | Request::ReadVersions { volume, .. } => Some(*volume),

@@ -417,8 +417,11 @@ impl Core {
         let freezers = std::mem::take(&mut run.freezers);
         let (frozen, owner) = (run.frozen, run.role == Role::Owner);
         let refusal = run.require_owner().err().unwrap_or(StoreError::Stopped);
+        let unsynced = self.volumes.get(&volume).is_some_and(|run| self.ends_unsynced(run));
         for reply in freezers {
-            if frozen && owner {
+            if frozen && owner && unsynced {
+                self.answer(volume, Done::Known(reply));
+            } else if frozen && owner {
                 self.syncs.wait(volume, Done::Durable(reply));
             } else {
                 drop(reply.send(Err(refusal.clone())));

@@ -86,6 +86,8 @@ pub(super) struct Logged {
     pub(super) back_to: Option<Lsn>,
     /// When and how its node died before it was durable, if it is lost for that.
     pub(super) lost: Option<Death>,
+    /// It was refused when it was written, and found in the log afterwards.
+    pub(super) was_refused: bool,
 }
 
 /// How a process ended.
@@ -161,6 +163,8 @@ pub(super) struct Book {
     pub(super) operations: Vec<Operation>,
     pub(super) logged: Vec<Logged>,
     pub(super) cuts: BTreeMap<(VolumeId, Epoch), Cut>,
+    /// The epochs that ended because the owner's store took no writes any more.
+    pub(super) rescues: BTreeMap<(VolumeId, Epoch), Cut>,
     /// Ownerships as they were first seen applied: owner, when.
     pub(super) ownerships: BTreeMap<(VolumeId, Epoch), (NodeId, Duration)>,
     /// Positions as nodes told them.
@@ -220,6 +224,15 @@ pub(crate) fn changed(directory: &Path, entry: &Entry, volume: &Volume) {
     });
 }
 
+/// The shard in `directory` has found `entry` in its log. It took effect before, or was refused when the store failed and is there all the same.
+pub(crate) fn replayed(directory: &Path, entry: &Entry) {
+    PRESENT.with_borrow(|present| {
+        if let Some(history) = present {
+            history.replayed(directory, entry);
+        }
+    });
+}
+
 /// The shard in `directory` has recovered `volume`, whose newest write is `known`.
 pub(crate) fn recovered(directory: &Path, volume: VolumeId, known: Lsn) {
     PRESENT.with_borrow(|present| {
@@ -227,6 +240,20 @@ pub(crate) fn recovered(directory: &Path, volume: VolumeId, known: Lsn) {
             history.recovered(directory, volume, known);
         }
     });
+}
+
+/// What an entry writes, if it writes something.
+fn change_of(entry: &Entry) -> Option<(VolumeId, Lsn, Change)> {
+    match entry {
+        Entry::Write { volume, lsn, start, checksums } => {
+            let contents = checksums.iter().copied().map(Some).collect();
+            Some((*volume, *lsn, Change::Write(start.0, contents)))
+        }
+        Entry::Zero { volume, lsn, start, count } => {
+            Some((*volume, *lsn, Change::Write(start.0, vec![None; *count as usize])))
+        }
+        _ => None,
+    }
 }
 
 /// Where a snapshot ends, if metadata knows that.
@@ -297,15 +324,20 @@ impl History {
     }
 
     fn applied(&self, directory: &Path, entry: &Entry) {
-        let Some(node) = node_of(directory) else { return };
-        let (volume, lsn, start, contents) = match entry {
-            Entry::Write { volume, lsn, start, checksums } => {
-                (*volume, *lsn, start.0, checksums.iter().copied().map(Some).collect())
-            }
-            Entry::Zero { volume, lsn, start, count } => (*volume, *lsn, start.0, vec![None; *count as usize]),
-            _ => return,
-        };
-        self.logged(node, volume, lsn, Change::Write(start, contents));
+        let (Some(node), Some((volume, lsn, change))) = (node_of(directory), change_of(entry)) else { return };
+        self.logged(node, volume, lsn, change);
+    }
+
+    fn replayed(&self, directory: &Path, entry: &Entry) {
+        let (Some(node), Some((volume, lsn, change))) = (node_of(directory), change_of(entry)) else { return };
+        let is_it = |logged: &Logged| (logged.node, logged.volume, logged.lsn) == (node, volume, lsn);
+        if self.book().logged.iter().any(|logged| is_it(logged) && logged.lost.is_none()) {
+            return;
+        }
+        self.logged(node, volume, lsn, change);
+        if let Some(logged) = self.book().logged.last_mut() {
+            logged.was_refused = true;
+        }
     }
 
     fn logged(&self, node: NodeId, volume: VolumeId, lsn: Lsn, change: Change) {
@@ -315,7 +347,7 @@ impl History {
             Change::Write(start, contents) => (start, contents, None),
             Change::Back(lsn) => (0, Vec::new(), Some(lsn)),
         };
-        book.logged.push(Logged { volume, node, lsn, at, start, contents, back_to, lost: None });
+        book.logged.push(Logged { volume, node, lsn, at, start, contents, back_to, lost: None, was_refused: false });
     }
 
     fn recovered(&self, directory: &Path, volume: VolumeId, known: Lsn) {
@@ -354,7 +386,12 @@ impl History {
                 }
                 for fork in &volume.forks {
                     let cut = Cut { volume: volume.id, epoch: fork.epoch, end: fork.end, seen: now };
-                    book.cuts.entry((volume.id, fork.epoch)).or_insert(cut);
+                    // Of what was given away nothing is cut off that anybody was told of.
+                    let cuts = match state.rescued_from(volume.id, fork.epoch) {
+                        Some(_) => &mut book.rescues,
+                        None => &mut book.cuts,
+                    };
+                    cuts.entry((volume.id, fork.epoch)).or_insert(cut);
                 }
             }
             for group in state.groups() {

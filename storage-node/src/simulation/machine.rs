@@ -124,6 +124,8 @@ pub(super) struct Machine {
     member: BootstrapMember,
     founders: Vec<BootstrapMember>,
     broken: Option<Rule>,
+    /// Whether the process that begins next gives away what it cannot write.
+    pub(super) rescues: bool,
     process: Option<Process>,
     lives: u64,
     /// By how many thousandths its clock is fast.
@@ -164,6 +166,7 @@ impl Machine {
             member: member.clone(),
             founders: founders.to_vec(),
             broken,
+            rescues: true,
             process: None,
             lives: 0,
             drift_per_mille: match broken {
@@ -223,6 +226,7 @@ impl Machine {
             keys: None,
             export: None,
             wan_bytes: None,
+            rescues: self.rescues,
         };
         let start = Start {
             place,

@@ -32,6 +32,8 @@ pub(crate) enum Rule {
     ShrinksDrop,
     /// A part of an initial sync tells of what has changed before it.
     PartsTellChanges,
+    /// Who gives a volume away that it cannot write tells of all that it acked.
+    RescuesTellAll,
 }
 
 thread_local! {

@@ -45,6 +45,11 @@ fn read(world: &mut World, node: NodeId, volume: &'static str, index: u64) -> Re
 /// A session of a that used v stays, and tells the kind of error that it gets when it reads once the volume is another's.
 fn with_a_failed_store(automatic: bool) -> (World, std::sync::Arc<std::sync::OnceLock<ErrorKind>>) {
     let mut world = World::found_at(7, 3, false, None);
+    // Else v would be handed over at once.
+    world.machines.get_mut(&A).expect("is there").rescues = false;
+    world.kill(A, false);
+    world.boot(A);
+    assert!(world.run_until(PATIENCE, |world| world.machines[&A].is_serving()), "{:?}", world.failures());
     for name in ["v", "w"] {
         world.create(name, A);
         world.guests.place(name, None);

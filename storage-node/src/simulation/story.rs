@@ -55,6 +55,8 @@ pub(super) struct Hazards {
     pub(super) turns: bool,
     /// Nodes that follow volumes from now on, or no more.
     pub(super) replicas: bool,
+    /// Stores that take no writes any more, until their nodes are restarted.
+    pub(super) failures: bool,
 }
 
 impl Hazards {
@@ -68,6 +70,7 @@ impl Hazards {
         flips: false,
         turns: false,
         replicas: false,
+        failures: false,
     };
     pub(super) const ALL: Hazards =
         Hazards { deaths: true, network: true, clocks: true, takeovers: true, full_disks: true, ..Hazards::NONE };
@@ -107,6 +110,8 @@ pub(super) struct Story {
     repairs: BTreeMap<(NodeId, NodeId), (Duration, Link)>,
     /// When whose disk takes more again.
     emptied: BTreeMap<NodeId, Duration>,
+    /// When who is restarted because its store takes no writes.
+    failed: BTreeMap<NodeId, Duration>,
     errands: Vec<Errand>,
     /// The group that all volumes are, if they are one: they move together, and so do the machines.
     group: Option<&'static str>,
@@ -122,6 +127,7 @@ pub(super) struct Story {
     end_of_faults: Option<Duration>,
     pub(super) handovers: u32,
     pub(super) takeovers: u32,
+    pub(super) failures: u32,
 }
 
 impl Story {
@@ -132,6 +138,7 @@ impl Story {
             restarts: BTreeMap::new(),
             repairs: BTreeMap::new(),
             emptied: BTreeMap::new(),
+            failed: BTreeMap::new(),
             errands: Vec::new(),
             group: None,
             snapshots: Vec::new(),
@@ -142,6 +149,7 @@ impl Story {
             end_of_faults: None,
             handovers: 0,
             takeovers: 0,
+            failures: 0,
         }
     }
 
@@ -200,6 +208,10 @@ impl Story {
             self.emptied.remove(&id);
             world.machine(id).disk.set_capacity(u64::MAX);
         }
+        let due: Vec<NodeId> = self.failed.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in due {
+            self.replace_disk(world, id);
+        }
         if self.look <= now {
             self.look = now + Duration::from_millis(700);
             positions::look(world);
@@ -219,11 +231,12 @@ impl Story {
     }
 
     fn happen(&mut self, world: &mut World) {
-        let more: [(bool, Happening); 4] = [
+        let more: [(bool, Happening); 5] = [
             (self.hazards.losses, Story::lose),
             (self.hazards.flips, Story::flip),
             (self.hazards.turns, Story::turn),
             (self.hazards.replicas, Story::change_replicas),
+            (self.hazards.failures, Story::fail_store),
         ];
         let more: Vec<_> = more.into_iter().filter(|(happens, _)| *happens).collect();
         let choice = world.draw.below(100 + MORE * more.len() as u64);
@@ -277,6 +290,9 @@ impl Story {
             let machine = world.machine(id);
             machine.paused_until = machine.paused_until.min(now);
             machine.disk.set_capacity(u64::MAX);
+        }
+        for id in self.failed.keys().copied().collect::<Vec<_>>() {
+            self.replace_disk(world, id);
         }
         for (id, _) in std::mem::take(&mut self.restarts) {
             world.boot(id);

@@ -23,9 +23,11 @@ struct Seeds {
     flips: u64,
     turns: u64,
     replicas: u64,
+    failures: u64,
 }
 
-const SEEDS: Seeds = Seeds { calm: 5, usual: 60, groups: 30, losses: 24, flips: 24, turns: 32, replicas: 32 };
+const SEEDS: Seeds =
+    Seeds { calm: 5, usual: 60, groups: 30, losses: 24, flips: 24, turns: 32, replicas: 32, failures: 32 };
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -46,6 +48,8 @@ enum Kind {
     Turns,
     /// Volumes of classes, at three providers of which two have two nodes; which nodes follow them changes, and some are lost.
     Replicas,
+    /// Stores take no writes any more.
+    Failures,
 }
 
 impl Kind {
@@ -62,6 +66,7 @@ impl Kind {
             Kind::Losses => Hazards { losses: true, ..also },
             Kind::Flips => Hazards { flips: true, ..also },
             Kind::Turns => Hazards { turns: true, ..also },
+            Kind::Failures => Hazards { failures: true, ..also },
             Kind::Replicas => Hazards { replicas: true, losses: seed.is_multiple_of(3), turns: seed % 5 == 1, ..also },
         }
     }
@@ -124,11 +129,13 @@ fn try_run(kind: Kind, seed: u64, hazards: Hazards, broken: Option<Rule>) -> Res
     let (sent, digest) = world.network.digest();
     let done = book.operations.iter().filter(|operation| operation.done().is_some()).count();
     Ok(format!(
-        "{} operations, {done} answered, {} logged, {} handovers, {} takeovers, {counted}, {} machines, {sent} messages, {digest:08x}",
+        "{} operations, {done} answered, {} logged, {} handovers, {} takeovers, {} failures, {} rescues, {counted}, {} machines, {sent} messages, {digest:08x}",
         book.operations.len(),
         book.logged.len(),
         story.handovers,
         story.takeovers,
+        story.failures,
+        book.rescues.len(),
         world.machines.len(),
     ))
 }
@@ -240,12 +247,17 @@ fn whoever_follows_from_now_on_or_no_more_the_promises_hold() {
 }
 
 #[test]
+fn whatever_store_takes_no_writes_any_more_its_volumes_go_on_with_all_that_was_acked() {
+    of_kind(Kind::Failures, SEEDS.failures);
+}
+
+#[test]
 fn a_seed_run_twice_is_the_same() {
     for seed in 1..=3 {
         let run = || run(Kind::Usual, seed, Hazards::of(seed));
         assert_eq!(run(), run(), "seed {seed}");
     }
-    for kind in [Kind::Losses, Kind::Flips, Kind::Turns, Kind::Replicas] {
+    for kind in [Kind::Losses, Kind::Flips, Kind::Turns, Kind::Replicas, Kind::Failures] {
         let run = || run(kind, 1, kind.hazards(1));
         assert_eq!(run(), run(), "{kind:?}");
     }
@@ -341,4 +353,9 @@ fn smaller_sizes_that_keep_what_lies_beyond_are_noticed() {
 #[test]
 fn parts_of_an_initial_sync_that_forget_what_has_changed_are_noticed() {
     is_noticed_in(Rule::PartsTellChanges, Kind::Replicas, 1);
+}
+
+#[test]
+fn rescues_that_do_not_tell_all_are_noticed() {
+    is_noticed_in(Rule::RescuesTellAll, Kind::Failures, 1);
 }

@@ -109,7 +109,7 @@ impl TestLog {
 
 impl OwnershipLog for TestLog {
     fn hand_over(&self, handover: HandoverProposal) -> BoxFuture<'_, Proposed<()>> {
-        let HandoverProposal { group, to, members, enclosed } = handover;
+        let HandoverProposal { group, to, members, enclosed, rescued: _ } = handover;
         Box::pin(async move {
             let (from, incarnation) = (self.me, self.incarnation());
             match self.meta.propose(Command::HandOver { group, from, incarnation, to, members, enclosed }) {

@@ -4,6 +4,7 @@
 //! then find what goes wrong.
 
 mod explorer;
+mod failing;
 mod group;
 mod steps;
 mod world;
@@ -67,6 +68,12 @@ pub(crate) enum Bug {
     ActsBeforeStart,
     /// The start of a process does not end that an earlier one has stepped down.
     StartKeepsStepDown,
+    /// What a store that takes nothing more has not made durable is told before the proposal, and not in it.
+    RescueToldBefore,
+    /// The end of a rescue is that of a handover: the old owner takes what its store has beyond it for the volume's.
+    RescueWithoutFork,
+    /// It begins where the store is durable, not with what was acked.
+    RescueOfDurable,
 }
 
 /// Nothing is left to happen.
@@ -83,6 +90,7 @@ pub(crate) const QUIET: Budget = Budget {
     timeouts: 0,
     drifts: 0,
     failures: 0,
+    rescues: 0,
 };
 
 /// How a handover tells the new owner the end of the volume: in its proposal, or before.
@@ -201,6 +209,41 @@ fn broken_rules_of_stepping_down_are_caught() {
     caught(Bug::StartKeepsStepDown, Budget { crashes: 1, ..STEPPING_DOWN });
     caught(Bug::IncarnationIgnored, Budget { crashes: 1, ..STEPPING_DOWN });
     caught(Bug::ArmedAfterSteppingDown, Budget { ticks: 3, renewals: 2, ..STEPPING_DOWN });
+}
+
+/// The owner's store fails, and has lost the last that was acked or has what never was; the owner gives the volume away.
+const RESCUE: Budget = Budget { failures: 1, rescues: 1, writes: 2, ..QUIET };
+
+#[test]
+fn a_rescue_is_safe_and_ends_in_every_order() {
+    holds("rescue", Budget { deltas: 1, duplicates: 1, ..RESCUE });
+    holds("two rescues", Budget { rescues: 2, failures: 2, deltas: 1, ..RESCUE });
+}
+
+#[test]
+fn a_rescue_is_safe_and_ends_whatever_is_lost_or_late() {
+    holds("rescue with loss", Budget { rescues: 2, losses: 1, timeouts: 1, ..RESCUE });
+}
+
+#[test]
+fn a_rescue_is_safe_and_ends_whoever_crashes() {
+    holds("rescue with a crash", Budget { crashes: 1, timeouts: 1, writes: 3, ..RESCUE });
+    holds("rescue with a crash and a delta", Budget { crashes: 1, deltas: 2, ..RESCUE });
+}
+
+#[test]
+fn a_rescue_is_safe_and_ends_amid_a_takeover() {
+    holds("rescue and takeover", Budget { takeovers: 1, timeouts: 1, deltas: 1, ..RESCUE });
+    holds("rescue, takeover and a crash", Budget { takeovers: 1, crashes: 1, ..RESCUE });
+}
+
+#[test]
+fn broken_rules_of_a_rescue_are_caught() {
+    let crash = Budget { crashes: 1, timeouts: 1, writes: 3, deltas: 2, ..RESCUE };
+    caught(Bug::RescueToldBefore, crash);
+    caught(Bug::RescueWithoutFork, crash);
+    caught(Bug::RescueOfDurable, RESCUE);
+    caught(Bug::IncarnationIgnored, crash);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use storage_node::ownership::lease::{self, Keeper, Terms};
 use storage_node::ownership::takeover::{self, Seen, Takeover};
 
 use crate::explorer::Model;
+use crate::failing::{self, Stored};
 use crate::world::{
     Answer, Ask, Budget, DRIFT_PER_MILLE, LEASE, Message, Meta, Process, VOLUME, World, Write, end, id,
 };
@@ -66,7 +67,9 @@ pub(crate) enum Action {
     /// The takeover looks at the lease.
     Look(usize),
     /// The store takes nothing more.
-    Fail(usize),
+    Fail(usize, Stored),
+    /// The owner, whose store takes nothing more, gives the volume away.
+    Rescue(usize),
     /// The owner, whose store has failed, ceases to act and says so.
     StepDown(usize),
     /// It does not wait for an answer to that any more.
@@ -143,7 +146,10 @@ impl Model for Protocol {
             let mut settling = world.clone();
             self.settles(&mut settling).map_err(|what| format!("{what}; then {settling:#?}"))?;
         }
-        match world.ever_acked.iter().find(|write| world.nodes.iter().all(|node| !node.writes.contains(write))) {
+        let enclosed = world.enclosed();
+        let is_nowhere =
+            |write: &&Write| world.nodes.iter().all(|node| !node.writes.contains(write)) && !enclosed.contains(write);
+        match world.ever_acked.iter().find(is_nowhere) {
             Some(gone) => Err(format!("the acked write {gone:?} is nowhere any more")),
             None => Ok(()),
         }
@@ -189,7 +195,14 @@ impl Protocol {
             _ => {}
         }
         if budget.failures > 0 && !process.failed {
-            actions.push(Action::Fail(node));
+            actions.push(Action::Fail(node, Stored::All));
+            if budget.rescues > 0 && process.owner && failing::is_untold(world, node) {
+                let stored = if process.pending.is_some() { Stored::More } else { Stored::Less };
+                actions.push(Action::Fail(node, stored));
+            }
+        }
+        if budget.rescues > 0 && process.owner && process.failed && !is_busy && !process.has_ceased() {
+            actions.push(Action::Rescue(node));
         }
         match process.stepping_down {
             // Whether it is served here or not; and again if it is not known to be so.
@@ -311,7 +324,8 @@ impl Protocol {
             Action::Send(node) => {
                 world.budget.deltas -= 1;
                 let process = &world.nodes[*node];
-                let delta = Message::Delta { from: *node, epoch: process.epoch, writes: process.writes.clone() };
+                let writes = failing::durable(process);
+                let delta = Message::Delta { from: *node, epoch: process.epoch, writes };
                 world.send(delta);
             }
             Action::Handover(node) => {
@@ -323,12 +337,19 @@ impl Protocol {
             Action::Frozen(node) => {
                 world.nodes[*node].freezing = false;
                 let process = &world.nodes[*node];
-                let event = if process.owner && !process.failed {
+                let event = if process.owner && (!process.failed || process.rescues) {
                     handover::Event::Frozen(vec![end(&process.writes)])
                 } else {
                     handover::Event::Failed(failure())
                 };
                 self.hand_over(world, *node, event);
+            }
+            Action::Rescue(node) => {
+                world.budget.rescues -= 1;
+                let process = &mut world.nodes[*node];
+                process.handover = Some(Handover::new(id(1 - *node), vec![process.epoch]));
+                process.rescues = true;
+                self.hand_over(world, *node, handover::Event::Start);
             }
             Action::Cancel(node) => {
                 let process = &mut world.nodes[*node];
@@ -346,9 +367,9 @@ impl Protocol {
                 self.look(world, *node);
             }
             Action::Look(node) => self.look(world, *node),
-            Action::Fail(node) => {
+            Action::Fail(node, stored) => {
                 world.budget.failures -= 1;
-                world.nodes[*node].failed = true;
+                failing::fail(&mut world.nodes[*node], *stored);
             }
             Action::StepDown(node) => {
                 let process = &mut world.nodes[*node];
@@ -369,6 +390,7 @@ impl Protocol {
             }
             Action::Crash(node) => {
                 world.budget.crashes -= 1;
+                failing::forget_lost(world, *node);
                 crash(&mut world.nodes[*node]);
             }
             Action::Restart(node) => {
@@ -387,8 +409,15 @@ impl Protocol {
 
     fn ask(&self, world: &mut World, node: usize, ask: Ask) {
         let process = &world.nodes[node];
-        let (life, encloses) = (process.life, self.encloses && matches!(ask, Ask::Transfer { .. }));
-        let enclosed = encloses.then(|| process.writes.clone());
+        let (life, encloses) = match ask {
+            Ask::Transfer { .. } => (process.life, self.encloses),
+            Ask::Rescue { .. } => (process.life, !self.has(Bug::RescueToldBefore)),
+            _ => (process.life, false),
+        };
+        let mut enclosed = encloses.then(|| process.writes.clone());
+        if self.has(Bug::RescueOfDurable) && matches!(ask, Ask::Rescue { .. }) {
+            enclosed = process.stored.clone().or(enclosed);
+        }
         world.send(Message::Ask { node, life, ask, enclosed });
     }
 
@@ -519,10 +548,25 @@ impl Protocol {
                 incarnation: incarnation_of(incarnation),
                 to: id(to),
                 members: vec![Ended { volume: VOLUME, epoch, final_lsn, manifest_digest: 7 }],
-                enclosed: enclosed
-                    .iter()
-                    .map(|writes| (VOLUME, postcard::to_stdvec(writes).expect("plain data")))
-                    .collect(),
+                enclosed: enclosed.iter().map(|writes| (VOLUME, encoded(writes))).collect(),
+            },
+            Ask::Rescue { incarnation, epoch, to, final_lsn } if self.has(Bug::RescueWithoutFork) => {
+                Command::HandOver {
+                    group: None,
+                    from: id(node),
+                    incarnation: incarnation_of(incarnation),
+                    to: id(to),
+                    members: vec![Ended { volume: VOLUME, epoch, final_lsn, manifest_digest: 7 }],
+                    enclosed: enclosed.iter().map(|writes| (VOLUME, encoded(writes))).collect(),
+                }
+            }
+            Ask::Rescue { incarnation, epoch, to, final_lsn } => Command::Rescue {
+                from: id(node),
+                incarnation: incarnation_of(incarnation),
+                to: id(to),
+                ended: Ended { volume: VOLUME, epoch, final_lsn, manifest_digest: 7 },
+                durable: final_lsn,
+                enclosed: encoded(&enclosed.unwrap_or_default()),
             },
             Ask::Takeover { incarnation, from, epoch, start } => Command::Takeover {
                 volume: VOLUME,
@@ -586,7 +630,7 @@ impl Protocol {
                 self.keep(world, node, event);
             }
             (Ask::StepDown { .. }, _) if process.stepping_down == Some(ask) => process.stepping_down = None,
-            (Ask::Transfer { .. }, answer) if is_awaited => {
+            (Ask::Transfer { .. } | Ask::Rescue { .. }, answer) if is_awaited => {
                 process.question = None;
                 let event = match answer {
                     Answer::Moved(epoch) => handover::Event::Committed(vec![epoch]),
@@ -656,7 +700,8 @@ impl Protocol {
             }
             Some(handover::Effect::Prepare { final_lsns }) => {
                 let final_lsn = final_lsns[0];
-                if self.encloses {
+                let encloses = if process.rescues { !self.has(Bug::RescueToldBefore) } else { self.encloses };
+                if encloses {
                     return self.hand_over(world, node, handover::Event::Prepared(final_lsns));
                 }
                 (process.preparing, process.sealed) = (true, final_lsn);
@@ -667,13 +712,20 @@ impl Protocol {
                 let final_lsn = final_lsns[0];
                 process.transferring = !self.has(Bug::ReadsWhileTransferring);
                 let (incarnation, epoch) = (process.incarnation, process.epoch);
-                Ask::Transfer { incarnation, epoch, to: 1 - node, final_lsn }
+                match process.rescues {
+                    true => {
+                        let durable = process.stored.as_deref().map_or(final_lsn, end);
+                        let final_lsn = if self.has(Bug::RescueOfDurable) { durable } else { final_lsn };
+                        Ask::Rescue { incarnation, epoch, to: 1 - node, final_lsn }
+                    }
+                    false => Ask::Transfer { incarnation, epoch, to: 1 - node, final_lsn },
+                }
             }
             Some(handover::Effect::Resolve) => Ask::Started,
             Some(handover::Effect::Thaw(_)) => return thaw(process),
             Some(handover::Effect::Release { volumes, .. }) => {
                 let handover::Released::To { epoch, .. } = volumes[0] else { unreachable!("of one volume") };
-                process.handover = None;
+                (process.handover, process.rescues) = (None, false);
                 if epoch > process.epoch {
                     step_down(process, epoch);
                 }
@@ -749,6 +801,14 @@ impl Protocol {
                 process.writes.retain(|write| Epoch(write.0) > volume.forks[0].epoch);
             }
         }
+        let left = end(&process.writes);
+        let state = process.seen.get();
+        if volume.owner != id(node) && !process.failed && volume.has_left(left) && state.has_lost_nothing(&volume, left)
+        {
+            // Nobody was told that it is written.
+            process.writes.truncate(volume.common_with(left).sequence as usize);
+            process.known = process.writes.clone();
+        }
         if volume.has_left(end(&process.known)) && !volume.has_left(end(&process.writes)) {
             process.known = process.writes.clone();
         }
@@ -772,7 +832,7 @@ impl Protocol {
         if let Some(lost) = world.promised.iter().find(|write| !has(write)) {
             return Err(format!("{lost:?} was flushed to both nodes and is lost"));
         }
-        if volume.forks.last().is_some_and(|fork| fork.epoch.next() == volume.epoch) {
+        if process.seen.get().last_takeover(&volume).is_some_and(|fork| fork.epoch.next() == volume.epoch) {
             world.acked.retain(has);
         } else if let Some(lost) = world.acked.iter().find(|write| !has(write)) {
             return Err(format!("the acked write {lost:?} was lost in a handover"));
@@ -850,7 +910,7 @@ fn must_reconcile(node: usize, process: &Process) -> bool {
 
 fn thaw(process: &mut Process) {
     (process.frozen, process.freezing, process.transferring) = (false, false, false);
-    (process.handover, process.question) = (None, None);
+    (process.handover, process.question, process.rescues) = (None, None, false);
 }
 
 fn step_down(process: &mut Process, epoch: Epoch) {
@@ -869,6 +929,14 @@ fn crash(process: &mut Process) {
     process.watch = Watch::new(DRIFT_PER_MILLE);
     process.applied_there = 0;
     (process.failed, process.ceased, process.stepping_down) = (false, None, None);
+    process.rescues = false;
+    if let Some(stored) = process.stored.take() {
+        (process.writes, process.known) = (stored.clone(), stored);
+    }
+}
+
+fn encoded(writes: &[Write]) -> Vec<u8> {
+    postcard::to_stdvec(writes).expect("plain data")
 }
 
 /// What a replica has after it was sent `writes`: those after its own end, as LSNs order them.

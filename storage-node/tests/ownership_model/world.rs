@@ -86,6 +86,7 @@ pub(crate) enum Ask {
     Transfer { incarnation: u64, epoch: Epoch, to: usize, final_lsn: Lsn },
     Takeover { incarnation: u64, from: usize, epoch: Epoch, start: Lsn },
     StepDown { incarnation: u64, epoch: Epoch },
+    Rescue { incarnation: u64, epoch: Epoch, to: usize, final_lsn: Lsn },
 }
 
 /// A question on its way, or the answer to it.
@@ -186,6 +187,10 @@ pub(crate) struct Process {
     pub(crate) applied_there: usize,
     /// Its store takes nothing more, until it is restarted with one that does.
     pub(crate) failed: bool,
+    /// What the next process will find in that, if it is not what this one has of the volume.
+    pub(crate) stored: Option<Vec<Write>>,
+    /// Its handover is a rescue.
+    pub(crate) rescues: bool,
     /// It acts no more in this epoch, for as long as it runs: it has proposed, or will, that it has stepped down.
     pub(crate) ceased: Option<Epoch>,
     /// That proposal, while an answer may come.
@@ -228,6 +233,7 @@ pub(crate) struct Budget {
     pub(crate) timeouts: u8,
     pub(crate) drifts: u8,
     pub(crate) failures: u8,
+    pub(crate) rescues: u8,
 }
 
 /// Everything.
@@ -288,12 +294,20 @@ impl World {
             sealed: Lsn::ZERO,
             applied_there: 0,
             failed: false,
+            stored: None,
+            rescues: false,
             ceased: None,
             stepping_down: None,
         };
         let nodes = [process(true), process(false)];
         let (acked, ever_acked, promised) = Default::default();
         World { meta, messages: Vec::new(), nodes, budget, acked, ever_acked, promised }
+    }
+
+    /// What was enclosed for the owner and not taken yet, if anything.
+    pub(crate) fn enclosed(&self) -> Vec<Write> {
+        let state = self.meta.get();
+        state.enclosed(VOLUME).map(|bytes| postcard::from_bytes(bytes).expect("what was enclosed")).unwrap_or_default()
     }
 
     pub(crate) fn send(&mut self, message: Message) {

@@ -6,6 +6,7 @@ use client_lib::policy::{Class, Durability, LinkPolicy, Mode, Order, Propagation
 use client_lib::rights::{Right, Role};
 use client_lib::{ClientName, Epoch, Lsn, NodeId, SnapshotId, VolumeGroupId, VolumeId, VolumeSize};
 
+use super::rescues::rescue;
 use super::stepping_down::step_down;
 use super::{create, expire, hand_over, register, renew, takeover, transfer};
 use crate::command::Command;
@@ -213,7 +214,21 @@ fn full() -> MetaState {
     let mut state = full_of_10();
     state.apply(38, step_down(1, 1, &[(10, 3), (36, 1)])).into_result().expect("is applied");
     assert_eq!(state.stepped_down().count(), 2);
+    let owned = state.volume(VolumeId(10)).expect("is there").clone();
+    let to = *owned.replicas.iter().next().expect("has one");
+    let (end, durable) = (Lsn::new(owned.epoch, 900), Lsn::new(owned.epoch, 800));
+    let rescue = rescue(owned.epoch.0, owned.owner.0, to.0, end, durable);
+    state.apply(39, rescue).into_result().expect("is applied");
+    assert_eq!((state.stepped_down().count(), state.rescues().count()), (1, 1));
     state
+}
+
+/// What a log of today has, and tomorrow's program reads.
+#[test]
+fn the_command_of_a_rescue_is_stored_as_these_bytes() {
+    let command = rescue(3, 2, 300, Lsn::new(Epoch(3), 900), Lsn::new(Epoch(3), 800));
+    golden::check("meta-commands-rescue.hex", &command.encode());
+    assert_eq!(Command::decode(&command.encode()).expect("reads back"), command);
 }
 
 /// What a log of today has, and tomorrow's program reads.

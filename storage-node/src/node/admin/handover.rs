@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use client_lib::clock::{Clock, SystemClock};
 use client_lib::wire::admin::{CancelledMigrate, Migrate, MigrateReport, OnWrite, OnWriteStatus};
-use client_lib::{Error, ErrorKind, NodeId, VolumeId, VolumeName};
+use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId, VolumeName};
 use consensus::{Command, MetaState, Refusal, Response, Volume};
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +58,30 @@ impl NodeAdmin {
         })
     }
 
+    /// Gives the volume away, which is owned here in `epoch` and whose store takes no writes any more. One of a group goes alone: nothing of what was acked
+    /// is lost, so the others are not ahead of it.
+    ///
+    /// # Errors
+    /// Why it stays here.
+    pub(in crate::node) async fn rescue_to(
+        &self,
+        volume: Arc<ServedVolume>,
+        epoch: Epoch,
+        to: NodeId,
+    ) -> Result<HandoverReport, Error> {
+        let cancel = CancellationToken::new();
+        let driver = Driver::new(volume.clone(), to, epoch, self.ownership.clone(), cancel.clone()).rescuing();
+        let what = format!("volume {}", volume.name);
+        let how = How { rescues: true, ..How::default() };
+        self.hand_over(driver, &what, std::slice::from_ref(&volume), how, cancel).await
+    }
+
+    /// Whether the class of the volume could be met with `to` as its owner.
+    pub(in crate::node) fn can_meet_class(&self, state: &MetaState, volume: &Volume, to: NodeId) -> bool {
+        let replicas = volume.replicas.iter().copied().chain([volume.owner]).filter(|node| *node != to);
+        require_possible(state, volume.name.as_str(), volume.durability.class, to, replicas).is_ok()
+    }
+
     /// Runs the handover of `volumes`, which are `what`, unless one of them is being changed already.
     pub(super) async fn hand_over(
         &self,
@@ -77,6 +101,7 @@ impl NodeAdmin {
         };
         let driver = if how.flushed { driver.flushed() } else { driver };
         let kind = match (how.flushed, how.synced) {
+            _ if how.rescues => Kind::Rescue,
             (true, _) => Kind::OnWrite,
             (false, true) => Kind::Synced,
             (false, false) => Kind::Instant,
@@ -225,6 +250,8 @@ pub(super) struct How {
     pub(super) synced: bool,
     /// Only as a virtual machine that was stopped leaves it.
     pub(super) flushed: bool,
+    /// Because its store takes no writes any more.
+    pub(super) rescues: bool,
     /// Not later than so long after it was asked for.
     pub(super) deadline: Option<Duration>,
 }

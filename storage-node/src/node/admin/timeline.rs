@@ -56,6 +56,7 @@ fn change(state: &MetaState, node: NodeId, told: &Told) -> OwnershipChange {
         Kind::Instant => ("handover", Some("instant")),
         Kind::Synced => ("handover", Some("synced")),
         Kind::OnWrite => ("handover", Some("on-write")),
+        Kind::Rescue => ("handover", Some("rescue")),
         Kind::Takeover => ("takeover", None),
     };
     let froze = told.spans.iter().find(|span| span.phase == Phase::Freezing);

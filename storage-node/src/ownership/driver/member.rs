@@ -7,7 +7,7 @@ use bytes::Bytes;
 use client_lib::transport::Class;
 use client_lib::wire::frame::encode_head;
 use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
-use consensus::Ended;
+use consensus::{Ended, RESCUE_ENCLOSED_BYTES_MAX};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -16,14 +16,18 @@ use crate::ownership::gate::{Phase, View};
 use crate::ownership::handover::Released;
 use crate::peer::client::position_of;
 use crate::peer::message::{ENCODING_HELD, PeerReply, PeerRequest, ReplicaPosition};
-use crate::propagation::manifest::Manifest;
+use crate::propagation::manifest::{Manifest, RunContent};
 use crate::propagation::telling::{Told, tell_part};
 use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::{ServedVolume, store_failure};
-use crate::shard::handle::FreezeWhen;
+use crate::shard::handle::{FreezeWhen, UnsyncedEnd};
+use crate::volume::Moment;
 
 /// A destination that lacks no more than so many blocks has the rest while writers are held: a mebibyte.
 const LEFT_BLOCKS_MAX: u64 = 256;
+
+/// How much of what was written last is read back from a store that takes no writes, before it is given away: a mebibyte.
+const PROBED_BLOCKS_MAX: usize = 256;
 
 /// How often a destination is told of the rest of its initial sync, which the sender goes on with meanwhile.
 const ASKED_MAX: u32 = 3;
@@ -47,12 +51,17 @@ pub struct Member {
     digest: u64,
     /// What the destination must know, and is to be told in the proposal.
     enclosed: Option<Vec<u8>>,
+    /// Whether its store takes no writes any more.
+    pub(super) rescues: bool,
+    /// Up to where it is durable here, then.
+    durable: Option<Lsn>,
 }
 
 impl Member {
     pub(super) fn new(volume: Arc<ServedVolume>, to: NodeId, epoch: Epoch) -> Member {
         let position = ReplicaPosition::default();
-        Member { volume, to, epoch, synced: None, position, digest: 0, enclosed: None }
+        let (synced, enclosed, rescues, durable) = (None, None, false, None);
+        Member { volume, to, epoch, synced, position, digest: 0, enclosed, rescues, durable }
     }
 
     /// Asks where the destination is. One whose initial sync is under way is told of all the rest: it fetches that when it is the owner.
@@ -139,6 +148,9 @@ impl Member {
         room: usize,
         cancel: &CancellationToken,
     ) -> Result<Lsn, Error> {
+        if self.rescues {
+            return self.prepare_unsynced(final_lsn).await;
+        }
         self.catch_up(Some(final_lsn), cancel).await?;
         let manifest = self.send_snapshots().await?;
         if manifest.to != final_lsn {
@@ -170,6 +182,64 @@ impl Member {
         Ok(self.position.known)
     }
 
+    /// The same where the last that was acked is not durable here: it must be told in the proposal, all of it, and be there to be fetched.
+    async fn prepare_unsynced(&mut self, final_lsn: Lsn) -> Result<Lsn, Error> {
+        let impossible = |what: String| Err(Error::new(ErrorKind::Unavailable, what));
+        let (shard, id) = (self.volume.shard.clone(), self.volume.id);
+        let UnsyncedEnd { manifest, durable } = loop {
+            let (known, newest) = (self.position.known, self.position.newest_snapshot);
+            let end = shard.seal_unsynced(id, known, newest).await.map_err(store_failure)?;
+            if end.manifest.mark.is_none() {
+                break end;
+            }
+            if end.manifest.to > end.durable {
+                return impossible("its last snapshot was being made, and is not durable".to_owned());
+            }
+            self.send(end.manifest).await?;
+        };
+        if manifest.to != final_lsn {
+            let what = format!("the last manifest ends at {}, the epoch at {final_lsn}", manifest.to);
+            return Err(Error::new(ErrorKind::Internal, what));
+        }
+        #[cfg(test)]
+        let manifest = untold(manifest);
+        self.require_readable(&manifest).await?;
+        self.digest = digest(&manifest)?;
+        let ledger = shard.ledger(id).await.map_err(store_failure)?;
+        let news: u64 = manifest.runs.iter().map(|run| u64::from(run.blocks())).sum();
+        let encoded = Enclosure { manifest, ledger }.encode()?;
+        if encoded.len() > RESCUE_ENCLOSED_BYTES_MAX {
+            return impossible(format!("node {} was not told of too much that was written", self.to));
+        }
+        self.position.stale_blocks += news;
+        (self.enclosed, self.durable) = (Some(encoded), Some(durable));
+        Ok(final_lsn)
+    }
+
+    /// A store that does not even read has nothing to give away: a takeover brings back an older state of the volume that is whole.
+    async fn require_readable(&self, manifest: &Manifest) -> Result<(), Error> {
+        let written_here = manifest.runs.iter().filter(|run| run.lsn.epoch == self.epoch);
+        let blocks = written_here.filter(|run| matches!(run.content, RunContent::Data(_))).flat_map(|run| {
+            let start = run.start.0;
+            (start..start + run.blocks()).map(|block| (block, run.lsn))
+        });
+        let wanted: Vec<(u32, Lsn)> = blocks.take(PROBED_BLOCKS_MAX).collect();
+        let count = wanted.len();
+        let read = self.volume.shard.read_held(self.volume.id, Moment::Now, wanted).await.map_err(store_failure)?;
+        match read.len() == count {
+            true => Ok(()),
+            false => {
+                let what = "what was written last cannot be read back from the store";
+                Err(Error::new(ErrorKind::Unavailable, what))
+            }
+        }
+    }
+
+    /// Of a rescue, up to where the volume is durable here.
+    pub(super) fn rescued(&self) -> Option<Lsn> {
+        self.durable
+    }
+
     /// What is to be enclosed in the proposal.
     pub(super) fn take_enclosed(&mut self) -> Option<(VolumeId, Vec<u8>)> {
         Some((self.volume.id, self.enclosed.take()?))
@@ -190,7 +260,12 @@ impl Member {
             }
             Released::To { owner, epoch } => {
                 // The shard first: once the gate is open, what was held must not be admitted here.
-                shard.deactivate(id, epoch).await.map_err(store_failure)?;
+                let followed = shard.deactivate(id, epoch).await.map_err(store_failure);
+                match self.rescues && shard.fault().is_some() {
+                    // It can note nothing; it answers as no owner for as long as this process runs, and the next one is told by the metadata.
+                    true => self.volume.owe_flush(),
+                    false => drop(followed?),
+                }
                 self.volume.gate.set(View { owner, epoch, phase: Phase::Elsewhere });
                 if owner == self.to {
                     self.send_hot_set(epoch);
@@ -271,6 +346,16 @@ impl Member {
     async fn ask(&self, request: PeerRequest) -> Result<ReplicaPosition, Error> {
         self.volume.peers.ask_position(self.to, Class::Control, request, Bytes::new()).await
     }
+}
+
+/// Without its last run, where nobody keeps to the rule.
+#[cfg(test)]
+fn untold(mut manifest: Manifest) -> Manifest {
+    use crate::simulation::rules::{Rule, holds};
+    if !holds(Rule::RescuesTellAll) {
+        manifest.runs.pop();
+    }
+    manifest
 }
 
 fn digest(manifest: &Manifest) -> Result<u64, Error> {

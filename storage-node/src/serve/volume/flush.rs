@@ -12,7 +12,6 @@ use super::{Change, Patience, ServedVolume};
 use crate::ownership::gate::{Phase, View};
 use crate::peer::message::{Message, PeerReply, PeerRequest};
 use crate::serve::durability::Outcome;
-use crate::volume::Moment;
 
 /// How long a flush for another node waits for the volume's class before that node is told to ask again: less than a call may take.
 const PEER_PATIENCE: Duration = Duration::from_secs(5);
@@ -21,6 +20,10 @@ impl ServedVolume {
     /// Whether what was written here, up to `lsn`, is as durable as it was asked to be; waits for that. False when the volume was
     /// handed over meanwhile.
     pub(super) async fn is_settled(&self, trace: &Trace, change: &Change, lsn: Lsn) -> Result<bool, Error> {
+        if change.fua() && self.shard.fault().is_some() {
+            // It may have been applied and not be durable: a flush says so, here or at the next owner. It must not be carried out twice.
+            return Ok(false);
+        }
         if !change.fua() || !self.flushes.waits() {
             return Ok(true);
         }
@@ -48,10 +51,17 @@ impl ServedVolume {
         }
         match outcome {
             Outcome::Over => Ok(false),
+            Outcome::Lost => {
+                let what = format!(
+                    "some of what was written to volume {} before this flush was lost with the store of the owner before: check the file system",
+                    self.name
+                );
+                Err(Error::new(ErrorKind::Corrupt, what))
+            }
             // The volume may have been taken over meanwhile, by somebody who has asked those that hold this before they did.
             Outcome::Durable | Outcome::Degraded => match self.shard.vouch(self.id).await {
                 Ok(()) => Ok(true),
-                Err(error) => self.recover(trace, Moment::Now, view, error).await.map(|_| false),
+                Err(error) => self.recover_write(trace, view, error).await.map(|_| false),
             },
         }
     }
@@ -79,7 +89,7 @@ impl ServedVolume {
                     match self.shard.flush_traced(trace, self.id).await {
                         Ok(_) => {}
                         Err(error) => {
-                            self.recover(trace, Moment::Now, view, error).await?;
+                            self.recover_write(trace, view, error).await?;
                             continue;
                         }
                     }
@@ -116,7 +126,7 @@ impl ServedVolume {
     async fn flush_here(&self, trace: &Trace, view: View) -> Result<bool, Error> {
         match self.shard.flush_traced(trace, self.id).await {
             Ok(lsn) => self.settle(trace, view, lsn).await,
-            Err(error) => self.recover(trace, Moment::Now, view, error).await.map(|_| false),
+            Err(error) => self.recover_write(trace, view, error).await.map(|_| false),
         }
     }
 

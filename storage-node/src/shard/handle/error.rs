@@ -151,6 +151,14 @@ pub enum StoreError {
     /// The log or the map failed before; nothing is written until the node is restarted.
     #[error("the store takes no writes until the node is restarted: {0}")]
     Poisoned(String),
+    /// The write is carried out, and not durable, as it was asked to be: the log failed before it was.
+    #[error("the write is not durable, and the store takes no writes until the node is restarted: {reason}")]
+    NotDurable {
+        /// Its position.
+        lsn: Lsn,
+        /// Why.
+        reason: String,
+    },
     /// The volume is in a store of the node that cannot be opened.
     #[error("this volume is in the store in {directory}, which cannot be opened (docs/disks.md): {reason}")]
     Unopened {

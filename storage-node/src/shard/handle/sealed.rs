@@ -7,7 +7,7 @@ use roaring::RoaringBitmap;
 
 use super::{Answer, Reply};
 use crate::propagation::freight::Covered;
-use crate::propagation::manifest::Manifest;
+use crate::propagation::manifest::{BlockRun, Manifest};
 
 /// A manifest, and the delta that was pinned with it.
 pub type Sealed = (Manifest, Option<SealedDelta>);
@@ -43,6 +43,24 @@ pub struct Part {
     pub rest: u64,
 }
 
+/// The end of an epoch of an owner whose store takes no writes any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnsyncedEnd {
+    /// What the new owner was not told before.
+    pub manifest: Manifest,
+    /// Up to where the volume is durable here.
+    pub durable: Lsn,
+}
+
+/// Some of the blocks that are known and not held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LackingSince {
+    /// Those that were asked for.
+    pub runs: Vec<BlockRun>,
+    /// Where to go on; `None` when these were the last.
+    pub next: Option<BlockIndex>,
+}
+
 /// What is to be sealed together with others; the fields are as in [`ShardHandle::seal_manifest`](super::ShardHandle::seal_manifest).
 #[derive(Debug)]
 pub struct Seal {
@@ -59,6 +77,12 @@ impl Seal {
     pub fn new(from: Lsn, after: SnapshotId, delta_from: Lsn) -> (Seal, Answer<Sealed>) {
         let (reply, answer) = Reply::channel();
         (Seal { from, after, delta_from: Some(delta_from), also: Arc::default(), reply }, answer)
+    }
+
+    /// A manifest alone.
+    pub(in crate::shard) fn plain(from: Lsn, after: SnapshotId) -> (Seal, Answer<Sealed>) {
+        let (reply, answer) = Reply::channel();
+        (Seal { from, after, delta_from: None, also: Arc::default(), reply }, answer)
     }
 
     /// The same with the blocks of `also`, whenever they changed; of those, what was never written is told as zeroes.

@@ -1,6 +1,6 @@
 //! Full disks, flipped bytes, failed writes, roles.
 
-use client_lib::{BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
+use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 
 use super::rig::{Rig, VOLUME};
 use crate::log::segment::SEGMENT_BYTES_MIN;
@@ -58,6 +58,44 @@ fn a_failed_write_of_the_log_refuses_all_later_ones_until_a_restart() {
     rig.activate(2);
     rig.write_block(1, 3).expect("writes again");
     assert_eq!(rig.read(0, 4096).expect("reads"), [1; 4096]);
+}
+
+/// It was refused as if it had not been carried out, and was carried out once more by the next owner, over what had been written between.
+#[test]
+fn a_write_that_is_carried_out_and_could_not_be_made_durable_says_so() {
+    let mut rig = Rig::new(4);
+    rig.open(SIZE);
+    rig.activate(1);
+    // Not synced, so that the next one is written first and synced then.
+    rig.write_block(0, 1).expect("writes");
+    rig.disk.fail_writes_after(1);
+    let answer = rig.send_write(4096, vec![2; 4096], true);
+    let refused = rig.wait(answer);
+    assert!(matches!(&refused, Err(StoreError::NotDurable { lsn, .. }) if lsn.sequence == 2), "{refused:?}");
+    assert_eq!(rig.read(4096, 4096).expect("reads"), [2; 4096]);
+}
+
+/// A freeze waited for a sync that could not come, so that such a volume could not be handed over.
+#[test]
+fn the_end_of_an_epoch_in_a_store_that_takes_no_writes_is_what_was_acked() {
+    let mut rig = Rig::new(4);
+    rig.open(SIZE);
+    rig.activate(1);
+    rig.write_block(0, 1).expect("writes");
+    let durable = rig.flush().expect("flushes");
+    let acked = rig.write_block(1, 2).expect("writes");
+    rig.disk.fail_after(0);
+    assert!(rig.write_block(2, 3).is_err());
+    let (volume, from, after) = (VOLUME, Lsn::ZERO, SnapshotId(0));
+    let seal = |rig: &mut Rig| rig.ask(|reply| Request::SealUnsynced { volume, from, after, reply });
+    assert!(seal(&mut rig).is_err(), "it is not frozen");
+    let frozen = rig.ask(|reply| Request::Freeze { volume, when: FreezeWhen::Always, reply });
+    assert!(matches!(frozen, Err(StoreError::Poisoned(_))), "{frozen:?}");
+    let frozen = rig.ask(|reply| Request::Freeze { volume, when: FreezeWhen::Unsynced, reply });
+    assert_eq!(frozen, Ok(acked));
+    let end = seal(&mut rig).expect("is told");
+    assert_eq!((end.manifest.to, end.durable), (acked, durable));
+    assert_eq!(end.manifest.runs.iter().map(|run| run.blocks()).sum::<u32>(), 2);
 }
 
 #[test]

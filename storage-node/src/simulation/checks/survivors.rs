@@ -6,7 +6,7 @@ use std::time::Duration;
 use client_lib::{Lsn, VolumeId};
 
 use crate::simulation::guest::BLOCKS;
-use crate::simulation::history::{Book, Content, Logged};
+use crate::simulation::history::{Book, Content, Cut, Logged};
 
 /// A version of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,13 +30,18 @@ impl Version {
 /// From when on `logged` is no part of its volume.
 pub(crate) fn gone(book: &Book, logged: &Logged) -> Option<Duration> {
     let lost = logged.lost.map(|death| death.at());
-    lost.into_iter().chain(cut(book, logged.volume, logged.lsn)).min()
+    let dropped = logged.was_refused.then(|| cut_by(book.rescues.values(), logged.volume, logged.lsn)).flatten();
+    lost.into_iter().chain(cut(book, logged.volume, logged.lsn)).chain(dropped).min()
 }
 
 /// When a takeover cut `lsn` off from `volume`.
 fn cut(book: &Book, volume: VolumeId, lsn: Lsn) -> Option<Duration> {
-    let cuts = book.cuts.values().filter(|cut| cut.volume == volume);
-    cuts.filter(|cut| lsn.epoch <= cut.epoch && lsn > cut.end).map(|cut| cut.seen).min()
+    cut_by(book.cuts.values(), volume, lsn)
+}
+
+fn cut_by<'a>(cuts: impl Iterator<Item = &'a Cut>, volume: VolumeId, lsn: Lsn) -> Option<Duration> {
+    let cuts = cuts.filter(|cut| cut.volume == volume && lsn.epoch <= cut.epoch && lsn > cut.end);
+    cuts.map(|cut| cut.seen).min()
 }
 
 type Versions = BTreeMap<u32, Vec<Version>>;

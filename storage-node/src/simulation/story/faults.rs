@@ -46,6 +46,7 @@ impl Story {
     pub(super) fn kill(&mut self, world: &mut World) {
         let up: Vec<NodeId> =
             world.machines.values().filter(|machine| machine.is_up()).map(|machine| machine.id).collect();
+        let up: Vec<NodeId> = up.into_iter().filter(|id| !self.failed.contains_key(id)).collect();
         let dead = world.machines.len() - world.lost.len() - up.len();
         let most = if world.draw.happens(150) { 2 } else { 1 };
         let Some(id) = Self::some_of(world, &up).filter(|_| dead < most) else { return };
@@ -53,6 +54,36 @@ impl Story {
         world.history.tell(world.now, format!("{id} dies, power: {power}"));
         world.kill(id, power);
         self.restarts.insert(id, world.now + rest);
+    }
+
+    /// A store takes no writes any more from some operation on: of one machine at a time, which is not killed otherwise meanwhile, since what it has acked
+    /// and not made durable may be nowhere else for a moment.
+    pub(super) fn fail_store(&mut self, world: &mut World) {
+        if !self.failed.is_empty() {
+            return;
+        }
+        let serving = world.serving();
+        let owners = world.guests.vms().into_keys().filter_map(|name| world.owner(&name));
+        let owners: Vec<NodeId> = owners.filter(|id| serving.contains(id)).collect();
+        let among = if world.draw.happens(800) { &owners } else { &serving };
+        let Some(id) = Self::some_of(world, among) else { return };
+        let (operations, rest) = (world.draw.below(12), Duration::from_millis(500 + world.draw.below(12_000)));
+        world.history.tell(world.now, format!("the disk of {id} fails after {operations} operations, for {rest:?}"));
+        world.machine(id).disk.fail_writes_after(operations);
+        self.failed.insert(id, world.now + rest);
+        self.failures += 1;
+    }
+
+    /// The process of the machine ends, and starts again with a disk that takes writes and has what it had.
+    pub(super) fn replace_disk(&mut self, world: &mut World, id: NodeId) {
+        self.failed.remove(&id);
+        world.machine(id).disk.mend();
+        if world.machine(id).is_up() {
+            world.history.tell(world.now, format!("{id} is stopped, and its disk is in order"));
+            world.kill(id, false);
+            let rest = Duration::from_millis(200 + world.draw.below(5_000));
+            self.restarts.insert(id, world.now + rest);
+        }
     }
 
     pub(super) fn break_link(&mut self, world: &mut World) {
