@@ -109,9 +109,8 @@ impl Log {
         restore_headers(&mut *engine, &pool, rebuilt.values().copied())?;
         let active = pool.get(position.segment).filter(|_| position.generation > 0);
         // One that cannot be opened is full: the log would not be opened else.
-        let active = active.and_then(|segment| {
-            Some(Active { segment: position.segment, file: segment.file?, blocks: segment.blocks })
-        });
+        let active = active
+            .and_then(|segment| Some(Active::resumed(position.segment, segment.file?, segment.blocks, position.block)));
         let files = replayed.iter().filter_map(|number| pool.get(*number)?.file).collect();
         let mut log = Log::at(engine, pool, active, position, files, (known.identity, durable));
         target.into_iter().for_each(|target| log.cold.resume(target));

@@ -256,6 +256,112 @@ fn a_full_disk_refuses_data_keeps_room_for_the_rest_and_recovers() {
     assert!(accepted, "there is space again");
 }
 
+/// Data was written to what is kept for others, as long as a segment was being made that the file system refused in the end.
+#[test]
+fn what_is_kept_on_a_full_disk_is_kept_while_another_segment_is_asked_for() {
+    let disk = SimDisk::new(21);
+    disk.set_capacity(4 * SEGMENT_BYTES_MIN);
+    let (mut log, _) = open(&disk, None);
+    let mut number = 0;
+    let mut refused = 0;
+    while refused < 500 {
+        number += 1;
+        let (entry, data) = write(number, 1);
+        log.append(entry, data, false, number).expect("is queued");
+        refused += u32::from(acked(&settle(&mut log)).is_empty());
+    }
+    assert!(log.unwritten_blocks() >= 2048 / 16, "{} blocks are left", log.unwritten_blocks());
+}
+
+/// How many of what `next` gives a full log takes until it refuses one.
+fn taken(log: &mut Log, mut next: impl FnMut() -> (Entry, bool)) -> u32 {
+    for count in 0..10_000 {
+        let (entry, is_repair) = next();
+        let data = vec![Bytes::from_static(&[1; BLOCK_SIZE as usize]); entry.data_blocks() as usize];
+        match is_repair {
+            true => log.append_repair(entry, data, 1).expect("is queued"),
+            false => log.append(entry, data, false, 1).expect("is queued"),
+        }
+        if acked(&settle(log)).is_empty() {
+            return count;
+        }
+    }
+    panic!("never full");
+}
+
+#[test]
+fn repairs_have_a_share_of_a_full_disk_and_take_nothing_from_the_others() {
+    let received = |blocks: usize| Entry::Received {
+        volume: VOLUME,
+        blocks: vec![(BlockIndex(3), Lsn::new(Epoch(1), 4), crc32fast::hash(&[1; BLOCK_SIZE as usize])); blocks],
+    };
+    let data = |log: &mut Log| taken(log, || (received(1), false));
+    let repairs = |log: &mut Log| taken(log, || (received(16), true));
+    let trim = Entry::Zero { volume: VOLUME, lsn: Lsn::new(Epoch(1), 9999), start: BlockIndex(0), count: 8 };
+    let trims = |log: &mut Log| taken(log, || (trim.clone(), false));
+    let moved = Entry::Relocated { volume: VOLUME, segment: 1, block: 1, moves: vec![(BlockIndex(0), 2, 2)] };
+    let moves = |log: &mut Log| taken(log, || (moved.clone(), false));
+    let role = Entry::Role { volume: VOLUME, epoch: Epoch(1), owner: true };
+    let roles = |log: &mut Log| taken(log, || (role.clone(), false));
+    // Of 2048 blocks: 128 in records of 17, and of the other 128, or one more, all but 32, all but 8, and the rest.
+    let (share, trims_share, moves_share) = (128 / 17, 96..=97, 32 - 8);
+    for is_reopened in [false, true] {
+        for repairs_first in [true, false] {
+            let disk = SimDisk::new(19);
+            disk.set_capacity(4 * SEGMENT_BYTES_MIN);
+            let (mut log, _) = open(&disk, None);
+            data(&mut log);
+            // The cleaner has begun to copy, so that only its next segment is free.
+            log.copy(&[received(1)], &[Bytes::from_static(&[1; BLOCK_SIZE as usize])], 2).expect("has room");
+            settle(&mut log);
+            assert_eq!(log.free_segments(), 1);
+            if is_reopened {
+                disk.kill();
+                drop(log);
+                log = open(&disk, None).0;
+                assert_eq!(data(&mut log), 0, "it is still full");
+            }
+            if repairs_first {
+                assert_eq!(repairs(&mut log), share);
+                let trims = trims(&mut log);
+                assert!(trims_share.contains(&trims), "{trims}");
+            } else {
+                let trims = trims(&mut log);
+                assert!(trims_share.contains(&trims), "{trims}");
+                assert_eq!(repairs(&mut log), share);
+            }
+            assert_eq!(data(&mut log), 0);
+            assert_eq!(moves(&mut log), moves_share);
+            assert!(roles(&mut log) >= 8);
+            assert_eq!(log.free_segments(), 1, "the cleaner has its own");
+        }
+    }
+}
+
+/// A repair that has no room waits for some; the trim that makes some must not wait for the repair.
+#[test]
+fn what_waits_beside_a_repair_overtakes_it_and_is_overtaken() {
+    let disk = SimDisk::new(20);
+    disk.set_capacity(4 * SEGMENT_BYTES_MIN);
+    let (mut log, _) = open(&disk, None);
+    let received = |blocks: usize| Entry::Received {
+        volume: VOLUME,
+        blocks: vec![(BlockIndex(3), Lsn::new(Epoch(1), 4), crc32fast::hash(&[1; BLOCK_SIZE as usize])); blocks],
+    };
+    taken(&mut log, || (received(1), false));
+    log.copy(&[received(1)], &[Bytes::from_static(&[1; BLOCK_SIZE as usize])], 9).expect("has room");
+    settle(&mut log);
+    let block = Bytes::from_static(&[1; BLOCK_SIZE as usize]);
+    let trim = Entry::Zero { volume: VOLUME, lsn: Lsn::new(Epoch(1), 9999), start: BlockIndex(0), count: 8 };
+    log.append(received(1), vec![block.clone()], false, 1).expect("is queued");
+    log.append_repair(received(1), vec![block.clone()], 2).expect("is queued");
+    assert_eq!(acked(&settle(&mut log)), [2], "data waits, the repair need not");
+    while log.append_repair(received(16), vec![block.clone(); 16], 3).is_ok() && acked(&settle(&mut log)) == [3] {}
+    log.append_repair(received(16), vec![block.clone(); 16], 4).expect("is queued");
+    log.append(trim, Vec::new(), false, 5).expect("is queued");
+    assert_eq!(acked(&settle(&mut log)), [5], "a repair waits, what makes room need not");
+}
+
 /// Ten records, synced after each but the last.
 fn synced_records(disk: &SimDisk) -> Vec<(LogPosition, LogPosition)> {
     let (mut log, _) = open(disk, None);

@@ -30,6 +30,10 @@ const RESERVE_DIVISOR: u32 = 16;
 const MOVES_DIVISOR: u32 = 64;
 /// The share of that segment that is for what is vital alone.
 const VITAL_DIVISOR: u32 = 256;
+/// The share of the last segment that is for repairs of damaged blocks, beside the other: a segment that damage alone keeps in use comes free by
+/// them. When it is used up, they are refused like data, and no other entry has lost anything by them.
+const REPAIRS_DIVISOR: u32 = 16;
+const _: () = assert!(REPAIRS_DIVISOR > 2, "most of a segment is for data");
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -55,7 +59,14 @@ struct Flight {
     done: bool,
 }
 
-/// The entries at the head of the queue that make up one record.
+/// Where entries wait.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Queue,
+    Repairs,
+}
+
+/// The entries at the head of a queue that make up one record.
 #[derive(Clone, Copy, Debug)]
 struct Gathered {
     count: usize,
@@ -70,6 +81,33 @@ pub(super) struct Active {
     pub(super) segment: u32,
     pub(super) file: FileId,
     pub(super) blocks: u32,
+    /// Blocks of it that are left to repairs where there is no other segment after it.
+    for_repairs: u32,
+}
+
+impl Active {
+    /// A segment that nothing was written to.
+    fn fresh(segment: u32, file: FileId, blocks: u32) -> Active {
+        Active { segment, file, blocks, for_repairs: blocks / REPAIRS_DIVISOR }
+    }
+
+    /// One that an earlier process has written to up to `next`. Whether repairs or others have used what is gone of the reserve nobody knows: of
+    /// what is left each has half.
+    pub(super) fn resumed(segment: u32, file: FileId, blocks: u32, next: u32) -> Active {
+        let for_repairs = (blocks / REPAIRS_DIVISOR).min(blocks.saturating_sub(next) / 2);
+        Active { segment, file, blocks, for_repairs }
+    }
+}
+
+/// Who may take how much of what is left when there is no other segment after the active one.
+#[derive(Clone, Copy, Debug)]
+struct Claim {
+    /// Free segments that it may not take.
+    reserved: usize,
+    /// The share of the last segment that is for what is more urgent, as a divisor. Without it, what is left for repairs is taken as well.
+    divisor: Option<u32>,
+    /// Whether the room is that of the repairs.
+    has_share: bool,
 }
 
 /// The log of a shard. Used from the shard's thread alone.
@@ -87,6 +125,8 @@ pub struct Log {
     /// The newest record that is known to be durable, with all before it.
     synced: u64,
     queue: VecDeque<Queued>,
+    /// Repairs, which nothing that is queued depends on, nor they on that.
+    repairs: VecDeque<Queued>,
     /// Nothing of what is queued found room the last time.
     finds_no_room: bool,
     flights: VecDeque<Flight>,
@@ -137,6 +177,7 @@ impl Log {
             identity,
             synced,
             queue: VecDeque::new(),
+            repairs: VecDeque::new(),
             finds_no_room: false,
             flights: VecDeque::new(),
             dirty,
@@ -189,6 +230,22 @@ impl Log {
         Ok(())
     }
 
+    /// As [`append`](Self::append) for received blocks that were here and are damaged: they may overtake all that is queued, which may
+    /// overtake them, and have a share of the last segment of their own.
+    ///
+    /// # Errors
+    /// `Poisoned`: nothing was queued.
+    ///
+    /// # Panics
+    /// As [`append`](Self::append).
+    pub fn append_repair(&mut self, entry: Entry, data: Vec<Bytes>, ticket: u64) -> Result<(), LogError> {
+        assert!(matches!(entry, Entry::Received { .. }), "nothing depends on what is received once more");
+        self.append(entry, data, false, ticket)?;
+        self.repairs.extend(self.queue.pop_back());
+        self.finds_no_room = false;
+        Ok(())
+    }
+
     /// Whether what is queued cannot be written until a segment comes free: none is, and none can be made. A poisoned log does not wait for
     /// that.
     #[must_use]
@@ -200,10 +257,15 @@ impl Log {
             && !self.pool.is_making()
     }
 
-    /// Refuses everything queued that brings data, with [`LogError::OutOfSpace`], and everything behind it; where none does, the
-    /// cleaner's moves; without any, the rest. Then looks for space anew.
+    /// Refuses the repairs, with [`LogError::OutOfSpace`]; without any, everything queued that brings data, and everything behind it; where
+    /// none does, the cleaner's moves; without any, the rest. Then looks for space anew.
     pub fn refuse_queued(&mut self) {
         self.finds_no_room = false;
+        if !self.repairs.is_empty() {
+            let refused = self.repairs.drain(..).map(|queued| queued.ticket);
+            self.ready.extend(refused.map(|ticket| Event::Appended { ticket, result: Err(LogError::OutOfSpace) }));
+            return self.pool.retry();
+        }
         let with_data = self.queue.iter().position(|queued| !queued.data.is_empty());
         let refused = match with_data {
             Some(first) => self.queue.split_off(first),
@@ -296,6 +358,7 @@ impl Log {
     #[must_use]
     pub fn idle(&self) -> bool {
         self.queue.is_empty()
+            && self.repairs.is_empty()
             && self.flights.is_empty()
             && self.sync_flight.is_none()
             && self.sync_waiters.is_empty()
@@ -381,7 +444,7 @@ impl Log {
     /// Whether a [`turn`](Self::turn) would start or report something even if nothing finishes.
     #[must_use]
     pub fn wants_turn(&self) -> bool {
-        let may_append = !self.queue.is_empty() && self.flights.len() < APPENDS_MAX && !self.finds_no_room;
+        let may_append = self.has_queued() && self.flights.len() < APPENDS_MAX && !self.finds_no_room;
         let may_sync = !self.sync_waiters.is_empty() && self.sync_flight.is_none();
         !self.ready.is_empty() || self.engine.has_unsent() || (self.poisoned.is_none() && (may_append || may_sync))
     }
@@ -392,6 +455,11 @@ impl Log {
     /// When the system gives no descriptor.
     pub fn completions(&self) -> io::Result<Completions> {
         self.engine.completions()
+    }
+
+    /// Whether anything waits to be appended.
+    fn has_queued(&self) -> bool {
+        !self.queue.is_empty() || !self.repairs.is_empty()
     }
 
     /// Blocks left in the active segment.
@@ -405,46 +473,76 @@ impl Log {
         }
         self.pool.make_ahead(&mut *self.engine, token(TOKEN_MAKE, 0));
         self.finds_no_room = false;
-        while self.flights.len() < APPENDS_MAX && !self.queue.is_empty() && !self.finds_no_room {
+        while self.flights.len() < APPENDS_MAX && self.has_queued() && !self.finds_no_room {
             self.finds_no_room = !self.start_append();
         }
         self.start_sync();
     }
 
-    /// Whether a record of `needed` blocks, which may take all but `reserved` of the free segments, may go into what is
-    /// left of the active one: when there is no other after that, a share of it, by `divisor`, is for what is more urgent.
-    fn fits(&self, needed: u32, reserved: usize, divisor: Option<u32>) -> bool {
-        let is_last = self.pool.is_full() && self.pool.free_count() <= reserved;
-        self.active.is_some_and(|active| {
-            let reserve = divisor.filter(|_| is_last).map_or(0, |divisor| active.blocks / divisor);
-            self.room() >= needed + reserve
-        })
+    /// Whether a record of `needed` blocks may go into what is left of the active segment: when there is no other after that, a share of it is
+    /// for what is more urgent, and one for repairs, which have no more of it. What is vital may have all.
+    fn fits(&self, needed: u32, claim: Claim) -> bool {
+        let Some(active) = self.active else { return false };
+        let Some(divisor) = claim.divisor.filter(|_| self.is_last(claim.reserved)) else {
+            return self.room() >= needed;
+        };
+        let urgent = active.blocks / divisor;
+        if claim.has_share {
+            return needed <= active.for_repairs && self.room() >= needed + urgent;
+        }
+        self.room() >= needed + urgent + active.for_repairs
     }
 
-    /// Lays out and submits one record of what has gathered; false when there is no room for it yet.
+    /// Whether whoever may not take `reserved` of the free segments has no other after the active one. That another is being made says nothing: the
+    /// file system may refuse it, and then what was to be kept would be gone.
+    fn is_last(&self, reserved: usize) -> bool {
+        self.pool.free_count() <= reserved
+    }
+
+    /// Chooses what of what has gathered goes out next, and writes it; false when there is no room for any of it yet.
     fn start_append(&mut self) -> bool {
         let first = |is_so: fn(&Queued) -> bool| self.queue.iter().take_while(|queued| is_so(queued)).count();
         let without_data = first(|queued| queued.data.is_empty());
         let moves = first(|queued| queued.entry.is_move() || queued.entry.is_vital());
         let vital = first(|queued| queued.entry.is_vital());
-        let mut fresh = false;
-        // What brings no data may still find room where data does not, and so on: how many entries, the free segments that
-        // they may not take, the share of the last segment that is not for them.
+        let claim = |reserved, divisor| Claim { reserved, divisor, has_share: false };
+        let as_data = claim(RESERVED_SEGMENTS, Some(RESERVE_DIVISOR));
+        let share = Claim { has_share: true, ..claim(COLD_SEGMENTS, Some(MOVES_DIVISOR)) };
+        let share_blocks = self.active.map_or(0, |active| active.for_repairs);
+        // Repairs find room like data, and where there is none, they have a share. Of the others, what brings no data may still find room where
+        // data does not, and so on.
         let tries = [
-            (usize::MAX, RESERVED_SEGMENTS, Some(RESERVE_DIVISOR)),
-            (without_data, COLD_SEGMENTS, Some(MOVES_DIVISOR)),
-            (moves, COLD_SEGMENTS, Some(VITAL_DIVISOR)),
-            (vital, COLD_SEGMENTS, None),
+            (Source::Repairs, gather(&self.repairs, usize::MAX, u32::MAX), as_data),
+            (Source::Repairs, gather(&self.repairs, usize::MAX, share_blocks), share),
+            (Source::Queue, gather(&self.queue, usize::MAX, u32::MAX), as_data),
+            (Source::Queue, gather(&self.queue, without_data, u32::MAX), claim(COLD_SEGMENTS, Some(MOVES_DIVISOR))),
+            (Source::Queue, gather(&self.queue, moves, u32::MAX), claim(COLD_SEGMENTS, Some(VITAL_DIVISOR))),
+            (Source::Queue, gather(&self.queue, vital, u32::MAX), claim(COLD_SEGMENTS, None)),
         ];
-        let gathered = tries.into_iter().find_map(|(most, reserved, divisor)| {
-            let gathered = self.gather(most);
-            let is_room = gathered.count > 0
-                && (self.fits(gathered.blocks, reserved, divisor) || self.roll_over(reserved, &mut fresh));
-            is_room.then_some(gathered)
-        });
-        let Some(Gathered { count, data_blocks, .. }) = gathered else { return false };
+        for (source, gathered, claim) in tries {
+            if gathered.count == 0 {
+                continue;
+            }
+            if self.fits(gathered.blocks, claim) {
+                self.write_record(source, gathered, claim.has_share && self.is_last(claim.reserved), false);
+                return true;
+            }
+            if self.roll_over(claim.reserved) {
+                self.write_record(source, gathered, false, true);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Lays out and submits one record, of the repairs' share or not, the first of a `fresh` segment or another.
+    fn write_record(&mut self, source: Source, gathered: Gathered, is_of_share: bool, fresh: bool) {
+        let Gathered { count, data_blocks, .. } = gathered;
         let active = self.active.expect("there is an active segment");
-        let gathered: Vec<Queued> = self.queue.drain(..count).collect();
+        let gathered: Vec<Queued> = match source {
+            Source::Queue => self.queue.drain(..count).collect(),
+            Source::Repairs => self.repairs.drain(..count).collect(),
+        };
         let prefix = if fresh { SEGMENT_HEADER_BLOCKS } else { 0 };
         let entries: Vec<&Entry> = gathered.iter().map(|queued| &queued.entry).collect();
         let stamp = Stamp {
@@ -487,27 +585,15 @@ impl Log {
         });
         let kind = IoKind::Write { offset, buffer, rest, durable };
         self.engine.submit(IoOp { token: token(TOKEN_APPEND, sequence), file: active.file, kind });
-        true
-    }
-
-    /// What of the first `most` queued entries makes up the next record.
-    fn gather(&self, most: usize) -> Gathered {
-        let (mut count, mut data_blocks, mut entries_bytes) = (0, 0, HEADER_BYTES);
-        for queued in self.queue.iter().take(most) {
-            let (blocks, bytes) = (queued.entry.data_blocks(), queued.entry.bytes_max());
-            if count > 0 && (data_blocks + blocks > DATA_BLOCKS_MAX || entries_bytes + bytes > ENTRIES_BYTES_MAX) {
-                break;
-            }
-            (count, data_blocks, entries_bytes) = (count + 1, data_blocks + blocks, entries_bytes + bytes);
+        if is_of_share && let Some(active) = &mut self.active {
+            active.for_repairs = active.for_repairs.saturating_sub(header_blocks + data_blocks);
         }
-        Gathered { count, data_blocks, blocks: data_blocks + entries_bytes.div_ceil(BLOCK) as u32 }
     }
 
     /// Makes a free segment the active one, if more than `reserved` are free.
-    fn roll_over(&mut self, reserved: usize, fresh: &mut bool) -> bool {
+    fn roll_over(&mut self, reserved: usize) -> bool {
         let Some((segment, taken, file)) = self.pool.take(reserved, false) else { return false };
-        *fresh = true;
-        self.active = Some(Active { segment, file, blocks: taken.blocks });
+        self.active = Some(Active::fresh(segment, file, taken.blocks));
         self.next = LogPosition { generation: taken.generation, segment, block: SEGMENT_HEADER_BLOCKS, ..self.next };
         true
     }
@@ -576,7 +662,7 @@ impl Log {
                 self.ready.push(Event::Appended { ticket, result: Ok(placed) });
             }
         }
-        let is_alone = self.flights.is_empty() && self.queue.is_empty() && self.sync_flight.is_none();
+        let is_alone = self.flights.is_empty() && !self.has_queued() && self.sync_flight.is_none();
         if is_alone && !self.dirty.is_empty() && self.foresight.appended() {
             self.sync_now();
         }
@@ -604,7 +690,7 @@ impl Log {
         self.poisoned = Some(reason.to_owned());
         let failed = || LogError::Poisoned(reason.to_owned());
         let flights = self.flights.drain(..).flat_map(|flight| flight.tickets).map(|(ticket, _)| ticket);
-        let queued = self.queue.drain(..).map(|queued| queued.ticket);
+        let queued = self.queue.drain(..).chain(self.repairs.drain(..)).map(|queued| queued.ticket);
         self.ready.extend(flights.chain(queued).map(|ticket| Event::Appended { ticket, result: Err(failed()) }));
         let syncs = self.sync_flight.take().map(|flight| flight.tickets).unwrap_or_default();
         let waiters = std::mem::take(&mut self.sync_waiters);
@@ -613,6 +699,22 @@ impl Log {
         let copies = self.cold.abandon();
         self.ready.extend(copies.into_iter().map(|ticket| Event::Copied { ticket, result: Err(failed()) }));
     }
+}
+
+/// What of the first `most` entries of `queue` makes up the next record, of `blocks_max` blocks if more than one of them is.
+fn gather(queue: &VecDeque<Queued>, most: usize, blocks_max: u32) -> Gathered {
+    let all = |data_blocks: u32, entries_bytes: usize| data_blocks + entries_bytes.div_ceil(BLOCK) as u32;
+    let (mut count, mut data_blocks, mut entries_bytes) = (0, 0, HEADER_BYTES);
+    for queued in queue.iter().take(most) {
+        let blocks = data_blocks + queued.entry.data_blocks();
+        let bytes = entries_bytes + queued.entry.bytes_max();
+        let is_too_much = blocks > DATA_BLOCKS_MAX || bytes > ENTRIES_BYTES_MAX || all(blocks, bytes) > blocks_max;
+        if count > 0 && is_too_much {
+            break;
+        }
+        (count, data_blocks, entries_bytes) = (count + 1, blocks, bytes);
+    }
+    Gathered { count, data_blocks, blocks: all(data_blocks, entries_bytes) }
 }
 
 /// Most blocks that the entry alone takes in front of its data.

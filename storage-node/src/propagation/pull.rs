@@ -336,7 +336,7 @@ impl Puller {
         self.shard.lacking(self.volume, moment, runs.to_vec()).await.map_err(store_failure)
     }
 
-    /// Fetches `runs` in the versions that `expected` has, in order, without storing them: for a store that takes no writes.
+    /// Fetches `runs` in the versions that `expected` has, in order, without storing them: for a store that takes no writes, or is full.
     ///
     /// # Errors
     /// `Corrupt` when no other holder has them so.
@@ -382,7 +382,7 @@ impl Puller {
         }
         let first = runs.first().map_or(0, |run| run.start.0);
         let text = format!(
-            "block {first} of volume {} cannot be read here, the store takes no writes, and no other node has it in this version",
+            "block {first} of volume {} cannot be read here, the store cannot keep a copy of it, and no other node has it in this version",
             self.volume
         );
         let why = last.map_or_else(|| "there is no other holder".to_owned(), |error| error.to_string());
@@ -410,7 +410,7 @@ impl Puller {
     /// whole.
     ///
     /// # Errors
-    /// `Corrupt` when no other holder has them in the version that is damaged here.
+    /// `Corrupt` when no other holder has them in the version that is damaged here; `OutOfSpace` when the store is so full that they cannot be kept.
     ///
     /// # Cancel safety
     /// Safe: blocks that arrived are kept.
@@ -423,8 +423,12 @@ impl Puller {
     ) -> Result<(), Error> {
         self.pull(moment, runs, class, visited).await.map_err(|error| {
             let first = runs.first().map_or(0, |run| run.start.0);
-            let text = format!("block {first} of volume {} is damaged here, and no other node has it", self.volume);
-            Error::new(ErrorKind::Corrupt, text).caused_by(error)
+            let (kind, why) = match error.kind() {
+                ErrorKind::OutOfSpace => (ErrorKind::OutOfSpace, "the full store has no room left for a copy of it"),
+                _ => (ErrorKind::Corrupt, "no other node has it"),
+            };
+            Error::new(kind, format!("block {first} of volume {} is damaged here, and {why}", self.volume))
+                .caused_by(error)
         })
     }
 }

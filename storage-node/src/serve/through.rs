@@ -1,6 +1,7 @@
-//! Reads of a volume whose store has failed: what its disk no longer gives is fetched from another holder and handed on.
+//! Reads of a volume whose store has failed, or is too full for a repair: what its disk no longer gives is fetched from another holder and
+//! handed on.
 //!
-//! A store that takes no writes cannot keep what is fetched, so it is fetched again for every read. What is handed on is
+//! Such a store cannot keep what is fetched, so it is fetched again for every read. What is handed on is
 //! the version that the map here names, with its checksum, so a holder that lags is never believed. The role and the lease
 //! are looked at after the fetch, like those of any read. Without a holder the read fails, for those blocks alone.
 
@@ -11,6 +12,14 @@ use super::volume::{ServedVolume, store_failure};
 use crate::propagation::manifest::{BlockRun, VersionedBlock};
 use crate::shard::handle::{ReadChunk, StoreError};
 use crate::volume::Moment;
+
+/// What a read that ended so lacks, and another holder may have.
+pub(super) fn missing(error: &StoreError) -> Vec<BlockRun> {
+    match error {
+        StoreError::Stale { runs } | StoreError::Damaged { runs, .. } => runs.clone(),
+        _ => Vec::new(),
+    }
+}
 
 /// Reads a range of which `missing` cannot be read here. More of it may turn out to be missing on the way.
 ///

@@ -306,6 +306,16 @@ impl ServedVolume {
                 self.fetched(trace);
                 read
             }
+            Err(error) => {
+                let missing = through::missing(&error);
+                match self.recover(trace, moment, view, error).await {
+                    // A full store can be read.
+                    Err(full) if full.kind() == ErrorKind::OutOfSpace && !missing.is_empty() => {
+                        through::read(self, moment, offset, length, missing).await?
+                    }
+                    detour => return detour.map(Err),
+                }
+            }
             read => read,
         };
         match read {

@@ -3,19 +3,20 @@
 //! A pass empties one segment, which [`policy`] chooses. It reads the segment's own records to learn what was written
 //! there ([`scan`]), asks the map which of it is still needed, copies that into a cold segment ([`crate::log::cold`]), and
 //! lets the log say where it is now; the next checkpoint frees the segment. The cost is in proportion to the segment,
-//! whatever the size of its volumes. Only when records cannot be read are the maps walked for what is left. Where nothing
+//! whatever the size of its volumes. Only when records cannot be read are the maps walked for what is left. A segment with
+//! damaged blocks is left alone until they are repaired: what was copied out of it would take room and free none. Where nothing
 //! can be copied for want of a free segment, no pass begins until a checkpoint has freed one.
 //!
 //! Every step is bounded, and the policy's pacer decides whether another may be made now.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
 use super::core::Core;
 use super::fetch::Then;
-use crate::log::{Entry, LogError, Placed};
+use crate::log::{Entry, LogError, Placed, SegmentInfo};
 use crate::map::MapKey;
 use crate::map::page::{Content, PAGE_ENTRIES, Place, Version};
 use crate::map::store::MapError;
@@ -67,9 +68,12 @@ struct Walk {
 #[derive(Debug)]
 struct Pass {
     victim: Candidate,
+    generation: u64,
     scan: Scan,
     walk: Option<Walk>,
     batch: Vec<LiveBlock>,
+    /// A block was found to be damaged: the rest is looked through for others, and nothing more is copied.
+    is_spoiled: bool,
 }
 
 /// What a pass does next.
@@ -105,8 +109,8 @@ pub(super) struct Cleaner {
     /// Copies under way, in the order of their data, and moves that the log does not have yet.
     copies: HashMap<u64, Vec<LiveBlock>>,
     moves: usize,
-    /// Segments that could not be emptied: left alone until the next start.
-    damaged: BTreeSet<u32>,
+    /// Segments that could not be emptied, with their generation and what was left in them: left alone until some of that is gone.
+    damaged: BTreeMap<u32, (u64, u64)>,
     /// How many were emptied since the start.
     emptied: u64,
 }
@@ -292,15 +296,29 @@ impl Core {
             }
             if let Some(holder) = holder {
                 if crc32fast::hash(&data) == crc {
+                    if pass.is_spoiled {
+                        continue;
+                    }
                     pass.batch.push(LiveBlock { volume, block, lsn, crc, from: place, data });
                 } else {
                     // It stays where it is until it is repaired or overwritten.
                     let version = Version { lsn, content: Content::Local { place, crc } };
+                    (pass.is_spoiled, pass.batch) = (true, Vec::new());
                     self.note_damage(holder, block, version, "its checksum does not fit, the cleaner found");
                 }
             }
         }
         Ok(())
+    }
+
+    /// The victim holds damaged blocks: until they are repaired, what is copied out of it takes room and frees none.
+    fn leave_damaged(&mut self) {
+        let Some(pass) = &self.cleaner.pass else { return };
+        let (segment, generation) = (pass.victim.segment, pass.generation);
+        let left = self.map.usage.live(segment);
+        tracing::error!(segment, left, "a segment holds damaged blocks and cannot be emptied");
+        self.cleaner.damaged.insert(segment, (generation, left));
+        self.drop_pass();
     }
 
     fn read_on(&mut self) {
@@ -442,10 +460,13 @@ impl Core {
         Ok((found, next))
     }
 
-    /// The blocks that a walk found are read. Those that cannot be read stay where they are.
+    /// The blocks that a walk found are read, or some of them cannot be.
     pub(super) fn walk_fetched(&mut self, volume: VolumeId, versions: &[(u32, Version)], data: Vec<Option<Bytes>>) {
         let Some(Pass { walk: Some(walk), batch, .. }) = &mut self.cleaner.pass else { return };
         walk.is_fetching = false;
+        if data.iter().any(Option::is_none) {
+            return self.leave_damaged();
+        }
         for ((block, version), data) in versions.iter().zip(data) {
             if let (Some(from), Some(crc), Some(data)) = (version.content.place(), version.content.crc(), data) {
                 batch.push(LiveBlock { volume, block: *block, lsn: version.lsn, crc, from, data });
@@ -458,6 +479,9 @@ impl Core {
         // What a deleted snapshot counts may be in no map any more; it is let go of when the snapshot is merged.
         let is_merging = self.working().any(|run| run.state.snapshots.is_merging());
         let Some(pass) = &mut self.cleaner.pass else { return };
+        if pass.is_spoiled {
+            return self.leave_damaged();
+        }
         let segment = pass.victim.segment;
         let left = if is_merging { 0 } else { self.map.usage.live(segment) };
         if left > 0 && pass.walk.is_none() {
@@ -467,12 +491,11 @@ impl Core {
             return;
         }
         if left > 0 {
-            tracing::error!(segment, left, "a segment holds damaged blocks and cannot be emptied");
-            self.cleaner.damaged.insert(segment);
+            self.leave_damaged();
         } else {
             self.cleaner.emptied += 1;
+            self.drop_pass();
         }
-        self.drop_pass();
         let emptied = self.freeable().count();
         if emptied >= EMPTIED_MAX || (emptied > 0 && self.log.free_segments() < FREE_MIN) {
             self.checkpoints.request_if_idle();
@@ -483,6 +506,17 @@ impl Core {
         if let Some(pass) = self.cleaner.pass.take() {
             self.map.usage.unpin(pass.victim.segment);
         }
+    }
+
+    /// The segments that are known to hold damaged blocks, and those that could not be emptied: unless they may be now, or are used for something else.
+    fn damaged_segments(&mut self, segments: &[SegmentInfo]) -> BTreeSet<u32> {
+        let usage = &self.map.usage;
+        self.cleaner.damaged.retain(|segment, (generation, left)| {
+            let is_same = segments.iter().any(|info| info.segment == *segment && info.generation == *generation);
+            is_same && usage.live(*segment) >= *left
+        });
+        let known = self.volumes.values().flat_map(|run| run.damage.segments());
+        known.chain(self.cleaner.damaged.keys().copied()).collect()
     }
 
     fn begin_pass(&mut self) {
@@ -509,12 +543,11 @@ impl Core {
         }
         self.cleaner.refused = false;
         let newest = segments.iter().map(|info| info.generation).max().unwrap_or(0);
+        let damaged = self.damaged_segments(&segments);
         let usage = &self.map.usage;
         let candidates = segments
             .iter()
-            .filter(|info| {
-                !info.active && !usage.is_pinned(info.segment) && !self.cleaner.damaged.contains(&info.segment)
-            })
+            .filter(|info| !info.active && !usage.is_pinned(info.segment) && !damaged.contains(&info.segment))
             .map(|info| Candidate {
                 segment: info.segment,
                 blocks: u64::from(info.blocks),
@@ -532,6 +565,6 @@ impl Core {
         self.map.usage.pin(victim.segment);
         let generation = segments.iter().find(|info| info.segment == victim.segment).map_or(0, |info| info.generation);
         let scan = Scan::new(victim.segment, generation, victim.blocks as u32);
-        self.cleaner.pass = Some(Pass { victim, scan, walk: None, batch: Vec::new() });
+        self.cleaner.pass = Some(Pass { victim, generation, scan, walk: None, batch: Vec::new(), is_spoiled: false });
     }
 }

@@ -52,16 +52,13 @@ const IDLE_SLEEP: Duration = Duration::from_secs(1);
 /// How long nothing must happen until the cleaner does a step on the side.
 const CLEANING_PAUSE: Duration = Duration::from_millis(50);
 
-/// Whether an entry is refused by a full store: what brings no data, and the cleaner's moves, may take the reserve.
-fn needs_room(entry: &Entry) -> bool {
-    entry.data_blocks() > 0 && !entry.is_move()
-}
-
 /// An entry in the log's hands.
 #[derive(Debug)]
 struct InFlight {
     volume: VolumeId,
     entry: Entry,
+    /// Whether nothing depends on it that is admitted behind it, and it takes the reserve where there is one for it: a move, a repair.
+    is_apart: bool,
     durable: bool,
     done: Done,
     /// Others who asked for what this entry brings while it was under way, and whether it must be durable for them.
@@ -408,7 +405,8 @@ impl Core {
                 if let (Some((first, last)), Some(run)) = (blocks, self.volumes.get_mut(&volume)) {
                     run.flights.push_back(Busy { ticket, first, last });
                 }
-                self.in_flight.insert(ticket, InFlight { volume, entry, durable, done, followers: Vec::new() });
+                let flight = InFlight { volume, entry, is_apart: false, durable, done, followers: Vec::new() };
+                self.in_flight.insert(ticket, flight);
                 Ok(())
             }
             Err(error) => Err((error.into(), done)),
@@ -425,8 +423,33 @@ impl Core {
         }
         let (ticket, volume) = (self.ticket(), entry.volume());
         self.log.append_first(entry.clone(), ticket)?;
-        let flight = InFlight { volume, entry, durable: false, done: Done::Nothing, followers: Vec::new() };
-        self.in_flight.insert(ticket, flight);
+        let (done, followers) = (Done::Nothing, Vec::new());
+        self.in_flight.insert(ticket, InFlight { volume, entry, is_apart: true, durable: false, done, followers });
+        Ok(())
+    }
+
+    /// Gives copies of damaged blocks to the log, beside what waits for space, and with a share of what a full store has left.
+    ///
+    /// # Errors
+    /// Nothing was queued; `done` comes back.
+    pub(super) fn append_repair(
+        &mut self,
+        entry: Entry,
+        data: Vec<Bytes>,
+        done: Done,
+    ) -> Result<(), (StoreError, Done)> {
+        if let Some(reason) = self.map_fault() {
+            return Err((StoreError::Poisoned(reason.to_owned()), done));
+        }
+        if self.map.cache.is_full() && self.checkpoints.is_failing() {
+            return Err((StoreError::OutOfSpace, done));
+        }
+        let (ticket, volume) = (self.ticket(), entry.volume());
+        if let Err(error) = self.log.append_repair(entry.clone(), data, ticket) {
+            return Err((error.into(), done));
+        }
+        let followers = Vec::new();
+        self.in_flight.insert(ticket, InFlight { volume, entry, is_apart: true, durable: false, done, followers });
         Ok(())
     }
 
@@ -462,14 +485,15 @@ impl Core {
     }
 
     fn appended(&mut self, ticket: u64, result: Result<Placed, LogError>) {
-        let InFlight { volume, entry, durable, done, followers } =
+        let InFlight { volume, entry, is_apart, durable, done, followers } =
             self.in_flight.remove(&ticket).expect("the log answers each append once");
+        let needs_room = entry.data_blocks() > 0 && !is_apart;
         let outcome = match result {
             Ok(placed) => match &self.failed {
                 None => {
                     self.checkpoints.note_appended(&entry);
                     self.cleaner.note_written(u64::from(entry.data_blocks()));
-                    self.is_full &= !needs_room(&entry);
+                    self.is_full &= !needs_room;
                     self.apply(&entry, placed).map(|()| placed).map_err(|error| {
                         self.fail(&format!("an entry of volume {volume} cannot be applied to the block map: {error}"));
                         StoreError::from(error)
@@ -478,7 +502,7 @@ impl Core {
                 Some(reason) => Err(StoreError::Poisoned(reason.clone())),
             },
             Err(error) => {
-                self.is_full |= error == LogError::OutOfSpace && needs_room(&entry);
+                self.is_full |= error == LogError::OutOfSpace && needs_room;
                 Err(error.into())
             }
         };
@@ -486,6 +510,7 @@ impl Core {
             run.flights.retain(|flight| flight.ticket != ticket);
             match &outcome {
                 Ok(_) => run.news.happened(),
+                Err(_) if is_apart => {}
                 Err(error) => {
                     // What was admitted on top of the failed entry is refused by the same failure or by its gap.
                     run.known = run.state.known;

@@ -3,7 +3,8 @@
 //! A damaged block is one version at one place in the log. While it is noted it is refused with
 //! [`StoreError::Damaged`], which asks the caller to fetch that version from another holder and to
 //! [`receive`](super::handle::ShardHandle::receive) it. The copy is appended like any received block, and the map moves to
-//! it; so a repair is crash-safe without a format of its own. A newer version heals a
+//! it; so a repair is crash-safe without a format of its own. In a full store it has a share of the space that guests' data may not take
+//! ([`crate::log::writer`]): where damage is all that keeps a segment in use, it gains one. A newer version heals a
 //! block as well. Nothing of this is kept over a restart: damage that is still there is found again.
 //!
 //! Fetching is left to [`crate::propagation::repair`].
@@ -52,6 +53,11 @@ impl Damage {
     /// Blocks that were repaired since the start.
     pub(super) fn repaired(&self) -> u64 {
         self.repaired
+    }
+
+    /// The segments that damaged blocks lie in, each as often as it has some.
+    pub(super) fn segments(&self) -> impl Iterator<Item = u32> + '_ {
+        self.blocks.values().map(|damaged| damaged.place.segment)
     }
 
     /// The checksum under which the data of `block` at `lsn` is wanted to repair it, if it is.
@@ -139,7 +145,8 @@ impl Core {
         true
     }
 
-    /// The damaged blocks by what shows them. Forgets those that a newer version has replaced.
+    /// The damaged blocks by what shows them, in a full store first those whose segments have the least else in them: they make room for others. Forgets
+    /// those that a newer version has replaced.
     pub(super) fn damaged(&mut self) -> Vec<DamagedBlocks> {
         let volumes: Vec<VolumeId> =
             self.volumes.iter().filter(|(_, run)| run.damage.count() > 0).map(|(id, _)| *id).collect();
@@ -147,22 +154,23 @@ impl Core {
         for volume in volumes {
             self.forget_replaced(volume);
             let Some(run) = self.volumes.get(&volume) else { continue };
-            let mut by_moment: Vec<(Moment, Vec<u32>)> = Vec::new();
+            // With what their segments need, where that counts.
+            let mut by_moment: Vec<(Moment, Vec<(u64, u32)>)> = Vec::new();
             for ((block, _), damaged) in &run.damage.blocks {
                 // What cannot be looked up is looked for where most is.
                 let moment = run.state.shows(*block, damaged.place, &mut self.map).unwrap_or(Moment::Now);
+                let needed = if self.is_full { self.map.usage.needed(damaged.place.segment) } else { 0 };
                 match by_moment.iter_mut().find(|(known, _)| *known == moment) {
-                    Some((_, blocks)) if blocks.last() == Some(block) => {}
-                    Some((_, blocks)) => blocks.push(*block),
-                    None => by_moment.push((moment, vec![*block])),
+                    Some((_, blocks)) if blocks.last().is_some_and(|(_, last)| last == block) => {}
+                    Some((_, blocks)) => blocks.push((needed, *block)),
+                    None => by_moment.push((moment, vec![(needed, *block)])),
                 }
             }
-            let each = by_moment.into_iter();
-            all.extend(each.map(|(moment, blocks)| DamagedBlocks {
-                volume,
-                moment,
-                runs: runs_of(blocks.into_iter()),
-            }));
+            for (moment, mut blocks) in by_moment {
+                blocks.sort_unstable();
+                let runs = runs_of(blocks.into_iter().map(|(_, block)| block));
+                all.push(DamagedBlocks { volume, moment, runs });
+            }
         }
         all
     }
@@ -183,7 +191,7 @@ impl Core {
     }
 }
 
-/// Sorted blocks as runs.
+/// Blocks as runs of those that follow each other.
 pub(super) fn runs_of(blocks: impl Iterator<Item = u32>) -> Vec<BlockRun> {
     let mut runs: Vec<BlockRun> = Vec::new();
     for block in blocks {

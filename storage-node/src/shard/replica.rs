@@ -24,6 +24,12 @@ use crate::volume::manifest_fault;
 const MISSING_BLOCKS_PER_RUN: u64 = 64;
 const MISSING_BLOCKS_MAX: u64 = 1 << 16;
 
+/// Repaired blocks per log entry: in a full store as many entries as have room are carried out, and the others refused.
+const REPAIR_BLOCKS_MAX: usize = 16;
+
+/// A received block that is wanted: as a log entry has it, and its data.
+type Wished = ((BlockIndex, Lsn, u32), Bytes);
+
 impl Core {
     pub(super) fn apply_manifest(
         &mut self,
@@ -124,17 +130,23 @@ impl Core {
     }
 
     pub(super) fn receive(&mut self, volume: VolumeId, blocks: Vec<VersionedBlock>, reply: Reply<u64>) {
-        let (heads, data) = match self.wanted(volume, blocks) {
-            Ok(wanted) => wanted,
+        let (wanted, repairs) = match self.wanted(volume, blocks) {
+            Ok(found) => found,
             Err(error) => return drop(reply.send(Err(error))),
         };
-        let count = heads.len() as u64;
-        let mut done = Some(Done::Count(reply, count));
-        let last = heads.len().div_ceil(ENTRY_BLOCKS_MAX);
-        for (index, (heads, data)) in heads.chunks(ENTRY_BLOCKS_MAX).zip(data.chunks(ENTRY_BLOCKS_MAX)).enumerate() {
-            let entry = Entry::Received { volume, blocks: heads.to_vec() };
-            let then = done.take_if(|_| index + 1 == last).unwrap_or(Done::Nothing);
-            if let Err((error, then)) = self.append(entry, data.to_vec(), false, None, then) {
+        let count = wanted.len() + repairs.len();
+        let parts = repairs.chunks(REPAIR_BLOCKS_MAX).map(|part| (part, true));
+        let mut parts = parts.chain(wanted.chunks(ENTRY_BLOCKS_MAX).map(|part| (part, false))).peekable();
+        let mut done = Some(Done::Count(reply, count as u64));
+        while let Some((part, is_repair)) = parts.next() {
+            let entry = Entry::Received { volume, blocks: part.iter().map(|(head, _)| *head).collect() };
+            let data = part.iter().map(|(_, data)| data.clone()).collect();
+            let then = done.take_if(|_| parts.peek().is_none()).unwrap_or(Done::Nothing);
+            let appended = match is_repair {
+                true => self.append_repair(entry, data, then),
+                false => self.append(entry, data, false, None, then),
+            };
+            if let Err((error, then)) = appended {
                 then.fail(error.clone());
                 if let Some(done) = done.take() {
                     done.fail(error);
@@ -147,26 +159,20 @@ impl Core {
         }
     }
 
-    /// Those of `blocks` that a layer or a pin waits for or that are damaged here, verified.
-    #[expect(clippy::type_complexity, reason = "the halves of a log entry")]
-    fn wanted(
-        &self,
-        volume: VolumeId,
-        blocks: Vec<VersionedBlock>,
-    ) -> Result<(Vec<(BlockIndex, Lsn, u32)>, Vec<Bytes>), StoreError> {
+    /// Those of `blocks` that a layer or a pin waits for, and those that are damaged here, verified.
+    fn wanted(&self, volume: VolumeId, blocks: Vec<VersionedBlock>) -> Result<(Vec<Wished>, Vec<Wished>), StoreError> {
         let run = self.volumes.get(&volume).ok_or(StoreError::UnknownVolume(volume))?;
         let state = &run.state;
-        let (mut heads, mut wanted) = (Vec::with_capacity(blocks.len()), Vec::with_capacity(blocks.len()));
+        let (mut wanted, mut repairs) = (Vec::with_capacity(blocks.len()), Vec::new());
         for VersionedBlock { block, lsn, data } in blocks {
-            let by_pin = || state.pins.wants(block.0, lsn);
-            let by_damage = || run.damage.wants(block.0, lsn);
-            let wanted_as = state.layers.wants(block.0, lsn).or_else(by_pin).or_else(by_damage);
-            let Some(expected) = wanted_as else { continue };
+            let awaited = state.layers.wants(block.0, lsn).or_else(|| state.pins.wants(block.0, lsn));
+            let damaged = run.damage.wants(block.0, lsn);
+            let Some(expected) = awaited.or(damaged) else { continue };
+            let into = if awaited.is_some() { &mut wanted } else { &mut repairs };
             let data = data.unwrap_or_else(|| Bytes::from_static(&[0; BLOCK_SIZE as usize]));
             #[cfg(test)]
-            if by_damage().is_some() && !rules::holds(rules::Rule::RepairsFit) {
-                heads.push((block, lsn, expected));
-                wanted.push(Bytes::from_static(&[0xff; BLOCK_SIZE as usize]));
+            if damaged.is_some() && !rules::holds(rules::Rule::RepairsFit) {
+                into.push(((block, lsn, expected), Bytes::from_static(&[0xff; BLOCK_SIZE as usize])));
                 continue;
             }
             let found = crc32fast::hash(&data);
@@ -180,10 +186,9 @@ impl Core {
                     found,
                 });
             }
-            heads.push((block, lsn, expected));
-            wanted.push(data);
+            into.push(((block, lsn, expected), data));
         }
-        Ok((heads, wanted))
+        Ok((wanted, repairs))
     }
 
     pub(super) fn apply_sealed(&mut self, volume: VolumeId, to: Lsn, reply: Reply<Lsn>) {

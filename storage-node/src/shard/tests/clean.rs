@@ -2,9 +2,10 @@
 
 use client_lib::BLOCK_SIZE;
 
-use super::rig::{Rig, VOLUME};
+use super::damage::flip;
+use super::rig::{Rig, VOLUME, catch_up};
 use crate::log::segment::SEGMENT_BYTES_MIN;
-use crate::shard::handle::{FreezeWhen, Request, StoreError};
+use crate::shard::handle::{DamagedBlocks, FreezeWhen, Request, StoreError};
 
 /// What one write covers: 16 blocks.
 pub(super) const CHUNK: u64 = 16 * BLOCK_SIZE as u64;
@@ -176,6 +177,79 @@ fn a_store_that_damage_keeps_full_refuses_writes_and_goes_on_after_a_trim() {
         rig.write(chunk * CHUNK, vec![9; CHUNK as usize]).expect("waits for the space and has it");
     }
     assert_eq!(rig.read(0, 4096).expect("reads"), [9; 4096]);
+}
+
+/// What was damaged in a full store could not be repaired: a repair was refused like any data, and as long as the damage was there, its segments
+/// could not be emptied. Nor were they once a newer version had healed the damage, before the next start.
+#[test]
+fn a_store_that_damage_keeps_full_is_repaired_from_another_holder_and_cleaning_goes_on() {
+    let mut rig = Rig::in_memory(31, |options| {
+        options.log.capacity_bytes = Some(CAPACITY_SEGMENTS * SEGMENT_BYTES_MIN);
+    });
+    let (mut replica, mut chunks) = (Rig::in_memory(32, |_| {}), Chunks::new(31));
+    for rig in [&mut rig, &mut replica] {
+        rig.open(CHUNKS * CHUNK);
+    }
+    rig.activate(1);
+    for chunk in 0..CHUNKS {
+        chunks.write(&mut rig, chunk);
+    }
+    rig.flush().expect("flushes");
+    catch_up(&mut rig, &mut replica);
+    rig.checkpoint().expect("is written");
+    let damaged: Vec<u32> = (0..CHUNKS as u32).step_by(4).map(|chunk| chunk * 16).collect();
+    damaged.iter().for_each(|block| flip(&mut rig, *block));
+    // Behind the damaged blocks, so that they stay.
+    let others = |chunks: &mut Chunks| chunks.random(CHUNKS / 4) * 4 + 1 + chunks.random(3);
+    let refused = (0..3000).any(|_| {
+        let chunk = others(&mut chunks);
+        let outcome = rig.write(chunk * CHUNK, vec![251; CHUNK as usize]);
+        assert!(matches!(outcome, Ok(_) | Err(StoreError::OutOfSpace)), "{outcome:?}");
+        if outcome.is_ok() {
+            chunks.values[chunk as usize].push(251);
+        }
+        outcome.is_err()
+    });
+    assert!(refused, "every segment holds damage");
+    let emptied = rig.core().cleaner.emptied();
+
+    // As the task does that looks after damage.
+    let mut repaired = 0;
+    for _ in 0..20 {
+        for DamagedBlocks { moment, runs, .. } in rig.ask(|reply| Request::Damaged { reply }).expect("tells") {
+            for run in runs {
+                let blocks = replica.read_versions(moment, vec![run]).expect("holds them");
+                match rig.receive(blocks) {
+                    Ok(count) => repaired += count,
+                    Err(error) => assert_eq!(error, StoreError::OutOfSpace),
+                }
+            }
+        }
+    }
+    assert_eq!((rig.report().damaged_blocks, rig.core().log.poisoned()), (0, None));
+    assert!(repaired > 100, "{repaired} blocks");
+    for _ in 0..2000 {
+        let chunk = others(&mut chunks);
+        chunks.write(&mut rig, chunk);
+        // What the cleaner has not met yet is found now.
+        for DamagedBlocks { moment, runs, .. } in rig.ask(|reply| Request::Damaged { reply }).expect("tells") {
+            rig.receive(replica.read_versions(moment, runs).expect("holds them")).expect("is repaired");
+        }
+    }
+    assert!(rig.core().cleaner.emptied() > emptied + 4, "segments are emptied again");
+    for block in damaged {
+        let expected = chunks.values[block as usize / 16].clone();
+        let read = (0..3).find_map(|_| match rig.read(u64::from(block) * 4096, 4096) {
+            Ok(read) => Some(read),
+            Err(StoreError::Damaged { runs, .. }) => {
+                rig.receive(replica.read_newest(runs).expect("holds them")).expect("is repaired");
+                None
+            }
+            Err(StoreError::Corrupt { .. }) => None,
+            Err(error) => panic!("block {block}: {error}"),
+        });
+        assert!(expected.contains(&read.expect("is read")[0]), "block {block}");
+    }
 }
 
 #[test]
