@@ -21,6 +21,8 @@ use super::sync::Done;
 use crate::io::Bell;
 use crate::log::{ColdEnd, Entry, LogPosition, SegmentInfo};
 use crate::map::store::{Change, MapError, MapStore};
+#[cfg(test)]
+use crate::simulation::rules;
 use crate::volume::record;
 
 /// Changed chunks of layers that make a checkpoint begin: with a page's size, some mebibytes.
@@ -30,6 +32,10 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How often a batch is tried that fails for another reason than want of space, each time with the store opened anew; then
 /// the shard takes no more writes: what it logs would only make the next start longer, and segments never come free.
 const TRIES_MAX: u32 = 3;
+
+/// Blocks whose loss is to be noticed when a [rule](rules::Rule::SegmentsAreEmptied) is broken.
+#[cfg(test)]
+const NEEDED_FEW: u64 = 100;
 
 type Batch = Vec<Change>;
 type Outcome = Result<(), (MapError, Batch)>;
@@ -279,7 +285,14 @@ impl Core {
         let may_go = move |info: &SegmentInfo| {
             !info.active && !info.free && (info.cold || info.generation < position.generation)
         };
+        #[cfg(not(test))]
         let unneeded = |segment: &u32| self.map.usage.is_free(*segment);
+        #[cfg(test)]
+        let unneeded = |segment: &u32| {
+            let few = if rules::holds(rules::Rule::SegmentsAreEmptied) { 0 } else { NEEDED_FEW };
+            let usage = &self.map.usage;
+            usage.is_free(*segment) || (!usage.is_pinned(*segment) && usage.needed(*segment) < few)
+        };
         self.log.segments().into_iter().filter(may_go).map(|info| info.segment).filter(unneeded)
     }
 

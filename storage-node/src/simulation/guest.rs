@@ -20,6 +20,9 @@ use crate::serve::exports::Exports;
 pub(super) const BLOCKS: u32 = 48;
 /// The most blocks of one operation.
 const RUN_MAX: u64 = 4;
+/// Blocks of a write to the ballast, and the longest pause before it: a segment is full in five seconds.
+const BALLAST_RUN: u32 = 64;
+const BALLAST_PAUSE_MS_MAX: u64 = 300;
 /// Requests that a guest has under way.
 const QUEUES: usize = 2;
 const BLOCK: usize = BLOCK_SIZE as usize;
@@ -37,7 +40,16 @@ pub(super) struct Vm {
 #[derive(Debug, Default)]
 struct State {
     vms: BTreeMap<String, Vm>,
+    ballast: Option<Ballast>,
     is_over: bool,
+}
+
+/// A volume that nobody looks at, written so much of at one machine that segments fill.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ballast {
+    pub(super) volume: &'static str,
+    pub(super) at: NodeId,
+    pub(super) blocks: u32,
 }
 
 /// The virtual machines. Clones are the same ones.
@@ -71,6 +83,11 @@ impl Guests {
         self.state().vms.clone()
     }
 
+    /// From now on this is written too.
+    pub(super) fn load(&self, ballast: Ballast) {
+        self.state().ballast = Some(ballast);
+    }
+
     /// Nobody begins anything any more.
     pub(super) fn end(&self) {
         self.state().is_over = true;
@@ -90,7 +107,13 @@ pub(super) fn run_guests(node: NodeId, guests: Guests, history: History, exports
     let time = time.clone();
     tokio::spawn(async move {
         let mut running = BTreeSet::new();
+        let mut is_loading = false;
         while !guests.is_over() {
+            let ballast = guests.state().ballast.filter(|ballast| ballast.at == node && !is_loading);
+            if let Some(ballast) = ballast {
+                is_loading = true;
+                tokio::spawn(load(ballast, guests.clone(), exports.clone()));
+            }
             for (name, vm) in guests.vms() {
                 if running.insert(name.clone()) {
                     let guest = Guest {
@@ -111,6 +134,24 @@ pub(super) fn run_guests(node: NodeId, guests: Guests, history: History, exports
             pause(40).await;
         }
     });
+}
+
+/// Writes to the ballast, here and there.
+async fn load(ballast: Ballast, guests: Guests, exports: Arc<Exports>) {
+    let (mut session, mut fill) = (None, 0u8);
+    while !guests.is_over() {
+        pause(BALLAST_PAUSE_MS_MAX).await;
+        if session.is_none() {
+            session = exports.open(ballast.volume).await.ok();
+        }
+        let Some(current) = &session else { continue };
+        let start = random::bits() % u64::from(ballast.blocks - BALLAST_RUN + 1);
+        fill = fill % 250 + 1;
+        let data = Bytes::from(vec![fill; BALLAST_RUN as usize * BLOCK]);
+        if current.write(start * BLOCK as u64, data, false).await.is_err() {
+            session = None;
+        }
+    }
 }
 
 async fn pause(ms_max: u64) {

@@ -185,6 +185,8 @@ pub(super) struct Book {
     clocks: BTreeMap<NodeId, LocalTime>,
     sessions: u64,
     writes: u64,
+    /// Blocks that the cleaners of all nodes have moved, by volume.
+    pub(super) moved: BTreeMap<VolumeId, u64>,
 }
 
 impl Book {
@@ -324,8 +326,13 @@ impl History {
     }
 
     fn applied(&self, directory: &Path, entry: &Entry) {
-        let (Some(node), Some((volume, lsn, change))) = (node_of(directory), change_of(entry)) else { return };
-        self.logged(node, volume, lsn, change);
+        let Some(node) = node_of(directory) else { return };
+        if let Entry::Relocated { volume, moves, .. } = entry {
+            *self.book().moved.entry(*volume).or_default() += moves.len() as u64;
+        }
+        if let Some((volume, lsn, change)) = change_of(entry) {
+            self.logged(node, volume, lsn, change);
+        }
     }
 
     fn replayed(&self, directory: &Path, entry: &Entry) {

@@ -126,6 +126,8 @@ pub(super) struct Machine {
     broken: Option<Rule>,
     /// Whether the process that begins next gives away what it cannot write.
     pub(super) rescues: bool,
+    /// What its store may take.
+    capacity_bytes: Option<u64>,
     process: Option<Process>,
     lives: u64,
     /// By how many thousandths its clock is fast.
@@ -148,7 +150,7 @@ impl Machine {
         network: &Network,
         history: &History,
         guests: &Guests,
-        broken: Option<Rule>,
+        (broken, capacity_bytes): (Option<Rule>, Option<u64>),
     ) -> Machine {
         let map = MapStore::in_memory();
         map.commit(&[Change::Log(random::bits())]).expect("memory takes it");
@@ -167,6 +169,7 @@ impl Machine {
             founders: founders.to_vec(),
             broken,
             rescues: true,
+            capacity_bytes,
             process: None,
             lives: 0,
             drift_per_mille: match broken {
@@ -237,6 +240,7 @@ impl Machine {
             service: service.clone(),
             time: time.clone(),
             broken: self.broken,
+            capacity_bytes: self.capacity_bytes,
         };
         let (slot, guests, history, times) = (running.clone(), self.guests.clone(), self.history.clone(), time.clone());
         runtime.spawn(async move {
@@ -329,6 +333,7 @@ struct Start {
     service: Arc<NodeService>,
     time: LocalTime,
     broken: Option<Rule>,
+    capacity_bytes: Option<u64>,
 }
 
 impl Start {
@@ -342,7 +347,8 @@ impl Start {
             Some(Rule::LeaseIsWaitedOut) => Arc::new(Hasty(self.time.clone())),
             _ => Arc::new(self.time),
         };
-        let log = LogSettings { segment_bytes: SEGMENT_BYTES_MIN, spare_segments: 1, capacity_bytes: None };
+        let (segment_bytes, capacity_bytes) = (SEGMENT_BYTES_MIN, self.capacity_bytes);
+        let log = LogSettings { segment_bytes, spare_segments: 1, capacity_bytes };
         let options = ShardOptions {
             log,
             checkpoint_log_bytes: 1 << 20,

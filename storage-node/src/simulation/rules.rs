@@ -30,6 +30,8 @@ pub(crate) enum Rule {
     RollbacksAreWhole,
     /// A smaller size drops what lies beyond it.
     ShrinksDrop,
+    /// A segment is used again only when nothing in it is needed.
+    SegmentsAreEmptied,
     /// A part of an initial sync tells of what has changed before it.
     PartsTellChanges,
     /// Who gives a volume away that it cannot write tells of all that it acked.

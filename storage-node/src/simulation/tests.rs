@@ -9,9 +9,11 @@ use client_lib::wire::admin::ChangePolicy;
 use super::checks::{
     classes, convergence, damage, durability, groups, linearizable, positions, sizes, snapshots, watermarks, writers,
 };
+use super::guest::Ballast;
 use super::rules::Rule;
 use super::story::{Hazards, Losable, Story};
 use super::world::World;
+use crate::log::segment::SEGMENT_BYTES_MIN;
 
 /// Seeds of a usual run.
 struct Seeds {
@@ -23,11 +25,26 @@ struct Seeds {
     flips: u64,
     turns: u64,
     replicas: u64,
+    cleaning: u64,
     failures: u64,
 }
 
-const SEEDS: Seeds =
-    Seeds { calm: 5, usual: 60, groups: 30, losses: 24, flips: 24, turns: 32, replicas: 32, failures: 32 };
+const SEEDS: Seeds = Seeds {
+    calm: 5,
+    usual: 48,
+    groups: 24,
+    losses: 20,
+    flips: 20,
+    turns: 26,
+    replicas: 26,
+    cleaning: 16,
+    failures: 24,
+};
+
+/// What a store may take where segments are emptied, and the blocks of the volume that fills them: there is room for what is live, and for what
+/// deltas hold.
+const CLEANED_SEGMENTS: u64 = 8;
+const BALLAST_BLOCKS: u32 = 2048;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -50,6 +67,9 @@ enum Kind {
     Replicas,
     /// Stores take no writes any more.
     Failures,
+    /// Stores are so small for what is written that their segments are emptied all the time; disks alter what they store, and volumes go back to
+    /// snapshots and get clones.
+    Cleaning,
 }
 
 impl Kind {
@@ -67,6 +87,9 @@ impl Kind {
             Kind::Flips => Hazards { flips: true, ..also },
             Kind::Turns => Hazards { turns: true, ..also },
             Kind::Failures => Hazards { failures: true, ..also },
+            Kind::Cleaning => {
+                Hazards { turns: seed % 3 == 1, flips: seed % 3 == 2, full_disks: false, ..Hazards::of(seed) }
+            }
             Kind::Replicas => Hazards { replicas: true, losses: seed.is_multiple_of(3), turns: seed % 5 == 1, ..also },
         }
     }
@@ -76,12 +99,21 @@ impl Kind {
         let (a, b) = (NodeId(1), NodeId(2));
         let mut world = match self {
             Kind::Losses | Kind::Replicas => World::found_at(seed, 5, true, broken),
+            Kind::Cleaning => {
+                let paired = seed.is_multiple_of(2) && broken.is_none();
+                World::found_with(seed, 3, paired, broken, |_| Some(CLEANED_SEGMENTS * SEGMENT_BYTES_MIN))
+            }
             _ => World::found(seed, 3, broken),
         };
         world.create("v", a);
         world.create("w", if self == Kind::Group { a } else { b });
         match self {
             Kind::Group => world.group("g", a),
+            Kind::Cleaning => {
+                let (volume, blocks) = ("ballast", BALLAST_BLOCKS);
+                world.create_unused(volume, a, blocks);
+                world.guests.load(Ballast { volume, at: a, blocks });
+            }
             Kind::Losses | Kind::Replicas => {
                 let takeover_after_ms = seed.is_multiple_of(3).then_some(Some(2_000));
                 for (name, owner, class) in [("v", a, classes_of(seed).0), ("w", b, classes_of(seed).1)] {
@@ -114,8 +146,16 @@ fn classes_of(seed: u64) -> (&'static str, &'static str, bool) {
     }
 }
 
-/// Runs `seed`, with a rule broken perhaps, and tells what it came to: the same for the same seed.
-fn try_run(kind: Kind, seed: u64, hazards: Hazards, broken: Option<Rule>) -> Result<String, String> {
+/// What a seed came to: the same for the same seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Told {
+    text: String,
+    /// Blocks of the guests that cleaners have moved.
+    moved: u64,
+}
+
+/// Runs `seed`, with a rule broken perhaps.
+fn try_run(kind: Kind, seed: u64, hazards: Hazards, broken: Option<Rule>) -> Result<Told, String> {
     let mut world = kind.world(seed, broken);
     let mut story = kind.story(seed, hazards);
     story.tell(&mut world, Duration::from_secs(25));
@@ -128,8 +168,9 @@ fn try_run(kind: Kind, seed: u64, hazards: Hazards, broken: Option<Rule>) -> Res
     let counted = judged.map_err(|why| format!("{}{kind:?} {}: {why}", told(), world.replay()))?;
     let (sent, digest) = world.network.digest();
     let done = book.operations.iter().filter(|operation| operation.done().is_some()).count();
-    Ok(format!(
-        "{} operations, {done} answered, {} logged, {} handovers, {} takeovers, {} failures, {} rescues, {counted}, {} machines, {sent} messages, {digest:08x}",
+    let moved = world.guests.vms().values().filter_map(|vm| book.moved.get(&vm.volume)).sum();
+    let text = format!(
+        "{} operations, {done} answered, {} logged, {} handovers, {} takeovers, {} failures, {} rescues, {counted}, {moved} moved, {} machines, {sent} messages, {digest:08x}",
         book.operations.len(),
         book.logged.len(),
         story.handovers,
@@ -137,10 +178,11 @@ fn try_run(kind: Kind, seed: u64, hazards: Hazards, broken: Option<Rule>) -> Res
         story.failures,
         book.rescues.len(),
         world.machines.len(),
-    ))
+    );
+    Ok(Told { text, moved })
 }
 
-fn run(kind: Kind, seed: u64, hazards: Hazards) -> String {
+fn run(kind: Kind, seed: u64, hazards: Hazards) -> Told {
     try_run(kind, seed, hazards, None).unwrap_or_else(|why| panic!("{why}"))
 }
 
@@ -162,7 +204,7 @@ fn judge_all(world: &mut World, kind: Kind) -> Result<String, String> {
                 flushed += classes::check(&book, volume)?;
             }
         }
-        if kind == Kind::Flips {
+        if kind.hazards(world.seed).flips {
             lost += damage::settle(world, name, volume)?;
         }
         watermarks::check(&world.history.book(), volume)?;
@@ -186,15 +228,20 @@ fn judge_all(world: &mut World, kind: Kind) -> Result<String, String> {
 }
 
 /// Runs the first `count` seeds, or the one that `HELIO_SEED` names.
-fn seeds(count: u64, run: impl Fn(u64) -> String) {
+/// Returns how many blocks were moved in all of them.
+fn seeds(count: u64, run: impl Fn(u64) -> Told) -> u64 {
+    let (mut failed, mut moved) = (Vec::new(), 0);
     if let Some(seed) = number("HELIO_SEED") {
-        eprintln!("seed {seed}: {}", run(seed));
-        return;
+        let told = run(seed);
+        eprintln!("seed {seed}: {}", told.text);
+        return told.moved;
     }
-    let mut failed = Vec::new();
     for seed in 1..=count {
         match catch_unwind(AssertUnwindSafe(|| run(seed))) {
-            Ok(result) => eprintln!("seed {seed}: {result}"),
+            Ok(told) => {
+                eprintln!("seed {seed}: {}", told.text);
+                moved += told.moved;
+            }
             Err(_) => failed.push(seed),
         }
     }
@@ -202,6 +249,7 @@ fn seeds(count: u64, run: impl Fn(u64) -> String) {
         failed.is_empty(),
         "these seeds failed, each runs again with HELIO_SEED=n cargo nextest run -p storage-node simulation: {failed:?}"
     );
+    moved
 }
 
 #[test]
@@ -212,8 +260,8 @@ fn without_faults_everything_is_answered_and_everybody_agrees() {
     seeds(count, |seed| run(Kind::Group, seed, Hazards::NONE));
 }
 
-fn of_kind(kind: Kind, usual: u64) {
-    seeds(number("HELIO_SEEDS").unwrap_or(usual), |seed| run(kind, seed, kind.hazards(seed)));
+fn of_kind(kind: Kind, usual: u64) -> u64 {
+    seeds(number("HELIO_SEEDS").unwrap_or(usual), |seed| run(kind, seed, kind.hazards(seed)))
 }
 
 #[test]
@@ -246,6 +294,13 @@ fn whoever_follows_from_now_on_or_no_more_the_promises_hold() {
     of_kind(Kind::Replicas, SEEDS.replicas);
 }
 
+/// In the other stories the stores have room for all that is written: cleaners never ran beside anything.
+#[test]
+fn whatever_fails_while_segments_are_emptied_the_promises_hold() {
+    let moved = of_kind(Kind::Cleaning, SEEDS.cleaning);
+    assert!(number("HELIO_SEED").is_some() || moved > 0, "no cleaner has moved anything of a guest");
+}
+
 #[test]
 fn whatever_store_takes_no_writes_any_more_its_volumes_go_on_with_all_that_was_acked() {
     of_kind(Kind::Failures, SEEDS.failures);
@@ -257,7 +312,7 @@ fn a_seed_run_twice_is_the_same() {
         let run = || run(Kind::Usual, seed, Hazards::of(seed));
         assert_eq!(run(), run(), "seed {seed}");
     }
-    for kind in [Kind::Losses, Kind::Flips, Kind::Turns, Kind::Replicas, Kind::Failures] {
+    for kind in [Kind::Losses, Kind::Flips, Kind::Turns, Kind::Replicas, Kind::Cleaning, Kind::Failures] {
         let run = || run(kind, 1, kind.hazards(1));
         assert_eq!(run(), run(), "{kind:?}");
     }
@@ -348,6 +403,11 @@ fn rollbacks_that_forget_a_block_are_noticed() {
 #[test]
 fn smaller_sizes_that_keep_what_lies_beyond_are_noticed() {
     is_noticed_in(Rule::ShrinksDrop, Kind::Turns, 1);
+}
+
+#[test]
+fn segments_that_are_used_again_before_they_are_empty_are_noticed() {
+    is_noticed_in(Rule::SegmentsAreEmptied, Kind::Cleaning, 1);
 }
 
 #[test]

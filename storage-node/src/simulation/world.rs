@@ -56,7 +56,11 @@ pub(super) struct World {
     /// Whether there are providers with two machines.
     paired: bool,
     broken: Option<Rule>,
+    capacity: Capacity,
 }
+
+/// What the store of a machine may take.
+pub(super) type Capacity = fn(NodeId) -> Option<u64>;
 
 /// The machine of number `id`: at a provider of its own, or, if some are `paired`, every even one at that of the next.
 fn member(id: u64, paired: bool) -> BootstrapMember {
@@ -86,13 +90,20 @@ impl World {
 
     /// The same, where some machines are `paired` at a provider, or none.
     pub(super) fn found_at(seed: u64, count: u64, paired: bool, broken: Option<Rule>) -> World {
+        World::found_with(seed, count, paired, broken, |_| None)
+    }
+
+    /// The same, where stores may take no more than `capacity`.
+    pub(super) fn found_with(seed: u64, count: u64, paired: bool, broken: Option<Rule>, capacity: Capacity) -> World {
         count_panics();
         break_rule(broken);
         let mut draw = Sequence::new(seed);
         random::seed_thread(Some(draw.bits()));
         let (network, history, guests) = (Network::new(draw.bits()), History::begin(), Guests::default());
         let founders: Vec<BootstrapMember> = (1..=count).map(|id| member(id, paired)).collect();
-        let machine = |founder| Machine::new(founder, &founders, &network, &history, &guests, broken);
+        let machine = |founder: &BootstrapMember| {
+            Machine::new(founder, &founders, &network, &history, &guests, (broken, capacity(founder.id)))
+        };
         let machines = founders.iter().map(|founder| (founder.id, machine(founder))).collect();
         let mut world = World {
             seed,
@@ -106,6 +117,7 @@ impl World {
             founders: Vec::new(),
             paired,
             broken,
+            capacity,
         };
         world.founders = founders;
         for from in 1..=count {
@@ -200,7 +212,7 @@ impl World {
             &self.network,
             &self.history,
             &self.guests,
-            self.broken,
+            (self.broken, (self.capacity)(NodeId(id))),
         );
         self.machines.insert(NodeId(id), machine);
         self.boot(NodeId(id));
@@ -283,18 +295,23 @@ impl World {
 
     /// A new volume of `owner`, followed by all others, and a virtual machine there that uses it.
     pub(super) fn create(&mut self, name: &'static str, owner: NodeId) -> VolumeId {
+        let id = self.create_unused(name, owner, BLOCKS);
+        self.guests.add(name, Vm { volume: id, at: Some(owner), forgotten: None });
+        id
+    }
+
+    /// A new volume of `owner` with so many blocks, followed by all others.
+    pub(super) fn create_unused(&mut self, name: &'static str, owner: NodeId, blocks: u32) -> VolumeId {
         let created = self.answer(owner, FOUNDING_PATIENCE, |running| {
             let admin = running.parts.admin.clone();
             let request = CreateVolume {
                 name: name.into(),
-                size_bytes: u64::from(BLOCKS) * u64::from(BLOCK_SIZE),
+                size_bytes: u64::from(blocks) * u64::from(BLOCK_SIZE),
                 ..CreateVolume::default()
             };
             async move { admin.create_volume(request).await.map(|status| status.id).map_err(text) }
         });
-        let id = VolumeId(created.expect("it answers").expect("is created"));
-        self.guests.add(name, Vm { volume: id, at: Some(owner), forgotten: None });
-        id
+        VolumeId(created.expect("it answers").expect("is created"))
     }
 
     /// Gives volume `name` another policy, asked of `asked`.
