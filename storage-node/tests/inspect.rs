@@ -263,6 +263,90 @@ async fn what_lies_behind_a_damaged_header_is_shown() {
     assert!([1, 2].iter().all(|segment| said.contains(&format!("segment {segment}: its header is damaged"))), "{said}");
 }
 
+/// A segment that is gone or short is named with what is lost, and the others are shown.
+#[tokio::test]
+async fn a_segment_that_is_gone_or_short_is_named_and_the_others_are_shown() {
+    let stored = Stored::new().await;
+    let path = |segment: u32| stored.shard().join(format!("segments/{segment:08}.seg"));
+    let says = |with: &[&str]| {
+        let output = stored.inspect(&stored.node(), &["segments"]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+        let said = text(&output.stderr);
+        assert!(with.iter().all(|part| said.contains(part)), "{with:?}: {said}");
+        assert!(text(&output.stdout).contains("8 MiB"), "the others are shown: {}", text(&output.stdout));
+    };
+    let whole = std::fs::read(path(1)).expect("reads");
+    let file = || File::options().write(true).open(path(1)).expect("opens");
+    let name = path(1).display().to_string();
+    file().set_len(SEGMENT_BYTES_MIN / 2).expect("is cut");
+    says(&["damage: shard-0: segment 1 (", &name, "has 4194304 bytes, and no segment has less than 8388608"]);
+    file().set_len(0).expect("is cut");
+    says(&[&name, "has 0 bytes", "segment 1: the map points to"]);
+    std::fs::remove_file(path(1)).expect("is removed");
+    says(&["damage: shard-0: segment 1 is not there, but the map points to ", "docs/damage.md"]);
+    // Of who runs it, and no damage.
+    std::os::unix::fs::symlink(path(1), path(1)).expect("is made");
+    let refused = stored.inspect(&stored.node(), &["segments"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    assert!(said.contains(&name) && said.contains("symbolic links"), "{said}");
+    std::fs::remove_file(path(1)).expect("is removed");
+    std::fs::write(path(1), whole).expect("is written");
+    assert!(stored.inspect(&stored.node(), &["segments"]).status.success());
+}
+
+/// A record of the cleaner that is damaged hides those behind it: up to where the segment is in use is said all the same.
+#[tokio::test]
+async fn a_damaged_record_of_the_cleaner_is_named_with_how_far_its_segment_is_in_use() {
+    const CHUNK: u64 = 64;
+    const CHUNKS: u64 = 600;
+    let stored = Stored { root: tempfile::tempdir().expect("a directory") };
+    let running = stored.root.path().join("running");
+    let held = DataDir::open(&running).expect("is made");
+    prepare_directory(&running.join("shard-0")).expect("is made");
+    let mut options = ShardOptions::new(running.join("shard-0"));
+    options.engine = EngineKind::Std;
+    let capacity_bytes = Some(24 * SEGMENT_BYTES_MIN);
+    options.log = LogSettings { segment_bytes: SEGMENT_BYTES_MIN, spare_segments: 1, capacity_bytes };
+    let shard = Shard::start(options).await.expect("starts");
+    let size = VolumeSize::try_from(CHUNKS * CHUNK * BLOCK as u64).expect("valid");
+    shard.open(OWNED, size).await.expect("opens");
+    shard.activate(OWNED, Epoch(1)).await.expect("activates");
+    for chunk in 0..CHUNKS {
+        write(&shard, chunk * CHUNK, CHUNK as usize, 1).await;
+    }
+    // Half of a chunk here and there, until some of what is left of the others was moved.
+    let mut number = 0u64;
+    while shard.traffic().await.expect("tells").copies < 600 {
+        number += 1;
+        assert!(number < 100_000, "nothing is cleaned");
+        write(&shard, number * 7919 % CHUNKS * CHUNK, 32, number as u8 | 1).await;
+    }
+    shard.checkpoint().await.expect("is written");
+    copy(&running, &stored.node());
+    shard.stop().await.expect("stops");
+    drop(held);
+    let healthy = stored.inspect(&stored.node(), &["segments"]);
+    assert!(healthy.status.success(), "{}", text(&healthy.stderr));
+    // By generation, the second column, the newest: the one that is being filled.
+    let rows = text(&healthy.stdout);
+    let number_in = |row: &str, column: usize| row.split_whitespace().nth(column)?.parse::<u32>().ok();
+    let cold = rows
+        .lines()
+        .filter(|row| row.contains("cold"))
+        .filter_map(|row| Some((number_in(row, 1)?, number_in(row, 0)?)));
+    let (_, segment) = cold.max().expect("there is one");
+    // The header of its first record, behind the segment's own.
+    stored.flip(segment, 1);
+    let damaged = stored.inspect(&stored.node(), &["segments"]);
+    assert_eq!(damaged.status.code(), Some(1), "{}", text(&damaged.stdout));
+    let said = text(&damaged.stderr);
+    let line = format!(
+        "damage: shard-0: segment {segment}, block 1: a record of the cleaner is damaged, or was cut off; the segment is in use up to block "
+    );
+    assert!(said.contains(&line), "{said}");
+}
+
 /// A value that does not decode is named, and all others are shown.
 #[tokio::test]
 async fn damage_of_one_volume_does_not_hide_the_other() {

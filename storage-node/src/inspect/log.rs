@@ -21,7 +21,7 @@ use crate::log::record::{
     Entry, RecordError, decode_entries, decode_header, decode_header_of, first_misfit, is_whole_of_its_version,
 };
 use crate::log::recovery::WINDOW_BLOCKS;
-use crate::log::segment::{SEGMENT_HEADER_BLOCKS, SegmentHeader};
+use crate::log::segment::{SEGMENT_BYTES_MIN, SEGMENT_HEADER_BLOCKS, SegmentHeader};
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -90,6 +90,9 @@ pub enum Data {
     Skipped,
 }
 
+/// What becomes of a segment that the disk has lost.
+const LOST: &str = "a node takes it for lost, and fetches what is needed of it from others (docs/damage.md)";
+
 /// The segment files of a shard, by number.
 ///
 /// # Errors
@@ -108,12 +111,19 @@ pub fn files(shard: &Shard, damage: &mut Vec<String>) -> Result<Vec<SegmentFile>
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if is_loss(&error) => {
-                damage.push(format!("segment {number} cannot be opened: {error}"));
+                damage.push(format!("segment {number} ({}) cannot be opened: {error}; {LOST}", path.display()));
                 continue;
             }
             Err(error) => return Err(failed(&path)(error)),
         };
-        let blocks = (file.metadata().map_err(failed(&path))?.len() / u64::from(BLOCK_SIZE)) as u32;
+        let size = file.metadata().map_err(failed(&path))?.len();
+        if size < SEGMENT_BYTES_MIN {
+            damage.push(format!(
+                "segment {number} ({}) has {size} bytes, and no segment has less than {SEGMENT_BYTES_MIN}: {LOST}",
+                path.display()
+            ));
+        }
+        let blocks = (size / u64::from(BLOCK_SIZE)) as u32;
         let mut first = vec![0; BLOCK];
         let is_read = blocks == 0 || file.read_exact_at(&mut first, 0).is_ok();
         let header = match SegmentHeader::decode(&first) {

@@ -153,7 +153,9 @@ pub fn report(shard: &Shard) -> Result<SegmentsReport, InspectError> {
         })
         .collect();
     for (segment, blocks) in live {
-        damage.push(format!("segment {segment} is not there, but the map points to {blocks} blocks in it"));
+        damage.push(format!(
+            "segment {segment} is not there, but the map points to {blocks} blocks in it (docs/damage.md)"
+        ));
     }
     Ok(SegmentsReport { shard: shard.name.clone(), segments, damage })
 }

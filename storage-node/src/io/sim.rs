@@ -10,6 +10,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::time::Instant;
 
 use super::{ALIGNMENT, Bell, Completions, FileId, IoCompletion, IoEngine, IoKind, IoOp, assert_aligned};
@@ -42,8 +43,8 @@ struct SimFile {
     unsynced: Vec<usize>,
     /// Blocks that cannot be read until they are written again.
     unreadable: BTreeSet<usize>,
-    /// Whether it cannot be opened.
-    is_shut: bool,
+    /// Why it cannot be opened, if so.
+    shut: Option<Errno>,
 }
 
 impl SimFile {
@@ -89,6 +90,8 @@ struct State {
     cut_in: Option<u64>,
     /// Bytes that files may take together.
     capacity: u64,
+    /// Why no file can be opened, if so.
+    shut: Option<Errno>,
     /// Whether syncs stay under way.
     holds_syncs: bool,
     /// Whether syncs and durable writes only say that they are.
@@ -156,6 +159,7 @@ impl SimDisk {
             faults: Vec::new(),
             cut_in: None,
             capacity: u64::MAX,
+            shut: None,
             holds_syncs: false,
             lies: false,
             life: 0,
@@ -274,12 +278,29 @@ impl SimDisk {
         self.state().files.remove(name).expect("a file that exists");
     }
 
-    /// A file cannot be opened from now on.
+    /// A file cannot be opened from now on, for this reason; or it can.
     ///
     /// # Panics
     /// If the file does not exist.
-    pub fn shut(&self, name: &str) {
-        self.state().files.get_mut(name).expect("a file that exists").is_shut = true;
+    pub fn shut(&self, name: &str, why: Option<Errno>) {
+        self.state().files.get_mut(name).expect("a file that exists").shut = why;
+    }
+
+    /// No file can be opened from now on, for this reason; or they can.
+    pub fn shut_all(&self, why: Option<Errno>) {
+        self.state().shut = why;
+    }
+
+    /// A file has lost all but its first blocks.
+    ///
+    /// # Panics
+    /// If the file does not exist.
+    pub fn cut(&self, name: &str, blocks: usize) {
+        let mut state = self.state();
+        let file = state.files.get_mut(name).expect("a file that exists");
+        file.live.truncate(blocks);
+        file.durable.truncate(blocks);
+        file.unsynced.retain(|at| *at < blocks);
     }
 
     /// Reads of a block of a file fail from now on, until it is written again.
@@ -472,11 +493,12 @@ impl IoEngine for SimEngine {
     }
 
     fn open(&mut self, name: &str) -> io::Result<FileId> {
-        match self.alive()?.files.get(name) {
-            None => return Err(io::ErrorKind::NotFound.into()),
-            Some(file) if file.is_shut => return Err(rustix::io::Errno::IO.into()),
-            Some(_) => {}
+        let state = self.alive()?;
+        let file = state.files.get(name).ok_or(io::ErrorKind::NotFound)?;
+        if let Some(why) = file.shut.or(state.shut) {
+            return Err(why.into());
         }
+        drop(state);
         self.open.push(name.to_owned());
         Ok(FileId(self.open.len() as u32 - 1))
     }

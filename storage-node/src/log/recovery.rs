@@ -382,13 +382,22 @@ impl Recovery<'_> {
         }
         let room = segment.blocks - at.block;
         let first = self.reader.read(at.segment, segment, at.block, 1)?;
-        let begins = decode_any_header(&first).is_ok_and(|header| {
+        let begins = decode_any_header(&first).ok().filter(|header| {
             (header.log, header.sequence, header.chain) == (self.known.identity, at.sequence, at.chain)
         });
         self.reader.give_back(first);
-        let count = if begins { WINDOW_BLOCKS.min(room) } else { 1 };
+        let count = if begins.is_some() { WINDOW_BLOCKS.min(room) } else { 1 };
         let whole = self.reader.read(at.segment, segment, at.block, count)?;
+        // No record was ever written over the end of its segment: the file was cut off.
+        let ends_beyond = begins.is_some_and(|header| {
+            let data =
+                decode_entries(&header, &whole).map(|entries| entries.iter().map(Entry::data_blocks).sum::<u32>());
+            header.blocks() + data.unwrap_or(0) > room
+        });
         self.reader.give_back(whole);
+        if ends_beyond {
+            return Ok(Some(segment.blocks));
+        }
         Ok(self.reader.first_unreadable(at.segment, at.block, count))
     }
 

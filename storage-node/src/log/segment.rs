@@ -154,13 +154,30 @@ pub(super) fn file_name(number: u32) -> String {
     format!("{number:08}.seg")
 }
 
+/// What to do where the system refuses something that says nothing of the disk. Nothing was changed then.
+fn remedy(error: &io::Error) -> &'static str {
+    let too_many = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "let the user that the node runs as read and write it, and start the node again"
+        }
+        _ if error.raw_os_error().is_some_and(|code| too_many.iter().any(|errno| errno.raw_os_error() == code)) => {
+            "let the node have more files open (LimitNOFILE= of systemd, ulimit -n), and start it again"
+        }
+        _ => "remove the cause, and start the node again",
+    }
+}
+
 /// Opens segment file `name` of `size` bytes; `None` when the disk has lost it, in whole or in part.
 fn open(engine: &mut dyn IoEngine, name: &str, size: u64) -> io::Result<Option<FileId>> {
     let error = match engine.open(name) {
         Ok(file) if size >= SEGMENT_BYTES_MIN => return Ok(Some(file)),
         Ok(_) => io::Error::other(format!("it has {size} bytes, and no segment has less than {SEGMENT_BYTES_MIN}")),
         Err(error) if is_loss(&error) => error,
-        Err(error) => return Err(io::Error::new(error.kind(), format!("{name} cannot be opened: {error}"))),
+        Err(error) => {
+            let text = format!("{name} cannot be opened: {error}; {}", remedy(&error));
+            return Err(io::Error::new(error.kind(), text));
+        }
     };
     tracing::error!(file = name, %error, "a segment file cannot be opened: what is needed of it is damaged");
     Ok(None)
@@ -173,7 +190,10 @@ impl Pool {
     /// When the directory cannot be read, or a file cannot be opened for another reason than that the disk has lost it.
     pub(super) fn open(engine: &mut dyn IoEngine, settings: LogSettings) -> io::Result<Pool> {
         let mut segments = BTreeMap::new();
-        for (name, size) in engine.list()? {
+        let files = engine.list().map_err(|error| {
+            io::Error::new(error.kind(), format!("its files cannot be listed: {error}; {}", remedy(&error)))
+        })?;
+        for (name, size) in files {
             let Some(number) = name.strip_suffix(".seg").and_then(|number| number.parse().ok()) else { continue };
             let file = open(engine, &name, size)?;
             // How long one was that cannot be opened may not be known.
@@ -335,7 +355,15 @@ impl Pool {
     /// The segment that was asked for is there, or not.
     pub(super) fn made(&mut self, engine: &mut dyn IoEngine, result: io::Result<()>) {
         let number = self.making.take().expect("a segment was being made");
-        match result.and_then(|()| engine.open(&file_name(number))) {
+        let opened = result.and_then(|()| {
+            engine.open(&file_name(number)).inspect_err(|_| {
+                // Else each attempt would leave another that nobody knows of before the next start.
+                if let Err(error) = engine.remove(&file_name(number), None) {
+                    tracing::warn!(%error, segment = number, "a segment that cannot be opened cannot be deleted");
+                }
+            })
+        });
+        match opened {
             Ok(file) => {
                 let blocks = (self.settings.segment_bytes / u64::from(BLOCK_SIZE)) as u32;
                 self.segments.insert(number, Segment { file: Some(file), blocks, generation: 0, cold: false });

@@ -13,6 +13,7 @@ mod lease;
 mod ledger;
 mod map_faults;
 mod model;
+mod opening;
 mod rejoin;
 mod replica;
 mod resident;

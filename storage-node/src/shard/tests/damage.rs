@@ -12,7 +12,7 @@ use crate::shard::handle::{DamagedBlocks, Request, StoreError};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
 
-const BLOCKS: u32 = 12;
+pub(super) const BLOCKS: u32 = 12;
 const SIZE: u64 = BLOCKS as u64 * 4096;
 
 fn place(rig: &mut Rig, block: u32) -> Place {
@@ -44,7 +44,7 @@ fn run(start: u32, count: u32) -> BlockRun {
     BlockRun { start: BlockIndex(start), count }
 }
 
-fn read_block(rig: &mut Rig, block: u32) -> Result<Vec<u8>, StoreError> {
+pub(super) fn read_block(rig: &mut Rig, block: u32) -> Result<Vec<u8>, StoreError> {
     rig.read(u64::from(block) * 4096, 4096)
 }
 
@@ -78,7 +78,7 @@ fn pair(seed: u64) -> (Rig, Rig) {
 }
 
 /// Reads as a client of the volume does: what is damaged is fetched from `replica`.
-fn read_repairing(owner: &mut Rig, replica: &mut Rig, block: u32) -> Result<Vec<u8>, StoreError> {
+pub(super) fn read_repairing(owner: &mut Rig, replica: &mut Rig, block: u32) -> Result<Vec<u8>, StoreError> {
     for _ in 0..4 {
         match read_block(owner, block) {
             Err(StoreError::Corrupt { .. }) => {}
@@ -147,7 +147,7 @@ fn of_neighbours_read_together_only_the_unreadable_one_is_damaged() {
 }
 
 /// A stopped owner, its replica, and where block 4 lies: in a segment that the log has left.
-fn stopped() -> (Rig, Rig, Place) {
+pub(super) fn stopped() -> (Rig, Rig, Place) {
     let (mut owner, replica) = pair(9);
     owner.restart();
     owner.activate(2);
@@ -176,7 +176,7 @@ fn of_a_segment_whose_file_is_gone_blocks_are_damaged_and_repaired() {
 #[test]
 fn of_a_segment_that_cannot_be_opened_blocks_are_damaged_and_repaired() {
     let (mut owner, mut replica, place) = stopped();
-    owner.disk.shut(&file_of(place));
+    owner.disk.shut(&file_of(place), Some(rustix::io::Errno::IO));
     owner.start();
     owner.activate(3);
     // Nobody has to read them for that.
@@ -208,7 +208,7 @@ fn a_log_that_ends_in_a_segment_that_cannot_be_opened_is_not_opened() {
     let (mut owner, _, place) = stopped();
     let newest = owner.disk.written().into_iter().map(|(file, _)| file).max().expect("there are some");
     assert_ne!(newest, file_of(place));
-    owner.disk.shut(&newest);
+    owner.disk.shut(&newest, Some(rustix::io::Errno::IO));
     let Err(StartError::Log { source: source @ LogError::Unreadable { .. }, directory }) = owner.try_start() else {
         panic!("starts, or for another reason not")
     };
