@@ -58,13 +58,11 @@ impl Class {
 }
 
 /// Why a call brought no reply.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TransportError {
     /// No address is known for the node: it is not a member, or membership has not arrived yet.
-    #[error("no address is known for node {0}")]
     UnknownPeer(NodeId),
     /// The node could not be reached; the request was not delivered.
-    #[error("node {node} cannot be reached: {reason}")]
     Unreachable {
         /// The node that was called.
         node: NodeId,
@@ -73,7 +71,6 @@ pub enum TransportError {
     },
     /// Who answers is not the node, or does not take this end for one of its cluster: by their certificates. The request was not
     /// delivered. Lasts until somebody changes certificates or addresses.
-    #[error("node {node} and this end refuse each other: {reason}")]
     Refused {
         /// The node that was called.
         node: NodeId,
@@ -81,13 +78,11 @@ pub enum TransportError {
         reason: String,
     },
     /// This end's certificate was taken back, says the node. The request was not delivered. Lasts for good.
-    #[error("node {node} says that this end's certificate was revoked")]
     Revoked {
         /// The node that was called.
         node: NodeId,
     },
     /// This end's certificate has ended, and the node does not accept it. The request was not delivered. Lasts until there is another one.
-    #[error("this end's certificate ended on {}, says node {node}, too", crate::pki::date(*.until_ms))]
     Ended {
         /// The node that was called.
         node: NodeId,
@@ -95,7 +90,6 @@ pub enum TransportError {
         until_ms: u64,
     },
     /// The connection broke or the deadline passed after the request was sent: it may have been carried out.
-    #[error("no reply from node {node}, the outcome is unknown: {reason}")]
     OutcomeUnknown {
         /// The node that was called.
         node: NodeId,
@@ -103,12 +97,56 @@ pub enum TransportError {
         reason: String,
     },
     /// The frame is larger than [`FRAME_SIZE_MAX`]; nothing was sent.
-    #[error("a frame of {0} bytes is over the limit of {FRAME_SIZE_MAX}")]
     TooLarge(usize),
     /// The transport was closed.
-    #[error("the transport is closed")]
     Closed,
 }
+
+impl TransportError {
+    /// What it says of a node that people call `name`: [`Display`](fmt::Display) knows its number only.
+    #[must_use]
+    pub fn of(&self, name: &str) -> String {
+        match self {
+            TransportError::UnknownPeer(_) => format!("no address is known for node {name}"),
+            TransportError::Unreachable { reason, .. } => format!("node {name} cannot be reached: {reason}"),
+            TransportError::Refused { reason, .. } => format!("node {name} and this end refuse each other: {reason}"),
+            TransportError::Revoked { .. } => format!("node {name} says that this end's certificate was revoked"),
+            TransportError::Ended { until_ms, .. } => {
+                let date = crate::pki::date(*until_ms);
+                format!("this end's certificate ended on {date}, says node {name}, too")
+            }
+            TransportError::OutcomeUnknown { reason, .. } => {
+                format!("no reply from node {name}, the outcome is unknown: {reason}")
+            }
+            TransportError::TooLarge(bytes) => {
+                format!("a frame of {bytes} bytes is over the limit of {FRAME_SIZE_MAX}")
+            }
+            TransportError::Closed => "the transport is closed".to_owned(),
+        }
+    }
+
+    /// The node that was called; `None` where it is not about one.
+    #[must_use]
+    pub fn node(&self) -> Option<NodeId> {
+        match self {
+            TransportError::UnknownPeer(node)
+            | TransportError::Unreachable { node, .. }
+            | TransportError::Refused { node, .. }
+            | TransportError::Revoked { node }
+            | TransportError::Ended { node, .. }
+            | TransportError::OutcomeUnknown { node, .. } => Some(*node),
+            TransportError::TooLarge(_) | TransportError::Closed => None,
+        }
+    }
+}
+
+impl fmt::Display for TransportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.of(&self.node().map(|node| format!("#{node}")).unwrap_or_default()))
+    }
+}
+
+impl std::error::Error for TransportError {}
 
 /// The calling end: reaches other nodes by id.
 ///

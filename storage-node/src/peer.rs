@@ -4,5 +4,6 @@ pub mod alike;
 pub mod client;
 pub mod links;
 pub mod message;
+pub mod names;
 pub mod packing;
 pub mod server;

@@ -31,7 +31,7 @@ use crate::ownership::chronicle::Chronicle;
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::gate::Phase;
-use crate::peer::client::{PeerClient, unexpected};
+use crate::peer::client::PeerClient;
 use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest};
 use crate::peer::server::ForwardedAdmin;
 use crate::serve::admin::{Admin, AskTrace};
@@ -248,9 +248,10 @@ pub(super) async fn ask<T: DeserializeOwned>(
 ) -> Result<T, Error> {
     match peers.ask(node, Class::Control, PeerRequest::Admin { request }, Bytes::new()).await? {
         Message { head: PeerReply::Admin(json), .. } => serde_json::from_str(&json).map_err(|error| {
-            Error::new(ErrorKind::Internal, format!("the answer of node {node} cannot be read")).caused_by(error)
+            Error::new(ErrorKind::Internal, format!("the answer of node {} cannot be read", peers.name(node)))
+                .caused_by(error)
         }),
-        message => Err(unexpected(node, &message.head)),
+        message => Err(peers.unexpected(node, &message.head)),
     }
 }
 

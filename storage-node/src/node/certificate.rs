@@ -18,7 +18,6 @@ use client_lib::{Error, ErrorKind, NodeId};
 
 use super::admin::NodeAdmin;
 use super::admission::{Admission, AuthorityPlace};
-use crate::peer::client::unexpected;
 use crate::peer::message::{Message, PeerReply, PeerRequest};
 
 /// The longest rest: the calendar may have been set meanwhile.
@@ -174,7 +173,7 @@ impl Renewer {
         let request = PeerRequest::Renew { request_pem: request_pem.to_owned() };
         match self.admin.peers.ask(node, Class::Control, request, bytes::Bytes::new()).await? {
             Message { head: PeerReply::Signed { certificate_pem }, .. } => Ok(certificate_pem),
-            other => Err(unexpected(node, &other.head)),
+            other => Err(self.admin.peers.unexpected(node, &other.head)),
         }
     }
 

@@ -113,8 +113,12 @@ impl Parts {
         let me = place.this.id;
         let peers = PeerClient::new(transport.clone()).by(clock.clone());
         let known = first_peers(&place);
-        let others: Vec<NodeId> = known.iter().map(|(node, _)| *node).collect();
-        known.iter().for_each(|(node, address)| transport.set_peer(*node, *address));
+        let others: Vec<NodeId> = known.iter().map(|(node, ..)| *node).collect();
+        peers.names().note(me, place.this.name.as_str());
+        for (node, name, address) in &known {
+            peers.names().note(*node, name.as_str());
+            transport.set_peer(*node, *address);
+        }
         let meta_options = MetaOptions {
             node: me,
             group: GroupId::META,
@@ -132,7 +136,7 @@ impl Parts {
         let admission = Arc::new(Admission::new(place.authority, meta.clone(), clock.clone()));
         service.set_admission(admission.clone());
         // What was known at the last stop: this node may have to tell the others a new address.
-        learn_peers(&*transport, me, &place.peer_overrides, &meta.state());
+        learn_peers(&peers, me, &place.peer_overrides, &meta.state());
         if let Some(members) = &place.bootstrap {
             initialize(&meta, me, members).await?;
         }
@@ -141,7 +145,7 @@ impl Parts {
         if !meta.is_member() {
             let member = this.member();
             until_available(&this, || meta.enrol(member.clone(), METADATA_DEADLINE)).await?;
-            learn_peers(&*transport, me, &place.peer_overrides, &meta.state());
+            learn_peers(&peers, me, &place.peer_overrides, &meta.state());
         }
         let incarnation = until_available(&this, || announce(&meta, &this)).await?;
         until_begun(&meta, me, incarnation).await?;
@@ -253,11 +257,13 @@ impl Metadata for MetaRaft {
 }
 
 /// The nodes other than this one that are known before there is any metadata, and how they are reached.
-fn first_peers(place: &Place) -> Vec<(NodeId, SocketAddr)> {
+fn first_peers(place: &Place) -> Vec<(NodeId, &NodeName, SocketAddr)> {
     let founders = place.bootstrap.iter().flatten().map(|member| (member.id, &member.name, member.address));
     let contacts = place.contacts.iter().map(|contact| (contact.node, &contact.name, contact.address));
     let others = founders.chain(contacts).filter(|(node, ..)| *node != place.this.id);
-    others.map(|(node, name, address)| (node, place.peer_overrides.get(name).copied().unwrap_or(address))).collect()
+    others
+        .map(|(node, name, address)| (node, name, place.peer_overrides.get(name).copied().unwrap_or(address)))
+        .collect()
 }
 
 /// Founds the cluster, if this is its first node and it does not exist yet.

@@ -76,7 +76,7 @@ pub(super) async fn take_over_what_is_due(admin: Arc<NodeAdmin>) {
 }
 
 async fn take_over(admin: &NodeAdmin, meta: &Volume) {
-    tracing::warn!(volume = %meta.name, epoch = %meta.epoch, owner = %meta.owner, "the owner has been lost for long enough: the volume is taken over, as its policy says");
+    tracing::warn!(volume = %meta.name, epoch = %meta.epoch, owner = admin.peers.name(meta.owner), "the owner has been lost for long enough: the volume is taken over, as its policy says");
     match admin.take_over_volume(meta.name.as_str(), AskTakeover::default()).await {
         Ok(report) => {
             tracing::warn!(volume = %report.volume, epoch = report.epoch, to = %report.to, start = %report.start, lost_writes = report.lost_writes, "taken over by policy");

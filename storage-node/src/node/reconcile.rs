@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use client_lib::transport::Transport;
 use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, NodeName, ProviderId, SnapshotId, VolumeId};
 use consensus::{MetaState, Snapshot, Volume};
@@ -157,7 +156,7 @@ impl Reconciler {
     }
 
     async fn apply(self: &Arc<Self>, state: &Arc<MetaState>, before: CarriedOut) -> CarriedOut {
-        learn_peers(&**self.peers.transport(), self.me, &self.peer_overrides, state);
+        learn_peers(&self.peers, self.me, &self.peer_overrides, state);
         for node in state.nodes().filter(|node| node.id != self.me) {
             self.peers.greet(node.id);
             self.peers.links().follow(node.id, state.link(self.me, node.id));
@@ -619,13 +618,10 @@ async fn make_again(volume: &ServedVolume, meta: &Volume, newest: SnapshotId) ->
     Ok(())
 }
 
-/// Tells the transport where the nodes other than `me` are.
-pub fn learn_peers(
-    transport: &dyn Transport,
-    me: NodeId,
-    overrides: &BTreeMap<NodeName, SocketAddr>,
-    state: &MetaState,
-) {
+/// Learns what the nodes are called, and where those other than `me` are.
+pub fn learn_peers(peers: &PeerClient, me: NodeId, overrides: &BTreeMap<NodeName, SocketAddr>, state: &MetaState) {
+    peers.names().learn(state);
+    let transport = &**peers.transport();
     forget_removed(transport, state);
     for node in state.nodes().filter(|node| node.id != me) {
         match overrides.get(&node.name).copied().or_else(|| node.address.parse().ok()) {

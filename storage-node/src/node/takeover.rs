@@ -485,11 +485,11 @@ fn choose<'a>(
     behind: bool,
 ) -> Result<&'a Survey, Error> {
     let may = |survey: &Survey| match &survey.answer {
-        Ok(Holding { tail: Some(tail), .. }) => Err(tail.refusal(survey.node)),
+        Ok(Holding { tail: Some(tail), .. }) => Err(tail.refusal(&survey.name)),
         Ok(_) if places.is_joining(volume.id, survey.node) && !behind => Err(joins(survey)),
-        Ok(holding) if holding.is_rejoining => Err(on_its_way_back(survey.node)),
+        Ok(holding) if holding.is_rejoining => Err(on_its_way_back(&survey.name)),
         Ok(holding) if holding.held > holding.watermark => {
-            Err(incomplete(survey.node, holding.watermark, holding.held))
+            Err(incomplete(&survey.name, holding.watermark, holding.held))
         }
         Ok(holding) => Ok(holding.watermark),
         Err(error) => Err(Error::new(ErrorKind::Unavailable, format!("node {} does not answer: {error}", survey.name))),

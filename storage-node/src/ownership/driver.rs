@@ -432,7 +432,7 @@ impl Driver {
     }
 
     async fn prepare(&mut self, final_lsns: &[Lsn]) -> Event {
-        let (to, cancel) = (self.to, self.cancel.clone());
+        let (name, cancel) = (self.peers().name(self.to), self.cancel.clone());
         let room = ENCLOSED_BYTES_MAX / self.members.len();
         let members = self.members.iter_mut().zip(final_lsns);
         let all = try_join_all(members.map(|(member, final_lsn)| member.prepare(*final_lsn, room, &cancel)));
@@ -444,7 +444,7 @@ impl Driver {
                 Ok(Err(error)) => Event::Failed(error),
                 Err(_) => Event::Failed(Error::new(
                     ErrorKind::Unavailable,
-                    format!("node {to} did not take the last manifest within {PREPARE_DEADLINE:?}"),
+                    format!("node {name} did not take the last manifest within {PREPARE_DEADLINE:?}"),
                 )),
             },
         }

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};
+use client_lib::{Epoch, Error, ErrorKind, Lsn};
 use consensus::{Fork, Volume};
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,7 @@ pub struct Tail {
 impl Tail {
     /// The refusal of what only a node that follows the volume can do.
     #[must_use]
-    pub fn refusal(&self, node: NodeId) -> Error {
+    pub fn refusal(&self, node: &str) -> Error {
         Error::new(
             ErrorKind::InvalidRequest,
             format!(

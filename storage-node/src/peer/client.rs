@@ -1,7 +1,7 @@
 //! Typed calls to other nodes, over the transport.
 //!
 //! Owns encoding, deadlines and the mapping of failures; routing and retries are the callers'. A reply of a
-//! kind that the request cannot have is the peer's fault and comes as `Internal`.
+//! kind that the request cannot have is the peer's fault and comes as `Internal`. Failures call a peer by its name.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::alike;
 use super::links::{Links, choice};
 use super::message::{ENCODING_HELD, ENCODING_HOLD, ENCODING_ZSTD, Message, PeerReply, PeerRequest, ReplicaPosition};
+use super::names::Names;
 use super::packing::{Compressor, PackedBlocks, pack_blocks};
 use crate::propagation::manifest::VersionedBlock;
 
@@ -37,8 +38,13 @@ const HOLD_MORE: Duration = Duration::from_millis(50);
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
     /// The network failed.
-    #[error(transparent)]
-    Transport(#[from] TransportError),
+    #[error("{}", .error.of(.name))]
+    Transport {
+        /// How.
+        error: TransportError,
+        /// What the node is called that was asked.
+        name: String,
+    },
     /// The answer could not be read.
     #[error(transparent)]
     Reply(Error),
@@ -49,9 +55,9 @@ impl PeerError {
     #[must_use]
     pub fn not_delivered(&self) -> bool {
         match self {
-            PeerError::Transport(TransportError::OutcomeUnknown { .. } | TransportError::Closed)
+            PeerError::Transport { error: TransportError::OutcomeUnknown { .. } | TransportError::Closed, .. }
             | PeerError::Reply(_) => false,
-            PeerError::Transport(_) => true,
+            PeerError::Transport { .. } => true,
         }
     }
 }
@@ -59,7 +65,7 @@ impl PeerError {
 impl From<PeerError> for Error {
     fn from(error: PeerError) -> Error {
         match error {
-            PeerError::Transport(error) => Error::new(ErrorKind::Unavailable, error.to_string()),
+            error @ PeerError::Transport { .. } => Error::new(ErrorKind::Unavailable, error.to_string()),
             PeerError::Reply(error) => error,
         }
     }
@@ -71,13 +77,14 @@ pub struct PeerClient {
     transport: Arc<dyn Transport>,
     links: Arc<Links>,
     compressor: Arc<Compressor>,
+    names: Arc<Names>,
 }
 
 impl PeerClient {
     /// A client over `transport`.
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>) -> PeerClient {
-        PeerClient { transport, links: Arc::default(), compressor: Arc::default() }
+        PeerClient { transport, links: Arc::default(), compressor: Arc::default(), names: Arc::default() }
     }
 
     /// The same, whose links keep to windows by the calendar of `clock`.
@@ -90,6 +97,18 @@ impl PeerClient {
     #[must_use]
     pub fn links(&self) -> &Links {
         &self.links
+    }
+
+    /// What the nodes are called.
+    #[must_use]
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// What `node` is called; its number, as long as it is not known.
+    #[must_use]
+    pub fn name(&self, node: NodeId) -> String {
+        self.names.of(node)
     }
 
     /// The network below.
@@ -116,17 +135,16 @@ impl PeerClient {
         let request = Message { head, payload }.encode().map_err(PeerError::Reply)?;
         let mut under_way = tells_rate.then(|| UnderWay::begin(self, node));
         let bytes = request.len() as u64;
-        let reply = self.transport.call(node, class, request, CALL_DEADLINE).await?;
+        let reply = self.transport.call(node, class, request, CALL_DEADLINE).await;
+        let reply = reply.map_err(|error| PeerError::Transport { error, name: self.name(node) })?;
         self.links.heard(node);
         if let Some(under_way) = &mut under_way {
             under_way.bytes = bytes;
         }
         drop(under_way);
         let frame = Frame::decode(&reply).map_err(|error| {
-            PeerError::Reply(
-                Error::new(ErrorKind::Corrupt, format!("node {node} sent a frame that cannot be read"))
-                    .caused_by(error),
-            )
+            let what = format!("node {} sent a frame that cannot be read", self.name(node));
+            PeerError::Reply(Error::new(ErrorKind::Corrupt, what).caused_by(error))
         })?;
         let reply = Message::decode(frame).map_err(PeerError::Reply)?;
         if matches!(&reply.head, PeerReply::Failed(error) if error.kind() == ErrorKind::Corrupt) {
@@ -177,7 +195,7 @@ impl PeerClient {
     /// Asks a replica for something that is answered with its positions.
     ///
     /// # Errors
-    /// As [`ask`](Self::ask); [`unexpected`] for another answer.
+    /// As [`ask`](Self::ask); [`unexpected`](Self::unexpected) for another answer.
     pub async fn ask_position(
         &self,
         replica: NodeId,
@@ -185,7 +203,43 @@ impl PeerClient {
         request: PeerRequest,
         payload: Bytes,
     ) -> Result<ReplicaPosition, Error> {
-        position_of(replica, self.ask(replica, class, request, payload).await?.head)
+        self.position_of(replica, self.ask(replica, class, request, payload).await?.head)
+    }
+
+    /// The positions of `replica`, as it answered.
+    ///
+    /// # Errors
+    /// `Unavailable` where it is being told which versions it lacks; [`unexpected`](Self::unexpected) for another answer.
+    pub fn position_of(&self, replica: NodeId, answer: PeerReply) -> Result<ReplicaPosition, Error> {
+        match answer {
+            PeerReply::Position(position) | PeerReply::Rejoining { position, unknown: 0, .. } => Ok(position),
+            PeerReply::Rejoining { .. } => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "node {} comes back to the volume after a takeover and is being told of it: try again in a moment",
+                    self.name(replica)
+                ),
+            )),
+            head => Err(self.unexpected(replica, &head)),
+        }
+    }
+
+    /// The error for a reply of `node` that does not belong to its request.
+    #[must_use]
+    pub fn unexpected(&self, node: NodeId, reply: &PeerReply) -> Error {
+        let name = self.name(node);
+        match reply {
+            PeerReply::Failed(error) => Error::new(error.kind(), format!("node {name}: {error}")),
+            PeerReply::NotOwner(epoch) => {
+                Error::new(ErrorKind::NotOwner, format!("node {name} does not own the volume (it knows epoch {epoch})"))
+            }
+            PeerReply::Left(tail) => tail.refusal(&name),
+            PeerReply::Superseded(epoch) => Error::new(
+                ErrorKind::Fenced,
+                format!("node {name} refused: a newer writer or epoch ({epoch}) has taken over"),
+            ),
+            other => Error::new(ErrorKind::Internal, format!("node {name} answered out of turn: {other:?}")),
+        }
     }
 
     /// Blocks as they are sent to `node`: compressed where that pays.
@@ -266,23 +320,6 @@ impl PeerClient {
     }
 }
 
-/// The positions of `replica`, as it answered.
-///
-/// # Errors
-/// `Unavailable` where it is being told which versions it lacks; [`unexpected`] for another answer.
-pub fn position_of(replica: NodeId, answer: PeerReply) -> Result<ReplicaPosition, Error> {
-    match answer {
-        PeerReply::Position(position) | PeerReply::Rejoining { position, unknown: 0, .. } => Ok(position),
-        PeerReply::Rejoining { .. } => Err(Error::new(
-            ErrorKind::Unavailable,
-            format!(
-                "node {replica} comes back to the volume after a takeover and is being told of it: try again in a moment"
-            ),
-        )),
-        head => Err(unexpected(replica, &head)),
-    }
-}
-
 /// A call that tells how fast its link is, however it ends.
 struct UnderWay<'a> {
     client: &'a PeerClient,
@@ -323,23 +360,6 @@ impl Drop for Fetching<'_> {
             let for_bytes = Duration::from_secs_f64(self.bytes as f64 / client.rate_from(node));
             client.links.took(node, self.begun.elapsed().saturating_sub(for_bytes));
         }
-    }
-}
-
-/// The error for a reply that does not belong to its request.
-#[must_use]
-pub fn unexpected(node: NodeId, reply: &PeerReply) -> Error {
-    match reply {
-        PeerReply::Failed(error) => Error::new(error.kind(), format!("node {node}: {error}")),
-        PeerReply::NotOwner(epoch) => {
-            Error::new(ErrorKind::NotOwner, format!("node {node} does not own the volume (it knows epoch {epoch})"))
-        }
-        PeerReply::Left(tail) => tail.refusal(node),
-        PeerReply::Superseded(epoch) => Error::new(
-            ErrorKind::Fenced,
-            format!("node {node} refused: a newer writer or epoch ({epoch}) has taken over"),
-        ),
-        other => Error::new(ErrorKind::Internal, format!("node {node} answered out of turn: {other:?}")),
     }
 }
 
@@ -426,5 +446,30 @@ mod tests {
         let refused = client.ask(OTHER, Class::Bulk, request, Bytes::from_static(b"x")).await.expect("answers");
         assert!(matches!(refused.head, PeerReply::Failed(_)));
         assert!(!is_zstd());
+    }
+
+    /// `helio volume status` said of a replica that "node 9 cannot be reached", and there was no node 9 in any other answer: it is called c.
+    #[tokio::test]
+    async fn failures_call_a_peer_by_its_name() {
+        let network = MemoryNetwork::new();
+        let client = PeerClient::new(network.endpoint(ME, Arc::new(Other::default())));
+        let asked = || async {
+            Error::from(
+                client.ask(OTHER, Class::Control, PeerRequest::Ping, Bytes::new()).await.expect_err("is not there"),
+            )
+        };
+        let unnamed = asked().await.to_string();
+        assert!(unnamed.contains("node #2"), "{unnamed}");
+        client.names().note(OTHER, "c");
+        let named = asked().await;
+        assert_eq!((named.kind(), named.to_string()), (ErrorKind::Unavailable, unnamed.replace("#2", "c")));
+        let failed = PeerReply::Failed(Error::new(ErrorKind::OutOfSpace, "its store is full"));
+        assert_eq!(client.unexpected(OTHER, &failed).to_string(), "node c: its store is full");
+        for answer in
+            [PeerReply::NotOwner(client_lib::Epoch(3)), PeerReply::Superseded(client_lib::Epoch(3)), PeerReply::Done]
+        {
+            let told = client.position_of(OTHER, answer).expect_err("is no position").to_string();
+            assert!(told.starts_with("node c "), "{told}");
+        }
     }
 }

@@ -342,7 +342,8 @@ async fn pull(
         return Ok((PeerReply::Left(tail), Bytes::new()));
     }
     if moment == Moment::Now && volume.shard.report(volume.id).await.map_err(store_failure)?.rejoining.is_some() {
-        let what = format!("node {} comes back to the volume, and has nobody's newest version to give", volume.me);
+        let what =
+            format!("node {} comes back to the volume, and has nobody's newest version to give", volume.my_name());
         return Err(Error::new(ErrorKind::Unavailable, what));
     }
     loop {

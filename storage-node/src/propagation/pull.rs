@@ -31,7 +31,7 @@ use self::holders::Holders;
 use self::readahead::Readahead;
 use super::manifest::{BlockRun, VersionedBlock};
 use crate::map::page::Version;
-use crate::peer::client::{PeerClient, unexpected};
+use crate::peer::client::PeerClient;
 use crate::peer::message::{ENCODING_ZSTD, Message, PeerReply, PeerRequest};
 use crate::peer::packing::{unpack_blocks, unpack_zstd};
 use crate::serve::volume::store_failure;
@@ -374,7 +374,10 @@ impl Puller {
                     {
                         return Ok(blocks);
                     }
-                    last = Some(Error::new(ErrorKind::Unavailable, format!("node {holder} holds other versions")));
+                    last = Some(Error::new(
+                        ErrorKind::Unavailable,
+                        format!("node {} holds other versions", self.peers.name(holder)),
+                    ));
                 }
                 Err(error) => last = Some(error),
             }
@@ -403,7 +406,7 @@ impl Puller {
             0 => PeerRequest::Pull { volume, moment, runs, visited },
             _ => PeerRequest::PullZstd { volume, moment, runs, visited },
         };
-        blocks_in(holder, self.peers.ask(holder, class, request, Bytes::new()).await?)
+        blocks_in(&self.peers, holder, self.peers.ask(holder, class, request, Bytes::new()).await?)
     }
 
     /// Fetches blocks that are damaged here. Their bytes are compared with the checksum that was theirs when they were
@@ -450,11 +453,11 @@ fn is_version(block: &VersionedBlock, (number, version): &(u32, Option<Version>)
 }
 
 /// The blocks of an answer to a pull.
-fn blocks_in(holder: NodeId, answer: Message<PeerReply>) -> Result<Vec<VersionedBlock>, Error> {
+fn blocks_in(peers: &PeerClient, holder: NodeId, answer: Message<PeerReply>) -> Result<Vec<VersionedBlock>, Error> {
     match answer {
         Message { head: PeerReply::Blocks(heads), payload } => unpack_blocks(&heads, payload),
         Message { head: PeerReply::BlocksZstd(heads), payload } => unpack_zstd(&heads, &payload),
-        message => Err(unexpected(holder, &message.head)),
+        message => Err(peers.unexpected(holder, &message.head)),
     }
 }
 

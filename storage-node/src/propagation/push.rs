@@ -18,7 +18,6 @@ use super::pull::split;
 use super::sender::MANIFEST_INTERVAL;
 use super::watermarks::Watermarks;
 use crate::peer::alike::take_alike;
-use crate::peer::client::unexpected;
 use crate::peer::message::{Alike, Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::peer::packing::PackedBlocks;
 use crate::serve::volume::{ServedVolume, store_failure};
@@ -205,7 +204,7 @@ impl Push {
                     tracing::debug!(volume = %volume.name, %replica, %lead, "nothing comes from the other one");
                 }
                 Ok(head) => {
-                    let error = unexpected(*replica, &head);
+                    let error = volume.peers.unexpected(*replica, &head);
                     tracing::debug!(volume = %volume.name, %replica, %lead, %error, "it cannot fetch from the other one");
                 }
                 Err(error) => {
@@ -231,7 +230,7 @@ impl Push {
             let (runs, offers) = match answer.await? {
                 Message { head: PeerReply::Missing(runs), .. } => (runs, Vec::new()),
                 Message { head: PeerReply::Offered { runs, offers }, .. } => (runs, offers),
-                message => return Err(unexpected(self.way.replica, &message.head)),
+                message => return Err(self.way.volume.peers.unexpected(self.way.replica, &message.head)),
             };
             let Some(last) = runs.last() else { break };
             after = BlockIndex(last.start.0 + last.count);

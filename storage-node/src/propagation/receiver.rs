@@ -56,7 +56,7 @@ pub async fn admit(volume: &ServedVolume, peer: NodeId, epoch: Epoch) -> Result<
         Err(_) => {
             return Err(PeerReply::Failed(Error::new(
                 ErrorKind::Unavailable,
-                format!("volume {} has not reached epoch {epoch} at node {}", volume.name, volume.me),
+                format!("volume {} has not reached epoch {epoch} at node {}", volume.name, volume.my_name()),
             )));
         }
     };
@@ -64,7 +64,7 @@ pub async fn admit(volume: &ServedVolume, peer: NodeId, epoch: Epoch) -> Result<
         return Err(PeerReply::Superseded(view.epoch));
     }
     let Some(entered) = volume.intake.enter(METADATA_PATIENCE).await else {
-        let what = format!("volume {} is changing hands at node {}", volume.name, volume.me);
+        let what = format!("volume {} is changing hands at node {}", volume.name, volume.my_name());
         return Err(PeerReply::Failed(Error::new(ErrorKind::Unavailable, what)));
     };
     // From here on nothing changes: who changes it holds the door.
@@ -73,7 +73,7 @@ pub async fn admit(volume: &ServedVolume, peer: NodeId, epoch: Epoch) -> Result<
         return Err(PeerReply::Superseded(view.epoch));
     }
     if !volume.follows.load(Ordering::Relaxed) {
-        let what = format!("node {} is no replica of volume {}, as far as it has heard", volume.me, volume.name);
+        let what = format!("node {} is no replica of volume {}, as far as it has heard", volume.my_name(), volume.name);
         return Err(PeerReply::Failed(Error::new(ErrorKind::Unavailable, what)));
     }
     match volume.standing.tail() {

@@ -45,7 +45,6 @@ use super::rest::Rest;
 use super::seat::Seat;
 use super::telling::Told;
 use super::watermarks::Watermarks;
-use crate::peer::client::unexpected;
 use crate::peer::message::{ENCODING_HELD, Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::peer::packing::PackedBlocks;
 use crate::serve::volume::{ServedVolume, store_failure};
@@ -413,7 +412,7 @@ impl Sender {
                 self.volume.flushes.left(self.epoch, self.replica);
                 return Err(Ended::Left);
             }
-            head => return Err(unexpected(self.replica, &head).into()),
+            head => return Err(self.volume.peers.unexpected(self.replica, &head).into()),
         };
         self.watermarks.with(self.replica, |progress| progress.comes_back(arrival.as_ref().map(Arrival::as_told)));
         Ok((position, arrival))
@@ -532,7 +531,7 @@ impl Sender {
                 self.volume.flushes.held(self.epoch, self.replica, held);
                 Ok(position)
             }
-            message => Err(unexpected(self.replica, &message.head)),
+            message => Err(self.volume.peers.unexpected(self.replica, &message.head)),
         }
     }
 

@@ -12,7 +12,7 @@ use client_lib::{BlockIndex, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId, ran
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::manifest::{Manifest, ManifestRun, RunContent};
-use crate::peer::client::{PeerClient, unexpected};
+use crate::peer::client::PeerClient;
 use crate::peer::message::{ENCODING_PARTS, PeerReply, PeerRequest, ReplicaPosition};
 
 /// About how many bytes of a manifest go in one call: a link of 2 Mbit/s takes them in a second.
@@ -100,7 +100,7 @@ async fn tell_runs(
         let request = PeerRequest::ManifestPart { volume, epoch, telling, number, runs };
         match peers.ask(replica, Class::Control, request, Bytes::new()).await?.head {
             PeerReply::Done => Ok(()),
-            head => Err(unexpected(replica, &head)),
+            head => Err(peers.unexpected(replica, &head)),
         }
     });
     stream::iter(calls).buffer_unordered(PARTS_UNDER_WAY).try_collect::<()>().await?;

@@ -29,7 +29,7 @@ use super::metadata::NewestMetadata;
 use super::volume::ServedVolume;
 use super::volumes::Volumes;
 use crate::ownership::gate::{Phase, View};
-use crate::peer::client::{PeerClient, PeerError, unexpected};
+use crate::peer::client::{PeerClient, PeerError};
 use crate::peer::message::{Message, PeerReply, PeerRequest};
 use crate::volume::Moment;
 
@@ -220,16 +220,16 @@ impl ClientService {
                 let passed = PeerRequest::Client { epoch: view.epoch, request: request.clone() };
                 match self.peers.ask(view.owner, Class::Pull, passed, payload.clone()).await {
                     Ok(Message { head: PeerReply::Client(reply), payload }) => return Ok((reply, payload)),
-                    Ok(Message { head: head @ PeerReply::NotOwner(_), .. }) => unexpected(view.owner, &head),
+                    Ok(Message { head: head @ PeerReply::NotOwner(_), .. }) => self.peers.unexpected(view.owner, &head),
                     Ok(Message { head: PeerReply::Failed(error), .. }) if error.kind() == ErrorKind::Corrupt => {
                         let what = "runs a program that does not know clients yet";
                         return Err(Error::new(
                             ErrorKind::Unavailable,
-                            format!("node {}, the owner, {what}", view.owner),
+                            format!("node {}, the owner, {what}", self.peers.name(view.owner)),
                         ));
                     }
                     Ok(Message { head: PeerReply::Failed(error), .. }) => return Err(error),
-                    Ok(message) => return Err(unexpected(view.owner, &message.head)),
+                    Ok(message) => return Err(self.peers.unexpected(view.owner, &message.head)),
                     // It may have arrived: the next attempt is the client's, which tells it from this one.
                     Err(error) if !error.not_delivered() => return Err(error.into()),
                     Err(error) => PeerError::into(error),

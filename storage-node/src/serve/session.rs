@@ -174,6 +174,7 @@ impl SessionWriter for VolumeSession {
             return Ok(());
         }
         let View { owner, epoch, .. } = self.volume.gate.view();
+        let owner = self.volume.peers.name(owner);
         Err(Error::new(
             ErrorKind::Fenced,
             format!(

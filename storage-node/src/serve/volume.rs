@@ -30,7 +30,7 @@ use super::through;
 use crate::ownership::gate::{Gate, Phase, View};
 use crate::ownership::standing::Standing;
 use crate::ownership::writers::{Refusal, Writers};
-use crate::peer::client::{PeerClient, PeerError, unexpected};
+use crate::peer::client::{PeerClient, PeerError};
 use crate::peer::message::{Message, Operation, PeerReply, PeerRequest, unpack_read};
 use crate::propagation::hearing::Hearing;
 use crate::propagation::intake::Intake;
@@ -401,7 +401,8 @@ impl ServedVolume {
                                 ErrorKind::Fenced,
                                 format!(
                                     "volume {} is written at node {} since epoch {epoch}: this connection lost its right to write",
-                                    self.name, view.owner
+                                    self.name,
+                                    self.peers.name(view.owner)
                                 ),
                             ));
                         }
@@ -602,8 +603,8 @@ impl ServedVolume {
         patience: &mut Patience,
     ) -> Result<(), Error> {
         let error = match answer {
-            Ok(Message { head: head @ PeerReply::NotOwner(_), .. }) => unexpected(view.owner, &head),
-            Ok(message) => return Err(unexpected(view.owner, &message.head)),
+            Ok(Message { head: head @ PeerReply::NotOwner(_), .. }) => self.peers.unexpected(view.owner, &head),
+            Ok(message) => return Err(self.peers.unexpected(view.owner, &message.head)),
             Err(error) => Error::from(error),
         };
         self.wait_for_owner(view, error, patience).await
@@ -618,12 +619,21 @@ impl ServedVolume {
         Ok(())
     }
 
+    /// What this node is called.
+    #[must_use]
+    pub fn my_name(&self) -> String {
+        self.peers.name(self.me)
+    }
+
     fn not_owner(&self, view: View) -> Error {
         Error::new(
             ErrorKind::NotOwner,
             format!(
                 "volume {} is owned by node {} (epoch {}); a write here needs `helio volume migrate {} --to` this node first",
-                self.name, view.owner, view.epoch, self.name
+                self.name,
+                self.peers.name(view.owner),
+                view.epoch,
+                self.name
             ),
         )
     }

@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use crate::ownership::enclosure::Enclosure;
 use crate::ownership::gate::{Phase, View};
 use crate::ownership::handover::Released;
-use crate::peer::client::position_of;
 use crate::peer::message::{ENCODING_HELD, PeerReply, PeerRequest, ReplicaPosition};
 use crate::propagation::manifest::{Manifest, RunContent};
 use crate::propagation::telling::{Told, tell_part};
@@ -72,7 +71,7 @@ impl Member {
             let request = PeerRequest::ReplicaStatus { volume, epoch };
             let answer = self.volume.peers.ask(self.to, Class::Control, request, Bytes::new()).await?;
             let PeerReply::InitialSync { base, next, .. } = answer.head else {
-                break position_of(self.to, answer.head)?;
+                break self.volume.peers.position_of(self.to, answer.head)?;
             };
             tries += 1;
             match self.tell_rest(base, next).await {
@@ -101,7 +100,7 @@ impl Member {
         loop {
             let progress = watermarks.snapshot().remove(&self.to).unwrap_or_default();
             if let Some(tail) = progress.tail {
-                return Err(tail.refusal(self.to));
+                return Err(tail.refusal(&self.volume.peers.name(self.to)));
             }
             let watermark = progress.position.watermark;
             let is_there = match final_lsn {
@@ -118,8 +117,8 @@ impl Member {
                 reached = Instant::now();
             } else if reached.elapsed() >= CATCH_UP_PATIENCE {
                 let why = progress.error.unwrap_or_else(|| "it does not answer".to_owned());
-                let what =
-                    format!("node {} cannot be brought up to date: {why}; the volume stays where it is", self.to);
+                let to = self.volume.peers.name(self.to);
+                let what = format!("node {to} cannot be brought up to date: {why}; the volume stays where it is");
                 return Err(Error::new(ErrorKind::Unavailable, what));
             }
             if self.volume.gate.view().epoch != self.epoch {
@@ -174,9 +173,10 @@ impl Member {
         self.position =
             self.ask(PeerRequest::Prepare { volume: self.volume.id, epoch: self.epoch, manifest, ledger }).await?;
         if self.position.known != final_lsn {
+            let to = self.volume.peers.name(self.to);
             return Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("node {} knows the volume up to {}, not {final_lsn}", self.to, self.position.known),
+                format!("node {to} knows the volume up to {}, not {final_lsn}", self.position.known),
             ));
         }
         Ok(self.position.known)

@@ -237,13 +237,13 @@ impl Driver {
         // An entry like any other: what an owner's request had begun has taken effect when it has.
         let report = shard.rewind(id, report.known).await.map_err(store_failure)?;
         if let Some(tail) = self.volume.standing.tail() {
-            return Err(tail.refusal(self.volume.me));
+            return Err(tail.refusal(&self.volume.my_name()));
         }
         if report.rejoining.is_some() {
-            return Err(on_its_way_back(self.volume.me));
+            return Err(on_its_way_back(&self.volume.my_name()));
         }
         if report.held > report.watermark {
-            return Err(incomplete(self.volume.me, report.watermark, report.held));
+            return Err(incomplete(&self.volume.my_name(), report.watermark, report.held));
         }
         self.taken.start = report.watermark;
         self.taken.lost_blocks = shard.changed_blocks(id, report.watermark).await.map_err(store_failure)?;
@@ -277,7 +277,8 @@ impl Driver {
                 ErrorKind::Unavailable,
                 format!(
                     "volume {} was taken over in epoch {epoch}, but node {} does not serve it yet; its log says why",
-                    self.volume.name, self.volume.me
+                    self.volume.name,
+                    self.volume.my_name()
                 ),
             )),
         }
@@ -291,7 +292,7 @@ fn name_of(state: &MetaState, node: NodeId) -> String {
 
 /// The refusal of a node that has discarded its tail and nothing in the place of that yet.
 #[must_use]
-pub fn on_its_way_back(node: NodeId) -> Error {
+pub fn on_its_way_back(node: &str) -> Error {
     Error::new(
         ErrorKind::InvalidRequest,
         format!(
@@ -303,7 +304,7 @@ pub fn on_its_way_back(node: NodeId) -> Error {
 
 /// The refusal of a node that has written more than it holds all of.
 #[must_use]
-pub fn incomplete(node: NodeId, watermark: Lsn, held: Lsn) -> Error {
+pub fn incomplete(node: &str, watermark: Lsn, held: Lsn) -> Error {
     Error::new(
         ErrorKind::InvalidRequest,
         format!(

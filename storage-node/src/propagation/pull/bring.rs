@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Puller, Why, lock, runs_of};
 use crate::peer::alike;
-use crate::peer::client::unexpected;
+use crate::peer::client::PeerClient;
 use crate::peer::message::{Alike, ENCODING_HELD, Message, PeerReply, PeerRequest};
 use crate::peer::packing::{unpack_blocks, unpack_zstd};
 use crate::propagation::manifest::{VersionRun, VersionedBlock};
@@ -121,7 +121,10 @@ impl Puller {
                     self.pulling.count(why, stored.saturating_sub(landing.twice));
                 }
                 if !wanted.is_empty() {
-                    *last = Some(Error::new(ErrorKind::Unavailable, format!("node {holder} holds other versions")));
+                    *last = Some(Error::new(
+                        ErrorKind::Unavailable,
+                        format!("node {} holds other versions", self.peers.name(holder)),
+                    ));
                 }
                 Ok(())
             }
@@ -155,7 +158,7 @@ impl Puller {
     pub async fn ask_for(&self, holder: NodeId, wanted: Vec<(u32, Lsn)>) -> Result<Vec<VersionedBlock>, Error> {
         let request = self.held_request(Moment::Now, &wanted, Vec::new());
         let answer = self.peers.ask(holder, Class::Bulk, request, Bytes::new()).await?;
-        held_in(holder, answer, Vec::new())
+        held_in(&self.peers, holder, answer, Vec::new())
     }
 
     async fn fetch_held(
@@ -171,7 +174,7 @@ impl Puller {
             false => Vec::new(),
         };
         let request = self.held_request(moment, &wanted, alike::offers_of(&here));
-        held_in(holder, self.peers.fetch(holder, why.class(), request).await?, here)
+        held_in(&self.peers, holder, self.peers.fetch(holder, why.class(), request).await?, here)
     }
 
     fn held_request(&self, moment: Moment, wanted: &[(u32, Lsn)], offers: Vec<Alike>) -> PeerRequest {
@@ -205,6 +208,7 @@ impl Puller {
 
 /// The blocks of an answer to a pull by name, with those of `here` that it names.
 fn held_in(
+    peers: &PeerClient,
     holder: NodeId,
     answer: Message<PeerReply>,
     here: Vec<VersionedBlock>,
@@ -218,7 +222,7 @@ fn held_in(
             blocks.extend(alike::named(here, &alike));
             Ok(blocks)
         }
-        message => Err(unexpected(holder, &message.head)),
+        message => Err(peers.unexpected(holder, &message.head)),
     }
 }
 

@@ -10,7 +10,6 @@ use client_lib::transport::Class;
 use client_lib::{BlockIndex, Error, ErrorKind, Lsn};
 
 use super::{Sender, Transfer};
-use crate::peer::client::unexpected;
 use crate::peer::message::{ENCODING_SYNC, PeerReply, PeerRequest, ReplicaPosition};
 use crate::propagation::progress::Rejoining;
 use crate::propagation::telling::tell_part;
@@ -86,10 +85,11 @@ impl Sender {
                 PeerReply::Position(position) if position.watermark > Lsn::ZERO => return Ok((position, None)),
                 PeerReply::Rejoining { .. } => {
                     // It was told of all the rest meanwhile, for a handover, or did not get all of the last part.
-                    let what = format!("node {} is told of everything, and lacks some", self.replica);
+                    let what =
+                        format!("node {} is told of everything, and lacks some", self.volume.peers.name(self.replica));
                     return Err(Error::new(ErrorKind::Unavailable, what));
                 }
-                head => return Err(unexpected(self.replica, &head)),
+                head => return Err(self.volume.peers.unexpected(self.replica, &head)),
             }
             initial.is_unsure = false;
         }
@@ -105,7 +105,7 @@ impl Sender {
             self.pinned.release(&delta).await?;
             // It has taken up something else meanwhile.
             told?;
-            let what = format!("node {} did not take a part of the initial sync", self.replica);
+            let what = format!("node {} did not take a part of the initial sync", self.volume.peers.name(self.replica));
             return Err(Error::new(ErrorKind::Unavailable, what));
         }
         (initial.rest, initial.is_unsure) = (part.rest, true);

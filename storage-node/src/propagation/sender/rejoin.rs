@@ -11,7 +11,6 @@ use client_lib::{BlockIndex, Error, Lsn};
 use roaring::RoaringBitmap;
 
 use super::{Sender, Transfer};
-use crate::peer::client::unexpected;
 use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::propagation::ahead::Ahead;
 use crate::propagation::progress::Rejoining;
@@ -45,7 +44,7 @@ impl Sender {
             let request = PeerRequest::Lacking { volume, epoch, after, limit: LACKING_RUNS_MAX };
             let runs = match self.volume.peers.ask(self.replica, Class::Control, request, Bytes::new()).await? {
                 Message { head: PeerReply::Missing(runs), .. } => runs,
-                message => return Err(unexpected(self.replica, &message.head)),
+                message => return Err(self.volume.peers.unexpected(self.replica, &message.head)),
             };
             let Some(last) = runs.last() else { break };
             for run in &runs {

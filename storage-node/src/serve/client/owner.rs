@@ -184,7 +184,8 @@ async fn write(
             let text = format!(
                 "volume {} is written at its owner's node {} since epoch {epoch}: this client lost its right to write; close what \
                  uses the disk here, and open the volume anew if it is to be used here again",
-                volume.name, volume.me
+                volume.name,
+                volume.my_name()
             );
             Err(Error::new(ErrorKind::Fenced, text))
         }

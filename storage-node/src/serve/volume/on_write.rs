@@ -15,7 +15,6 @@ use tokio::time::Instant;
 
 use super::{Patience, RETRY_PAUSE, ServedVolume};
 use crate::ownership::gate::{Phase, View};
-use crate::peer::client::unexpected;
 use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest};
 
 /// How long a write waits for the owner's clients to flush. A machine that moves has flushed before it runs elsewhere, so
@@ -75,9 +74,9 @@ impl ServedVolume {
                     if newest.on_write != Some(self.me) {
                         return Err(self.not_owner(view));
                     }
-                    self.wait_for_owner(view, unexpected(view.owner, &head), &mut patience).await?;
+                    self.wait_for_owner(view, self.peers.unexpected(view.owner, &head), &mut patience).await?;
                 }
-                Ok(message) => return Err(unexpected(view.owner, &message.head)),
+                Ok(message) => return Err(self.peers.unexpected(view.owner, &message.head)),
                 Err(error) => self.wait_for_owner(view, error.into(), &mut patience).await?,
             }
         }
