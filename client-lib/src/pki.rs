@@ -43,6 +43,9 @@ const CA_CERTIFICATE_FILE: &str = "ca.crt";
 const NODE_KEY_FILE: &str = "node.key";
 const CA_NAME_PREFIX: &str = "Heliotrope cluster ";
 
+/// What an error calls a private key.
+const KEY: &str = "key";
+
 /// Why a certificate or key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
@@ -57,6 +60,14 @@ pub enum PkiError {
     /// Making or signing failed.
     #[error("certificate cannot be made: {0}")]
     Make(#[from] rcgen::Error),
+    /// A file has something else in it than it should.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<PkiError>,
+    },
     /// Not a certificate, key or request.
     #[error("{what} cannot be read: {reason}")]
     Parse {
@@ -197,6 +208,16 @@ fn remove(dir: &Path, name: &str) -> Result<(), PkiError> {
 fn certificate_from_pem(pem: &str) -> Result<CertificateDer<'static>, PkiError> {
     CertificateDer::from_pem_slice(pem.as_bytes())
         .map_err(|error| PkiError::Parse { what: "certificate", reason: error.to_string() })
+}
+
+impl PkiError {
+    /// The same, of what was read from `path`.
+    fn in_file(self, path: &Path) -> PkiError {
+        match self {
+            named @ (PkiError::Io { .. } | PkiError::File { .. }) => named,
+            unnamed => PkiError::File { path: path.to_owned(), source: Box::new(unnamed) },
+        }
+    }
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {

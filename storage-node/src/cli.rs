@@ -11,6 +11,7 @@ use client_lib::error::whole;
 use nbd_frontend::service::log::{self, LogFormat};
 
 use self::client::CLUSTER_FILE;
+use self::output::Unprinted;
 use crate::node::access::Removed;
 
 mod audit;
@@ -34,6 +35,7 @@ mod man;
 mod members;
 mod migrate;
 mod node;
+mod output;
 mod place;
 mod policy;
 mod remote;
@@ -142,37 +144,10 @@ enum Verb {
 /// Of a node that was removed from its cluster.
 const REMOVED_EXIT: u8 = 3;
 
-/// What a shell reports for a command that SIGPIPE ended.
-const CLOSED_PIPE_EXIT: i32 = 141;
-
-/// Makes a command that cannot print end as other commands do: quietly when its reader has gone (`helio … | head`), since Rust ignores SIGPIPE, and
-/// else with what the system said. `println!` panics instead. What goes on serving prints otherwise ([`log::say`]).
-fn end_when_printing_fails() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        let text = panic.payload().downcast_ref::<String>();
-        let Some((code, told)) = text.and_then(|text| printing_failed(text)) else { return report(panic) };
-        told.into_iter().for_each(log::complain);
-        std::process::exit(code);
-    }));
-}
-
-/// What a command exits with, and what it says, when it panics with `text` since it cannot print; `None` for other panics.
-fn printing_failed(text: &str) -> Option<(i32, Option<String>)> {
-    let (place, reason) = text.strip_prefix("failed printing to ")?.split_once(": ")?;
-    let reason = reason.split(" (os error").next().unwrap_or(reason);
-    Some(match (place, reason) {
-        ("stdout", "Broken pipe") => (CLOSED_PIPE_EXIT, None),
-        ("stdout", _) => (1, Some(format!("helio: cannot write the output: {reason}"))),
-        // Standard error: where it would be told.
-        _ => (1, None),
-    })
-}
-
 /// Runs a command; returns what the process exits with.
 #[must_use]
 pub fn run(helio: Helio) -> ExitCode {
-    end_when_printing_fails();
+    output::end_when_printing_fails();
     let default = if matches!(&helio.verb, Verb::Up(_)) || matches!(&helio.verb, Verb::Node(node) if node.runs_a_node())
     {
         // What openraft warns of is each message to a node that is off, several a second; consensus tells of that node once.
@@ -205,6 +180,10 @@ pub fn run(helio: Helio) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some((code, told)) = error.downcast_ref::<Unprinted>().map(Unprinted::end) {
+                told.into_iter().for_each(log::complain);
+                return ExitCode::from(code);
+            }
             log::complain(format_args!("helio: {}", whole(error.as_ref())));
             ExitCode::from(if error.is::<Removed>() { REMOVED_EXIT } else { 1 })
         }
@@ -225,20 +204,6 @@ mod tests {
     fn the_data_directory_may_stand_anywhere() {
         let helio = Helio::try_parse_from(["helio", "volume", "list", "--json", "--data", "/x"]).expect("parses");
         assert_eq!(helio.common.data(), PathBuf::from("/x"));
-    }
-
-    /// `helio volume list > /dev/full` ended with a panic's message, and 101.
-    #[test]
-    fn a_command_that_cannot_print_says_why() {
-        let told = "helio: cannot write the output: No space left on device";
-        for (text, expected) in [
-            ("failed printing to stdout: Broken pipe (os error 32)", Some((CLOSED_PIPE_EXIT, None))),
-            ("failed printing to stdout: No space left on device (os error 28)", Some((1, Some(told.to_owned())))),
-            ("failed printing to stderr: No space left on device (os error 28)", Some((1, None))),
-            ("index out of bounds", None),
-        ] {
-            assert_eq!(printing_failed(text), expected, "{text}");
-        }
     }
 
     /// Whoever had installed the package was told that no cluster runs from a directory below his home.

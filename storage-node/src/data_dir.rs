@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use client_lib::pki::NodeIdentity;
 use client_lib::{Error, ErrorKind};
 use rustix::fs::{FlockOperation, flock};
 
@@ -12,6 +13,10 @@ use rustix::fs::{FlockOperation, flock};
 const FORMAT: u32 = 1;
 /// What the marker says in front of the number.
 const MARKER: &str = "heliotrope ";
+
+/// What to do about an identity that cannot be read.
+pub(crate) const IDENTITY_ADVICE: &str = "read it as the user as whom the node runs; if it is damaged or gone, put the copy of `identity/` back that was \
+     kept of the data directory, or else remove the node and have its machine join as a new one (docs/membership.md, *A damaged identity*)";
 
 /// A directory that this process holds locked.
 #[derive(Debug)]
@@ -71,6 +76,22 @@ impl DataDir {
         path.join("identity")
     }
 
+    /// The identity of the node that has this data directory.
+    ///
+    /// # Errors
+    /// `Corrupt`, which names the file that is at fault, and what to do.
+    pub fn load_identity(path: &Path) -> Result<NodeIdentity, Error> {
+        NodeIdentity::load(&DataDir::identity(path)).map_err(unreadable)
+    }
+
+    /// The same for the process that holds the directory: it also goes on with a renewal that was broken off.
+    ///
+    /// # Errors
+    /// As [`load_identity`](Self::load_identity).
+    pub fn open_identity(path: &Path) -> Result<NodeIdentity, Error> {
+        NodeIdentity::open(&DataDir::identity(path)).map_err(unreadable)
+    }
+
     /// Where the cluster's authority is, in the data directory of the node that began the cluster.
     #[must_use]
     pub fn authority(path: &Path) -> PathBuf {
@@ -107,6 +128,10 @@ impl DataDir {
                 .caused_by(error)
         })
     }
+}
+
+fn unreadable(error: client_lib::pki::PkiError) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("the node's identity cannot be read: {error}; {IDENTITY_ADVICE}"))
 }
 
 /// Refuses a directory that is not ours or of another format. Changes nothing.
@@ -153,6 +178,59 @@ mod tests {
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
         drop(held);
         DataDir::open(&path).expect("is free again");
+    }
+
+    /// The node did not start, and said "certificate cannot be read: no items found": neither of which file, nor what could be done.
+    #[test]
+    fn a_damaged_identity_is_told_with_its_file_and_what_to_do() {
+        use client_lib::NodeId;
+        use client_lib::pki::{ClusterAuthority, ClusterId, Validity};
+        let root = tempfile::tempdir().expect("a directory");
+        let directory = DataDir::identity(root.path());
+        std::fs::create_dir(&directory).expect("is made");
+        let authority = ClusterAuthority::create(ClusterId::random().expect("random")).expect("is made");
+        let identity = authority.issue(NodeId(7), Validity::ENDLESS).expect("is issued");
+        identity.save(&directory).expect("is written");
+        assert_eq!(DataDir::load_identity(root.path()).expect("is whole").node(), NodeId(7));
+        let other = authority.issue(NodeId(8), Validity::ENDLESS).expect("is issued");
+        let strangers = tempfile::tempdir().expect("a directory");
+        other.save(strangers.path()).expect("is written");
+        let strange_key = std::fs::read(strangers.path().join("node.key")).expect("reads");
+        for name in ["ca.crt", "node.crt", "node.key"] {
+            let path = directory.join(name);
+            let whole = std::fs::read(&path).expect("reads");
+            let cut = whole[..whole.len() / 2].to_vec();
+            let mut altered = whole.clone();
+            // Within the base64, so that it is still a letter of that.
+            altered[whole.len() / 2] = if altered[whole.len() / 2] == b'A' { b'B' } else { b'A' };
+            let mut damages = vec![Vec::new(), cut, vec![0; whole.len()], vec![0xff; 9]];
+            // One letter more or less in a certificate may be one of its signature, which nobody looks at before TLS does.
+            damages.extend((name == "node.key").then_some(altered));
+            damages.extend((name == "node.key").then(|| strange_key.clone()));
+            for damaged in damages {
+                std::fs::write(&path, &damaged).expect("is written");
+                for told in [DataDir::load_identity(root.path()), DataDir::open_identity(root.path())] {
+                    let error = told.expect_err(name);
+                    let text = error.to_string();
+                    assert_eq!(error.kind(), ErrorKind::Corrupt);
+                    assert!(
+                        text.contains(&path.display().to_string()) && text.contains("docs/membership.md"),
+                        "{text}"
+                    );
+                }
+            }
+            std::fs::remove_file(&path).expect("is removed");
+            let text = DataDir::load_identity(root.path()).expect_err(name).to_string();
+            assert!(text.contains(&path.display().to_string()) && text.contains("put the copy"), "{text}");
+            std::fs::write(&path, &whole).expect("is written");
+        }
+        for (name, text) in [("node.renewed", "-----BEGIN"), ("reset.seed", "12")] {
+            std::fs::write(directory.join(name), text).expect("is written");
+            let told = DataDir::load_identity(root.path()).expect_err(name).to_string();
+            assert!(told.contains(name), "{told}");
+            std::fs::remove_file(directory.join(name)).expect("is removed");
+        }
+        assert_eq!(DataDir::load_identity(root.path()).expect("is whole again").node(), NodeId(7));
     }
 
     #[test]

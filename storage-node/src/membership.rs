@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 
 const FILE: &str = "membership.json";
 
+/// What to do about one that cannot be read.
+const ADVICE: &str = "read it as the user as whom the node runs; if it is damaged, put the copy back that was kept of the data directory, or else \
+     remove the node and have its machine join as a new one (docs/membership.md, *A damaged identity*)";
+
 /// A node's place in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
@@ -52,7 +56,7 @@ impl Membership {
     pub fn load(directory: &Path) -> Result<Option<Membership>, Error> {
         let path = directory.join(FILE);
         let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {
-            Error::new(ErrorKind::Corrupt, format!("{} cannot be read", path.display())).caused_by(error)
+            Error::new(ErrorKind::Corrupt, format!("{} cannot be read: {ADVICE}", path.display())).caused_by(error)
         };
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| unreadable(error.into())),
@@ -107,6 +111,6 @@ mod tests {
         assert_eq!(Membership::load(directory.path()).expect("reads"), Some(membership));
         fs::write(directory.path().join(FILE), "{").expect("is written");
         let error = Membership::load(directory.path()).expect_err("nonsense");
-        assert!(error.to_string().contains(FILE), "{error}");
+        assert!(error.to_string().contains(FILE) && error.to_string().contains("docs/membership.md"), "{error}");
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use client_lib::cipher::KeySource;
-use client_lib::pki::{NODE_CERTIFICATE_FILE, NodeIdentity};
+use client_lib::pki::NODE_CERTIFICATE_FILE;
 use client_lib::transport::quic::{QuicOptions, QuicTransport};
 use client_lib::transport::unix::UnixServer;
 use client_lib::wire::admin::NbdAddresses;
@@ -161,7 +161,7 @@ impl Node {
     pub async fn start(options: NodeOptions) -> anyhow::Result<Node> {
         let data = DataDir::open(&options.data)?;
         let identity_directory = DataDir::identity(&options.data);
-        let identity = NodeIdentity::open(&identity_directory)?;
+        let identity = DataDir::open_identity(&options.data)?;
         let clock = Arc::new(lease::BootClock);
         let authority = options.authority.as_ref();
         certificate::at_start(&identity, &identity_directory, options.name.as_str(), authority, &*clock)?;

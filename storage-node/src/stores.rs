@@ -30,6 +30,9 @@ const LOCK_FILE: &str = "lock";
 /// The store of a node that names none, in its data directory.
 const DEFAULT_STORE: &str = "shard-0";
 
+/// What is said of a store that has refused a write for want of space, behind what it is called.
+pub const FULL: &str = "is full: writes to it fail with ENOSPC";
+
 /// Why the stores are not what they must be. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoresError {

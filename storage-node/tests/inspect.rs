@@ -390,3 +390,34 @@ async fn what_cannot_be_inspected_says_why_and_what_to_do() {
     std::fs::write(stored.node().join("FORMAT"), "heliotrope 99\n").expect("is written");
     fails(&stored.node(), &["segments"], "format 99");
 }
+
+/// Into a full disk they ended with "No space left on device", of which nobody could say whose it was; and with code 0 where nobody read on, as no other command does.
+#[tokio::test]
+async fn an_output_that_nobody_takes_ends_each_of_them_as_other_commands_end() {
+    let stored = Stored::new().await;
+    let volume = OWNED.to_string();
+    for arguments in
+        [&["segments"][..], &["log"], &["log", "--json"], &["map", &volume], &["map", &volume, "--json"], &["volume"]]
+    {
+        let run = |stdout: std::process::Stdio| {
+            let (verb, rest) = arguments.split_first().expect("a verb");
+            let mut helio = Command::new(env!("CARGO_BIN_EXE_helio"));
+            helio
+                .arg("inspect")
+                .arg(verb)
+                .arg(stored.node())
+                .args(rest)
+                .stdout(stdout)
+                .stderr(std::process::Stdio::piped());
+            helio.spawn().expect("helio runs").wait_with_output().expect("ends")
+        };
+        let full = run(File::options().write(true).open("/dev/full").expect("is there").into());
+        let said = text(&full.stderr);
+        assert_eq!(full.status.code(), Some(1), "{arguments:?}: {said}");
+        assert_eq!(said, "helio: cannot write the output: No space left on device\n", "{arguments:?}");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let closed = run(writer.into());
+        assert_eq!((closed.status.code(), text(&closed.stderr)), (Some(141), String::new()), "{arguments:?}");
+    }
+}

@@ -142,7 +142,7 @@ fn goes_on_around_a_full_store(kind: &str) {
 
     assert_eq!(json(&nodes, &["volume", "status", "other"])["is_full"], true);
     let why = nodes.run("b", &["why", "other"]).expect("tells");
-    assert!(why.contains("of node a is full, and writes fail with ENOSPC; make room"), "{why}");
+    assert!(why.contains("of node a is full: writes to it fail with ENOSPC; make room"), "{why}");
     // Everything but writes works.
     [0, full / 2, full - 1].into_iter().for_each(|number| verify(&mut other, number, 1));
     other.flush().expect("what was acked can be made durable");

@@ -60,10 +60,13 @@ impl ClusterAuthority {
     pub fn load(dir: &Path) -> Result<ClusterAuthority, PkiError> {
         let certificate_pem = read(&dir.join(CA_CERTIFICATE_FILE))?;
         let key_pem = read(&dir.join(CA_KEY_FILE))?;
-        let unusable = |reason: String| PkiError::Parse { what: "the key of the cluster's authority (ca.key)", reason };
+        let unusable = |reason: String| {
+            PkiError::Parse { what: "the key of the cluster's authority", reason }.in_file(&dir.join(CA_KEY_FILE))
+        };
         let key = KeyPair::from_pem(&key_pem).map_err(|error| unusable(error.to_string()))?;
-        let certificate = certificate_from_pem(&certificate_pem)?;
-        let cluster = ca_cluster(&certificate)?;
+        let damaged = |error: PkiError| error.in_file(&dir.join(CA_CERTIFICATE_FILE));
+        let certificate = certificate_from_pem(&certificate_pem).map_err(damaged)?;
+        let cluster = ca_cluster(&certificate).map_err(damaged)?;
         Pair::from_pem(&certificate_pem, &key_pem, &certificate)
             .map_err(|_| unusable("it is not that of the certificate beside it (ca.crt)".to_owned()))?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
@@ -223,6 +226,6 @@ mod tests {
         std::fs::copy(identity.join(CA_CERTIFICATE_FILE), held.join(CA_CERTIFICATE_FILE)).expect("is copied");
         assert!(told().contains("it is not that of the certificate beside it (ca.crt)"), "{}", told());
         std::fs::write(held.join(CA_KEY_FILE), "-----BEGIN PRIVATE KEY-----\nMIG").expect("is cut");
-        assert!(told().starts_with("the key of the cluster's authority (ca.key) cannot be read"), "{}", told());
+        assert!(told().contains("/authority/ca.key: the key of the cluster's authority cannot be read"), "{}", told());
     }
 }

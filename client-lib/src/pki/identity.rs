@@ -10,8 +10,8 @@ use super::renewal::{self, SEED_SIZE};
 use super::shown::{Pair, Shown};
 use super::validity::check_signed;
 use super::{
-    CA_CERTIFICATE_FILE, ClusterId, Fingerprint, NODE_KEY_FILE, PkiError, Validity, ca_cluster, certificate_from_pem,
-    fingerprint, hmac_sha256, read, write_atomically,
+    CA_CERTIFICATE_FILE, ClusterId, Fingerprint, KEY, NODE_KEY_FILE, PkiError, Validity, ca_cluster,
+    certificate_from_pem, fingerprint, hmac_sha256, read, write_atomically,
 };
 use crate::types::{ClientName, NodeId};
 
@@ -99,20 +99,24 @@ impl NodeIdentity {
     /// Reads `ca.crt`, and `node.crt` and `node.key` or what is about to replace them. Others may do so while the node that has them renews them.
     ///
     /// # Errors
-    /// [`PkiError::Io`], [`PkiError::Parse`], [`PkiError::WrongCluster`].
+    /// [`PkiError::Io`]; [`PkiError::File`], which names the one that is damaged.
     pub fn load(dir: &Path) -> Result<NodeIdentity, PkiError> {
         // Of files that are being replaced, one may be read new and one old. They are not replaced twice within that.
         NodeIdentity::read(dir).or_else(|_| NodeIdentity::read(dir)).or_else(|_| NodeIdentity::read(dir))
     }
 
     fn read(dir: &Path) -> Result<NodeIdentity, PkiError> {
-        let ca = read(&dir.join(CA_CERTIFICATE_FILE))?;
+        let [ca_path, certificate_path, key_path] =
+            [CA_CERTIFICATE_FILE, NODE_CERTIFICATE_FILE, NODE_KEY_FILE].map(|name| dir.join(name));
+        let ca = read(&ca_path)?;
+        certificate_from_pem(&ca).and_then(|ca| ca_cluster(&ca)).map_err(|error| error.in_file(&ca_path))?;
         let identity = match renewal::pending(dir)? {
-            Some(pending) => NodeIdentity::from_pem(&ca, &pending, &pending)?,
-            None => {
-                let file = |name| read(&dir.join(name));
-                NodeIdentity::from_pem(&ca, &file(NODE_CERTIFICATE_FILE)?, &file(NODE_KEY_FILE)?)?
-            }
+            Some(pending) => NodeIdentity::from_pem(&ca, &pending, &pending)
+                .map_err(|error| error.in_file(&renewal::pending_path(dir)))?,
+            None => NodeIdentity::from_pem(&ca, &read(&certificate_path)?, &read(&key_path)?).map_err(|error| {
+                let of_key = matches!(error, PkiError::Parse { what: KEY, .. });
+                error.in_file(if of_key { &key_path } else { &certificate_path })
+            })?,
         };
         let seed = renewal::kept_seed(dir)?.unwrap_or(identity.seed);
         Ok(NodeIdentity { seed, ..identity })

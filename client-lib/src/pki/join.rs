@@ -37,7 +37,9 @@ impl JoinKey {
     /// [`PkiError::Io`], [`PkiError::Make`].
     pub fn load_or_create(dir: &Path) -> Result<JoinKey, PkiError> {
         if dir.join(NODE_KEY_FILE).exists() {
-            return Ok(JoinKey { key: KeyPair::from_pem(&read(&dir.join(NODE_KEY_FILE))?)? });
+            let path = dir.join(NODE_KEY_FILE);
+            let key = KeyPair::from_pem(&read(&path)?).map_err(|error| PkiError::from(error).in_file(&path))?;
+            return Ok(JoinKey { key });
         }
         let key = KeyPair::generate()?;
         write_atomically(dir, NODE_KEY_FILE, &key.serialize_pem(), 0o600)?;

@@ -9,7 +9,7 @@
 //! Whoever finds the third file goes on from there ([`settle`]). Only the process that has the data directory's lock writes.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::identity::NODE_CERTIFICATE_FILE;
 use super::{NODE_KEY_FILE, PkiError, hex, read, remove, write_atomically};
@@ -27,13 +27,19 @@ pub(super) fn pending(dir: &Path) -> Result<Option<String>, PkiError> {
     optional(dir, RENEWED_FILE)
 }
 
+/// Where that is.
+pub(super) fn pending_path(dir: &Path) -> PathBuf {
+    dir.join(RENEWED_FILE)
+}
+
 /// The seed that was kept when the key was replaced.
 pub(super) fn kept_seed(dir: &Path) -> Result<Option<[u8; SEED_SIZE]>, PkiError> {
     let Some(text) = optional(dir, SEED_FILE)? else { return Ok(None) };
     let byte = |at: usize| text.get(2 * at..2 * at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
     let bytes: Option<Vec<u8>> = (0..SEED_SIZE).map(byte).collect();
-    let odd = || PkiError::Parse { what: SEED_FILE, reason: "it is not 64 hexadecimal digits".to_owned() };
-    bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(odd).map(Some)
+    let odd = || PkiError::Parse { what: "seed", reason: "it is not 64 hexadecimal digits".to_owned() };
+    let seed = bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(odd);
+    seed.map(Some).map_err(|error| error.in_file(&dir.join(SEED_FILE)))
 }
 
 /// Replaces both files.

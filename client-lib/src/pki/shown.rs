@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use super::{PkiError, Validity, certificate_from_pem, provider};
+use super::{KEY, PkiError, Validity, certificate_from_pem, provider};
 
 /// A certificate and its key.
 pub(crate) struct Pair {
@@ -30,7 +30,7 @@ impl Pair {
         key_pem: &str,
         ca: &CertificateDer<'static>,
     ) -> Result<Pair, PkiError> {
-        let unusable = |error: &dyn fmt::Display| PkiError::Parse { what: "key", reason: error.to_string() };
+        let unusable = |error: &dyn fmt::Display| PkiError::Parse { what: KEY, reason: error.to_string() };
         let certificate = certificate_from_pem(certificate_pem)?;
         let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|error| unusable(&error))?;
         let signing = provider().key_provider.load_private_key(key.clone_key()).map_err(|error| unusable(&error))?;

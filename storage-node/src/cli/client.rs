@@ -62,7 +62,8 @@ impl ClusterFile {
                 data.display()
             )
         })?;
-        serde_json::from_str(&text).with_context(|| format!("{} cannot be read", path.display()))
+        serde_json::from_str(&text)
+            .with_context(|| format!("{} is damaged: restart what runs there, which writes it anew", path.display()))
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use bytes::Bytes;
 use clap::Subcommand;
 use client_lib::clock::{Clock, SystemClock};
-use client_lib::pki::{ClusterAuthority, ClusterId, JoinKey, JoinSecret, JoinToken, NodeIdentity, Validity};
+use client_lib::pki::{ClusterAuthority, ClusterId, JoinKey, JoinSecret, JoinToken, Validity};
 use client_lib::transport::TransportError;
 use client_lib::transport::quic::join_call;
 use client_lib::wire::admin::ClusterStatus;
@@ -173,7 +173,7 @@ fn come_back(file: &Path, config: &NodeConfig, membership: &Membership, token: &
     let now_ms = SystemClock::new().unix_ms();
     let uncounted = match membership.removed {
         true => None,
-        false => Some(NodeIdentity::open(&directory)?).filter(|identity| !identity.validity().counts(now_ms)),
+        false => Some(DataDir::open_identity(&config.data)?).filter(|identity| !identity.validity().counts(now_ms)),
     };
     let Some(identity) = uncounted else { return Err(belongs_already(config, membership)) };
     let token = read_token(token)?;

@@ -6,7 +6,6 @@
 mod log;
 
 use std::fmt::Display;
-use std::io::{self, BufWriter, ErrorKind, Write};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -17,6 +16,7 @@ use serde_json::json;
 
 use self::log::LogPrinter;
 use super::client::{print_json, print_table};
+use super::output::{Output, Unprinted};
 use crate::inspect::map::MapRun;
 use crate::inspect::volume::VolumeReport;
 use crate::inspect::{InspectError, Inspected, Shard, map, segments, volume};
@@ -94,15 +94,14 @@ pub(super) fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Segments { .. } => show_segments(&inspected, json, &mut damage)?,
         Verb::Log { from, volume, limit, .. } => {
-            let mut printer = LogPrinter::new(from, volume, json, out());
+            let mut printer = LogPrinter::new(from, volume, json);
             for shard in &inspected.shards {
-                // Whoever reads may have seen enough.
-                printer.print(shard, limit, &mut damage).or_else(unless_closed)?;
+                printer.print(shard, limit, &mut damage)?;
             }
         }
         Verb::Map { volume, range, .. } => {
             let range = range.unwrap_or(0..=u32::MAX);
-            show_map(&inspected, VolumeId(volume), range, json, &mut damage).or_else(unless_closed)?;
+            show_map(&inspected, VolumeId(volume), range, json, &mut damage)?;
         }
         Verb::Volume { volume, .. } => show_volumes(&inspected, volume.map(VolumeId), json, &mut damage)?,
     }
@@ -128,19 +127,6 @@ impl Damage {
             1 => bail!("1 thing in the directory is damaged; it was not changed"),
             count => bail!("{count} things in the directory are damaged; they were not changed"),
         }
-    }
-}
-
-type Out = BufWriter<io::StdoutLock<'static>>;
-
-fn out() -> Out {
-    BufWriter::new(io::stdout().lock())
-}
-
-fn unless_closed(error: anyhow::Error) -> anyhow::Result<()> {
-    match error.downcast_ref::<io::Error>() {
-        Some(closed) if closed.kind() == ErrorKind::BrokenPipe => Ok(()),
-        _ => Err(error),
     }
 }
 
@@ -275,7 +261,7 @@ fn show_map(
 ) -> anyhow::Result<()> {
     let mut is_here = false;
     let mut shards = Vec::new();
-    let mut out = out();
+    let mut out = Output::new();
     for shard in &inspected.shards {
         let mut failed = None;
         let mut collected = Vec::new();
@@ -295,7 +281,8 @@ fn show_map(
             Ok(found) => {
                 is_here = true;
                 if is_first && !json {
-                    writeln!(out, "{}\nno block of volume {volume} in this range is mapped", heading(shard))?;
+                    let heading = heading(shard);
+                    out.line(format_args!("{heading}\nno block of volume {volume} in this range is mapped"))?;
                 }
                 shards.push(json!({ "shard": shard.name, "runs": collected, "damage": found }));
                 damage.of(shard, found);
@@ -308,18 +295,19 @@ fn show_map(
         return Err(InspectError::NoVolume(volume).into());
     }
     if json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&json!({ "volume": volume, "shards": shards }))?)?;
+        out.line(serde_json::to_string_pretty(&json!({ "volume": volume, "shards": shards }))?)?;
     }
     Ok(out.flush()?)
 }
 
-fn print_run(out: &mut Out, title: Option<String>, run: &MapRun) -> io::Result<()> {
+fn print_run(out: &mut Output, title: Option<String>, run: &MapRun) -> Result<(), Unprinted> {
     let columns = |blocks: &dyn Display, layer: &str, kind: &str, lsn: &str, place: &str, checksum: &str| {
         let row = format!("{blocks:<22} {layer:<8} {kind:<7} {lsn:<14} {place:<14} {checksum}");
         row.trim_end().to_owned()
     };
     if let Some(title) = title {
-        writeln!(out, "{title}\n{}", columns(&"BLOCKS", "LAYER", "KIND", "VERSION", "PLACE", "CHECKSUM"))?;
+        let heading = columns(&"BLOCKS", "LAYER", "KIND", "VERSION", "PLACE", "CHECKSUM");
+        out.line(format_args!("{title}\n{heading}"))?;
     }
     let place = run.place().map_or_else(|| "-".to_owned(), |place| format!("{}:{}", place.segment, place.block));
     let checksum = match run.checksums.as_slice() {
@@ -328,7 +316,7 @@ fn print_run(out: &mut Out, title: Option<String>, run: &MapRun) -> io::Result<(
         [first, rest @ ..] => format!("{first:08x} and {} more", rest.len()),
     };
     let blocks = blocks(run.first, run.last);
-    writeln!(out, "{}", columns(&blocks, run.layer, run.kind, &run.lsn.to_string(), &place, &checksum))
+    out.line(columns(&blocks, run.layer, run.kind, &run.lsn.to_string(), &place, &checksum))
 }
 
 fn counted(count: u64, what: &str) -> String {

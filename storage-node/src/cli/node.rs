@@ -201,7 +201,7 @@ fn authority(config: &NodeConfig) -> Option<AuthorityPlace> {
 
 /// The first voter of a new cluster: this node.
 fn founder(config: &NodeConfig) -> anyhow::Result<Vec<BootstrapMember>> {
-    let identity = client_lib::pki::NodeIdentity::load(&DataDir::identity(&config.data))?;
+    let identity = DataDir::load_identity(&config.data)?;
     Ok(vec![BootstrapMember {
         id: identity.node(),
         name: config.name.clone(),

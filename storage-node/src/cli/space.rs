@@ -7,6 +7,7 @@ use client_lib::wire::admin::{NodeSpace, StoreSpace, VolumeSpace};
 use super::Common;
 use super::client::{Client, print_json, print_table};
 use crate::size::human;
+use crate::stores::FULL;
 
 /// Show where the space of a node's disks goes: segments, live data, garbage, map, and each volume
 #[derive(Debug, Args)]
@@ -20,6 +21,11 @@ pub(super) struct Space {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// What is to be said of a full store, called `store`, and what to do about it.
+pub(super) fn full(store: &str) -> String {
+    format!("{store} {FULL}; {FULL_ADVICE}")
 }
 
 /// What to do about a full store.
@@ -41,7 +47,7 @@ pub(super) fn run(arguments: &Space, common: &Common) -> anyhow::Result<()> {
             println!("{} takes no writes until the node is restarted: {fault}", store.directory);
         }
         if store.is_full {
-            println!("{} is full: writes of its volumes fail with ENOSPC; {FULL_ADVICE}", store.directory);
+            println!("{}", full(&format!("store {}", store.directory)));
         }
     }
     if !space.volumes.is_empty() {

@@ -276,11 +276,7 @@ fn print_status(status: &VolumeStatus) {
         );
     }
     if status.is_full {
-        println!(
-            "store {} is full: writes of this volume fail with ENOSPC; {}",
-            status.space.store,
-            space::FULL_ADVICE
-        );
+        println!("{}", space::full(&format!("store {}", status.space.store)));
     }
     for tail in status.replicas.iter().filter_map(|replica| replica.tail.as_ref()) {
         println!(

@@ -119,12 +119,7 @@ fn of_status(status: &VolumeStatus) -> Vec<String> {
         ));
     }
     if status.is_full {
-        sentences.push(format!(
-            "store {} of node {} is full, and writes fail with ENOSPC; {}",
-            status.space.store,
-            status.owner,
-            space::FULL_ADVICE
-        ));
+        sentences.push(space::full(&format!("store {} of node {}", status.space.store, status.owner)));
     }
     if status.damaged_blocks > 0 {
         sentences.push(format!(
@@ -281,7 +276,7 @@ mod tests {
         let full = ReplicaStatus { reachable: false, error, ..replica("d") };
         assert!(of_status(&status(vec![full]))[0].starts_with("node d does not follow: its store is full;"));
         let of_full_store = VolumeStatus { is_full: true, ..status(vec![]) };
-        assert!(of_status(&of_full_store)[0].contains("of node a is full, and writes fail with ENOSPC; make room"));
+        assert!(of_status(&of_full_store)[0].contains("of node a is full: writes to it fail with ENOSPC; make room"));
         let all = of_status(&status(vec![left, away, slow]));
         assert!(all[0].contains("helio volume rejoin disk --node b --discard-tail"), "{all:?}");
         assert!(all[1].contains("node c cannot be reached") && all[2].contains("node d is 70 s behind"), "{all:?}");

@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use client_lib::pki::NodeIdentity;
 use client_lib::{Epoch, Error, ErrorKind, GroupId, NodeId, VolumeId};
 use consensus::MetaState;
 use consensus::store::state_machine;
@@ -92,8 +91,7 @@ impl Disks {
         }
         let held = DataDir::open(data)?;
         let listed: Vec<Listed> = read(&data.join(LIST_FILE)).map_err(refuse)?.unwrap_or_default();
-        let identity = NodeIdentity::load(&DataDir::identity(data));
-        let me = identity.map_err(|error| wrong(error.to_string()))?.node();
+        let me = DataDir::load_identity(data)?.node();
         let state = state_machine::peek(&data.join("meta"), GroupId::META)
             .map_err(|error| wrong("what the disks held is not known".to_owned()).caused_by(error))?
             .ok_or_else(|| wrong(format!("the node in {} knows no metadata yet", data.display())))?;

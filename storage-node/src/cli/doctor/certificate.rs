@@ -7,7 +7,7 @@ use client_lib::pki::{NODE_CERTIFICATE_FILE, NodeIdentity, Validity, date};
 
 use super::Finding;
 use crate::config::NodeConfig;
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, IDENTITY_ADVICE};
 use crate::membership::Membership;
 
 /// Of the node of these settings, if it belongs to a cluster.
@@ -18,14 +18,7 @@ pub(super) fn findings(config: &NodeConfig) -> Option<Finding> {
 /// Of the node with this data directory.
 fn of_directory(data: &Path) -> Option<Finding> {
     let directory = DataDir::identity(data);
-    let unusable = |error: String| {
-        Finding::wrong(
-            "certificate",
-            format!("cannot be read in {}: {error}", directory.display()),
-            "ask as the user as whom the node runs; if it is damaged or gone, restore `identity/` of the data directory, or remove the node \
-             (docs/membership.md)",
-        )
-    };
+    let unusable = |error: String| Finding::wrong("certificate", format!("cannot be read: {error}"), IDENTITY_ADVICE);
     match Membership::load(data) {
         // It has yet to join.
         Ok(None) if matches!(directory.join(NODE_CERTIFICATE_FILE).try_exists(), Ok(false)) => return None,

@@ -12,6 +12,7 @@ use crate::cli::space;
 use crate::cli::{Common, credentials};
 use crate::config::NodeConfig;
 use crate::size::human;
+use crate::stores::FULL;
 
 /// A store with less than this part of its room left is short of it.
 const SHORT_SHARE: u64 = 10;
@@ -133,7 +134,7 @@ fn full_or_faulty(node: &str, store: &StoreSpace) -> Option<Finding> {
         return Some(Finding::wrong(what, format!("takes no writes: {fault}"), advice));
     }
     if store.is_full {
-        return Some(Finding::wrong(what, "is full: writes fail with ENOSPC", space::FULL_ADVICE));
+        return Some(Finding::wrong(what, FULL, space::FULL_ADVICE));
     }
     let whole = store.available_bytes + store.live_bytes;
     let is_short = store.available_bytes < whole / SHORT_SHARE;

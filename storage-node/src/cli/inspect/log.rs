@@ -1,12 +1,12 @@
 //! The records of the log as rows, or as lines of JSON.
 
-use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 use client_lib::Epoch;
 use serde_json::json;
 
-use super::{Damage, Out, Start, counted, heading};
+use super::super::output::{Output, Unprinted};
+use super::{Damage, Start, counted, heading};
 use crate::inspect::Shard;
 use crate::inspect::log::{Data, Record, files, walk};
 use crate::log::Entry;
@@ -18,17 +18,17 @@ pub(super) struct LogPrinter {
     from: Option<Start>,
     volume: Option<u64>,
     json: bool,
-    out: Out,
+    out: Output,
     /// Where to begin, while that was not met.
     awaited: Option<Start>,
     /// Records that may still be shown.
     left: u64,
-    failed: Option<io::Error>,
+    failed: Option<Unprinted>,
 }
 
 impl LogPrinter {
-    pub(super) fn new(from: Option<Start>, volume: Option<u64>, json: bool, out: Out) -> LogPrinter {
-        LogPrinter { from, volume, json, out, awaited: None, left: 0, failed: None }
+    pub(super) fn new(from: Option<Start>, volume: Option<u64>, json: bool) -> LogPrinter {
+        LogPrinter { from, volume, json, out: Output::new(), awaited: None, left: 0, failed: None }
     }
 
     /// Prints the log of `shard`, at most `limit` records of it.
@@ -36,7 +36,7 @@ impl LogPrinter {
         (self.awaited, self.left) = (self.from, limit.unwrap_or(u64::MAX));
         let mut found = shard.damage.clone();
         if !self.json {
-            writeln!(self.out, "{}\n{LOG_HEADING}", heading(shard))?;
+            self.out.line(format_args!("{}\n{LOG_HEADING}", heading(shard)))?;
         }
         let walked = walk(&files(shard, &mut found)?, shard.checkpoint, Data::Verified, &mut |record| match self
             .record(shard, record)
@@ -57,12 +57,13 @@ impl LogPrinter {
                 let end = json!({
                     "segment": at.segment, "block": at.block, "next_record": at.sequence, "reason": reason, "cut_segments": cut,
                 });
-                writeln!(self.out, "{}", json!({ "shard": shard.name, "end": end, "damage": found }))?;
+                self.out.line(json!({ "shard": shard.name, "end": end, "damage": found }))?;
             } else {
                 let (segment, block, sequence) = (at.segment, at.block, at.sequence);
-                writeln!(self.out, "the log ends at {segment}:{block}, before record {sequence}: {reason}")?;
+                self.out.line(format_args!("the log ends at {segment}:{block}, before record {sequence}: {reason}"))?;
                 for segment in cut {
-                    writeln!(self.out, "segment {segment} holds records that do not continue it, and is free")?;
+                    self.out
+                        .line(format_args!("segment {segment} holds records that do not continue it, and is free"))?;
                 }
             }
         }
@@ -70,7 +71,7 @@ impl LogPrinter {
         Ok(self.out.flush()?)
     }
 
-    fn record(&mut self, shard: &Shard, record: &Record) -> io::Result<ControlFlow<()>> {
+    fn record(&mut self, shard: &Shard, record: &Record) -> Result<ControlFlow<()>, Unprinted> {
         let at = record.at;
         let is_before = match self.awaited {
             Some(Start::Record(sequence)) => at.sequence < sequence,
@@ -97,7 +98,7 @@ impl LogPrinter {
                 "record": at.sequence, "chain": format!("{:08x}", at.chain), "checksum": format!("{:08x}", record.checksum),
                 "blocks": record.blocks, "entries": entries,
             });
-            writeln!(self.out, "{line}")?;
+            self.out.line(line)?;
             return Ok(ControlFlow::Continue(()));
         }
         for (number, (entry, first_block)) in entries.enumerate() {
@@ -113,7 +114,9 @@ impl LogPrinter {
                 count => format!(", data at {}:{first_block}..{}", at.segment, first_block + count - 1),
             };
             let volume = entry.volume();
-            writeln!(self.out, "{place:<14} {sequence:<10} {chain:<8}  {name:<9} {volume:<8} {lsn:<14} {what}{data}")?;
+            self.out.line(format_args!(
+                "{place:<14} {sequence:<10} {chain:<8}  {name:<9} {volume:<8} {lsn:<14} {what}{data}"
+            ))?;
         }
         Ok(ControlFlow::Continue(()))
     }

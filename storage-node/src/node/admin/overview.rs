@@ -24,6 +24,7 @@ use crate::ownership::gate::Phase;
 use crate::peer::message::AdminForward;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::size;
+use crate::stores::FULL;
 
 /// How old what an owner told may be before it is asked again.
 const FRESH: Duration = Duration::from_secs(1);
@@ -240,7 +241,7 @@ impl NodeAdmin {
         waits.extend(rpo_waits(&rpo));
         waits.extend(report.fault.map(|fault| format!("its owner takes no writes until it is restarted: {fault}")));
         if report.is_full {
-            waits.push("its owner's store is full: writes fail with ENOSPC".to_owned());
+            waits.push(format!("its owner's store {FULL}"));
         }
         if report.damaged_blocks > 0 {
             waits.push(format!("{} blocks are damaged and not repaired yet", report.damaged_blocks));
