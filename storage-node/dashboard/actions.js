@@ -115,7 +115,7 @@ export async function takeOver(name, status, summary) {
   const typed = h("input", { type: "text", spellcheck: "false", autocomplete: "off", required: true });
   const behind = h("input", { type: "checkbox" });
   const body = [
-    p(`For when ${owner} is lost. A replica goes on with what it holds: what ${owner} had not sent is lost, or kept there apart until somebody looks at it. It waits until the lease of ${owner} is out, and is refused while ${owner} lives; to move a volume that is well, use Move.`),
+    p(`For when ${owner} is lost. A replica goes on with what it holds: what ${owner} had not sent is lost, or kept there apart until somebody looks at it. It waits until the lease of ${owner} is out, and is refused while ${owner} lives, unless its store has failed: then it steps down at once. To move a volume that is well, use Move.`),
     h("label", { class: "field" }, "Which replica", to),
     h("label", { class: "check" }, behind, "Also if another replica holds more, or may hold what was flushed: that is cut off"),
     h("label", { class: "field" }, h("span", {}, "Type ", h("code", {}, name), " to say that it is meant"), typed),

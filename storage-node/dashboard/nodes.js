@@ -1,7 +1,7 @@
 // The nodes and the links between them, as tables.
 
 import { by, change, h, keep, mark, put, row, table } from "./dom.js";
-import { bytes, cap, count, many, ms, rate, seconds } from "./format.js";
+import { bytes, cap, count, many, moment, ms, rate, seconds } from "./format.js";
 import { rateOf } from "./traffic.js";
 
 const NODE_COLUMNS = [
@@ -17,6 +17,9 @@ const LINK_COLUMNS = [
   { name: "waits", title: "Waits", number: true },
   { name: "rtt", title: "RTT", number: true },
 ];
+
+/** Which store takes no writes, why, and since when. */
+const faultOf = (fault) => `${fault.store} ${fault.fault}${fault.since_ms === null ? "" : `, since ${moment(fault.since_ms)}`}`;
 
 export class Nodes {
   /** `drain` is called with the name of a node. */
@@ -45,11 +48,13 @@ export class Nodes {
       const provider = member.provider === member.name ? null : h("span", { class: "below" }, member.provider);
       const role = member.leader ? "★ leads" : member.voter ? "votes" : "follows";
       const here = member.name === cluster.node ? " · shows this" : "";
-      change(name, `${member.name} ${member.provider} ${role}${here}`, member.name, provider, h("span", { class: "below" }, `${role}${here}`));
-      const far = member.reachable && member.rtt_ms !== null ? h("span", { class: "below" }, `in ${ms(member.rtt_ms)}`) : null;
-      const said = member.reachable ? "answers" : "does not answer";
-      change(state, `${said} ${member.rtt_ms}`, mark(member.reachable ? "good" : "bad", said), far);
       const owner = owners.find((owner) => owner.node === member.name);
+      const faults = member.reachable ? owner?.store_faults ?? [] : [];
+      change(name, `${member.name} ${member.provider} ${role}${here} ${faults.map(faultOf)}`, member.name, provider, h("span", { class: "below" }, `${role}${here}`),
+        ...faults.map((fault) => h("span", { class: "why bad" }, h("span", {}, faultOf(fault)))));
+      const far = member.reachable && member.rtt_ms !== null ? h("span", { class: "below" }, `in ${ms(member.rtt_ms)}`) : null;
+      const said = !member.reachable ? "does not answer" : faults.length === 0 ? "answers" : faults.length === 1 ? "a store has failed" : `${faults.length} stores have failed`;
+      change(state, `${said} ${member.rtt_ms}`, mark(said === "answers" ? "good" : "bad", said), far);
       put(owns, owner ? count(owner.volumes) : "–");
       drain.firstElementChild.disabled = !owner || owner.volumes === 0;
     });

@@ -198,7 +198,9 @@ export class VolumeView {
 function factsOf(status) {
   const { durability, rpo } = status;
   const facts = [
-    { name: "Owner", text: `${status.owner}, epoch ${status.epoch}` },
+    status.stepped_down
+      ? { name: "Owner", text: `${status.owner}, epoch ${status.epoch}, has stepped down, since its store has failed: nothing is read or written until a replica has taken the volume over, or it is restarted with a store that works`, kind: "bad" }
+      : { name: "Owner", text: `${status.owner}, epoch ${status.epoch}` },
     { name: "Occupies", text: `${bytes(status.mapped_bytes)} of ${bytes(status.size_bytes)}` },
     { name: "Class", text: `${durability.class}: ${durability.state}${durability.cause ? `, ${durability.cause}` : ""}${durability.waiting > 0 ? `; ${durability.waiting} flushes wait` : ""}`, kind: durability.state === "met" ? "good" : "warn" },
     rpoOf(rpo),
@@ -210,7 +212,7 @@ function factsOf(status) {
   }
   if (rpo.limit_bytes_per_second) facts.push({ name: "Writes slowed to", text: rate(rpo.limit_bytes_per_second), kind: "warn" });
   if (status.on_write) facts.push({ name: "Goes by itself", text: `to ${status.on_write}, when it is written there` });
-  if (status.fault) facts.push({ name: "Fault", text: status.fault, kind: "bad" });
+  if (status.fault) facts.push({ name: "Fault", text: `no writes until ${status.owner} is restarted: ${status.fault}${status.fault_since_ms === null ? "" : `, since ${moment(status.fault_since_ms)}`}${status.stepped_down ? "" : "; reads go on"}`, kind: "bad" });
   if (status.damaged_blocks > 0) facts.push({ name: "Damaged", text: `${status.damaged_blocks} blocks, not repaired yet`, kind: "bad" });
   if (status.clone_of?.volume) facts.push({ name: "Clone of", text: `${status.clone_of.volume}${status.clone_of.snapshot ? `@${status.clone_of.snapshot}` : ""}` });
   facts.push({ name: "Newest write", text: status.head });

@@ -139,6 +139,7 @@ function fill(made, volume) {
 }
 
 function stateOf(volume) {
+  if (volume.stepped_down) return ["bad", "not served"];
   if (volume.waits.length > 0) return ["warn", "waits"];
   return volume.seconds_old === null ? ["idle", "not told"] : ["good", "in order"];
 }

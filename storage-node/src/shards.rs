@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client_lib::{Epoch, Error, ErrorKind, VolumeId, VolumeName};
+use tokio::time::Instant;
 
 use crate::config::StoreSettings;
 use crate::map::store::MapError;
@@ -424,6 +425,12 @@ impl Shards {
     /// The stores that take no writes, and why, in words that follow their names.
     pub fn faults(&self) -> impl Iterator<Item = (&Path, String)> {
         self.stores.iter().filter_map(|store| Some((store.directory.as_path(), store.fault()?)))
+    }
+
+    /// The same, with when it was found; `None` for one that could not be opened when the node was started.
+    pub fn faulted(&self) -> impl Iterator<Item = (&Path, String, Option<Instant>)> {
+        let since = |store: &Store| store.shard.as_ref().ok().and_then(ShardHandle::fault_since);
+        self.stores.iter().filter_map(move |store| Some((store.directory.as_path(), store.fault()?, since(store))))
     }
 
     /// Every shard that is open.

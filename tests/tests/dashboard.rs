@@ -463,3 +463,54 @@ fn a_lost_owner_is_shown_and_its_volume_taken_over_when_its_name_is_typed() {
     assert!(phases.contains(&"proposing"), "{phases:?}");
     assert_ne!(get(&address, "/v1/volumes/disk")["owner"], "a");
 }
+
+/// A node whose disk had failed looked as well as the others, and what nobody served waited like what is a second behind.
+#[test]
+fn a_store_that_has_failed_and_an_owner_that_has_stepped_down_are_shown_with_what_to_do() {
+    let Some(program) = chromium() else {
+        return eprintln!("skipped: there is no Chromium; `make tools` installs it, HELIO_CHROMIUM names another one");
+    };
+    let mut nodes = Nodes::none().expect("a directory");
+    let stores = ["first", "second"].map(|name| nodes.path().join(name));
+    let [first, second] = stores.each_ref().map(|path| path.display().to_string());
+    // The same capacity, so that volumes go to them in turns.
+    let store = format!("directories = [\"{first}\", \"{second}\"]\ncapacity_bytes = \"128MiB\"\n");
+    nodes.add_with("a", &store).expect("starts");
+    nodes.add("b").expect("joins");
+    for name in ["one", "two"] {
+        nodes.run("a", &["volume", "create", name, "--size", "16M", "--owner", "a"]).expect("is created");
+    }
+    let space = nodes.json("a", &["node", "space", "--json"]).expect("tells");
+    let volumes = space["volumes"].as_array().expect("a list").clone();
+    let lost = volumes.iter().find(|volume| volume["store"] == first).expect("it has one")["volume"].clone();
+    let lost = lost.as_str().expect("text");
+    nodes.kill("a").expect("runs");
+    std::fs::rename(&stores[0], nodes.path().join("gone")).expect("is taken out");
+    nodes.start_node("a").expect("starts with the other one");
+
+    let address = admin(&nodes.path().join("b"), "b");
+    let mut browser = Browser::start(&program).expect("starts");
+    browser.open(&page(&address), 1200, "light").expect("is shown");
+    shows(&mut browser, "#nodes tbody tr:nth-child(1)", "a store has failed");
+    shows(&mut browser, "#nodes tbody tr:nth-child(1)", &format!("{first} cannot be opened"));
+    shows(&mut browser, "#nodes tbody tr:nth-child(2)", "answers");
+    shows(&mut browser, "#list", "not served");
+    shows(
+        &mut browser,
+        "#list",
+        "node a, has stepped down, since its store there has failed: nothing is read or written until",
+    );
+    shows(&mut browser, "#list", &format!("`helio volume takeover {lost}`"));
+    picture(&mut browser, "failed-store");
+    click(&mut browser, &format!("#list a[href='#/volume/{lost}']"));
+    shows(&mut browser, "#volume-problem", "has stepped down");
+    picture(&mut browser, "stepped-down");
+    button(&mut browser, "#actions", "Take over");
+    shows(&mut browser, "#dialog-body", "unless its store has failed");
+    browser.value("document.querySelector('#dialog-body input[type=text]').focus()").expect("is there");
+    browser.write(lost).expect("is written");
+    browser.press("Enter", 13).expect("is pressed");
+    shows(&mut browser, "#tasks", &format!("{lost} is at"));
+    assert_eq!(get(&address, &format!("/v1/volumes/{lost}"))["owner"], "b");
+    shows(&mut browser, "#facts", "b, epoch 2");
+}

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::cluster::helio;
 use tests::damage;
+use tests::exposition::Exposition;
+use tests::http::{self, Admin};
 use tests::nbd_client::{Client, EIO, EPERM, Error};
 use tests::nodes::Nodes;
 use tests::tools::{run, tool, until};
@@ -491,4 +493,148 @@ fn a_lost_disk_is_replaced_and_nothing_is_lost_silently() {
         .expect("runs");
     let shown = String::from_utf8_lossy(&looked.stdout).into_owned();
     assert!(looked.status.success() && shown.contains("first") && shown.contains("second"), "{looked:?}");
+}
+
+/// Volumes `one` and `two` of node a, written, with these replicas among b and c; the one in the store that can be taken out, and the other one.
+fn volumes_in_two_stores(nodes: &mut Nodes, replicas: &str, more: &[&str]) -> (&'static str, &'static str) {
+    let (first, second) = (nodes.path().join("first"), nodes.path().join("second"));
+    two_nodes(nodes, &first, &second);
+    nodes.add("c").expect("another joins");
+    for name in ["one", "two"] {
+        let create = ["volume", "create", name, "--size", "1M", "--replicas", replicas];
+        nodes.run("a", &[&create, more].concat()).expect("is created");
+        write_everywhere(nodes, "a", name, 1);
+    }
+    if store_of(nodes, "one") == first { ("one", "two") } else { ("two", "one") }
+}
+
+/// Takes the first disk of node a, which does not run, out.
+fn take_out(nodes: &Nodes) {
+    fs::rename(nodes.path().join("first"), nodes.path().join("gone")).expect("is taken out");
+}
+
+/// What `helio why` says at node `at`, once it says that the owner has stepped down.
+fn told_of_stepping_down(nodes: &Nodes, at: &str, volume: &str) -> String {
+    let mut told = String::new();
+    until("it is told that the owner has stepped down", PATIENCE, || {
+        told = nodes.run(at, &["why", volume]).expect("tells");
+        told.contains("has stepped down")
+    });
+    told
+}
+
+fn overview_of(admin: &Admin) -> Value {
+    let request = format!("GET /v1/overview HTTP/1.0\r\nHost: {admin}\r\n{}\r\n\r\n", admin.header());
+    let answer = http::send(&admin.address, request.as_bytes()).expect("is answered");
+    serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{}: {error}", answer.body))
+}
+
+/// A volume that nobody served had no metric, and nothing on most screens: `node list` had the node as well, and `status` its disk's error and nothing of what comes next.
+#[test]
+fn a_failed_store_and_an_owner_that_has_stepped_down_are_told_on_every_screen() {
+    let mut nodes = Nodes::none().expect("a directory");
+    let (lost, kept) = volumes_in_two_stores(&mut nodes, "b", &[]);
+    nodes.kill("a").expect("it runs");
+    take_out(&nodes);
+    nodes.start_node("a").expect("starts with the disk that is there");
+    let why = told_of_stepping_down(&nodes, "c", lost);
+    for expected in ["has been known for", "nothing is read or written", "gives the volume to node b at once"] {
+        assert!(why.contains(expected), "{expected}: {why}");
+    }
+    assert!(!why.contains("  "), "{why}");
+    let error = nodes.run("c", &["volume", "status", lost]).expect_err("is not served").to_string();
+    for expected in ["is missing", "node a, has stepped down", &format!("`helio volume takeover {lost}`")] {
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+    let listed = nodes.run("c", &["node", "list"]).expect("tells");
+    let store = nodes.path().join("first").display().to_string();
+    assert!(
+        listed.contains(&format!("store {store} of node a cannot be opened")) && listed.contains("docs/disks.md"),
+        "{listed}"
+    );
+    let node = |name: &str| {
+        let list = json(&nodes, &["node", "list"]);
+        list["nodes"].as_array().expect("a list").iter().find(|node| node["name"] == name).expect("is listed").clone()
+    };
+    assert_eq!(
+        (&node("a")["store_faults"][0]["store"], &node("b")["store_faults"]),
+        (&Value::from(store), &serde_json::json!([]))
+    );
+
+    // The dashboard and `helio top` are told the same, at any node.
+    let admin = Admin::find(&nodes.path().join("c"), "c").expect("says where it is");
+    let mut overview = Value::Null;
+    until("the overview has it", PATIENCE, || {
+        overview = overview_of(&admin);
+        overview["owners"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .any(|owner| owner["node"] == "a" && !owner["store_faults"][0].is_null())
+    });
+    let row = |name: &str| {
+        overview["rows"].as_array().expect("a list").iter().find(|row| row["name"] == name).expect("is there")
+    };
+    assert_eq!(
+        (&row(lost)["stepped_down"], &row(kept)["stepped_down"]),
+        (&Value::from(true), &Value::from(false)),
+        "{overview:#}"
+    );
+    assert!(
+        row(lost)["waits"][0].as_str().is_some_and(|wait| wait.contains("nothing is read or written")),
+        "{overview:#}"
+    );
+    let top = nodes.run("c", &["top", "--once"]).expect("shows");
+    assert!(top.contains("STORE FAILED") && top.contains("NOT SERVED"), "{top}");
+
+    // Of the metrics, the owner and the replica tell it, and nobody else.
+    for (name, expected) in [("a", Some(1.0)), ("b", Some(1.0)), ("c", None)] {
+        let admin = Admin::find(&nodes.path().join(name), name).expect("says where it is");
+        let answer = http::get(&admin.address, "/metrics").expect("is answered");
+        let seen = Exposition::parse(&answer.body).unwrap_or_else(|error| panic!("{error:#}"));
+        assert_eq!(seen.get("helio_volume_stepped_down", &[("volume", lost)]), expected, "{name}");
+        assert_eq!(seen.get("helio_volumes_stepped_down", &[]), Some(expected.unwrap_or(0.0)), "{name}");
+        assert_eq!(seen.get("helio_volume_stepped_down", &[("volume", kept)]), None, "{name}");
+    }
+
+    // Where its only replica is away nobody can take it over.
+    nodes.kill("b").expect("it runs");
+    let why = told_of_stepping_down(&nodes, "c", lost);
+    assert!(why.contains("no replica can take it over now") && why.contains("node b does not answer"), "{why}");
+    assert!(why.contains(&format!("then `helio volume takeover {lost}` gives it to a replica")), "{why}");
+    nodes.start_node("b").expect("starts");
+
+    nodes.run("c", &["volume", "takeover", lost]).expect("is taken over");
+    let answer = http::get(&admin.address, "/metrics").expect("is answered");
+    let seen = Exposition::parse(&answer.body).unwrap_or_else(|error| panic!("{error:#}"));
+    assert_eq!(seen.get("helio_volumes_stepped_down", &[]), Some(0.0));
+    verify(&mut Client::connect(&nodes.socket("b"), lost).expect("connects"), 1, 1);
+}
+
+/// With `--takeover auto` the owner steps down as soon as its store has failed. Where nobody may take over then, nothing was read until somebody acted, and nobody was told what to do.
+#[test]
+fn what_keeps_every_replica_from_taking_over_is_told_with_what_to_do() {
+    let mut nodes = Nodes::none().expect("a directory");
+    let (lost, _) = volumes_in_two_stores(&mut nodes, "b,c", &["--durability", "geo:1"]);
+    nodes.run("b", &["volume", "policy", lost, "--takeover", "auto", "--after", "1"]).expect("is set");
+    // What was flushed is at one of two, and that one may be c.
+    for name in ["a", "c"] {
+        nodes.kill(name).expect("it runs");
+    }
+    take_out(&nodes);
+    nodes.start_node("a").expect("starts with the disk that is there");
+    let why = told_of_stepping_down(&nodes, "b", lost);
+    for expected in [
+        "no replica can take it over now",
+        "class geo:1",
+        "may be at node c alone",
+        &format!("`helio volume takeover {lost} --behind`"),
+        "tried again all the time",
+    ] {
+        assert!(why.contains(expected), "{expected}: {why}");
+    }
+    assert_eq!(owner_of(&nodes, lost), "a");
+    nodes.start_node("c").expect("starts");
+    until("it is taken over by itself", PATIENCE, || owner_of(&nodes, lost) != "a");
+    verify(&mut Client::connect(&nodes.socket("b"), lost).expect("connects"), 1, 1);
 }

@@ -44,7 +44,7 @@ pub use replicas::{ChangeReplicas, ReplicasReport};
 pub use residency::ResidencyMap;
 pub use scrub::{ScrubState, ScrubStatus};
 pub use snapshot::{CloneSnapshot, CreateSnapshot, RollBack, SnapshotStatus};
-pub use space::{NodeSpace, StoreSpace, VolumeSpace};
+pub use space::{NodeSpace, StoreFault, StoreSpace, VolumeSpace};
 pub use takeover::{AskTakeover, OwnerStatus, Rejoin, TailStatus, TakeoverProgress, TakeoverReport};
 pub use timeline::{OwnershipChange, OwnershipPhase, OwnershipTimeline};
 pub use trace::{TraceBucket, TraceReport, TraceSpan, TraceStage, TraceTimes, TracedKind, TracedOperation};

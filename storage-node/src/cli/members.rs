@@ -7,6 +7,7 @@ use client_lib::wire::admin::{ClusterStatus, MemberStatus, NodeList, NodeSummary
 use super::Common;
 use super::client::{Client, print_json, print_table};
 use super::snapshot::age;
+use super::space;
 
 /// Show the nodes: part in the metadata, last heard, volumes, version
 #[derive(Debug, Args)]
@@ -39,6 +40,9 @@ pub(super) fn run(arguments: &List, common: &Common) -> anyhow::Result<()> {
         &["node", "provider", "role", "heard", "owns", "follows", "labels", "version", "address"],
         list.nodes.iter().map(row).collect(),
     );
+    for node in &list.nodes {
+        node.store_faults.iter().for_each(|fault| println!("{}", space::faulted(&node.name, fault)));
+    }
     Ok(())
 }
 

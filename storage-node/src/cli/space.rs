@@ -2,10 +2,11 @@
 
 use clap::Args;
 use client_lib::NodeName;
-use client_lib::wire::admin::{NodeSpace, StoreSpace, VolumeSpace};
+use client_lib::wire::admin::{NodeSpace, StoreFault, StoreSpace, VolumeSpace};
 
 use super::Common;
 use super::client::{Client, print_json, print_table};
+use super::snapshot::age;
 use crate::size::human;
 use crate::stores::FULL;
 
@@ -22,6 +23,16 @@ pub(super) struct Space {
     #[arg(long)]
     json: bool,
 }
+
+/// What is to be said of a store of `node` that takes no writes, since when, and what to do about it.
+pub(super) fn faulted(node: &str, fault: &StoreFault) -> String {
+    let since = fault.since_ms.map_or_else(String::new, |since_ms| format!(", found {}", age(since_ms)));
+    format!("store {} of node {node} {}{since}; {FAULT_ADVICE}", fault.store, fault.fault)
+}
+
+/// What to do about a store that takes no writes.
+pub(super) const FAULT_ADVICE: &str = "restart the node when the disk is sound; until then `helio volume takeover` gives what it owns there to a replica \
+                                       (docs/damage.md); if the disk is lost: docs/disks.md";
 
 /// What is to be said of a full store, called `store`, and what to do about it.
 pub(super) fn full(store: &str) -> String {
@@ -44,7 +55,8 @@ pub(super) fn run(arguments: &Space, common: &Common) -> anyhow::Result<()> {
     print_table(&heading, space.stores.iter().map(store_row).collect());
     for store in &space.stores {
         if let Some(fault) = &store.fault {
-            println!("{} takes no writes until the node is restarted: {fault}", store.directory);
+            let since = store.fault_since_ms.map_or_else(String::new, |at_ms| format!(", found {}", age(at_ms)));
+            println!("{} takes no writes until the node is restarted: {fault}{since}; {FAULT_ADVICE}", store.directory);
         }
         if store.is_full {
             println!("{}", full(&format!("store {}", store.directory)));

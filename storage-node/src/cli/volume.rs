@@ -10,7 +10,9 @@ use client_lib::wire::admin::{
 
 use super::client::{Client, print_json, print_table};
 use super::confirm::confirm;
-use super::{Common, export, import, key, link, migrate, place, policy, replica, scrub, snapshot, space, takeover};
+use super::{
+    Common, export, import, key, link, migrate, place, policy, replica, scrub, snapshot, space, takeover, why,
+};
 use crate::size;
 
 #[derive(Debug, Subcommand)]
@@ -145,11 +147,16 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
             print_table(&["volume", "size", "owner", "epoch", "durability", "replicas"], rows.collect());
         }
         Verb::Status { name, json } => {
-            let status: VolumeStatus = client()?.get(&path(&name)?)?;
+            let client = client()?;
+            let status: VolumeStatus = client.get(&path(&name)?)?;
             if json {
                 return print_json(&status);
             }
-            print_status(&status);
+            let owner = match status.stepped_down {
+                true => Some(client.get(&format!("{}/owner", path(&name)?))?),
+                false => None,
+            };
+            print_status(&status, owner.as_ref());
         }
         Verb::Migrate(arguments) => return migrate::run(&arguments, common),
         Verb::Resize { name, size: size_bytes, shrink, json } => {
@@ -216,7 +223,7 @@ fn origin_line(origin: &CloneOrigin) -> String {
     if origin.is_made { what } else { format!("{what}, being made") }
 }
 
-fn print_status(status: &VolumeStatus) {
+fn print_status(status: &VolumeStatus, stepped_down: Option<&OwnerStatus>) {
     println!(
         "volume {} of {}: owner {}, epoch {}, head {}, {} in use",
         status.name,
@@ -263,17 +270,16 @@ fn print_status(status: &VolumeStatus) {
         );
     }
     if let Some(fault) = &status.fault {
-        println!("node {} takes no writes of this volume until it is restarted: {fault}", status.owner);
-        let reads = match status.stepped_down {
-            true => {
-                "it has stepped down, so that nothing is read there either until a replica has taken the volume over"
-            }
-            false => "reads go on, from other nodes where the disk fails",
-        };
-        println!(
-            "{reads}; next: `helio volume takeover {}` has a replica go on, or look at the disk of {} (dmesg, smartctl), then restart node {}; is it lost for good, see docs/disks.md",
-            status.name, status.space.store, status.owner
-        );
+        let since = status.fault_since_ms.map_or_else(String::new, |at_ms| format!(", found {}", snapshot::age(at_ms)));
+        println!("node {} takes no writes of this volume until it is restarted: {fault}{since}", status.owner);
+        match stepped_down {
+            Some(owner) => println!("{}", why::of_owner_that_stepped_down(&status.name, owner, true)),
+            None => println!(
+                "reads go on, from other nodes where the disk fails; next: `helio volume takeover {}` has a replica go on, or look at the disk of \
+                 {} (dmesg, smartctl), then restart node {}; is it lost for good, see docs/disks.md",
+                status.name, status.space.store, status.owner
+            ),
+        }
     }
     if status.is_full {
         println!("{}", space::full(&format!("store {}", status.space.store)));

@@ -5,7 +5,7 @@ use client_lib::VolumeName;
 use client_lib::wire::admin::{ClusterStatus, GroupStatus, OwnerStatus, ReplicaStatus, VolumeStatus};
 
 use super::client::{Client, print_json};
-use super::{Common, members, place, policy, space};
+use super::{Common, members, place, policy, snapshot, space};
 use crate::size;
 
 /// Say what is not as it should be with a volume, and what happens next
@@ -56,34 +56,61 @@ fn of_lost_owner(volume: &str, owner: &OwnerStatus, has_majority: bool) -> Strin
         0 => "and its lease is out".to_owned(),
         left => format!("and its lease is out in {} if it is not renewed", seconds(left)),
     };
+    let to = heir(owner);
     let next = match owner.takeover_after_ms {
         _ if owner.replicas.as_ref().is_some_and(Vec::is_empty) => {
             format!("no other node has its data: the volume is back when node {} is", owner.owner)
         }
         _ if !has_majority => "it can be taken over when there is a majority again".to_owned(),
-        None => format!("`helio volume takeover {volume}` gives the volume to a replica"),
+        _ if owner.takeover_refused.is_some() => no_heir(volume, owner),
+        None => format!("`helio volume takeover {volume}` gives the volume to {to}"),
         Some(after) => match (owner.lease_left_ms + after).saturating_sub(owner.lease_out_for_ms) {
-            0 => "a replica is taking the volume over now, as its policy says".to_owned(),
-            left => format!("a replica takes the volume over in {}, as its policy says", seconds(left)),
+            0 => format!("{to} is taking the volume over now, as its policy says"),
+            left => format!("{to} takes the volume over in {}, as its policy says", seconds(left)),
         },
     };
     format!("node {}, which owns the volume in epoch {}, does not answer, {lease}; {next}", owner.owner, owner.epoch)
 }
 
-fn of_owner_that_stepped_down(volume: &str, owner: &OwnerStatus, has_majority: bool) -> String {
+/// That the owner acts no more for the volume, what comes next by itself, and what there is to do.
+pub(super) fn of_owner_that_stepped_down(volume: &str, owner: &OwnerStatus, has_majority: bool) -> String {
+    let to = heir(owner);
     let next = match owner.takeover_after_ms {
         _ if owner.replicas.as_ref().is_some_and(Vec::is_empty) => "no other node has its data".to_owned(),
         _ if !has_majority => "it can be taken over when there is a majority again".to_owned(),
-        None => format!("`helio volume takeover {volume}` gives the volume to a replica at once"),
+        _ if owner.takeover_refused.is_some() => no_heir(volume, owner),
+        None => format!("`helio volume takeover {volume}` gives the volume to {to} at once"),
         Some(after) => format!(
-            "a replica takes the volume over within {} s of that, as its policy says, or at once by `helio volume takeover {volume}`",
+            "{to} takes the volume over within {} s of that, as its policy says, or at once by `helio volume takeover {volume}`",
             after.div_ceil(1000)
         ),
     };
+    let ago =
+        owner.stepped_down_for_ms.map_or_else(String::new, |ms| format!(", as has been known for {} s", ms / 1000));
     format!(
-        "node {0}, which owns the volume in epoch {1}, has stepped down, since the store of the volume there has failed: nothing is read or written; {next};          `helio node space --node {0}` and the log of node {0} say what has failed, and restarted with a store that works it goes on as the owner",
+        "node {0}, which owns the volume in epoch {1}, has stepped down, since the store of the volume there has failed{ago}: nothing is read or written; {next}; \
+         `helio node space --node {0}` and the log of node {0} say what has failed, and restarted with a store that works it goes on as the owner",
         owner.owner, owner.epoch
     )
+}
+
+/// Who takes the volume over, as far as that is known.
+fn heir(owner: &OwnerStatus) -> String {
+    owner.takeover_to.as_ref().map_or_else(|| "a replica".to_owned(), |node| format!("node {node}"))
+}
+
+/// What keeps all replicas from taking the volume over, and what then comes of itself.
+fn no_heir(volume: &str, owner: &OwnerStatus) -> String {
+    let reason = owner.takeover_refused.as_deref().unwrap_or_default();
+    let then = match owner.takeover_after_ms {
+        Some(_) => "it is tried again all the time, as its policy says".to_owned(),
+        None => format!("then `helio volume takeover {volume}` gives it to a replica"),
+    };
+    let behind = match reason.contains("--behind") {
+        true => format!(" (`helio volume takeover {volume} --behind`)"),
+        false => String::new(),
+    };
+    format!("no replica can take it over now: {reason}{behind}; {then}")
 }
 
 fn of_group(group: &GroupStatus, is_owner_reachable: bool) -> Option<String> {
@@ -113,8 +140,9 @@ fn of_group(group: &GroupStatus, is_owner_reachable: bool) -> Option<String> {
 fn of_status(status: &VolumeStatus) -> Vec<String> {
     let mut sentences = Vec::new();
     if let Some(fault) = &status.fault {
+        let since = status.fault_since_ms.map_or_else(String::new, |at_ms| format!(", found {}", snapshot::age(at_ms)));
         sentences.push(format!(
-            "node {} takes no writes until it is restarted: {fault}; `helio volume takeover {}` has a replica go on",
+            "node {} takes no writes until it is restarted: {fault}{since}; reads go on; `helio volume takeover {}` has a replica go on, which ends them there",
             status.owner, status.name
         ));
     }
@@ -244,6 +272,7 @@ mod tests {
             repaired_blocks: 0,
             verified_blocks: 0,
             fault: None,
+            fault_since_ms: None,
             stepped_down: false,
             is_full: false,
             space: VolumeSpace::default(),
@@ -360,6 +389,9 @@ mod tests {
             takeover_after_ms: after,
             replicas: Some(vec!["b".to_owned()]),
             stepped_down: false,
+            stepped_down_for_ms: None,
+            takeover_to: None,
+            takeover_refused: None,
         };
         for (owner, said) in [
             (owner(2500, 0, None), "its lease is out in 3 s if it is not renewed; `helio volume takeover disk` gives"),
@@ -386,6 +418,39 @@ mod tests {
             let sentence = of_owner_that_stepped_down("disk", &owner, true);
             assert!(sentence.starts_with("node a, which owns the volume in epoch 3, has stepped down"), "{sentence}");
             assert!(sentence.contains(said) && sentence.contains("`helio node space --node a`"), "{sentence}");
+        }
+
+        // Reads had ended, a takeover was refused every 15 s, and nothing but the log of a replica said why.
+        let stepped_down = OwnerStatus {
+            reachable: true,
+            stepped_down: true,
+            stepped_down_for_ms: Some(12_400),
+            ..owner(2500, 0, Some(60_000))
+        };
+        let known = OwnerStatus { takeover_to: Some("c".to_owned()), ..stepped_down.clone() };
+        let sentence = of_owner_that_stepped_down("disk", &known, true);
+        assert!(
+            sentence.contains("has failed, as has been known for 12 s: nothing")
+                && sentence.contains("node c takes the volume over within 60 s"),
+            "{sentence}"
+        );
+        let why = "volume disk has no replica that could take over: node b does not answer (gone); bring one of them, or the owner, back";
+        let refused = OwnerStatus { takeover_refused: Some(why.to_owned()), ..stepped_down.clone() };
+        let sentence = of_owner_that_stepped_down("disk", &refused, true);
+        assert!(
+            sentence.contains("no replica can take it over now: volume disk has no replica")
+                && sentence.contains("tried again all the time"),
+            "{sentence}"
+        );
+        let why =
+            "what was flushed in class geo:1 may be at node c alone: bring it back, or add --behind to go on at node b";
+        let refused = OwnerStatus { takeover_refused: Some(why.to_owned()), takeover_after_ms: None, ..stepped_down };
+        for sentence in [of_owner_that_stepped_down("disk", &refused, true), of_lost_owner("disk", &refused, true)] {
+            assert!(
+                sentence.contains("`helio volume takeover disk --behind`")
+                    && sentence.contains("then `helio volume takeover disk` gives"),
+                "{sentence}"
+            );
         }
     }
 }

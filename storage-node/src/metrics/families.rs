@@ -105,12 +105,14 @@ families! {
     VolumesOwned: Gauge "volumes_owned" in Number by [] = "Volumes that this node owns and serves";
     VolumesFollowed: Gauge "volumes_followed" in Number by [] = "Volumes that this node has as a replica";
     VolumesTroubled: Gauge "volumes_troubled" in Number by [] = "Volumes that this node should serve and cannot; its log says why";
+    VolumesSteppedDown: Gauge "volumes_stepped_down" in Number by [] = "Volumes of which this node is the owner or a replica, and whose owner has stepped down, since its store has failed: nothing is read or written of them until they are taken over (docs/takeover.md)";
     VolumesOmitted: Gauge "volumes_omitted" in Number by [] = "Volumes of which nothing is told by name below, because there are more than 2000";
     Handovers: Counter "handovers" in Number by ["outcome"] = "Handovers from this node that were carried out (done), or came to nothing and left the volume here (failed); one of a group counts once";
     HandoverHeld: Counter "handover_held" in Seconds by [] = "For how long writers were held by those that were carried out";
     Takeovers: Counter "takeovers" in Number by ["outcome"] = "Takeovers by this node that were carried out (done) or came to nothing (failed)";
     VolumeOwned: Gauge "volume_owned" in Number by ["volume"] = "1 if this node owns the volume, 0 if it has it as a replica";
     VolumeEpoch: Gauge "volume_epoch" in Number by ["volume"] = "The epoch of the ownership that this node has heard of; it rises with every handover and takeover";
+    VolumeSteppedDown: Gauge "volume_stepped_down" in Number by ["volume"] = "At the owner and the replicas: 1 while the owner has stepped down; missing otherwise";
     VolumeSize: Gauge "volume_size" in Bytes by ["volume"] = "Its size here";
     VolumeMapped: Gauge "volume_mapped" in Bytes by ["volume"] = "What it occupies here as it is now";
     VolumeSnapshots: Gauge "volume_snapshots" in Bytes by ["volume"] = "What only its snapshots occupy here";

@@ -97,6 +97,10 @@ pub struct VolumesFigures {
     pub followed: u64,
     /// That should be served here and are not.
     pub troubled: u64,
+    /// Of which it is the owner or a replica, and whose owner has stepped down.
+    pub stepped_down: u64,
+    /// Their names.
+    pub each_stepped_down: Vec<String>,
     /// That are not in `each`.
     pub omitted: u64,
     /// One by one.

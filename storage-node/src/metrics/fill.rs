@@ -166,6 +166,10 @@ fn volumes(sheet: &mut Sheet, volumes: &VolumesFigures) {
     sheet.put(Id::VolumesOwned, &[], volumes.owned);
     sheet.put(Id::VolumesFollowed, &[], volumes.followed);
     sheet.put(Id::VolumesTroubled, &[], volumes.troubled);
+    sheet.put(Id::VolumesSteppedDown, &[], volumes.stepped_down);
+    for volume in &volumes.each_stepped_down {
+        sheet.put(Id::VolumeSteppedDown, &[volume], true);
+    }
     sheet.put(Id::VolumesOmitted, &[], volumes.omitted);
     volumes.each.iter().for_each(|volume| self::volume(sheet, volume));
 }

@@ -181,7 +181,8 @@ impl NodeAdmin {
         F: Fn(Arc<ServedVolume>) -> R,
         R: Future<Output = Result<T, Error>>,
     {
-        self.require_no_trouble(id)?;
+        self.require_no_trouble(id)
+            .map_err(|trouble| Error::new(trouble.kind(), format!("node {}: {trouble}", self.this.name)))?;
         let served = self.volumes.arrival(id, OWNER_PATIENCE).await.ok_or_else(|| {
             Error::new(ErrorKind::Unavailable, format!("this node cannot serve volume {id}; its log says why"))
         })?;
@@ -207,11 +208,11 @@ impl NodeAdmin {
         }
     }
 
-    /// Says at once why this node, which should own the volume, does not serve it, if so.
+    /// Says at once why this node, which should own the volume, does not serve it, if so; whoever asks another one says which that is.
     fn require_no_trouble(&self, id: VolumeId) -> Result<(), Error> {
         let owned = self.meta.state().volume(id).is_some_and(|volume| volume.owner == self.this.id);
         match self.volumes.trouble(id).filter(|_| owned) {
-            Some(trouble) => Err(Error::new(trouble.kind(), format!("node {}: {trouble}", self.this.name))),
+            Some(trouble) => Err(trouble),
             None => Ok(()),
         }
     }
@@ -270,6 +271,9 @@ impl Admin for NodeAdmin {
             let volume = volume_named(&state, name)?;
             let status = self.status_of(volume.id).await;
             status.map_err(|error| match error.kind() {
+                _ if state.has_stepped_down(volume.id) => {
+                    Error::new(error.kind(), format!("{}; {error}", overview::stepped_down_told(&state, volume)))
+                }
                 ErrorKind::Unavailable => Error::new(
                     ErrorKind::Unavailable,
                     format!(

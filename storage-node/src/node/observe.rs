@@ -197,7 +197,11 @@ impl Observer {
         let troubled = self.node.volumes.troubled().into_iter().filter(|volume| state.volume(*volume).is_some());
         // What a node neither owns nor follows, it only passes on.
         let concerned = || all.iter().filter(|volume| volume.gate.view().phase == Phase::Owner || follows(volume));
+        let is_concerned = |meta: &&consensus::Volume| meta.owner == me || meta.replicas.contains(&me);
+        let stepped_down = || state.volumes().filter(|meta| state.has_stepped_down(meta.id)).filter(is_concerned);
         VolumesFigures {
+            stepped_down: stepped_down().count() as u64,
+            each_stepped_down: stepped_down().take(VOLUMES_MAX).map(|meta| meta.name.to_string()).collect(),
             owned: owned as u64,
             followed: all.iter().filter(follows).count() as u64,
             troubled: troubled.count() as u64,

@@ -43,14 +43,13 @@ const RPO_TARGET_MS_MIN: u64 = 500;
 pub(super) async fn take_over_what_is_due(admin: Arc<NodeAdmin>) {
     let mut states = admin.meta.subscribe();
     let mut not_before: BTreeMap<VolumeId, Duration> = BTreeMap::new();
-    let mut stepped_down = SteppedDown::default();
     loop {
         let state = states.borrow_and_update().clone();
         let leases = &admin.takeovers.leases;
-        stepped_down.observe(&state, leases.now());
+        admin.takeovers.stepped_down().observe(&state, leases.now());
         let out_at = |volume: &Volume, lease: &Lease| {
             let out_at = leases.observe(volume.owner, lease);
-            stepped_down.since(volume).map_or(out_at, |since| since.min(out_at))
+            admin.takeovers.stepped_down().since(volume).map_or(out_at, |since| since.min(out_at))
         };
         let mut watched = due(&state, admin.this.id, out_at);
         not_before.retain(|volume, _| watched.contains_key(volume));
@@ -89,7 +88,7 @@ async fn take_over(admin: &NodeAdmin, meta: &Volume) {
 
 /// Since when owners have been seen here to have stepped down.
 #[derive(Default)]
-struct SteppedDown(BTreeMap<VolumeId, (Epoch, Duration)>);
+pub(super) struct SteppedDown(BTreeMap<VolumeId, (Epoch, Duration)>);
 
 impl SteppedDown {
     /// `state` is seen at `now`.
@@ -129,16 +128,28 @@ impl NodeAdmin {
         let lease = state.lease(volume.owner);
         let out_at = self.takeovers.leases.observe(volume.owner, &lease);
         let (now, is_out) = (self.takeovers.leases.now(), lease.is_out);
+        let (reachable, stepped_down) = (self.reach(volume.owner).await, state.has_stepped_down(volume.id));
+        // Of an owner that acts nobody takes anything over.
+        let acts = reachable && !stepped_down && !is_out && out_at > now;
+        let outlook = if acts { None } else { Some(self.outlook(&state, volume).await) };
+        let (takeover_to, takeover_refused) = match outlook {
+            Some(Ok(to)) => (Some(to), None),
+            Some(Err(why)) => (None, Some(why.to_string())),
+            None => (None, None),
+        };
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Ok(OwnerStatus {
             owner: name_of(&state, volume.owner),
             epoch: volume.epoch.0,
-            reachable: self.reach(volume.owner).await,
+            reachable,
             lease_left_ms: if is_out { 0 } else { ms(out_at.saturating_sub(now)) },
             lease_out_for_ms: ms(now.saturating_sub(out_at)),
             takeover_after_ms: volume.takeover_after_ms,
             replicas: Some(volume.replicas.iter().map(|replica| name_of(&state, *replica)).collect()),
-            stepped_down: state.has_stepped_down(volume.id),
+            stepped_down,
+            stepped_down_for_ms: self.takeovers.stepped_down().since(volume).map(|since| ms(now.saturating_sub(since))),
+            takeover_to,
+            takeover_refused,
         })
     }
 

@@ -4,7 +4,7 @@
 //! ([`crate::ownership::takeover::driver`]); the takeover goes on there whoever stops waiting for it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use client_lib::clock::{Clock, SystemClock};
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::METADATA_DEADLINE;
 use super::admin::{Busy, NodeAdmin, ask, name_of, names_of, node_named, volume_named};
+use super::policy::SteppedDown;
 use super::reconcile::{discard, follow};
 use crate::ownership::chronicle::{End, Kind, Subject};
 use crate::ownership::expiry::LeaseWatch;
@@ -64,6 +65,7 @@ impl Running {
 /// The takeovers by this node, and those that it was asked for.
 pub(super) struct Takeovers {
     pub(super) leases: Arc<LeaseWatch>,
+    stepped_down: Mutex<SteppedDown>,
     here: Mutex<BTreeMap<VolumeId, Running>>,
     asked: Mutex<BTreeMap<String, TakeoverProgress>>,
 }
@@ -72,7 +74,12 @@ impl Takeovers {
     /// None yet; leases are counted by `clock`, which goes on while the machine sleeps.
     pub(super) fn new(clock: Arc<dyn Clock>) -> Takeovers {
         let leases = Arc::new(LeaseWatch::new(clock));
-        Takeovers { leases, here: Mutex::default(), asked: Mutex::default() }
+        Takeovers { leases, stepped_down: Mutex::default(), here: Mutex::default(), asked: Mutex::default() }
+    }
+
+    /// Since when owners have been seen here to have stepped down.
+    pub(super) fn stepped_down(&self) -> MutexGuard<'_, SteppedDown> {
+        self.stepped_down.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How the takeover of `volume` goes that this node was asked for.
@@ -259,6 +266,17 @@ impl NodeAdmin {
                 .map(|(survey, _)| survey.name.clone())
                 .collect(),
         })
+    }
+
+    /// The replica that would take `volume` over, if that were asked for now; nothing is begun.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) async fn outlook(&self, state: &MetaState, volume: &Volume) -> Result<String, Error> {
+        let surveys = join_all(volume.replicas.iter().map(|node| self.survey(state, volume.id, *node))).await;
+        let chosen = choose(volume, state.places(), &surveys, None, self.this.id, false)?;
+        require_heard(state, volume, &surveys, chosen)?;
+        Ok(chosen.name.clone())
     }
 
     /// Whether the lease of the volume's owner must be waited for.

@@ -11,6 +11,7 @@ use client_lib::trace::Trace;
 use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 mod error;
 mod reply;
@@ -260,18 +261,24 @@ pub const QUEUE_DEPTH: usize = 1024;
 
 /// Why a shard takes no more writes until the node is restarted: told once, seen by everybody.
 #[derive(Clone, Debug, Default)]
-pub struct FaultCell(Arc<OnceLock<String>>);
+pub struct FaultCell(Arc<OnceLock<(String, Instant)>>);
 
 impl FaultCell {
     /// The shard has this fault. The first one counts.
     pub fn set(&self, reason: &str) {
-        self.0.get_or_init(|| reason.to_owned());
+        self.0.get_or_init(|| (reason.to_owned(), Instant::now()));
     }
 
     /// The fault, if there is one.
     #[must_use]
     pub fn get(&self) -> Option<&str> {
-        self.0.get().map(String::as_str)
+        self.0.get().map(|(reason, _)| reason.as_str())
+    }
+
+    /// When it was found.
+    #[must_use]
+    pub fn since(&self) -> Option<Instant> {
+        self.0.get().map(|(_, since)| *since)
     }
 }
 
@@ -339,6 +346,12 @@ impl ShardHandle {
     #[must_use]
     pub fn fault(&self) -> Option<&str> {
         self.fault.get()
+    }
+
+    /// When that was found.
+    #[must_use]
+    pub fn fault_since(&self) -> Option<Instant> {
+        self.fault.since()
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::space::StoreFault;
+
 /// A node in a list.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -29,6 +31,9 @@ pub struct NodeSummary {
     /// What it is, for rules of placement.
     #[serde(default)]
     pub labels: Vec<String>,
+    /// Its stores that take no writes; none while it does not answer, and from a program that does not tell yet.
+    #[serde(default)]
+    pub store_faults: Vec<StoreFault>,
 }
 
 /// A node that is no member any more.

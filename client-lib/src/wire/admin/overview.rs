@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::space::StoreFault;
+
 /// Which volumes are asked for, and in which order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -57,6 +59,9 @@ pub struct OwnerRow {
     pub seconds_old: Option<f64>,
     /// Why it was not told anew; `null` when it was, or is about to be.
     pub silence: Option<String>,
+    /// Its stores that take no writes, as it told last.
+    #[serde(default)]
+    pub store_faults: Vec<StoreFault>,
 }
 
 /// What is still to be sent from a node to another, of all volumes that it owns.
@@ -109,6 +114,9 @@ pub struct VolumeRow {
     pub stale_bytes: Option<u64>,
     /// What waits, or is not as it should be, and why.
     pub waits: Vec<String>,
+    /// Whether its owner has ceased to act for it, since its store has failed: nothing is read or written until it is taken over.
+    #[serde(default)]
+    pub stepped_down: bool,
     /// How old is what the owner told, in seconds; `null` when it has not told anything of this ownership yet.
     pub seconds_old: Option<f64>,
 }

@@ -64,9 +64,24 @@ pub struct StoreSpace {
     pub available_bytes: u64,
     /// Why the store takes no writes until the node is restarted; `null` when it does.
     pub fault: Option<String>,
+    /// Since when, in milliseconds since 1970; `null` where it could not be opened when the node was started, and from a node that does not tell yet.
+    #[serde(default)]
+    pub fault_since_ms: Option<u64>,
     /// Whether it refused the last write for want of space; `false` from a node that does not tell yet.
     #[serde(default)]
     pub is_full: bool,
+}
+
+/// A store that takes no writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct StoreFault {
+    /// Its directory.
+    pub store: String,
+    /// Why, in words that follow its name.
+    pub fault: String,
+    /// Since when, in milliseconds since 1970; `null` where it could not be opened when the node was started.
+    pub since_ms: Option<u64>,
 }
 
 /// Where the space of a node goes.

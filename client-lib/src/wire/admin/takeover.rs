@@ -89,6 +89,16 @@ pub struct OwnerStatus {
     /// waited for in a takeover.
     #[serde(default)]
     pub stepped_down: bool,
+    /// For how long that has been known at the node asked, in milliseconds; `null` when it has not, and from a node that does not tell yet.
+    #[serde(default)]
+    pub stepped_down_for_ms: Option<u64>,
+    /// The replica that would take the volume over now, where its owner does not act; `null` where it may, and from a node that does not
+    /// tell yet.
+    #[serde(default)]
+    pub takeover_to: Option<String>,
+    /// Why no replica would take it over now, where its owner does not act and that is so.
+    #[serde(default)]
+    pub takeover_refused: Option<String>,
 }
 
 /// Asks a node that has left a volume to drop what it holds and follow again.

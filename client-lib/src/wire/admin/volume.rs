@@ -220,6 +220,9 @@ pub struct VolumeStatus {
     /// Why the owner takes no writes until it is restarted; `null` when it does.
     #[serde(default)]
     pub fault: Option<String>,
+    /// Since when, in milliseconds since 1970; `null` when it does, and from a node that does not tell yet.
+    #[serde(default)]
+    pub fault_since_ms: Option<u64>,
     /// Whether the owner has ceased to act for it, until its node is restarted, since its store has failed: nothing is read or written, and
     /// a takeover waits for nothing.
     #[serde(default)]

@@ -130,8 +130,7 @@ fn unreachable(status: &ClusterStatus) -> Vec<Finding> {
 fn full_or_faulty(node: &str, store: &StoreSpace) -> Option<Finding> {
     let what = format!("store {} of node {node}", store.directory);
     if let Some(fault) = &store.fault {
-        let advice = "restart the node when the disk is sound; until then `helio volume takeover` gives what it owns there to a replica (docs/damage.md); if the disk is lost: docs/disks.md";
-        return Some(Finding::wrong(what, format!("takes no writes: {fault}"), advice));
+        return Some(Finding::wrong(what, format!("takes no writes: {fault}"), space::FAULT_ADVICE));
     }
     if store.is_full {
         return Some(Finding::wrong(what, FULL, space::FULL_ADVICE));

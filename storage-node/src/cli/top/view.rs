@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use client_lib::wire::admin::{ClusterStatus, LinkStatus, MemberStatus, VolumeRow};
+use client_lib::wire::admin::{ClusterStatus, LinkStatus, MemberStatus, OwnerRow, VolumeRow};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Modifier, Style};
@@ -134,19 +134,26 @@ fn selected(sample: &Sample, table: &TableState) -> Vec<Line<'static>> {
 }
 
 fn node_rows(sample: &Sample) -> Vec<Vec<String>> {
-    let owned = |name: &str| sample.overview.owners.iter().find(|row| row.node == name).map_or(0, |row| row.volumes);
-    sample.cluster.members.iter().map(|member| node_row(member, owned(&member.name))).collect()
+    let owner = |name: &str| sample.overview.owners.iter().find(|row| row.node == name);
+    sample.cluster.members.iter().map(|member| node_row(member, owner(&member.name))).collect()
 }
 
-fn node_row(member: &MemberStatus, owned: u64) -> Vec<String> {
+fn node_row(member: &MemberStatus, owner: Option<&OwnerRow>) -> Vec<String> {
     let role = match (member.leader, member.voter) {
         (true, _) => "leader",
         (false, true) => "voter",
         (false, false) => "learner",
     };
-    let state = if member.reachable { "answers" } else { "DOES NOT ANSWER" };
+    let faults = owner.map_or(0, |owner| owner.store_faults.len());
+    let state = match (member.reachable, faults) {
+        (false, _) => "DOES NOT ANSWER".to_owned(),
+        (true, 0) => "answers".to_owned(),
+        (true, 1) => "STORE FAILED".to_owned(),
+        (true, many) => format!("{many} STORES FAILED"),
+    };
+    let owned = owner.map_or(0, |owner| owner.volumes);
     let rtt = milliseconds(member.rtt_ms);
-    vec![member.name.clone(), member.provider.clone(), role.to_owned(), rtt, owned.to_string(), state.to_owned()]
+    vec![member.name.clone(), member.provider.clone(), role.to_owned(), rtt, owned.to_string(), state]
 }
 
 fn link_rows(sample: &Sample, screen: &Screen) -> Vec<Vec<String>> {
@@ -179,7 +186,11 @@ fn volume_row(row: &VolumeRow) -> Vec<String> {
         row.rpo_seconds.map_or_else(unknown, span),
         behind.map_or_else(unknown, human),
         row.stale_bytes.map_or_else(unknown, human),
-        if row.waits.is_empty() { String::new() } else { row.waits.len().to_string() },
+        match (row.stepped_down, row.waits.len()) {
+            (true, _) => "NOT SERVED".to_owned(),
+            (false, 0) => String::new(),
+            (false, waits) => waits.to_string(),
+        },
     ]
 }
 
@@ -237,6 +248,20 @@ mod tests {
         let lines = drawn(&mut screen, begun + Duration::from_secs(9), (100, 24));
         assert!(lines[0].contains("NO ANSWER FOR 8 s: connection refused"), "{lines:#?}");
         assert!(lines.iter().any(|line| line.contains("geo:1")), "what was told last stays: {lines:#?}");
+    }
+
+    #[test]
+    fn a_failed_store_and_an_owner_that_has_stepped_down_are_told_from_what_waits() {
+        use client_lib::wire::admin::StoreFault;
+        let begun = Instant::now();
+        let mut failed = sample(begun, 0);
+        failed.overview.owners[0].store_faults =
+            vec![StoreFault { store: "/mnt/a".to_owned(), ..StoreFault::default() }];
+        failed.overview.rows[1].stepped_down = true;
+        let mut screen = Screen::new(Asked::by("name")).with(failed);
+        let lines = drawn(&mut screen, begun, (100, 24));
+        let has = |words: &[&str]| lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(has(&["a", "cloud-1", "leader", "STORE FAILED"]) && has(&["other", "NOT SERVED"]), "{lines:#?}");
     }
 
     #[test]

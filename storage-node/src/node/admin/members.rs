@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use client_lib::wire::admin::{AccessReport, NodeList, NodeSummary, RemovedStatus};
+use client_lib::wire::admin::{AccessReport, NodeList, NodeSummary, RemovedStatus, StoreFault};
 use client_lib::{Error, ErrorKind, NodeId};
 use consensus::MetaState;
 use futures_util::future::join_all;
@@ -49,6 +49,9 @@ pub(super) struct NodeAbout {
     /// Whether it renews its certificate before that ends; a program that does not say so does not.
     #[serde(default)]
     pub(super) renews: bool,
+    /// Its stores that take no writes.
+    #[serde(default)]
+    pub(super) store_faults: Vec<StoreFault>,
 }
 
 impl NodeAdmin {
@@ -59,6 +62,7 @@ impl NodeAdmin {
             applied: self.meta.applied_index(),
             metadata_format: consensus::FORMAT,
             renews: true,
+            store_faults: self.store_faults(),
         }
     }
 
@@ -107,7 +111,8 @@ impl NodeAdmin {
                 heard_seconds_ago: heard.map(|heard| heard.as_secs_f64()),
                 owns: state.volumes().filter(|volume| volume.owner == id).count() as u64,
                 follows: state.volumes().filter(|volume| volume.replicas.contains(&id)).count() as u64,
-                version: about.ok().map(|about| about.version),
+                version: about.as_ref().ok().map(|about| about.version.clone()),
+                store_faults: about.map(|about| about.store_faults).unwrap_or_default(),
                 labels: state.places().labels(id).map(ToString::to_string).collect(),
             }
         });

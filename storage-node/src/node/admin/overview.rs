@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use client_lib::wire::admin::{
-    Backlog, DurabilityStatus, Overview, OverviewQuery, OwnerRow, ReplicaRow, RpoStatus, VolumeRow,
+    Backlog, DurabilityStatus, Overview, OverviewQuery, OwnerRow, ReplicaRow, RpoStatus, StoreFault, VolumeRow,
 };
 use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, NodeId, VolumeId};
 use consensus::{MetaState, Volume};
@@ -17,10 +17,12 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::members::NodeAbout;
 use super::names::name_of;
 use super::volumes::rpo_told;
 use super::{NodeAdmin, ask, deleted};
 use crate::ownership::gate::Phase;
+use crate::peer::client::PeerClient;
 use crate::peer::message::AdminForward;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::size;
@@ -64,6 +66,7 @@ struct Heard {
     told: Option<(Instant, Arc<BTreeMap<VolumeId, Glance>>)>,
     is_asked: bool,
     silence: Option<String>,
+    store_faults: Vec<StoreFault>,
 }
 
 /// What the owners told last.
@@ -87,12 +90,13 @@ impl Glances {
         is_due
     }
 
-    fn end(&self, owner: NodeId, told: Result<Vec<Glance>, Error>) {
+    fn end(&self, owner: NodeId, told: Result<(Vec<Glance>, Vec<StoreFault>), Error>) {
         let mut heard = self.lock();
         let heard = heard.entry(owner).or_default();
         heard.is_asked = false;
         match told {
-            Ok(told) => {
+            Ok((told, store_faults)) => {
+                heard.store_faults = store_faults;
                 let by_id = told.into_iter().map(|glance| (glance.volume, glance)).collect();
                 (heard.told, heard.silence) = (Some((Instant::now(), Arc::new(by_id))), None);
             }
@@ -110,12 +114,13 @@ impl NodeAdmin {
         let mut asked = Vec::new();
         for node in due {
             if node == self.this.id {
-                self.glances.end(node, self.glances_here().await);
+                let told = self.glances_here().await;
+                self.glances.end(node, told.map(|told| (told, self.store_faults())));
                 continue;
             }
             let (glances, peers) = (self.glances.clone(), self.peers.clone());
             asked.push(tokio::spawn(async move {
-                let told = tokio::time::timeout(SILENCE, ask(&peers, node, AdminForward::Glances)).await;
+                let told = tokio::time::timeout(SILENCE, ask_glances(&peers, node)).await;
                 let late = |_| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {SILENCE:?}")));
                 glances.end(node, told.unwrap_or_else(late));
             }));
@@ -173,6 +178,7 @@ impl NodeAdmin {
                 volumes: owned.get(&node.id).copied().unwrap_or(0),
                 seconds_old: heard.and_then(|heard| heard.told.as_ref()).map(|(at, _)| at.elapsed().as_secs_f64()),
                 silence: heard.and_then(|heard| heard.silence.clone()),
+                store_faults: heard.map(|heard| heard.store_faults.clone()).unwrap_or_default(),
             }
         };
         overview.owners = state.nodes().map(owner).collect();
@@ -265,6 +271,14 @@ impl NodeAdmin {
     }
 }
 
+/// What `node` tells of the volumes that it owns, and of its stores.
+async fn ask_glances(peers: &PeerClient, node: NodeId) -> Result<(Vec<Glance>, Vec<StoreFault>), Error> {
+    let (glances, about) =
+        tokio::join!(ask(peers, node, AdminForward::Glances), ask::<NodeAbout>(peers, node, AdminForward::About));
+    // A program that cannot say what it is tells of its volumes all the same.
+    Ok((glances?, about.map(|about| about.store_faults).unwrap_or_default()))
+}
+
 fn durability_waits(status: &DurabilityStatus) -> Option<String> {
     let cause = status.cause.as_ref()?;
     let waiting = match status.waiting {
@@ -306,6 +320,10 @@ fn row(
     if let Some(silence) = silence {
         waits.insert(0, format!("its owner, node {owner}, does not answer: {silence}"));
     }
+    let stepped_down = state.has_stepped_down(volume.id);
+    if stepped_down {
+        waits.insert(0, stepped_down_told(state, volume));
+    }
     VolumeRow {
         name: volume.name.to_string(),
         id: volume.id.0,
@@ -322,8 +340,26 @@ fn row(
         mapped_bytes: glance.map(|glance| glance.mapped_bytes),
         stale_bytes: glance.map(|glance| glance.stale_bytes),
         waits,
+        stepped_down,
         seconds_old: at.map(|at| at.elapsed().as_secs_f64()),
     }
+}
+
+/// That the owner acts no more, and what comes next; from the metadata, so that every node can say it.
+pub(super) fn stepped_down_told(state: &MetaState, volume: &Volume) -> String {
+    let owner = name_of(state, volume.owner);
+    let next = match volume.takeover_after_ms {
+        _ if volume.replicas.is_empty() => {
+            format!("node {owner} is restarted with a store that works: no other node has its data")
+        }
+        None => format!("a replica has taken it over: `helio volume takeover {}`", volume.name),
+        Some(_) => {
+            format!("a replica has taken it over, which one does by itself if it can (`helio why {}`)", volume.name)
+        }
+    };
+    format!(
+        "its owner, node {owner}, has stepped down, since its store there has failed: nothing is read or written until {next}"
+    )
 }
 
 /// Whether a row is one of those that are asked for.
@@ -455,7 +491,7 @@ mod tests {
     async fn an_owner_is_asked_once_at_a_time_and_not_again_while_its_answer_is_fresh() {
         let glances = Glances::default();
         assert!(glances.begin(NodeId(1)) && !glances.begin(NodeId(1)) && glances.begin(NodeId(2)));
-        glances.end(NodeId(1), Ok(Vec::new()));
+        glances.end(NodeId(1), Ok((Vec::new(), Vec::new())));
         assert!(!glances.begin(NodeId(1)), "that was just now");
         tokio::time::advance(FRESH).await;
         assert!(glances.begin(NodeId(1)));

@@ -1,8 +1,10 @@
 //! Where the space of this node goes: what its shards count, joined with the names of volumes and what the file systems say.
 
-use client_lib::wire::admin::{NodeSpace, StoreSpace, VolumeSpace};
+use client_lib::clock::{Clock, SystemClock};
+use client_lib::wire::admin::{NodeSpace, StoreFault, StoreSpace, VolumeSpace};
 use client_lib::{BLOCK_SIZE, Error, ErrorKind};
 use consensus::MetaState;
+use tokio::time::Instant;
 
 use super::NodeAdmin;
 use crate::serve::volume::{ServedVolume, store_failure};
@@ -19,10 +21,24 @@ impl NodeAdmin {
             let directory = usage.directory.display().to_string();
             let volumes = usage.shard.volumes.iter();
             space.volumes.extend(volumes.map(|volume| volume_space(&state, &directory, volume)));
-            space.stores.push(store_space(usage));
+            let mut told = store_space(usage);
+            let faulted = self.store_faults().into_iter().find(|fault| fault.store == told.directory);
+            told.fault_since_ms = faulted.and_then(|fault| fault.since_ms);
+            space.stores.push(told);
         }
         space.volumes.sort_by(|a, b| (&a.volume, a.id).cmp(&(&b.volume, b.id)));
         Ok(space)
+    }
+
+    /// The stores here that take no writes.
+    pub(super) fn store_faults(&self) -> Vec<StoreFault> {
+        let faulted = self.reconciler.shards().faulted();
+        let told = faulted.map(|(store, fault, since)| StoreFault {
+            store: store.display().to_string(),
+            fault,
+            since_ms: since.map(unix_ms_of),
+        });
+        told.collect()
     }
 
     /// The space of a volume that is served here.
@@ -33,6 +49,12 @@ impl NodeAdmin {
         let found = counted.volumes.first().map(|found| volume_space(&self.meta.state(), &directory, found));
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("volume {} was deleted", volume.name)))
     }
+}
+
+/// When that was, in milliseconds since 1970, as this machine's clock is now.
+pub(super) fn unix_ms_of(instant: Instant) -> u64 {
+    let ago = u64::try_from(instant.elapsed().as_millis()).unwrap_or(u64::MAX);
+    SystemClock::new().unix_ms().saturating_sub(ago)
 }
 
 fn volume_space(state: &MetaState, directory: &str, volume: &shard::VolumeSpace) -> VolumeSpace {
@@ -70,6 +92,7 @@ fn store_space(usage: &StoreUsage) -> StoreSpace {
         reserve_bytes: shard.reserve_bytes,
         available_bytes: usage.available_bytes(),
         fault: shard.fault.clone(),
+        fault_since_ms: None,
         is_full: shard.is_full,
     }
 }

@@ -17,6 +17,7 @@ use consensus::{Command, Response};
 use super::durability::{asked_for, require_possible};
 use super::links::{fetch_told, freight_told};
 use super::names::{name_of, node_named, volume_named};
+use super::space::unix_ms_of;
 use super::{NodeAdmin, deleted, nonce, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::node::policy::action_named;
@@ -197,6 +198,7 @@ impl NodeAdmin {
             damaged_blocks: report.damaged_blocks,
             repaired_blocks: report.repaired_blocks,
             verified_blocks: report.verified_blocks,
+            fault_since_ms: report.fault.as_ref().and_then(|_| volume.shard.fault_since()).map(unix_ms_of),
             fault: report.fault,
             stepped_down: state.has_stepped_down(meta.id),
             is_full: report.is_full,
