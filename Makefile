@@ -77,7 +77,7 @@ upgrade: tools ## build the programs of an earlier commit (OLD), and upgrade a c
 	$(CARGO) build --package storage-node --package nbd-frontend --bins
 	export HELIO_OLD_BIN="$(EARLIER)/build/debug/helio" && $(CARGO) test --package tests --test upgrade -- --nocapture --test-threads 1
 
-bench: tools ## measure speed, cleaning, growth, idle volumes and rebuilding, optimised build; forty-five minutes, figures and plots in target/bench
+bench: tools ## measure speed, cleaning, growth, idle volumes, rebuilding and drains, optimised build; fifty minutes, figures and plots in target/bench
 	$(CARGO) build --release --package storage-node --package nbd-frontend --package bench --bins
 	$(CARGO) run --release --quiet --package bench -- --out target/bench
 

@@ -1,11 +1,13 @@
 //! The load: fio's JSON read into figures, against an NBD server or a file.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde_json::Value;
+
+use crate::server::Process;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +100,17 @@ pub(crate) fn fill(target: &Target, size: u64) -> anyhow::Result<()> {
     fio(target, &["--rw=write", "--bs=1M", "--iodepth=4", "--end_fsync=1", &format!("--size={size}")]).map(drop)
 }
 
+/// Goes on writing at random places of the first `size` bytes, so many in a second, until what is returned is dropped.
+pub(crate) fn write_on(target: &Target, size: u64, bytes_per_second: u64) -> anyhow::Result<Process> {
+    let (size, rate) = (format!("--size={size}"), format!("--rate={bytes_per_second}"));
+    let mut command = command(
+        target,
+        &["--rw=randwrite", "--bs=4k", "--norandommap", "--time_based", "--runtime=86400", &size, &rate],
+    );
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    Ok(Process(child.context("fio cannot be started; `make tools` installs it")?))
+}
+
 /// Loads `target`; `cpu_seconds` tells what its server has used so far.
 pub(crate) fn measure(
     target: &Target,
@@ -153,7 +166,7 @@ pub(crate) fn measure(
     })
 }
 
-fn fio(target: &Target, arguments: &[&str]) -> anyhow::Result<Value> {
+fn command(target: &Target, arguments: &[&str]) -> Command {
     let mut command = Command::new("fio");
     command.args(["--name=bench", "--thread", "--output-format=json"]).args(arguments);
     match target {
@@ -162,7 +175,11 @@ fn fio(target: &Target, arguments: &[&str]) -> anyhow::Result<Value> {
             command.args(["--ioengine=libaio", "--direct=1"]).arg(format!("--filename={}", path.display()))
         }
     };
-    let output = command.output().context("fio cannot be started; `make tools` installs it")?;
+    command
+}
+
+fn fio(target: &Target, arguments: &[&str]) -> anyhow::Result<Value> {
+    let output = command(target, arguments).output().context("fio cannot be started; `make tools` installs it")?;
     ensure!(
         output.status.success(),
         "fio failed on {target:?}: {}{}",

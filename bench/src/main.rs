@@ -1,6 +1,6 @@
 //! Does the block store hold what it promises? One command per question: [`speed`] beside other NBD servers, [`hop`] through
 //! `helio-nbd`, [`floor`] over memory, [`cleaning`] under endless overwriting, [`growth`] of a large, sparsely written volume, [`idle`] volumes by the thousand,
-//! [`rebuild`] of a replica beside guests.
+//! [`rebuild`] of a replica beside guests, [`drain`] of a node and what is said of its end.
 //!
 //! Each prints a table and its bars, marked PASS or missed, and with `--out` writes its figures as JSON and its curves as
 //! SVG. What is compared runs side by side, in turns, so that a machine that grows slower slows all of it: on a noisy
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 
 mod cleaning;
+mod drain;
 mod floor;
 mod growth;
 mod hop;
@@ -28,7 +29,7 @@ use report::Output;
 /// Measure Heliotrope's block store
 #[derive(Debug, Parser)]
 #[command(
-    after_help = "Without a command everything is measured at its default size: about forty-five minutes, 16 GiB of disk space.\n\
+    after_help = "Without a command everything is measured at its default size: about fifty minutes, 16 GiB of disk space.\n\
     Build with --release and leave the machine alone meanwhile.\n\n\
     Examples:\n  \
     bench --out target/bench\n  \
@@ -65,6 +66,8 @@ enum Question {
     Growth(growth::Options),
     /// A replica that has nothing, beside guests: what those wait for (4 minutes)
     Rebuild(rebuild::Options),
+    /// A node drained over a narrow link: when it says that it will be over, and when it is (3 minutes)
+    Drain(drain::Options),
     /// A thousand volumes that nobody uses: CPU, memory, and a write beside them (4 minutes)
     Idle(idle::Options),
 }
@@ -99,6 +102,7 @@ fn main() -> anyhow::Result<()> {
         Some(Question::Growth(options)) => growth::run(&options, &bench),
         Some(Question::Idle(options)) => idle::run(&options, &bench),
         Some(Question::Rebuild(options)) => rebuild::run(&options, &bench),
+        Some(Question::Drain(options)) => drain::run(&options, &bench),
         None => {
             speed::run(&speed::Options::default(), &bench)?;
             hop::run(&hop::Options::default(), &bench)?;
@@ -106,7 +110,8 @@ fn main() -> anyhow::Result<()> {
             cleaning::run(&cleaning::Options::default(), &bench)?;
             growth::run(&growth::Options::default(), &bench)?;
             idle::run(&idle::Options::default(), &bench)?;
-            rebuild::run(&rebuild::Options::default(), &bench)
+            rebuild::run(&rebuild::Options::default(), &bench)?;
+            drain::run(&drain::Options::default(), &bench)
         }
     }
 }

@@ -31,7 +31,7 @@ struct Plan {
 pub(crate) struct Stopped(Plan);
 
 /// A process that ends with its owner.
-struct Process(Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -57,9 +57,15 @@ impl Server {
 
     /// Heliotrope without a volume, with a node for each of `providers`; it has a leader already.
     pub(crate) fn helio_bare(root: &Path, binary: &Path, providers: &str) -> anyhow::Result<Server> {
+        Server::helio_with(root, binary, providers, &[])
+    }
+
+    /// The same with more options of `helio up`.
+    pub(crate) fn helio_with(root: &Path, binary: &Path, providers: &str, more: &[&str]) -> anyhow::Result<Server> {
         let data = root.join("helio");
         let mut arguments: Vec<String> =
             ["up", "--providers", providers, "--nbd-port", "0", "--http-port", "0"].map(String::from).to_vec();
+        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         arguments.extend(["--data".to_owned(), data.display().to_string()]);
         let socket = data.join("a/nbd.sock");
         let plan = Plan { program: binary.to_owned(), arguments, data, ..Plan::new("helio", root, socket) };
@@ -157,7 +163,12 @@ impl Server {
 
     /// The server as fio's.
     pub(crate) fn target(&self) -> Target {
-        Target::Nbd(format!("nbd+unix:///{}?socket={}", self.plan.export, self.plan.socket.display()))
+        self.target_of(self.plan.export)
+    }
+
+    /// The same of another export of it.
+    pub(crate) fn target_of(&self, export: &str) -> Target {
+        Target::Nbd(format!("nbd+unix:///{export}?socket={}", self.plan.socket.display()))
     }
 
     /// Its process id, for the kernel's counts.

@@ -6,7 +6,7 @@
 //! and to repeat: what has moved has moved.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use clap::Args;
@@ -16,7 +16,10 @@ use client_lib::wire::admin::{
 use client_lib::{GroupName, NodeName, ProviderId};
 use serde::Serialize;
 
-use super::catch_up::{LEFT_BYTES_MAX, catch_up};
+mod forecast;
+
+use self::forecast::Look;
+use super::catch_up::catch_up;
 use super::client::{Client, print_json, print_table};
 use super::{Common, members};
 use crate::size;
@@ -47,8 +50,8 @@ pub(super) struct Drain {
     json: bool,
 }
 
-/// How long it is looked how fast replicas catch up, before it is said how long they will take.
-const LOOK: Duration = Duration::from_secs(1);
+/// How long it is looked how fast replicas catch up, before it is said how long they will take: what comes in a second, a mebibyte at a time, tells little.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// What is to happen to a volume.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -61,7 +64,10 @@ struct Step {
     to: Option<String>,
     /// What that lacks, in bytes.
     behind_bytes: u64,
-    /// In how many seconds it will hold everything, at the rate of a moment ago; `null` when it does not catch up.
+    /// What of that is still to be sent to it.
+    to_send_bytes: u64,
+    /// In how many seconds it will have moved, the volumes before it included, at the rate at which its link was seen to carry what is sent; the last
+    /// one's is that of the whole drain. `null` when it, or one before it, does not catch up.
     finish_seconds: Option<f64>,
     /// How far the best replica that is left then is behind now, in seconds: what the loss of the next owner would cost;
     /// `null` when none is left.
@@ -89,18 +95,23 @@ pub(super) fn run(arguments: &Drain, common: &Common) -> anyhow::Result<()> {
     };
     let before = look()?;
     let is_behind = before.iter().any(|status| status.replicas.iter().any(|replica| replica.bytes_behind > 0));
-    let now = if is_behind {
+    let began = Instant::now();
+    let (now, looked) = if is_behind {
         std::thread::sleep(LOOK);
-        look()?
+        // Each look is as of its end: that of many volumes takes its time.
+        (look()?, began.elapsed())
     } else {
-        before.clone()
+        (before.clone(), LOOK)
     };
     let heirs = heirs(&now, &drained, to.as_deref());
-    let plan = |(before, now): (&VolumeStatus, &VolumeStatus)| {
+    let plan = |now: &VolumeStatus| {
         let to = now.group.as_ref().map_or(to.clone(), |group| Some(heirs.get(group).cloned().unwrap_or_default()));
-        step(before, now, &drained, to.as_deref())
+        step(now, &drained, to.as_deref())
     };
-    let steps: Vec<Step> = before.iter().zip(&now).map(plan).collect();
+    let mut steps: Vec<Step> = now.iter().map(plan).collect();
+    let looks = |((before, now), step): ((&VolumeStatus, &VolumeStatus), &Step)| (seen(before, step), seen(now, step));
+    let looks: Vec<_> = before.iter().zip(&now).zip(&steps).map(looks).collect();
+    forecast::forecast(&mut steps, &looks, looked);
     if !arguments.json && !steps.is_empty() {
         print_plan(&steps);
     }
@@ -128,7 +139,7 @@ pub(super) fn run(arguments: &Drain, common: &Common) -> anyhow::Result<()> {
     }
     let names = drained.iter().cloned().collect::<Vec<_>>().join(", ");
     if arguments.dry_run || steps.is_empty() {
-        println!("{names}: {} volumes to move", steps.len());
+        println!("{names}: {} volumes to move{}", steps.len(), ended(&steps));
     }
     if !arguments.dry_run {
         println!("{names}: owns nothing, and nobody needs it; it can be stopped");
@@ -189,22 +200,28 @@ fn heirs(now: &[VolumeStatus], drained: &BTreeSet<String>, to: Option<&str>) -> 
     volumes.into_iter().filter_map(|(group, all)| Some((group.clone(), heir(&all)?))).collect()
 }
 
-/// Plans one volume from two looks at it, [`LOOK`] apart.
-fn step(before: &VolumeStatus, now: &VolumeStatus, drained: &BTreeSet<String>, to: Option<&str>) -> Step {
+/// What is still to be sent to a replica.
+fn still_to_send(replica: &ReplicaStatus) -> u64 {
+    replica.to_send_bytes.unwrap_or(replica.bytes_behind)
+}
+
+/// What a look at a volume tells of its way to where it goes.
+fn seen(status: &VolumeStatus, step: &Step) -> Look {
+    let replica = status.replicas.iter().find(|replica| Some(&replica.node) == step.to.as_ref());
+    let of = |replica: &ReplicaStatus| {
+        let freight = &replica.freight;
+        let carried = freight.sent_bytes + freight.same_bytes + freight.relayed_bytes;
+        Look { to_send: still_to_send(replica), carried }
+    };
+    replica.map(of).unwrap_or_default()
+}
+
+/// Where a volume goes, as it is now.
+fn step(now: &VolumeStatus, drained: &BTreeSet<String>, to: Option<&str>) -> Step {
     let can_own = |replica: &&ReplicaStatus| can_own(replica, drained);
     let wanted = |replica: &&ReplicaStatus| to.is_none_or(|to| replica.node == to);
     let heir = now.replicas.iter().filter(can_own).filter(wanted).min_by_key(|replica| replica.bytes_behind);
     let behind_bytes = heir.map_or(0, |replica| replica.bytes_behind);
-    let finish_seconds = heir.and_then(|heir| {
-        let earlier = before.replicas.iter().find(|replica| replica.node == heir.node)?.bytes_behind;
-        let gained = earlier.saturating_sub(behind_bytes) as f64 / LOOK.as_secs_f64();
-        match behind_bytes {
-            // No more than what is written in a moment.
-            0..=LEFT_BYTES_MAX => Some(0.0),
-            _ if gained > 0.0 => Some(behind_bytes as f64 / gained),
-            _ => None,
-        }
-    });
     let rest = now.replicas.iter().filter(can_own).filter(|replica| heir.is_some_and(|heir| heir.node != replica.node));
     Step {
         volume: now.name.clone(),
@@ -212,7 +229,8 @@ fn step(before: &VolumeStatus, now: &VolumeStatus, drained: &BTreeSet<String>, t
         from: now.owner.clone(),
         to: heir.map(|replica| replica.node.clone()),
         behind_bytes,
-        finish_seconds,
+        to_send_bytes: heir.map_or(0, still_to_send),
+        finish_seconds: None,
         rpo_seconds: rest.map(|replica| replica.seconds_behind).min_by(f64::total_cmp),
     }
 }
@@ -221,7 +239,9 @@ fn print_plan(steps: &[Step]) {
     let row = |step: &Step| {
         let (to, finish) = match (&step.to, step.finish_seconds) {
             (None, _) => ("no replica in reach", "-".to_owned()),
-            (Some(to), None) => (to.as_str(), "does not catch up: written faster than it is sent".to_owned()),
+            (Some(to), None) => {
+                (to.as_str(), "not as it is: it, or one before it, is written faster than it is sent".to_owned())
+            }
             (Some(to), Some(0.0)) => (to.as_str(), "at once".to_owned()),
             (Some(to), Some(seconds)) => (to.as_str(), format!("in {}", duration(seconds))),
         };
@@ -236,6 +256,15 @@ fn print_plan(steps: &[Step]) {
         vec![volume, step.from.clone(), to.to_owned(), size::human(step.behind_bytes), finish, rpo]
     };
     print_table(&["volume", "from", "to", "lacks", "moves", "rpo then"], steps.iter().map(row).collect());
+}
+
+/// When all of them will have moved.
+fn ended(steps: &[Step]) -> String {
+    match steps.last().map(|step| step.finish_seconds) {
+        None | Some(Some(0.0)) => String::new(),
+        Some(Some(seconds)) => format!(", done in about {}", duration(seconds)),
+        Some(None) => ", and no end to be seen as long as one does not catch up".to_owned(),
+    }
 }
 
 fn duration(seconds: f64) -> String {
@@ -299,7 +328,7 @@ fn still_needed(drained: &BTreeSet<String>, client: &Client) -> anyhow::Result<(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn replica(node: &str, bytes_behind: u64) -> ReplicaStatus {
@@ -309,6 +338,7 @@ mod tests {
             watermark: String::new(),
             known: String::new(),
             bytes_behind,
+            to_send_bytes: None,
             seconds_behind: bytes_behind as f64 / 1e6,
             consistent_ms: None,
             stale_bytes: 0,
@@ -333,22 +363,26 @@ mod tests {
         VolumeStatus { replicas, ..status }
     }
 
-    fn plan(before: Vec<ReplicaStatus>, now: Vec<ReplicaStatus>, drained: &[&str], to: Option<&str>) -> Step {
+    fn plan(now: Vec<ReplicaStatus>, drained: &[&str], to: Option<&str>) -> Step {
         let drained = drained.iter().map(|node| (*node).to_owned()).collect();
-        step(&status(before), &status(now), &drained, to)
+        step(&status(now), &drained, to)
     }
 
     #[test]
     fn a_volume_goes_to_the_replica_that_lacks_least_and_is_not_drained() {
         let all = || vec![replica("b", 9_000_000), replica("c", 8_000_000), replica("d", 0)];
-        let found = plan(vec![replica("b", 0), replica("c", 12_000_000)], all(), &["a", "d"], None);
+        let found = plan(all(), &["a", "d"], None);
         assert_eq!((found.to.as_deref(), found.behind_bytes), (Some("c"), 8_000_000));
-        assert_eq!(found.finish_seconds, Some(2.0), "4 MB a second");
         assert_eq!(found.rpo_seconds, Some(9.0), "b is left");
-        let found = plan(all(), all(), &["a", "d"], Some("b"));
-        assert_eq!((found.to.as_deref(), found.finish_seconds), (Some("b"), None), "does not catch up");
-        let found = plan(all(), all(), &["a"], None);
-        assert_eq!((found.to.as_deref(), found.finish_seconds), (Some("d"), Some(0.0)));
+        assert_eq!(plan(all(), &["a", "d"], Some("b")).to.as_deref(), Some("b"));
+        assert_eq!(plan(all(), &["a"], None).to.as_deref(), Some("d"));
+        let half_there = ReplicaStatus { to_send_bytes: Some(3_000_000), ..replica("b", 9_000_000) };
+        assert_eq!(plan(vec![half_there], &["a"], None).to_send_bytes, 3_000_000);
+        assert_eq!(
+            plan(vec![replica("b", 9_000_000)], &["a"], None).to_send_bytes,
+            9_000_000,
+            "an older node does not tell"
+        );
     }
 
     #[test]
@@ -372,9 +406,9 @@ mod tests {
     #[test]
     fn who_cannot_be_reached_owns_nothing() {
         let away = ReplicaStatus { reachable: false, ..replica("b", 0) };
-        let found = plan(vec![away.clone()], vec![away.clone()], &["a"], None);
+        let found = plan(vec![away.clone()], &["a"], None);
         assert_eq!((found.to, found.rpo_seconds), (None, None));
-        let found = plan(vec![], vec![away, replica("c", 0)], &["a"], None);
+        let found = plan(vec![away, replica("c", 0)], &["a"], None);
         assert_eq!((found.to.as_deref(), found.rpo_seconds), (Some("c"), None), "no other is left");
     }
 

@@ -240,6 +240,7 @@ mod tests {
             watermark: "1.9".into(),
             known: "1.9".into(),
             bytes_behind: 0,
+            to_send_bytes: None,
             seconds_behind: 0.1,
             consistent_ms: None,
             stale_bytes: 0,

@@ -280,7 +280,7 @@ fn owned(state: &MetaState, volume: &ServedVolume, marks: &Watermarks) -> OwnedF
             replica: name_of(state, node),
             lag: marks.behind(progress.position.watermark),
             is_reachable: progress.reachable,
-            stale_bytes: progress.position.stale_blocks * u64::from(BLOCK_SIZE),
+            stale_bytes: progress.stale_blocks() * u64::from(BLOCK_SIZE),
             is_rejoining: progress.rejoining.is_some(),
             tail_bytes: progress.tail.map(|tail| tail.blocks * u64::from(BLOCK_SIZE)),
         }),

@@ -34,6 +34,8 @@ pub struct Progress {
     pub rejoining: Option<Rejoining>,
     /// Why not.
     pub error: Option<String>,
+    /// While a delta is on its way: where the replica was when it told last, and how many blocks it lacked then.
+    lacking: Option<(Lsn, Lsn, u64)>,
     /// For each manifest that is not applied yet, when it was sealed.
     marks: VecDeque<(Lsn, Duration)>,
 }
@@ -56,6 +58,8 @@ impl Progress {
     pub fn failed(&mut self, error: String) {
         self.reachable = false;
         self.error = Some(error);
+        // It may have lost what had come.
+        self.lacking = None;
     }
 
     /// The replica said where it is.
@@ -66,6 +70,22 @@ impl Progress {
         while self.marks.front().is_some_and(|(to, _)| *to <= position.watermark) {
             self.marks.pop_front();
         }
+    }
+
+    /// A part of a delta has come to the replica, which told where it is. Of several that are answered at once, the last word is the one that lacks least.
+    pub(super) fn came(&mut self, told: ReplicaPosition) {
+        let before = self.lacking.filter(|(known, watermark, _)| (*known, *watermark) == (told.known, told.watermark));
+        let blocks = before.map_or(told.stale_blocks, |(.., blocks)| blocks.min(told.stale_blocks));
+        self.lacking = Some((told.known, told.watermark, blocks));
+    }
+
+    /// How many blocks it knows of and does not hold.
+    #[must_use]
+    pub fn stale_blocks(&self) -> u64 {
+        let position = self.position;
+        let lacking =
+            self.lacking.filter(|(known, watermark, _)| (*known, *watermark) == (position.known, position.watermark));
+        lacking.map_or(position.stale_blocks, |(.., blocks)| blocks.min(position.stale_blocks))
     }
 
     /// It comes back to the volume, and has told what it lacks.
@@ -115,6 +135,31 @@ mod tests {
         assert_eq!(progress.behind_for(Duration::from_secs(5)), Duration::from_secs(2));
         progress.heard(at(20));
         assert_eq!(progress.behind_for(Duration::from_secs(9)), Duration::ZERO);
+    }
+
+    /// While a large delta was on its way the replica was said to lack all of it, to the last block: nobody could see how fast it went, and when it would be over.
+    #[test]
+    fn what_has_come_of_a_delta_is_lacked_no_more_before_all_of_it_has() {
+        let mut progress = Progress::default();
+        let lacks = |stale_blocks| ReplicaPosition {
+            known: lsn(20),
+            watermark: lsn(10),
+            stale_blocks,
+            ..ReplicaPosition::default()
+        };
+        progress.heard(lacks(100));
+        assert_eq!(progress.stale_blocks(), 100);
+        [70, 60, 80].into_iter().for_each(|rest| progress.came(lacks(rest)));
+        progress.heard(lacks(100));
+        assert_eq!(progress.stale_blocks(), 60, "the owner knows nothing newer");
+        progress.failed("its node was restarted".to_owned());
+        progress.heard(lacks(100));
+        assert_eq!(progress.stale_blocks(), 100);
+        progress.came(lacks(5));
+        progress.heard(ReplicaPosition { known: lsn(30), ..lacks(40) });
+        assert_eq!(progress.stale_blocks(), 40, "it was told of more");
+        progress.heard(at(30));
+        assert_eq!(progress.stale_blocks(), 0);
     }
 
     /// History was let go of that a node which had left would need to come back by what differs.

@@ -104,7 +104,9 @@ impl Way {
             false => PeerRequest::Blocks { volume, epoch, blocks },
         };
         count_sent(&self.volume, &self.watermarks, self.replica, freight);
-        self.volume.peers.ask_position(self.replica, Class::Bulk, request, payload).await.map(drop)
+        let told = self.volume.peers.ask_position(self.replica, Class::Bulk, request, payload).await?;
+        self.watermarks.with(self.replica, |progress| progress.came(told));
+        Ok(())
     }
 
     /// Sends these versions, first things first, as far as they are still the newest.

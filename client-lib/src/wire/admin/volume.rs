@@ -132,6 +132,9 @@ pub struct ReplicaStatus {
     pub known: String,
     /// Bytes of distinct blocks changed since its watermark.
     pub bytes_behind: u64,
+    /// What of that is still to come to it: the rest is there, and is applied when all of its delta has come. `null` from a node that does not tell yet.
+    #[serde(default)]
+    pub to_send_bytes: Option<u64>,
     /// Age of the oldest write that it lacks, by the owner's clock: at most so much, to a tenth of a second for the last minute. Of
     /// writes under an earlier owner only that they are older than the present ownership is known.
     pub seconds_behind: f64,

@@ -157,6 +157,16 @@ impl NodeAdmin {
             let ago = if watermark >= report.head { Some(Duration::ZERO) } else { ago };
             // What was written since the replica's last word counts too.
             let changed = volume.shard.changed_blocks(volume.id, seen.base()).await.map_err(store_failure)?;
+            // Of what it was told of it holds what has come already; the rest it has not heard of.
+            let untold = volume
+                .shard
+                .changed_blocks(volume.id, seen.position.known.max(seen.base()))
+                .await
+                .map_err(store_failure)?;
+            let to_send = match seen.rejoining {
+                Some(_) => None,
+                None => Some(changed.min(seen.stale_blocks() + untold)),
+            };
             let lacked = changed + seen.rejoining.map_or(0, |rejoining| rejoining.discarded);
             // The newest write may have a position and not be carried out yet: nobody lacks it.
             let behind = marks.as_ref().filter(|_| lacked > 0).map_or(Duration::ZERO, |marks| marks.behind(watermark));
@@ -165,10 +175,11 @@ impl NodeAdmin {
                 provider: state.node(*replica).map(|node| node.provider.to_string()).unwrap_or_default(),
                 watermark: watermark.to_string(),
                 known: seen.position.known.to_string(),
+                to_send_bytes: Some(to_send.unwrap_or(lacked) * u64::from(BLOCK_SIZE)),
                 bytes_behind: lacked * u64::from(BLOCK_SIZE),
                 seconds_behind: behind.as_secs_f64(),
                 consistent_ms: ago.map(|ago| now_ms.saturating_sub(ago.as_millis() as u64)),
-                stale_bytes: seen.position.stale_blocks * u64::from(BLOCK_SIZE),
+                stale_bytes: seen.stale_blocks() * u64::from(BLOCK_SIZE),
                 reachable: seen.reachable,
                 counts: volume.flushes.counts(*replica),
                 is_rejoining: seen.rejoining.is_some(),
