@@ -274,16 +274,17 @@ impl Reconciler {
         volume.sending.follow(&meta.propagation);
         let is_holder = is_holder(self.me, meta);
         volume.follows.store(is_holder, Ordering::Relaxed);
-        let may_go = owned && !meta.replicas.is_empty() && self.rescues.load(Ordering::Relaxed);
-        volume.rescue.is_possible.store(may_go, Ordering::Relaxed);
+        if owned {
+            let may_go = !meta.replicas.is_empty() && self.rescues.load(Ordering::Relaxed);
+            volume.rescue.is_possible.store(may_go, Ordering::Relaxed);
+        }
+        // Also where this node has done already what it is told: a takeover may have ended what it handed over.
+        volume.standing.heard(meta, state.last_takeover(meta));
         volume.keys.follow(state.keys(meta.id));
         let is_done = has_come_to(view, meta);
-        if !is_done {
-            volume.standing.heard(meta, state.last_takeover(meta));
-            if !owned {
-                self.stop_propagation(meta.id);
-                follow(&volume, state, meta).await?;
-            }
+        if !is_done && !owned {
+            self.stop_propagation(meta.id);
+            follow(&volume, state, meta).await?;
         }
         if owned && is_done {
             self.follow_replicas(&volume, state, meta);
@@ -390,8 +391,8 @@ impl Reconciler {
         // What the owner before could not make durable is to be durable here before anything is said to be.
         let owed = meta.history.last().and_then(|ended| state.rescued_from(meta.id, ended.epoch));
         let owed = owed.filter(|_| report.stale_blocks > 0);
-        if owed.is_some() {
-            volume.flushes.owe(meta.epoch);
+        if let Some(durable) = owed {
+            volume.flushes.owe(meta.epoch, durable);
         }
         volume.begin(meta.epoch, meta.final_lsn);
         tracing::info!(volume = %meta.name, epoch = %meta.epoch, head = %report.head, stale_blocks = report.stale_blocks, "owner");
@@ -554,6 +555,8 @@ async fn follow_without_store(volume: &ServedVolume, state: &MetaState, meta: &V
         let blocks = volume.shard.changed_blocks(meta.id, from).await.unwrap_or_default();
         volume.standing.set_tail(Some(Tail { from, to: report.held, blocks }));
     }
+    // Before anybody is passed on: what was acked here may not be durable.
+    volume.owe_flush();
     volume.gate.set(View { owner: meta.owner, epoch: meta.epoch, phase: Phase::Elsewhere });
 }
 

@@ -2,14 +2,22 @@
 //! durable there (docs/ownership.md, *Rescue*).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use client_lib::transport::Class;
-use client_lib::{BlockIndex, Epoch, Error, Lsn};
+use client_lib::{BlockIndex, Epoch, Error, ErrorKind, Lsn};
+use tokio::time::Instant;
 
 use super::manifest::BlockRun;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::LackingSince;
 use crate::volume::Moment;
+
+/// How long the holder of it may be out of reach.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pause before it is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Fetches what is newer than `durable` for the owner of `epoch`, this node, makes it durable, and lets flushes go on. If some of it is nowhere any
 /// more, and was not written again meanwhile, those are told that wait.
@@ -22,6 +30,10 @@ pub async fn repay(volume: Arc<ServedVolume>, epoch: Epoch, durable: Lsn) {
             volume.flushes.repaid(epoch);
             tracing::info!(volume = %volume.name, %epoch, "what was not durable at the owner before is durable here");
         }
+        // Another owner will see to it.
+        Err(error) if volume.shard.fault().is_some() => {
+            tracing::warn!(volume = %volume.name, %epoch, %error, "what was not durable at the owner before cannot be made so here");
+        }
         Err(error) => {
             volume.flushes.lost(epoch);
             tracing::error!(volume = %volume.name, %epoch, %error, "what was not durable at the owner before is lost: a flush will say so");
@@ -30,13 +42,18 @@ pub async fn repay(volume: Arc<ServedVolume>, epoch: Epoch, durable: Lsn) {
 }
 
 async fn fetch(volume: &ServedVolume, durable: Lsn) -> Result<(), Error> {
-    let mut after = Some(BlockIndex(0));
+    let (mut after, begun) = (Some(BlockIndex(0)), Instant::now());
     while let Some(from) = after {
         let LackingSince { runs, next } = lacking(volume, durable, from).await?;
         if let Err(error) = volume.puller.pull(Moment::Now, &runs, Class::Pull, &[]).await
             && are_lacking(volume, durable, &runs).await?
         {
-            return Err(error);
+            if error.kind() != ErrorKind::Unavailable || begun.elapsed() >= PATIENCE {
+                return Err(error);
+            }
+            // Its holder may be back in a moment.
+            tokio::time::sleep(RETRY_PAUSE).await;
+            continue;
         }
         after = next;
     }
@@ -52,7 +69,8 @@ async fn are_lacking(volume: &ServedVolume, durable: Lsn, runs: &[BlockRun]) -> 
     let Some(first) = runs.first() else { return Ok(false) };
     let left = lacking(volume, durable, first.start).await?.runs;
     let is_asked = |left: &BlockRun| {
-        runs.iter().any(|run| run.start.0 < left.start.0 + left.count && left.start.0 < run.start.0 + run.count)
+        let last = |run: &BlockRun| run.start.0 + (run.count - 1);
+        runs.iter().any(|run| run.start.0 <= last(left) && left.start.0 <= last(run))
     };
     Ok(left.iter().any(is_asked))
 }

@@ -57,8 +57,8 @@ pub struct Flushes {
     waiting: BTreeMap<u64, Duration>,
     next: u64,
     degraded: Option<Degraded>,
-    /// What the owner before has acked, and could not make durable, is not held here yet.
-    is_owed: bool,
+    /// What the owner before has acked, and could not make durable, is not held here yet: it is what is newer than this.
+    owed: Option<Lsn>,
     /// The flushes with smaller numbers are not answered with success: some of that will never be held here.
     failed_below: u64,
 }
@@ -114,7 +114,7 @@ impl Flushes {
         if epoch > self.epoch {
             (self.epoch, self.own, self.wanted) = (epoch, Lsn::ZERO, Lsn::ZERO);
             (self.held, self.degraded) = (BTreeMap::new(), None);
-            (self.is_owed, self.failed_below) = (false, 0);
+            (self.owed, self.failed_below) = (None, 0);
             self.own = own.unwrap_or(Lsn::MAX);
             self.reckon();
         }
@@ -128,21 +128,29 @@ impl Flushes {
         }
     }
 
-    /// The owner before `epoch` gave the volume away from a store that took no writes any more: until the last that it acked is held here,
-    /// durably, nothing is, of whatever class.
-    pub fn owe(&mut self, epoch: Epoch) {
-        self.is_owed |= epoch == self.epoch;
+    /// The owner before `epoch` gave the volume away from a store that took no writes any more, durable up to `durable`: until the rest of what it
+    /// acked is held here, durably, nothing is, of whatever class.
+    pub fn owe(&mut self, epoch: Epoch, durable: Lsn) {
+        if epoch == self.epoch {
+            self.owed = Some(durable);
+        }
+    }
+
+    /// Beyond where something is owed, if it is.
+    #[must_use]
+    pub fn owed(&self) -> Option<Lsn> {
+        self.owed
     }
 
     /// It is held here now.
     pub fn repaid(&mut self, epoch: Epoch) {
-        self.is_owed &= epoch != self.epoch;
+        self.owed.take_if(|_| epoch == self.epoch);
     }
 
     /// Some of it will never be. The flushes that wait hear of it, or the next one if there is none, as those of a disk do that has lost what it
     /// had in its cache; those after them speak of what is there.
     pub fn lost(&mut self, epoch: Epoch) {
-        if epoch == self.epoch && std::mem::take(&mut self.is_owed) {
+        if epoch == self.epoch && self.owed.take().is_some() {
             self.failed_below = self.next + if self.waiting.is_empty() { 2 } else { 1 };
         }
     }
@@ -203,7 +211,7 @@ impl Flushes {
         if epoch != self.epoch {
             return Verdict::Over;
         }
-        if self.is_owed || self.next + 1 < self.failed_below {
+        if self.owed.is_some() || self.next + 1 < self.failed_below {
             return Verdict::Wait(None);
         }
         if self.durable >= lsn {
@@ -233,7 +241,7 @@ impl Flushes {
     /// Whether flushes wait for anything but what is here already.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.policy.class.others() > 0 || self.is_owed || self.next + 1 < self.failed_below
+        self.policy.class.others() > 0 || self.owed.is_some() || self.next + 1 < self.failed_below
     }
 
     /// Whether what `node` holds counts.
@@ -358,10 +366,10 @@ mod tests {
             let mut flushes = flushes(class, Unmet::Degrade { after_ms: 1 });
             flushes.held(EPOCH, B, lsn(9));
             assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(1)), Verdict::Durable);
-            flushes.owe(Epoch(2));
+            flushes.owe(Epoch(2), lsn(1));
             assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(1)), Verdict::Durable, "of another epoch");
-            flushes.owe(EPOCH);
-            assert!(flushes.waits());
+            flushes.owe(EPOCH, lsn(1));
+            assert!(flushes.waits() && flushes.owed() == Some(lsn(1)));
             assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(900)), Verdict::Wait(None));
             flushes.repaid(EPOCH);
             assert_eq!(flushes.verdict(EPOCH, lsn(5), s(1), s(900)), Verdict::Durable);
@@ -373,7 +381,7 @@ mod tests {
     fn what_is_lost_of_that_fails_those_who_wait_or_the_next_one_and_nobody_after() {
         for waits in [true, false] {
             let mut flushes = flushes(Class::Local, Unmet::Block);
-            flushes.owe(EPOCH);
+            flushes.owe(EPOCH, lsn(1));
             let first = waits.then(|| flushes.start(EPOCH, lsn(5), s(1)));
             flushes.lost(EPOCH);
             let failed = first.unwrap_or_else(|| {

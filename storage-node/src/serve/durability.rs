@@ -96,8 +96,14 @@ impl FlushGate {
     }
 
     /// As [`Flushes::owe`].
-    pub fn owe(&self, epoch: Epoch) {
-        self.flushes.send_modify(|flushes| flushes.owe(epoch));
+    pub fn owe(&self, epoch: Epoch, durable: Lsn) {
+        self.flushes.send_modify(|flushes| flushes.owe(epoch, durable));
+    }
+
+    /// As [`Flushes::owed`].
+    #[must_use]
+    pub fn owed(&self) -> Option<Lsn> {
+        self.flushes.borrow().owed()
     }
 
     /// As [`Flushes::repaid`].

@@ -48,12 +48,15 @@ impl Core {
         let layers = &run.state.layers;
         let found = layers.missing(Wanted::Now, after.0, LOOK_BLOCKS as usize, LOOK_BLOCKS);
         let seen: u64 = found.iter().map(|run| u64::from(run.count)).sum();
-        let next = found.last().filter(|_| seen == LOOK_BLOCKS).map(|last| BlockIndex(last.start.0 + last.count));
+        let next = found.last().filter(|_| seen == LOOK_BLOCKS);
+        let next = next.and_then(|last| last.start.0.checked_add(last.count)).map(BlockIndex);
         let is_newer = |block: &u32| layers.lacks(Wanted::Now, *block).is_some_and(|(lsn, _)| lsn > since);
         let mut runs: Vec<BlockRun> = Vec::new();
-        for block in found.iter().flat_map(|run| run.start.0..run.start.0 + run.count).filter(is_newer) {
+        // The last block of the largest volume has no block behind it.
+        let blocks = found.iter().flat_map(|run| run.start.0..=run.start.0 + (run.count - 1));
+        for block in blocks.filter(is_newer) {
             match runs.last_mut() {
-                Some(last) if last.start.0 + last.count == block => last.count += 1,
+                Some(last) if last.start.0 + (last.count - 1) == block.wrapping_sub(1) => last.count += 1,
                 _ => runs.push(BlockRun { start: BlockIndex(block), count: 1 }),
             }
         }

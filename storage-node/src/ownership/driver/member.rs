@@ -66,6 +66,14 @@ impl Member {
     /// Asks where the destination is. One whose initial sync is under way is told of all the rest: it fetches that when it is the owner.
     pub(super) async fn ask_position(&mut self) -> Result<(), Error> {
         let (volume, epoch) = (self.volume.id, self.epoch);
+        if !self.rescues && self.volume.flushes.owed().is_some() {
+            // The next owner would take for durable what is here alone.
+            let what = format!(
+                "volume {} was given away by a store that failed, and not all of it is durable here yet: try again in a moment",
+                self.volume.name
+            );
+            return Err(Error::new(ErrorKind::Unavailable, what));
+        }
         let mut tries = 0;
         self.position = loop {
             let request = PeerRequest::ReplicaStatus { volume, epoch };
@@ -192,7 +200,8 @@ impl Member {
             if end.manifest.mark.is_none() {
                 break end;
             }
-            if end.manifest.to > end.durable {
+            // It takes no position of its own: at the end of what is durable it may not be.
+            if end.manifest.to >= end.durable {
                 return impossible("its last snapshot was being made, and is not durable".to_owned());
             }
             self.send(end.manifest).await?;
@@ -212,6 +221,8 @@ impl Member {
             return impossible(format!("node {} was not told of too much that was written", self.to));
         }
         self.position.stale_blocks += news;
+        // What the owner before could not make durable, and is not here yet, is no more durable now.
+        let durable = self.volume.flushes.owed().map_or(durable, |owed| owed.min(durable));
         (self.enclosed, self.durable) = (Some(encoded), Some(durable));
         Ok(final_lsn)
     }

@@ -13,7 +13,7 @@ use client_lib::trace::Trace;
 use tokio::time::Instant;
 
 use super::{Detour, RETRY_PAUSE, ServedVolume, store_failure};
-use crate::ownership::gate::View;
+use crate::ownership::gate::{Phase, View};
 use crate::shard::handle::StoreError;
 use crate::volume::Moment;
 
@@ -51,7 +51,12 @@ impl ServedVolume {
         if !has_failed {
             return self.recover(trace, Moment::Now, seen, error).await;
         }
-        if !self.rescue.is_awaited(seen.epoch) {
+        if self.gate.view() != seen {
+            return Ok(Detour::Again);
+        }
+        // What has been proposed is waited for, however long that takes.
+        let is_going = matches!(seen.phase, Phase::Transferring(_));
+        if !is_going && !self.rescue.is_awaited(seen.epoch) {
             return Err(store_failure(error));
         }
         self.gate.changed_from(seen, RETRY_PAUSE).await;
