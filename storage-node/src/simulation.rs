@@ -12,6 +12,7 @@
 //! `HELIO_SEED=n cargo nextest run -p storage-node simulation` runs one seed again; `HELIO_SEEDS` says how many are run.
 
 mod checks;
+mod client;
 mod guest;
 pub(crate) mod history;
 mod late;

@@ -65,7 +65,7 @@ mod timeline;
 mod trace;
 mod volumes;
 
-pub(super) use handover::Busy;
+pub(super) use handover::{Busy, require_class};
 use handover::{BusyVolumes, How};
 pub(super) use members::Standing;
 pub(super) use names::{name_of, names_of, node_named, volume_named};

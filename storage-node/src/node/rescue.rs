@@ -17,7 +17,7 @@ use consensus::{MetaState, Volume};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::admin::{NodeAdmin, name_of};
+use super::admin::{NodeAdmin, name_of, require_class};
 use crate::ownership::gate::Phase;
 use crate::peer::message::{PeerRequest, ReplicaPosition};
 use crate::serve::volume::ServedVolume;
@@ -133,7 +133,7 @@ impl NodeAdmin {
         position: ReplicaPosition,
     ) -> (bool, bool, Duration) {
         let rtt = self.peers.transport().rtt(node).unwrap_or(Duration::MAX);
-        (!self.can_meet_class(state, meta, node), position.stale_blocks > 0, rtt)
+        (require_class(state, meta, node).is_err(), position.stale_blocks > 0, rtt)
     }
 
     async fn where_is(&self, meta: &Volume, node: NodeId) -> Result<ReplicaPosition, Error> {

@@ -6,9 +6,9 @@
 use client_lib::{BlockIndex, Lsn, SnapshotId, VolumeId};
 
 use super::core::Core;
+use super::damage::runs_of;
 use super::handle::{FreezeWhen, LackingSince, Seal, StoreError, UnsyncedEnd};
 use super::run::VolumeRun;
-use crate::propagation::manifest::BlockRun;
 use crate::volume::layers::Wanted;
 
 /// How many blocks that are lacking are looked at in one turn.
@@ -51,15 +51,9 @@ impl Core {
         let next = found.last().filter(|_| seen == LOOK_BLOCKS);
         let next = next.and_then(|last| last.start.0.checked_add(last.count)).map(BlockIndex);
         let is_newer = |block: &u32| layers.lacks(Wanted::Now, *block).is_some_and(|(lsn, _)| lsn > since);
-        let mut runs: Vec<BlockRun> = Vec::new();
         // The last block of the largest volume has no block behind it.
         let blocks = found.iter().flat_map(|run| run.start.0..=run.start.0 + (run.count - 1));
-        for block in blocks.filter(is_newer) {
-            match runs.last_mut() {
-                Some(last) if last.start.0 + (last.count - 1) == block.wrapping_sub(1) => last.count += 1,
-                _ => runs.push(BlockRun { start: BlockIndex(block), count: 1 }),
-            }
-        }
+        let runs = runs_of(blocks.filter(is_newer));
         Ok(LackingSince { runs, next })
     }
 }

@@ -3,32 +3,19 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use client_lib::{Error, ErrorKind, NodeId};
-use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
+use nbd_frontend::export::{ExportDirectory, Session};
 
+use super::client::{BLOCK, block, first_byte};
 use super::world::{World, text};
 
 const A: NodeId = NodeId(1);
-const BLOCK: u32 = 4096;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Less than what is left of a lease that is renewed all the time.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
-fn block(fill: u8) -> Bytes {
-    Bytes::from(vec![fill; BLOCK as usize])
-}
-
 async fn write(session: &dyn Session, index: u64, fill: u8) -> Result<(), Error> {
     session.write(index * u64::from(BLOCK), block(fill), false).await
-}
-
-async fn first_byte(session: &dyn Session, index: u64) -> Result<u8, Error> {
-    let parts = session.read(index * u64::from(BLOCK), BLOCK).await?;
-    Ok(match parts.first().expect("there is a part") {
-        ReadPart::Data(data) => data[0],
-        _ => 0,
-    })
 }
 
 /// A volume v of a with three blocks of 1, which both others follow and hold.

@@ -2,32 +2,19 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use client_lib::wire::admin::{AskTakeover, ChangePolicy};
-use client_lib::{Error, ErrorKind, NodeId};
-use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
+use client_lib::{ErrorKind, NodeId};
+use nbd_frontend::export::ExportDirectory;
 
+use super::client::{BLOCK, block, first_byte};
 use super::world::{World, text};
 use crate::serve::admin::Admin;
 
 const A: NodeId = NodeId(1);
 const B: NodeId = NodeId(2);
-const BLOCK: u32 = 4096;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Less than what is left of a lease that is renewed all the time.
 const AT_ONCE: Duration = Duration::from_secs(3);
-
-fn block(fill: u8) -> Bytes {
-    Bytes::from(vec![fill; BLOCK as usize])
-}
-
-async fn first_byte(session: &dyn Session, index: u64) -> Result<u8, Error> {
-    let parts = session.read(index * u64::from(BLOCK), BLOCK).await?;
-    Ok(match parts.first().expect("there is a part") {
-        ReadPart::Data(data) => data[0],
-        _ => 0,
-    })
-}
 
 /// What a new session at `node` reads of a block of `volume`.
 fn read(world: &mut World, node: NodeId, volume: &'static str, index: u64) -> Result<u8, String> {

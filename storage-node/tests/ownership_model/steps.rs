@@ -530,6 +530,14 @@ impl Protocol {
             true => state.node(id(node)).expect("a member").incarnation,
             false => incarnation,
         };
+        let hand_over = |incarnation, epoch, to, final_lsn| Command::HandOver {
+            group: None,
+            from: id(node),
+            incarnation: incarnation_of(incarnation),
+            to: id(to),
+            members: vec![Ended { volume: VOLUME, epoch, final_lsn, manifest_digest: 7 }],
+            enclosed: enclosed.iter().map(|writes| (VOLUME, encoded(writes))).collect(),
+        };
         let command = match ask {
             Ask::Started => Command::NodeStarted { node: id(node) },
             Ask::Renew { lapses, .. } => {
@@ -542,23 +550,9 @@ impl Protocol {
                 let renewals = if self.has(Bug::AnyRenewalExpires) { newest } else { renewals };
                 Command::ExpireLease { node: id(node), renewals }
             }
-            Ask::Transfer { incarnation, epoch, to, final_lsn } => Command::HandOver {
-                group: None,
-                from: id(node),
-                incarnation: incarnation_of(incarnation),
-                to: id(to),
-                members: vec![Ended { volume: VOLUME, epoch, final_lsn, manifest_digest: 7 }],
-                enclosed: enclosed.iter().map(|writes| (VOLUME, encoded(writes))).collect(),
-            },
+            Ask::Transfer { incarnation, epoch, to, final_lsn } => hand_over(incarnation, epoch, to, final_lsn),
             Ask::Rescue { incarnation, epoch, to, final_lsn } if self.has(Bug::RescueWithoutFork) => {
-                Command::HandOver {
-                    group: None,
-                    from: id(node),
-                    incarnation: incarnation_of(incarnation),
-                    to: id(to),
-                    members: vec![Ended { volume: VOLUME, epoch, final_lsn, manifest_digest: 7 }],
-                    enclosed: enclosed.iter().map(|writes| (VOLUME, encoded(writes))).collect(),
-                }
+                hand_over(incarnation, epoch, to, final_lsn)
             }
             Ask::Rescue { incarnation, epoch, to, final_lsn } => Command::Rescue {
                 from: id(node),
@@ -566,7 +560,7 @@ impl Protocol {
                 to: id(to),
                 ended: Ended { volume: VOLUME, epoch, final_lsn, manifest_digest: 7 },
                 durable: final_lsn,
-                enclosed: encoded(&enclosed.unwrap_or_default()),
+                enclosed: encoded(enclosed.as_deref().unwrap_or_default()),
             },
             Ask::Takeover { incarnation, from, epoch, start } => Command::Takeover {
                 volume: VOLUME,

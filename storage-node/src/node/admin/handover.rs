@@ -76,12 +76,6 @@ impl NodeAdmin {
         self.hand_over(driver, &what, std::slice::from_ref(&volume), how, cancel).await
     }
 
-    /// Whether the class of the volume could be met with `to` as its owner.
-    pub(in crate::node) fn can_meet_class(&self, state: &MetaState, volume: &Volume, to: NodeId) -> bool {
-        let replicas = volume.replicas.iter().copied().chain([volume.owner]).filter(|node| *node != to);
-        require_possible(state, volume.name.as_str(), volume.durability.class, to, replicas).is_ok()
-    }
-
     /// Runs the handover of `volumes`, which are `what`, unless one of them is being changed already.
     pub(super) async fn hand_over(
         &self,
@@ -228,11 +222,16 @@ impl NodeAdmin {
             ));
         }
         if volume.owner != to && !accept_unmet {
-            let replicas = volume.replicas.iter().copied().chain([volume.owner]).filter(|node| *node != to);
-            require_possible(state, name, volume.durability.class, to, replicas)?;
+            require_class(state, volume, to)?;
         }
         Ok(to)
     }
+}
+
+/// Refuses an owner with which the volume's class could not be met.
+pub(in crate::node) fn require_class(state: &MetaState, volume: &Volume, to: NodeId) -> Result<(), Error> {
+    let replicas = volume.replicas.iter().copied().chain([volume.owner]).filter(|node| *node != to);
+    require_possible(state, volume.name.as_str(), volume.durability.class, to, replicas)
 }
 
 /// Refuses what is done with all volumes of a group or with none of them.

@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use client_lib::Epoch;
-use client_lib::Error;
 use client_lib::trace::Trace;
+use client_lib::{Epoch, Error};
 use tokio::time::Instant;
 
 use super::{Detour, RETRY_PAUSE, ServedVolume, store_failure};
