@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod data_dir;
+pub mod fault;
 #[cfg(test)]
 mod golden;
 pub mod inspect;

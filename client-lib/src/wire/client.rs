@@ -264,7 +264,7 @@ pub struct Attached {
     pub owner: NodeId,
     /// Bytes of the volume.
     pub size: u64,
-    /// The newest write.
+    /// The newest write that may have been acked; those under way come after it.
     pub head: Lsn,
     /// The takeovers, oldest first.
     pub forks: Vec<ForkInfo>,

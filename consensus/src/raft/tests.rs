@@ -76,6 +76,18 @@ impl Group {
         self.calls.nodes.lock().expect("no test panics with the lock held").insert(id, node);
     }
 
+    /// Whom `id` takes for the leader. Where it is busy an election comes in between, and nobody is for a moment.
+    async fn led(&self, id: u64) -> NodeId {
+        let begun = tokio::time::Instant::now();
+        loop {
+            if let Some(leader) = self.node(id).leader() {
+                return leader;
+            }
+            assert!(begun.elapsed() < PATIENCE, "nobody leads");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     fn node(&self, id: u64) -> MetaRaft {
         self.calls.nodes.lock().expect("no test panics with the lock held")[&NodeId(id)].clone()
     }
@@ -140,7 +152,7 @@ async fn a_group_across_300_ms_keeps_its_leader() {
 async fn the_group_goes_on_without_its_leader_and_takes_it_back() {
     let group = Group::start(Duration::from_millis(2)).await;
     group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
-    let leader = group.node(1).leader().expect("there is one");
+    let leader = group.led(1).await;
     group.stop_node(leader).await;
     let other = if leader == NodeId(1) { 2 } else { 1 };
     group.node(other).propose(register(2), PATIENCE).await.expect("is applied without it");
@@ -213,7 +225,7 @@ async fn a_node_that_hears_of_no_change_of_leader_finds_the_next_one() {
     unheard.enrol(member(4), PATIENCE).await.expect("is let in");
     unheard.linearizable(PATIENCE).await.expect("follows");
     group.calls.nodes.lock().expect("no test panics with the lock held").remove(&NodeId(4));
-    let before = group.node(1).leader().expect("there is one");
+    let before = group.led(1).await;
     group.node(before.0).hand_on().await;
     assert_eq!(unheard.leader(), Some(before), "as far as it has heard");
     let request = LeaderRequest::Propose(register(2));
@@ -255,10 +267,10 @@ async fn without_a_majority_a_proposal_says_so() {
 async fn a_leader_that_stops_hands_the_lead_on() {
     let group = Group::start(Duration::from_millis(2)).await;
     group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
-    let leader = group.node(1).leader().expect("there is one");
+    let leader = group.led(1).await;
     group.node(leader.0).hand_on().await;
     // It is up: nobody stood for election by himself.
-    let next = group.node(leader.0).leader().expect("there is one");
+    let next = group.led(leader.0).await;
     assert_ne!(next, leader);
     group.node(leader.0).hand_on().await;
     assert_eq!(group.node(leader.0).leader(), Some(next), "it was not its to give");
@@ -277,7 +289,7 @@ async fn a_leader_is_retired_and_forgotten_when_another_votes_in_its_place() {
     group.directories.insert(NodeId(4), tempfile::tempdir().expect("a directory"));
     group.start_node(NodeId(4)).await;
     group.node(4).enrol(member(4), PATIENCE).await.expect("is let in");
-    let leader = group.node(4).leader().expect("there is one");
+    let leader = group.led(4).await;
     let others: BTreeSet<NodeId> = (1..=4).map(NodeId).filter(|node| *node != leader).collect();
     let asked = group.node(4);
     for _ in 0..2 {

@@ -546,7 +546,8 @@ async fn takes_over_up_to(step: usize, channel: &Channel, place: &Place) {
     if step == 1 {
         return;
     }
-    assert!(matches!(heard(channel).await, Ok(Message::Prepare(drafts)) if drafts.len() == 1));
+    let said = heard(channel).await;
+    assert!(matches!(said, Ok(Message::Prepare(ref drafts)) if drafts.len() == 1), "{said:?}");
     if step == 2 {
         return;
     }
@@ -554,7 +555,8 @@ async fn takes_over_up_to(step: usize, channel: &Channel, place: &Place) {
     if step == 3 {
         return;
     }
-    assert!(matches!(heard(channel).await, Ok(Message::Session(_))));
+    let said = heard(channel).await;
+    assert!(matches!(said, Ok(Message::Session(_))), "{said:?}");
     if step == 4 {
         return;
     }
@@ -566,7 +568,8 @@ async fn takes_over_up_to(step: usize, channel: &Channel, place: &Place) {
     if step == 6 {
         return;
     }
-    assert!(matches!(heard(channel).await, Ok(Message::Go)));
+    let said = heard(channel).await;
+    assert!(matches!(said, Ok(Message::Go)), "{said:?}");
 }
 
 #[tokio::test]

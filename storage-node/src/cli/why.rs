@@ -25,15 +25,22 @@ const BEHIND_SECONDS: f64 = 5.0;
 pub(super) fn run(why: &Why, common: &Common) -> anyhow::Result<()> {
     let client = Client::find(common)?;
     let path = format!("/v1/volumes/{}", why.volume);
-    let owner: OwnerStatus = client.get(&format!("{path}/owner"))?;
+    let ask_for_owner = || client.get::<OwnerStatus>(&format!("{path}/owner"));
+    let mut owner = ask_for_owner()?;
     let cluster: ClusterStatus = client.get("/v1/cluster")?;
     let mut sentences = Vec::from_iter(members::lost_majority(&cluster));
-    match owner.reachable {
-        _ if owner.stepped_down => {
-            sentences.push(of_owner_that_stepped_down(why.volume.as_str(), &owner, sentences.is_empty()));
-        }
-        true => sentences.extend(of_status(&client.get(&path)?)),
-        false => sentences.push(of_lost_owner(why.volume.as_str(), &owner, sentences.is_empty())),
+    let has_majority = sentences.is_empty();
+    let idle = |owner: &OwnerStatus| of_idle_owner(why.volume.as_str(), owner, has_majority);
+    match idle(&owner) {
+        Some(sentence) => sentences.push(sentence),
+        None => match client.get(&path) {
+            Ok(status) => sentences.extend(of_status(&status)),
+            Err(error) => {
+                // It may have been lost, or have stepped down, between the two questions.
+                owner = ask_for_owner()?;
+                sentences.push(idle(&owner).ok_or(error)?);
+            }
+        },
     }
     let groups: Vec<GroupStatus> = client.get("/v1/groups")?;
     let is_in = |group: &&GroupStatus| group.volumes.iter().any(|volume| volume.name == why.volume.as_str());
@@ -48,6 +55,15 @@ pub(super) fn run(why: &Why, common: &Common) -> anyhow::Result<()> {
         false => sentences.iter().for_each(|sentence| println!("{sentence}")),
     }
     Ok(())
+}
+
+/// What there is to say of an owner that does nothing for the volume.
+fn of_idle_owner(volume: &str, owner: &OwnerStatus, has_majority: bool) -> Option<String> {
+    match owner.reachable {
+        _ if owner.stepped_down => Some(of_owner_that_stepped_down(volume, owner, has_majority)),
+        true => None,
+        false => Some(of_lost_owner(volume, owner, has_majority)),
+    }
 }
 
 fn of_lost_owner(volume: &str, owner: &OwnerStatus, has_majority: bool) -> String {

@@ -20,6 +20,7 @@ use super::MapKey;
 use super::page::sheaf::SPARSE_MAX;
 use super::page::{Index, PAGE_ENTRIES, PAGE_MEMORY_MAX, Page, Version};
 use super::store::{Change, MapError, MapStore};
+use crate::fault::FaultCell;
 
 /// The smallest useful cache, in pages of the largest kind: less would thrash within one large request.
 pub const PAGES_MIN: usize = 32;
@@ -91,6 +92,8 @@ pub struct PageCache {
     limit_bytes: usize,
     /// Why a page could not be read, the first time.
     fault: Option<String>,
+    /// Where that is told at once.
+    told: FaultCell,
 }
 
 impl PageCache {
@@ -113,6 +116,7 @@ impl PageCache {
             committing_bytes: 0,
             limit_bytes: limit_bytes.max(PAGES_MIN * PAGE_MEMORY_MAX),
             fault: None,
+            told: FaultCell::default(),
         }
     }
 
@@ -120,6 +124,11 @@ impl PageCache {
     #[must_use]
     pub fn fault(&self) -> Option<&str> {
         self.fault.as_deref()
+    }
+
+    /// Puts that into `told` as well, before who wanted the page hears of it.
+    pub fn tell_faults_to(&mut self, told: FaultCell) {
+        self.told = told;
     }
 
     /// Takes over the set of existing pages from a checkpoint.
@@ -399,7 +408,7 @@ impl PageCache {
             // The set and the pages are committed together: a page of the set that is not there is damage.
             let found = read.and_then(|read| read.ok_or(MapError::Value { what: "page set", volume: map.volume }));
             found.inspect_err(|error| {
-                self.fault.get_or_insert_with(|| format!("the block map cannot be read: {error}"));
+                self.told.set(self.fault.get_or_insert_with(|| format!("the block map cannot be read: {error}")));
             })?
         } else {
             Page::default()

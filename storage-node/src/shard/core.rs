@@ -21,7 +21,7 @@ use super::clean::Cleaner;
 use super::clone::finish_fillings;
 use super::control::SealJob;
 use super::fetch::Fetches;
-use super::handle::{FaultCell, Request, Role, Seal, StoreError};
+use super::handle::{Request, Role, Seal, StoreError};
 use super::initial::PartAsked;
 use super::lease::LEASE_PAUSE;
 use super::run::{Busy, Reply, VolumeRun};
@@ -33,6 +33,7 @@ use super::touched::Touched;
 use super::unready::Unready;
 use super::write::WriteJob;
 use super::{ShardOptions, StartError};
+use crate::fault::FaultCell;
 use crate::io::Bell;
 use crate::io::buffer::AlignedBuffer;
 use crate::log::{Entry, Event, Log, LogError, Placed};
@@ -121,7 +122,7 @@ impl Core {
         options: ShardOptions,
         bell: Arc<Bell>,
         log: Log,
-        map: Map,
+        mut map: Map,
         volumes: BTreeMap<VolumeId, VolumeRun>,
         forgotten: Vec<VolumeId>,
         checkpoints: Checkpoints,
@@ -129,6 +130,8 @@ impl Core {
         let scrub = Scrub::new(options.scrub_period, options.scrub_bytes_per_second);
         let reclaim = Reclaim::new(options.reclaim_pause);
         let unready = Unready::of(volumes.values());
+        let fault_cell = FaultCell::default();
+        map.cache.tell_faults_to(fault_cell.clone());
         let touched = Touched::all(volumes.keys().copied());
         Core {
             options,
@@ -149,7 +152,7 @@ impl Core {
             next_ticket: 1,
             failed: None,
             is_full: false,
-            fault_cell: FaultCell::default(),
+            fault_cell,
             stopping: None,
             is_stopping: false,
             is_holding_answers: false,
@@ -636,6 +639,7 @@ impl Core {
         if self.failed.is_none() {
             let directory = self.options.directory.display();
             tracing::error!(%directory, reason, "the store takes no writes until the node is restarted");
+            self.fault_cell.set(reason);
             self.failed = Some(reason.to_owned());
         }
     }

@@ -4,7 +4,7 @@
 //! concurrency comes from having many under way. The shard is the authority on whether a write may happen
 //! (role, epoch, freeze): no caller needs to check first.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use client_lib::trace::Trace;
@@ -28,6 +28,7 @@ use super::operations::Operations;
 use super::rebuild::RebuildPace;
 use super::scrub::{ScrubAction, ScrubReport};
 use super::space::ShardSpace;
+use crate::fault::FaultCell;
 use crate::log::Traffic;
 use crate::map::page::Version;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
@@ -65,6 +66,8 @@ pub struct VolumeReport {
     pub durable: Lsn,
     /// Up to where this node knows what changed (manifests received); on an owner equal to `head`.
     pub known: Lsn,
+    /// The same without what is under way: on an owner, up to where writes are in the volume and may have been acked.
+    pub applied: Lsn,
     /// Up to where this node holds a complete prefix of the volume; on an owner without stale blocks equal to `head`.
     pub watermark: Lsn,
     /// Up to where this node has anything that it applied or wrote: what lies behind a takeover's fork is its tail.
@@ -258,29 +261,6 @@ const GUESTS_MAX: usize = 4;
 
 /// How many requests may wait for a shard; more make their callers wait.
 pub const QUEUE_DEPTH: usize = 1024;
-
-/// Why a shard takes no more writes until the node is restarted: told once, seen by everybody.
-#[derive(Clone, Debug, Default)]
-pub struct FaultCell(Arc<OnceLock<(String, Instant)>>);
-
-impl FaultCell {
-    /// The shard has this fault. The first one counts.
-    pub fn set(&self, reason: &str) {
-        self.0.get_or_init(|| (reason.to_owned(), Instant::now()));
-    }
-
-    /// The fault, if there is one.
-    #[must_use]
-    pub fn get(&self) -> Option<&str> {
-        self.0.get().map(|(reason, _)| reason.as_str())
-    }
-
-    /// When it was found.
-    #[must_use]
-    pub fn since(&self) -> Option<Instant> {
-        self.0.get().map(|(_, since)| *since)
-    }
-}
 
 /// The way into one shard.
 #[derive(Clone)]

@@ -212,6 +212,7 @@ impl VolumeRun {
             head,
             durable: if owner { self.durable } else { self.state.known },
             known: head,
+            applied: self.state.known,
             watermark: if owner && self.state.layers.stale() == 0 { head } else { self.state.watermark() },
             held: if owner { head } else { self.state.held() },
             stale_blocks: self.state.layers.wanted(),

@@ -149,7 +149,8 @@ async fn attach(volume: &ServedVolume, view: View, here: Tenure, sessions: &[u64
         tenure: here,
         owner: view.owner,
         size: volume.size().bytes(),
-        head: report.head,
+        // What is under way is neither there nor lost: the store may fail before it is applied, and the volume go on elsewhere without it.
+        head: report.applied,
         forks: forks.map(|fork| ForkInfo { epoch: fork.epoch, end: fork.end }).collect(),
         // Not the one of the writers: a takeover ends the rights of the nodes' sessions, which do not know what is gone.
         claimed: known.claim,

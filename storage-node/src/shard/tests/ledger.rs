@@ -183,3 +183,18 @@ fn a_large_ledger_is_taken_whole() {
         rig.ask(|reply| Request::NoteLedger { volume: client_lib::VolumeId(99), news: LedgerNews::default(), reply });
     assert_eq!(refused, Err(StoreError::UnknownVolume(client_lib::VolumeId(99))));
 }
+
+/// A client that came while a write was under way was told that the volume goes up to it, and relied on that. When the store then
+/// failed and a replica got the volume, without that write, which nobody had been told of, its session was refused.
+#[test]
+fn what_is_under_way_is_not_in_the_volume_yet() {
+    let mut rig = owner(9);
+    let acked = rig.write_block(3, 1).expect("writes");
+    let mut write = rig.send_write(0, vec![2; 4096], false);
+    let report = rig.report();
+    write.try_recv().expect_err("is not answered yet");
+    assert_eq!(report.applied, acked);
+    assert!(report.head > acked, "it has its place");
+    let written = rig.wait(write).expect("writes");
+    assert_eq!(rig.report().applied, written);
+}

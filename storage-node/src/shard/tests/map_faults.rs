@@ -69,6 +69,16 @@ fn a_page_that_cannot_be_read_is_a_fault_and_nothing_more_is_logged() {
     assert_eq!(rig.read(PAGE_1, 4096).expect("reads"), [2; 4096]);
 }
 
+/// Told when the turn was over, and the reader before: who then looked for a store for a new volume was sent back to this one.
+#[test]
+fn a_fault_is_seen_before_its_first_victim_hears_of_it() {
+    let mut rig = rig(11);
+    let moment = crate::volume::Moment::Now;
+    let mut answer = rig.send(|reply| Request::Read { volume: VOLUME, moment, offset: PAGE_1, length: 512, reply });
+    answer.try_recv().expect("is answered at once").expect_err("cannot be read");
+    assert!(rig.core().fault_cell().get().is_some());
+}
+
 #[test]
 fn whoever_meets_the_page_makes_it_known() {
     type Meet = fn(&mut Rig);

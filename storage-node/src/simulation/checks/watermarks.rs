@@ -61,6 +61,7 @@ mod tests {
             head: Lsn::ZERO,
             durable: Lsn::ZERO,
             known: Lsn::ZERO,
+            applied: Lsn::ZERO,
             watermark: Lsn::ZERO,
             held: Lsn::ZERO,
             stale_blocks: 0,
