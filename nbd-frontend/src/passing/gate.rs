@@ -156,17 +156,26 @@ impl Gate {
 
     /// Returns when a successor has taken over.
     pub(crate) async fn left(&self) {
-        self.until(|phase| phase == Phase::Left).await;
+        self.until(|phase, _| phase == Phase::Left).await;
     }
 
-    async fn until(&self, is_so: impl Fn(Phase) -> bool) {
+    /// Returns when phase and generation are as `is_so` wants them.
+    async fn until(&self, is_so: impl Fn(Phase, u64) -> bool) {
         loop {
             let changed = self.changed.notified();
-            if is_so(self.inner().phase) {
-                return;
+            {
+                let inner = self.inner();
+                if is_so(inner.phase, self.generation(&inner)) {
+                    return;
+                }
             }
             changed.await;
         }
+    }
+
+    /// It changes under the lock only.
+    fn generation(&self, _inner: &Inner) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// What is used now, each once for all that share it; and the names of what cannot be passed on.
@@ -227,18 +236,24 @@ impl Guest {
             return std::future::pending().await;
         }
         // Left as well: somebody who came too late is to look, and goes.
-        self.gate.until(|phase| phase != Phase::Open).await;
+        self.gate.until(|phase, _| phase != Phase::Open).await;
     }
 
     /// Returns when it need not rest any more.
     pub(crate) async fn until_opened(&self) -> Verdict {
-        self.gate.until(|phase| phase != Phase::Closed).await;
+        let closed_in = self.gate.generation(&self.gate.inner());
+        self.until_reopened(closed_in).await
+    }
+
+    /// The gate may have been opened and closed again before this guest had its turn: then it goes on as well, and finds it closed.
+    async fn until_reopened(&self, closed_in: u64) -> Verdict {
+        self.gate.until(|phase, generation| phase != Phase::Closed || generation != closed_in).await;
         if self.gate.inner().phase == Phase::Left { Verdict::Gone } else { Verdict::GoOn }
     }
 
     /// Rests, and leaves `parcel`. What it says of the connection must hold until the verdict.
     pub(crate) async fn park(&self, parcel: Parcel) -> Verdict {
-        {
+        let closed_in = {
             let mut inner = self.gate.inner();
             match inner.phase {
                 Phase::Open => return Verdict::GoOn,
@@ -246,9 +261,10 @@ impl Guest {
                 Phase::Left => return Verdict::Gone,
                 Phase::Closed => drop(inner.guests.insert(self.number, Some(parcel))),
             }
-        }
+            self.gate.generation(&inner)
+        };
         self.gate.parked.notify_waiters();
-        self.until_opened().await
+        self.until_reopened(closed_in).await
     }
 
     /// For a task that looks at the gate whenever it wakes up.
@@ -286,8 +302,7 @@ impl GateWatch {
             let _ = registration.as_mut().poll(cx);
             self.registered = Some((cx.waker().clone(), registration));
             let inner = self.gate.inner();
-            // Changed under the lock only.
-            self.seen = self.gate.generation.load(Ordering::Acquire);
+            self.seen = self.gate.generation(&inner);
             self.is_closed = inner.phase != Phase::Open;
         }
         self.is_closed
@@ -331,6 +346,28 @@ mod tests {
         assert_eq!(once(parked), Poll::Ready(Verdict::Gone));
         gate.open();
         assert_eq!(once(pin!(gate.guest().park(Parcel::Nothing))), Poll::Ready(Verdict::Gone), "for good");
+    }
+
+    /// A guest that had no turn between two attempts to take over went on resting with what it had left for the first: the second waited
+    /// for it, with all clients, until it gave up.
+    #[test]
+    fn a_guest_that_slept_through_an_open_gate_parks_again() {
+        let gate = Gate::opened();
+        let guest = gate.guest();
+        gate.close();
+        let mut parked = Box::pin(guest.park(Parcel::Nothing));
+        assert!(once(parked.as_mut()).is_pending());
+        gate.open();
+        gate.close();
+        assert_eq!(once(parked.as_mut()), Poll::Ready(Verdict::GoOn));
+        assert_eq!(once(pin!(guest.until_closed())), Poll::Ready(()));
+        let mut all = pin!(gate.all_parked());
+        assert!(once(all.as_mut()).is_pending());
+        let mut parked = pin!(guest.park(Parcel::Nothing));
+        assert!(once(parked.as_mut()).is_pending());
+        assert!(once(all.as_mut()).is_ready());
+        gate.leave();
+        assert_eq!(once(parked), Poll::Ready(Verdict::Gone));
     }
 
     #[test]
