@@ -12,7 +12,7 @@ mod retirement;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,6 +42,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait for the first membership to be committed.
 const INITIALIZE_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long a stopped core may hold its stores. Its tasks end by themselves, a moment after it says that it has stopped.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
 type Core = Raft<MetaTypes, StateMachine>;
 
 /// What the group is started with.
@@ -69,7 +72,8 @@ struct Inner {
     node: NodeId,
     contacts: Vec<NodeId>,
     network: Network,
-    stores: Stores,
+    /// `None` once this has stopped.
+    stores: Mutex<Option<Stores>>,
     published: watch::Receiver<Published>,
     states: watch::Sender<Arc<MetaState>>,
     core: Mutex<(Core, Timings)>,
@@ -92,7 +96,7 @@ impl MetaRaft {
             node: options.node,
             contacts: options.contacts,
             network,
-            stores,
+            stores: Mutex::new(Some(stores)),
             published: published.clone(),
             states: states.clone(),
             core: Mutex::new((core, options.timings)),
@@ -264,21 +268,33 @@ impl MetaRaft {
     /// started on the same stores; to the group it looks like a pause of this node.
     ///
     /// # Errors
-    /// When the new core cannot be started; this node then takes no part until it is restarted.
+    /// When the new core cannot be started; this node then takes no part until it is restarted. `Closed` after [`shutdown`](Self::shutdown).
     pub async fn retime(&self, timings: Timings) -> Result<(), Error> {
         let _one_at_a_time = self.inner.changing.lock().await;
+        let stores = self.stores().clone().ok_or_else(stopped)?;
         self.core().shutdown().await.map_err(failed)?;
-        let core = start_core(self.inner.node, &timings, &self.inner.network, &self.inner.stores).await?;
+        let core = start_core(self.inner.node, &timings, &self.inner.network, &stores).await?;
         *self.inner.core.lock().unwrap_or_else(PoisonError::into_inner) = (core, timings);
         Ok(())
     }
 
-    /// Stops taking part. What was answered is on disk.
+    /// Stops taking part. What was answered is on disk, and the stores are closed: they can be opened again at once.
     ///
     /// # Errors
     /// When the core had failed before.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        self.core().shutdown().await.map_err(failed)
+        let stopped = self.core().shutdown().await.map_err(failed);
+        let stores = self.stores().take();
+        if let Some(stores) = stores
+            && tokio::time::timeout(CLOSE_PATIENCE, stores.close()).await.is_err()
+        {
+            tracing::warn!(patience = ?CLOSE_PATIENCE, "the metadata store is still in use, and stays open");
+        }
+        stopped
+    }
+
+    fn stores(&self) -> MutexGuard<'_, Option<Stores>> {
+        self.inner.stores.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until `index` is applied here.
@@ -287,7 +303,7 @@ impl MetaRaft {
         let applied = published.wait_for(|published| published.index >= index);
         match tokio::time::timeout_at(until, applied).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(Error::new(ErrorKind::Closed, "consensus has stopped")),
+            Ok(Err(_)) => Err(stopped()),
             Err(_) => Err(Error::new(
                 ErrorKind::Unavailable,
                 "it was carried out, but this node's metadata does not catch up: is the leader in reach?",
@@ -321,6 +337,10 @@ async fn forward_states(mut published: watch::Receiver<Published>, states: watch
         let state = published.borrow_and_update().state.clone();
         states.send_replace(state);
     }
+}
+
+fn stopped() -> Error {
+    Error::new(ErrorKind::Closed, "consensus has stopped")
 }
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {

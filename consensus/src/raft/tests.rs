@@ -162,6 +162,7 @@ async fn the_group_goes_on_without_its_leader_and_takes_it_back() {
     group.stop().await;
 }
 
+/// One that was started again at once, on a busy machine, found its store locked by what was left of the core that had stopped.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_all_nodes_keeps_everything() {
     let group = Group::start(Duration::ZERO).await;

@@ -5,6 +5,7 @@
 //! syncs, for all who wait at that moment, in the order they came.
 
 use std::io;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,6 +16,7 @@ use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, IteratorMode, Options, W
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
 
 use super::memory::{MetaDisk, Step, Waiter};
 
@@ -82,8 +84,29 @@ pub(super) struct Database {
 #[derive(Clone)]
 enum Rows {
     /// Without a syncer it is there to be read.
-    Rocks(Arc<DB>, Option<Arc<Syncer>>),
+    Rocks(Arc<Opened>, Option<Arc<Syncer>>),
     Simulated(MetaDisk, UnboundedSender<Waiter>),
+}
+
+/// RocksDB's own. Its fields are dropped in this order.
+struct Opened {
+    db: DB,
+    /// Tells that it is closed.
+    open: watch::Sender<()>,
+}
+
+impl Opened {
+    fn new(db: DB) -> Arc<Opened> {
+        Arc::new(Opened { db, open: watch::Sender::new(()) })
+    }
+}
+
+impl Deref for Opened {
+    type Target = DB;
+
+    fn deref(&self) -> &DB {
+        &self.db
+    }
 }
 
 /// The sync thread; ends, and lets go of the database, when the last [`Database`] is dropped.
@@ -139,9 +162,18 @@ impl Database {
             io::Error::other(format!("the metadata store {} cannot be read: {error}", directory.display()))
         })?;
         let database =
-            Database { rows: Rows::Rocks(Arc::new(db), None), group, place: directory.display().to_string() };
+            Database { rows: Rows::Rocks(Opened::new(db), None), group, place: directory.display().to_string() };
         let format = database.get(RAFT, b"format")?;
         Ok((database, format))
+    }
+
+    /// Lets go of the database, and waits until everybody else has and it is closed.
+    pub(super) async fn close(self) {
+        let Rows::Rocks(opened, _) = &self.rows else { return };
+        let mut open = opened.open.subscribe();
+        drop(self);
+        // Nothing is ever sent: it ends with the sender.
+        let _ = open.changed().await;
     }
 
     pub(super) fn place(&self) -> &str {
@@ -260,7 +292,7 @@ fn open_rocks(directory: &Path) -> io::Result<Rows> {
     let db = DB::open_cf_descriptors(&options, directory, families).map_err(|error| {
         io::Error::other(format!("the metadata store {} cannot be opened: {error}", directory.display()))
     })?;
-    let db = Arc::new(db);
+    let db = Opened::new(db);
     let (sender, waiters) = channel();
     let syncing = db.clone();
     let thread =

@@ -227,6 +227,12 @@ impl Stores {
         Ok((LogStore::new(self.database.clone()), machine))
     }
 
+    /// Waits until the core, which has stopped, has let go of everything too, and the stores are closed.
+    pub async fn close(self) {
+        drop(self.published);
+        self.database.close().await;
+    }
+
     /// What is applied, as it changes.
     #[must_use]
     pub fn published(&self) -> watch::Receiver<Published> {
