@@ -62,6 +62,8 @@ pub(crate) enum Request {
     TransferLeader(TransferLeaderRequest<MetaTypes>),
     /// For the leader.
     Lead(LeaderRequest),
+    /// For the leader, of a node that does not know where that is: whoever is asked passes it on.
+    PassOn(LeaderRequest),
 }
 
 /// What only the leader can do.
@@ -75,6 +77,13 @@ pub(crate) enum LeaderRequest {
     Enrol(u64, Member),
     /// Have just these vote, and another than this node lead.
     Retire(u64, BTreeSet<u64>),
+}
+
+impl LeaderRequest {
+    /// Whether it takes several entries, and waits for others.
+    pub(crate) fn changes_members(&self) -> bool {
+        matches!(self, LeaderRequest::Enrol(..) | LeaderRequest::Retire(..))
+    }
 }
 
 /// The answers.

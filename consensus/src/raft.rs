@@ -160,11 +160,8 @@ impl MetaRaft {
             Request::TransferLeader(request) => {
                 core.handle_transfer_leader(request).await.map_or_else(|e| failed(e.to_string()), Reply::TransferLeader)
             }
-            Request::Lead(request) => match self.lead(request).await {
-                Ok(reply) => Reply::Lead(reply),
-                Err(NotHere::Leader(leader)) => Reply::NotLeader(leader),
-                Err(NotHere::Failed(reason)) => failed(reason),
-            },
+            Request::Lead(request) => self.lead(request).await.map_or_else(NotHere::into_reply, Reply::Lead),
+            Request::PassOn(request) => self.pass_on(request).await.map_or_else(NotHere::into_reply, Reply::Lead),
         }
     }
 

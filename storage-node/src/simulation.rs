@@ -18,6 +18,7 @@ pub(crate) mod history;
 mod late;
 mod machine;
 mod network;
+mod newcomers;
 mod partial;
 mod pulls;
 mod rescue;

@@ -1,37 +1,61 @@
 //! What only the leader can do, and how any node has it done.
 //!
 //! A node that knows no leader (it joins, or was away while the others elected one) asks the members it knows, who
-//! name the leader. Nothing here gives up before the caller's deadline, and everything may be repeated.
+//! name the leader; where it does not know that one's address, who has named it passes the request on. Nothing here gives up before the
+//! caller's deadline, and everything may be repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use client_lib::transport::TransportError;
 use client_lib::{Error, ErrorKind, NodeId, ProviderId};
-use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::metrics::WaitError;
 use openraft::raft::linearizable_read::Linearizer;
+use openraft::{RaftMetrics, ReadPolicy};
+use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use super::{MetaRaft, RETRY_PAUSE};
 use crate::command::{Command, Response};
 use crate::network::{LeaderReply, LeaderRequest, Reply, Request, ask};
 use crate::placement;
-use crate::store::types::{Member, MetaTypes};
+use crate::store::types::{LogId, Member, MetaTypes};
 
-/// How long a node that enrols may take to catch up before the leader turns to others.
-const CATCH_UP_PATIENCE: Duration = Duration::from_secs(20);
+type Metrics = RaftMetrics<MetaTypes>;
 
-/// How long a change of who votes may take before it is left to itself: two entries, and many round trips.
+/// How long a node that enrols may take to catch up before it is told that it does not.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long a change of who votes may take before it is left to itself: two entries, and many round trips. Also how long one waits for another.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the answer to a change of the members is waited for.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
+
+// Else whoever asks has gone when the leader says what is wrong.
+const _: () = assert!(CATCH_UP_PATIENCE.as_secs() < ANSWER_PATIENCE.as_secs());
 
 /// Why something was not carried out.
 #[derive(Debug)]
 pub(super) enum NotHere {
     /// The one who was asked does not lead; perhaps this one does.
     Leader(Option<u64>),
+    /// This node does not know the address of the one that is to be asked.
+    Stranger(String),
     /// It failed, and may have been carried out.
     Failed(String),
+}
+
+impl NotHere {
+    /// What another node is told that has asked.
+    pub(super) fn into_reply(self) -> Reply {
+        match self {
+            NotHere::Leader(leader) => Reply::NotLeader(leader),
+            NotHere::Stranger(reason) | NotHere::Failed(reason) => Reply::Failed(reason),
+        }
+    }
 }
 
 impl MetaRaft {
@@ -41,26 +65,32 @@ impl MetaRaft {
         request: &LeaderRequest,
         until: Instant,
     ) -> Result<(LeaderReply, usize), Error> {
-        let (mut attempt, mut named, mut silent) = (0, None, None);
+        let (mut attempt, mut named, mut namer, mut silent) = (0, None, None, None);
         loop {
             attempt += 1;
             // Who leads by what this node heard last may lead no more: it hears nothing of others that it has not joined, or that cannot
             // reach it. What somebody else says goes first, and one that has just not answered is not asked at once again.
             let heard = self.leader().filter(|leader| Some(*leader) != silent);
             let target = named.or(heard).or_else(|| self.contact(attempt));
-            let outcome = match target {
-                Some(node) if node == self.inner.node => within(until, self.lead(request.clone())).await,
-                Some(node) => self.ask_leader(node, request, until).await,
-                None => Err(NotHere::Leader(None)),
+            let (mut asked, mut outcome) = match target {
+                Some(node) if node == self.inner.node => (target, within(until, self.lead(request.clone())).await),
+                Some(node) => (target, self.ask(node, Request::Lead(request.clone()), until).await),
+                None => (None, Err(NotHere::Leader(None))),
             };
+            // A leader that has joined while this node was away, or before this one did.
+            if let (Err(NotHere::Stranger(_)), Some(member)) = (&outcome, namer) {
+                outcome = self.ask(member, Request::PassOn(request.clone()), until).await;
+                asked = namer;
+            }
             let why = match outcome {
                 Ok(reply) => return Ok((reply, attempt)),
                 Err(why) => why,
             };
             (named, silent) = match &why {
-                NotHere::Leader(leader) => (leader.map(NodeId).filter(|leader| Some(*leader) != target), None),
-                NotHere::Failed(_) => (None, target),
+                NotHere::Leader(leader) => (leader.map(NodeId).filter(|leader| Some(*leader) != asked), None),
+                NotHere::Stranger(_) | NotHere::Failed(_) => (None, target),
             };
+            namer = asked.filter(|member| named.is_some() && *member != self.inner.node);
             pause(why, until).await?;
         }
     }
@@ -86,6 +116,17 @@ impl MetaRaft {
             LeaderRequest::Retire(node, voters) => {
                 self.retire_here(NodeId(node), voters).await.map(|()| LeaderReply::Retired)
             }
+        }
+    }
+
+    /// Has the leader carry out `request` for a node that does not know where that is. It goes no further: two that take each other for the
+    /// leader would never end.
+    pub(super) async fn pass_on(&self, request: LeaderRequest) -> Result<LeaderReply, NotHere> {
+        match self.leader() {
+            Some(leader) if leader != self.inner.node => {
+                self.ask(leader, Request::Lead(request), Instant::now() + ANSWER_PATIENCE).await
+            }
+            _ => self.lead(request).await,
         }
     }
 
@@ -120,20 +161,25 @@ impl MetaRaft {
         if matches!(registered, Response::Refused(_)) {
             return Ok(registered);
         }
-        let _one_at_a_time = self.inner.changing.lock().await;
+        let added = {
+            let _one_at_a_time = self.one_at_a_time().await?;
+            in_time(self.core().add_learner(node.0, member, false)).await?.log_id
+        };
+        // Not under the lock: a node that cannot be reached would keep all others from being let in.
+        self.caught_up(node, added).await?;
+        let _one_at_a_time = self.one_at_a_time().await?;
         let core = self.core();
-        let catch_up = core.add_learner(node.0, member, true);
-        match tokio::time::timeout(CATCH_UP_PATIENCE, catch_up).await {
-            Ok(caught_up) => drop(caught_up.map_err(not_written)?),
-            Err(_) => return Err(NotHere::Failed("the leader cannot reach the node at the address it gave".into())),
-        }
-        let membership = core.metrics().borrow_watched().membership_config.clone();
+        let metrics = core.metrics().borrow_watched().clone();
+        let membership = &metrics.membership_config;
         let provider = |member: &Member| member.provider.parse::<ProviderId>().map_err(name);
+        let current: BTreeSet<NodeId> = membership.voter_ids().map(NodeId).collect();
+        // One that this leader has yet to hear of gets no vote: it may be out of reach.
+        let answers = |other: NodeId| other == node || current.contains(&other) || held(&metrics, other).is_some();
         let members: BTreeMap<NodeId, ProviderId> = membership
             .nodes()
+            .filter(|(node, _)| answers(NodeId(**node)))
             .map(|(node, member)| Ok((NodeId(*node), provider(member)?)))
             .collect::<Result<_, NotHere>>()?;
-        let current: BTreeSet<NodeId> = membership.voter_ids().map(NodeId).collect();
         let wanted = placement::voters(&members, &current);
         if wanted != current {
             let wanted: BTreeSet<u64> = wanted.into_iter().map(|node| node.0).collect();
@@ -142,22 +188,53 @@ impl MetaRaft {
         Ok(registered)
     }
 
-    async fn ask_leader(&self, to: NodeId, request: &LeaderRequest, until: Instant) -> Result<LeaderReply, NotHere> {
+    /// Waits until `node` has the log up to `added`, the entry by which it follows.
+    async fn caught_up(&self, node: NodeId, added: LogId) -> Result<(), NotHere> {
+        if node == self.inner.node {
+            return Ok(());
+        }
+        let is_over = |metrics: &Metrics| metrics.replication.is_none() || held(metrics, node) >= Some(added);
+        match self.core().wait(Some(CATCH_UP_PATIENCE)).metrics(is_over, "a node catches up").await {
+            Ok(metrics) if metrics.replication.is_none() => Err(NotHere::Leader(metrics.current_leader)),
+            Ok(_) => Ok(()),
+            Err(WaitError::Timeout(..)) => {
+                Err(NotHere::Failed("the leader cannot reach the node at the address it gave".into()))
+            }
+            Err(error) => Err(NotHere::Failed(error.to_string())),
+        }
+    }
+
+    /// The members are changed by nobody else while this is held: each change has a bound.
+    pub(super) async fn one_at_a_time(&self) -> Result<MutexGuard<'_, ()>, NotHere> {
+        tokio::time::timeout(CHANGE_PATIENCE, self.inner.changing.lock()).await.map_err(|_| {
+            NotHere::Failed(
+                "the members are being changed already, and a majority of the voters has yet to agree".into(),
+            )
+        })
+    }
+
+    async fn ask(&self, to: NodeId, request: Request, until: Instant) -> Result<LeaderReply, NotHere> {
         let network = &self.inner.network;
-        let patience = match request {
-            LeaderRequest::Enrol(..) | LeaderRequest::Retire(..) => CATCH_UP_PATIENCE,
+        let patience = match &request {
+            Request::Lead(request) | Request::PassOn(request) if request.changes_members() => ANSWER_PATIENCE,
             // One attempt must not use up the whole deadline: the leader may just have died.
             _ => self.timings().election_max,
         };
         let deadline = until.saturating_duration_since(Instant::now()).min(patience);
-        match ask(&*network.calls, network.group, to, &Request::Lead(request.clone()), deadline).await {
+        match ask(&*network.calls, network.group, to, &request, deadline).await {
             Ok(Reply::Lead(reply)) => Ok(reply),
             Ok(Reply::NotLeader(leader)) => Err(NotHere::Leader(leader)),
             Ok(Reply::Failed(reason)) => Err(NotHere::Failed(reason)),
             Ok(_) => Err(NotHere::Failed("the leader answered out of turn".into())),
+            Err(error @ TransportError::UnknownPeer(_)) => Err(NotHere::Stranger(error.to_string())),
             Err(error) => Err(NotHere::Failed(error.to_string())),
         }
     }
+}
+
+/// Up to where `node` has the log, as far as this leader has heard from it.
+fn held(metrics: &Metrics, node: NodeId) -> Option<LogId> {
+    metrics.replication.as_ref()?.get(&node.0).copied().flatten()
 }
 
 /// Bounds what waits for a quorum by itself: a leader that lost its majority never answers.
@@ -185,7 +262,7 @@ async fn pause(why: NotHere, until: Instant) -> Result<(), Error> {
             NotHere::Leader(_) => {
                 "the metadata has no leader: a majority of the voters must be up and reach each other (`helio cluster status` shows them)".into()
             }
-            NotHere::Failed(reason) => {
+            NotHere::Stranger(reason) | NotHere::Failed(reason) => {
                 format!("the metadata leader did not answer, the outcome is unknown: {reason}")
             }
         };

@@ -38,7 +38,7 @@ impl MetaRaft {
     pub(super) async fn retire_here(&self, node: NodeId, voters: BTreeSet<u64>) -> Result<(), NotHere> {
         let is_me = node == self.inner.node;
         {
-            let _one_at_a_time = self.inner.changing.lock().await;
+            let _one_at_a_time = self.one_at_a_time().await?;
             let core = self.core();
             let membership = core.metrics().borrow_watched().membership_config.clone();
             if let Some(stranger) = voters.iter().find(|voter| membership.nodes().all(|(node, _)| node != *voter)) {
@@ -74,7 +74,7 @@ impl MetaRaft {
         if gone.is_empty() || gone.contains(&self.inner.node.0) {
             return Ok(());
         }
-        let _one_at_a_time = self.inner.changing.lock().await;
+        let _one_at_a_time = self.one_at_a_time().await.map_err(not_forgotten)?;
         let left: BTreeSet<u64> = membership.voter_ids().filter(|voter| !gone.contains(voter)).collect();
         if membership.voter_ids().any(|voter| gone.contains(&voter)) && !left.is_empty() {
             in_time(core.change_membership(left, true)).await.map_err(not_forgotten)?;
@@ -94,7 +94,7 @@ impl MetaRaft {
 fn not_forgotten(why: NotHere) -> Error {
     let reason = match why {
         NotHere::Leader(_) => "this node leads no more".to_owned(),
-        NotHere::Failed(reason) => reason,
+        NotHere::Stranger(reason) | NotHere::Failed(reason) => reason,
     };
     Error::new(ErrorKind::Unavailable, format!("removed nodes are still sent the metadata: {reason}"))
 }

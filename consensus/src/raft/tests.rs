@@ -21,13 +21,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Calls by a table, each way delayed by half a round trip.
 #[derive(Clone)]
 struct Calls {
+    from: NodeId,
     nodes: Arc<Mutex<BTreeMap<NodeId, MetaRaft>>>,
+    /// Who does not know the address of whom.
+    strangers: Arc<Mutex<BTreeSet<(NodeId, NodeId)>>>,
     rtt: Duration,
 }
 
 impl RaftCalls for Calls {
     fn call(&self, to: NodeId, request: Bytes, deadline: Duration) -> BoxFuture<'_, Result<Bytes, TransportError>> {
         Box::pin(async move {
+            if self.strangers.lock().expect("no test panics with the lock held").contains(&(self.from, to)) {
+                return Err(TransportError::UnknownPeer(to));
+            }
             let node = self.nodes.lock().expect("no test panics with the lock held").get(&to).cloned();
             let Some(node) = node else {
                 return Err(TransportError::Unreachable { node: to, reason: "it is down".into() });
@@ -52,7 +58,7 @@ struct Group {
 
 impl Group {
     async fn start(rtt: Duration) -> Group {
-        let calls = Calls { nodes: Arc::default(), rtt };
+        let calls = Calls { from: NodeId(0), nodes: Arc::default(), strangers: Arc::default(), rtt };
         let ids = [1, 2, 3].map(NodeId);
         let directories = ids.map(|id| (id, tempfile::tempdir().expect("a directory"))).into();
         let group = Group { calls, directories };
@@ -72,7 +78,8 @@ impl Group {
             timings: Timings::for_rtt(self.calls.rtt),
             contacts: vec![NodeId(2)],
         };
-        let node = MetaRaft::start(options, Arc::new(self.calls.clone())).await.expect("starts");
+        let calls = Calls { from: id, ..self.calls.clone() };
+        let node = MetaRaft::start(options, Arc::new(calls)).await.expect("starts");
         self.calls.nodes.lock().expect("no test panics with the lock held").insert(id, node);
     }
 
@@ -239,6 +246,54 @@ async fn a_node_that_hears_of_no_change_of_leader_finds_the_next_one() {
         assert_eq!(unheard.leader(), Some(before), "it still has heard nothing");
     }
     unheard.shutdown().await.expect("stops");
+    group.stop().await;
+}
+
+/// A node that was away while others joined did not know their addresses. While one of these led, every member named it, the node could not ask
+/// it, and waited for ever; so did one that joined and knew of some members only.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_address_is_not_known_is_asked_by_whoever_named_it() {
+    let mut group = Group::start(Duration::from_millis(2)).await;
+    group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
+    if group.node(1).leader() == Some(NodeId(2)) {
+        group.node(2).hand_on().await;
+    }
+    // All that it knows is node 2.
+    let strangers = [1, 3].map(|member| (NodeId(4), NodeId(member)));
+    group.calls.strangers.lock().expect("no test panics with the lock held").extend(strangers);
+    group.directories.insert(NodeId(4), tempfile::tempdir().expect("a directory"));
+    group.start_node(NodeId(4)).await;
+    let node = group.node(4);
+    node.enrol(member(4), PATIENCE).await.expect("is let in");
+    node.propose(register(4), PATIENCE).await.expect("is applied");
+    assert!(node.linearizable(PATIENCE).await.expect("reads").node(NodeId(4)).is_some());
+    assert_ne!(node.leader(), Some(NodeId(2)), "it has asked no leader itself");
+    group.stop().await;
+}
+
+/// The leader held all changes of the members up while it waited for one to catch up: two nodes that it could not reach, each of which asked again and
+/// again, kept everybody else out for as long as they ran. And it waited for such a node only where the log was long: else that got a vote.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_cannot_be_reached_gets_no_vote_and_keeps_nobody_out() {
+    let mut group = Group::start(Duration::from_millis(2)).await;
+    group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
+    let leader = group.node(group.node(1).leader().expect("there is one").0);
+    let unreachable = leader.lead(LeaderRequest::Enrol(5, member(5)));
+    let others = async {
+        let mut metrics = leader.core().metrics();
+        while metrics.borrow_watched().membership_config.nodes().all(|(node, _)| *node != 5) {
+            metrics.changed().await.expect("the leader runs");
+        }
+        group.directories.insert(NodeId(4), tempfile::tempdir().expect("a directory"));
+        group.start_node(NodeId(4)).await;
+        group.node(4).enrol(member(4), PATIENCE).await.expect("is let in");
+        assert_eq!(group.node(4).voters().len(), 3, "five vote once five can");
+    };
+    tokio::select! {
+        biased;
+        outcome = unreachable => panic!("the other one comes first: {:?}", outcome.map(|_| "it is let in")),
+        () = others => {}
+    }
     group.stop().await;
 }
 

@@ -22,7 +22,7 @@ use super::access::{self, Removed};
 use super::admin::{NodeAdmin, Standing, name_of};
 use super::admission::{Admission, AuthorityPlace};
 use super::observe::{Observed, Observer};
-use super::reconcile::{Reconciler, learn_peers};
+use super::reconcile::{Reconciler, follow_peers, learn_peers};
 use super::service::{NodeService, RaftTransport};
 use super::{
     BootstrapMember, METADATA_DEADLINE, ThisNode, WanBytes, joining, lease, ownership_log, placement, policy, rescue,
@@ -137,6 +137,8 @@ impl Parts {
         service.set_admission(admission.clone());
         // What was known at the last stop: this node may have to tell the others a new address.
         learn_peers(&peers, me, &place.peer_overrides, &meta.state());
+        // And from then on: it may be that only one leads that has joined since.
+        let learning = tokio::spawn(follow_peers(meta.subscribe(), peers.clone(), me, place.peer_overrides.clone()));
         if let Some(members) = &place.bootstrap {
             initialize(&meta, me, members).await?;
         }
@@ -145,7 +147,6 @@ impl Parts {
         if !meta.is_member() {
             let member = this.member();
             until_available(&this, || meta.enrol(member.clone(), METADATA_DEADLINE)).await?;
-            learn_peers(&peers, me, &place.peer_overrides, &meta.state());
         }
         let incarnation = until_available(&this, || announce(&meta, &this)).await?;
         until_begun(&meta, me, incarnation).await?;
@@ -196,6 +197,8 @@ impl Parts {
                 .with_admission(admission.clone()),
         );
         service.set_clients(clients);
+        // The reconciler learns them, too.
+        learning.abort();
         let mut tasks = vec![
             tokio::spawn(access::follow(meta.clone(), transport.clone())),
             tokio::spawn(access::have_raft_forget(meta.clone())),

@@ -634,6 +634,22 @@ pub fn learn_peers(peers: &PeerClient, me: NodeId, overrides: &BTreeMap<NodeName
     }
 }
 
+/// [Learns](learn_peers) the addresses from each of `states`, until the sender is gone.
+pub async fn follow_peers(
+    mut states: watch::Receiver<Arc<MetaState>>,
+    peers: PeerClient,
+    me: NodeId,
+    overrides: BTreeMap<NodeName, SocketAddr>,
+) {
+    loop {
+        let state = states.borrow_and_update().clone();
+        learn_peers(&peers, me, &overrides, &state);
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// The providers of the replicas that are at another one than the owner.
 fn far_sites(state: &MetaState, meta: &Volume) -> BTreeMap<NodeId, ProviderId> {
     let site = |node: NodeId| state.node(node).map(|node| node.provider.clone());
