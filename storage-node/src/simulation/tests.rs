@@ -204,7 +204,7 @@ fn judge_all(world: &mut World, kind: Kind) -> Result<String, String> {
                 flushed += classes::check(&book, volume)?;
             }
         }
-        if kind.hazards(world.seed).flips {
+        if kind.hazards(world.seed).flips || kind == Kind::Cleaning {
             lost += damage::settle(world, name, volume)?;
         }
         watermarks::check(&world.history.book(), volume)?;

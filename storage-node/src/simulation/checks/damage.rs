@@ -41,17 +41,21 @@ pub(crate) fn check(book: &Book, volume: VolumeId) -> Result<(), String> {
 #[derive(Clone, Debug, Default)]
 struct Look {
     held: Vec<Option<Content>>,
-    read: Vec<Result<Content, ErrorKind>>,
+    read: Vec<Result<Content, (ErrorKind, String)>>,
 }
 
-async fn look(running: (crate::shard::handle::ShardHandle, std::sync::Arc<dyn Session>), volume: VolumeId) -> Look {
+async fn look(
+    running: (crate::shard::handle::ShardHandle, std::sync::Arc<dyn Session>),
+    volume: VolumeId,
+    blocks: u32,
+) -> Look {
     let (shard, session) = running;
     let mut found = Look::default();
-    for block in 0..BLOCKS {
+    for block in 0..blocks {
         found.held.push(read(&shard, volume, Moment::Now, block).await.ok().and_then(Result::ok));
         let answer = session.read(u64::from(block) * u64::from(BLOCK_SIZE), BLOCK_SIZE).await;
         let content = answer.map(|parts| contents(&joined(&parts)).first().copied().flatten());
-        found.read.push(content.map_err(|error| error.kind()));
+        found.read.push(content.map_err(|error| (error.kind(), error.to_string())));
     }
     found
 }
@@ -61,13 +65,16 @@ pub(crate) fn settle(world: &mut World, name: &str, volume: VolumeId) -> Result<
     let end = world.now + PATIENCE;
     let lost = loop {
         let mut looks: Vec<(NodeId, Look)> = Vec::new();
+        // A size that was asked for before everything got all its blocks again may have come into force after that.
+        let size = world.newest(volume).map_or(0, |volume| volume.size.bytes() / u64::from(BLOCK_SIZE));
+        let blocks = u32::try_from(size).unwrap_or(u32::MAX).min(BLOCKS);
         for id in world.holders(volume) {
             let export = name.to_owned();
             let found = world.answer(id, PATIENCE, |running: &Running| {
                 let (exports, shard) = (running.parts.exports.clone(), running.shard.clone());
                 async move {
                     let session = exports.open(&export).await.map_err(text)?;
-                    Ok::<_, String>(look((shard, session), volume).await)
+                    Ok::<_, String>(look((shard, session), volume, blocks).await)
                 }
             });
             match found {
@@ -76,7 +83,7 @@ pub(crate) fn settle(world: &mut World, name: &str, volume: VolumeId) -> Result<
                 None => return Err(format!("node {id} does not tell what it has of {name}")),
             }
         }
-        let judged = judge(&world.history.book(), volume, &looks);
+        let judged = judge(&world.history.book(), volume, blocks, &looks);
         match judged {
             Ok(lost) => break lost,
             Err(why) if world.now >= end => return Err(why),
@@ -141,16 +148,16 @@ fn drop_snapshots(world: &mut World, name: &str, volume: VolumeId) -> Result<usi
 }
 
 /// The blocks that are lost everywhere, if everything else can be read.
-fn judge(book: &Book, volume: VolumeId, looks: &[(NodeId, Look)]) -> Result<BTreeSet<u32>, String> {
+fn judge(book: &Book, volume: VolumeId, blocks: u32, looks: &[(NodeId, Look)]) -> Result<BTreeSet<u32>, String> {
     let newest = newest(book, volume);
     let mut lost = BTreeSet::new();
-    for block in 0..BLOCKS {
+    for block in 0..blocks {
         let wanted = newest.get(&block).and_then(|version| version.content);
         let is_held = looks.iter().any(|(_, look)| look.held[block as usize] == Some(wanted));
         for (id, look) in looks {
-            match look.read[block as usize] {
-                Ok(content) if content == wanted => {}
-                Err(ErrorKind::Corrupt)
+            match &look.read[block as usize] {
+                Ok(content) if *content == wanted => {}
+                Err((ErrorKind::Corrupt, _))
                     if !is_held && wanted.is_some_and(|content| book.flips.contains_key(&content)) =>
                 {
                     lost.insert(block);
