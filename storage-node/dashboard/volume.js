@@ -213,6 +213,7 @@ function factsOf(status) {
   if (rpo.limit_bytes_per_second) facts.push({ name: "Writes slowed to", text: rate(rpo.limit_bytes_per_second), kind: "warn" });
   if (status.on_write) facts.push({ name: "Goes by itself", text: `to ${status.on_write}, when it is written there` });
   if (status.fault) facts.push({ name: "Fault", text: `no writes until ${status.owner} is restarted: ${status.fault}${status.fault_since_ms === null ? "" : `, since ${moment(status.fault_since_ms)}`}${status.stepped_down ? "" : "; reads go on"}`, kind: "bad" });
+  if (status.not_given_away) facts.push({ name: "Not given away", text: status.not_given_away, kind: "bad" });
   if (status.damaged_blocks > 0) facts.push({ name: "Damaged", text: `${status.damaged_blocks} blocks, not repaired yet`, kind: "bad" });
   if (status.clone_of?.volume) facts.push({ name: "Clone of", text: `${status.clone_of.volume}${status.clone_of.snapshot ? `@${status.clone_of.snapshot}` : ""}` });
   facts.push({ name: "Newest write", text: status.head });

@@ -191,7 +191,14 @@ fn a_disk_that_fails_stops_its_own_volumes_only_and_their_reads_go_on() {
     let status = json(&nodes, &["volume", "status", failing]);
     assert!(status["fault"].is_string() && status["space"]["store"] == first.to_str().expect("is UTF-8"), "{status:#}");
     let said = nodes.run("b", &["volume", "status", failing]).expect("tells");
-    for expected in ["node a takes no writes of this volume", "dmesg", "restart node a", &first.display().to_string()] {
+    let store = first.display().to_string();
+    for expected in [
+        "node a takes no writes of this volume",
+        "dmesg",
+        "restart node a",
+        "`[store] hand_over_when_failed` is false",
+        &store,
+    ] {
         assert!(said.contains(expected), "{expected}: {said}");
     }
     assert!(json(&nodes, &["volume", "status", healthy])["fault"].is_null());
@@ -320,6 +327,66 @@ fn who_uses_a_volume_whose_disk_fails_goes_on_at_a_replica_and_has_lost_nothing(
     assert!(json(&nodes, &["volume", "status", failing])["replicas"][0]["tail"].is_null());
     nodes.run("b", &["volume", "migrate", failing, "--to", "a"]).expect("goes back");
     verify(&mut Client::connect(&nodes.socket("a"), failing).expect("connects"), seed, 2);
+    nodes.kill("a").expect("it runs");
+}
+
+/// Nodes a, whose disk can be made to fail, b and c, and a volume of a on that disk.
+fn volume_on_a_disk() -> (Disk, Nodes, &'static str) {
+    let (disk, mut nodes, [first, _]) = nodes_with_a_disk("");
+    nodes.add("c").expect("another joins");
+    for volume in ["one", "two"] {
+        nodes.run("a", &["volume", "create", volume, "--size", "64M"]).expect("is created");
+    }
+    let failing = if store_of(&nodes, "one") == first { "one" } else { "two" };
+    (disk, nodes, failing)
+}
+
+/// The reason was in the log of the node and nowhere else.
+#[test]
+fn a_volume_that_cannot_be_given_away_says_why_and_goes_when_it_can() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: a file system of its own needs root to be mounted");
+    }
+    let (disk, mut nodes, failing) = volume_on_a_disk();
+    // The metadata keeps its majority.
+    nodes.run("a", &["volume", "replica", "remove", failing, "c", "--accept-fewer"]).expect("is removed");
+    let mut client = Client::connect(&nodes.socket("a"), failing).expect("connects");
+    client.write(0, &fill(1, 0, 1)).expect("writes");
+    client.flush().expect("flushes");
+    nodes.kill("b").expect("it runs");
+    if let Err(reason) = disk.fail_writes() {
+        return eprintln!("skipped: {reason}");
+    }
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(move || {
+            let outcome = client.write(0, &fill(1, 0, 2)).and_then(|()| client.flush());
+            (outcome, client)
+        });
+        let mut status = Value::Null;
+        until("the reason is told", PATIENCE, || {
+            status = nodes.json("c", &["volume", "status", failing, "--json"]).expect("tells");
+            status["not_given_away"].is_string()
+        });
+        let why = status["not_given_away"].as_str().expect("is text");
+        assert!(
+            why.starts_with("node b does not say what it has: ") && why.ends_with("it is tried again all the time"),
+            "{why}"
+        );
+        for command in [["volume", "status", failing].as_slice(), &["why", failing]] {
+            let said = nodes.run("c", command).expect("tells");
+            assert!(said.contains(&format!("it could not be given to a replica: {why}")), "{said}");
+        }
+        nodes.start_node("b").expect("starts");
+        until("it goes to b", PATIENCE, || owner_of(&nodes, failing) == "b");
+        // It may have waited too long by then: that is for the client to see.
+        let (outcome, mut client) = writing.join().expect("ends");
+        let expected = if outcome.is_ok() { 2 } else { 1 };
+        let read = client.read(0, BLOCK as u32).expect("is read");
+        let found = check(&read, 1, 0).expect("is a whole block");
+        assert!(found >= expected, "{found} of {outcome:?}");
+    });
+    assert!(json(&nodes, &["volume", "status", failing])["not_given_away"].is_null());
+    // The file system is still in use by the node.
     nodes.kill("a").expect("it runs");
 }
 

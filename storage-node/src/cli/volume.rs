@@ -272,6 +272,9 @@ fn print_status(status: &VolumeStatus, stepped_down: Option<&OwnerStatus>) {
     if let Some(fault) = &status.fault {
         let since = status.fault_since_ms.map_or_else(String::new, |at_ms| format!(", found {}", snapshot::age(at_ms)));
         println!("node {} takes no writes of this volume until it is restarted: {fault}{since}", status.owner);
+        if let Some(why) = &status.not_given_away {
+            println!("it could not be given to a replica: {why}");
+        }
         match stepped_down {
             Some(owner) => println!("{}", why::of_owner_that_stepped_down(&status.name, owner, true)),
             None => println!(

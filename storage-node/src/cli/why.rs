@@ -157,8 +157,10 @@ fn of_status(status: &VolumeStatus) -> Vec<String> {
     let mut sentences = Vec::new();
     if let Some(fault) = &status.fault {
         let since = status.fault_since_ms.map_or_else(String::new, |at_ms| format!(", found {}", snapshot::age(at_ms)));
+        let stays = status.not_given_away.as_ref();
+        let stays = stays.map_or_else(String::new, |why| format!("; it could not be given to a replica: {why}"));
         sentences.push(format!(
-            "node {} takes no writes until it is restarted: {fault}{since}; reads go on; `helio volume takeover {}` has a replica go on, which ends them there",
+            "node {} takes no writes until it is restarted: {fault}{since}{stays}; reads go on; `helio volume takeover {}` has a replica go on, which ends them there",
             status.owner, status.name
         ));
     }
@@ -290,6 +292,7 @@ mod tests {
             verified_blocks: 0,
             fault: None,
             fault_since_ms: None,
+            not_given_away: None,
             stepped_down: false,
             is_full: false,
             space: VolumeSpace::default(),
@@ -321,6 +324,10 @@ mod tests {
         let error = Some("its store is full".to_owned());
         let full = ReplicaStatus { reachable: false, error, ..replica("d") };
         assert!(of_status(&status(vec![full]))[0].starts_with("node d does not follow: its store is full;"));
+        let (fault, not_given_away) = (Some("I/O error".to_owned()), Some("b: no answer".to_owned()));
+        let failed = VolumeStatus { fault, not_given_away, ..status(vec![]) };
+        let said = of_status(&failed).join("");
+        assert!(said.contains("I/O error; it could not be given to a replica: b: no answer; reads go on"), "{said}");
         let of_full_store = VolumeStatus { is_full: true, ..status(vec![]) };
         assert!(of_status(&of_full_store)[0].contains("of node a is full: writes to it fail with ENOSPC; make room"));
         let all = of_status(&status(vec![left, away, slow]));

@@ -39,7 +39,6 @@ struct Attempt {
     epoch: Epoch,
     pause: Duration,
     next: Instant,
-    told: String,
 }
 
 /// Gives away what is to be given away, for as long as the node runs.
@@ -54,16 +53,16 @@ pub(super) async fn keep(admin: Arc<NodeAdmin>) {
         let is_its_turn = |meta: &Volume| attempts.get(&meta.id).is_none_or(|attempt| attempt.next <= now);
         let turn: Vec<_> = due.into_iter().filter(|(meta, _)| is_its_turn(meta)).take(AT_ONCE).collect();
         let outcomes = join_all(turn.iter().map(|(meta, served)| admin.rescue(&state, meta, served))).await;
-        for ((meta, _), outcome) in turn.iter().zip(outcomes) {
+        for ((meta, served), outcome) in turn.iter().zip(outcomes) {
             let Err(error) = outcome else { continue };
             let (epoch, next) = (meta.epoch, Instant::now() + RETRY_PAUSE.0);
-            let first = Attempt { epoch, pause: RETRY_PAUSE.0, next, told: String::new() };
+            let first = Attempt { epoch, pause: RETRY_PAUSE.0, next };
             let attempt = attempts.entry(meta.id).or_insert(first);
             attempt.next = Instant::now() + attempt.pause;
             attempt.pause = (attempt.pause * 2).min(RETRY_PAUSE.1);
             let text = error.to_string();
             // Once, and not with every attempt.
-            if std::mem::replace(&mut attempt.told, text.clone()) != text {
+            if served.rescue.note_refused(epoch, text.clone()) {
                 tracing::warn!(volume = %meta.name, %epoch, error = text, "the store of the volume takes no writes, and it cannot be given to a replica; that is tried again");
             }
         }
@@ -94,6 +93,18 @@ impl NodeAdmin {
         self.volumes.get(volume.id).is_some_and(|served| served.rescue.is_awaited(volume.epoch))
     }
 
+    /// Why a volume that this node serves as its owner, and whose store takes no writes, is still here.
+    pub(super) fn not_given_away(&self, state: &MetaState, meta: &Volume, served: &ServedVolume) -> Option<String> {
+        if served.shard.fault().is_none() || state.has_stepped_down(meta.id) {
+            return None;
+        }
+        match served.rescue.is_possible.load(Ordering::Relaxed) {
+            true => Some(format!("{}; it is tried again all the time", served.rescue.refused(meta.epoch)?)),
+            false if meta.replicas.is_empty() => Some("it has no replica".to_owned()),
+            false => Some(format!("`[store] hand_over_when_failed` is false at node {}", self.this.name)),
+        }
+    }
+
     /// Gives the volume to the first replica that can have it.
     async fn rescue(&self, state: &MetaState, meta: &Volume, served: &Arc<ServedVolume>) -> Result<(), Error> {
         // A voter that cannot read the proposal would stop.
@@ -104,7 +115,9 @@ impl NodeAdmin {
         for (node, answer) in meta.replicas.iter().zip(asked) {
             match answer {
                 Ok(position) => heirs.push((self.rank(state, meta, *node, position), *node)),
-                Err(error) => why_not.push(format!("{}: {error}", name_of(state, *node))),
+                Err(error) => {
+                    why_not.push(format!("node {} does not say what it has: {error}", name_of(state, *node)));
+                }
             }
         }
         heirs.sort();
@@ -115,7 +128,7 @@ impl NodeAdmin {
                     tracing::warn!(volume = %meta.name, epoch = %meta.epoch, to, held = ?report.held, stale_bytes = report.stale_bytes, "the store of the volume takes no writes any more: it was given to a replica, with everything that was acked");
                     return Ok(());
                 }
-                Err(error) => why_not.push(format!("{}: {error}", name_of(state, node))),
+                Err(error) => why_not.push(format!("to node {}: {error}", name_of(state, node))),
             }
             if served.gate.view().epoch != meta.epoch {
                 break;
@@ -139,7 +152,7 @@ impl NodeAdmin {
     async fn where_is(&self, meta: &Volume, node: NodeId) -> Result<ReplicaPosition, Error> {
         let request = PeerRequest::ReplicaStatus { volume: meta.id, epoch: meta.epoch };
         let asked = self.peers.ask_position(node, Class::Control, request, Bytes::new());
-        let late = |_| Error::new(ErrorKind::Unavailable, format!("it does not answer within {ASK_PATIENCE:?}"));
+        let late = |_| Error::new(ErrorKind::Unavailable, format!("no answer within {ASK_PATIENCE:?}"));
         tokio::time::timeout(ASK_PATIENCE, asked).await.map_err(late)?
     }
 }

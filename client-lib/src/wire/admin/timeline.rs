@@ -21,7 +21,7 @@ pub struct OwnershipTimeline {
 pub struct OwnershipChange {
     /// `handover` or `takeover`.
     pub kind: String,
-    /// Of a handover: `instant`, `synced` or `on-write`.
+    /// Of a handover: `instant`, `synced` or `on-write`, or `rescue`, of a volume whose store took no writes any more.
     pub mode: Option<String>,
     /// The node that tells: the old owner of a handover, the new one of a takeover.
     pub told_by: String,

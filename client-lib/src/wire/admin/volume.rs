@@ -226,6 +226,10 @@ pub struct VolumeStatus {
     /// Since when, in milliseconds since 1970; `null` when it does, and from a node that does not tell yet.
     #[serde(default)]
     pub fault_since_ms: Option<u64>,
+    /// Why the owner, which takes no writes, still has it: what kept it from giving it to a replica when it last tried, or why it does not try.
+    /// `null` when it takes writes, has not tried yet or has stepped down, and from a node that does not tell yet.
+    #[serde(default)]
+    pub not_given_away: Option<String>,
     /// Whether the owner has ceased to act for it, until its node is restarted, since its store has failed: nothing is read or written, and
     /// a takeover waits for nothing.
     #[serde(default)]

@@ -245,7 +245,11 @@ impl NodeAdmin {
         let rpo = marks.map(|marks| rpo_told(volume, &marks)).unwrap_or_default();
         waits.extend(durability_waits(&durability));
         waits.extend(rpo_waits(&rpo));
-        waits.extend(report.fault.map(|fault| format!("its owner takes no writes until it is restarted: {fault}")));
+        if let Some(fault) = report.fault {
+            let stays = self.not_given_away(state, meta, volume);
+            let stays = stays.map_or_else(String::new, |why| format!("; it could not be given to a replica: {why}"));
+            waits.push(format!("its owner takes no writes until it is restarted: {fault}{stays}"));
+        }
         if report.is_full {
             waits.push(format!("its owner's store {FULL}"));
         }

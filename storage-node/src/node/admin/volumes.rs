@@ -211,6 +211,7 @@ impl NodeAdmin {
             verified_blocks: report.verified_blocks,
             fault_since_ms: report.fault.as_ref().and_then(|_| volume.shard.fault_since()).map(unix_ms_of),
             fault: report.fault,
+            not_given_away: self.not_given_away(&state, meta, &volume),
             stepped_down: state.has_stepped_down(meta.id),
             is_full: report.is_full,
             space: self.volume_space(&volume).await?,

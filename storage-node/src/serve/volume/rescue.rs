@@ -26,6 +26,8 @@ pub struct Rescue {
     pub is_possible: AtomicBool,
     /// Since when its store takes no writes, and in which epoch that was seen.
     since: Mutex<Option<(Epoch, Instant)>>,
+    /// What came of the last attempt, and in which epoch that was, if it came to nothing.
+    refused: Mutex<Option<(Epoch, String)>>,
 }
 
 impl Rescue {
@@ -35,6 +37,22 @@ impl Rescue {
         let (_, began) = since.filter(|(seen, _)| *seen == epoch).unwrap_or((epoch, Instant::now()));
         *since = Some((epoch, began));
         began.elapsed()
+    }
+
+    /// It could not be given away in this epoch, for this reason; returns whether that is another one than before.
+    pub fn note_refused(&self, epoch: Epoch, reason: String) -> bool {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = Some((epoch, reason));
+        let is_new = *refused != noted;
+        *refused = noted;
+        is_new
+    }
+
+    /// Why it could not be given away in this epoch when that was last tried.
+    #[must_use]
+    pub fn refused(&self, epoch: Epoch) -> Option<String> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.as_ref().filter(|(seen, _)| *seen == epoch).map(|(_, reason)| reason.clone())
     }
 
     /// Whether what is asked for in this epoch, in which its store takes no writes, waits.
