@@ -9,11 +9,13 @@ use serde_json::Value;
 use tests::cluster::helio;
 use tests::damage;
 use tests::exposition::Exposition;
+use tests::guest::{Guest, Image};
 use tests::http::{self, Admin};
 use tests::nbd_client::{Client, EIO, EPERM, Error};
 use tests::nodes::Nodes;
-use tests::tools::{run, tool, until};
+use tests::tools::{Owned, run, tool, until};
 use tests::workload::{check, fill};
+use tests::writer::Writer;
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 60;
@@ -339,6 +341,97 @@ fn volume_on_a_disk() -> (Disk, Nodes, &'static str) {
     }
     let failing = if store_of(&nodes, "one") == first { "one" } else { "two" };
     (disk, nodes, failing)
+}
+
+/// Waits until the volume has another owner than a, and that one has everything.
+fn wait_until_a_is_not_needed(nodes: &Nodes, volume: &str) {
+    until("it is somewhere else", PATIENCE, || owner_of(nodes, volume) != "a");
+    until("nobody needs the disk that failed", PATIENCE, || {
+        json(nodes, &["volume", "status", volume])["source_needed"].is_null()
+    });
+}
+
+/// Writes between two things that happen.
+const SOME: u64 = 200;
+
+/// What has the connections of a machine is `helio-nbd`, and of a test above the node itself.
+#[test]
+fn who_uses_a_volume_whose_disk_fails_through_helio_nbd_waits_and_no_more() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: a file system of its own needs root to be mounted");
+    }
+    let (disk, mut nodes, failing) = volume_on_a_disk();
+    let remote = nodes.helio_nbd("host", &["--export", failing]).expect("starts");
+    let writer = Writer::new(0..BLOCKS, 1);
+    let mut fio = Command::new("fio");
+    fio.args(["--name=load", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--offset=1M", "--size=16M"]);
+    fio.args(["--iodepth=16", "--fsync=64", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"]);
+    // The rate has it still write when the disk fails. With threads, ending the one child ends the job.
+    fio.args(["--rate_iops=400", "--thread"]).current_dir(nodes.path());
+    fio.arg(format!("--uri=nbd+unix:///{failing}?socket={}", remote.socket().display()));
+    let log = nodes.path().join("fio.log");
+    fio.stdout(fs::File::create(&log).expect("is made"));
+    let mut fio = Owned::start(&mut fio, "fio").expect("starts");
+    let skipped = std::thread::scope(|scope| {
+        let mut running = Some(writer.start(scope, remote.socket(), failing));
+        let mut goes_on = |what: &str| {
+            let so_far = writer.acked();
+            let has_ended = || running.as_ref().is_none_or(|running| running.has_ended());
+            until(what, PATIENCE, || writer.acked() > so_far + SOME || has_ended());
+            if has_ended() {
+                panic!("the client was told: {:?}", running.take().map(|running| running.finish()));
+            }
+        };
+        goes_on("writes at first");
+        assert!(fio.ended().expect("is asked").is_none(), "it still writes");
+        writer.watch();
+        if let Err(reason) = disk.fail_writes() {
+            return Some(reason);
+        }
+        goes_on("writes while the disk fails");
+        println!("the longest wait for a write was {:?}", writer.longest_wait());
+        wait_until_a_is_not_needed(&nodes, failing);
+        // As an operator does who changes the disk.
+        nodes.kill("a").expect("it runs");
+        goes_on("writes while the old owner is away");
+        running.take().expect("it runs").finish().expect("its client is told of nothing");
+        None
+    });
+    if let Some(reason) = skipped {
+        return eprintln!("skipped: {reason}");
+    }
+    assert!(fio.wait(PATIENCE).expect("it ends"), "fio found: {}", fs::read_to_string(&log).expect("is read"));
+    let owner = owner_of(&nodes, failing);
+    for socket in [remote.socket().to_owned(), nodes.socket(&owner)] {
+        let mut client = Client::connect(&socket, failing).expect("connects");
+        writer.check(&mut client).unwrap_or_else(|wrong| panic!("at {}: {wrong}", socket.display()));
+    }
+    remote.stop().expect("stops");
+}
+
+#[test]
+fn a_guest_whose_disk_fails_under_its_volume_goes_on_and_finds_what_it_wrote() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: a file system of its own needs root to be mounted");
+    }
+    let (disk, mut nodes, failing) = volume_on_a_disk();
+    let remote = nodes.helio_nbd("host", &["--export", failing]).expect("starts");
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = Image::build(dir.path()).expect("is built");
+    let machine = Guest::start(dir.path(), "machine", &image, (remote.socket(), failing), None);
+    let mut machine = machine.expect("starts");
+    let mut writes_on = |so_far: u64| machine.until_wrote(so_far + SOME).expect("it goes on, and finds what it wrote");
+    let before = writes_on(0);
+    let wrote = before.last().expect("it has said").wrote;
+    if let Err(reason) = disk.fail_writes() {
+        return eprintln!("skipped: {reason}");
+    }
+    let words = writes_on(wrote);
+    let longest = words[before.len()..].iter().map(|word| word.longest_ms).max();
+    println!("the longest write of the guest took {} ms", longest.expect("it has said"));
+    wait_until_a_is_not_needed(&nodes, failing);
+    nodes.kill("a").expect("it runs");
+    writes_on(words.last().expect("it has said").wrote);
 }
 
 /// The reason was in the log of the node and nowhere else.
