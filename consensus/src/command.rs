@@ -17,7 +17,7 @@ use client_lib::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::state::Made;
+use crate::state::{Made, MetaState};
 
 mod refusal;
 
@@ -641,6 +641,17 @@ impl Response {
     pub fn into_result(self) -> Result<Response, Error> {
         match self {
             Response::Refused(refusal) => Err(refusal.into()),
+            response => Ok(response),
+        }
+    }
+
+    /// The same, with the names that `state` has of the nodes and volumes in a refusal.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn into_result_told(self, state: &MetaState) -> Result<Response, Error> {
+        match self {
+            Response::Refused(refusal) => Err(refusal.told(state)),
             response => Ok(response),
         }
     }

@@ -188,6 +188,17 @@ impl MetaRaft {
         })
     }
 
+    /// As [`propose`](Self::propose), with a refusal as the caller's error, in which nodes and volumes have their names.
+    ///
+    /// # Errors
+    /// As there, and the refusal.
+    ///
+    /// # Cancel safety
+    /// As there.
+    pub async fn carry_out(&self, command: Command, deadline: Duration) -> Result<Response, Error> {
+        self.propose(command, deadline).await?.into_result_told(&self.state())
+    }
+
     /// The state as of now: everything that was applied anywhere before this call is in it.
     ///
     /// # Errors
@@ -201,6 +212,11 @@ impl MetaRaft {
         let LeaderReply::ReadIndex(index) = reply else { return Err(out_of_turn()) };
         self.applied(index, until).await?;
         Ok(self.state())
+    }
+
+    /// What `node` is called, as far as that is known here; else its number, as `#9`.
+    fn name(&self, node: NodeId) -> String {
+        self.state().node(node).map_or_else(|| format!("#{node}"), |node| node.name.to_string())
     }
 
     /// The state as applied here; may be old.
@@ -227,7 +243,7 @@ impl MetaRaft {
         let request = LeaderRequest::Enrol(self.inner.node.0, member);
         let (reply, _) = self.at_leader(&request, Instant::now() + deadline).await?;
         let LeaderReply::Enrolled(response) = reply else { return Err(out_of_turn()) };
-        response.into_result().map(drop)
+        response.into_result_told(&self.state()).map(drop)
     }
 
     /// Whether this node follows or votes, as far as it knows.

@@ -198,7 +198,7 @@ fn strangers_and_mistakes_are_turned_away_with_what_to_do() {
     let settings = fs::read_to_string(nodes.config("a")).expect("is there");
     let twin = settings.replace("data = \"a\"", "data = \"twin\"");
     fs::write(nodes.config("twin"), twin).expect("is written");
-    refused(nodes.cluster(&["join"], "twin", &token), "belongs to node 1 already; choose another");
+    refused(nodes.cluster(&["join"], "twin", &token), "there is a node a already; choose another name");
 
     nodes.cluster(&["token", "--renew"], "a", "").expect("is made anew");
     refused(nodes.cluster(&["join"], "b", &token), "was renewed since");

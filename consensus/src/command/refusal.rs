@@ -9,6 +9,7 @@ use client_lib::{
 use serde::{Deserialize, Serialize};
 
 use super::{RESCUE_ENCLOSED_BYTES_MAX, STEP_DOWN_MAX};
+use crate::state::MetaState;
 use crate::state::access::{CLIENT_CERTIFICATES_MAX, CLIENTS_MAX, REVOKED_MAX};
 use crate::state::places::LABELS_MAX;
 use crate::state::rights::{RULES_MAX, RULES_OF_ALL_MAX};
@@ -17,7 +18,7 @@ use crate::state::rights::{RULES_MAX, RULES_OF_ALL_MAX};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// Another node has the name.
-    #[error("node name {name} belongs to node {holder} already; choose another")]
+    #[error("there is a node {name} already; choose another name")]
     NodeNameTaken {
         /// The name.
         name: NodeName,
@@ -33,18 +34,16 @@ pub enum Refusal {
         name: NodeName,
     },
     /// No such node.
-    #[error("there is no node {0}")]
+    #[error("{}", self.said(&Words(None)))]
     UnknownNode(NodeId),
     /// Another volume has the name.
     #[error("volume {0} exists already; choose another name or delete it first")]
     VolumeNameTaken(VolumeName),
     /// No such volume.
-    #[error("there is no volume {0}; it may have been deleted")]
+    #[error("{}", self.said(&Words(None)))]
     UnknownVolume(VolumeId),
     /// The proposer's epoch is over.
-    #[error(
-        "volume {volume} is in epoch {current} of node {owner}; what was proposed for epoch {proposed} of node {from} is void"
-    )]
+    #[error("{}", self.said(&Words(None)))]
     NotOwner {
         /// The volume.
         volume: VolumeId,
@@ -58,7 +57,7 @@ pub enum Refusal {
         current: Epoch,
     },
     /// The process that proposed has been succeeded by another.
-    #[error("node {node} has started again since (process {current}); what its process {proposed} proposed is void")]
+    #[error("{}", self.said(&Words(None)))]
     OldIncarnation {
         /// The node.
         node: NodeId,
@@ -68,7 +67,7 @@ pub enum Refusal {
         current: u64,
     },
     /// The new owner holds no replica.
-    #[error("node {to} holds no replica of volume {volume}")]
+    #[error("{}", self.said(&Words(None)))]
     NotReplica {
         /// The volume.
         volume: VolumeId,
@@ -76,7 +75,7 @@ pub enum Refusal {
         to: NodeId,
     },
     /// The volume got another size meanwhile.
-    #[error("volume {volume} has {} bytes by now, not {}; look at it and try again", found.bytes(), expected.bytes())]
+    #[error("{}", self.said(&Words(None)))]
     SizeChanged {
         /// The volume.
         volume: VolumeId,
@@ -86,7 +85,7 @@ pub enum Refusal {
         found: VolumeSize,
     },
     /// The lease was found to be out since the node last had it: it owns what the metadata says from now on, and no more.
-    #[error("the lease of node {node} was out (found for the {lapses}. time): it takes up its volumes anew")]
+    #[error("{}", self.said(&Words(None)))]
     LeaseLapsed {
         /// The node.
         node: NodeId,
@@ -94,7 +93,7 @@ pub enum Refusal {
         lapses: u64,
     },
     /// The owner has its lease, or may have.
-    #[error("node {node} has renewed its lease: it is alive; use `helio volume migrate` to move its volumes")]
+    #[error("{}", self.said(&Words(None)))]
     LeaseHeld {
         /// The node.
         node: NodeId,
@@ -102,7 +101,7 @@ pub enum Refusal {
         renewals: u64,
     },
     /// What the node holds was left behind by a takeover before.
-    #[error("node {node} holds volume {volume} up to {position}, which a takeover has left behind")]
+    #[error("{}", self.said(&Words(None)))]
     LeftBehind {
         /// The volume.
         volume: VolumeId,
@@ -120,7 +119,7 @@ pub enum Refusal {
         name: SnapshotName,
     },
     /// No such snapshot.
-    #[error("volume {volume} has no snapshot {snapshot}; it may have been deleted")]
+    #[error("{}", self.said(&Words(None)))]
     UnknownSnapshot {
         /// The volume.
         volume: VolumeId,
@@ -142,7 +141,7 @@ pub enum Refusal {
     #[error("group {0} exists already; choose another name or delete it first")]
     GroupNameTaken(GroupName),
     /// No such group.
-    #[error("there is no group {0}; it may have been deleted")]
+    #[error("{}", self.said(&Words(None)))]
     UnknownGroup(VolumeGroupId),
     /// The volume goes with others.
     #[error(
@@ -311,9 +310,79 @@ pub enum Refusal {
     TooMuchEnclosed(usize),
 }
 
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Error {
-        let kind = match &refusal {
+/// What nodes and volumes are called in a refusal, which has only their ids: by their names in the metadata, or, without that, by their numbers.
+struct Words<'a>(Option<&'a MetaState>);
+
+impl Words<'_> {
+    fn node(&self, id: NodeId) -> String {
+        let Some(state) = self.0 else { return id.to_string() };
+        let present = state.node(id).map(|node| node.name.to_string());
+        let removed = || state.access().removed(id).map(|node| format!("{} (removed)", node.name));
+        present.or_else(removed).unwrap_or_else(|| format!("#{id}"))
+    }
+
+    fn volume(&self, id: VolumeId) -> String {
+        let volume = self.0.and_then(|state| state.volume(id));
+        volume.map_or_else(|| id.to_string(), |volume| volume.name.to_string())
+    }
+}
+
+impl Refusal {
+    /// It as the caller's error, in which nodes and volumes have the names that `state` has of them.
+    #[must_use]
+    pub fn told(&self, state: &MetaState) -> Error {
+        Error::new(self.kind(), self.said(&Words(Some(state))))
+    }
+
+    /// The text of each that has ids in it, and of any other what is derived.
+    fn said(&self, words: &Words<'_>) -> String {
+        match self {
+            Refusal::UnknownNode(node) => format!("there is no node {}", words.node(*node)),
+            Refusal::UnknownVolume(volume) => {
+                format!("there is no volume {}; it may have been deleted", words.volume(*volume))
+            }
+            Refusal::NotOwner { volume, from, proposed, owner, current } => format!(
+                "volume {} is in epoch {current} of node {}; what was proposed for epoch {proposed} of node {} is void",
+                words.volume(*volume),
+                words.node(*owner),
+                words.node(*from)
+            ),
+            Refusal::OldIncarnation { node, proposed, current } => format!(
+                "node {} has started again since (process {current}); what its process {proposed} proposed is void",
+                words.node(*node)
+            ),
+            Refusal::NotReplica { volume, to } => {
+                format!("node {} holds no replica of volume {}", words.node(*to), words.volume(*volume))
+            }
+            Refusal::SizeChanged { volume, expected, found } => format!(
+                "volume {} has {} bytes by now, not {}; look at it and try again",
+                words.volume(*volume),
+                found.bytes(),
+                expected.bytes()
+            ),
+            Refusal::LeaseLapsed { node, lapses } => format!(
+                "the lease of node {} was out (found for the {lapses}. time): it takes up its volumes anew",
+                words.node(*node)
+            ),
+            Refusal::LeaseHeld { node, .. } => format!(
+                "node {} has renewed its lease: it is alive; use `helio volume migrate` to move its volumes",
+                words.node(*node)
+            ),
+            Refusal::LeftBehind { volume, node, position } => format!(
+                "node {} holds volume {} up to {position}, which a takeover has left behind",
+                words.node(*node),
+                words.volume(*volume)
+            ),
+            Refusal::UnknownSnapshot { volume, snapshot } => {
+                format!("volume {} has no snapshot {}; it may have been deleted", words.volume(*volume), snapshot)
+            }
+            Refusal::UnknownGroup(group) => format!("there is no group {group}; it may have been deleted"),
+            derived => derived.to_string(),
+        }
+    }
+
+    fn kind(&self) -> ErrorKind {
+        match self {
             Refusal::NodeNameTaken { .. }
             | Refusal::NodeIdTaken { .. }
             | Refusal::VolumeNameTaken(_)
@@ -361,7 +430,46 @@ impl From<Refusal> for Error {
             | Refusal::GroupIsOther(_)
             | Refusal::SnapshotOnItsWay { .. } => ErrorKind::Busy,
             Refusal::LeaseLapsed { .. } => ErrorKind::Fenced,
+        }
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Error {
+        Error::new(refusal.kind(), refusal.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Command;
+
+    #[test]
+    fn a_refusal_has_the_names_of_those_it_is_of_where_they_are_known() {
+        let mut state = MetaState::default();
+        for (id, name) in [(7, "a"), (8, "b")] {
+            let (name, provider) = (name.parse().expect("a name"), "cloud".parse().expect("a name"));
+            let register = Command::RegisterNode { id: NodeId(id), name, provider, address: String::new() };
+            state.apply(id, register).into_result().expect("is registered");
+        }
+        let removal = Command::RemoveNode { node: NodeId(8), was_lost: true, at_ms: 1 };
+        state.apply(9, removal).into_result().expect("is removed");
+        let create = Command::CreateVolume {
+            name: "disk".parse().expect("a name"),
+            size: VolumeSize::try_from(1_u64 << 20).expect("a size"),
+            owner: NodeId(7),
+            replicas: [].into(),
+            nonce: 1,
         };
-        Error::new(kind, refusal.to_string())
+        state.apply(10, create).into_result().expect("is created");
+        let volume = state.volumes().next().expect("it is there").id;
+        let refusal = Refusal::NotReplica { volume, to: NodeId(8) };
+        assert_eq!(refusal.told(&state).message(), "node b (removed) holds no replica of volume disk");
+        assert_eq!(Error::from(refusal).message(), format!("node 8 holds no replica of volume {volume}"));
+        let refusal = Refusal::NotReplica { volume: VolumeId(99), to: NodeId(9) };
+        assert_eq!(refusal.told(&state).message(), "node #9 holds no replica of volume 99");
+        let refusal = Refusal::LastNode("a".parse().expect("a name"));
+        assert_eq!(refusal.told(&state).message(), Error::from(refusal).message(), "it had its names");
     }
 }

@@ -31,7 +31,8 @@ impl fmt::Display for Removed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let by = match self.told_by {
             ToldBy::Metadata => "so says the metadata".to_owned(),
-            ToldBy::Node(node) => format!("node #{node} refuses its certificate"),
+            // Which one it was says nothing, and its name may not be known here any more.
+            ToldBy::Node(_) => "another node refuses its certificate".to_owned(),
             ToldBy::Directory => "its data directory says so".to_owned(),
         };
         write!(

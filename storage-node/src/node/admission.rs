@@ -94,7 +94,7 @@ impl Admission {
             address: request.address.to_string(),
             key: authority.request_key(&request.request_pem).map_err(invalid)?,
         };
-        let node = match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        let node = match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::Registered { node } => node,
             other => return Err(out_of_turn(&other)),
         };

@@ -326,8 +326,8 @@ async fn announce(meta: &MetaRaft, this: &ThisNode) -> Result<u64, Error> {
         provider: this.provider.clone(),
         address: this.advertise.to_string(),
     };
-    meta.propose(register, METADATA_DEADLINE).await?.into_result()?;
-    match meta.propose(Command::NodeStarted { node: this.id }, METADATA_DEADLINE).await?.into_result()? {
+    meta.carry_out(register, METADATA_DEADLINE).await?;
+    match meta.carry_out(Command::NodeStarted { node: this.id }, METADATA_DEADLINE).await? {
         Response::Started { incarnation } => Ok(incarnation),
         other => Err(Error::new(ErrorKind::Internal, format!("a start was answered with {other:?}"))),
     }

@@ -29,7 +29,7 @@ pub(super) async fn finish(me: NodeId, meta: MetaRaft, volumes: Arc<Volumes>, pe
         for (volume, since) in &joining {
             if is_whole(*volume, &volumes, &peers).await {
                 let command = Command::ReplicaJoined { volume: *volume, node: me, since: *since };
-                match meta.propose(command, METADATA_DEADLINE).await.and_then(consensus::Response::into_result) {
+                match meta.carry_out(command, METADATA_DEADLINE).await {
                     Ok(_) => tracing::info!(%volume, "this node has everything, and counts as a replica now"),
                     Err(error) => tracing::debug!(%volume, %error, "it is said again that this node has everything"),
                 }

@@ -44,7 +44,7 @@ impl RaftOwnership {
             _ => Command::HandOver { group, from, incarnation, to, members, enclosed },
         };
         match self.meta.propose(command, METADATA_DEADLINE).await {
-            Ok(response) => match response.into_result() {
+            Ok(response) => match response.into_result_told(&self.meta.state()) {
                 Ok(Response::GroupTransferred) => Proposed::Committed(()),
                 Ok(other) => {
                     tracing::error!(?other, "a handover was answered out of turn");
@@ -65,7 +65,7 @@ impl RaftOwnership {
     ) -> Result<SnapshotId, Error> {
         let (from, incarnation) = (self.me, self.incarnation());
         let command = Command::CreateGroupSnapshot { group, name, from, incarnation, members, nonce };
-        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::SnapshotCreated { snapshot } => Ok(snapshot),
             other => Err(Error::new(ErrorKind::Internal, format!("metadata answered out of turn: {other:?}"))),
         }
@@ -75,7 +75,7 @@ impl RaftOwnership {
         let TakeoverProposal { volume, from, epoch, start } = takeover;
         let command = Command::Takeover { volume, from, epoch, to: self.me, incarnation: self.incarnation(), start };
         match self.meta.propose(command, METADATA_DEADLINE).await {
-            Ok(response) => match response.into_result() {
+            Ok(response) => match response.into_result_told(&self.meta.state()) {
                 Ok(Response::TakenOver { epoch }) => Proposed::Committed(epoch),
                 Ok(other) => {
                     tracing::error!(%volume, ?other, "a takeover was answered out of turn");
@@ -90,8 +90,7 @@ impl RaftOwnership {
     /// A new incarnation of this node makes everything proposed under the old one void, so what a read shows
     /// afterwards is final.
     async fn settle_volumes(&self, volumes: &[VolumeId]) -> Result<Vec<(NodeId, Epoch)>, Error> {
-        let response =
-            self.meta.propose(Command::NodeStarted { node: self.me }, METADATA_DEADLINE).await?.into_result()?;
+        let response = self.meta.carry_out(Command::NodeStarted { node: self.me }, METADATA_DEADLINE).await?;
         if let Response::Started { incarnation } = response {
             self.incarnation.fetch_max(incarnation, Ordering::AcqRel);
         }
@@ -112,7 +111,7 @@ impl RaftOwnership {
         is_so: impl Fn(&Volume) -> bool + Send,
     ) -> Result<(), Error> {
         match self.meta.propose(command, METADATA_DEADLINE).await {
-            Ok(response) => response.into_result().map(drop),
+            Ok(response) => response.into_result_told(&self.meta.state()).map(drop),
             Err(error) => {
                 while let Err(error) = self.settle_volumes(volumes).await {
                     if is_gone(&error) {
@@ -151,17 +150,17 @@ impl OwnershipLog for RaftOwnership {
 
     fn enclosure_taken(&self, volume: VolumeId, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>> {
         let command = Command::EnclosureTaken { volume, epoch };
-        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
+        Box::pin(async { self.meta.carry_out(command, METADATA_DEADLINE).await.map(drop) })
     }
 
     fn expire(&self, node: NodeId, renewals: u64) -> BoxFuture<'_, Result<(), Error>> {
         let command = Command::ExpireLease { node, renewals };
-        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
+        Box::pin(async { self.meta.carry_out(command, METADATA_DEADLINE).await.map(drop) })
     }
 
     fn step_down(&self, volumes: Vec<(VolumeId, Epoch)>) -> BoxFuture<'_, Result<(), Error>> {
         let command = Command::StepDown { node: self.me, incarnation: self.incarnation(), volumes };
-        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
+        Box::pin(async { self.meta.carry_out(command, METADATA_DEADLINE).await.map(drop) })
     }
 
     fn take_over(&self, takeover: TakeoverProposal) -> BoxFuture<'_, Proposed<Epoch>> {
@@ -192,12 +191,12 @@ impl OwnershipLog for RaftOwnership {
         made: Vec<(VolumeId, Epoch, Made)>,
     ) -> BoxFuture<'_, Result<(), Error>> {
         let command = Command::GroupSnapshotMade { snapshot, from: self.me, made };
-        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
+        Box::pin(async { self.meta.carry_out(command, METADATA_DEADLINE).await.map(drop) })
     }
 
     fn drop_unmade(&self, snapshots: Vec<(VolumeId, SnapshotId)>) -> BoxFuture<'_, Result<(), Error>> {
         let command = Command::DeleteSnapshots { snapshots, if_unmade: true };
-        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
+        Box::pin(async { self.meta.carry_out(command, METADATA_DEADLINE).await.map(drop) })
     }
 
     fn resize(&self, resize: Resize) -> BoxFuture<'_, Result<(), Error>> {
@@ -216,11 +215,11 @@ impl OwnershipLog for RaftOwnership {
         made: Made,
     ) -> BoxFuture<'_, Result<(), Error>> {
         let command = Command::SnapshotMade { volume, snapshot, from: self.me, epoch, made };
-        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
+        Box::pin(async { self.meta.carry_out(command, METADATA_DEADLINE).await.map(drop) })
     }
 
     fn clone_made(&self, volume: VolumeId, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>> {
         let command = Command::CloneMade { volume, from: self.me, epoch };
-        Box::pin(async { self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop) })
+        Box::pin(async { self.meta.carry_out(command, METADATA_DEADLINE).await.map(drop) })
     }
 }

@@ -191,7 +191,7 @@ impl NodeAdmin {
             commands.push(Command::SetPropagation { volume: id, propagation });
         }
         for command in commands {
-            match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+            match self.meta.carry_out(command, METADATA_DEADLINE).await? {
                 Response::TakeoverSet | Response::PolicySet => {}
                 other => return Err(out_of_turn(&other)),
             }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::chronicle::{self, Account};
 use super::gate::{Heir, Phase};
-use super::handover::{Effect, Event, Handover, Released};
+use super::handover::{Effect, Event, Failure, Handover, Released};
 use crate::peer::client::PeerClient;
 use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::ServedVolume;
@@ -360,21 +360,25 @@ impl Driver {
         &self.members.first().expect("a handover is of a volume at least").volume.peers
     }
 
+    fn told(&self, failure: Failure) -> Error {
+        failure.told(self.to, |node| self.peers().name(node))
+    }
+
     async fn hand_over(&mut self) -> Result<HandoverReport, Error> {
         let began = Instant::now();
         let mut machine = Handover::new(self.to, self.members.iter().map(|member| member.epoch).collect());
         let mut effect = machine.on(Event::Start);
         while let Some(next) = effect {
             effect = match next {
-                Effect::Thaw(error) => {
+                Effect::Thaw(failure) => {
                     self.release(&vec![Released::Here; self.members.len()]).await?;
-                    return Err(error);
+                    return Err(self.told(failure));
                 }
                 Effect::Release { volumes, failure } => {
                     self.release(&volumes).await?;
                     return match failure {
                         None => Ok(self.report(&volumes, began.elapsed())),
-                        Some(failure) => Err(failure),
+                        Some(failure) => Err(self.told(failure)),
                     };
                 }
                 step => {

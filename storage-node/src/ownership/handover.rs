@@ -73,14 +73,46 @@ pub enum Effect {
     /// Make sure the proposal can not be committed later, then read the volumes' owners; then `Resolved`.
     Resolve,
     /// Go on as owner of all, release everything held, and report this failure.
-    Thaw(Error),
+    Thaw(Failure),
     /// Do with each volume what is said here, then release everything held.
     Release {
         /// For each volume.
         volumes: Vec<Released>,
         /// Why not all of them went where they should, if so.
-        failure: Option<Error>,
+        failure: Option<Failure>,
     },
+}
+
+/// Why a handover came to something else than was asked for. What nodes are called, whoever drives it knows.
+#[derive(Debug)]
+pub enum Failure {
+    /// As the step or consensus said.
+    Said(Error),
+    /// The transfer was not committed, and nothing has moved.
+    NotCommitted,
+    /// This node, which is not the destination, has taken a volume over meanwhile.
+    TakenOver(NodeId),
+    /// The destination has taken some of the volumes over meanwhile; the others stay.
+    SomeTakenOver,
+}
+
+impl Failure {
+    /// What is told to whoever asked for a handover to node `to`.
+    #[must_use]
+    pub fn told(self, to: NodeId, name: impl Fn(NodeId) -> String) -> Error {
+        let fenced = |what| Error::new(ErrorKind::Fenced, what);
+        match self {
+            Failure::Said(error) => error,
+            Failure::NotCommitted => {
+                let what = format!("the transfer to node {} was not committed; nothing has moved, try again", name(to));
+                Error::new(ErrorKind::Unavailable, what)
+            }
+            Failure::TakenOver(owner) => fenced(format!("the volume was taken over by node {} meanwhile", name(owner))),
+            Failure::SomeTakenOver => {
+                fenced(format!("one of the volumes was taken over by node {} meanwhile; the others stay", name(to)))
+            }
+        }
+    }
 }
 
 /// What becomes of a volume when the outcome is known.
@@ -135,12 +167,14 @@ impl Handover {
                 assert_eq!(known, final_lsns, "the destination is prepared up to the final LSN");
                 (State::Proposing, Effect::Propose { final_lsns })
             }
-            (State::Freezing | State::Preparing { .. }, Event::Failed(error)) => (State::Serving, Effect::Thaw(error)),
+            (State::Freezing | State::Preparing { .. }, Event::Failed(error)) => {
+                (State::Serving, Effect::Thaw(Failure::Said(error)))
+            }
             (State::Proposing, Event::Refused(error)) if error.kind() == ErrorKind::NotOwner => {
                 // An epoch is over: whoever owns the volume now took it over.
                 (State::Resolving, Effect::Resolve)
             }
-            (State::Proposing, Event::Refused(error)) => (State::Serving, Effect::Thaw(error)),
+            (State::Proposing, Event::Refused(error)) => (State::Serving, Effect::Thaw(Failure::Said(error))),
             (State::Proposing, Event::Committed(epochs)) => {
                 assert!(
                     epochs.iter().copied().eq(self.epochs.iter().map(|epoch| epoch.next())),
@@ -167,8 +201,7 @@ impl Handover {
         };
         let volumes: Vec<Released> = self.epochs.iter().zip(owners).map(released).collect();
         if volumes.iter().all(|released| *released == Released::Here) {
-            let what = format!("the transfer to node {} was not committed; nothing has moved, try again", self.to);
-            return (State::Serving, Effect::Thaw(Error::new(ErrorKind::Unavailable, what)));
+            return (State::Serving, Effect::Thaw(Failure::NotCommitted));
         }
         // This very transfer, or takeovers: by the destination, that is as good.
         let lost = volumes.iter().find_map(|released| match released {
@@ -176,14 +209,11 @@ impl Handover {
             _ => None,
         });
         let failure = match lost {
-            Some(owner) => Some(format!("the volume was taken over by node {owner} meanwhile")),
+            Some(owner) => Some(Failure::TakenOver(owner)),
             // Not the transfer, which is of all or none.
-            None if volumes.contains(&Released::Here) => {
-                Some(format!("one of the volumes was taken over by node {} meanwhile; the others stay", self.to))
-            }
+            None if volumes.contains(&Released::Here) => Some(Failure::SomeTakenOver),
             None => None,
         };
-        let failure = failure.map(|what| Error::new(ErrorKind::Fenced, what));
         (State::Over, Effect::Release { volumes, failure })
     }
 }
@@ -282,6 +312,15 @@ mod tests {
             let stayed = [(NodeId(1), EPOCH), (NodeId(1), OTHER)][..count].to_vec();
             assert!(matches!(handover.on(Event::Resolved(stayed)), Some(Effect::Thaw(_))));
         }
+    }
+
+    #[test]
+    fn a_failure_is_told_with_the_names_of_the_nodes() {
+        let told = |failure: Failure| failure.told(TO, |node| format!("cloud-{node}")).to_string();
+        assert!(told(Failure::NotCommitted).contains("to node cloud-2 was not committed"));
+        assert!(told(Failure::TakenOver(NodeId(3))).contains("taken over by node cloud-3 meanwhile"));
+        assert!(told(Failure::SomeTakenOver).contains("taken over by node cloud-2 meanwhile; the others stay"));
+        assert_eq!(told(Failure::Said(failure())), failure().to_string());
     }
 
     #[test]

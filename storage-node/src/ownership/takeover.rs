@@ -21,7 +21,7 @@ pub mod driver;
 
 use std::time::Duration;
 
-use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};
+use client_lib::{Epoch, Error, Lsn, NodeId};
 
 /// Where a takeover stands.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -102,6 +102,13 @@ pub enum Effect {
     Release(Error),
     /// Follow the owner as before: it has renewed its lease, so it is alive.
     Alive,
+    /// Follow whoever owns the volume: the takeover was not committed.
+    NotCommitted {
+        /// The owner.
+        owner: NodeId,
+        /// The epoch of its ownership.
+        epoch: Epoch,
+    },
     /// The volume is this node's under this epoch; where it begins is in the metadata.
     TakeUp(Epoch),
 }
@@ -145,8 +152,7 @@ impl Takeover {
                 if owner == self.me && epoch == self.epoch.next() {
                     (State::Ended, Effect::TakeUp(epoch))
                 } else {
-                    let what = format!("the takeover was not committed: node {owner} owns the volume in epoch {epoch}");
-                    (State::Ended, Effect::Release(Error::new(ErrorKind::Unavailable, what)))
+                    (State::Ended, Effect::NotCommitted { owner, epoch })
                 }
             }
             (state, event) => panic!("takeover in state {state:?} cannot take {event:?}"),
@@ -173,6 +179,8 @@ impl Takeover {
 
 #[cfg(test)]
 mod tests {
+    use client_lib::ErrorKind;
+
     use super::*;
 
     const ME: NodeId = NodeId(2);
@@ -234,7 +242,8 @@ mod tests {
         for (owner, epoch) in [(FROM, EPOCH), (NodeId(3), Epoch(5)), (FROM, Epoch(6))] {
             let mut takeover = proposing();
             takeover.on(Event::Unknown);
-            assert!(matches!(takeover.on(Event::Resolved { owner, epoch }), Some(Effect::Release(_))));
+            let ended = takeover.on(Event::Resolved { owner, epoch });
+            assert!(matches!(ended, Some(Effect::NotCommitted { owner: by, .. }) if by == owner));
         }
     }
 

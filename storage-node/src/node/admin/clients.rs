@@ -53,7 +53,7 @@ impl NodeAdmin {
             return Ok(AccessReport { unlisted_because: Some(why.to_string()), ..AccessReport::default() });
         }
         let command = Command::ClientIssued { client: client.clone(), fingerprint, at_ms };
-        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::ClientIssued => tracing::info!(%client, %fingerprint, "a client's certificate was issued"),
             other => return Err(out_of_turn(&other)),
         }
@@ -71,7 +71,7 @@ impl NodeAdmin {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         self.require_rights_known_to_all(&state).await?;
         let command = Command::ChangeRights { client, role: request.role, allow, deny };
-        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::RightsChanged => {
                 let ChangeRights { client, role, allow, deny } = request;
                 tracing::warn!(client, ?role, ?allow, ?deny, "what a client may do was changed");
@@ -90,7 +90,7 @@ impl NodeAdmin {
             _ => return Err(Error::new(ErrorKind::InvalidRequest, "name a client or a fingerprint, and not both")),
         };
         self.require_known_to_all(&*self.meta.linearizable(METADATA_DEADLINE).await?, None).await?;
-        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::Revoked => {
                 let RevokeClient { client, fingerprint } = request;
                 tracing::warn!(client, fingerprint, "what was issued to a client was taken back");

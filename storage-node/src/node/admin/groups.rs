@@ -32,7 +32,7 @@ impl NodeAdmin {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let members = ids_of(&state, &request.volumes)?;
         let command = Command::CreateGroup { name: name.clone(), members, nonce: nonce() };
-        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::GroupCreated { .. } => self.group_status(name.as_str()).await,
             other => Err(out_of_turn(&other)),
         }
@@ -47,7 +47,7 @@ impl NodeAdmin {
             return Err(Refusal::NotInGroup { volume, group }.into());
         }
         let command = Command::ChangeGroup { group: group.id, add, remove };
-        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::GroupChanged => self.group_status(name).await,
             other => Err(out_of_turn(&other)),
         }
@@ -56,7 +56,7 @@ impl NodeAdmin {
     pub(super) async fn drop_group(&self, name: &str) -> Result<(), Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let group = group_named(&state, name)?.id;
-        self.meta.propose(Command::DeleteGroup { group }, METADATA_DEADLINE).await?.into_result().map(drop)
+        self.meta.carry_out(Command::DeleteGroup { group }, METADATA_DEADLINE).await.map(drop)
     }
 
     pub(super) async fn list_groups(&self) -> Result<Vec<GroupStatus>, Error> {
@@ -169,7 +169,7 @@ impl NodeAdmin {
             return Err(Error::new(ErrorKind::InvalidRequest, what));
         };
         let command = Command::SetGroupOnWrite { group: group.id, to: Some(to) };
-        self.meta.propose(command, METADATA_DEADLINE).await?.into_result()?;
+        self.meta.carry_out(command, METADATA_DEADLINE).await?;
         let epoch = state.volume(volume).map_or(0, |volume| volume.epoch.0);
         Ok(OnWriteStatus { to: request.to.clone(), epoch })
     }
@@ -181,7 +181,7 @@ impl NodeAdmin {
         let on_write = on_write_of(&state, group);
         if on_write.is_some() {
             let command = Command::SetGroupOnWrite { group: group.id, to: None };
-            self.meta.propose(command, METADATA_DEADLINE).await?.into_result()?;
+            self.meta.carry_out(command, METADATA_DEADLINE).await?;
         }
         let mut handover = false;
         // Those of one owner are one handover: whichever is asked for ends it.
@@ -261,7 +261,7 @@ impl NodeAdmin {
             listed.cut.filter(|cut| cut.group == group.id).map(|_| (volume.id, listed.id))
         });
         let command = Command::DeleteSnapshots { snapshots: listed.collect(), if_unmade: false };
-        self.meta.propose(command, METADATA_DEADLINE).await?.into_result()?;
+        self.meta.carry_out(command, METADATA_DEADLINE).await?;
         Ok(found)
     }
 }

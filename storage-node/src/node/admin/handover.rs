@@ -143,7 +143,7 @@ impl NodeAdmin {
     }
 
     async fn set_on_write(&self, volume: VolumeId, to: Option<NodeId>) -> Result<(), Error> {
-        match self.meta.propose(Command::SetOnWrite { volume, to }, METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.carry_out(Command::SetOnWrite { volume, to }, METADATA_DEADLINE).await? {
             Response::PolicySet => Ok(()),
             other => Err(out_of_turn(&other)),
         }

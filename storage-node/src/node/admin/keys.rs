@@ -38,7 +38,7 @@ impl NodeAdmin {
         let volume = volume_named(&state, name)?;
         keys(&state, volume)?;
         self.require_keys_known_to_all(&state).await?;
-        match self.meta.propose(command(volume.id), METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.carry_out(command(volume.id), METADATA_DEADLINE).await? {
             Response::VolumeKeysChanged => Ok(()),
             other => Err(out_of_turn(&other)),
         }

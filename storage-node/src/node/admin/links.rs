@@ -58,12 +58,7 @@ impl NodeAdmin {
         }
         let policy = link_asked_for(&state.link(from, to), wanted)?;
         if policy != state.link(from, to) {
-            match self
-                .meta
-                .propose(Command::SetLink { from, to, policy: policy.clone() }, METADATA_DEADLINE)
-                .await?
-                .into_result()?
-            {
+            match self.meta.carry_out(Command::SetLink { from, to, policy: policy.clone() }, METADATA_DEADLINE).await? {
                 Response::PolicySet => {}
                 other => return Err(out_of_turn(&other)),
             }

@@ -101,7 +101,7 @@ impl NodeAdmin {
     }
 
     async fn propose_of_places(&self, command: Command) -> Result<(), Error> {
-        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::PolicySet => Ok(()),
             other => Err(out_of_turn(&other)),
         }

@@ -80,7 +80,7 @@ impl NodeAdmin {
             self.meta.retire(node, voters, METADATA_DEADLINE).await?;
         }
         let command = Command::RemoveNode { node, was_lost: request.lost, at_ms: SystemClock::new().unix_ms() };
-        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::NodeRemoved => tracing::warn!(node = name, lost = request.lost, "a node was removed"),
             other => return Err(out_of_turn(&other)),
         }

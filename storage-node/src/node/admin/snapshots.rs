@@ -24,7 +24,7 @@ impl NodeAdmin {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let volume = volume_named(&state, name)?.id;
         let command = Command::CreateSnapshot { volume, name: snapshot_name.clone(), nonce: nonce() };
-        let id = match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        let id = match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::SnapshotCreated { snapshot } => snapshot,
             other => return Err(out_of_turn(&other)),
         };
@@ -151,7 +151,7 @@ impl NodeAdmin {
         }
         let (origin, from) = (volume.id, self.this.id);
         let command = Command::CloneVolume { name, origin, snapshot, from, epoch, nonce: nonce() };
-        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::VolumeCreated { volume } => Ok(volume),
             other => Err(out_of_turn(&other)),
         }
@@ -162,6 +162,6 @@ impl NodeAdmin {
         let volume = volume_named(&state, name)?;
         let found = snapshot_named(volume, snapshot)?;
         let command = Command::DeleteSnapshot { volume: volume.id, snapshot: found.id };
-        self.meta.propose(command, METADATA_DEADLINE).await?.into_result().map(drop)
+        self.meta.carry_out(command, METADATA_DEADLINE).await.map(drop)
     }
 }

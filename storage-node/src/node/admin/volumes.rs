@@ -73,11 +73,11 @@ impl NodeAdmin {
                 Command::CreateVolumeOfClass { name: name.clone(), size, owner, replicas, durability, nonce }
             }
         };
-        match self.meta.propose(command, METADATA_DEADLINE).await?.into_result()? {
+        match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::VolumeCreated { volume } => {
                 if rule.is_some() {
                     let command = Command::SetPlacement { volumes: [volume].into(), placement: rule };
-                    self.meta.propose(command, METADATA_DEADLINE).await?.into_result()?;
+                    self.meta.carry_out(command, METADATA_DEADLINE).await?;
                 }
                 self.created(volume).await
             }
@@ -132,7 +132,7 @@ impl NodeAdmin {
             );
             return Err(Error::new(ErrorKind::InvalidRequest, what));
         }
-        self.meta.propose(Command::DeleteVolume { volume }, METADATA_DEADLINE).await?.into_result().map(drop)
+        self.meta.carry_out(Command::DeleteVolume { volume }, METADATA_DEADLINE).await.map(drop)
     }
 
     pub(in crate::node) async fn status_of(&self, id: VolumeId) -> Result<VolumeStatus, Error> {

@@ -218,7 +218,8 @@ impl Member {
         let news: u64 = manifest.runs.iter().map(|run| u64::from(run.blocks())).sum();
         let encoded = Enclosure { manifest, ledger }.encode()?;
         if encoded.len() > RESCUE_ENCLOSED_BYTES_MAX {
-            return impossible(format!("node {} was not told of too much that was written", self.to));
+            let to = self.volume.peers.name(self.to);
+            return impossible(format!("node {to} was not told of too much that was written"));
         }
         self.position.stale_blocks += news;
         // What the owner before could not make durable, and is not here yet, is no more durable now.

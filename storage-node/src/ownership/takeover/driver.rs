@@ -170,6 +170,7 @@ impl Driver {
                 }
                 Effect::Release(error) => return Err(error),
                 Effect::Alive => return Err(self.alive()),
+                Effect::NotCommitted { owner, epoch } => return Err(self.not_committed(owner, epoch)),
                 Effect::TakeUp(epoch) => {
                     self.enter(Stage::TakingUp);
                     self.served(epoch).await?;
@@ -205,6 +206,13 @@ impl Driver {
             self.volume.name
         );
         Error::new(ErrorKind::Busy, what)
+    }
+
+    /// What was found when the answer to the proposal was lost.
+    fn not_committed(&self, owner: NodeId, epoch: Epoch) -> Error {
+        let (volume, owner) = (&self.volume.name, name_of(&self.log.states().borrow(), owner));
+        let what = format!("the takeover of volume {volume} was not committed: node {owner} owns it in epoch {epoch}");
+        Error::new(ErrorKind::Unavailable, what)
     }
 
     /// Until then, or until metadata changes.

@@ -134,7 +134,7 @@ impl Protocol {
                 Ask::Takeover { incarnation: process.incarnation, from, epoch: volume.epoch, start }
             }
             Some(takeover::Effect::Resolve) => Ask::Started,
-            Some(takeover::Effect::Release(_) | takeover::Effect::Alive) => {
+            Some(takeover::Effect::Release(_) | takeover::Effect::Alive | takeover::Effect::NotCommitted { .. }) => {
                 (process.holding, process.takeover) = (false, None);
                 return;
             }
