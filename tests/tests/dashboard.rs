@@ -113,6 +113,18 @@ fn button(browser: &mut Browser, place: &str, words: &str) {
     browser.value(&format!("{find}.click()")).expect("is clicked");
 }
 
+/// What the page foresees otherwise than `cases` say.
+const FORECASTS: &str = r#"import("/dashboard/forecast.js").then(({ forecast }) => cases.flatMap(({ what, steps, over }) => {
+  const look = ({ to_send, before, written = 0 }) => ({
+    from: "a",
+    before: { toSend: before * 1e6, carried: 7 },
+    now: { toSend: to_send * 1e6, carried: 7 + (before + written - to_send) * 1e6 },
+  });
+  const told = forecast(steps.map(({ to, volumes }) => ({ to, looks: volumes.map(look) })), 2);
+  const rounded = told.map((at) => (at === null ? null : Math.round(at * 1000) / 1000));
+  return JSON.stringify(rounded) === JSON.stringify(over) ? [] : [`${what}: ${JSON.stringify(rounded)}`];
+}))"#;
+
 fn search(browser: &mut Browser, words: &str) {
     let set = "it.dispatchEvent(new Event('input'));";
     let script = format!("(() => {{ const it = document.querySelector('#search'); it.value = {words:?}; {set} }})()");
@@ -398,6 +410,11 @@ fn it_shows_what_the_api_says_and_moves_a_volume_when_it_is_confirmed() {
     browser.value("location.hash = '#/'").expect("is gone to");
     button(&mut browser, "#nodes tr:nth-child(2)", "Drain");
     shows(&mut browser, "#dialog-body", "121 steps");
+    shows(&mut browser, "#dialog-body", "ll be over");
+    browser
+        .value(&format!("window.cases = {}", include_str!("../../storage-node/src/cli/drain/cases.json")))
+        .expect("is told");
+    assert_eq!(browser.value(FORECASTS).expect("is foreseen"), serde_json::json!([]), "as the command tells it");
     browser.press("Escape", 27).expect("is pressed");
     all_is_well(&mut browser, &address);
 

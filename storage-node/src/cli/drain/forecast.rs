@@ -114,85 +114,87 @@ fn shared(loads: &[Load]) -> Vec<Option<f64>> {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
 
-    const MB: u64 = 1_000_000;
     const LOOKED: Duration = Duration::from_secs(2);
 
-    fn step(volume: &str, to: &str, to_send_bytes: u64) -> Step {
+    /// What the page of the dashboard is tested with, too: bytes in millions, and two seconds between the looks.
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Case {
+        what: String,
+        steps: Vec<CaseStep>,
+        over: Vec<Option<f64>>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct CaseStep {
+        to: Option<String>,
+        group: Option<String>,
+        volumes: Vec<CaseVolume>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct CaseVolume {
+        to_send: f64,
+        before: f64,
+        #[serde(default)]
+        written: f64,
+    }
+
+    impl CaseVolume {
+        fn looks(&self) -> (Look, Look) {
+            let bytes = |millions: f64| (millions * 1e6) as u64;
+            let carried = 7 + bytes(self.before + self.written - self.to_send);
+            (Look { to_send: bytes(self.before), carried: 7 }, Look { to_send: bytes(self.to_send), carried })
+        }
+    }
+
+    /// A volume on its way from node a.
+    fn step(to: Option<&str>, group: Option<&str>) -> Step {
         Step {
-            volume: volume.to_owned(),
-            group: None,
+            volume: String::new(),
+            group: group.map(str::to_owned),
             from: "a".to_owned(),
-            to: Some(to.to_owned()),
-            behind_bytes: to_send_bytes,
-            to_send_bytes,
+            to: to.map(str::to_owned),
+            behind_bytes: 0,
+            to_send_bytes: 0,
             finish_seconds: None,
             rpo_seconds: None,
         }
     }
 
-    /// When each is over, to the millisecond; they had so much to send two seconds before, and nothing was written.
-    fn finished(steps: Vec<Step>, before: &[u64]) -> Vec<Option<f64>> {
-        let written = vec![0; steps.len()];
-        finished_beside(steps, before, &written)
-    }
-
-    /// The same while so much was written of each in these two seconds.
-    fn finished_beside(mut steps: Vec<Step>, before: &[u64], written: &[u64]) -> Vec<Option<f64>> {
-        let look = |((step, before), written): ((&Step, &u64), &u64)| {
-            let to_send = step.to_send_bytes;
-            (Look { to_send: *before, carried: 7 }, Look { to_send, carried: 7 + before + written - to_send })
-        };
-        let looks: Vec<_> = steps.iter().zip(before).zip(written).map(look).collect();
-        forecast(&mut steps, &looks, LOOKED);
+    /// When each is over, to the millisecond.
+    fn finished(mut steps: Vec<Step>, looks: &[(Look, Look)]) -> Vec<Option<f64>> {
+        forecast(&mut steps, looks, LOOKED);
         steps.iter().map(|step| step.finish_seconds.map(|at| (at * 1000.0).round() / 1000.0)).collect()
     }
 
     /// Each volume was said to take what it lacks at the rate that it had beside the others: three of 80 MB on a link of 10 MB a second were all to be over after 24 s, and those that had nothing
     /// of the link in the second that was looked at, never.
     #[test]
-    fn volumes_on_one_link_share_it() {
-        let all = || vec![step("x", "b", 80 * MB), step("y", "b", 40 * MB), step("z", "b", 0)];
-        // 10 MB a second in all: y is over after 8 s, and x has the link for itself then.
-        let told = finished(all(), &[90 * MB, 50 * MB, 0]);
-        assert_eq!(told[0], Some(12.4), "x is moved first, and waited for");
-        assert_eq!(told[1], Some(12.8), "y is there already");
-        assert_eq!(told[2], Some(12.8), "nothing is to be waited for");
-        // One after the other: y had nothing yet.
-        let told = finished(all(), &[100 * MB, 40 * MB, 0]);
-        assert_eq!(told[..2], [Some(8.4), Some(12.4)]);
+    fn each_step_is_over_when_it_and_those_before_it_are() {
+        let cases: Vec<Case> = serde_json::from_str(include_str!("cases.json")).expect("are cases");
+        for case in cases {
+            let volumes = case.steps.iter().flat_map(|of| of.volumes.iter().map(move |volume| (of, volume)));
+            let steps = volumes.clone().map(|(of, _)| step(of.to.as_deref(), of.group.as_deref())).collect();
+            let looks: Vec<_> = volumes.map(|(_, volume)| volume.looks()).collect();
+            let over = case.steps.iter().zip(&case.over);
+            let over: Vec<_> = over.flat_map(|(of, over)| of.volumes.iter().map(|_| *over)).collect();
+            assert_eq!(finished(steps, &looks), over, "{}", case.what);
+        }
     }
 
+    /// The volumes of a group are listed among others.
     #[test]
-    fn what_is_written_of_one_is_sent_until_that_one_has_all_and_no_longer() {
-        // 10 MB a second go, half of each; 2 MB a second are written of x. y is over after 8 s, x has the link for itself and gains 8 MB a second of it.
-        let steps = || vec![step("x", "b", 40 * MB), step("y", "b", 40 * MB)];
-        assert_eq!(finished_beside(steps(), &[46 * MB, 50 * MB], &[4 * MB, 0]), [Some(10.4), Some(10.8)]);
-        // More than the link carries.
-        assert_eq!(finished_beside(steps(), &[20 * MB, 50 * MB], &[30 * MB, 0]), [None, None]);
-    }
-
-    #[test]
-    fn links_are_apart_and_the_last_step_is_the_end_of_all() {
-        let steps = vec![step("x", "b", 80 * MB), step("y", "c", 20 * MB)];
-        assert_eq!(finished(steps, &[100 * MB, 24 * MB]), [Some(8.4), Some(10.4)]);
-    }
-
-    #[test]
-    fn what_does_not_catch_up_has_no_end_and_nothing_behind_it_has() {
-        let steps = || vec![step("x", "b", 0), step("y", "b", 40 * MB), step("z", "c", 0)];
-        assert_eq!(finished(steps(), &[0, 40 * MB, 0]), [Some(0.0), None, None]);
-        let mut nowhere = steps();
-        nowhere[0].to = None;
-        assert_eq!(finished(nowhere, &[0, 50 * MB, 0])[0], None);
-        assert_eq!(finished(vec![step("x", "b", 1000)], &[1000]), [Some(0.0)], "that is written in a moment");
-    }
-
-    #[test]
-    fn a_group_goes_with_its_first_volume_when_all_of_it_is_there() {
-        let of = |step: Step| Step { group: Some("db".to_owned()), ..step };
-        let steps = vec![of(step("disk", "b", 0)), step("x", "b", 0), of(step("wal", "b", 50 * MB))];
-        assert_eq!(finished(steps, &[0, 0, 70 * MB]), [Some(5.4), Some(5.4), Some(5.4)]);
+    fn a_group_goes_with_its_first_volume() {
+        let of_group = || step(Some("b"), Some("db"));
+        let volume = |to_send, before| CaseVolume { to_send, before, written: 0.0 }.looks();
+        let looks = [volume(0.0, 0.0), volume(0.0, 0.0), volume(50.0, 70.0)];
+        assert_eq!(finished(vec![of_group(), step(Some("b"), None), of_group()], &looks), [Some(5.4); 3]);
     }
 }

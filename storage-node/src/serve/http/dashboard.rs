@@ -41,6 +41,7 @@ const FILES: &[File] = &[
     file!("/dashboard/dialog.js", JAVASCRIPT, "dialog.js"),
     file!("/dashboard/dom.js", JAVASCRIPT, "dom.js"),
     file!("/dashboard/drain.js", JAVASCRIPT, "drain.js"),
+    file!("/dashboard/forecast.js", JAVASCRIPT, "forecast.js"),
     file!("/dashboard/format.js", JAVASCRIPT, "format.js"),
     file!("/dashboard/main.js", JAVASCRIPT, "main.js"),
     file!("/dashboard/nodes.js", JAVASCRIPT, "nodes.js"),
