@@ -170,10 +170,14 @@ fn issue(common: &Common, Issue { name, out, rights, days, force, json }: Issue<
     }
     let list: ClientList = client.get("/v1/clients")?;
     println!("client {name} of cluster {} is let in with {} until {validity}", authority.cluster(), out.display());
-    if let Some(status) = list.clients.iter().find(|status| status.name == name.as_str()) {
+    let status = list.clients.iter().find(|status| status.name == name.as_str());
+    if let Some(status) = status {
         println!("role {}: {}", status.role, may_use(status));
     }
-    println!("there: helio-nbd --cluster FILE --socket PATH");
+    match status.map(|status| status.role) {
+        Some(Role::Viewer | Role::Operator) => println!("there: helio --cluster FILE cluster status"),
+        _ => println!("there: helio-nbd --cluster FILE --socket PATH"),
+    }
     Ok(())
 }
 
@@ -297,7 +301,9 @@ fn revoke(
     }
     let is_listed = before.clients.iter().any(|it| {
         let is_its = |certificate: &CertificateStatus| Some(&certificate.fingerprint) == fingerprint.as_ref();
-        Some(&it.name) == client.as_ref() || it.certificates.iter().any(is_its)
+        // One that was given rules may never have been issued anything.
+        let is_issued = !it.certificates.is_empty() || it.revoked_ms.is_some();
+        (Some(&it.name) == client.as_ref() && is_issued) || it.certificates.iter().any(is_its)
     });
     match (client, fingerprint) {
         (Some(client), _) => println!(

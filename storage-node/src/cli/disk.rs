@@ -88,7 +88,7 @@ fn show(disks: &Disks, json: bool) -> anyhow::Result<()> {
         let each = disks.disks.iter().map(|disk| {
             let volumes = disk.volumes.iter().map(|id| match disks.volumes.get(id) {
                 Some(known) => volume_json(known),
-                None => json!({ "id": id.0 }),
+                None => json!({ "id": id.0, "name": disks.others.get(id) }),
             });
             json!({ "directory": disk.directory, "state": state(disk), "volumes": volumes.collect::<Vec<_>>() })
         });
@@ -98,7 +98,10 @@ fn show(disks: &Disks, json: bool) -> anyhow::Result<()> {
     let rows = disks.disks.iter().map(|disk| {
         let names = disk.volumes.iter().map(|id| match disks.volumes.get(id) {
             Some(known) => format!("{} ({})", known.name, if known.owned { "owner" } else { "replica" }),
-            None => format!("id {id} (deleted)"),
+            None => match disks.others.get(id) {
+                Some(name) => format!("{name} (not followed)"),
+                None => format!("id {id} (deleted)"),
+            },
         });
         vec![disk.directory.display().to_string(), state(disk), names.collect::<Vec<_>>().join(", ")]
     });

@@ -157,6 +157,12 @@ fn volume(client: &Client, name: &VolumeName) -> anyhow::Result<VolumeStatus> {
 async fn open(arguments: &Export, size: u64, file: &StateFile) -> anyhow::Result<(Target, String)> {
     match &arguments.target {
         Place::File(path) => {
+            if let (None, Some(foreign)) = (arguments.format, Format::foreign_of_name(path)) {
+                bail!(
+                    "{foreign} is not written: export to a .qcow2 or .raw file, and convert that with `qemu-img convert`; --format says which of both {} is to be",
+                    path.display()
+                );
+            }
             let format = arguments.format.unwrap_or_else(|| Format::of_name(path));
             if arguments.resume && !format.can_go_on() {
                 bail!(

@@ -92,6 +92,12 @@ fn change(common: &Common, request: &ChangeRights, json: bool) -> anyhow::Result
     for still in request.deny.iter().filter_map(|rule| still_allowed(status, rule)) {
         println!("{still}");
     }
+    if status.certificates.is_empty() && status.revoked_ms.is_none() {
+        println!(
+            "nothing is listed that was issued to a client of that name; `helio cluster client {} --out FILE` does that",
+            status.name
+        );
+    }
     println!("in force at {}", report.confirmed.join(", "));
     if !report.unconfirmed.is_empty() {
         println!("not confirmed by {}: it is in force there as soon as they hear of it", report.unconfirmed.join(", "));
@@ -125,6 +131,9 @@ pub(super) fn volumes(status: &ClientStatus) -> String {
 /// The same as a sentence.
 pub(super) fn may_use(status: &ClientStatus) -> String {
     match (status.role, &status.rules) {
+        (Role::Viewer | Role::Operator, Some(rules)) if !rules.is_empty() => {
+            format!("may use no volume; its rules, {}, are for the role `volume`", rules.join(", "))
+        }
         (Role::Viewer | Role::Operator, _) => "may use no volume".to_owned(),
         (Role::Admin, _) => "may use every volume".to_owned(),
         (Role::Volume, None) => format!(

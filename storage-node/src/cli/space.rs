@@ -90,7 +90,12 @@ fn volume_row(volume: &VolumeSpace) -> Vec<String> {
     let name = if volume.volume.is_empty() { format!("(deleted, id {})", volume.id) } else { volume.volume.clone() };
     vec![
         name,
-        if volume.owner { "owner" } else { "replica" }.to_owned(),
+        match (volume.owner, volume.follows) {
+            (true, _) => "owner",
+            (false, Some(false)) => "-",
+            (false, _) => "replica",
+        }
+        .to_owned(),
         human(volume.size_bytes),
         human(volume.mapped_bytes),
         human(volume.snapshot_bytes),

@@ -323,6 +323,13 @@ fn print_status(status: &VolumeStatus, stepped_down: Option<&OwnerStatus>) {
             if replica.reachable { "yes" } else { "no" }.to_owned(),
         ]
     });
+    if status.replicas.is_empty() {
+        println!(
+            "no other node has it (`helio volume replica add {} NODE` makes one follow): what node {} loses of it is lost",
+            status.name, status.owner
+        );
+        return;
+    }
     print_table(&["replica", "provider", "watermark", "behind", "for", "as of", "stale", "reachable"], rows.collect());
     for replica in &status.replicas {
         if let Some(sentence) = link::sentence(&replica.node, &replica.freight) {

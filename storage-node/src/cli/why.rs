@@ -51,6 +51,9 @@ pub(super) fn run(why: &Why, common: &Common) -> anyhow::Result<()> {
         return print_json(&sentences);
     }
     match sentences.is_empty() {
+        true if owner.replicas.as_ref().is_some_and(Vec::is_empty) => {
+            println!("volume {} is well: node {} owns it, and no other node has its data", why.volume, owner.owner);
+        }
         true => println!("volume {} is well: node {} owns it, and its replicas follow", why.volume, owner.owner),
         false => sentences.iter().for_each(|sentence| println!("{sentence}")),
     }

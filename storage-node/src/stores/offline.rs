@@ -77,6 +77,8 @@ pub struct Disks {
     pub disks: Vec<Disk>,
     /// The volumes that this node has or should have, by id; as far as it had heard when it ended.
     pub volumes: BTreeMap<VolumeId, Known>,
+    /// The names of those of the cluster that it neither owns nor follows. A store has nothing of them, or what is on its way out.
+    pub others: BTreeMap<VolumeId, String>,
 }
 
 impl Disks {
@@ -98,7 +100,10 @@ impl Disks {
         // A damaged one is none: the rest is told without it.
         let recorded = Placements::of(data).read().ok().flatten();
         let disks = listed.iter().map(|listed| look(listed, named, recorded.as_ref())).collect();
-        Ok(Disks { data: held, listed, is_recorded: recorded.is_some(), disks, volumes: volumes_of(&state, me) })
+        let volumes = volumes_of(&state, me);
+        let others = state.volumes().filter(|volume| !volumes.contains_key(&volume.id));
+        let others = others.map(|volume| (volume.id, volume.name.to_string())).collect();
+        Ok(Disks { data: held, listed, is_recorded: recorded.is_some(), disks, volumes, others })
     }
 
     /// What the stores held that are not there: the volumes that are in no other one.

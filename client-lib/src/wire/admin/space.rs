@@ -14,6 +14,10 @@ pub struct VolumeSpace {
     pub store: String,
     /// Whether the node owns it.
     pub owner: bool,
+    /// Whether the node holds a replica of it, by the metadata: one that neither owns nor follows it lets it be used there all the same. `null` from a node that
+    /// does not tell yet.
+    #[serde(default)]
+    pub follows: Option<bool>,
     /// Its size in bytes.
     pub size_bytes: u64,
     /// Bytes that its blocks occupy.

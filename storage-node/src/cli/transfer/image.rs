@@ -42,6 +42,12 @@ impl Format {
         if path.extension().is_some_and(|extension| extension == "qcow2") { Format::Qcow2 } else { Format::Raw }
     }
 
+    /// The format that a new file's name asks for, where that is one that is not written.
+    pub(in crate::cli) fn foreign_of_name(path: &Path) -> Option<&str> {
+        let extension = path.extension()?.to_str()?;
+        ["vmdk", "vhd", "vhdx", "vdi", "qcow", "qed"].contains(&extension).then_some(extension)
+    }
+
     /// Whether an image that was cut off may be gone on with. Of a qcow2 image the tables may count clusters as free that
     /// others of them use.
     pub(in crate::cli) fn can_go_on(self) -> bool {

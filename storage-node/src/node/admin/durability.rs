@@ -88,8 +88,8 @@ pub(in crate::node) fn require_possible(
         ErrorKind::InvalidRequest,
         format!(
             "class {class} of volume {volume} asks for {} {what}, and with node {} as its owner there are {places}: no flush would be \
-             answered. Choose a class that can be met, create the volume with {next} (--replicas), or say that it is meant with \
-             --accept-unmet",
+             answered. Choose a class that can be met, give the volume {next} (--replicas when it is made, `helio volume replica add` \
+             later), or say that it is meant with --accept-unmet",
             class.others(),
             name_of(state, owner),
         ),

@@ -2,7 +2,7 @@
 
 use client_lib::clock::{Clock, SystemClock};
 use client_lib::wire::admin::{NodeSpace, StoreFault, StoreSpace, VolumeSpace};
-use client_lib::{BLOCK_SIZE, Error, ErrorKind};
+use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId};
 use consensus::MetaState;
 use tokio::time::Instant;
 
@@ -20,7 +20,7 @@ impl NodeAdmin {
         for usage in &usages {
             let directory = usage.directory.display().to_string();
             let volumes = usage.shard.volumes.iter();
-            space.volumes.extend(volumes.map(|volume| volume_space(&state, &directory, volume)));
+            space.volumes.extend(volumes.map(|volume| volume_space(&state, self.this.id, &directory, volume)));
             let mut told = store_space(usage);
             let faulted = self.store_faults().into_iter().find(|fault| fault.store == told.directory);
             told.fault_since_ms = faulted.and_then(|fault| fault.since_ms);
@@ -46,7 +46,8 @@ impl NodeAdmin {
         let counted = volume.shard.space(Some(volume.id)).await.map_err(store_failure)?;
         let directory = self.reconciler.shards().directory_of(volume.id);
         let directory = directory.map_or_else(String::new, |path| path.display().to_string());
-        let found = counted.volumes.first().map(|found| volume_space(&self.meta.state(), &directory, found));
+        let found = counted.volumes.first();
+        let found = found.map(|found| volume_space(&self.meta.state(), self.this.id, &directory, found));
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("volume {} was deleted", volume.name)))
     }
 }
@@ -57,13 +58,14 @@ pub(super) fn unix_ms_of(instant: Instant) -> u64 {
     SystemClock::new().unix_ms().saturating_sub(ago)
 }
 
-fn volume_space(state: &MetaState, directory: &str, volume: &shard::VolumeSpace) -> VolumeSpace {
+fn volume_space(state: &MetaState, me: NodeId, directory: &str, volume: &shard::VolumeSpace) -> VolumeSpace {
     let bytes = |blocks: u64| blocks * u64::from(BLOCK_SIZE);
     VolumeSpace {
         volume: state.volume(volume.volume).map_or_else(String::new, |known| known.name.to_string()),
         id: volume.volume.0,
         store: directory.to_owned(),
         owner: volume.role == Role::Owner,
+        follows: Some(state.volume(volume.volume).is_some_and(|known| known.replicas.contains(&me))),
         size_bytes: volume.size.bytes(),
         mapped_bytes: bytes(volume.mapped_blocks),
         snapshot_bytes: bytes(volume.snapshot_blocks),

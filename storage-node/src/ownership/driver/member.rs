@@ -77,7 +77,12 @@ impl Member {
         let mut tries = 0;
         self.position = loop {
             let request = PeerRequest::ReplicaStatus { volume, epoch };
-            let answer = self.volume.peers.ask(self.to, Class::Control, request, Bytes::new()).await?;
+            let answer = self.volume.peers.ask(self.to, Class::Control, request, Bytes::new()).await;
+            // That an outcome is unknown would be taken for that of the handover, which has not begun.
+            let answer = answer.map_err(|error| {
+                let error = Error::from(error);
+                Error::new(error.kind(), format!("the volume stays where it is: {error}"))
+            })?;
             let PeerReply::InitialSync { base, next, .. } = answer.head else {
                 break self.volume.peers.position_of(self.to, answer.head)?;
             };

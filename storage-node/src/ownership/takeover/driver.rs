@@ -200,11 +200,13 @@ impl Driver {
 
     /// The refusal to take over from an owner that is not lost.
     fn alive(&self) -> Error {
-        let from = name_of(&self.log.states().borrow(), self.from);
-        let what = format!(
-            "node {from} has renewed its lease: it is alive; use `helio volume migrate {} --to NODE` to move the volume",
-            self.volume.name
-        );
+        let state = self.log.states().borrow().clone();
+        let move_it = match state.group_of(self.volume.id) {
+            Some(group) => format!("`helio group migrate {} --to NODE` to move the volume with its group", group.name),
+            None => format!("`helio volume migrate {} --to NODE` to move the volume", self.volume.name),
+        };
+        let from = name_of(&state, self.from);
+        let what = format!("node {from} has renewed its lease: it is alive; use {move_it}");
         Error::new(ErrorKind::Busy, what)
     }
 
