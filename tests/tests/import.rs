@@ -155,23 +155,34 @@ fn other_nbd_servers_are_sources_and_targets() {
 
 /// Starts an import or export, and returns once it has noted that it is some way; what it says goes to `log`.
 fn on_its_way(up: &Up, arguments: &[&str], state: &Path, log: &Path) -> Owned {
+    let process = paused_on_its_way(up, arguments, state, log);
+    process.resume().expect("goes on");
+    process
+}
+
+/// The same, and it is paused. It is let go on in small steps: on a busy machine it was over, time and again, before anybody had looked.
+fn paused_on_its_way(up: &Up, arguments: &[&str], state: &Path, log: &Path) -> Owned {
     let mut command = Command::new(helio().expect("is built"));
     command.args(arguments).arg("--data").arg(up.data());
     command.stdout(Stdio::null()).stderr(File::create(log).expect("is made"));
     let mut process = Owned::start(&mut command, "helio").expect("runs");
     let begun = Instant::now();
-    while position(state) == 0 {
-        assert!(begun.elapsed() < PATIENCE, "no progress");
+    loop {
         let said = || fs::read_to_string(log).expect("is there");
         assert!(process.ended().expect("is ours").is_none(), "it ended before it noted anything: {}", said());
-        std::thread::yield_now();
+        process.pause().expect("is paused");
+        if position(state) > 0 {
+            return process;
+        }
+        assert!(begun.elapsed() < PATIENCE, "no progress");
+        process.resume().expect("goes on");
+        std::thread::sleep(Duration::from_millis(3));
     }
-    process
 }
 
 fn killed_on_its_way(up: &Up, arguments: &[&str], state: &Path) {
     let log = tempfile::NamedTempFile::new().expect("a file");
-    on_its_way(up, arguments, state, log.path()).kill().expect("was running");
+    paused_on_its_way(up, arguments, state, log.path()).kill().expect("was running");
 }
 
 /// How far a transfer is, as its state file says.

@@ -69,6 +69,22 @@ pub struct BlockRun {
     pub count: u32,
 }
 
+impl BlockRun {
+    /// Blocks in order, some perhaps several times, as runs.
+    #[must_use]
+    pub fn of(blocks: impl IntoIterator<Item = u32>) -> Vec<BlockRun> {
+        let mut runs: Vec<BlockRun> = Vec::new();
+        for block in blocks {
+            match runs.last_mut().map(|last| (last.start.0 + (last.count - 1), last)) {
+                Some((end, _)) if end == block => {}
+                Some((end, last)) if end.checked_add(1) == Some(block) => last.count += 1,
+                _ => runs.push(BlockRun { start: BlockIndex(block), count: 1 }),
+            }
+        }
+        runs
+    }
+}
+
 /// A run of neighbouring blocks in the version that one write made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionRun {

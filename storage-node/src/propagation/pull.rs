@@ -463,15 +463,7 @@ fn blocks_in(peers: &PeerClient, holder: NodeId, answer: Message<PeerReply>) -> 
 
 /// The blocks of versions in block order, as runs.
 fn runs_of(versions: &[(u32, Lsn)]) -> Vec<BlockRun> {
-    let mut runs: Vec<BlockRun> = Vec::new();
-    for (block, _) in versions {
-        match runs.last_mut() {
-            Some(last) if *block < last.start.0 + last.count => {}
-            Some(last) if last.start.0 + last.count == *block => last.count += 1,
-            _ => runs.push(BlockRun { start: BlockIndex(*block), count: 1 }),
-        }
-    }
-    runs
+    BlockRun::of(versions.iter().map(|(block, _)| *block))
 }
 
 fn wanted(moment: Moment) -> Wanted {

@@ -6,7 +6,7 @@
 //! are looked at after the fetch, like those of any read. Without a holder the read fails, for those blocks alone.
 
 use bytes::Bytes;
-use client_lib::{BLOCK_SIZE, BlockIndex, Error};
+use client_lib::{BLOCK_SIZE, Error};
 
 use super::volume::{ServedVolume, store_failure};
 use crate::propagation::manifest::{BlockRun, VersionedBlock};
@@ -88,18 +88,13 @@ async fn compose(
 fn join(a: &[BlockRun], b: &[BlockRun]) -> Vec<BlockRun> {
     let blocks = a.iter().chain(b).flat_map(|run| run.start.0..run.start.0.saturating_add(run.count));
     let blocks: std::collections::BTreeSet<u32> = blocks.collect();
-    let mut runs: Vec<BlockRun> = Vec::new();
-    for block in blocks {
-        match runs.last_mut() {
-            Some(last) if last.start.0 + last.count == block => last.count += 1,
-            _ => runs.push(BlockRun { start: BlockIndex(block), count: 1 }),
-        }
-    }
-    runs
+    BlockRun::of(blocks)
 }
 
 #[cfg(test)]
 mod tests {
+    use client_lib::BlockIndex;
+
     use super::*;
 
     #[test]

@@ -83,7 +83,7 @@ impl Damage {
                 "block {block} of volume {volume} was repaired {REPAIRS_MAX} times and is damaged again"
             )));
         }
-        if blocks.is_empty() { Ok(()) } else { Err(StoreError::Damaged { volume, runs: runs_of(blocks.into_iter()) }) }
+        if blocks.is_empty() { Ok(()) } else { Err(StoreError::Damaged { volume, runs: BlockRun::of(blocks) }) }
     }
 
     /// `entry` has taken effect: what it replaced is damaged no more. Where there are snapshots, one may still show it: then it
@@ -168,7 +168,7 @@ impl Core {
             }
             for (moment, mut blocks) in by_moment {
                 blocks.sort_unstable();
-                let runs = runs_of(blocks.into_iter().map(|(_, block)| block));
+                let runs = BlockRun::of(blocks.into_iter().map(|(_, block)| block));
                 all.push(DamagedBlocks { volume, moment, runs });
             }
         }
@@ -189,16 +189,4 @@ impl Core {
             run.damage.blocks.remove(&key);
         }
     }
-}
-
-/// Blocks as runs of those that follow each other.
-pub(super) fn runs_of(blocks: impl Iterator<Item = u32>) -> Vec<BlockRun> {
-    let mut runs: Vec<BlockRun> = Vec::new();
-    for block in blocks {
-        match runs.last_mut() {
-            Some(last) if last.start.0 + last.count == block => last.count += 1,
-            _ => runs.push(BlockRun { start: BlockIndex(block), count: 1 }),
-        }
-    }
-    runs
 }

@@ -13,7 +13,6 @@ use client_lib::trace::Stage;
 use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
 
 use super::core::Core;
-use super::damage::runs_of;
 use super::handle::{ReadChunk, StoreError, Versions};
 use super::lease::Held;
 use super::run::Reply;
@@ -393,7 +392,7 @@ pub(super) fn blocks_of(runs: &[BlockRun]) -> impl Iterator<Item = u32> + '_ {
 
 fn refuse_stale(versions: &[(u32, Option<Version>)]) -> Result<(), StoreError> {
     let is_stale = |(_, version): &&(u32, Option<Version>)| version.is_some_and(|version| version.content.is_stale());
-    let runs = runs_of(versions.iter().filter(is_stale).map(|(block, _)| *block));
+    let runs = BlockRun::of(versions.iter().filter(is_stale).map(|(block, _)| *block));
     if runs.is_empty() { Ok(()) } else { Err(StoreError::Stale { runs }) }
 }
 

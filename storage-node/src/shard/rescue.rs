@@ -6,9 +6,9 @@
 use client_lib::{BlockIndex, Lsn, SnapshotId, VolumeId};
 
 use super::core::Core;
-use super::damage::runs_of;
 use super::handle::{FreezeWhen, LackingSince, Seal, StoreError, UnsyncedEnd};
 use super::run::VolumeRun;
+use crate::propagation::manifest::BlockRun;
 use crate::volume::layers::Wanted;
 
 /// How many blocks that are lacking are looked at in one turn.
@@ -53,7 +53,7 @@ impl Core {
         let is_newer = |block: &u32| layers.lacks(Wanted::Now, *block).is_some_and(|(lsn, _)| lsn > since);
         // The last block of the largest volume has no block behind it.
         let blocks = found.iter().flat_map(|run| run.start.0..=run.start.0 + (run.count - 1));
-        let runs = runs_of(blocks.filter(is_newer));
+        let runs = BlockRun::of(blocks.filter(is_newer));
         Ok(LackingSince { runs, next })
     }
 }

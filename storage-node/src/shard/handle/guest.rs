@@ -49,7 +49,7 @@ impl ShardHandle {
         self.flush_traced(Trace::NONE, volume).await
     }
 
-    /// As [`flush`](Self::flush), and not taken for one of a client ([`FreezeWhen::Flushed`]).
+    /// As [`flush`](Self::flush), and not taken for one of a client ([`FreezeWhen::Flushed`](super::FreezeWhen::Flushed)).
     pub async fn sync(&self, volume: VolumeId) -> Result<Lsn, StoreError> {
         self.ask(|reply| Request::Sync { volume, reply }).await
     }

@@ -33,7 +33,7 @@ pub enum FreezeWhen {
     Unsynced,
 }
 
-/// What a shard can be asked. The methods of [`ShardHandle`] document each.
+/// What a shard can be asked. The methods of [`ShardHandle`](super::ShardHandle) document each.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "each variant is documented at the method of the same name")]
 pub enum Request {
