@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anyhow::Context;
 use nbd_frontend::service::log::say;
 use nbd_frontend::service::stop::Stop;
 
@@ -31,9 +32,10 @@ pub(super) fn announce(data: &Path, served: &[Served<'_>]) -> anyhow::Result<()>
         .collect();
     let file =
         ClusterFile { pid: std::process::id(), http: nodes.iter().map(|node| node.http.clone()).collect(), nodes };
-    let temporary = data.join(format!("{CLUSTER_FILE}.tmp"));
-    std::fs::write(&temporary, serde_json::to_string_pretty(&file)?)?;
-    std::fs::rename(&temporary, data.join(CLUSTER_FILE))?;
+    let (temporary, place) = (data.join(format!("{CLUSTER_FILE}.tmp")), data.join(CLUSTER_FILE));
+    std::fs::write(&temporary, serde_json::to_string_pretty(&file)?)
+        .and_then(|()| std::fs::rename(&temporary, &place))
+        .with_context(|| format!("{} cannot be written", place.display()))?;
     let rows = file.nodes.iter().zip(served).map(|(node, served)| {
         let provider = served.provider.to_owned();
         vec![node.name.clone(), provider, node.nbd_tcp.clone(), node.nbd_unix.clone(), node.http.clone()]

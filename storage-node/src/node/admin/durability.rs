@@ -280,9 +280,9 @@ mod tests {
             possible(class, owner).unwrap_or_else(|error| panic!("{class} at {owner}: {error}"));
         }
         for (class, owner, said) in [
-            (Class::Site(2), 1, "with more replicas at provider x"),
+            (Class::Site(2), 1, "give the volume more replicas at provider x"),
             (Class::Site(1), 3, "with node c as its owner there are 0"),
-            (Class::Geo(2), 1, "with replicas at more providers"),
+            (Class::Geo(2), 1, "give the volume replicas at more providers"),
         ] {
             let refused = possible(class, owner).expect_err(said);
             assert!(refused.message().contains(said) && refused.message().contains("--accept-unmet"), "{refused}");
