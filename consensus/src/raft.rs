@@ -281,7 +281,7 @@ impl MetaRaft {
     /// started on the same stores; to the group it looks like a pause of this node.
     ///
     /// # Errors
-    /// When the new core cannot be started; this node then takes no part until it is restarted. `Closed` after [`shutdown`](Self::shutdown).
+    /// When the new core cannot be started; this node then takes no part until it is restarted. `Closed` after [`close`](Self::close).
     pub async fn retime(&self, timings: Timings) -> Result<(), Error> {
         let _one_at_a_time = self.inner.changing.lock().await;
         let stores = self.stores().clone().ok_or_else(stopped)?;
@@ -291,19 +291,23 @@ impl MetaRaft {
         Ok(())
     }
 
-    /// Stops taking part. What was answered is on disk, and the stores are closed: they can be opened again at once.
+    /// Stops taking part. What was answered is on disk.
     ///
     /// # Errors
     /// When the core had failed before.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        let stopped = self.core().shutdown().await.map_err(failed);
+        self.core().shutdown().await.map_err(failed)
+    }
+
+    /// After [`shutdown`](Self::shutdown): waits until the stores are closed, so that this process can open them again. One that ends
+    /// does not need it: RocksDB gives the space of its log back when it is closed, and on a full disk it would not have it at the next start.
+    pub async fn close(&self) {
         let stores = self.stores().take();
         if let Some(stores) = stores
             && tokio::time::timeout(CLOSE_PATIENCE, stores.close()).await.is_err()
         {
             tracing::warn!(patience = ?CLOSE_PATIENCE, "the metadata store is still in use, and stays open");
         }
-        stopped
     }
 
     fn stores(&self) -> MutexGuard<'_, Option<Stores>> {

@@ -101,7 +101,9 @@ impl Group {
 
     async fn stop_node(&self, id: NodeId) {
         let node = self.calls.nodes.lock().expect("no test panics with the lock held").remove(&id);
-        node.expect("it runs").shutdown().await.expect("stops");
+        let node = node.expect("it runs");
+        node.shutdown().await.expect("stops");
+        node.close().await;
     }
 
     async fn stop(self) {
