@@ -72,7 +72,7 @@ struct Inner {
     node: NodeId,
     contacts: Vec<NodeId>,
     network: Network,
-    /// `None` once this has stopped.
+    /// `None` once this was [closed](MetaRaft::close).
     stores: Mutex<Option<Stores>>,
     published: watch::Receiver<Published>,
     states: watch::Sender<Arc<MetaState>>,

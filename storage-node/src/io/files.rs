@@ -15,10 +15,6 @@ use super::{FileId, is_loss};
 /// Chunk in which a new file is written through with zeroes: a mebibyte, large enough for full bandwidth.
 const ZERO_CHUNK: usize = 1 << 20;
 
-/// What a new file leaves of a file system. Maps, metadata and the node's small files are there, too; and what an attempt takes until it turns
-/// out that the rest is missing is missing to them meanwhile, and until the file system's journal is written.
-const LEFT_BYTES: u64 = 16 << 20;
-
 /// A directory and what is open in it; ids are never used again.
 #[derive(Debug)]
 pub(super) struct Files {
@@ -81,11 +77,8 @@ impl Files {
 pub(super) fn create_zeroed(directory: &Path, name: &str, size: u64) -> io::Result<()> {
     let (temporary, path) = (directory.join(format!("{name}.tmp")), directory.join(name));
     let made = (|| {
-        if free_bytes(directory)?.is_some_and(|free| free < size.saturating_add(LEFT_BYTES)) {
-            return Err(rustix::io::Errno::NOSPC.into());
-        }
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
-        // Then ask for the space: a file system that has less than it says, to this user for instance, says so before a byte is written.
+        // First ask for the space: a full file system says so before a byte is written.
         match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
             Err(error) => return Err(error.into()),
@@ -108,14 +101,6 @@ pub(super) fn create_zeroed(directory: &Path, name: &str, size: u64) -> io::Resu
         let _ = std::fs::remove_file(&temporary);
     }
     made
-}
-
-/// What the file system of `directory` has for this process; `None` where it does not tell.
-fn free_bytes(directory: &Path) -> io::Result<Option<u64>> {
-    let stat = rustix::fs::statvfs(directory)?;
-    // Root may use what is kept for it.
-    let blocks = if rustix::process::geteuid().is_root() { stat.f_bfree } else { stat.f_bavail };
-    Ok((stat.f_blocks > 0).then(|| blocks.saturating_mul(stat.f_frsize)))
 }
 
 /// Opens a file for direct I/O, or through the page cache where the file system knows no direct I/O (tmpfs).
