@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use crate::tools::{LOOK, run, tool};
 
 /// How long a namespace may take to be made.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a shell prints when it has carried out a block; nothing else prints it.
 const DONE: &str = "-- done --";

@@ -325,15 +325,13 @@ fn stands_for(links: &WanLinks, from: usize, to: usize) -> Option<SocketAddr> {
 
 /// Has the links behave as the file says, from the first look on and whenever it changes.
 async fn follow(path: PathBuf, names: Vec<NodeName>, links: Arc<WanLinks>) {
-    let mut seen = None;
+    let mut changes = Changes::default();
     loop {
         tokio::time::sleep(WAN_LOOK).await;
         // It cannot be read while it is just being replaced, perhaps.
         let Ok(text) = tokio::fs::read_to_string(&path).await else { continue };
-        if seen.as_ref() == Some(&text) {
-            continue;
-        }
-        match parse(&text, &names) {
+        let Some(text) = changes.of(text) else { continue };
+        match parse(text, &names) {
             Ok(file) => {
                 set(&links, &names, &file);
                 tracing::info!(file = %path.display(), "the links behave as it says");
@@ -342,13 +340,48 @@ async fn follow(path: PathBuf, names: Vec<NodeName>, links: Arc<WanLinks>) {
                 tracing::warn!(file = %path.display(), error, "it cannot be understood: the links stay as they are");
             }
         }
-        seen = Some(text);
+    }
+}
+
+/// Tells what a file says newly from what it says while it is being written: two looks have found the same.
+#[derive(Default)]
+struct Changes {
+    last: Option<String>,
+    is_told: bool,
+}
+
+impl Changes {
+    /// What is to be followed from now on, of what this look has found.
+    fn of(&mut self, found: String) -> Option<&str> {
+        match self.last.as_ref() == Some(&found) {
+            true if self.is_told => None,
+            true => {
+                self.is_told = true;
+                self.last.as_deref()
+            }
+            false => {
+                (self.last, self.is_told) = (Some(found), false);
+                None
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A file that an editor had truncated, and not yet written, was followed: it says nothing, and a partition was over until the next look.
+    #[test]
+    fn a_file_that_is_being_written_is_not_followed() {
+        let mut changes = Changes::default();
+        let mut told = |found: &str| changes.of(found.to_owned()).map(str::to_owned);
+        assert_eq!([told("rtt_ms = 20"), told("rtt_ms = 20")], [None, Some("rtt_ms = 20".to_owned())]);
+        assert_eq!([told("rtt_ms = 20"), told(""), told("rtt_ms = 8")], [None, None, None]);
+        assert_eq!([told("rtt_ms = 80"), told("rtt_ms = 80")], [None, Some("rtt_ms = 80".to_owned())]);
+        assert_eq!([told(""), told("rtt_ms = 80")], [None, None]);
+        assert_eq!([told("rtt_ms = 80"), told("rtt_ms = 80")], [Some("rtt_ms = 80".to_owned()), None]);
+    }
 
     /// `helio up --fresh` at the directory of a stopped node deleted it, with the cluster's authority and its volumes: it was looked at after that.
     #[test]
