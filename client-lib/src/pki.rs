@@ -19,8 +19,7 @@ mod validity;
 
 use std::fmt;
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rustls::crypto::CryptoProvider;
@@ -35,6 +34,7 @@ pub use identity::{CertificateHolder, NODE_CERTIFICATE_FILE, NodeIdentity, certi
 pub use join::{JoinKey, JoinSecret, JoinToken};
 pub use validity::{CLIENT_LIFETIME, NODE_LIFETIME, Validity, date};
 
+use crate::files;
 use crate::types::NodeId;
 
 /// The CA's certificate, beside its key and beside every node's certificate.
@@ -224,23 +224,10 @@ fn read(path: &Path) -> Result<String, PkiError> {
     fs::read_to_string(path).map_err(|source| PkiError::Io { path: path.to_owned(), source })
 }
 
-/// Writes a synced temporary file of the final mode and renames it: the key is never readable by others, and a
-/// crash leaves the old file or the new one.
-fn write_atomically(dir: &Path, name: &str, text: &str, mode: u32) -> Result<(), PkiError> {
+/// Writes a file of the directory, as [`files::replace`].
+fn write(dir: &Path, name: &str, text: &str, mode: u32) -> Result<(), PkiError> {
     let path = dir.join(name);
-    let temporary = dir.join(format!(".{name}.new"));
-    let attempt = || -> io::Result<()> {
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        fs::File::open(dir)?.sync_all()
-    };
-    attempt().map_err(|source| PkiError::Io { path: path.clone(), source })
+    files::replace(&path, text.as_bytes(), mode).map_err(|source| PkiError::Io { path, source })
 }
 
 #[cfg(test)]

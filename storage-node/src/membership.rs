@@ -3,12 +3,11 @@
 //! Written by `helio cluster init|join`, marked as entered once the node has taken part. Guards against the one
 //! mistake that consensus cannot survive: a voter that lost its log and votes again under its old id.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::Path;
+use std::{fs, io};
 
 use client_lib::wire::join::Contact;
-use client_lib::{Error, ErrorKind, NodeName, ProviderId};
+use client_lib::{Error, ErrorKind, NodeName, ProviderId, files};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "membership.json";
@@ -73,15 +72,9 @@ impl Membership {
     /// # Errors
     /// `Internal`, with what the system said.
     pub fn save(&self, directory: &Path) -> Result<(), Error> {
-        let (path, temporary) = (directory.join(FILE), directory.join(format!("{FILE}.new")));
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(directory)?.sync_all()
-        };
-        write().map_err(|error| {
+        let path = directory.join(FILE);
+        let text = serde_json::to_vec_pretty(self).map_err(io::Error::from);
+        text.and_then(|text| files::replace(&path, &text, files::PUBLIC)).map_err(|error| {
             Error::new(ErrorKind::Internal, format!("{} cannot be written", path.display())).caused_by(error)
         })
     }

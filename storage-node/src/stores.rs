@@ -11,8 +11,8 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use client_lib::NodeId;
 use client_lib::pki::{ClusterId, PkiError};
+use client_lib::{NodeId, files};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -334,7 +334,7 @@ fn check_new(directory: &Path) -> Result<(), StoresError> {
     }
     // A directory that is not there has no files; an unreadable one says so when it is written to.
     let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    match files.map(|file| file.file_name()).find(|name| name != "FORMAT.new") {
+    match files.map(|file| file.file_name()).find(|name| name != "FORMAT.new" && name != ".FORMAT.new") {
         None => Ok(()),
         Some(name) => {
             Err(StoresError::Occupied { directory: directory.to_owned(), name: name.to_string_lossy().into_owned() })
@@ -355,24 +355,10 @@ fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, StoresEr
     }
 }
 
-/// Writes a file aside, synced, and renames it: a crash leaves the old one or the new one.
 fn write(path: &Path, value: &impl Serialize) -> Result<(), StoresError> {
     let text = serde_json::to_vec_pretty(value);
-    let text = text.map_err(|error| StoresError::File { path: path.to_owned(), source: error.into() })?;
-    write_aside(path, &text)
-}
-
-/// As [`write()`], of these bytes.
-fn write_aside(path: &Path, bytes: &[u8]) -> Result<(), StoresError> {
-    let aside = path.with_extension("new");
-    let written = || -> io::Result<()> {
-        let mut file = File::create(&aside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&aside, path)?;
-        path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
-    };
-    written().map_err(|source| StoresError::File { path: path.to_owned(), source })
+    let written = text.map_err(io::Error::from).and_then(|text| files::replace(path, &text, files::PUBLIC));
+    written.map_err(|source| StoresError::File { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -13,8 +13,9 @@ use super::shown::Pair;
 use super::validity::check_signed;
 use super::{
     CA_CERTIFICATE_FILE, CA_NAME_PREFIX, ClientIdentity, ClusterId, NodeIdentity, NodePlace, PkiError, Validity,
-    ca_cluster, certificate_from_pem, certificate_node, fingerprint, read, server_name, sha256, write_atomically,
+    ca_cluster, certificate_from_pem, certificate_node, fingerprint, read, server_name, sha256, write,
 };
+use crate::files;
 use crate::types::{ClientName, NodeId};
 
 const CA_KEY_FILE: &str = "ca.key";
@@ -99,8 +100,8 @@ impl ClusterAuthority {
     /// # Errors
     /// [`PkiError::Io`].
     pub fn save(&self, dir: &Path) -> Result<(), PkiError> {
-        write_atomically(dir, CA_KEY_FILE, &self.issuer.key().serialize_pem(), 0o600)?;
-        write_atomically(dir, CA_CERTIFICATE_FILE, &self.certificate_pem, 0o644)
+        write(dir, CA_KEY_FILE, &self.issuer.key().serialize_pem(), files::PRIVATE)?;
+        write(dir, CA_CERTIFICATE_FILE, &self.certificate_pem, files::PUBLIC)
     }
 
     /// The cluster it signs for.

@@ -11,9 +11,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::identity::Credentials;
-use super::{
-    CertificateHolder, ClusterId, Fingerprint, PkiError, Validity, certificate_holder, read, write_atomically,
-};
+use super::{CertificateHolder, ClusterId, Fingerprint, PkiError, Validity, certificate_holder, read, write};
+use crate::files;
 use crate::types::{ClientName, NodeId, NodeName};
 
 /// The version of the file that this program writes, and the only one that it reads.
@@ -137,7 +136,7 @@ impl ClientIdentity {
             .map_err(|error| PkiError::Parse { what: "credentials", reason: error.to_string() })?;
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        write_atomically(directory, &name, &format!("{HEADING}{text}"), 0o600)
+        write(directory, &name, &format!("{HEADING}{text}"), files::PRIVATE)
     }
 
     /// What the client is called.

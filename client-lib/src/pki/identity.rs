@@ -11,8 +11,9 @@ use super::shown::{Pair, Shown};
 use super::validity::check_signed;
 use super::{
     CA_CERTIFICATE_FILE, ClusterId, Fingerprint, KEY, NODE_KEY_FILE, PkiError, Validity, ca_cluster,
-    certificate_from_pem, fingerprint, hmac_sha256, read, write_atomically,
+    certificate_from_pem, fingerprint, hmac_sha256, read, write,
 };
+use crate::files;
 use crate::types::{ClientName, NodeId};
 
 /// The certificate of a node, in the directory of its identity.
@@ -141,10 +142,10 @@ impl NodeIdentity {
     /// [`PkiError::Io`].
     pub fn save(&self, dir: &Path) -> Result<(), PkiError> {
         let pair = self.credentials.shown.now();
-        write_atomically(dir, CA_CERTIFICATE_FILE, &self.ca_pem, 0o644)?;
-        write_atomically(dir, NODE_KEY_FILE, pair.key_pem(), 0o600)?;
+        write(dir, CA_CERTIFICATE_FILE, &self.ca_pem, files::PUBLIC)?;
+        write(dir, NODE_KEY_FILE, pair.key_pem(), files::PRIVATE)?;
         // Last, so that a certificate is never there without its key.
-        write_atomically(dir, NODE_CERTIFICATE_FILE, pair.certificate_pem(), 0o644)
+        write(dir, NODE_CERTIFICATE_FILE, pair.certificate_pem(), files::PUBLIC)
     }
 
     /// Replaces certificate and key by those of `renewed`: first in `dir`, then in all that were made from this identity, which show them in

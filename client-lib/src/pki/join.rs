@@ -12,8 +12,9 @@ use std::str::FromStr;
 
 use rcgen::{CertificateParams, KeyPair};
 
-use super::{NODE_KEY_FILE, NodeIdentity, PkiError, hex, hmac_sha256, provider, read, write_atomically};
+use super::{NODE_KEY_FILE, NodeIdentity, PkiError, hex, hmac_sha256, provider, read, write};
 use crate::error::{Error, ErrorKind};
+use crate::files;
 
 const SECRET_FILE: &str = "join.secret";
 /// Bytes of a secret: beyond guessing.
@@ -42,7 +43,7 @@ impl JoinKey {
             return Ok(JoinKey { key });
         }
         let key = KeyPair::generate()?;
-        write_atomically(dir, NODE_KEY_FILE, &key.serialize_pem(), 0o600)?;
+        write(dir, NODE_KEY_FILE, &key.serialize_pem(), files::PRIVATE)?;
         Ok(JoinKey { key })
     }
 
@@ -105,7 +106,7 @@ impl JoinSecret {
         let secret = hex(&bytes);
         // A program that does not know of the second line takes both for a secret, which nobody has.
         let until = until_ms.map(|until| format!("\n{UNTIL}{until}")).unwrap_or_default();
-        write_atomically(dir, SECRET_FILE, &format!("{secret}{until}"), 0o600)?;
+        write(dir, SECRET_FILE, &format!("{secret}{until}"), files::PRIVATE)?;
         Ok(JoinSecret { secret, until_ms })
     }
 
@@ -117,7 +118,7 @@ impl JoinSecret {
     /// # Errors
     /// [`PkiError::Io`].
     pub fn withdraw(dir: &Path) -> Result<(), PkiError> {
-        write_atomically(dir, SECRET_FILE, WITHDRAWN, 0o600)
+        write(dir, SECRET_FILE, WITHDRAWN, files::PRIVATE)
     }
 
     /// The secret in `dir`; `None` when it was withdrawn.

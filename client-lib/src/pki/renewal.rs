@@ -12,7 +12,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::identity::NODE_CERTIFICATE_FILE;
-use super::{NODE_KEY_FILE, PkiError, hex, read, remove, write_atomically};
+use super::{NODE_KEY_FILE, PkiError, hex, read, remove, write};
+use crate::files;
 
 /// The pair that replaces certificate and key: both, in PEM.
 const RENEWED_FILE: &str = "node.renewed";
@@ -46,16 +47,16 @@ pub(super) fn kept_seed(dir: &Path) -> Result<Option<[u8; SEED_SIZE]>, PkiError>
 pub(super) fn replace(dir: &Path, seed: &[u8], certificate_pem: &str, key_pem: &str) -> Result<(), PkiError> {
     // First: it derives from the key that is about to go.
     if !dir.join(SEED_FILE).exists() {
-        write_atomically(dir, SEED_FILE, &hex(seed), 0o600)?;
+        write(dir, SEED_FILE, &hex(seed), files::PRIVATE)?;
     }
-    write_atomically(dir, RENEWED_FILE, &format!("{certificate_pem}{key_pem}"), 0o600)?;
+    write(dir, RENEWED_FILE, &format!("{certificate_pem}{key_pem}"), files::PRIVATE)?;
     finish(dir, certificate_pem, key_pem)
 }
 
 /// Copies the pair to where it stays.
 fn finish(dir: &Path, certificate_pem: &str, key_pem: &str) -> Result<(), PkiError> {
-    write_atomically(dir, NODE_KEY_FILE, key_pem, 0o600)?;
-    write_atomically(dir, NODE_CERTIFICATE_FILE, certificate_pem, 0o644)?;
+    write(dir, NODE_KEY_FILE, key_pem, files::PRIVATE)?;
+    write(dir, NODE_CERTIFICATE_FILE, certificate_pem, files::PUBLIC)?;
     remove(dir, RENEWED_FILE)
 }
 
@@ -169,13 +170,13 @@ mod tests {
             let dir = tempfile::tempdir().expect("temporary directory");
             old.save(dir.path()).expect("saved");
             let step = [
-                (SEED_FILE, hex(&old.seed()), 0o600),
-                (RENEWED_FILE, format!("{certificate}{key}"), 0o600),
-                (NODE_KEY_FILE, key.to_owned(), 0o600),
-                (NODE_CERTIFICATE_FILE, certificate.to_owned(), 0o644),
+                (SEED_FILE, hex(&old.seed()), files::PRIVATE),
+                (RENEWED_FILE, format!("{certificate}{key}"), files::PRIVATE),
+                (NODE_KEY_FILE, key.to_owned(), files::PRIVATE),
+                (NODE_CERTIFICATE_FILE, certificate.to_owned(), files::PUBLIC),
             ];
             for (name, text, mode) in &step[..steps] {
-                write_atomically(dir.path(), name, text, *mode).expect("written");
+                write(dir.path(), name, text, *mode).expect("written");
             }
             let expected = if steps < 2 { &old } else { &new };
             let found = NodeIdentity::load(dir.path()).expect("a whole pair");

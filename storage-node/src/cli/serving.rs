@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use client_lib::files;
 use nbd_frontend::service::log::say;
 use nbd_frontend::service::stop::Stop;
 
@@ -32,9 +33,8 @@ pub(super) fn announce(data: &Path, served: &[Served<'_>]) -> anyhow::Result<()>
         .collect();
     let file =
         ClusterFile { pid: std::process::id(), http: nodes.iter().map(|node| node.http.clone()).collect(), nodes };
-    let (temporary, place) = (data.join(format!("{CLUSTER_FILE}.tmp")), data.join(CLUSTER_FILE));
-    std::fs::write(&temporary, serde_json::to_string_pretty(&file)?)
-        .and_then(|()| std::fs::rename(&temporary, &place))
+    let place = data.join(CLUSTER_FILE);
+    files::replace(&place, &serde_json::to_vec_pretty(&file)?, files::PUBLIC)
         .with_context(|| format!("{} cannot be written", place.display()))?;
     let rows = file.nodes.iter().zip(served).map(|(node, served)| {
         let provider = served.provider.to_owned();

@@ -7,223 +7,35 @@
 //! `docs/format.md` has the tables.
 //!
 //! A page of which few entries changed is not written again: the entries are written beside it, as an operand of
-//! RocksDB's merge ([`merge_page`]), and whoever reads the page sees them in it. Pages with few entries share values
+//! RocksDB's merge (`merging`), and whoever reads the page sees them in it. Pages with few entries share values
 //! ([`Sheaf`]), to which they come by merging alone; which pages these are, the cache above says.
 
-use std::collections::BTreeMap;
+mod error;
+mod format;
+mod keys;
+mod merging;
+mod rows;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use client_lib::{Lsn, SnapshotId, VolumeId};
-use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
+use client_lib::{SnapshotId, VolumeId};
+
+pub use error::MapError;
+pub use format::{FORMAT_FILE, FORMAT_OLDEST, FORMAT_VERSION, format_of, prepare_directory};
+use keys::{
+    TABLE_ALIASES, TABLE_COLD_END, TABLE_HISTORY, TABLE_LAYER, TABLE_LOG, TABLE_PAGE, TABLE_PAGE_SET, TABLE_POSITION,
+    TABLE_SCRUB, TABLE_SHEAF, TABLE_SPARSE_SET, TABLE_USAGE, TABLE_VOLUME, VOLUME_TABLES, aliases_key, key, layer_key,
+    map_key,
+};
+use rows::Db;
 
 use super::MapKey;
 use super::page::sheaf::{SHEAF_PAGES, Sheaf};
-use super::page::{Index, Page, PageError, Version, encode_entries, merge_values};
-
-/// The version of the shard directory as a whole: layout, keys and values.
-pub const FORMAT_VERSION: u32 = 7;
-
-/// The oldest that is read, and made one of [`FORMAT_VERSION`] by that: 6 does not say how many
-/// entries a manifest came in, 5 knows nothing of nodes that come back by what differs, 4 has no sheaves yet, 2 no merge operands either, and what they have is read as it is.
-pub const FORMAT_OLDEST: u32 = 2;
-
-/// What RocksDB knows the merge by: another name for another meaning of the operands.
-const MERGE_NAME: &str = "heliotrope.page-entries.1";
-
-/// Operands of a page in the write buffer from which on the next is merged with them at once: whoever reads the page merges
-/// them every time.
-const MERGE_OPERANDS_MAX: usize = 16;
-
-/// The file beside segments and map that names the version. Checked before anything else is touched.
-pub const FORMAT_FILE: &str = "FORMAT";
-
-/// What the file starts with.
-const FORMAT_WORD: &str = "heliotrope-shard";
-
-const TABLE_POSITION: u8 = 1;
-const TABLE_VOLUME: u8 = 2;
-const TABLE_PAGE: u8 = 3;
-const TABLE_PAGE_SET: u8 = 4;
-const TABLE_LAYER: u8 = 5;
-const TABLE_HISTORY: u8 = 6;
-const TABLE_USAGE: u8 = 7;
-const TABLE_SHEAF: u8 = 8;
-const TABLE_SPARSE_SET: u8 = 9;
-/// The tables that are of one volume alone.
-const VOLUME_TABLES: std::ops::RangeInclusive<u8> = TABLE_VOLUME..=TABLE_SPARSE_SET;
-const TABLE_LOG: u8 = 64;
-const TABLE_SCRUB: u8 = 65;
-const TABLE_ALIASES: u8 = 66;
-const TABLE_COLD_END: u8 = 67;
-
-/// Memory for RocksDB's own blocks; the pages are cached above it.
-const BLOCK_CACHE_BYTES: usize = 8 << 20;
-/// A write buffer; two of them at most.
-const WRITE_BUFFER_BYTES: usize = 16 << 20;
+use super::page::{Index, Page, Version, encode_entries};
 
 /// Room on the file system below which opening again is not tried: a write buffer, its log and their files.
 const REOPEN_BYTES_MIN: u64 = 48 << 20;
-
-/// Why the map could not be opened, read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum MapError {
-    /// A newer version wrote the directory. Nothing in it was changed.
-    #[error(
-        "{} has format {found}; this version of heliotrope reads {FORMAT_VERSION} and leaves it as it is: use the version that wrote it, or a newer one",
-        directory.display()
-    )]
-    NewerFormat {
-        /// The shard's directory.
-        directory: PathBuf,
-        /// Its version.
-        found: u32,
-    },
-    /// A version from before formats were kept readable wrote the directory. Nothing in it was changed.
-    #[error(
-        "{} has format {found} of an early development version; this one reads {FORMAT_OLDEST} and newer, and leaves it as it is: copy the volumes out with the version that wrote it (`nbdcopy`), and into a new directory with this one",
-        directory.display()
-    )]
-    OlderFormat {
-        /// The shard's directory.
-        directory: PathBuf,
-        /// Its version.
-        found: u32,
-    },
-    /// The format file is not one.
-    #[error("{} should read {FORMAT_WORD:?} and a number, but reads {found:?}", path.display())]
-    NoFormat {
-        /// The file.
-        path: PathBuf,
-        /// Its text.
-        found: String,
-    },
-    /// The file system failed.
-    #[error("{}: {source}", path.display())]
-    File {
-        /// The file or directory.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// RocksDB failed.
-    #[error("the map store failed: {0}")]
-    Store(#[from] rocksdb::Error),
-    /// It could not be opened again after a failure.
-    #[error("the map store is closed after a failure: restart the node")]
-    Closed,
-    /// A page does not decode.
-    #[error("page {page} of volume {volume} in the map: {source}")]
-    Page {
-        /// The volume.
-        volume: VolumeId,
-        /// The page.
-        page: u32,
-        /// Why.
-        source: PageError,
-    },
-    /// The log position does not decode.
-    #[error("the map's log position is damaged")]
-    Position,
-    /// How far the cold segment is in use does not decode.
-    #[error("what the map says of the cold segment being filled is damaged")]
-    ColdEnd,
-    /// The number of the log does not decode.
-    #[error("the map's number of the log is damaged")]
-    LogNumber,
-    /// The log goes on from another state than the map has.
-    #[error("the log contradicts the map: {found} of volume {volume} follows {known}")]
-    Order {
-        /// The volume.
-        volume: VolumeId,
-        /// The map's position.
-        known: Lsn,
-        /// The log's.
-        found: Lsn,
-    },
-    /// A later program wrote a value.
-    #[error(
-        "the map's {what} of volume {volume} has format {found}, this program reads {known}: use the newer program"
-    )]
-    Newer {
-        /// What it is.
-        what: &'static str,
-        /// The volume.
-        volume: VolumeId,
-        /// Its format.
-        found: u16,
-        /// The newest that is read.
-        known: u16,
-    },
-    /// Another value does not decode.
-    #[error("the map's {what} of volume {volume} is damaged")]
-    Value {
-        /// What it should be.
-        what: &'static str,
-        /// The volume.
-        volume: VolumeId,
-    },
-}
-
-impl MapError {
-    /// Whether the file system had no room: that may change without anybody's doing.
-    #[must_use]
-    pub fn is_out_of_space(&self) -> bool {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-        match self {
-            MapError::File { source, .. } => matches!(source.kind(), StorageFull | QuotaExceeded),
-            // RocksDB has no code of its own for it in what it hands on; its texts are those of strerror(3).
-            MapError::Store(error) => {
-                let text = error.to_string();
-                ["No space left on device", "Disk quota exceeded"].iter().any(|full| text.contains(full))
-            }
-            _ => false,
-        }
-    }
-}
-
-/// The format of `directory`, which this software reads; `None` when it has no format file. Changes nothing.
-///
-/// # Errors
-/// `NewerFormat`, `OlderFormat`, `NoFormat`; `File` when the file cannot be read.
-pub fn format_of(directory: &Path) -> Result<Option<u32>, MapError> {
-    let path = directory.join(FORMAT_FILE);
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(MapError::File { path, source }),
-    };
-    let number = text.trim_end().strip_prefix(FORMAT_WORD).and_then(|rest| rest.trim().parse::<u32>().ok());
-    match number {
-        None => Err(MapError::NoFormat { path, found: text.chars().take(80).collect() }),
-        Some(found) if found > FORMAT_VERSION => Err(MapError::NewerFormat { directory: directory.to_owned(), found }),
-        Some(found) if found < FORMAT_OLDEST => Err(MapError::OlderFormat { directory: directory.to_owned(), found }),
-        Some(found) => Ok(Some(found)),
-    }
-}
-
-/// Creates or checks the shard's directory before anything in it is opened. From then on it is of [`FORMAT_VERSION`].
-///
-/// # Errors
-/// `NewerFormat`, `OlderFormat` and `NoFormat` leave the directory as it is.
-pub fn prepare_directory(directory: &Path) -> Result<(), MapError> {
-    if format_of(directory)? == Some(FORMAT_VERSION) {
-        return Ok(());
-    }
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| MapError::File { path, source }
-    };
-    std::fs::create_dir_all(directory).map_err(failed(directory))?;
-    // Written aside and renamed, so that a crash leaves no half of it.
-    let (path, aside) = (directory.join(FORMAT_FILE), directory.join("FORMAT.new"));
-    let mut file = std::fs::File::create(&aside).map_err(failed(&aside))?;
-    std::io::Write::write_all(&mut file, format!("{FORMAT_WORD} {FORMAT_VERSION}\n").as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(failed(&aside))?;
-    std::fs::rename(&aside, &path).map_err(failed(&path))?;
-    std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(directory))
-}
 
 /// A volume's values as the store has them, still encoded.
 #[derive(Debug, Default)]
@@ -305,125 +117,6 @@ pub(crate) struct Faults {
     pub(crate) commits: Option<std::io::ErrorKind>,
 }
 
-/// What holds the keys and values.
-enum Db {
-    Rocks(DB),
-    /// For simulated disks: every commit is durable at once, as a synced batch is.
-    Memory(RwLock<BTreeMap<Vec<u8>, Vec<u8>>>),
-}
-
-impl Db {
-    /// Hands the value of `key`, if there is one, to `f`.
-    fn get<T>(&self, key: &[u8], f: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, MapError> {
-        Ok(match self {
-            Db::Rocks(db) => db.get_pinned(key)?.map(|value| f(&value)),
-            Db::Memory(rows) => rows.read().unwrap_or_else(PoisonError::into_inner).get(key).map(|value| f(value)),
-        })
-    }
-
-    /// Hands every key from `prefix` on, with its value, to `f`, until that returns false or fails.
-    fn scan(&self, prefix: &[u8], mut f: impl FnMut(&[u8], &[u8]) -> Result<bool, MapError>) -> Result<(), MapError> {
-        match self {
-            Db::Rocks(db) => {
-                for row in db.iterator(IteratorMode::From(prefix, Direction::Forward)) {
-                    let (key, value) = row?;
-                    if !f(&key, &value)? {
-                        break;
-                    }
-                }
-            }
-            Db::Memory(rows) => {
-                for (key, value) in rows.read().unwrap_or_else(PoisonError::into_inner).range(prefix.to_vec()..) {
-                    if !f(key, value)? {
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// An empty batch for [`write`](Self::write).
-    fn batch(&self) -> Batch {
-        match self {
-            Db::Rocks(_) => Batch::Rocks(WriteBatch::default()),
-            Db::Memory(_) => Batch::Memory(Vec::new()),
-        }
-    }
-
-    /// Carries out `batch`, whole and durably.
-    fn write(&self, batch: Batch) -> Result<(), MapError> {
-        match (self, batch) {
-            (Db::Rocks(db), Batch::Rocks(batch)) => {
-                let mut options = WriteOptions::default();
-                options.set_sync(true);
-                Ok(db.write_opt(batch, &options)?)
-            }
-            (Db::Memory(rows), Batch::Memory(steps)) => {
-                let mut rows = rows.write().unwrap_or_else(PoisonError::into_inner);
-                for step in steps {
-                    match step {
-                        Step::Put(key, value) => drop(rows.insert(key, value)),
-                        Step::Merge(key, operand) => {
-                            let merged = merge(&key, rows.get(&key).map(Vec::as_slice), std::iter::once(&*operand));
-                            drop(rows.insert(key, merged));
-                        }
-                        Step::Delete(key) => drop(rows.remove(&key)),
-                        Step::DeleteRange(from, to) => rows.retain(|key, _| !(&from..&to).contains(&key)),
-                    }
-                }
-                Ok(())
-            }
-            _ => unreachable!("a batch is written where it was begun"),
-        }
-    }
-}
-
-/// Changes on their way to a [`Db`], with RocksDB's words.
-enum Batch {
-    Rocks(WriteBatch),
-    Memory(Vec<Step>),
-}
-
-enum Step {
-    Put(Vec<u8>, Vec<u8>),
-    Merge(Vec<u8>, Vec<u8>),
-    Delete(Vec<u8>),
-    DeleteRange(Vec<u8>, Vec<u8>),
-}
-
-impl Batch {
-    fn put(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
-        match self {
-            Batch::Rocks(batch) => batch.put(key, value),
-            Batch::Memory(steps) => steps.push(Step::Put(key.as_ref().to_vec(), value.as_ref().to_vec())),
-        }
-    }
-
-    /// Adds `operand` to the value of `key`, as [`merge`] does.
-    fn merge(&mut self, key: Vec<u8>, operand: Vec<u8>) {
-        match self {
-            Batch::Rocks(batch) => batch.merge(key, operand),
-            Batch::Memory(steps) => steps.push(Step::Merge(key, operand)),
-        }
-    }
-
-    fn delete(&mut self, key: impl AsRef<[u8]>) {
-        match self {
-            Batch::Rocks(batch) => batch.delete(key),
-            Batch::Memory(steps) => steps.push(Step::Delete(key.as_ref().to_vec())),
-        }
-    }
-
-    /// Deletes the keys from `from` up to and without `to`.
-    fn delete_range(&mut self, from: Vec<u8>, to: Vec<u8>) {
-        match self {
-            Batch::Rocks(batch) => batch.delete_range(from, to),
-            Batch::Memory(steps) => steps.push(Step::DeleteRange(from, to)),
-        }
-    }
-}
-
 impl std::fmt::Debug for MapStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "MapStore({})", self.directory.display())
@@ -436,8 +129,7 @@ impl MapStore {
     /// # Errors
     /// When RocksDB cannot: another process has it open, the disk fails.
     pub fn open(directory: &Path) -> Result<MapStore, MapError> {
-        let db = DB::open(&options(), directory)?;
-        Ok(MapStore::of(directory.to_owned(), Db::Rocks(db)))
+        Ok(MapStore::of(directory.to_owned(), Db::open(directory)?))
     }
 
     /// An empty store in memory, for a shard on a simulated disk: what is committed outlives every crash.
@@ -483,10 +175,7 @@ impl MapStore {
     /// # Errors
     /// When there is none or RocksDB cannot read it.
     pub fn open_read_only(directory: &Path) -> Result<MapStore, MapError> {
-        let mut options = options();
-        options.create_if_missing(false);
-        let db = Db::Rocks(DB::open_for_read_only(&options, directory, false)?);
-        Ok(MapStore::of(directory.to_owned(), db))
+        Ok(MapStore::of(directory.to_owned(), Db::open_read_only(directory)?))
     }
 
     /// Opens the database again: after a failed write it takes no more, whatever the cause becomes. Waits for readers
@@ -506,14 +195,14 @@ impl MapStore {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         // The lock on the directory is given up first.
         *db = None;
-        match DB::open(&options(), &self.directory) {
+        match Db::open(&self.directory) {
             Ok(opened) => {
-                *db = Some(Db::Rocks(opened));
+                *db = Some(opened);
                 Ok(())
             }
             Err(error) => {
-                *db = DB::open_for_read_only(&options(), &self.directory, false).ok().map(Db::Rocks);
-                Err(error.into())
+                *db = Db::open_read_only(&self.directory).ok();
+                Err(error)
             }
         }
     }
@@ -761,22 +450,6 @@ fn decode_log_number(bytes: &[u8]) -> Option<u64> {
     (checksum == crc32fast::hash(number).to_le_bytes()).then(|| u64::from_le_bytes(*number))
 }
 
-/// The value of a page with `operands`, each a value with entries, over it. What cannot be decoded stays as it is, so that
-/// this page is found to be damaged when it is read, and not the whole store when it is compacted.
-fn merge_page<'a>(page: Option<&[u8]>, operands: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    let mut merged = page.unwrap_or_default().to_vec();
-    for operand in operands {
-        match merge_values(&merged, operand) {
-            Ok(value) => merged = value,
-            Err(error) => {
-                tracing::error!(%error, "a page of the map cannot be merged with what changed in it");
-                return if Page::decode_base(&merged).is_ok() { operand.to_vec() } else { merged };
-            }
-        }
-    }
-    merged
-}
-
 /// The sheaf that a change gives entries to.
 fn sheaf_of(change: &Change) -> Option<(MapKey, u32)> {
     match change {
@@ -787,86 +460,6 @@ fn sheaf_of(change: &Change) -> Option<(MapKey, u32)> {
 
 fn encode_sheaf(sheaf: &Sheaf) -> Vec<u8> {
     sheaf.encode().expect("only pages with few entries share values")
-}
-
-/// As [`merge_page`], for the value of a sheaf. What comes out of something damaged is damaged.
-fn merge_sheaf<'a>(value: Option<&'a [u8]>, operands: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    let mut merged: Option<Sheaf> = None;
-    for next in value.into_iter().chain(operands) {
-        match Sheaf::decode(next) {
-            Ok(newer) => {
-                merged = Some(match merged {
-                    None => newer,
-                    Some(older) => older.merge(newer),
-                });
-            }
-            Err(error) => {
-                tracing::error!(%error, "a sheaf of the map cannot be merged with what changed in it");
-                return next.to_vec();
-            }
-        }
-    }
-    merged.unwrap_or_default().encode().unwrap_or_else(|| {
-        tracing::error!("a page in a sheaf of the map has more entries than it may have");
-        Vec::new()
-    })
-}
-
-/// What RocksDB calls for whatever is merged.
-fn merge<'a>(key: &[u8], value: Option<&'a [u8]>, operands: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    match key.first() {
-        Some(&TABLE_SHEAF) => merge_sheaf(value, operands),
-        _ => merge_page(value, operands),
-    }
-}
-
-fn options() -> Options {
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.set_merge_operator_associative(MERGE_NAME, |key, page, operands| Some(merge(key, page, operands.iter())));
-    options.set_max_successive_merges(MERGE_OPERANDS_MAX);
-    options.set_compression_type(rocksdb::DBCompressionType::Lz4);
-    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
-    options.set_max_background_jobs(2);
-    options.set_bytes_per_sync(1 << 20);
-    options.set_wal_bytes_per_sync(1 << 20);
-    options.set_max_total_wal_size(64 << 20);
-    // A recycled log needs no journal commit per sync (measured: +45 % of synced writes).
-    options.set_recycle_log_file_num(2);
-    options.set_paranoid_checks(true);
-    options.set_keep_log_file_num(2);
-    options.set_max_open_files(128);
-    let mut table = rocksdb::BlockBasedOptions::default();
-    table.set_block_cache(&rocksdb::Cache::new_lru_cache(BLOCK_CACHE_BYTES));
-    options.set_block_based_table_factory(&table);
-    options
-}
-
-/// Table (1), volume (8), and what the table adds; big-endian, so that keys sort as numbers do.
-fn key(table: u8, volume: VolumeId, rest: &[u8]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(9 + rest.len());
-    key.push(table);
-    key.extend_from_slice(&volume.0.to_be_bytes());
-    key.extend_from_slice(rest);
-    key
-}
-
-/// A key of a table that has rows per map: after the volume the snapshot (8), then a number.
-fn map_key(table: u8, map: MapKey, number: Option<u32>) -> Vec<u8> {
-    let mut key = key(table, map.volume, &map.snapshot.0.to_be_bytes());
-    key.extend(number.into_iter().flat_map(u32::to_be_bytes));
-    key
-}
-
-/// Aliases are counted by segment, whatever the volume.
-fn aliases_key(segment: u32) -> Vec<u8> {
-    key(TABLE_ALIASES, VolumeId(0), &segment.to_be_bytes())
-}
-
-fn layer_key(volume: VolumeId, layer: u64, chunk: Option<u32>) -> Vec<u8> {
-    let mut key = key(TABLE_LAYER, volume, &layer.to_be_bytes());
-    key.extend(chunk.into_iter().flat_map(u32::to_be_bytes));
-    key
 }
 
 #[cfg(test)]

@@ -13,9 +13,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use client_lib::VolumeId;
+use client_lib::{VolumeId, files};
 
-use super::{StoresError, write_aside};
+use super::StoresError;
 
 /// The record, in a node's data directory.
 const FILE: &str = "placements";
@@ -54,7 +54,8 @@ impl Placements {
     /// `File`.
     pub fn replace(&mut self, all: &BTreeMap<VolumeId, String>) -> Result<(), StoresError> {
         let text: String = all.iter().map(|(volume, store)| line(&format!("+ {volume} {store}"))).collect();
-        write_aside(&self.path, text.as_bytes())?;
+        files::replace(&self.path, text.as_bytes(), files::PUBLIC)
+            .map_err(|source| StoresError::File { path: self.path.clone(), source })?;
         self.torn_at = None;
         Ok(())
     }

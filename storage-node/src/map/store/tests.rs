@@ -1,5 +1,7 @@
 //! The store against RocksDB itself: what it reads back, merges, and refuses.
 
+use client_lib::Lsn;
+
 use super::*;
 use crate::map::page::{Content, Place, Version};
 

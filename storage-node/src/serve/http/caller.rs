@@ -3,9 +3,9 @@
 //! On loopback whoever knows the node's secret may do everything: it lies in the data directory, and who can read that has the node. From
 //! other machines it is who the certificate says, in the role that the metadata has for him.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use client_lib::pki::{self, Fingerprint};
 use client_lib::rights::Role;
 use client_lib::wire::admin::Failure;
-use client_lib::{ClientName, ErrorKind};
+use client_lib::{ClientName, ErrorKind, files};
 
 use super::permissions::needed;
 use crate::serve::admin::Admin;
@@ -59,26 +59,17 @@ impl Secret {
                     io::Error::new(io::ErrorKind::InvalidData, text)
                 })
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Secret::make(data, &path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Secret::make(&path),
             Err(error) => Err(error),
         }
     }
 
-    fn make(data: &Path, path: &Path) -> io::Result<Secret> {
+    fn make(path: &Path) -> io::Result<Secret> {
         let mut bytes = [0; SECRET_DIGITS / 2];
         let filled = pki::provider().secure_random.fill(&mut bytes);
         filled.map_err(|_| io::Error::other("the operating system gave no randomness"))?;
         let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        // Whole or not at all.
-        let temporary = data.join(format!(".{SECRET_FILE}.new"));
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        writeln!(file, "{text}")?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
+        files::replace(path, format!("{text}\n").as_bytes(), files::PRIVATE)?;
         Ok(Secret(text.into()))
     }
 
