@@ -12,7 +12,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use client_lib::GroupId;
-use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch};
+use rocksdb::{
+    ColumnFamily, ColumnFamilyDescriptor, DB, DEFAULT_COLUMN_FAMILY_NAME, IteratorMode, Options, WriteBatch,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::UnboundedSender;
@@ -47,7 +49,7 @@ const RECYCLED_LOGS: usize = 4;
 /// Bytes of write-ahead log before the oldest column family is flushed.
 const WAL_BYTES_MAX: u64 = 64 << 20;
 /// What a column family holds in memory before it is written out. RocksDB's default is 64 MiB each, which a node without much else to do
-/// grows into in the end; metadata is written at a few kilobytes per second.
+/// grows into in the end; metadata is written at a few kilobytes per second. A write-ahead log is preallocated by the largest of these.
 const WRITE_BUFFER_BYTES: usize = 4 << 20;
 
 /// Column family of log entries, keyed by index.
@@ -288,7 +290,9 @@ fn open_rocks(directory: &Path) -> io::Result<Rows> {
     options.set_max_background_jobs(2);
     let mut family = Options::default();
     family.set_write_buffer_size(WRITE_BUFFER_BYTES);
-    let families = [LOG, RAFT, META].map(|name| ColumnFamilyDescriptor::new(name, family.clone()));
+    // The default family holds nothing, and is opened in any case: with a large buffer if it is not named.
+    let families =
+        [DEFAULT_COLUMN_FAMILY_NAME, LOG, RAFT, META].map(|name| ColumnFamilyDescriptor::new(name, family.clone()));
     let db = DB::open_cf_descriptors(&options, directory, families).map_err(|error| {
         io::Error::other(format!("the metadata store {} cannot be opened: {error}", directory.display()))
     })?;
@@ -399,7 +403,23 @@ fn decode<T: DeserializeOwned>(family: &str, name: &[u8], bytes: &[u8]) -> io::R
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
+
+    /// The default family had RocksDB's own buffer of 64 MiB, and each write-ahead log as much space of a disk that may be full.
+    #[test]
+    fn an_empty_store_takes_little_of_the_disk() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let Rows::Rocks(db, _syncer) = open_rocks(&directory.path().join("meta")).expect("opens") else {
+            unreachable!("it was opened as one")
+        };
+        // Space is asked for with the first record.
+        db.put_cf(in_db(&db, META), "name", "value").expect("is written");
+        let files = std::fs::read_dir(directory.path().join("meta")).expect("is listed");
+        let blocks = files.map(|file| file.expect("is listed").metadata().expect("is there").blocks()).sum::<u64>();
+        assert!(blocks * 512 < 16 << 20, "{} KiB", blocks / 2);
+    }
 
     #[test]
     fn a_flipped_byte_is_reported_with_its_place() {
