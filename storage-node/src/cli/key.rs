@@ -1,7 +1,7 @@
 //! `helio volume key`: the keys that open an encrypted volume. What is secret is read and used by this command and goes nowhere else.
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
@@ -145,6 +145,9 @@ pub(super) fn run(verb: Verb, common: &Common) -> anyhow::Result<()> {
 fn generate(out: PathBuf, json: bool) -> anyhow::Result<()> {
     let kek = Kek::random()?;
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&out);
+    if file.as_ref().is_err_and(|error| error.kind() == ErrorKind::AlreadyExists) {
+        bail!("{} exists already, and may hold a key that opens a volume: choose another name", out.display());
+    }
     let mut file = file.with_context(|| format!("{} cannot be made", out.display()))?;
     file.write_all(kek.to_text().as_bytes())?;
     file.sync_all()?;
@@ -239,7 +242,7 @@ mod tests {
         let out = directory.path().join("prod.key");
         generate(out.clone(), true).expect("is made");
         assert_eq!(std::fs::metadata(&out).expect("is there").permissions().mode() & 0o777, 0o600);
-        assert!(generate(out.clone(), true).expect_err("exists").to_string().contains("cannot be made"));
+        assert!(generate(out.clone(), true).expect_err("exists").to_string().contains("exists already"));
         let (volume, source) = ("disk".parse().expect("a name"), KeySource::File(out));
         let (keys, old) = block_on(async {
             let (name, kek) = source.named("disk", None).await?;
