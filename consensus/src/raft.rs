@@ -214,11 +214,6 @@ impl MetaRaft {
         Ok(self.state())
     }
 
-    /// What `node` is called, as far as that is known here; else its number, as `#9`.
-    fn name(&self, node: NodeId) -> String {
-        self.state().node(node).map_or_else(|| format!("#{node}"), |node| node.name.to_string())
-    }
-
     /// The state as applied here; may be old.
     #[must_use]
     pub fn state(&self) -> Arc<MetaState> {

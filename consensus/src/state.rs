@@ -464,6 +464,14 @@ impl MetaState {
         self.nodes.get(&id)
     }
 
+    /// What people call node `id`: its name, also of one that was removed; the number, as `#9`, of one that never was here.
+    #[must_use]
+    pub fn name_of(&self, id: NodeId) -> String {
+        let present = self.node(id).map(|node| node.name.to_string());
+        let removed = || self.access().removed(id).map(|node| format!("{} (removed)", node.name));
+        present.or_else(removed).unwrap_or_else(|| format!("#{id}"))
+    }
+
     /// The lease of a node; one that never had any has the default.
     #[must_use]
     pub fn lease(&self, node: NodeId) -> Lease {

@@ -315,10 +315,7 @@ struct Words<'a>(Option<&'a MetaState>);
 
 impl Words<'_> {
     fn node(&self, id: NodeId) -> String {
-        let Some(state) = self.0 else { return id.to_string() };
-        let present = state.node(id).map(|node| node.name.to_string());
-        let removed = || state.access().removed(id).map(|node| format!("{} (removed)", node.name));
-        present.or_else(removed).unwrap_or_else(|| format!("#{id}"))
+        self.0.map_or_else(|| id.to_string(), |state| state.name_of(id))
     }
 
     fn volume(&self, id: VolumeId) -> String {

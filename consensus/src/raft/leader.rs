@@ -226,8 +226,8 @@ impl MetaRaft {
             Ok(Reply::NotLeader(leader)) => Err(NotHere::Leader(leader)),
             Ok(Reply::Failed(reason)) => Err(NotHere::Failed(reason)),
             Ok(_) => Err(NotHere::Failed("the leader answered out of turn".into())),
-            Err(error @ TransportError::UnknownPeer(_)) => Err(NotHere::Stranger(error.of(&self.name(to)))),
-            Err(error) => Err(NotHere::Failed(error.of(&self.name(to)))),
+            Err(error @ TransportError::UnknownPeer(_)) => Err(NotHere::Stranger(error.of(&self.state().name_of(to)))),
+            Err(error) => Err(NotHere::Failed(error.of(&self.state().name_of(to)))),
         }
     }
 }

@@ -42,7 +42,7 @@ impl MetaRaft {
             let core = self.core();
             let membership = core.metrics().borrow_watched().membership_config.clone();
             if let Some(stranger) = voters.iter().find(|voter| membership.nodes().all(|(node, _)| node != *voter)) {
-                let name = self.name(NodeId(*stranger));
+                let name = self.state().name_of(NodeId(*stranger));
                 return Err(NotHere::Failed(format!("node {name} does not follow the metadata, and cannot vote")));
             }
             let wanted: BTreeSet<u64> = voters.into_iter().chain(is_me.then_some(node.0)).collect();

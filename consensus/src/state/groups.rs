@@ -261,14 +261,14 @@ impl MetaState {
                 return Err(Refusal::ReplicasDiffer { volume: volume_name, other });
             }
             if volume.owner != first.owner {
-                let (owner, other_owner) = (self.name_of(volume.owner)?, self.name_of(first.owner)?);
+                let (owner, other_owner) = (self.present(volume.owner)?, self.present(first.owner)?);
                 return Err(Refusal::OwnersDiffer { volume: volume_name, owner, other, other_owner });
             }
         }
         Ok(())
     }
 
-    fn name_of(&self, node: NodeId) -> Result<NodeName, Refusal> {
+    fn present(&self, node: NodeId) -> Result<NodeName, Refusal> {
         self.nodes.get(&node).map(|node| node.name.clone()).ok_or(Refusal::UnknownNode(node))
     }
 }

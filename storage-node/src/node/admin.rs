@@ -68,7 +68,7 @@ mod volumes;
 pub(super) use handover::{Busy, require_class};
 use handover::{BusyVolumes, How};
 pub(super) use members::Standing;
-pub(super) use names::{name_of, names_of, node_named, volume_named};
+pub(super) use names::{names_of, node_named, volume_named};
 use overview::Glances;
 use recall::LastMiss;
 
@@ -279,7 +279,7 @@ impl Admin for NodeAdmin {
                     format!(
                         "the owner of volume {name}, node {}, does not answer; if it is lost, `helio volume takeover {name}` \
                          gives the volume to a replica",
-                        name_of(&state, volume.owner)
+                        state.name_of(volume.owner)
                     ),
                 )
                 .caused_by(error),

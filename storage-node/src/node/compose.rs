@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::access::{self, Removed};
-use super::admin::{NodeAdmin, Standing, name_of};
+use super::admin::{NodeAdmin, Standing};
 use super::admission::{Admission, AuthorityPlace};
 use super::observe::{Observed, Observer};
 use super::reconcile::{Reconciler, follow_peers, learn_peers};
@@ -215,7 +215,7 @@ impl Parts {
         if let Some(exporting) = exporting {
             let teller = Teller { node: admin.this.name.to_string(), provider: admin.this.provider.to_string() };
             let meta = meta.clone();
-            tasks.push(tokio::spawn(exporting.run(teller, move |node| name_of(&meta.state(), node))));
+            tasks.push(tokio::spawn(exporting.run(teller, move |node| meta.state().name_of(node))));
         }
         tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
         let exports = Arc::new(Exports::new(volumes, newest, first_session).with_keys(place.keys));

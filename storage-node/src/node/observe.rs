@@ -19,7 +19,6 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::ThisNode;
-use super::admin::name_of;
 use super::lease::has_volumes;
 use super::reconcile::Reconciler;
 use crate::metrics::figures::{
@@ -277,7 +276,7 @@ fn owned(state: &MetaState, volume: &ServedVolume, marks: &Watermarks) -> OwnedF
         is_degraded,
         fetched: Some(volume.puller.fetched()).filter(|fetched| fetched.stale > 0),
         replicas: marks.each(|node, progress| ReplicaFigures {
-            replica: name_of(state, node),
+            replica: state.name_of(node),
             lag: marks.behind(progress.position.watermark),
             is_reachable: progress.reachable,
             stale_bytes: progress.stale_blocks() * u64::from(BLOCK_SIZE),

@@ -18,7 +18,7 @@ use futures_util::future::join_all;
 
 use super::METADATA_DEADLINE;
 use super::admin::durability::{asked_for, require_possible, unmet_named};
-use super::admin::{NodeAdmin, name_of, node_named, out_of_turn, volume_named};
+use super::admin::{NodeAdmin, node_named, out_of_turn, volume_named};
 use super::propagation::{mode_told, propagation_asked_for, replicas_told, require_within};
 
 /// How much later each replica begins than the one before it: longer than a takeover that has no lease to wait for.
@@ -139,13 +139,13 @@ impl NodeAdmin {
         };
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Ok(OwnerStatus {
-            owner: name_of(&state, volume.owner),
+            owner: state.name_of(volume.owner),
             epoch: volume.epoch.0,
             reachable,
             lease_left_ms: if is_out { 0 } else { ms(out_at.saturating_sub(now)) },
             lease_out_for_ms: ms(now.saturating_sub(out_at)),
             takeover_after_ms: volume.takeover_after_ms,
-            replicas: Some(volume.replicas.iter().map(|replica| name_of(&state, *replica)).collect()),
+            replicas: Some(volume.replicas.iter().map(|replica| state.name_of(*replica)).collect()),
             stepped_down,
             stepped_down_for_ms: self.takeovers.stepped_down().since(volume).map(|since| ms(now.saturating_sub(since))),
             takeover_to,
@@ -274,7 +274,7 @@ fn policy(state: &MetaState, volume: &Volume) -> VolumePolicy {
         propagation,
         interval_ms,
         send_order: volume.propagation.order.to_string(),
-        replicas: replicas_told(&volume.propagation, |replica| name_of(state, replica)),
+        replicas: replicas_told(&volume.propagation, |replica| state.name_of(replica)),
     }
 }
 

@@ -5,6 +5,8 @@
 //! what is read there goes on being read. Writes wait for it for a while (`serve/volume/rescue.rs`), and then a volume may be taken over
 //! by itself, if that is its policy ([`super::stepping_down`]): that brings back what the replicas have.
 
+mod attempts;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,12 +14,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::Class;
-use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId};
+use client_lib::{Error, ErrorKind, NodeId};
 use consensus::{MetaState, Volume};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::admin::{NodeAdmin, name_of, require_class};
+use attempts::Attempts;
+
+use super::admin::{NodeAdmin, require_class};
 use crate::ownership::gate::Phase;
 use crate::peer::message::{PeerRequest, ReplicaPosition};
 use crate::serve::volume::ServedVolume;
@@ -25,41 +29,31 @@ use crate::serve::volume::ServedVolume;
 /// How often it is looked whether a store has failed.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How many volumes are given away at a time.
-const AT_ONCE: usize = 16;
-
 /// How long a replica may take to say where it is.
 const ASK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// After so long another attempt is made, the first time and at the most.
-const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
-
-/// What was tried for a volume.
-struct Attempt {
-    epoch: Epoch,
-    pause: Duration,
-    next: Instant,
+/// Why a volume stays where it cannot be written.
+struct Refused {
+    error: Error,
+    /// Whether a replica has said where it is.
+    has_an_answer: bool,
 }
 
 /// Gives away what is to be given away, for as long as the node runs.
 pub(super) async fn keep(admin: Arc<NodeAdmin>) {
-    let mut attempts: BTreeMap<VolumeId, Attempt> = BTreeMap::new();
+    let mut attempts = Attempts::default();
     loop {
         tokio::time::sleep(LOOK).await;
         let state = admin.meta.state();
         let due = admin.due_to_rescue(&state);
-        attempts.retain(|id, attempt| due.iter().any(|(meta, _)| (meta.id, meta.epoch) == (*id, attempt.epoch)));
-        let now = Instant::now();
-        let is_its_turn = |meta: &Volume| attempts.get(&meta.id).is_none_or(|attempt| attempt.next <= now);
-        let turn: Vec<_> = due.into_iter().filter(|(meta, _)| is_its_turn(meta)).take(AT_ONCE).collect();
+        let epochs: BTreeMap<_, _> = due.iter().map(|(meta, _)| (meta.id, meta.epoch)).collect();
+        let turn = attempts.turn(&epochs, Instant::now());
+        let turn: Vec<_> = due.into_iter().filter(|(meta, _)| turn.contains(&meta.id)).collect();
         let outcomes = join_all(turn.iter().map(|(meta, served)| admin.rescue(&state, meta, served))).await;
         for ((meta, served), outcome) in turn.iter().zip(outcomes) {
-            let Err(error) = outcome else { continue };
-            let (epoch, next) = (meta.epoch, Instant::now() + RETRY_PAUSE.0);
-            let first = Attempt { epoch, pause: RETRY_PAUSE.0, next };
-            let attempt = attempts.entry(meta.id).or_insert(first);
-            attempt.next = Instant::now() + attempt.pause;
-            attempt.pause = (attempt.pause * 2).min(RETRY_PAUSE.1);
+            let Err(Refused { error, has_an_answer }) = outcome else { continue };
+            let epoch = meta.epoch;
+            attempts.failed(meta.id, epoch, has_an_answer, Instant::now());
             let text = error.to_string();
             // Once, and not with every attempt.
             if served.rescue.note_refused(epoch, text.clone()) {
@@ -106,9 +100,10 @@ impl NodeAdmin {
     }
 
     /// Gives the volume to the first replica that can have it.
-    async fn rescue(&self, state: &MetaState, meta: &Volume, served: &Arc<ServedVolume>) -> Result<(), Error> {
+    async fn rescue(&self, state: &MetaState, meta: &Volume, served: &Arc<ServedVolume>) -> Result<(), Refused> {
         // A voter that cannot read the proposal would stop.
-        self.require_stepping_down_known(state).await?;
+        let known = self.require_stepping_down_known(state).await;
+        known.map_err(|error| Refused { error, has_an_answer: true })?;
         let mut why_not = Vec::new();
         let mut heirs = Vec::new();
         let asked = join_all(meta.replicas.iter().map(|node| self.where_is(meta, *node))).await;
@@ -116,25 +111,26 @@ impl NodeAdmin {
             match answer {
                 Ok(position) => heirs.push((self.rank(state, meta, *node, position), *node)),
                 Err(error) => {
-                    why_not.push(format!("node {} does not say what it has: {error}", name_of(state, *node)));
+                    why_not.push(format!("node {} does not say what it has: {error}", state.name_of(*node)));
                 }
             }
         }
         heirs.sort();
+        let has_an_answer = !heirs.is_empty();
         for (_, node) in heirs {
             match self.rescue_to(served.clone(), meta.epoch, node).await {
                 Ok(report) => {
-                    let to = name_of(state, node);
+                    let to = state.name_of(node);
                     tracing::warn!(volume = %meta.name, epoch = %meta.epoch, to, held = ?report.held, stale_bytes = report.stale_bytes, "the store of the volume takes no writes any more: it was given to a replica, with everything that was acked");
                     return Ok(());
                 }
-                Err(error) => why_not.push(format!("to node {}: {error}", name_of(state, node))),
+                Err(error) => why_not.push(format!("to node {}: {error}", state.name_of(node))),
             }
             if served.gate.view().epoch != meta.epoch {
                 break;
             }
         }
-        Err(Error::new(ErrorKind::Unavailable, why_not.join("; ")))
+        Err(Refused { error: Error::new(ErrorKind::Unavailable, why_not.join("; ")), has_an_answer })
     }
 
     /// Who comes first: one with which the volume's class can be met, one that holds all that it was told of, the nearest.

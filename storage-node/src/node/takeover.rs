@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::METADATA_DEADLINE;
-use super::admin::{Busy, NodeAdmin, ask, name_of, names_of, node_named, volume_named};
+use super::admin::{Busy, NodeAdmin, ask, names_of, node_named, volume_named};
 use super::policy::SteppedDown;
 use super::reconcile::{discard, follow};
 use crate::ownership::chronicle::{End, Kind, Subject};
@@ -166,7 +166,7 @@ impl Survey {
     async fn of(state: &MetaState, node: NodeId, asked: impl Future<Output = Result<Holding, Error>>) -> Survey {
         let late = |_| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {SURVEY_PATIENCE:?}")));
         let answer = tokio::time::timeout(SURVEY_PATIENCE, asked).await.unwrap_or_else(late);
-        Survey { node, name: name_of(state, node), answer }
+        Survey { node, name: state.name_of(node), answer }
     }
 }
 
@@ -194,7 +194,7 @@ impl LastSurvey {
         let mut surveys = join_all(others.map(|node| Survey::of(&state, *node, asked(*node)))).await;
         let (tail, heard, is_rejoining) = (None, None, false);
         let own = Holding { known: start, watermark: start, held: start, tail, is_rejoining, heard };
-        surveys.push(Survey { node: self.me, name: name_of(&state, self.me), answer: Ok(own) });
+        surveys.push(Survey { node: self.me, name: state.name_of(self.me), answer: Ok(own) });
         let chosen = choose(volume, state.places(), &surveys, Some(self.me), self.me, false)?;
         require_heard(&state, volume, &surveys, chosen)
     }
@@ -221,8 +221,8 @@ impl NodeAdmin {
             let shown = Shown {
                 takeovers: &self.takeovers,
                 volume: name,
-                from: name_of(&state, volume.owner),
-                to: name_of(&state, to),
+                from: state.name_of(volume.owner),
+                to: state.name_of(to),
             };
             if !std::mem::replace(&mut is_asked, true) && self.keeps_others_waiting(volume) {
                 // Not before it is known that there is somebody to go on: from then on not even reads are answered.
@@ -457,7 +457,7 @@ async fn rejoin(served: &ServedVolume, state: &MetaState, meta: &Volume) -> Resu
 /// A tail as an administrator is told of it.
 pub(super) fn tail_status(state: &MetaState, volume: &Volume, node: NodeId, tail: Tail) -> TailStatus {
     TailStatus {
-        node: name_of(state, node),
+        node: state.name_of(node),
         from: tail.from.to_string(),
         to: tail.to.to_string(),
         export: format!("{}@{}", volume.name, tail_name(&tail)),
@@ -479,11 +479,11 @@ fn no_majority(error: Error) -> Error {
 
 fn may_take_over(state: &MetaState, volume: &Volume, to: NodeId) -> Result<(), Error> {
     let what = if volume.owner == to {
-        format!("node {} owns volume {} already, in epoch {}", name_of(state, to), volume.name, volume.epoch)
+        format!("node {} owns volume {} already, in epoch {}", state.name_of(to), volume.name, volume.epoch)
     } else if !volume.replicas.contains(&to) {
         format!(
             "node {} holds no replica of volume {}; its replicas are at {}",
-            name_of(state, to),
+            state.name_of(to),
             volume.name,
             names_of(state, &volume.replicas)
         )

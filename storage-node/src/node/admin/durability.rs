@@ -10,7 +10,6 @@ use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId};
 use consensus::{MetaState, Volume};
 
 use super::NodeAdmin;
-use super::names::name_of;
 use crate::propagation::classes;
 use crate::propagation::flushes::Flushes;
 use crate::propagation::progress::Progress;
@@ -91,7 +90,7 @@ pub(in crate::node) fn require_possible(
              answered. Choose a class that can be met, give the volume {next} (--replicas when it is made, `helio volume replica add` \
              later), or say that it is meant with --accept-unmet",
             class.others(),
-            name_of(state, owner),
+            state.name_of(owner),
         ),
     ))
 }
@@ -145,7 +144,7 @@ fn causes(
         causes.push(format!("the owner itself still fetches {}", size::human(stale_bytes)));
     }
     for node in counting.iter().filter(|node| !follows(node)) {
-        let name = name_of(state, *node);
+        let name = state.name_of(*node);
         let it = progress.get(node);
         causes.push(if it.is_some_and(|it| it.tail.is_some()) {
             format!("node {name} has left the volume")

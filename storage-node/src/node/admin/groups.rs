@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::handover::{Busy, How};
-use super::names::{group_named, name_of, volume_named};
+use super::names::{group_named, volume_named};
 use super::{NodeAdmin, nonce, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::ownership::driver::Driver;
@@ -84,7 +84,7 @@ impl NodeAdmin {
             let part: GroupMigrateReport = part.map_err(|error| match report.volumes.is_empty() {
                 true => error,
                 false => {
-                    let what = format!("the volumes of node {} stay there: {error}", name_of(&state, owner));
+                    let what = format!("the volumes of node {} stay there: {error}", state.name_of(owner));
                     Error::new(error.kind(), what)
                 }
             })?;
@@ -275,7 +275,7 @@ fn volumes_of<'a>(state: &'a MetaState, group: &'a VolumeGroup) -> impl Iterator
 }
 
 fn on_write_of(state: &MetaState, group: &VolumeGroup) -> Option<String> {
-    volumes_of(state, group).find_map(|volume| volume.on_write).map(|to| name_of(state, to))
+    volumes_of(state, group).find_map(|volume| volume.on_write).map(|to| state.name_of(to))
 }
 
 /// The snapshots that were made of a group, also of volumes that were in it then.
@@ -299,9 +299,9 @@ fn snapshots(state: &MetaState, group: &VolumeGroup) -> Vec<GroupSnapshot> {
 fn status(state: &MetaState, group: &VolumeGroup) -> GroupStatus {
     let told = |volume: &Volume| GroupVolume {
         name: volume.name.to_string(),
-        owner: name_of(state, volume.owner),
+        owner: state.name_of(volume.owner),
         epoch: volume.epoch.0,
-        replicas: volume.replicas.iter().map(|replica| name_of(state, *replica)).collect(),
+        replicas: volume.replicas.iter().map(|replica| state.name_of(*replica)).collect(),
     };
     let owners: Vec<NodeId> = volumes_of(state, group).map(|volume| volume.owner).collect();
     let share = |node: &NodeId| owners.iter().filter(|owner| *owner == node).count();
@@ -312,13 +312,13 @@ fn status(state: &MetaState, group: &VolumeGroup) -> GroupStatus {
         format!(
             "its volumes have different owners after a takeover; bring them together: `helio group migrate {} --to {}`",
             group.name,
-            name_of(state, *most)
+            state.name_of(*most)
         )
     });
     GroupStatus {
         name: group.name.to_string(),
         id: group.id.0,
-        owner: owners.first().filter(|_| is_one).map(|owner| name_of(state, *owner)),
+        owner: owners.first().filter(|_| is_one).map(|owner| state.name_of(*owner)),
         volumes: volumes_of(state, group).map(told).collect(),
         snapshots: snapshots(state, group),
         on_write: on_write_of(state, group),

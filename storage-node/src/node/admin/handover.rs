@@ -12,7 +12,7 @@ use consensus::{Command, MetaState, Refusal, Response, Volume};
 use tokio_util::sync::CancellationToken;
 
 use super::durability::require_possible;
-use super::names::{name_of, names_of, node_named, volume_named};
+use super::names::{names_of, node_named, volume_named};
 use super::{NodeAdmin, deleted, moved, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::ownership::chronicle::{End, Kind, Subject};
@@ -159,7 +159,7 @@ impl NodeAdmin {
         let state = self.meta.state();
         let meta = state.volume(volume.id).ok_or_else(|| deleted(&volume))?;
         if meta.on_write != Some(to) || meta.owner != self.this.id {
-            let what = format!("volume {} may not go to node {} by a write there", meta.name, name_of(&state, to));
+            let what = format!("volume {} may not go to node {} by a write there", meta.name, state.name_of(to));
             return Err(Error::new(ErrorKind::NotOwner, what));
         }
         let how = How { flushed: true, ..How::default() };
@@ -182,7 +182,7 @@ impl NodeAdmin {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let volume = volume_named(&state, name)?;
         require_alone(&state, volume)?;
-        let on_write = volume.on_write.map(|to| name_of(&state, to));
+        let on_write = volume.on_write.map(|to| state.name_of(to));
         if on_write.is_some() {
             self.set_on_write(volume.id, None).await?;
         }
@@ -216,7 +216,7 @@ impl NodeAdmin {
                 format!(
                     "node {0} holds no replica of volume {name}; its replicas are at {1}; `helio volume replica add {name} {0}` makes it one, and the volume \
                      can go there at once",
-                    name_of(state, to),
+                    state.name_of(to),
                     names_of(state, &volume.replicas)
                 ),
             ));

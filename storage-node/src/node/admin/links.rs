@@ -7,7 +7,7 @@ use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId};
 use consensus::{Command, Response};
 use futures_util::future::join_all;
 
-use super::names::{name_of, node_named};
+use super::names::node_named;
 use super::{NodeAdmin, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::node::propagation::{link_asked_for, windows_told};
@@ -39,7 +39,7 @@ impl NodeAdmin {
                 Ok(links) => list.links.extend(links),
                 Err(error) => {
                     tracing::debug!(%node, %error, "its links are not told");
-                    list.silent.push(name_of(&state, *node));
+                    list.silent.push(state.name_of(*node));
                 }
             }
         }
@@ -63,7 +63,7 @@ impl NodeAdmin {
                 other => return Err(out_of_turn(&other)),
             }
         }
-        let (from, to) = (name_of(&state, from), state.node(to));
+        let (from, to) = (state.name_of(from), state.node(to));
         let (to, provider) = to.map(|node| (node.name.to_string(), node.provider.to_string())).unwrap_or_default();
         let windows = windows_told(&policy);
         Ok(LinkStatus { from, to, provider, rate_bytes_per_second: policy.rate, windows, ..LinkStatus::default() })

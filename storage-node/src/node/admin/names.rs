@@ -45,10 +45,5 @@ pub(in crate::node) fn node_named(state: &MetaState, name: &str) -> Result<NodeI
 
 /// The names of `nodes`, with commas between them.
 pub(in crate::node) fn names_of<'a>(state: &MetaState, nodes: impl IntoIterator<Item = &'a NodeId>) -> String {
-    nodes.into_iter().map(|node| name_of(state, *node)).collect::<Vec<_>>().join(", ")
-}
-
-pub(in crate::node) fn name_of(state: &MetaState, node: NodeId) -> String {
-    let removed = || state.access().removed(node).map(|removed| format!("{} (removed)", removed.name));
-    state.node(node).map(|node| node.name.to_string()).or_else(removed).unwrap_or_else(|| format!("#{node}"))
+    nodes.into_iter().map(|node| state.name_of(*node)).collect::<Vec<_>>().join(", ")
 }

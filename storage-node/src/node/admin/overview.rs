@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::members::NodeAbout;
-use super::names::name_of;
 use super::volumes::rpo_told;
 use super::{NodeAdmin, ask, deleted};
 use crate::ownership::gate::Phase;
@@ -149,8 +148,8 @@ impl NodeAdmin {
             let glance = glance.filter(|(_, glance)| glance.epoch == volume.epoch);
             for replica in glance.iter().flat_map(|(_, glance)| &glance.replicas).filter(|it| it.bytes_behind > 0) {
                 let backlog = backlogs.entry((volume.owner, replica.node)).or_insert_with(|| Backlog {
-                    from: name_of(state, volume.owner),
-                    to: name_of(state, replica.node),
+                    from: state.name_of(volume.owner),
+                    to: state.name_of(replica.node),
                     ..Backlog::default()
                 });
                 backlog.bytes += replica.bytes_behind;
@@ -217,7 +216,7 @@ impl NodeAdmin {
         let (mut replicas, mut waits) = (Vec::with_capacity(meta.replicas.len()), Vec::new());
         for replica in &meta.replicas {
             let seen = progress.remove(replica).unwrap_or_default();
-            let name = name_of(state, *replica);
+            let name = state.name_of(*replica);
             // Nearly all volumes are idle nearly always: the shard is asked only where something is lacking.
             let is_level = seen.position.watermark >= report.head && seen.rejoining.is_none() && seen.tail.is_none();
             let lacked = match is_level {
@@ -257,7 +256,7 @@ impl NodeAdmin {
             waits.push(format!("{} blocks are damaged and not repaired yet", report.damaged_blocks));
         }
         if let Some(source) = meta.source.filter(|_| stale_bytes > 0) {
-            let (rest, source) = (size::human(stale_bytes), name_of(state, source));
+            let (rest, source) = (size::human(stale_bytes), state.name_of(source));
             waits.push(format!("its owner has {rest} to fetch; until then node {source} is still needed"));
         }
         if let Some(unmade) = meta.snapshots.iter().find(|snapshot| snapshot.made.is_none()) {
@@ -313,13 +312,13 @@ fn row(
     let replica = |node: &NodeId| {
         let told = glance.and_then(|glance| glance.replicas.iter().find(|replica| replica.node == *node));
         ReplicaRow {
-            node: name_of(state, *node),
+            node: state.name_of(*node),
             reachable: told.map(|told| told.reachable),
             seconds_behind: told.map(|told| told.seconds_behind),
             bytes_behind: told.map(|told| told.bytes_behind),
         }
     };
-    let owner = name_of(state, volume.owner);
+    let owner = state.name_of(volume.owner);
     let mut waits = glance.map(|glance| glance.waits.clone()).unwrap_or_default();
     if let Some(silence) = silence {
         waits.insert(0, format!("its owner, node {owner}, does not answer: {silence}"));
@@ -337,7 +336,7 @@ fn row(
         durability: volume.durability.class.to_string(),
         group: group.cloned(),
         snapshots: volume.snapshots.len() as u64,
-        on_write: volume.on_write.map(|to| name_of(state, to)),
+        on_write: volume.on_write.map(|to| state.name_of(to)),
         replicas: volume.replicas.iter().map(replica).collect(),
         rpo_seconds: glance.and_then(|glance| glance.rpo_seconds),
         rpo_target_ms: volume.rpo.map(|rpo| rpo.target_ms),
@@ -351,7 +350,7 @@ fn row(
 
 /// That the owner acts no more, and what comes next; from the metadata, so that every node can say it.
 pub(super) fn stepped_down_told(state: &MetaState, volume: &Volume) -> String {
-    let owner = name_of(state, volume.owner);
+    let owner = state.name_of(volume.owner);
     let next = match volume.takeover_after_ms {
         _ if volume.replicas.is_empty() => {
             format!("node {owner} is restarted with a store that works: no other node has its data")

@@ -7,7 +7,7 @@ use client_lib::wire::admin::{ChangeLabels, ChangePlacement, NodeLabels, Placeme
 use client_lib::{Error, ErrorKind, Label, NodeId, VolumeId};
 use consensus::{Command, MetaState, Response, Volume};
 
-use super::names::{group_named, name_of, node_named, volume_named};
+use super::names::{group_named, node_named, volume_named};
 use super::{NodeAdmin, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::node::placement::sites;
@@ -88,11 +88,11 @@ impl NodeAdmin {
             Some(rule) => rule.plan(&sites(self, state).await, volume.owner, &volume.replicas),
             None => Plan::default(),
         };
-        let names = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| name_of(state, *node)).collect::<Vec<_>>();
+        let names = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| state.name_of(*node)).collect::<Vec<_>>();
         let copies = std::iter::once(&volume.owner).chain(&volume.replicas);
         PlacementStatus {
             rule: rule.map(ToString::to_string),
-            copies: copies.map(|node| name_of(state, *node)).collect(),
+            copies: copies.map(|node| state.name_of(*node)).collect(),
             add: names(&plan.add),
             surplus: names(&plan.surplus),
             lacking: plan.lacking.iter().map(|(among, count)| format!("{count} {among}")).collect(),

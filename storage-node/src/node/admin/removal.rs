@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::names::{name_of, node_named};
+use super::names::node_named;
 use super::replicas::Wanted;
 use super::{NodeAdmin, out_of_turn};
 use crate::node::METADATA_DEADLINE;
@@ -51,7 +51,7 @@ impl NodeAdmin {
         let mut removal = NodeRemoval {
             node: name.to_owned(),
             state: "planned".to_owned(),
-            voters: voters.iter().map(|voter| name_of(&state, *voter)).collect(),
+            voters: voters.iter().map(|voter| state.name_of(*voter)).collect(),
             given_up,
             ..NodeRemoval::default()
         };
@@ -97,7 +97,7 @@ impl NodeAdmin {
         request: &RemoveNode,
     ) -> Result<BTreeSet<NodeId>, Error> {
         let refuse = |kind: ErrorKind, text: String| Err(Error::new(kind, text));
-        let name = name_of(state, node);
+        let name = state.name_of(node);
         if self.standing.is_of_up {
             let text = "the nodes of `helio up` are its --providers, and none of them can be removed: clusters of `helio node` can lose some";
             return refuse(ErrorKind::InvalidRequest, text.to_owned());
@@ -166,17 +166,17 @@ impl NodeAdmin {
         if 2 * there > voters.len() {
             return Ok(voters);
         }
-        let names: Vec<String> = voters.iter().map(|voter| name_of(state, *voter)).collect();
+        let names: Vec<String> = voters.iter().map(|voter| state.name_of(*voter)).collect();
         let text = format!(
             "without node {} the metadata would lose its quorum: of those who would vote ({}), {there} answer; start the others first",
-            name_of(state, node),
+            state.name_of(node),
             names.join(", ")
         );
         Err(Error::new(ErrorKind::Unavailable, text))
     }
 
     fn voters_told(&self, state: &MetaState) -> Vec<String> {
-        self.meta.voters().into_iter().map(|voter| name_of(state, voter)).collect()
+        self.meta.voters().into_iter().map(|voter| state.name_of(voter)).collect()
     }
 
     /// Waits, not longer than `wait`, until nobody needs `node` for a volume; returns what is still to happen.
@@ -256,7 +256,7 @@ fn given_up(state: &MetaState, volume: &Volume, node: NodeId) -> GivenUpReplica 
         .map_or(0, |home| classes::places(class, home, left.iter().filter_map(|replica| provider(*replica))));
     GivenUpReplica {
         volume: volume.name.to_string(),
-        replicas: left.iter().map(|replica| name_of(state, *replica)).collect(),
+        replicas: left.iter().map(|replica| state.name_of(*replica)).collect(),
         is_unmet: class != Class::Local && places < class.others(),
     }
 }
@@ -306,7 +306,7 @@ fn needs(
     node: NodeId,
     flushed: Lsn,
 ) -> Result<Option<String>, Error> {
-    let (name, node_name) = (&volume.name, name_of(state, node));
+    let (name, node_name) = (&volume.name, state.name_of(node));
     let replica = status.replicas.iter().find(|replica| replica.node == node_name);
     if let Some(tail) = replica.and_then(|replica| replica.tail.as_ref()) {
         let text = format!(

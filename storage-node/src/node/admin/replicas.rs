@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::durability::require_possible;
 use super::handover::Busy;
-use super::names::{group_named, name_of, names_of, node_named, volume_named};
+use super::names::{group_named, names_of, node_named, volume_named};
 use super::{NodeAdmin, deleted, outcome};
 use crate::node::METADATA_DEADLINE;
 use crate::ownership::driver::ReplicaChange;
@@ -207,7 +207,7 @@ impl NodeAdmin {
         let seen = self.reconciler.watermarks(volume.id).map(|marks| marks.snapshot()).unwrap_or_default();
         let keeps = nodes.iter().find_map(|node| Some((*node, seen.get(node)?.tail?)));
         let Some((node, tail)) = keeps else { return Ok(()) };
-        let (node, name) = (name_of(state, node), &volume.name);
+        let (node, name) = (state.name_of(node), &volume.name);
         let text = format!(
             "node {node} keeps {} writes of volume {name} that a takeover cut off, and nobody else has them: export them there, and drop them \
              with `helio volume rejoin {name} --node {node} --discard-tail`; then remove it",
@@ -224,9 +224,9 @@ impl NodeAdmin {
         let joining = volumes.iter().flat_map(|volume| state.places().joining(volume.id)).collect::<BTreeSet<_>>();
         Ok(ReplicasReport {
             volumes: volumes.iter().map(|volume| volume.name.to_string()).collect(),
-            owner: name_of(&state, meta.owner),
-            replicas: meta.replicas.iter().map(|node| name_of(&state, *node)).collect(),
-            joining: joining.into_iter().map(|node| name_of(&state, node)).collect(),
+            owner: state.name_of(meta.owner),
+            replicas: meta.replicas.iter().map(|node| state.name_of(*node)).collect(),
+            joining: joining.into_iter().map(|node| state.name_of(node)).collect(),
             ..ReplicasReport::default()
         })
     }
@@ -266,20 +266,20 @@ fn require_sensible(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Resu
         return invalid("name the nodes that are to follow, or to follow no more".to_owned());
     }
     if let Some(both) = wanted.add.intersection(&wanted.remove).next() {
-        return invalid(format!("node {} cannot be added and removed at once", name_of(state, *both)));
+        return invalid(format!("node {} cannot be added and removed at once", state.name_of(*both)));
     }
     require_not_owner(state, volume, wanted)?;
     if let Some(none) = wanted.remove.iter().find(|node| !volume.replicas.contains(node)) {
         let replicas = names_of(state, &volume.replicas);
         let at = if replicas.is_empty() { "nowhere".to_owned() } else { format!("at {replicas}") };
-        return invalid(format!("node {} holds no replica of volume {name}; they are {at}", name_of(state, *none)));
+        return invalid(format!("node {} holds no replica of volume {name}; they are {at}", state.name_of(*none)));
     }
     Ok(())
 }
 
 /// Refuses to have the owner follow, or follow no more: it may be another one than when that was asked for.
 fn require_not_owner(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Result<(), Error> {
-    let (name, owner) = (&volume.name, name_of(state, volume.owner));
+    let (name, owner) = (&volume.name, state.name_of(volume.owner));
     let text = if wanted.remove.contains(&volume.owner) {
         format!(
             "node {owner} owns volume {name}: hand it over with `helio volume migrate {name} --to NODE`, and remove it then"
@@ -310,7 +310,7 @@ fn require_enough(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Result
         let text = format!(
             "volume {} would have {left}, and be lost with node {}: {first}, or say that it is meant with --accept-fewer",
             volume.name,
-            name_of(state, volume.owner)
+            state.name_of(volume.owner)
         );
         return Err(Error::new(ErrorKind::InvalidRequest, text));
     }

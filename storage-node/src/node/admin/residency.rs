@@ -4,7 +4,7 @@ use client_lib::wire::admin::ResidencyMap;
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, VolumeId};
 
 use super::NodeAdmin;
-use super::names::{name_of, volume_named};
+use super::names::volume_named;
 use crate::ownership::gate::Phase;
 use crate::peer::message::AdminForward;
 use crate::serve::volume::store_failure;
@@ -29,7 +29,7 @@ impl NodeAdmin {
         }
         let state = self.meta.state();
         let volume = volume_named(&state, name)?;
-        let owner = name_of(&state, volume.owner);
+        let owner = state.name_of(volume.owner);
         let forward = AdminForward::Residency { volume: volume.id, parts };
         self.at_node(Some(node.unwrap_or(&owner)), forward, || self.residency_here(volume.id, parts)).await
     }

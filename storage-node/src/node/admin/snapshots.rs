@@ -7,7 +7,7 @@ use client_lib::wire::admin::{CloneSnapshot, CreateSnapshot, RollBack, SnapshotS
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, SnapshotId, SnapshotName, VolumeId, VolumeName};
 use consensus::{Command, Response, Snapshot};
 
-use super::names::{name_of, snapshot_named, volume_named};
+use super::names::{snapshot_named, volume_named};
 use super::{NodeAdmin, OWNER_PATIENCE, deleted, nonce, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::peer::message::{AdminForward, ReplicaPosition};
@@ -72,7 +72,7 @@ impl NodeAdmin {
                 complete_at: owner
                     .into_iter()
                     .chain(holders.map(|(node, _)| *node))
-                    .map(|node| name_of(&state, node))
+                    .map(|node| state.name_of(node))
                     .collect(),
             }
         };

@@ -8,7 +8,7 @@ use consensus::MetaState;
 use futures_util::future::join_all;
 
 use super::NodeAdmin;
-use super::names::{name_of, volume_named};
+use super::names::volume_named;
 use crate::ownership::chronicle::{End, Kind, Phase, Told};
 use crate::peer::message::AdminForward;
 
@@ -37,7 +37,7 @@ impl NodeAdmin {
                 Ok(told) => timeline.changes.extend(told.iter().map(|told| change(&state, *node, told))),
                 Err(error) => {
                     tracing::debug!(%node, %error, "its changes of owner are not told");
-                    timeline.silent.push(name_of(&state, *node));
+                    timeline.silent.push(state.name_of(*node));
                 }
             }
         }
@@ -76,9 +76,9 @@ fn change(state: &MetaState, node: NodeId, told: &Told) -> OwnershipChange {
     OwnershipChange {
         kind: kind.to_owned(),
         mode: mode.map(str::to_owned),
-        told_by: name_of(state, node),
-        from: name_of(state, told.from),
-        to: name_of(state, told.to),
+        told_by: state.name_of(node),
+        from: state.name_of(told.from),
+        to: state.name_of(told.to),
         epoch: told.epoch.0,
         volumes: told.volumes as u64,
         began_ms: told.began_ms,

@@ -10,7 +10,7 @@ use client_lib::{Error, ErrorKind};
 use tokio::time::Instant;
 
 use super::NodeAdmin;
-use super::names::{name_of, volume_named};
+use super::names::volume_named;
 use crate::peer::message::AdminForward;
 use crate::serve::admin::AskTrace;
 use crate::serve::volume::ServedVolume;
@@ -64,7 +64,7 @@ impl NodeAdmin {
             now,
         };
         let state = self.meta.state();
-        Ok(tap.report(&frame, |node| name_of(&state, node)))
+        Ok(tap.report(&frame, |node| state.name_of(node)))
     }
 }
 

@@ -16,7 +16,7 @@ use consensus::{Command, Response};
 
 use super::durability::{asked_for, require_possible};
 use super::links::{fetch_told, freight_told};
-use super::names::{name_of, node_named, volume_named};
+use super::names::{node_named, volume_named};
 use super::space::unix_ms_of;
 use super::{NodeAdmin, deleted, nonce, out_of_turn};
 use crate::node::METADATA_DEADLINE;
@@ -113,9 +113,9 @@ impl NodeAdmin {
             .map(|volume| VolumeSummary {
                 name: volume.name.to_string(),
                 size_bytes: volume.size.bytes(),
-                owner: name_of(&state, volume.owner),
+                owner: state.name_of(volume.owner),
                 epoch: volume.epoch.0,
-                replicas: volume.replicas.iter().map(|replica| name_of(&state, *replica)).collect(),
+                replicas: volume.replicas.iter().map(|replica| state.name_of(*replica)).collect(),
                 durability: volume.durability.class.to_string(),
                 encrypted: state.keys(volume.id).is_some(),
             })
@@ -171,7 +171,7 @@ impl NodeAdmin {
             // The newest write may have a position and not be carried out yet: nobody lacks it.
             let behind = marks.as_ref().filter(|_| lacked > 0).map_or(Duration::ZERO, |marks| marks.behind(watermark));
             replicas.push(ReplicaStatus {
-                node: name_of(&state, *replica),
+                node: state.name_of(*replica),
                 provider: state.node(*replica).map(|node| node.provider.to_string()).unwrap_or_default(),
                 watermark: watermark.to_string(),
                 known: seen.position.known.to_string(),
@@ -192,14 +192,14 @@ impl NodeAdmin {
             });
         }
         let source_needed =
-            if report.stale_blocks > 0 { meta.source.map(|source| name_of(&state, source)) } else { None };
+            if report.stale_blocks > 0 { meta.source.map(|source| state.name_of(source)) } else { None };
         let stale_bytes = report.stale_blocks * u64::from(BLOCK_SIZE);
         let durability = self.durability_here(&state, meta, &volume, stale_bytes).await?;
         Ok(VolumeStatus {
             name: meta.name.to_string(),
             id: meta.id.0,
             size_bytes: meta.size.bytes(),
-            owner: name_of(&state, meta.owner),
+            owner: state.name_of(meta.owner),
             epoch: meta.epoch.0,
             head: report.head.to_string(),
             mapped_bytes: report.mapped_blocks * u64::from(BLOCK_SIZE),
@@ -217,7 +217,7 @@ impl NodeAdmin {
             space: self.volume_space(&volume).await?,
             durability,
             rpo: marks.map(|marks| rpo_told(&volume, &marks)).unwrap_or_default(),
-            on_write: meta.on_write.map(|to| name_of(&state, to)),
+            on_write: meta.on_write.map(|to| state.name_of(to)),
             clone_of: meta.origin.map(|origin| origin_told(&state, origin)),
             group: state.group_of(meta.id).map(|group| group.name.to_string()),
             fetch: fetch_told(volume.puller.fetched(), report.stale_blocks),

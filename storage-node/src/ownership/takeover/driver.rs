@@ -185,7 +185,7 @@ impl Driver {
     fn look(&self, state: &MetaState) -> Event {
         let meta = state.volume(self.volume.id);
         if let Some((owner, epoch)) = meta.map(|meta| (meta.owner, meta.epoch)).filter(|now| now.1 != self.epoch) {
-            let owner = name_of(state, owner);
+            let owner = state.name_of(owner);
             let what = format!("volume {} is at node {owner} by now, in epoch {epoch}", self.volume.name);
             return Event::Failed(Error::new(ErrorKind::Busy, what));
         }
@@ -205,14 +205,14 @@ impl Driver {
             Some(group) => format!("`helio group migrate {} --to NODE` to move the volume with its group", group.name),
             None => format!("`helio volume migrate {} --to NODE` to move the volume", self.volume.name),
         };
-        let from = name_of(&state, self.from);
+        let from = state.name_of(self.from);
         let what = format!("node {from} has renewed its lease: it is alive; use {move_it}");
         Error::new(ErrorKind::Busy, what)
     }
 
     /// What was found when the answer to the proposal was lost.
     fn not_committed(&self, owner: NodeId, epoch: Epoch) -> Error {
-        let (volume, owner) = (&self.volume.name, name_of(&self.log.states().borrow(), owner));
+        let (volume, owner) = (&self.volume.name, self.log.states().borrow().name_of(owner));
         let what = format!("the takeover of volume {volume} was not committed: node {owner} owns it in epoch {epoch}");
         Error::new(ErrorKind::Unavailable, what)
     }
@@ -293,11 +293,6 @@ impl Driver {
             )),
         }
     }
-}
-
-/// What people call a node.
-fn name_of(state: &MetaState, node: NodeId) -> String {
-    state.node(node).map_or_else(|| format!("#{node}"), |node| node.name.to_string())
 }
 
 /// The refusal of a node that has discarded its tail and nothing in the place of that yet.
