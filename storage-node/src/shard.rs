@@ -19,6 +19,7 @@ mod clone;
 mod control;
 mod core;
 mod damage;
+mod entries;
 mod extents;
 mod fatal;
 mod fetch;

@@ -12,7 +12,8 @@ use client_lib::VolumeId;
 
 use super::checkpoint::{Checkpoints, decode_cold_end, decode_position};
 use super::clone::finish_fillings;
-use super::core::{Core, apply_to};
+use super::core::Core;
+use super::entries::apply_to;
 use super::handle::Role;
 use super::run::VolumeRun;
 use super::scrub::ScrubAction;
