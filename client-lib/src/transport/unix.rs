@@ -330,8 +330,7 @@ impl UnixTransport {
     }
 
     async fn exchange(&self, node: NodeId, request: Bytes, end: Instant) -> Result<Bytes, TransportError> {
-        let unreachable =
-            |reason: String| TransportError::Unreachable { node, reason: format!("{}: {reason}", self.path.display()) };
+        let unreachable = |reason: String| TransportError::Unreachable { node, reason };
         let unknown = |reason: &str| TransportError::OutcomeUnknown { node, reason: reason.to_owned() };
         let connection = match self.connection() {
             Some(connection) => connection,

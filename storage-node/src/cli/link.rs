@@ -202,8 +202,12 @@ pub(super) fn sentence(replica: &str, freight: &FreightStatus) -> Option<String>
         (freight.compressed_bytes, "by compression"),
     ];
     let saved = enumerated(&saved).map_or_else(String::new, |saved| format!("; saved: {saved}"));
-    let (wire, written) = (human(freight.wire_bytes), human(freight.written_bytes));
-    Some(format!("to {replica} went {wire} for {written} written{saved}"))
+    let wire = human(freight.wire_bytes);
+    let of = match freight.written_bytes {
+        0 => "of what was written before".to_owned(),
+        written => format!("for {} written", human(written)),
+    };
+    Some(format!("to {replica} went {wire} {of}{saved}"))
 }
 
 #[cfg(test)]
@@ -267,5 +271,7 @@ mod tests {
         let plain =
             FreightStatus { written_bytes: 4096, sent_bytes: 4096, wire_bytes: 4096, ..FreightStatus::default() };
         assert_eq!(sentence("b", &plain).as_deref(), Some("to b went 4 KiB for 4 KiB written"));
+        let earlier = FreightStatus { sent_bytes: 4096, wire_bytes: 4096, ..FreightStatus::default() };
+        assert_eq!(sentence("b", &earlier).as_deref(), Some("to b went 4 KiB of what was written before"));
     }
 }
