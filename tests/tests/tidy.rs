@@ -20,7 +20,7 @@ const ARROWS: [(&str, &[&str]); 4] = [
 /// Dependency, and the prefixes of the only files that may name it.
 const HOMES: [(&str, &[&str]); 11] = [
     ("quinn", &["client-lib/src/transport/quic"]),
-    ("rocksdb", &["consensus/src/store", "storage-node/src/map/store.rs"]),
+    ("rocksdb", &["consensus/src/store", "storage-node/src/map/store"]),
     ("io_uring", &["storage-node/src/io/uring.rs"]),
     ("openraft", &["consensus/"]),
     ("imago", &["storage-node/src/cli/transfer/image.rs"]),
