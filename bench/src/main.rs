@@ -19,6 +19,7 @@ mod idle;
 mod load;
 mod process;
 mod rebuild;
+mod relay;
 mod report;
 mod server;
 mod speed;
@@ -60,6 +61,8 @@ enum Question {
     Floor(floor::Options),
     #[command(hide = true)]
     MemoryServer(floor::MemoryServer),
+    #[command(hide = true)]
+    Relay(relay::Options),
     /// Random overwriting at 70 % utilisation: bytes written per byte, latency (10 minutes)
     Cleaning(cleaning::Options),
     /// A 4 TiB volume written at random: memory, map size, throughput, reopening, snapshots (10 minutes)
@@ -98,6 +101,7 @@ fn main() -> anyhow::Result<()> {
         Some(Question::Hop(options)) => hop::run(&options, &bench),
         Some(Question::Floor(options)) => floor::run(&options, &bench),
         Some(Question::MemoryServer(options)) => floor::serve(options),
+        Some(Question::Relay(options)) => relay::serve(&options),
         Some(Question::Cleaning(options)) => cleaning::run(&options, &bench),
         Some(Question::Growth(options)) => growth::run(&options, &bench),
         Some(Question::Idle(options)) => idle::run(&options, &bench),

@@ -88,6 +88,14 @@ impl Server {
         Stopped(Plan { program, arguments, export: VOLUME, ..Plan::new("helio-nbd", root, socket) }).start()
     }
 
+    /// A [`relay`](crate::relay) before the NBD socket of `node`: this program, as a process of its own.
+    pub(crate) fn relay(root: &Path, node: &Server) -> anyhow::Result<Server> {
+        let socket = root.join("relay.sock");
+        let arguments = vec!["relay".to_owned(), socket.display().to_string(), node.plan.socket.display().to_string()];
+        let plan = Plan { program: std::env::current_exe()?, arguments, ..Plan::new("relay", root, socket) };
+        Stopped(Plan { export: VOLUME, ..plan }).start()
+    }
+
     /// `qemu-nbd` on a raw file, without the host's cache.
     pub(crate) fn qemu_nbd(root: &Path, size: u64) -> anyhow::Result<Server> {
         let (image, socket) = (image(root, "qemu.img", size)?, root.join("qemu.sock"));

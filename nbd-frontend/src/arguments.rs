@@ -71,7 +71,7 @@ pub struct Way {
     /// Reach it over the network, with credentials that `helio cluster client` wrote
     #[arg(long, env = "HELIO_CREDENTIALS", value_name = "FILE")]
     pub cluster: Option<PathBuf>,
-    /// Reach it through the node on this machine: client.sock in its data directory
+    /// Reach it through the node on this machine, by its data directory or by client.sock in it
     #[arg(long, value_name = "PATH")]
     pub node: Option<PathBuf>,
 }

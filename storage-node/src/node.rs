@@ -66,9 +66,6 @@ pub mod takeover;
 /// How long a proposal or a linearizable read may wait for a leader.
 pub const METADATA_DEADLINE: Duration = Duration::from_secs(20);
 
-/// The socket for clients of this machine, in the data directory.
-pub const CLIENT_SOCKET: &str = "client.sock";
-
 /// A node of the first set of voters.
 #[derive(Clone, Debug)]
 pub struct BootstrapMember {
@@ -357,7 +354,7 @@ const SOCKET_PATH_MAX: usize = 107;
 
 /// Listens for clients of this machine, in the data directory.
 async fn listen_for_clients(data: &Path, service: Arc<NodeService>) -> anyhow::Result<Option<UnixServer>> {
-    let path = data.join(CLIENT_SOCKET);
+    let path = data.join(client_lib::transport::unix::CLIENT_SOCKET);
     if path.as_os_str().len() > SOCKET_PATH_MAX {
         tracing::warn!(path = %path.display(), "no socket for clients of this machine: its path is too long");
         return Ok(None);

@@ -95,7 +95,7 @@ impl Cluster {
         Ok(Cluster { nodes, runtime: Handle::current(), quic: Some(quic), way, who })
     }
 
-    /// The cluster of the node whose socket for clients this is (`client.sock` in its data directory), on this machine. Connects to
+    /// The cluster of the node whose socket for clients this is (`client.sock` in its data directory, or that directory), on this machine. Connects to
     /// nobody yet; everything goes through that node, and waits while it does not run. Needs a tokio runtime, as
     /// [`from_credentials`](Self::from_credentials).
     #[must_use]

@@ -33,6 +33,9 @@ use super::{BoxFuture, Class, FRAME_SIZE_MAX, Home, Residence, Service, Transpor
 use crate::error::{Error, ErrorKind};
 use crate::types::NodeId;
 
+/// The socket for clients of this machine, in a node's data directory.
+pub const CLIENT_SOCKET: &str = "client.sock";
+
 /// Connections at a time; more are closed at once.
 const CONNECTIONS_MAX: usize = 256;
 /// Calls of one connection under way; further requests wait unread.
@@ -290,7 +293,7 @@ impl Drop for UnixTransport {
 }
 
 impl UnixTransport {
-    /// Calls whoever listens on `path`. Connects when needed. Needs a tokio runtime, on which connections live.
+    /// Calls whoever listens on `path`, or, where that is a directory, on [`CLIENT_SOCKET`] in it. Connects when needed. Needs a tokio runtime, on which connections live.
     #[must_use]
     pub fn new(path: &Path) -> Arc<UnixTransport> {
         let (runtime, live, connecting) = (Handle::current(), Mutex::default(), tokio::sync::Mutex::default());
@@ -311,7 +314,8 @@ impl UnixTransport {
         if let Some(live) = self.connection() {
             return Ok(live);
         }
-        let path = self.path.clone();
+        // Who gives a node's data directory means the socket in it.
+        let path = if self.path.is_dir() { self.path.join(CLIENT_SOCKET) } else { self.path.clone() };
         // On the runtime where it is to live, which may be another than the caller's.
         let connecting = self.runtime.spawn(async move { UnixStream::connect(path).await.and_then(Line::new) });
         let mut line = connecting.await.map_err(io::Error::other)??;
@@ -488,6 +492,18 @@ mod tests {
         hostile.read_to_end(&mut rest).await.expect("ends");
         assert!(rest.is_empty());
         assert_eq!(ask(&UnixTransport::new(&path), "x").await.expect("answered"), "x");
+        server.close().await;
+    }
+
+    /// `helio-nbd --node DIR`, "client.sock in its data directory" as its help said, was refused a connection for ever.
+    #[tokio::test]
+    async fn a_data_directory_stands_for_the_socket_in_it() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let asked = UnixTransport::new(dir.path());
+        assert!(ask(&asked, "x").await.is_err(), "nobody listens yet");
+        let service = Arc::new(Probe(Semaphore::new(0)));
+        let server = UnixServer::bind(&dir.path().join(CLIENT_SOCKET), service).await.expect("listens");
+        assert_eq!(ask(&asked, "x").await.expect("answered"), "x");
         server.close().await;
     }
 
