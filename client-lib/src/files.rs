@@ -33,8 +33,11 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Removes a file, if there is one.
-fn remove(path: &Path) -> io::Result<()> {
+/// Removes a file, if there is one. Syncs nothing: after a crash it may be there again.
+///
+/// # Errors
+/// What the system says.
+pub fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

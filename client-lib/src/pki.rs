@@ -198,11 +198,8 @@ fn ca_cluster(ca: &CertificateDer<'_>) -> Result<ClusterId, PkiError> {
 /// Removes a file that need not be there, and syncs that.
 fn remove(dir: &Path, name: &str) -> Result<(), PkiError> {
     let path = dir.join(name);
-    let attempt = || match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => fs::File::open(dir)?.sync_all(),
-    };
-    attempt().map_err(|source| PkiError::Io { path: path.clone(), source })
+    let removed = files::remove(&path).and_then(|()| fs::File::open(dir)?.sync_all());
+    removed.map_err(|source| PkiError::Io { path, source })
 }
 
 fn certificate_from_pem(pem: &str) -> Result<CertificateDer<'static>, PkiError> {

@@ -17,7 +17,7 @@ fn seen(up: &Up, name: &str) -> (f64, bool) {
     (member["rtt_ms"].as_f64().unwrap_or(0.0), member["reachable"].as_bool().expect("is said"))
 }
 
-/// Waits until `links`' file has been followed `times` times: a busy machine looks like a partition, for a moment.
+/// Waits until the file of the links has been followed `times` times: a busy machine looks like a partition, for a moment.
 fn followed(up: &Up, times: usize) {
     until("the file is followed", PATIENCE, || {
         up.log().expect("is there").matches("the links behave as it says").count() >= times

@@ -65,12 +65,7 @@ impl Placements {
     /// # Errors
     /// `File`.
     pub fn remove(&self) -> Result<(), StoresError> {
-        match std::fs::remove_file(&self.path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StoresError::File { path: self.path.clone(), source })
-            }
-            _ => Ok(()),
-        }
+        files::remove(&self.path).map_err(|source| StoresError::File { path: self.path.clone(), source })
     }
 
     /// `volume` goes into `store`. Synced on return.

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use client_lib::files;
 use serde::{Deserialize, Serialize};
 
 use super::piece::{Checksum, PIECE_LEN};
@@ -144,12 +145,7 @@ impl StateFile {
 
     /// All is done.
     pub(in crate::cli) fn remove(&self) -> anyhow::Result<()> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("{} is not needed any more", self.path.display()))
-            }
-            _ => Ok(()),
-        }
+        files::remove(&self.path).with_context(|| format!("{} is not needed any more", self.path.display()))
     }
 }
 
