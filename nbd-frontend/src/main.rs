@@ -78,10 +78,17 @@ async fn serve(arguments: HelioNbd, passed: PassedSockets) -> anyhow::Result<()>
         tls: tls.options(),
         ..ServerOptions::default()
     };
-    let (server, how) = match start(server_options, directory.clone(), replace).await? {
-        (server, true) => (server, ", taken over"),
-        (server, false) => (server, ""),
+    let started = tokio::select! {
+        biased;
+        // Whoever stops it while it takes over wants things to stay as they are: what it has asked for is given up, and the other process goes on.
+        () = &mut stopped => None,
+        started = start(server_options, directory.clone(), replace) => Some(started?),
     };
+    let Some((server, is_successor)) = started else {
+        tracing::info!("stopped before it served");
+        return end(&directory, clusters).await;
+    };
+    let how = if is_successor { ", taken over" } else { "" };
     let ready = format!("NBD on {}{how}", server.places());
     log::say(format_args!("ready: {ready}"));
     notify::ready(&ready);
@@ -105,6 +112,11 @@ async fn serve(arguments: HelioNbd, passed: PassedSockets) -> anyhow::Result<()>
         }
     }
     trial.abort();
+    end(&directory, clusters).await
+}
+
+/// Closes what is open of the clusters.
+async fn end(directory: &RemoteDirectory, clusters: Vec<Cluster>) -> anyhow::Result<()> {
     directory.closed().await;
     for cluster in clusters {
         cluster.close().await;

@@ -34,6 +34,9 @@ pub const OPTIONS_MAX: u32 = 256;
 /// How many exports a list names; the rest of a longer list is left out.
 pub const LIST_LEN_MAX: usize = 10_000;
 
+/// With so many bytes to be sent no further option is taken.
+const OUTPUT_MAX: usize = 64 << 10;
+
 /// The longest message of a refusal, in bytes; longer ones are cut ("Conventions" allows 4096).
 const REFUSAL_LEN_MAX: usize = 512;
 
@@ -42,6 +45,8 @@ const REFUSAL_LEN_MAX: usize = 512;
 pub enum Step {
     /// Send the output, then read more bytes.
     Read,
+    /// Send the output, then go on: what one answer to many options would take in memory is not gathered.
+    Send,
     /// Look something up and call [`Negotiation::answer`].
     Ask(Question),
     /// Send the output, then begin TLS and call [`Negotiation::secured`]. Nothing more may have been read.
@@ -235,6 +240,7 @@ impl Negotiation {
                     input.advance(CLIENT_FLAGS_LEN);
                     self.client_flags(flags);
                 }
+                Phase::Options if self.output.len() >= OUTPUT_MAX => return Step::Send,
                 Phase::Options => match OptionHeader::decode(input) {
                     Err(malformed) => self.phase = Phase::Close(malformed.0),
                     Ok(None) => return Step::Read,

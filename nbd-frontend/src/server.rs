@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use client_lib::transport::unix::quiet::QuietStream;
@@ -129,13 +129,22 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn take_files(&self) -> Vec<SocketFile> {
-        std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner))
+    /// The files of the sockets, for who sees to them; none is removed at the end then.
+    pub(crate) fn take_files(&self) -> Vec<SocketFile> {
+        std::mem::take(&mut *self.files())
     }
 
-    /// Another process goes on with the sockets.
-    pub(crate) fn disown_files(&self) {
-        self.take_files().into_iter().for_each(SocketFile::disown);
+    /// They are this process's, and removed at its end, which may have come.
+    pub(crate) fn keep_files(&self, files: Vec<SocketFile>) {
+        let mut kept = self.files();
+        // Looked at under the lock, under which they are taken at the end.
+        if !self.closing.is_closed() {
+            kept.extend(files);
+        }
+    }
+
+    fn files(&self) -> MutexGuard<'_, Vec<SocketFile>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -235,7 +244,7 @@ impl Server {
         inheritance.confirm().await?;
         server.shared.gate.open();
         let files: Vec<_> = paths.map(SocketFile::adopted).collect();
-        server.shared.files.lock().unwrap_or_else(PoisonError::into_inner).extend(files);
+        server.shared.keep_files(files);
         tracing::info!(connections = count, staying, "took over from another process");
         Ok(Some(server))
     }

@@ -216,6 +216,7 @@ fn negotiated(input: &[u8], encryption: Encryption, piece: usize) -> (Vec<u8>, S
             Step::Ask(Question::Info(name) | Question::Open(name)) if name == "disk" => {
                 negotiation.answer(Answer::Export(Ok(info("disk"))));
             }
+            Step::Send => {}
             Step::Ask(_) => negotiation.answer(Answer::Export(Err(Error::new(ErrorKind::NotFound, "no such export")))),
             // What comes behind is encrypted, and depends on how much was read: bytes in the clear close.
             Step::StartTls => {

@@ -429,6 +429,16 @@ impl HelioNbd {
         Ok(std::mem::replace(&mut self.process, new))
     }
 
+    /// Starts a new process that is to take over, and waits for nothing.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn begin_to_replace(&self) -> anyhow::Result<Owned> {
+        let mut command = Command::new(&self.program);
+        let arguments = self.arguments.iter().filter(|argument| *argument != "--replace");
+        Owned::start(command.args(arguments).arg("--replace"), "a helio-nbd that is to take over")
+    }
+
     /// SIGTERM, and waits for a clean end.
     ///
     /// # Errors

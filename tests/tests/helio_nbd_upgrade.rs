@@ -127,8 +127,15 @@ fn a_process_that_does_not_fit_or_dies_changes_nothing() {
     assert!(said.contains("\"disk\" is not exported here"), "{said}");
     let said = run(Command::new(&program).arg("--node").arg(&node).args(["--listen", "127.0.0.1:0", "--replace"]));
     assert!(said.expect_err("cannot know").to_string().contains("use --control PATH"));
-    // While nobody can tell whether all is durable, nothing is passed on.
+    // While nobody can tell whether all is durable, nothing is passed on. Whoever is stopped while it waits for that once took over first, and
+    // then stopped as it had been told, with all clients.
     nodes.pause("a").expect("it runs");
+    let asked = || remote.log().expect("is read").matches("a new process wants to take over").count();
+    let before = asked();
+    let mut waiting = remote.begin_to_replace().expect("starts");
+    nodes.until("the old process is not asked", PATIENCE, || asked() > before);
+    waiting.terminate().expect("it waits");
+    assert!(waiting.wait(PATIENCE).expect("ends"), "it was to stop, and has");
     let said = remote.replace_with(&[]).expect_err("cannot be flushed").to_string();
     assert!(said.contains("disk waits (") && said.contains("replace it when disk is served again"), "{said}");
     nodes.resume("a").expect("it is paused");

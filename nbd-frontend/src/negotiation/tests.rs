@@ -112,6 +112,37 @@ fn meta(name: &str, queries: &[&str]) -> Vec<u8> {
     data
 }
 
+/// The answers to all options that had come were gathered before the first was sent: up to 256 lists of all exports, for 4 KiB of a client that
+/// reads nothing.
+#[test]
+fn what_many_options_are_answered_with_is_sent_before_more_of_them_are_taken() {
+    const LISTS: usize = 40;
+    let mut talk = Talk::fixed();
+    (0..LISTS).for_each(|_| talk.send(OPT_LIST, &[]));
+    let exports: Vec<_> = (0..1000).map(|number| info(&format!("export-{number}"))).collect();
+    let mut told = [0; LISTS];
+    let mut answered = 0;
+    loop {
+        match talk.negotiation.advance(&mut talk.input) {
+            Step::Ask(Question::List) => talk.negotiation.answer(Answer::List(Ok(exports.clone()))),
+            Step::Send => {
+                let replies = talk.replies();
+                let acked = replies.iter().filter(|(_, kind, _)| *kind == REP_ACK).count();
+                assert!((1..=2).contains(&acked), "one list is more than half of what is gathered: {acked}");
+                told[answered..answered + acked].fill(replies.len() / acked);
+                answered += acked;
+            }
+            step => {
+                assert!(matches!(step, Step::Read));
+                answered += talk.replies().iter().filter(|(_, kind, _)| *kind == REP_ACK).count();
+                break;
+            }
+        }
+    }
+    assert_eq!(answered, LISTS);
+    assert!(told[..LISTS - 2].iter().all(|replies| *replies == exports.len() + 1), "{told:?}");
+}
+
 #[test]
 fn go_tells_the_export_and_transmits() {
     let mut talk = Talk::fixed();

@@ -57,6 +57,16 @@ impl Channel {
         Ok(())
     }
 
+    /// The same within `patience`; given up, the conversation is over, since a part may have gone.
+    pub(crate) async fn send_within(
+        &self,
+        message: &Message,
+        descriptors: &[BorrowedFd<'_>],
+        patience: Duration,
+    ) -> Result<(), ChannelError> {
+        tokio::time::timeout(patience, self.send(message, descriptors)).await.unwrap_or(Err(ChannelError::TimedOut))
+    }
+
     /// Sends what fits into the socket at once, for who cannot wait. Whether it did.
     pub(crate) fn try_send(&self, message: &Message) -> bool {
         let Ok(bytes) = message.encode() else { return false };

@@ -111,15 +111,14 @@ impl Gate {
     }
 
     fn enter(&self, phase: Phase) {
-        {
-            let mut inner = self.inner();
-            if inner.phase == Phase::Left {
-                return;
-            }
-            inner.phase = phase;
-            inner.guests.values_mut().for_each(|parcel| *parcel = None);
-            self.generation.fetch_add(1, Ordering::Release);
+        let mut inner = self.inner();
+        if inner.phase == Phase::Left {
+            return;
         }
+        inner.phase = phase;
+        inner.guests.values_mut().for_each(|parcel| *parcel = None);
+        self.generation.fetch_add(1, Ordering::Release);
+        // Under the lock: whoever registers under it is woken by what changes later, and by nothing that it has seen.
         self.changed.notify_waiters();
     }
 
@@ -157,6 +156,11 @@ impl Gate {
     /// Returns when a successor has taken over.
     pub(crate) async fn left(&self) {
         self.until(|phase, _| phase == Phase::Left).await;
+    }
+
+    /// Returns when this process serves; at once when it has served already.
+    pub(crate) async fn served(&self) {
+        self.until(|phase, _| phase != Phase::Closed).await;
     }
 
     /// Returns when phase and generation are as `is_so` wants them.
@@ -297,11 +301,13 @@ impl GateWatch {
     pub(crate) fn is_closed(&mut self, cx: &mut Context<'_>) -> bool {
         let is_known = self.registered.as_ref().is_some_and(|(waker, _)| waker.will_wake(cx.waker()));
         if !is_known || self.gate.generation.load(Ordering::Acquire) != self.seen {
+            // Before the registration: one that is made between a change and its notice is used up by it, and the next change, which is
+            // the one to hear of, wakes nobody.
+            let inner = self.gate.inner();
             let mut registration = Box::pin(Arc::clone(&self.gate.changed).notified_owned());
             // Pending: it was only just made. What changes from here on wakes.
             let _ = registration.as_mut().poll(cx);
             self.registered = Some((cx.waker().clone(), registration));
-            let inner = self.gate.inner();
             self.seen = self.gate.generation(&inner);
             self.is_closed = inner.phase != Phase::Open;
         }
@@ -368,6 +374,51 @@ mod tests {
         assert!(once(all.as_mut()).is_ready());
         gate.leave();
         assert_eq!(once(parked), Poll::Ready(Verdict::Gone));
+    }
+
+    /// A task that looked between a change and its notice was woken by that, found nothing new, and was not woken by the next change: an
+    /// idle connection kept a successor waiting for five seconds, and then away.
+    #[test]
+    fn a_task_that_has_looked_is_woken_by_the_next_change_whenever_it_looked() {
+        struct Woken(AtomicU64);
+
+        impl std::task::Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+
+        let gate = Gate::opened();
+        let guest = gate.guest();
+        let mut watch = guest.watch().expect("it counts");
+        let woken = Arc::new(Woken(AtomicU64::new(0)));
+        let waker = Waker::from(woken.clone());
+        let cx = &mut Context::from_waker(&waker);
+        let rounds = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..2000 {
+                    rounds.wait();
+                    gate.close();
+                    gate.open();
+                    rounds.wait();
+                }
+            });
+            for round in 0..2000 {
+                rounds.wait();
+                for _ in 0..round % 7 {
+                    watch.is_closed(cx);
+                }
+                rounds.wait();
+                // What it does when it is woken for what came meanwhile.
+                assert!(!watch.is_closed(cx));
+                let before = woken.0.load(Ordering::SeqCst);
+                gate.close();
+                assert_eq!(woken.0.load(Ordering::SeqCst), before + 1, "in round {round}");
+                gate.open();
+                watch.is_closed(cx);
+            }
+        });
     }
 
     #[test]

@@ -18,7 +18,8 @@ use super::gate::{Gate, Parcel, Parked, Stage};
 use super::message::{ConnectionStage, ConnectionState, Hello, Holder, Message, STATE_VERSION, Sockets};
 use super::{PREPARE_PATIENCE, STEP_PATIENCE};
 use crate::export::Session;
-use crate::server::{Shared, lane, unix_socket};
+use crate::server::unix_socket::{self, SocketFile};
+use crate::server::{Shared, lane};
 
 /// Pause after a successor that could not be accepted.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -67,6 +68,12 @@ pub(crate) async fn serve(control: std::os::unix::net::UnixListener, sockets: la
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the control socket cannot be used: nobody can take over"),
     };
+    // What this process has yet to take over is not its own to pass on: another one may serve it still.
+    tokio::select! {
+        biased;
+        () = shared.closing.token().cancelled() => return,
+        () = shared.gate.served() => {}
+    }
     loop {
         let accepted = tokio::select! {
             biased;
@@ -117,7 +124,10 @@ async fn pass_on(channel: &Channel, control: &UnixListener, sockets: &lane::Sock
             return false;
         }
     };
+    // From `Go` on they may be the other one's: whoever stops this process now must not remove them.
+    let files = shared.take_files();
     if !channel.try_send(&Message::Go) {
+        shared.keep_files(files);
         tracing::warn!("nothing was passed on, the new process has gone; all goes on as before");
         return false;
     }
@@ -125,13 +135,14 @@ async fn pass_on(channel: &Channel, control: &UnixListener, sockets: &lane::Sock
     match channel.receive().await {
         Ok((Message::Serving, _)) => {}
         Ok(_) | Err(_) => {
+            shared.keep_files(files);
             tracing::warn!("the new process has gone before it served; all goes on as before");
             return false;
         }
     }
     std::mem::forget(closed);
     shared.gate.leave();
-    shared.disown_files();
+    files.into_iter().for_each(SocketFile::disown);
     let (pause, staying) = (since.elapsed(), shared.gate.staying());
     tracing::info!(connections, sessions, ?pause, staying, "passed on to a new process");
     true
@@ -152,8 +163,14 @@ async fn prepare(
 
     // While all are served: what is left to be flushed afterwards is little.
     let used = shared.gate.used();
-    settle(&used, PREPARE_PATIENCE).await?;
-    channel.send(&Message::Prepare(used.iter().map(|session| session.draft()).collect()), &[]).await?;
+    tokio::select! {
+        biased;
+        // It has nothing to say now but that it does not go on: the next one need not wait behind it.
+        said = channel.receive() => return Err(unasked(said?.0)),
+        settled = settle(&used, PREPARE_PATIENCE) => drop(settled?),
+    }
+    let drafts = used.iter().map(|session| session.draft()).collect();
+    channel.send_within(&Message::Prepare(drafts), &[], STEP_PATIENCE).await?;
     drop(used);
     expect(channel, PREPARE_PATIENCE, &Message::Ready).await?;
 
@@ -173,7 +190,7 @@ async fn prepare(
         .collect();
     let (sessions, numbers) = shares(&parked);
     for state in settle(&sessions, patience).await? {
-        channel.send(&Message::Session(state), &[]).await?;
+        channel.send_within(&Message::Session(state), &[], patience).await?;
     }
     let (connections, sessions) = (parked.len(), sessions.len());
     for parked in parked {
@@ -187,7 +204,7 @@ async fn prepare(
             }
         };
         let state = ConnectionState { family, peer, stage, unsent, input };
-        channel.send(&Message::Connection(Box::new(state)), &[descriptor.as_fd()]).await?;
+        channel.send_within(&Message::Connection(Box::new(state)), &[descriptor.as_fd()], patience).await?;
     }
     let (unix, tcp) = (sockets.unix.as_ref(), sockets.tcp.as_ref());
     let told = Sockets {
@@ -198,16 +215,24 @@ async fn prepare(
         staying: shared.gate.staying() as u32,
     };
     let descriptors = [Some(control.as_fd()), unix.map(AsFd::as_fd), tcp.map(AsFd::as_fd)];
-    channel.send(&Message::Sockets(told), &descriptors.into_iter().flatten().collect::<Vec<_>>()).await?;
+    let descriptors: Vec<_> = descriptors.into_iter().flatten().collect();
+    channel.send_within(&Message::Sockets(told), &descriptors, patience).await?;
     expect(channel, STEP_PATIENCE, &Message::Prepared).await?;
     Ok(Passed { connections, sessions, since })
 }
 
 async fn expect(channel: &Channel, patience: Duration, expected: &Message) -> Result<(), NotNow> {
     match channel.receive_within(patience).await?.0 {
-        Message::Refused(why) => Err(NotNow::Declined(why)),
         message if message == *expected => Ok(()),
-        other => Err(out_of_turn(&other)),
+        other => Err(unasked(other)),
+    }
+}
+
+/// Why nothing is passed on to who says something else than it should.
+fn unasked(message: Message) -> NotNow {
+    match message {
+        Message::Refused(why) => NotNow::Declined(why),
+        other => out_of_turn(&other),
     }
 }
 

@@ -13,6 +13,7 @@ use futures_util::future::try_join_all;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::listen;
+use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixStream;
 
@@ -42,7 +43,7 @@ pub(crate) struct Adopted {
 /// All that a predecessor passes on.
 pub(crate) struct Inheritance {
     pub(super) channel: Channel,
-    pub(super) process: Option<OwnedFd>,
+    pub(super) process: Process,
     pub(crate) sockets: lane::Sockets,
     pub(crate) control: std::os::unix::net::UnixListener,
     pub(crate) connections: Vec<Adopted>,
@@ -59,41 +60,40 @@ pub(crate) async fn ask(
     hello: Hello,
     directory: &dyn ExportDirectory,
 ) -> Result<Option<Inheritance>, Error> {
-    let stream = match UnixStream::connect(path).await {
-        Ok(stream) => stream,
-        // A socket file without a process, or none (unix(7)); or a process that has just closed the socket, with this in its queue.
-        Err(error)
-            if [IoKind::ConnectionRefused, IoKind::ConnectionReset, IoKind::NotFound].contains(&error.kind()) =>
-        {
-            return Ok(None);
-        }
-        Err(error) => {
-            let text = format!("{} cannot be connected to", path.display());
-            return Err(Error::new(ErrorKind::InvalidRequest, text).caused_by(error));
-        }
-    };
-    // Known by this from now on, whatever number another process gets.
-    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(Pid::from_raw);
-    let process = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty()));
-    let is_known_dead = matches!(process, Some(Err(Errno::SRCH)));
-    let process = process.and_then(Result::ok);
-    let channel = Channel::new(stream);
-    match fetch(&channel, hello, directory).await {
-        Ok(Fetched { sockets, control, connections, staying }) => {
-            Ok(Some(Inheritance { channel, process, sockets, control, connections, staying }))
-        }
-        // Its last word would have been that it goes on.
-        Err(NotTaken::Channel(ChannelError::Ended)) if is_known_dead || process.is_some_and(has_ended) => {
-            tracing::warn!(
-                "the process that was to be replaced died before it had passed everything on; its clients must connect anew"
-            );
-            Ok(None)
-        }
-        Err(error) => {
-            if !matches!(error, NotTaken::Refused(_)) {
-                channel.try_send(&Message::Refused(error.to_string()));
+    loop {
+        let stream = match UnixStream::connect(path).await {
+            Ok(stream) => stream,
+            // A socket file without a process, or none (unix(7)); or a process that has just closed the socket, with this in its queue.
+            Err(error)
+                if [IoKind::ConnectionRefused, IoKind::ConnectionReset, IoKind::NotFound].contains(&error.kind()) =>
+            {
+                return Ok(None);
             }
-            Err(error.into())
+            Err(error) => {
+                let text = format!("{} cannot be connected to", path.display());
+                return Err(Error::new(ErrorKind::InvalidRequest, text).caused_by(error));
+            }
+        };
+        let listener = Process::of(stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(Pid::from_raw));
+        let channel = Channel::new(stream);
+        match fetch(&channel, hello.clone(), directory).await {
+            Ok(Fetched { sockets, control, connections, staying }) => {
+                // Not who listened when this process came: another successor may have been in between.
+                let process = Process::of(socket_peercred(&control).ok().map(|listens| listens.pid));
+                return Ok(Some(Inheritance { channel, process, sockets, control, connections, staying }));
+            }
+            // Its last word would have been that it goes on. Somebody who has succeeded it meanwhile listens there now.
+            Err(NotTaken::Channel(ChannelError::Ended)) if listener.has_ended() => {
+                tracing::warn!(
+                    "the process that was to be replaced died before it had passed everything on; its clients must connect anew"
+                );
+            }
+            Err(error) => {
+                if !matches!(error, NotTaken::Refused(_)) {
+                    channel.try_send(&Message::Refused(error.to_string()));
+                }
+                return Err(error.into());
+            }
         }
     }
 }
@@ -217,7 +217,7 @@ impl Inheritance {
                     tracing::warn!("the process before this one died while it passed everything on");
                 }
             }
-            Err(NotTaken::Channel(ChannelError::Ended)) if process.is_some_and(has_ended) => {
+            Err(NotTaken::Channel(ChannelError::Ended)) if process.has_ended() => {
                 tracing::warn!("the process before this one died when everything was here: this one serves");
             }
             Err(error) => return Err(error.into()),
@@ -236,10 +236,35 @@ impl Inheritance {
     }
 }
 
-/// Whether a process has ended, or does now.
-fn has_ended(process: OwnedFd) -> bool {
-    // Readable when it has (pidfd_open(2)).
-    poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&END_PATIENCE)).is_ok_and(|ready| ready == 1)
+/// Another process, whatever number a later one gets.
+#[derive(Debug)]
+pub(super) enum Process {
+    Known(OwnedFd),
+    /// It had ended when it was looked for.
+    Ended,
+    Unknown,
+}
+
+impl Process {
+    pub(super) fn of(pid: Option<Pid>) -> Process {
+        match pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+            Some(Ok(process)) => Process::Known(process),
+            Some(Err(Errno::SRCH)) => Process::Ended,
+            Some(Err(_)) | None => Process::Unknown,
+        }
+    }
+
+    /// Whether it has ended, or does now.
+    fn has_ended(&self) -> bool {
+        match self {
+            // Readable when it has (pidfd_open(2)).
+            Process::Known(process) => {
+                poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&END_PATIENCE)).is_ok_and(|ready| ready == 1)
+            }
+            Process::Ended => true,
+            Process::Unknown => false,
+        }
+    }
 }
 
 /// Where a server listens, as its successor is asked to tell it.

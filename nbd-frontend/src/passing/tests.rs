@@ -7,7 +7,7 @@ mod certificates;
 mod common;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_lib::transport::BoxFuture;
 use client_lib::{Error, ErrorKind};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore};
 
 use self::certificates::Certificates;
 use self::common::{Client, HUNG, extended, option, request, string};
 use super::channel::{Channel, ChannelError};
-use super::message::{HEADER_LEN, Header, Hello, Holder, Message, STATE_VERSION};
-use super::successor::Inheritance;
+use super::message::{self, HEADER_LEN, Header, Hello, Holder, Message, STATE_VERSION};
+use super::successor::{Inheritance, Process};
 use crate::proto::constants::*;
 use crate::proto::style::Style;
 use crate::server::lane::Sockets;
@@ -602,6 +602,91 @@ async fn a_successor_that_fails_at_any_step_changes_nothing() {
     server.shutdown().await;
 }
 
+/// A successor that stopped in the middle of the transfer, and lived, held up every client until somebody killed it: what was sent to it had no end
+/// of time.
+#[tokio::test]
+async fn a_successor_that_does_not_take_what_it_is_sent_holds_up_nobody_for_long() {
+    let mut place = Place::new();
+    place.limits.pause_timeout = Duration::from_millis(200);
+    let (_, exports) = memory(&["disk"]);
+    let server = place.begin(&exports).await;
+    let (mut client, mut large) = (place.unix().await, place.unix().await);
+    client.go("disk", false).await;
+    large.go("disk", false).await;
+    // More than fits into the socket between the two.
+    let write = [request(CMD_WRITE, 0, 1, 0, 16 << 20), vec![1; 16 << 20]].concat();
+    large.send(&write[..write.len() - 1]).await;
+    assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0);
+    let channel = knock(&place).await;
+    takes_over_up_to(3, &channel, &place).await;
+    assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0, "it is served again");
+    large.send(&write[write.len() - 1..]).await;
+    assert_eq!(large.reply(0).await.cookie, 1);
+    drop(channel);
+    server.shutdown().await;
+}
+
+/// A process that was stopped when it had said `Go` removed the files of the sockets that its successor went on with: nobody could connect any
+/// more, and the next to take over found nobody and served the same disk beside it.
+#[tokio::test]
+async fn who_is_stopped_behind_go_leaves_the_files_to_its_successor() {
+    let place = Place::new();
+    let (_, exports) = memory(&["disk"]);
+    for serves in [true, false] {
+        let server = place.begin(&exports).await;
+        let mut client = place.unix().await;
+        client.go("disk", false).await;
+        let channel = knock(&place).await;
+        takes_over_up_to(7, &channel, &place).await;
+        let mut stopping = Box::pin(server.shutdown());
+        assert!(futures_util::poll!(&mut stopping).is_pending(), "the other one may serve");
+        assert!(place.socket().exists() && place.control().exists());
+        if serves {
+            channel.send(&Message::Serving, &[]).await.expect("is sent");
+        }
+        drop(channel);
+        stopping.await;
+        assert_eq!([place.socket().exists(), place.control().exists()], [serves; 2], "they are whose the clients are");
+    }
+}
+
+/// Two that came to take over one after the other: the first passed on to the second what it had yet to be given itself, and both read from the
+/// same clients.
+#[tokio::test]
+async fn who_has_yet_to_take_over_passes_nothing_on() {
+    let place = Place::new();
+    let (_, exports) = memory(&["disk"]);
+    // What stands for the process that serves.
+    let control = UnixListener::bind(place.control()).expect("listens");
+    let socket = UnixListener::bind(place.socket()).expect("listens");
+    let first = tokio::spawn({
+        let (options, exports) = (place.options(), exports.clone());
+        async move { Server::replace(options, exports).await }
+    });
+    let channel = Channel::new(control.accept().await.expect("comes").0);
+    assert!(matches!(heard(&channel).await, Ok(Message::Hello(_))));
+    channel.send(&Message::Prepare(Vec::new()), &[]).await.expect("is sent");
+    assert!(matches!(heard(&channel).await, Ok(Message::Ready)));
+    let told = message::Sockets { unix: true, tcp: false, sessions: 0, connections: 0, staying: 0 };
+    channel.send(&Message::Sockets(told), &[control.as_fd(), socket.as_fd()]).await.expect("is sent");
+    assert!(matches!(heard(&channel).await, Ok(Message::Prepared)));
+
+    let second = knock(&place).await;
+    let wanted = Hello { tcp: None, ..hello(&place) };
+    second.send(&Message::Hello(wanted), &[]).await.expect("is sent");
+    let told = tokio::time::timeout(Duration::from_millis(300), second.receive()).await;
+    assert!(told.is_err(), "it is told nothing before the first one serves: {told:?}");
+    channel.send(&Message::Go, &[]).await.expect("is sent");
+    assert!(matches!(heard(&channel).await, Ok(Message::Serving)));
+    let server = first.await.expect("joins").expect("takes over").expect("somebody listened");
+    drop((control, socket, channel));
+    let told = heard(&second).await;
+    assert!(matches!(told, Ok(Message::Prepare(_))), "{told:?}");
+    drop(second);
+    place.unix().await.go("disk", false).await;
+    server.shutdown().await;
+}
+
 #[tokio::test]
 async fn who_does_not_fit_is_told_why_and_changes_nothing() {
     let certificates = Certificates::new();
@@ -698,14 +783,15 @@ async fn connections_with_tls_stay_until_they_end() {
 async fn inherited(is_alive: bool) -> Result<(), Error> {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     let mut child = Command::new("sleep").arg("1000").stdout(Stdio::null()).spawn().expect("starts");
-    let process: OwnedFd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).expect("it runs");
+    let process = Process::of(Some(Pid::from_child(&child)));
+    assert!(matches!(process, Process::Known(_)), "it runs");
     if !is_alive {
         child.kill().expect("it runs");
     }
     let control = std::os::unix::net::UnixListener::bind(tempfile::tempdir().expect("a directory").path().join("c"));
     let inheritance = Inheritance {
         channel: Channel::new(ours),
-        process: Some(process),
+        process,
         sockets: Sockets { tcp: None, unix: None },
         control: control.expect("listens"),
         connections: Vec::new(),

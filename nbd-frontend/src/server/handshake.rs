@@ -141,7 +141,8 @@ impl<'a> Handshake<'a> {
                     self.send(stream, guest).await?;
                     return Ok(None);
                 }
-                Step::Ask(_) => {}
+                // Sent before anything else is done.
+                Step::Send | Step::Ask(_) => {}
             }
         }
     }

@@ -11,7 +11,7 @@ use super::cannot_listen;
 
 /// A socket file that this process made; dropping it removes the file, unless another has taken its place.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     /// Device and inode, by which the file is known.
     identity: Option<(u64, u64)>,
@@ -25,7 +25,7 @@ impl SocketFile {
     }
 
     /// Another process goes on with the socket: the file stays.
-    pub(super) fn disown(mut self) {
+    pub(crate) fn disown(mut self) {
         self.identity = None;
     }
 }

@@ -22,7 +22,7 @@ impl Closing {
         self.token.cancel();
     }
 
-    pub(super) fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.flag.load(Ordering::Acquire)
     }
 
