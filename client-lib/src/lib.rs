@@ -2,7 +2,7 @@
 //!
 //! Owns the identifiers and positions ([`types`]), sizes ([`geometry`]), policies ([`policy`]), what clients may do
 //! ([`rights`]), what an operation spends its time on ([`trace`]), the error that callers act
-//! on ([`error`]), files that are replaced whole ([`files`]), the seam to the network ([`transport`]) and the frames that cross it ([`wire`]). It links
+//! on ([`error`]), files that are replaced whole ([`files`]), the requests of a connection ([`in_flight`]), the seam to the network ([`transport`]) and the frames that cross it ([`wire`]). It links
 //! neither RocksDB, openraft nor io_uring, and never will, so that outside programs can link it.
 
 pub mod capi;
@@ -12,6 +12,7 @@ pub mod clock;
 pub mod error;
 pub mod files;
 pub mod geometry;
+pub mod in_flight;
 pub mod pki;
 pub mod policy;
 pub mod random;

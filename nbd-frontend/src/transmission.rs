@@ -22,9 +22,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
+use client_lib::in_flight::InFlight;
 use client_lib::{Error, ErrorKind};
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -123,7 +122,7 @@ pub(crate) struct Transmission<'a, S> {
     bounds: Bounds,
     input: BytesMut,
     incoming: Incoming,
-    in_flight: FuturesUnordered<Operation<'a>>,
+    in_flight: InFlight<Operation<'a>>,
     bytes_in_flight: u64,
     output: Output,
     closing: Closing,
@@ -171,7 +170,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             bounds,
             input,
             incoming,
-            in_flight: FuturesUnordered::new(),
+            in_flight: InFlight::new(),
             bytes_in_flight: 0,
             output: Output::begin(unsent),
             closing: closing.clone(),
@@ -225,12 +224,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         self.watch_closing(cx);
         self.is_pausing = !self.is_closing && self.gate.as_mut().is_some_and(|gate| gate.is_closed(cx));
         loop {
-            let wants = if self.is_pausing { Wants::Nothing } else { self.take_requests()? };
+            let wants = if self.is_pausing { Wants::Nothing } else { self.take_requests(cx)? };
             let mut freed = false;
-            while !self.in_flight.is_empty() {
-                let Poll::Ready(Some(done)) = self.in_flight.poll_next_unpin(cx) else {
-                    break;
-                };
+            while let Poll::Ready(done) = self.in_flight.poll_next(cx) {
                 self.finish(done);
                 freed = true;
             }
@@ -369,7 +365,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
     }
 
     /// Starts every request that is in the buffer and has room.
-    fn take_requests(&mut self) -> Result<Wants, Broken> {
+    fn take_requests(&mut self, cx: &mut Context<'_>) -> Result<Wants, Broken> {
         loop {
             match &mut self.incoming {
                 Incoming::Ended(_) => return Ok(Wants::Nothing),
@@ -385,7 +381,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
                     }
                 }
                 Incoming::Header => {
-                    if let Some(wants) = self.take_header()? {
+                    if let Some(wants) = self.take_header(cx)? {
                         return Ok(wants);
                     }
                 }
@@ -393,7 +389,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
                     match std::mem::replace(&mut self.incoming, Incoming::Header) {
                         Incoming::Payload { header, offset, fua, payload, arrived } => {
                             let payload = payload.freeze();
-                            self.start(Operation::write(self.session, &header, offset, payload, fua, arrived));
+                            self.start(Operation::write(self.session, &header, offset, payload, fua, arrived), cx);
                         }
                         Incoming::Discard { header, refusal, .. } => self.refuse(&header, refusal),
                         Incoming::Header | Incoming::Ended(_) => {}
@@ -404,7 +400,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
     }
 
     /// Takes one request off the buffer; `Some` if it cannot be taken yet.
-    fn take_header(&mut self) -> Result<Option<Wants>, Broken> {
+    fn take_header(&mut self, cx: &mut Context<'_>) -> Result<Option<Wants>, Broken> {
         if self.in_flight.len() >= self.bounds.requests || self.output.unsent() >= REPLY_BACKLOG_MAX {
             return Ok(Some(Wants::Room));
         }
@@ -438,7 +434,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             return Ok(Some(Wants::Room));
         }
         if let Request::Write { offset, length, fua } = request {
-            return Ok(self.take_write(&header, offset, length as usize, fua));
+            return Ok(self.take_write(&header, offset, length as usize, fua, cx));
         }
         self.input.advance(header_len);
         match request {
@@ -446,7 +442,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
             Request::Nothing => self.finish(Done::nothing(&header)),
             request => {
                 self.bytes_in_flight += cost;
-                self.start(Operation::new(self.session, &header, request, self.arrived));
+                self.start(Operation::new(self.session, &header, request, self.arrived), cx);
             }
         }
         Ok(None)
@@ -471,14 +467,21 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         Ok(())
     }
 
-    fn take_write(&mut self, header: &RequestHeader, offset: u64, length: usize, fua: bool) -> Option<Wants> {
+    fn take_write(
+        &mut self,
+        header: &RequestHeader,
+        offset: u64,
+        length: usize,
+        fua: bool,
+        cx: &mut Context<'_>,
+    ) -> Option<Wants> {
         let header_len = self.constraints.style.request_header_len();
         let whole = header_len + length;
         if self.input.len() >= whole {
             self.input.advance(header_len);
             let payload = self.input.split_to(length).freeze();
             self.bytes_in_flight += length as u64;
-            self.start(Operation::write(self.session, header, offset, payload, fua, self.arrived));
+            self.start(Operation::write(self.session, header, offset, payload, fua, self.arrived), cx);
         } else if length <= SHARED_PAYLOAD_MAX {
             // The rest must lie behind what is here; the header is decoded again when it has come.
             self.input.reserve(whole - self.input.len());
@@ -513,12 +516,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Transmission<'a, S> {
         })
     }
 
-    /// Polls an operation once: one that is ready at once never enters the set.
-    fn start(&mut self, mut operation: Operation<'a>) {
-        // Without a waker: the set polls whatever it is given with its own before this wake-up ends.
-        match Pin::new(&mut operation).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(done) => self.finish(done),
-            Poll::Pending => self.in_flight.push(operation),
+    /// Polls an operation once: one that is ready at once is answered at once.
+    fn start(&mut self, operation: Operation<'a>, cx: &mut Context<'_>) {
+        if let Poll::Ready(done) = self.in_flight.begin(operation, cx) {
+            self.finish(done);
         }
     }
 

@@ -16,7 +16,7 @@ pub mod line;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use line::Obstacle;
@@ -48,8 +48,22 @@ impl Write {
         ENTRY_COST + self.data.as_ref().map_or(0, |data| data.len() as u64)
     }
 
-    fn overlaps(&self, offset: u64, length: u64) -> bool {
-        self.offset < offset.saturating_add(length) && offset < self.offset.saturating_add(self.length)
+    fn extent(&self) -> Extent {
+        Extent { offset: self.offset, length: self.length }
+    }
+}
+
+/// The bytes that a write is about.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    offset: u64,
+    length: u64,
+}
+
+impl Extent {
+    fn overlaps(self, other: Extent) -> bool {
+        self.offset < other.offset.saturating_add(other.length)
+            && other.offset < self.offset.saturating_add(self.length)
     }
 }
 
@@ -101,8 +115,8 @@ pub struct Journal {
     next_number: u64,
     next_key: u64,
     entries: BTreeMap<WriteKey, Entry>,
-    /// Those of the entries that are open: few, where all may be many.
-    under_way: BTreeSet<WriteKey>,
+    /// Those of the entries that are open, and which bytes they write: few, where all may be many.
+    under_way: BTreeMap<WriteKey, Extent>,
     /// Rises with every ack.
     stamp: u64,
     recoveries: u64,
@@ -123,7 +137,7 @@ impl Journal {
             next_number: 0,
             next_key: 0,
             entries: BTreeMap::new(),
-            under_way: BTreeSet::new(),
+            under_way: BTreeMap::new(),
             stamp: 0,
             recoveries: 0,
             settled: Lsn::ZERO,
@@ -177,7 +191,8 @@ impl Journal {
     /// write always has room. In which order those begin that wait is for the [`Line`](line::Line).
     #[must_use]
     pub fn obstacle(&self, write: &Write) -> Option<Obstacle> {
-        if self.open().any(|(_, _, open)| open.overlaps(write.offset, write.length)) {
+        // With every write: without a look at what else is known of those that are open.
+        if self.under_way.values().any(|open| write.extent().overlaps(*open)) {
             return Some(Obstacle::Order);
         }
         let has_room = self.entries.is_empty() || self.bytes + write.cost() <= self.capacity;
@@ -193,15 +208,15 @@ impl Journal {
     /// Takes a write up.
     ///
     /// # Panics
-    /// If there is an [`obstacle`](Self::obstacle).
+    /// If there is an [`obstacle`](Self::obstacle), in a build with debug assertions.
     pub fn begin(&mut self, write: Write) -> WriteKey {
-        assert_eq!(self.obstacle(&write), None, "such a write waits");
+        debug_assert_eq!(self.obstacle(&write), None, "such a write waits");
         let key = WriteKey(self.next_key);
         self.next_key += 1;
         self.bytes += write.cost();
+        self.under_way.insert(key, write.extent());
         self.entries.insert(key, Entry { write, number: self.next_number, state: State::Open, was_acked: false });
         self.next_number += 1;
-        self.under_way.insert(key);
         key
     }
 
@@ -270,7 +285,7 @@ impl Journal {
 
     /// The writes that are to be sent, in the order in which those that overlap must be carried out.
     pub fn open(&self) -> impl Iterator<Item = (WriteKey, u64, &Write)> {
-        let open = self.under_way.iter().filter_map(|key| self.entries.get_key_value(key));
+        let open = self.under_way.keys().filter_map(|key| self.entries.get_key_value(key));
         open.map(|(key, entry)| (*key, entry.number, &entry.write))
     }
 
@@ -328,7 +343,7 @@ impl Journal {
         }
         self.cut_to(attached.size);
         let open = self.entries.iter().filter(|(_, entry)| entry.state == State::Open);
-        self.under_way = open.map(|(key, _)| *key).collect();
+        self.under_way = open.map(|(key, entry)| (*key, entry.write.extent())).collect();
         Ok(())
     }
 

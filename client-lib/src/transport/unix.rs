@@ -18,8 +18,6 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
@@ -31,6 +29,7 @@ use self::line::Line;
 use super::answers::Answers;
 use super::{BoxFuture, Class, FRAME_SIZE_MAX, Home, Residence, Service, Transport, TransportError};
 use crate::error::{Error, ErrorKind};
+use crate::in_flight::InFlight;
 use crate::types::NodeId;
 
 /// The socket for clients of this machine, in a node's data directory.
@@ -161,24 +160,23 @@ async fn answer(
     line: &mut Line,
     service: &dyn Service,
     closing: &CancellationToken,
-    first: Option<(u64, Bytes)>,
+    mut first: Option<(u64, Bytes)>,
 ) -> io::Result<Served> {
     let answers = &Answers::new();
     let call = |(number, request): (u64, Bytes)| {
         let length = request.len();
-        async move {
+        Box::pin(async move {
             let room = answers.set_aside(service.answer_bytes_max(&request)).await;
             (number, length, room.hold(service.serve_local(Class::Pull, request).await))
-        }
+        })
     };
     let (mut is_settled, mut requested, mut is_ending) = (first.is_some(), 0, false);
-    let mut calls: FuturesUnordered<_> =
-        first.into_iter().inspect(|(_, request)| requested += request.len()).map(call).collect();
+    let mut calls = InFlight::new();
     let mut closed = std::pin::pin!(closing.cancelled());
     std::future::poll_fn(|cx| {
         is_ending |= closed.as_mut().poll(cx).is_ready();
         loop {
-            while let Poll::Ready(Some((number, length, reply))) = calls.poll_next_unpin(cx) {
+            while let Poll::Ready((number, length, reply)) = calls.poll_next(cx) {
                 requested -= length;
                 line.push(number, reply);
             }
@@ -192,7 +190,11 @@ async fn answer(
             if calls.len() >= CALLS_MAX || requested >= REQUEST_BUDGET || line.unsent() >= UNSENT_MAX {
                 return Poll::Pending;
             }
-            match ready!(line.poll_receive(cx))? {
+            let request = match first.take() {
+                Some(request) => Some(request),
+                None => ready!(line.poll_receive(cx))?,
+            };
+            match request {
                 None => is_ending = true,
                 Some(request) => {
                     if !is_settled && calls.is_empty() && is_sent {
@@ -203,7 +205,10 @@ async fn answer(
                         }
                     }
                     requested += request.1.len();
-                    calls.push(call(request));
+                    if let Poll::Ready((number, length, reply)) = calls.begin(call(request), cx) {
+                        requested -= length;
+                        line.push(number, reply);
+                    }
                 }
             }
         }
@@ -227,13 +232,6 @@ struct Calls {
 impl Connection {
     fn calls(&self) -> MutexGuard<'_, Calls> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake(&self) {
-        let task = self.calls().task.clone();
-        if let Some(task) = task {
-            task.wake();
-        }
     }
 
     /// Nobody gets an answer any more.
@@ -344,7 +342,7 @@ impl UnixTransport {
                 .map_err(|error| unreachable(error.to_string()))?,
         };
         let (sender, receiver) = oneshot::channel();
-        let number = {
+        let (number, task) = {
             let mut calls = connection.calls();
             if calls.is_over {
                 return Err(unreachable("the connection has just ended".to_owned()));
@@ -354,9 +352,10 @@ impl UnixTransport {
             calls.waiting.insert(number, sender);
             // All of it, or nothing when the connection ends: who gives up leaves no half of a request behind.
             calls.queue.push((number, request));
-            number
+            (number, calls.task.clone())
         };
-        connection.wake();
+        // Until its task was polled once there is none to wake, and it looks then.
+        let _ = task.map(Waker::wake);
         match tokio::time::timeout_at(end, receiver).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(unknown("the connection ended")),

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Journal, Write};
+use super::{Extent, Journal, Write};
 
 /// What keeps a write from beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +29,7 @@ pub struct Place(u64);
 #[derive(Debug, Default)]
 pub struct Line {
     next: u64,
-    /// Offset and length of each.
-    waiting: BTreeMap<Place, (u64, u64)>,
+    waiting: BTreeMap<Place, Extent>,
     /// Those that nothing but want of room keeps from beginning.
     for_room: BTreeSet<Place>,
 }
@@ -45,7 +44,7 @@ impl Line {
         }
         journal.obstacle(write).or_else(|| {
             let mut before = self.waiting.range(..place);
-            before.any(|(_, (offset, length))| write.overlaps(*offset, *length)).then_some(Obstacle::Order)
+            before.any(|(_, extent)| write.extent().overlaps(*extent)).then_some(Obstacle::Order)
         })
     }
 
@@ -53,7 +52,7 @@ impl Line {
     pub fn wait(&mut self, place: Option<Place>, write: &Write, obstacle: Obstacle) -> Place {
         let place = place.unwrap_or(Place(self.next));
         self.next = self.next.max(place.0 + 1);
-        self.waiting.insert(place, (write.offset, write.length));
+        self.waiting.insert(place, write.extent());
         match obstacle {
             Obstacle::Order => self.for_room.remove(&place),
             Obstacle::Room => self.for_room.insert(place),
