@@ -129,6 +129,8 @@ pub struct Log {
     repairs: VecDeque<Queued>,
     /// Nothing of what is queued found room the last time.
     finds_no_room: bool,
+    /// Since there was room, a segment was asked for once more than the last refusal.
+    has_asked_again: bool,
     flights: VecDeque<Flight>,
     dirty: BTreeSet<FileId>,
     sync_waiters: Vec<u64>,
@@ -179,6 +181,7 @@ impl Log {
             queue: VecDeque::new(),
             repairs: VecDeque::new(),
             finds_no_room: false,
+            has_asked_again: false,
             flights: VecDeque::new(),
             dirty,
             sync_waiters: Vec::new(),
@@ -475,6 +478,13 @@ impl Log {
         self.finds_no_room = false;
         while self.flights.len() < APPENDS_MAX && self.has_queued() && !self.finds_no_room {
             self.finds_no_room = !self.start_append();
+        }
+        if !self.finds_no_room {
+            self.has_asked_again = false;
+        } else if self.pool.is_full() && !std::mem::replace(&mut self.has_asked_again, true) {
+            // The last refusal may be long ago: nothing is refused for want of room that is there.
+            self.pool.retry();
+            self.pool.make_ahead(&mut *self.engine, token(TOKEN_MAKE, 0));
         }
         self.start_sync();
     }

@@ -39,7 +39,7 @@ impl Ahead {
     /// The replica was told of this.
     pub fn told(&mut self, manifest: &Manifest, now: Duration) {
         for run in &manifest.runs {
-            for block in run.start.0..run.start.0 + run.blocks() {
+            for block in run.start.0..=run.start.0 + (run.blocks() - 1) {
                 if let RunContent::Zero(_) = run.content {
                     self.blocks.remove(&block);
                     continue;

@@ -4,6 +4,8 @@
 //! Manifests of one volume reach a replica in order and without gap: `from` of the next is `to` of the last. None reaches
 //! over a snapshot: one that ends at it says so, and those after it tell of newer versions only.
 
+use std::ops::RangeInclusive;
+
 use client_lib::{BlockIndex, Lsn, SnapshotId, VolumeSize};
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +84,17 @@ impl BlockRun {
             }
         }
         runs
+    }
+
+    /// Its blocks. The last one there can be is `u32::MAX`, so what is behind a run is no block in all cases.
+    pub fn blocks(&self) -> RangeInclusive<u32> {
+        self.start.0..=self.start.0 + (self.count - 1)
+    }
+
+    /// The block behind it, if there can be one.
+    #[must_use]
+    pub fn end(&self) -> Option<BlockIndex> {
+        self.start.0.checked_add(self.count).map(BlockIndex)
     }
 }
 

@@ -287,7 +287,7 @@ impl Puller {
     pub async fn pull(&self, moment: Moment, runs: &[BlockRun], class: Class, visited: &[NodeId]) -> Result<(), Error> {
         let why = if class == Class::Pull { Why::Demand } else { Why::Rest };
         if let (Why::Demand, Moment::Now, Some(first), Some(last)) = (why, moment, runs.first(), runs.last()) {
-            self.follow(first.start.0, last.start.0 + last.count - first.start.0, true);
+            self.follow(first.start.0, last.start.0 - first.start.0 + last.count, true);
         }
         let mut calls: FuturesUnordered<_> = split(runs, PULL_BLOCKS_MAX)
             .into_iter()
@@ -484,7 +484,7 @@ pub fn split(runs: &[BlockRun], blocks_max: u32) -> Vec<Vec<BlockRun>> {
         while rest.count > 0 {
             let count = rest.count.min(room);
             part.push(BlockRun { start: rest.start, count });
-            rest = BlockRun { start: BlockIndex(rest.start.0 + count), count: rest.count - count };
+            rest = BlockRun { start: BlockIndex(rest.start.0.wrapping_add(count)), count: rest.count - count };
             room -= count;
             if room == 0 {
                 parts.push(std::mem::take(&mut part));

@@ -235,7 +235,7 @@ impl Push {
                 message => return Err(self.way.volume.peers.unexpected(self.way.replica, &message.head)),
             };
             let Some(last) = runs.last() else { break };
-            after = BlockIndex(last.start.0 + last.count);
+            let next = last.end();
             let part_max = self.way.part_max();
             // As many bytes, however many calls they are.
             let calls_max = PUSH_CALLS_MAX * (PUSH_BLOCKS_MAX / part_max) as usize;
@@ -252,6 +252,8 @@ impl Push {
                     if offers.is_empty() { Vec::new() } else { offers.iter().filter(within).copied().collect() };
                 calls.push(self.send(part, offers));
             }
+            let Some(next) = next else { break };
+            after = next;
         }
         while let Some(sent) = calls.next().await {
             sent?;

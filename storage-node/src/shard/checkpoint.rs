@@ -359,7 +359,9 @@ impl Core {
                 Err(StoreError::from(error))
             }
         };
-        for reply in self.checkpoints.served.drain(..) {
+        // The same batch is tried until there is room: whoever waits for one behind it is told as well.
+        let late = if outcome.is_err() { std::mem::take(&mut self.checkpoints.waiting) } else { Vec::new() };
+        for reply in self.checkpoints.served.drain(..).chain(late) {
             drop(reply.send(outcome.clone()));
         }
         self.checkpoints.last_outcome = outcome;

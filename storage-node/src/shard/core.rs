@@ -404,12 +404,13 @@ impl Core {
 
     /// Whether requests must wait for a checkpoint. While checkpoints fail they need not: reads are served, and what
     /// would change pages is refused.
-    fn must_hold_back(&self) -> bool {
+    pub(super) fn must_hold_back(&self) -> bool {
         // Where nothing is written, nothing that is waited for would come.
         if self.map_fault().is_some() {
             return false;
         }
-        (self.map.cache.is_full() && !self.checkpoints.is_failing()) || self.log.is_starved() || self.unready.is_full()
+        let waits_for_checkpoint = self.map.cache.is_full() || self.unready.is_full();
+        (waits_for_checkpoint && !self.checkpoints.is_failing()) || self.log.is_starved()
     }
 
     fn background(&mut self) {
@@ -456,7 +457,8 @@ impl Core {
             || is_stuck
             || self.cleaner.is_working()
             || (may_change_pages && self.working().any(VolumeRun::has_work))
-            || (self.unready.may_be_any() && self.volumes.values().any(|run| run.has_unready_work(may_change_pages)))
+            || (self.unready.may_be_any()
+                && self.volumes.values().any(|run| self.has_unready_work(run, may_change_pages)))
     }
 
     /// The volumes that may have something to be done in the background.

@@ -387,7 +387,7 @@ pub(super) fn refuse_too_many(blocks: u64) -> Result<(), StoreError> {
 }
 
 pub(super) fn blocks_of(runs: &[BlockRun]) -> impl Iterator<Item = u32> + '_ {
-    runs.iter().flat_map(|run| run.start.0..run.start.0 + run.count)
+    runs.iter().flat_map(BlockRun::blocks)
 }
 
 fn refuse_stale(versions: &[(u32, Option<Version>)]) -> Result<(), StoreError> {

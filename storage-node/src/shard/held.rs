@@ -49,7 +49,7 @@ impl Core {
         let layers = &run.state.layers;
         let missing = layers.missing(Wanted::Sealed, after.0, most, most as u64);
         let lacks = |block: u32| layers.lacks(Wanted::Sealed, block).map(|(lsn, _)| (block, lsn));
-        Ok(missing.iter().flat_map(|run| run.start.0..run.start.0 + run.count).filter_map(lacks).take(most).collect())
+        Ok(missing.iter().flat_map(BlockRun::blocks).filter_map(lacks).take(most).collect())
     }
 
     /// Reads those of `wanted` that are here, in their order.

@@ -49,10 +49,10 @@ impl Core {
         let found = layers.missing(Wanted::Now, after.0, LOOK_BLOCKS as usize, LOOK_BLOCKS);
         let seen: u64 = found.iter().map(|run| u64::from(run.count)).sum();
         let next = found.last().filter(|_| seen == LOOK_BLOCKS);
-        let next = next.and_then(|last| last.start.0.checked_add(last.count)).map(BlockIndex);
+        let next = next.and_then(BlockRun::end);
         let is_newer = |block: &u32| layers.lacks(Wanted::Now, *block).is_some_and(|(lsn, _)| lsn > since);
         // The last block of the largest volume has no block behind it.
-        let blocks = found.iter().flat_map(|run| run.start.0..=run.start.0 + (run.count - 1));
+        let blocks = found.iter().flat_map(BlockRun::blocks);
         let runs = BlockRun::of(blocks.filter(is_newer));
         Ok(LackingSince { runs, next })
     }

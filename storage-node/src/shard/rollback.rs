@@ -80,6 +80,17 @@ impl Core {
         Ok(())
     }
 
+    /// Whether a volume's snapshot is on its way to the log.
+    fn has_snapshots_under_way(&self, volume: VolumeId) -> bool {
+        self.is_under_way(volume, |entry| matches!(entry, Entry::Snapshot { .. }))
+    }
+
+    /// Whether the next turn can do something about a volume that is not ready.
+    pub(super) fn has_unready_work(&self, run: &VolumeRun, may_change_pages: bool) -> bool {
+        let waits = run.is_draining() && self.has_snapshots_under_way(run.state.id);
+        !waits && run.has_unready_work(may_change_pages)
+    }
+
     /// What comes after `stage`, or that stage again; `None` when all is done.
     fn next_stage(
         &mut self,
@@ -87,9 +98,12 @@ impl Core {
         snapshot: SnapshotId,
         stage: Stage,
     ) -> Result<Option<Stage>, StoreError> {
+        let snapshots = self.has_snapshots_under_way(volume);
         let run = self.volumes.get_mut(&volume).ok_or(StoreError::UnknownVolume(volume))?;
         Ok(Some(match stage {
-            Stage::Draining if !run.is_quiet() => Stage::Draining,
+            // A snapshot that is applied before the rollback can make it impossible here and, since recovery has everything up to it in the
+            // base, possible there.
+            Stage::Draining if !run.is_quiet() || snapshots => Stage::Draining,
             Stage::Draining => {
                 may(run, snapshot)?;
                 let lsn = Lsn::new(run.epoch, run.head.sequence + 1);
@@ -127,8 +141,7 @@ impl VolumeRun {
     /// Whether `request` goes ahead of a rollback that waits for what is under way: that may itself wait for the lease, which only these can
     /// give or take away. Whoever loses the volume does not go back.
     pub(super) fn goes_ahead_of_rollback(&mut self, request: &Request) -> bool {
-        let drains = matches!(&self.rollback, Some(RollbackJob { stage: Stage::Draining, .. }));
-        if !drains || self.state.rollback.is_some() || self.state.filling.is_some() {
+        if !self.is_draining() || self.state.rollback.is_some() || self.state.filling.is_some() {
             return false;
         }
         match request {
@@ -141,6 +154,10 @@ impl VolumeRun {
             Request::Arm { .. } | Request::Deactivate { .. } => true,
             _ => false,
         }
+    }
+
+    fn is_draining(&self) -> bool {
+        matches!(&self.rollback, Some(RollbackJob { stage: Stage::Draining, .. }))
     }
 
     /// A rollback that waits for what is under way, and has changed nothing yet.

@@ -43,7 +43,11 @@ impl Core {
             && run.is_unready()
             && !run.goes_ahead_of_rollback(&request)
         {
-            self.unready.waiting.push(request);
+            match self.unready.is_full() && self.checkpoints.is_failing() {
+                // What makes the volume ready waits for room, and what makes room must not wait behind this.
+                true => request.refuse(StoreError::OutOfSpace),
+                false => self.unready.waiting.push(request),
+            }
             return None;
         }
         Some(request)

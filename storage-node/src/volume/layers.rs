@@ -663,7 +663,7 @@ impl Layers {
             let Some(rest) = left.checked_sub(1) else { break };
             left = rest;
             match runs.last_mut() {
-                Some(last) if last.start.0 + last.count == block => last.count += 1,
+                Some(last) if last.end() == Some(BlockIndex(block)) => last.count += 1,
                 _ if is_full => break,
                 _ => runs.push(BlockRun { start: BlockIndex(block), count: 1 }),
             }

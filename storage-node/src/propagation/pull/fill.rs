@@ -155,7 +155,8 @@ impl Puller {
             let missing = self.shard.missing(self.volume, wanted(moment), plan.after, MISSING_RUNS_MAX);
             let runs = missing.await.map_err(store_failure)?;
             if let Some(last) = runs.last() {
-                plan.after = BlockIndex(last.start.0 + last.count);
+                // Behind the last block there can be, it begins anew: what is there by then is not missing.
+                plan.after = last.end().unwrap_or(BlockIndex(0));
             }
             plan.is_clean &= runs.is_empty();
             plan.parts = split(&runs, self.part_blocks(most));

@@ -7,7 +7,7 @@ use client_lib::{SnapshotId, VolumeId};
 use super::rig::{Rig, VOLUME};
 use crate::map::page::PAGE_ENTRIES;
 use crate::map::store::Faults;
-use crate::shard::handle::{Request, StoreError};
+use crate::shard::handle::{QUEUE_DEPTH, Request, StoreError};
 use crate::shard::scrub::ScrubAction;
 
 const SIZE: u64 = 64 << 20;
@@ -184,12 +184,49 @@ async fn a_map_that_cannot_be_written_is_tried_again_and_then_a_fault() {
     rig.checkpoint().expect("is written");
 }
 
+fn refused_for_room(outcome: Result<(), StoreError>) {
+    assert!(outcome.as_ref().is_err_and(|error| error.to_string().contains("an injected fault")), "{outcome:?}");
+}
+
+/// The requests that waited for one volume kept those of all others from being taken up, also those that would have made room.
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_volume_that_waits_for_room_holds_up_no_other() {
+    let mut rig = Rig::in_memory(10, |_| {});
+    rig.open(SIZE);
+    rig.activate(1);
+    rig.write_block(0, 1).expect("writes");
+    rig.snapshot(1).expect("is made");
+    rig.fail_map(Faults { page: None, commits: Some(ErrorKind::StorageFull) });
+    rig.checkpoint().expect_err("there is no room");
+    rig.disk.hold_syncs(true);
+    let mut rollback = rig.send(|reply| Request::RollBack { volume: VOLUME, snapshot: SnapshotId(1), reply });
+    let read =
+        |reply| Request::Read { volume: VOLUME, moment: crate::volume::Moment::Now, offset: 0, length: 512, reply };
+    let mut waiting: Vec<_> = (0..QUEUE_DEPTH).map(|_| rig.send(read)).collect();
+    assert!(waiting.iter_mut().all(|answer| answer.try_recv().is_err()), "they wait for the rollback");
+    assert!(!rig.core().must_hold_back());
+    let one_more = rig.send(read);
+    assert_eq!(rig.wait(one_more).err(), Some(StoreError::OutOfSpace));
+    assert!(rollback.try_recv().is_err());
+    rig.disk.hold_syncs(false);
+    for _ in 0..3 {
+        try_again(&mut rig).await;
+    }
+    rig.wait(rollback).expect("is rolled back, and recovery would have more to do");
+    for answer in waiting {
+        rig.wait(answer).expect("reads");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_map_without_room_is_no_fault_and_goes_on_when_there_is_some() {
     let mut rig = unwritable(9, ErrorKind::StorageFull);
     for _ in 0..10 {
+        // Once it waited for as long as there was no room, as what is rolled back did behind it, and whoever uses that.
+        let late = rig.send(|reply| Request::Checkpoint { reply });
         try_again(&mut rig).await;
         assert_eq!(rig.report().fault, None);
+        refused_for_room(rig.wait(late));
     }
     rig.write_block(2, 3).expect("is in the log");
     rig.fail_map(Faults::default());

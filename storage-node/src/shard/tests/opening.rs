@@ -84,6 +84,35 @@ fn segments_that_are_made_and_cannot_be_opened_are_not_left_behind_and_writes_go
     assert_eq!(rig.read((written - 1) * CHUNK, 4096).expect("reads"), [2; 4096]);
 }
 
+/// A segment that could not be made once was not tried again before something had been refused: whoever had made room was told that the disk is
+/// full all the same.
+#[test]
+fn room_that_was_made_meanwhile_is_found_before_anything_is_refused() {
+    let mut rig = Rig::in_memory(4, |_| {});
+    rig.open(64 * SEGMENT_BYTES_MIN);
+    rig.activate(1);
+    let mut written = 0;
+    let mut write = |rig: &mut Rig| {
+        rig.write(written * CHUNK, vec![1; CHUNK as usize]).expect("there is room");
+        written += 1;
+    };
+    let active = |rig: &mut Rig| {
+        let segments = rig.core().log.segments();
+        segments.into_iter().find(|info| info.active && !info.cold).map(|info| info.segment)
+    };
+    write(&mut rig);
+    let first = active(&mut rig);
+    rig.disk.set_capacity(rig.disk.bytes());
+    while active(&mut rig) == first {
+        write(&mut rig);
+    }
+    // The one after this was asked for, and refused.
+    rig.disk.set_capacity(u64::MAX);
+    for _ in 0..3 * SEGMENT_BYTES_MIN / CHUNK {
+        write(&mut rig);
+    }
+}
+
 /// What the file that was written last has lost may be anything that was acked. Where it ended within a record, that was taken for one that a crash
 /// had torn: the store was opened without it and all that had been flushed after it.
 #[test]

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use client_lib::geometry::VOLUME_SIZE_MAX;
 use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId};
 use proptest::prelude::*;
 
-use super::rig::{Rig, VOLUME, cases, uniform};
+use super::rig::{Rig, VOLUME, cases, catch_up, uniform};
 use crate::log::Entry;
 use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, RunContent, VersionedBlock};
+use crate::propagation::pull::split;
 use crate::shard::handle::{FreezeWhen, Request, SealedDelta, StoreError};
 use crate::shard::sync::Done;
 use crate::volume::Moment;
@@ -530,6 +532,29 @@ fn a_sealed_delta_shows_what_was_then_and_costs_what_is_overwritten() {
     assert!(found.iter().all(|it| it.lsn > before && it.lsn <= head));
     rig.ask(|reply| Request::Release { volume: VOLUME, pin: delta.pin, reply }).expect("releases");
     assert!(!is_pinned(&mut rig));
+}
+
+/// The run of the last block that there can be was left out of whatever was read for a replica: it asked for that for ever, and had nothing that
+/// was written afterwards. A partition table is enough for it.
+#[test]
+fn the_last_block_of_the_largest_volume_reaches_a_replica() {
+    let (mut owner, mut replica) = (Rig::in_memory(41, |_| {}), Rig::in_memory(42, |_| {}));
+    for rig in [&mut owner, &mut replica] {
+        rig.open(VOLUME_SIZE_MAX);
+    }
+    owner.activate(1);
+    for (block, fill) in [(0, 1), (u32::MAX - 1, 2), (u32::MAX, 3)] {
+        owner.write_block(block, fill).expect("writes");
+    }
+    catch_up(&mut owner, &mut replica);
+    owner.deactivate(2);
+    replica.activate(2);
+    for (offset, fill) in [(0, 1), (VOLUME_SIZE_MAX - 8192, 2), (VOLUME_SIZE_MAX - 4096, 3)] {
+        assert_eq!(replica.read(offset, 4096).expect("reads"), [fill; 4096]);
+    }
+    let last = BlockRun { start: BlockIndex(u32::MAX - 1), count: 2 };
+    assert_eq!((last.blocks().collect::<Vec<_>>(), last.end()), (vec![u32::MAX - 1, u32::MAX], None));
+    assert_eq!(split(&[last], 1).len(), 2);
 }
 
 #[test]
