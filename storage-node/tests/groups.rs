@@ -188,7 +188,7 @@ async fn a_takeover_of_one_volume_meanwhile_moves_none_and_the_other_goes_on() {
     }
     // The owner and its destination hear of nothing that happens to the other volume.
     let hearing = [1, 2].map(|node| grouped.cluster.nodes[&node].hearing.clone());
-    let _deaf = [hearing[0].lock().await, hearing[1].lock().await];
+    let deaf = [hearing[0].lock().await, hearing[1].lock().await];
     let driver = grouped.driver(1, 2, false, CancellationToken::new());
     grouped.log(3, false).expire(NodeId(1), 0).await.expect("was never renewed");
     let start = grouped.cluster.nodes[&3].shard.report(grouped.volumes[1]).await.expect("reports").watermark;
@@ -202,7 +202,14 @@ async fn a_takeover_of_one_volume_meanwhile_moves_none_and_the_other_goes_on() {
         start,
     };
     grouped.cluster.meta.propose(takeover).expect("is taken over");
-    let fenced = driver.run().await.expect_err("one of them was taken over");
+    let running = tokio::spawn(driver.run());
+    let served = grouped.cluster.nodes[&1].volumes.get(grouped.volumes[1]).expect("is served");
+    grouped.cluster.until(|| async { matches!(served.gate.view().phase, Phase::Transferring(_)) }).await;
+    // What is left to it, it acts for once it has a lease again.
+    let renew = Command::RenewLease { node: NodeId(1), lapses: 1, duration_ms: 3_600_000 };
+    grouped.cluster.meta.propose(renew).expect("is renewed");
+    drop(deaf);
+    let fenced = running.await.expect("joins").expect_err("one of them was taken over");
     assert_eq!(fenced.kind(), ErrorKind::Fenced, "{fenced}");
     assert_eq!(grouped.owners(), [(NodeId(1), Epoch(1)), (NodeId(3), Epoch(2))]);
     write(&at_a[0], 0, 5).await;

@@ -11,10 +11,13 @@ use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId};
 use cluster::{Cluster, TestLog, block, read, write};
 use consensus::Command;
+use storage_node::ownership::driver as handover;
 use storage_node::ownership::expiry::LeaseWatch;
+use storage_node::ownership::gate::Phase;
 use storage_node::ownership::standing::Tail;
 use storage_node::ownership::takeover::driver::{Driver, Stage, Taken};
 use tokio::sync::OwnedMutexGuard;
+use tokio_util::sync::CancellationToken;
 
 impl Cluster {
     fn takeover(&self, to: u64, lose_answers: bool) -> (Driver, watch::Receiver<Stage>) {
@@ -79,6 +82,50 @@ impl Cluster {
 
 fn kind<T>(result: Result<T, Error>) -> ErrorKind {
     result.map(drop).expect_err("is refused").kind()
+}
+
+/// The owner found that its volume had been taken over when the outcome of its handover was not the one that it had asked for, and followed the new
+/// owner before anybody had looked what of its own had been cut off: there was no tail, and the new owner's writes were applied on top of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_whose_handover_a_takeover_has_overtaken_keeps_its_tail() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let at_a = cluster.session(1).await;
+    for index in 0..20 {
+        write(&at_a, index, 1).await;
+    }
+    for node in [2, 3] {
+        cluster.until(|| cluster.in_step(node)).await;
+    }
+    let (_, held) = cluster.known_and_held(2).await;
+    for (from, to) in [(1, 2), (2, 1)] {
+        cluster.network.set_blocked(NodeId(from), NodeId(to), true);
+    }
+    for index in 0..10 {
+        write(&at_a, index, 2).await;
+    }
+    let head = cluster.known_and_held(1).await.0;
+    // Neither the owner nor where it is to go hears of it.
+    let deaf =
+        (cluster.nodes[&1].hearing.clone().lock_owned().await, cluster.nodes[&3].hearing.clone().lock_owned().await);
+    cluster.meta.propose(Command::ExpireLease { node: NodeId(1), renewals: 0 }).expect("was never renewed");
+    let (volume, from, to) = (cluster.volume, NodeId(1), NodeId(2));
+    let takeover = Command::Takeover { volume, from, epoch: Epoch(1), to, incarnation: 1, start: held };
+    cluster.meta.propose(takeover).expect("is taken over");
+    let handover = {
+        let log = Arc::new(TestLog { meta: cluster.meta.clone(), me: NodeId(1), lose_answers: false });
+        handover::Driver::new(cluster.served(1), NodeId(3), Epoch(1), log, CancellationToken::new())
+    };
+    let running = tokio::spawn(handover.run());
+    let served = cluster.served(1);
+    cluster.until(|| async { matches!(served.gate.view().phase, Phase::Transferring(_)) }).await;
+    drop(deaf);
+    assert_eq!(kind(running.await.expect("joins")), ErrorKind::Fenced);
+    assert_eq!(
+        cluster.tail(1),
+        Some(Tail { from: held, to: head, blocks: 10 }),
+        "before anything is taken from the new owner"
+    );
+    cluster.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,7 +27,7 @@ pub(super) async fn finish(me: NodeId, meta: MetaRaft, volumes: Arc<Volumes>, pe
         let state = states.borrow_and_update().clone();
         let joining: Vec<(VolumeId, u64)> = state.places().joined_by(me).collect();
         for (volume, since) in &joining {
-            if is_whole(*volume, &volumes, &peers).await {
+            if is_whole(*volume, *since, &volumes, &peers).await {
                 let command = Command::ReplicaJoined { volume: *volume, node: me, since: *since };
                 match meta.carry_out(command, METADATA_DEADLINE).await {
                     Ok(_) => tracing::info!(%volume, "this node has everything, and counts as a replica now"),
@@ -42,9 +42,13 @@ pub(super) async fn finish(me: NodeId, meta: MetaRaft, volumes: Arc<Volumes>, pe
     }
 }
 
-/// Whether this node, as one that follows `volume` as far as it has heard, has all of it up to somewhere.
-async fn is_whole(id: VolumeId, volumes: &Volumes, peers: &PeerClient) -> bool {
+/// Whether this node, as one that follows `volume` as far as it has heard, has all of it up to somewhere. Before it has carried out this very
+/// addition, what it has may be what it is about to drop.
+async fn is_whole(id: VolumeId, since: u64, volumes: &Volumes, peers: &PeerClient) -> bool {
     let Some(volume) = volumes.get(id) else { return false };
+    if volume.joins.load(Ordering::Acquire) != since {
+        return false;
+    }
     let view = volume.gate.view();
     if view.phase != Phase::Elsewhere || !volume.follows.load(Ordering::Relaxed) {
         return false;

@@ -89,17 +89,13 @@ impl RaftOwnership {
 
     /// A new incarnation of this node makes everything proposed under the old one void, so what a read shows
     /// afterwards is final.
-    async fn settle_volumes(&self, volumes: &[VolumeId]) -> Result<Vec<(NodeId, Epoch)>, Error> {
+    async fn settle_volumes(&self, volumes: &[VolumeId]) -> Result<Vec<Option<(NodeId, Epoch)>>, Error> {
         let response = self.meta.carry_out(Command::NodeStarted { node: self.me }, METADATA_DEADLINE).await?;
         if let Response::Started { incarnation } = response {
             self.incarnation.fetch_max(incarnation, Ordering::AcqRel);
         }
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
-        let owner = |id: &VolumeId| {
-            let deleted = || Error::new(ErrorKind::NotFound, format!("volume {id} was deleted"));
-            state.volume(*id).map(|volume| (volume.owner, volume.epoch)).ok_or_else(deleted)
-        };
-        volumes.iter().map(owner).collect()
+        Ok(volumes.iter().map(|id| state.volume(*id).map(|volume| (volume.owner, volume.epoch))).collect())
     }
 
     /// Proposes `command`, of `volumes`. Where its answer is lost this waits until nothing that was proposed before can be committed
@@ -113,12 +109,18 @@ impl RaftOwnership {
         match self.meta.propose(command, METADATA_DEADLINE).await {
             Ok(response) => response.into_result_told(&self.meta.state()).map(drop),
             Err(error) => {
-                while let Err(error) = self.settle_volumes(volumes).await {
-                    if is_gone(&error) {
-                        return Err(error);
+                loop {
+                    match self.settle_volumes(volumes).await {
+                        Ok(owners) if owners.contains(&None) => {
+                            return Err(Error::new(ErrorKind::NotFound, "a volume was deleted meanwhile"));
+                        }
+                        Ok(_) => break,
+                        Err(error) if is_gone(&error) => return Err(error),
+                        Err(error) => {
+                            tracing::warn!(?volumes, %error, "the outcome of a change is not known yet; the volumes wait for it");
+                            tokio::time::sleep(RESOLVE_PAUSE).await;
+                        }
                     }
-                    tracing::warn!(?volumes, %error, "the outcome of a change is not known yet; the volumes wait for it");
-                    tokio::time::sleep(RESOLVE_PAUSE).await;
                 }
                 let state = self.meta.state();
                 if volumes.iter().all(|id| state.volume(*id).is_some_and(&is_so)) { Ok(()) } else { Err(error) }
@@ -171,7 +173,7 @@ impl OwnershipLog for RaftOwnership {
         self.meta.subscribe()
     }
 
-    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<(NodeId, Epoch)>, Error>> {
+    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<Option<(NodeId, Epoch)>>, Error>> {
         Box::pin(async move { self.settle_volumes(&volumes).await })
     }
 

@@ -293,6 +293,9 @@ impl Reconciler {
             true => volume.dropped.store(false, Ordering::Relaxed),
             false => drop_copy(&volume, meta).await?,
         }
+        // Behind what was to be dropped of an earlier copy.
+        let joins = state.places().joined_by(self.me).find(|(volume, _)| *volume == meta.id);
+        volume.joins.store(joins.map_or(0, |(_, since)| since), Ordering::Release);
         // Only now is it known whether this node has left the volume and keeps what is not listed any more.
         volume.snapshots.list(meta);
         if owned && !is_done {

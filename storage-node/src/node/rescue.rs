@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::Class;
-use client_lib::{Error, ErrorKind, NodeId};
+use client_lib::{Error, ErrorKind, Lsn, NodeId};
 use consensus::{MetaState, Volume};
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -133,16 +133,12 @@ impl NodeAdmin {
         Err(Refused { error: Error::new(ErrorKind::Unavailable, why_not.join("; ")), has_an_answer })
     }
 
-    /// Who comes first: one with which the volume's class can be met, one that holds all that it was told of, the nearest.
-    fn rank(
-        &self,
-        state: &MetaState,
-        meta: &Volume,
-        node: NodeId,
-        position: ReplicaPosition,
-    ) -> (bool, bool, Duration) {
+    /// Who comes first: one with which the volume's class can be met, one that has ever been complete, one that holds all that it was told of, the
+    /// nearest.
+    fn rank(&self, state: &MetaState, meta: &Volume, node: NodeId, position: ReplicaPosition) -> Rank {
         let rtt = self.peers.transport().rtt(node).unwrap_or(Duration::MAX);
-        (require_class(state, meta, node).is_err(), position.stale_blocks > 0, rtt)
+        let joins = state.places().is_joining(meta.id, node);
+        Rank::new(require_class(state, meta, node).is_ok(), joins, &position, rtt)
     }
 
     async fn where_is(&self, meta: &Volume, node: NodeId) -> Result<ReplicaPosition, Error> {
@@ -150,5 +146,48 @@ impl NodeAdmin {
         let asked = self.peers.ask_position(node, Class::Control, request, Bytes::new());
         let late = |_| Error::new(ErrorKind::Unavailable, format!("no answer within {ASK_PATIENCE:?}"));
         tokio::time::timeout(ASK_PATIENCE, asked).await.map_err(late)?
+    }
+}
+
+/// How good a replica is as the next owner; the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    fails_class: bool,
+    /// What it was told of nothing it lacks nothing of: that makes it no better than one that has almost everything.
+    has_nothing: bool,
+    lacks_some: bool,
+    rtt: Duration,
+}
+
+impl Rank {
+    fn new(meets_class: bool, joins: bool, position: &ReplicaPosition, rtt: Duration) -> Rank {
+        let has_nothing = joins || position.watermark == Lsn::ZERO;
+        Rank { fails_class: !meets_class, has_nothing, lacks_some: position.stale_blocks > 0, rtt }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that had just been added, and had been told of nothing, came before all that lacked a block: the volume went where nothing of it was.
+    #[test]
+    fn a_replica_that_has_almost_everything_comes_before_one_that_has_nothing() {
+        let position = |watermark, stale_blocks| {
+            let watermark = Lsn::new(client_lib::Epoch(1), watermark);
+            ReplicaPosition { known: watermark, watermark, stale_blocks, ..ReplicaPosition::default() }
+        };
+        let rank =
+            |meets, joins, position: ReplicaPosition, ms| Rank::new(meets, joins, &position, Duration::from_millis(ms));
+        let empty = ReplicaPosition::default();
+        let ranks = [
+            rank(true, false, position(9, 0), 20),
+            rank(true, false, position(9, 0), 30),
+            rank(true, false, position(8, 3), 1),
+            rank(true, false, empty, 1),
+            rank(true, true, position(9, 0), 2),
+            rank(false, false, position(9, 0), 1),
+        ];
+        assert!(ranks.is_sorted(), "{ranks:?}");
     }
 }

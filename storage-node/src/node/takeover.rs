@@ -560,14 +560,17 @@ fn require_heard(state: &MetaState, volume: &Volume, surveys: &[Survey], chosen:
     };
     let provider = |node: NodeId| state.node(node).map(|node| &node.provider);
     let class = volume.durability.class;
-    let Some(home) = provider(volume.owner) else { return Ok(()) };
-    let told = surveys.iter().filter_map(|survey| Some((provider(survey.node)?, has_told(survey))));
-    if !classes::may_hide_flushes(class, home, told) {
-        return Ok(());
-    }
-    let counts = |survey: &&Survey| provider(survey.node).is_some_and(|at| classes::counts(class, home, at));
-    let silent = surveys.iter().filter(|survey| !has_told(survey)).filter(counts);
-    let names: Vec<&str> = silent.map(|survey| survey.name.as_str()).collect();
+    // Also of those before the present owner that had written what is not here: what was flushed under one counts from where that one was.
+    let before = volume.history.iter().filter(|ended| ended.final_lsn > start).map(|ended| ended.owner);
+    let hidden = before.chain([volume.owner]).find_map(|owner| {
+        let home = provider(owner)?;
+        let others = || surveys.iter().filter(|survey| survey.node != owner);
+        let told = others().filter_map(|survey| Some((provider(survey.node)?, has_told(survey))));
+        let counts = |survey: &&Survey| provider(survey.node).is_some_and(|at| classes::counts(class, home, at));
+        let silent = || others().filter(|survey| !has_told(survey)).filter(counts);
+        classes::may_hide_flushes(class, home, told).then(|| silent().map(|survey| survey.name.as_str()).collect())
+    });
+    let Some(names): Option<Vec<&str>> = hidden else { return Ok(()) };
     Err(Error::new(
         ErrorKind::Unavailable,
         format!(
@@ -677,6 +680,30 @@ mod tests {
         assert!(refused.contains("at node n3 alone"), "{refused}");
         let unable = [survey(2, 9, 4, 4), survey(3, 9, 6, 8)];
         assert!(heard(Class::Geo(1), &unable).is_err(), "it holds more, and cannot take over");
+    }
+
+    /// Flushed at n1 and n3 of p1, then given to n2 of p2, which was lost before it had fetched anything: n4 of p2 took over, and the two of p1,
+    /// which held it, were not asked for since they do not count for an owner at p2.
+    #[test]
+    fn what_was_flushed_under_an_owner_before_is_not_given_up_unasked_either() {
+        let mut state = MetaState::default();
+        for (id, at) in [(1, 1), (2, 2), (3, 1), (4, 2)] {
+            let (name, provider) = (format!("n{id}"), format!("p{at}"));
+            let (name, provider) = (name.parse().expect("a name"), provider.parse().expect("a name"));
+            let register = consensus::Command::RegisterNode { id: NodeId(id), name, provider, address: String::new() };
+            state.apply(id, register).into_result().expect("is applied");
+        }
+        let durability = Durability { class: Class::Site(1), unmet: Unmet::Block };
+        let ended = consensus::EpochRecord { epoch: Epoch(1), owner: NodeId(1), final_lsn: lsn(9), manifest_digest: 0 };
+        let volume = Volume { durability, owner: NodeId(2), history: vec![ended], ..Volume::example() };
+        let heard = |surveys: &[Survey]| {
+            let chosen = choose(&volume, &Places::default(), surveys, None, NodeId(4), false).expect("one is able");
+            require_heard(&state, &volume, surveys, chosen).map_err(|error| error.message().to_owned())
+        };
+        let refused = heard(&[silent(1), silent(3), survey(4, 9, 4, 4)]).expect_err("they may be the ones");
+        assert!(refused.contains("at node n3 alone"), "{refused}");
+        assert_eq!(heard(&[silent(1), silent(3), survey(4, 9, 9, 9)]), Ok(()), "it has all of that time");
+        assert_eq!(heard(&[silent(1), survey(3, 9, 3, 3), survey(4, 9, 4, 4)]), Ok(()), "it was not flushed there");
     }
 
     #[test]

@@ -133,11 +133,12 @@ pub trait OwnershipLog: Send + Sync + 'static {
     /// Metadata as applied here, as it changes.
     fn states(&self) -> watch::Receiver<Arc<MetaState>>;
 
-    /// Makes sure that nothing that was proposed before can be committed after, then reads the owner of each of `volumes`.
+    /// Makes sure that nothing that was proposed before can be committed after, then reads the owner of each of `volumes`; `None` of one that
+    /// was deleted.
     ///
     /// # Errors
     /// When consensus cannot be reached: try again.
-    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<(NodeId, Epoch)>, Error>>;
+    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<Option<(NodeId, Epoch)>>, Error>>;
 
     /// Lists a snapshot of all volumes of `group`, which this process is about to make, and nobody else. May be repeated with the same
     /// `nonce`.
@@ -392,7 +393,7 @@ impl Driver {
     }
 
     /// # Errors
-    /// As [`is_gone`]: what was held is closed with its volume.
+    /// When this node stops: what was held ends with it.
     async fn carry_out(&mut self, step: Effect) -> Result<Event, Error> {
         match &step {
             Effect::Freeze => self.enter(chronicle::Phase::Freezing),
@@ -478,8 +479,8 @@ impl Driver {
 
     fn report(&self, released: &[Released], held: Duration) -> HandoverReport {
         let epoch = |released: &Released| match released {
-            Released::To { epoch, .. } => Some(*epoch),
-            Released::Here => None,
+            Released::To { epoch, .. } | Released::Found { epoch, .. } => Some(*epoch),
+            Released::Here | Released::Gone => None,
         };
         HandoverReport {
             epochs: released.iter().filter_map(epoch).collect(),

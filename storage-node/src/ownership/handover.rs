@@ -51,8 +51,8 @@ pub enum Event {
     Refused(Error),
     /// No answer: the transfer may or may not have been, or still be, committed.
     Unknown,
-    /// A linearizable read, made after the proposal was fenced off, showed these owners and epochs.
-    Resolved(Vec<(NodeId, Epoch)>),
+    /// A linearizable read, made after the proposal was fenced off, showed these owners and epochs; none of a volume that was deleted.
+    Resolved(Vec<Option<(NodeId, Epoch)>>),
 }
 
 /// What the driver must do next.
@@ -94,6 +94,8 @@ pub enum Failure {
     TakenOver(NodeId),
     /// The destination has taken some of the volumes over meanwhile; the others stay.
     SomeTakenOver,
+    /// Some of the volumes were deleted meanwhile; the others are where they are found.
+    Deleted,
 }
 
 impl Failure {
@@ -108,6 +110,7 @@ impl Failure {
                 Error::new(ErrorKind::Unavailable, what)
             }
             Failure::TakenOver(owner) => fenced(format!("the volume was taken over by node {} meanwhile", name(owner))),
+            Failure::Deleted => Error::new(ErrorKind::NotFound, "it was deleted meanwhile, or one of the volumes was"),
             Failure::SomeTakenOver => {
                 fenced(format!("one of the volumes was taken over by node {} meanwhile; the others stay", name(to)))
             }
@@ -120,13 +123,23 @@ impl Failure {
 pub enum Released {
     /// It stays here.
     Here,
-    /// It is followed here from now on.
+    /// This transfer was committed: it is followed here from now on.
     To {
         /// The new owner.
         owner: NodeId,
         /// The epoch of its ownership.
         epoch: Epoch,
     },
+    /// It has this owner by now, by this transfer or by a takeover, which may have cut off what was written here: only whoever knows the volume's
+    /// history may follow it.
+    Found {
+        /// The new owner.
+        owner: NodeId,
+        /// The epoch of its ownership.
+        epoch: Epoch,
+    },
+    /// It was deleted.
+    Gone,
 }
 
 /// One handover.
@@ -193,11 +206,15 @@ impl Handover {
     }
 
     /// Every volume's owner is known, for good.
-    fn resolved(&self, owners: &[(NodeId, Epoch)]) -> (State, Effect) {
-        assert_eq!(owners.len(), self.epochs.len(), "every volume has an owner");
-        let released = |(before, (owner, epoch)): (&Epoch, &(NodeId, Epoch))| {
-            assert!(epoch >= before, "epochs only rise: had {before}, saw {epoch} of node {owner}");
-            if epoch == before { Released::Here } else { Released::To { owner: *owner, epoch: *epoch } }
+    fn resolved(&self, owners: &[Option<(NodeId, Epoch)>]) -> (State, Effect) {
+        assert_eq!(owners.len(), self.epochs.len(), "of every volume it is told");
+        let released = |(before, now): (&Epoch, &Option<(NodeId, Epoch)>)| match *now {
+            None => Released::Gone,
+            Some((_, epoch)) if epoch == *before => Released::Here,
+            Some((owner, epoch)) => {
+                assert!(epoch > *before, "epochs only rise: had {before}, saw {epoch} of node {owner}");
+                Released::Found { owner, epoch }
+            }
         };
         let volumes: Vec<Released> = self.epochs.iter().zip(owners).map(released).collect();
         if volumes.iter().all(|released| *released == Released::Here) {
@@ -205,11 +222,12 @@ impl Handover {
         }
         // This very transfer, or takeovers: by the destination, that is as good.
         let lost = volumes.iter().find_map(|released| match released {
-            Released::To { owner, .. } if *owner != self.to => Some(*owner),
+            Released::Found { owner, .. } if *owner != self.to => Some(*owner),
             _ => None,
         });
         let failure = match lost {
             Some(owner) => Some(Failure::TakenOver(owner)),
+            None if volumes.contains(&Released::Gone) => Some(Failure::Deleted),
             // Not the transfer, which is of all or none.
             None if volumes.contains(&Released::Here) => Some(Failure::SomeTakenOver),
             None => None,
@@ -251,6 +269,10 @@ mod tests {
         Released::To { owner, epoch: Epoch(epoch) }
     }
 
+    fn found(owner: NodeId, epoch: u64) -> Released {
+        Released::Found { owner, epoch: Epoch(epoch) }
+    }
+
     /// What is released how, and whether that is a failure.
     fn released(effect: Option<Effect>) -> (Vec<Released>, bool) {
         let Some(Effect::Release { volumes, failure }) = effect else { panic!("{effect:?} releases nothing") };
@@ -264,13 +286,26 @@ mod tests {
         assert_eq!(released(committed), (vec![to(TO, 5), to(TO, 8)], false));
     }
 
+    /// Whoever found the volume at another owner followed that as if the transfer had been committed: what a takeover had cut off was not compared
+    /// with what is here, and the new owner's deltas were applied on top of it.
     #[test]
-    fn an_epoch_that_a_takeover_ended_steps_down_for_the_new_owner() {
+    fn an_epoch_that_a_takeover_ended_is_left_to_who_knows_its_history() {
         let mut handover = proposing(false);
         let over = Error::new(ErrorKind::NotOwner, "the epoch is over");
         assert!(matches!(handover.on(Event::Refused(over)), Some(Effect::Resolve)), "does not thaw");
-        let resolved = handover.on(Event::Resolved(vec![(NodeId(3), Epoch(5))]));
-        assert_eq!(released(resolved), (vec![to(NodeId(3), 5)], true));
+        let resolved = handover.on(Event::Resolved(vec![Some((NodeId(3), Epoch(5)))]));
+        assert_eq!(released(resolved), (vec![found(NodeId(3), 5)], true));
+    }
+
+    /// The others stayed frozen until the node was started again.
+    #[test]
+    fn a_volume_that_was_deleted_meanwhile_holds_up_no_other() {
+        for (other, expected) in [((NodeId(1), EPOCH), Released::Here), ((TO, Epoch(5)), found(TO, 5))] {
+            let mut handover = proposing(true);
+            handover.on(Event::Unknown);
+            let resolved = handover.on(Event::Resolved(vec![Some(other), None]));
+            assert_eq!(released(resolved), (vec![expected, Released::Gone], true));
+        }
     }
 
     #[test]
@@ -278,8 +313,8 @@ mod tests {
         for by in [TO, NodeId(3)] {
             let mut handover = proposing(true);
             handover.on(Event::Unknown);
-            let resolved = handover.on(Event::Resolved(vec![(NodeId(1), EPOCH), (by, Epoch(8))]));
-            assert_eq!(released(resolved), (vec![Released::Here, to(by, 8)], true));
+            let resolved = handover.on(Event::Resolved(vec![Some((NodeId(1), EPOCH)), Some((by, Epoch(8)))]));
+            assert_eq!(released(resolved), (vec![Released::Here, found(by, 8)], true));
         }
     }
 
@@ -303,13 +338,13 @@ mod tests {
             let mut handover = proposing(of_two);
             assert!(matches!(handover.on(Event::Unknown), Some(Effect::Resolve)));
             assert!(matches!(handover.on(Event::Unknown), Some(Effect::Resolve)), "asks again, does not thaw");
-            let moved = [(TO, Epoch(5)), (TO, Epoch(8))][..count].to_vec();
-            let all = [to(TO, 5), to(TO, 8)][..count].to_vec();
+            let moved = [Some((TO, Epoch(5))), Some((TO, Epoch(8)))][..count].to_vec();
+            let all = [found(TO, 5), found(TO, 8)][..count].to_vec();
             assert_eq!(released(handover.on(Event::Resolved(moved))), (all, false));
 
             let mut handover = proposing(of_two);
             handover.on(Event::Unknown);
-            let stayed = [(NodeId(1), EPOCH), (NodeId(1), OTHER)][..count].to_vec();
+            let stayed = [Some((NodeId(1), EPOCH)), Some((NodeId(1), OTHER))][..count].to_vec();
             assert!(matches!(handover.on(Event::Resolved(stayed)), Some(Effect::Thaw(_))));
         }
     }

@@ -48,16 +48,20 @@ async fn fetch(volume: &ServedVolume, durable: Lsn) -> Result<(), Error> {
         if let Err(error) = volume.puller.pull(Moment::Now, &runs, Class::Pull, &[]).await
             && are_lacking(volume, durable, &runs).await?
         {
-            if error.kind() != ErrorKind::Unavailable || begun.elapsed() >= PATIENCE {
+            if !may_pass(error.kind(), begun.elapsed()) {
                 return Err(error);
             }
-            // Its holder may be back in a moment.
             tokio::time::sleep(RETRY_PAUSE).await;
             continue;
         }
         after = next;
     }
     volume.shard.sync(volume.id).await.map(drop).map_err(store_failure)
+}
+
+/// Whether it is tried again: its holder may be back in a moment, and there may be room here again, however long that takes.
+fn may_pass(kind: ErrorKind, waited: Duration) -> bool {
+    kind == ErrorKind::OutOfSpace || (kind == ErrorKind::Unavailable && waited < PATIENCE)
 }
 
 async fn lacking(volume: &ServedVolume, durable: Lsn, from: BlockIndex) -> Result<LackingSince, Error> {
@@ -73,4 +77,17 @@ async fn are_lacking(volume: &ServedVolume, durable: Lsn, runs: &[BlockRun]) -> 
         runs.iter().any(|run| run.start.0 <= last(left) && left.start.0 <= last(run))
     };
     Ok(left.iter().any(is_asked))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store without room for what was owed told flushes that it was lost, and let the next ones go on without it.
+    #[test]
+    fn what_there_is_no_room_for_is_not_lost() {
+        assert!(may_pass(ErrorKind::OutOfSpace, 100 * PATIENCE));
+        assert!(may_pass(ErrorKind::Unavailable, PATIENCE / 2) && !may_pass(ErrorKind::Unavailable, PATIENCE));
+        assert!(!may_pass(ErrorKind::Corrupt, Duration::ZERO));
+    }
 }

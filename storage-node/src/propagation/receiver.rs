@@ -98,13 +98,19 @@ fn position_in(report: &VolumeReport) -> ReplicaPosition {
     }
 }
 
-/// This replica's positions, for an owner that begins to send.
+/// This replica's positions, for an owner that begins to send, or gives the volume away: what it says that it knows is durable here, since what is
+/// enclosed in a handover goes on from there.
 pub async fn status(volume: &ServedVolume) -> PeerReply {
     if let Some(fault) = volume.shard.fault() {
         // It can note nothing that it is told, and own nothing.
         return failed(StoreError::Poisoned(fault.to_owned()));
     }
-    match volume.shard.report(volume.id).await {
+    let report = volume.shard.report(volume.id).await;
+    // Behind the report: it may be told more meanwhile.
+    if let Err(error) = volume.shard.sync(volume.id).await {
+        return failed(error);
+    }
+    match report {
         Ok(report) => match report.rejoining {
             None => PeerReply::Position(position_in(&report)),
             Some(Rejoining { base, initial: Some(InitialSync { next, is_told: false, .. }), .. }) => {

@@ -5,7 +5,7 @@
 //! rather than answered from a copy that may be old. I/O waits through a handover and fails only when the
 //! owner stays out of reach for [`PATIENCE`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -103,6 +103,8 @@ pub struct ServedVolume {
     pub may_come: AtomicBool,
     /// Whether this node is to hold a copy, as far as it has heard: its owner sends to nobody else, and nobody else takes anything.
     pub follows: AtomicBool,
+    /// The addition as a replica that this node has carried out and has yet to be complete for; 0 when there is none.
+    pub joins: AtomicU64,
     /// Whether nothing of it is here, since this node is no replica of it any more.
     pub dropped: AtomicBool,
     /// Held while the owner is asked for the volume, because it is written here.
@@ -195,6 +197,7 @@ impl ServedVolume {
             keys: SealedKeys::default(),
             may_come: AtomicBool::new(false),
             follows: AtomicBool::new(false),
+            joins: AtomicU64::new(0),
             dropped: AtomicBool::new(false),
             coming: tokio::sync::Mutex::default(),
             begun: Mutex::default(),

@@ -157,12 +157,11 @@ impl OwnershipLog for TestLog {
         self.meta.published.subscribe()
     }
 
-    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<(NodeId, Epoch)>, Error>> {
+    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<Option<(NodeId, Epoch)>>, Error>> {
         Box::pin(async move {
             self.meta.propose(Command::NodeStarted { node: self.me })?;
             let state = self.meta.state();
-            let volumes = volumes.iter().map(|id| state.volume(*id).expect("the volume exists"));
-            Ok(volumes.map(|volume| (volume.owner, volume.epoch)).collect())
+            Ok(volumes.iter().map(|id| state.volume(*id).map(|volume| (volume.owner, volume.epoch))).collect())
         })
     }
 

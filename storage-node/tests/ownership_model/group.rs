@@ -615,7 +615,7 @@ impl Protocol {
                 process.incarnation = process.incarnation.max(incarnation);
                 process.started = true;
                 if process.handover.is_some() {
-                    let owners = process.members.iter().map(|volume| owner_in(process.seen, *volume)).collect();
+                    let owners = process.members.iter().map(|volume| Some(owner_in(process.seen, *volume))).collect();
                     self.hand_over(world, node, Event::Resolved(owners))?;
                 }
             }
@@ -733,12 +733,13 @@ fn release(process: &mut Process, volume: usize, released: Released) {
     let copy = &mut process.copies[volume];
     match released {
         Released::Here => (copy.frozen, copy.transferring) = (false, false),
-        Released::To { epoch, .. } if epoch > copy.epoch => {
+        Released::To { epoch, .. } | Released::Found { epoch, .. } if epoch > copy.epoch => {
             (copy.owner, copy.epoch, copy.pending) = (false, epoch, None);
             (copy.frozen, copy.transferring) = (false, false);
         }
         // It was heard of before.
-        Released::To { .. } => {}
+        Released::To { .. } | Released::Found { .. } => {}
+        Released::Gone => unreachable!("nothing is deleted here"),
     }
 }
 

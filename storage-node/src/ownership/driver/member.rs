@@ -284,10 +284,17 @@ impl Member {
                     false => drop(followed?),
                 }
                 self.volume.gate.set(View { owner, epoch, phase: Phase::Elsewhere });
+                self.send_hot_set(epoch);
+            }
+            Released::Found { owner, epoch } => {
+                // Whoever follows the metadata compares what is here with what became of the volume, and opens the gate.
+                self.volume.gate.settled(epoch).await?;
                 if owner == self.to {
                     self.send_hot_set(epoch);
                 }
             }
+            // What was held is closed with it.
+            Released::Gone => {}
         }
         Ok(())
     }
@@ -355,8 +362,11 @@ impl Member {
 
     async fn send(&mut self, manifest: Manifest) -> Result<(), Error> {
         let (volume, epoch) = (self.volume.id, self.epoch);
+        let durable = manifest.to.max(self.position.known);
         let told = Told { volume, epoch, manifest, seal: false, durable: true, prune: Lsn::ZERO };
-        self.position = told.tell(&self.volume.peers, self.to).await?;
+        let position = told.tell(&self.volume.peers, self.to).await?;
+        // It may have been told more beside this, which is not durable there.
+        self.position = ReplicaPosition { known: position.known.min(durable), ..position };
         Ok(())
     }
 

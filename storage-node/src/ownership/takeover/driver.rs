@@ -261,12 +261,14 @@ impl Driver {
     }
 
     /// # Errors
-    /// As [`is_gone`]: there is nothing to take over any more.
+    /// `NotFound` when there is nothing to take over any more, `Closed` when this node stops.
     async fn resolve(&self) -> Result<Event, Error> {
         let settled = self.log.settle(vec![self.volume.id]).await;
-        Ok(match settled.map(|owners| owners.first().copied()) {
+        Ok(match settled.map(|owners| owners.first().copied().flatten()) {
             Ok(Some((owner, epoch))) => Event::Resolved { owner, epoch },
-            Ok(None) => unreachable!("the owner of every volume that was asked for is told"),
+            Ok(None) => {
+                return Err(Error::new(ErrorKind::NotFound, format!("volume {} was deleted", self.volume.name)));
+            }
             Err(error) if is_gone(&error) => return Err(error),
             Err(error) => {
                 tracing::warn!(volume = %self.volume.name, epoch = %self.epoch, %error, "the outcome of a takeover is not known yet");

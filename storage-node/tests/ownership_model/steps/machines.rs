@@ -85,7 +85,10 @@ impl Protocol {
             Some(handover::Effect::Resolve) => Ask::Started,
             Some(handover::Effect::Thaw(_)) => return thaw(process),
             Some(handover::Effect::Release { volumes, .. }) => {
-                let handover::Released::To { epoch, .. } = volumes[0] else { unreachable!("of one volume") };
+                let (handover::Released::To { epoch, .. } | handover::Released::Found { epoch, .. }) = volumes[0]
+                else {
+                    unreachable!("of one volume, which is not deleted")
+                };
                 (process.handover, process.rescues) = (None, false);
                 if epoch > process.epoch {
                     step_down(process, epoch);

@@ -231,7 +231,7 @@ impl Protocol {
     pub(super) fn resolved(&self, world: &mut World, node: usize, owner: NodeId, epoch: Epoch) {
         world.nodes[node].question = None;
         if world.nodes[node].handover.is_some() {
-            self.hand_over(world, node, handover::Event::Resolved(vec![(owner, epoch)]));
+            self.hand_over(world, node, handover::Event::Resolved(vec![Some((owner, epoch))]));
         } else {
             self.take_over(world, node, takeover::Event::Resolved { owner, epoch });
         }
