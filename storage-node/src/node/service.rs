@@ -61,44 +61,25 @@ impl NodeService {
         assert!(self.clients.set(clients).is_ok(), "the clients' service is set once");
     }
 
-    async fn answer(&self, caller: Caller<'_>, request: Bytes) -> Bytes {
-        let frame = match Frame::decode(&request) {
+    /// The answer, as a future of the size that this request needs: one that could answer any of them has the size of the largest, and is
+    /// allocated for every read of a guest.
+    fn answer<'a>(&'a self, caller: Caller<'a>, request: &Bytes) -> BoxFuture<'a, Bytes> {
+        let frame = match Frame::decode(request) {
             Ok(frame) => frame,
             Err(error) => {
-                return refusal(Error::new(ErrorKind::Corrupt, "the frame cannot be read").caused_by(error));
+                return at_once(refusal(Error::new(ErrorKind::Corrupt, "the frame cannot be read").caused_by(error)));
             }
         };
         match (frame.service, caller) {
-            (ServiceId::Raft, Caller::Node(_)) => match self.meta.get() {
-                Some(meta) => {
-                    let reply = raft_frame(meta.serve(frame.payload).await).encode();
-                    reply.unwrap_or_else(|error| {
-                        refusal(
-                            Error::new(ErrorKind::Internal, "an answer of consensus cannot be sent").caused_by(error),
-                        )
-                    })
-                }
-                None => refusal(not_ready()),
-            },
+            (ServiceId::Raft, Caller::Node(_)) => Box::pin(self.answer_raft(frame)),
             (ServiceId::Peer, Caller::Node(peer)) => match self.peers.get() {
-                Some(peers) => peers.serve(peer, frame).await,
-                None => self.answer_while_starting(peer, &frame).await,
+                Some(peers) => Box::pin(peers.serve(peer, frame)),
+                None => Box::pin(self.answer_while_starting(peer, frame)),
             },
             // A node may do what a client may.
-            (ServiceId::Client, Caller::Node(_) | Caller::Local) => self.answer_client(frame, Asker::Trusted).await,
-            (ServiceId::Client, Caller::Client(name)) => self.answer_client(frame, Asker::Client(name)).await,
-            (ServiceId::Join, Caller::Node(_) | Caller::Nobody) => {
-                let reply = match (self.admission.get(), decode_head::<JoinRequest>(&frame.head)) {
-                    (Some(admission), Ok(request)) => admission.answer(request, frame.payload).await,
-                    (None, _) => Err(not_ready()),
-                    (_, Err(error)) => {
-                        Err(Error::new(ErrorKind::InvalidRequest, "the request cannot be read").caused_by(error))
-                    }
-                };
-                join_frame(&reply).unwrap_or_else(|error| {
-                    refusal(Error::new(ErrorKind::Internal, "the answer cannot be sent").caused_by(error))
-                })
-            }
+            (ServiceId::Client, Caller::Node(_) | Caller::Local) => self.answer_client(frame, Asker::Trusted),
+            (ServiceId::Client, Caller::Client(name)) => self.answer_client(frame, Asker::Client(name)),
+            (ServiceId::Join, Caller::Node(_) | Caller::Nobody) => Box::pin(self.answer_join(frame)),
             (service, caller) => {
                 let caller = match caller {
                     Caller::Nobody => "a caller without certificate".to_owned(),
@@ -107,14 +88,35 @@ impl NodeService {
                     Caller::Local => "a client of this machine".to_owned(),
                 };
                 let text = format!("service {service:?} is not offered to {caller}");
-                refusal(Error::new(ErrorKind::InvalidRequest, text))
+                at_once(refusal(Error::new(ErrorKind::InvalidRequest, text)))
             }
         }
     }
 
+    async fn answer_raft(&self, frame: Frame) -> Bytes {
+        let Some(meta) = self.meta.get() else { return refusal(not_ready()) };
+        let reply = raft_frame(meta.serve(frame.payload).await).encode();
+        reply.unwrap_or_else(|error| {
+            refusal(Error::new(ErrorKind::Internal, "an answer of consensus cannot be sent").caused_by(error))
+        })
+    }
+
+    async fn answer_join(&self, frame: Frame) -> Bytes {
+        let reply = match (self.admission.get(), decode_head::<JoinRequest>(&frame.head)) {
+            (Some(admission), Ok(request)) => admission.answer(request, frame.payload).await,
+            (None, _) => Err(not_ready()),
+            (_, Err(error)) => {
+                Err(Error::new(ErrorKind::InvalidRequest, "the request cannot be read").caused_by(error))
+            }
+        };
+        join_frame(&reply).unwrap_or_else(|error| {
+            refusal(Error::new(ErrorKind::Internal, "the answer cannot be sent").caused_by(error))
+        })
+    }
+
     /// A node that waits for a leader may be the one that has the cluster's authority, and the leader's certificate may have ended: the certificates
     /// of those that ask in time are renewed.
-    async fn answer_while_starting(&self, peer: NodeId, frame: &Frame) -> Bytes {
+    async fn answer_while_starting(&self, peer: NodeId, frame: Frame) -> Bytes {
         let (Some(admission), Ok(PeerRequest::Renew { request_pem })) =
             (self.admission.get(), decode_head(&frame.head))
         else {
@@ -128,12 +130,16 @@ impl NodeService {
         }
     }
 
-    async fn answer_client(&self, frame: Frame, asker: Asker<'_>) -> Bytes {
+    fn answer_client<'a>(&'a self, frame: Frame, asker: Asker<'a>) -> BoxFuture<'a, Bytes> {
         match self.clients.get() {
-            Some(clients) => clients.serve(frame, asker).await,
-            None => client_refusal(not_ready()),
+            Some(clients) => Box::pin(clients.serve(frame, asker)),
+            None => at_once(client_refusal(not_ready())),
         }
     }
+}
+
+fn at_once(answer: Bytes) -> BoxFuture<'static, Bytes> {
+    Box::pin(std::future::ready(answer))
 }
 
 fn not_ready() -> Error {
@@ -161,15 +167,15 @@ fn join_frame(reply: &JoinReply) -> Result<Bytes, FrameError> {
 
 impl Service for NodeService {
     fn serve(&self, peer: Option<NodeId>, _class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
-        Box::pin(self.answer(peer.map_or(Caller::Nobody, Caller::Node), request))
+        self.answer(peer.map_or(Caller::Nobody, Caller::Node), &request)
     }
 
     fn serve_client<'a>(&'a self, client: &'a ClientName, _class: Class, request: Bytes) -> BoxFuture<'a, Bytes> {
-        Box::pin(self.answer(Caller::Client(client), request))
+        self.answer(Caller::Client(client), &request)
     }
 
     fn serve_local(&self, _class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
-        Box::pin(self.answer(Caller::Local, request))
+        self.answer(Caller::Local, &request)
     }
 
     fn answer_bytes_max(&self, request: &Bytes) -> usize {

@@ -351,6 +351,16 @@ mod tests {
     use crate::golden;
 
     /// Clients are not renewed with the nodes: the place of each message in its enum, and its fields, are what they read.
+    /// The future of any request to a node, of the most that one needs, was allocated for every read of a guest: 24 KB.
+    #[test]
+    fn the_answer_to_a_client_is_no_large_future() {
+        fn size_of_answer<F>(_: impl Fn(&'static ClientService, Frame) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size_of_answer(|service, frame| service.serve(frame, Asker::Trusted));
+        assert!(size <= 4 << 10, "{size} bytes");
+    }
+
     #[test]
     fn messages_of_clients_are_encoded_as_these_bytes() {
         let (volume, tenure) = (VolumeId(9), Tenure { epoch: Epoch(3), incarnation: 7 });
