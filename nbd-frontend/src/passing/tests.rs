@@ -636,6 +636,7 @@ async fn who_is_stopped_behind_go_leaves_the_files_to_its_successor() {
         let server = place.begin(&exports).await;
         let mut client = place.unix().await;
         client.go("disk", false).await;
+        assert_eq!(client.call(CMD_READ, 0, 0, 512, &[]).await, 0, "it is in use");
         let channel = knock(&place).await;
         takes_over_up_to(7, &channel, &place).await;
         let mut stopping = Box::pin(server.shutdown());
