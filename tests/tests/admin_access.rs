@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use client_lib::pki::{ClientIdentity, ClusterAuthority, ClusterId, NodeIdentity, NodePlace, Validity, provider, tls};
@@ -300,4 +301,43 @@ fn the_command_line_finds_the_secret_by_itself_and_asks_nodes_elsewhere_with_cre
     assert_eq!(std::fs::read_to_string(&secret).expect("is there"), text, "links stay what they are");
     let address: SocketAddr = nodes.address("a").expect("is told");
     assert!(TcpStream::connect(address).is_ok(), "on TCP, at the address of `listen`");
+}
+
+/// Whoever had a certificate of the cluster, were it one that had been revoked, could use up the descriptors of a node's process: a connection gave the place
+/// of its handshake back before it had one to be answered in, and waited for that with any number of others, without an end.
+#[test]
+fn connections_that_ask_for_nothing_are_bounded_in_number() {
+    const CONNECTIONS: usize = 240;
+    // Handshakes and places, 64 of each, and what else comes and goes.
+    const DESCRIPTORS_MAX: usize = 64 + 64 + 40;
+    let nodes = start(&["a"]);
+    let told = std::fs::read_to_string(nodes.path().join("a/cluster.json")).expect("is there");
+    let pid = serde_json::from_str::<serde_json::Value>(&told).expect("is JSON")["pid"].as_u64().expect("a number");
+    let descriptors = || std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count();
+    let [lasting, revoked] =
+        [Role::Viewer, Role::Volume].map(|role| ClientIdentity::load(&credentials(&nodes, role)).expect("is one"));
+    nodes.run("a", &["cluster", "client", "revoke", "volume"]).expect("is revoked");
+    for identity in [&revoked, &lasting] {
+        let (before, left) = (descriptors(), AtomicUsize::new(CONNECTIONS));
+        let wait = || {
+            let place = &identity.nodes()[0];
+            let name = tls::node_name(identity.cluster(), place.id).expect("a name");
+            let config = tls::client_of_nodes(identity).expect("is made");
+            let mut connection = ClientConnection::new(Arc::new(config), name).expect("is made");
+            let mut socket = TcpStream::connect(place.address).expect("connects");
+            socket.set_read_timeout(Some(PATIENCE)).expect("is set");
+            // Until the node has had enough; how it ends that does not matter.
+            while connection.complete_io(&mut socket).is_ok_and(|(read, written)| read + written > 0) {}
+            left.fetch_sub(1, Ordering::SeqCst);
+        };
+        std::thread::scope(|scope| {
+            (0..CONNECTIONS).for_each(|_| drop(scope.spawn(wait)));
+            while left.load(Ordering::SeqCst) > 0 {
+                let now = descriptors();
+                assert!(now < before + DESCRIPTORS_MAX, "{now} descriptors, {before} before");
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(ask(&lasting, "GET /v1/volumes", "").expect("is answered").0, 200);
+    }
 }

@@ -3,13 +3,15 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tests::cluster::Up;
+use tests::cluster::{Up, helio};
+use tests::http::{self, Admin};
 use tests::nbd_client::Client;
-use tests::tools::run;
+use tests::tools::{run, until};
 use tests::workload::{check, fill};
 use tests::writer::Writer;
 
@@ -88,6 +90,83 @@ fn compare_waits(rtt_ms: u64, backlog_mib: u64) {
             wait.as_secs_f64() * 1000.0,
         );
     }
+}
+
+/// Writes so many mebibytes to `volume` at node a.
+fn write_mib(up: &Up, volume: &str, mib: u64) {
+    let mut client = Client::connect(&up.socket("a"), volume).expect("connects");
+    for block in 0..mib << 8 {
+        client.write(block * BLOCK, &fill(COLD_SEED, block, 1)).expect("is written");
+    }
+    client.flush().expect("is flushed");
+}
+
+/// A command that asks node c, which is neither the owner nor the next one.
+fn at_c(up: &Up, arguments: &[&str]) -> Command {
+    let address = Admin::find(&up.data(), "c").expect("is told").address;
+    let mut command = Command::new(helio().expect("was built"));
+    command.args(arguments).args(["--cluster", &address]).arg("--data").arg(up.data());
+    command
+}
+
+/// The changes of the volume's owner, the newest first.
+fn changes(up: &Up, volume: &str) -> Vec<Value> {
+    let admin = Admin::find(&up.data(), "a").expect("is told");
+    let request = format!(
+        "GET /v1/volumes/{volume}/timeline HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n{}\r\n\r\n",
+        admin.header()
+    );
+    let answer = http::send(&admin.address, request.as_bytes()).expect("is answered");
+    let timeline: Value = serde_json::from_str(&answer.body).expect("is JSON");
+    timeline["changes"].as_array().expect("are told").clone()
+}
+
+/// Nothing was to be sent to the next owner by day, and a volume that was to go there synced never went. The command looked on until the new owner would lack
+/// little, and asked the old one, which keeps to no limit of a link while it is waited for, only then.
+#[test]
+fn a_synced_handover_hurries_from_its_beginning() {
+    let up = Up::start(&[]).expect("starts");
+    up.run(&["volume", "create", "disk", "--size", "16M", "--owner", "a"]).expect("is created");
+    up.run(&["link", "set", "a", "b", "--rate", "0"]).expect("is set");
+    write_mib(&up, "disk", 12);
+    let migrate = ["volume", "migrate", "disk", "--to", "b", "--mode", "synced", "--deadline", "60", "--json"];
+    let report = up.json(&migrate).expect("moves");
+    assert_eq!(report["stale_bytes_at_handover"], 0, "{report}");
+}
+
+/// Asked at a node that is not the owner, a synced handover of much was told to have failed: the owner was given up after 15 s. It went on, and the volume
+/// moved when nobody thought of it any more. Here it takes longer than that, and than an answer may take.
+#[test]
+fn a_synced_handover_that_takes_long_is_waited_for_at_any_node() {
+    let up = Up::start(&["--rate", "5"]).expect("starts");
+    up.run(&["volume", "create", "disk", "--size", "32M", "--owner", "a"]).expect("is created");
+    write_mib(&up, "disk", 30);
+    let told = run(&mut at_c(&up, &["volume", "migrate", "disk", "--to", "b", "--mode", "synced"])).expect("moves");
+    assert!(told.contains("volume disk is at node b (epoch 2)"), "{told}");
+    let changes = changes(&up, "disk");
+    assert_eq!((changes.len(), &changes[0]["outcome"]), (1, &Value::from("moved")), "one handover: {changes:?}");
+}
+
+/// Ctrl-C was to give a synced handover up, and ended nothing but the command once the owner had been asked: the volume moved all the same.
+#[test]
+fn an_interrupted_synced_handover_leaves_the_volume_where_it_is() {
+    let up = Up::start(&["--rate", "1"]).expect("starts");
+    up.run(&["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    write_mib(&up, "disk", 48);
+    let mut command = at_c(&up, &["volume", "migrate", "disk", "--to", "b", "--mode", "synced"]);
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    until("the owner waits", Duration::from_secs(60), || {
+        changes(&up, "disk").first().is_some_and(|change| change["outcome"] == "running")
+    });
+    kill_process(Pid::from_child(&command), Signal::INT).expect("is sent");
+    let ended = command.wait_with_output().expect("ends");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && said.contains("the handover was cancelled"), "{said}");
+    let changes = changes(&up, "disk");
+    assert_eq!((changes.len(), &changes[0]["outcome"]), (1, &Value::from("failed")), "{changes:?}");
+    // Nothing of it is left that would be in the way of another one.
+    let report = up.json(&["volume", "migrate", "disk", "--to", "b", "--json"]).expect("moves");
+    assert_eq!(report["epoch"], 2, "{report}");
 }
 
 #[test]

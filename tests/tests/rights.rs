@@ -283,3 +283,30 @@ fn the_socket_of_a_node_is_not_limited_by_a_client_of_its_name() {
     let disk = beside.open("disk", options()).expect("opens");
     disk.write(0, vec![1; BLOCK as usize].into(), false).expect("is written");
 }
+
+/// An operator may not say where copies are, and could all the same. An older volume without a rule, made a group with one that was never to be at some
+/// provider, gave that one its own rule, which was none; and so did one that was added to a group.
+#[test]
+fn no_volume_loses_its_rule_of_placement_to_a_group() {
+    let nodes = Nodes::start(&["a", "b"]).expect("two nodes start");
+    for volume in ["scratch", "secret"] {
+        nodes.run("a", &["volume", "create", volume, "--size", "16M", "--owner", "a"]).expect("is created");
+    }
+    nodes.run("a", &["volume", "place", "secret", "2 anywhere, never cloud-3"]).expect("is placed");
+    let rule = |volume: &str| {
+        nodes.json("b", &["volume", "place", volume, "--json"]).expect("is told")["rule"].as_str().map(str::to_owned)
+    };
+    let kept = rule("secret");
+    assert!(kept.as_ref().is_some_and(|rule| rule.contains("never cloud-3")), "{kept:?}");
+    let refused = nodes.refusal("a", &["group", "create", "g", "scratch", "secret"]);
+    assert!(refused.contains("volume secret has another rule of placement than volume scratch"), "{refused}");
+    nodes.run("a", &["group", "create", "g", "scratch"]).expect("is made");
+    let refused = nodes.refusal("b", &["group", "add", "g", "secret"]);
+    assert!(refused.contains("give both the same with `helio volume place` first"), "{refused}");
+    assert_eq!((rule("secret"), rule("scratch")), (kept.clone(), None));
+
+    // Placed alike by who may do that they go together.
+    nodes.run("a", &["group", "place", "g", "2 anywhere, never cloud-3"]).expect("is placed");
+    nodes.run("a", &["group", "add", "g", "secret"]).expect("is added");
+    assert_eq!((rule("secret"), rule("scratch")), (kept.clone(), kept));
+}

@@ -6,6 +6,7 @@ use client_lib::wire::admin::{AuditEntry, AuditList};
 use super::Common;
 use super::client::{Client, print_json, print_table};
 use super::snapshot::age;
+use crate::serve::audit::printable;
 
 /// Show what administrators asked of the nodes, and what came of it
 #[derive(Debug, Args)]
@@ -41,7 +42,9 @@ fn row(entry: &AuditEntry) -> Vec<String> {
     };
     let who = who(entry);
     let act = if entry.with.is_empty() { entry.act.clone() } else { format!("{} {}", entry.act, entry.with) };
-    vec![age(entry.at_ms), entry.node.clone(), who, outcome, act]
+    // Nodes keep them so by now; what earlier ones kept is as it came.
+    let printable = [entry.node.as_str(), &who, &outcome, &act].map(printable);
+    std::iter::once(age(entry.at_ms)).chain(printable).collect()
 }
 
 /// A client, as it has proven to be; else what somebody at the node says that he is called.
@@ -56,6 +59,20 @@ fn who(entry: &AuditEntry) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Nodes noted what they were asked with the escape sequences in it, and it was printed so.
+    #[test]
+    fn what_was_noted_does_nothing_to_a_terminal() {
+        let entry = AuditEntry {
+            user: "\u{9b}2J".into(),
+            act: "POST /v1/volumes".into(),
+            with: "{\u{1b}[1A".into(),
+            error: Some("\u{7f}no JSON".into()),
+            ..AuditEntry::default()
+        };
+        let told = row(&entry)[1..].join("|");
+        assert_eq!(told, "|\u{fffd}2J|failed: \u{fffd}no JSON|POST /v1/volumes {\u{fffd}[1A");
+    }
 
     #[test]
     fn a_proven_client_goes_before_what_somebody_says() {

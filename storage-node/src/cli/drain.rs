@@ -19,7 +19,7 @@ use serde::Serialize;
 mod forecast;
 
 use self::forecast::Look;
-use super::catch_up::catch_up;
+use super::catch_up::hand_over;
 use super::client::{Client, print_json, print_table};
 use super::{Common, members};
 use crate::size;
@@ -275,13 +275,11 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// Waits until the next owner lacks little, and hands the volume over when it holds everything.
+/// Hands the volume over when the next owner holds everything.
 fn move_away(step: &Step, arguments: &Drain, client: &Client) -> anyhow::Result<()> {
     let Some(to) = &step.to else { return Ok(()) };
     let path = format!("/v1/volumes/{}", step.volume);
-    catch_up(client, &step.volume, to, None)?;
-    let request = Migrate { to: to.clone(), accept_unmet: arguments.accept_unmet, synced: true, deadline_ms: None };
-    let report: MigrateReport = client.post(&format!("{path}/migrate"), &request)?;
+    let report: MigrateReport = hand_over(client, &path, &[&step.volume], || request(to, arguments))?;
     if !arguments.json {
         println!(
             "volume {} is at node {to} (epoch {}): writers waited {:.1} ms",
@@ -291,14 +289,16 @@ fn move_away(step: &Step, arguments: &Drain, client: &Client) -> anyhow::Result<
     Ok(())
 }
 
+fn request(to: &str, arguments: &Drain) -> Migrate {
+    Migrate { to: to.to_owned(), accept_unmet: arguments.accept_unmet, synced: true, deadline_ms: None }
+}
+
 /// The same with all volumes of a group, in one step.
 fn move_group_away(group: &GroupName, steps: &[&Step], arguments: &Drain, client: &Client) -> anyhow::Result<()> {
     let Some(to) = steps.first().and_then(|step| step.to.clone()) else { return Ok(()) };
-    for step in steps {
-        catch_up(client, &step.volume, &to, None)?;
-    }
-    let request = Migrate { to: to.clone(), accept_unmet: arguments.accept_unmet, synced: true, deadline_ms: None };
-    let report: GroupMigrateReport = client.post(&format!("/v1/groups/{group}/migrate"), &request)?;
+    let volumes: Vec<&str> = steps.iter().map(|step| step.volume.as_str()).collect();
+    let report: GroupMigrateReport =
+        hand_over(client, &format!("/v1/groups/{group}"), &volumes, || request(&to, arguments))?;
     if !arguments.json {
         println!("{}", super::group::told(group, &to, true, &report));
     }

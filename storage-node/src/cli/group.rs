@@ -8,7 +8,7 @@ use client_lib::wire::admin::{
 use client_lib::{Error, ErrorKind, GroupName, SnapshotName, VolumeName};
 
 use super::Common;
-use super::catch_up::catch_up;
+use super::catch_up::hand_over;
 use super::client::{Client, print_json, print_table};
 use super::migrate::{How, Limit, Mode, cancel, follow};
 use super::{place, replica};
@@ -251,13 +251,15 @@ fn migrate(arguments: &Migrate, client: &Client) -> anyhow::Result<()> {
         return on_write(arguments, to, client, &path);
     }
     let (synced, limit) = (how.mode == Mode::Synced, Limit::of(how.deadline));
-    if synced {
-        let group: GroupStatus = client.get(&path)?;
-        for volume in group.volumes.iter().filter(|volume| volume.owner != *to) {
-            catch_up(client, &volume.name, to, limit.until())?;
+    let report: GroupMigrateReport = match synced {
+        true => {
+            let group: GroupStatus = client.get(&path)?;
+            let goes = group.volumes.iter().filter(|volume| volume.owner != *to);
+            let volumes: Vec<&str> = goes.map(|volume| volume.name.as_str()).collect();
+            hand_over(client, &path, &volumes, || how.request(to, &limit))?
         }
-    }
-    let report: GroupMigrateReport = client.post(&format!("{path}/migrate"), &how.request(to, &limit))?;
+        false => client.post(&format!("{path}/migrate"), &how.request(to, &limit))?,
+    };
     if how.json {
         return print_json(&report);
     }

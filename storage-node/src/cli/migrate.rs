@@ -7,7 +7,7 @@ use client_lib::VolumeName;
 use client_lib::wire::admin::{self, CancelledMigrate, MigrateReport, OnWriteStatus};
 
 use super::Common;
-use super::catch_up::catch_up;
+use super::catch_up::hand_over;
 use super::client::{Client, print_json};
 use crate::size;
 
@@ -77,10 +77,10 @@ pub(super) fn run(arguments: &Migrate, common: &Common) -> anyhow::Result<()> {
         return on_write(arguments, to, &client, &path);
     }
     let (synced, limit) = (how.mode == Mode::Synced, Limit::of(how.deadline));
-    if synced {
-        catch_up(&client, arguments.name.as_str(), to, limit.until())?;
-    }
-    let report: MigrateReport = client.post(&format!("{path}/migrate"), &how.request(to, &limit))?;
+    let report: MigrateReport = match synced {
+        true => hand_over(&client, &path, &[arguments.name.as_str()], || how.request(to, &limit))?,
+        false => client.post(&format!("{path}/migrate"), &how.request(to, &limit))?,
+    };
     if how.json {
         return print_json(&report);
     }
@@ -141,11 +141,6 @@ impl Limit {
     /// As `--deadline` has it, in seconds.
     pub(super) fn of(seconds: Option<u32>) -> Limit {
         Limit { began: Instant::now(), deadline: seconds.map(|seconds| Duration::from_secs(u64::from(seconds))) }
-    }
-
-    /// When the time is over.
-    pub(super) fn until(&self) -> Option<Instant> {
-        self.deadline.map(|deadline| self.began + deadline)
     }
 
     /// What is left of it, and at least something: the node says so when it is over.

@@ -31,7 +31,7 @@ use crate::ownership::chronicle::Chronicle;
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::expiry::LeaseWatch;
 use crate::ownership::gate::Phase;
-use crate::peer::client::PeerClient;
+use crate::peer::client::{CALL_DEADLINE, PeerClient};
 use crate::peer::message::{AdminForward, Message, PeerReply, PeerRequest};
 use crate::peer::server::ForwardedAdmin;
 use crate::serve::admin::{Admin, AskTrace};
@@ -65,6 +65,7 @@ mod timeline;
 mod trace;
 mod volumes;
 
+pub(crate) use handover::GOES_ON;
 pub(super) use handover::{Busy, require_class};
 use handover::{BusyVolumes, How};
 pub(super) use members::Standing;
@@ -247,13 +248,29 @@ pub(super) async fn ask<T: DeserializeOwned>(
     node: NodeId,
     request: AdminForward,
 ) -> Result<T, Error> {
-    match peers.ask(node, Class::Control, PeerRequest::Admin { request }, Bytes::new()).await? {
+    let deadline = call_deadline(&request);
+    match peers.ask_within(node, Class::Control, PeerRequest::Admin { request }, Bytes::new(), deadline).await? {
         Message { head: PeerReply::Admin(json), .. } => serde_json::from_str(&json).map_err(|error| {
             Error::new(ErrorKind::Internal, format!("the answer of node {} cannot be read", peers.name(node)))
                 .caused_by(error)
         }),
         message => Err(peers.unexpected(node, &message.head)),
     }
+}
+
+/// How long another node may take to answer what it is asked to carry out: longer than it waits for something itself, so that what comes of it is heard.
+/// One that is gone is noticed long before.
+fn call_deadline(request: &AdminForward) -> Duration {
+    let waits = match request {
+        AdminForward::Migrate { .. } | AdminForward::MigrateGroup { .. } => handover::ANSWER_PATIENCE,
+        // Until the size before is in force, and until the new one is.
+        AdminForward::Resize { .. } => resize::SIZE_PATIENCE * 2,
+        AdminForward::ChangeReplicas { .. } => outcome::PATIENCE,
+        AdminForward::SnapshotGroup { .. } => groups::SNAPSHOT_PATIENCE,
+        AdminForward::RollBack { .. } => snapshots::ROLL_BACK_PATIENCE,
+        _ => Duration::ZERO,
+    };
+    waits + CALL_DEADLINE
 }
 
 impl Admin for NodeAdmin {

@@ -20,7 +20,7 @@ use super::names::Names;
 use super::packing::{Compressor, PackedBlocks, pack_blocks};
 use crate::propagation::manifest::VersionedBlock;
 
-/// How long a call may take before its outcome counts as unknown. Well above any round trip and transfer of a
+/// How long a call may take before its outcome counts as unknown, unless the other end waits for something itself. Well above any round trip and transfer of a
 /// frame, so that a slow link is not taken for a broken one.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(15);
 
@@ -131,11 +131,29 @@ impl PeerClient {
         head: PeerRequest,
         payload: Bytes,
     ) -> Result<Message<PeerReply>, PeerError> {
+        self.ask_within(node, class, head, payload, CALL_DEADLINE).await
+    }
+
+    /// The same of a request that takes its time at the other end: its outcome counts as unknown after `deadline`.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    ///
+    /// # Cancel safety
+    /// As [`Transport::call`].
+    pub async fn ask_within(
+        &self,
+        node: NodeId,
+        class: Class,
+        head: PeerRequest,
+        payload: Bytes,
+        deadline: Duration,
+    ) -> Result<Message<PeerReply>, PeerError> {
         let tells_rate = class == Class::Bulk && !payload.is_empty();
         let request = Message { head, payload }.encode().map_err(PeerError::Reply)?;
         let mut under_way = tells_rate.then(|| UnderWay::begin(self, node));
         let bytes = request.len() as u64;
-        let reply = self.transport.call(node, class, request, CALL_DEADLINE).await;
+        let reply = self.transport.call(node, class, request, deadline).await;
         let reply = reply.map_err(|error| PeerError::Transport { error, name: self.name(node) })?;
         self.links.heard(node);
         if let Some(under_way) = &mut under_way {

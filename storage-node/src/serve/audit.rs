@@ -4,7 +4,7 @@
 //! also when nobody waits for it any more. That a line cannot be written is logged, and keeps nobody from doing something.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,19 +54,18 @@ impl AuditLog {
     /// The newest `limit` acts, oldest first.
     ///
     /// # Errors
-    /// As the system says. Lines that cannot be read are left out: a crash may have cut one off.
+    /// As the system says. Lines that cannot be read are left out: a crash, or a full disk, may have cut one off.
     pub fn newest(&self, limit: usize) -> io::Result<Vec<AuditEntry>> {
         let _file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let mut entries = Vec::new();
         for name in [FILE_BEFORE, FILE] {
-            let file = match File::open(self.directory.join(name)) {
-                Ok(file) => file,
+            let lines = match std::fs::read(self.directory.join(name)) {
+                Ok(lines) => lines,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
-            for line in BufReader::new(file).lines() {
-                entries.extend(serde_json::from_str::<AuditEntry>(&line?));
-            }
+            // Not as text: one may have been cut off within a character.
+            entries.extend(lines.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()));
         }
         entries.drain(..entries.len().saturating_sub(limit));
         Ok(entries)
@@ -84,10 +83,27 @@ impl AuditLog {
         if path.metadata().is_ok_and(|file| file.len() >= FILE_BYTES_MAX) {
             std::fs::rename(&path, self.directory.join(FILE_BEFORE))?;
         }
-        let mut line = serde_json::to_vec(entry)?;
+        let mut file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(&path)?;
+        let mut line = Vec::new();
+        if !ends_whole(&mut file)? {
+            // What is left of a line that was cut off would take this one with it.
+            line.push(b'\n');
+        }
+        serde_json::to_writer(&mut line, entry)?;
         line.push(b'\n');
-        OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?.write_all(&line)
+        file.write_all(&line)
     }
+}
+
+/// Whether a file is empty, or ends with the end of a line.
+fn ends_whole(file: &mut File) -> io::Result<bool> {
+    if file.metadata()?.len() == 0 {
+        return Ok(true);
+    }
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(last == *b"\n")
 }
 
 /// An act under way, noted when its outcome is known, or nobody waits for that any more.
@@ -152,12 +168,17 @@ fn on_a_line(body: &[u8]) -> String {
     }
 }
 
-/// The beginning of a text, in whole characters.
+/// The beginning of a text, in whole characters, none of which does anything to a terminal.
 fn cut(text: &str) -> String {
     match text.char_indices().map(|(at, _)| at).find(|at| *at >= WITH_BYTES_MAX) {
-        Some(end) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+        Some(end) => format!("{}…", printable(&text[..end])),
+        None => printable(text),
     }
+}
+
+/// A text with U+FFFD for each control character (Unicode category Cc: C0, DEL and C1): whoever asks says what is in it, and others read it on terminals.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { char::REPLACEMENT_CHARACTER } else { character }).collect()
 }
 
 #[cfg(test)]
@@ -184,6 +205,29 @@ mod tests {
         let mut file = OpenOptions::new().append(true).open(directory.path().join(FILE)).expect("opens");
         file.write_all(b"{\"at_ms\":").expect("is written");
         assert_eq!(log.newest(1).expect("reads"), [entry(count - 1)]);
+    }
+
+    /// A disk was full in the middle of a line. The next act was appended to what there was of it, and was never seen again; and where that ended within a
+    /// character, none of the node's acts was.
+    #[test]
+    fn a_line_that_was_cut_off_takes_no_other_with_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let log = AuditLog::new("a", directory.path());
+        log.note(&entry(1));
+        let mut file = OpenOptions::new().append(true).open(directory.path().join(FILE)).expect("opens");
+        file.write_all(b"{\"at_ms\":7,\"user\":\"\xc3").expect("is written");
+        assert_eq!(log.newest(9).expect("reads"), [entry(1)]);
+        (2..4).for_each(|number| log.note(&entry(number)));
+        assert_eq!(log.newest(9).expect("reads"), [entry(1), entry(2), entry(3)]);
+    }
+
+    /// What was no JSON was noted as it came, and an escape sequence in it cleared, or forged, the lines that an administrator looked at on his terminal.
+    #[test]
+    fn what_was_asked_for_does_nothing_to_a_terminal() {
+        let asked = "{\u{1b}[2J\u{7f}\u{9b}2Jaß\u{202e}…";
+        assert_eq!(cut(&on_a_line(asked.as_bytes())), "{\u{fffd}[2J\u{fffd}\u{fffd}2Jaß\u{202e}…");
+        // Also within JSON, where DEL and C1 stand for themselves.
+        assert_eq!(cut(&on_a_line("{\"to\":\"\u{9b}2J\"}".as_bytes())), "{\"to\":\"\u{fffd}2J\"}");
     }
 
     /// `helio cluster audit` showed a request over as many lines as it had fields.

@@ -24,13 +24,14 @@ use crate::serve::tail::require_no_tail_name;
 use crate::serve::volume::ServedVolume;
 
 /// How long a snapshot of a group may take before whoever asked is told that it goes on.
-const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 
 impl NodeAdmin {
     pub(super) async fn make_group(&self, request: CreateGroup) -> Result<GroupStatus, Error> {
         let name: GroupName = request.name.parse()?;
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let members = ids_of(&state, &request.volumes)?;
+        require_one_rule(&state, &members, members.first())?;
         let command = Command::CreateGroup { name: name.clone(), members, nonce: nonce() };
         match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::GroupCreated { .. } => self.group_status(name.as_str()).await,
@@ -46,6 +47,8 @@ impl NodeAdmin {
             let (volume, group) = (stranger.name.clone(), group.name.clone());
             return Err(Refusal::NotInGroup { volume, group }.into());
         }
+        let stay = group.members.union(&add).filter(|id| !remove.contains(id)).copied().collect();
+        require_one_rule(&state, &stay, group.members.first())?;
         let command = Command::ChangeGroup { group: group.id, add, remove };
         match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::GroupChanged => self.group_status(name).await,
@@ -268,6 +271,26 @@ impl NodeAdmin {
 
 fn ids_of(state: &MetaState, names: &[String]) -> Result<BTreeSet<VolumeId>, Error> {
     names.iter().map(|name| volume_named(state, name).map(|volume| volume.id)).collect()
+}
+
+/// Refuses to bring volumes together that have different rules of placement. Each would get that of `first`, and who may make groups may not say where
+/// copies are.
+fn require_one_rule(state: &MetaState, members: &BTreeSet<VolumeId>, first: Option<&VolumeId>) -> Result<(), Error> {
+    let Some(first) = first.and_then(|first| state.volume(*first)) else { return Ok(()) };
+    let rule = state.places().wanted(first.id);
+    let differs = |volume: &&Volume| state.places().wanted(volume.id) != rule;
+    let Some(other) = members.iter().filter_map(|id| state.volume(*id)).find(differs) else { return Ok(()) };
+    let told =
+        |volume: &Volume| state.places().wanted(volume.id).map_or_else(|| "none".to_owned(), ToString::to_string);
+    let what = format!(
+        "volume {0} has another rule of placement than volume {1} ({2}; {3}), and the volumes of a group have one: give both the same with \
+         `helio volume place` first",
+        other.name,
+        first.name,
+        told(other),
+        told(first)
+    );
+    Err(Error::new(ErrorKind::InvalidRequest, what))
 }
 
 fn volumes_of<'a>(state: &'a MetaState, group: &'a VolumeGroup) -> impl Iterator<Item = &'a Volume> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client_lib::clock::{Clock, SystemClock};
+use client_lib::watch;
 use client_lib::wire::admin::{CancelledMigrate, Migrate, MigrateReport, OnWrite, OnWriteStatus};
 use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId, VolumeName};
 use consensus::{Command, MetaState, Refusal, Response, Volume};
@@ -19,6 +20,12 @@ use crate::ownership::chronicle::{End, Kind, Subject};
 use crate::ownership::driver::{Driver, HandoverReport};
 use crate::peer::message::AdminForward;
 use crate::serve::volume::ServedVolume;
+
+mod under_way;
+
+pub(super) use under_way::ANSWER_PATIENCE;
+pub(crate) use under_way::GOES_ON;
+use under_way::{UnderWay, in_time};
 
 impl NodeAdmin {
     pub(super) async fn migrate_to(&self, name: &str, request: &Migrate) -> Result<MigrateReport, Error> {
@@ -76,7 +83,11 @@ impl NodeAdmin {
         self.hand_over(driver, &what, std::slice::from_ref(&volume), how, cancel).await
     }
 
-    /// Runs the handover of `volumes`, which are `what`, unless one of them is being changed already.
+    /// Runs the handover of `volumes`, which are `what`, unless one of them is being changed already. Is that the same handover, which waits for the new owner,
+    /// it is waited for.
+    ///
+    /// # Errors
+    /// Why everything stays where it is; `Busy` also, with [`GOES_ON`], when the new owner has been waited for as long as an answer may take.
     pub(super) async fn hand_over(
         &self,
         driver: Driver,
@@ -85,7 +96,14 @@ impl NodeAdmin {
         how: How,
         cancel: CancellationToken,
     ) -> Result<HandoverReport, Error> {
-        let busy = volumes.iter().map(|volume| Busy::handing_over(self.busy.clone(), volume, cancel.clone()));
+        let to = self.peers.name(driver.to());
+        if let Some(same) = self.under_way(&driver, how) {
+            return same.answer(what, &to).await;
+        }
+        let (told, outcome) = watch::channel(None);
+        let under_way = UnderWay { cancel: cancel.clone(), volumes: driver.volumes(), to: driver.to(), how, outcome };
+        let under_way = Arc::new(under_way);
+        let busy = volumes.iter().map(|volume| Busy::handing_over(self.busy.clone(), volume, under_way.clone()));
         let busy: Vec<Busy> = busy.collect::<Result<_, _>>()?;
         let watermarks =
             |volume: &Arc<ServedVolume>| self.reconciler.watermarks(volume.id).ok_or_else(|| moved(volume.id));
@@ -103,30 +121,29 @@ impl NodeAdmin {
         let subject = Subject { kind, volumes: driver.volumes(), from: self.this.id, to: driver.to() };
         let account = self.chronicle.open(subject, SystemClock::new().unix_ms());
         let driver = driver.told_in(account.clone());
-        // A task of its own: it goes on, and stays marked, when the one who asked stops waiting.
-        let changes = self.changes.clone();
-        let mut task = tokio::spawn(async move {
-            let _busy = busy;
-            let outcome = driver.run().await;
+        // A task of its own: it goes on, stays marked, and keeps to its deadline when the one who asked stops waiting.
+        let (changes, volumes_told) = (self.changes.clone(), what.to_owned());
+        tokio::spawn(async move {
+            let outcome = in_time(driver.run(), how.deadline, &cancel, &volumes_told).await;
             account.end(match &outcome {
                 Ok(report) => End::Moved(report.stale_bytes),
                 Err(error) => End::Failed(error.to_string()),
             });
             changes.handed_over(outcome.as_ref().ok().map(|report| report.held));
-            outcome
+            // Before it is told: whoever hears that it failed may ask for another one at once.
+            drop(busy);
+            told.send_replace(Some(outcome.map_err(|error| (error.kind(), error.to_string()))));
         });
-        let ended = match how.deadline {
-            None => (&mut task).await,
-            Some(deadline) => match tokio::time::timeout(deadline, &mut task).await {
-                Ok(ended) => ended,
-                Err(_) => {
-                    // Once it is proposed it goes on all the same.
-                    cancel.cancel();
-                    (&mut task).await.map(|outcome| outcome.map_err(|error| in_time(what, deadline, error)))
-                }
-            },
-        };
-        ended.map_err(|error| Error::new(ErrorKind::Internal, "the handover ended early").caused_by(error))?
+        under_way.answer(what, &to).await
+    }
+
+    /// The handover that `driver` would carry out, if it is under way already.
+    fn under_way(&self, driver: &Driver, how: How) -> Option<Arc<UnderWay>> {
+        let volumes = driver.volumes();
+        let (first, _) = volumes.first()?;
+        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = busy.get(first)?.clone()?;
+        found.is_meant(&volumes, driver.to(), how).then_some(found)
     }
 
     /// Lets a volume go to a node when it is written there.
@@ -196,8 +213,8 @@ impl NodeAdmin {
         // So that no write at the other node can begin one any more.
         self.meta.linearizable(METADATA_DEADLINE).await?;
         let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Some(cancel)) = busy.get(&volume.id) else { return Ok(false) };
-        cancel.cancel();
+        let Some(Some(under_way)) = busy.get(&volume.id) else { return Ok(false) };
+        under_way.cancel.cancel();
         Ok(true)
     }
 
@@ -262,19 +279,8 @@ impl How {
     }
 }
 
-/// What is said of a handover that was ended because its time was over.
-fn in_time(what: &str, deadline: Duration, error: Error) -> Error {
-    match error.kind() {
-        ErrorKind::Closed => Error::new(
-            ErrorKind::Unavailable,
-            format!("{what} could not be handed over in the {deadline:?} that were left, and stays where it is"),
-        ),
-        _ => error,
-    }
-}
-
-/// The volumes that are being changed, and how a handover among that is ended.
-pub(in crate::node) type BusyVolumes = Arc<Mutex<BTreeMap<VolumeId, Option<CancellationToken>>>>;
+/// The volumes that are being changed, and those of them that are handed over.
+pub(in crate::node) type BusyVolumes = Arc<Mutex<BTreeMap<VolumeId, Option<Arc<UnderWay>>>>>;
 
 /// Marks a volume as being handed over, taken over, resized or cut; another such request meanwhile is refused.
 pub(in crate::node) struct Busy {
@@ -287,9 +293,9 @@ impl Busy {
         Busy::with(busy, volume, None)
     }
 
-    /// Of a handover that `cancel` ends.
-    fn handing_over(busy: BusyVolumes, volume: &ServedVolume, cancel: CancellationToken) -> Result<Busy, Error> {
-        Busy::with(busy, volume, Some(cancel))
+    /// Of a handover.
+    fn handing_over(busy: BusyVolumes, volume: &ServedVolume, under_way: Arc<UnderWay>) -> Result<Busy, Error> {
+        Busy::with(busy, volume, Some(under_way))
     }
 
     /// Of a volume that this node may not serve.
@@ -297,17 +303,17 @@ impl Busy {
         Busy::of(busy, (volume.id, &volume.name), None)
     }
 
-    fn with(busy: BusyVolumes, volume: &ServedVolume, cancel: Option<CancellationToken>) -> Result<Busy, Error> {
-        Busy::of(busy, (volume.id, &volume.name), cancel)
+    fn with(busy: BusyVolumes, volume: &ServedVolume, handover: Option<Arc<UnderWay>>) -> Result<Busy, Error> {
+        Busy::of(busy, (volume.id, &volume.name), handover)
     }
 
     fn of(
         busy: BusyVolumes,
         (id, name): (VolumeId, &VolumeName),
-        cancel: Option<CancellationToken>,
+        handover: Option<Arc<UnderWay>>,
     ) -> Result<Busy, Error> {
         match busy.lock().unwrap_or_else(PoisonError::into_inner).entry(id) {
-            Entry::Vacant(place) => drop(place.insert(cancel)),
+            Entry::Vacant(place) => drop(place.insert(handover)),
             Entry::Occupied(_) => {
                 return Err(Error::new(
                     ErrorKind::Busy,

@@ -6,7 +6,7 @@ use client_lib::{Error, ErrorKind};
 use tokio::task::JoinHandle;
 
 /// How long whoever asked waits until the outcome is known: longer than consensus is asked for once.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What came of `task`, which changes `what`.
 ///

@@ -16,8 +16,8 @@ use crate::serve::volume::ServedVolume;
 use crate::{ownership, size};
 
 /// How long a size may take to be in force at the owner before `resize` says so: dropping much data takes its time.
-/// Shorter than the patience of the command line.
-const SIZE_PATIENCE: Duration = Duration::from_secs(60);
+/// It may be waited for twice, which is shorter than the patience of the command line.
+pub(super) const SIZE_PATIENCE: Duration = Duration::from_secs(30);
 
 impl NodeAdmin {
     pub(super) async fn resize_to(&self, name: &str, request: Resize) -> Result<VolumeStatus, Error> {

@@ -17,6 +17,9 @@ use crate::serve::volume::{ServedVolume, store_failure};
 /// How long a snapshot may take to be made before `create` says that it goes on by itself.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long an owner that is asked through another node may take to go back to a snapshot.
+pub(super) const ROLL_BACK_PATIENCE: Duration = Duration::from_secs(45);
+
 impl NodeAdmin {
     pub(super) async fn take_snapshot(&self, name: &str, request: CreateSnapshot) -> Result<SnapshotStatus, Error> {
         let snapshot_name: SnapshotName = request.name.parse()?;

@@ -1,7 +1,8 @@
 //! The admin API for other machines: TLS, with a certificate of the cluster shown by whoever asks, which says who that is.
 //!
 //! One request on each connection, so that what a certificate is worth and what its client may do is looked at for each. Everything has a bound:
-//! whoever holds all places of handshakes keeps others out for [`HANDSHAKE_TIMEOUT`] at a time, and the API on loopback goes on.
+//! there are never more than [`HANDSHAKES_MAX`] and [`CONNECTIONS_MAX`] connections. Whoever holds all places of handshakes keeps others out for
+//! [`HANDSHAKE_TIMEOUT`] at a time, and the API on loopback goes on.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,12 +23,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::caller::{Proof, Shown};
 use super::{AuditLog, api};
 use crate::serve::admin::Admin;
 
-/// Handshakes at a time; further connections wait to be accepted.
+/// Handshakes at a time, with those that are done and wait for a place; further connections wait to be accepted.
 const HANDSHAKES_MAX: usize = 64;
 
 /// How long one may take; then the connection is closed.
@@ -35,6 +37,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connections of clients that are served at a time; further ones wait.
 const CONNECTIONS_MAX: usize = 64;
+
+/// How long one waits for that; then it is told to come again.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a request may take to come; then the connection is closed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -77,6 +82,7 @@ impl RemoteServer {
         let door = Arc::new(Door {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             cluster: identity.cluster().clone(),
+            admin: admin.clone(),
             router: api(admin, audit, Proof::Certificate).layer(from_fn(no_pages)),
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         });
@@ -100,6 +106,7 @@ impl Drop for RemoteServer {
 struct Door {
     acceptor: TlsAcceptor,
     cluster: ClusterId,
+    admin: Arc<dyn Admin>,
     router: Router,
     places: Arc<Semaphore>,
 }
@@ -145,18 +152,41 @@ impl Door {
             }
         };
         let shown = Shown { client, certificate: Fingerprint::of(certificate) };
-        drop(handshake);
-        let Ok(_place) = self.places.acquire().await else { return };
-        let mut server = http1::Builder::new();
-        server.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).keep_alive(false);
+        let is_let_in = self.admin.role_of(&shown.client, &shown.certificate).is_some();
         let router = self.router.clone().layer(Extension(shown));
-        let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-        match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%from, %error, "a request to the admin API broke off"),
-            Err(_) => tracing::debug!(%from, "a request to the admin API took too long"),
+        if !is_let_in {
+            // The router says so. It takes no place of those who may ask.
+            return answer(stream, from, router, HANDSHAKE_TIMEOUT).await;
         }
+        // The place of its handshake it keeps until then, so that there is an end to how many wait.
+        let place = match tokio::time::timeout(PLACE_TIMEOUT, self.places.acquire()).await {
+            Ok(Ok(place)) => place,
+            Ok(Err(_)) => return,
+            Err(_) => return answer(stream, from, Router::new().fallback(full), HANDSHAKE_TIMEOUT).await,
+        };
+        drop(handshake);
+        answer(stream, from, router, CONNECTION_TIMEOUT).await;
+        drop(place);
     }
+}
+
+/// Answers one request with `router`, if all of it takes no longer than `patience`.
+async fn answer(stream: TlsStream<TcpStream>, from: SocketAddr, router: Router, patience: Duration) {
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).keep_alive(false);
+    let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    match tokio::time::timeout(patience, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%from, %error, "a request to the admin API broke off"),
+        Err(_) => tracing::debug!(%from, "a request to the admin API took too long"),
+    }
+}
+
+/// Refuses for want of a place.
+async fn full() -> Response {
+    let message =
+        format!("the node answers {CONNECTIONS_MAX} requests from other machines already: try again in a moment");
+    (StatusCode::SERVICE_UNAVAILABLE, Json(Failure { kind: ErrorKind::Busy, message })).into_response()
 }
 
 /// Refuses what a page in a browser asks: one that has the certificate would ask with it, whoever's the page is.
