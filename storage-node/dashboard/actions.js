@@ -3,7 +3,7 @@
 import { get, ofVolume, post, remove } from "./api.js";
 import { ask } from "./dialog.js";
 import { h } from "./dom.js";
-import { bytes, ms, seconds, sizeOf } from "./format.js";
+import { bytes, ms, seconds, sizeOf, sizeText } from "./format.js";
 import { run } from "./tasks.js";
 
 const p = (...text) => h("p", {}, ...text);
@@ -86,7 +86,7 @@ export async function snapshot(name, status) {
 
 /** Gives a volume another size. */
 export async function resize(name, status) {
-  const input = h("input", { type: "text", value: bytes(status.size_bytes), spellcheck: "false", autocomplete: "off", required: true });
+  const input = h("input", { type: "text", value: sizeText(status.size_bytes), spellcheck: "false", autocomplete: "off", required: true });
   const shrink = h("input", { type: "checkbox" });
   const body = [
     p(`It has ${bytes(status.size_bytes)}. Clients see another size when they connect again.`),

@@ -57,10 +57,19 @@ export function moment(unixMs) {
   return day + date.toLocaleTimeString("en-GB");
 }
 
-/** A size as it is typed: 10G, 512M, 1.5T. `null` when it is none. */
+/** What sizes of volumes are multiples of: sectors. */
+const SECTOR = 512;
+
+/** A size as it is typed: 10G, 512M, 1.5T; not less than that, and one that a volume can have. `null` when it is none. */
 export function sizeOf(text) {
   const found = /^\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?\s*$/i.exec(text);
   if (!found) return null;
   const power = " kmgtp".indexOf(found[2].toLowerCase() || " ");
-  return Math.round(Number(found[1]) * 1024 ** power);
+  return Math.ceil((Number(found[1]) * 1024 ** power) / SECTOR) * SECTOR;
+}
+
+/** A size so that it is read as what it is: to the byte, unless the figures that are shown are enough. */
+export function sizeText(count) {
+  const shown = bytes(count);
+  return sizeOf(shown) === count ? shown : String(count);
 }

@@ -433,6 +433,57 @@ fn it_shows_what_the_api_says_and_moves_a_volume_when_it_is_confirmed() {
     all_is_well(&mut browser, &address);
 }
 
+/// The size that stood there was rounded to three figures: with nothing typed, 10.37 GiB became "10.4 GiB", which is no
+/// multiple of 512 and was refused, and 10.04 GiB became "10 GiB", of which it was said that it is smaller. So was "1.1T" refused.
+#[test]
+fn a_size_is_offered_as_it_is_and_one_with_a_fraction_is_taken() {
+    let Some(program) = chromium() else {
+        return eprintln!("skipped: there is no Chromium; `make tools` installs it, HELIO_CHROMIUM names another one");
+    };
+    let up = Up::start(&["--providers", "a"]).expect("starts");
+    let address = admin(&up.data(), "a");
+    // 10.37 GiB, to the next sector.
+    let size = 11_134_703_104u64;
+    let body = json!({ "name": "disk", "size_bytes": size }).to_string();
+    let head = format!("POST /v1/volumes HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json");
+    assert_eq!(request(&address, &head, &body).0, 200);
+    let mut browser = Browser::start(&program).expect("starts");
+    browser.open(&page(&address), 1200, "light").expect("is shown");
+    browser.until("the secret is taken", PATIENCE, "location.hash === '#/'").expect("is");
+    let read = r#"import("/dashboard/format.js").then(({ sizeOf, sizeText }) => [
+      ...["1.1T", "10.4 GiB", "512M", "1", "0.5k", "10G", "1.5x"].map(sizeOf),
+      ...[10737418240, 11134703104, 10780368384, 1536, 512].map(sizeText),
+    ])"#;
+    let expected = json!([
+        1_209_462_790_656u64,
+        11_166_915_072u64,
+        512 * MIB,
+        512,
+        512,
+        10_240 * MIB,
+        null,
+        "10 GiB",
+        "11134703104",
+        "10780368384",
+        "1.5 KiB",
+        "512 B",
+    ]);
+    assert_eq!(browser.value(read).expect("are read"), expected);
+
+    browser.value("location.hash = '#/volume/disk'").expect("is gone to");
+    button(&mut browser, "#actions", "Resize");
+    shows(&mut browser, "#dialog-body", "It has 10.4 GiB");
+    click(&mut browser, "#dialog-yes");
+    shows(&mut browser, "#tasks", "disk has 10.4 GiB now");
+    assert_eq!(get(&address, "/v1/volumes/disk")["size_bytes"], json!(size), "nothing was typed");
+    button(&mut browser, "#actions", "Resize");
+    browser.value("document.querySelector('#dialog-body input').select()").expect("is selected");
+    browser.write("1.1T").expect("is written");
+    click(&mut browser, "#dialog-yes");
+    shows(&mut browser, "#tasks", "disk has 1.1 TiB now");
+    all_is_well(&mut browser, &address);
+}
+
 #[test]
 fn a_lost_owner_is_shown_and_its_volume_taken_over_when_its_name_is_typed() {
     let Some(program) = chromium() else {

@@ -90,3 +90,26 @@ fn a_cluster_is_watched_checked_and_put_together_without_secrets() {
     assert!(bundle["cluster"]["error"].is_string() || bundle["cluster"]["status"]["error"].is_string(), "{bundle:#}");
     assert!(bundle["files"]["a"].is_object(), "{bundle:#}");
 }
+
+/// "ok cluster: none runs here, or none was named", and "nothing is wrong", was said of a cluster that had been named and refused
+/// or did not answer.
+#[test]
+fn a_cluster_that_refuses_or_does_not_answer_is_wrong() {
+    let mut up = Up::start(&["--providers", "a"]).expect("a cluster starts");
+    let file: Value =
+        serde_json::from_slice(&std::fs::read(up.data().join("cluster.json")).expect("it runs")).expect("is JSON");
+    let address = file["nodes"][0]["http"].as_str().expect("it has an address").to_owned();
+    // Where there is no secret of it.
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let elsewhere = elsewhere.path().display().to_string();
+    let looked = |arguments: &[&str], words: &str| {
+        let found = findings(&[&["--data", elsewhere.as_str()][..], arguments].concat());
+        let cluster = of(&found, "cluster");
+        assert!(cluster["found"].as_str().is_some_and(|found| found.contains(words)), "{words}: {cluster}");
+        cluster["level"].as_str().map(str::to_owned)
+    };
+    assert_eq!(looked(&[], "none runs here, or none was named").as_deref(), Some("ok"));
+    assert_eq!(looked(&["--cluster", &address], "wants its secret").as_deref(), Some("wrong"));
+    up.stop().expect("it stops");
+    assert_eq!(looked(&["--cluster", &address], "can be reached").as_deref(), Some("wrong"));
+}

@@ -230,6 +230,40 @@ fn a_node_without_a_majority_says_why_it_is_not_ready_and_what_is_at_risk() {
     until("its lease is in force", PATIENCE, || scrape(&address).get("helio_lease_remaining_seconds", &[]) > Some(0.0));
 }
 
+/// Only the end of a scrub was told, and only until the next one began, a week after the last one had: the alert for three
+/// weeks without one could not fire, and of a store too busy to be read through nothing was told for months.
+#[test]
+fn a_scrub_that_goes_on_for_weeks_is_told_of_and_the_alert_looks_at_it() {
+    let mut nodes = Nodes::none().expect("a directory");
+    // A page of 256 blocks takes sixteen seconds, so that it cannot be through before it was looked at.
+    let slow = format!("scrub_bytes_per_second = \"64KiB\"\nscrub_days = 0\n{LISTENER}");
+    nodes.add_with("a", &slow).expect("a node starts");
+    nodes.run("a", &["volume", "create", "disk", "--size", "16M"]).expect("is created");
+    let mut client = Client::connect(&nodes.socket("a"), "disk").expect("connects");
+    for mib in 0..16 {
+        client.write(mib << 20, &vec![7; 1 << 20]).expect("is written");
+    }
+    client.flush().expect("is flushed");
+    let address = announced(&nodes.path().join("a"), "a", "metrics");
+    let [began, finished] = ["began", "finished"].map(|what| format!("helio_scrub_{what}_timestamp_seconds"));
+    let told = || {
+        let seen = scrape(&address);
+        [&began, &finished].map(|name| seen.get(name, &[]))
+    };
+    assert_eq!(told(), [None, None], "there was none");
+    let scrub = nodes.json("a", &["node", "scrub", "--no-wait", "--json"]).expect("begins");
+    let began_ms = scrub["began_ms"].as_u64().expect("has begun");
+    until("it is told when it began", PATIENCE, || told() == [Some(began_ms as f64 / 1000.0), None]);
+    nodes.run("a", &["node", "scrub", "--stop"]).expect("ends");
+    until("none is under way", PATIENCE, || told() == [None, None]);
+
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/monitoring/alerts.yml");
+    let rules = rules::alerts(&std::fs::read_to_string(rules).expect("is there")).expect("are rules");
+    let overdue = rules.iter().find(|rule| rule.alert == "HelioScrubOverdue").expect("is there");
+    let looked_at = rules::named(&overdue.fields["expr"]).expect("is whole").metrics;
+    assert!(looked_at.into_keys().eq([began, finished]), "{overdue:?}");
+}
+
 /// What monitoring adds to every sample.
 const ADDED: [&str; 3] = ["instance", "job", "le"];
 

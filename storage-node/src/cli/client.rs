@@ -211,7 +211,9 @@ fn ask_endpoint(
     match sent {
         Ok(mut response) => {
             let is_stale = response.headers().contains_key(STALE_HEADER);
-            let body = response.body_mut().read_to_string().context("the answer broke off")?;
+            // What is no text is told all the same: it may be a page of something else than a node.
+            let body = response.body_mut().with_config().limit(remote::ANSWER_BYTES_MAX).lossy_utf8(true);
+            let body = body.read_to_string().context("the answer broke off, or is too long")?;
             Ok(Ok(remote::Answer { status: response.status().as_u16(), body, is_stale }))
         }
         Err(error @ (ureq::Error::ConnectionFailed | ureq::Error::HostNotFound | ureq::Error::Io(_))) => Ok(Err(error)),
@@ -289,4 +291,52 @@ pub(super) fn table(rows: &[Vec<String>]) -> Vec<String> {
         cells.join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    /// Stands for a node: gives these answers, a status and a body, to as many requests, and tells then what was asked.
+    pub(in crate::cli) fn answering(answers: Vec<(u16, String)>) -> (String, JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let answer = move |(status, body): (u16, String)| {
+            let mut stream = BufReader::new(listener.accept().expect("is asked").0);
+            let mut lines = Vec::new();
+            while !lines.last().is_some_and(String::is_empty) {
+                let mut line = String::new();
+                stream.read_line(&mut line).expect("asks");
+                lines.push(line.trim_end().to_ascii_lowercase());
+            }
+            let length = lines.iter().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+            // What was not read when a connection is closed breaks it, and the answer is lost.
+            stream.read_exact(&mut vec![0; length.unwrap_or(0)]).expect("asks");
+            let length = body.len();
+            let head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+            let stream = stream.get_mut();
+            stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).expect("is answered");
+            lines.remove(0)
+        };
+        (address, std::thread::spawn(move || answers.into_iter().map(answer).collect()))
+    }
+
+    /// The library that asks reads 10 MiB and no more, unless it is told otherwise. A list of clients with many certificates
+    /// is longer: on a node's own machine it could not be read, while it could from any other.
+    #[test]
+    fn a_long_list_is_read_whole_on_the_machine_of_the_node() {
+        let names: Vec<String> = (0..100_000).map(|number| format!("{number:0>120}")).collect();
+        let body = serde_json::to_string(&names).expect("is plain data");
+        assert!(body.len() > 12_000_000);
+        let (address, node) = answering(vec![(200, body)]);
+        let endpoint = Endpoint { address, secret: Err("none is wanted".to_owned()) };
+        let client = Client { way: Way::Local { endpoints: vec![endpoint], agent: ureq::Agent::new_with_defaults() } };
+        let read: Vec<String> = client.get("/v1/clients").expect("is read");
+        assert!(read == names);
+        assert_eq!(node.join().expect("has answered"), ["get /v1/clients http/1.1"]);
+    }
 }

@@ -1,27 +1,44 @@
 //! What is asked before something that cannot be taken back, of a person at a terminal.
 
-use std::io::{IsTerminal, Write};
+use std::fs::OpenOptions;
+use std::io::{self, IsTerminal, Write};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
-/// Asks the question of `ask`, whether to go on; goes on without asking where nobody could answer.
+/// The terminal of whoever runs this, wherever its output goes.
+const TERMINAL: &str = "/dev/tty";
+
+/// Asks the question of `ask`, whether to go on; goes on without asking where nobody could answer: where input is no terminal.
 ///
 /// # Errors
-/// When the answer is no; what `ask` fails with.
+/// When the answer is no, or the question cannot be shown to who would answer it; what `ask` fails with.
 pub(super) fn confirm(ask: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<()> {
-    if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+    if !io::stdin().is_terminal() {
         return Ok(());
     }
+    let mut shown = shown_at(io::stderr().is_terminal(), || {
+        Ok(Box::new(OpenOptions::new().write(true).open(TERMINAL)?) as Box<dyn Write>)
+    })?;
     let question = ask()?;
-    let mut errors = std::io::stderr();
-    write!(errors, "{question} [y/N] ")?;
-    errors.flush()?;
+    write!(shown, "{question} [y/N] ")?;
+    shown.flush()?;
     let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
+    io::stdin().read_line(&mut answer)?;
     if !is_yes(&answer) {
         bail!("nothing was changed");
     }
     Ok(())
+}
+
+/// Where somebody sees the question whose terminal is the input.
+fn shown_at(
+    sees_errors: bool,
+    terminal: impl FnOnce() -> io::Result<Box<dyn Write>>,
+) -> anyhow::Result<Box<dyn Write>> {
+    if sees_errors {
+        return Ok(Box::new(io::stderr()));
+    }
+    terminal().context("it cannot be asked whether that is meant, and nothing was changed: --yes says that it is meant")
 }
 
 fn is_yes(answer: &str) -> bool {
@@ -36,5 +53,20 @@ mod tests {
     fn only_a_yes_is_one() {
         assert!(["y\n", "Y", " yes \n", "YES\r\n"].into_iter().all(is_yes));
         assert!(!["", "\n", "n\n", "yep\n", "y y\n"].into_iter().any(is_yes));
+    }
+
+    /// `helio volume delete disk 2>log` at a terminal deleted the volume unasked: that errors went to a file was taken for a
+    /// sign that nobody was there.
+    #[test]
+    fn a_person_whose_errors_go_elsewhere_is_asked_at_the_terminal_or_nothing_is_done() {
+        let mut is_opened = false;
+        let shown = shown_at(false, || {
+            is_opened = true;
+            Ok(Box::new(Vec::new()))
+        });
+        assert!(shown.is_ok() && is_opened);
+        let refused = shown_at(false, || Err(io::ErrorKind::NotFound.into())).err().expect("nobody sees a question");
+        assert!(refused.to_string().contains("--yes"), "{refused}");
+        assert!(shown_at(true, || panic!("it is not wanted")).is_ok());
     }
 }

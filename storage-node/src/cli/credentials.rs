@@ -294,17 +294,13 @@ fn revoke(
     let (client, fingerprint) = (name.map(|name| name.to_string()), fingerprint.map(|it| it.to_string()));
     let request = RevokeClient { client: client.clone(), fingerprint: fingerprint.clone() };
     let cluster = Client::find(common)?;
-    let before: ClientList = cluster.get("/v1/clients")?;
+    // For what is said afterwards: when it is revoked nothing is listed any more. It must not keep anybody from revoking.
+    let before = cluster.get::<ClientList>("/v1/clients");
     let report: AccessReport = cluster.post("/v1/clients/revoke", &request)?;
     if json {
         return print_json(&report);
     }
-    let is_listed = before.clients.iter().any(|it| {
-        let is_its = |certificate: &CertificateStatus| Some(&certificate.fingerprint) == fingerprint.as_ref();
-        // One that was given rules may never have been issued anything.
-        let is_issued = !it.certificates.is_empty() || it.revoked_ms.is_some();
-        (Some(&it.name) == client.as_ref() && is_issued) || it.certificates.iter().any(is_its)
-    });
+    let was_listed = before.map(|list| is_listed(&list, client.as_deref(), fingerprint.as_deref()));
     match (client, fingerprint) {
         (Some(client), _) => println!(
             "whatever was issued to client {client} until now counts no more; `helio cluster client {client} --out FILE` issues it anew"
@@ -315,16 +311,30 @@ fn revoke(
     if !report.unconfirmed.is_empty() {
         println!("not confirmed by {}: it is in force there as soon as they hear of it", report.unconfirmed.join(", "));
     }
-    if !is_listed {
-        eprintln!("nothing of that name is listed as issued: `helio cluster client list` shows what is");
+    match was_listed {
+        Ok(true) => {}
+        Ok(false) => eprintln!("nothing of that name is listed as issued: `helio cluster client list` shows what is"),
+        Err(error) => eprintln!("whether anything of that name was listed as issued is not known: {error:#}"),
     }
     Ok(())
+}
+
+/// Whether the list has anything that was issued to this client, or this certificate.
+fn is_listed(list: &ClientList, client: Option<&str>, fingerprint: Option<&str>) -> bool {
+    list.clients.iter().any(|it| {
+        let is_its = |certificate: &CertificateStatus| Some(certificate.fingerprint.as_str()) == fingerprint;
+        // One that was given rules may never have been issued anything.
+        let is_issued = !it.certificates.is_empty() || it.revoked_ms.is_some();
+        (Some(it.name.as_str()) == client && is_issued) || it.certificates.iter().any(is_its)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use client_lib::wire::admin::RevokedCertificate;
+    use nbd_frontend::service::log::LogFormat;
 
+    use super::super::client::tests::answering;
     use super::*;
 
     #[test]
@@ -354,6 +364,24 @@ mod tests {
             assert_eq!(found.0, expected, "{name} {fingerprint}: {}", found.1);
         }
         assert_eq!(rows(&list.clients[1], 9).len(), 2, "what is listed, and all others");
+    }
+
+    /// Revoking read the whole list first, and was refused where that could not be had, as when it was too long to be read.
+    #[test]
+    fn what_is_listed_need_not_be_known_to_be_revoked() {
+        let report = serde_json::to_string(&AccessReport::default()).expect("is plain data");
+        let (address, node) = answering(vec![(500, "too much".to_owned()), (200, report)]);
+        let directory = tempfile::tempdir().expect("a directory");
+        let common = Common {
+            data: Some(directory.path().to_owned()),
+            cluster: Some(address),
+            secret_file: None,
+            log: None,
+            log_format: LogFormat::Text,
+        };
+        revoke(&common, Some("host".parse().expect("a name")), None, false).expect("is revoked");
+        let asked = node.join().expect("has answered");
+        assert_eq!(asked, ["get /v1/clients http/1.1", "post /v1/clients/revoke http/1.1"]);
     }
 
     #[test]

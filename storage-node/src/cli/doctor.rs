@@ -15,6 +15,7 @@ use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
 
+use self::network::Runs;
 use super::Common;
 use super::client::print_json;
 use crate::config::NodeConfig;
@@ -125,7 +126,12 @@ pub(super) fn examine(doctor: &Doctor, common: &Common) -> anyhow::Result<Vec<Fi
     directories.iter().for_each(|directory| findings.extend(disk::findings(directory, engine)));
     let status = cluster::find(config.as_ref(), common);
     if let Some(config) = &config {
-        findings.extend(network::findings(config, status.is_some()));
+        let runs = match &status {
+            None => Runs::No,
+            Some(Err(_)) => Runs::Perhaps,
+            Some(Ok(_)) => Runs::Yes,
+        };
+        findings.extend(network::findings(config, runs));
         findings.extend(certificate::findings(config));
     }
     findings.extend(cluster::findings(status.as_ref()));

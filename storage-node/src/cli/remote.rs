@@ -18,8 +18,8 @@ use crate::serve::http::stale::STALE_HEADER;
 /// How long a node may take to accept a connection, and with each step until something is asked.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The longest answer that is read, in bytes: far more than the longest list.
-const ANSWER_BYTES_MAX: u64 = 256 << 20;
+/// The longest answer that is read, in bytes, of nodes here as of nodes elsewhere: far more than the longest list.
+pub(super) const ANSWER_BYTES_MAX: u64 = 256 << 20;
 
 /// Nodes that are asked with credentials.
 pub(super) struct Remote {

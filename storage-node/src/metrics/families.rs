@@ -100,6 +100,7 @@ families! {
     ScrubRunning: Gauge "scrub_running" in Number by ["store"] = "1 while a scrub is under way";
     ScrubVerified: Counter "scrub_verified" in Bytes by ["store"] = "Read and compared with their checksums by scrubs";
     ScrubFinished: Gauge "scrub_finished_timestamp" in Seconds by ["store"] = "When the last scrub of everything was through, since 1970; missing while one is under way or none was";
+    ScrubBegan: Gauge "scrub_began_timestamp" in Seconds by ["store"] = "When the scrub of everything that is under way began, since 1970; missing while none is";
 
     // Volumes, as a whole and one by one.
     VolumesOwned: Gauge "volumes_owned" in Number by [] = "Volumes that this node owns and serves";

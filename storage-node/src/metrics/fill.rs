@@ -153,7 +153,9 @@ fn shard(sheet: &mut Sheet, store: &str, shard: &ShardFigures) {
     sheet.put(Id::StoreCleaned, &[store], shard.cleaned_segments);
     sheet.put(Id::ScrubRunning, &[store], scrub.is_running);
     sheet.put(Id::ScrubVerified, &[store], bytes(scrub.verified_blocks));
-    sheet.put_some(Id::ScrubFinished, &[store], scrub.finished_ms.map(|at| at as f64 / 1000.0));
+    let seconds = |at_ms: u64| at_ms as f64 / 1000.0;
+    sheet.put_some(Id::ScrubFinished, &[store], scrub.finished_ms.map(seconds));
+    sheet.put_some(Id::ScrubBegan, &[store], scrub.began_ms.map(seconds));
 }
 
 fn durations(answered: &Answered) -> Value {

@@ -76,6 +76,8 @@ pub struct ScrubFigures {
     pub verified_blocks: u64,
     /// When the last pass over everything was through, in milliseconds since 1970; `None` while one runs, and when none was.
     pub finished_ms: Option<u64>,
+    /// When the pass over everything that is under way began, likewise; `None` while none is.
+    pub began_ms: Option<u64>,
 }
 
 /// The scrub of a shard.
@@ -152,11 +154,12 @@ impl Scrub {
 
     /// What is counted of it.
     pub(super) fn figures(&self) -> ScrubFigures {
-        let whole = self.passes.get(&EVERYTHING).filter(|pass| pass.state == PassState::Finished);
+        let whole = |state| self.passes.get(&EVERYTHING).filter(|pass| pass.state == state);
         ScrubFigures {
             is_running: self.running().is_some(),
             verified_blocks: self.verified,
-            finished_ms: whole.map(|pass| pass.ended_ms),
+            finished_ms: whole(PassState::Finished).map(|pass| pass.ended_ms),
+            began_ms: whole(PassState::Running).map(|pass| pass.began_ms),
         }
     }
 
@@ -174,12 +177,21 @@ impl Scrub {
         running.min_by_key(|(key, pass)| (!pass.by_hand, pass.began_ms, **key)).map(|(key, _)| *key)
     }
 
-    /// Until when a pass that begins by itself may wait; `None`: none does.
+    /// Counts a pass over everything from now that began, as it says, later than now: the clock was ahead then, and was set
+    /// right. Says whether there was one.
+    fn count_from_now(&mut self, now_ms: u64) -> bool {
+        let Some(pass) = self.passes.get_mut(&EVERYTHING).filter(|pass| pass.began_ms > now_ms) else { return false };
+        (pass.began_ms, pass.ended_ms) = (now_ms, pass.ended_ms.min(now_ms));
+        self.changed.entry(EVERYTHING).or_insert_with(Instant::now);
+        true
+    }
+
+    /// How long a pass that begins by itself may wait; `None`: none does.
     fn next_by_itself(&self, now_ms: u64) -> Option<Duration> {
         let period = self.period?;
         let last = self.passes.get(&EVERYTHING).map_or(0, |pass| pass.began_ms);
         let due_ms = last.saturating_add(period.as_millis() as u64);
-        // A clock that was set back must not put it off for ever.
+        // The bound is for a clock that was set back after the last one began: see `count_from_now`.
         Some(Duration::from_millis(due_ms.saturating_sub(now_ms)).min(period))
     }
 
@@ -252,8 +264,13 @@ impl Core {
             return;
         }
         let Some(key) = self.scrub.running() else {
-            match self.scrub.next_by_itself(now_ms()) {
-                Some(Duration::ZERO) => self.scrub.begin(EVERYTHING, false, self.blocks_of(None), now_ms()),
+            let now_ms = now_ms();
+            if self.scrub.count_from_now(now_ms) {
+                // A restart would count from then again.
+                self.checkpoints.request_if_idle();
+            }
+            match self.scrub.next_by_itself(now_ms) {
+                Some(Duration::ZERO) => self.scrub.begin(EVERYTHING, false, self.blocks_of(None), now_ms),
                 Some(wait) => self.scrub.due = now + wait,
                 None => {}
             }
@@ -394,6 +411,60 @@ fn after(map: MapKey) -> MapKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const DAY_MS: u64 = 24 * 3600 * 1000;
+    /// A moment in 2027.
+    const NOW_MS: u64 = 1_800_000_000_000;
+
+    /// One that begins a pass every week.
+    fn weekly() -> Scrub {
+        Scrub::new(Some(Duration::from_millis(7 * DAY_MS)), 32 << 20)
+    }
+
+    /// A pass that had begun while the clock was a year ahead was due a week after that. The bound by a period made a week's
+    /// wait of it at each look, so that nothing was scrubbed for that year, restarts or not.
+    #[test]
+    fn a_pass_that_began_while_the_clock_was_ahead_is_repeated_a_period_after_that_was_noticed() {
+        let mut scrub = weekly();
+        scrub.begin(EVERYTHING, false, 0, NOW_MS + 365 * DAY_MS);
+        scrub.end(EVERYTHING, PassState::Finished, NOW_MS + 366 * DAY_MS);
+        scrub.take_changes();
+        assert!(scrub.count_from_now(NOW_MS));
+        let pass = scrub.passes[&EVERYTHING];
+        assert_eq!((pass.began_ms, pass.ended_ms), (NOW_MS, NOW_MS), "nothing ends later than now");
+        assert_eq!(scrub.take_changes().len(), 1, "a restart must not count from then again");
+        let waits = [0, 5, 7, 9].map(|days| {
+            let now_ms = NOW_MS + days * DAY_MS;
+            assert!(!scrub.count_from_now(now_ms), "it is right already");
+            scrub.next_by_itself(now_ms).map(|wait| wait.as_millis() as u64 / DAY_MS)
+        });
+        assert_eq!(waits, [Some(7), Some(2), Some(0), Some(0)]);
+    }
+
+    /// The next pass begins a week after the last one had begun, and only the end of one that was through was told. So
+    /// nothing was told while one went on, however long: what said when it was last read through was away before three
+    /// weeks were over, and an alert for three weeks could not fire.
+    #[test]
+    fn of_a_pass_that_goes_on_for_weeks_it_is_told_when_it_began() {
+        let mut scrub = weekly();
+        let told = |scrub: &Scrub| {
+            let figures = scrub.figures();
+            (figures.began_ms, figures.finished_ms)
+        };
+        assert_eq!(told(&scrub), (None, None));
+        scrub.begin(EVERYTHING, false, 0, NOW_MS);
+        assert_eq!(told(&scrub), (Some(NOW_MS), None));
+        // One over a single volume says nothing of the others.
+        scrub.begin(VolumeId(7), true, 0, NOW_MS + DAY_MS);
+        assert_eq!(told(&scrub), (Some(NOW_MS), None));
+        scrub.end(EVERYTHING, PassState::Finished, NOW_MS + 30 * DAY_MS);
+        assert_eq!(told(&scrub), (None, Some(NOW_MS + 30 * DAY_MS)));
+        assert!(scrub.figures().is_running, "of the volume");
+        scrub.begin(EVERYTHING, false, 0, NOW_MS + 30 * DAY_MS);
+        assert_eq!(told(&scrub), (Some(NOW_MS + 30 * DAY_MS), None));
+        scrub.end(EVERYTHING, PassState::Stopped, NOW_MS + 31 * DAY_MS);
+        assert_eq!(told(&scrub), (None, None));
+    }
 
     #[test]
     fn a_walk_goes_from_the_live_map_over_the_snapshots_to_the_next_volume() {

@@ -6,7 +6,7 @@ use client_lib::rights::Role;
 use client_lib::wire::admin::{ClientList, ClientStatus, ClusterStatus, NodeSpace, StoreSpace, VolumeSummary};
 
 use super::Finding;
-use crate::cli::client::Client;
+use crate::cli::client::{CLUSTER_FILE, Client};
 use crate::cli::members::Voters;
 use crate::cli::space;
 use crate::cli::{Common, credentials};
@@ -21,31 +21,39 @@ const SHORT_SHARE: u64 = 10;
 pub(super) struct Running {
     status: ClusterStatus,
     volumes: Result<Vec<VolumeSummary>, String>,
-    /// Of the nodes that answer.
-    spaces: Vec<NodeSpace>,
-    /// As far as it says.
-    clients: ClientList,
+    /// By their names, of the nodes that answer others.
+    spaces: Vec<(String, Result<NodeSpace, String>)>,
+    clients: Result<ClientList, String>,
 }
 
-/// The cluster of the settings, of `--cluster` or of the data directory, if it answers.
-pub(super) fn find(config: Option<&NodeConfig>, common: &Common) -> Option<Running> {
+/// The cluster of the settings, of `--cluster` or of the data directory, or why it says nothing; `None` where none was named and
+/// none runs.
+pub(super) fn find(config: Option<&NodeConfig>, common: &Common) -> Option<Result<Running, String>> {
     let mut common = common.clone();
     if let Some(config) = config {
         common.data.get_or_insert_with(|| config.data.clone());
     }
-    let client = Client::find(&common).ok()?;
-    let status: ClusterStatus = client.get("/v1/cluster").ok()?;
-    let volumes = client.get("/v1/volumes").map_err(|error| whole(error.as_ref()));
-    let reached = status.members.iter().filter(|member| member.reachable);
-    let spaces =
-        reached.filter_map(|member| client.get::<NodeSpace>(&format!("/v1/space?node={}", member.name)).ok()).collect();
-    let clients = client.get("/v1/clients").unwrap_or_default();
-    Some(Running { status, volumes, spaces, clients })
+    // Where that cannot be seen, because of rights perhaps, one may run.
+    let is_announced = || common.data().join(CLUSTER_FILE).try_exists().unwrap_or(true);
+    (common.cluster.is_some() || is_announced()).then(|| ask(&common).map_err(|error| whole(error.as_ref())))
 }
 
-pub(super) fn findings(running: Option<&Running>) -> Vec<Finding> {
-    let Some(Running { status, volumes, spaces, clients }) = running else {
-        return vec![Finding::ok("cluster", "none runs here, or none was named")];
+fn ask(common: &Common) -> anyhow::Result<Running> {
+    let client = Client::find(common)?;
+    let status: ClusterStatus = client.get("/v1/cluster")?;
+    let volumes = client.get("/v1/volumes").map_err(|error| whole(error.as_ref()));
+    let reached = status.members.iter().filter(|member| member.reachable);
+    let space = |name: &str| client.get(&format!("/v1/space?node={name}")).map_err(|error| whole(error.as_ref()));
+    let spaces = reached.map(|member| (member.name.clone(), space(&member.name))).collect();
+    let clients = client.get("/v1/clients").map_err(|error| whole(error.as_ref()));
+    Ok(Running { status, volumes, spaces, clients })
+}
+
+pub(super) fn findings(running: Option<&Result<Running, String>>) -> Vec<Finding> {
+    let Running { status, volumes, spaces, clients } = match running {
+        None => return vec![Finding::ok("cluster", "none runs here, or none was named")],
+        Some(Err(error)) => return vec![silent(error)],
+        Some(Ok(running)) => running,
     };
     let mut findings = vec![leader(status), voters(status)];
     findings.extend(unreachable(status));
@@ -53,12 +61,36 @@ pub(super) fn findings(running: Option<&Running>) -> Vec<Finding> {
         Ok(volumes) => lost_owners(volumes, status),
         Err(error) => vec![Finding::wrong("volumes", error.clone(), "see `helio cluster status`")],
     });
-    findings.extend(
-        spaces.iter().flat_map(|space| space.stores.iter().filter_map(|store| full_or_faulty(&space.node, store))),
-    );
-    findings.extend(unlimited(clients));
-    findings.extend(ending(&credentials::ending(clients, SystemClock::new().unix_ms())));
+    findings.extend(spaces.iter().flat_map(|(node, space)| stores(node, space)));
+    match clients {
+        Ok(clients) => {
+            findings.extend(unlimited(clients));
+            findings.extend(ending(&credentials::ending(clients, SystemClock::new().unix_ms())));
+        }
+        Err(error) => findings.push(untold("clients", error, "`helio cluster client list` asks again")),
+    }
     findings
+}
+
+/// One that was named, or that says where it is, and cannot be looked at.
+fn silent(error: &str) -> Finding {
+    let advice = "start it, or see its log; --cluster, --data and --secret-file say who is asked, and with what";
+    Finding::wrong("cluster", error, advice)
+}
+
+/// What could not be looked at of a cluster that answers.
+fn untold(what: impl Into<String>, error: &str, advice: impl Into<String>) -> Finding {
+    Finding::warning(what, format!("not looked at: {error}"), advice)
+}
+
+fn stores(node: &str, space: &Result<NodeSpace, String>) -> Vec<Finding> {
+    match space {
+        Ok(space) => space.stores.iter().filter_map(|store| full_or_faulty(node, store)).collect(),
+        Err(error) => {
+            let advice = format!("`helio node space --node {node}` asks again");
+            vec![untold(format!("stores of node {node}"), error, advice)]
+        }
+    }
 }
 
 /// Clients that may use every volume because nobody gave them a rule.
@@ -135,10 +167,12 @@ fn full_or_faulty(node: &str, store: &StoreSpace) -> Option<Finding> {
     if store.is_full {
         return Some(Finding::wrong(what, FULL, space::FULL_ADVICE));
     }
-    let whole = store.available_bytes + store.live_bytes;
-    let is_short = store.available_bytes < whole / SHORT_SHARE;
+    // As the alert has it (`HelioDiskNearlyFull`): nearly everything of a store that was written through for long is garbage.
+    let room = store.available_bytes.saturating_add(store.garbage_bytes);
+    let whole = room.saturating_add(store.live_bytes);
+    let is_short = room < whole / SHORT_SHARE;
     is_short.then(|| {
-        let found = format!("{} left of {}", human(store.available_bytes), human(whole));
+        let found = format!("{} left of {}, with what can be cleaned", human(room), human(whole));
         Finding::warning(
             what,
             found,
@@ -163,7 +197,10 @@ fn lost_owners(volumes: &[VolumeSummary], status: &ClusterStatus) -> Vec<Finding
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use client_lib::wire::admin::{CertificateStatus, MemberStatus, NbdAddresses};
+    use nbd_frontend::service::log::LogFormat;
 
     use super::super::Level;
     use super::*;
@@ -225,6 +262,66 @@ mod tests {
         let two =
             unlimited(&list(vec![open.clone(), ClientStatus { name: "other".to_owned(), ..open }])).expect("is told");
         assert_eq!(two.found, "open, other have no rules, and may use every volume");
+    }
+
+    /// What the cleaner gets back was not counted: a store that was written through once, with nine tenths of it free to be
+    /// cleaned, was called short of room.
+    #[test]
+    fn a_store_is_short_of_room_when_cleaning_would_not_help() {
+        let level = |available_bytes, garbage_bytes, live_bytes| {
+            let store = StoreSpace { available_bytes, garbage_bytes, live_bytes, ..StoreSpace::default() };
+            full_or_faulty("a", &store).map(|finding| finding.level)
+        };
+        assert_eq!(level(5, 900, 95), None);
+        assert_eq!(level(5, 94, 901), Some(Level::Warning));
+        assert_eq!(level(5, 95, 900), None, "a tenth");
+    }
+
+    /// A node whose stores could not be asked for had none, as it seemed.
+    #[test]
+    fn what_a_cluster_does_not_tell_of_itself_is_a_warning() {
+        let (status, why) = (status(&[("a", true, true)]), || "no reply from node a".to_owned());
+        let spaces = vec![("a".to_owned(), Err(why()))];
+        let running = Ok(Running { status, volumes: Ok(Vec::new()), spaces, clients: Err(why()) });
+        let found = findings(Some(&running));
+        for what in ["stores of node a", "clients"] {
+            let finding = found.iter().find(|finding| finding.what == what).expect("is told");
+            assert_eq!(
+                (finding.level, finding.found.as_str()),
+                (Level::Warning, "not looked at: no reply from node a")
+            );
+        }
+    }
+
+    fn common(data: &Path, cluster: Option<&str>) -> Common {
+        Common {
+            data: Some(data.to_owned()),
+            cluster: cluster.map(str::to_owned),
+            secret_file: None,
+            log: None,
+            log_format: LogFormat::Text,
+        }
+    }
+
+    /// "ok cluster: none runs here" was said of one that did not answer, of one that refused, and of a file that could not be
+    /// read: of just those that there is something wrong with.
+    #[test]
+    fn a_cluster_that_was_named_or_says_where_it_is_and_does_not_answer_is_wrong() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let judged = |cluster: Option<&str>| {
+            let found = findings(find(None, &common(directory.path(), cluster)).as_ref());
+            assert_eq!(found.len(), 1, "{found:?}");
+            (found[0].what.clone(), found[0].level)
+        };
+        let (fine, wrong) = (("cluster".to_owned(), Level::Ok), ("cluster".to_owned(), Level::Wrong));
+        assert_eq!(judged(None), fine);
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("an address");
+        assert_eq!(judged(Some(&closed.to_string())), wrong);
+        let file = directory.path().join("host.helio");
+        std::fs::write(&file, "no credentials").expect("is written");
+        assert_eq!(judged(file.to_str()), wrong);
+        std::fs::write(directory.path().join(CLUSTER_FILE), "{").expect("is written");
+        assert_eq!(judged(None), wrong);
     }
 
     #[test]

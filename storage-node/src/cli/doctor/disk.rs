@@ -28,8 +28,7 @@ const REMOTE_TYPES: [&str; 5] = ["nfs", "nfs4", "cifs", "smb3", "9p"];
 
 pub(super) fn findings(directory: &Path, engine: EngineKind) -> Vec<Finding> {
     let what = format!("disk {}", directory.display());
-    // One that is to be made lies where its parent does.
-    let Some(existing) = directory.ancestors().find(|path| path.is_dir()).map(Path::to_path_buf) else {
+    let Some(existing) = existing(directory) else {
         return vec![Finding::wrong(what, "no such directory", "name one that exists, or can be made")];
     };
     let mut findings = vec![file_system(&what, &type_of(&existing).unwrap_or_default())];
@@ -56,6 +55,13 @@ pub(super) fn findings(directory: &Path, engine: EngineKind) -> Vec<Finding> {
         )),
     }
     findings
+}
+
+/// The directory, or the one that it would be made in: one that is to be made lies where its parent does.
+fn existing(directory: &Path) -> Option<PathBuf> {
+    // The name alone of one here has no parent that could be looked at.
+    let whole = std::path::absolute(directory).ok()?;
+    whole.ancestors().find(|path| path.is_dir()).map(Path::to_path_buf)
 }
 
 /// The type of the file system that `directory` is on, as /proc/self/mounts calls it: that of the longest mount point.
@@ -233,6 +239,16 @@ mod tests {
         let text = |found: &str| findings.iter().any(|finding| finding.found.contains(found));
         assert!(text("a synced block takes") && text("used through threads") && text("free"), "{findings:?}");
         assert_eq!(std::fs::read_dir(directory.path()).expect("is there").count(), 0);
+    }
+
+    /// `helio doctor --disk store`, of one that was to be made where it was run, said that there is no such directory.
+    #[test]
+    fn one_that_is_to_be_made_here_lies_here() {
+        let here = std::env::current_dir().expect("is somewhere");
+        for name in ["not-made-yet", "./not-made-yet", "not/made/yet"] {
+            assert_eq!(existing(Path::new(name)).as_ref(), Some(&here), "{name}");
+        }
+        assert_eq!(existing(Path::new("/proc/not-made-yet")).as_deref(), Some(Path::new("/proc")));
     }
 
     #[test]
