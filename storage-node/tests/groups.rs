@@ -190,7 +190,9 @@ async fn a_takeover_of_one_volume_meanwhile_moves_none_and_the_other_goes_on() {
     let hearing = [1, 2].map(|node| grouped.cluster.nodes[&node].hearing.clone());
     let deaf = [hearing[0].lock().await, hearing[1].lock().await];
     let driver = grouped.driver(1, 2, false, CancellationToken::new());
-    grouped.log(3, false).expire(NodeId(1), 0).await.expect("was never renewed");
+    // Not by its lease, which would be that of the other volume too.
+    let stepped_down = vec![(grouped.volumes[1], Epoch(1))];
+    grouped.log(1, false).step_down(stepped_down).await.expect("owns it");
     let start = grouped.cluster.nodes[&3].shard.report(grouped.volumes[1]).await.expect("reports").watermark;
     assert_eq!(start, Lsn::ZERO);
     let takeover = Command::Takeover {
@@ -205,9 +207,6 @@ async fn a_takeover_of_one_volume_meanwhile_moves_none_and_the_other_goes_on() {
     let running = tokio::spawn(driver.run());
     let served = grouped.cluster.nodes[&1].volumes.get(grouped.volumes[1]).expect("is served");
     grouped.cluster.until(|| async { matches!(served.gate.view().phase, Phase::Transferring(_)) }).await;
-    // What is left to it, it acts for once it has a lease again.
-    let renew = Command::RenewLease { node: NodeId(1), lapses: 1, duration_ms: 3_600_000 };
-    grouped.cluster.meta.propose(renew).expect("is renewed");
     drop(deaf);
     let fenced = running.await.expect("joins").expect_err("one of them was taken over");
     assert_eq!(fenced.kind(), ErrorKind::Fenced, "{fenced}");

@@ -10,7 +10,7 @@ use consensus::{Command, Made, MetaRaft, MetaState, Response, Volume};
 
 use super::METADATA_DEADLINE;
 use crate::ownership::driver::{
-    HandoverProposal, OwnershipLog, Proposed, RESOLVE_PAUSE, ReplicaChange, Resize, TakeoverProposal, is_gone,
+    HandoverProposal, OwnerNow, OwnershipLog, Proposed, RESOLVE_PAUSE, ReplicaChange, Resize, TakeoverProposal, is_gone,
 };
 
 /// [`OwnershipLog`] over the metadata group.
@@ -89,7 +89,7 @@ impl RaftOwnership {
 
     /// A new incarnation of this node makes everything proposed under the old one void, so what a read shows
     /// afterwards is final.
-    async fn settle_volumes(&self, volumes: &[VolumeId]) -> Result<Vec<Option<(NodeId, Epoch)>>, Error> {
+    async fn settle_volumes(&self, volumes: &[VolumeId]) -> Result<Vec<OwnerNow>, Error> {
         let response = self.meta.carry_out(Command::NodeStarted { node: self.me }, METADATA_DEADLINE).await?;
         if let Response::Started { incarnation } = response {
             self.incarnation.fetch_max(incarnation, Ordering::AcqRel);
@@ -173,7 +173,7 @@ impl OwnershipLog for RaftOwnership {
         self.meta.subscribe()
     }
 
-    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<Option<(NodeId, Epoch)>>, Error>> {
+    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<OwnerNow>, Error>> {
         Box::pin(async move { self.settle_volumes(&volumes).await })
     }
 

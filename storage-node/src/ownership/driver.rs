@@ -40,6 +40,9 @@ pub fn is_gone(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Closed)
 }
 
+/// Who owns a volume, and in which epoch; none of one that was deleted.
+pub type OwnerNow = Option<(NodeId, Epoch)>;
+
 /// What consensus said to a proposed change of owner.
 #[derive(Debug)]
 pub enum Proposed<T> {
@@ -138,7 +141,7 @@ pub trait OwnershipLog: Send + Sync + 'static {
     ///
     /// # Errors
     /// When consensus cannot be reached: try again.
-    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<Option<(NodeId, Epoch)>>, Error>>;
+    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<OwnerNow>, Error>>;
 
     /// Lists a snapshot of all volumes of `group`, which this process is about to make, and nobody else. May be repeated with the same
     /// `nonce`.

@@ -18,7 +18,7 @@ use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
 use storage_node::config::StoreSettings;
 use storage_node::node::reconcile::Reconciler;
 use storage_node::ownership::driver::{
-    Driver, HandoverProposal, HandoverReport, OwnershipLog, Proposed, ReplicaChange, Resize, TakeoverProposal,
+    Driver, HandoverProposal, HandoverReport, OwnerNow, OwnershipLog, Proposed, ReplicaChange, Resize, TakeoverProposal,
 };
 use storage_node::ownership::lease::LeaseCell;
 use storage_node::peer::client::PeerClient;
@@ -157,7 +157,7 @@ impl OwnershipLog for TestLog {
         self.meta.published.subscribe()
     }
 
-    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<Option<(NodeId, Epoch)>>, Error>> {
+    fn settle(&self, volumes: Vec<VolumeId>) -> BoxFuture<'_, Result<Vec<OwnerNow>, Error>> {
         Box::pin(async move {
             self.meta.propose(Command::NodeStarted { node: self.me })?;
             let state = self.meta.state();
