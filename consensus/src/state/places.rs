@@ -58,7 +58,13 @@ impl Places {
     /// Whether `node` is one of them.
     #[must_use]
     pub fn is_joining(&self, volume: VolumeId, node: NodeId) -> bool {
-        self.joining.get(&volume).is_some_and(|nodes| nodes.contains_key(&node))
+        self.joined_since(volume, node).is_some()
+    }
+
+    /// The log index at which `node` was added to `volume`, while it joins.
+    #[must_use]
+    pub fn joined_since(&self, volume: VolumeId, node: NodeId) -> Option<u64> {
+        self.joining.get(&volume)?.get(&node).copied()
     }
 
     /// The volumes that `node` joins, each with the log index at which it was added.
@@ -138,7 +144,7 @@ impl MetaState {
     /// What a process proposed before the node was removed, and added again, says nothing of what it has now.
     pub(super) fn replica_joined(&mut self, id: VolumeId, node: NodeId, since: u64) -> Result<Response, Refusal> {
         self.volumes.get(&id).ok_or(Refusal::UnknownVolume(id))?;
-        if self.places.joined_by(node).any(|joining| joining == (id, since)) {
+        if self.places.joined_since(id, node) == Some(since) {
             self.joins_no_more(id, node);
         }
         Ok(Response::ReplicasChanged)

@@ -294,8 +294,8 @@ impl Reconciler {
             false => drop_copy(&volume, meta).await?,
         }
         // Behind what was to be dropped of an earlier copy.
-        let joins = state.places().joined_by(self.me).find(|(volume, _)| *volume == meta.id);
-        volume.joins.store(joins.map_or(0, |(_, since)| since), Ordering::Release);
+        let joins = state.places().joined_since(meta.id, self.me);
+        volume.joins.store(joins.unwrap_or(0), Ordering::Release);
         // Only now is it known whether this node has left the volume and keeps what is not listed any more.
         volume.snapshots.list(meta);
         if owned && !is_done {

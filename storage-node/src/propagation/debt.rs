@@ -73,8 +73,7 @@ async fn are_lacking(volume: &ServedVolume, durable: Lsn, runs: &[BlockRun]) -> 
     let Some(first) = runs.first() else { return Ok(false) };
     let left = lacking(volume, durable, first.start).await?.runs;
     let is_asked = |left: &BlockRun| {
-        let last = |run: &BlockRun| run.start.0 + (run.count - 1);
-        runs.iter().any(|run| run.start.0 <= last(left) && left.start.0 <= last(run))
+        runs.iter().any(|run| left.blocks().contains(&run.start.0) || run.blocks().contains(&left.start.0))
     };
     Ok(left.iter().any(is_asked))
 }

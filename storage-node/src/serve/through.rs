@@ -86,7 +86,7 @@ async fn compose(
 
 /// Both lists as one, sorted, each block once.
 fn join(a: &[BlockRun], b: &[BlockRun]) -> Vec<BlockRun> {
-    let blocks = a.iter().chain(b).flat_map(|run| run.start.0..run.start.0.saturating_add(run.count));
+    let blocks = a.iter().chain(b).flat_map(BlockRun::blocks);
     let blocks: std::collections::BTreeSet<u32> = blocks.collect();
     BlockRun::of(blocks)
 }
@@ -101,5 +101,7 @@ mod tests {
     fn what_is_missing_is_joined_in_order_without_repeats() {
         let run = |start, count| BlockRun { start: BlockIndex(start), count };
         assert_eq!(join(&[run(5, 2), run(9, 1)], &[run(6, 2), run(1, 1)]), [run(1, 1), run(5, 3), run(9, 1)]);
+        // It was left out.
+        assert_eq!(join(&[run(u32::MAX, 1)], &[run(u32::MAX - 1, 2)]), [run(u32::MAX - 1, 2)]);
     }
 }

@@ -158,7 +158,7 @@ impl Core {
             check_runs(runs)?;
             let mut versions = Vec::new();
             for run_of in runs {
-                let last = run_of.start.0 + (run_of.count - 1);
+                let last = *run_of.blocks().end();
                 versions.extend(run.state.versions(moment, run_of.start.0, last, &mut self.map)?);
             }
             refuse_stale(&versions)?;
@@ -183,7 +183,7 @@ impl Core {
         check_runs(runs)?;
         let mut versions = Vec::new();
         for run_of in runs {
-            let last = run_of.start.0 + (run_of.count - 1);
+            let last = *run_of.blocks().end();
             versions.extend(run.state.versions(moment, run_of.start.0, last, &mut self.map)?);
         }
         Ok(versions)

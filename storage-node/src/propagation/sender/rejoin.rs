@@ -13,6 +13,7 @@ use roaring::RoaringBitmap;
 use super::{Sender, Transfer};
 use crate::peer::message::{Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::propagation::ahead::Ahead;
+use crate::propagation::manifest::BlockRun;
 use crate::propagation::progress::Rejoining;
 use crate::serve::volume::store_failure;
 use crate::shard::handle::{Seal, StoreError};
@@ -46,11 +47,11 @@ impl Sender {
                 Message { head: PeerReply::Missing(runs), .. } => runs,
                 message => return Err(self.volume.peers.unexpected(self.replica, &message.head)),
             };
-            let Some(last) = runs.last() else { break };
             for run in &runs {
-                lacks.insert_range(run.start.0..run.start.0.saturating_add(run.count));
+                lacks.insert_range(run.blocks());
             }
-            after = BlockIndex(last.start.0.saturating_add(last.count));
+            let Some(next) = runs.last().and_then(BlockRun::end) else { break };
+            after = next;
         }
         tracing::info!(volume = %self.volume.name, replica = %self.replica, %base, lacks = lacks.len(), "the replica comes back to the volume");
         Ok(Comeback { base, lacks: Arc::new(lacks), is_told: unknown == 0 })
