@@ -19,6 +19,20 @@ const chosenOf = (place, key) => place.querySelector(`input[name="${key}"]:check
 /** The group of a volume moves as one. */
 const moves = (name, status) => (status.group ? { what: `group ${status.group}`, path: `/v1/groups/${encodeURIComponent(status.group)}` } : { what: name, path: ofVolume(name) });
 
+/** What the owner says, in bounded time, of a handover that waits for the new one: asked again, it answers for the same handover. */
+const GOES_ON = "the handover goes on, and `--cancel` ends it";
+
+/** Asks for a handover until it is known what became of it. */
+async function handOver(path, request) {
+  for (;;) {
+    try {
+      return await post(path, request);
+    } catch (error) {
+      if (!(error.kind === "Busy" && error.message.endsWith(GOES_ON))) throw error;
+    }
+  }
+}
+
 /** Hands a volume over: at once, when everything is there, or when it is written there. */
 export async function move(name, status) {
   const replicas = status.replicas.filter((replica) => !replica.tail);
@@ -49,7 +63,7 @@ export async function move(name, status) {
     return;
   }
   await run(`Moving ${what} to ${target}${mode === "synced" ? " when it has everything" : ""}`, async () => {
-    const report = await post(`${path}/migrate`, { to: target, synced: mode === "synced" });
+    const report = await handOver(`${path}/migrate`, { to: target, synced: mode === "synced" });
     const left = report.stale_bytes_at_handover > 0 ? `; ${bytes(report.stale_bytes_at_handover)} were left to fetch` : "";
     return `${what} is at ${target}: writers were held for ${ms(report.handover_ms)}${left}.`;
   });

@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use client_lib::files;
 use client_lib::pki::NodeIdentity;
 use client_lib::{Error, ErrorKind};
 use rustix::fs::{FlockOperation, flock};
@@ -64,8 +65,9 @@ impl DataDir {
             file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(|error| denied("locked", error))?;
         let format = path.join("FORMAT");
-        if !format.exists() {
-            std::fs::write(&format, format!("{MARKER}{FORMAT}\n")).map_err(|error| denied("marked", error))?;
+        if std::fs::metadata(&format).map_or(true, |found| found.len() == 0) {
+            let text = format!("{MARKER}{FORMAT}\n");
+            files::replace(&format, text.as_bytes(), files::PUBLIC).map_err(|error| denied("marked", error))?;
         }
         Ok(DataDir { path: path.to_owned(), _lock: file })
     }
@@ -138,6 +140,8 @@ fn unreadable(error: client_lib::pki::PkiError) -> Error {
 pub(crate) fn check(path: &Path) -> Result<(), Error> {
     let refuse = |why: String| Err(Error::new(ErrorKind::InvalidRequest, format!("{} {why}", path.display())));
     match std::fs::read_to_string(path.join("FORMAT")) {
+        // Its name was there after a power cut, and what was in it was not: once it was not synced.
+        Ok(text) if text.is_empty() && path.join("lock").exists() => Ok(()),
         Ok(text) => match text.trim().strip_prefix(MARKER).and_then(|number| number.parse::<u32>().ok()) {
             Some(FORMAT) => Ok(()),
             Some(found) => refuse(format!(
@@ -146,13 +150,13 @@ pub(crate) fn check(path: &Path) -> Result<(), Error> {
             None => refuse("has a FORMAT file that is not Heliotrope's: choose another directory".into()),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // `identity` and `lock` are what starting a node may leave before the marker is written.
+            // What starting a node may leave before the marker is written.
             let foreign = std::fs::read_dir(path)
                 .into_iter()
                 .flatten()
                 .flatten()
                 .map(|entry| entry.file_name())
-                .find(|name| name != "identity" && name != "lock");
+                .find(|name| !["identity", "lock", ".FORMAT.new"].iter().any(|ours| name == ours));
             match foreign {
                 None => Ok(()),
                 Some(name) => {
@@ -241,6 +245,28 @@ mod tests {
         assert!(error.to_string().contains("format 2"), "{error}");
         assert!(DataDir::wipe(root.path()).is_err());
         assert_eq!(std::fs::read_dir(root.path()).expect("lists").count(), 1, "untouched");
+    }
+
+    /// The marker was written and not synced. A power cut soon after the first start left it empty, and a node with all its data did not start any more:
+    /// its directory was another program's.
+    #[test]
+    fn a_marker_that_a_power_cut_has_emptied_is_written_again() {
+        let root = tempfile::tempdir().expect("a directory");
+        drop(DataDir::open(root.path()).expect("is made"));
+        std::fs::create_dir(root.path().join("meta")).expect("is made");
+        std::fs::write(root.path().join("FORMAT"), "").expect("is emptied");
+        drop(DataDir::open(root.path()).expect("is ours"));
+        let text = std::fs::read_to_string(root.path().join("FORMAT")).expect("is read");
+        assert_eq!(text, format!("{MARKER}{FORMAT}\n"));
+    }
+
+    /// A crash leaves the one beside it.
+    #[test]
+    fn a_marker_that_was_not_finished_is_made() {
+        let root = tempfile::tempdir().expect("a directory");
+        std::fs::write(root.path().join(".FORMAT.new"), "helio").expect("is written");
+        drop(DataDir::open(root.path()).expect("is ours"));
+        check(root.path()).expect("has its marker");
     }
 
     #[test]

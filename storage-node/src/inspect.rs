@@ -188,7 +188,7 @@ impl Shard {
         log::walk(&files, self.checkpoint, log::Data::Skipped, &mut |record| {
             for entry in record.entries.iter().filter(|_| record.at.sequence >= first) {
                 match entry {
-                    Entry::Opened { volume, .. } => drop(ids.insert(*volume)),
+                    Entry::Opened { volume, .. } | Entry::Cloned { volume, .. } => drop(ids.insert(*volume)),
                     Entry::Deleted { volume } => drop(ids.remove(volume)),
                     _ => {}
                 }

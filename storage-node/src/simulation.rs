@@ -6,11 +6,13 @@
 //! nobody ever hears of anything before it happened. Dropping a runtime is the death of its process, not moving it is a
 //! pause, moving it by more or less than the others is drift. Nodes are composed by [`crate::node::compose`], as in the
 //! product; [`guest`]s use the sessions that NBD connections use. [`story`] draws what happens in a seed, [`history`] keeps
-//! what was asked, answered and logged, and [`checks`] judge it; [`rules`] can be broken, to see that they notice. What is not here: RocksDB, io_uring, QUIC, NBD, HTTP; they
+//! what was asked, answered and logged, and [`checks`] judge it; [`rules`] can be broken, to see that they notice;
+//! a [`backlog`] makes nodes slow to do what the metadata says, as many volumes would. What is not here: RocksDB, io_uring, QUIC, NBD, HTTP; they
 //! are below or beside the seams, and tested with real processes (docs/decisions/0021).
 //!
 //! `HELIO_SEED=n cargo nextest run -p storage-node simulation` runs one seed again; `HELIO_SEEDS` says how many are run.
 
+pub(crate) mod backlog;
 mod checks;
 mod client;
 mod guest;

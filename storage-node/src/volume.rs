@@ -134,6 +134,12 @@ impl Volume {
         }
     }
 
+    /// Whether its blocks are of two moments: some are put back to a snapshot, or are there of its origin's, and some are not yet.
+    #[must_use]
+    pub fn is_between(&self) -> bool {
+        self.rollback.is_some() || self.filling.is_some()
+    }
+
     /// Up to where this node holds a complete prefix.
     #[must_use]
     pub fn watermark(&self) -> Lsn {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use bytes::Bytes;
-use client_lib::{BlockIndex, Epoch, Lsn, VolumeId, VolumeSize};
+use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 use storage_node::data_dir::DataDir;
 use storage_node::io::EngineKind;
 use storage_node::log::LogSettings;
@@ -293,6 +293,32 @@ async fn a_segment_that_is_gone_or_short_is_named_and_the_others_are_shown() {
     std::fs::remove_file(path(1)).expect("is removed");
     std::fs::write(path(1), whole).expect("is written");
     assert!(stored.inspect(&stored.node(), &["segments"]).status.success());
+}
+
+/// Blocks that a clone has with its origin, and a rollback with its snapshot, were counted twice: a healthy store was damaged, by the very tool that one
+/// asks before a disk is given up.
+#[tokio::test]
+async fn what_a_clone_or_a_rollback_shares_is_no_damage() {
+    const CLONE: VolumeId = VolumeId(40);
+    let stored = Stored { root: tempfile::tempdir().expect("a directory") };
+    let held = DataDir::open(&stored.node()).expect("is made");
+    prepare_directory(&stored.shard()).expect("is made");
+    let mut options = ShardOptions::new(stored.shard());
+    options.engine = EngineKind::Std;
+    options.log = LogSettings { segment_bytes: SEGMENT_BYTES_MIN, spare_segments: 1, capacity_bytes: None };
+    let shard = Shard::start(options).await.expect("starts");
+    shard.open(OWNED, VolumeSize::try_from(64 << 20).expect("valid")).await.expect("opens");
+    shard.activate(OWNED, Epoch(1)).await.expect("activates");
+    write(&shard, 0, 300, 1).await;
+    shard.create_snapshot(OWNED, SnapshotId(1)).await.expect("is made");
+    write(&shard, 0, 300, 2).await;
+    shard.open_clone(CLONE, OWNED, SnapshotId(1)).await.expect("is made");
+    shard.roll_back(OWNED, SnapshotId(1)).await.expect("is rolled back");
+    shard.report(CLONE).await.expect("is filled");
+    shard.stop().await.expect("stops");
+    drop(held);
+    let healthy = stored.inspect(&stored.node(), &["segments"]);
+    assert!(healthy.status.success(), "{}{}", text(&healthy.stdout), text(&healthy.stderr));
 }
 
 /// A record of the cleaner that is damaged hides those behind it: up to where the segment is in use is said all the same.

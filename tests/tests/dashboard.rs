@@ -225,6 +225,19 @@ fn what_it_asks_for_tells_what_is_so() {
     assert!((held - change["held_ms"].as_f64().expect("a number")).abs() < 1.0);
 }
 
+/// The first request for a handover is answered as one is that waits for the new owner longer than an answer may take. The page showed that as a
+/// failure, of a move that went on.
+const IMPATIENT: &str = r#"(() => {
+  const ask = window.fetch;
+  window.asked = 0;
+  const kind = "Busy", message = "volume disk goes to node b when that holds everything, which it does not yet: the handover goes on, and `--cancel` ends it";
+  window.fetch = (path, options) => {
+    if (path.endsWith("/migrate") && options.method === "POST" && ++window.asked === 1)
+      return Promise.resolve(new Response(JSON.stringify({ kind, message }), { status: 409 }));
+    return ask(path, options);
+  };
+})()"#;
+
 /// A port that stays the same whatever is behind it: what `ssh -L` is, and a node that is started again.
 struct Forward {
     address: String,
@@ -362,8 +375,10 @@ fn it_shows_what_the_api_says_and_moves_a_volume_when_it_is_confirmed() {
     click(&mut browser, "#dialog input[name=to][value=b]");
     click(&mut browser, "#dialog input[name=how][value=synced]");
     browser.picture(1200, &pictures().join("move-1200-light.png")).expect("is taken");
+    browser.value(IMPATIENT).expect("is in between");
     click(&mut browser, "#dialog-yes");
     shows(&mut browser, "#tasks", "disk is at b: writers were held for");
+    assert_eq!(browser.value("window.asked").expect("is told"), 2, "times");
     assert_eq!(get(&address, "/v1/volumes/disk")["owner"], "b");
     shows(&mut browser, "#facts", "b, epoch 2");
     shows(&mut browser, "#timeline .change", "a → b");

@@ -79,18 +79,32 @@ struct Counted {
     new_blocks: u64,
 }
 
+/// How many blocks of each segment are needed, as far as is known: exactly, where no two maps share any, and never more than there are
+/// ([`crate::map::usage::Usage::needed`]).
+fn live(shard: &Shard) -> Result<BTreeMap<u32, u64>, InspectError> {
+    let (mut all, mut most): (BTreeMap<u32, u64>, BTreeMap<u32, u64>) = Default::default();
+    for (_, stored) in shard.volumes()? {
+        for (_, segment, blocks) in stored.usage {
+            *all.entry(segment).or_default() += u64::from(blocks);
+            let most = most.entry(segment).or_default();
+            *most = u64::from(blocks).max(*most);
+        }
+    }
+    for (segment, aliases) in shard.store.aliases()? {
+        if let Some(all) = all.get_mut(&segment) {
+            *all = all.saturating_sub(aliases).max(most[&segment]);
+        }
+    }
+    Ok(all)
+}
+
 /// Looks at the segments of `shard`.
 ///
 /// # Errors
 /// When files or the map cannot be read.
 pub fn report(shard: &Shard) -> Result<SegmentsReport, InspectError> {
     let mut damage = shard.damage.clone();
-    let mut live: BTreeMap<u32, u64> = BTreeMap::new();
-    for (_, stored) in shard.volumes()? {
-        for (_, segment, blocks) in stored.usage {
-            *live.entry(segment).or_default() += u64::from(blocks);
-        }
-    }
+    let mut live = live(shard)?;
     let files = files(shard, &mut damage)?;
     let mut counted: BTreeMap<u32, Counted> = BTreeMap::new();
     let walked: Walked = walk(&files, shard.checkpoint, Data::Skipped, &mut |record| {

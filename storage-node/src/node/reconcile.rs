@@ -169,6 +169,8 @@ impl Reconciler {
         let concerned = if acts_as_before { before.concerned(state) } else { state.volumes().collect() };
         let mut open = BTreeSet::new();
         for volume in concerned {
+            #[cfg(test)]
+            crate::simulation::backlog::turn().await;
             if !acts_as_before && volume.owner == self.me {
                 self.arm(volume, acts_under).await;
             }

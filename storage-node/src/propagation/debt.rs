@@ -13,7 +13,7 @@ use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::LackingSince;
 use crate::volume::Moment;
 
-/// How long the holder of it may be out of reach.
+/// How long the holder of it may be out of reach since some of it came.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pause before it is asked again.
@@ -42,19 +42,19 @@ pub async fn repay(volume: Arc<ServedVolume>, epoch: Epoch, durable: Lsn) {
 }
 
 async fn fetch(volume: &ServedVolume, durable: Lsn) -> Result<(), Error> {
-    let (mut after, begun) = (Some(BlockIndex(0)), Instant::now());
+    let (mut after, mut heard) = (Some(BlockIndex(0)), Instant::now());
     while let Some(from) = after {
         let LackingSince { runs, next } = lacking(volume, durable, from).await?;
         if let Err(error) = volume.puller.pull(Moment::Now, &runs, Class::Pull, &[]).await
             && are_lacking(volume, durable, &runs).await?
         {
-            if !may_pass(error.kind(), begun.elapsed()) {
+            if !may_pass(error.kind(), heard.elapsed()) {
                 return Err(error);
             }
             tokio::time::sleep(RETRY_PAUSE).await;
             continue;
         }
-        after = next;
+        (after, heard) = (next, Instant::now());
     }
     volume.shard.sync(volume.id).await.map(drop).map_err(store_failure)
 }

@@ -34,6 +34,7 @@ use crate::peer::client::{PeerClient, PeerError};
 use crate::peer::message::{Message, Operation, PeerReply, PeerRequest, unpack_read};
 use crate::propagation::hearing::Hearing;
 use crate::propagation::intake::Intake;
+use crate::propagation::manifest::BlockRun;
 use crate::propagation::pull::Puller;
 use crate::propagation::telling::Tellings;
 use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ReadChunk, ShardHandle, StoreError};
@@ -252,7 +253,7 @@ impl ServedVolume {
     pub async fn read(&self, trace: &Trace, moment: Moment, offset: u64, length: u32) -> Result<Vec<ReadChunk>, Error> {
         let mut patience = Patience::new();
         loop {
-            match self.read_here(trace, moment, Asker::Session(None), offset, length).await? {
+            match self.read_here(trace, moment, Asker::Session(None), offset, length, &mut patience).await? {
                 Ok(chunks) => return Ok(chunks),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(view)) => {
@@ -287,6 +288,7 @@ impl ServedVolume {
         asker: Asker<'_>,
         offset: u64,
         length: u32,
+        patience: &mut Patience,
     ) -> Result<Result<Vec<ReadChunk>, Detour>, Error> {
         if length > IO_SIZE_MAX {
             // Its answer would be no frame, and would be in memory before that was seen.
@@ -316,7 +318,7 @@ impl ServedVolume {
                     Err(full) if full.kind() == ErrorKind::OutOfSpace && !missing.is_empty() => {
                         through::read(self, moment, offset, length, missing).await?
                     }
-                    detour => return detour.map(Err),
+                    detour => return self.await_holders(view, &missing, detour, patience).await.map(Err),
                 }
             }
             read => read,
@@ -347,8 +349,9 @@ impl ServedVolume {
         offset: u64,
         length: u32,
     ) -> Result<Option<Vec<ReadChunk>>, Error> {
+        let mut patience = Patience::new();
         loop {
-            match self.read_here(trace, moment, Asker::Patient(epoch), offset, length).await? {
+            match self.read_here(trace, moment, Asker::Patient(epoch), offset, length, &mut patience).await? {
                 Ok(chunks) => return Ok(Some(chunks)),
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(_)) => return Ok(None),
@@ -364,7 +367,7 @@ impl ServedVolume {
         let mut sent: Option<Number<'_>> = None;
         loop {
             let author = Author::Session(sent.as_ref().map(|number| number.origin(writer.session())));
-            match self.write_here(trace, Asker::Session(Some(writer)), &change, author).await? {
+            match self.write_here(trace, Asker::Session(Some(writer)), &change, author, &mut patience).await? {
                 Ok(lsn) => {
                     // It was taken over from meanwhile, twice: the write is in another history than this session.
                     writer.require_current()?;
@@ -427,6 +430,7 @@ impl ServedVolume {
         asker: Asker<'_>,
         change: &Change,
         author: Author,
+        patience: &mut Patience,
     ) -> Result<Result<Lsn, Detour>, Error> {
         let view = asker.view(&self.gate).await?;
         if let Asker::Session(Some(writer)) = asker {
@@ -457,7 +461,12 @@ impl ServedVolume {
             // Durable or not: whether it is settled says that.
             Ok(lsn) | Err(StoreError::NotDurable { lsn, .. }) => Ok(Ok(lsn)),
             Err(error @ StoreError::BeyondEnd { .. }) => Err(no_space_beyond_end(store_failure(error))),
-            Err(error) => self.recover_write(trace, view, error).await.map(Err),
+            Err(error) => {
+                // Of a block of which it writes a part.
+                let missing = through::missing(&error);
+                let detour = self.recover_write(trace, view, error).await;
+                self.await_holders(view, &missing, detour, patience).await.map(Err)
+            }
         }
     }
 
@@ -473,8 +482,9 @@ impl ServedVolume {
             Ok(admission) => admission,
             Err(refusal) => return Ok(Forwarded::Refused(refusal)),
         };
+        let mut patience = Patience::new();
         loop {
-            match self.write_here(trace, asker, change, Author::Afar(writer)).await? {
+            match self.write_here(trace, asker, change, Author::Afar(writer), &mut patience).await? {
                 Ok(lsn) => return Ok(Forwarded::Written(lsn)),
                 // It may have been a claim that was in the way.
                 Err(Detour::Again) => match self.writers.require_right(writer.right) {
@@ -541,6 +551,24 @@ impl ServedVolume {
                 Err(Detour::Again) => {}
                 Err(Detour::Elsewhere(_)) => return Ok(None),
             }
+        }
+    }
+
+    /// Those who have what is `missing` here may be back in a moment: as long as an owner out of reach is waited for, they are. Then `detour` is another
+    /// attempt.
+    async fn await_holders(
+        &self,
+        view: View,
+        missing: &[BlockRun],
+        detour: Result<Detour, Error>,
+        patience: &Patience,
+    ) -> Result<Detour, Error> {
+        match detour {
+            Err(error) if error.kind() == ErrorKind::Unavailable && !missing.is_empty() && !patience.exhausted() => {
+                self.gate.changed_from(view, RETRY_PAUSE).await;
+                Ok(Detour::Again)
+            }
+            detour => detour,
         }
     }
 

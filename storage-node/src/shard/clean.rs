@@ -37,8 +37,6 @@ const COPY_BLOCKS: usize = 256;
 const COPY_BLOCKS_MIN: usize = 16;
 /// Copies under way at once.
 const COPIES_MAX: usize = 2;
-/// Emptied segments that wait for one checkpoint together.
-const EMPTIED_MAX: usize = 2;
 /// Free segments below which none waits: guests' writes would soon.
 const FREE_MIN: usize = 5;
 /// Pages looked at per turn when the maps are walked.
@@ -496,10 +494,16 @@ impl Core {
             self.cleaner.emptied += 1;
             self.drop_pass();
         }
-        let emptied = self.freeable().count();
-        if emptied >= EMPTIED_MAX || (emptied > 0 && self.log.free_segments() < FREE_MIN) {
+        let emptied = self.freeable().count() as u64;
+        let segments = self.segments_max().unwrap_or_else(|| self.log.segments().len() as u64);
+        if emptied >= policy::freed_together(segments) || (emptied > 0 && self.log.free_segments() < FREE_MIN) {
             self.checkpoints.request_if_idle();
         }
+    }
+
+    /// How many segments the store may hold; `None`: as many as the file system has room for.
+    fn segments_max(&self) -> Option<u64> {
+        self.options.log.capacity_bytes.map(|bytes| bytes / self.options.log.segment_bytes)
     }
 
     fn drop_pass(&mut self) {
@@ -532,7 +536,7 @@ impl Core {
         let emptied = self.freeable().count();
         let space = Space {
             used: (segments.len() - emptied) as u64,
-            capacity: self.options.log.capacity_bytes.map(|bytes| bytes / self.options.log.segment_bytes),
+            capacity: self.segments_max(),
             blocks_per_segment: self.options.log.segment_bytes / u64::from(BLOCK_SIZE),
             live_blocks: segments.iter().map(|info| self.map.usage.needed(info.segment)).sum(),
             refused: self.cleaner.refused,

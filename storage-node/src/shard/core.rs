@@ -318,7 +318,11 @@ impl Core {
                 drop(reply.send(self.seal_unsynced(volume, from, after)));
             }
             Request::PinSnapshot { volume, snapshot, from, also, reply } => {
-                drop(reply.send(self.pin_snapshot(volume, snapshot, from, &also)));
+                let pinned = self.pin_snapshot(volume, snapshot, from, &also);
+                if let Err(Ok(delta)) = reply.send(pinned) {
+                    // Nobody is there to release it.
+                    drop(self.release(volume, delta.pin));
+                }
             }
             Request::ReadSealed { volume, pin, runs, reply } => self.read_sealed(volume, pin, &runs, reply),
             Request::Release { volume, pin, reply } => drop(reply.send(self.release(volume, pin))),

@@ -16,6 +16,7 @@ mod answer;
 mod error;
 mod guest;
 mod owner;
+mod pinning;
 mod replica;
 mod reply;
 mod request;

@@ -112,7 +112,10 @@ impl Core {
     /// Serves who waits, or begins a sync for them. Called when every append that was reported done is applied.
     pub(super) fn pump_syncs(&mut self) {
         while self.syncs.running.is_none() && !self.syncs.next.is_empty() {
-            let waiting = std::mem::take(&mut self.syncs.next);
+            let waiting = self.set_unready_aside();
+            if waiting.is_empty() {
+                return;
+            }
             let volumes = self.touched.take_unsynced();
             for volume in &volumes {
                 if let Some(run) = self.volumes.get_mut(volume) {
@@ -137,6 +140,20 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Those that wait for the next sync, but for manifests of volumes that are put back or filled at this moment: half of that is not what they tell of.
+    fn set_unready_aside(&mut self) -> Vec<(VolumeId, Done)> {
+        let waiting = std::mem::take(&mut self.syncs.next);
+        let is_between = |volume: &VolumeId| self.volumes.get(volume).is_some_and(|run| run.state.is_between());
+        let (between, ready): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|(volume, done)| matches!(done, Done::Seal(_)) && is_between(volume));
+        for (_, done) in between {
+            if let Done::Seal(job) = done {
+                self.unready.set_aside(job);
+            }
+        }
+        ready
     }
 
     /// The sync `ticket` is done.

@@ -1,9 +1,13 @@
 //! Volumes that are not ready: one is rolled back, or is a clone whose pages are still to come. Whatever is asked of them waits,
 //! and other volumes go on ([`crate::volume::rollback`] and [`crate::volume::clone`] say why).
 
+use client_lib::VolumeId;
+
+use super::control::SealJob;
 use super::core::Core;
 use super::handle::{QUEUE_DEPTH, Request, StoreError};
 use super::run::VolumeRun;
+use super::sync::Done;
 
 /// What waits for volumes of a shard.
 #[derive(Debug)]
@@ -11,17 +15,25 @@ pub(super) struct Unready {
     /// Whether any volume may not be ready.
     is_any: bool,
     waiting: Vec<Request>,
+    /// Manifests that were asked for before, and are sealed when the volume is ready.
+    seals: Vec<SealJob>,
 }
 
 impl Unready {
     /// For volumes that recovery found.
     pub(super) fn of<'a>(mut volumes: impl Iterator<Item = &'a VolumeRun>) -> Unready {
-        Unready { is_any: volumes.any(VolumeRun::is_unready), waiting: Vec::new() }
+        Unready { is_any: volumes.any(VolumeRun::is_unready), waiting: Vec::new(), seals: Vec::new() }
     }
 
     /// A volume is not ready from now on.
     pub(super) fn note(&mut self) {
         self.is_any = true;
+    }
+
+    /// This manifest is sealed later.
+    pub(super) fn set_aside(&mut self, job: Box<SealJob>) {
+        self.is_any = true;
+        self.seals.push(*job);
     }
 
     /// Whether any volume may not be ready.
@@ -75,6 +87,11 @@ impl Core {
         for request in std::mem::take(&mut self.unready.waiting) {
             self.handle(request);
         }
+        let is_between = |volume: &VolumeId| self.volumes.get(volume).is_some_and(|run| run.state.is_between());
+        let (between, ready) =
+            std::mem::take(&mut self.unready.seals).into_iter().partition(|job| is_between(&job.volume));
+        self.unready.seals = between;
+        ready.into_iter().for_each(|job| self.seal_manifest(job));
     }
 }
 
@@ -83,6 +100,9 @@ impl Core {
     pub(super) fn refuse_unready(&mut self, error: &StoreError) {
         for request in std::mem::take(&mut self.unready.waiting) {
             request.refuse(error.clone());
+        }
+        for job in std::mem::take(&mut self.unready.seals) {
+            Done::Seal(Box::new(job)).fail(error.clone());
         }
         for run in self.volumes.values_mut() {
             if let Some(job) = run.rollback.take() {

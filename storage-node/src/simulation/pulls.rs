@@ -117,6 +117,49 @@ fn an_answer_that_does_not_come_is_asked_of_another() {
     assert!(fetch.hedged_calls > 0, "{fetch:?}");
 }
 
+/// Half a minute without the node that has a block ended in an I/O error for the guest that wanted it, whose new owner had everything else: the old one
+/// had been restarted.
+#[test]
+fn a_block_whose_holder_is_out_of_reach_is_waited_for() {
+    let mut world = quiet(3);
+    let set = world.answer(A, PATIENCE, |running| {
+        let admin = running.parts.admin.clone();
+        let (propagation, interval_ms) = (Some("lazy".to_owned()), Some(3_600_000));
+        let wanted = ChangePolicy { propagation, interval_ms, ..ChangePolicy::default() };
+        async move { admin.set_policy("v", wanted).await.map(drop).map_err(text) }
+    });
+    set.expect("it answers").expect("is set");
+    for generation in 1..4 {
+        write(&mut world, generation);
+        world.run_for(Duration::from_secs(2));
+    }
+    hand_over(&mut world);
+    let cut = |world: &mut World, is_cut| {
+        for (from, to) in [(A, B), (B, A)] {
+            world.network.change(from, to, |link| link.is_cut = is_cut);
+        }
+    };
+    cut(&mut world, true);
+    let lacked = world.status("v", B).stale_bytes;
+    let read = world.ask(B, |running| {
+        let exports = running.parts.exports.clone();
+        async move {
+            let session = nbd_frontend::export::ExportDirectory::open(&*exports, "v").await.map_err(text)?;
+            for block in 0..u64::from(super::guest::BLOCKS) {
+                session.read(block * KB4, BLOCK_SIZE).await.map_err(text)?;
+                session.write(block * KB4 + 512, vec![7; 512].into(), false).await.map_err(text)?;
+            }
+            Ok::<(), String>(())
+        }
+    });
+    world.run_for(Duration::from_secs(4));
+    assert!(lacked > 0 && read.get().is_none(), "{lacked} bytes were lacking");
+    world.run_for(Duration::from_secs(16));
+    cut(&mut world, false);
+    world.run_until(PATIENCE, |_| read.get().is_some());
+    read.get().cloned().expect("it answers").expect("is read and written");
+}
+
 /// Writes blocks at a, each of its number and `generation`.
 fn write(world: &mut World, generation: u8) {
     let written = world.answer(A, PATIENCE, |running| {

@@ -10,6 +10,7 @@ use client_lib::wire::admin::{ChangePolicy, CreateGroup, CreateVolume, VolumeSta
 use client_lib::{BLOCK_SIZE, Error, NodeId, VolumeId};
 use consensus::Volume;
 
+use super::backlog;
 use super::guest::{BLOCKS, Guests, Vm};
 use super::history::{Death, History};
 use super::machine::{Machine, Running};
@@ -78,6 +79,7 @@ impl Drop for World {
         self.machines.clear();
         random::seed_thread(None);
         break_rule(None);
+        backlog::begin(Duration::ZERO);
     }
 }
 

@@ -456,8 +456,11 @@ impl Layers {
         let volume = self.volume;
         let view_stale = self.view(block).is_some_and(|view| view.lsn == lsn && view.content.is_stale());
         self.stale -= u64::from(view_stale);
-        let wanted = |layer: &&mut Layer| layer.get(block).is_some_and(|entry| entry.lsn == lsn);
-        if let Some(layer) = self.each_mut().find(wanted) {
+        // One that is applied may have this version, too, of a history that was gone back on: its data stays where it is.
+        let wanted =
+            |layer: &&mut Layer| layer.get(block).is_some_and(|entry| entry.lsn == lsn && entry.content.is_stale());
+        let sealed = self.sealed.iter_mut().map(|closed| &mut closed.layer);
+        if let Some(layer) = sealed.chain([&mut self.open]).find(wanted) {
             layer.set(block, Version { lsn, content: Content::Local { place, crc } });
             usage.add(volume, place);
         }

@@ -8,8 +8,15 @@
 
 /// Free segments below which guests' writes would soon have to wait: the log keeps two for itself and the cleaner.
 const CRITICAL_SEGMENTS: u64 = 3;
-/// Free segments below which cleaning begins. Not more: what is kept free makes every other segment fuller.
-const LOW_SEGMENTS: u64 = 6;
+/// Free segments below which cleaning begins, beyond those that wait for a checkpoint together. Not more: what is kept free makes every other
+/// segment fuller.
+const LOW_SEGMENTS: u64 = 4;
+/// Most emptied segments that wait for one checkpoint together, and the fewest; between them, one of so many that the store may hold. A checkpoint
+/// writes the pages of the map that were changed since the one before, and of a large volume that is overwritten at random each write changes
+/// another: the larger the store, the more each one costs, and the less it is to keep a segment for it.
+const TOGETHER_MAX: u64 = 64;
+const TOGETHER_MIN: u64 = 2;
+const SEGMENTS_PER_ONE_TOGETHER: u64 = 256;
 /// Where no capacity is set, the store may hold this many times its live blocks before cleaning begins.
 const GARBAGE_FACTOR: u64 = 2;
 /// Segments beyond that before it is worth it.
@@ -21,6 +28,8 @@ const GAIN_PERCENT_MIN: u64 = 10;
 const CREDIT_MAX: u64 = 4096;
 /// What each written block earns more than it costs to keep the level, in percent and per segment that is missing.
 const EARN_PERCENT: u64 = 25;
+/// Segments beyond which it does not matter how many are missing.
+const EARNED_MAX: u64 = 6;
 
 /// A segment that could be emptied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +90,11 @@ pub(super) struct Space {
     pub(super) refused: bool,
 }
 
+/// How many emptied segments wait for one checkpoint together, in a store that may hold so many `segments`.
+pub(super) fn freed_together(segments: u64) -> u64 {
+    (segments / SEGMENTS_PER_ONE_TOGETHER).clamp(TOGETHER_MIN, TOGETHER_MAX)
+}
+
 impl Space {
     pub(super) fn pressure(&self) -> Pressure {
         let left = self.capacity.map(|capacity| capacity.saturating_sub(self.used));
@@ -93,7 +107,9 @@ impl Space {
     /// How many segments fewer should be in use.
     fn missing(&self) -> u64 {
         match self.capacity {
-            Some(capacity) => LOW_SEGMENTS.saturating_sub(capacity.saturating_sub(self.used)),
+            Some(capacity) => {
+                (LOW_SEGMENTS + freed_together(capacity)).saturating_sub(capacity.saturating_sub(self.used))
+            }
             None => {
                 let wanted = (self.live_blocks * GARBAGE_FACTOR).div_ceil(self.blocks_per_segment) + SLACK_SEGMENTS;
                 self.used.saturating_sub(wanted)
@@ -124,7 +140,7 @@ impl Pacer {
     /// `victim` is to be emptied, while the store stands so.
     pub(super) fn begin(&mut self, victim: &Candidate, space: &Space) {
         let dead = victim.blocks.saturating_sub(victim.live).max(1);
-        let percent = 100 + EARN_PERCENT * space.missing().min(LOW_SEGMENTS);
+        let percent = 100 + EARN_PERCENT * space.missing().min(EARNED_MAX);
         self.rate = (victim.live * percent).div_ceil(dead);
     }
 

@@ -68,7 +68,7 @@ impl ShardHandle {
         after: SnapshotId,
         delta_from: Option<Lsn>,
     ) -> Result<Sealed, StoreError> {
-        self.ask(|reply| Request::SealManifest { volume, from, after, delta_from, reply }).await
+        self.ask_pinning(volume, |reply| Request::SealManifest { volume, from, after, delta_from, reply }).await
     }
 
     /// Owner, frozen by [`FreezeWhen::Unsynced`]: the manifest from `from` to the newest acked write, or to the first snapshot newer than `after`, and
@@ -96,7 +96,7 @@ impl ShardHandle {
         next: BlockIndex,
         most: usize,
     ) -> Result<Sealed, StoreError> {
-        self.ask(|reply| Request::SealPart { volume, base, next, most, reply }).await
+        self.ask_pinning(volume, |reply| Request::SealPart { volume, base, next, most, reply }).await
     }
 
     /// Owner: as [`seal_manifest`](Self::seal_manifest) for each of `seals`, all at one position; they are answered each for itself.
@@ -115,7 +115,7 @@ impl ShardHandle {
         from: Lsn,
         also: Blocks,
     ) -> Result<SealedDelta, StoreError> {
-        self.ask(|reply| Request::PinSnapshot { volume, snapshot, from, also, reply }).await
+        self.ask_pinning(volume, |reply| Request::PinSnapshot { volume, snapshot, from, also, reply }).await
     }
 
     /// Reads blocks of a pinned delta, in its versions. Blocks that are stale here come as `Stale`.

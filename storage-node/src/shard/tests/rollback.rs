@@ -111,6 +111,33 @@ fn a_replica_goes_back_as_by_any_write_and_knows_the_newer_snapshots() {
     assert_eq!(content(&mut replica), 2);
 }
 
+/// A manifest that waited for its sync when a rollback was applied was sealed between two of its steps: it ended at the rollback and told of the
+/// blocks that were put back by then. The others had the replica's position and older content, for good.
+#[test]
+fn a_manifest_that_waited_tells_of_all_that_was_put_back_or_of_nothing() {
+    let (mut owner, mut replica) = (rig(1), Rig::in_memory(2, |_| {}));
+    replica.open(SIZE);
+    catch_up(&mut owner, &mut replica);
+    let at = replica.report();
+    owner.write_block(0, 3).expect("writes");
+    owner.disk.hold_syncs(true);
+    let flushed = owner.send(|reply| Request::Flush { volume: VOLUME, reply });
+    (0..10).for_each(|_| owner.turn());
+    let (volume, from, after, delta_from) = (VOLUME, at.known, at.newest_snapshot, Some(at.watermark));
+    let sealed = owner.send(|reply| Request::SealManifest { volume, from, after, delta_from, reply });
+    let rolled = owner.send(|reply| Request::RollBack { volume: VOLUME, snapshot: SnapshotId(1), reply });
+    while owner.core().volumes[&VOLUME].state.rollback.is_none() {
+        owner.turn();
+    }
+    owner.disk.hold_syncs(false);
+    owner.wait(flushed).expect("flushes");
+    let (manifest, delta) = owner.wait(sealed).expect("seals");
+    owner.wait(rolled).expect("is rolled back");
+    replica.apply_manifest(&manifest, delta.is_some(), false).expect("is taken");
+    catch_up(&mut owner, &mut replica);
+    assert!(replica.applied_prefix().iter().step_by(STEP as usize).all(|byte| *byte == 1));
+}
+
 #[test]
 fn what_is_not_all_here_or_too_small_is_not_rolled_back() {
     let (mut owner, mut replica) = (rig(1), Rig::in_memory(2, |_| {}));

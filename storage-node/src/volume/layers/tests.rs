@@ -197,6 +197,37 @@ proptest! {
     }
 }
 
+/// A node that came back behind what it had applied, and had two large deltas to fold yet, was sent a block in the version of the first one. What came
+/// went there, and what was lacking stayed so: it was sent again and again, counted as one fewer each time, and the segment that it had been in was
+/// never empty.
+#[test]
+fn what_is_received_after_coming_back_goes_where_it_is_lacking() {
+    const BLOCK: u32 = 7;
+    const OTHERS: std::ops::Range<u32> = 1000..2100;
+    let (mut layers, mut usage) = (Layers::new(VOLUME), Usage::default());
+    let place = |number: u32| Place { segment: number, block: 1 };
+    let local = |number: u32| Content::Local { place: place(number), crc: 1 };
+    for (sequence, to, segment) in [(8, 10, 1), (15, 20, 2)] {
+        for block in [BLOCK].into_iter().chain(OTHERS) {
+            let content = if block == BLOCK { local(segment) } else { Content::Zero };
+            layers.note(block, Version { lsn: at(sequence), content }, &mut usage);
+            if block == BLOCK {
+                usage.add(VOLUME, place(segment));
+            }
+        }
+        layers.seal(at(to), &mut usage);
+        assert!(layers.apply_sealed(at(to), &mut usage));
+    }
+    layers.drop_unapplied(&mut usage);
+    layers.make_unknown(BLOCK);
+    layers.note(BLOCK, Version { lsn: at(8), content: Content::Stale { crc: 1 } }, &mut usage);
+    layers.seal(at(12), &mut usage);
+    assert!(layers.receive(BLOCK, at(8), place(3), &mut usage));
+    assert_eq!((layers.stale(), layers.sealed_complete()), (0, true));
+    assert_eq!(layers.view(BLOCK), Some(Version { lsn: at(8), content: local(3) }));
+    assert_eq!([1, 2, 3].map(|segment| usage.live(segment)), [1, 1, 1]);
+}
+
 /// How many bytes of memory each of `noted` blocks takes that another node has, as a checkpoint leaves them.
 fn memory_per_block(noted: u64, blocks_of_write: u64, block: impl Fn(u64) -> u64) -> u64 {
     let (mut layers, mut usage) = (Layers::new(VOLUME), Usage::default());

@@ -122,6 +122,12 @@ mod tests {
         assert_eq!(under_way.answer("volume disk", "b").await.expect("is there"), report());
     }
 
+    /// The dashboard, as the command line, knows by these words that it may ask again.
+    #[test]
+    fn the_dashboard_knows_the_words() {
+        assert!(include_str!("../../../../dashboard/actions.js").contains(GOES_ON));
+    }
+
     #[test]
     fn only_the_same_is_joined() {
         let (_told, under_way) = under_way(how(None));

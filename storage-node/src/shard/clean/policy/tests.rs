@@ -174,7 +174,8 @@ fn pressure_rises_as_space_shrinks() {
     assert_eq!(space(58, Some(64), 100, false), Pressure::None, "a set capacity may be used");
     assert_eq!(space(59, Some(64), 100, false), Pressure::Some);
     assert_eq!(space(62, Some(64), 100, false), Pressure::Critical);
-    assert_eq!(space(994, Some(1000), 100, false), Pressure::None);
+    assert_eq!(space(993, Some(1000), 100, false), Pressure::None, "three wait for a checkpoint together");
+    assert_eq!(space(994, Some(1000), 100, false), Pressure::Some);
     assert_eq!(space(28, None, 1000, false), Pressure::None);
     assert_eq!(space(29, None, 1000, false), Pressure::Some);
     assert_eq!(space(1, None, 1000, true), Pressure::Critical);
