@@ -46,7 +46,8 @@ pub struct Flushes {
     home: Option<ProviderId>,
     /// Those that may count: complete copies.
     replicas: BTreeMap<NodeId, ProviderId>,
-    /// Those of them that do not count, because they are to be removed: by how many who ask for that.
+    /// Those that do not count, because they are to be removed: by how many who ask for that. One that is not complete yet is among them, since it may
+    /// become so meanwhile; each who asks takes back what it has added, and nobody else does.
     left_out: BTreeMap<NodeId, u32>,
     /// Of the ownership here; 0 when there is none.
     epoch: Epoch,
@@ -80,7 +81,6 @@ impl Flushes {
         }
         // What one held before it was removed and came back, or before it was complete, it may not hold any more.
         self.held.retain(|node, _| self.replicas.contains_key(node) && replicas.contains_key(node));
-        self.left_out.retain(|node, _| replicas.contains_key(node));
         (self.policy, self.home, self.replicas) = (policy, home, replicas);
         self.reckon();
         true
@@ -89,7 +89,7 @@ impl Flushes {
     /// These count no more, since they are to be removed; up to where the volume was durable with them.
     pub fn leave_out(&mut self, nodes: &BTreeSet<NodeId>) -> Lsn {
         let before = self.durable;
-        for node in nodes.iter().filter(|node| self.replicas.contains_key(node)) {
+        for node in nodes {
             *self.left_out.entry(*node).or_default() += 1;
         }
         if self.waits() {
@@ -100,7 +100,7 @@ impl Flushes {
         before
     }
 
-    /// They stay, and count again, unless somebody else has left them out, too.
+    /// Who has left them out does so no more: they count again, unless somebody else has left them out, too.
     pub fn let_count(&mut self, nodes: &BTreeSet<NodeId>) {
         self.left_out.retain(|node, by| {
             *by -= u32::from(nodes.contains(node));
@@ -444,6 +444,41 @@ mod tests {
         assert_eq!(flushes.durable(), lsn(4), "the other one is under way");
         flushes.let_count(&gone);
         assert_eq!(flushes.durable(), lsn(12), "it stays after all");
+    }
+
+    /// Replicas b and c were being removed while c still joined. It became complete meanwhile, and as it had been none when the removal began, it
+    /// counted: what was flushed with b was taken to be held by those that stay, the removal went through, and b and c dropped their copies.
+    #[test]
+    fn who_becomes_complete_while_it_is_being_removed_does_not_count() {
+        let mut flushes = flushes(Class::Geo(1), Unmet::Block);
+        let (policy, home, all) = (flushes.policy(), flushes.home.clone(), flushes.replicas.clone());
+        let d = NodeId(4);
+        let with_d = |mut replicas: BTreeMap<NodeId, ProviderId>| {
+            replicas.insert(d, "d".parse().expect("a name"));
+            replicas
+        };
+        let without_c: BTreeMap<_, _> = with_d(all.clone()).into_iter().filter(|(node, _)| *node != C).collect();
+        flushes.follow(policy, home.clone(), without_c.clone());
+        flushes.held(EPOCH, B, lsn(9));
+        flushes.held(EPOCH, d, lsn(4));
+        let gone = BTreeSet::from([B, C]);
+        assert_eq!(flushes.leave_out(&gone), lsn(9));
+        flushes.follow(policy, home.clone(), with_d(all.clone()));
+        flushes.held(EPOCH, C, lsn(9));
+        assert!(!flushes.counts(C));
+        assert_eq!(flushes.durable(), lsn(4), "what the one that stays holds");
+        assert_eq!(flushes.verdict(EPOCH, lsn(9), s(1), s(2)), Verdict::Wait(None));
+        // The end of the first request took back what a second one had added, when it had added nothing for c itself.
+        flushes.leave_out(&BTreeSet::from([C]));
+        flushes.let_count(&gone);
+        assert!(!flushes.counts(C) && flushes.counts(B));
+        // Nor does a look at the metadata in between, in which it is no replica, forget who is left out.
+        flushes.follow(policy, home.clone(), without_c);
+        flushes.follow(policy, home, with_d(all));
+        flushes.held(EPOCH, C, lsn(12));
+        assert_eq!((flushes.counts(C), flushes.durable()), (false, lsn(9)));
+        flushes.let_count(&BTreeSet::from([C]));
+        assert_eq!((flushes.counts(C), flushes.durable()), (true, lsn(12)), "it stays after all");
     }
 
     /// A replica that was removed, dropped its copy and was added again must tell anew what it holds.
