@@ -22,7 +22,8 @@ const LOOK: Duration = Duration::from_secs(5);
 /// The shortest time between two looks: metadata changes in bursts.
 const REST: Duration = Duration::from_millis(500);
 
-/// New copies on their way at once, of all volumes of a node: each is sent everything.
+/// New copies on their way at once, of all volumes of a node: each is sent everything. A group of more volumes than this gets them all the same, at one
+/// further node at a time, when no others are on their way.
 const JOINING_MAX: usize = 4;
 
 /// Keeps to the rules of the volumes that this node owns, for as long as it runs.
@@ -61,7 +62,8 @@ pub(super) async fn keep(admin: Arc<NodeAdmin>) {
 /// What is to be done next for a plan to be carried out; nothing, as long as something else must happen first.
 fn next(state: &MetaState, ids: &[VolumeId], volume: &Volume, plan: &Plan, room: usize) -> Option<Wanted> {
     if !plan.add.is_empty() {
-        let add: BTreeSet<NodeId> = plan.add.iter().copied().take(room / ids.len().max(1)).collect();
+        let at_once = (room / ids.len().max(1)).max(usize::from(room >= JOINING_MAX));
+        let add: BTreeSet<NodeId> = plan.add.iter().copied().take(at_once).collect();
         return (!add.is_empty()).then(|| Wanted { add, remove: BTreeSet::new() });
     }
     let stay = |node: &&NodeId| !plan.surplus.contains(node);
@@ -130,8 +132,33 @@ mod tests {
     }
 
     fn step(replicas: &[u64], plan: &Plan, room: usize) -> Option<(BTreeSet<NodeId>, BTreeSet<NodeId>)> {
-        let volume = volume(replicas);
-        next(&MetaState::default(), &[volume.id], &volume, plan, room).map(|wanted| (wanted.add, wanted.remove))
+        step_of(1, replicas, plan, room)
+    }
+
+    /// The same of a group of so many volumes.
+    fn step_of(
+        volumes: u64,
+        replicas: &[u64],
+        plan: &Plan,
+        room: usize,
+    ) -> Option<(BTreeSet<NodeId>, BTreeSet<NodeId>)> {
+        let group: Vec<VolumeId> = (1..=volumes).map(VolumeId).collect();
+        let wanted = next(&MetaState::default(), &group, &volume(replicas), plan, room);
+        wanted.map(|wanted| (wanted.add, wanted.remove))
+    }
+
+    /// A node of a group gets as many copies as the group has volumes. More than four are never on their way at once, so a group of five got none,
+    /// without a word; and as one was to be added, none was given up either.
+    #[test]
+    fn a_large_group_gets_its_copies_at_one_node_at_a_time() {
+        let plan = Plan { add: ids(&[4, 5]), surplus: ids(&[2]), ..Plan::default() };
+        let one = Some((ids(&[4]), ids(&[])));
+        for volumes in [3, 4, 5, 64] {
+            assert_eq!(step_of(volumes, &[2, 3], &plan, JOINING_MAX), one, "a group of {volumes}");
+        }
+        assert_eq!(step_of(2, &[2, 3], &plan, JOINING_MAX), Some((ids(&[4, 5]), ids(&[]))), "as before");
+        assert_eq!(step_of(5, &[2, 3], &plan, JOINING_MAX - 1), None, "another copy is on its way");
+        assert_eq!(step_of(3, &[2, 3], &plan, JOINING_MAX - 1), one);
     }
 
     #[test]
