@@ -41,9 +41,6 @@ use crate::shards::Shards;
 use crate::trace::export::{ExportOptions, Exporter};
 use crate::trace::otlp::Teller;
 
-/// In the numbers of sessions that clients of other machines have; those of the node's own have not.
-const CLIENT_SESSIONS: u64 = 1 << 31;
-
 /// Pause between attempts to reach the metadata at start.
 const START_PAUSE: Duration = Duration::from_millis(200);
 
@@ -182,15 +179,7 @@ impl Parts {
             changes: admin.changes(),
             exporter,
         }));
-        // Session numbers are unique over the cluster's life: node, incarnation, whose, count.
-        let first_session = (me.0 << 48) | ((incarnation & 0xffff) << 32);
-        let clients = Arc::new(ClientService::new(
-            incarnation,
-            volumes.clone(),
-            newest.clone(),
-            peers.clone(),
-            first_session | CLIENT_SESSIONS,
-        ));
+        let clients = Arc::new(ClientService::new(incarnation, volumes.clone(), newest.clone(), peers.clone()));
         service.set_peers(
             PeerServer::new(volumes.clone(), admin.clone(), transport.clone())
                 .with_clients(clients.clone())
@@ -218,7 +207,7 @@ impl Parts {
             tasks.push(tokio::spawn(exporting.run(teller, move |node| meta.state().name_of(node))));
         }
         tasks.extend(shards.all().map(|shard| tokio::spawn(repair::run(volumes.clone(), shard.clone()))));
-        let exports = Arc::new(Exports::new(volumes, newest, first_session).with_keys(place.keys));
+        let exports = Arc::new(Exports::new(volumes, newest).with_keys(place.keys));
         Ok(Parts { admin, observer, exports, meta, admission, me, reconciler, shards, tasks })
     }
 

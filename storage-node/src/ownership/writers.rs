@@ -15,8 +15,8 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use crate::volume::ledger::Writer;
 
-/// How many forwarding sessions a volume remembers; the lowest session numbers are forgotten first. A forgotten
-/// session starts over at whatever generation it shows next.
+/// How many forwarding sessions a volume remembers; the one that has not written for longest is forgotten first, and none with a write under way
+/// while there are others. A forgotten session starts over at whatever generation it shows next.
 const SESSIONS_MAX: usize = 4096;
 
 /// Why a forwarded write is not admitted.
@@ -38,7 +38,37 @@ pub struct Admission {
 #[derive(Debug, Default)]
 pub struct Writers {
     claim: AtomicU64,
-    sessions: Mutex<BTreeMap<u64, Arc<RwLock<u64>>>>,
+    sessions: Mutex<Sessions>,
+}
+
+/// The sessions that forward writes to here, by their numbers.
+#[derive(Debug, Default)]
+struct Sessions {
+    known: BTreeMap<u64, Attempts>,
+    /// Rises with every write: who has the lowest has not written for longest.
+    writes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Attempts {
+    /// The newest generation seen; whoever holds it has a write under way.
+    newest: Arc<RwLock<u64>>,
+    /// The last write.
+    last: u64,
+}
+
+impl Sessions {
+    fn of(&mut self, id: u64) -> Arc<RwLock<u64>> {
+        if self.known.len() >= SESSIONS_MAX && !self.known.contains_key(&id) {
+            let idle_first = |attempts: &Attempts| (Arc::strong_count(&attempts.newest) > 1, attempts.last);
+            let idle = self.known.iter().min_by_key(|(_, attempts)| idle_first(attempts)).map(|(id, _)| *id);
+            idle.and_then(|id| self.known.remove(&id));
+        }
+        self.writes += 1;
+        let attempts = self.known.entry(id).or_default();
+        attempts.last = self.writes;
+        attempts.newest.clone()
+    }
 }
 
 impl Writers {
@@ -90,11 +120,7 @@ impl Writers {
     }
 
     fn session(&self, id: u64) -> Arc<RwLock<u64>> {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        if sessions.len() >= SESSIONS_MAX && !sessions.contains_key(&id) {
-            sessions.pop_first();
-        }
-        sessions.entry(id).or_default().clone()
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).of(id)
     }
 }
 
@@ -122,6 +148,32 @@ mod tests {
         let writers = Writers::default();
         drop(writers.admit(writer(1, 1)).await.expect("the retry"));
         assert_eq!(writers.admit(writer(0, 1)).await.expect_err("late"), Refusal::Outrun);
+    }
+
+    /// The session with the lowest number was forgotten first, whoever that was: numbers say nothing of who came first. One that writes all the time,
+    /// or has a write under way, would start over, and a late first attempt be carried out after its retry.
+    #[tokio::test]
+    async fn who_has_not_written_for_longest_is_forgotten_first_and_nobody_with_a_write_under_way() {
+        let writers = Writers::default();
+        let by = |session, generation| {
+            let writer = writer(generation, 1);
+            Writer { origin: Origin { session, ..writer.origin }, ..writer }
+        };
+        let under_way = writers.admit(by(0, 1)).await.expect("admitted");
+        for session in (1..SESSIONS_MAX as u64).rev() {
+            drop(writers.admit(by(session, 1)).await.expect("admitted"));
+        }
+        drop(writers.admit(by(2, 2)).await.expect("it goes on"));
+        let news = u64::MAX - 9..u64::MAX;
+        for session in news.clone() {
+            drop(writers.admit(by(session, 1)).await.expect("admitted"));
+        }
+        for (session, generation) in news.map(|session| (session, 1)).chain([(0, 1), (1, 1), (2, 2)]) {
+            let late = writers.admit(by(session, generation - 1)).await.map(drop);
+            assert_eq!(late, Err(Refusal::Outrun), "session {session} is remembered");
+        }
+        assert!(writers.admit(by(SESSIONS_MAX as u64 - 1, 0)).await.is_ok(), "forgotten");
+        drop(under_way);
     }
 
     #[tokio::test]

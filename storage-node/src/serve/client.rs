@@ -8,7 +8,6 @@ mod owner;
 pub mod rights;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +25,7 @@ use tokio::time::Instant;
 
 use self::rights::{Asker, needed};
 use super::metadata::NewestMetadata;
+use super::numbers::session_number;
 use super::volume::ServedVolume;
 use super::volumes::Volumes;
 use crate::ownership::gate::{Phase, View};
@@ -52,21 +52,18 @@ pub struct ClientService {
     volumes: Arc<Volumes>,
     metadata: Arc<NewestMetadata>,
     peers: PeerClient,
-    next_session: AtomicU64,
 }
 
 impl ClientService {
-    /// Serves `volumes` in the node's process number `incarnation`. Session numbers count up from `first_session`; they must
-    /// never repeat in the cluster's life.
+    /// Serves `volumes` in the node's process number `incarnation`.
     #[must_use]
     pub fn new(
         incarnation: u64,
         volumes: Arc<Volumes>,
         metadata: Arc<NewestMetadata>,
         peers: PeerClient,
-        first_session: u64,
     ) -> ClientService {
-        ClientService { incarnation, volumes, metadata, peers, next_session: AtomicU64::new(first_session) }
+        ClientService { incarnation, volumes, metadata, peers }
     }
 
     /// Answers one frame of the client service, as far as `asker` may be answered.
@@ -126,7 +123,7 @@ impl ClientService {
                 format!("there is no volume {volume_name:?}; `helio volume list` shows those that exist"),
             ));
         };
-        let session = self.next_session.fetch_add(1, Ordering::Relaxed);
+        let session = session_number();
         let opened = |snapshot, size| {
             let opened = Opened { volume: volume.id, snapshot, size, session, epoch: volume.epoch };
             (opened, right, state.keys(volume.id).cloned())

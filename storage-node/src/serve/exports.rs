@@ -2,7 +2,6 @@
 //! a volume that it has left, as `VOLUME@tail-EPOCH`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use client_lib::cipher::KeySource;
@@ -15,6 +14,7 @@ use nbd_frontend::export::{ExportDirectory, ExportInfo, Session};
 use super::kept::{KeptSnapshot, ReadOnly};
 use super::keys::Unlocker;
 use super::metadata::NewestMetadata;
+use super::numbers::session_number;
 use super::session::VolumeSession;
 use super::tail::{KeptTail, tail_info, tail_name};
 use super::volume::ServedVolume;
@@ -28,7 +28,6 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Exports {
     volumes: Arc<Volumes>,
     metadata: Arc<NewestMetadata>,
-    next_session: AtomicU64,
     unlocker: Unlocker,
 }
 
@@ -39,10 +38,10 @@ impl Exports {
         Some(self.volumes.get(volume)?.flushes.look().0)
     }
 
-    /// Exports `volumes`. Session numbers count up from `first_session`; they must never repeat in the cluster's life.
+    /// Exports `volumes`.
     #[must_use]
-    pub fn new(volumes: Arc<Volumes>, metadata: Arc<NewestMetadata>, first_session: u64) -> Exports {
-        Exports { volumes, metadata, next_session: AtomicU64::new(first_session), unlocker: Unlocker::default() }
+    pub fn new(volumes: Arc<Volumes>, metadata: Arc<NewestMetadata>) -> Exports {
+        Exports { volumes, metadata, unlocker: Unlocker::default() }
     }
 
     /// The same with what opens encrypted volumes here.
@@ -82,9 +81,8 @@ impl Exports {
     /// A session of what is stored under `name`, and whose that is.
     async fn stored(&self, name: &str) -> Result<(Arc<ServedVolume>, Arc<dyn Session>), Error> {
         let Some((volume, snapshot)) = name.split_once('@') else {
-            let number = self.next_session.fetch_add(1, Ordering::Relaxed);
             let volume = self.named(name).await?;
-            let session = VolumeSession::new(volume.clone(), number);
+            let session = VolumeSession::new(volume.clone(), session_number());
             return Ok((volume, session));
         };
         let served = self.named(volume).await?;

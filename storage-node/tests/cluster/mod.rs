@@ -316,7 +316,7 @@ impl Cluster {
             let peers = PeerClient::new(transport.clone());
             let volumes = Arc::new(Volumes::default());
             let newest = Arc::new(NewestMetadata::new(Arc::new(meta.clone())));
-            let exports = Exports::new(volumes.clone(), newest.clone(), id << 48);
+            let exports = Exports::new(volumes.clone(), newest.clone());
             let overrides = BTreeMap::new();
             let log = Arc::new(TestLog { meta: meta.clone(), me: NodeId(id), lose_answers: false });
             let reconciler = Arc::new(Reconciler::new(
@@ -330,7 +330,7 @@ impl Cluster {
             ));
             let log = Arc::new(TestLog { meta: meta.clone(), me: NodeId(id), lose_answers: false });
             let admin = TestAdmin { volumes: volumes.clone(), log, handing_over: tokio::sync::Mutex::default() };
-            let clients = Arc::new(ClientService::new(1, volumes.clone(), newest, peers, (id << 48) | (1 << 31)));
+            let clients = Arc::new(ClientService::new(1, volumes.clone(), newest, peers));
             let peer_server =
                 PeerServer::new(volumes.clone(), Arc::new(admin), transport.clone()).with_clients(clients.clone());
             assert!(service.0.set(peer_server).is_ok() && service.1.set(clients).is_ok());
