@@ -242,7 +242,7 @@ pub enum Refusal {
     #[error("{max} certificates are revoked one by one, and no more may be: revoke the client by its name", max = REVOKED_MAX)]
     TooManyRevoked,
     /// The volume would have more copies than it may have.
-    #[error("volume {0} would have more than {max} copies: take a replica away with `helio volume replica remove {0} NODE`", max = COPIES_OF_VOLUME_MAX)]
+    #[error("volume {0} would have more than {max} copies: take as many replicas away at once as are too many, with `helio volume replica remove {0} NODE…`", max = COPIES_OF_VOLUME_MAX)]
     TooManyReplicas(VolumeName),
     /// The node would have more labels than it may have.
     #[error("node {0} would have more than {max} labels", max = LABELS_MAX)]

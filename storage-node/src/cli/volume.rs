@@ -30,7 +30,7 @@ pub(super) enum Verb {
         /// The node that owns it [default: the node asked]
         #[arg(long)]
         owner: Option<String>,
-        /// The nodes that follow, with commas between them: `b,c` [default: all others]
+        /// The nodes that follow, with commas between them: `b,c` [default: all others, at most 15]
         #[arg(long, value_delimiter = ',', conflicts_with = "place")]
         replicas: Option<Vec<String>>,
         /// Where copies are to be, now and later, as "2 in eu, 1 elsewhere" (`helio volume place --help`)

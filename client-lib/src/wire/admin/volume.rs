@@ -21,7 +21,7 @@ pub struct CreateVolume {
     /// The node that owns it; the node asked, if none is given.
     #[serde(default)]
     pub owner: Option<String>,
-    /// The nodes that follow; all others, if none are given.
+    /// The nodes that follow, at most 15; all others, or 15 of them, if none are given.
     #[serde(default)]
     pub replicas: Option<Vec<String>>,
     /// Where copies are to be, in place of `replicas`, as `2 in eu, 1 elsewhere`.

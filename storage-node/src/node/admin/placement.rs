@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use client_lib::policy::placement::{Placement, Plan};
+use client_lib::geometry::COPIES_OF_VOLUME_MAX;
+use client_lib::policy::placement::{Among, Placement, Plan, Share};
 use client_lib::wire::admin::{ChangeLabels, ChangePlacement, NodeLabels, PlacementStatus};
-use client_lib::{Error, ErrorKind, Label, NodeId, VolumeId};
+use client_lib::{Error, ErrorKind, Label, NodeId, VolumeId, VolumeName};
 use consensus::{Command, MetaState, Response, Volume};
 
 use super::names::{group_named, node_named, volume_named};
@@ -82,6 +83,14 @@ impl NodeAdmin {
         rule.plan(&sites(self, state).await, owner, &BTreeSet::new()).add
     }
 
+    /// The nodes at which a new volume of `owner` is to have replicas when nothing is said of it: all others. Of more than a volume may have copies at,
+    /// those that a rule for so many would take.
+    pub(super) async fn replicas_unasked(&self, state: &MetaState, owner: NodeId) -> BTreeSet<NodeId> {
+        let others: BTreeSet<NodeId> = state.nodes().map(|node| node.id).filter(|node| *node != owner).collect();
+        // Not otherwise: it is asked which nodes answer.
+        if others.len() < COPIES_OF_VOLUME_MAX { others } else { self.replicas_by(state, owner, &most_copies()).await }
+    }
+
     /// What a rule means for a volume now.
     pub(super) async fn told(&self, state: &MetaState, volume: &Volume, rule: Option<&Placement>) -> PlacementStatus {
         let plan = match rule {
@@ -108,10 +117,60 @@ impl NodeAdmin {
     }
 }
 
+/// As many copies as there may be, anywhere.
+fn most_copies() -> Placement {
+    const COPIES: u8 = COPIES_OF_VOLUME_MAX as u8;
+    const _: () = assert!(COPIES as usize == COPIES_OF_VOLUME_MAX, "the number of copies of a rule has eight bits");
+    Placement { shares: vec![Share { copies: COPIES, among: Among::Anywhere }], never: Vec::new() }
+}
+
+/// Refuses to make a volume with more copies than it may have. The metadata takes it as it comes, and refuses all changes of its replicas then that do
+/// not leave few enough.
+pub(super) fn require_few(volume: &VolumeName, replicas: &BTreeSet<NodeId>) -> Result<(), Error> {
+    let copies = replicas.len() + 1;
+    if copies <= COPIES_OF_VOLUME_MAX {
+        return Ok(());
+    }
+    let text = format!(
+        "volume {volume} would have {copies} copies, the owner's among them, and a volume has at most {COPIES_OF_VOLUME_MAX}: name at most {} replicas",
+        COPIES_OF_VOLUME_MAX - 1
+    );
+    Err(Error::new(ErrorKind::InvalidRequest, text))
+}
+
 fn members<'a>(state: &'a MetaState, group: &str) -> Result<Vec<&'a Volume>, Error> {
     Ok(group_named(state, group)?.members.iter().filter_map(|id| state.volume(*id)).collect())
 }
 
 fn first_of<'a>(volumes: &[&'a Volume]) -> Result<&'a Volume, Error> {
     volumes.first().copied().ok_or_else(|| Error::new(ErrorKind::NotFound, "the group has no volumes any more"))
+}
+
+#[cfg(test)]
+mod tests {
+    use client_lib::policy::placement::Site;
+
+    use super::*;
+
+    /// In a cluster of 18 nodes a volume that was made without a word of replicas had 18 copies, and with 18 named as well. Taking one away left 17, which
+    /// was refused as too many, with the advice to take one away; and so none of its nodes could be removed.
+    #[test]
+    fn a_volume_is_made_with_as_many_copies_as_it_may_have_and_no_more() {
+        let site = |id: u64| Site {
+            id: NodeId(id),
+            provider: format!("p{}", id % 3).parse().expect("a name"),
+            labels: BTreeSet::new(),
+            is_open: true,
+            load: 0,
+        };
+        let (sites, owner): (Vec<Site>, _) = ((1..=18).map(site).collect(), NodeId(7));
+        let unasked = most_copies().plan(&sites, owner, &BTreeSet::new()).add;
+        assert_eq!((unasked.len(), unasked.contains(&owner)), (COPIES_OF_VOLUME_MAX - 1, false));
+        let name: VolumeName = "disk".parse().expect("a name");
+        assert!(require_few(&name, &unasked).is_ok());
+        let named = sites.iter().map(|site| site.id).filter(|id| *id != owner).collect();
+        let refused = require_few(&name, &named).expect_err("too many");
+        assert!(refused.message().contains("would have 18 copies"), "{refused}");
+        assert!(refused.message().contains("at most 15 replicas"), "{refused}");
+    }
 }

@@ -17,6 +17,7 @@ use consensus::{Command, Response};
 use super::durability::{asked_for, require_possible};
 use super::links::{fetch_told, freight_told};
 use super::names::{node_named, volume_named};
+use super::placement::require_few;
 use super::space::unix_ms_of;
 use super::{NodeAdmin, deleted, nonce, out_of_turn};
 use crate::node::METADATA_DEADLINE;
@@ -52,9 +53,10 @@ impl NodeAdmin {
                 self.replicas_by(&state, owner, rule).await
             }
             (Some(names), None) => names.iter().map(|name| node_named(&state, name)).collect::<Result<_, _>>()?,
-            (None, None) => state.nodes().map(|node| node.id).collect(),
+            (None, None) => self.replicas_unasked(&state, owner).await,
         };
         let replicas: BTreeSet<NodeId> = replicas.into_iter().filter(|replica| *replica != owner).collect();
+        require_few(&name, &replicas)?;
         let (class, unmet) = (request.durability.as_deref(), request.unmet.as_deref());
         let durability = asked_for(Durability::default(), class, unmet, request.degrade_after_ms)?;
         if !request.accept_unmet {
