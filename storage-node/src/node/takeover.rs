@@ -509,6 +509,7 @@ fn choose<'a>(
         Ok(holding) if holding.held > holding.watermark => {
             Err(incomplete(&survey.name, holding.watermark, holding.held))
         }
+        Ok(holding) if lacks_all(volume, holding) && !behind => Err(begins_empty(&survey.name)),
         Ok(holding) => Ok(holding.watermark),
         Err(error) => Err(Error::new(ErrorKind::Unavailable, format!("node {} does not answer: {error}", survey.name))),
     };
@@ -532,6 +533,22 @@ fn choose<'a>(
         )),
         _ => Ok(chosen),
     }
+}
+
+/// Whether the replica has nothing of a volume in which something was written, by what the metadata shows: its disk was replaced, or it has been away
+/// since the volume was made.
+fn lacks_all(volume: &Volume, holding: &Holding) -> bool {
+    let made = volume.snapshots.iter().filter_map(|snapshot| snapshot.made);
+    let written = made.map(|made| made.lsn).fold(volume.final_lsn, Lsn::max);
+    holding.watermark.sequence == 0 && written.sequence > 0
+}
+
+fn begins_empty(name: &str) -> Error {
+    let what = format!(
+        "node {name} has nothing of what was written, as one whose disk was replaced: a takeover there would begin with an empty volume. Bring a node \
+         that has something back, or add --behind if that is meant"
+    );
+    Error::new(ErrorKind::Unavailable, what)
 }
 
 /// The replica came later, and was never complete.
@@ -594,7 +611,13 @@ fn no_replica(volume: &Volume, places: &Places, surveys: &[Survey]) -> Error {
         Ok(holding) if holding.is_rejoining => {
             format!("node {} has discarded its tail and not yet fetched what took its place", survey.name)
         }
-        Ok(holding) => format!("node {} has writes of its own beyond {}", survey.name, holding.watermark),
+        Ok(holding) if holding.held > holding.watermark => {
+            format!("node {} has writes of its own beyond {}", survey.name, holding.watermark)
+        }
+        Ok(_) => format!(
+            "node {} has nothing of what was written (a takeover with --behind would begin there with an empty volume)",
+            survey.name
+        ),
         Err(error) => format!("node {} does not answer ({error})", survey.name),
     });
     let why: Vec<String> = why.collect();
@@ -704,6 +727,36 @@ mod tests {
         assert!(refused.contains("at node n3 alone"), "{refused}");
         assert_eq!(heard(&[silent(1), silent(3), survey(4, 9, 9, 9)]), Ok(()), "it has all of that time");
         assert_eq!(heard(&[silent(1), survey(3, 9, 3, 3), survey(4, 9, 4, 4)]), Ok(()), "it was not flushed there");
+    }
+
+    /// The disk of node n2, a complete replica, was replaced, and the owner was lost before it had sent everything again. To the metadata n2 was complete:
+    /// it took the volume over by itself, served an empty one, and the report said that nothing was lost.
+    #[test]
+    fn a_replica_that_has_nothing_of_a_written_volume_does_not_take_over_unasked() {
+        let written = Volume { final_lsn: lsn(9), ..Volume::example() };
+        let made = consensus::Made { lsn: lsn(9), size: written.size, at_ms: 0 };
+        let snapshot = consensus::Snapshot {
+            id: client_lib::SnapshotId(3),
+            name: "before".parse().expect("a name"),
+            made: Some(made),
+            nonce: 0,
+            cut: None,
+        };
+        let kept = Volume { snapshots: vec![snapshot], ..Volume::example() };
+        let empty = || survey(2, 0, 0, 0);
+        let chosen = |volume: &Volume, surveys: &[Survey], to: Option<u64>, behind| {
+            let chosen = choose(volume, &Places::default(), surveys, to.map(NodeId), ME, behind);
+            chosen.map(|survey| survey.node.0).map_err(|error| error.message().to_owned())
+        };
+        for volume in [&written, &kept] {
+            for to in [None, Some(2)] {
+                let refused = chosen(volume, &[empty(), silent(4)], to, false).expect_err("it has nothing");
+                assert!(refused.contains("nothing of what was written") && refused.contains("--behind"), "{refused}");
+                assert_eq!(chosen(volume, &[empty()], to, true), Ok(2), "it was asked for");
+            }
+            assert_eq!(chosen(volume, &[empty(), survey(3, 9, 1, 1)], None, false), Ok(3));
+        }
+        assert_eq!(chosen(&Volume::example(), &[empty()], None, false), Ok(2), "nothing was written");
     }
 
     #[test]
