@@ -285,6 +285,12 @@ impl Shards {
         ))
     }
 
+    /// Whether a copy of `volume` was on a disk of this node that was given up: what is here has come since.
+    #[must_use]
+    pub fn has_lost_copy_of(&self, volume: VolumeId) -> bool {
+        self.lost.has_copy_of(volume)
+    }
+
     /// Which open shard has which volume.
     async fn stored(&self) -> Result<BTreeMap<VolumeId, usize>, ShardsError> {
         let mut placed = BTreeMap::new();

@@ -799,3 +799,35 @@ fn what_keeps_every_replica_from_taking_over_is_told_with_what_to_do() {
     until("it is taken over by itself", PATIENCE, || owner_of(&nodes, lost) != "a");
     verify(&mut Client::connect(&nodes.socket("b"), lost).expect("connects"), 1, 1);
 }
+
+/// The node followed the volumes on the disk that was replaced, and owned none, so nothing was noted. Their owner was lost before it had sent them again, in
+/// its first epoch: nothing in the metadata shows that they were ever written. The node took them over, empty, and the report said that nothing was lost.
+#[test]
+fn a_replica_whose_disk_was_replaced_takes_nothing_over_before_something_has_come() {
+    let mut nodes = Nodes::none().expect("a directory");
+    let (first, second) = (nodes.path().join("first"), nodes.path().join("second"));
+    two_nodes(&mut nodes, &first, &second);
+    nodes.add("c").expect("another joins");
+    for name in ["one", "two"] {
+        let create = ["volume", "create", name, "--size", "1M", "--owner", "b", "--replicas", "a"];
+        nodes.run("b", &create).expect("is created");
+        write_everywhere(&nodes, "b", name, 1);
+    }
+    let lost = if store_of(&nodes, "one") == first { "one" } else { "two" };
+    nodes.kill("a").expect("it runs");
+    take_out(&nodes);
+    disk_command(&nodes, "replace", &[first.to_str().expect("is UTF-8"), "--confirm"]).expect("is struck");
+    nodes.kill("b").expect("it runs");
+    nodes.start_node("a").expect("starts with an empty store");
+    until("a takeover is refused since it would begin with nothing", PATIENCE, || {
+        // It may have yet to open the volume.
+        let refused = nodes.run("c", &["volume", "takeover", lost]).expect_err("nothing is there").to_string();
+        refused.contains("nothing of what was written") && refused.contains("--behind")
+    });
+    nodes.start_node("b").expect("starts");
+    assert_eq!(owner_of(&nodes, lost), "b");
+    wait_for_replica(&nodes, lost);
+    nodes.kill("b").expect("it runs");
+    nodes.run("c", &["volume", "takeover", lost]).expect("it has everything again");
+    verify(&mut Client::connect(&nodes.socket("a"), lost).expect("connects"), 1, 1);
+}

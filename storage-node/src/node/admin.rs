@@ -612,10 +612,10 @@ impl ForwardedAdmin for NodeAdmin {
                 }
                 AdminForward::Holding { volume } => json(&self.holding_here(volume).await?),
                 AdminForward::Takeover { volume, from, epoch } => {
-                    json(&self.take_over_here(volume, from, epoch, false)?)
+                    json(&self.take_over_here(volume, from, epoch, false).await?)
                 }
                 AdminForward::TakeoverBehind { volume, from, epoch } => {
-                    json(&self.take_over_here(volume, from, epoch, true)?)
+                    json(&self.take_over_here(volume, from, epoch, true).await?)
                 }
                 AdminForward::TakeoverState { volume, epoch } => json(&self.takeovers.state(volume, epoch)?),
                 AdminForward::Glances => json(&self.glances_here().await?),

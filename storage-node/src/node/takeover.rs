@@ -297,7 +297,7 @@ impl NodeAdmin {
     async fn see_through(&self, volume: &Volume, to: NodeId, behind: bool, shown: &Shown<'_>) -> Result<Taken, Error> {
         let (id, from, epoch) = (volume.id, volume.owner, volume.epoch);
         let mut going = match to == self.this.id {
-            true => self.take_over_here(id, from, epoch, behind)?,
+            true => self.take_over_here(id, from, epoch, behind).await?,
             false if behind => self.ask(to, AdminForward::TakeoverBehind { volume: id, from, epoch }).await?,
             false => self.ask(to, AdminForward::Takeover { volume: id, from, epoch }).await?,
         };
@@ -324,9 +324,9 @@ impl NodeAdmin {
         }
     }
 
-    /// Takes a volume over, unless another replica may hold more that was flushed, or `behind` says that this does not matter; returns
-    /// how that goes, or how it went when it was asked for before.
-    pub(super) fn take_over_here(
+    /// Takes a volume over, unless another replica may hold more that was flushed or the copy that was here is lost, or `behind` says that this does not
+    /// matter; returns how that goes, or how it went when it was asked for before.
+    pub(super) async fn take_over_here(
         &self,
         id: VolumeId,
         from: NodeId,
@@ -334,6 +334,9 @@ impl NodeAdmin {
         behind: bool,
     ) -> Result<Going, Error> {
         let served = self.volumes.require(id)?;
+        if !behind {
+            self.require_not_replaced(&served).await?;
+        }
         let mut here = self.takeovers.here.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = here.get(&id).filter(|running| running.epoch == epoch) {
             let going = running.going();
@@ -375,6 +378,16 @@ impl NodeAdmin {
         let going = running.going();
         here.insert(id, running);
         Ok(going)
+    }
+
+    /// Refuses to begin with nothing where there was a copy before a disk was given up. The metadata takes this node for a complete replica, and need not
+    /// show that anything was written.
+    async fn require_not_replaced(&self, served: &ServedVolume) -> Result<(), Error> {
+        if !self.reconciler.shards().has_lost_copy_of(served.id) {
+            return Ok(());
+        }
+        let watermark = served.shard.report(served.id).await.map_err(store_failure)?.watermark;
+        if watermark.sequence == 0 { Err(begins_empty(self.this.name.as_str())) } else { Ok(()) }
     }
 
     async fn survey(&self, state: &MetaState, volume: VolumeId, node: NodeId) -> Survey {

@@ -189,6 +189,7 @@ impl Disks {
             let epoch = remembered.volumes.entry(known.id.0).or_default();
             *epoch = (*epoch).max(known.epoch.0);
         }
+        remembered.followed.extend(lost.iter().filter(|known| !known.owned).map(|known| known.id.0));
         // First what keeps the node from serving them empty.
         write(&self.data.path().join(LOST_FILE), &remembered).map_err(refuse)?;
         self.listed.retain(|listed| listed.directory != directory);
@@ -247,10 +248,13 @@ fn volumes_of(state: &MetaState, me: NodeId) -> BTreeMap<VolumeId, Known> {
 }
 
 /// Volumes that this node owned on a disk that was given up, and in which epoch: it has nothing of them and may not serve them
-/// under that ownership or an earlier one.
+/// under that ownership or an earlier one. And those that it followed there: it has of them what has come since, though the metadata takes it for a
+/// complete replica.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
     volumes: BTreeMap<u64, u64>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    followed: BTreeSet<u64>,
 }
 
 impl Lost {
@@ -262,10 +266,16 @@ impl Lost {
         Ok(read(&data.join(LOST_FILE))?.unwrap_or_default())
     }
 
-    /// Whether nothing is.
+    /// Whether it owned nothing there.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.volumes.is_empty()
+    }
+
+    /// Whether a copy of `volume` is, whoever owned it.
+    #[must_use]
+    pub fn has_copy_of(&self, volume: VolumeId) -> bool {
+        self.volumes.contains_key(&volume.0) || self.followed.contains(&volume.0)
     }
 
     /// Whether what this node wrote to `volume` as the owner of `epoch` is lost.
@@ -281,13 +291,24 @@ mod tests {
 
     #[test]
     fn what_is_lost_is_lost_until_another_node_has_owned_it() {
-        let lost = Lost { volumes: BTreeMap::from([(7, 3)]) };
+        let lost = Lost { volumes: BTreeMap::from([(7, 3)]), ..Lost::default() };
         assert!(lost.has(VolumeId(7), Epoch(1)) && lost.has(VolumeId(7), Epoch(3)));
         assert!(!lost.has(VolumeId(7), Epoch(4)) && !lost.has(VolumeId(8), Epoch(1)));
         let data = tempfile::tempdir().expect("a directory");
         assert_eq!(Lost::load(data.path()).expect("nothing"), Lost::default());
         write(&data.path().join(LOST_FILE), &lost).expect("is written");
         assert_eq!(Lost::load(data.path()).expect("reads"), lost);
+        let followed = Lost { followed: BTreeSet::from([8]), ..lost.clone() };
+        assert!(followed.has_copy_of(VolumeId(7)) && followed.has_copy_of(VolumeId(8)));
+        assert!(
+            !followed.has_copy_of(VolumeId(9))
+                && !followed.has(VolumeId(8), Epoch(1))
+                && !lost.has_copy_of(VolumeId(8))
+        );
+        write(&data.path().join(LOST_FILE), &followed).expect("is written");
+        assert_eq!(Lost::load(data.path()).expect("reads"), followed);
+        std::fs::write(data.path().join(LOST_FILE), r#"{"volumes":{"7":3}}"#).expect("is written");
+        assert_eq!(Lost::load(data.path()).expect("reads what older programs wrote"), lost);
         std::fs::write(data.path().join(LOST_FILE), "?").expect("is written");
         Lost::load(data.path()).expect_err("never taken for nothing");
     }
