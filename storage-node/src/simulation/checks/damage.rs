@@ -20,7 +20,7 @@ use crate::volume::Moment;
 const PATIENCE: Duration = Duration::from_secs(180);
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Every read that failed for damage had a block that was altered somewhere.
+/// Every read that failed for damage had a block that was altered somewhere, or that was lost with a store that had failed.
 pub(crate) fn check(book: &Book, volume: VolumeId) -> Result<(), String> {
     let all = versions(book, volume);
     for operation in book.operations.iter().filter(|operation| operation.volume == volume) {
@@ -28,9 +28,12 @@ pub(crate) fn check(book: &Book, volume: VolumeId) -> Result<(), String> {
         let What::Read { start, count, .. } = operation.what else {
             return Err(format!("{operation:?} failed for damage, and reads nothing"));
         };
-        let contents = (start..start + count).flat_map(|block| all.get(&block).into_iter().flatten());
-        let mut flips = contents.filter_map(|version| book.flips.get(&version.content?));
-        if !flips.any(|flip| flip.at <= at) {
+        let versions = || (start..start + count).flat_map(|block| all.get(&block).into_iter().flatten());
+        let mut flips = versions().filter_map(|version| book.flips.get(&version.content?));
+        // Told of by an owner that could not make it durable, and restarted before anybody had it.
+        let is_rescued = book.rescues.keys().any(|(rescued, _)| *rescued == volume);
+        let is_lost = is_rescued && versions().any(|version| version.gone.is_some_and(|gone| gone <= at));
+        if !is_lost && !flips.any(|flip| flip.at <= at) {
             return Err(format!("{operation:?} failed for damage that nobody did"));
         }
     }
