@@ -99,6 +99,9 @@ pub(crate) enum Reply {
     NotLeader(Option<u64>),
     /// Consensus does not run here, or failed.
     Failed(String),
+    /// The leader does not do that, for this reason, and asking for the same again is of no use. An older program cannot read it, and asks again until
+    /// its deadline, as after a failure.
+    Refused(String),
 }
 
 /// The answers to a [`LeaderRequest`].

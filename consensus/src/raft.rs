@@ -4,6 +4,7 @@
 //! so that what a caller did is visible to that caller here. Calls retry while there is no leader, until their
 //! deadline; proposals are safe to repeat (see [`crate::Command`]).
 
+mod electorate;
 mod figures;
 mod leader;
 mod leadership;
@@ -79,6 +80,8 @@ struct Inner {
     core: Mutex<(Core, Timings)>,
     /// One change of the core or of the membership at a time.
     changing: tokio::sync::Mutex<()>,
+    /// Who was told to vote no more while this node led, and when.
+    retired: Mutex<BTreeMap<NodeId, Instant>>,
 }
 
 impl MetaRaft {
@@ -101,6 +104,7 @@ impl MetaRaft {
             states: states.clone(),
             core: Mutex::new((core, options.timings)),
             changing: tokio::sync::Mutex::new(()),
+            retired: Mutex::default(),
         };
         tokio::spawn(forward_states(published, states));
         Ok(MetaRaft { inner: Arc::new(inner) })

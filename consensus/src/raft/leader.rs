@@ -4,12 +4,11 @@
 //! name the leader; where it does not know that one's address, who has named it passes the request on. Nothing here gives up before the
 //! caller's deadline, and everything may be repeated.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use client_lib::transport::TransportError;
-use client_lib::{Error, ErrorKind, NodeId, ProviderId};
-use openraft::async_runtime::watch::WatchReceiver;
+use client_lib::{Error, ErrorKind, NodeId};
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::metrics::WaitError;
 use openraft::raft::linearizable_read::Linearizer;
@@ -20,16 +19,15 @@ use tokio::time::Instant;
 use super::{MetaRaft, RETRY_PAUSE};
 use crate::command::{Command, Response};
 use crate::network::{LeaderReply, LeaderRequest, Reply, Request, ask};
-use crate::placement;
 use crate::store::types::{LogId, Member, MetaTypes};
 
-type Metrics = RaftMetrics<MetaTypes>;
+pub(super) type Metrics = RaftMetrics<MetaTypes>;
 
 /// How long a node that enrols may take to catch up before it is told that it does not.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long a change of who votes may take before it is left to itself: two entries, and many round trips. Also how long one waits for another.
-const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the answer to a change of the members is waited for.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
@@ -46,6 +44,8 @@ pub(super) enum NotHere {
     Stranger(String),
     /// It failed, and may have been carried out.
     Failed(String),
+    /// The leader does not do that, and nothing was changed: the same again would be refused, too.
+    Refused(String),
 }
 
 impl NotHere {
@@ -54,6 +54,7 @@ impl NotHere {
         match self {
             NotHere::Leader(leader) => Reply::NotLeader(leader),
             NotHere::Stranger(reason) | NotHere::Failed(reason) => Reply::Failed(reason),
+            NotHere::Refused(reason) => Reply::Refused(reason),
         }
     }
 }
@@ -84,11 +85,12 @@ impl MetaRaft {
             }
             let why = match outcome {
                 Ok(reply) => return Ok((reply, attempt)),
+                Err(NotHere::Refused(reason)) => return Err(Error::new(ErrorKind::Busy, reason)),
                 Err(why) => why,
             };
             (named, silent) = match &why {
                 NotHere::Leader(leader) => (leader.map(NodeId).filter(|leader| Some(*leader) != asked), None),
-                NotHere::Stranger(_) | NotHere::Failed(_) => (None, target),
+                NotHere::Stranger(_) | NotHere::Failed(_) | NotHere::Refused(_) => (None, target),
             };
             namer = asked.filter(|member| named.is_some() && *member != self.inner.node);
             pause(why, until).await?;
@@ -131,7 +133,15 @@ impl MetaRaft {
     }
 
     async fn propose_here(&self, command: Command) -> Result<(u64, Response), NotHere> {
+        if let Command::RemoveNode { node, .. } = &command {
+            return self.remove_here(*node, command).await;
+        }
         self.core().client_write(command).await.map(|written| (written.log_id.index, written.data)).map_err(not_written)
+    }
+
+    /// The same, for what is written while the members are not changed.
+    pub(super) async fn write_in_time(&self, command: Command) -> Result<(u64, Response), NotHere> {
+        in_time(self.core().client_write(command)).await.map(|written| (written.log_id.index, written.data))
     }
 
     /// Up to where must be applied to read what is newest now; confirmed with a quorum.
@@ -167,23 +177,12 @@ impl MetaRaft {
         };
         // Not under the lock: a node that cannot be reached would keep all others from being let in.
         self.caught_up(node, added).await?;
-        let _one_at_a_time = self.one_at_a_time().await?;
-        let core = self.core();
-        let metrics = core.metrics().borrow_watched().clone();
-        let membership = &metrics.membership_config;
-        let provider = |member: &Member| member.provider.parse::<ProviderId>().map_err(name);
-        let current: BTreeSet<NodeId> = membership.voter_ids().map(NodeId).collect();
-        // One that this leader has yet to hear of gets no vote: it may be out of reach.
-        let answers = |other: NodeId| other == node || current.contains(&other) || held(&metrics, other).is_some();
-        let members: BTreeMap<NodeId, ProviderId> = membership
-            .nodes()
-            .filter(|(node, _)| answers(NodeId(**node)))
-            .map(|(node, member)| Ok((NodeId(*node), provider(member)?)))
-            .collect::<Result<_, NotHere>>()?;
-        let wanted = placement::voters(&members, &current);
-        if wanted != current {
+        let one_at_a_time = self.one_at_a_time().await?;
+        let electorate = self.electorate(&one_at_a_time).await?;
+        let wanted = electorate.wanted(|other| other == node || electorate.has_heard_from(other))?;
+        if wanted != electorate.voters {
             let wanted: BTreeSet<u64> = wanted.into_iter().map(|node| node.0).collect();
-            in_time(core.change_membership(wanted, true)).await?;
+            in_time(self.core().change_membership(wanted, true)).await?;
         }
         Ok(registered)
     }
@@ -225,6 +224,7 @@ impl MetaRaft {
             Ok(Reply::Lead(reply)) => Ok(reply),
             Ok(Reply::NotLeader(leader)) => Err(NotHere::Leader(leader)),
             Ok(Reply::Failed(reason)) => Err(NotHere::Failed(reason)),
+            Ok(Reply::Refused(reason)) => Err(NotHere::Refused(reason)),
             Ok(_) => Err(NotHere::Failed("the leader answered out of turn".into())),
             Err(error @ TransportError::UnknownPeer(_)) => Err(NotHere::Stranger(error.of(&self.state().name_of(to)))),
             Err(error) => Err(NotHere::Failed(error.of(&self.state().name_of(to)))),
@@ -233,7 +233,7 @@ impl MetaRaft {
 }
 
 /// Up to where `node` has the log, as far as this leader has heard from it.
-fn held(metrics: &Metrics, node: NodeId) -> Option<LogId> {
+pub(super) fn held(metrics: &Metrics, node: NodeId) -> Option<LogId> {
     metrics.replication.as_ref()?.get(&node.0).copied().flatten()
 }
 
@@ -262,7 +262,7 @@ async fn pause(why: NotHere, until: Instant) -> Result<(), Error> {
             NotHere::Leader(_) => {
                 "the metadata has no leader: a majority of the voters must be up and reach each other (`helio cluster status` shows them)".into()
             }
-            NotHere::Stranger(reason) | NotHere::Failed(reason) => {
+            NotHere::Stranger(reason) | NotHere::Failed(reason) | NotHere::Refused(reason) => {
                 format!("the metadata leader did not answer, the outcome is unknown: {reason}")
             }
         };

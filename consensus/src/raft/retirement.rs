@@ -20,7 +20,8 @@ impl MetaRaft {
     /// Has just `voters` vote, and another node than `node` lead. Returns when that is committed. All of them must follow already.
     ///
     /// # Errors
-    /// `Unavailable` when it could not be done within `deadline`; it may be done later.
+    /// `Busy` when who votes has changed since `voters` was thought out: nothing was done, and it is to be thought out anew. `Unavailable` when it
+    /// could not be done within `deadline`; it may be done later.
     ///
     /// # Cancel safety
     /// It may be done all the same.
@@ -38,17 +39,15 @@ impl MetaRaft {
     pub(super) async fn retire_here(&self, node: NodeId, voters: BTreeSet<u64>) -> Result<(), NotHere> {
         let is_me = node == self.inner.node;
         {
-            let _one_at_a_time = self.one_at_a_time().await?;
-            let core = self.core();
-            let membership = core.metrics().borrow_watched().membership_config.clone();
-            if let Some(stranger) = voters.iter().find(|voter| membership.nodes().all(|(node, _)| node != *voter)) {
-                let name = self.state().name_of(NodeId(*stranger));
-                return Err(NotHere::Failed(format!("node {name} does not follow the metadata, and cannot vote")));
-            }
+            let one_at_a_time = self.one_at_a_time().await?;
+            let electorate = self.electorate(&one_at_a_time).await?;
+            // What was planned may be too old: it was made before this lock was taken, and another node may be going as well.
+            electorate.require_succession(node, &voters.iter().copied().map(NodeId).collect())?;
+            self.note_retired(node);
             let wanted: BTreeSet<u64> = voters.into_iter().chain(is_me.then_some(node.0)).collect();
-            let current: BTreeSet<u64> = membership.voter_ids().collect();
+            let current: BTreeSet<u64> = electorate.voters.iter().map(|voter| voter.0).collect();
             if wanted != current {
-                in_time(core.change_membership(wanted, true)).await?;
+                in_time(self.core().change_membership(wanted, true)).await?;
             }
         }
         if is_me {
@@ -63,21 +62,23 @@ impl MetaRaft {
     /// # Errors
     /// When it is not done; it may be repeated.
     pub async fn forget_removed(&self) -> Result<(), Error> {
-        let is_removed = |state: &crate::MetaState, node: u64| state.access().removed(NodeId(node)).is_some();
         let state = self.state();
-        if self.leader() != Some(self.inner.node) || state.access().removed_nodes().next().is_none() {
+        let is_removed = |node: &u64| state.access().removed(NodeId(*node)).is_some();
+        let membership = self.core().metrics().borrow_watched().membership_config.clone();
+        if self.leader() != Some(self.inner.node) || !membership.nodes().any(|(node, _)| is_removed(node)) {
             return Ok(());
         }
-        let core = self.core();
-        let membership = core.metrics().borrow_watched().membership_config.clone();
-        let gone: BTreeSet<u64> =
-            membership.nodes().map(|(node, _)| *node).filter(|node| is_removed(&state, *node)).collect();
+        let one_at_a_time = self.one_at_a_time().await.map_err(not_forgotten)?;
+        // What was read before the lock was taken may be too old: a change that was under way would be undone.
+        let electorate = self.electorate(&one_at_a_time).await.map_err(not_forgotten)?;
+        let gone: BTreeSet<u64> = electorate.removed().map(|node| node.0).collect();
         if gone.is_empty() || gone.contains(&self.inner.node.0) {
             return Ok(());
         }
-        let _one_at_a_time = self.one_at_a_time().await.map_err(not_forgotten)?;
-        let left: BTreeSet<u64> = membership.voter_ids().filter(|voter| !gone.contains(voter)).collect();
-        if membership.voter_ids().any(|voter| gone.contains(&voter)) && !left.is_empty() {
+        let core = self.core();
+        let (going, left): (BTreeSet<u64>, BTreeSet<u64>) =
+            electorate.voters.iter().map(|voter| voter.0).partition(|voter| gone.contains(voter));
+        if !going.is_empty() && !left.is_empty() {
             in_time(core.change_membership(left, true)).await.map_err(not_forgotten)?;
         }
         tracing::info!(nodes = ?gone, "the metadata is not sent to removed nodes any more");
@@ -95,7 +96,7 @@ impl MetaRaft {
 fn not_forgotten(why: NotHere) -> Error {
     let reason = match why {
         NotHere::Leader(_) => "this node leads no more".to_owned(),
-        NotHere::Stranger(reason) | NotHere::Failed(reason) => reason,
+        NotHere::Stranger(reason) | NotHere::Failed(reason) | NotHere::Refused(reason) => reason,
     };
     Error::new(ErrorKind::Unavailable, format!("removed nodes are still sent the metadata: {reason}"))
 }

@@ -376,3 +376,79 @@ async fn a_leader_is_retired_and_forgotten_when_another_votes_in_its_place() {
     assert!(matches!(back, Response::Refused(Refusal::NodeRemoved(_))), "{back:?}");
     group.stop().await;
 }
+
+async fn three_registered() -> Group {
+    let group = Group::start(Duration::from_millis(2)).await;
+    for id in 1..=3 {
+        group.node(id).propose(register(id), PATIENCE).await.expect("is applied");
+    }
+    group
+}
+
+fn ids<const COUNT: usize>(ids: [u64; COUNT]) -> BTreeSet<NodeId> {
+    ids.map(NodeId).into()
+}
+
+fn remove(node: u64) -> Command {
+    Command::RemoveNode { node: NodeId(node), was_lost: false, at_ms: 7 }
+}
+
+/// Two nodes were removed at once, each by a plan in which the other one voted: the one that had just been told to vote no more was given its vote
+/// back by the second plan, and was removed by the first. The two voters that were left on paper were one that was there and one that nobody called
+/// any more. No leader could change anything again.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_removals_at_once_one_is_told_to_try_again() {
+    let group = three_registered().await;
+    let asked = group.node(1);
+    asked.retire(NodeId(3), ids([1, 2]), PATIENCE).await.expect("it votes no more");
+    let (leader, term) = (asked.leader(), asked.term());
+    let second = asked.retire(NodeId(2), ids([1, 3]), PATIENCE).await;
+    // Only who led then knows of it; whoever leads since refuses the next step instead.
+    if (asked.leader(), asked.term()) == (leader, term) {
+        let error = second.as_ref().expect_err("node 3 would vote again");
+        assert_eq!(
+            (error.kind(), error.to_string().contains("try again")),
+            (client_lib::ErrorKind::Busy, true),
+            "{error}"
+        );
+    }
+    let removed = asked.propose(remove(3), PATIENCE).await;
+    match second {
+        Err(_) => assert_eq!(removed.expect("it does not vote"), Response::NodeRemoved),
+        Ok(()) => assert_eq!(removed.expect_err("it votes").kind(), client_lib::ErrorKind::Busy),
+    }
+    if group.node(1).state().node(NodeId(3)).is_none() {
+        group.stop_node(NodeId(3)).await;
+    }
+    for id in [1, 2] {
+        let _ = group.node(id).forget_removed().await;
+    }
+    group.node(1).propose(Command::NodeStarted { node: NodeId(1) }, PATIENCE).await.expect("is applied");
+    group.stop().await;
+}
+
+/// The same, where the first removal was done and Raft had yet to forget the node: the change by which that one would vote was begun with nobody to
+/// agree to it, and never ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_removed_gets_no_vote_and_one_that_votes_is_not_removed() {
+    let group = three_registered().await;
+    let asked = group.node(1);
+    let early = asked.propose(remove(3), PATIENCE).await.expect_err("it votes");
+    assert_eq!(early.kind(), client_lib::ErrorKind::Busy, "{early}");
+    asked.retire(NodeId(3), ids([1, 2]), PATIENCE).await.expect("it votes no more");
+    assert_eq!(asked.propose(remove(3), PATIENCE).await.expect("is applied"), Response::NodeRemoved);
+    let error = asked.retire(NodeId(2), ids([1, 3]), PATIENCE).await.expect_err("node 3 is gone");
+    assert_eq!(error.kind(), client_lib::ErrorKind::Busy, "{error}");
+    group.stop_node(NodeId(3)).await;
+    group.node(1).propose(Command::NodeStarted { node: NodeId(1) }, PATIENCE).await.expect("is applied");
+    group.stop().await;
+}
+
+/// A plan that knew nothing of voters that had come since took their votes away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_that_leaves_a_present_voter_out_is_refused() {
+    let group = three_registered().await;
+    let error = group.node(1).retire(NodeId(3), ids([1]), PATIENCE).await.expect_err("node 2 votes");
+    assert_eq!((error.kind(), error.to_string().contains("n2")), (client_lib::ErrorKind::Busy, true), "{error}");
+    group.stop().await;
+}

@@ -76,11 +76,17 @@ impl NodeAdmin {
             }
         }
         let now: BTreeSet<NodeId> = self.meta.voters().into_iter().collect();
-        if now.contains(&node) {
-            self.meta.retire(node, voters, METADATA_DEADLINE).await?;
+        if now.contains(&node)
+            && let Err(error) = self.meta.retire(node, voters, METADATA_DEADLINE).await
+        {
+            return waits_for_voters(removal, error);
         }
         let command = Command::RemoveNode { node, was_lost: request.lost, at_ms: SystemClock::new().unix_ms() };
-        match self.meta.carry_out(command, METADATA_DEADLINE).await? {
+        let response = match self.meta.propose(command, METADATA_DEADLINE).await {
+            Ok(response) => response,
+            Err(error) => return waits_for_voters(removal, error),
+        };
+        match response.into_result_told(&self.meta.state())? {
             Response::NodeRemoved => tracing::warn!(node = name, lost = request.lost, "a node was removed"),
             other => return Err(out_of_turn(&other)),
         }
@@ -235,6 +241,17 @@ impl NodeAdmin {
         let statuses = join_all(fetching.iter().map(|volume| self.status_of(volume.id))).await;
         let lacks = |status: &Result<VolumeStatus, Error>| status.as_ref().is_ok_and(|it| it.stale_bytes > 0);
         fetching.iter().zip(&statuses).filter(|(_, it)| lacks(it)).map(|(volume, _)| volume.name.to_string()).collect()
+    }
+}
+
+/// Who votes has changed since this request looked, by another removal perhaps: the next request looks anew.
+fn waits_for_voters(removal: NodeRemoval, error: Error) -> Result<NodeRemoval, Error> {
+    match error.kind() {
+        ErrorKind::Busy => {
+            let waiting_for = vec![error.to_string()];
+            Ok(NodeRemoval { state: "waiting".to_owned(), waiting_for, ..removal })
+        }
+        _ => Err(error),
     }
 }
 
