@@ -3,26 +3,34 @@
 //! No node that was removed may vote: nobody calls it any more, and with enough of them there is no majority for good. So the leader looks under
 //! the lock by which members are changed one at a time, at Raft's membership and at the metadata with everything in it that stands in its log:
 //! a node gets a vote only if the metadata has it as a member, and is removed ([`crate::Command::RemoveNode`]) only while it does not vote.
+//!
+//! The leader also gives the votes that are missing, for who follows was not always there when it was chosen. A node that was just told to vote no
+//! more is left out ([`RETIRED_FOR`]). Only the leader that told it so knows that; where another one leads since, and gives it its vote back, the
+//! entry that removes it is refused, and whoever removes it begins again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use client_lib::{NodeId, ProviderId};
+use client_lib::{Error, ErrorKind, NodeId, ProviderId};
+use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use super::MetaRaft;
-use super::leader::{CHANGE_PATIENCE, Metrics, NotHere, held};
+use super::leader::{CHANGE_PATIENCE, Metrics, NotHere, held, in_time};
 use crate::command::{Command, Response};
 use crate::placement;
 use crate::state::MetaState;
-use crate::store::types::Member;
+use crate::store::types::{Member, StoredMembership};
 
 /// How long a node that was told to vote no more gets no vote again at this leader. The removal that this was for is over by then, or given up:
 /// its entry follows at once, and is waited for less long.
 const RETIRED_FOR: Duration = Duration::from_secs(60);
+
+/// How many entries a node may lack that is given a vote: what is to be agreed to waits until it has them.
+const LACKS_MAX: u64 = 100;
 
 /// What the leader looks at, under the lock, before it changes the members.
 pub(super) struct Electorate {
@@ -59,6 +67,14 @@ impl Electorate {
     /// Whether this leader has heard from `node`. One that it has yet to hear of may be out of reach.
     pub(super) fn has_heard_from(&self, node: NodeId) -> bool {
         held(&self.metrics, node).is_some()
+    }
+
+    /// Whether `node` has answered just now, within `silence`, and has nearly everything: it can do at once what voters do.
+    fn is_there(&self, node: NodeId, silence: Duration) -> bool {
+        let heard = self.metrics.heartbeat.as_ref().and_then(|heard| heard.get(&node.0)?.as_ref().map(|at| **at));
+        let has = held(&self.metrics, node).map(|held| held.index());
+        let last = self.metrics.last_log_index.unwrap_or(0);
+        heard.is_some_and(|at| at.elapsed() < silence) && has.is_some_and(|has| has + LACKS_MAX >= last)
     }
 
     /// Refuses that just `wanted` vote, without `node`, where that is no plan for the voters there are now: another removal, or a new member,
@@ -114,13 +130,45 @@ impl MetaRaft {
         // A removal may be in the log whose proposer does not wait for it any more.
         let applied = self.applied(last, Instant::now() + CHANGE_PATIENCE).await;
         applied.map_err(|error| NotHere::Failed(error.to_string()))?;
-        Ok(Electorate {
+        Ok(self.electorate_of(&membership, metrics))
+    }
+
+    fn electorate_of(&self, membership: &StoredMembership, metrics: Metrics) -> Electorate {
+        Electorate {
             voters: membership.voter_ids().map(NodeId).collect(),
             nodes: membership.nodes().map(|(node, member)| (NodeId(*node), member.clone())).collect(),
             state: self.state(),
             metrics,
             retired: self.retired(),
-        })
+        }
+    }
+
+    /// If this node leads: gives those followers a vote that should have one and answer. Takes none away.
+    ///
+    /// # Errors
+    /// When it is not done; it may be repeated.
+    pub async fn give_missing_votes(&self) -> Result<(), Error> {
+        let silence = 2 * self.timings().election_max;
+        let missing = |electorate: &Electorate| {
+            let wanted = electorate.wanted(|node| electorate.is_there(node, silence)).map_err(not_given)?;
+            Ok::<_, Error>(wanted.difference(&electorate.voters).map(|node| node.0).collect::<BTreeSet<u64>>())
+        };
+        let metrics = self.core().metrics().borrow_watched().clone();
+        if metrics.current_leader != Some(self.inner.node.0) {
+            return Ok(());
+        }
+        // At nearly every look nothing is missing, and nobody is kept waiting for that.
+        if missing(&self.electorate_of(&metrics.membership_config.clone(), metrics))?.is_empty() {
+            return Ok(());
+        }
+        let one_at_a_time = self.one_at_a_time().await.map_err(not_given)?;
+        let missing = missing(&self.electorate(&one_at_a_time).await.map_err(not_given)?)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(nodes = ?missing, "more nodes vote in the metadata");
+        let change = self.core().change_membership(ChangeMembers::AddVoterIds(missing), true);
+        in_time(change).await.map(drop).map_err(not_given)
     }
 
     /// Proposes that `node` was removed, as the leader, if it does not vote.
@@ -146,4 +194,12 @@ impl MetaRaft {
         retired.retain(|_, since| since.elapsed() < RETIRED_FOR);
         retired.keys().copied().collect()
     }
+}
+
+fn not_given(why: NotHere) -> Error {
+    let reason = match why {
+        NotHere::Leader(_) => "this node leads no more".to_owned(),
+        NotHere::Stranger(reason) | NotHere::Failed(reason) | NotHere::Refused(reason) => reason,
+    };
+    Error::new(ErrorKind::Unavailable, format!("nodes that should vote in the metadata have no vote yet: {reason}"))
 }

@@ -54,6 +54,8 @@ impl RaftCalls for Calls {
 struct Group {
     calls: Calls,
     directories: BTreeMap<NodeId, tempfile::TempDir>,
+    /// The member that others know before they know any.
+    contact: NodeId,
 }
 
 impl Group {
@@ -61,7 +63,7 @@ impl Group {
         let calls = Calls { from: NodeId(0), nodes: Arc::default(), strangers: Arc::default(), rtt };
         let ids = [1, 2, 3].map(NodeId);
         let directories = ids.map(|id| (id, tempfile::tempdir().expect("a directory"))).into();
-        let group = Group { calls, directories };
+        let group = Group { calls, directories, contact: NodeId(2) };
         for id in ids {
             group.start_node(id).await;
         }
@@ -70,13 +72,30 @@ impl Group {
         group
     }
 
+    /// Founded by node 1 alone.
+    async fn start_alone() -> Group {
+        let rtt = Duration::from_millis(2);
+        let calls = Calls { from: NodeId(0), nodes: Arc::default(), strangers: Arc::default(), rtt };
+        let mut group = Group { calls, directories: BTreeMap::new(), contact: NodeId(1) };
+        group.add_node(1).await;
+        group.node(1).initialize([(NodeId(1), member(1))].into()).await.expect("is founded");
+        group.node(1).propose(register(1), PATIENCE).await.expect("is applied");
+        group
+    }
+
+    /// Starts one that has nothing.
+    async fn add_node(&mut self, id: u64) {
+        self.directories.insert(NodeId(id), tempfile::tempdir().expect("a directory"));
+        self.start_node(NodeId(id)).await;
+    }
+
     async fn start_node(&self, id: NodeId) {
         let options = MetaOptions {
             node: id,
             group: GroupId::META,
             place: self.directories[&id].path().to_owned().into(),
             timings: Timings::for_rtt(self.calls.rtt),
-            contacts: vec![NodeId(2)],
+            contacts: vec![self.contact],
         };
         let calls = Calls { from: id, ..self.calls.clone() };
         let node = MetaRaft::start(options, Arc::new(calls)).await.expect("starts");
@@ -451,4 +470,58 @@ async fn a_plan_that_leaves_a_present_voter_out_is_refused() {
     let error = group.node(1).retire(NodeId(3), ids([1]), PATIENCE).await.expect_err("node 2 votes");
     assert_eq!((error.kind(), error.to_string().contains("n2")), (client_lib::ErrorKind::Busy, true), "{error}");
     group.stop().await;
+}
+
+/// Who votes was chosen only when a node came or went, of those that answered at that moment. The second of three nodes was off when the third came,
+/// and the leader new: three nodes had one voter, for good, and without that one everything stopped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_off_when_voters_were_chosen_gets_its_vote_when_it_is_back() {
+    let mut group = Group::start_alone().await;
+    group.add_node(2).await;
+    group.node(2).enrol(member(2), PATIENCE).await.expect("is let in");
+    group.stop_node(NodeId(2)).await;
+    group.stop_node(NodeId(1)).await;
+    group.start_node(NodeId(1)).await;
+    group.add_node(3).await;
+    group.node(3).enrol(member(3), PATIENCE).await.expect("is let in");
+    group.node(1).give_missing_votes().await.expect("there is none to give");
+    assert_eq!(group.node(1).voters(), [NodeId(1)], "two vote no better than one");
+    group.start_node(NodeId(2)).await;
+    all_vote(&group).await;
+    group.stop_node(NodeId(1)).await;
+    group.node(2).propose(register(2), PATIENCE).await.expect("is applied without it");
+    group.stop().await;
+}
+
+/// Who was told to vote no more, and is about to be removed, is no vote that is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_being_removed_does_not_get_its_vote_back() {
+    let group = three_registered().await;
+    let asked = group.node(1);
+    asked.retire(NodeId(3), ids([1, 2]), PATIENCE).await.expect("it votes no more");
+    let leader = group.led(1).await;
+    let leading = group.node(leader.0);
+    let term = leading.term();
+    for _ in 0..10 {
+        leading.give_missing_votes().await.expect("there is none to give");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Another leader would know nothing of it, and would have the removal begin again.
+    if leading.term() == term {
+        assert_eq!(leading.voters(), [NodeId(1), NodeId(2)]);
+    }
+    group.stop().await;
+}
+
+/// Looks until three nodes vote, as every node does.
+async fn all_vote(group: &Group) {
+    let begun = Instant::now();
+    while group.node(1).voters().len() < 3 {
+        assert!(begun.elapsed() < PATIENCE, "a vote is missing");
+        for id in 1..=3 {
+            // Whoever leads does it.
+            let _ = group.node(id).give_missing_votes().await;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

@@ -2,10 +2,20 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use client_lib::NodeId;
 use client_lib::transport::Transport;
 use consensus::{MetaRaft, MetaState};
+
+use super::METADATA_DEADLINE;
+
+/// How often a leader looks whether votes are missing,
+const VOTES_LOOK: Duration = Duration::from_secs(5);
+/// and from which of these looks on it gives some. With that, longer than an entry that removes a node is waited for.
+const VOTES_AFTER: u32 = 6;
+
+const _: () = assert!(VOTES_LOOK.as_secs() * (VOTES_AFTER as u64 - 1) > METADATA_DEADLINE.as_secs());
 
 /// The node was removed from its cluster, and is to do nothing any more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +82,28 @@ pub async fn have_raft_forget(meta: MetaRaft) {
         }
         if states.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// Has votes given that are missing, while this node leads ([`MetaRaft::give_missing_votes`]): a node that was off when it came to that has none.
+///
+/// A leader that has just begun gives none yet. It knows nothing of a node that the leader before it told to vote no more, which is removed in a
+/// moment.
+pub async fn have_votes_given(meta: MetaRaft, me: NodeId) {
+    let mut look = tokio::time::interval(VOTES_LOOK);
+    let mut led: Option<(u64, u32)> = None;
+    loop {
+        look.tick().await;
+        led = (meta.leader() == Some(me)).then(|| match (led, meta.term()) {
+            (Some((term, looks)), now) if term == now => (term, looks.saturating_add(1)),
+            (_, now) => (now, 1),
+        });
+        if led.is_none_or(|(_, looks)| looks < VOTES_AFTER) {
+            continue;
+        }
+        if let Err(error) = meta.give_missing_votes().await {
+            tracing::warn!(%error, "it is tried again");
         }
     }
 }

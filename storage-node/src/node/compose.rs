@@ -191,6 +191,7 @@ impl Parts {
         let mut tasks = vec![
             tokio::spawn(access::follow(meta.clone(), transport.clone())),
             tokio::spawn(access::have_raft_forget(meta.clone())),
+            tokio::spawn(access::have_votes_given(meta.clone(), me)),
             tokio::spawn(reconciler.clone().run(meta.subscribe())),
             tokio::spawn(rtt::follow(meta.clone(), peers.clone(), me)),
             tokio::spawn(lease::keep(meta.clone(), me, lease)),

@@ -3,7 +3,9 @@
 use client_lib::clock::{Clock, SystemClock};
 use client_lib::error::whole;
 use client_lib::rights::Role;
-use client_lib::wire::admin::{ClientList, ClientStatus, ClusterStatus, NodeSpace, StoreSpace, VolumeSummary};
+use client_lib::wire::admin::{
+    ClientList, ClientStatus, ClusterStatus, MemberStatus, NodeSpace, StoreSpace, VolumeSummary,
+};
 
 use super::Finding;
 use crate::cli::client::{CLUSTER_FILE, Client};
@@ -139,12 +141,28 @@ fn voters(status: &ClusterStatus) -> Finding {
         return Finding::wrong("voters", found, advice);
     }
     match (voters.count(), voters.reached - voters.majority()) {
-        (..=2, _) => {
-            Finding::warning("voters", found, "the loss of one stops the metadata: a third node makes it survive one")
-        }
+        (..=2, _) => Finding::warning("voters", found, too_few(status)),
         (_, 0) => Finding::warning("voters", found, "the loss of one more stops the metadata: bring the others back"),
         (_, losable) => Finding::ok("voters", format!("{found}; {losable} may be lost")),
     }
+}
+
+/// What to do where the loss of one voter stops the metadata because there are too few of them.
+fn too_few(status: &ClusterStatus) -> String {
+    let no_voters = status.members.iter().filter(|member| !member.voter);
+    let (there, off): (Vec<_>, Vec<_>) = no_voters.partition(|member| member.reachable);
+    let named =
+        |members: &[&MemberStatus]| members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>().join(", ");
+    let next = match (status.members.len(), there.is_empty()) {
+        (..=2, _) => "a third node makes it survive one".to_owned(),
+        (_, true) => format!("start {}, which is to vote, too", named(&off)),
+        (_, false) => format!(
+            "{} follows without a vote, and gets one by itself within a minute; if not, see the leader's log{}",
+            named(&there),
+            if off.is_empty() { String::new() } else { format!(", and start {}", named(&off)) }
+        ),
+    };
+    format!("the loss of one stops the metadata: {next}")
 }
 
 fn unreachable(status: &ClusterStatus) -> Vec<Finding> {
@@ -199,7 +217,7 @@ fn lost_owners(volumes: &[VolumeSummary], status: &ClusterStatus) -> Vec<Finding
 mod tests {
     use std::path::Path;
 
-    use client_lib::wire::admin::{CertificateStatus, MemberStatus, NbdAddresses};
+    use client_lib::wire::admin::{CertificateStatus, NbdAddresses};
     use nbd_frontend::service::log::LogFormat;
 
     use super::super::Level;
@@ -239,6 +257,24 @@ mod tests {
             "it was told that the loss of one more would stop the metadata"
         );
         assert_eq!(voters(&status(&[("a", true, true)])).level, Level::Warning);
+    }
+
+    /// "A third node makes it survive one" was said of three nodes, of which one voted.
+    #[test]
+    fn who_follows_without_a_vote_is_told_from_a_node_that_is_not_there() {
+        let advice = |members: &[(&str, bool, bool)]| {
+            let mut status = status(members);
+            status.members.iter_mut().skip(1).for_each(|member| member.voter = false);
+            let finding = voters(&status);
+            assert_eq!((finding.level, finding.found.as_str()), (Level::Warning, "1 of 1 voters answer"));
+            finding.advice.expect("it says what to do")
+        };
+        assert!(advice(&[("a", true, true)]).ends_with("a third node makes it survive one"));
+        assert!(advice(&[("a", true, true), ("b", false, true)]).ends_with("a third node makes it survive one"));
+        let follows = advice(&[("a", true, true), ("b", false, true), ("c", false, false)]);
+        assert!(follows.contains(": b follows without a vote") && follows.ends_with(", and start c"), "{follows}");
+        let off = advice(&[("a", true, true), ("b", false, false), ("c", false, false)]);
+        assert!(off.ends_with(": start b, c, which is to vote, too"), "{off}");
     }
 
     #[test]
