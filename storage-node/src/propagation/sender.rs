@@ -22,7 +22,7 @@
 //! The replica is the authority on where it is: after any failure the sender asks it and goes on from its
 //! answer, so a broken transfer resumes with the blocks that are still missing.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -51,9 +51,11 @@ use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::{Blocks, Seal, Sealed, SealedDelta, StoreError};
 
 mod initial;
+mod pace;
 mod rejoin;
 
 use initial::Initial;
+use pace::Pace;
 use rejoin::Comeback;
 
 /// How often the owner looks for news to tell a replica.
@@ -84,8 +86,7 @@ pub struct Sender {
     replica: NodeId,
     epoch: Epoch,
     watermarks: Arc<Watermarks>,
-    /// When the last delta was begun.
-    begun: Mutex<Option<Instant>>,
+    pace: Mutex<Pace>,
     pinned: Arc<Pinned>,
 }
 
@@ -205,7 +206,7 @@ impl Sender {
     #[must_use]
     pub fn new(volume: Arc<ServedVolume>, replica: NodeId, epoch: Epoch, watermarks: Arc<Watermarks>) -> Sender {
         let pinned = Arc::new(Pinned::new(volume.clone()));
-        Sender { volume, replica, epoch, watermarks, begun: Mutex::default(), pinned }
+        Sender { volume, replica, epoch, watermarks, pace: Mutex::default(), pinned }
     }
 
     /// Sends until aborted or fenced by a newer epoch.
@@ -248,10 +249,17 @@ impl Sender {
         let (mut seat, mut fan_news) = (Seat::new(self.pinned.clone()), self.watermarks.fan_news());
         let (mut ahead, mut leading, mut looked) = (Ahead::default(), None::<Leading>, Instant::now());
         let mut rest = Rest::new(self.volume.shard.news(volume).await.map_err(store_failure)?);
+        // What a replica at this watermark lacks is too much to be delivered, and does not become less.
+        let mut too_much: Option<Lsn> = None;
         let mut ticker = tokio::time::interval(MANIFEST_INTERVAL);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let may_deliver = transfer.is_none() && deliveries.has_room();
+            // Else a flush that waits would have this look again and again for nothing: the next tick does.
+            let may_deliver = transfer.is_none()
+                && arrival.is_none()
+                && position.awaited_snapshot.is_none()
+                && too_much != Some(position.watermark)
+                && deliveries.has_room();
             let is_resting = rest.is_resting();
             let (sent, not_before) = (deliveries.sent, deliveries.not_before(self.spacing()));
             tokio::select! {
@@ -318,7 +326,10 @@ impl Sender {
             if transfer.is_none() && position.awaited_snapshot.is_none() && deliveries.has_room() && is_wanted {
                 match self.deliver(position, deliveries.blocks_max(), deliveries.sent).await? {
                     Some((to, delivery)) => deliveries.push(to, Box::pin(delivery)),
-                    None => deliveries.is_blocked = true,
+                    None => {
+                        too_much = deliveries.is_empty().then_some(position.watermark);
+                        deliveries.is_blocked = true;
+                    }
                 }
             }
             if !deliveries.is_empty() {
@@ -461,16 +472,16 @@ impl Sender {
         told.tell(&self.volume.peers, self.replica).await
     }
 
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the next delta may begin, by the policy.
     fn is_due(&self) -> bool {
-        let begun = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.volume.sending.mode(self.replica) {
-            Mode::Eager => true,
-            Mode::Lazy { interval_ms } => {
-                let interval = Duration::from_millis(interval_ms);
-                self.volume.sending.is_hurried(self.replica) || begun.is_none_or(|begun| begun.elapsed() >= interval)
-            }
-        }
+        let sending = &self.volume.sending;
+        let is_waited_for =
+            sending.is_hurried(self.replica) || self.volume.flushes.urges(self.epoch, self.replica, Lsn::ZERO);
+        self.pace().is_due(sending.mode(self.replica), is_waited_for, Instant::now())
     }
 
     /// How long after a delivery another may be sent while that one is on its way.
@@ -571,7 +582,7 @@ impl Sender {
     }
 
     fn start(&self, delta: SealedDelta, lead: Option<NodeId>) -> Transfer {
-        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.pace().begin(Instant::now());
         self.watermarks.with_account(self.replica, |account| account.sealed(delta.to, delta.covered));
         let push = Push { way: self.way(), delta: delta.clone(), lead };
         Transfer { delta, task: tokio::spawn(push.run()) }
