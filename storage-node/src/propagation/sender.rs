@@ -215,6 +215,7 @@ impl Sender {
         loop {
             let begun = Instant::now();
             let ended = self.session().await;
+            self.pace().ended();
             self.pinned.release_all().await;
             self.watermarks.with_fan(|fan, _| fan.lost(self.replica));
             self.watermarks.fan_changed();
@@ -273,6 +274,9 @@ impl Sender {
                     if position.watermark < delta.to && delta.part.is_none() {
                         // Another one goes there instead.
                         self.watermarks.with_account(self.replica, Account::begin_anew);
+                        self.pace().ended();
+                    } else {
+                        self.pace().arrived();
                     }
                     // It is the answer to `Apply`.
                     self.volume.flushes.held(self.epoch, self.replica, position.watermark);

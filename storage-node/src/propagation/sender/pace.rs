@@ -10,12 +10,26 @@ use tokio::time::Instant;
 pub(super) struct Pace {
     /// When the last one was begun.
     begun: Option<Instant>,
+    /// The replica does not have it yet.
+    is_under_way: bool,
 }
 
 impl Pace {
     /// A delta begins at `now`.
     pub(super) fn begin(&mut self, now: Instant) {
-        self.begun = Some(now);
+        (self.begun, self.is_under_way) = (Some(now), true);
+    }
+
+    /// The replica has it.
+    pub(super) fn arrived(&mut self) {
+        self.is_under_way = false;
+    }
+
+    /// Nothing is on its way any more. What has not arrived goes on at once, whenever it was begun.
+    pub(super) fn ended(&mut self) {
+        if std::mem::take(&mut self.is_under_way) {
+            self.begun = None;
+        }
     }
 
     /// Whether the next one may begin at `now`. Who is waited for, by a handover or a flush, does not wait for an interval.
@@ -46,5 +60,20 @@ mod tests {
         let soon = now + INTERVAL / 2;
         assert!(!pace.is_due(LAZY, false, soon) && pace.is_due(LAZY, true, soon));
         assert!(pace.is_due(Mode::Eager, false, soon) && pace.is_due(LAZY, false, now + INTERVAL));
+    }
+
+    /// The interval counted from when a delta was begun, also when the link broke in the middle of it: the replica waited another interval for the rest,
+    /// and with a link that broke more often than a delta took it never got one.
+    #[test]
+    fn a_delta_that_has_not_arrived_goes_on_without_another_interval() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        pace.begin(now);
+        pace.ended();
+        assert!(pace.is_due(LAZY, false, now), "it broke");
+        pace.begin(now);
+        pace.arrived();
+        pace.ended();
+        assert!(!pace.is_due(LAZY, false, now + INTERVAL / 2), "it was there before anything broke");
+        assert!(pace.is_due(LAZY, false, now + INTERVAL));
     }
 }
