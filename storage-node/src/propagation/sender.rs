@@ -14,7 +14,8 @@
 //! once, in one call, as soon as the flush asks for it and with every tick; what is too much for a call goes as above. Several are
 //! on their way at once, and flushes that come within a quarter of a round trip share one.
 //!
-//! While the replica has everything, nothing is looked at until something happens to the volume ([`super::rest`]).
+//! While the replica has everything, nothing is looked at until something happens to the volume ([`super::rest`]); but for the replica's word,
+//! which is asked for again once a minute ([`again`]).
 //!
 //! A replica that a takeover had cut off comes back by what differs ([`rejoin`]); one that has nothing is sent a large volume in parts
 //! ([`initial`]).
@@ -50,10 +51,12 @@ use crate::peer::packing::PackedBlocks;
 use crate::serve::volume::{ServedVolume, store_failure};
 use crate::shard::handle::{Blocks, Seal, Sealed, SealedDelta, StoreError};
 
+mod again;
 mod initial;
 mod pace;
 mod rejoin;
 
+use again::WORD_COUNTS_FOR;
 use initial::Initial;
 use pace::Pace;
 use rejoin::Comeback;
@@ -252,6 +255,8 @@ impl Sender {
         let mut rest = Rest::new(self.volume.shard.news(volume).await.map_err(store_failure)?);
         // What a replica at this watermark lacks is too much to be delivered, and does not become less.
         let mut too_much: Option<Lsn> = None;
+        // The replica's last word that was news, and when it was given.
+        let (mut word, mut word_given) = (position, Instant::now());
         let mut ticker = tokio::time::interval(MANIFEST_INTERVAL);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -316,6 +321,13 @@ impl Sender {
             if arrival.take().is_some() {
                 self.watermarks.with(self.replica, |progress| progress.comes_back(None));
                 tracing::info!(volume = %self.volume.name, replica = %self.replica, watermark = %position.watermark, "the replica follows");
+            }
+            if word != position {
+                (word, word_given) = (position, Instant::now());
+            }
+            if transfer.is_none() && deliveries.is_empty() && word_given.elapsed() >= WORD_COUNTS_FOR {
+                position = self.look_again(position).await?;
+                (word, word_given) = (position, Instant::now());
             }
             let report = self.volume.shard.report(volume).await.map_err(store_failure)?;
             let flushes = &self.volume.flushes;
