@@ -355,10 +355,11 @@ impl Sender {
             }
             deliveries.is_blocked = false;
             if let (None, Some(snapshot)) = (&transfer, position.awaited_snapshot) {
-                transfer = self
-                    .pin(snapshot, position.watermark, Blocks::default())
-                    .await?
-                    .map(|delta| self.start(delta, None));
+                let pinned = self.pin(snapshot, position.watermark, Blocks::default()).await?;
+                transfer = pinned.map(|delta| self.start(delta, None));
+                if transfer.is_none() {
+                    position = self.without_snapshot(position).await?;
+                }
             }
             // A snapshot is applied by itself: what is beyond it is sealed when it is there.
             let lacks = transfer.is_none() && position.awaited_snapshot.is_none() && position.watermark < report.head;
@@ -563,7 +564,7 @@ impl Sender {
     }
 
     /// The delta up to a snapshot that the replica waits for, and the blocks of `also`; `None` when the snapshot is deleted, which the
-    /// replica has yet to hear.
+    /// replica has yet to hear, or to tell ([`without_snapshot`](Self::without_snapshot)).
     async fn pin(&self, snapshot: SnapshotId, from: Lsn, also: Blocks) -> Result<Option<SealedDelta>, Error> {
         match self.volume.shard.pin_snapshot(self.volume.id, snapshot, from, also).await {
             Ok(delta) => {

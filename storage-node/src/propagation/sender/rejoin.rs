@@ -67,7 +67,10 @@ impl Sender {
         let (shard, base) = (&self.volume.shard, comeback.base);
         if let Some(snapshot) = position.awaited_snapshot {
             let delta = self.pin(snapshot, base, comeback.lacks.clone()).await?;
-            return Ok((position, delta.map(|delta| self.start(delta, None))));
+            return match delta {
+                Some(delta) => Ok((position, Some(self.start(delta, None)))),
+                None => Ok((self.without_snapshot(position).await?, None)),
+            };
         }
         let from = if comeback.is_told { position.known } else { base };
         let (seal, answer) = Seal::new(from, position.newest_snapshot, base);
