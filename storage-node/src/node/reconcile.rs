@@ -474,6 +474,11 @@ impl Reconciler {
             }
             running.watermarks.give_up(node);
         }
+        for (node, sender) in running.senders.iter_mut().filter(|(_, sender)| sender.is_finished()) {
+            tracing::warn!(volume = %meta.name, %node, epoch = %meta.epoch, "sending to the replica had ended, and begins again");
+            let again = Sender::new(volume.clone(), *node, meta.epoch, running.watermarks.clone());
+            *sender = tokio::spawn(again.run());
+        }
         let mut sites = far_sites(state, meta);
         for node in meta.replicas.iter().filter(|node| !running.senders.contains_key(node)).copied().collect::<Vec<_>>()
         {

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::intake::Entered;
 use super::manifest::{BlockRun, Manifest, VersionedBlock};
 use super::pull::{PULL_BLOCKS_MAX, split};
-use crate::ownership::gate::Phase;
+use crate::ownership::gate::{Phase, View};
 use crate::peer::alike::{named, offers_of};
 use crate::peer::message::{Alike, PeerReply, ReplicaPosition};
 use crate::serve::volume::{ServedVolume, store_failure};
@@ -60,7 +60,7 @@ pub async fn admit(volume: &ServedVolume, peer: NodeId, epoch: Epoch) -> Result<
             )));
         }
     };
-    if view.epoch > epoch || view.phase == Phase::Owner {
+    if is_superseded(view, peer, epoch) {
         return Err(PeerReply::Superseded(view.epoch));
     }
     let Some(entered) = volume.intake.enter(METADATA_PATIENCE).await else {
@@ -69,8 +69,12 @@ pub async fn admit(volume: &ServedVolume, peer: NodeId, epoch: Epoch) -> Result<
     };
     // From here on nothing changes: who changes it holds the door.
     let view = volume.gate.view();
-    if view.epoch != epoch || view.phase != Phase::Elsewhere || view.owner != peer {
+    if is_superseded(view, peer, epoch) {
         return Err(PeerReply::Superseded(view.epoch));
+    }
+    if view.epoch != epoch || view.phase != Phase::Elsewhere {
+        let what = format!("node {} takes nothing of volume {} at this moment", volume.my_name(), volume.name);
+        return Err(PeerReply::Failed(Error::new(ErrorKind::Unavailable, what)));
     }
     if !volume.follows.load(Ordering::Relaxed) {
         let what = format!("node {} is no replica of volume {}, as far as it has heard", volume.my_name(), volume.name);
@@ -80,6 +84,12 @@ pub async fn admit(volume: &ServedVolume, peer: NodeId, epoch: Epoch) -> Result<
         Some(tail) => Err(PeerReply::Left(tail)),
         None => Ok(entered),
     }
+}
+
+/// Whether a node with this view knows of a newer ownership than that of `peer` in `epoch`, or of another owner in it. A node that stops knows of
+/// none: the owner is to come again.
+fn is_superseded(view: View, peer: NodeId, epoch: Epoch) -> bool {
+    view.epoch > epoch || (view.epoch == epoch && view.owner != peer)
 }
 
 /// This replica's positions.
@@ -330,4 +340,25 @@ pub async fn reply_position(volume: &ServedVolume) -> PeerReply {
 
 fn failed(error: StoreError) -> PeerReply {
     PeerReply::Failed(store_failure(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWNER: NodeId = NodeId(1);
+
+    /// A request of the owner that waited at a replica's door while that was stopped in good order heard that a newer epoch had taken over, though it
+    /// was the owner's own. Its sender ended: the replica was sent nothing more under that ownership.
+    #[test]
+    fn a_replica_that_stops_supersedes_nobody() {
+        let view = |owner, epoch, phase| View { owner, epoch: Epoch(epoch), phase };
+        for phase in [Phase::Elsewhere, Phase::Activating, Phase::Closed] {
+            assert!(!is_superseded(view(OWNER, 7, phase), OWNER, Epoch(7)), "{phase:?}");
+            assert!(!is_superseded(view(NodeId(2), 6, phase), OWNER, Epoch(7)), "{phase:?}: it has yet to hear of it");
+            assert!(is_superseded(view(NodeId(2), 7, phase), OWNER, Epoch(7)), "{phase:?}: of another owner");
+            assert!(is_superseded(view(OWNER, 8, phase), OWNER, Epoch(7)), "{phase:?}: of a newer ownership");
+        }
+        assert!(is_superseded(view(NodeId(2), 7, Phase::Owner), OWNER, Epoch(7)));
+    }
 }

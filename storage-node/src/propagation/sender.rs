@@ -231,7 +231,8 @@ impl Sender {
                 }
             };
             self.watermarks.with(self.replica, |progress| progress.failed(error.to_string()));
-            if error.kind() == client_lib::ErrorKind::Fenced {
+            // Else it refuses what it may take later, or metadata has yet to say here that the ownership is over.
+            if error.kind() == client_lib::ErrorKind::Fenced && self.volume.gate.view().epoch > self.epoch {
                 tracing::info!(volume = %self.volume.name, replica = %self.replica, epoch = %self.epoch, "sending ends: {error}");
                 return;
             }
