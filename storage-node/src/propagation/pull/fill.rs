@@ -3,10 +3,13 @@
 //! One task per ownership. What is on its way is bounded by what fills the link from the holder that is asked first, so that little of it
 //! is in anybody's queue; what is fetched ahead goes before the rest, of which no more is asked for while any of it is on its way. Which versions are
 //! lacking is looked up when they are asked for: what a guest has overwritten by then is never asked for.
+//!
+//! What a full store has no room for has crossed the network for nothing. So nothing more is asked for then but one part now and then, until that is
+//! taken.
 
 use std::time::Duration;
 
-use client_lib::{BLOCK_SIZE, BlockIndex, Error};
+use client_lib::{BLOCK_SIZE, BlockIndex, Error, ErrorKind};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
@@ -21,6 +24,9 @@ const MISSING_RUNS_MAX: u32 = 256;
 
 /// Pause before asking again after no holder had what is missing.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// First and longest pause after the store had no room for what came.
+const FULL_PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
 
 /// Calls under way at once: with a link's filling in as many parts, one that ends leaves the link busy.
 const CALLS_MAX: u64 = 8;
@@ -56,6 +62,41 @@ struct Plan {
     is_clean: bool,
 }
 
+/// Whether the store has room for what comes. Pure.
+#[derive(Debug, Default)]
+struct Room {
+    /// It had none for some of what was on its way.
+    is_refused: bool,
+    /// The pause that there was for that, until something is taken again.
+    pause: Option<Duration>,
+}
+
+impl Room {
+    /// Whether another part may be asked for beside `calls` that are under way.
+    fn admits(&self, calls: usize) -> bool {
+        !self.is_refused && (self.pause.is_none() || calls == 0)
+    }
+
+    /// A part came, and was taken or not.
+    fn came(&mut self, refused: Option<ErrorKind>) {
+        match refused {
+            Some(ErrorKind::OutOfSpace) => self.is_refused = true,
+            // What came beside one that was refused says nothing.
+            None if !self.is_refused => self.pause = None,
+            _ => {}
+        }
+    }
+
+    /// Nothing is under way any more: how long nothing is to be asked for, if the store had no room.
+    fn rest(&mut self) -> Option<Duration> {
+        if !std::mem::take(&mut self.is_refused) {
+            return None;
+        }
+        self.pause = Some(self.pause.map_or(FULL_PAUSE.0, |pause| (pause * 2).min(FULL_PAUSE.1)));
+        self.pause
+    }
+}
+
 impl Puller {
     /// Fetches everything that is missing, for the volume first and then for its snapshots, and returns when nothing is. Runs
     /// until then: failures are retried.
@@ -81,10 +122,10 @@ impl Puller {
         let mut calls = FuturesUnordered::new();
         // Blocks under way: those of the background, and those ahead of guests. These go first, so they are counted by themselves.
         let (mut under_way, mut ahead_under_way) = (0, 0);
-        let mut failed = None;
+        let (mut failed, mut room) = (None, Room::default());
         loop {
             let most = self.filling_blocks();
-            while ahead_under_way < most {
+            while ahead_under_way < most && room.admits(calls.len()) {
                 let (moment, part, why) = match self.pulling.take_ahead(self.part_blocks(most)) {
                     Some(run) => (Moment::Now, vec![run], Why::Near),
                     None if ahead_under_way > 0 || under_way >= most => break,
@@ -100,7 +141,7 @@ impl Puller {
             if calls.is_empty() {
                 if let Some(error) = failed.take() {
                     tracing::warn!(volume = %self.volume, %error, "filling in stale blocks goes on later");
-                    tokio::time::sleep(RETRY_PAUSE).await;
+                    tokio::time::sleep(room.rest().unwrap_or(RETRY_PAUSE)).await;
                 } else if plan.is_clean {
                     return Ok(());
                 }
@@ -112,6 +153,7 @@ impl Puller {
                 biased;
                 Some((blocks, why, outcome)) = calls.next() => {
                     *(if why == Why::Near { &mut ahead_under_way } else { &mut under_way }) -= blocks;
+                    room.came(outcome.as_ref().err().map(Error::kind));
                     failed = outcome.err().or(failed);
                 }
                 () = self.pulling.news.notified() => {}
@@ -192,5 +234,27 @@ mod tests {
         assert_eq!(filling(50e6, ms(150)), 20_000_000);
         assert_eq!(filling(f64::INFINITY, ms(150)), 32 << 20);
         assert_eq!(filling(1e9, ms(0)), 32 << 20);
+    }
+
+    /// A new owner whose store was full fetched all that it lacked again and again, five times a second if there was little, and had room for none of it.
+    #[test]
+    fn a_full_store_is_asked_for_room_one_part_at_a_time_and_more_and_more_seldom() {
+        let (mut room, s) = (Room::default(), Duration::from_secs);
+        assert!(room.admits(7) && room.rest().is_none());
+        for pause in [10, 20, 40, 60, 60] {
+            room.came(Some(ErrorKind::OutOfSpace));
+            // Others were under way, too.
+            room.came(Some(ErrorKind::OutOfSpace));
+            room.came(None);
+            assert!(!room.admits(0), "it is full");
+            assert_eq!(room.rest(), Some(s(pause)));
+            assert!(room.admits(0) && !room.admits(1), "one part is to show whether it still is");
+        }
+        room.came(Some(ErrorKind::Unavailable));
+        assert!(!room.admits(1) && room.rest().is_none(), "nobody knows");
+        room.came(None);
+        assert!(room.admits(7), "it has room again");
+        room.came(Some(ErrorKind::OutOfSpace));
+        assert_eq!(room.rest(), Some(FULL_PAUSE.0), "from the beginning");
     }
 }
