@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use client_lib::{Error, ErrorKind, NodeId, ProviderId};
 use openraft::ChangeMembers;
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
@@ -167,7 +168,8 @@ impl MetaRaft {
             return Ok(());
         }
         tracing::info!(nodes = ?missing, "more nodes vote in the metadata");
-        let change = self.core().change_membership(ChangeMembers::AddVoterIds(missing), true);
+        let core = self.core();
+        let change = core.change_membership(ChangeMembers::AddVoterIds(missing), true);
         in_time(change).await.map(drop).map_err(not_given)
     }
 
