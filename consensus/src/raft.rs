@@ -13,6 +13,7 @@ mod retirement;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use crate::command::{Command, Refusal, Response};
 use crate::network::{LeaderReply, LeaderRequest, Network, RaftCalls, Reply, Request, decode, encode};
 use crate::state::MetaState;
 use crate::store::database::MetaPlace;
+use crate::store::log_store::LogStore;
 use crate::store::state_machine::{Published, StateMachine, Stores, open};
 use crate::store::types::{Member, MetaTypes, Snapshot, SnapshotMeta};
 use crate::timings::Timings;
@@ -343,8 +345,20 @@ async fn start_core(node: NodeId, timings: &Timings, network: &Network, stores: 
         ..Config::default()
     };
     let config = Arc::new(config.validate().map_err(failed)?);
-    let (log, machine) = stores.storages().map_err(failed)?;
+    let (log, machine) = let_go(stores).await.map_err(failed)?;
     Raft::new(node.0, config, network.clone(), log, machine).await.map_err(failed)
+}
+
+/// The stores, as soon as the core before lets go of them. It does so by itself, when it has applied what it was told to.
+async fn let_go(stores: &Stores) -> io::Result<(LogStore, StateMachine)> {
+    loop {
+        match tokio::time::timeout(CLOSE_PATIENCE, stores.storages()).await {
+            Ok(storages) => return storages,
+            Err(_) => {
+                tracing::warn!(patience = ?CLOSE_PATIENCE, "consensus waits: what it ran with before still uses the metadata store")
+            }
+        }
+    }
 }
 
 /// Shows each applied state to those who watch only the state.

@@ -525,3 +525,32 @@ async fn all_vote(group: &Group) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// As in the test of the stores, with cores: a start that was counted twice at one node made all its states differ from then on.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_whose_timings_change_again_and_again_have_the_same_state() {
+    let group = three_registered().await;
+    let proposals = async {
+        for _ in 0..200 {
+            group.node(1).propose(Command::NodeStarted { node: NodeId(1) }, PATIENCE).await.expect("is applied");
+        }
+    };
+    let changes = async {
+        for round in 0..20 {
+            let follower =
+                [2, 3].map(|id| group.node(id)).into_iter().find(|node| node.leader() != Some(node.inner.node));
+            follower
+                .expect("one leads at most")
+                .retime(Timings::for_rtt(Duration::from_millis(2 + round % 2)))
+                .await
+                .expect("goes on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::join!(proposals, changes);
+    let state = group.node(1).linearizable(PATIENCE).await.expect("reads");
+    for id in 2..=3 {
+        assert_eq!(group.node(id).linearizable(PATIENCE).await.expect("reads"), state, "node {id}");
+    }
+    group.stop().await;
+}

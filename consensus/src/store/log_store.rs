@@ -8,17 +8,19 @@ use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 
 use super::database::{Database, LOG, RAFT};
+use super::state_machine::Turn;
 use super::types::{Entry, LogId, MetaTypes, Vote};
 
-/// The log of the metadata group. Clones read the same log.
-#[derive(Clone)]
+/// The log of the metadata group. Its readers read the same log.
 pub struct LogStore {
     database: Database,
+    /// `None` of one that only reads.
+    _turn: Option<Turn>,
 }
 
 impl LogStore {
-    pub(super) fn new(database: Database) -> LogStore {
-        LogStore { database }
+    pub(super) fn new(database: Database, turn: Turn) -> LogStore {
+        LogStore { database, _turn: Some(turn) }
     }
 }
 
@@ -59,7 +61,7 @@ impl RaftLogStorage<MetaTypes> for LogStore {
     }
 
     async fn get_log_reader(&mut self) -> LogStore {
-        self.clone()
+        LogStore { database: self.database.clone(), _turn: None }
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {

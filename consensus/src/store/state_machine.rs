@@ -15,6 +15,7 @@ use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::database::{
     Batch, Database, FORMAT, FORMAT_4, FORMAT_5, FORMAT_6, FORMAT_7, FORMAT_8, FORMAT_9, FORMAT_10, META, MetaPlace,
@@ -175,7 +176,11 @@ pub struct StateMachine {
     database: Database,
     applied: Applied,
     published: watch::Sender<Published>,
+    turn: Turn,
 }
+
+/// Held by everything of one core that writes to the stores.
+pub(super) type Turn = Arc<OwnedSemaphorePermit>;
 
 /// Opens both stores of a group, and a view of what is applied.
 ///
@@ -184,7 +189,7 @@ pub struct StateMachine {
 pub fn open(place: &MetaPlace, group: GroupId) -> io::Result<Stores> {
     let database = Database::open(place, group)?;
     let published = watch::Sender::new(publish(&Applied::load(&database)?.unwrap_or_default()));
-    Ok(Stores { database, published })
+    Ok(Stores { database, published, turns: Arc::new(Semaphore::new(1)) })
 }
 
 /// The state that was applied last in a directory that nobody has open; `None` when nothing was. Nothing is changed.
@@ -214,17 +219,25 @@ pub fn peek(directory: &Path, group: GroupId) -> io::Result<Option<MetaState>> {
 pub struct Stores {
     database: Database,
     published: watch::Sender<Published>,
+    /// One core at a time uses them.
+    turns: Arc<Semaphore>,
 }
 
 impl Stores {
-    /// The storages for a core. At most one core may use them at a time.
+    /// The storages for a core. At most one core may use them at a time, so this waits until what writes of the one before is dropped. A core
+    /// that says that it has stopped may still be applying, and what is read meanwhile would be neither before an entry nor after it.
     ///
     /// # Errors
     /// When the applied state cannot be read.
-    pub fn storages(&self) -> io::Result<(LogStore, StateMachine)> {
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn storages(&self) -> io::Result<(LogStore, StateMachine)> {
+        let turn = self.turns.clone().acquire_owned().await.map(Turn::new).map_err(io::Error::other)?;
         let (database, published) = (self.database.clone(), self.published.clone());
-        let machine = StateMachine { applied: Applied::load(&database)?.unwrap_or_default(), database, published };
-        Ok((LogStore::new(self.database.clone()), machine))
+        let log = LogStore::new(database.clone(), turn.clone());
+        let applied = Applied::load(&database)?.unwrap_or_default();
+        Ok((log, StateMachine { database, applied, published, turn }))
     }
 
     /// Waits until the core, which has stopped, has let go of everything too, and the stores are closed.
@@ -309,7 +322,7 @@ impl RaftStateMachine<MetaTypes> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder { database: self.database.clone(), applied: self.applied.clone() }
+        SnapshotBuilder { database: self.database.clone(), applied: self.applied.clone(), _turn: self.turn.clone() }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Vec<u8>) -> Result<(), io::Error> {
@@ -337,6 +350,7 @@ impl RaftStateMachine<MetaTypes> for StateMachine {
 pub struct SnapshotBuilder {
     database: Database,
     applied: Applied,
+    _turn: Turn,
 }
 
 impl RaftSnapshotBuilder<MetaTypes> for SnapshotBuilder {

@@ -29,7 +29,7 @@ impl StoreBuilder<MetaTypes, LogStore, StateMachine, tempfile::TempDir> for Buil
     async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError<MetaTypes>> {
         let directory = tempfile::tempdir().expect("a directory");
         let (log, machine) =
-            open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().expect("reads");
+            open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().await.expect("reads");
         Ok((directory, log, machine))
     }
 }
@@ -46,7 +46,7 @@ async fn a_change_costs_the_same_however_many_volumes_there_are() {
     for volumes in [10, 10_000] {
         let disk = MetaDisk::default();
         let stores = open(&MetaPlace::Simulated(disk.clone()), GroupId::META).expect("opens");
-        let (_, mut machine) = stores.storages().expect("reads");
+        let (_, mut machine) = stores.storages().await.expect("reads");
         let meta = SnapshotMeta { last_log_id: Some(log_id(7, 50_000)), last_membership: StoredMembership::default() };
         let snapshot = encode_state(&with_volumes(volumes)).expect("plain data");
         machine.install_snapshot(&meta, snapshot).await.expect("is taken");
@@ -90,7 +90,7 @@ struct SimulatedBuilder;
 impl StoreBuilder<MetaTypes, LogStore, StateMachine, ()> for SimulatedBuilder {
     async fn build(&self) -> Result<((), LogStore, StateMachine), StorageError<MetaTypes>> {
         let place = MetaPlace::Simulated(MetaDisk::default());
-        let (log, machine) = open(&place, GroupId::META).expect("opens").storages().expect("reads");
+        let (log, machine) = open(&place, GroupId::META).expect("opens").storages().await.expect("reads");
         Ok(((), log, machine))
     }
 }
@@ -107,7 +107,7 @@ async fn a_power_cut_takes_the_newest_of_what_was_not_synced() {
         client_lib::random::seed_thread(Some(seed));
         let disk = MetaDisk::default();
         let place = MetaPlace::Simulated(disk.clone());
-        let (mut log, _machine) = open(&place, GroupId::META).expect("opens").storages().expect("reads");
+        let (mut log, _machine) = open(&place, GroupId::META).expect("opens").storages().await.expect("reads");
         log.save_vote(&Vote::new(7, 1)).await.expect("is saved and synced");
         for index in 1..=4 {
             let entry = Entry::new_normal(log_id(7, index), Command::NodeStarted { node: NodeId(3) });
@@ -115,7 +115,7 @@ async fn a_power_cut_takes_the_newest_of_what_was_not_synced() {
         }
         assert_eq!(disk.unsynced(), 4);
         disk.crash();
-        let (mut log, _machine) = open(&place, GroupId::META).expect("opens").storages().expect("reads");
+        let (mut log, _machine) = open(&place, GroupId::META).expect("opens").storages().await.expect("reads");
         assert_eq!(log.read_vote().await.expect("reads"), Some(Vote::new(7, 1)));
         let entries = log.try_get_log_entries(0..10).await.expect("reads");
         let indexes: Vec<u64> = entries.iter().map(|entry| entry.log_id().index).collect();
@@ -136,7 +136,7 @@ async fn votes_and_entries_are_there_after_the_process_died() {
     let vote = Vote::new(7, 1);
     {
         let (mut log, _machine) =
-            open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().expect("reads");
+            open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().await.expect("reads");
         log.save_vote(&vote).await.expect("is saved");
         let entry = Entry::new_normal(log_id(7, 1), Command::NodeStarted { node: NodeId(3) });
         log.append([entry], IOFlushed::noop()).await.expect("is appended");
@@ -144,7 +144,7 @@ async fn votes_and_entries_are_there_after_the_process_died() {
         // Dropped without a shutdown.
     }
     let (mut log, _machine) =
-        open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().expect("reads");
+        open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().await.expect("reads");
     assert_eq!(log.read_vote().await.expect("reads"), Some(vote));
     let entries = log.try_get_log_entries(0..10).await.expect("reads");
     assert_eq!(entries.iter().map(|entry| entry.log_id().index).collect::<Vec<_>>(), [1]);
@@ -156,11 +156,11 @@ async fn groups_do_not_see_each_other() {
     let directory = tempfile::tempdir().expect("a directory");
     {
         let (mut log, _machine) =
-            open(&directory.path().to_owned().into(), GroupId(1)).expect("opens").storages().expect("reads");
+            open(&directory.path().to_owned().into(), GroupId(1)).expect("opens").storages().await.expect("reads");
         log.save_vote(&Vote::new(7, 1)).await.expect("is saved");
     }
     let (mut log, _machine) =
-        open(&directory.path().to_owned().into(), GroupId(2)).expect("opens").storages().expect("reads");
+        open(&directory.path().to_owned().into(), GroupId(2)).expect("opens").storages().await.expect("reads");
     assert_eq!(log.read_vote().await.expect("reads"), None);
     assert_eq!(log.get_log_state().await.expect("reads").last_log_id, None);
 }
@@ -192,7 +192,7 @@ async fn a_store_of_a_format_before_is_taken_over_once() {
 async fn snapshots_go_between_this_version_and_the_one_before() {
     let directory = tempfile::tempdir().expect("a directory");
     let (_, mut machine) =
-        open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().expect("reads");
+        open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().await.expect("reads");
     let old = golden::read("meta-state-7.hex");
     let meta = SnapshotMeta { last_log_id: Some(log_id(7, 30)), last_membership: StoredMembership::default() };
     machine.install_snapshot(&meta, old.clone()).await.expect("is read");
@@ -268,14 +268,14 @@ async fn a_store_of_format_10_is_read_as_it_is_and_marked() {
     let meta = SnapshotMeta { last_log_id: Some(log_id(7, 30)), last_membership: StoredMembership::default() };
     let snapshot = golden::read("meta-state-10.hex");
     {
-        let (_, mut machine) = open(&place, GroupId::META).expect("opens").storages().expect("reads");
+        let (_, mut machine) = open(&place, GroupId::META).expect("opens").storages().await.expect("reads");
         machine.install_snapshot(&meta, snapshot.clone()).await.expect("is read");
     }
     Database::open(&place, GroupId::META).expect("opens").put(RAFT, b"format", &10u64).expect("is written");
     let expected = decode_state(&snapshot).expect("reads");
     assert_eq!(peek(directory.path(), GroupId::META).expect("reads"), Some(expected.clone()));
     {
-        let (_, mut machine) = open(&place, GroupId::META).expect("opens").storages().expect("reads");
+        let (_, mut machine) = open(&place, GroupId::META).expect("opens").storages().await.expect("reads");
         let kept = machine.get_current_snapshot().await.expect("reads").expect("is there").snapshot;
         assert_eq!(kept, snapshot, "in the form in which it came");
     }
@@ -300,7 +300,7 @@ async fn a_store_with_a_snapshot_of_another_form_is_taken_over() {
             batch.write().expect("is written");
         }
         let stores = open(&directory.path().to_owned().into(), GroupId::META).expect("is taken over");
-        let (_, mut machine) = stores.storages().expect("reads");
+        let (_, mut machine) = stores.storages().await.expect("reads");
         let kept = machine.get_current_snapshot().await.expect("reads").expect("is there").snapshot;
         assert!(decode_state(&kept).expect("is of the present form").volumes().count() >= 2);
     }
@@ -330,7 +330,7 @@ async fn taken_over(format: u64, golden_file: &str) {
     }
     for _ in 0..2 {
         let (_, mut machine) =
-            open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().expect("reads");
+            open(&directory.path().to_owned().into(), GroupId::META).expect("opens").storages().await.expect("reads");
         let snapshot = machine.get_current_snapshot().await.expect("reads").expect("is there");
         let seen = decode_state(&snapshot.snapshot).expect("is of the present form");
         assert_eq!(volumes(&seen)[..2], ["v", "w"]);
@@ -343,4 +343,27 @@ async fn taken_over(format: u64, golden_file: &str) {
     }
     let refused = open(&directory.path().to_owned().into(), GroupId::META).err().expect("is newer").to_string();
     assert!(refused.contains("use the newer program"), "{refused}");
+}
+
+/// The timings of consensus change by another core on the same stores. The one before says that it has stopped while its state machine still has
+/// entries to apply: the next one read the position from before such an entry and the records from after it, and applied the entry once more. That
+/// node had another state than all others from then on.
+#[tokio::test(start_paused = true)]
+async fn stores_go_to_the_next_core_when_the_one_before_applies_no_more() {
+    const LONG: std::time::Duration = std::time::Duration::from_secs(3600);
+    let stores = open(&MetaPlace::Simulated(MetaDisk::default()), GroupId::META).expect("opens");
+    let (log, mut machine) = stores.storages().await.expect("reads");
+    let next = stores.storages();
+    tokio::pin!(next);
+    assert!(tokio::time::timeout(LONG, &mut next).await.is_err(), "the first one has them");
+    drop(log);
+    let entry = Entry::new_normal(log_id(7, 1), Command::NodeStarted { node: NodeId(3) });
+    machine.apply(futures_util::stream::iter([Ok((entry, None))])).await.expect("is applied");
+    let builder = machine.get_snapshot_builder().await;
+    drop(machine);
+    assert!(tokio::time::timeout(LONG, &mut next).await.is_err(), "a snapshot is still being built");
+    drop(builder);
+    let (_, mut machine) = next.await.expect("reads");
+    let (applied, _) = machine.applied_state().await.expect("reads");
+    assert_eq!(applied, Some(log_id(7, 1)));
 }
