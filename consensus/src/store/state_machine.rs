@@ -27,7 +27,8 @@ use crate::command::Response;
 pub(super) use crate::state::before::{State4, State5, State6, State7, State8, State9};
 use crate::state::{Changes, Kind, MetaState, Records};
 
-/// The largest snapshot that is sent or taken, in bytes; it travels in one frame.
+/// The largest state of which a snapshot is taken when openraft would have one, in bytes; a snapshot travels in one frame. Of a larger one none is
+/// taken: everything goes on, the log is kept from the last snapshot on, and nodes catch up by that and the log.
 pub const SNAPSHOT_BYTES_MAX: usize = 32 << 20;
 
 /// What a snapshot of a state begins with in which there is something that programs of format 7 do not know; twice, if those of format 8
@@ -177,6 +178,9 @@ pub struct StateMachine {
     applied: Applied,
     published: watch::Sender<Published>,
     turn: Turn,
+    snapshot_bytes_max: usize,
+    /// Whether it was told that the state is too large for a snapshot.
+    is_told: bool,
 }
 
 /// Held by everything of one core that writes to the stores.
@@ -237,7 +241,8 @@ impl Stores {
         let (database, published) = (self.database.clone(), self.published.clone());
         let log = LogStore::new(database.clone(), turn.clone());
         let applied = Applied::load(&database)?.unwrap_or_default();
-        Ok((log, StateMachine { database, applied, published, turn }))
+        let snapshot_bytes_max = SNAPSHOT_BYTES_MAX;
+        Ok((log, StateMachine { database, applied, published, turn, snapshot_bytes_max, is_told: false }))
     }
 
     /// Waits until the core, which has stopped, has let go of everything too, and the stores are closed.
@@ -276,6 +281,31 @@ impl StoredSnapshot {
 }
 
 impl StateMachine {
+    #[cfg(test)]
+    pub(super) fn limit_snapshots(&mut self, bytes: usize) {
+        self.snapshot_bytes_max = bytes;
+    }
+
+    /// Whether the state is too large for a snapshot; told once, and before it comes to that each time.
+    fn is_too_large(&mut self) -> bool {
+        // Where it cannot be encoded building says so.
+        let size = postcard::serialize_with_flavor(&self.applied.state, postcard::ser_flavors::Size::default());
+        let (bytes, most) = (size.unwrap_or(0), self.snapshot_bytes_max);
+        let is_too_large = bytes > most;
+        let advice = "delete snapshots, volumes and credentials of clients that nobody needs";
+        if is_too_large && !self.is_told {
+            tracing::error!(
+                bytes,
+                most,
+                "the metadata is too large for a snapshot of it: its log is kept, and grows; {advice}"
+            );
+        } else if !is_too_large && bytes > most / 4 * 3 {
+            tracing::warn!(bytes, most, "the metadata is nearly too large for a snapshot of it: {advice}");
+        }
+        self.is_told = is_too_large;
+        is_too_large
+    }
+
     /// Writes what has changed of the applied state with `batch` and shows the state to readers. Not synced: the log can apply it again.
     fn store(applied: &mut Applied, mut batch: Batch<'_>, published: &watch::Sender<Published>) -> io::Result<()> {
         applied.store_changes(&mut batch)?;
@@ -321,6 +351,14 @@ impl RaftStateMachine<MetaTypes> for StateMachine {
         Ok(())
     }
 
+    /// Never an error for the size: a core whose builder fails ends, and so would those of all nodes, again after each start.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
+        if !force && self.is_too_large() {
+            return None;
+        }
+        Some(self.get_snapshot_builder().await)
+    }
+
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
         SnapshotBuilder { database: self.database.clone(), applied: self.applied.clone(), _turn: self.turn.clone() }
     }
@@ -358,12 +396,6 @@ impl RaftSnapshotBuilder<MetaTypes> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let data = encode_state(&self.applied.state)?;
-        if data.len() > SNAPSHOT_BYTES_MAX {
-            return Err(io::Error::other(format!(
-                "the metadata has {} bytes, over the limit of {SNAPSHOT_BYTES_MAX}",
-                data.len()
-            )));
-        }
         let stored = StoredSnapshot {
             last_log_id: self.applied.position.last_applied,
             membership: self.applied.position.membership.clone(),

@@ -367,3 +367,22 @@ async fn stores_go_to_the_next_core_when_the_one_before_applies_no_more() {
     let (applied, _) = machine.applied_state().await.expect("reads");
     assert_eq!(applied, Some(log_id(7, 1)));
 }
+
+/// A state above the limit of snapshots was an error to who built one, and with that the end of consensus at every node at the same entry; after a start
+/// the next snapshot was due at once, so that nobody could delete anything.
+#[tokio::test(start_paused = true)]
+async fn of_a_state_too_large_for_a_snapshot_none_is_taken_and_everything_goes_on() {
+    let stores = open(&MetaPlace::Simulated(MetaDisk::default()), GroupId::META).expect("opens");
+    let (_log, mut machine) = stores.storages().await.expect("reads");
+    let meta = SnapshotMeta { last_log_id: Some(log_id(7, 50)), last_membership: StoredMembership::default() };
+    let encoded = encode_state(&with_volumes(100)).expect("plain data");
+    machine.install_snapshot(&meta, encoded.clone()).await.expect("is taken");
+    machine.limit_snapshots(encoded.len() - 1);
+    assert!(machine.try_create_snapshot_builder(false).await.is_none());
+    let mut forced = machine.try_create_snapshot_builder(true).await.expect("there is no choice");
+    assert_eq!(forced.build_snapshot().await.expect("is no error").snapshot, encoded);
+    let entry = Entry::new_normal(log_id(7, 51), Command::DeleteVolume { volume: VolumeId(15) });
+    machine.apply(futures_util::stream::iter([Ok((entry, None))])).await.expect("is applied");
+    let mut builder = machine.try_create_snapshot_builder(false).await.expect("it has become small enough");
+    assert!(builder.build_snapshot().await.expect("is built").snapshot.len() < encoded.len());
+}
