@@ -219,10 +219,14 @@ impl FlushGate {
         let _waiting = Waiting { gate: self, number };
         let mut watch = self.flushes.subscribe();
         loop {
-            if watch.borrow().has_failed(number) {
+            // At one look: a loss in between would pass for what is durable.
+            let (has_failed, verdict) = {
+                let flushes = watch.borrow_and_update();
+                (flushes.has_failed(number), verdict(&flushes))
+            };
+            if has_failed {
                 return Outcome::Lost;
             }
-            let verdict = verdict(&watch.borrow_and_update());
             match (outcome(verdict), verdict) {
                 (Some(Outcome::Degraded), _) => {
                     let mut is_new = false;
