@@ -14,8 +14,8 @@
 //! once, in one call, as soon as the flush asks for it and with every tick; what is too much for a call goes as above. Several are
 //! on their way at once, and flushes that come within a quarter of a round trip share one.
 //!
-//! While the replica has everything, nothing is looked at until something happens to the volume ([`super::rest`]); but for the replica's word,
-//! which is asked for again once a minute ([`again`]).
+//! While the replica has everything, nothing is looked at until something happens to the volume ([`super::rest`]). A replica whose node was started again
+//! is asked again what it has ([`again`]).
 //!
 //! A replica that a takeover had cut off comes back by what differs ([`rejoin`]); one that has nothing is sent a large volume in parts
 //! ([`initial`]).
@@ -56,7 +56,7 @@ mod initial;
 mod pace;
 mod rejoin;
 
-use again::WORD_COUNTS_FOR;
+use again::Word;
 use initial::Initial;
 use pace::Pace;
 use rejoin::Comeback;
@@ -246,6 +246,8 @@ impl Sender {
     /// Follows the replica from where it says it is, until something fails.
     async fn session(&self) -> Result<std::convert::Infallible, Ended> {
         let volume = self.volume.id;
+        // By the process that runs now, or by the next: never by one before it.
+        let mut word = Word::given(self.volume.incarnation(self.replica), Instant::now());
         let (mut position, mut arrival) = self.first_word().await?;
         self.count_reached(position.watermark);
         self.watermarks.with_account(self.replica, Account::begin_anew);
@@ -256,8 +258,6 @@ impl Sender {
         let mut rest = Rest::new(self.volume.shard.news(volume).await.map_err(store_failure)?);
         // What a replica at this watermark lacks is too much to be delivered, and does not become less.
         let mut too_much: Option<Lsn> = None;
-        // The replica's last word that was news, and when it was given.
-        let (mut word, mut word_given) = (position, Instant::now());
         let mut ticker = tokio::time::interval(MANIFEST_INTERVAL);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -323,12 +323,8 @@ impl Sender {
                 self.watermarks.with(self.replica, |progress| progress.comes_back(None));
                 tracing::info!(volume = %self.volume.name, replica = %self.replica, watermark = %position.watermark, "the replica follows");
             }
-            if word != position {
-                (word, word_given) = (position, Instant::now());
-            }
-            if transfer.is_none() && deliveries.is_empty() && word_given.elapsed() >= WORD_COUNTS_FOR {
-                position = self.look_again(position).await?;
-                (word, word_given) = (position, Instant::now());
+            if transfer.is_none() && deliveries.is_empty() {
+                position = self.look_again(position, &mut word).await?;
             }
             let report = self.volume.shard.report(volume).await.map_err(store_failure)?;
             let flushes = &self.volume.flushes;

@@ -650,6 +650,12 @@ impl ServedVolume {
         Ok(())
     }
 
+    /// How often `node` was started, as far as the metadata is known here.
+    #[must_use]
+    pub fn incarnation(&self, node: NodeId) -> Option<u64> {
+        self.metadata.here().node(node).map(|node| node.incarnation)
+    }
+
     /// What this node is called.
     #[must_use]
     pub fn my_name(&self) -> String {

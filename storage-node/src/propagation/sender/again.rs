@@ -1,29 +1,58 @@
-//! Asking a replica again where it is, when it is told nothing: what it said last may not be so any more. Its disk may have been replaced.
+//! Asking a replica again where it is, when it is told nothing: what it said before its node was started again may not be so any more. Its disk may have
+//! been replaced.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::Class;
 use client_lib::{Error, ErrorKind};
+use tokio::time::Instant;
 
 use super::Sender;
 use crate::peer::message::{PeerReply, PeerRequest, ReplicaPosition};
 
-/// How long a replica from which nothing new is heard is taken at its word. A thousand idle volumes cost seventeen calls a second.
-pub(super) const WORD_COUNTS_FOR: Duration = Duration::from_secs(60);
+/// Pause before a replica is asked again that did not answer.
+const SILENCE_PAUSE: Duration = Duration::from_secs(5);
 
 /// Pause before a replica is asked that awaits a snapshot which is deleted: it hears of that from metadata.
 const METADATA_PAUSE: Duration = Duration::from_millis(500);
 
+/// What a replica has told, of which of its processes, as the metadata counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Word {
+    incarnation: Option<u64>,
+    asked: Instant,
+}
+
+impl Word {
+    /// It was given by the process of this number, or by one before it, at `now`.
+    pub(super) fn given(incarnation: Option<u64>, now: Instant) -> Word {
+        Word { incarnation, asked: now }
+    }
+
+    /// Whether it is asked for at `now`, when the process of this number runs.
+    fn is_old(&self, incarnation: Option<u64>, now: Instant) -> bool {
+        self.incarnation != incarnation && now.duration_since(self.asked) >= SILENCE_PAUSE
+    }
+}
+
 impl Sender {
-    /// Where a replica is that was at `before` when it told last. One that does not answer is taken to be there yet: it is tried again when there
-    /// is something to send, or after [`WORD_COUNTS_FOR`].
+    /// Where a replica is that was at `before` when it gave its `word`: it is asked if its node was started again since. One that does not answer is taken
+    /// to be there yet, and asked again in a while.
     ///
     /// # Errors
     /// `Unavailable` when it holds less than before: what it lacks is for the next session to find out.
-    pub(super) async fn look_again(&self, before: ReplicaPosition) -> Result<ReplicaPosition, Error> {
+    pub(super) async fn look_again(&self, before: ReplicaPosition, word: &mut Word) -> Result<ReplicaPosition, Error> {
+        let incarnation = self.volume.incarnation(self.replica);
+        if !word.is_old(incarnation, Instant::now()) {
+            return Ok(before);
+        }
+        word.asked = Instant::now();
         match self.present(before).await? {
-            Ok(position) => Ok(position),
+            Ok(position) => {
+                word.incarnation = incarnation;
+                Ok(position)
+            }
             Err(silence) if silence.kind() == ErrorKind::Unavailable => {
                 tracing::debug!(volume = %self.volume.name, replica = %self.replica, epoch = %self.epoch, error = %silence, "the replica is silent");
                 Ok(before)
@@ -80,6 +109,16 @@ mod tests {
     fn at(known: u64, watermark: u64) -> ReplicaPosition {
         let lsn = |sequence| Lsn::new(Epoch(3), sequence);
         ReplicaPosition { known: lsn(known), watermark: lsn(watermark), ..ReplicaPosition::default() }
+    }
+
+    #[test]
+    fn a_replica_is_asked_again_when_its_node_was_started_and_now_and_then_until_it_answers() {
+        let now = Instant::now();
+        let word = Word::given(Some(3), now);
+        let later = now + SILENCE_PAUSE;
+        assert!(!word.is_old(Some(3), now + 100 * SILENCE_PAUSE), "nothing has happened to it");
+        assert!(!word.is_old(Some(4), now) && word.is_old(Some(4), later));
+        assert!(!Word { asked: later, ..word }.is_old(Some(4), later), "it was silent");
     }
 
     /// The disk of a node was replaced, and the replicas on it were empty. Where nobody wrote their owner went by what they had told before that: they
