@@ -14,7 +14,7 @@ use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::TlsAcceptor;
 
 /// A stream on which TLS has begun, at the server's end.
@@ -121,7 +121,7 @@ fn server_config(options: &TlsOptions) -> Result<Arc<ServerConfig>, Error> {
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let config = builder.with_single_cert(chain, key).map_err(|error| {
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| {
         let text = format!(
             "{} and {} cannot be used together: {error}; give a certificate and its own key",
             options.certificate.display(),
@@ -129,6 +129,9 @@ fn server_config(options: &TlsOptions) -> Result<Arc<ServerConfig>, Error> {
         );
         Error::new(ErrorKind::InvalidRequest, text)
     })?;
+    // Nothing is resumed: a resumed session looks at no certificate, and one that has ended would go on for ever.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Arc::new(config))
 }
 

@@ -77,3 +77,47 @@ fn a_renewed_certificate_is_used_and_an_unusable_one_is_not() {
     std::fs::write(files.path("key.pem"), key).expect("is written");
     assert!(!Arc::ptr_eq(&first, &in_use()));
 }
+
+/// Moves what one end has to say to the other; whether that was anything.
+fn pass<A, B>(from: &mut rustls::ConnectionCommon<A>, to: &mut rustls::ConnectionCommon<B>) -> bool {
+    let mut bytes = Vec::new();
+    while from.wants_write() {
+        from.write_tls(&mut bytes).expect("a vector takes it");
+    }
+    let mut left = &bytes[..];
+    while !left.is_empty() {
+        to.read_tls(&mut left).expect("a slice has it");
+        to.process_new_packets().expect("both ends accept each other");
+    }
+    !bytes.is_empty()
+}
+
+/// A client's certificate that had ended went on for ever: whoever had connected in time was given tickets, and a session that is resumed by one
+/// shows no certificate. It brought new tickets, too.
+#[test]
+fn every_connection_shows_its_certificate_anew() {
+    let files = Files::new();
+    let tls = Tls::load(files.options()).expect("is used");
+    let server = Arc::clone(&tls.loaded.lock().expect("no thread panics with it").config);
+    for version in VERSIONS {
+        let chain = certificates(&files.path("cert.pem"), "a certificate").expect("has one");
+        let key = private_key(&files.path("key.pem")).expect("has one");
+        // Resumes whatever it can, as rustls does unless it is told otherwise.
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider()))
+            .with_protocol_versions(&[*version])
+            .expect("is known")
+            .with_root_certificates(authorities(&files.path("cert.pem")).expect("has one"))
+            .with_client_auth_cert(chain, key)
+            .expect("is used");
+        let config = Arc::new(config);
+        for _ in 0..3 {
+            let name = "localhost".try_into().expect("a name");
+            let mut client = rustls::ClientConnection::new(Arc::clone(&config), name).expect("begins");
+            let mut server = rustls::ServerConnection::new(Arc::clone(&server)).expect("begins");
+            // Up to the tickets, which come behind the handshake.
+            while pass(&mut client, &mut server) | pass(&mut server, &mut client) {}
+            assert_eq!(server.handshake_kind(), Some(rustls::HandshakeKind::Full), "{version:?}");
+            assert!(server.peer_certificates().is_some(), "{version:?}");
+        }
+    }
+}
