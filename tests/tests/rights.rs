@@ -310,3 +310,49 @@ fn no_volume_loses_its_rule_of_placement_to_a_group() {
     nodes.run("a", &["group", "add", "g", "secret"]).expect("is added");
     assert_eq!((rule("secret"), rule("scratch")), (kept.clone(), kept));
 }
+
+/// A file with a rule for one volume told the names of all others. Asked for one by its number, in an epoch that there will never be, a node waited to
+/// hear of that, and said that volume so-and-so was being handed over, before it looked at the rules. Of a number that is none it said so.
+#[test]
+fn no_name_is_told_by_a_volume_that_is_waited_for() {
+    let nodes = Nodes::start(&["a", "b"]).expect("two nodes start");
+    for volume in ["mine", "payroll"] {
+        nodes.run("a", &["volume", "create", volume, "--size", "16M", "--owner", "b"]).expect("is created");
+        nodes.run("a", &["volume", "snapshot", "create", &format!("{volume}@kept")]).expect("is made");
+    }
+    let free = nodes.credentials("free").expect("are issued");
+    let file = nodes.path().join("limited.helio").display().to_string();
+    nodes.run("a", &["cluster", "client", "limited", "--out", &file, "--allow", "mine"]).expect("is issued");
+    let list = nodes.json("b", &["node", "list", "--json"]).expect("are listed");
+    let [mut insider, mut attacker] = [&free, Path::new(&file)].map(Attacker::with);
+    for node in list["nodes"].as_array().expect("a list") {
+        let id = NodeId(node["id"].as_u64().expect("an id"));
+        let address = node["address"].as_str().and_then(|address| address.parse().ok()).expect("an address");
+        insider.knows(id, address);
+        attacker.knows(id, address);
+    }
+    let node = attacker.nodes[0];
+    let (payroll, kept, _) = opened(&insider, node, "payroll@kept");
+    let kept = kept.expect("a snapshot");
+    let never = Tenure { epoch: Epoch(u64::MAX), incarnation: 0 };
+    let all = |volume| {
+        let (reads, changes) = requests(volume, kept, never);
+        reads.into_iter().chain(changes).collect::<Vec<_>>()
+    };
+    for (known, unknown) in all(payroll).iter().zip(&all(VolumeId(u64::MAX))) {
+        let told = attacker.refusals(known);
+        for text in &told {
+            assert!(text.contains("client limited may not use this volume") && !text.contains("payroll"), "{text}");
+        }
+        assert_eq!(told, attacker.refusals(unknown), "{known:?}: it is not told which volumes there are");
+    }
+    // What it may use it is told about, and who may use all of them that there is none.
+    let (mine, _, _) = opened(&attacker, node, "mine");
+    tenure(&attacker, node, mine);
+    for request in all(VolumeId(u64::MAX)) {
+        match insider.ask(node, request, Bytes::from(vec![9; BLOCK as usize])) {
+            ClientReply::Failed(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -151,8 +151,7 @@ impl ClientService {
             | ClientRequest::Cache { target, .. } => match target {
                 Target::Live { volume, tenure } => (*volume, tenure.epoch),
                 Target::Snapshot { volume, snapshot } => {
-                    let volume = self.volume(*volume).await?;
-                    self.require(asker, &volume, &request)?;
+                    let volume = self.volume_for(asker, *volume, &request).await?;
                     return owner::serve_kept(&volume, Moment::Snapshot(*snapshot), request).await;
                 }
             },
@@ -162,7 +161,7 @@ impl ClientService {
             ClientRequest::Attach { volume, .. } => (*volume, Epoch(0)),
             other => return Err(Error::new(ErrorKind::Internal, format!("not a request about a volume: {other:?}"))),
         };
-        let volume = self.volume(id).await?;
+        let volume = self.volume_for(asker, id, &request).await?;
         self.route(asker, &volume, epoch, request, payload).await
     }
 
@@ -174,13 +173,26 @@ impl ClientService {
         }
     }
 
-    /// The volume, also one that was made this moment elsewhere.
-    async fn volume(&self, id: VolumeId) -> Result<Arc<ServedVolume>, Error> {
+    /// The volume, also one that was made this moment elsewhere, for somebody who may do with it what is asked. Looked at before the volume's
+    /// owner is waited for: who may not is neither told that there is such a volume nor what it is called.
+    async fn volume_for(
+        &self,
+        asker: Asker<'_>,
+        id: VolumeId,
+        request: &ClientRequest,
+    ) -> Result<Arc<ServedVolume>, Error> {
         if let Some(volume) = self.volumes.get(id) {
+            self.require(asker, &volume, request)?;
             return Ok(volume);
         }
-        if self.metadata.get().await?.volume(id).is_none() {
-            return Err(Error::new(ErrorKind::NotFound, format!("volume {id} was deleted")));
+        {
+            let state = self.metadata.get().await?;
+            let Some(volume) = state.volume(id) else {
+                // No volume is called so: whoever may not use every one is answered as if this were one that it may not use.
+                asker.require(&state, "", Right::Read)?;
+                return Err(Error::new(ErrorKind::NotFound, format!("volume {id} was deleted")));
+            };
+            asker.require(&state, volume.name.as_str(), needed(request))?;
         }
         self.volumes.arrival(id, OPEN_PATIENCE).await.ok_or_else(|| {
             Error::new(
