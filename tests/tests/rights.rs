@@ -356,3 +356,36 @@ fn no_name_is_told_by_a_volume_that_is_waited_for() {
         }
     }
 }
+
+/// A client ended a node, or took its leases, by asking about millions of sessions, or for a volume with a name of megabytes: all of it was read, twice,
+/// before anybody looked at what that client may do.
+#[test]
+fn a_request_of_any_length_costs_a_node_nothing() {
+    let nodes = Nodes::start(&["a"]).expect("a node starts");
+    nodes.run("a", &["volume", "create", "mine", "--size", "16M", "--owner", "a"]).expect("is created");
+    let file = nodes.path().join("limited.helio").display().to_string();
+    let issue = ["cluster", "client", "limited", "--out", &file, "--allow", "mine:ro", "--allow", "x*y*z"];
+    nodes.run("a", &issue).expect("is issued");
+    let attacker = Attacker::with(Path::new(&file));
+    let node = attacker.nodes[0];
+    let (mine, _, _) = opened(&attacker, node, "mine");
+    let long = "xy".repeat(1 << 19);
+    for volume in [mine, VolumeId(u64::MAX)] {
+        for request in [
+            ClientRequest::Attach { volume, sessions: vec![0; 1 << 20] },
+            ClientRequest::Open { name: long.clone() },
+            ClientRequest::OpenFor { name: long.clone() },
+        ] {
+            match attacker.ask(node, request, Bytes::new()) {
+                ClientReply::Failed(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    // By our own client it is said what is wrong.
+    let cluster = blocking::Cluster::from_credentials(Path::new(&file)).expect("is one");
+    let options = OpenOptions { give_up: Some(PATIENCE), ..OpenOptions::default() };
+    let refused = cluster.open(&long, options).map(drop).expect_err("is no name");
+    assert_eq!(refused.kind(), ErrorKind::NotFound, "{refused}");
+    tenure(&attacker, node, mine);
+}

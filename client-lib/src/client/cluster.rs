@@ -20,8 +20,10 @@ use crate::rights::Right;
 use crate::transport::Transport;
 use crate::transport::quic::QuicTransport;
 use crate::transport::unix::UnixTransport;
-use crate::types::NodeId;
-use crate::wire::client::{ClientReply, ClientRequest, ListedVolume, MemberInfo, Opened, VolumeInfo};
+use crate::types::{NAME_LEN_MAX, NodeId};
+use crate::wire::client::{
+    ClientReply, ClientRequest, ListedVolume, MemberInfo, OPEN_NAME_LEN_MAX, Opened, VolumeInfo,
+};
 
 /// A cluster. Clones are the same one.
 #[derive(Clone)]
@@ -223,6 +225,12 @@ impl Cluster {
         name: &str,
         give_up: Option<Duration>,
     ) -> Result<(Opened, Right, Option<VolumeKeys>), Error> {
+        // Which no node reads: it would be taken for one of another version.
+        if name.len() > OPEN_NAME_LEN_MAX {
+            let begins: String = name.chars().take(NAME_LEN_MAX).collect();
+            let text = format!("there is no volume {begins:?}…: names have at most {NAME_LEN_MAX} characters");
+            return Err(Error::new(ErrorKind::NotFound, text));
+        }
         let request = ClientRequest::OpenFor { name: name.to_owned() };
         let before = ClientRequest::Open { name: name.to_owned() };
         match self.ask_for(request, before, give_up).await? {

@@ -15,10 +15,25 @@ use super::frame::{Frame, ServiceId, decode_head, encode_head};
 use crate::cipher::VolumeKeys;
 use crate::error::{Error, ErrorKind};
 use crate::rights::Right;
-use crate::types::{Epoch, GroupId, Lsn, NodeId, SnapshotId, VolumeId};
+use crate::types::{Epoch, GroupId, Lsn, NAME_LEN_MAX, NodeId, SnapshotId, VolumeId};
+
+mod bounded;
 
 /// The most bytes that one request may make zeroes; a client cuts what is longer.
 pub const ZERO_MAX: u64 = 4 << 30;
+
+/// The most sessions that one request asks about; our own clients ask about one. A request with more cannot be read.
+pub const ATTACH_SESSIONS_MAX: usize = 16;
+
+/// The longest name that can be one: `VOLUME@SNAPSHOT`. A request with a longer one cannot be read.
+pub const OPEN_NAME_LEN_MAX: usize = 2 * NAME_LEN_MAX + 1;
+
+/// The longest head of a request, with room to spare: what is longer is none that can be read.
+pub const REQUEST_HEAD_MAX: usize = 1024;
+const _: () = assert!(
+    REQUEST_HEAD_MAX >= OPEN_NAME_LEN_MAX + ATTACH_SESSIONS_MAX * 10 + 128,
+    "a varint has up to 10 bytes, and everything else in a head is a few numbers"
+);
 
 /// A process that owns a volume, in one epoch. Within a tenure nothing that was acked is lost; what was acked and not flushed
 /// may be gone in the next.
@@ -109,14 +124,16 @@ pub enum ClientRequest {
     Volumes,
     /// Begin a session of the volume or snapshot called so (`VOLUME` or `VOLUME@SNAPSHOT`).
     Open {
-        /// The name.
+        /// The name, of at most [`OPEN_NAME_LEN_MAX`] bytes.
+        #[serde(deserialize_with = "bounded::name")]
         name: String,
     },
     /// Who owns the volume, and which writes of these sessions it has.
     Attach {
         /// Which volume.
         volume: VolumeId,
-        /// The sessions that the client still has writes of.
+        /// The sessions that the client still has writes of, at most [`ATTACH_SESSIONS_MAX`].
+        #[serde(deserialize_with = "bounded::sessions")]
         sessions: Vec<u64>,
     },
     /// Read.
@@ -188,7 +205,8 @@ pub enum ClientRequest {
     /// it. Like the next one, known since clients have rights: where a node answers that it cannot read this, nobody is limited, and nothing is
     /// encrypted.
     OpenFor {
-        /// The name.
+        /// The name, of at most [`OPEN_NAME_LEN_MAX`] bytes.
+        #[serde(deserialize_with = "bounded::name")]
         name: String,
     },
     /// As [`Volumes`](Self::Volumes), and what the client may do with each.
@@ -442,5 +460,37 @@ mod tests {
         );
         frame.service = ServiceId::Peer;
         assert!(ClientMessage::<ClientRequest>::decode(frame).is_err());
+    }
+
+    /// One client, with no right at all, ended a node: it asked about 41 million sessions, a byte each on the wire and eight in memory, or for a
+    /// volume with a name of 40 MB, and all of it was read before its rights were looked at.
+    #[test]
+    fn a_request_without_bound_cannot_be_read() {
+        let read = |head: ClientRequest| {
+            let encoded = ClientMessage { head, payload: Bytes::new() }.encode().expect("fits into a frame");
+            ClientMessage::<ClientRequest>::decode(Frame::decode(&encoded).expect("our own"))
+                .map(|message| message.head)
+        };
+        let attach =
+            |count: usize| ClientRequest::Attach { volume: VolumeId(u64::MAX), sessions: vec![u64::MAX; count] };
+        let name = |length: usize| "n".repeat(length);
+        let most = [
+            attach(0),
+            attach(ATTACH_SESSIONS_MAX),
+            ClientRequest::Open { name: name(OPEN_NAME_LEN_MAX) },
+            ClientRequest::OpenFor { name: name(OPEN_NAME_LEN_MAX) },
+        ];
+        for head in most {
+            assert!(encode_head(&head).expect("is plain data").len() <= REQUEST_HEAD_MAX, "{head:?}");
+            assert_eq!(read(head.clone()).expect("is within bounds"), head);
+        }
+        for head in [
+            attach(ATTACH_SESSIONS_MAX + 1),
+            attach(1 << 20),
+            ClientRequest::Open { name: name(OPEN_NAME_LEN_MAX + 1) },
+            ClientRequest::OpenFor { name: name(1 << 20) },
+        ] {
+            assert_eq!(read(head).expect_err("has no bound").kind(), ErrorKind::Corrupt);
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use client_lib::pki::{CertificateHolder, Fingerprint};
 use client_lib::transport::{BoxFuture, Class, Residence, Service, Transport, TransportError};
-use client_lib::wire::client::{ClientMessage, ClientReply, ClientRequest};
+use client_lib::wire::client::{ClientMessage, ClientReply, ClientRequest, REQUEST_HEAD_MAX};
 use client_lib::wire::frame::{Frame, FrameError, ServiceId, decode_head, encode_head};
 use client_lib::wire::join::{JoinReply, JoinRequest};
 use client_lib::{ClientName, Error, ErrorKind, GroupId, NodeId};
@@ -179,7 +179,8 @@ impl Service for NodeService {
     }
 
     fn answer_bytes_max(&self, request: &Bytes) -> usize {
-        let head = Frame::peek_head(request, ServiceId::Client);
+        // Nothing is verified here, and the request of a read is short.
+        let head = Frame::peek_head(request, ServiceId::Client).filter(|head| head.len() <= REQUEST_HEAD_MAX);
         let request = head.and_then(|head| decode_head::<ClientRequest>(&head).ok());
         request.map_or(0, |request| answer_bytes_max(&request))
     }

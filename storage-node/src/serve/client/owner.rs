@@ -4,10 +4,12 @@
 //! anything else of its session is done here: a write would be undone by an older one, a read would show what was before, and a
 //! flush would vouch for what is not there.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use client_lib::trace::{Trace, What};
 use client_lib::wire::client::{
-    Attached, ClientReply, ClientRequest, ExtentState, ExtentsOf, ForkInfo, Target, Tenure, WriteId, ZERO_MAX,
+    Attached, ClientReply, ClientRequest, ExtentState, ExtentsOf, ForkInfo, Runs, Target, Tenure, WriteId, ZERO_MAX,
 };
 use client_lib::{Epoch, Error, ErrorKind};
 use nbd_frontend::export::Residency;
@@ -143,7 +145,8 @@ async fn attach(volume: &ServedVolume, view: View, here: Tenure, sessions: &[u64
     // In this order: what is done is in the volume up to the head then, where its client will take it to be.
     let known = volume.shard.ledger(volume.id).await.map_err(store_failure)?;
     let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
-    let done = known.done.into_iter().filter(|(session, _)| sessions.contains(session)).collect();
+    let mut known_of: BTreeMap<u64, Runs> = known.done.into_iter().collect();
+    let done = sessions.iter().filter_map(|session| known_of.remove_entry(session)).collect();
     let forks = volume.standing.forks().into_iter();
     let attached = Attached {
         tenure: here,
