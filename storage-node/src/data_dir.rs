@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use client_lib::files;
@@ -134,6 +134,26 @@ impl DataDir {
 
 fn unreadable(error: client_lib::pki::PkiError) -> Error {
     Error::new(ErrorKind::Corrupt, format!("the node's identity cannot be read: {error}; {IDENTITY_ADVICE}"))
+}
+
+/// Makes a directory that holds data of volumes, wherever it is: only this user may enter it. One that is there and that others may enter is closed to
+/// them, and it is told; where that cannot be done, it is told as well, and used all the same.
+pub(crate) fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    let mode = std::fs::metadata(path)?.permissions().mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let (directory, was) = (path.display(), format!("{mode:04o}"));
+    match std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & !0o077)) {
+        Ok(()) => {
+            tracing::warn!(%directory, was, "others could enter a directory with data of volumes: it is closed to them")
+        }
+        Err(error) => {
+            tracing::warn!(%directory, was, %error, "others may enter a directory with data of volumes, and it cannot be closed to them: chmod 700")
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a directory that is not ours or of another format. Changes nothing.

@@ -490,4 +490,30 @@ mod tests {
         assert!(matches!(error, StoresError::NotNamed { .. }), "{error}");
         place.prepare(&["data/shard-0", "b"], NODE).expect("now it is");
     }
+
+    /// Every user of a machine could read the blocks of every volume in a store outside of the data directory: it was made as the umask left it, and one
+    /// that an operator had made before stayed as it was.
+    #[test]
+    fn nobody_else_may_enter_a_store() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let place = Place::new();
+        let mode = |name: &str| std::fs::metadata(place.at(name)).expect("is there").permissions().mode() & 0o777;
+        let open = |name: &str| {
+            let open = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(place.at(name), open).expect("is opened");
+        };
+        open("a");
+        place.prepare(&["a", "new/store"], NODE).expect("are made");
+        assert_eq!((mode("a"), mode("new/store")), (0o700, 0o700));
+        // One of an older program, when its shard starts.
+        open("a");
+        prepare_directory(&place.at("a")).expect("is there");
+        assert_eq!(mode("a"), 0o700);
+        // A newer program's is as it was.
+        open("a");
+        std::fs::write(place.at("a").join(FORMAT_FILE), "heliotrope-shard 9999\n").expect("is written");
+        prepare_directory(&place.at("a")).expect_err("is newer");
+        assert_eq!(mode("a"), 0o755);
+    }
 }

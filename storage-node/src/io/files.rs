@@ -15,6 +15,9 @@ use super::{FileId, is_loss};
 /// Chunk in which a new file is written through with zeroes: a mebibyte, large enough for full bandwidth.
 const ZERO_CHUNK: usize = 1 << 20;
 
+/// Mode of a file with data of volumes: nobody else's, whatever the umask is and whoever may enter its directory.
+const MODE: u32 = 0o600;
+
 /// A directory and what is open in it; ids are never used again.
 #[derive(Debug)]
 pub(super) struct Files {
@@ -77,7 +80,9 @@ impl Files {
 pub(super) fn create_zeroed(directory: &Path, name: &str, size: u64) -> io::Result<()> {
     let (temporary, path) = (directory.join(format!("{name}.tmp")), directory.join(name));
     let made = (|| {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+        // One that an earlier attempt has left has that one's mode.
+        client_lib::files::remove(&temporary)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(&temporary)?;
         // First ask for the space: a full file system says so before a byte is written.
         match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
@@ -118,5 +123,26 @@ fn open_as_it_can(path: &Path) -> io::Result<(File, bool)> {
     match open(OFlags::DIRECT) {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok((open(OFlags::empty())?, false)),
         opened => Ok((opened?, true)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// Every user of a machine could read the blocks of every volume: a store that is not in the data directory had the modes that the umask left, which
+    /// is mostly 0755 and 0644.
+    #[test]
+    fn a_segment_is_nobody_elses() {
+        let directory = tempfile::tempdir().expect("a directory");
+        // What is left of an attempt of an older program.
+        std::fs::write(directory.path().join("1.seg.tmp"), "").expect("is left");
+        for name in ["1.seg", "2.seg"] {
+            create_zeroed(directory.path(), name, 4096).expect("is made");
+            let mode = std::fs::metadata(directory.path().join(name)).expect("is there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
     }
 }

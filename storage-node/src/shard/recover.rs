@@ -19,6 +19,7 @@ use super::run::VolumeRun;
 use super::scrub::ScrubAction;
 use super::sync::Done;
 use super::{ShardOptions, StartError};
+use crate::data_dir::make_private;
 use crate::io::{Bell, IoEngine};
 use crate::log::{Entry, Known, Log, LogError, Replayed};
 use crate::map::cache::{PageCache, decode_set};
@@ -35,7 +36,7 @@ use crate::volume::{Volume, record};
 pub(super) fn prepare(options: &ShardOptions) -> Result<PathBuf, StartError> {
     prepare_directory(&options.directory)?;
     let segments = options.directory.join("segments");
-    std::fs::create_dir_all(&segments).map_err(|source| StartError::Io { directory: segments.clone(), source })?;
+    make_private(&segments).map_err(|source| StartError::Io { directory: segments.clone(), source })?;
     Ok(segments)
 }
 

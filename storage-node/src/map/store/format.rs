@@ -5,6 +5,7 @@ use std::path::Path;
 use client_lib::files;
 
 use super::MapError;
+use crate::data_dir::make_private;
 
 /// The version of the shard directory as a whole: layout, keys and values.
 pub const FORMAT_VERSION: u32 = 7;
@@ -39,19 +40,21 @@ pub fn format_of(directory: &Path) -> Result<Option<u32>, MapError> {
     }
 }
 
-/// Creates or checks the shard's directory before anything in it is opened. From then on it is of [`FORMAT_VERSION`].
+/// Creates or checks the shard's directory before anything in it is opened. From then on it is of [`FORMAT_VERSION`], and nobody else may enter it.
 ///
 /// # Errors
 /// `NewerFormat`, `OlderFormat` and `NoFormat` leave the directory as it is.
 pub fn prepare_directory(directory: &Path) -> Result<(), MapError> {
-    if format_of(directory)? == Some(FORMAT_VERSION) {
-        return Ok(());
-    }
+    let format = format_of(directory)?;
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| MapError::File { path, source }
     };
-    std::fs::create_dir_all(directory).map_err(failed(directory))?;
+    // Everything below it, the map's files included, whose modes are RocksDB's, is behind this.
+    make_private(directory).map_err(failed(directory))?;
+    if format == Some(FORMAT_VERSION) {
+        return Ok(());
+    }
     let path = directory.join(FORMAT_FILE);
     let text = format!("{FORMAT_WORD} {FORMAT_VERSION}\n");
     files::replace(&path, text.as_bytes(), files::PUBLIC).map_err(failed(&path))
