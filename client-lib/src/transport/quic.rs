@@ -320,6 +320,7 @@ impl QuicTransport {
                 // Listed before it is asked: whoever changes the answer after that looks at the list.
                 self.accepted().insert(connection.stable_id(), accepted);
                 if self.admits(&holder, &certificate) {
+                    tls::let_in(&connection);
                     self.serve_holder(&connection, address, holder, validity).await;
                 } else {
                     tracing::warn!(%address, ?holder, %certificate, "a revoked certificate was refused");
@@ -332,7 +333,6 @@ impl QuicTransport {
                     connection.close(VarInt::from_u32(1), b"too many callers without a certificate");
                     return;
                 };
-                connection.set_max_concurrent_bi_streams(VarInt::from_u32(1));
                 let serving = self.serve(&connection, Caller::Nobody, UNAUTHENTICATED_REQUEST_MAX);
                 let _ = tokio::time::timeout(UNAUTHENTICATED_LIFETIME, serving).await;
                 connection.close(VarInt::from_u32(0), b"done");
@@ -639,3 +639,6 @@ fn enlarge_buffers(socket: &UdpSocket) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

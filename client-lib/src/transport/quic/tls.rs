@@ -9,8 +9,8 @@ use std::time::Duration;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{
-    ConnectionError, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, TransportErrorCode, VarInt,
-    congestion,
+    Connection, ConnectionError, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, TransportErrorCode,
+    VarInt, congestion,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
@@ -18,10 +18,10 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::StartError;
 use super::hold::Hold;
 use super::path::Path;
 use super::yielding::YieldingConfig;
+use super::{StartError, UNAUTHENTICATED_REQUEST_MAX};
 use crate::pki::{self, Credentials};
 
 const ALPN: &[u8] = b"helio/1";
@@ -36,6 +36,10 @@ const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
 /// Calls of one connection under way; more wait at the caller.
 const STREAMS_MAX: u32 = 256;
+/// The same two of a connection whose caller is not known, or is nobody: a request to join, and no more. What is not read yet takes memory, and a
+/// stream whose first byte is missing is never read.
+const UNKNOWN_WINDOW: u32 = 2 * UNAUTHENTICATED_REQUEST_MAX as u32;
+const UNKNOWN_STREAMS_MAX: u32 = 1;
 /// Handshakes waiting to be accepted; more are refused.
 const HANDSHAKES_MAX: usize = 256;
 const HANDSHAKE_BUFFER: u64 = 64 << 10;
@@ -69,13 +73,13 @@ pub(super) fn transport_config(
         .keep_alive_interval(client.then_some(KEEP_ALIVE))
         .initial_rtt(INITIAL_RTT)
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .receive_window(VarInt::from_u32(if client { CONNECTION_WINDOW } else { UNKNOWN_WINDOW }))
         .send_window(u64::from(CONNECTION_WINDOW))
         // Of bulk and replies that are equally urgent the first is sent first: shared out, all of it would be there when the last of it is.
         // A vote does not wait for a large manifest.
         .send_fairness(congestion != Congestion::Yielding)
-        // Only the dialling end calls.
-        .max_concurrent_bidi_streams(VarInt::from_u32(if client { 0 } else { STREAMS_MAX }))
+        // Only the dialling end calls. Whoever it is has been told both limits before it shows a certificate, and they cannot be taken back.
+        .max_concurrent_bidi_streams(VarInt::from_u32(if client { 0 } else { UNKNOWN_STREAMS_MAX }))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None);
     match congestion {
@@ -86,6 +90,12 @@ pub(super) fn transport_config(
         }
     };
     Arc::new(config)
+}
+
+/// Gives a caller that is let in what it needs; until then it has what everybody has.
+pub(super) fn let_in(connection: &Connection) {
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_MAX));
 }
 
 /// What a refused caller is told when its certificate is of nobody; with [`CODE_CERTIFICATE`].
