@@ -6,10 +6,13 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
@@ -19,7 +22,7 @@ use crate::types::KeyName;
 
 /// The most that is read of what should be a key, in bytes.
 const CONTENT_BYTES_MAX: usize = 4096;
-/// How long a command may take: an NBD handshake waits for it.
+/// How long a command may take, which is ended then, with all that it has started: an NBD handshake waits for it.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where the keys are that open volumes.
@@ -58,7 +61,7 @@ impl KeySource {
     /// `InvalidRequest` when none is, which says what is missing and what was found instead; `Corrupt` as [`VolumeKeys::open`].
     ///
     /// # Cancel safety
-    /// Safe. A command that was begun goes on.
+    /// Safe. A command that was begun is ended.
     pub async fn unlock(&self, volume: &str, keys: &VolumeKeys) -> Result<VolumeKey, Error> {
         let mut found_instead = Vec::new();
         for sealed in &keys.sealed {
@@ -182,14 +185,18 @@ async fn ask(
     command.arg("-c").arg(line).env("HELIO_VOLUME", volume).stdin(Stdio::null()).stdout(Stdio::piped());
     command.env("HELIO_KEY_NAME", name.map_or("", KeyName::as_str));
     command.env("HELIO_KEY_FINGERPRINT", fingerprint.map(ToString::to_string).unwrap_or_default());
+    // A group of its own, so that what it starts ends with it: a shell that is ended leaves the program behind that it waits for.
+    command.process_group(0);
     let mut child = command.spawn().map_err(|error| wrong(format!("cannot be run: {error}")))?;
+    let (group, _ends_with_this) = Group::of(&child);
     let (told, hears) = oneshot::channel();
     let printed = child.stdout.take();
     // A thread of its own: one of the runtime's would be waited for when that ends, however long the command takes.
     let waiting = std::thread::Builder::new().name("key-command".to_owned()).spawn(move || {
         let content = printed.map_or_else(|| Ok(Zeroizing::default()), content);
+        group.let_go(&child);
         let status = child.wait();
-        // Nobody waits any more: it took too long.
+        // Nobody waits any more: it took too long, and was ended.
         let _ = told.send(content.and_then(|content| Ok((content, status?))));
     });
     waiting.map_err(|error| wrong(format!("cannot be waited for: {error}")))?;
@@ -202,4 +209,38 @@ async fn ask(
         return Err(wrong(format!("failed ({status})")));
     }
     Kek::parse(&content).map_err(|error| wrong(format!("printed {error}")))
+}
+
+/// The processes of a command, by their group; `None` when it is over. What a command has left running on purpose is let alone then.
+#[derive(Clone)]
+struct Group(Arc<Mutex<Option<Pid>>>);
+
+/// Ends the processes of a command that is not over when this is dropped.
+struct EndsGroup(Group);
+
+impl Group {
+    fn of(child: &std::process::Child) -> (Group, EndsGroup) {
+        let group = Group(Arc::new(Mutex::new(Some(Pid::from_child(child)))));
+        (group.clone(), EndsGroup(group))
+    }
+
+    /// Waits until the command has ended. Its number is still its own then, and not to be used any more once it was waited for: another process may
+    /// have it.
+    fn let_go(&self, child: &std::process::Child) {
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        // It fails for no child of ours.
+        let _ = rustix::io::retry_on_intr(|| waitid(WaitId::Pid(Pid::from_child(child)), ended));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl Drop for EndsGroup {
+    fn drop(&mut self) {
+        // Held while it is ended: nobody waits for it in between.
+        let mut group = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = group.take() {
+            // All of it may just have ended.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
 }

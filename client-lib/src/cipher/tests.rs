@@ -248,3 +248,43 @@ async fn a_command_is_told_which_key_is_wanted_and_prints_it() {
     assert!(refused(command("echo not a key"), &keys).await.contains("printed 10 bytes that are no key"));
     assert!(refused(command("cat /dev/zero | head -c 100000"), &keys).await.contains("the key command"));
 }
+
+/// Whether a process is over, also one that nobody has waited for yet, whose letter in proc(5) is Z.
+fn is_over(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_none_or(|rest| rest.trim().is_empty() || rest.trim_start().starts_with('Z'))
+}
+
+/// A key service that does not answer, behind a network that drops what is sent, filled a machine: a command that took too long was not waited for any
+/// more, and neither was one whose client had gone, and each went on, with a thread, and what it had started. Clients came again and again.
+#[tokio::test(start_paused = true)]
+async fn a_command_that_nobody_waits_for_is_ended_with_what_it_started() {
+    let (keys, _) = VolumeKeys::create(name("prod"), &kek(1)).expect("made");
+    for goes_away in [false, true] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let line = "sleep 600 & echo $$ $! > new; mv new pids; wait";
+        let source = KeySource::Command(format!("cd {}; {line}", directory.path().display()));
+        let mut unlocking = Box::pin(source.unlock("disk", &keys));
+        let pids = loop {
+            // Never idle, so the clock stands still until the command runs.
+            assert!(futures_util::poll!(&mut unlocking).is_pending(), "it prints nothing");
+            match fs::read_to_string(directory.path().join("pids")) {
+                Ok(pids) => break pids,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        if goes_away {
+            drop(unlocking);
+        } else {
+            let error = unlocking.await.expect_err("it takes too long").to_string();
+            assert!(error.contains("has printed no key for 20s"), "{error}");
+        }
+        let pids: Vec<&str> = pids.split_whitespace().collect();
+        assert_eq!(pids.len(), 2, "the shell and what it started");
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !pids.iter().all(|pid| is_over(pid)) {
+            assert!(std::time::Instant::now() < end, "{pids:?} go on");
+            std::thread::yield_now();
+        }
+    }
+}
