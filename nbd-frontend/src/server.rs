@@ -43,6 +43,9 @@ use crate::transmission::Closing;
 
 /// How long accepting rests after it failed for want of something, such as file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Handshakes over TCP at a time, at most, and never more than half of all connections: further clients wait in the socket's queue. Whoever can reach the
+/// port can begin one; what is over has shown what was asked of it.
+const TCP_HANDSHAKES_MAX: usize = 256;
 /// After how much silence the kernel probes a TCP client, so that one that vanished does not hold a connection for ever.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 /// How much longer than [`Limits::drain_timeout`] shutdown waits before it cuts connections off: they end by
@@ -121,6 +124,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) closing: Closing,
     connections: Arc<Semaphore>,
+    tcp_handshakes: Arc<Semaphore>,
     meter: ConnectionMeter,
     pub(crate) gate: Arc<Gate>,
     pub(crate) place: Place,
@@ -271,6 +275,7 @@ impl Server {
             closing: Closing::default(),
             meter: ConnectionMeter::new(places.clone(), limits.connections_max),
             connections: places,
+            tcp_handshakes: Arc::new(Semaphore::new(TCP_HANDSHAKES_MAX.min(limits.connections_max / 2).max(1))),
             gate,
             place,
             files: Mutex::new(files),
@@ -534,7 +539,7 @@ async fn accept<L: Listener>(listener: L, adopted: Vec<Adopted>, shared: Arc<Sha
             // Even above the limit: it was let in.
             Ok(stream) => {
                 let place = Arc::clone(&shared.connections).try_acquire_owned().ok();
-                begin_with(&mut connections, stream, peer, begin, (place, &shared));
+                begin_with(&mut connections, stream, peer, begin, (place, None), &shared);
             }
             Err(error) => tracing::error!(peer, %error, "an NBD connection cannot be taken over"),
         }
@@ -555,9 +560,9 @@ async fn accept<L: Listener>(listener: L, adopted: Vec<Adopted>, shared: Arc<Sha
                 }
             }
             Some(_) = connections.join_next() => {}
-            accepted = listener.next() => match accepted {
+            (accepted, shaking) = next_with_room(&listener, &shared) => match accepted {
                 Ok((stream, peer)) => match Arc::clone(&shared.connections).try_acquire_owned() {
-                    Ok(place) => begin_with(&mut connections, stream, peer, Begin::Accepted, (Some(place), &shared)),
+                    Ok(place) => begin_with(&mut connections, stream, peer, Begin::Accepted, (Some(place), shaking), &shared),
                     Err(_) => {
                         shared.meter.refused();
                         tracing::warn!(peer, limit = shared.limits.connections_max, "NBD connection refused: too many");
@@ -587,18 +592,34 @@ async fn accept<L: Listener>(listener: L, adopted: Vec<Adopted>, shared: Arc<Sha
     }
 }
 
+/// The next connection, and its place among handshakes, if it is over TCP: those of a Unix socket, whose file says who may connect, have none to wait
+/// for. Cancel-safe, as both parts are.
+async fn next_with_room<L: Listener>(
+    listener: &L,
+    shared: &Shared,
+) -> (std::io::Result<(L::Stream, String)>, Option<OwnedSemaphorePermit>) {
+    let shaking = match L::Stream::FAMILY {
+        // It is never closed.
+        Family::Tcp => Arc::clone(&shared.tcp_handshakes).acquire_owned().await.ok(),
+        Family::Unix => None,
+    };
+    (listener.next().await, shaking)
+}
+
+/// With the connection's place, and that of its handshake.
 fn begin_with<S: Stream>(
     connections: &mut JoinSet<()>,
     stream: S,
     peer: String,
     begin: Begin,
-    (place, shared): (Option<OwnedSemaphorePermit>, &Arc<Shared>),
+    (place, shaking): (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>),
+    shared: &Arc<Shared>,
 ) {
     // From here on it counts: a gate that closes waits for it.
     let (guest, shared) = (shared.gate.guest(), Arc::clone(shared));
     shared.meter.accepted();
     connections.spawn(async move {
-        connection::serve(stream, peer, begin, guest, shared).await;
+        connection::serve(stream, peer, begin, guest, shaking, shared).await;
         drop(place);
     });
 }

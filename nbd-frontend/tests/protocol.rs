@@ -621,6 +621,34 @@ async fn handshakes_time_out_and_connections_are_limited() {
     assert_eq!(first.call(CMD_READ, 0, 0, 512, &[]).await, 0);
 }
 
+/// Guests of a machine could not start: whoever reached its port over TCP opened as many connections as a server may have and said nothing, and each held
+/// a place for as long as a handshake may take. The Unix socket got none, though none of that was for it.
+#[tokio::test]
+async fn silent_clients_over_tcp_leave_room_on_the_unix_socket() {
+    let (server, _) = memory_server(Limits { connections_max: 8, ..limits() }).await;
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        let mut client = server.tcp().await;
+        client.bytes(18).await;
+        silent.push(client);
+    }
+    // These connect, and wait in the queue.
+    let mut waiting = server.tcp().await;
+    let _more = [server.tcp().await, server.tcp().await, server.tcp().await];
+    let mut guests = Vec::new();
+    for _ in 0..4 {
+        let mut guest = server.unix().await;
+        guest.go("disk", false).await;
+        assert_eq!(guest.call(CMD_READ, 0, 0, 512, &[]).await, 0);
+        guests.push(guest);
+    }
+    // Who gives up makes room for who has waited longest; it is served as any other.
+    drop(guests.pop());
+    drop(silent.pop());
+    waiting.go("disk", false).await;
+    assert_eq!(waiting.call(CMD_READ, 0, 0, 512, &[]).await, 0);
+}
+
 #[tokio::test]
 async fn half_a_request_does_not_hold_a_connection_for_ever() {
     let (server, _) = memory_server(Limits { stall_timeout: Duration::from_millis(50), ..limits() }).await;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::handshake::{Handshake, Unagreed};
@@ -75,8 +76,16 @@ struct Agreed<S> {
     rest: Rest,
 }
 
-/// Serves one client until it leaves, errs, or the server closes. Dropping the future cuts the client off.
-pub(super) async fn serve<S: Stream>(stream: S, peer: String, begin: Begin, mut guest: Guest, shared: Arc<Shared>) {
+/// Serves one client until it leaves, errs, or the server closes. Holds `shaking` for as long as the handshake takes. Dropping the future cuts the client
+/// off.
+pub(super) async fn serve<S: Stream>(
+    stream: S,
+    peer: String,
+    begin: Begin,
+    mut guest: Guest,
+    shaking: Option<OwnedSemaphorePermit>,
+    shared: Arc<Shared>,
+) {
     let log = PanicLog(&peer);
     let limit = shared.limits.handshake_timeout;
     let closed = shared.closing.token();
@@ -95,6 +104,7 @@ pub(super) async fn serve<S: Stream>(stream: S, peer: String, begin: Begin, mut 
         () = closed.cancelled() => return,
         handshake = handshake => handshake,
     };
+    drop(shaking);
     let Agreed { line, session, negotiated, rest } = match handshake {
         Ok(Ok(agreed)) => agreed,
         Ok(Err(Unagreed::Tls(error))) => {
