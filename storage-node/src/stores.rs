@@ -504,8 +504,8 @@ mod tests {
             std::fs::set_permissions(place.at(name), open).expect("is opened");
         };
         open("a");
-        place.prepare(&["a", "new/store"], NODE).expect("are made");
-        assert_eq!((mode("a"), mode("new/store")), (0o700, 0o700));
+        place.prepare(&["a", "new"], NODE).expect("are made");
+        assert_eq!((mode("a"), mode("new")), (0o700, 0o700));
         // One of an older program, when its shard starts.
         open("a");
         prepare_directory(&place.at("a")).expect("is there");

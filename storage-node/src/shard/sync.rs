@@ -150,7 +150,7 @@ impl Core {
             waiting.into_iter().partition(|(volume, done)| matches!(done, Done::Seal(_)) && is_between(volume));
         for (_, done) in between {
             if let Done::Seal(job) = done {
-                self.unready.set_aside(job);
+                self.unready.set_aside(*job);
             }
         }
         ready

@@ -31,9 +31,9 @@ impl Unready {
     }
 
     /// This manifest is sealed later.
-    pub(super) fn set_aside(&mut self, job: Box<SealJob>) {
+    pub(super) fn set_aside(&mut self, job: SealJob) {
         self.is_any = true;
-        self.seals.push(*job);
+        self.seals.push(job);
     }
 
     /// Whether any volume may not be ready.

@@ -95,7 +95,7 @@ mod tests {
             };
             let Some(Request::SealManifest { reply, .. }) = asked else { panic!("a seal") };
             let manifest = Manifest { from: Lsn::ZERO, to: Lsn::ZERO, runs: Vec::new(), mark: None };
-            reply.send(Ok((manifest, Some(delta())))).unwrap();
+            reply.send(Ok((manifest, Some(delta())))).expect("is awaited");
         }
         let Some(Request::Release { volume, pin, .. }) = requests.recv().await else { panic!("a release") };
         assert_eq!((volume, pin), (VOLUME, 5));
@@ -107,11 +107,11 @@ mod tests {
         let shard = ShardHandle::new(queue, Handle::current(), FaultCell::default());
         let answers = async {
             let Some(Request::PinSnapshot { reply, .. }) = requests.recv().await else { panic!("a pin") };
-            reply.send(Ok(delta())).unwrap();
+            reply.send(Ok(delta())).expect("is awaited");
         };
         let pins = shard.pin_snapshot(VOLUME, SnapshotId(1), Lsn::ZERO, super::super::Blocks::default());
         let (pinned, ()) = tokio::join!(pins, answers);
-        assert_eq!(pinned.unwrap().pin, 5);
+        assert_eq!(pinned.expect("is pinned").pin, 5);
         tokio::task::yield_now().await;
         assert!(requests.try_recv().is_err());
     }

@@ -211,9 +211,6 @@ fn what_is_received_after_coming_back_goes_where_it_is_lacking() {
         for block in [BLOCK].into_iter().chain(OTHERS) {
             let content = if block == BLOCK { local(segment) } else { Content::Zero };
             layers.note(block, Version { lsn: at(sequence), content }, &mut usage);
-            if block == BLOCK {
-                usage.add(VOLUME, place(segment));
-            }
         }
         layers.seal(at(to), &mut usage);
         assert!(layers.apply_sealed(at(to), &mut usage));
