@@ -199,9 +199,6 @@ impl MetaRaft {
 }
 
 fn not_given(why: NotHere) -> Error {
-    let reason = match why {
-        NotHere::Leader(_) => "this node leads no more".to_owned(),
-        NotHere::Stranger(reason) | NotHere::Failed(reason) | NotHere::Refused(reason) => reason,
-    };
-    Error::new(ErrorKind::Unavailable, format!("nodes that should vote in the metadata have no vote yet: {reason}"))
+    let text = format!("nodes that should vote in the metadata have no vote yet: {}", why.at_the_leader());
+    Error::new(ErrorKind::Unavailable, text)
 }

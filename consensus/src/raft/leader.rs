@@ -49,6 +49,14 @@ pub(super) enum NotHere {
 }
 
 impl NotHere {
+    /// In words, of what the leader does by itself.
+    pub(super) fn at_the_leader(self) -> String {
+        match self {
+            NotHere::Leader(_) => "this node leads no more".to_owned(),
+            NotHere::Stranger(reason) | NotHere::Failed(reason) | NotHere::Refused(reason) => reason,
+        }
+    }
+
     /// What another node is told that has asked.
     pub(super) fn into_reply(self) -> Reply {
         match self {

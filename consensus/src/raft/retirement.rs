@@ -94,9 +94,6 @@ impl MetaRaft {
 }
 
 fn not_forgotten(why: NotHere) -> Error {
-    let reason = match why {
-        NotHere::Leader(_) => "this node leads no more".to_owned(),
-        NotHere::Stranger(reason) | NotHere::Failed(reason) | NotHere::Refused(reason) => reason,
-    };
-    Error::new(ErrorKind::Unavailable, format!("removed nodes are still sent the metadata: {reason}"))
+    let text = format!("removed nodes are still sent the metadata: {}", why.at_the_leader());
+    Error::new(ErrorKind::Unavailable, text)
 }
