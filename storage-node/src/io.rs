@@ -131,6 +131,10 @@ pub trait IoEngine: fmt::Debug + Send {
     /// Closes and deletes a file; nothing may be under way on it. Blocks briefly.
     fn remove(&mut self, name: &str, file: Option<FileId>) -> io::Result<()>;
 
+    /// Bytes that files may still take on the file system, without what it keeps for the superuser; `u64::MAX` where it does not tell. Others may
+    /// take them first: a file may be refused all the same. Blocks briefly.
+    fn free_bytes(&mut self) -> io::Result<u64>;
+
     /// Starts an operation. Completions come from [`wait`](Self::wait) in any order.
     ///
     /// # Panics

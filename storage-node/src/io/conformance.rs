@@ -51,6 +51,7 @@ fn conforms(mut engine: Box<dyn IoEngine>, bell: &Bell) {
         run(engine, vec![IoOp { token: 1, file: FileId(0), kind: IoKind::Create { name: "x".into(), size: SIZE } }]);
     made[0].result.as_ref().expect("is made");
     assert_eq!(engine.list().expect("lists"), [("x".to_owned(), SIZE)]);
+    assert!(engine.free_bytes().expect("tells") > 0);
     let file = engine.open("x").expect("opens");
     let blank = run(engine, vec![read(2, file, 4096)]);
     assert!(blank[0].buffer.as_ref().expect("a buffer").iter().all(|byte| *byte == 0));
@@ -142,6 +143,7 @@ fn a_full_file_system_says_so() {
     run(&mut engine, vec![create("a")])[0].result.as_ref().expect("fits");
     let full = run(&mut engine, vec![create("b")]);
     assert_eq!(full[0].result.as_ref().expect_err("is full").kind(), io::ErrorKind::StorageFull);
+    assert_eq!(engine.free_bytes().expect("tells"), 0);
 }
 
 #[test]

@@ -73,6 +73,14 @@ impl Files {
         }
         std::fs::remove_file(self.directory.join(name))
     }
+
+    /// What is free on the file system, as [`IoEngine::free_bytes`](super::IoEngine::free_bytes) says.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        let space = rustix::fs::statvfs(&self.directory)?;
+        // File systems that have no sizes to tell (some over FUSE) say zero to everything, statfs(2).
+        let tells = space.f_blocks > 0;
+        Ok(if tells { space.f_bavail.saturating_mul(space.f_frsize) } else { u64::MAX })
+    }
 }
 
 /// Makes a file whose every block has been written, so that overwriting it later changes no metadata. It

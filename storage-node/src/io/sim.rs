@@ -90,6 +90,8 @@ struct State {
     cut_in: Option<u64>,
     /// Bytes that files may take together.
     capacity: u64,
+    /// The same, and nobody is told before it is reached.
+    quota: u64,
     /// Why no file can be opened, if so.
     shut: Option<Errno>,
     /// Whether syncs stay under way.
@@ -108,6 +110,10 @@ impl State {
         self.random ^= self.random << 25;
         self.random ^= self.random >> 27;
         self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn taken(&self) -> u64 {
+        self.files.values().map(SimFile::bytes).sum()
     }
 
     fn crash(&mut self) {
@@ -159,6 +165,7 @@ impl SimDisk {
             faults: Vec::new(),
             cut_in: None,
             capacity: u64::MAX,
+            quota: u64::MAX,
             shut: None,
             holds_syncs: false,
             lies: false,
@@ -225,6 +232,11 @@ impl SimDisk {
     /// Bytes that files may take together; creating more fails with "no space".
     pub fn set_capacity(&self, bytes: u64) {
         self.state().capacity = bytes;
+    }
+
+    /// As [`set_capacity`](Self::set_capacity), but what is free does not show it, as with quotas.
+    pub fn set_quota(&self, bytes: u64) {
+        self.state().quota = bytes;
     }
 
     /// Whether syncs do not complete from now on.
@@ -314,7 +326,7 @@ impl SimDisk {
     /// Bytes that files take together.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.state().files.values().map(SimFile::bytes).sum()
+        self.state().taken()
     }
 
     /// The files and the blocks in each whose live bytes are such that `is_it` says so.
@@ -418,8 +430,7 @@ impl SimEngine {
             }
         }
         if let IoKind::Create { name, size } = kind {
-            let taken: u64 = state.files.values().map(SimFile::bytes).sum();
-            if taken + size > state.capacity {
+            if state.taken() + size > state.capacity.min(state.quota) {
                 return (Err(io::ErrorKind::StorageFull.into()), None);
             }
             let blank: Image = vec![None; size as usize / BLOCK];
@@ -505,6 +516,11 @@ impl IoEngine for SimEngine {
 
     fn remove(&mut self, name: &str, _file: Option<FileId>) -> io::Result<()> {
         self.alive()?.files.remove(name).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn free_bytes(&mut self) -> io::Result<u64> {
+        let state = self.alive()?;
+        Ok(state.capacity.saturating_sub(state.taken()))
     }
 
     fn submit(&mut self, op: IoOp) {

@@ -111,6 +111,10 @@ impl IoEngine for StdEngine {
         self.files.remove(name, file)
     }
 
+    fn free_bytes(&mut self) -> io::Result<u64> {
+        self.files.free_bytes()
+    }
+
     fn submit(&mut self, op: IoOp) {
         assert_aligned(&op.kind);
         let file = match &op.kind {

@@ -265,6 +265,10 @@ impl IoEngine for UringEngine {
         self.files.remove(name, file)
     }
 
+    fn free_bytes(&mut self) -> io::Result<u64> {
+        self.files.free_bytes()
+    }
+
     fn submit(&mut self, op: IoOp) {
         assert_aligned(&op.kind);
         if let IoKind::Create { name, size } = op.kind {

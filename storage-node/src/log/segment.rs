@@ -36,6 +36,11 @@ const KEPT_DIVISOR: usize = 8;
 /// Smallest segment: the largest record and the header must fit twice.
 pub const SEGMENT_BYTES_MIN: u64 = 8 << 20;
 
+/// Free bytes of the file system that no segment is made of: the block map beside the log, and the metadata where they are on the same one, must
+/// be able to write, and to be opened, when guests have filled the rest. The map's write buffer, its log and their files take 48 MiB
+/// (`map::store`), the metadata's 4 MiB of each (`consensus`); the rest is for the files that their merging writes before it deletes others.
+pub const ROOM_KEPT_BYTES: u64 = 64 << 20;
+
 /// A segment's first block, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentHeader {
@@ -143,8 +148,10 @@ pub(super) struct Pool {
     next_number: u32,
     /// The newest generation seen in any header, also in segments that are free now: none is given out twice.
     newest_generation: u64,
-    /// Why the last segment could not be made; `None` after a success or when something came free.
+    /// Whether the last segment could not be made, and nothing came free since.
     full: bool,
+    /// Whether it was told that there is no room, and there was none since.
+    has_told: bool,
     /// Blocks of the segments that were made since the start.
     prepared_blocks: u64,
 }
@@ -211,6 +218,7 @@ impl Pool {
             next_number,
             newest_generation: 0,
             full: false,
+            has_told: false,
             prepared_blocks: 0,
         })
     }
@@ -336,7 +344,8 @@ impl Pool {
             return;
         }
         let held: u64 = self.segments.values().map(|segment| u64::from(segment.blocks) * u64::from(BLOCK_SIZE)).sum();
-        if self.settings.capacity_bytes.is_some_and(|capacity| held + self.settings.segment_bytes > capacity) {
+        let is_over = self.settings.capacity_bytes.is_some_and(|capacity| held + self.settings.segment_bytes > capacity);
+        if is_over || !self.finds_room(engine) {
             self.full = true;
             return;
         }
@@ -345,6 +354,23 @@ impl Pool {
         self.making = Some(number);
         let kind = IoKind::Create { name: file_name(number), size: self.settings.segment_bytes };
         engine.submit(IoOp { token, file: FileId(0), kind });
+    }
+
+    /// Whether the file system has room for one more segment beside what is left to others. One that does not say so may refuse the segment.
+    fn finds_room(&mut self, engine: &mut dyn IoEngine) -> bool {
+        let free = match engine.free_bytes() {
+            Ok(free) => free,
+            Err(error) => {
+                tracing::warn!(%error, "what is free on the file system of the segments cannot be told");
+                return true;
+            }
+        };
+        let fits = free >= self.settings.segment_bytes.saturating_add(ROOM_KEPT_BYTES);
+        if !fits && !self.has_told {
+            tracing::warn!(free, kept = ROOM_KEPT_BYTES, "the file system has no room for another segment");
+        }
+        self.has_told = !fits;
+        fits
     }
 
     /// Whether a segment is being made.
@@ -392,74 +418,4 @@ impl Pool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::io::sim::{SimDisk, SimEngine};
-
-    #[test]
-    fn what_was_taken_between_two_checkpoints_is_expected_again() {
-        let mut demand = Demand::default();
-        (0..5).for_each(|_| demand.take());
-        assert_eq!(demand.expected(), 5);
-        (0..3).for_each(|_| demand.give_back());
-        demand.take();
-        assert_eq!(demand.expected(), 5, "the next time has just begun");
-        demand.give_back();
-        demand.take();
-        assert_eq!(demand.expected(), 1);
-    }
-
-    /// Eight segments were taken between two checkpoints and eight given back with each, and every time four of those were deleted, and four made
-    /// anew meanwhile, since four are wanted at hand: a third of what the disk was given was zeroes, and who wrote waited for it.
-    #[test]
-    fn segments_that_come_free_as_fast_as_they_are_taken_are_not_made_anew() {
-        let mut engine = SimDisk::new(1).engine();
-        let settings = LogSettings { segment_bytes: SEGMENT_BYTES_MIN, ..LogSettings::default() };
-        let mut pool = Pool::open(&mut engine, settings).expect("opens");
-        let mut completions = Vec::new();
-        let mut take = |pool: &mut Pool, engine: &mut SimEngine| loop {
-            pool.make_ahead(engine, 0);
-            if pool.is_making() {
-                engine.wait(Duration::ZERO, &mut completions).expect("goes on");
-                completions.drain(..).for_each(|completion| pool.made(engine, completion.result));
-                continue;
-            }
-            break pool.take(RESERVED_SEGMENTS, false).expect("one is free").0;
-        };
-        let mut in_use = VecDeque::new();
-        let mut prepared = Vec::new();
-        for _ in 0..6 {
-            in_use.extend((0..8).map(|_| take(&mut pool, &mut engine)));
-            prepared.push(pool.prepared_blocks());
-            in_use.drain(..8).for_each(|number| pool.give_back(&mut engine, number).expect("is taken back"));
-        }
-        assert_eq!(prepared[1..], [prepared[1]; 5], "blocks made so far, each time");
-        pool.trim(&mut engine).expect("is tidied");
-        assert_eq!(pool.free_count(), pool.wanted(), "nobody writes");
-    }
-
-    #[test]
-    fn a_header_reads_back_and_a_torn_one_is_none() {
-        let mut block = vec![0; BLOCK_SIZE as usize];
-        let header = SegmentHeader { segment: 7, generation: 9, cold: false };
-        for header in [SegmentHeader { cold: true, ..header }, header] {
-            header.encode(&mut block);
-            assert_eq!(SegmentHeader::decode(&block), Ok(Some(header)));
-        }
-        block[9] ^= 1;
-        assert_eq!(SegmentHeader::decode(&block), Ok(None));
-        assert_eq!(SegmentHeader::decode(&[0; 10]), Ok(None));
-    }
-
-    #[test]
-    fn a_newer_format_is_told_apart_from_garbage() {
-        let mut block = vec![0; BLOCK_SIZE as usize];
-        SegmentHeader { segment: 7, generation: 9, cold: false }.encode(&mut block);
-        block[4] = 2;
-        let checksum = crc32fast::hash(&block[..24]);
-        block[24..28].copy_from_slice(&checksum.to_le_bytes());
-        assert_eq!(SegmentHeader::decode(&block), Err(2));
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, VolumeId};
 
 use super::record::Entry;
-use super::segment::SEGMENT_BYTES_MIN;
+use super::segment::{ROOM_KEPT_BYTES, SEGMENT_BYTES_MIN};
 use super::{Event, Known, Log, LogError, LogPosition, LogSettings, Replayed};
 use crate::io::sim::SimDisk;
 
@@ -227,7 +227,7 @@ fn a_failed_write_poisons_the_log_for_good() {
 #[test]
 fn a_full_disk_refuses_data_keeps_room_for_the_rest_and_recovers() {
     let disk = SimDisk::new(7);
-    disk.set_capacity(2 * SEGMENT_BYTES_MIN);
+    disk.set_capacity(ROOM_KEPT_BYTES + 2 * SEGMENT_BYTES_MIN);
     let (mut log, _) = open(&disk, None);
     let mut number = 0;
     let refused = loop {
@@ -245,7 +245,7 @@ fn a_full_disk_refuses_data_keeps_room_for_the_rest_and_recovers() {
     let zero = Entry::Zero { volume: VOLUME, lsn: Lsn::new(Epoch(1), 9999), start: BlockIndex(0), count: 8 };
     log.append(zero, Vec::new(), false, 5000).expect("room is kept for this");
     assert_eq!(acked(&settle(&mut log)), [5000]);
-    disk.set_capacity(4 * SEGMENT_BYTES_MIN);
+    disk.set_capacity(ROOM_KEPT_BYTES + 4 * SEGMENT_BYTES_MIN);
     // A refused write makes the log look for space again; the next ones find it.
     let accepted = (0..100).any(|_| {
         let (entry, data) = write(number, 100);
@@ -260,7 +260,7 @@ fn a_full_disk_refuses_data_keeps_room_for_the_rest_and_recovers() {
 #[test]
 fn what_is_kept_on_a_full_disk_is_kept_while_another_segment_is_asked_for() {
     let disk = SimDisk::new(21);
-    disk.set_capacity(4 * SEGMENT_BYTES_MIN);
+    disk.set_quota(4 * SEGMENT_BYTES_MIN);
     let (mut log, _) = open(&disk, None);
     let mut number = 0;
     let mut refused = 0;
@@ -308,7 +308,7 @@ fn repairs_have_a_share_of_a_full_disk_and_take_nothing_from_the_others() {
     for is_reopened in [false, true] {
         for repairs_first in [true, false] {
             let disk = SimDisk::new(19);
-            disk.set_capacity(4 * SEGMENT_BYTES_MIN);
+            disk.set_capacity(ROOM_KEPT_BYTES + 4 * SEGMENT_BYTES_MIN);
             let (mut log, _) = open(&disk, None);
             data(&mut log);
             // The cleaner has begun to copy, so that only its next segment is free.
@@ -342,7 +342,7 @@ fn repairs_have_a_share_of_a_full_disk_and_take_nothing_from_the_others() {
 #[test]
 fn what_waits_beside_a_repair_overtakes_it_and_is_overtaken() {
     let disk = SimDisk::new(20);
-    disk.set_capacity(4 * SEGMENT_BYTES_MIN);
+    disk.set_capacity(ROOM_KEPT_BYTES + 4 * SEGMENT_BYTES_MIN);
     let (mut log, _) = open(&disk, None);
     let received = |blocks: usize| Entry::Received {
         volume: VOLUME,

@@ -6,7 +6,7 @@ use client_lib::VolumeSize;
 use super::*;
 use crate::io::sim::SimDisk;
 use crate::log::LogSettings;
-use crate::log::segment::SEGMENT_BYTES_MIN;
+use crate::log::segment::{ROOM_KEPT_BYTES, SEGMENT_BYTES_MIN};
 use crate::map::store::{Faults, MapStore};
 use crate::shard::handle::{FreezeWhen, ReadChunk};
 use crate::volume::Moment;
@@ -144,7 +144,7 @@ async fn one_full_disk_refuses_writes_and_nothing_else_and_goes_on_when_space_is
         write(&shards, volume, volume.0 as u8).await;
     }
     // The least that a node can be given is eight.
-    disks[0].set_capacity(10 * SEGMENT_BYTES_MIN);
+    disks[0].set_capacity(ROOM_KEPT_BYTES + 10 * SEGMENT_BYTES_MIN);
     let shard = shards.of(full).expect("is open");
     let size = VolumeSize::try_from(256 << 20).expect("valid");
     shard.resize(full, size, Some(Epoch(1))).await.expect("grows");

@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::log::segment::ROOM_KEPT_BYTES;
 use crate::shard::figures::ShardFigures;
 use crate::shard::operations::{Answered, OperationKind};
 use crate::shard::space::ShardSpace;
@@ -35,7 +36,7 @@ impl StoreUsage {
 fn available_bytes(shard: &ShardSpace, free: u64, capacity: Option<u64>) -> u64 {
     let ready = shard.pooled_bytes + shard.unwritten_bytes;
     let by_capacity = capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(shard.log_bytes));
-    let more = free.min(by_capacity);
+    let more = free.saturating_sub(ROOM_KEPT_BYTES).min(by_capacity);
     if shard.fault.is_some() { 0 } else { (ready + more).saturating_sub(shard.reserve_bytes) }
 }
 
