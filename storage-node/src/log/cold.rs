@@ -137,8 +137,14 @@ impl Log {
         let target = self.cold.target.as_mut().expect("just taken");
         let prefix = if target.next == SEGMENT_HEADER_BLOCKS { SEGMENT_HEADER_BLOCKS } else { 0 };
         let entries: Vec<&Entry> = entries.iter().collect();
-        let stamp =
-            Stamp { log: self.identity, generation: target.generation, sequence: COLD_SEQUENCE, chain: 0, durable: 0 };
+        let stamp = Stamp {
+            log: self.identity,
+            generation: target.generation,
+            sequence: COLD_SEQUENCE,
+            chain: 0,
+            durable: 0,
+            life: self.life,
+        };
         let parts = Parts::of(data);
         let (mut buffer, header_blocks, _) = encode(&stamp, &entries, parts.first_blocks(), prefix);
         if prefix > 0 {

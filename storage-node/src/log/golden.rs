@@ -52,23 +52,32 @@ fn entries() -> Vec<Entry> {
 #[test]
 fn a_record_has_these_bytes() {
     let entries = entries();
-    let stamp = Stamp {
-        log: 0x1112_1314_1516_1718,
-        generation: 0x0a0b,
-        sequence: 0x0c0d_0e0f,
-        chain: 0xdead_beef,
-        durable: 0x0c0d_0e00,
-    };
-    let (mut buffer, header_blocks, checksum) =
-        encode(&stamp, &entries.iter().collect::<Vec<_>>(), FILLS.len() as u32, 0);
-    FILLS.iter().for_each(|fill| buffer.push(&[*fill; BLOCK]));
-    // The data is whatever the guest wrote, and not part of the format.
-    let kept = golden::check("record.hex", &buffer[..header_blocks as usize * BLOCK]);
-    let header = decode_header(&kept, 0x0a0b, 0x0c0d_0e0f, 0xdead_beef).expect("the header");
-    assert_eq!((header.checksum, header.blocks()), (checksum, header_blocks));
-    assert_eq!((header.log, header.durable), (stamp.log, stamp.durable));
-    assert_eq!(decode_entries(&header, &kept), Ok(entries.clone()));
-    assert_eq!(first_misfit(&entries, &buffer[header_blocks as usize * BLOCK..]), None);
+    for life in [0, 0x090a] {
+        let stamp = Stamp {
+            log: 0x1112_1314_1516_1718,
+            generation: 0x0a0b,
+            sequence: 0x0c0d_0e0f,
+            chain: 0xdead_beef,
+            durable: 0x0c0d_0e00,
+            life,
+        };
+        let (mut buffer, header_blocks, checksum) =
+            encode(&stamp, &entries.iter().collect::<Vec<_>>(), FILLS.len() as u32, 0);
+        FILLS.iter().for_each(|fill| buffer.push(&[*fill; BLOCK]));
+        // The data is whatever the guest wrote, and not part of the format.
+        let front = &buffer[..header_blocks as usize * BLOCK];
+        let kept = match life {
+            // Of programs that did not number the lives of a log.
+            0 => golden::read("record.hex"),
+            _ => golden::check("record-of-a-life.hex", front),
+        };
+        assert!(kept == front, "a record of life {life}");
+        let header = decode_header(&kept, 0x0a0b, 0x0c0d_0e0f, 0xdead_beef).expect("the header");
+        assert_eq!((header.checksum, header.blocks()), (checksum, header_blocks));
+        assert_eq!((header.log, header.durable, header.life), (stamp.log, stamp.durable, life));
+        assert_eq!(decode_entries(&header, &kept), Ok(entries.clone()));
+        assert_eq!(first_misfit(&entries, &buffer[header_blocks as usize * BLOCK..]), None);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //!
 //! A record belongs where it lies only if its generation, sequence and chain fit: segments are recycled without
 //! being wiped, and the chain (the checksum of the record before) keeps a cut tail from coming back behind new
-//! records. Every record also says up to which sequence the log was durable when it was laid out, and of which log it
+//! records. Each life of the log has a number of its own in its records, so that no new record is the cut one byte for byte. Every record also says up to which sequence the log was durable when it was laid out, and of which log it
 //! is: whatever happens to older records, a later one proves that they had been synced (see [`super::recovery`]), and a
 //! guest that stores another log's segments in its blocks cannot be mistaken for this one. The offsets are in
 //! `docs/format.md`.
@@ -187,6 +187,8 @@ pub struct Stamp {
     pub chain: u32,
     /// Every record up to this number was durable when this one was laid out.
     pub durable: u64,
+    /// The life of the log that it is laid out in, by a number drawn when it was opened.
+    pub life: u16,
 }
 
 /// The fixed part of a record.
@@ -202,6 +204,8 @@ pub struct Header {
     pub chain: u32,
     /// Every record up to this number was durable when this one was laid out.
     pub durable: u64,
+    /// The life of the log that it was laid out in; 0 by programs that did not number them.
+    pub life: u16,
     /// Bytes of the encoded entries.
     pub entries_bytes: u32,
     /// Its own checksum: over header and entries.
@@ -240,7 +244,7 @@ pub enum RecordError {
 /// If the entries are over the limit, or the record would vouch for itself.
 #[must_use]
 pub fn encode(stamp: &Stamp, entries: &[&Entry], data_blocks: u32, prefix_blocks: u32) -> (AlignedBuffer, u32, u32) {
-    let Stamp { log, generation, sequence, chain, durable } = *stamp;
+    let Stamp { log, generation, sequence, chain, durable, life } = *stamp;
     assert!(
         durable < sequence || (sequence, durable) == (0, 0),
         "record {sequence} cannot know that {durable} is durable"
@@ -254,6 +258,7 @@ pub fn encode(stamp: &Stamp, entries: &[&Entry], data_blocks: u32, prefix_blocks
     let record = &mut buffer[prefix_blocks as usize * BLOCK..];
     record[0..4].copy_from_slice(&RECORD_MAGIC);
     record[4..6].copy_from_slice(&RECORD_VERSION.to_le_bytes());
+    record[6..8].copy_from_slice(&life.to_le_bytes());
     record[8..16].copy_from_slice(&generation.to_le_bytes());
     record[16..24].copy_from_slice(&sequence.to_le_bytes());
     record[24..28].copy_from_slice(&chain.to_le_bytes());
@@ -291,6 +296,7 @@ pub fn decode_any_header(block: &[u8]) -> Result<Header, RecordError> {
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
     let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
     let header = Header {
+        life: u16::from_le_bytes(bytes[6..8].try_into().expect("two bytes")),
         generation: u64_at(8),
         sequence: u64_at(16),
         chain: u32_at(24),
@@ -392,7 +398,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn stamp(generation: u64, sequence: u64, chain: u32) -> Stamp {
-        Stamp { log: 0x10, generation, sequence, chain, durable: sequence - 1 }
+        Stamp { log: 0x10, generation, sequence, chain, durable: sequence - 1, life: 7 }
     }
 
     fn write() -> Entry {
@@ -488,8 +494,9 @@ mod tests {
         fn garbage_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
             let _ = decode_header(&bytes, 1, 2, 3);
             let _ = decode_any_header(&bytes);
+            let (log, generation, sequence, chain, durable, life) = (9, 1, 2, 3, 1, 4);
             let header =
-                Header { log: 9, generation: 1, sequence: 2, chain: 3, durable: 1, entries_bytes: 100, checksum: 0 };
+                Header { log, generation, sequence, chain, durable, life, entries_bytes: 100, checksum: 0 };
             prop_assert!(decode_entries(&header, &bytes).is_err());
         }
     }

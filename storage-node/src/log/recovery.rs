@@ -1,8 +1,8 @@
 //! Opening a log: find the records after a position, hand them out in order, and be ready to append.
 //!
 //! The log ends at the first record that is not whole, in the segment where it should be or at the start of the
-//! next. What lies behind was never reported durable, and the chain keeps it from ever being taken for a continuation
-//! of what is written from here on. Data is verified too: a torn append can have a whole header.
+//! next. What lies behind was never reported durable, and the chain, with the number of the life that begins here, keeps it from ever
+//! being taken for a continuation of what is written from here on. Data is verified too: a torn append can have a whole header.
 //!
 //! That holds for a crash, which takes only what was not synced. A disk that loses or alters what *was* synced leaves
 //! the same picture, and to cut the log there would silently undo acked and flushed writes. So before the log is taken
@@ -47,6 +47,9 @@ const GENERATION_LOST: u64 = 1;
 pub struct Known<'a> {
     /// The number that was given to the log when it began.
     pub identity: u64,
+    /// A number for the life that begins, drawn anew each time: the first record of it may otherwise be, byte for byte, one that an earlier life
+    /// laid out at the same place and that never became whole, and what lies behind that one would continue it.
+    pub life: u16,
     /// The position of the last checkpoint, up to which the log was durable; `None`: from the beginning.
     pub from: Option<LogPosition>,
     /// The segments that held live blocks at that position: none of them was recycled since.
@@ -112,7 +115,7 @@ impl Log {
         let active = active
             .and_then(|segment| Some(Active::resumed(position.segment, segment.file?, segment.blocks, position.block)));
         let files = replayed.iter().filter_map(|number| pool.get(*number)?.file).collect();
-        let mut log = Log::at(engine, pool, active, position, files, (known.identity, durable));
+        let mut log = Log::at(engine, pool, active, position, files, (known.identity, known.life, durable));
         target.into_iter().for_each(|target| log.cold.resume(target));
         Ok(log)
     }

@@ -344,7 +344,8 @@ impl Pool {
             return;
         }
         let held: u64 = self.segments.values().map(|segment| u64::from(segment.blocks) * u64::from(BLOCK_SIZE)).sum();
-        let is_over = self.settings.capacity_bytes.is_some_and(|capacity| held + self.settings.segment_bytes > capacity);
+        let is_over =
+            self.settings.capacity_bytes.is_some_and(|capacity| held + self.settings.segment_bytes > capacity);
         if is_over || !self.finds_room(engine) {
             self.full = true;
             return;

@@ -11,6 +11,8 @@ use super::segment::{ROOM_KEPT_BYTES, SEGMENT_BYTES_MIN};
 use super::{Event, Known, Log, LogError, LogPosition, LogSettings, Replayed};
 use crate::io::sim::SimDisk;
 
+mod lives;
+
 const VOLUME: VolumeId = VolumeId(3);
 const IDENTITY: u64 = 0x1dea;
 
@@ -20,7 +22,7 @@ fn settings() -> LogSettings {
 
 fn try_open(disk: &SimDisk, from: Option<LogPosition>) -> Result<(Log, Vec<Replayed>), LogError> {
     let mut found = Vec::new();
-    let known = Known { identity: IDENTITY, from, live: &BTreeSet::new(), cold: None };
+    let known = Known { identity: IDENTITY, life: 1 + disk.lives() as u16, from, live: &BTreeSet::new(), cold: None };
     let log = Log::recover(Box::new(disk.engine()), settings(), &known, &mut |replayed| found.push(replayed));
     log.map(|log| (log, found))
 }
@@ -610,7 +612,8 @@ fn a_log_stored_by_a_guest_vouches_for_nothing() {
     let (entry, data) = write(1, 1);
     log.append(entry, data, true, 1).expect("is queued");
     settle(&mut log);
-    let stamp = super::record::Stamp { log: IDENTITY + 1, generation: 1, sequence: 1000, chain: 0, durable: 999 };
+    let stamp =
+        super::record::Stamp { log: IDENTITY + 1, generation: 1, sequence: 1000, chain: 0, durable: 999, life: 1 };
     let (inner, _, _) = super::record::encode(&stamp, &[&write(1000, 0).0], 0, 0);
     let inner = Bytes::from_owner(inner);
     let entry = Entry::Write {
@@ -633,7 +636,7 @@ fn a_log_stored_by_a_guest_vouches_for_nothing() {
 fn the_number_of_a_lost_segment_is_not_used_again() {
     let disk = SimDisk::new(19);
     let live = BTreeSet::from([3]);
-    let known = Known { identity: IDENTITY, from: None, live: &live, cold: None };
+    let known = Known { identity: IDENTITY, life: 1, from: None, live: &live, cold: None };
     let mut log = Log::recover(Box::new(disk.engine()), settings(), &known, &mut |_| {}).expect("recovers");
     let (entry, data) = write(1, 1);
     log.append(entry, data, true, 1).expect("is queued");

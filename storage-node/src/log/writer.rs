@@ -122,6 +122,8 @@ pub struct Log {
     pub(super) completed: LogPosition,
     /// The log's own number, in each of its records.
     pub(super) identity: u64,
+    /// What tells the records of this life from those of earlier ones.
+    pub(super) life: u16,
     /// The newest record that is known to be durable, with all before it.
     synced: u64,
     queue: VecDeque<Queued>,
@@ -155,7 +157,7 @@ struct SyncFlight {
 }
 
 impl Log {
-    /// The log `identity`, which goes on at `position`. Records up to number `synced` are known to be durable; `dirty`
+    /// The log `identity` in its life `life`, which goes on at `position`. Records up to number `synced` are known to be durable; `dirty`
     /// are the files of the others, which may still be in the device's cache only.
     pub(super) fn at(
         engine: Box<dyn IoEngine>,
@@ -163,7 +165,7 @@ impl Log {
         active: Option<Active>,
         position: LogPosition,
         dirty: BTreeSet<FileId>,
-        (identity, synced): (u64, u64),
+        (identity, life, synced): (u64, u16, u64),
     ) -> Log {
         assert!(
             synced < position.sequence,
@@ -177,6 +179,7 @@ impl Log {
             next: position,
             completed: position,
             identity,
+            life,
             synced,
             queue: VecDeque::new(),
             repairs: VecDeque::new(),
@@ -561,6 +564,7 @@ impl Log {
             sequence: self.next.sequence,
             chain: self.next.chain,
             durable: self.synced,
+            life: self.life,
         };
         let data = Parts::of(gathered.iter().flat_map(|queued| &queued.data));
         let (mut buffer, header_blocks, checksum) = encode(&stamp, &entries, data.first_blocks(), prefix);

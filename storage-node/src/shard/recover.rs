@@ -81,7 +81,7 @@ pub(super) fn recover_with(
     }
     let live = map.usage.live_segments();
     let cold = store.cold_end()?.map(|bytes| decode_cold_end(&bytes)).transpose()?;
-    let known = Known { identity, from: position, live: &live, cold };
+    let known = Known { identity, life: life_number(), from: position, live: &live, cold };
     let mut forgotten = Vec::new();
     let mut failure: Option<MapError> = None;
     let mut entries = 0u64;
@@ -143,6 +143,11 @@ fn log_number(store: &MapStore) -> Result<u64, MapError> {
     let number = client_lib::random::bits();
     store.commit(&[Change::Log(number)])?;
     Ok(number)
+}
+
+/// A number for the life of the log that begins, which earlier ones have hardly had. Not 0, which programs wrote that drew none.
+fn life_number() -> u16 {
+    (client_lib::random::bits() as u16).max(1)
 }
 
 fn replay(

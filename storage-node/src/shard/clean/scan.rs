@@ -145,7 +145,7 @@ mod tests {
                 start: BlockIndex(100 * index as u32),
                 checksums: vec![7; *count as usize],
             };
-            let stamp = Stamp { log: 1, generation: GENERATION, sequence: index as u64, chain: 9, durable: 0 };
+            let stamp = Stamp { log: 1, generation: GENERATION, sequence: index as u64, chain: 9, durable: 0, life: 0 };
             bytes.extend_from_slice(&encode(&stamp, &[&entry], *count, 0).0);
             bytes.resize(bytes.len() + *count as usize * BLOCK, 0);
         }
