@@ -300,8 +300,8 @@ impl MetaRaft {
         self.core().shutdown().await.map_err(failed)
     }
 
-    /// After [`shutdown`](Self::shutdown): waits until the stores are closed, so that this process can open them again. One that ends
-    /// does not need it: RocksDB gives the space of its log back when it is closed, and on a full disk it would not have it at the next start.
+    /// After [`shutdown`](Self::shutdown): waits until the stores are written out and closed, for some seconds at most, so that whoever opens them
+    /// next, this process or another, has nothing to carry out again.
     pub async fn close(&self) {
         let stores = self.stores().take();
         if let Some(stores) = stores

@@ -263,3 +263,16 @@ fn a_node_is_drained_and_nobody_needs_it_any_more() {
     nodes.kill("a").expect("dies");
     check_blocks(&nodes, "c", &mut ledger.into_inner().expect("no thread panics"));
 }
+
+/// The metadata store of a node that was stopped was left as by a kill, and the next start carried its write-ahead log out again.
+#[test]
+fn a_node_that_is_stopped_closes_its_stores() {
+    let mut nodes = Nodes::start(&["a"]).expect("a node starts");
+    nodes.run("a", &["volume", "create", "disk", "--size", "1M"]).expect("is created");
+    nodes.stop("a").expect("stops cleanly");
+    for store in ["meta", "shard-0/map"] {
+        // RocksDB's own log.
+        let log = fs::read_to_string(nodes.path().join("a").join(store).join("LOG")).expect("is there");
+        assert!(log.contains("Shutdown complete"), "{store} was not closed");
+    }
+}

@@ -93,13 +93,26 @@ enum Rows {
 /// RocksDB's own. Its fields are dropped in this order.
 struct Opened {
     db: DB,
+    is_written: bool,
     /// Tells that it is closed.
     open: watch::Sender<()>,
 }
 
 impl Opened {
-    fn new(db: DB) -> Arc<Opened> {
-        Arc::new(Opened { db, open: watch::Sender::new(()) })
+    fn new(db: DB, is_written: bool) -> Arc<Opened> {
+        Arc::new(Opened { db, is_written, open: watch::Sender::new(()) })
+    }
+}
+
+impl Drop for Opened {
+    /// Writes out what is in memory: whoever opens it next has nothing to do again. What is acked is in the write-ahead log all the same.
+    fn drop(&mut self) {
+        let families = if self.is_written { &[LOG, RAFT, META][..] } else { &[] };
+        for family in families {
+            if let Err(error) = self.db.flush_cf(in_db(&self.db, family)) {
+                return tracing::warn!(%error, "the metadata store is not written out; the next start does that");
+            }
+        }
     }
 }
 
@@ -164,7 +177,7 @@ impl Database {
             io::Error::other(format!("the metadata store {} cannot be read: {error}", directory.display()))
         })?;
         let database =
-            Database { rows: Rows::Rocks(Opened::new(db), None), group, place: directory.display().to_string() };
+            Database { rows: Rows::Rocks(Opened::new(db, false), None), group, place: directory.display().to_string() };
         let format = database.get(RAFT, b"format")?;
         Ok((database, format))
     }
@@ -296,7 +309,7 @@ fn open_rocks(directory: &Path) -> io::Result<Rows> {
     let db = DB::open_cf_descriptors(&options, directory, families).map_err(|error| {
         io::Error::other(format!("the metadata store {} cannot be opened: {error}", directory.display()))
     })?;
-    let db = Opened::new(db);
+    let db = Opened::new(db, true);
     let (sender, waiters) = channel();
     let syncing = db.clone();
     let thread =
@@ -419,6 +432,28 @@ mod tests {
         let files = std::fs::read_dir(directory.path().join("meta")).expect("is listed");
         let blocks = files.map(|file| file.expect("is listed").metadata().expect("is there").blocks()).sum::<u64>();
         assert!(blocks * 512 < 16 << 20, "{} KiB", blocks / 2);
+    }
+
+    /// A node that had been stopped left its metadata store as a killed one does, and the next start carried out the write-ahead log again.
+    #[tokio::test]
+    async fn a_store_that_was_closed_has_nothing_to_do_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = MetaPlace::Directory(directory.path().join("meta"));
+        let database = Database::open(&place, GroupId::META).expect("opens");
+        [LOG, RAFT, META].iter().for_each(|family| database.put(family, b"name", &7u64).expect("is written"));
+        let other = database.clone();
+        let closed = tokio::spawn(database.close());
+        other.put(META, b"late", &8u64).expect("whoever still has it may write");
+        drop(other);
+        closed.await.expect("is closed");
+        let (database, _) = Database::open_to_read(&directory.path().join("meta"), GroupId::META).expect("opens");
+        let Rows::Rocks(db, _) = &database.rows else { unreachable!("it was opened as one") };
+        for family in [LOG, RAFT, META] {
+            let again = db.property_int_value_cf(in_db(db, family), "rocksdb.num-entries-active-mem-table");
+            assert_eq!(again.expect("tells"), Some(0), "{family}");
+            assert_eq!(database.get::<u64>(family, b"name").expect("is read"), Some(7));
+        }
+        assert_eq!(database.get::<u64>(META, b"late").expect("is read"), Some(8));
     }
 
     #[test]

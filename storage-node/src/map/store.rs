@@ -207,6 +207,20 @@ impl MapStore {
         }
     }
 
+    /// Nothing more will be committed: what is in memory is written out, so that the next start has nothing to do again.
+    ///
+    /// # Errors
+    /// When RocksDB cannot; what was committed is durable all the same.
+    pub fn write_out(&self) -> Result<(), MapError> {
+        self.with(Db::write_out)
+    }
+
+    /// How many keys and values are to be written out yet.
+    #[cfg(test)]
+    pub(crate) fn unwritten(&self) -> u64 {
+        self.with(|db| Ok(db.unwritten())).expect("is open")
+    }
+
     /// Merges everything on disk into one, as RocksDB does by and by.
     #[cfg(test)]
     fn compact(&self) {

@@ -225,8 +225,8 @@ impl Parts {
         self.shards.all().map(|shard| shard.thread().clone()).collect()
     }
 
-    /// Stops: what runs for volumes first; then the store, which syncs and writes a checkpoint; then consensus. A second
-    /// failure does not hide the first.
+    /// Stops: what runs for volumes first; then the store, which syncs and writes a checkpoint; then consensus, whose store
+    /// is written out and closed. A second failure does not hide the first.
     pub async fn stop(&self) {
         for task in &self.tasks {
             task.abort();
@@ -236,6 +236,7 @@ impl Parts {
         if let Err(error) = self.meta.shutdown().await {
             tracing::error!(%error, "consensus did not stop cleanly; it will recover at the next start");
         }
+        self.meta.close().await;
     }
 }
 

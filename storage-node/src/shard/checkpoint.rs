@@ -100,6 +100,9 @@ impl Checkpoints {
                 }
                 bell.ring();
             }
+            if !has_failed && let Err(error) = store.write_out() {
+                tracing::warn!(%error, "the block map is not written out; the next start does that");
+            }
         })?;
         Ok(Checkpoints::new(log_bytes_max, results, Some(jobs), Some(committer), None))
     }

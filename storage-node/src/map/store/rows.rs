@@ -41,6 +41,21 @@ impl Db {
         Ok(Db::Rocks(DB::open_for_read_only(&options, directory, false)?))
     }
 
+    /// Writes out what is in memory, so that opening it next carries nothing out again. Every batch is durable without that.
+    pub(super) fn write_out(&self) -> Result<(), MapError> {
+        match self {
+            Db::Rocks(db) => Ok(db.flush()?),
+            Db::Memory(_) => Ok(()),
+        }
+    }
+
+    /// How many keys and values are in memory alone, or in the log.
+    #[cfg(test)]
+    pub(super) fn unwritten(&self) -> u64 {
+        let Db::Rocks(db) = self else { return 0 };
+        db.property_int_value("rocksdb.num-entries-active-mem-table").expect("tells").expect("has a number")
+    }
+
     /// Hands the value of `key`, if there is one, to `f`.
     pub(super) fn get<T>(&self, key: &[u8], f: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, MapError> {
         Ok(match self {

@@ -10,7 +10,7 @@ use super::rig::joined;
 use crate::io::EngineKind;
 use crate::log::LogSettings;
 use crate::log::segment::SEGMENT_BYTES_MIN;
-use crate::map::store::{FORMAT_FILE, MapError};
+use crate::map::store::{FORMAT_FILE, MapError, MapStore};
 use crate::shard::handle::{Role, StoreError};
 use crate::shard::{Shard, ShardOptions, StartError};
 use crate::volume::Moment;
@@ -20,6 +20,21 @@ const VOLUME: VolumeId = VolumeId(1);
 fn options(directory: &Path, engine: EngineKind) -> ShardOptions {
     let log = LogSettings { segment_bytes: SEGMENT_BYTES_MIN, spare_segments: 1, capacity_bytes: None };
     ShardOptions { engine, log, ..ShardOptions::new(directory.join("shard-0")) }
+}
+
+/// The block map of a shard that had been stopped was as that of a killed one, and the next start carried its write-ahead log out again.
+#[tokio::test]
+async fn a_shard_that_was_stopped_leaves_the_next_start_nothing_to_do_again() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let options = options(directory.path(), EngineKind::Std);
+    let map = options.directory.join("map");
+    let shard = Shard::start(options).await.expect("starts");
+    shard.open(VOLUME, VolumeSize::try_from(1 << 20).expect("valid")).await.expect("opens");
+    shard.checkpoint().await.expect("is written");
+    shard.stop().await.expect("stops");
+    let store = MapStore::open_read_only(&map).expect("opens");
+    assert!(store.position().expect("reads").is_some());
+    assert_eq!(store.unwritten(), 0);
 }
 
 async fn write_read_and_come_back(engine: EngineKind) {
