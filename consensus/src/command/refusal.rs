@@ -34,16 +34,16 @@ pub enum Refusal {
         name: NodeName,
     },
     /// No such node.
-    #[error("{}", self.said(&Words(None)))]
+    #[error("{}", self.with_numbers())]
     UnknownNode(NodeId),
     /// Another volume has the name.
     #[error("volume {0} exists already; choose another name or delete it first")]
     VolumeNameTaken(VolumeName),
     /// No such volume.
-    #[error("{}", self.said(&Words(None)))]
+    #[error("{}", self.with_numbers())]
     UnknownVolume(VolumeId),
     /// The proposer's epoch is over.
-    #[error("{}", self.said(&Words(None)))]
+    #[error("{}", self.with_numbers())]
     NotOwner {
         /// The volume.
         volume: VolumeId,
@@ -57,7 +57,7 @@ pub enum Refusal {
         current: Epoch,
     },
     /// The process that proposed has been succeeded by another.
-    #[error("{}", self.said(&Words(None)))]
+    #[error("{}", self.with_numbers())]
     OldIncarnation {
         /// The node.
         node: NodeId,
@@ -67,7 +67,7 @@ pub enum Refusal {
         current: u64,
     },
     /// The new owner holds no replica.
-    #[error("{}", self.said(&Words(None)))]
+    #[error("{}", self.with_numbers())]
     NotReplica {
         /// The volume.
         volume: VolumeId,
@@ -75,7 +75,7 @@ pub enum Refusal {
         to: NodeId,
     },
     /// The volume got another size meanwhile.
-    #[error("{}", self.said(&Words(None)))]
+    #[error("{}", self.with_numbers())]
     SizeChanged {
         /// The volume.
         volume: VolumeId,
@@ -85,7 +85,7 @@ pub enum Refusal {
         found: VolumeSize,
     },
     /// The lease was found to be out since the node last had it: it owns what the metadata says from now on, and no more.
-    #[error("{}", self.said(&Words(None)))]
+    #[error("{}", self.with_numbers())]
     LeaseLapsed {
         /// The node.
         node: NodeId,
@@ -93,7 +93,7 @@ pub enum Refusal {
         lapses: u64,
     },
     /// The owner has its lease, or may have.
-    #[error("{}", self.said(&Words(None)))]
+    #[error("{}", self.with_numbers())]
     LeaseHeld {
         /// The node.
         node: NodeId,
@@ -101,7 +101,7 @@ pub enum Refusal {
         renewals: u64,
     },
     /// What the node holds was left behind by a takeover before.
-    #[error("{}", self.said(&Words(None)))]
+    #[error("{}", self.with_numbers())]
     LeftBehind {
         /// The volume.
         volume: VolumeId,
@@ -119,7 +119,7 @@ pub enum Refusal {
         name: SnapshotName,
     },
     /// No such snapshot.
-    #[error("{}", self.said(&Words(None)))]
+    #[error("{}", self.with_numbers())]
     UnknownSnapshot {
         /// The volume.
         volume: VolumeId,
@@ -141,7 +141,7 @@ pub enum Refusal {
     #[error("group {0} exists already; choose another name or delete it first")]
     GroupNameTaken(GroupName),
     /// No such group.
-    #[error("{}", self.said(&Words(None)))]
+    #[error("{}", self.with_numbers())]
     UnknownGroup(VolumeGroupId),
     /// The volume goes with others.
     #[error(
@@ -328,12 +328,17 @@ impl Refusal {
     /// It as the caller's error, in which nodes and volumes have the names that `state` has of them.
     #[must_use]
     pub fn told(&self, state: &MetaState) -> Error {
-        Error::new(self.kind(), self.said(&Words(Some(state))))
+        Error::new(self.kind(), self.named(&Words(Some(state))).unwrap_or_else(|| self.to_string()))
     }
 
-    /// The text of each that has ids in it, and of any other what is derived.
-    fn said(&self, words: &Words<'_>) -> String {
-        match self {
+    /// What is displayed of one that has ids in it. Never what is derived, which for such a one is this.
+    fn with_numbers(&self) -> String {
+        self.named(&Words(None)).unwrap_or_else(|| format!("{self:?}"))
+    }
+
+    /// The text of one that has ids in it; `None` of any other, which has what is derived.
+    fn named(&self, words: &Words<'_>) -> Option<String> {
+        let text = match self {
             Refusal::UnknownNode(node) => format!("there is no node {}", words.node(*node)),
             Refusal::UnknownVolume(volume) => {
                 format!("there is no volume {}; it may have been deleted", words.volume(*volume))
@@ -374,8 +379,9 @@ impl Refusal {
                 format!("volume {} has no snapshot {}; it may have been deleted", words.volume(*volume), snapshot)
             }
             Refusal::UnknownGroup(group) => format!("there is no group {group}; it may have been deleted"),
-            derived => derived.to_string(),
-        }
+            _ => return None,
+        };
+        Some(text)
     }
 
     fn kind(&self) -> ErrorKind {
