@@ -171,14 +171,17 @@ async fn answer(
         })
     };
     let (mut is_settled, mut requested, mut is_ending) = (first.is_some(), 0, false);
+    let answered = |line: &mut Line, requested: &mut usize, (number, length, reply): (u64, usize, Bytes)| {
+        *requested -= length;
+        line.push(number, reply);
+    };
     let mut calls = InFlight::new();
     let mut closed = std::pin::pin!(closing.cancelled());
     std::future::poll_fn(|cx| {
         is_ending |= closed.as_mut().poll(cx).is_ready();
         loop {
-            while let Poll::Ready((number, length, reply)) = calls.poll_next(cx) {
-                requested -= length;
-                line.push(number, reply);
+            while let Poll::Ready(done) = calls.poll_next(cx) {
+                answered(line, &mut requested, done);
             }
             let is_sent = match line.poll_send(cx) {
                 Poll::Ready(sent) => sent.map(|()| true)?,
@@ -205,9 +208,8 @@ async fn answer(
                         }
                     }
                     requested += request.1.len();
-                    if let Poll::Ready((number, length, reply)) = calls.begin(call(request), cx) {
-                        requested -= length;
-                        line.push(number, reply);
+                    if let Poll::Ready(done) = calls.begin(call(request), cx) {
+                        answered(line, &mut requested, done);
                     }
                 }
             }
