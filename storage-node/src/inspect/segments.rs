@@ -9,6 +9,8 @@ use serde::Serialize;
 use super::log::{Data, Walked, files, walk, walk_cold};
 use super::{InspectError, Shard};
 use crate::log::record::Entry;
+use crate::map::MapKey;
+use crate::map::usage::Usage;
 
 /// The segments of a shard.
 #[derive(Debug, Serialize)]
@@ -79,23 +81,18 @@ struct Counted {
     new_blocks: u64,
 }
 
-/// How many blocks of each segment are needed, as far as is known: exactly, where no two maps share any, and never more than there are
-/// ([`crate::map::usage::Usage::needed`]).
+/// How many blocks of each segment are needed, as [`Usage::needed`] says.
 fn live(shard: &Shard) -> Result<BTreeMap<u32, u64>, InspectError> {
-    let (mut all, mut most): (BTreeMap<u32, u64>, BTreeMap<u32, u64>) = Default::default();
-    for (_, stored) in shard.volumes()? {
-        for (_, segment, blocks) in stored.usage {
-            *all.entry(segment).or_default() += u64::from(blocks);
-            let most = most.entry(segment).or_default();
-            *most = u64::from(blocks).max(*most);
+    let mut usage = Usage::default();
+    for (volume, stored) in shard.volumes()? {
+        for (snapshot, segment, blocks) in stored.usage {
+            usage.restore(MapKey { volume, snapshot }, segment, blocks);
         }
     }
     for (segment, aliases) in shard.store.aliases()? {
-        if let Some(all) = all.get_mut(&segment) {
-            *all = all.saturating_sub(aliases).max(most[&segment]);
-        }
+        usage.restore_aliases(segment, aliases);
     }
-    Ok(all)
+    Ok(usage.live_segments().into_iter().map(|segment| (segment, usage.needed(segment))).collect())
 }
 
 /// Looks at the segments of `shard`.
