@@ -1,8 +1,6 @@
 //! Volumes that are not ready: one is rolled back, or is a clone whose pages are still to come. Whatever is asked of them waits,
 //! and other volumes go on ([`crate::volume::rollback`] and [`crate::volume::clone`] say why).
 
-use client_lib::VolumeId;
-
 use super::control::SealJob;
 use super::core::Core;
 use super::handle::{QUEUE_DEPTH, Request, StoreError};
@@ -87,11 +85,10 @@ impl Core {
         for request in std::mem::take(&mut self.unready.waiting) {
             self.handle(request);
         }
-        let is_between = |volume: &VolumeId| self.volumes.get(volume).is_some_and(|run| run.state.is_between());
-        let (between, ready) =
-            std::mem::take(&mut self.unready.seals).into_iter().partition(|job| is_between(&job.volume));
-        self.unready.seals = between;
-        ready.into_iter().for_each(|job| self.seal_manifest(job));
+        // Those of volumes that are not ready yet are set aside again.
+        for job in std::mem::take(&mut self.unready.seals) {
+            self.seal_manifest(job);
+        }
     }
 }
 
