@@ -1,6 +1,7 @@
 //! What this node knows of its links to others: what it has sent over each, how fast each is, what the other end understands, and how
-//! much bulk data each may take.
+//! much bulk data each may take, in time and at a time.
 
+pub mod budget;
 pub mod choice;
 pub mod latency;
 pub mod limit;
@@ -16,6 +17,7 @@ use client_lib::clock::{Clock, SystemClock};
 use client_lib::policy::LinkPolicy;
 use tokio::time::Instant;
 
+use self::budget::{Budget, Share};
 use self::latency::Latency;
 use self::limit::Bucket;
 use self::meter::Meter;
@@ -70,6 +72,14 @@ pub struct Links {
     clock: Arc<dyn Clock>,
     links: Mutex<BTreeMap<NodeId, Link>>,
     limits: Mutex<BTreeMap<NodeId, Limit>>,
+    budgets: Mutex<BTreeMap<NodeId, Budgets>>,
+}
+
+/// What is on its way to a node.
+#[derive(Clone, Debug, Default)]
+struct Budgets {
+    awaited: Budget,
+    rest: Budget,
 }
 
 /// What a link may take. Those who wait for it do so in turn.
@@ -96,7 +106,13 @@ impl Links {
     /// No links yet; windows go by the calendar of `clock`.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Links {
-        Links { began: Instant::now(), clock, links: Mutex::default(), limits: Mutex::default() }
+        Links {
+            began: Instant::now(),
+            clock,
+            links: Mutex::default(),
+            limits: Mutex::default(),
+            budgets: Mutex::default(),
+        }
     }
 
     /// Metadata has this policy for the link to `node`.
@@ -130,6 +146,27 @@ impl Links {
                 Err(wait) => tokio::time::sleep(wait).await,
             }
         }
+    }
+
+    /// Waits until so many bytes may be read that are sent to `node`; they are on their way until what is returned is dropped. What `is_awaited` does
+    /// not stand behind what nobody waits for.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is taken.
+    pub async fn share(&self, node: NodeId, bytes: u64, is_awaited: bool) -> Share {
+        let budget = {
+            let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+            let budgets = budgets.entry(node).or_default();
+            if is_awaited { budgets.awaited.clone() } else { budgets.rest.clone() }
+        };
+        budget.share(bytes, || self.link(node).rate()).await
+    }
+
+    /// Bytes that are on their way to `node`: what is awaited, and the rest.
+    #[must_use]
+    pub fn on_their_way(&self, node: NodeId) -> (u64, u64) {
+        let budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        budgets.get(&node).map_or((0, 0), |budgets| (budgets.awaited.taken(), budgets.rest.taken()))
     }
 
     /// So many bytes that were taken for `node` need not be sent.

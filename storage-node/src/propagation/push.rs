@@ -18,6 +18,7 @@ use super::pull::split;
 use super::sender::MANIFEST_INTERVAL;
 use super::watermarks::Watermarks;
 use crate::peer::alike::take_alike;
+use crate::peer::links::budget::Share;
 use crate::peer::message::{Alike, Message, PeerReply, PeerRequest, ReplicaPosition};
 use crate::peer::packing::PackedBlocks;
 use crate::serve::volume::{ServedVolume, store_failure};
@@ -65,22 +66,26 @@ impl Way {
         self.watermarks.with_fan(|fan, now| fan.lead_of(replica, now, rtt))
     }
 
-    /// Waits until so many blocks may be sent; returns the bytes that were taken of the link's limit.
-    async fn turn(&self, blocks: u64) -> u64 {
-        let bytes = blocks * u64::from(BLOCK_SIZE);
+    /// Waits until so many blocks may be read and sent; returns the bytes that were taken of the link's limit, and what is held until the call
+    /// has ended.
+    async fn turn(&self, blocks: u64) -> (u64, Share) {
+        let (bytes, links) = (blocks * u64::from(BLOCK_SIZE), self.volume.peers.links());
         let turn = async {
             if self.is_rebuild {
                 self.volume.shard.rebuild_turn(bytes).await;
             }
-            self.volume.peers.links().turn(self.replica, bytes).await;
+            let share = links.share(self.replica, bytes, false).await;
+            links.turn(self.replica, bytes).await;
+            share
         };
         tokio::select! {
             biased;
-            () = self.volume.sending.hurried(self.replica) => 0,
+            () = self.volume.sending.hurried(self.replica) => {}
             // A flush waits for what comes after this.
-            () = self.volume.flushes.urged(self.epoch, self.replica, Lsn::ZERO) => 0,
-            () = turn => bytes,
+            () = self.volume.flushes.urged(self.epoch, self.replica, Lsn::ZERO) => {}
+            share = turn => return (bytes, share),
         }
+        (0, links.share(self.replica, bytes, true).await)
     }
 
     /// Most blocks that are sent in one call.
@@ -115,7 +120,7 @@ impl Way {
             let wanted: BTreeMap<u32, Lsn> = part.iter().copied().collect();
             let run = |block: &u32| BlockRun { start: BlockIndex(*block), count: 1 };
             let runs: Vec<BlockRun> = wanted.keys().map(run).collect();
-            let taken = self.turn(wanted.len() as u64).await;
+            let (taken, _share) = self.turn(wanted.len() as u64).await;
             let newest = match self.volume.shard.read_versions(self.volume.id, Moment::Now, runs).await {
                 Ok(newest) => newest,
                 // It is not here, or not whole: with its delta it is fetched first.
@@ -263,7 +268,7 @@ impl Push {
 
     async fn send(&self, runs: Vec<BlockRun>, offers: Vec<Alike>) -> Result<(), Error> {
         // Before it is read: what waits takes no memory.
-        let taken = self.way.turn(runs.iter().map(|run| u64::from(run.count)).sum()).await;
+        let (taken, _share) = self.way.turn(runs.iter().map(|run| u64::from(run.count)).sum()).await;
         let blocks = read_sealed(&self.way.volume, &self.delta, &runs).await?;
         self.way.send(blocks, taken, &offers).await
     }
