@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use self::exchange::{Budgets, CallError, Caller};
 use self::hold::{Carrier, Hold};
 use self::path::Path;
-use self::peer::{DialError, Peer};
+use self::peer::{DialError, Entry, Peer};
 use self::tls::Congestion;
 use self::yielding::Yielding;
 use super::answers::Answers;
@@ -139,11 +139,6 @@ impl Shared {
     }
 }
 
-struct PeerEntry {
-    address: SocketAddr,
-    classes: [Arc<Peer>; 3],
-}
-
 /// A connection that was accepted, and whose it is.
 struct Accepted {
     holder: CertificateHolder,
@@ -158,7 +153,7 @@ pub struct QuicTransport {
     shared: Arc<Shared>,
     /// `None` at a client, which nobody calls.
     service: Option<Arc<dyn Service>>,
-    peers: Mutex<HashMap<NodeId, PeerEntry>>,
+    peers: Mutex<HashMap<NodeId, Entry>>,
     /// Accepted connections, by quinn's id, so that a removed peer, and whose certificate is taken back, loses them too.
     accepted: Mutex<HashMap<usize, Accepted>>,
     unauthenticated: Arc<Semaphore>,
@@ -254,14 +249,12 @@ impl QuicTransport {
         self.closing.cancel();
         self.tasks.close();
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await;
-        for (_, entry) in self.peers().drain() {
-            entry.classes.iter().for_each(|peer| peer.remove(true));
-        }
+        self.peers().drain().for_each(|(_, entry)| entry.remove());
         self.shared.endpoint.close(VarInt::from_u32(0), b"closed");
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.shared.endpoint.wait_idle()).await;
     }
 
-    fn peers(&self) -> MutexGuard<'_, HashMap<NodeId, PeerEntry>> {
+    fn peers(&self) -> MutexGuard<'_, HashMap<NodeId, Entry>> {
         self.peers.lock().expect("no code panics while holding the peers")
     }
 
@@ -521,16 +514,13 @@ impl Transport for QuicTransport {
         if self.closing.is_cancelled() || peers.get(&node).is_some_and(|entry| entry.address == address) {
             return;
         }
-        let classes = Class::ALL.map(|class| Peer::new(node, class, address));
-        if let Some(old) = peers.insert(node, PeerEntry { address, classes }) {
-            // Calls under way hold their connection, which closes when the last lets go of it.
-            old.classes.iter().for_each(|peer| peer.remove(false));
-        }
+        let entry = Entry::new(node, address, peers.remove(&node));
+        peers.insert(node, entry);
     }
 
     fn remove_peer(&self, node: NodeId) {
         if let Some(entry) = self.peers().remove(&node) {
-            entry.classes.iter().for_each(|peer| peer.remove(true));
+            entry.remove();
         }
         self.shared.paths().remove(&node);
         for accepted in self.accepted().values() {

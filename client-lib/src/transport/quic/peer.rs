@@ -1,10 +1,12 @@
 //! One peer and class: the shared connection to it, made on demand by one task at a time.
 //!
 //! The dial outlives the call that started it, so that calls with short deadlines cannot keep a far peer from
-//! ever being reached. Failures are followed by a pause that doubles up to [`BACKOFF_MAX`].
+//! ever being reached. Failures are followed by a pause that doubles up to [`BACKOFF_MAX`]. A connection that is not called over any more,
+//! since its peer has another address, is closed when its last call has ended.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, VarInt};
@@ -44,16 +46,67 @@ impl From<ConnectionError> for DialError {
     }
 }
 
-type Dialled = Option<Result<Connection, DialError>>;
+/// A connection for as long as somebody calls over it, or may. Whoever only watches it holds the connection itself.
+pub(super) struct Held(Connection);
+
+impl Deref for Held {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Why it has ended already is not written over.
+        if self.0.close_reason().is_none() {
+            self.0.close(VarInt::from_u32(0), b"not needed any more");
+        }
+    }
+}
+
+type Dialled = Option<Result<Arc<Held>, DialError>>;
 
 #[derive(Default)]
 struct State {
-    connection: Option<Connection>,
+    connection: Option<Arc<Held>>,
     dialling: Option<(watch::Receiver<Dialled>, tokio::task::AbortHandle)>,
     failures: u32,
     /// When the last dial failed.
     failed_at: Option<Instant>,
     removed: bool,
+}
+
+/// A peer: where it is, and how it is called.
+pub(super) struct Entry {
+    pub(super) address: SocketAddr,
+    pub(super) classes: [Arc<Peer>; 3],
+    /// Connections to addresses that it had before, over which calls may be under way.
+    retired: Vec<Weak<Held>>,
+}
+
+impl Entry {
+    /// The peer at this address, and as it was until now, if it was known. Calls under way go on over their connections.
+    pub(super) fn new(node: NodeId, address: SocketAddr, before: Option<Entry>) -> Entry {
+        let mut retired = before.map(Entry::retire).unwrap_or_default();
+        retired.retain(|connection| connection.strong_count() > 0);
+        Entry { address, classes: Class::ALL.map(|class| Peer::new(node, class, address)), retired }
+    }
+
+    /// Nothing is called any more, nor does anything under way go on.
+    pub(super) fn remove(self) {
+        for connection in self.retire().iter().filter_map(Weak::upgrade) {
+            connection.close(VarInt::from_u32(0), b"removed");
+        }
+    }
+
+    fn retire(self) -> Vec<Weak<Held>> {
+        let Entry { classes, mut retired, .. } = self;
+        // The last hold of a connection that nobody calls over closes it.
+        retired.extend(classes.iter().map(|peer| peer.retire()));
+        retired
+    }
 }
 
 pub(super) struct Peer {
@@ -64,7 +117,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(node: NodeId, class: Class, address: SocketAddr) -> Arc<Peer> {
+    fn new(node: NodeId, class: Class, address: SocketAddr) -> Arc<Peer> {
         Arc::new(Peer { node, class, address, state: Mutex::default() })
     }
 
@@ -73,12 +126,12 @@ impl Peer {
     }
 
     /// The live connection, if there is one.
-    pub(super) fn connected(&self) -> Option<Connection> {
+    pub(super) fn connected(&self) -> Option<Arc<Held>> {
         self.state().connection.clone().filter(|connection| connection.close_reason().is_none())
     }
 
     /// A live connection; waits for the dial under way or starts one. Cancel safe.
-    pub(super) async fn connect(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<Connection, DialError> {
+    pub(super) async fn connect(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<Arc<Held>, DialError> {
         let mut dialled = {
             let mut state = self.state();
             if state.removed {
@@ -108,14 +161,14 @@ impl Peer {
 
     async fn dial(self: Arc<Self>, shared: Arc<Shared>, pause: Duration, done: watch::Sender<Dialled>) {
         tokio::time::sleep(pause).await;
-        let result = self.handshake(&shared).await;
+        let result = self.handshake(&shared).await.map(|connection| Arc::new(Held(connection)));
         let mut state = self.state();
         state.dialling = None;
         match &result {
             Ok(connection) if state.removed => connection.close(VarInt::from_u32(0), b"removed"),
             Ok(connection) => {
                 state.failures = 0;
-                tokio::spawn(watch_over(shared.clone(), self.node, connection.clone()));
+                tokio::spawn(watch_over(shared.clone(), self.node, connection.0.clone()));
                 state.connection = Some(connection.clone());
             }
             Err(DialError { reason, .. }) => {
@@ -172,18 +225,14 @@ impl Peer {
         state.failed_at = None;
     }
 
-    /// Stops dialling and takes no more calls; closes the connection if told to.
-    pub(super) fn remove(&self, close: bool) {
+    /// Stops dialling and takes no more calls; returns the connection, which is closed when the calls over it have ended.
+    fn retire(&self) -> Weak<Held> {
         let mut state = self.state();
         state.removed = true;
         if let Some((_, task)) = state.dialling.take() {
             task.abort();
         }
-        if let Some(connection) = state.connection.take()
-            && close
-        {
-            connection.close(VarInt::from_u32(0), b"removed");
-        }
+        state.connection.take().map_or_else(Weak::new, |connection| Arc::downgrade(&connection))
     }
 }
 

@@ -1,4 +1,5 @@
-//! What a caller without a certificate gets, by one that keeps to no rule of ours but QUIC's. The rest is in `conformance`.
+//! What a caller without a certificate gets, by one that keeps to no rule of ours but QUIC's; and how many connections there are. The rest is in
+//! `conformance`.
 
 use super::*;
 use crate::pki::{ClusterAuthority, ClusterId};
@@ -60,4 +61,58 @@ fn before_a_caller_is_known_little_of_it_is_kept() {
     let config = tls::transport_config(Congestion::Yielding, None, &Arc::default());
     let told = format!("{config:?}");
     assert!(told.contains("receive_window: 131072") && told.contains("max_concurrent_bidi_streams: 1,"), "{told}");
+}
+
+/// A client whose file names a node's address of before was told of the new one and called there from then on; the connection to the old one was watched, and
+/// so held, for ever, since both ends kept it alive. Each such client took two of a node's places for clients, and each change of address took more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_to_an_address_of_before_ends_with_the_calls_over_it() {
+    let authority = ClusterAuthority::create(ClusterId::try_from("one".to_owned()).expect("valid")).expect("made");
+    let service = Arc::new(Held { begun: Semaphore::new(0), release: Semaphore::new(0) });
+    let start = |id: u64, address: &str| {
+        let socket = UdpSocket::bind(address).expect("bound");
+        let identity = authority.issue(NodeId(id), Validity::ENDLESS).expect("issued");
+        QuicTransport::start(QuicOptions { socket, identity }, service.clone()).expect("started")
+    };
+    let (caller, node) = (start(1, "127.0.0.1:0"), start(2, "0.0.0.0:0"));
+    let port = node.local_addr().expect("bound").port();
+    let call = |request: &'static str| {
+        let caller = caller.clone();
+        tokio::spawn(async move { caller.call(NodeId(2), Class::Control, request.into(), PATIENCE).await })
+    };
+    let begun = async || service.begun.acquire().await.expect("is open").forget();
+    let connections = async |expected: usize| {
+        let counted = async {
+            while node.shared.endpoint.open_connections() != expected {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, counted).await.expect("there are so many connections");
+    };
+
+    caller.set_peer(NodeId(2), ([127, 0, 0, 1], port).into());
+    let first = call("first");
+    begun().await;
+    caller.set_peer(NodeId(2), ([127, 0, 0, 2], port).into());
+    let second = call("second");
+    begun().await;
+    connections(2).await;
+    service.release.add_permits(1);
+    for (call, said) in [(first, "first"), (second, "second")] {
+        let answer = call.await.expect("does not panic").expect("is answered");
+        assert_eq!(answer, said, "a call goes on over the connection that it began with");
+    }
+    connections(1).await;
+
+    // Whoever is removed has nothing under way any more, wherever it was called.
+    service.release.forget_permits(usize::MAX);
+    let third = call("third");
+    begun().await;
+    caller.set_peer(NodeId(2), ([127, 0, 0, 1], port).into());
+    caller.remove_peer(NodeId(2));
+    let outcome = third.await.expect("does not panic");
+    assert!(matches!(outcome, Err(TransportError::OutcomeUnknown { .. })), "{outcome:?}");
+    connections(0).await;
+    caller.close().await;
+    node.close().await;
 }
