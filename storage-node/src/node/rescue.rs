@@ -6,6 +6,7 @@
 //! by itself, if that is its policy ([`super::stepping_down`]): that brings back what the replicas have.
 
 mod attempts;
+mod heirs;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,12 +15,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::Class;
-use client_lib::{Error, ErrorKind, Lsn, NodeId};
+use client_lib::{Error, ErrorKind, NodeId};
 use consensus::{MetaState, Volume};
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use tokio::time::Instant;
 
 use attempts::Attempts;
+use heirs::{Heirs, Rank};
 
 use super::admin::{NodeAdmin, require_class};
 use crate::ownership::gate::Phase;
@@ -101,23 +103,15 @@ impl NodeAdmin {
 
     /// Gives the volume to the first replica that can have it.
     async fn rescue(&self, state: &MetaState, meta: &Volume, served: &Arc<ServedVolume>) -> Result<(), Refused> {
+        let mut heirs = Heirs::new(meta.replicas.iter().map(|node| async {
+            let position = self.where_is(meta, *node).await;
+            (*node, position.map(|position| self.rank(state, meta, *node, position)))
+        }));
         // A voter that cannot read the proposal would stop.
-        let known = self.require_stepping_down_known(state).await;
+        let (known, ()) = join(self.require_rescues_known(state), heirs.hear()).await;
         known.map_err(|error| Refused { error, has_an_answer: true })?;
         let mut why_not = Vec::new();
-        let mut heirs = Vec::new();
-        let asked = join_all(meta.replicas.iter().map(|node| self.where_is(meta, *node))).await;
-        for (node, answer) in meta.replicas.iter().zip(asked) {
-            match answer {
-                Ok(position) => heirs.push((self.rank(state, meta, *node, position), *node)),
-                Err(error) => {
-                    why_not.push(format!("node {} does not say what it has: {error}", state.name_of(*node)));
-                }
-            }
-        }
-        heirs.sort();
-        let has_an_answer = !heirs.is_empty();
-        for (_, node) in heirs {
+        while let Some(node) = heirs.next().await {
             match self.rescue_to(served.clone(), meta.epoch, node).await {
                 Ok(report) => {
                     let to = state.name_of(node);
@@ -130,7 +124,14 @@ impl NodeAdmin {
                 break;
             }
         }
-        Err(Refused { error: Error::new(ErrorKind::Unavailable, why_not.join("; ")), has_an_answer })
+        let silent = heirs.silent().iter();
+        why_not.extend(
+            silent.map(|(node, error)| format!("node {} does not say what it has: {error}", state.name_of(*node))),
+        );
+        // In whatever order they were tried: what is the same is not told again.
+        why_not.sort();
+        let error = Error::new(ErrorKind::Unavailable, why_not.join("; "));
+        Err(Refused { error, has_an_answer: heirs.has_an_answer() })
     }
 
     /// Who comes first: one with which the volume's class can be met, one that has ever been complete, one that holds all that it was told of, the
@@ -146,48 +147,5 @@ impl NodeAdmin {
         let asked = self.peers.ask_position(node, Class::Control, request, Bytes::new());
         let late = |_| Error::new(ErrorKind::Unavailable, format!("no answer within {ASK_PATIENCE:?}"));
         tokio::time::timeout(ASK_PATIENCE, asked).await.map_err(late)?
-    }
-}
-
-/// How good a replica is as the next owner; the least first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    fails_class: bool,
-    /// What it was told of nothing it lacks nothing of: that makes it no better than one that has almost everything.
-    has_nothing: bool,
-    lacks_some: bool,
-    rtt: Duration,
-}
-
-impl Rank {
-    fn new(meets_class: bool, joins: bool, position: &ReplicaPosition, rtt: Duration) -> Rank {
-        let has_nothing = joins || position.watermark == Lsn::ZERO;
-        Rank { fails_class: !meets_class, has_nothing, lacks_some: position.stale_blocks > 0, rtt }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// One that had just been added, and had been told of nothing, came before all that lacked a block: the volume went where nothing of it was.
-    #[test]
-    fn a_replica_that_has_almost_everything_comes_before_one_that_has_nothing() {
-        let position = |watermark, stale_blocks| {
-            let watermark = Lsn::new(client_lib::Epoch(1), watermark);
-            ReplicaPosition { known: watermark, watermark, stale_blocks, ..ReplicaPosition::default() }
-        };
-        let rank =
-            |meets, joins, position: ReplicaPosition, ms| Rank::new(meets, joins, &position, Duration::from_millis(ms));
-        let empty = ReplicaPosition::default();
-        let ranks = [
-            rank(true, false, position(9, 0), 20),
-            rank(true, false, position(9, 0), 30),
-            rank(true, false, position(8, 3), 1),
-            rank(true, false, empty, 1),
-            rank(true, true, position(9, 0), 2),
-            rank(false, false, position(9, 0), 1),
-        ];
-        assert!(ranks.is_sorted(), "{ranks:?}");
     }
 }

@@ -102,6 +102,25 @@ fn a_client_of_a_store_that_takes_no_writes_any_more_goes_on_at_a_replica() {
     assert_eq!(world.panics(), 0);
 }
 
+/// With a replica that did not answer, writes stood still for four seconds: for that one to say where it is, and before that what program it runs.
+#[test]
+fn a_replica_that_does_not_answer_is_not_waited_for_while_another_one_will_do() {
+    let mut world = world(21);
+    let leader = world.machines[&A].running().and_then(|running| running.parts.meta.leader());
+    let silent = if leader == Some(NodeId(3)) { NodeId(2) } else { NodeId(3) };
+    for other in world.ids().into_iter().filter(|id| *id != silent) {
+        for (from, to) in [(other, silent), (silent, other)] {
+            world.network.change(from, to, |link| link.is_cut = true);
+        }
+    }
+    let (told, begun) = (fails_under_a_client(&world, true), world.now);
+    assert!(world.run_until(PATIENCE, |_| told.get().is_some()), "the client is answered");
+    assert_eq!(told.get(), Some(&Ok((2, 3))));
+    let took = world.now - begun;
+    assert!(took < Duration::from_secs(2), "it is not waited for: {took:?}");
+    assert_eq!((world.owner("v"), world.panics()), (Some(NodeId(5 - silent.0)), 0));
+}
+
 /// The new owner knew of the block and did not hold it; a flush there was answered as if it did.
 #[test]
 fn a_flush_waits_for_what_was_not_durable_and_says_so_when_that_is_lost() {

@@ -15,6 +15,9 @@ use crate::peer::message::AdminForward;
 /// How long a member may take to say what it is.
 const ABOUT_PATIENCE: Duration = Duration::from_secs(2);
 
+/// The same while a guest waits: some round trips of the farthest that a cluster may span.
+const HASTE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long it is waited until the members that answer have applied something.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -121,28 +124,33 @@ impl NodeAdmin {
 
     /// Refuses while a member, other than `lost`, runs a program that cannot read the commands of removal and revocation.
     pub(super) async fn require_known_to_all(&self, state: &MetaState, lost: Option<NodeId>) -> Result<(), Error> {
-        self.require_format(state, lost, 0, "removed nodes and revoked certificates").await
+        self.require_format(state, lost, 0, "removed nodes and revoked certificates", ABOUT_PATIENCE).await
     }
 
     /// The same of programs that know nothing of keys of volumes.
     pub(super) async fn require_keys_known_to_all(&self, state: &MetaState) -> Result<(), Error> {
-        self.require_format(state, None, FORMAT_9, "encrypted volumes").await
+        self.require_format(state, None, FORMAT_9, "encrypted volumes", ABOUT_PATIENCE).await
     }
 
     /// The same of programs that do not see to what clients may do.
     pub(super) async fn require_rights_known_to_all(&self, state: &MetaState) -> Result<(), Error> {
-        self.require_format(state, None, FORMAT_9, "what clients may do").await
+        self.require_format(state, None, FORMAT_9, "what clients may do", ABOUT_PATIENCE).await
     }
 
     /// The same of the commands of places: replicas that change, labels, rules.
     pub(super) async fn require_places_known(&self, state: &MetaState) -> Result<(), Error> {
         let what = "replicas that change, labels and rules of placement";
-        self.require_format(state, None, FORMAT_9, what).await
+        self.require_format(state, None, FORMAT_9, what, ABOUT_PATIENCE).await
     }
 
     /// The same of programs that would refuse a takeover from an owner which has stepped down.
     pub(in crate::node) async fn require_stepping_down_known(&self, state: &MetaState) -> Result<(), Error> {
-        self.require_format(state, None, FORMAT_11, "owners that step down").await
+        self.require_format(state, None, FORMAT_11, "owners that step down", ABOUT_PATIENCE).await
+    }
+
+    /// The same where guests wait: whoever does not answer at once is taken not to answer.
+    pub(in crate::node) async fn require_rescues_known(&self, state: &MetaState) -> Result<(), Error> {
+        self.require_format(state, None, FORMAT_11, "owners that step down", HASTE_PATIENCE).await
     }
 
     /// One that does not answer is not known to be old; if it is, it stops at such a command, and goes on when it is upgraded.
@@ -152,9 +160,14 @@ impl NodeAdmin {
         lost: Option<NodeId>,
         format: u64,
         what: &str,
+        patience: Duration,
     ) -> Result<(), Error> {
         let asked: Vec<_> = state.nodes().filter(|node| Some(node.id) != lost).collect();
-        let told = join_all(asked.iter().map(|node| self.about(node.id))).await;
+        let about = |node| async move {
+            let late = |_| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {patience:?}")));
+            tokio::time::timeout(patience, self.about(node)).await.unwrap_or_else(late)
+        };
+        let told = join_all(asked.iter().map(|node| about(node.id))).await;
         let is_old = |about: &Result<NodeAbout, Error>| match about {
             Ok(about) => about.metadata_format < format,
             Err(error) => error.kind() == ErrorKind::Corrupt,
