@@ -172,6 +172,57 @@ fn a_replica_takes_over_by_itself_from_an_owner_whose_store_has_failed() {
     goes_on_elsewhere(world, &told);
 }
 
+/// What was flushed is at a replica that is away when the owner steps down: the takeover is refused, and everybody is told why. It is tried again for as long
+/// as the volume is served by nobody, and goes through when that replica is back.
+#[test]
+fn a_takeover_that_is_refused_is_tried_again_for_as_long_as_nobody_serves_the_volume() {
+    let c = NodeId(3);
+    let mut world = World::found_at(7, 3, false, None);
+    world.machines.get_mut(&A).expect("is there").rescues = false;
+    world.kill(A, false);
+    world.boot(A);
+    assert!(world.run_until(PATIENCE, |world| world.machines[&A].is_serving()), "{:?}", world.failures());
+    world.create("v", A);
+    world.guests.place("v", None);
+    let (takeover_after_ms, durability) = (Some(Some(1_000)), Some("geo:1".to_owned()));
+    world.set_policy("v", A, ChangePolicy { takeover_after_ms, durability, ..ChangePolicy::default() });
+    world.run_for(Duration::from_secs(3));
+    world.kill(B, false);
+    let disk = world.machines[&A].disk.clone();
+    let written = world.answer(A, PATIENCE, move |running| {
+        let exports = running.parts.exports.clone();
+        async move {
+            let session = exports.open("v").await.map_err(text)?;
+            session.write(0, block(4), true).await.map_err(text)?;
+            disk.fail_after(0);
+            let refused = session.write(u64::from(BLOCK), block(5), false).await;
+            Ok::<_, String>(refused.map_err(|error| error.kind()))
+        }
+    });
+    assert_eq!(
+        written,
+        Some(Ok(Err(ErrorKind::Internal))),
+        "c alone has what was flushed, and its owner can write no more"
+    );
+    world.kill(c, false);
+    world.boot(B);
+    world.run_for(Duration::from_secs(60));
+    let told = world.answer(B, PATIENCE, |running| {
+        let admin = running.parts.admin.clone();
+        async move { admin.owner("v").await.map_err(text) }
+    });
+    let told = told.expect("it answers").expect("is told");
+    assert_eq!((told.owner.as_str(), told.stepped_down), ("a", true));
+    let refused = told.takeover_refused.unwrap_or_default();
+    assert!(refused.contains("at node c alone"), "{refused}");
+    world.boot(c);
+    assert!(
+        world.run_until(PATIENCE, |world| world.owner("v") == Some(c)),
+        "it is taken over by the one that has everything"
+    );
+    assert_eq!((read(&mut world, c, "v", 0), world.panics()), (Ok(4), 0));
+}
+
 /// An owner that serves the volume does not step down for anybody.
 #[test]
 fn an_owner_whose_store_works_goes_on() {
