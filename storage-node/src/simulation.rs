@@ -17,6 +17,7 @@ mod checks;
 mod client;
 mod guest;
 pub(crate) mod history;
+mod lagging;
 mod late;
 mod machine;
 mod network;

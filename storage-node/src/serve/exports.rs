@@ -38,6 +38,12 @@ impl Exports {
         Some(self.volumes.get(volume)?.flushes.look().0)
     }
 
+    /// `volume`, as it is served here.
+    #[cfg(test)]
+    pub(crate) fn served(&self, volume: client_lib::VolumeId) -> Option<Arc<ServedVolume>> {
+        self.volumes.get(volume)
+    }
+
     /// Exports `volumes`.
     #[must_use]
     pub fn new(volumes: Arc<Volumes>, metadata: Arc<NewestMetadata>) -> Exports {
