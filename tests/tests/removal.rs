@@ -254,6 +254,31 @@ fn what_must_not_be_removed_is_not_and_the_error_says_what_to_do() {
     assert_eq!(nodes.ended("c").expect("ends by itself").0, Some(3));
 }
 
+/// The node had the only replica, and the volume's rule seated it there: it was not removed without others, which were to be added by hand, and the rule
+/// gave those up again at once.
+#[test]
+fn a_rule_puts_a_copy_elsewhere_before_the_node_that_has_it_is_removed() {
+    let mut nodes = Nodes::start(&["a", "b", "c"]).expect("three nodes start");
+    let create = ["volume", "create", "disk", "--size", "16M", "--owner", "a", "--replicas", "c"];
+    nodes.run("a", &create).expect("is created");
+    nodes.run("a", &["volume", "place", "disk", "2 anywhere"]).expect("is placed");
+    let mut client = Client::connect(&nodes.socket("a"), "disk").expect("connects");
+    client.write(0, &fill(SEED, 0, 2)).expect("is written");
+    client.flush().expect("is flushed");
+    let planned = nodes.run("a", &["node", "remove", "c", "--dry-run"]).expect("is planned");
+    assert!(
+        planned.contains("would wait: volume disk: its rule of placement gives it another copy first"),
+        "{planned}"
+    );
+    let told = nodes.run("a", &["node", "remove", "c"]).expect("is removed");
+    assert!(told.contains("removed c; voters are a, b"), "{told}");
+    assert_eq!(nodes.ended("c").expect("ends by itself").0, Some(3));
+    let status = nodes.json("a", &["volume", "status", "disk", "--json"]).expect("is told");
+    let replicas = status["replicas"].as_array().expect("a list");
+    assert_eq!(replicas.len(), 1, "{status}");
+    assert!(replicas[0]["node"] == "b" && replicas[0]["is_joining"] == false, "{status}");
+}
+
 /// The one who leads, and votes alone, leaves: the other has the metadata.
 #[test]
 fn the_only_voter_is_removed_when_another_votes_and_leads() {

@@ -1,6 +1,7 @@
 //! Where the copies of a volume are to be, written as `2 in eu, 1 elsewhere, never cloud-3`; which nodes that leaves and lacks.
 //!
-//! The owner's copy counts as any other, so that a rule says the same after every handover. Pure.
+//! The owner's copy counts as any other, so that a rule says the same after every handover. A copy that is complete and within reach goes before one
+//! that is not, and any before that of a node which is leaving. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,6 +15,9 @@ use crate::{Error, ErrorKind};
 
 /// Most parts of a rule.
 pub const PARTS_MAX: usize = 16;
+
+/// The label of a node that is leaving: it gets no further copies, and those that it has are given up when others have taken their place.
+pub const LEAVING: &str = "leaving";
 
 /// Nodes, by what they are called: a node is meant if each of these words is its provider or one of its labels. No word means every node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -80,10 +84,33 @@ pub struct Site {
     pub provider: ProviderId,
     /// What it is besides.
     pub labels: BTreeSet<Label>,
-    /// Whether it may get further copies now: it is up, and will stay.
-    pub is_open: bool,
+    /// Whether it answers.
+    pub is_up: bool,
     /// How many copies it has, of all volumes.
     pub load: usize,
+}
+
+impl Site {
+    /// Whether it is [`LEAVING`].
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.labels.iter().any(|label| label.as_str() == LEAVING)
+    }
+
+    /// Whether it may get further copies now: it is up, and will stay.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.is_up && !self.is_leaving()
+    }
+}
+
+/// Who has a volume, beside its owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The nodes that follow.
+    pub replicas: BTreeSet<NodeId>,
+    /// Those of them that have yet to become complete.
+    pub joining: BTreeSet<NodeId>,
 }
 
 /// What is to change for a rule to hold.
@@ -106,22 +133,27 @@ impl Placement {
         self.shares.iter().map(|share| usize::from(share.copies)).sum()
     }
 
-    /// What is to change of a volume that `owner` and `replicas` hold. Copies stay where they are as far as the rule lets them; new ones go
+    /// What is to change of a volume that `owner` and those of `held` have. Copies stay where they are as far as the rule lets them; new ones go
     /// to providers that have none first, then to nodes with few copies.
     #[must_use]
-    pub fn plan(&self, sites: &[Site], owner: NodeId, replicas: &BTreeSet<NodeId>) -> Plan {
+    pub fn plan(&self, sites: &[Site], owner: NodeId, held: &Held) -> Plan {
         let by_id: BTreeMap<NodeId, &Site> = sites.iter().map(|site| (site.id, site)).collect();
         let mut plan = Plan::default();
         let mut seats = Seats::of(self);
         // The owner first, so that its copy is not the one too many.
-        for site in std::iter::once(&owner).chain(replicas).filter_map(|id| by_id.get(id).copied()) {
-            match seats.seat(site) {
-                true => {}
-                false if site.id == owner => plan.owner_is_misplaced = true,
-                false => drop(plan.surplus.insert(site.id)),
+        if let Some(site) = by_id.get(&owner) {
+            plan.owner_is_misplaced = !seats.seat(site);
+        }
+        let replicas = held.replicas.iter().filter(|id| **id != owner);
+        let (leaving, mut staying): (Vec<&Site>, Vec<&Site>) =
+            replicas.filter_map(|id| by_id.get(id).copied()).partition(|site| site.is_leaving());
+        staying.sort_by_key(|site| (held.joining.contains(&site.id), !site.is_up, site.id));
+        for site in staying {
+            if !seats.seat(site) {
+                plan.surplus.insert(site.id);
             }
         }
-        let is_new = |site: &&Site| site.is_open && site.id != owner && !replicas.contains(&site.id);
+        let is_new = |site: &&Site| site.is_open() && site.id != owner && !held.replicas.contains(&site.id);
         let mut candidates: Vec<&Site> = sites.iter().filter(is_new).collect();
         while !candidates.is_empty() {
             let rank = |site: &Site| {
@@ -133,6 +165,12 @@ impl Placement {
             let Some(best) = candidates.pop() else { break };
             if seats.seat(best) {
                 plan.add.insert(best.id);
+            }
+        }
+        // Last, so that others take their place; where nobody can, they keep it.
+        for site in leaving {
+            if !seats.seat(site) {
+                plan.surplus.insert(site.id);
             }
         }
         plan.lacking = seats.lacking();
@@ -270,7 +308,7 @@ mod tests {
 
     fn site(id: u64, provider: &str, labels: &[&str]) -> Site {
         let labels = labels.iter().map(|label| label.parse().expect("a label")).collect();
-        Site { id: NodeId(id), provider: provider.parse().expect("a name"), labels, is_open: true, load: 0 }
+        Site { id: NodeId(id), provider: provider.parse().expect("a name"), labels, is_up: true, load: 0 }
     }
 
     /// Two nodes in each of two providers in the EU, one in the US, one in Asia.
@@ -291,6 +329,16 @@ mod tests {
 
     fn ids(ids: &[u64]) -> BTreeSet<NodeId> {
         ids.iter().copied().map(NodeId).collect()
+    }
+
+    fn held(replicas: &[u64], joining: &[u64]) -> Held {
+        Held { replicas: ids(replicas), joining: ids(joining) }
+    }
+
+    /// Some nodes, each at its own provider, one of them leaving.
+    fn small_world(nodes: u64, leaving: u64) -> Vec<Site> {
+        let labels = |id| if id == leaving { &[LEAVING][..] } else { &[] };
+        (1..=nodes).map(|id| site(id, &format!("p{id}"), labels(id))).collect()
     }
 
     #[test]
@@ -329,9 +377,9 @@ mod tests {
 
     #[test]
     fn copies_go_to_providers_that_have_none() {
-        let plan = rule("2 in eu, 1 elsewhere").plan(&world(), NodeId(1), &ids(&[]));
+        let plan = rule("2 in eu, 1 elsewhere").plan(&world(), NodeId(1), &held(&[], &[]));
         assert_eq!(plan, Plan { add: ids(&[3, 5]), ..Plan::default() });
-        let plan = rule("2 in eu, 1 elsewhere, never aws").plan(&world(), NodeId(1), &ids(&[2]));
+        let plan = rule("2 in eu, 1 elsewhere, never aws").plan(&world(), NodeId(1), &held(&[2], &[]));
         assert_eq!(
             plan,
             Plan { add: ids(&[6]), ..Plan::default() },
@@ -341,9 +389,9 @@ mod tests {
 
     #[test]
     fn what_is_too_much_or_forbidden_is_surplus_but_never_the_owner() {
-        let plan = rule("2 in eu").plan(&world(), NodeId(4), &ids(&[1, 3, 5]));
+        let plan = rule("2 in eu").plan(&world(), NodeId(4), &held(&[1, 3, 5], &[]));
         assert_eq!(plan.surplus, ids(&[3, 5]));
-        let plan = rule("2 in eu, never hetzner").plan(&world(), NodeId(1), &ids(&[3]));
+        let plan = rule("2 in eu, never hetzner").plan(&world(), NodeId(1), &held(&[3], &[]));
         assert_eq!(plan, Plan { add: ids(&[4]), owner_is_misplaced: true, ..Plan::default() });
     }
 
@@ -351,18 +399,48 @@ mod tests {
     fn what_no_node_can_hold_is_lacking_and_a_node_that_is_down_gets_nothing() {
         let among = |text: &str| rule(&format!("1 {text}")).shares[0].among.clone();
         let mut world = world();
-        world[2].is_open = false;
-        let plan = rule("3 in ssd, 2 in asia").plan(&world, NodeId(1), &ids(&[]));
+        world[2].is_up = false;
+        let plan = rule("3 in ssd, 2 in asia").plan(&world, NodeId(1), &held(&[], &[]));
         assert_eq!(plan.add, ids(&[5, 6]));
         assert_eq!(plan.lacking, [(among("in ssd"), 1), (among("in asia"), 1)]);
-        let kept = rule("2 in ssd").plan(&world, NodeId(1), &ids(&[3]));
+        let kept = rule("2 in ssd").plan(&world, NodeId(1), &held(&[3], &[]));
         assert_eq!(kept, Plan::default(), "a copy that is there counts, also while its node is down");
     }
 
     #[test]
     fn who_can_be_in_two_places_makes_room_for_who_cannot() {
-        let plan = rule("1 in eu, 1 in hetzner+ssd").plan(&world(), NodeId(1), &ids(&[4]));
+        let plan = rule("1 in eu, 1 in hetzner+ssd").plan(&world(), NodeId(1), &held(&[4], &[]));
         assert_eq!(plan, Plan::default());
+    }
+
+    /// A node was to be removed that had the only complete replica. What was added by hand in its place was called the one too many, for its higher
+    /// number, and given up at once; and a copy that was given up at the node went there again, as nobody had fewer.
+    #[test]
+    fn a_node_that_is_leaving_keeps_its_copy_until_another_one_has_its_place() {
+        let rule = rule("2 anywhere");
+        let plan = rule.plan(&small_world(3, 2), NodeId(1), &held(&[2], &[]));
+        assert_eq!(plan, Plan { add: ids(&[3]), surplus: ids(&[2]), ..Plan::default() });
+        let added = rule.plan(&small_world(3, 2), NodeId(1), &held(&[2, 3], &[3]));
+        assert_eq!(added, Plan { surplus: ids(&[2]), ..Plan::default() });
+        let given_up = rule.plan(&small_world(3, 2), NodeId(1), &held(&[], &[]));
+        assert_eq!(given_up.add, ids(&[3]), "though the one that is leaving has fewer");
+        let nobody_else = rule.plan(&small_world(2, 2), NodeId(1), &held(&[2], &[]));
+        assert_eq!(nobody_else, Plan::default());
+    }
+
+    /// A copy that had been added to be safe while another node was down was given up for the one that was down, for its higher number.
+    #[test]
+    fn complete_copies_within_reach_go_before_others() {
+        let surplus = |up: &[u64], joining: &[u64]| {
+            let world: Vec<Site> =
+                small_world(4, 0).into_iter().map(|site| Site { is_up: up.contains(&site.id.0), ..site }).collect();
+            rule("2 anywhere").plan(&world, NodeId(1), &held(&[2, 3], joining)).surplus
+        };
+        assert_eq!(surplus(&[1, 2, 3, 4], &[]), ids(&[3]));
+        assert_eq!(surplus(&[1, 2, 3, 4], &[2]), ids(&[2]));
+        assert_eq!(surplus(&[1, 3, 4], &[]), ids(&[2]));
+        assert_eq!(surplus(&[1, 3, 4], &[3]), ids(&[3]), "one that has everything comes back with it");
+        assert_eq!(surplus(&[1, 3, 4], &[2, 3]), ids(&[2]));
     }
 
     proptest! {
@@ -374,21 +452,29 @@ mod tests {
             owner in 1..7u64,
             replicas in prop::collection::btree_set(1..7u64, 0..5),
             down in prop::collection::btree_set(1..7u64, 0..3),
+            leaving in prop::option::of(1..7u64),
+            joining in prop::collection::btree_set(1..7u64, 0..3),
         ) {
             let mut text: Vec<String> = parts.iter().map(|(copies, among)| format!("{copies} {among}")).collect();
             text.extend(never.map(|never| format!("never {never}")));
             let rule = rule(&text.join(", "));
-            let world: Vec<Site> = world().into_iter().map(|site| Site { is_open: !down.contains(&site.id.0), ..site }).collect();
+            let mut world: Vec<Site> = world().into_iter().map(|site| Site { is_up: !down.contains(&site.id.0), ..site }).collect();
+            for site in world.iter_mut().filter(|site| Some(site.id.0) == leaving) {
+                site.labels.insert(LEAVING.parse().expect("a label"));
+            }
             let owner = NodeId(owner);
-            let mut replicas: BTreeSet<NodeId> = replicas.into_iter().map(NodeId).filter(|id| *id != owner).collect();
-            let first = rule.plan(&world, owner, &replicas);
-            prop_assert!(first.add.iter().all(|id| !down.contains(&id.0)));
-            replicas.extend(&first.add);
-            replicas.retain(|id| !first.surplus.contains(id));
-            let second = rule.plan(&world, owner, &replicas);
+            let replicas: BTreeSet<NodeId> = replicas.into_iter().map(NodeId).filter(|id| *id != owner).collect();
+            let joining = joining.into_iter().map(NodeId).filter(|id| replicas.contains(id)).collect();
+            let mut held = Held { replicas, joining };
+            let first = rule.plan(&world, owner, &held);
+            prop_assert!(first.add.iter().all(|id| !down.contains(&id.0) && Some(id.0) != leaving));
+            held.replicas.extend(&first.add);
+            held.replicas.retain(|id| !first.surplus.contains(id));
+            held.joining.clear();
+            let second = rule.plan(&world, owner, &held);
             prop_assert!(second.add.is_empty() && second.surplus.is_empty(), "{rule}: {first:?}, then {second:?}");
             let misplaced = usize::from(second.owner_is_misplaced);
-            prop_assert!(replicas.len() + 1 - misplaced <= rule.copies());
+            prop_assert!(held.replicas.len() + 1 - misplaced <= rule.copies());
         }
     }
 }

@@ -33,7 +33,7 @@ pub(super) struct Place {
 /// Say what a node is, for rules of placement
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  helio node label a eu ssd\n  helio node label a --remove ssd\n  helio node label a            # which it has\n\nA label is a word, such as a region or a kind of disk. `helio volume place` uses them."
+    after_help = "Examples:\n  helio node label a eu ssd\n  helio node label a --remove ssd\n  helio node label a            # which it has\n\nA label is a word, such as a region or a kind of disk. `helio volume place` uses them. A node that is `leaving` gets no further copies by rules, and others take the place of those it has; `helio node remove` says so of it, too."
 )]
 pub(super) struct SetLabels {
     /// The node
@@ -103,6 +103,7 @@ pub(super) fn departures(status: &PlacementStatus) -> Vec<String> {
             status.lacking.join(", ")
         ));
     }
+    lines.extend(status.waits_for.iter().map(|what| format!("the owner waits: {what}")));
     if status.owner_is_misplaced {
         let owner = status.copies.first().map_or("", String::as_str);
         lines.push(format!(
@@ -146,10 +147,12 @@ mod tests {
             surplus: vec!["b".to_owned()],
             lacking: vec!["1 in eu".to_owned()],
             owner_is_misplaced: true,
+            waits_for: vec!["no copy is given up before node c answers".to_owned()],
             ..met
         };
         let told = lines("volume disk", &not);
-        assert_eq!(told.len(), 5, "{told:?}");
-        assert!(told[3].contains("1 in eu; add or label nodes") && told[4].contains("node a, is where"), "{told:?}");
+        assert_eq!(told.len(), 6, "{told:?}");
+        assert!(told[3].contains("1 in eu; add or label nodes") && told[5].contains("node a, is where"), "{told:?}");
+        assert_eq!(told[4], "the owner waits: no copy is given up before node c answers");
     }
 }

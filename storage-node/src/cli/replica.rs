@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use client_lib::NodeName;
 use client_lib::wire::admin::{ChangeReplicas, ReplicaStatus, ReplicasReport, VolumeStatus};
@@ -157,6 +158,14 @@ fn until_whole(client: &Client, volume: &str, nodes: &[String]) -> anyhow::Resul
     bar.set_prefix(volume.to_owned());
     loop {
         let status: VolumeStatus = client.get(&format!("/v1/volumes/{volume}"))?;
+        let replicas = status.replicas.iter().map(|replica| replica.node.as_str());
+        if let Some(gone) = no_holder(&replicas.chain([status.owner.as_str()]).collect::<Vec<_>>(), nodes) {
+            bar.finish_and_clear();
+            bail!(
+                "node {gone} is no replica of volume {volume} any more, and does not have everything: it was removed meanwhile, by hand or by a rule of \
+                 placement (`helio volume place {volume}` shows it)"
+            );
+        }
         let new = status.replicas.iter().filter(|replica| nodes.contains(&replica.node));
         let new: Vec<&ReplicaStatus> = new.filter(|replica| replica.is_joining).collect();
         if new.is_empty() {
@@ -176,6 +185,11 @@ fn until_whole(client: &Client, volume: &str, nodes: &[String]) -> anyhow::Resul
         });
         std::thread::sleep(LOOK);
     }
+}
+
+/// One of `nodes` that is none of `holders`.
+fn no_holder<'a>(holders: &[&str], nodes: &'a [String]) -> Option<&'a String> {
+    nodes.iter().find(|node| !holders.contains(&node.as_str()))
 }
 
 /// How many bytes a new replica is to get yet. Those that have arrived are not applied before all of them have.
@@ -207,6 +221,15 @@ mod tests {
         assert!(told("disk", &report, false).contains("; d get everything in the background"));
         let alone = ReplicasReport { owner: "a".into(), ..ReplicasReport::default() };
         assert_eq!(told("disk", &alone, false), "volume disk is owned by a, with replicas nowhere");
+    }
+
+    /// A rule of placement gave the new copy up at once, and the wait for it ended with the words that the node has everything.
+    #[test]
+    fn a_node_that_is_no_replica_any_more_is_not_taken_for_one_that_has_everything() {
+        let nodes = ["b".to_owned(), "c".to_owned()];
+        assert_eq!(no_holder(&["b", "c", "a"], &nodes), None);
+        assert_eq!(no_holder(&["b", "a"], &nodes), Some(&nodes[1]));
+        assert_eq!(no_holder(&["b", "c"], &nodes), None, "the owner has everything");
     }
 
     #[test]

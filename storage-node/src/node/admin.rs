@@ -23,6 +23,7 @@ use consensus::{MetaRaft, Response};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use super::placement::Failures;
 use super::reconcile::Reconciler;
 use super::takeover::Takeovers;
 use super::{METADATA_DEADLINE, ThisNode, WanBytes};
@@ -91,6 +92,7 @@ pub struct NodeAdmin {
     /// Volumes that are being handed over, taken over or resized by this node.
     pub(super) busy: BusyVolumes,
     pub(super) takeovers: Takeovers,
+    pub(super) placing: Failures,
     /// The changes of owner that this node carried out.
     pub(super) chronicle: Chronicle,
     /// What owners told of their volumes.
@@ -129,6 +131,7 @@ impl NodeAdmin {
             ownership,
             busy,
             takeovers,
+            placing: Failures::default(),
             chronicle,
             changes,
             glances,

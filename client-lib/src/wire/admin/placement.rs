@@ -53,4 +53,7 @@ pub struct PlacementStatus {
     pub lacking: Vec<String>,
     /// Whether the owner is where no copy is to be: a handover changes that, nothing else does.
     pub owner_is_misplaced: bool,
+    /// What the owner waits for, or why its last attempt failed, in sentences. Only the owner tells it.
+    #[serde(default)]
+    pub waits_for: Vec<String>,
 }

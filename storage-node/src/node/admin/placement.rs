@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use client_lib::geometry::COPIES_OF_VOLUME_MAX;
-use client_lib::policy::placement::{Among, Placement, Plan, Share};
+use client_lib::policy::placement::{Among, Held, LEAVING, Placement, Plan, Share};
 use client_lib::wire::admin::{ChangeLabels, ChangePlacement, NodeLabels, PlacementStatus};
 use client_lib::{Error, ErrorKind, Label, NodeId, VolumeId, VolumeName};
 use consensus::{Command, MetaState, Response, Volume};
@@ -11,7 +11,7 @@ use consensus::{Command, MetaState, Response, Volume};
 use super::names::{group_named, node_named, volume_named};
 use super::{NodeAdmin, out_of_turn};
 use crate::node::METADATA_DEADLINE;
-use crate::node::placement::sites;
+use crate::node::placement::{plan, sites, waits_for};
 
 impl NodeAdmin {
     pub(super) async fn change_labels(&self, name: &str, request: ChangeLabels) -> Result<NodeLabels, Error> {
@@ -80,23 +80,28 @@ impl NodeAdmin {
 
     /// The nodes at which a new volume of `owner` is to have replicas by a rule.
     pub(super) async fn replicas_by(&self, state: &MetaState, owner: NodeId, rule: &Placement) -> BTreeSet<NodeId> {
-        rule.plan(&sites(self, state).await, owner, &BTreeSet::new()).add
+        rule.plan(&sites(self, state).await, owner, &Held::default()).add
     }
 
-    /// The nodes at which a new volume of `owner` is to have replicas when nothing is said of it: all others. Of more than a volume may have copies at,
+    /// The nodes at which a new volume of `owner` is to have replicas when nothing is said of it: all others that are not leaving. Of more than a volume may have copies at,
     /// those that a rule for so many would take.
     pub(super) async fn replicas_unasked(&self, state: &MetaState, owner: NodeId) -> BTreeSet<NodeId> {
-        let others: BTreeSet<NodeId> = state.nodes().map(|node| node.id).filter(|node| *node != owner).collect();
+        let stays = |node: &NodeId| *node != owner && !is_leaving(state, *node);
+        let others: BTreeSet<NodeId> = state.nodes().map(|node| node.id).filter(stays).collect();
         // Not otherwise: it is asked which nodes answer.
         if others.len() < COPIES_OF_VOLUME_MAX { others } else { self.replicas_by(state, owner, &most_copies()).await }
     }
 
     /// What a rule means for a volume now.
     pub(super) async fn told(&self, state: &MetaState, volume: &Volume, rule: Option<&Placement>) -> PlacementStatus {
-        let plan = match rule {
-            Some(rule) => rule.plan(&sites(self, state).await, volume.owner, &volume.replicas),
-            None => Plan::default(),
+        let sites = match rule {
+            Some(_) => sites(self, state).await,
+            None => Vec::new(),
         };
+        let plan = rule.map_or_else(Plan::default, |rule| plan(state, &sites, volume, rule));
+        // What another owner waits for it says itself.
+        let is_in_force = volume.owner == self.this.id && rule == state.places().wanted(volume.id);
+        let waits_for = if is_in_force { waits_for(self, state, &sites, volume, &plan) } else { Vec::new() };
         let names = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| state.name_of(*node)).collect::<Vec<_>>();
         let copies = std::iter::once(&volume.owner).chain(&volume.replicas);
         PlacementStatus {
@@ -106,7 +111,43 @@ impl NodeAdmin {
             surplus: names(&plan.surplus),
             lacking: plan.lacking.iter().map(|(among, count)| format!("{count} {among}")).collect(),
             owner_is_misplaced: plan.owner_is_misplaced,
+            waits_for,
         }
+    }
+
+    /// Of those of `volumes` that have a rule of placement: who would have copies, beside the owner, when it has been carried out with `leaving` leaving.
+    pub(super) async fn holders_without<'a>(
+        &self,
+        state: &MetaState,
+        leaving: NodeId,
+        volumes: Vec<&'a Volume>,
+    ) -> Vec<(&'a Volume, BTreeSet<NodeId>)> {
+        if volumes.is_empty() {
+            return Vec::new();
+        }
+        let mut sites = sites(self, state).await;
+        for site in sites.iter_mut().filter(|site| site.id == leaving) {
+            site.labels.extend(LEAVING.parse::<Label>());
+        }
+        let holders = |volume: &'a Volume| {
+            let plan = plan(state, &sites, volume, state.places().wanted(volume.id)?);
+            let after = volume.replicas.difference(&plan.surplus).chain(&plan.add).copied();
+            Some((volume, after.filter(|node| *node != leaving).collect()))
+        };
+        volumes.into_iter().filter_map(holders).collect()
+    }
+
+    /// Has the metadata say that `node` is leaving, where all know what that is.
+    pub(super) async fn note_leaving(&self, state: &MetaState, node: NodeId) -> Result<(), Error> {
+        if is_leaving(state, node) {
+            return Ok(());
+        }
+        if let Err(why) = self.require_places_known(state).await {
+            tracing::info!(%why, "it is not said of the node that it is leaving");
+            return Ok(());
+        }
+        let labels = state.places().labels(node).cloned().chain(LEAVING.parse::<Label>()).collect();
+        self.propose_of_places(Command::LabelNode { node, labels }).await
     }
 
     async fn propose_of_places(&self, command: Command) -> Result<(), Error> {
@@ -115,6 +156,10 @@ impl NodeAdmin {
             other => Err(out_of_turn(&other)),
         }
     }
+}
+
+fn is_leaving(state: &MetaState, node: NodeId) -> bool {
+    state.places().labels(node).any(|label| label.as_str() == LEAVING)
 }
 
 /// As many copies as there may be, anywhere.
@@ -160,11 +205,11 @@ mod tests {
             id: NodeId(id),
             provider: format!("p{}", id % 3).parse().expect("a name"),
             labels: BTreeSet::new(),
-            is_open: true,
+            is_up: true,
             load: 0,
         };
         let (sites, owner): (Vec<Site>, _) = ((1..=18).map(site).collect(), NodeId(7));
-        let unasked = most_copies().plan(&sites, owner, &BTreeSet::new()).add;
+        let unasked = most_copies().plan(&sites, owner, &Held::default()).add;
         assert_eq!((unasked.len(), unasked.contains(&owner)), (COPIES_OF_VOLUME_MAX - 1, false));
         let name: VolumeName = "disk".parse().expect("a name");
         assert!(require_few(&name, &unasked).is_ok());

@@ -45,8 +45,18 @@ impl NodeAdmin {
         let voters = self.voters_without(&state, node, &answering)?;
         let followed: Vec<&Volume> = state.volumes().filter(|volume| volume.replicas.contains(&node)).collect();
         let given_up = followed.iter().map(|volume| given_up(&state, volume, node)).collect::<Vec<_>>();
+        // Of those that would have too few, some get another copy by their rules when the node is known to be leaving.
+        let mut placed_first = Vec::new();
         if !request.accept_fewer && !request.lost {
-            require_enough(&state, name, &given_up)?;
+            let too_few: Vec<&Volume> =
+                followed.iter().zip(&given_up).filter(|(_, it)| is_too_few(it)).map(|(volume, _)| *volume).collect();
+            for (volume, holders) in self.holders_without(&state, node, too_few).await {
+                let is_placed = !is_too_few(&left(&state, volume, holders.iter().copied()));
+                placed_first.extend(is_placed.then_some(volume));
+            }
+            let is_placed = |volume: &Volume| placed_first.iter().any(|placed| placed.id == volume.id);
+            let not_placed = followed.iter().zip(&given_up).filter(|(volume, _)| !is_placed(volume));
+            require_enough(&state, name, &not_placed.map(|(_, it)| it.clone()).collect::<Vec<_>>())?;
         }
         let mut removal = NodeRemoval {
             node: name.to_owned(),
@@ -59,7 +69,12 @@ impl NodeAdmin {
             removal.incomplete = self.incomplete_without(&state, node).await;
         } else {
             let wait = if request.dry_run { Duration::ZERO } else { WAIT };
-            removal.waiting_for = self.wait_until_unneeded(&state, node, wait).await?;
+            if !request.dry_run {
+                self.note_leaving(&state, node).await?;
+            }
+            removal.waiting_for = self.wait_until_placed(node, &placed_first, wait).await;
+            let wait = if placed_first.is_empty() { wait } else { Duration::ZERO };
+            removal.waiting_for.extend(self.wait_until_unneeded(&state, node, wait).await?);
         }
         if request.dry_run {
             return Ok(removal);
@@ -185,6 +200,21 @@ impl NodeAdmin {
         self.meta.voters().into_iter().map(|voter| state.name_of(voter)).collect()
     }
 
+    /// Waits, not longer than `wait`, until rules of placement have given `volumes` what they need without `node`; all of them are told, and the
+    /// next request looks anew.
+    async fn wait_until_placed(&self, node: NodeId, volumes: &[&Volume], wait: Duration) -> Vec<String> {
+        let is_placed = |state: &MetaState, volume: &Volume| {
+            state.volume(volume.id).is_none_or(|volume| !is_too_few(&given_up(state, volume, node)))
+        };
+        let end = Instant::now() + wait;
+        while Instant::now() < end && !volumes.iter().all(|volume| is_placed(&self.meta.state(), volume)) {
+            tokio::time::sleep(LOOK).await;
+        }
+        let told =
+            |volume: &&Volume| format!("volume {}: its rule of placement gives it another copy first", volume.name);
+        volumes.iter().map(told).collect()
+    }
+
     /// Waits, not longer than `wait`, until nobody needs `node` for a volume; returns what is still to happen.
     async fn wait_until_unneeded(&self, state: &MetaState, node: NodeId, wait: Duration) -> Result<Vec<String>, Error> {
         let concerned: Vec<&Volume> =
@@ -266,16 +296,26 @@ fn given_up(state: &MetaState, volume: &Volume, node: NodeId) -> GivenUpReplica 
     // Those that have yet to get everything are no replacement for one that has it.
     let joins = |node: NodeId| state.places().is_joining(volume.id, node);
     let others = volume.replicas.iter().copied().filter(|replica| *replica != node);
-    let left: Vec<NodeId> = others.filter(|replica| joins(node) || !joins(*replica)).collect();
+    left(state, volume, others.filter(|replica| joins(node) || !joins(*replica)))
+}
+
+/// What is left of `volume` if `replicas` stay.
+fn left(state: &MetaState, volume: &Volume, replicas: impl Iterator<Item = NodeId>) -> GivenUpReplica {
+    let replicas: Vec<NodeId> = replicas.collect();
     let class = volume.durability.class;
     let provider = |node: NodeId| state.node(node).map(|node| &node.provider);
     let places = provider(volume.owner)
-        .map_or(0, |home| classes::places(class, home, left.iter().filter_map(|replica| provider(*replica))));
+        .map_or(0, |home| classes::places(class, home, replicas.iter().filter_map(|replica| provider(*replica))));
     GivenUpReplica {
         volume: volume.name.to_string(),
-        replicas: left.iter().map(|replica| state.name_of(*replica)).collect(),
+        replicas: replicas.iter().map(|replica| state.name_of(*replica)).collect(),
         is_unmet: class != Class::Local && places < class.others(),
     }
+}
+
+/// Whether that is no replica, or fewer than its class asks for.
+fn is_too_few(left: &GivenUpReplica) -> bool {
+    left.is_unmet || left.replicas.is_empty()
 }
 
 /// Refuses to leave a volume without any replica, or without those that its class asks for.

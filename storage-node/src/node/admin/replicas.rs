@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(20);
 const HEARD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the owner is asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::node) struct Wanted {
     /// The nodes that follow from now on.
     pub(in crate::node) add: BTreeSet<NodeId>,
