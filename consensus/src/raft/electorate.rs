@@ -7,6 +7,9 @@
 //! The leader also gives the votes that are missing, for who follows was not always there when it was chosen. A node that was just told to vote no
 //! more is left out ([`RETIRED_FOR`]). Only the leader that told it so knows that; where another one leads since, and gives it its vote back, the
 //! entry that removes it is refused, and whoever removes it begins again.
+//!
+//! A change of who votes is two entries, and the second is proposed by whoever proposed the first. Where that leader was lost in between, or gave up
+//! waiting, both the voters before and those after have to agree until a leader finds that and finishes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
@@ -37,6 +40,8 @@ const LACKS_MAX: u64 = 100;
 pub(super) struct Electorate {
     /// Who votes now; in the middle of a change, also who did before it.
     pub(super) voters: BTreeSet<NodeId>,
+    /// In the middle of a change: who votes when it is finished.
+    unfinished: Option<BTreeSet<u64>>,
     nodes: BTreeMap<NodeId, Member>,
     state: Arc<MetaState>,
     metrics: Metrics,
@@ -137,6 +142,7 @@ impl MetaRaft {
     fn electorate_of(&self, membership: &StoredMembership, metrics: Metrics) -> Electorate {
         Electorate {
             voters: membership.voter_ids().map(NodeId).collect(),
+            unfinished: unfinished(membership),
             nodes: membership.nodes().map(|(node, member)| (NodeId(*node), member.clone())).collect(),
             state: self.state(),
             metrics,
@@ -144,7 +150,8 @@ impl MetaRaft {
         }
     }
 
-    /// If this node leads: gives those followers a vote that should have one and answer. Takes none away.
+    /// If this node leads: finishes a change of who votes that was left in its middle, and gives those followers a vote that should have one and
+    /// answer. Takes none away but by such a change.
     ///
     /// # Errors
     /// When it is not done; it may be repeated.
@@ -159,11 +166,22 @@ impl MetaRaft {
             return Ok(());
         }
         // At nearly every look nothing is missing, and nobody is kept waiting for that.
-        if missing(&self.electorate_of(&metrics.membership_config.clone(), metrics))?.is_empty() {
+        let seen = self.electorate_of(&metrics.membership_config.clone(), metrics);
+        if seen.unfinished.is_none() && missing(&seen)?.is_empty() {
             return Ok(());
         }
         let one_at_a_time = self.one_at_a_time().await.map_err(not_given)?;
-        let missing = missing(&self.electorate(&one_at_a_time).await.map_err(not_given)?)?;
+        let mut electorate = self.electorate(&one_at_a_time).await.map_err(not_given)?;
+        // Whoever has the lock is in the middle of no change.
+        if let Some(voters) = electorate.unfinished.take() {
+            tracing::warn!(nodes = ?voters, "a change of who votes in the metadata was left in its middle, and is finished");
+            // Those may be about to be removed.
+            let no_more = electorate.voters.iter().filter(|voter| !voters.contains(&voter.0));
+            no_more.for_each(|voter| self.note_retired(*voter));
+            in_time(self.core().change_membership(voters, true)).await.map_err(not_given)?;
+            electorate = self.electorate(&one_at_a_time).await.map_err(not_given)?;
+        }
+        let missing = missing(&electorate)?;
         if missing.is_empty() {
             return Ok(());
         }
@@ -196,6 +214,11 @@ impl MetaRaft {
         retired.retain(|_, since| since.elapsed() < RETIRED_FOR);
         retired.keys().copied().collect()
     }
+}
+
+/// Who votes when the change is finished that a membership is in the middle of, if it is.
+fn unfinished(membership: &StoredMembership) -> Option<BTreeSet<u64>> {
+    membership.get_joint_config().split_last().filter(|(_, before)| !before.is_empty()).map(|(after, _)| after.clone())
 }
 
 fn not_given(why: NotHere) -> Error {

@@ -10,6 +10,7 @@ use client_lib::{GroupId, NodeId};
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::Instant;
 
+use super::leader::Metrics;
 use super::{MetaOptions, MetaRaft};
 use crate::command::{Command, Refusal, Response};
 use crate::network::{LeaderReply, LeaderRequest, RaftCalls};
@@ -509,6 +510,53 @@ async fn a_node_that_is_being_removed_does_not_get_its_vote_back() {
     // Another leader would know nothing of it, and would have the removal begin again.
     if leading.term() == term {
         assert_eq!(leading.voters(), [NodeId(1), NodeId(2)]);
+    }
+    group.stop().await;
+}
+
+/// A leader was lost between the two entries by which another node votes in its place. Nobody finished the change: the node that had gone was asked to
+/// agree to everything for ever, and a node that is to vote no more was not removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_voters_that_its_leader_left_in_the_middle_is_finished_by_the_next() {
+    let mut group = three_registered().await;
+    group.add_node(4).await;
+    group.node(4).enrol(member(4), PATIENCE).await.expect("is let in");
+    let is_joint = |metrics: &Metrics| metrics.membership_config.get_joint_config().len() > 1;
+    let leader = loop {
+        let leader = group.led(4).await;
+        let core = group.node(leader.0).core();
+        let others: BTreeSet<u64> = (1..=4).filter(|id| *id != leader.0).collect();
+        let seen = core.wait(Some(PATIENCE));
+        // Where it is over before it is seen in its middle there is nothing to finish; where another node leads by now it is tried there.
+        let is_begun = tokio::select! {
+            biased;
+            seen = seen.metrics(is_joint, "a change is in its middle") => seen.is_ok(),
+            changed = core.change_membership(others, true) => changed.is_ok(),
+        };
+        if is_begun {
+            break leader;
+        }
+    };
+    // The entry is in the log of the others, who decide without it.
+    let others: Vec<u64> = (1..=4).filter(|id| NodeId(*id) != leader).collect();
+    let index = group.node(leader.0).core().metrics().borrow_watched().last_log_index;
+    let has_it = |metrics: &Metrics| metrics.last_log_index >= index;
+    for id in &others {
+        group.node(*id).core().wait(Some(PATIENCE)).metrics(has_it, "it has the entry").await.expect("is sent it");
+    }
+    group.stop_node(leader).await;
+    let begun = Instant::now();
+    let is_over = |id: &u64| !is_joint(&group.node(*id).core().metrics().borrow_watched());
+    while !others.iter().all(is_over) {
+        assert!(begun.elapsed() < PATIENCE, "nobody finishes the change");
+        for id in &others {
+            // Whoever leads does it.
+            let _ = group.node(*id).give_missing_votes().await;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for id in &others {
+        assert_eq!(group.node(*id).voters(), others.iter().copied().map(NodeId).collect::<Vec<_>>());
     }
     group.stop().await;
 }
