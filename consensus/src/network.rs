@@ -3,6 +3,7 @@
 //! One request type carries both: openraft's RPCs, proposals passed on to the leader, and read positions asked of it.
 //! Encoded with postcard behind a version byte and the group id. Every call keeps the deadline openraft gives it.
 
+pub(crate) mod parts;
 mod pipeline;
 mod reach;
 
@@ -24,15 +25,15 @@ use openraft::raft::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::parts::Part;
 use self::reach::Reach;
 use crate::command::{Command, Response};
-use crate::store::types::{LogId, Member, MetaTypes, Snapshot, SnapshotMeta, StoredMembership, Vote};
+use crate::store::types::{LogId, Member, MetaTypes, Snapshot, StoredMembership, Vote};
 
 /// The version of requests and replies.
 const WIRE_VERSION: u8 = 1;
 
-/// Longest time for sending a snapshot, which is one call of at most
-/// [`SNAPSHOT_BYTES_MAX`](crate::store::state_machine::SNAPSHOT_BYTES_MAX).
+/// Longest time for sending a snapshot, or a part of one ([`parts`]).
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(120);
 
 /// How consensus reaches other nodes. Implemented by the node over its transport.
@@ -64,6 +65,8 @@ pub(crate) enum Request {
     Lead(LeaderRequest),
     /// For the leader, of a node that does not know where that is: whoever is asked passes it on.
     PassOn(LeaderRequest),
+    /// Of a snapshot that is too large for one call. An older program cannot read it, and then has to wait for the log, or for its upgrade.
+    SnapshotPart(Part),
 }
 
 /// What only the leader can do.
@@ -102,6 +105,8 @@ pub(crate) enum Reply {
     /// The leader does not do that, for this reason, and asking for the same again is of no use. An older program cannot read it, and asks again until
     /// its deadline, as after a failure.
     Refused(String),
+    /// A part of a snapshot has arrived, and others are to follow.
+    PartTaken,
 }
 
 /// The answers to a [`LeaderRequest`].
@@ -214,6 +219,22 @@ impl Client {
         answer
     }
 
+    /// Sends a snapshot in as many calls as it takes. The answer to the last one says what has become of it.
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: Snapshot,
+    ) -> Result<SnapshotResponse<MetaTypes>, RPCError<MetaTypes>> {
+        for request in parts::requests(vote, snapshot) {
+            match self.ask(request, SNAPSHOT_DEADLINE).await? {
+                Reply::PartTaken => {}
+                Reply::Snapshot(reply) => return Ok(reply),
+                _ => return Err(out_of_turn()),
+            }
+        }
+        Err(out_of_turn())
+    }
+
     async fn attempt(&self, request: Bytes, deadline: Duration) -> Result<Reply, RPCError<MetaTypes>> {
         let asked = ask_encoded(&*self.network.calls, self.network.group, self.target, request, deadline);
         // The transport keeps the deadline as well; openraft's core must never hang on a call (its issue 1810).
@@ -296,14 +317,11 @@ impl RaftNetworkV2<MetaTypes> for Client {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<MetaTypes>, StreamingError<MetaTypes>> {
-        let SnapshotMeta { last_log_id, last_membership } = snapshot.meta;
-        let request = Request::Snapshot { vote, last_log_id, membership: last_membership, data: snapshot.snapshot };
         tokio::select! {
             biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
-            answer = self.ask(request, SNAPSHOT_DEADLINE) => match answer {
-                Ok(Reply::Snapshot(reply)) => Ok(reply),
-                Ok(_) => Err(StreamingError::from(NetworkError::new(&std::io::Error::other("the peer answered out of turn")))),
+            answer = self.send_snapshot(vote, snapshot) => match answer {
+                Ok(reply) => Ok(reply),
                 Err(RPCError::Unreachable(error)) => Err(StreamingError::Unreachable(error)),
                 Err(error) => Err(StreamingError::from(NetworkError::new(&error))),
             },

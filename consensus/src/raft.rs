@@ -28,12 +28,13 @@ use openraft::{Config, Raft, SnapshotPolicy};
 use tokio::time::Instant;
 
 use crate::command::{Command, Refusal, Response};
+use crate::network::parts::{Parts, Taken};
 use crate::network::{LeaderReply, LeaderRequest, Network, RaftCalls, Reply, Request, decode, encode};
 use crate::state::MetaState;
 use crate::store::database::MetaPlace;
 use crate::store::log_store::LogStore;
 use crate::store::state_machine::{Published, StateMachine, Stores, open};
-use crate::store::types::{Member, MetaTypes, Snapshot, SnapshotMeta};
+use crate::store::types::{Member, MetaTypes, Snapshot, SnapshotMeta, Vote};
 use crate::timings::Timings;
 
 /// Entries after which a snapshot is taken; older entries are purged then.
@@ -82,6 +83,8 @@ struct Inner {
     core: Mutex<(Core, Timings)>,
     /// One change of the core or of the membership at a time.
     changing: tokio::sync::Mutex<()>,
+    /// A snapshot that is on its way here.
+    parts: Parts,
     /// Who was told to vote no more while this node led, and when.
     retired: Mutex<BTreeMap<NodeId, Instant>>,
 }
@@ -106,6 +109,7 @@ impl MetaRaft {
             states: states.clone(),
             core: Mutex::new((core, options.timings)),
             changing: tokio::sync::Mutex::new(()),
+            parts: Parts::default(),
             retired: Mutex::default(),
         };
         tokio::spawn(forward_states(published, states));
@@ -160,9 +164,13 @@ impl MetaRaft {
             Request::PreVote(rpc) => core.pre_vote(rpc).await.map_or_else(|e| failed(e.to_string()), Reply::Vote),
             Request::Snapshot { vote, last_log_id, membership, data } => {
                 let meta = SnapshotMeta { last_log_id, last_membership: membership };
-                let installed = core.install_full_snapshot(vote, Snapshot { meta, snapshot: data }).await;
-                installed.map_or_else(|e| failed(e.to_string()), Reply::Snapshot)
+                install(&core, vote, Snapshot { meta, snapshot: data }).await
             }
+            Request::SnapshotPart(part) => match self.inner.parts.take(part) {
+                Taken::Kept => Reply::PartTaken,
+                Taken::Whole(vote, snapshot) => install(&core, vote, snapshot).await,
+                Taken::Refused(reason) => failed(reason),
+            },
             Request::TransferLeader(request) => {
                 core.handle_transfer_leader(request).await.map_or_else(|e| failed(e.to_string()), Reply::TransferLeader)
             }
@@ -328,6 +336,11 @@ impl MetaRaft {
             )),
         }
     }
+}
+
+async fn install(core: &Core, vote: Vote, snapshot: Snapshot) -> Reply {
+    let installed = core.install_full_snapshot(vote, snapshot).await;
+    installed.map_or_else(|error| Reply::Failed(error.to_string()), Reply::Snapshot)
 }
 
 async fn start_core(node: NodeId, timings: &Timings, network: &Network, stores: &Stores) -> Result<Core, Error> {

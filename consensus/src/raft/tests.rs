@@ -574,6 +574,39 @@ async fn all_vote(group: &Group) {
     }
 }
 
+/// A node that had fallen behind the log was sent all of the metadata in one call: more than 32 MiB of it were sent to nobody, and such a node never came
+/// back. In tests it is some hundred bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_too_large_for_one_call_reaches_a_new_node() {
+    let mut group = Group::start_alone().await;
+    for number in 0..40 {
+        let create = Command::CreateVolume {
+            name: format!("volume-{number}").parse().expect("a name"),
+            size: client_lib::VolumeSize::try_from(1_u64 << 20).expect("a size"),
+            owner: NodeId(1),
+            replicas: BTreeSet::new(),
+            nonce: number,
+        };
+        let created = group.node(1).propose(create, PATIENCE).await.expect("is applied");
+        assert!(matches!(created, Response::VolumeCreated { .. }), "{created:?}");
+    }
+    let core = group.node(1).core();
+    core.trigger().snapshot().await.expect("runs");
+    let index = core.metrics().borrow_watched().last_applied.map_or(0, |last| last.index());
+    let has_snapshot = |metrics: &Metrics| metrics.snapshot.is_some_and(|snapshot| snapshot.index() >= index);
+    core.wait(Some(PATIENCE)).metrics(has_snapshot, "a snapshot is there").await.expect("is taken");
+    core.trigger().purge_log(index).await.expect("runs");
+    let is_purged = |metrics: &Metrics| metrics.purged.is_some_and(|purged| purged.index() >= index);
+    core.wait(Some(PATIENCE)).metrics(is_purged, "the log is purged").await.expect("is purged");
+    group.add_node(2).await;
+    group.node(2).enrol(member(2), PATIENCE).await.expect("is let in");
+    let snapshot = group.node(2).core().metrics().borrow_watched().snapshot;
+    assert!(snapshot.is_some_and(|snapshot| snapshot.index() >= index), "{snapshot:?}");
+    let (here, there) = (group.node(1).state(), group.node(2).linearizable(PATIENCE).await.expect("is read"));
+    assert!(here.volumes().eq(there.volumes()) && there.volumes().count() == 40);
+    group.stop().await;
+}
+
 /// As in the test of the stores, with cores: a start that was counted twice at one node made all its states differ from then on.
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_whose_timings_change_again_and_again_have_the_same_state() {

@@ -27,9 +27,9 @@ use crate::command::Response;
 pub(super) use crate::state::before::{State4, State5, State6, State7, State8, State9};
 use crate::state::{Changes, Kind, MetaState, Records};
 
-/// The largest state of which a snapshot is taken when openraft would have one, in bytes; a snapshot travels in one frame. Of a larger one none is
-/// taken: everything goes on, the log is kept from the last snapshot on, and nodes catch up by that and the log.
-pub const SNAPSHOT_BYTES_MAX: usize = 32 << 20;
+/// The largest state of which a snapshot is taken when openraft would have one, in bytes; whoever is sent it puts it together in memory. Of a larger one
+/// none is taken: everything goes on, the log is kept from the last snapshot on, and nodes catch up by that and the log.
+pub const SNAPSHOT_BYTES_MAX: usize = 512 << 20;
 
 /// What a snapshot of a state begins with in which there is something that programs of format 7 do not know; twice, if those of format 8
 /// do not know it, and three times, if those of format 10 do not. An older program would read the rest and drop that; this is no number in
