@@ -26,6 +26,10 @@ pub use refusal::Refusal;
 /// The version in front of every encoded command.
 pub const COMMAND_VERSION: u8 = 1;
 
+/// The set of commands that this program knows. Raised with new commands that change no [format](crate::FORMAT): those are proposed only where every
+/// member that answers knows the set they came with. 1 has [`Command::GiveUpReplicas`] and [`Command::ForgetEnded`].
+pub const COMMAND_SET: u64 = 1;
+
 /// How many bytes a handover encloses at most, for all its volumes together: they go through the log of every voter. Who has more
 /// to say to the new owner does so before.
 pub const ENCLOSED_BYTES_MAX: usize = 64 << 10;
@@ -512,6 +516,25 @@ pub enum Command {
         durable: Lsn,
         /// What the new owner must know to begin and was not told before: at most [`RESCUE_ENCLOSED_BYTES_MAX`].
         enclosed: Vec<u8>,
+    },
+    /// As [`Command::ChangeReplicas`] where none is added, however many are left. For volumes that were made with more copies than one may have: they
+    /// become fewer one by one. This and what follows is proposed only where every member that answers knows of it ([`COMMAND_SET`]).
+    GiveUpReplicas {
+        /// The volumes, and the epochs of the ownership; of a group all.
+        members: Vec<(VolumeId, Epoch)>,
+        /// The owner who proposes.
+        from: NodeId,
+        /// The process of the owner that proposes, as numbered by [`Command::NodeStarted`].
+        incarnation: u64,
+        /// Those that follow no more.
+        remove: BTreeSet<NodeId>,
+    },
+    /// Certificates of a client that have ended, and not just now, are listed no more.
+    ForgetEnded {
+        /// The client.
+        client: ClientName,
+        /// When, by the proposer's clock, in milliseconds since 1970.
+        at_ms: u64,
     },
 }
 

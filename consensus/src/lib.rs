@@ -19,7 +19,9 @@ pub mod timings;
 #[path = "../../storage-node/src/golden.rs"]
 mod golden;
 
-pub use command::{Command, ENCLOSED_BYTES_MAX, Ended, RESCUE_ENCLOSED_BYTES_MAX, Refusal, Response, STEP_DOWN_MAX};
+pub use command::{
+    COMMAND_SET, Command, ENCLOSED_BYTES_MAX, Ended, RESCUE_ENCLOSED_BYTES_MAX, Refusal, Response, STEP_DOWN_MAX,
+};
 pub use network::RaftCalls;
 pub use raft::{MetaFigures, MetaOptions, MetaRaft};
 pub use state::access::{Access, ClientRecord, Issued, RemovedNode};

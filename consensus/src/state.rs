@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use client_lib::cipher::VolumeKeys;
+use client_lib::geometry::COPIES_OF_VOLUME_MAX;
 use client_lib::policy::{Durability, LinkPolicy, Propagation, Rpo};
 use client_lib::{
     ClientName, Epoch, GroupName, Lsn, NodeId, NodeName, ProviderId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId,
@@ -432,7 +433,8 @@ impl MetaState {
             Command::RevokeClient { client, at_ms } => self.revoke_client(client, at_ms),
             Command::RevokeCertificate { fingerprint, at_ms } => self.revoke_certificate(fingerprint, at_ms),
             Command::ChangeReplicas { members, from, incarnation, add, remove } => {
-                self.change_replicas(log_index, ChangeReplicas { members, from, incarnation, add, remove })
+                let change = ChangeReplicas { members, from, incarnation, add, remove };
+                self.change_replicas(log_index, change, COPIES_OF_VOLUME_MAX)
             }
             Command::ReplicaJoined { volume, node, since } => self.replica_joined(volume, node, since),
             Command::LabelNode { node, labels } => self.label_node(node, labels),
@@ -448,6 +450,11 @@ impl MetaState {
             Command::Rescue { from, incarnation, to, ended, durable, enclosed } => {
                 self.rescue(rescues::Rescue { from, incarnation, to, ended, durable, enclosed })
             }
+            Command::GiveUpReplicas { members, from, incarnation, remove } => {
+                let change = ChangeReplicas { members, from, incarnation, add: BTreeSet::new(), remove };
+                self.change_replicas(log_index, change, usize::MAX)
+            }
+            Command::ForgetEnded { client, at_ms } => self.forget_ended(client, at_ms),
         };
         debug_assert_eq!(crate::invariants::violated(self), None);
         result.unwrap_or_else(Response::Refused)

@@ -231,7 +231,8 @@ pub enum Refusal {
     CertificateRevoked,
     /// The client has as many certificates as are listed.
     #[error(
-        "client {0} has {max} certificates, and may have no more: `helio cluster client revoke {0}` takes all of them back",
+        "client {0} has {max} certificates, and may have no more: `helio cluster client revoke --fingerprint FINGERPRINT` takes one of them back, \
+         `helio cluster client revoke {0}` all, and those that have ended are forgotten when every node runs a program that does so",
         max = CLIENT_CERTIFICATES_MAX
     )]
     TooManyCertificates(ClientName),
@@ -242,7 +243,7 @@ pub enum Refusal {
     #[error("{max} certificates are revoked one by one, and no more may be: revoke the client by its name", max = REVOKED_MAX)]
     TooManyRevoked,
     /// The volume would have more copies than it may have.
-    #[error("volume {0} would have more than {max} copies: take as many replicas away at once as are too many, with `helio volume replica remove {0} NODE…`", max = COPIES_OF_VOLUME_MAX)]
+    #[error("volume {0} would have more than {max} copies: take replicas away first, with `helio volume replica remove {0} NODE…`", max = COPIES_OF_VOLUME_MAX)]
     TooManyReplicas(VolumeName),
     /// The node would have more labels than it may have.
     #[error("node {0} would have more than {max} labels", max = LABELS_MAX)]

@@ -17,6 +17,11 @@ use crate::command::{Refusal, Response};
 /// How many certificates of one client are listed at most.
 pub const CLIENT_CERTIFICATES_MAX: usize = 64;
 
+/// For how long a certificate has ended before it is listed no more: clocks differ, and until then it might be let in.
+const ENDED_FOR_MS: u64 = DAY_MS;
+
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
 /// How many clients are listed at most, those that were revoked among them.
 pub const CLIENTS_MAX: usize = 10_000;
 
@@ -51,10 +56,15 @@ pub struct Issued {
 }
 
 impl Issued {
+    /// Whether it has ended, and not just now.
+    #[must_use]
+    pub fn is_long_over(&self, now_ms: u64) -> bool {
+        self.until_ms().is_some_and(|until_ms| until_ms.saturating_add(ENDED_FOR_MS) <= now_ms)
+    }
+
     /// Until when it counts, in milliseconds since 1970; `None` of one that has no end.
     #[must_use]
     pub fn until_ms(&self) -> Option<u64> {
-        const DAY_MS: u64 = 24 * 3600 * 1000;
         (self.days > 0).then(|| self.at_ms + u64::from(self.days) * DAY_MS)
     }
 }
@@ -215,6 +225,18 @@ impl MetaState {
         }
         self.access.clients.get_or_default(&client).issued.insert(fingerprint, at_ms);
         Ok(Response::ClientIssued)
+    }
+
+    /// What has ended is let in by nobody, listed or not.
+    pub(super) fn forget_ended(&mut self, client: ClientName, at_ms: u64) -> Result<Response, Refusal> {
+        let is_over = |issued: u64| Issued::from(issued).is_long_over(at_ms);
+        let has_some = |record: &ClientRecord| record.issued.values().any(|issued| is_over(*issued));
+        if let Some(record) = self.access.clients.get(&client).filter(|record| has_some(record)) {
+            let mut record = record.clone();
+            record.issued.retain(|_, issued| !is_over(*issued));
+            self.access.clients.insert(client, record);
+        }
+        Ok(Response::Revoked)
     }
 
     /// Everything that was issued under this name so far counts no more, listed or not.

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use client_lib::geometry::COPIES_OF_VOLUME_MAX;
 use client_lib::policy::placement::Placement;
 use client_lib::{Epoch, Label, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -29,7 +28,7 @@ pub struct Places {
     pub(super) wanted: Table<VolumeId, Placement>,
 }
 
-/// As [`crate::Command::ChangeReplicas`].
+/// As [`crate::Command::ChangeReplicas`], and [`crate::Command::GiveUpReplicas`].
 pub(super) struct ChangeReplicas {
     pub(super) members: Vec<(VolumeId, Epoch)>,
     pub(super) from: NodeId,
@@ -107,8 +106,13 @@ impl MetaState {
         &self.places
     }
 
-    /// A repeated proposal finds them added and removed, and changes nothing.
-    pub(super) fn change_replicas(&mut self, log_index: u64, change: ChangeReplicas) -> Result<Response, Refusal> {
+    /// Leaves each volume at most so many copies. A repeated proposal finds replicas added and removed, and changes nothing.
+    pub(super) fn change_replicas(
+        &mut self,
+        log_index: u64,
+        change: ChangeReplicas,
+        copies_max: usize,
+    ) -> Result<Response, Refusal> {
         let ChangeReplicas { members, from, incarnation, add, remove } = change;
         let named: BTreeSet<VolumeId> = members.iter().map(|(id, _)| *id).collect();
         if let Some(stranger) = add.iter().find(|node| !self.nodes.contains_key(node)) {
@@ -118,7 +122,7 @@ impl MetaState {
             let volume = self.volumes.get(id).ok_or(Refusal::UnknownVolume(*id))?;
             require_owner(volume, from, *epoch)?;
             self.require_whole_groups(&named)?;
-            if volume.replicas.union(&add).filter(|node| !remove.contains(node)).count() + 1 > COPIES_OF_VOLUME_MAX {
+            if volume.replicas.union(&add).filter(|node| !remove.contains(node)).count() + 1 > copies_max {
                 return Err(Refusal::TooManyReplicas(volume.name.clone()));
             }
         }

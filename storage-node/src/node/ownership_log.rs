@@ -1,8 +1,10 @@
 //! An owner's view of consensus, and that of who takes over: propose, and settle what became of it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use client_lib::geometry::COPIES_OF_VOLUME_MAX;
 use client_lib::transport::BoxFuture;
 use client_lib::watch;
 use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId};
@@ -132,7 +134,12 @@ impl RaftOwnership {
         let ReplicaChange { members, add, remove } = change;
         let volumes: Vec<VolumeId> = members.iter().map(|(volume, _)| *volume).collect();
         let (from, incarnation, adds, removes) = (self.me, self.incarnation(), add.clone(), remove.clone());
-        let command = Command::ChangeReplicas { members, from, incarnation, add: adds, remove: removes };
+        // All must know the first, and all know the second.
+        let command = match add.is_empty() && volumes.iter().any(|id| stays_too_wide(&self.meta.state(), *id, &remove))
+        {
+            true => Command::GiveUpReplicas { members, from, incarnation, remove: removes },
+            false => Command::ChangeReplicas { members, from, incarnation, add: adds, remove: removes },
+        };
         let is_so = |volume: &Volume| volume.replicas.is_superset(&add) && volume.replicas.is_disjoint(&remove);
         self.propose_settled(command, &volumes, is_so).await
     }
@@ -143,6 +150,12 @@ impl RaftOwnership {
         let command = Command::ResizeVolume { volume, from: self.me, incarnation, epoch, expected, size };
         self.propose_settled(command, &[volume], |volume| volume.size == size).await
     }
+}
+
+/// Whether a volume has more copies than one may have, also without those at `remove`: an older program made it so.
+pub(super) fn stays_too_wide(state: &MetaState, volume: VolumeId, remove: &BTreeSet<NodeId>) -> bool {
+    let copies = |volume: &Volume| volume.replicas.difference(remove).count() + 1;
+    state.volume(volume).is_some_and(|volume| copies(volume) > COPIES_OF_VOLUME_MAX)
 }
 
 impl OwnershipLog for RaftOwnership {

@@ -194,6 +194,39 @@ fn a_certificate_is_revoked_by_itself_for_good() {
     assert_eq!(refused(state.apply(13, issued("host", 1))), Refusal::CertificateRevoked);
 }
 
+/// Whoever had a new certificate each day had 64 of them after two months, of which one or two counted, and was issued no other: the only way that was
+/// told of was to take all of them back, the one in use among them.
+#[test]
+fn certificates_that_have_ended_make_room_for_others() {
+    const DAY: u64 = 86_400_000;
+    let mut state = cluster();
+    let daily = |day: u8| Command::ClientIssued {
+        client: client("host"),
+        fingerprint: [day; 32].into(),
+        at_ms: Issued { at_ms: u64::from(day) * DAY, days: 1 }.into(),
+    };
+    let forget = |day: u64| Command::ForgetEnded { client: client("host"), at_ms: day * DAY };
+    state.apply(11, Command::RevokeClient { client: client("host"), at_ms: 0 });
+    state.apply(11, issued("host", 200)).into_result().expect("is listed, and has no end");
+    for day in 1..64 {
+        state.apply(12, daily(day)).into_result().expect("is listed");
+    }
+    let before = state.clone();
+    assert_eq!(state.apply(13, forget(2)), Response::Revoked);
+    assert_eq!(state, before, "the first one has just ended");
+    assert_eq!(refused(state.apply(13, daily(64))), Refusal::TooManyCertificates(client("host")));
+    for _ in 0..2 {
+        assert_eq!(state.apply(14, forget(64)), Response::Revoked);
+        let listed = state.access().clients().next().map(|(_, record)| record.issued.len());
+        assert_eq!(listed, Some(2), "that without an end, and the one of yesterday");
+    }
+    state.apply(15, daily(64)).into_result().expect("there is room");
+    assert!(!admits(&state, "host", 62) && admits(&state, "host", 63) && admits(&state, "host", 200));
+    let stranger = Command::ForgetEnded { client: client("nobody"), at_ms: 99 * DAY };
+    assert_eq!(state.apply(16, stranger), Response::Revoked);
+    assert_eq!(state.access().clients().count(), 1);
+}
+
 #[test]
 fn what_is_listed_has_bounds() {
     let mut state = cluster();

@@ -241,6 +241,25 @@ fn the_command_of_stepping_down_is_stored_as_these_bytes() {
 
 /// What a log of today has, and tomorrow's program reads.
 #[test]
+fn commands_that_make_room_are_stored_as_these_bytes() {
+    let commands = [
+        Command::GiveUpReplicas {
+            members: vec![(VolumeId(300), Epoch(3))],
+            from: NodeId(2),
+            incarnation: 7,
+            remove: [NodeId(6)].into(),
+        },
+        Command::ForgetEnded { client: "host-7".parse().expect("a name"), at_ms: 1_700_000_000_300 },
+    ];
+    let encoded: Vec<u8> = commands.iter().flat_map(Command::encode).collect();
+    golden::check("meta-commands-room.hex", &encoded);
+    for command in commands {
+        assert_eq!(Command::decode(&command.encode()).expect("reads back"), command);
+    }
+}
+
+/// What a log of today has, and tomorrow's program reads.
+#[test]
 fn commands_of_encryption_are_stored_as_these_bytes() {
     let volume = VolumeId(300);
     let commands = [

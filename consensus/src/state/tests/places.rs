@@ -106,6 +106,34 @@ fn who_is_removed_is_left_out_of_everything_that_is_said_of_the_volume() {
     assert!(matches!(state.apply(23, transfer(2, 2, 1, 1)), Response::Refused(Refusal::NotReplica { .. })));
 }
 
+/// A volume that an older program had made with 18 copies could lose none of them but two at once, as 17 are too many, too; so nodes that had one could
+/// not be removed. What an older program refuses this one refuses as well, and it has a command of its own for that.
+#[test]
+fn a_volume_with_too_many_copies_loses_them_one_by_one() {
+    let mut state = MetaState::default();
+    for id in 1..=18 {
+        state.apply(id, register(id, &format!("n{id}"))).into_result().expect("is registered");
+    }
+    state.apply(19, Command::NodeStarted { node: NodeId(1) });
+    let others: Vec<u64> = (2..=18).collect();
+    assert!(matches!(state.apply(10, create("disk", 1, &others, 7)), Response::VolumeCreated { volume: VOLUME }));
+    let give_up = |remove: u64, epoch: u64| Command::GiveUpReplicas {
+        members: vec![(VOLUME, Epoch(epoch))],
+        from: NodeId(1),
+        incarnation: 1,
+        remove: [NodeId(remove)].into(),
+    };
+    assert!(matches!(state.apply(20, change(&[10], 1, 1, &[], &[18])), Response::Refused(Refusal::TooManyReplicas(_))));
+    assert!(matches!(state.apply(21, give_up(18, 2)), Response::Refused(Refusal::NotOwner { .. })));
+    for _ in 0..2 {
+        assert_eq!(state.apply(22, give_up(18, 1)), Response::ReplicasChanged);
+        assert_eq!(replicas(&state), others[..16]);
+    }
+    assert_eq!(state.apply(23, give_up(17, 1)), Response::ReplicasChanged);
+    assert_eq!(state.apply(24, change(&[10], 1, 1, &[], &[16])), Response::ReplicasChanged);
+    assert_eq!(replicas(&state), others[..14]);
+}
+
 #[test]
 fn the_owner_of_a_volume_joins_it_no_more() {
     let mut state = with_a_fourth();

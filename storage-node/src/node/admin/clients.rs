@@ -10,7 +10,7 @@ use client_lib::wire::admin::{
     RevokedCertificate,
 };
 use client_lib::{ClientName, Error, ErrorKind};
-use consensus::{ClientRecord, Command, Issued, Response};
+use consensus::{ClientRecord, Command, Issued, MetaState, Response};
 
 use super::{NodeAdmin, out_of_turn};
 use crate::node::METADATA_DEADLINE;
@@ -52,12 +52,29 @@ impl NodeAdmin {
             tracing::warn!(%client, %fingerprint, %why, "a client's certificate was issued, and is not listed");
             return Ok(AccessReport { unlisted_because: Some(why.to_string()), ..AccessReport::default() });
         }
+        self.forget_ended(&state, &client, issued.at_ms).await?;
         let command = Command::ClientIssued { client: client.clone(), fingerprint, at_ms };
         match self.meta.carry_out(command, METADATA_DEADLINE).await? {
             Response::ClientIssued => tracing::info!(%client, %fingerprint, "a client's certificate was issued"),
             other => return Err(out_of_turn(&other)),
         }
         Ok(self.confirmed().await)
+    }
+
+    /// Has what was issued to a client and has ended long ago listed no more.
+    async fn forget_ended(&self, state: &MetaState, client: &ClientName, at_ms: u64) -> Result<(), Error> {
+        let record = state.access().clients().find(|(name, _)| *name == client).map(|(_, record)| record);
+        let is_over = |issued: &u64| Issued::from(*issued).is_long_over(at_ms);
+        if !record.is_some_and(|record| record.issued.values().any(is_over)) {
+            return Ok(());
+        }
+        if let Err(why) = self.require_room_known(state).await {
+            // In the middle of an upgrade: there is room for many.
+            tracing::info!(%client, %why, "certificates that have ended stay listed");
+            return Ok(());
+        }
+        let command = Command::ForgetEnded { client: client.clone(), at_ms };
+        self.meta.carry_out(command, METADATA_DEADLINE).await.map(drop)
     }
 
     /// Changes what a client may do, and waits until every node that answers sees to that.

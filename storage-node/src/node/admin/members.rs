@@ -27,6 +27,9 @@ const FORMAT_9: u64 = 9;
 /// The format of metadata that has owners which have stepped down.
 const FORMAT_11: u64 = 11;
 
+/// The set of commands that has those.
+const COMMANDS_1: u64 = 1;
+
 /// How often they are asked.
 const CONFIRM_LOOK: Duration = Duration::from_millis(50);
 
@@ -49,6 +52,9 @@ pub(super) struct NodeAbout {
     /// The format of metadata that it knows: it sees to what is in that. 0 of one that does not say so, which knows no more than 8.
     #[serde(default)]
     pub(super) metadata_format: u64,
+    /// The set of commands that it knows; 0 of one that does not say so.
+    #[serde(default)]
+    pub(super) command_set: u64,
     /// Whether it renews its certificate before that ends; a program that does not say so does not.
     #[serde(default)]
     pub(super) renews: bool,
@@ -64,6 +70,7 @@ impl NodeAdmin {
             holds_authority: self.standing.holds_authority,
             applied: self.meta.applied_index(),
             metadata_format: consensus::FORMAT,
+            command_set: consensus::COMMAND_SET,
             renews: true,
             store_faults: self.store_faults(),
         }
@@ -153,7 +160,12 @@ impl NodeAdmin {
         self.require_format(state, None, FORMAT_11, "owners that step down", HASTE_PATIENCE).await
     }
 
-    /// One that does not answer is not known to be old; if it is, it stops at such a command, and goes on when it is upgraded.
+    /// The same of programs that cannot read the commands by which volumes with too many copies get fewer, and ended certificates are forgotten.
+    pub(super) async fn require_room_known(&self, state: &MetaState) -> Result<(), Error> {
+        let what = "replicas that are given up one by one, and certificates that are forgotten";
+        self.require_known(state, None, what, |about| about.command_set >= COMMANDS_1).await
+    }
+
     async fn require_format(
         &self,
         state: &MetaState,
@@ -162,6 +174,17 @@ impl NodeAdmin {
         what: &str,
         patience: Duration,
     ) -> Result<(), Error> {
+        self.require_known(state, lost, what, |about| about.metadata_format >= format).await
+    }
+
+    /// One that does not answer is not known to be old; if it is, it stops at such a command, and goes on when it is upgraded.
+    async fn require_known(
+        &self,
+        state: &MetaState,
+        lost: Option<NodeId>,
+        what: &str,
+        knows: impl Fn(&NodeAbout) -> bool,
+    ) -> Result<(), Error> {
         let asked: Vec<_> = state.nodes().filter(|node| Some(node.id) != lost).collect();
         let about = |node| async move {
             let late = |_| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {patience:?}")));
@@ -169,7 +192,7 @@ impl NodeAdmin {
         };
         let told = join_all(asked.iter().map(|node| about(node.id))).await;
         let is_old = |about: &Result<NodeAbout, Error>| match about {
-            Ok(about) => about.metadata_format < format,
+            Ok(about) => !knows(about),
             Err(error) => error.kind() == ErrorKind::Corrupt,
         };
         let old: Vec<String> =
@@ -229,7 +252,7 @@ mod tests {
     fn an_earlier_program_is_known_not_to_renew() {
         let told = r#"{"version":"0.1.0","holds_authority":true,"applied":12,"metadata_format":9}"#;
         let about: NodeAbout = serde_json::from_str(told).expect("reads");
-        assert!(!about.renews && about.metadata_format == 9);
+        assert!(!about.renews && about.metadata_format == 9 && about.command_set == 0);
         let oldest: NodeAbout =
             serde_json::from_str(r#"{"version":"0.1.0","holds_authority":false,"applied":1}"#).expect("reads");
         assert!(!oldest.renews && oldest.metadata_format == 0);

@@ -18,6 +18,7 @@ use super::handover::Busy;
 use super::names::{group_named, names_of, node_named, volume_named};
 use super::{NodeAdmin, deleted, outcome};
 use crate::node::METADATA_DEADLINE;
+use crate::node::ownership_log::stays_too_wide;
 use crate::ownership::driver::ReplicaChange;
 use crate::peer::message::AdminForward;
 use crate::serve::volume::{ServedVolume, store_failure};
@@ -139,6 +140,9 @@ impl NodeAdmin {
         let state = self.meta.state();
         for meta in volumes.iter().filter_map(|volume| state.volume(volume.id)) {
             require_not_owner(&state, meta, &wanted)?;
+        }
+        if wanted.add.is_empty() && volumes.iter().any(|volume| stays_too_wide(&state, volume.id, &wanted.remove)) {
+            self.require_room_known(&state).await?;
         }
         let left_out = LeftOut::begin(&volumes, &wanted.remove);
         let waiting_for = self.until_dispensable(&left_out).await?;
