@@ -10,6 +10,8 @@
 mod copy;
 mod ends;
 mod image;
+#[cfg(test)]
+pub(super) mod memory;
 mod piece;
 pub(super) mod reach;
 mod report;

@@ -2,7 +2,8 @@
 //!
 //! At most [`PIECES_IN_FLIGHT_MAX`] pieces are read, looked at and written at a time, on as many processors as there
 //! are. Their results come in order, so that one position says what is done and the checksum is a running one. Every
-//! [`Target::checkpoint_bytes`] read, the target is flushed beside the copying, and what is durable then is noted.
+//! [`Target::checkpoint_bytes`] read, the target is flushed beside the copying, and what is durable then is noted. A flush that
+//! failed is never asked for again: a system tells an error once, and the next flush would say that all is well.
 
 use anyhow::{anyhow, bail};
 use futures_util::future::OptionFuture;
@@ -176,10 +177,8 @@ pub(super) async fn copy(
             _ = terminate.recv() => break Err(anyhow!("it was interrupted")),
             Some(flushed) = OptionFuture::from(checkpoint.as_mut()) => {
                 checkpoint = None;
-                match flushed {
-                    Ok(durable) => observer.durable(&durable)?,
-                    Err(error) => break Err(error),
-                }
+                // What was to become durable may be lost. What was noted before is not, and nothing more is.
+                observer.durable(&flushed?)?;
             }
             done = work.try_next() => match done {
                 Ok(Some(done)) => {
@@ -195,15 +194,28 @@ pub(super) async fn copy(
             }
         }
     };
-    drop(checkpoint);
-    // The last checkpoint, also of what was done before a failure. When the target does not answer any more, the
-    // failure is what counts; who interrupts again does not want to wait for it.
+    // The last checkpoint, also of what was done before a failure. One that is under way has its say first: given up, it
+    // would take an error along that the next one is not told.
+    let last = async {
+        if let Some(checkpoint) = checkpoint {
+            checkpoint.await?;
+        }
+        flushed(progress).await
+    };
+    // Who interrupts again does not want to wait for it.
     let last = tokio::select! {
-        flushed = flushed(progress) => flushed.and_then(|durable| observer.durable(&durable)),
+        flushed = last => flushed,
         _ = interrupt.recv() => Err(anyhow!("it was interrupted")),
         _ = terminate.recv() => Err(anyhow!("it was interrupted")),
     };
-    outcome.and(last)?;
+    match (outcome, last) {
+        (Ok(()), last) => observer.durable(&last?)?,
+        (Err(error), last) => {
+            // When the target does not answer any more, the failure is what counts.
+            let _ = last.and_then(|durable| observer.durable(&durable));
+            return Err(error);
+        }
+    }
     if progress.position_bytes != size {
         bail!("it ended at {} of {size} bytes", progress.position_bytes);
     }

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use nbd_frontend::client::{Client, ClientOptions, NbdUri, ServerAddress};
-use nbd_frontend::{MemoryDirectory, MemoryExport, Server, ServerOptions};
+use client_lib::{Error, ErrorKind};
+use nbd_frontend::MemoryExport;
 
 use super::super::image::{Format, Image};
+use super::super::memory::{MIB, Memory, Operation};
 use super::*;
-
-const MIB: u64 = 1 << 20;
 
 /// Notes what it is told.
 #[derive(Default)]
@@ -23,36 +23,6 @@ impl Observer for Noted {
     fn durable(&mut self, progress: &Progress) -> anyhow::Result<()> {
         self.durable.push(*progress);
         Ok(())
-    }
-}
-
-/// An export in memory, behind a server and a client.
-struct Memory {
-    export: Arc<MemoryExport>,
-    client: Arc<Client>,
-    _server: Server,
-    _directory: tempfile::TempDir,
-}
-
-impl Memory {
-    async fn new(size: u64) -> Memory {
-        let directory = tempfile::tempdir().expect("a directory");
-        let socket = directory.path().join("s");
-        let export = Arc::new(MemoryExport::new("disk", size));
-        let exports = Arc::new(MemoryDirectory::new(vec![Arc::clone(&export)]));
-        let options = ServerOptions { unix: Some(socket.clone()), ..ServerOptions::default() };
-        let server = Server::bind(options, exports).await.expect("listens");
-        let uri = NbdUri { server: ServerAddress::Unix(socket), export: "disk".into(), tls: None };
-        let client = Client::connect(&uri, ClientOptions { connections: 2 }).await.expect("connects");
-        Memory { export, client: Arc::new(client), _server: server, _directory: directory }
-    }
-
-    fn end(&self) -> End {
-        End::Nbd(Arc::clone(&self.client))
-    }
-
-    fn target(&self, zeroed: bool) -> Target {
-        Target::Nbd { client: Arc::clone(&self.client), zeroed }
     }
 }
 
@@ -105,7 +75,7 @@ async fn zeroes_reach_a_target_that_holds_something() {
     let directory = tempfile::tempdir().expect("a directory");
     let source = image(&directory.path().join("raw"), Format::Raw, 7);
     let memory = Memory::new(7 * MIB).await;
-    memory.client.write(0, vec![0xee; 7 << 20].into()).await.expect("is written");
+    memory.fill(0, 7 * MIB, 0xee).await;
     let target = memory.target(false);
     copy(&source, Some(&target), 7 * MIB, Progress::none(), &mut Noted::default()).await.expect("is copied");
     check(&memory.export, 7);
@@ -136,6 +106,29 @@ async fn what_was_done_before_a_failure_is_noted() {
     assert!(error.to_string().contains("lies beyond the end"), "{error}");
     let last = noted.durable.last().expect("is noted");
     assert_eq!(last.position_bytes, 51 * MIB, "up to the first piece that failed: two of zeroes follow the 49th");
+}
+
+/// A file system or a server tells an error of writing once. The target was flushed once more after a flush had failed, that said that all was
+/// well, and the state file noted bytes that were lost: `--resume` went on behind them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_that_failed_is_not_asked_for_again_and_nothing_more_is_noted() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let source = image(&directory.path().join("raw"), Format::Raw, 200);
+    let flushes = Arc::new(AtomicU32::new(0));
+    let asked = Arc::clone(&flushes);
+    let memory = Memory::hooked(200 * MIB, move |operation| {
+        // The first checkpoint, at 64 MiB read. All later ones are well.
+        if operation == Operation::Flush && asked.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Err(Error::new(ErrorKind::OutOfSpace, "some pages could not be written"));
+        }
+        Ok(())
+    });
+    let target = memory.await.target(true);
+    let mut noted = Noted::default();
+    let outcome = copy(&source, Some(&target), 200 * MIB, Progress::none(), &mut noted).await;
+    assert!(outcome.is_err(), "what may be lost was not copied");
+    assert_eq!(flushes.load(Ordering::Relaxed), 1);
+    assert_eq!(noted.durable, [], "behind what a flush made durable");
 }
 
 #[tokio::test(flavor = "multi_thread")]
