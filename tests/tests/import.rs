@@ -326,6 +326,24 @@ fn an_interrupted_import_notes_where_it_is_and_a_changed_source_is_refused() {
     assert!(!state.exists());
 }
 
+/// It went on behind what a takeover, a rollback or another writer had taken away, and said that the image was imported.
+#[test]
+fn an_import_does_not_go_on_in_a_volume_that_lacks_what_was_copied() {
+    let up = up();
+    let directory = tempfile::tempdir().expect("a directory");
+    let raw = image(&directory.path().join("in.raw"), 512);
+    let state = directory.path().join("in.raw.disk.helio-import");
+    killed_on_its_way(&up, &["volume", "import", "disk", &raw], &state);
+    let mut client = Client::connect(&up.socket("a"), "disk").expect("connects");
+    client.write(0, &fill(SEED, 0, 2)).expect("is written");
+    drop(client);
+    let said = refused(&up, &["volume", "import", "disk", &raw, "--resume"]);
+    assert!(said.contains("does not hold any more what was copied to it"), "{said}");
+    assert!(said.contains("begin anew with --overwrite") && said.lines().count() == 1, "{said}");
+    up.run(&["volume", "import", "disk", &raw, "--overwrite", "--verify"]).expect("begins anew");
+    same(&raw, &up.uris("a", "disk").expect("listens")[0], "raw");
+}
+
 #[test]
 fn what_a_volume_holds_is_replaced_only_when_asked_for() {
     let up = up();

@@ -15,6 +15,9 @@ use super::transfer::{
 };
 use crate::size::human;
 
+/// How an export is begun anew.
+const BEGIN_ANEW: &str = "with --force";
+
 /// Copy a volume, a snapshot, or what a node kept of a volume, into an image or into an export of any NBD server
 #[derive(Debug, Args)]
 #[command(
@@ -125,8 +128,12 @@ async fn export(arguments: &Export, what: &Source, common: &Common) -> anyhow::R
     let file = state_file(arguments.common.state.as_deref(), &arguments.target, &name, "export", common)?;
     let (target, place) = open(arguments, size_bytes, &file).await?;
     let state = State { source: found.content, target: place, size_bytes, progress: Progress::none() };
-    let progress = if arguments.resume { file.resume(&state, "with --force")? } else { Progress::none() };
-    let mut transfer = Transfer { source: End::Nbd(source), target, file: &file, state: State { progress, ..state } };
+    let progress = if arguments.resume { file.resume(&state, BEGIN_ANEW)? } else { Progress::none() };
+    let (source, mut state) = (End::Nbd(source), State { progress, ..state });
+    let mut transfer = Transfer { source, target, file: &file, state: &mut state, begin_anew: BEGIN_ANEW };
+    if arguments.resume {
+        transfer.go_on().await?;
+    }
     let mut report = transfer.run().await?;
     if arguments.verify {
         transfer.verify().await?;

@@ -18,6 +18,9 @@ use super::transfer::{
 use super::{Common, key, members};
 use crate::size::{self, human};
 
+/// How an import is begun anew.
+const BEGIN_ANEW: &str = "with --overwrite";
+
 /// Copy an image, or an export of any NBD server, into a volume
 #[derive(Debug, Args)]
 #[command(
@@ -92,11 +95,11 @@ async fn import(arguments: &Import, name: &VolumeName, common: &Common) -> anyho
         size_bytes: needed,
         progress: Progress::none(),
     };
-    let progress = if arguments.resume { file.resume(&state, "with --overwrite")? } else { Progress::none() };
-    let state = State { progress, ..state };
+    let progress = if arguments.resume { file.resume(&state, BEGIN_ANEW)? } else { Progress::none() };
+    let mut state = State { progress, ..state };
     let copied = async {
         let uri = servers.owner(name.as_str(), &volume.owner)?;
-        copy(arguments, source, &uri, &file, state).await
+        copy(arguments, source, &uri, &file, &mut state).await
     };
     let mut report = match copied.await {
         // Nobody could go on with it, and the same command would find the name taken.
@@ -113,8 +116,14 @@ async fn import(arguments: &Import, name: &VolumeName, common: &Common) -> anyho
     print(&report, &format!("imported {} into volume {name}", arguments.source), arguments.common.json)
 }
 
-/// Copies `source` into the volume at `uri`, from where `state` says.
-async fn copy(arguments: &Import, source: End, uri: &NbdUri, file: &StateFile, state: State) -> anyhow::Result<Report> {
+/// Copies `source` into the volume at `uri`, from where `state` says. That says what is durable there afterwards, also when it fails.
+async fn copy(
+    arguments: &Import,
+    source: End,
+    uri: &NbdUri,
+    file: &StateFile,
+    state: &mut State,
+) -> anyhow::Result<Report> {
     let client = connect(uri, arguments.common.connections).await?;
     if arguments.overwrite {
         // An older state must not outlive what it speaks of.
@@ -123,7 +132,10 @@ async fn copy(arguments: &Import, source: End, uri: &NbdUri, file: &StateFile, s
         client.write_zeroes(0, client.size()).await.context("the volume cannot be emptied")?;
     }
     let target = Target::Nbd { client, zeroed: true };
-    let mut transfer = Transfer { source, target, file, state };
+    let mut transfer = Transfer { source, target, file, state, begin_anew: BEGIN_ANEW };
+    if arguments.resume {
+        transfer.go_on().await?;
+    }
     let mut report = match transfer.run().await {
         Err(error) if transfer.state.progress.position_bytes == 0 => {
             file.remove()?;
@@ -207,4 +219,56 @@ fn create(
     let owner = arguments.owner.clone();
     let request = CreateVolume { name: name.to_string(), size_bytes, owner, keys, ..CreateVolume::default() };
     client.post("/v1/volumes", &request)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::transfer::memory::{MIB, Memory};
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        import: Import,
+    }
+
+    fn import(arguments: &[&str]) -> Import {
+        Command::parse_from([&["import", "disk", "image"], arguments].concat()).import
+    }
+
+    fn state(size_bytes: u64) -> State {
+        State { source: "export".into(), target: "volume disk".into(), size_bytes, progress: Progress::none() }
+    }
+
+    /// After a takeover by a node that did not have all of it, `--resume` went on behind what was lost, and said that the image was imported.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_import_goes_on_only_in_a_volume_that_holds_what_was_copied() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = StateFile::new(directory.path().join("state"));
+        let source = Memory::new(8 * MIB).await;
+        source.fill(0, 7 * MIB, 7).await;
+        let volume = Memory::new(9 * MIB).await;
+        let mut half = state(4 * MIB);
+        copy(&import(&[]), source.end(), &volume.uri, &file, &mut half).await.expect("is copied");
+
+        let noted = State { size_bytes: 8 * MIB, ..half };
+        volume.client.write_zeroes(2 * MIB, MIB).await.expect("is lost");
+        // What was there before the import began.
+        volume.fill(7 * MIB, 2 * MIB, 9).await;
+        let refused = copy(&import(&["--resume"]), source.end(), &volume.uri, &file, &mut noted.clone()).await;
+        let said = refused.expect_err("must be refused").to_string();
+        assert!(said.contains("does not hold any more what was copied") && said.contains("--overwrite"), "{said}");
+        assert_eq!(volume.export.contents(8 * MIB, 1), [9], "nothing is written");
+
+        volume.fill(2 * MIB, MIB, 7).await;
+        let report = copy(&import(&["--resume"]), source.end(), &volume.uri, &file, &mut noted.clone()).await;
+        assert_eq!(report.expect("goes on").resumed_at_bytes, 4 * MIB);
+        assert!(volume.export.contents(0, 7 << 20) == vec![7; 7 << 20]);
+        assert!(
+            volume.export.contents(7 * MIB, 2 << 20) == vec![0; 2 << 20],
+            "zeroes of the image, and what lies behind it"
+        );
+    }
 }

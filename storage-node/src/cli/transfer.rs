@@ -5,7 +5,8 @@
 //! What a verb asks for and refuses is in `import` and `export`.
 //!
 //! Invariants: nothing is noted as done that is not durable at the target; a transfer goes on only between the ends it
-//! was begun between; zeroes are never sent to a target that has them.
+//! was begun between, and only where the target still holds what was copied; zeroes are never sent to a
+//! target that has them.
 
 mod copy;
 mod ends;
@@ -28,6 +29,7 @@ use nbd_frontend::proto::constants::{ENOSPC, EPERM};
 
 pub(super) use self::ends::{End, Target};
 pub(super) use self::image::{Format, Image};
+use self::piece::Checksum;
 pub(super) use self::report::{Report, print};
 pub(super) use self::state::{Progress, State, StateFile};
 use super::Common;
@@ -110,26 +112,46 @@ pub(super) struct Transfer<'a> {
     pub(super) source: End,
     pub(super) target: Target,
     pub(super) file: &'a StateFile,
-    /// Names the ends; its progress is where to begin.
-    pub(super) state: State,
+    /// Names the ends; its progress is where to begin, and then what is durable.
+    pub(super) state: &'a mut State,
+    /// How to begin anew, as in "with --force".
+    pub(super) begin_anew: &'static str,
 }
 
 impl Transfer<'_> {
+    /// Makes sure that an interrupted transfer can go on where it was: the target is read back up to there, and must hold what was
+    /// copied. A takeover or a rollback may have taken some of that away, and others may have written since.
+    ///
+    /// # Errors
+    /// When it holds something else; then nothing is written.
+    pub(super) async fn go_on(&self) -> anyhow::Result<()> {
+        let Progress { position_bytes, checksum: noted, .. } = self.state.progress;
+        let found = self.read_back(position_bytes, "looking at what is there").await;
+        let found = found.context("what was copied before cannot be read back")?;
+        if found != noted {
+            bail!(
+                "the target does not hold any more what was copied to it (checksum {found} up to {position_bytes} bytes, and {noted} when that was noted): it was written, rolled back, or taken over by a node that did not have all of it; begin anew {}",
+                self.begin_anew
+            );
+        }
+        self.target.empty_from(position_bytes).await.context("what lies behind that cannot be emptied")
+    }
+
     /// Carries it out and makes it durable, noting how far it is, and showing that on a terminal.
     ///
     /// # Errors
     /// With how to go on.
     pub(super) async fn run(&mut self) -> anyhow::Result<Report> {
-        self.file.save(&self.state)?;
+        self.file.save(self.state)?;
         let began_at = self.state.progress;
         let begun = Instant::now();
         let size = self.state.size_bytes;
-        let mut follower = Follower { bar: report::bar(size, began_at), transfer: Some((self.file, &mut self.state)) };
+        let mut follower = Follower { bar: report::bar(size, began_at), transfer: Some((self.file, &mut *self.state)) };
         let copied = copy::copy(&self.source, Some(&self.target), size, began_at, &mut follower).await;
         follower.bar.finish_and_clear();
         let done = copied.map_err(|error| self.explained(error))?;
         self.state.progress = done;
-        Ok(Report::new(&self.state, began_at, begun.elapsed()))
+        Ok(Report::new(self.state, began_at, begun.elapsed()))
     }
 
     /// Reads the target back and compares it with what was read from the source.
@@ -140,17 +162,21 @@ impl Transfer<'_> {
         if let Target::Image(image) = &self.target {
             image.forget_cached();
         }
-        let end = self.target.end();
-        let mut follower = Follower { bar: report::bar(self.state.size_bytes, Progress::none()), transfer: None };
-        follower.bar.set_message("verifying");
-        let read = copy::copy(&end, None, self.state.size_bytes, Progress::none(), &mut follower).await;
-        follower.bar.finish_and_clear();
-        let (found, wanted) =
-            (read.context("it was written, but cannot be read back")?.checksum, self.state.progress.checksum);
+        let read = self.read_back(self.state.size_bytes, "verifying").await;
+        let (found, wanted) = (read.context("it was written, but cannot be read back")?, self.state.progress.checksum);
         if found != wanted {
             bail!("what was written reads back otherwise: checksum {found}, but the source's is {wanted}");
         }
         Ok(())
+    }
+
+    /// The checksum of what the target holds up to `end_bytes`; the bar says `doing` meanwhile.
+    async fn read_back(&self, end_bytes: u64, doing: &'static str) -> anyhow::Result<Checksum> {
+        let mut follower = Follower { bar: report::bar(end_bytes, Progress::none()), transfer: None };
+        follower.bar.set_message(doing);
+        let read = copy::copy(&self.target.end(), None, end_bytes, Progress::none(), &mut follower).await;
+        follower.bar.finish_and_clear();
+        Ok(read?.checksum)
     }
 
     /// Adds what to do about a failure.

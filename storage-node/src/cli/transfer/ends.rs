@@ -154,6 +154,18 @@ impl Target {
         Ok(())
     }
 
+    /// Makes all that lies at `at` and behind it read as zeroes, where that is counted on. What an earlier process wrote there may
+    /// have been rolled back since to what was there before.
+    pub(super) async fn empty_from(&self, at: u64) -> anyhow::Result<()> {
+        match self {
+            Target::Nbd { client, zeroed: true } if at < client.size() => {
+                Ok(client.write_zeroes(at, client.size() - at).await?)
+            }
+            // Zeroes are written there, or the file is this transfer's alone.
+            Target::Nbd { .. } | Target::Image(_) => Ok(()),
+        }
+    }
+
     /// Makes what was written durable.
     pub(super) async fn flush(&self) -> anyhow::Result<()> {
         match self {
