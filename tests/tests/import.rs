@@ -344,6 +344,29 @@ fn an_import_does_not_go_on_in_a_volume_that_lacks_what_was_copied() {
     same(&raw, &up.uris("a", "disk").expect("listens")[0], "raw");
 }
 
+/// The state file lies beside the image. When their share went away together with it, that was taken for an import that had copied nothing, and the
+/// volume was deleted.
+#[test]
+fn a_volume_stays_that_was_filled_when_how_far_it_is_cannot_be_seen_any_more() {
+    let up = up();
+    let directory = tempfile::tempdir().expect("a directory");
+    let raw = image(&directory.path().join("in.raw"), 512);
+    let (share, log) = (directory.path().join("share"), directory.path().join("log"));
+    fs::create_dir(&share).expect("is made");
+    let state = share.join("state");
+    let (mut server, uri) = slow(&raw, &directory.path().join("slow"));
+    let arguments = ["volume", "import", "disk", &uri, "--state", text(&state)];
+    let mut import = paused_on_its_way(&up, &arguments, &state, &log);
+    fs::remove_dir_all(&share).expect("is removed");
+    server.kill().expect("was running");
+    import.resume().expect("goes on");
+    assert!(!import.wait(PATIENCE).expect("ends"), "without its source it is no success");
+    let said = fs::read_to_string(&log).expect("is there");
+    assert!(said.contains("how far it is cannot be noted in ") && !said.contains("deleted"), "{said}");
+    let status = up.json(&["volume", "status", "disk", "--json"]).expect("is there");
+    assert!(status["mapped_bytes"].as_u64() > Some(0), "{status}");
+}
+
 #[test]
 fn what_a_volume_holds_is_replaced_only_when_asked_for() {
     let up = up();

@@ -102,8 +102,8 @@ async fn import(arguments: &Import, name: &VolumeName, common: &Common) -> anyho
         copy(arguments, source, &uri, &file, &mut state).await
     };
     let mut report = match copied.await {
-        // Nobody could go on with it, and the same command would find the name taken.
-        Err(error) if is_new && !file.exists() => {
+        // There is nothing to go on with, and the same command would find the name taken.
+        Err(error) if is_new && state.progress.position_bytes == 0 => {
             let why = whole(error.as_ref());
             tokio::task::block_in_place(|| client.delete::<()>(&format!("/v1/volumes/{name}")))
                 .with_context(|| format!("{why}; and volume {name}, which was made for it, cannot be deleted again"))?;
@@ -138,7 +138,8 @@ async fn copy(
     }
     let mut report = match transfer.run().await {
         Err(error) if transfer.state.progress.position_bytes == 0 => {
-            file.remove()?;
+            // One that stays says that nothing is done, which is so.
+            let _ = file.remove();
             return Err(error);
         }
         outcome => outcome?,
@@ -224,8 +225,9 @@ fn create(
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use client_lib::{Error, ErrorKind};
 
-    use super::super::transfer::memory::{MIB, Memory};
+    use super::super::transfer::memory::{MIB, Memory, Operation};
     use super::*;
 
     #[derive(Parser)]
@@ -240,6 +242,32 @@ mod tests {
 
     fn state(size_bytes: u64) -> State {
         State { source: "export".into(), target: "volume disk".into(), size_bytes, progress: Progress::none() }
+    }
+
+    /// The image and its state file lay on a share that went away when nearly all was copied. That the state file could not be seen any more was
+    /// taken for "nothing was copied", and the volume that had been made for the import was deleted.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_copied_counts_also_when_it_cannot_be_noted_any_more() {
+        let share = tempfile::tempdir().expect("a directory");
+        let path = share.path().join("share");
+        std::fs::create_dir(&path).expect("is made");
+        let file = StateFile::new(path.join("state"));
+        let source = Memory::hooked(8 * MIB, move |operation| match operation {
+            Operation::Read(at) if at >= 6 * MIB => {
+                // The second one of them finds it gone.
+                let _ = std::fs::remove_dir_all(&path);
+                Err(Error::new(ErrorKind::Unavailable, "the share is gone"))
+            }
+            _ => Ok(()),
+        });
+        let source = source.await;
+        source.fill(0, 8 * MIB, 7).await;
+        let volume = Memory::new(8 * MIB).await;
+        let mut state = state(8 * MIB);
+        let copied = copy(&import(&[]), source.end(), &volume.uri, &file, &mut state).await;
+        let said = whole(copied.expect_err("its end cannot be read").as_ref());
+        assert!(said.contains("how far it is cannot be noted in") && said.contains("cannot be read"), "{said}");
+        assert_eq!(state.progress.position_bytes, 6 * MIB, "so that the volume stays");
     }
 
     /// After a takeover by a node that did not have all of it, `--resume` went on behind what was lost, and said that the image was imported.

@@ -210,10 +210,13 @@ pub(super) async fn copy(
     };
     match (outcome, last) {
         (Ok(()), last) => observer.durable(&last?)?,
-        (Err(error), last) => {
-            // When the target does not answer any more, the failure is what counts.
-            let _ = last.and_then(|durable| observer.durable(&durable));
-            return Err(error);
+        // When the target does not answer any more, the failure is what counts.
+        (Err(error), Err(_)) => return Err(error),
+        (Err(error), Ok(durable)) => {
+            return Err(match observer.durable(&durable) {
+                Ok(()) => error,
+                Err(unnoted) => error.context(format!("{unnoted:#}; before that")),
+            });
         }
     }
     if progress.position_bytes != size {

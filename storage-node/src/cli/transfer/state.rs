@@ -92,8 +92,9 @@ impl StateFile {
         StateFile { path }
     }
 
+    /// Whether it is there, or may be: where that cannot be seen, nothing is concluded from its absence.
     pub(in crate::cli) fn exists(&self) -> bool {
-        self.path.exists()
+        self.path.try_exists().unwrap_or(true)
     }
 
     /// How far the transfer is that `now` is to go on with; `begin_anew` says how to begin without it.
