@@ -154,10 +154,16 @@ impl Transfer<'_> {
         Ok(Report::new(self.state, began_at, begun.elapsed()))
     }
 
+    /// Removes what says how far it is: what was copied is of no use.
+    fn forget(&self) {
+        // What is left of it when that fails is refused when it is looked at: the ends are not what they were.
+        let _ = self.file.remove();
+    }
+
     /// Reads the target back and compares it with what was read from the source.
     ///
     /// # Errors
-    /// When it is not the same.
+    /// When it is not the same; then there is nothing to go on with.
     pub(super) async fn verify(&self) -> anyhow::Result<()> {
         if let Target::Image(image) = &self.target {
             image.forget_cached();
@@ -165,7 +171,11 @@ impl Transfer<'_> {
         let read = self.read_back(self.state.size_bytes, "verifying").await;
         let (found, wanted) = (read.context("it was written, but cannot be read back")?, self.state.progress.checksum);
         if found != wanted {
-            bail!("what was written reads back otherwise: checksum {found}, but the source's is {wanted}");
+            self.forget();
+            bail!(
+                "what was written reads back otherwise: checksum {found}, but the source's is {wanted}; begin anew {}",
+                self.begin_anew
+            );
         }
         Ok(())
     }
@@ -224,3 +234,6 @@ impl copy::Observer for Follower<'_> {
         file.save(state)
     }
 }
+
+#[cfg(test)]
+mod tests;
