@@ -344,6 +344,22 @@ fn an_import_does_not_go_on_in_a_volume_that_lacks_what_was_copied() {
     same(&raw, &up.uris("a", "disk").expect("listens")[0], "raw");
 }
 
+/// It became a volume with pieces of before and after, and the command succeeded.
+#[test]
+fn an_image_that_is_changed_while_it_is_imported_is_told() {
+    let up = up();
+    let directory = tempfile::tempdir().expect("a directory");
+    let raw = image(&directory.path().join("in.raw"), 768);
+    let (state, log) = (directory.path().join("in.raw.disk.helio-import"), directory.path().join("log"));
+    let mut import = paused_on_its_way(&up, &["volume", "import", "disk", &raw], &state, &log);
+    File::options().write(true).open(&raw).expect("opens").write_all_at(&fill(SEED, 0, 9), 0).expect("is changed");
+    import.resume().expect("goes on");
+    assert!(!import.wait(PATIENCE).expect("ends"), "it is a copy of no moment");
+    let said = fs::read_to_string(&log).expect("is there");
+    assert!(said.contains("the image was changed while it was copied") && said.contains("--overwrite"), "{said}");
+    assert!(refused(&up, &["volume", "import", "disk", &raw, "--resume"]).contains("there is nothing to resume"));
+}
+
 /// The state file lies beside the image. When their share went away together with it, that was taken for an import that had copied nothing, and the
 /// volume was deleted.
 #[test]

@@ -5,8 +5,8 @@
 //! What a verb asks for and refuses is in `import` and `export`.
 //!
 //! Invariants: nothing is noted as done that is not durable at the target; a transfer goes on only between the ends it
-//! was begun between, and only where the target still holds what was copied; zeroes are never sent to a
-//! target that has them.
+//! was begun between, and only where the target still holds what was copied; one whose source changed meanwhile fails; zeroes are
+//! never sent to a target that has them.
 
 mod copy;
 mod ends;
@@ -151,7 +151,22 @@ impl Transfer<'_> {
         follower.bar.finish_and_clear();
         let done = copied.map_err(|error| self.explained(error))?;
         self.state.progress = done;
+        self.require_unchanged_source()?;
         Ok(Report::new(self.state, began_at, begun.elapsed()))
+    }
+
+    /// Refuses an image that is not what it was when it was begun: some of what was copied is of before, and some of after that.
+    fn require_unchanged_source(&self) -> anyhow::Result<()> {
+        let End::Image(image) = &self.source else { return Ok(()) };
+        let (then, now) = (&self.state.source, image.identity().context("whether the image was changed is not known")?);
+        if *then != now {
+            self.forget();
+            bail!(
+                "the image was changed while it was copied: then {then}, now {now}; begin anew {}, when nothing writes it",
+                self.begin_anew
+            );
+        }
+        Ok(())
     }
 
     /// Removes what says how far it is: what was copied is of no use.

@@ -216,8 +216,14 @@ impl Image {
     /// What tells it from another file and from itself after a change.
     pub(in crate::cli) fn identity(&self) -> io::Result<String> {
         let file = self.file.metadata()?;
-        let (length, changed) = (file.len(), (file.mtime(), file.mtime_nsec()));
-        Ok(format!("file of {length} bytes, changed at {}.{:09}, read as {}", changed.0, changed.1, self.format))
+        let what = if file.file_type().is_block_device() {
+            // Its length is not in its metadata, and those of all devices are alike.
+            let (major, minor) = (rustix::fs::major(file.rdev()), rustix::fs::minor(file.rdev()));
+            format!("device {major}:{minor} of {} bytes", (&self.file).seek(SeekFrom::End(0))?)
+        } else {
+            format!("file of {} bytes", file.len())
+        };
+        Ok(format!("{what}, changed at {}.{:09}, read as {}", file.mtime(), file.mtime_nsec(), self.format))
     }
 
     /// What tells it from another file, while it is being written.
@@ -234,7 +240,8 @@ impl Image {
             Content::Raw => {
                 let data = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(at)) {
                     Ok(data) => data,
-                    // lseek(2): no data from here to the end.
+                    // lseek(2): no data from here to the end, which is nearer than it was if the file was cut off.
+                    Err(rustix::io::Errno::NXIO) if self.file.metadata()?.len() < self.size => return Err(shorter()),
                     Err(rustix::io::Errno::NXIO) => return Ok((rest, true)),
                     // A device, or a file system without holes.
                     Err(_) => return Ok((rest, false)),
@@ -254,7 +261,7 @@ impl Image {
             }
         };
         if length == 0 {
-            return Err(io::Error::new(ErrorKind::UnexpectedEof, "it became shorter while it was read"));
+            return Err(shorter());
         }
         Ok((length.min(rest), zero))
     }
@@ -293,6 +300,10 @@ impl Image {
         // Advice: where it is not taken, the reads are from memory.
         let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
     }
+}
+
+fn shorter() -> io::Error {
+    io::Error::new(ErrorKind::UnexpectedEof, "it became shorter while it was read")
 }
 
 /// Refuses to write into devices, pipes and the like.
@@ -372,6 +383,27 @@ mod tests {
             let told = format!("{:#}", read_all(&cut).expect_err("lacks something"));
             assert!(told.contains("was cut off") || told.contains("cannot be read"), "{clusters}: {told}");
         }
+    }
+
+    /// What is asked about behind the end of a file has no data, as in a hole: the rest of an image that was cut off while it was imported
+    /// became zeroes, at once and with success.
+    #[test]
+    fn a_raw_image_that_is_cut_off_while_it_is_read_has_no_hole_at_its_end() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("image");
+        std::fs::write(&path, vec![7; 8 << 20]).expect("is written");
+        let image = Image::open(&path, None).expect("opens");
+        let before = image.identity().expect("is told");
+        let file = OpenOptions::new().write(true).open(&path).expect("opens");
+        file.set_len(1 << 20).expect("is cut off");
+        for at in [1 << 20, 2 << 20] {
+            assert_eq!(image.extent(at).expect_err("is gone").kind(), ErrorKind::UnexpectedEof, "{at}");
+        }
+        assert!(image.extent(0).is_ok(), "what is there");
+        assert_ne!(image.identity().expect("is told"), before);
+        // A hole stays one.
+        file.set_len(8 << 20).expect("grows");
+        assert_eq!(image.extent(2 << 20).expect("is told"), (6 << 20, true));
     }
 
     #[test]

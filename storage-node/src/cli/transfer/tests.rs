@@ -52,3 +52,15 @@ async fn a_copy_that_reads_back_otherwise_is_nothing_to_go_on_with() {
     let said = fixture.transfer().go_on().await.expect_err("must be refused").to_string();
     assert!(said.contains("does not hold any more what was copied"), "{said}");
 }
+
+/// Only a resumed import looked whether its image had been changed: one that was written while it was copied became a volume of no single
+/// moment, and the command succeeded.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_was_changed_while_it_was_copied_is_told() {
+    let mut fixture = Fixture::new().await;
+    let file = std::fs::File::options().write(true).open(fixture.directory.path().join("image")).expect("opens");
+    file.set_modified(std::time::UNIX_EPOCH).expect("is changed");
+    let said = fixture.transfer().run().await.expect_err("must be refused").to_string();
+    assert!(said.contains("the image was changed while it was copied") && said.contains("--overwrite"), "{said}");
+    assert!(!fixture.file.exists(), "there is nothing to go on with");
+}
