@@ -1,8 +1,7 @@
-//! The HTTP admin API: JSON over what [`Admin`] offers, and the [`dashboard`] over that. On loopback it wants the node's secret, and [`guard`]
-//! keeps pages of other sites out; for other machines there is [`remote`], which wants a certificate. What each request needs is in
+//! The HTTP admin API: JSON over what [`Admin`] offers, and the [`dashboard`] over that. On loopback ([`listener`]) it wants the node's secret, and
+//! [`guard`] keeps pages of other sites out; for other machines there is [`remote`], which wants a certificate. What each request needs is in
 //! [`permissions`], who asks is found out by [`caller`].
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
@@ -18,9 +17,6 @@ use client_lib::wire::admin::{
 };
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 use self::stale::tell_stale;
 use super::admin::{Admin, AskTrace};
@@ -32,6 +28,7 @@ use caller::{Gate, Proof, Secret, authorise};
 pub mod caller;
 mod dashboard;
 mod guard;
+pub mod listener;
 mod openapi;
 pub mod permissions;
 pub mod remote;
@@ -45,71 +42,6 @@ const AUDIT_LIMIT: usize = 50;
 const AUDIT_LIMIT_MAX: usize = 10_000;
 
 type Shared = State<Arc<dyn Admin>>;
-
-/// A listening admin API.
-pub struct HttpServer {
-    address: SocketAddr,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
-}
-
-impl HttpServer {
-    /// Listens on `address`, serves `admin` to whoever shows `secret`, and tells everybody of `observe`; acts are noted in `audit`.
-    ///
-    /// # Errors
-    /// `InvalidRequest` for an address beyond loopback; `Busy` when the port is in use.
-    pub async fn bind(
-        address: SocketAddr,
-        admin: Arc<dyn Admin>,
-        audit: Arc<AuditLog>,
-        observe: Arc<dyn Observe>,
-        secret: Secret,
-    ) -> Result<HttpServer, Error> {
-        if !address.ip().is_loopback() {
-            return Err(Error::new(
-                ErrorKind::InvalidRequest,
-                format!(
-                    "the admin API listens on loopback, not on {address}; `remote = true` serves it for other machines, over TLS"
-                ),
-            ));
-        }
-        let listener = TcpListener::bind(address).await.map_err(|error| {
-            Error::new(
-                ErrorKind::Busy,
-                format!("the admin API cannot listen on {address}; choose another port with --http-port"),
-            )
-            .caused_by(error)
-        })?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| Error::new(ErrorKind::Internal, "the admin API has no address").caused_by(error))?;
-        let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(async move {
-            let serving = axum::serve(listener, local(admin, audit, observe, secret)).with_graceful_shutdown(async {
-                // Also when the sender is gone.
-                let _ = stopped.await;
-            });
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "the admin API has ended");
-            }
-        });
-        Ok(HttpServer { address, stop, task })
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Stops listening; requests under way are cut off, what they began goes on.
-    pub async fn stop(self) {
-        drop(self.stop);
-        self.task.abort();
-        // Aborted or ended, it is gone now.
-        let _ = self.task.await;
-    }
-}
 
 /// Everything there is on loopback. Beside the API that is what anybody may see: health, metrics, and the files of the page.
 fn local(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, observe: Arc<dyn Observe>, secret: Secret) -> Router {
