@@ -19,7 +19,7 @@ use crate::io::EngineKind;
 use crate::log::LogSettings;
 use crate::shard::{SCRUB_BYTES_PER_SECOND, ShardOptions};
 use crate::size;
-use crate::trace::export::ExportOptions;
+use crate::trace::export::{ExportOptions, shown};
 
 mod certificates;
 
@@ -269,7 +269,8 @@ impl TraceSettings {
         };
         match endpoint.iter().find(is_wrong) {
             Some(endpoint) => Err(format!(
-                "[trace] endpoint = {endpoint:?} is no address of a collector: use http://HOST:PORT/v1/traces; for TLS, run a collector on this machine that passes on"
+                "[trace] endpoint = {:?} is no address of a collector: use http://HOST:PORT/v1/traces; for TLS, run a collector on this machine that passes on",
+                shown(endpoint)
             )),
             None => Ok(()),
         }

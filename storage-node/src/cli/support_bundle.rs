@@ -14,7 +14,9 @@ use serde_json::{Map, Value, json};
 use super::Common;
 use super::client::Client;
 use super::doctor::{self, Doctor};
+use crate::config::{ConfigError, NodeConfig};
 use crate::size::human;
+use crate::trace::export::shown;
 
 /// How deep directories are listed: a store's segments are files of the third level.
 const LISTED_DEPTH: usize = 3;
@@ -55,7 +57,9 @@ pub(super) fn run(arguments: &SupportBundle, common: &Common) -> anyhow::Result<
 }
 
 fn bundle(arguments: &SupportBundle, common: &Common) -> Value {
-    let doctor = doctor::examine(&Doctor::of(arguments.config.clone()), common);
+    // Of settings that cannot be read the doctor's message has the line, whatever is in that. Why is told beside it.
+    let is_told = |path: &PathBuf| !matches!(NodeConfig::read(path), Err(ConfigError::Parse { .. }));
+    let doctor = doctor::examine(&Doctor::of(arguments.config.clone().filter(is_told)), common);
     json!({
         "made_unix_seconds": SystemClock::new().unix_ms() / 1000,
         "version": env!("CARGO_PKG_VERSION"),
@@ -70,16 +74,20 @@ fn bundle(arguments: &SupportBundle, common: &Common) -> Value {
     })
 }
 
-/// As they are written: they name files with keys, and hold none.
-/// The settings, but for the command that prints keys: there may be a secret in it.
+/// The settings, which name files with keys and hold none, but for what a secret may be in: the command that prints keys, and what lets in
+/// at a collector of traces. Without comments, which may hold anything; where a setting has a wrong name, none of them.
 fn settings(path: &Path) -> anyhow::Result<Value> {
     let text = std::fs::read_to_string(path)?;
-    if !text.contains("command") {
-        return Ok(Value::String(text));
+    if let Err(error) = toml::from_str::<NodeConfig>(&text) {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        bail!("line {} of them is wrong: {}", before.lines().count().max(1), error.message());
     }
     let mut settings: toml::Table = toml::from_str(&text)?;
     if let Some(command) = settings.get_mut("keys").and_then(|keys| keys.get_mut("command")) {
         *command = toml::Value::String("(left out)".to_owned());
+    }
+    if let Some(toml::Value::String(endpoint)) = settings.get_mut("trace").and_then(|trace| trace.get_mut("endpoint")) {
+        *endpoint = shown(endpoint);
     }
     Ok(Value::String(toml::to_string(&settings)?))
 }
@@ -167,18 +175,44 @@ mod tests {
         assert_eq!(super::listed(directory.path(), 1)["…"], "and 2 more");
     }
 
+    /// What a node cannot do without.
+    const LEAST: &str = "name = \"a\"\nprovider = \"a\"\ndata = \"data\"\nlisten = \"127.0.0.1:10810\"\n";
+
+    /// Only the command was looked for: a collector that wants a user or a token is named with it, and the bundle had that, as it had what stood
+    /// in comments, and in the line that the doctor could not read.
     #[test]
-    fn the_command_that_prints_keys_is_left_out_of_the_settings() {
+    fn what_lets_in_somewhere_is_left_out_of_the_settings() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("a.toml");
-        std::fs::write(&path, "# of a\nname = \"a\"\n").expect("is written");
-        assert_eq!(settings(&path).expect("reads"), "# of a\nname = \"a\"\n");
-        std::fs::write(&path, "name = \"a\"\n[keys]\ncommand = \"\"\"curl -H 'Token: secret'\nelsewhere\"\"\"\n")
-            .expect("is written");
-        let told = settings(&path).expect("reads").to_string();
-        assert!(told.contains("left out") && told.contains("name") && !told.contains("secret"), "{told}");
-        std::fs::write(&path, "command = secret").expect("is written");
-        assert!(settings(&path).is_err(), "what cannot be looked through is not told");
+        let common = Common {
+            data: Some(directory.path().to_owned()),
+            cluster: None,
+            secret_file: None,
+            log: None,
+            log_format: LogFormat::Text,
+        };
+        let write = |settings: &str| std::fs::write(&path, settings).expect("is written");
+        for settings in [
+            "[keys]\ncommand = \"\"\"curl -H 'Token: secret'\nelsewhere\"\"\"\n",
+            "[trace]\nendpoint = \"http://user:secret@collector:4318/v1/traces\"\n",
+            "[trace]\nendpoint = \"http://collector:4318/v1/traces?api-key=secret\"\n",
+        ] {
+            write(&format!("# secret\n{LEAST}{settings}"));
+            let told = super::settings(&path).expect("can be read");
+            let told = told.as_str().expect("is text");
+            assert!(told.contains("left out") && told.contains("name = \"a\"") && !told.contains("secret"), "{told}");
+        }
+        for (wrong, what, expected) in [
+            ("command = secret\n", "settings", "line 5 of them is wrong"),
+            ("[keys]\ncomand = \"secret\"\n", "settings", "line 6 of them is wrong"),
+            ("[trace]\nendpoint = \"https://user:secret@collector\"\n", "doctor", "is no address of a collector"),
+        ] {
+            write(&format!("{LEAST}{wrong}"));
+            let arguments = SupportBundle { out: "-".into(), force: false, config: Some(path.clone()) };
+            let bundle = bundle(&arguments, &common);
+            let told = bundle[what]["error"].to_string();
+            assert!(told.contains(expected) && !bundle.to_string().contains("secret"), "{bundle}");
+        }
     }
 
     #[test]

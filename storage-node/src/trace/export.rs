@@ -97,6 +97,27 @@ impl Exporter {
     }
 }
 
+/// The address of a collector as it may be shown: without what lets in there, which is a user before the host, or something behind the
+/// question mark.
+#[must_use]
+pub fn shown(endpoint: &str) -> String {
+    let (scheme, rest) = endpoint.split_once("//").unwrap_or(("", endpoint));
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    if path.contains('@') && !authority.contains('@') {
+        // Perhaps a password with such a character in it: nobody can tell what is what.
+        return format!("{scheme}//(left out)");
+    }
+    let host = match authority.rsplit_once('@') {
+        Some((_, host)) => format!("(left out)@{host}"),
+        None => authority.to_owned(),
+    };
+    let slashes = if scheme.is_empty() { "" } else { "//" };
+    match path.split_once(['?', '#']) {
+        Some((path, _)) => format!("{scheme}{slashes}{host}{path}?(left out)"),
+        None => format!("{scheme}{slashes}{host}{path}"),
+    }
+}
+
 struct OfVolume {
     exporter: Arc<Exporter>,
     volume: VolumeName,
@@ -156,8 +177,11 @@ impl Exporting {
             self.counters.dropped.fetch_add(spans, Ordering::Relaxed);
             if logged.is_none_or(|at| at.elapsed() >= LOG_PAUSE) {
                 logged = Some(Instant::now());
+                let endpoint = shown(&self.endpoint);
+                // Of an address that makes no sense it says which.
+                let failure = failure.replace(&self.endpoint, &endpoint);
                 tracing::warn!(
-                    endpoint = self.endpoint,
+                    endpoint,
                     failure,
                     spans,
                     "the collector did not take spans: they are dropped; later failures are not logged for a minute"
@@ -174,4 +198,29 @@ fn send(endpoint: &str, body: Vec<u8>) -> Result<(), String> {
     let agent: ureq::Agent = config.into();
     let sent = agent.post(endpoint).header("Content-Type", "application/x-protobuf").send(&body[..]);
     sent.map(drop).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A token can only be named in the address: the log and the support bundle had it.
+    #[test]
+    fn an_address_is_shown_without_what_lets_in_there() {
+        for (endpoint, expected) in [
+            ("http://collector:4318/v1/traces", "http://collector:4318/v1/traces"),
+            ("http://[::1]:4318", "http://[::1]:4318"),
+            ("http://user:secret@collector:4318/v1/traces", "http://(left out)@collector:4318/v1/traces"),
+            ("http://us@er:secret@collector", "http://(left out)@collector"),
+            ("http://collector/v1/traces?api-key=secret", "http://collector/v1/traces?(left out)"),
+            ("http://u:secret@collector?key=secret#secret", "http://(left out)@collector?(left out)"),
+            ("http://collector/#secret", "http://collector/?(left out)"),
+            ("http://user:sec/ret@collector", "http://(left out)"),
+            ("http://user:secr?t@collector", "http://(left out)"),
+            ("user:secret@collector:4318", "(left out)@collector:4318"),
+            ("x:4318", "x:4318"),
+        ] {
+            assert_eq!(shown(endpoint), expected, "{endpoint}");
+        }
+    }
 }
