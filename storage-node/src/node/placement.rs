@@ -120,7 +120,10 @@ pub(super) fn waits_for(
     match next(state, sites, ids.len(), &held(state, volume), plan, room) {
         Next::Nothing => Vec::new(),
         Next::Waits(waits) => waits,
-        Next::Change(_) => ids.first().and_then(|first| admin.placing.of(*first)).into_iter().collect(),
+        Next::Change(_) => {
+            let failure = ids.first().and_then(|first| admin.placing.of(*first));
+            failure.into_iter().map(|why| format!("it tries again; the last attempt failed: {why}")).collect()
+        }
     }
 }
 
