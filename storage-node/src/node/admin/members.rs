@@ -163,7 +163,7 @@ impl NodeAdmin {
     /// The same of programs that cannot read the commands by which volumes with too many copies get fewer, and ended certificates are forgotten.
     pub(super) async fn require_room_known(&self, state: &MetaState) -> Result<(), Error> {
         let what = "replicas that are given up one by one, and certificates that are forgotten";
-        self.require_known(state, None, what, |about| about.command_set >= COMMANDS_1).await
+        self.require_known(state, None, what, ABOUT_PATIENCE, |about| about.command_set >= COMMANDS_1).await
     }
 
     async fn require_format(
@@ -174,7 +174,7 @@ impl NodeAdmin {
         what: &str,
         patience: Duration,
     ) -> Result<(), Error> {
-        self.require_known(state, lost, what, |about| about.metadata_format >= format).await
+        self.require_known(state, lost, what, patience, |about| about.metadata_format >= format).await
     }
 
     /// One that does not answer is not known to be old; if it is, it stops at such a command, and goes on when it is upgraded.
@@ -183,6 +183,7 @@ impl NodeAdmin {
         state: &MetaState,
         lost: Option<NodeId>,
         what: &str,
+        patience: Duration,
         knows: impl Fn(&NodeAbout) -> bool,
     ) -> Result<(), Error> {
         let asked: Vec<_> = state.nodes().filter(|node| Some(node.id) != lost).collect();
