@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::server::Process;
+use crate::process::Process;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,22 @@
-//! What the kernel counts of a process.
+//! Processes that are measured: that they end, and what the kernel counts of them.
+
+use std::process::Child;
 
 use anyhow::Context;
 
 /// Kernel ticks per second in `/proc/PID/stat` (`sysconf(_SC_CLK_TCK)`, 100 on every Linux).
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A process that ends with its owner.
+pub(crate) struct Process(pub(crate) Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Ended already is fine too.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// CPU seconds that process `id` has used so far, all threads.
 pub(crate) fn cpu_seconds(id: &str) -> anyhow::Result<f64> {

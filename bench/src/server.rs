@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 
 use crate::load::Target;
+use crate::process::Process;
 
 /// How long a server may take to listen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,17 +30,6 @@ struct Plan {
 
 /// A server that does not run.
 pub(crate) struct Stopped(Plan);
-
-/// A process that ends with its owner.
-pub(crate) struct Process(pub(crate) Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Ended already is fine too.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// A running NBD server with one disk.
 pub(crate) struct Server {

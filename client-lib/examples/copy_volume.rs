@@ -7,8 +7,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use client_lib::ReadPart;
 use client_lib::client::{Cluster, OpenOptions};
-use client_lib::wire::client::{ExtentState, Part};
+use client_lib::wire::client::ExtentState;
 
 /// Bytes read at a time.
 const PIECE: u32 = 4 << 20;
@@ -29,12 +30,12 @@ pub(crate) async fn copy(cluster: &Cluster, name: &str, file: &Path) -> Result<u
                 let length = (end - at).min(u64::from(PIECE)) as u32;
                 for part in volume.read_parts(at, length).await? {
                     match part {
-                        Part::Data(data) => {
+                        ReadPart::Data(data) => {
                             file.write_all_at(&data, at)?;
                             copied += data.len() as u64;
                             at += data.len() as u64;
                         }
-                        Part::Zero(length) => at += u64::from(length),
+                        ReadPart::Zero(length) => at += u64::from(length),
                     }
                 }
             }

@@ -20,7 +20,7 @@ pub use keys::{CipherName, Kek, SealedKey, VolumeKey, VolumeKeys};
 pub use source::KeySource;
 
 use crate::error::Error;
-use crate::wire::client::Part;
+use crate::read_part::ReadPart;
 use xts::{UNIT_BYTES, Xts};
 
 /// What is encrypted or decrypted before others on the same thread get their turn, in bytes: about 20 microseconds of a core.
@@ -91,27 +91,21 @@ impl VolumeCipher {
         data.freeze()
     }
 
-    /// The same for the parts of a read that began at `offset`.
+    /// The same for the parts of a read that began at `offset`, each in its place.
     ///
     /// # Panics
     /// If one of them is not of whole sectors.
     ///
     /// # Cancel safety
-    /// Safe.
-    pub async fn decrypt_parts(&self, mut offset: u64, parts: Vec<Part>) -> Vec<Part> {
-        let mut read = Vec::with_capacity(parts.len());
+    /// Some parts are decrypted then, some are not.
+    pub async fn decrypt_parts(&self, mut offset: u64, parts: &mut [ReadPart]) {
         for part in parts {
-            let (part, length) = match part {
-                Part::Data(stored) => {
-                    let length = stored.len() as u64;
-                    (Part::Data(self.decrypt(offset, stored).await), length)
-                }
-                Part::Zero(length) => (part, u64::from(length)),
-            };
+            let length = part.length();
+            if let ReadPart::Data(data) = part {
+                *data = self.decrypt(offset, std::mem::take(data)).await;
+            }
             offset += length;
-            read.push(part);
         }
-        read
     }
 }
 

@@ -30,7 +30,7 @@ pub use authority::ClusterAuthority;
 pub use client::{ClientIdentity, NodePlace};
 pub use fingerprint::Fingerprint;
 pub(crate) use identity::Credentials;
-pub use identity::{CertificateHolder, NODE_CERTIFICATE_FILE, NodeIdentity, certificate_holder, certificate_node};
+pub use identity::{CertificateHolder, NodeIdentity, certificate_holder, certificate_node};
 pub use join::{JoinKey, JoinSecret, JoinToken};
 pub use validity::{CLIENT_LIFETIME, NODE_LIFETIME, Validity, date};
 
@@ -39,6 +39,8 @@ use crate::types::NodeId;
 
 /// The CA's certificate, beside its key and beside every node's certificate.
 const CA_CERTIFICATE_FILE: &str = "ca.crt";
+/// The certificate of a node, in the directory of its identity.
+pub const NODE_CERTIFICATE_FILE: &str = "node.crt";
 /// The key of a node, there before its certificate.
 const NODE_KEY_FILE: &str = "node.key";
 const CA_NAME_PREFIX: &str = "Heliotrope cluster ";

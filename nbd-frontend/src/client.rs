@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client_lib::ReadPart;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -25,7 +26,7 @@ use tokio::net::{TcpStream, UnixStream};
 use self::connection::{Answer, Connection};
 use self::handshake::Agreed;
 pub use self::uri::{InvalidUri, NbdUri, PORT, ServerAddress, UriTls};
-use crate::export::{AllocationExtent, ReadPart};
+use crate::export::AllocationExtent;
 use crate::proto::Malformed;
 use crate::proto::constants::{
     CMD_BLOCK_STATUS, CMD_FLUSH, CMD_READ, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, EIO, ENOSPC, ENOTSUP, EPERM, ESHUTDOWN,

@@ -6,14 +6,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use client_lib::Error;
 use client_lib::cipher::VolumeCipher;
 use client_lib::trace::{Stage, Trace, What};
 use client_lib::transport::BoxFuture;
+use client_lib::{Error, ReadPart};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::export::{AllocationExtent, ExportInfo, ReadPart, ResidencyExtent, Session, Traced, ZeroOptions};
+use crate::export::{AllocationExtent, ExportInfo, ResidencyExtent, Session, Traced, ZeroOptions};
 
 /// A session, and the cipher of its volume.
 pub struct EncryptedSession {
@@ -58,17 +58,7 @@ impl Session for EncryptedSession {
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
         Box::pin(async move {
             let mut parts = self.stored.read(offset, length).await?;
-            let mut at = offset;
-            for part in &mut parts {
-                at += match part {
-                    ReadPart::Data(data) => {
-                        let length = data.len() as u64;
-                        *data = self.cipher.decrypt(at, std::mem::take(data)).await;
-                        length
-                    }
-                    ReadPart::Hole(length) => u64::from(*length),
-                };
-            }
+            self.cipher.decrypt_parts(offset, &mut parts).await;
             // It takes turns with others.
             self.trace.spent(Stage::Queue);
             Ok(parts)
@@ -122,12 +112,7 @@ mod tests {
     }
 
     async fn content(session: &dyn Session, offset: u64, length: u32) -> Vec<u8> {
-        let parts = session.read(offset, length).await.expect("is read");
-        let bytes = |part| match part {
-            ReadPart::Data(data) => data.to_vec(),
-            ReadPart::Hole(length) => vec![0; length as usize],
-        };
-        parts.into_iter().flat_map(bytes).collect()
+        ReadPart::joined(session.read(offset, length).await.expect("is read")).to_vec()
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use client_lib::trace::{Trace, What};
 use client_lib::transport::BoxFuture;
-use client_lib::{Error, ErrorKind};
+use client_lib::{Error, ErrorKind, ReadPart};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -31,15 +31,6 @@ pub struct ExportInfo {
     pub block_size_preferred: u32,
     /// Largest payload of one request in bytes.
     pub block_size_max: u32,
-}
-
-/// Part of a read's answer; parts follow each other without gap and together cover the request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReadPart {
-    /// These bytes.
-    Data(Bytes),
-    /// This many zero bytes, which occupy no space.
-    Hole(u32),
 }
 
 /// A run of bytes in one state, for BLOCK_STATUS with `base:allocation`.

@@ -31,9 +31,7 @@ mod transmission;
 pub mod validate;
 
 pub use encrypted::EncryptedSession;
-pub use export::{
-    AllocationExtent, ExportDirectory, ExportInfo, ReadPart, Residency, ResidencyExtent, Session, ZeroOptions,
-};
+pub use export::{AllocationExtent, ExportDirectory, ExportInfo, Residency, ResidencyExtent, Session, ZeroOptions};
 pub use memory::{MemoryDirectory, MemoryExport};
 pub use server::{Limits, Server, ServerOptions};
 pub use service::sockets::PassedSockets;

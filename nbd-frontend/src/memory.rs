@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use std::future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use client_lib::geometry::{BLOCK_SIZE, IO_SIZE_MAX, SECTOR_SIZE};
 use client_lib::transport::BoxFuture;
-use client_lib::{Error, ErrorKind};
+use client_lib::{Error, ErrorKind, ReadPart};
 
-use crate::export::{AllocationExtent, ExportDirectory, ExportInfo, ReadPart, Session, ZeroOptions};
+use crate::export::{AllocationExtent, ExportDirectory, ExportInfo, Session, ZeroOptions};
 
 /// The unit of allocation in bytes.
 pub const CHUNK_LEN: usize = 64 << 10;
@@ -84,8 +84,8 @@ impl MemoryExport {
             match self.shard(chunk).get(&chunk) {
                 Some(bytes) => parts.push(ReadPart::Data(Bytes::copy_from_slice(&bytes[start..start + length]))),
                 None => match parts.last_mut() {
-                    Some(ReadPart::Hole(hole)) => *hole += length as u32,
-                    _ => parts.push(ReadPart::Hole(length as u32)),
+                    Some(ReadPart::Zero(hole)) => *hole += length as u32,
+                    _ => parts.push(ReadPart::Zero(length as u32)),
                 },
             }
         }
@@ -159,14 +159,7 @@ impl MemoryExport {
     /// The bytes `offset..offset + length`, for tests that look behind the protocol.
     #[must_use]
     pub fn contents(&self, offset: u64, length: u32) -> Vec<u8> {
-        let mut bytes = BytesMut::with_capacity(length as usize);
-        for part in self.read_now(offset, length) {
-            match part {
-                ReadPart::Data(data) => bytes.extend_from_slice(&data),
-                ReadPart::Hole(hole) => bytes.resize(bytes.len() + hole as usize, 0),
-            }
-        }
-        bytes.to_vec()
+        ReadPart::joined(self.read_now(offset, length)).to_vec()
     }
 }
 
@@ -279,7 +272,7 @@ mod tests {
             ]
         );
         export.zero_now(0, 3 * CHUNK_LEN as u64, false);
-        assert_eq!(export.read_now(0, 1 << 20), [ReadPart::Hole(1 << 20)]);
+        assert_eq!(export.read_now(0, 1 << 20), [ReadPart::Zero(1 << 20)]);
         export.zero_now(0, 512, true);
         assert!(export.allocation_now(0, 512)[0].allocated);
     }

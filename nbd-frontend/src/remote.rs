@@ -19,8 +19,8 @@ use client_lib::client::{Cluster, Extent, Found, OpenOptions, Position, Volume, 
 use client_lib::geometry::IO_SIZE_MAX;
 use client_lib::rights::Right;
 use client_lib::transport::BoxFuture;
-use client_lib::wire::client::{ExtentState, ListedVolume, Part};
-use client_lib::{BLOCK_SIZE, Error, ErrorKind, SECTOR_SIZE};
+use client_lib::wire::client::{ExtentState, ListedVolume};
+use client_lib::{BLOCK_SIZE, Error, ErrorKind, ReadPart, SECTOR_SIZE};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
@@ -28,9 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::export::{
-    AllocationExtent, ExportDirectory, ExportInfo, ReadPart, Residency, ResidencyExtent, Session, ZeroOptions,
-};
+use crate::export::{AllocationExtent, ExportDirectory, ExportInfo, Residency, ResidencyExtent, Session, ZeroOptions};
 
 /// How long a handshake waits for what was open before to be closed, and for a node that answers: shorter than the handshake may take.
 const OPEN_PATIENCE: Duration = Duration::from_secs(20);
@@ -442,13 +440,7 @@ impl Session for Connection {
     }
 
     fn read(&self, offset: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
-        Box::pin(async move {
-            let part = |part| match part {
-                Part::Data(data) => ReadPart::Data(data),
-                Part::Zero(length) => ReadPart::Hole(length),
-            };
-            Ok(self.volume().read_parts(offset, length).await?.into_iter().map(part).collect())
-        })
+        Box::pin(self.volume().read_parts(offset, length))
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<'_, Result<(), Error>> {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
-use nbd_frontend::ReadPart;
+use client_lib::ReadPart;
 use nbd_frontend::client::{Client, ClientOptions, NbdUri};
 
 const MIB: u64 = 1 << 20;
@@ -52,13 +52,7 @@ async fn exercise(client: &Client, sparse: bool) {
     client.write_zeroes(3 * MIB, MIB / 8).await.expect("are zeroed");
     client.flush().await.expect("is flushed");
     for at in offsets {
-        let mut read = Vec::new();
-        for part in client.read(at, (MIB / 4) as u32).await.expect("is read") {
-            match part {
-                ReadPart::Data(data) => read.extend_from_slice(&data),
-                ReadPart::Hole(length) => read.resize(read.len() + length as usize, 0),
-            }
-        }
+        let read = ReadPart::joined(client.read(at, (MIB / 4) as u32).await.expect("is read"));
         let mut expected = data(at).to_vec();
         if at == 3 * MIB {
             expected[..(MIB / 8) as usize].fill(0);

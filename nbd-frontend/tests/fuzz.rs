@@ -18,7 +18,7 @@ use bytes::BytesMut;
 use client_lib::client::Position;
 use client_lib::types::{Epoch, Lsn, SnapshotId, VolumeId};
 use client_lib::wire::client::Tenure;
-use client_lib::{Error, ErrorKind};
+use client_lib::{Error, ErrorKind, ReadPart};
 use common::{HUNG, TestServer, limits, option, string};
 use nbd_frontend::client::{Client, ClientOptions, NbdUri};
 use nbd_frontend::contexts::{Context, Contexts};
@@ -466,11 +466,7 @@ fn a_whole_client_survives_any_server() {
             let ask = async {
                 if let Ok(client) = Client::connect(&uri, ClientOptions::default()).await {
                     if let Ok(parts) = client.read(0, 1024).await {
-                        let length = |part: &nbd_frontend::ReadPart| match part {
-                            nbd_frontend::ReadPart::Data(data) => data.len() as u64,
-                            nbd_frontend::ReadPart::Hole(length) => u64::from(*length),
-                        };
-                        assert_eq!(parts.iter().map(length).sum::<u64>(), 1024);
+                        assert_eq!(parts.iter().map(ReadPart::length).sum::<u64>(), 1024);
                     }
                     if let Ok(extents) = client.allocation(0, 1 << 20).await {
                         assert!(extents.iter().map(|extent| extent.length).sum::<u64>() <= 1 << 20);

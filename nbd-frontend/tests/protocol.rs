@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::BoxFuture;
-use client_lib::{Error, ErrorKind};
+use client_lib::{Error, ErrorKind, ReadPart};
 use common::{HUNG, TestServer, extended, limits, option, request};
 use gate::{Ends, Gate, GateDirectory, export_thread, write};
 use nbd_frontend::proto::constants::*;
 use nbd_frontend::proto::style::Style;
 use nbd_frontend::{
-    AllocationExtent, ExportDirectory, ExportInfo, Limits, MemoryDirectory, MemoryExport, ReadPart, Residency,
-    ResidencyExtent, Server, ServerOptions, Session, ZeroOptions,
+    AllocationExtent, ExportDirectory, ExportInfo, Limits, MemoryDirectory, MemoryExport, Residency, ResidencyExtent,
+    Server, ServerOptions, Session, ZeroOptions,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;

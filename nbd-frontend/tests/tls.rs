@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use certificates::Certificates;
+use client_lib::ReadPart;
 use common::{Client as RawClient, HUNG, TestServer, limits, option, request};
 use gate::{Ends, Gate, GateDirectory, write};
 use nbd_frontend::client::{Client, ClientError, ClientOptions, NbdUri};
 use nbd_frontend::proto::constants::*;
 use nbd_frontend::proto::style::Style;
-use nbd_frontend::{Limits, MemoryDirectory, MemoryExport, ReadPart, TlsMode, TlsOptions};
+use nbd_frontend::{Limits, MemoryDirectory, MemoryExport, TlsMode, TlsOptions};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -68,7 +69,7 @@ async fn our_client_writes_and_reads_over_many_connections() {
             for part in client.read(5 << 20, 5 << 20).await.expect("is read") {
                 match part {
                     ReadPart::Data(bytes) => read.extend_from_slice(&bytes),
-                    ReadPart::Hole(length) => read.resize(read.len() + length as usize, 0),
+                    ReadPart::Zero(length) => read.resize(read.len() + length as usize, 0),
                 }
             }
             assert!(read == data);

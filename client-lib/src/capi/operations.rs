@@ -8,7 +8,7 @@ use super::types::HELIO_FUA;
 use crate::client::Volume;
 use crate::error::{Error, ErrorKind};
 use crate::geometry::{IO_SIZE_MAX, SECTOR_SIZE};
-use crate::wire::client::Part;
+use crate::read_part::ReadPart;
 
 /// Bytes of reads and writes of a volume that are carried out at a time, and held in memory for that; more wait. What is acked and
 /// not durable yet is held beside that, by the volume's journal.
@@ -100,8 +100,8 @@ async fn read(volume: &Volume, budget: &Budget, offset: u64, mut landing: Landin
         let _room = budget.room(u64::from(piece)).await?;
         for part in volume.read_parts(at, piece).await? {
             match part {
-                Part::Data(data) => landing.put(&data),
-                Part::Zero(length) => landing.put_zeroes(length as usize),
+                ReadPart::Data(data) => landing.put(&data),
+                ReadPart::Zero(length) => landing.put_zeroes(length as usize),
             }
         }
         at += u64::from(piece);

@@ -94,10 +94,10 @@ async fn sectors_that_were_never_written_read_as_zeroes() {
     let cipher = cipher(octets(KEY));
     let mut stored = vec![0; 3 * 512];
     stored[512..1024].copy_from_slice(&cipher.encrypt(4096 + 512, plain()).await);
-    let parts = vec![Part::Zero(4096), Part::Data(stored.into())];
-    let read = cipher.decrypt_parts(0, parts).await;
+    let mut read = [ReadPart::Zero(4096), ReadPart::Data(stored.into())];
+    cipher.decrypt_parts(0, &mut read).await;
     let expected = [&[0; 512][..], &plain(), &[0; 512]].concat();
-    assert_eq!(read, [Part::Zero(4096), Part::Data(expected.into())]);
+    assert_eq!(read, [ReadPart::Zero(4096), ReadPart::Data(expected.into())]);
     let zeroes = cipher.encrypt(0, Bytes::from(vec![0; 512])).await;
     assert!(zeroes.iter().any(|byte| *byte != 0), "zeroes that are written are hidden like any data");
 }

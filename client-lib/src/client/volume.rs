@@ -16,11 +16,10 @@ use super::standing::{Position, VolumeState, VolumeStatus};
 use crate::cipher::VolumeCipher;
 use crate::error::{Error, ErrorKind};
 use crate::geometry::{IO_SIZE_MAX, SECTOR_SIZE};
+use crate::read_part::ReadPart;
 use crate::types::Lsn;
 use crate::watch;
-use crate::wire::client::{
-    ClientReply, ClientRequest, ExtentState, ExtentsOf, Part, Target, ZERO_MAX, join_parts, unpack_read,
-};
+use crate::wire::client::{ClientReply, ClientRequest, ExtentState, ExtentsOf, Target, ZERO_MAX};
 
 /// A run of bytes in one state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,14 +168,14 @@ impl Volume {
     /// `InvalidRequest` beyond the end; `Corrupt` where the data is damaged and no node has it otherwise; `Fenced` and `NotFound`
     /// when the volume cannot be used any more; `Unavailable` when it was given up.
     pub async fn read(&self, offset: u64, length: u32) -> Result<Bytes, Error> {
-        Ok(join_parts(self.read_parts(offset, length).await?))
+        Ok(ReadPart::joined(self.read_parts(offset, length).await?))
     }
 
     /// The same, with what is known to be zeroes told as such.
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub async fn read_parts(&self, offset: u64, length: u32) -> Result<Vec<Part>, Error> {
+    pub async fn read_parts(&self, offset: u64, length: u32) -> Result<Vec<ReadPart>, Error> {
         require_sectors(offset, u64::from(length))?;
         let mut parts = Vec::new();
         let mut done = 0;
@@ -184,14 +183,14 @@ impl Volume {
             let (at, piece) = (offset + u64::from(done), (length - done).min(IO_SIZE_MAX));
             let make = |target| ClientRequest::Read { target, offset: at, length: piece };
             let take = |reply, payload| match reply {
-                ClientReply::Read(parts) => unpack_read(&parts, payload, piece),
+                ClientReply::Read(parts) => ReadPart::unpack(&parts, payload, piece),
                 other => Err(out_of_turn(&other)),
             };
-            let read = self.ask(make, take).await?;
-            parts.extend(match &self.cipher {
-                Some(cipher) => cipher.decrypt_parts(at, read).await,
-                None => read,
-            });
+            let mut read = self.ask(make, take).await?;
+            if let Some(cipher) = &self.cipher {
+                cipher.decrypt_parts(at, &mut read).await;
+            }
+            parts.extend(read);
             done += piece;
         }
         Ok(parts)

@@ -10,14 +10,11 @@ use super::renewal::{self, SEED_SIZE};
 use super::shown::{Pair, Shown};
 use super::validity::check_signed;
 use super::{
-    CA_CERTIFICATE_FILE, ClusterId, Fingerprint, KEY, NODE_KEY_FILE, PkiError, Validity, ca_cluster,
-    certificate_from_pem, fingerprint, hmac_sha256, read, write,
+    CA_CERTIFICATE_FILE, ClusterId, Fingerprint, KEY, NODE_CERTIFICATE_FILE, NODE_KEY_FILE, PkiError, Validity,
+    ca_cluster, certificate_from_pem, fingerprint, hmac_sha256, read, write,
 };
 use crate::files;
 use crate::types::{ClientName, NodeId};
-
-/// The certificate of a node, in the directory of its identity.
-pub const NODE_CERTIFICATE_FILE: &str = "node.crt";
 
 /// What TLS needs of either: the CA that it trusts, and the certificate that it shows. Clones share the certificate: when it is replaced, it is for all.
 #[derive(Clone)]

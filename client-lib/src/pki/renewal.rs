@@ -11,8 +11,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::identity::NODE_CERTIFICATE_FILE;
-use super::{NODE_KEY_FILE, PkiError, hex, read, remove, write};
+use super::{NODE_CERTIFICATE_FILE, NODE_KEY_FILE, PkiError, hex, read, remove, write};
 use crate::files;
 
 /// The pair that replaces certificate and key: both, in PEM.

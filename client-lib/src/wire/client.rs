@@ -8,7 +8,7 @@
 //! - A request names the [`Tenure`] that its session is attached to. An owner of another tenure does nothing and says so.
 //! - A write has a number in its session, the same in every attempt: it is carried out once (docs/decisions/0025).
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::frame::{Frame, ServiceId, decode_head, encode_head};
@@ -374,75 +374,9 @@ impl<T: for<'de> Deserialize<'de>> ClientMessage<T> {
     }
 }
 
-/// A part of a read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// These bytes.
-    Data(Bytes),
-    /// This many zeroes, which occupy no space.
-    Zero(u32),
-}
-
-/// The parts of a read out of its head and payload; together they must cover `length` bytes.
-///
-/// # Errors
-/// `Corrupt` when they do not.
-pub fn unpack_read(parts: &[(u32, bool)], mut payload: Bytes, length: u32) -> Result<Vec<Part>, Error> {
-    let wrong = || Error::new(ErrorKind::Corrupt, "a node answered a read with parts that do not cover it");
-    let mut covered = 0u64;
-    let mut unpacked = Vec::with_capacity(parts.len());
-    for &(part, zero) in parts {
-        covered += u64::from(part);
-        if zero {
-            unpacked.push(Part::Zero(part));
-        } else {
-            if payload.len() < part as usize {
-                return Err(wrong());
-            }
-            unpacked.push(Part::Data(payload.split_to(part as usize)));
-        }
-    }
-    if covered != u64::from(length) || !payload.is_empty() {
-        return Err(wrong());
-    }
-    Ok(unpacked)
-}
-
-/// The bytes of a read in one piece; not copied when it is one already.
-#[must_use]
-pub fn join_parts(mut parts: Vec<Part>) -> Bytes {
-    if let [Part::Data(_)] = parts.as_slice()
-        && let Some(Part::Data(data)) = parts.pop()
-    {
-        return data;
-    }
-    let length = parts.iter().map(|part| if let Part::Data(data) = part { data.len() } else { 0 }).sum();
-    let mut joined = BytesMut::with_capacity(length);
-    for part in parts {
-        match part {
-            Part::Data(data) => joined.extend_from_slice(&data),
-            Part::Zero(length) => joined.resize(joined.len() + length as usize, 0),
-        }
-    }
-    joined.freeze()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_parts_of_a_read_must_cover_it() {
-        let parts = [(512, true), (1024, false)];
-        let payload = Bytes::from(vec![1; 1024]);
-        let unpacked = unpack_read(&parts, payload.clone(), 1536).expect("covers");
-        assert_eq!(unpacked, [Part::Zero(512), Part::Data(payload.clone())]);
-        let joined = join_parts(unpacked);
-        assert_eq!((&joined[..512], &joined[512..]), (&[0; 512][..], &payload[..]));
-        assert!(unpack_read(&parts, payload.clone(), 2048).is_err(), "too little");
-        assert!(unpack_read(&parts, payload.slice(..100), 1536).is_err(), "payload cut");
-        assert!(unpack_read(&[(512, true)], payload, 512).is_err(), "payload left over");
-    }
 
     #[test]
     fn tenures_are_in_the_order_in_which_they_come() {

@@ -8,13 +8,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use client_lib::ReadPart;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::handshake::Agreed;
 use super::{ClientError, REQUESTS_IN_FLIGHT_MAX, errno_meaning};
-use crate::export::{AllocationExtent, ReadPart};
+use crate::export::AllocationExtent;
 use crate::proto::Malformed;
 use crate::proto::constants::{
     CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_PAYLOAD_LEN, CMD_READ, CMD_WRITE, REPLY_FLAG_DONE, REPLY_TYPE_BLOCK_STATUS,
@@ -60,7 +61,7 @@ struct InFlight {
 impl InFlight {
     /// Notes a part of a read. A server that sends more than was asked, or chunks of nothing, would fill the memory.
     fn add(&mut self, offset: u64, part: ReadPart) -> Result<(), Malformed> {
-        let length = part_len(&part);
+        let length = part.length();
         self.received += length;
         if length == 0 || self.received > self.header.length {
             return Err(Malformed("the chunks of a read are more than what was asked, or empty"));
@@ -303,7 +304,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             REPLY_TYPE_NONE => {}
             REPLY_TYPE_OFFSET_HOLE if header.command == CMD_READ => {
                 let (offset, hole) = peer::hole(&content)?;
-                self.with(cookie, |request| request.add(offset, ReadPart::Hole(hole)))??;
+                self.with(cookie, |request| request.add(offset, ReadPart::Zero(hole)))??;
             }
             REPLY_TYPE_BLOCK_STATUS | REPLY_TYPE_BLOCK_STATUS_EXT
                 if header.command == CMD_BLOCK_STATUS
@@ -397,17 +398,10 @@ fn put_in_order(header: &RequestHeader, parts: &mut [(u64, ReadPart)]) -> Result
         if *offset != at {
             return Err(Malformed("the chunks of a read leave a gap or overlap"));
         }
-        at += part_len(part);
+        at += part.length();
     }
     if at != header.offset + header.length {
         return Err(Malformed("the chunks of a read do not cover it"));
     }
     Ok(())
-}
-
-fn part_len(part: &ReadPart) -> u64 {
-    match part {
-        ReadPart::Data(data) => data.len() as u64,
-        ReadPart::Hole(length) => u64::from(*length),
-    }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::transport::BoxFuture;
-use client_lib::{Error, ErrorKind};
+use client_lib::{Error, ErrorKind, ReadPart};
 use rustix::process::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
@@ -32,8 +32,8 @@ use crate::proto::style::Style;
 use crate::server::lane::Sockets;
 use crate::service::sockets::PassedSockets;
 use crate::{
-    AllocationExtent, ExportDirectory, ExportInfo, Limits, MemoryDirectory, MemoryExport, ReadPart, Server,
-    ServerOptions, Session, TlsMode, TlsOptions, ZeroOptions,
+    AllocationExtent, ExportDirectory, ExportInfo, Limits, MemoryDirectory, MemoryExport, Server, ServerOptions,
+    Session, TlsMode, TlsOptions, ZeroOptions,
 };
 
 const SIZE: u64 = 1 << 30;

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use client_lib::Error;
 use client_lib::trace::{OperationKind, Stage, Trace, What};
 use client_lib::transport::BoxFuture;
+use client_lib::{Error, ReadPart};
 use tokio::time::Instant;
 
 use crate::contexts::{Context as MetaContext, Contexts};
-use crate::export::{ReadPart, Residency, Session, Traced};
+use crate::export::{Residency, Session, Traced};
 use crate::proto::constants::{RESIDENCY_STALE, RESIDENCY_ZERO, STATE_HOLE, STATE_ZERO};
 use crate::proto::request::RequestHeader;
 use crate::validate::Request;

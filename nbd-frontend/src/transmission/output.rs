@@ -9,11 +9,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use client_lib::ReadPart;
 use client_lib::trace::{Stage, Trace};
 use tokio::io::AsyncWrite;
 
 use super::operation::Told;
-use crate::export::ReadPart;
 use crate::proto::reply::{self, ReplyTo};
 use crate::proto::style::Style;
 
@@ -134,13 +134,13 @@ impl Output {
         one_chunk: bool,
         parts: Vec<ReadPart>,
     ) -> Result<(), String> {
-        let covered: u64 = parts.iter().map(part_len).sum();
+        let covered: u64 = parts.iter().map(ReadPart::length).sum();
         if covered != u64::from(length) {
             return Err(format!("the export answered a read of {length} bytes with {covered}"));
         }
         if !to.style.is_chunked() {
             self.simple(to.cookie, 0);
-        } else if !one_chunk || parts.iter().all(|part| matches!(part, ReadPart::Hole(_))) {
+        } else if !one_chunk || parts.iter().all(|part| matches!(part, ReadPart::Zero(_))) {
             self.chunks(to, parts);
             return Ok(());
         } else {
@@ -149,7 +149,7 @@ impl Output {
         for part in parts {
             match part {
                 ReadPart::Data(data) => self.data(data),
-                ReadPart::Hole(hole) => self.zeroes(hole as usize),
+                ReadPart::Zero(hole) => self.zeroes(hole as usize),
             }
         }
         Ok(())
@@ -158,15 +158,15 @@ impl Output {
     /// One chunk for every run of data and of hole. `parts` are not all empty.
     fn chunks(&mut self, to: ReplyTo, parts: Vec<ReadPart>) {
         let mut offset = to.offset;
-        let mut left: u64 = parts.iter().map(part_len).sum();
-        let mut parts = parts.into_iter().filter(|part| part_len(part) > 0).peekable();
+        let mut left: u64 = parts.iter().map(ReadPart::length).sum();
+        let mut parts = parts.into_iter().filter(|part| part.length() > 0).peekable();
         let mut run = Vec::new();
         while let Some(part) = parts.next() {
-            let is_hole = matches!(part, ReadPart::Hole(_));
-            let mut length = part_len(&part);
+            let is_hole = matches!(part, ReadPart::Zero(_));
+            let mut length = part.length();
             run.push(part);
-            while let Some(next) = parts.next_if(|next| matches!(next, ReadPart::Hole(_)) == is_hole) {
-                length += part_len(&next);
+            while let Some(next) = parts.next_if(|next| matches!(next, ReadPart::Zero(_)) == is_hole) {
+                length += next.length();
                 run.push(next);
             }
             left -= length;
@@ -337,13 +337,6 @@ fn extents(states: &[(u64, u32)], to: ReplyTo, ask: &StatusAsk) -> Vec<(u64, u32
         starts_inside
     });
     told
-}
-
-fn part_len(part: &ReadPart) -> u64 {
-    match part {
-        ReadPart::Data(data) => data.len() as u64,
-        ReadPart::Hole(hole) => u64::from(*hole),
-    }
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use std::thread::ThreadId;
 
 use bytes::Bytes;
 use client_lib::transport::BoxFuture;
-use client_lib::{Error, ErrorKind};
+use client_lib::{Error, ErrorKind, ReadPart};
 use nbd_frontend::proto::constants::CMD_WRITE;
-use nbd_frontend::{AllocationExtent, ExportDirectory, ExportInfo, MemoryExport, ReadPart, Session, ZeroOptions};
+use nbd_frontend::{AllocationExtent, ExportDirectory, ExportInfo, MemoryExport, Session, ZeroOptions};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
@@ -87,7 +87,7 @@ impl Session for GateSession {
     }
 
     fn read(&self, _: u64, length: u32) -> BoxFuture<'_, Result<Vec<ReadPart>, Error>> {
-        Box::pin(async move { Ok(vec![ReadPart::Hole(length)]) })
+        Box::pin(async move { Ok(vec![ReadPart::Zero(length)]) })
     }
 
     fn write(&self, _: u64, _: Bytes, _: bool) -> BoxFuture<'_, Result<(), Error>> {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use client_lib::wire::client::{ClientReply, ClientRequest};
 use client_lib::wire::frame::{Frame, ServiceId, decode_head, encode_head};
 use client_lib::{BlockIndex, Epoch, Error, ErrorKind, GroupId, Lsn, SnapshotId, VolumeGroupId, VolumeId};
@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::ownership::standing::Tail;
 use crate::propagation::manifest::{BlockRun, Manifest, ManifestRun, VersionRun};
-use crate::shard::handle::ReadChunk;
 use crate::shard::scrub::ScrubAction;
 use crate::volume::Moment;
 use crate::volume::ledger::{LedgerNews, Writer};
@@ -370,49 +369,6 @@ impl<T: for<'de> Deserialize<'de>> Message<T> {
     }
 }
 
-/// Splits the chunks of a read into a head and one payload.
-#[must_use]
-pub fn pack_read(chunks: &[ReadChunk]) -> (Vec<(u32, bool)>, Bytes) {
-    let data_bytes = chunks.iter().map(|chunk| if let ReadChunk::Data(data) = chunk { data.len() } else { 0 }).sum();
-    let mut payload = BytesMut::with_capacity(data_bytes);
-    let parts = chunks
-        .iter()
-        .map(|chunk| match chunk {
-            ReadChunk::Data(data) => {
-                payload.extend_from_slice(data);
-                (data.len() as u32, false)
-            }
-            ReadChunk::Zero(length) => (*length, true),
-        })
-        .collect();
-    (parts, payload.freeze())
-}
-
-/// Joins the head and payload of a read; together they must cover `length` bytes.
-///
-/// # Errors
-/// `Corrupt` when they do not.
-pub fn unpack_read(parts: &[(u32, bool)], mut payload: Bytes, length: u32) -> Result<Vec<ReadChunk>, Error> {
-    let wrong = || Error::new(ErrorKind::Corrupt, "a peer answered a read with parts that do not cover it");
-    let mut covered = 0u64;
-    let mut chunks = Vec::with_capacity(parts.len());
-    for &(part, zero) in parts {
-        covered += u64::from(part);
-        if zero {
-            chunks.push(ReadChunk::Zero(part));
-        } else {
-            if payload.len() < part as usize {
-                return Err(wrong());
-            }
-            chunks.push(ReadChunk::Data(payload.split_to(part as usize)));
-        }
-    }
-    if covered != u64::from(length) || !payload.is_empty() {
-        return Err(wrong());
-    }
-    Ok(chunks)
-}
-
 #[cfg(test)]
 mod tests {
     use client_lib::NodeId;
@@ -424,15 +380,6 @@ mod tests {
 
     fn head(block: u32, zero: bool) -> BlockHead {
         BlockHead { block: BlockIndex(block), lsn: Lsn::new(Epoch(3), 300), zero }
-    }
-
-    #[test]
-    fn read_parts_must_cover_the_request() {
-        let chunks = vec![ReadChunk::Zero(512), ReadChunk::Data(Bytes::from(vec![1; 1024]))];
-        let (parts, payload) = pack_read(&chunks);
-        assert_eq!(unpack_read(&parts, payload.clone(), 1536).expect("covers"), chunks);
-        assert!(unpack_read(&parts, payload.clone(), 2048).is_err(), "too little");
-        assert!(unpack_read(&parts, payload.slice(..100), 1536).is_err(), "payload cut");
     }
 
     /// What carries blocks, plain and compressed: its place in the enum and its fields are what other nodes read.

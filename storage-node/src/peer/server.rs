@@ -10,10 +10,10 @@ use bytes::Bytes;
 use client_lib::trace::{OperationKind, Trace, What};
 use client_lib::transport::{BoxFuture, Class, Transport};
 use client_lib::wire::frame::Frame;
-use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId};
+use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, ReadPart};
 
 use super::alike::take_alike;
-use super::message::{AdminForward, Alike, ENCODINGS, Message, PeerReply, PeerRequest, pack_read};
+use super::message::{AdminForward, Alike, ENCODINGS, Message, PeerReply, PeerRequest};
 use super::packing::{PackedBlocks, unpack_blocks, unpack_zstd};
 use crate::node::admission::Admission;
 use crate::ownership::enclosure::Enclosure;
@@ -98,7 +98,7 @@ impl PeerServer {
                 match volume.read_for_peer(&trace, moment, epoch, offset, length).await? {
                     Some(chunks) => {
                         trace.answered(true);
-                        let (parts, payload) = pack_read(&chunks);
+                        let (parts, payload) = ReadPart::pack(&chunks);
                         return Ok((PeerReply::Read(parts), payload));
                     }
                     None => PeerReply::NotOwner(volume.gate.view().epoch),

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use client_lib::trace::Trace;
 use client_lib::transport::BoxFuture;
-use client_lib::{Error, ErrorKind};
+use client_lib::{Error, ErrorKind, ReadPart};
 use consensus::Snapshot;
-use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, ResidencyExtent, Session, ZeroOptions};
+use nbd_frontend::export::{AllocationExtent, ExportInfo, ResidencyExtent, Session, ZeroOptions};
 
 use super::exports::snapshot_info;
 use super::residency;
-use super::session::{allocation_extents, read_parts};
+use super::session::allocation_extents;
 use super::status::in_steps;
 use super::volume::ServedVolume;
 use crate::shard::operations::OperationKind;
@@ -116,7 +116,7 @@ impl Kept for KeptSnapshot {
             let counted = self.volume.shard.operations().begin(OperationKind::Read, u64::from(length));
             let outcome = self.volume.read(Trace::NONE, self.moment, offset, length).await;
             counted.end(outcome.is_ok());
-            outcome.map(read_parts)
+            outcome
         })
     }
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use bytes::Bytes;
 use client_lib::trace::{Trace, What};
 use client_lib::transport::BoxFuture;
-use client_lib::{Epoch, Error, ErrorKind};
-use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, ResidencyExtent, Session, Traced, ZeroOptions};
+use client_lib::{Epoch, Error, ErrorKind, ReadPart};
+use nbd_frontend::export::{AllocationExtent, ExportInfo, ResidencyExtent, Session, Traced, ZeroOptions};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use super::residency;
 use super::status::{Extent, in_steps, zero_pieces};
 use super::volume::{Change, ServedVolume, SessionWriter};
 use crate::ownership::gate::{Phase, View};
-use crate::shard::handle::{MappedExtent, ReadChunk};
+use crate::shard::handle::MappedExtent;
 use crate::shard::operations::{Counted, OperationKind};
 use crate::volume::Moment;
 use traced::TracedSession;
@@ -110,7 +110,7 @@ impl VolumeSession {
     async fn read_bytes(&self, trace: &Trace, offset: u64, length: u32) -> Result<Vec<ReadPart>, Error> {
         let counted = self.begin(OperationKind::Read, u64::from(length))?;
         let outcome = self.volume.read(trace, Moment::Now, offset, length).await;
-        self.end(counted, trace, outcome).map(read_parts)
+        self.end(counted, trace, outcome)
     }
 
     async fn write_bytes(&self, trace: &Trace, offset: u64, data: Bytes, fua: bool) -> Result<(), Error> {
@@ -262,14 +262,6 @@ impl Session for VolumeSession {
     fn cache(&self, offset: u64, length: u64) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(residency::cache(&self.volume, Moment::Now, offset, length))
     }
-}
-
-pub(super) fn read_parts(chunks: Vec<ReadChunk>) -> Vec<ReadPart> {
-    let part = |chunk| match chunk {
-        ReadChunk::Data(data) => ReadPart::Data(data),
-        ReadChunk::Zero(length) => ReadPart::Hole(length),
-    };
-    chunks.into_iter().map(part).collect()
 }
 
 pub(super) fn allocation_extents(extents: Vec<MappedExtent>) -> Vec<AllocationExtent> {

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use client_lib::transport::{BoxFuture, Class};
-use client_lib::{BLOCK_SIZE, BlockIndex, Error, ErrorKind, SnapshotName, VolumeSize};
-use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Residency, ResidencyExtent};
+use client_lib::{BLOCK_SIZE, BlockIndex, Error, ErrorKind, ReadPart, SnapshotName, VolumeSize};
+use nbd_frontend::export::{AllocationExtent, ExportInfo, Residency, ResidencyExtent};
 
 use super::exports::{described, export_info};
 use super::kept::Kept;
@@ -83,7 +83,7 @@ impl KeptTail {
             let to = (end.min(start + block_bytes) - start) as usize;
             match block.data {
                 Some(data) => ReadPart::Data(data.slice(from..to)),
-                None => ReadPart::Hole((to - from) as u32),
+                None => ReadPart::Zero((to - from) as u32),
             }
         };
         Ok((0u64..).zip(blocks).map(part).collect())

@@ -6,11 +6,11 @@
 //! are looked at after the fetch, like those of any read. Without a holder the read fails, for those blocks alone.
 
 use bytes::Bytes;
-use client_lib::{BLOCK_SIZE, Error};
+use client_lib::{BLOCK_SIZE, Error, ReadPart};
 
 use super::volume::{ServedVolume, store_failure};
 use crate::propagation::manifest::{BlockRun, VersionedBlock};
-use crate::shard::handle::{ReadChunk, StoreError};
+use crate::shard::handle::StoreError;
 use crate::volume::Moment;
 
 /// What a read that ended so lacks, and another holder may have.
@@ -31,7 +31,7 @@ pub(super) async fn read(
     offset: u64,
     length: u32,
     mut missing: Vec<BlockRun>,
-) -> Result<Result<Vec<ReadChunk>, StoreError>, Error> {
+) -> Result<Result<Vec<ReadPart>, StoreError>, Error> {
     let blocks = (u64::from(length) / u64::from(BLOCK_SIZE)) as usize + 2;
     // Every round finds one more that cannot be read, at least.
     for _ in 0..=blocks {
@@ -63,7 +63,7 @@ async fn compose(
     moment: Moment,
     (offset, length): (u64, u32),
     fetched: &[VersionedBlock],
-) -> Result<Vec<ReadChunk>, StoreError> {
+) -> Result<Vec<ReadPart>, StoreError> {
     let end = offset + u64::from(length);
     let mut chunks = Vec::new();
     let mut at = offset;
@@ -75,7 +75,7 @@ async fn compose(
         }
         let zeroes = Bytes::from_static(&[0; BLOCK_SIZE as usize]);
         let data = block.data.as_ref().unwrap_or(&zeroes);
-        chunks.push(ReadChunk::Data(data.slice((from - start) as usize..(to - start) as usize)));
+        chunks.push(ReadPart::Data(data.slice((from - start) as usize..(to - start) as usize)));
         at = to;
     }
     if at < end {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use client_lib::geometry::IO_SIZE_MAX;
 use client_lib::trace::{OperationKind, Stage, Trace, What};
 use client_lib::transport::Class;
-use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId, VolumeName, VolumeSize};
+use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, ReadPart, VolumeId, VolumeName, VolumeSize};
 use consensus::Volume;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -31,13 +31,13 @@ use crate::ownership::gate::{Gate, Phase, View};
 use crate::ownership::standing::Standing;
 use crate::ownership::writers::{Refusal, Writers};
 use crate::peer::client::{PeerClient, PeerError};
-use crate::peer::message::{Message, Operation, PeerReply, PeerRequest, unpack_read};
+use crate::peer::message::{Message, Operation, PeerReply, PeerRequest};
 use crate::propagation::hearing::Hearing;
 use crate::propagation::intake::Intake;
 use crate::propagation::manifest::BlockRun;
 use crate::propagation::pull::Puller;
 use crate::propagation::telling::Tellings;
-use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ReadChunk, ShardHandle, StoreError};
+use crate::shard::handle::{MappedExtent, RECEIVED_SEGMENT, ShardHandle, StoreError};
 use crate::trace::Tracer;
 use crate::volume::Moment;
 use crate::volume::ledger::{Author, Writer};
@@ -250,7 +250,7 @@ impl ServedVolume {
     }
 
     /// Reads the newest acked bytes, or a snapshot's, wherever they are.
-    pub async fn read(&self, trace: &Trace, moment: Moment, offset: u64, length: u32) -> Result<Vec<ReadChunk>, Error> {
+    pub async fn read(&self, trace: &Trace, moment: Moment, offset: u64, length: u32) -> Result<Vec<ReadPart>, Error> {
         let mut patience = Patience::new();
         loop {
             match self.read_here(trace, moment, Asker::Session(None), offset, length, &mut patience).await? {
@@ -270,7 +270,7 @@ impl ServedVolume {
                     let Some(answer) = answer else { continue };
                     match answer {
                         Ok(Message { head: PeerReply::Read(parts), payload }) => {
-                            return unpack_read(&parts, payload, length);
+                            return ReadPart::unpack(&parts, payload, length);
                         }
                         answer => self.after_detour(view, answer, &mut patience).await?,
                     }
@@ -289,7 +289,7 @@ impl ServedVolume {
         offset: u64,
         length: u32,
         patience: &mut Patience,
-    ) -> Result<Result<Vec<ReadChunk>, Detour>, Error> {
+    ) -> Result<Result<Vec<ReadPart>, Detour>, Error> {
         if length > IO_SIZE_MAX {
             // Its answer would be no frame, and would be in memory before that was seen.
             let what = format!("a read of {length} bytes is more than the {IO_SIZE_MAX} that one may have");
@@ -348,7 +348,7 @@ impl ServedVolume {
         epoch: Epoch,
         offset: u64,
         length: u32,
-    ) -> Result<Option<Vec<ReadChunk>>, Error> {
+    ) -> Result<Option<Vec<ReadPart>>, Error> {
         let mut patience = Patience::new();
         loop {
             match self.read_here(trace, moment, Asker::Patient(epoch), offset, length, &mut patience).await? {

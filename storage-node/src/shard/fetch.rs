@@ -10,10 +10,10 @@ use std::collections::{BTreeSet, HashMap};
 use bytes::{Bytes, BytesMut};
 use client_lib::geometry::BLOCKS_MAX;
 use client_lib::trace::Stage;
-use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, VolumeId};
+use client_lib::{BLOCK_SIZE, BlockIndex, Lsn, ReadPart, VolumeId};
 
 use super::core::Core;
-use super::handle::{ReadChunk, StoreError, Versions};
+use super::handle::{StoreError, Versions};
 use super::lease::Held;
 use super::run::Reply;
 use super::write::{Shape, WriteJob};
@@ -35,7 +35,7 @@ const BLOCK: usize = BLOCK_SIZE as usize;
 #[derive(Debug)]
 pub(super) enum Then {
     /// A guest's read is answered.
-    Read { offset: u64, length: u32, as_owner: bool, reply: Reply<Vec<ReadChunk>> },
+    Read { offset: u64, length: u32, as_owner: bool, reply: Reply<Vec<ReadPart>> },
     /// Versions are sent to another node.
     Versions { lsns: Vec<Lsn>, reply: Reply<Vec<VersionedBlock>> },
     /// A partial write goes on.
@@ -112,7 +112,7 @@ impl Core {
         moment: Moment,
         offset: u64,
         length: u32,
-        reply: Reply<Vec<ReadChunk>>,
+        reply: Reply<Vec<ReadPart>>,
     ) {
         reply.trace.spent(Stage::Queue);
         match self.readable(volume, moment, offset, length) {
@@ -460,7 +460,7 @@ fn blocks(runs: &[Run]) -> impl Iterator<Item = (u32, Option<Bytes>)> + '_ {
 }
 
 /// The bytes asked for, without what the first and last block have beyond.
-fn chunks(runs: &[Run], offset: u64, length: u32) -> Vec<ReadChunk> {
+fn chunks(runs: &[Run], offset: u64, length: u32) -> Vec<ReadPart> {
     let end = offset + u64::from(length);
     runs.iter()
         .map(|run| {
@@ -468,8 +468,8 @@ fn chunks(runs: &[Run], offset: u64, length: u32) -> Vec<ReadChunk> {
             let from = offset.max(start);
             let to = end.min(start + u64::from(run.count) * u64::from(BLOCK_SIZE));
             match &run.disk {
-                None => ReadChunk::Zero((to - from) as u32),
-                Some(disk) => ReadChunk::Data(disk.bytes.slice((from - start) as usize..(to - start) as usize)),
+                None => ReadPart::Zero((to - from) as u32),
+                Some(disk) => ReadPart::Data(disk.bytes.slice((from - start) as usize..(to - start) as usize)),
             }
         })
         .collect()

@@ -23,8 +23,7 @@ mod request;
 mod sealed;
 
 pub use answer::{
-    DamagedBlocks, MadeSnapshot, MappedExtent, ReadChunk, Residency, ResidentExtent, Role, SnapshotReport, Versions,
-    VolumeReport,
+    DamagedBlocks, MadeSnapshot, MappedExtent, Residency, ResidentExtent, Role, SnapshotReport, Versions, VolumeReport,
 };
 pub use error::StoreError;
 pub use reply::{Answer, Reply};

@@ -9,10 +9,10 @@
 
 use std::time::Duration;
 
-use client_lib::{Epoch, Lsn, VolumeId};
+use client_lib::{Epoch, Lsn, ReadPart, VolumeId};
 
 use super::core::Core;
-use super::handle::{ReadChunk, Role, StoreError};
+use super::handle::{Role, StoreError};
 use super::run::{Reply, VolumeRun};
 
 /// How often a shard that holds answers looks for the lease.
@@ -24,7 +24,7 @@ pub(super) enum Held {
     /// A write is done, or everything before it is durable.
     Lsn(Reply<Lsn>, Lsn),
     /// What was read.
-    Chunks(Reply<Vec<ReadChunk>>, Vec<ReadChunk>),
+    Chunks(Reply<Vec<ReadPart>>, Vec<ReadPart>),
 }
 
 impl Held {

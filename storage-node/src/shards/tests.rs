@@ -1,14 +1,14 @@
 //! Volumes on several disks, of which one fails, is full, or cannot be opened.
 
 use bytes::Bytes;
-use client_lib::VolumeSize;
+use client_lib::{ReadPart, VolumeSize};
 
 use super::*;
 use crate::io::sim::SimDisk;
 use crate::log::LogSettings;
 use crate::log::segment::{ROOM_KEPT_BYTES, SEGMENT_BYTES_MIN};
 use crate::map::store::{Faults, MapStore};
-use crate::shard::handle::{FreezeWhen, ReadChunk};
+use crate::shard::handle::FreezeWhen;
 use crate::volume::Moment;
 
 #[test]
@@ -49,7 +49,7 @@ async fn shards_on(root: &Path, disks: &[SimDisk; 2], maps: &[MapStore; 2]) -> S
 async fn read(shards: &Shards, volume: VolumeId, block: u64) -> Result<u8, StoreError> {
     let chunks = shards.of(volume).expect("is open").read(volume, Moment::Now, block * 4096, 4096).await?;
     match chunks.as_slice() {
-        [ReadChunk::Data(data)] => Ok(data[0]),
+        [ReadPart::Data(data)] => Ok(data[0]),
         other => panic!("{other:?}"),
     }
 }
@@ -244,7 +244,7 @@ async fn volumes_are_spread_and_found_where_they_are_stored_after_a_restart() {
         let shard = shards.of(id).expect("is open");
         shard.activate(id, Epoch(2)).await.expect("is there");
         let chunks = shard.read(id, Moment::Now, 0, 4096).await.expect("reads");
-        assert_eq!(chunks, [ReadChunk::Data(Bytes::from(vec![volume as u8; 4096]))]);
+        assert_eq!(chunks, [ReadPart::Data(Bytes::from(vec![volume as u8; 4096]))]);
     }
     shards.stop().await;
 }

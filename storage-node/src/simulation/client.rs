@@ -1,8 +1,8 @@
 //! What tests of the simulation do as clients of a volume, a block at a time.
 
 use bytes::Bytes;
-use client_lib::Error;
-use nbd_frontend::export::{ReadPart, Session};
+use client_lib::{Error, ReadPart};
+use nbd_frontend::export::Session;
 
 pub(super) const BLOCK: u32 = 4096;
 

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, VolumeId, random};
-use nbd_frontend::export::{ExportDirectory, ReadPart, Session, ZeroOptions};
+use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId, ReadPart, VolumeId, random};
+use nbd_frontend::export::{ExportDirectory, Session, ZeroOptions};
 
 use super::history::{Content, History, Operation, Outcome, What};
 use super::machine::LocalTime;
@@ -261,7 +261,7 @@ impl Guest {
         let (start, count) = run();
         let asked = self.ask(number, What::Read { start, count, found: Vec::new() });
         let done = session.read(u64::from(start) * BLOCK as u64, count * BLOCK_SIZE).await;
-        let found = done.as_ref().ok().map(|parts| contents(&joined(parts)));
+        let found = done.as_ref().ok().map(|parts| contents(&ReadPart::joined(parts.clone())));
         self.note(asked, &done, found);
         done.map(drop)
     }
@@ -312,17 +312,6 @@ fn bytes_of(write: u64, count: u32) -> Bytes {
         while !bytes.len().is_multiple_of(BLOCK) {
             bytes.extend_from_slice(&bits.to_le_bytes());
             bits = bits.rotate_left(7);
-        }
-    }
-    bytes.into()
-}
-
-pub(super) fn joined(parts: &[ReadPart]) -> Bytes {
-    let mut bytes = Vec::new();
-    for part in parts {
-        match part {
-            ReadPart::Data(data) => bytes.extend_from_slice(data),
-            ReadPart::Hole(length) => bytes.resize(bytes.len() + *length as usize, 0),
         }
     }
     bytes.into()

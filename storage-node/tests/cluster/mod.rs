@@ -12,9 +12,11 @@ use client_lib::transport::memory::MemoryNetwork;
 use client_lib::transport::{BoxFuture, Class, Service, Transport};
 use client_lib::watch;
 use client_lib::wire::frame::{Frame, ServiceId};
-use client_lib::{Epoch, Error, ErrorKind, NodeId, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeSize};
+use client_lib::{
+    Epoch, Error, ErrorKind, NodeId, ReadPart, SnapshotId, SnapshotName, VolumeGroupId, VolumeId, VolumeSize,
+};
 use consensus::{Command, Made, MetaState, Response};
-use nbd_frontend::export::{ExportDirectory, ReadPart, Session};
+use nbd_frontend::export::{ExportDirectory, Session};
 use storage_node::config::StoreSettings;
 use storage_node::node::reconcile::Reconciler;
 use storage_node::ownership::driver::{
@@ -439,15 +441,7 @@ pub(crate) fn block(fill: u8) -> Bytes {
 }
 
 pub(crate) async fn read(session: &Arc<dyn Session>, index: u64) -> Vec<u8> {
-    let parts = session.read(index * BLOCK as u64, BLOCK as u32).await.expect("is read");
-    let mut bytes = Vec::new();
-    for part in parts {
-        match part {
-            ReadPart::Data(data) => bytes.extend_from_slice(&data),
-            ReadPart::Hole(length) => bytes.resize(bytes.len() + length as usize, 0),
-        }
-    }
-    bytes
+    ReadPart::joined(session.read(index * BLOCK as u64, BLOCK as u32).await.expect("is read")).to_vec()
 }
 
 pub(crate) async fn write(session: &Arc<dyn Session>, index: u64, fill: u8) {

@@ -74,7 +74,7 @@ proptest! {
 #[test]
 fn a_simple_reply_carries_holes_as_zeroes() {
     let mut output = Output::default();
-    let parts = vec![ReadPart::Hole(100_000), data(b"end")];
+    let parts = vec![ReadPart::Zero(100_000), data(b"end")];
     output.read(to(Style::Simple, 0), 100_003, false, parts).expect("covered");
     let bytes = sent(&mut output, usize::MAX);
     assert_eq!(bytes.len(), SIMPLE_REPLY_LEN + 100_003);
@@ -85,7 +85,7 @@ fn a_simple_reply_carries_holes_as_zeroes() {
 fn adjacent_parts_of_one_kind_are_one_chunk() {
     for style in [Style::Structured, Style::Extended] {
         let (mut output, to) = (Output::default(), to(style, 10));
-        let parts = vec![data(b"ab"), data(b""), data(b"cd"), ReadPart::Hole(3), ReadPart::Hole(5), data(b"e")];
+        let parts = vec![data(b"ab"), data(b""), data(b"cd"), ReadPart::Zero(3), ReadPart::Zero(5), data(b"e")];
         output.read(to, 13, false, parts).expect("covered");
         let mut expected = Vec::new();
         reply::offset_data(&mut expected, to, false, 10, 4);
@@ -99,7 +99,7 @@ fn adjacent_parts_of_one_kind_are_one_chunk() {
 
 #[test]
 fn an_answer_of_the_wrong_length_is_an_error_and_sends_nothing() {
-    for parts in [vec![], vec![data(b"abc")], vec![ReadPart::Hole(5)]] {
+    for parts in [vec![], vec![data(b"abc")], vec![ReadPart::Zero(5)]] {
         let mut output = Output::default();
         assert!(output.read(to(Style::Structured, 0), 4, false, parts).is_err());
         assert!(output.is_empty());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
-use nbd_frontend::ReadPart;
+use client_lib::ReadPart;
 use nbd_frontend::client::Client;
 
 use super::image::Image;
@@ -72,7 +72,7 @@ impl End {
                 let within = client.size().saturating_sub(at).min(length);
                 let mut parts = client.read(at, within as u32).await?;
                 if within < length {
-                    parts.push(ReadPart::Hole((length - within) as u32));
+                    parts.push(ReadPart::Zero((length - within) as u32));
                 }
                 blocking(move || Ok(Piece::new(at, parts, granularity))).await
             }

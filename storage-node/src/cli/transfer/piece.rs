@@ -9,9 +9,8 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 
 use blake3::Hash;
-use bytes::{Bytes, BytesMut};
-use client_lib::BLOCK_SIZE;
-use nbd_frontend::ReadPart;
+use bytes::Bytes;
+use client_lib::{BLOCK_SIZE, ReadPart};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of a piece: large enough that requests cost little beside their data, small enough for a processor's cache.
@@ -124,7 +123,7 @@ impl Piece {
         let (mut at, mut runs) = (offset, Vec::new());
         for part in parts {
             match part {
-                ReadPart::Hole(length) => {
+                ReadPart::Zero(length) => {
                     update_with_zeroes(&mut hasher, u64::from(length));
                     at += u64::from(length);
                 }
@@ -156,23 +155,11 @@ impl Piece {
 
 /// The same bytes in parts that each begin at a multiple of `granularity`: all in one where they do not.
 fn aligned(parts: Vec<ReadPart>, granularity: usize) -> Vec<ReadPart> {
-    let lengths = parts.iter().map(|part| match part {
-        ReadPart::Data(data) => data.len(),
-        ReadPart::Hole(length) => *length as usize,
-    });
-    let lengths: Vec<usize> = lengths.collect();
-    let inner = lengths.split_last().map_or(&[][..], |(_, inner)| inner);
-    if inner.iter().all(|length| length.is_multiple_of(granularity)) {
+    let inner = parts.split_last().map_or(&[][..], |(_, inner)| inner);
+    if inner.iter().all(|part| part.length().is_multiple_of(granularity as u64)) {
         return parts;
     }
-    let mut whole = BytesMut::with_capacity(lengths.iter().sum());
-    for part in parts {
-        match part {
-            ReadPart::Data(data) => whole.extend_from_slice(&data),
-            ReadPart::Hole(length) => whole.resize(whole.len() + length as usize, 0),
-        }
-    }
-    vec![ReadPart::Data(whole.freeze())]
+    vec![ReadPart::Data(ReadPart::joined(parts))]
 }
 
 /// What of `data` is not zero, in units of `granularity`: position and bytes.
@@ -202,21 +189,10 @@ mod tests {
 
     use super::*;
 
-    fn flat(parts: &[ReadPart]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for part in parts {
-            match part {
-                ReadPart::Data(data) => bytes.extend_from_slice(data),
-                ReadPart::Hole(length) => bytes.resize(bytes.len() + *length as usize, 0),
-            }
-        }
-        bytes
-    }
-
     /// A part of some sectors: a hole, zeroes, or data.
     fn part() -> impl Strategy<Value = ReadPart> {
         (0..3u8, 1..20usize).prop_map(|(kind, sectors)| match kind {
-            0 => ReadPart::Hole(sectors as u32 * 512),
+            0 => ReadPart::Zero(sectors as u32 * 512),
             kind => ReadPart::Data(vec![kind - 1; sectors * 512].into()),
         })
     }
@@ -227,7 +203,7 @@ mod tests {
             parts in proptest::collection::vec(part(), 1..12), pieces in 0..3u64, coarse: bool,
         ) {
             let (offset, granularity) = (pieces * PIECE_LEN, if coarse { 64 << 10 } else { ZERO_LEN_MIN });
-            let bytes = flat(&parts);
+            let bytes = ReadPart::joined(parts.clone());
             let piece = Piece::new(offset, parts, granularity);
             prop_assert_eq!(piece.hash, blake3::hash(&bytes));
             prop_assert_eq!(piece.end, offset + bytes.len() as u64);

@@ -11,13 +11,12 @@ use client_lib::trace::{Trace, What};
 use client_lib::wire::client::{
     Attached, ClientReply, ClientRequest, ExtentState, ExtentsOf, ForkInfo, Runs, Target, Tenure, WriteId, ZERO_MAX,
 };
-use client_lib::{Epoch, Error, ErrorKind};
+use client_lib::{Epoch, Error, ErrorKind, ReadPart};
 use nbd_frontend::export::Residency;
 
 use super::Answer;
 use crate::ownership::gate::View;
 use crate::ownership::writers::Refusal;
-use crate::peer::message::pack_read;
 use crate::serve::residency;
 use crate::serve::status::in_steps;
 use crate::serve::volume::{Asker, Change, Forwarded, ServedVolume, store_failure};
@@ -125,7 +124,7 @@ async fn answer(
                     volume.require_inside(Moment::Now, *offset, u64::from(*length), false).await?;
                     let read = volume.read_for_peer(trace, Moment::Now, view.epoch, *offset, *length).await?;
                     read.map(|chunks| {
-                        let (parts, payload) = pack_read(&chunks);
+                        let (parts, payload) = ReadPart::pack(&chunks);
                         (ClientReply::Read(parts), payload)
                     })
                 }
@@ -200,7 +199,7 @@ async fn write(
 async fn read_only(volume: &ServedVolume, moment: Moment, request: ClientRequest) -> Result<Answer, Error> {
     match request {
         ClientRequest::Read { offset, length, .. } => {
-            let (parts, payload) = pack_read(&volume.read(Trace::NONE, moment, offset, length).await?);
+            let (parts, payload) = ReadPart::pack(&volume.read(Trace::NONE, moment, offset, length).await?);
             Ok((ClientReply::Read(parts), payload))
         }
         ClientRequest::Extents { of: ExtentsOf::Allocation, offset, length, .. } => {

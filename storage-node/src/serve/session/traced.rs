@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use client_lib::Error;
 use client_lib::trace::Trace;
 use client_lib::transport::BoxFuture;
-use nbd_frontend::export::{AllocationExtent, ExportInfo, ReadPart, Session, ZeroOptions};
+use client_lib::{Error, ReadPart};
+use nbd_frontend::export::{AllocationExtent, ExportInfo, Session, ZeroOptions};
 
 use super::VolumeSession;
 

@@ -1,6 +1,5 @@
 //! What a shard answers.
 
-use bytes::Bytes;
 use client_lib::{Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 
 use crate::map::page::Version;
@@ -102,15 +101,6 @@ pub struct DamagedBlocks {
     pub moment: Moment,
     /// Which.
     pub runs: Vec<BlockRun>,
-}
-
-/// A part of a read: block data as stored or a run of zeroes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReadChunk {
-    /// These bytes.
-    Data(Bytes),
-    /// This many zero bytes.
-    Zero(u32),
 }
 
 /// A run of bytes in one state.

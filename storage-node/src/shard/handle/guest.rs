@@ -4,9 +4,9 @@
 
 use bytes::Bytes;
 use client_lib::trace::Trace;
-use client_lib::{Lsn, VolumeId};
+use client_lib::{Lsn, ReadPart, VolumeId};
 
-use super::{MappedExtent, ReadChunk, Request, ResidentExtent, ShardHandle, StoreError};
+use super::{MappedExtent, Request, ResidentExtent, ShardHandle, StoreError};
 use crate::volume::Moment;
 use crate::volume::ledger::{Author, LedgerNews};
 use crate::volume::resident::Resident;
@@ -24,7 +24,7 @@ impl ShardHandle {
         moment: Moment,
         offset: u64,
         length: u32,
-    ) -> Result<Vec<ReadChunk>, StoreError> {
+    ) -> Result<Vec<ReadPart>, StoreError> {
         self.read_traced(Trace::NONE, volume, moment, offset, length).await
     }
 
@@ -107,7 +107,7 @@ impl ShardHandle {
         moment: Moment,
         offset: u64,
         length: u32,
-    ) -> Result<Vec<ReadChunk>, StoreError> {
+    ) -> Result<Vec<ReadPart>, StoreError> {
         self.ask_traced(trace, |reply| Request::Read { volume, moment, offset, length, reply }).await
     }
 

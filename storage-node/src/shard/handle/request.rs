@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
+use client_lib::{BlockIndex, Epoch, Lsn, ReadPart, SnapshotId, VolumeId, VolumeSize};
 
 use super::{
-    Blocks, DamagedBlocks, LackingSince, MadeSnapshot, MappedExtent, ReadChunk, Reply, ResidentExtent, Seal, Sealed,
-    SealedDelta, SnapshotReport, StoreError, UnsyncedEnd, Versions, VolumeReport,
+    Blocks, DamagedBlocks, LackingSince, MadeSnapshot, MappedExtent, Reply, ResidentExtent, Seal, Sealed, SealedDelta,
+    SnapshotReport, StoreError, UnsyncedEnd, Versions, VolumeReport,
 };
 use crate::log::Traffic;
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
@@ -50,7 +50,7 @@ pub enum Request {
     Report { volume: VolumeId, reply: Reply<VolumeReport> },
     News { volume: VolumeId, reply: Reply<Arc<News>> },
     Vouch { volume: VolumeId, reply: Reply<Lsn> },
-    Read { volume: VolumeId, moment: Moment, offset: u64, length: u32, reply: Reply<Vec<ReadChunk>> },
+    Read { volume: VolumeId, moment: Moment, offset: u64, length: u32, reply: Reply<Vec<ReadPart>> },
     Write { volume: VolumeId, offset: u64, data: Bytes, fua: bool, author: Author, reply: Reply<Lsn> },
     Zero { volume: VolumeId, offset: u64, length: u64, fua: bool, author: Author, reply: Reply<Lsn> },
     Ledger { volume: VolumeId, reply: Reply<LedgerNews> },

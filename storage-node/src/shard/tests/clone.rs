@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use client_lib::{BLOCK_SIZE, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
+use client_lib::{BLOCK_SIZE, Epoch, Lsn, ReadPart, SnapshotId, VolumeId, VolumeSize};
 
-use super::rig::{Rig, VOLUME, catch_up, joined};
+use super::rig::{Rig, VOLUME, catch_up};
 use crate::log::segment::SEGMENT_BYTES_MIN;
 use crate::shard::handle::{Request, StoreError, VolumeReport};
 use crate::volume::Moment;
@@ -123,7 +123,7 @@ impl Volumes {
     fn read(&mut self, volume: VolumeId, moment: Moment) -> Vec<u8> {
         let length = BLOCKS * BLOCK_SIZE;
         let read = self.rig.ask(|reply| Request::Read { volume, moment, offset: 0, length, reply });
-        let bytes = joined(read.expect("reads"));
+        let bytes = ReadPart::joined(read.expect("reads"));
         bytes
             .chunks(BLOCK_SIZE as usize)
             .map(|block| {
@@ -405,7 +405,7 @@ fn garbage_beside_what_volumes_share_is_cleaned() {
             let (moment, offset, length) = (Moment::Now, chunk * CHUNK, CHUNK as u32);
             let read = rig.ask(|reply| Request::Read { volume, moment, offset, length, reply }).expect("reads");
             let expected = if chunk % 2 == 0 { even } else { 1 + (chunk % 250) as u8 };
-            assert_eq!(joined(read), vec![expected; CHUNK as usize], "chunk {chunk} of {volume}");
+            assert_eq!(ReadPart::joined(read), vec![expected; CHUNK as usize], "chunk {chunk} of {volume}");
         }
     }
 }
@@ -435,5 +435,5 @@ fn a_clone_of_what_was_folded_since_the_last_checkpoint_outlives_a_kill() {
         .expect("the clone is there");
     let (moment, length) = (Moment::Now, BLOCKS * BLOCK_SIZE);
     let read = replica.ask(|reply| Request::Read { volume, moment, offset: 0, length, reply }).expect("reads");
-    assert!(joined(read).iter().all(|byte| *byte == 7), "as the snapshot");
+    assert!(ReadPart::joined(read).iter().all(|byte| *byte == 7), "as the snapshot");
 }

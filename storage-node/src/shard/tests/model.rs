@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use client_lib::{Epoch, VolumeSize};
+use client_lib::{Epoch, ReadPart, VolumeSize};
 use proptest::prelude::*;
 
-use super::rig::{Rig, VOLUME, cases, joined};
+use super::rig::{Rig, VOLUME, cases};
 use crate::map::page::{PAGE_ENTRIES, PAGE_MEMORY_MAX};
 use crate::shard::extents::EXTENT_BLOCKS_MAX;
 use crate::shard::handle::{MappedExtent, Request, StoreError};
@@ -341,7 +341,7 @@ fn a_write_of_many_mebibytes_is_one_write() {
             reply,
         })
         .expect("reads");
-    assert!(joined(chunks) == data);
+    assert!(ReadPart::joined(chunks) == data);
 }
 
 #[test]

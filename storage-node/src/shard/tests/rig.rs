@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
+use client_lib::{BLOCK_SIZE, BlockIndex, Epoch, Lsn, ReadPart, SnapshotId, VolumeId, VolumeSize};
 use proptest::prelude::ProptestConfig;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -17,7 +17,7 @@ use crate::map::page::Content;
 use crate::map::store::{Faults, MapStore};
 use crate::propagation::manifest::{BlockRun, Manifest, VersionedBlock};
 use crate::shard::core::Core;
-use crate::shard::handle::{Answer, ReadChunk, Reply, Request, SealedDelta, SnapshotReport, StoreError, VolumeReport};
+use crate::shard::handle::{Answer, Reply, Request, SealedDelta, SnapshotReport, StoreError, VolumeReport};
 use crate::shard::{ShardOptions, StartError, recover};
 use crate::volume::Moment;
 use crate::volume::layers::Wanted;
@@ -233,7 +233,7 @@ impl Rig {
 
     pub(super) fn read(&mut self, offset: u64, length: u32) -> Result<Vec<u8>, StoreError> {
         let chunks = self.ask(|reply| Request::Read { volume: VOLUME, moment: Moment::Now, offset, length, reply })?;
-        Ok(joined(chunks))
+        Ok(ReadPart::joined(chunks).to_vec())
     }
 
     pub(super) fn snapshot(&mut self, id: u64) -> Result<Lsn, StoreError> {
@@ -260,7 +260,7 @@ impl Rig {
         let snapshot = SnapshotId(id);
         let moment = Moment::Snapshot(snapshot);
         let chunks = self.ask(|reply| Request::Read { volume: VOLUME, moment, offset, length, reply })?;
-        Ok(joined(chunks))
+        Ok(ReadPart::joined(chunks).to_vec())
     }
 
     pub(super) fn seal(&mut self, from: Lsn, delta_from: Option<Lsn>) -> (Manifest, Option<SealedDelta>) {
@@ -379,15 +379,4 @@ pub(super) fn uniform(data: Option<&Bytes>) -> u8 {
         assert!(data.iter().all(|byte| *byte == data[0]), "a block is torn");
         data[0]
     })
-}
-
-pub(super) fn joined(chunks: Vec<ReadChunk>) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for chunk in chunks {
-        match chunk {
-            ReadChunk::Data(data) => bytes.extend_from_slice(&data),
-            ReadChunk::Zero(count) => bytes.resize(bytes.len() + count as usize, 0),
-        }
-    }
-    bytes
 }

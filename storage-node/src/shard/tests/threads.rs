@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use client_lib::{Epoch, VolumeId, VolumeSize};
+use client_lib::{Epoch, ReadPart, VolumeId, VolumeSize};
 use futures_util::future::join_all;
 
-use super::rig::joined;
 use crate::io::EngineKind;
 use crate::log::LogSettings;
 use crate::log::segment::SEGMENT_BYTES_MIN;
@@ -45,8 +44,8 @@ async fn write_read_and_come_back(engine: EngineKind) {
         assert_eq!(shard.open(VOLUME, size).await.expect("opens").role, Role::Replica);
         shard.activate(VOLUME, Epoch(epoch)).await.expect("activates");
         if epoch > 1 {
-            let first = joined(shard.read(VOLUME, Moment::Now, 0, 4096).await.expect("reads"));
-            assert_eq!(first, [epoch as u8 - 1; 4096]);
+            let first = ReadPart::joined(shard.read(VOLUME, Moment::Now, 0, 4096).await.expect("reads"));
+            assert_eq!(first, [epoch as u8 - 1; 4096][..]);
         }
         let writes = (0..2000u64).map(|number| {
             let data = Bytes::from(vec![(number + epoch) as u8; 4096]);
@@ -58,7 +57,7 @@ async fn write_read_and_come_back(engine: EngineKind) {
         shard.write(VOLUME, 0, Bytes::from(vec![epoch as u8; 4096]), false).await.expect("writes");
         let reads = (1..2000u64).map(|number| shard.read(VOLUME, Moment::Now, number * 4096, 4096));
         for (number, read) in (1u64..).zip(join_all(reads).await) {
-            assert_eq!(joined(read.expect("reads")), [(number + epoch) as u8; 4096]);
+            assert_eq!(ReadPart::joined(read.expect("reads")), [(number + epoch) as u8; 4096][..]);
         }
         assert_eq!(shard.flush(VOLUME).await.expect("flushes"), shard.report(VOLUME).await.expect("reports").head);
         if epoch == 2 {

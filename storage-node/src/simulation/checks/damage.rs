@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use client_lib::{BLOCK_SIZE, ErrorKind, NodeId, VolumeId};
+use client_lib::{BLOCK_SIZE, ErrorKind, NodeId, ReadPart, VolumeId};
 use nbd_frontend::export::{ExportDirectory, Session};
 
 use super::snapshots::read;
 use super::survivors::{newest, versions};
 use crate::serve::admin::Admin;
-use crate::simulation::guest::{self, BLOCKS, contents, joined};
+use crate::simulation::guest::{self, BLOCKS, contents};
 use crate::simulation::history::{Book, Content, Outcome, What};
 use crate::simulation::machine::Running;
 use crate::simulation::world::{World, text};
@@ -57,7 +57,7 @@ async fn look(
     for block in 0..blocks {
         found.held.push(read(&shard, volume, Moment::Now, block).await.ok().and_then(Result::ok));
         let answer = session.read(u64::from(block) * u64::from(BLOCK_SIZE), BLOCK_SIZE).await;
-        let content = answer.map(|parts| contents(&joined(&parts)).first().copied().flatten());
+        let content = answer.map(|parts| contents(&ReadPart::joined(parts)).first().copied().flatten());
         found.read.push(content.map_err(|error| (error.kind(), error.to_string())));
     }
     found
