@@ -7,7 +7,7 @@
 mod line;
 pub mod quiet;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -41,7 +41,8 @@ const CONNECTIONS_MAX: usize = 256;
 const CALLS_MAX: usize = 256;
 /// Request bytes of one connection in memory; further requests wait unread.
 const REQUEST_BUDGET: usize = 2 * FRAME_SIZE_MAX;
-/// Bytes of answers of one connection that its client does not take; further requests wait unread.
+/// Bytes of one connection, in each direction, that the other end does not take: at the answering end further requests wait unread then, at the
+/// calling end they wait to be sent.
 const UNSENT_MAX: usize = 4 << 20;
 /// How long accepting rests after it failed for want of something, such as file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -225,10 +226,37 @@ struct Connection(Mutex<Calls>);
 struct Calls {
     next: u64,
     waiting: HashMap<u64, oneshot::Sender<Bytes>>,
-    /// Requests that the task has yet to see.
-    queue: Vec<(u64, Bytes)>,
+    /// Requests that the task has yet to take, in the order of their numbers.
+    queue: VecDeque<(u64, Bytes)>,
     task: Option<Waker>,
     is_over: bool,
+}
+
+impl Calls {
+    /// Nobody waits for this one any more. Where the task has taken it, all of it is sent: half a request would be the end of the connection.
+    fn give_up(&mut self, number: u64) {
+        self.waiting.remove(&number);
+        if let Some(at) = self.queued(number) {
+            self.queue.remove(at);
+        }
+    }
+
+    /// Where it waits, if it does.
+    fn queued(&self, number: u64) -> Option<usize> {
+        self.queue.binary_search_by_key(&number, |(queued, _)| *queued).ok()
+    }
+}
+
+/// A call whose answer somebody waits for.
+struct Waiting<'a> {
+    connection: &'a Connection,
+    number: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.connection.calls().give_up(self.number);
+    }
 }
 
 impl Connection {
@@ -244,6 +272,17 @@ impl Connection {
         calls.queue.clear();
     }
 
+    /// Takes of the queue what is to be sent now. Whether there is anything to send.
+    fn fill(&self, line: &mut Line) -> bool {
+        let mut calls = self.calls();
+        while line.unsent() < UNSENT_MAX
+            && let Some((number, request)) = calls.queue.pop_front()
+        {
+            line.push(number, request);
+        }
+        line.unsent() > 0
+    }
+
     /// Moves messages until the connection breaks or nobody has it any more.
     fn poll(weak: &Weak<Connection>, line: &mut Line, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(connection) = weak.upgrade() else { return Poll::Ready(Ok(())) };
@@ -252,10 +291,13 @@ impl Connection {
             if !calls.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
                 calls.task = Some(cx.waker().clone());
             }
-            calls.queue.drain(..).for_each(|(number, request)| line.push(number, request));
         }
-        if let Poll::Ready(sent) = line.poll_send(cx) {
-            sent?;
+        // What the socket does not take stays in the queue, where who gives up takes it back: one that hangs would have each attempt of each write.
+        while connection.fill(line) {
+            match line.poll_send(cx) {
+                Poll::Ready(sent) => sent?,
+                Poll::Pending => break,
+            }
         }
         while let Some((number, reply)) = ready!(line.poll_receive(cx))? {
             let waiting = connection.calls().waiting.remove(&number);
@@ -352,19 +394,19 @@ impl UnixTransport {
             let number = calls.next;
             calls.next += 1;
             calls.waiting.insert(number, sender);
-            // All of it, or nothing when the connection ends: who gives up leaves no half of a request behind.
-            calls.queue.push((number, request));
+            calls.queue.push_back((number, request));
             (number, calls.task.clone())
         };
+        let _waiting = Waiting { connection: &connection, number };
         // Until its task was polled once there is none to wake, and it looks then.
         let _ = task.map(Waker::wake);
         match tokio::time::timeout_at(end, receiver).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(unknown("the connection ended")),
-            Err(_) => {
-                connection.calls().waiting.remove(&number);
-                Err(unknown("the deadline passed"))
+            Err(_) if connection.calls().queued(number).is_some() => {
+                Err(unreachable("the deadline passed before it could be sent".to_owned()))
             }
+            Err(_) => Err(unknown("the deadline passed")),
         }
     }
 }
@@ -459,6 +501,35 @@ mod tests {
         // The end of the connection may be noticed by the first call only.
         assert!(ask(&transport, "x").await.is_err());
         assert!(matches!(ask(&transport, "x").await, Err(TransportError::Unreachable { .. })));
+    }
+
+    /// A node that was stopped took nothing, and each attempt of each write stayed in the queue of its connection, every 30 seconds all of them
+    /// anew: the memory of `helio-nbd` grew until it was killed, with all of its guests.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_hung_node_does_not_take_is_not_kept_for_it() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("client.sock");
+        let _hung = UnixListener::bind(&path).expect("listens");
+        let transport = UnixTransport::new(&path);
+        let request = Bytes::from(vec![7; 1 << 20]);
+        let mut taken = 0;
+        for _ in 0..3 {
+            let calls = (0..20).map(|_| transport.call(NODE, Class::Pull, request.clone(), PATIENCE));
+            let ended = futures_util::future::join_all(calls).await;
+            for ended in ended {
+                match ended {
+                    Err(TransportError::OutcomeUnknown { .. }) => taken += 1,
+                    Err(TransportError::Unreachable { .. }) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert!((1..=UNSENT_MAX / request.len() + 1).contains(&taken), "{taken}");
+            let connection = transport.connection().expect("is there");
+            assert!(connection.calls().queue.is_empty() && connection.calls().waiting.is_empty());
+        }
+        // Nobody waits for it any more: it goes nowhere either.
+        drop(tokio::time::timeout(Duration::from_millis(1), ask(&transport, request)).await);
+        assert!(transport.connection().expect("is there").calls().queue.is_empty());
     }
 
     #[tokio::test]
