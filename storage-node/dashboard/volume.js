@@ -205,8 +205,8 @@ function factsOf(status) {
     { name: "Class", text: `${durability.class}: ${durability.state}${durability.cause ? `, ${durability.cause}` : ""}${durability.waiting > 0 ? `; ${durability.waiting} flushes wait` : ""}`, kind: durability.state === "met" ? "good" : "warn" },
     rpoOf(rpo),
   ];
-  if (status.stale_bytes > 0) {
-    facts.push({ name: "To fetch", text: `${bytes(status.stale_bytes)}${status.source_needed ? `; until then ${status.source_needed} is needed` : ""}`, kind: "warn" });
+  if (status.elsewhere) {
+    facts.push({ name: "To fetch", text: toFetch(status.elsewhere), kind: "warn" });
   } else {
     facts.push({ name: "To fetch", text: "nothing: its owner has everything", kind: "good" });
   }
@@ -218,6 +218,11 @@ function factsOf(status) {
   if (status.clone_of?.volume) facts.push({ name: "Clone of", text: `${status.clone_of.volume}${status.clone_of.snapshot ? `@${status.clone_of.snapshot}` : ""}` });
   facts.push({ name: "Newest write", text: status.head });
   return facts;
+}
+
+function toFetch({ bytes: rest, all_at: all, some_at: some }) {
+  if (all.length > 0) return `${bytes(rest)}; until then ${all.join(" or ")} is needed`;
+  return `${bytes(rest)}; until then ${some.join(" and ")} ${some.length === 1 ? "is" : "are"} needed`;
 }
 
 function rpoOf(rpo) {
@@ -237,7 +242,8 @@ function fillReplica(made, replica) {
   put(send, replica.bytes_behind === 0 ? "nothing" : bytes(replica.bytes_behind));
   put(watermark, replica.watermark);
   const every = replica.policy.interval_ms ? ` every ${seconds(replica.policy.interval_ms / 1000)}` : "";
-  const limit = replica.limit_bytes_per_second === null ? "" : `, at most ${rate(replica.limit_bytes_per_second)}`;
+  const limited = replica.limit_bytes_per_second;
+  const limit = limited === null ? "" : limited === 0 ? ", its link is closed" : `, at most ${rate(limited)}`;
   put(mode, `${replica.policy.propagation || "eager"}${every}${limit}`);
 }
 

@@ -56,6 +56,7 @@ pub mod ownership_log;
 mod placement;
 mod policy;
 mod propagation;
+mod reach;
 pub mod reconcile;
 mod rescue;
 pub mod rtt;

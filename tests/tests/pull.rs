@@ -124,3 +124,36 @@ fn what_was_hot_comes_first_and_what_is_overwritten_does_not_come() {
     let links = up.run(&["link", "list"]).expect("lists");
     assert!(links.contains("LATE"), "{links}");
 }
+
+/// After two instant moves in a row everything was at the first owner alone. The second, which had fetched nothing yet, was called the one to keep
+/// running; `helio node drain` said of the first that nobody needed it, and the guest hung when it was stopped.
+#[test]
+fn the_node_that_has_what_the_owner_lacks_is_the_one_that_is_needed() {
+    let up = Up::start(&["--rate", "2"]).expect("starts");
+    up.run(&["volume", "create", "disk", "--size", "64M", "--owner", "a"]).expect("is created");
+    for to in ["b", "c"] {
+        up.run(&["link", "set", "a", to, "--rate", "0"]).expect("is set");
+    }
+    let mut client = Client::connect(&up.socket("a"), "disk").expect("connects");
+    for block in (0..8192).step_by(RUN as usize) {
+        let bytes: Vec<u8> = (block..block + RUN).flat_map(|block| fill(SEED, block, 1)).collect();
+        client.write(block * BLOCK as u64, &bytes).expect("is written");
+    }
+    client.flush().expect("is flushed");
+    for to in ["b", "c"] {
+        up.run(&["volume", "migrate", "disk", "--to", to]).expect("is handed over");
+    }
+    let begun = Instant::now();
+    while status(&up)["elsewhere"]["all_at"] != serde_json::json!(["a"]) {
+        assert!(begun.elapsed() < PATIENCE, "{}", status(&up));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let told = up.run(&["volume", "status", "disk"]).expect("is told");
+    assert!(told.contains("still come from node a: keep it running"), "{told}");
+    let refused = up.run(&["node", "drain", "a"]).expect_err("it is needed").to_string();
+    assert!(refused.contains("from node a: keep it running"), "{refused}");
+    let told = up.run(&["node", "drain", "b"]).expect("nobody needs that");
+    assert!(told.contains("b: owns nothing, and nobody needs it"), "{told}");
+    let removal = up.json(&["node", "remove", "a", "--lost", "--dry-run", "--json"]).expect("is looked at");
+    assert_eq!(removal["incomplete"], serde_json::json!(["disk"]), "{removal}");
+}

@@ -49,8 +49,8 @@ pub use takeover::{AskTakeover, OwnerStatus, Rejoin, TailStatus, TakeoverProgres
 pub use timeline::{OwnershipChange, OwnershipPhase, OwnershipTimeline};
 pub use trace::{TraceBucket, TraceReport, TraceSpan, TraceStage, TraceTimes, TracedKind, TracedOperation};
 pub use volume::{
-    AddVolumeKey, CloneOrigin, CreateVolume, EncryptionStatus, OpeningKey, ReplicaStatus, Resize, VolumeStatus,
-    VolumeSummary,
+    AddVolumeKey, CloneOrigin, CreateVolume, Elsewhere, EncryptionStatus, OpeningKey, ReplicaStatus, Resize,
+    VolumeStatus, VolumeSummary,
 };
 
 /// A failure.

@@ -21,7 +21,7 @@ mod forecast;
 use self::forecast::Look;
 use super::catch_up::hand_over;
 use super::client::{Client, print_json, print_table};
-use super::{Common, members};
+use super::{Common, counted, members};
 use crate::size;
 
 /// Hand everything that a node owns to other nodes, so that it may be stopped
@@ -139,7 +139,8 @@ pub(super) fn run(arguments: &Drain, common: &Common) -> anyhow::Result<()> {
     }
     let names = drained.iter().cloned().collect::<Vec<_>>().join(", ");
     if arguments.dry_run || steps.is_empty() {
-        println!("{names}: {} volumes to move{}", steps.len(), ended(&steps));
+        let volumes = counted(steps.len(), "volume", "volumes");
+        println!("{names}: {volumes} to move{}", ended(&steps));
     }
     if !arguments.dry_run {
         println!("{names}: owns nothing, and nobody needs it; it can be stopped");
@@ -315,11 +316,12 @@ fn still_needed(drained: &BTreeSet<String>, client: &Client) -> anyhow::Result<(
             volume.owner
         );
         let status: VolumeStatus = client.get(&format!("/v1/volumes/{}", volume.name))?;
-        if let Some(source) = status.source_needed.filter(|source| drained.contains(source)) {
+        if let Some(elsewhere) = status.fetched_from().filter(|it| it.needs(|node| drained.contains(node))) {
             bail!(
-                "volume {} still fetches {} from node {source}: keep that running until `helio volume status {}` says that every block is at the owner",
+                "volume {} still fetches {} from {} until `helio volume status {}` says that every block is at the owner",
                 volume.name,
-                size::human(status.stale_bytes),
+                size::human(elsewhere.bytes),
+                elsewhere.told(),
                 volume.name
             );
         }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use clap::{Args, ValueEnum};
 use client_lib::VolumeName;
 use client_lib::wire::admin::{self, CancelledMigrate, MigrateReport, OnWriteStatus};
@@ -84,12 +85,33 @@ pub(super) fn run(arguments: &Migrate, common: &Common) -> anyhow::Result<()> {
     if how.json {
         return print_json(&report);
     }
-    let follow = follow(report.stale_bytes_at_handover, synced);
-    println!(
-        "volume {} is at node {} (epoch {}): writers waited {:.1} ms, {follow}",
-        arguments.name, to, report.epoch, report.handover_ms
-    );
+    println!("{}", told(&arguments.name, to, synced, &report)?);
     Ok(())
+}
+
+/// What a handover came to.
+///
+/// # Errors
+/// The volume was to have everything there and does not: nothing may be done about the old owner yet.
+fn told(name: &VolumeName, to: &str, synced: bool, report: &MigrateReport) -> anyhow::Result<String> {
+    let stale = report.stale_bytes_at_handover;
+    if !report.was_there {
+        let (waited, follow) = (report.handover_ms, follow(stale, synced));
+        return Ok(format!(
+            "volume {name} is at node {to} (epoch {}): writers waited {waited:.1} ms, {follow}",
+            report.epoch
+        ));
+    }
+    let is_there = format!("volume {name} is at node {to} already (epoch {})", report.epoch);
+    match stale {
+        0 => Ok(format!("{is_there}, and everything is there")),
+        stale => {
+            let rest = size::human(stale);
+            let what = format!("{is_there}, and still fetches {rest}: `helio volume status {name}` says from where");
+            ensure!(!synced, "{what}, and when everything is there");
+            Ok(what)
+        }
+    }
 }
 
 fn on_write(arguments: &Migrate, to: &str, client: &Client, path: &str) -> anyhow::Result<()> {
@@ -146,5 +168,31 @@ impl Limit {
     /// What is left of it, and at least something: the node says so when it is over.
     pub(super) fn left_ms(&self) -> Option<u64> {
         self.deadline.map(|deadline| deadline.saturating_sub(self.began.elapsed()).as_millis().max(1) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A volume that had come at once and still fetched 72 MiB was told to have everything, when it was sent there synced.
+    #[test]
+    fn a_volume_that_is_there_already_has_everything_only_if_it_does() {
+        let name = "disk".parse().expect("a name");
+        let report = |stale_bytes_at_handover, was_there| MigrateReport {
+            handover_ms: 12.0,
+            epoch: 3,
+            stale_bytes_at_handover,
+            caught_up_seconds: 0.0,
+            was_there,
+        };
+        let said = |synced, report: &MigrateReport| told(&name, "b", synced, report).map_err(|error| error.to_string());
+        let rest = "volume disk is at node b already (epoch 3), and still fetches 72 MiB: `helio volume status disk` says from where";
+        assert_eq!(said(false, &report(72 << 20, true)), Ok(rest.to_owned()));
+        assert_eq!(said(true, &report(72 << 20, true)), Err(format!("{rest}, and when everything is there")));
+        let whole = "volume disk is at node b already (epoch 3), and everything is there";
+        assert_eq!(said(true, &report(0, true)), Ok(whole.to_owned()));
+        let moved = "volume disk is at node b (epoch 3): writers waited 12.0 ms, everything is there, and the old owner is needed no more";
+        assert_eq!(said(true, &report(0, false)), Ok(moved.to_owned()));
     }
 }

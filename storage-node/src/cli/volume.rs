@@ -5,7 +5,7 @@ use clap::Subcommand;
 use client_lib::VolumeName;
 use client_lib::policy::placement::Placement;
 use client_lib::wire::admin::{
-    CloneOrigin, CreateVolume, OwnerStatus, Resize, SnapshotStatus, VolumeStatus, VolumeSummary,
+    CloneOrigin, CreateVolume, OwnerStatus, ReplicaStatus, Resize, SnapshotStatus, VolumeStatus, VolumeSummary,
 };
 
 use super::client::{Client, print_json, print_table};
@@ -24,7 +24,7 @@ pub(super) enum Verb {
     Create {
         /// Its name
         name: String,
-        /// Its size: bytes, or a number with K, M, G or T
+        /// Its size: bytes, or a number with K, M, G or T, which are powers of 1024
         #[arg(long, value_parser = size::parse)]
         size: u64,
         /// The node that owns it [default: the node asked]
@@ -69,7 +69,7 @@ pub(super) enum Verb {
     Resize {
         /// Its name
         name: String,
-        /// The new size: bytes, or a number with K, M, G or T
+        /// The new size: bytes, or a number with K, M, G or T, which are powers of 1024
         #[arg(long, value_parser = size::parse)]
         size: u64,
         /// Allow a smaller size: the data beyond its end is dropped
@@ -92,12 +92,12 @@ pub(super) enum Verb {
     Scrub(scrub::VolumeScrub),
     Import(import::Import),
     Export(export::Export),
-    /// Delete a volume and its data, everywhere. At a terminal it asks first
+    /// Delete a volume, its snapshots and all data, everywhere. It asks first, and where it cannot ask it wants --yes
     #[command(after_help = "Example:\n  helio volume delete disk\n  helio volume delete disk --yes")]
     Delete {
         /// Its name
         name: String,
-        /// Do not ask
+        /// It is meant: do not ask
         #[arg(long, short)]
         yes: bool,
         /// Print JSON
@@ -242,8 +242,8 @@ fn print_status(status: &VolumeStatus, stepped_down: Option<&OwnerStatus>) {
     if let Some(origin) = &status.clone_of {
         println!("{}", origin_line(origin));
     }
-    match &status.source_needed {
-        Some(source) => println!("{} still come from node {source}: keep it running", size::human(status.stale_bytes)),
+    match status.fetched_from() {
+        Some(elsewhere) => println!("{} still come from {}", size::human(elsewhere.bytes), elsewhere.told()),
         None => println!("every block is at the owner"),
     }
     if let Some(sentence) = link::fetch_sentence(&status.owner, &status.fetch) {
@@ -303,7 +303,7 @@ fn print_status(status: &VolumeStatus, stepped_down: Option<&OwnerStatus>) {
     }
     let rows = status.replicas.iter().map(|replica| {
         if replica.tail.is_some() {
-            let reachable = if replica.reachable { "yes" } else { "no" }.to_owned();
+            let reachable = in_reach(replica).to_owned();
             let unknown = || "-".to_owned();
             let (node, provider) = (replica.node.clone(), replica.provider.clone());
             return vec![node, provider, "has left".to_owned(), unknown(), unknown(), unknown(), unknown(), reachable];
@@ -320,7 +320,7 @@ fn print_status(status: &VolumeStatus, stepped_down: Option<&OwnerStatus>) {
             format!("{:.1} s", replica.seconds_behind),
             policy::as_of(replica),
             size::human(replica.stale_bytes),
-            if replica.reachable { "yes" } else { "no" }.to_owned(),
+            in_reach(replica).to_owned(),
         ]
     });
     if status.replicas.is_empty() {
@@ -340,6 +340,15 @@ fn print_status(status: &VolumeStatus, stepped_down: Option<&OwnerStatus>) {
         if let Some(error) = &replica.error {
             println!("replica {} does not follow: {error}", replica.node);
         }
+    }
+}
+
+/// Whether a replica can be reached; nothing is known of one that this owner has yet to hear of.
+fn in_reach(replica: &ReplicaStatus) -> &'static str {
+    match (replica.reachable, &replica.error) {
+        (true, _) => "yes",
+        (false, Some(_)) => "no",
+        (false, None) => "-",
     }
 }
 

@@ -176,11 +176,9 @@ fn of_status(status: &VolumeStatus) -> Vec<String> {
             status.damaged_blocks, status.owner
         ));
     }
-    if let Some(source) = &status.source_needed {
-        sentences.push(format!(
-            "{} are still fetched from node {source}, which must stay up until they are here",
-            size::human(status.stale_bytes)
-        ));
+    if let Some(elsewhere) = status.fetched_from() {
+        let (rest, from) = (size::human(elsewhere.bytes), elsewhere.told());
+        sentences.push(format!("{rest} are still fetched from {from} until they are here"));
     }
     sentences.extend(status.placement.iter().flat_map(place::departures));
     sentences.extend(policy::sentences(status));
@@ -210,7 +208,7 @@ fn of_replica(status: &VolumeStatus, replica: &ReplicaStatus) -> Option<String> 
     }
     if !replica.reachable {
         return Some(format!(
-            "node {node} cannot be reached; it follows by itself when it can, and would fetch {} now",
+            "node {node} has not been heard of yet, since the owner is new; it follows by itself when it can, and would fetch {} now",
             size::human(replica.bytes_behind)
         ));
     }
@@ -290,6 +288,7 @@ mod tests {
             stale_bytes: 0,
             replicas,
             source_needed: None,
+            elsewhere: None,
             damaged_blocks: 0,
             repaired_blocks: 0,
             verified_blocks: 0,

@@ -45,6 +45,7 @@ mod audit;
 mod clients;
 mod cluster;
 pub(super) mod durability;
+mod elsewhere;
 mod groups;
 mod handover;
 mod keys;
@@ -70,7 +71,7 @@ pub(crate) use handover::GOES_ON;
 pub(super) use handover::{Busy, require_class};
 use handover::{BusyVolumes, How};
 pub(super) use members::Standing;
-pub(super) use names::{names_of, node_named, volume_named};
+pub(super) use names::{node_named, replicas_told, volume_named};
 use overview::Glances;
 use recall::LastMiss;
 

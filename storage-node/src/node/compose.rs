@@ -25,8 +25,8 @@ use super::observe::{Observed, Observer};
 use super::reconcile::{Reconciler, follow_peers, learn_peers};
 use super::service::{NodeService, RaftTransport};
 use super::{
-    BootstrapMember, METADATA_DEADLINE, ThisNode, WanBytes, joining, lease, ownership_log, placement, policy, rescue,
-    rtt, stepping_down,
+    BootstrapMember, METADATA_DEADLINE, ThisNode, WanBytes, joining, lease, ownership_log, placement, policy, reach,
+    rescue, rtt, stepping_down,
 };
 use crate::ownership::driver::OwnershipLog;
 use crate::ownership::lease::LeaseCell;
@@ -199,6 +199,7 @@ impl Parts {
             tokio::spawn(policy::take_over_what_is_due(admin.clone())),
             tokio::spawn(stepping_down::keep(admin.clone())),
             tokio::spawn(rescue::keep(admin.clone())),
+            tokio::spawn(reach::keep(admin.clone())),
             tokio::spawn(placement::keep(admin.clone())),
             tokio::spawn(joining::finish(me, meta.clone(), volumes.clone(), peers.clone())),
         ];

@@ -66,4 +66,7 @@ pub struct MigrateReport {
     /// How long the new owner was waited for before that, until it held nearly everything.
     #[serde(default)]
     pub caught_up_seconds: f64,
+    /// Nothing was to be done: the volume was there, in this epoch, and lacks so many bytes now.
+    #[serde(default)]
+    pub was_there: bool,
 }

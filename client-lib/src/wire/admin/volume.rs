@@ -186,6 +186,43 @@ pub struct CloneOrigin {
     pub is_made: bool,
 }
 
+/// What the owner of a volume has yet to fetch, of the volume and of its snapshots, and who has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Elsewhere {
+    /// Bytes of it.
+    pub bytes: u64,
+    /// The nodes in reach that have all of it: one of them is enough.
+    pub all_at: Vec<String>,
+    /// The others that may have some of it: as long as no node is known to have all, each is needed.
+    pub some_at: Vec<String>,
+}
+
+impl Elsewhere {
+    /// Whether blocks may be lost without the nodes of which `is_gone` is true.
+    pub fn needs(&self, is_gone: impl Fn(&str) -> bool) -> bool {
+        match self.all_at.is_empty() {
+            true => self.some_at.iter().any(|node| is_gone(node)),
+            false => self.all_at.iter().all(|node| is_gone(node)),
+        }
+    }
+
+    /// Where it comes from, and which nodes must stay: "node b: keep it running".
+    #[must_use]
+    pub fn told(&self) -> String {
+        let nodes = |nodes: &[String]| match nodes {
+            [node] => format!("node {node}"),
+            nodes => format!("nodes {}", nodes.join(", ")),
+        };
+        match (self.all_at.as_slice(), self.some_at.as_slice()) {
+            ([_], _) => format!("{}: keep it running", nodes(&self.all_at)),
+            ([], [_]) => format!("{}: keep it running", nodes(&self.some_at)),
+            ([], _) => format!("{}, of which each may have some: keep all of them running", nodes(&self.some_at)),
+            _ => format!("{}, of which each has all of it: keep one of them running", nodes(&self.all_at)),
+        }
+    }
+}
+
 /// Everything about a volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -209,8 +246,11 @@ pub struct VolumeStatus {
     pub stale_bytes: u64,
     /// The nodes that follow.
     pub replicas: Vec<ReplicaStatus>,
-    /// The node whose loss would cost data now; `null` when there is none.
+    /// One node whose loss may cost data now; `null` when there is none. `elsewhere` says it of all.
     pub source_needed: Option<String>,
+    /// Where the owner's missing blocks are; `null` when it has everything, or is of an older version.
+    #[serde(default)]
+    pub elsewhere: Option<Elsewhere>,
     /// Blocks whose data at the owner is damaged and not yet repaired, as far as it was found.
     #[serde(default)]
     pub damaged_blocks: u64,
@@ -268,4 +308,39 @@ pub struct VolumeStatus {
     /// How it is encrypted; `null` when it is not.
     #[serde(default)]
     pub encryption: Option<EncryptionStatus>,
+}
+
+impl VolumeStatus {
+    /// Where the owner's missing blocks are, also as owners of older versions tell it.
+    #[must_use]
+    pub fn fetched_from(&self) -> Option<Elsewhere> {
+        let told_of_one =
+            |source: &String| Elsewhere { bytes: self.stale_bytes, all_at: vec![source.clone()], some_at: vec![] };
+        self.elsewhere.clone().or_else(|| self.source_needed.as_ref().map(told_of_one))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After two instant moves in a row everything was at the first owner alone, and the second, which had fetched nothing yet, was called the
+    /// one to keep running: `helio node drain` said that nobody needed the first.
+    #[test]
+    fn one_node_that_has_everything_is_enough_and_without_one_each_is_needed() {
+        let at = |all: &[&str], some: &[&str]| {
+            let named = |nodes: &[&str]| nodes.iter().map(|node| (*node).to_owned()).collect();
+            Elsewhere { bytes: 4096, all_at: named(all), some_at: named(some) }
+        };
+        let needs = |elsewhere: &Elsewhere, gone: &[&str]| elsewhere.needs(|node| gone.contains(&node));
+        let first = at(&["a"], &["b"]);
+        assert!(needs(&first, &["a"]) && !needs(&first, &["b"]));
+        assert_eq!(first.told(), "node a: keep it running");
+        let several = at(&["a", "d"], &["b"]);
+        assert!(!needs(&several, &["a"]) && !needs(&several, &["b", "d"]) && needs(&several, &["a", "d"]));
+        assert_eq!(several.told(), "nodes a, d, of which each has all of it: keep one of them running");
+        let unknown = at(&[], &["a", "b"]);
+        assert!(needs(&unknown, &["a"]) && needs(&unknown, &["b"]) && !needs(&unknown, &["c"]));
+        assert_eq!(unknown.told(), "nodes a, b, of which each may have some: keep all of them running");
+    }
 }

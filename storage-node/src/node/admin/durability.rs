@@ -10,6 +10,7 @@ use client_lib::{BLOCK_SIZE, Error, ErrorKind, NodeId};
 use consensus::{MetaState, Volume};
 
 use super::NodeAdmin;
+use crate::node::reach;
 use crate::propagation::classes;
 use crate::propagation::flushes::Flushes;
 use crate::propagation::progress::Progress;
@@ -105,7 +106,8 @@ impl NodeAdmin {
         stale_bytes: u64,
     ) -> Result<DurabilityStatus, Error> {
         let (flushes, now) = volume.flushes.look();
-        let progress = self.reconciler.watermarks(volume.id).map(|marks| marks.snapshot()).unwrap_or_default();
+        let marks = self.reconciler.watermarks(volume.id);
+        let progress = marks.map(|marks| reach::known(&marks, self.peers.links())).unwrap_or_default();
         let mut status = told(&flushes, now, &causes(state, meta, &flushes, &progress, stale_bytes));
         if let Some(degraded) = flushes.degraded() {
             let at_risk = volume.shard.changed_blocks(volume.id, flushes.durable()).await.map_err(store_failure)?;

@@ -8,18 +8,18 @@ use std::time::Duration;
 use client_lib::clock::{Clock, SystemClock};
 use client_lib::watch;
 use client_lib::wire::admin::{CancelledMigrate, Migrate, MigrateReport, OnWrite, OnWriteStatus};
-use client_lib::{Epoch, Error, ErrorKind, NodeId, VolumeId, VolumeName};
+use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, NodeId, VolumeId, VolumeName};
 use consensus::{Command, MetaState, Refusal, Response, Volume};
 use tokio_util::sync::CancellationToken;
 
 use super::durability::require_possible;
-use super::names::{names_of, node_named, volume_named};
+use super::names::{node_named, replicas_told, volume_named};
 use super::{NodeAdmin, deleted, moved, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::ownership::chronicle::{End, Kind, Subject};
 use crate::ownership::driver::{Driver, HandoverReport};
 use crate::peer::message::AdminForward;
-use crate::serve::volume::ServedVolume;
+use crate::serve::volume::{ServedVolume, store_failure};
 
 mod under_way;
 
@@ -48,8 +48,14 @@ impl NodeAdmin {
         let view = volume.gate.view();
         if to == self.this.id {
             // Already there: a repeated request is a success that took no time.
-            let epoch = view.epoch.0;
-            return Ok(MigrateReport { handover_ms: 0.0, epoch, stale_bytes_at_handover: 0, caught_up_seconds: 0.0 });
+            let report = volume.shard.report(volume.id).await.map_err(store_failure)?;
+            return Ok(MigrateReport {
+                handover_ms: 0.0,
+                epoch: view.epoch.0,
+                stale_bytes_at_handover: report.stale_blocks * u64::from(BLOCK_SIZE),
+                caught_up_seconds: 0.0,
+                was_there: true,
+            });
         }
         let cancel = CancellationToken::new();
         let driver = Driver::new(volume.clone(), to, view.epoch, self.ownership.clone(), cancel.clone());
@@ -62,6 +68,7 @@ impl NodeAdmin {
             epoch: epoch.0,
             stale_bytes_at_handover: report.stale_bytes,
             caught_up_seconds: report.caught_up.as_secs_f64(),
+            was_there: false,
         })
     }
 
@@ -189,6 +196,7 @@ impl NodeAdmin {
                     epoch: meta.epoch.next().0,
                     stale_bytes_at_handover: report.stale_bytes_at_handover,
                     caught_up_seconds: report.caught_up_seconds,
+                    was_there: false,
                 })
             }
         }
@@ -231,10 +239,10 @@ impl NodeAdmin {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
                 format!(
-                    "node {0} holds no replica of volume {name}; its replicas are at {1}; `helio volume replica add {name} {0}` makes it one, and the volume \
+                    "node {0} holds no replica of volume {name}; {1}; `helio volume replica add {name} {0}` makes it one, and the volume \
                      can go there at once",
                     state.name_of(to),
-                    names_of(state, &volume.replicas)
+                    replicas_told(state, volume)
                 ),
             ));
         }

@@ -17,9 +17,11 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::elsewhere::elsewhere;
 use super::members::NodeAbout;
 use super::volumes::rpo_told;
 use super::{NodeAdmin, ask, deleted};
+use crate::node::reach;
 use crate::ownership::gate::Phase;
 use crate::peer::client::PeerClient;
 use crate::peer::message::AdminForward;
@@ -212,7 +214,8 @@ impl NodeAdmin {
         if let Some(marks) = &marks {
             marks.note_head(report.head);
         }
-        let mut progress = marks.as_ref().map(|marks| marks.snapshot()).unwrap_or_default();
+        let mut progress = marks.as_ref().map(|marks| reach::known(marks, self.peers.links())).unwrap_or_default();
+        let elsewhere = elsewhere(state, meta, report.stale_blocks, &progress);
         let (mut replicas, mut waits) = (Vec::with_capacity(meta.replicas.len()), Vec::new());
         for replica in &meta.replicas {
             let seen = progress.remove(replica).unwrap_or_default();
@@ -230,6 +233,9 @@ impl NodeAdmin {
                 (Some(_), _) => waits.push(format!("node {name} has left it, and keeps what a takeover cut off")),
                 (None, Some(error)) => waits.push(format!("node {name} cannot be brought up to date: {error}")),
                 (None, None) if seen.rejoining.is_some() => waits.push(format!("node {name} is on its way back to it")),
+                (None, None) if lacked > 0 && self.peers.links().limit(*replica) == Some(0) => {
+                    waits.push(format!("node {name} is sent nothing, as the link to it is set"));
+                }
                 _ => {}
             }
             replicas.push(ReplicaGlance {
@@ -255,9 +261,12 @@ impl NodeAdmin {
         if report.damaged_blocks > 0 {
             waits.push(format!("{} blocks are damaged and not repaired yet", report.damaged_blocks));
         }
-        if let Some(source) = meta.source.filter(|_| stale_bytes > 0) {
-            let (rest, source) = (size::human(stale_bytes), state.name_of(source));
-            waits.push(format!("its owner has {rest} to fetch; until then node {source} is still needed"));
+        if let Some(elsewhere) = elsewhere {
+            waits.push(format!(
+                "its owner has {} to fetch from {} until then",
+                size::human(stale_bytes),
+                elsewhere.told()
+            ));
         }
         if let Some(unmade) = meta.snapshots.iter().find(|snapshot| snapshot.made.is_none()) {
             waits.push(format!("snapshot {} is not made yet", unmade.name));

@@ -267,10 +267,15 @@ impl NodeAdmin {
 
     /// The volumes whose owners still fetch blocks from `node`, as far as they tell.
     async fn incomplete_without(&self, state: &MetaState, node: NodeId) -> Vec<String> {
-        let fetching: Vec<&Volume> = state.volumes().filter(|volume| volume.source == Some(node)).collect();
-        let statuses = join_all(fetching.iter().map(|volume| self.status_of(volume.id))).await;
-        let lacks = |status: &Result<VolumeStatus, Error>| status.as_ref().is_ok_and(|it| it.stale_bytes > 0);
-        fetching.iter().zip(&statuses).filter(|(_, it)| lacks(it)).map(|(volume, _)| volume.name.to_string()).collect()
+        let may_have = |volume: &&Volume| volume.replicas.contains(&node) || volume.source == Some(node);
+        let held: Vec<&Volume> = state.volumes().filter(may_have).collect();
+        let statuses = join_all(held.iter().map(|volume| self.status_of(volume.id))).await;
+        let name = state.name_of(node);
+        let needs_it = |status: &Result<VolumeStatus, Error>| {
+            let elsewhere = status.as_ref().ok().and_then(VolumeStatus::fetched_from);
+            elsewhere.is_some_and(|it| it.needs(|needed| needed == name))
+        };
+        held.iter().zip(&statuses).filter(|(_, it)| needs_it(it)).map(|(volume, _)| volume.name.to_string()).collect()
     }
 }
 
@@ -373,8 +378,8 @@ fn needs(
         );
         return Err(Error::new(ErrorKind::Busy, text));
     }
-    if status.source_needed.as_ref() == Some(&node_name) {
-        let bytes = size::human(status.stale_bytes);
+    if let Some(elsewhere) = status.fetched_from().filter(|it| it.needs(|needed| needed == node_name)) {
+        let bytes = size::human(elsewhere.bytes);
         return Ok(Some(format!("volume {name}: its owner still fetches {bytes} from node {node_name}")));
     }
     let class = volume.durability.class;

@@ -15,15 +15,16 @@ use consensus::state::{MetaState, Origin};
 use consensus::{Command, Response};
 
 use super::durability::{asked_for, require_possible};
+use super::elsewhere::{elsewhere, lacked_by_snapshots};
 use super::links::{fetch_told, freight_told};
 use super::names::{node_named, volume_named};
 use super::placement::require_few;
 use super::space::unix_ms_of;
 use super::{NodeAdmin, deleted, nonce, out_of_turn};
-use crate::node::METADATA_DEADLINE;
 use crate::node::policy::action_named;
 use crate::node::propagation::mode_told;
 use crate::node::takeover::tail_status;
+use crate::node::{METADATA_DEADLINE, reach};
 use crate::peer::message::AdminForward;
 use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::{ServedVolume, store_failure};
@@ -149,7 +150,9 @@ impl NodeAdmin {
         if let Some(marks) = &marks {
             marks.note_head(report.head);
         }
-        let mut progress = marks.as_ref().map(|marks| marks.snapshot()).unwrap_or_default();
+        let mut progress = marks.as_ref().map(|marks| reach::known(marks, self.peers.links())).unwrap_or_default();
+        let lacking = report.stale_blocks + lacked_by_snapshots(meta, &volume).await?;
+        let elsewhere = elsewhere(&state, meta, lacking, &progress);
         let now_ms = SystemClock::new().unix_ms();
         let mut replicas = Vec::with_capacity(meta.replicas.len());
         for replica in &meta.replicas {
@@ -193,8 +196,7 @@ impl NodeAdmin {
                 freight: marks.as_ref().map(|marks| freight_told(marks.freight(*replica))).unwrap_or_default(),
             });
         }
-        let source_needed =
-            if report.stale_blocks > 0 { meta.source.map(|source| state.name_of(source)) } else { None };
+        let source_needed = elsewhere.as_ref().and_then(|it| it.all_at.first().or(it.some_at.first()).cloned());
         let stale_bytes = report.stale_blocks * u64::from(BLOCK_SIZE);
         let durability = self.durability_here(&state, meta, &volume, stale_bytes).await?;
         Ok(VolumeStatus {
@@ -208,6 +210,7 @@ impl NodeAdmin {
             stale_bytes,
             replicas,
             source_needed,
+            elsewhere,
             damaged_blocks: report.damaged_blocks,
             repaired_blocks: report.repaired_blocks,
             verified_blocks: report.verified_blocks,
