@@ -35,7 +35,9 @@ async function handOver(path, request) {
 
 /** Hands a volume over: at once, when everything is there, or when it is written there. */
 export async function move(name, status) {
-  const replicas = status.replicas.filter((replica) => !replica.tail);
+  const reach = (replica) => (replica.error ? 1 : 0);
+  const better = (a, b) => reach(a) - reach(b) || a.bytes_behind - b.bytes_behind;
+  const replicas = status.replicas.filter((replica) => !replica.tail).sort(better);
   if (replicas.length === 0) {
     await ask({ title: `Move ${name}`, body: [p("It has no replica that it could go to.")], yes: "Very well" });
     return;

@@ -23,7 +23,7 @@ function figures(value, unit) {
 export const rate = (perSecond) => (perSecond === null || perSecond === undefined ? "–" : `${bytes(perSecond)}/s`);
 
 /** A limit of a link: none, nothing at all, or a rate. */
-export const cap = (perSecond) => (perSecond === null || perSecond === undefined ? "none" : perSecond === 0 ? "nothing may pass" : rate(perSecond));
+export const cap = (perSecond) => (perSecond === null || perSecond === undefined ? "no cap" : perSecond === 0 ? "closed" : `cap ${rate(perSecond)}`);
 
 /** Milliseconds. */
 export function ms(value) {

@@ -66,7 +66,7 @@ export class Nodes {
       const [way, now, waits, rtt] = made.cells;
       const backlog = backlogs.find((backlog) => backlog.from === link.from && backlog.to === link.to);
       put(way, `${link.from} → ${link.to}`);
-      const limit = link.limit_bytes_per_second === null ? "no cap" : `cap ${cap(link.limit_bytes_per_second)}`;
+      const limit = cap(link.limit_bytes_per_second);
       change(now, `${rate(rateOf(link))} ${limit}`, rate(rateOf(link)), h("span", { class: "below" }, limit));
       change(waits, backlog ? `${backlog.bytes} ${backlog.seconds}` : "0", backlog ? bytes(backlog.bytes) : "0",
         backlog ? h("span", { class: "below" }, `${seconds(backlog.seconds)} behind`) : null);

@@ -48,9 +48,9 @@ function words(link, backlog, isWide) {
   const now = rateOf(link);
   const said = [];
   const isBusy = now !== null && now >= 512;
-  const limit = link.limit_bytes_per_second === null ? null : cap(link.limit_bytes_per_second);
-  if (isBusy) said.push(rate(now) + (limit && isWide ? ` of ${limit}` : ""));
-  else if (limit) said.push(`cap ${limit}`);
+  const limit = link.limit_bytes_per_second;
+  if (isBusy) said.push(rate(now) + (limit && isWide ? ` of ${rate(limit)}` : ""));
+  else if (limit !== null) said.push(cap(limit));
   if (backlog) said.push(`${bytes(backlog.bytes)} waits`);
   return isWide ? said : said.slice(0, 1);
 }

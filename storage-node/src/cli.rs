@@ -90,6 +90,11 @@ struct Common {
     log_format: LogFormat,
 }
 
+/// So many of what is called `one` or `many`.
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// The data directory of the units that a package brings (docs/systemd.md).
 const PACKAGED_DATA: &str = "/var/lib/heliotrope";
 

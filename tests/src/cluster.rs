@@ -117,7 +117,10 @@ impl Up {
     pub fn restart(&mut self) -> anyhow::Result<()> {
         let (out, log) = (self.directory.path().join("out"), self.directory.path().join("log"));
         let mut command = Command::new(helio()?);
-        command.args(["up", "--nbd-port", "0", "--http-port", "0", "--data"]).arg(self.data()).args(&self.arguments);
+        // In its own directory, which other commands are not in: the way to the secret was told as it was given, and from anywhere else every command
+        // failed.
+        command.current_dir(self.directory.path());
+        command.args(["up", "--nbd-port", "0", "--http-port", "0", "--data", "data"]).args(&self.arguments);
         self.process = Some(start_ready(&mut command, &out, &log)?);
         Ok(())
     }

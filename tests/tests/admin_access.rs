@@ -264,7 +264,7 @@ fn the_command_line_finds_the_secret_by_itself_and_asks_nodes_elsewhere_with_cre
     with(&operator, &["volume", "policy", "disk", "--propagation", "lazy"]).expect("says how");
     with(&operator, &["node", "drain", "b"]).expect("drains");
     for denied in [
-        &["volume", "delete", "disk"][..],
+        &["volume", "delete", "disk", "--yes"][..],
         &["volume", "snapshot", "delete", "disk@kept"],
         &["volume", "create", "other", "--size", "1M"],
         &["cluster", "client", "role", "operator", "admin"],

@@ -552,7 +552,7 @@ fn goes_on_without(nodes: &mut Nodes, second: &Path, lost: &str, kept: &str) {
     assert!(matches!(faults[..], [Some(fault), None] if fault.contains(missing)), "{space:#}");
     nodes.run("a", &["volume", "create", "new", "--size", "1M"]).expect("is created");
     assert_eq!(store_of(nodes, "new"), second);
-    nodes.run("a", &["volume", "delete", "new"]).expect("is deleted");
+    nodes.run("a", &["volume", "delete", "new", "--yes"]).expect("is deleted");
 }
 
 #[test]
@@ -642,7 +642,7 @@ fn a_lost_disk_is_replaced_and_nothing_is_lost_silently() {
     let taken = nodes.json("b", &["volume", "takeover", lost_own, "--json"]).expect("is taken over");
     assert_eq!((&taken["from"], &taken["to"]), (&Value::from("a"), &Value::from("b")));
     verify(&mut Client::connect(&nodes.socket("b"), lost_own).expect("connects"), 7, 1);
-    nodes.run("b", &["volume", "delete", lost_own]).expect("is deleted");
+    nodes.run("b", &["volume", "delete", lost_own, "--yes"]).expect("is deleted");
 
     // All that a stopped node has is looked at, also outside its data directory.
     nodes.kill("a").expect("it runs");

@@ -149,7 +149,7 @@ fn goes_on_around_a_full_store(kind: &str) {
     other.trim(0, 64 * CHUNK as u32).expect("TRIM works");
     assert!(other.read(0, CHUNK as u32).expect("is read").iter().all(|byte| *byte == 0));
     drop(victim);
-    nodes.run("b", &["volume", "delete", "victim"]).expect("a volume can be deleted");
+    nodes.run("b", &["volume", "delete", "victim", "--yes"]).expect("a volume can be deleted");
     nodes.run("b", &["volume", "migrate", "disk", "--to", "b"]).expect("a volume can be handed over");
     verify(&mut moved, 31, 1);
     write(&mut moved, 3, 2).expect("it is written at the other node");

@@ -183,7 +183,7 @@ fn what_would_split_a_group_is_refused_with_what_to_do() {
             "{said}"
         );
     }
-    let said = refused(&["volume", "delete", "wal"]);
+    let said = refused(&["volume", "delete", "wal", "--yes"]);
     assert!(said.contains("`helio group remove db wal` first"), "{said}");
     let said = refused(&["group", "status", "nothing"]);
     assert!(said.contains("`helio group list`"), "{said}");
@@ -210,5 +210,5 @@ fn what_would_split_a_group_is_refused_with_what_to_do() {
     let deleted = up.run(&["group", "snapshot", "db@one", "--delete"]).expect("is deleted");
     assert_eq!(deleted.trim(), "deleted snapshot db@one of data, wal, index");
     up.run(&["group", "delete", "db"]).expect("is deleted");
-    up.run(&["volume", "delete", "wal"]).expect("is deleted");
+    up.run(&["volume", "delete", "wal", "--yes"]).expect("is deleted");
 }

@@ -316,7 +316,7 @@ fn an_interrupted_import_notes_where_it_is_and_a_changed_source_is_refused() {
     assert!(said.contains("the source is another") && said.contains("begin anew with --overwrite"), "{said}");
 
     // Another volume of the same name is no place to go on.
-    up.run(&["volume", "delete", "disk"]).expect("is deleted");
+    up.run(&["volume", "delete", "disk", "--yes"]).expect("is deleted");
     assert!(refused(&up, &["volume", "import", "disk", &raw, "--resume"]).contains("there is no volume disk"));
     up.run(&["volume", "create", "disk", "--size", "768M"]).expect("is made anew");
     fs::write(&state, &kept).expect("is written");

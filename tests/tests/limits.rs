@@ -20,7 +20,7 @@ fn wrong_input_is_answered_with_what_to_do() {
     for (arguments, expected) in [
         (&["status", "nope"][..], "there is no volume \"nope\"; `helio volume list`"),
         (&["migrate", "nope", "--to", "a"], "there is no volume \"nope\""),
-        (&["delete", "nope"], "there is no volume \"nope\""),
+        (&["delete", "nope", "--yes"], "there is no volume \"nope\""),
         (&["create", "v", "--size", "0"], "above 0"),
         (&["create", "v", "--size", "1000"], "multiple of 512"),
         (&["create", "v", "--size", "17T"], "16 TiB"),
@@ -40,6 +40,8 @@ fn wrong_input_is_answered_with_what_to_do() {
     for (arguments, expected) in [
         (&["create", "v", "--size", "1M"][..], "exists already; choose another name or delete it first"),
         (&["migrate", "v", "--to", "zz"], "there is no node \"zz\"; the nodes are a"),
+        // From a script, or over ssh without a terminal, it went with all of its snapshots, unasked.
+        (&["delete", "v"], "nothing was changed: --yes says that it is meant"),
     ] {
         let said = refusal(&[&["volume"], arguments, &["--data", data]].concat());
         assert!(said.contains(expected), "{arguments:?}: {said}");
@@ -48,7 +50,7 @@ fn wrong_input_is_answered_with_what_to_do() {
         &["volume", "list", "--json"][..],
         &["volume", "status", "v", "--json"],
         &["volume", "migrate", "v", "--to", "a", "--json"],
-        &["volume", "delete", "v", "--json"],
+        &["volume", "delete", "v", "--json", "--yes"],
         &["volume", "create", "v", "--size", "1M", "--json"],
         &["cluster", "status", "--json"],
     ] {
@@ -233,7 +235,7 @@ fn a_full_disk_refuses_writes_and_nothing_else() {
     let mut first = Client::connect(&up.socket("a"), "first").expect("connects");
     assert!(first.read(0, 1 << 20).expect("is read") == data);
     drop(first);
-    up.run(&["volume", "delete", "first"]).expect("is deleted");
+    up.run(&["volume", "delete", "first", "--yes"]).expect("is deleted");
     let mut second = Client::connect(&up.socket("a"), "second").expect("connects");
     let begun = std::time::Instant::now();
     while let Err(error) = second.write(0, &data) {

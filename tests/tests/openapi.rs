@@ -231,6 +231,19 @@ fn what_a_node_is_asked_and_answers_is_as_described() {
     assert_eq!(refused("post /v1/volumes", &[], Some(sized("disk"))), 409);
     assert_eq!(refused("post /v1/volumes", &[], Some(json!({ "name": "odd", "size_bytes": 7 }))), 400);
 
+    // Plain text, or nothing, was the answer to what no handler saw: a field that is missing, a path that is not there.
+    let malformed = [
+        ("post", "/v1/volumes", 400, "InvalidRequest"),
+        ("get", "/v1/nothing", 404, "NotFound"),
+        ("put", "/v1/space", 405, "NotFound"),
+    ];
+    for (method, path, status, kind) in malformed {
+        let answer = api.send(method, path, Some(&json!({ "name": "odd" })));
+        let failure: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+        assert_eq!((answer.status, &failure["kind"]), (status, &json!(kind)), "{method} {path}: {}", answer.body);
+        assert!(failure["message"].as_str().is_some_and(|message| message.contains(path)), "{failure}");
+    }
+
     let all = operations(&api.description);
     let ids: BTreeSet<String> =
         all.iter().filter_map(|(_, one)| one["operationId"].as_str().map(str::to_owned)).collect();

@@ -241,8 +241,8 @@ fn what_must_not_be_removed_is_not_and_the_error_says_what_to_do() {
     nodes.run("a", &["volume", "migrate", "far", "--to", "b"]).expect("is moved");
     let authority = nodes.refusal("b", &["node", "remove", "a", "--accept-fewer"]);
     assert!(authority.contains("holds the cluster's authority"), "{authority}");
-    nodes.run("a", &["volume", "delete", "near"]).expect("is deleted");
-    nodes.run("a", &["volume", "delete", "far"]).expect("is deleted");
+    nodes.run("a", &["volume", "delete", "near", "--yes"]).expect("is deleted");
+    nodes.run("a", &["volume", "delete", "far", "--yes"]).expect("is deleted");
     // Two of three are a majority, and one of the two that would be left is none.
     nodes.kill("b").expect("it runs");
     nodes.until("the others lead", PATIENCE, || nodes.run("a", &["volume", "list"]).is_ok());

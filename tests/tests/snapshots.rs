@@ -158,7 +158,7 @@ fn a_clone_begins_as_the_snapshot_at_every_node_and_needs_it_no_more() {
     // Without what it comes from, at another owner, after a crash.
     up.run(&["volume", "snapshot", "delete", "disk@monday"]).expect("is deleted");
     is_told(&up, "clone of disk, of a snapshot that is deleted", origin(Some("disk"), None));
-    up.run(&["volume", "delete", "disk"]).expect("is deleted");
+    up.run(&["volume", "delete", "disk", "--yes"]).expect("is deleted");
     is_told(&up, "clone of a volume that is deleted", origin(None, None));
     let own = ["read -P 1 0 16M", "read -P 3 16M 32M", "read -P 0 48M 16M"];
     up.run(&["volume", "migrate", "copy", "--to", "b"]).expect("is handed over");

@@ -75,7 +75,7 @@ fn space_is_shown_where_it_goes_and_when_it_comes_back() {
     assert_eq!(bytes(&zeroed["volumes"][0], "mapped_bytes"), 16 * MIB);
 
     drop(client);
-    nodes.run("a", &["volume", "delete", "disk"]).expect("is deleted");
+    nodes.run("a", &["volume", "delete", "disk", "--yes"]).expect("is deleted");
     wait(&nodes, "a deleted volume lets go, and its files go back to the file system", |store, volume| {
         let is_empty = bytes(store, "live_bytes") == 0 && bytes(store, "emptied_bytes") == 0;
         volume.is_null() && is_empty && bytes(store, "log_bytes") < 64 * MIB

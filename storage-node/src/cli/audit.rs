@@ -27,7 +27,7 @@ pub(super) fn run(arguments: &Audit, common: &Common) -> anyhow::Result<()> {
     if arguments.json {
         return print_json(&list);
     }
-    print_table(&["when", "at", "who", "outcome", "act"], list.entries.iter().map(row).collect());
+    print_table(&["when", "at", "who", "act", "outcome"], list.entries.iter().map(row).collect());
     if !list.silent.is_empty() {
         println!("not told by {}", list.silent.join(", "));
     }
@@ -43,7 +43,7 @@ fn row(entry: &AuditEntry) -> Vec<String> {
     let who = who(entry);
     let act = if entry.with.is_empty() { entry.act.clone() } else { format!("{} {}", entry.act, entry.with) };
     // Nodes keep them so by now; what earlier ones kept is as it came.
-    let printable = [entry.node.as_str(), &who, &outcome, &act].map(printable);
+    let printable = [entry.node.as_str(), &who, &act, &outcome].map(printable);
     std::iter::once(age(entry.at_ms)).chain(printable).collect()
 }
 

@@ -118,9 +118,14 @@ fn read_secret(path: Option<PathBuf>) -> Result<Secret, String> {
     Secret::parse(&text).ok_or_else(|| format!("{} holds no secret", path.display()))
 }
 
+/// Whether `--cluster` means a file, which may be missing, and not the address of a node.
+fn is_file(meant: &Path) -> bool {
+    meant.is_file() || !meant.as_os_str().as_encoded_bytes().contains(&b':')
+}
+
 impl Client {
     pub(super) fn find(common: &Common) -> anyhow::Result<Client> {
-        if let Some(file) = common.cluster.as_deref().map(Path::new).filter(|file| file.is_file()) {
+        if let Some(file) = common.cluster.as_deref().map(Path::new).filter(|meant| is_file(meant)) {
             return Ok(Client { way: Way::Remote(Box::new(Remote::with(file)?)) });
         }
         let endpoints = Endpoint::all(common)?;
@@ -302,6 +307,14 @@ pub(super) mod tests {
     use std::thread::JoinHandle;
 
     use super::*;
+
+    /// Credentials that were not there were looked up in the DNS: "failed to lookup address information".
+    #[test]
+    fn credentials_that_are_missing_are_no_address() {
+        let is_file = |meant: &str| is_file(Path::new(meant));
+        assert!(is_file("missing.helio") && is_file("./missing"));
+        assert!(!is_file("127.0.0.1:10880") && !is_file("[::1]:10880") && !is_file("http://node:10880"));
+    }
 
     /// Stands for a node: gives these answers, a status and a body, to as many requests, and tells then what was asked.
     pub(in crate::cli) fn answering(answers: Vec<(u16, String)>) -> (String, JoinHandle<Vec<String>>) {

@@ -45,7 +45,9 @@ pub(super) enum Verb {
         json: bool,
     },
     /// Make this node a member of a cluster that runs, or give a member another certificate whose own has ended
-    #[command(after_help = "Example:\n  helio cluster join --config b.toml TOKEN\n  helio node --config b.toml")]
+    #[command(
+        after_help = "Example:\n  helio cluster join --config b.toml -   # asks for the token, or reads it from a pipe\n  helio node --config b.toml"
+    )]
     Join {
         /// Settings of this node, in TOML
         #[arg(long, value_name = "FILE")]

@@ -3,19 +3,20 @@
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 /// The terminal of whoever runs this, wherever its output goes.
 const TERMINAL: &str = "/dev/tty";
 
-/// Asks the question of `ask`, whether to go on; goes on without asking where nobody could answer: where input is no terminal.
+/// What is said where nobody can be asked.
+const UNASKED: &str = "it cannot be asked whether that is meant, and nothing was changed: --yes says that it is meant";
+
+/// Asks the question of `ask`, whether to go on.
 ///
 /// # Errors
-/// When the answer is no, or the question cannot be shown to who would answer it; what `ask` fails with.
+/// When the answer is no; when input is no terminal, or the question cannot be shown to who would answer it; what `ask` fails with.
 pub(super) fn confirm(ask: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<()> {
-    if !io::stdin().is_terminal() {
-        return Ok(());
-    }
+    ensure!(io::stdin().is_terminal(), UNASKED);
     let mut shown = shown_at(io::stderr().is_terminal(), || {
         Ok(Box::new(OpenOptions::new().write(true).open(TERMINAL)?) as Box<dyn Write>)
     })?;
@@ -38,7 +39,7 @@ fn shown_at(
     if sees_errors {
         return Ok(Box::new(io::stderr()));
     }
-    terminal().context("it cannot be asked whether that is meant, and nothing was changed: --yes says that it is meant")
+    terminal().context(UNASKED)
 }
 
 fn is_yes(answer: &str) -> bool {

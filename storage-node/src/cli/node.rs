@@ -26,7 +26,7 @@ use crate::node::{BootstrapMember, Node, NodeOptions};
 #[command(
     subcommand_negates_reqs = true,
     args_conflicts_with_subcommands = true,
-    after_help = "Example:\n  helio cluster init --config a.toml      # once, at the first node; or at another one:\n  helio cluster join --config b.toml TOKEN\n  helio node --config a.toml\n\ndocs/node.toml shows every setting."
+    after_help = "Example:\n  helio cluster init --config a.toml      # once, at the first node; or at another one:\n  helio cluster join --config b.toml -    # asks for the token\n  helio node --config a.toml\n\ndocs/node.toml shows every setting."
 )]
 pub(super) struct NodeArguments {
     /// Its settings, in TOML
@@ -71,7 +71,7 @@ pub(super) fn run(arguments: &NodeArguments, common: &Common) -> anyhow::Result<
     let file = path.display();
     let Some(membership) = Membership::load(&config.data)? else {
         bail!(
-            "{} belongs to no cluster yet: run `helio cluster init --config {file}` to begin one, or `helio cluster join --config {file} TOKEN`",
+            "{} belongs to no cluster yet: run `helio cluster init --config {file}` to begin one, or `helio cluster join --config {file} -` with the token of another node",
             config.data.display()
         );
     };

@@ -7,8 +7,8 @@ use client_lib::policy::{Class, Order};
 use client_lib::wire::admin::{ChangePolicy, ReplicaStatus, VolumePolicy, VolumeStatus};
 use client_lib::{NodeName, VolumeName};
 
-use super::Common;
 use super::client::{Client, print_json};
+use super::{Common, counted};
 use crate::size;
 
 /// Who begins a takeover.
@@ -223,9 +223,13 @@ fn print_policy(volume: &str, policy: &VolumePolicy) {
     match class {
         Class::Local => println!("its flushes wait for the owner's disk (class local)"),
         Class::Site(others) => {
-            println!("its flushes wait for {others} other nodes at the owner's provider (class {class}); {unmet}");
+            let others = counted(usize::from(others), "other node", "other nodes");
+            println!("its flushes wait for {others} at the owner's provider (class {class}); {unmet}");
         }
-        Class::Geo(others) => println!("its flushes wait for {others} other providers (class {class}); {unmet}"),
+        Class::Geo(others) => {
+            let others = counted(usize::from(others), "other provider", "other providers");
+            println!("its flushes wait for {others} (class {class}); {unmet}");
+        }
     }
 }
 

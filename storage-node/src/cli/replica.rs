@@ -144,8 +144,12 @@ fn told(volume: &str, report: &ReplicasReport, is_over: bool) -> String {
     match joining.is_empty() || is_over {
         true => first,
         false => format!(
-            "{first}; {} get everything in the background (`helio volume status {volume}` shows how far that is)",
-            joining.join(", ")
+            "{first}; {} in the background (`helio volume status {volume}` shows how far that is)",
+            if let [one] = joining.as_slice() {
+                format!("{one} gets everything")
+            } else {
+                format!("{} get everything", joining.join(", "))
+            }
         ),
     }
 }
@@ -218,7 +222,7 @@ mod tests {
             ..ReplicasReport::default()
         };
         assert_eq!(told("disk", &report, true), "volume disk is owned by a, with replicas at b, d");
-        assert!(told("disk", &report, false).contains("; d get everything in the background"));
+        assert!(told("disk", &report, false).contains("; d gets everything in the background"));
         let alone = ReplicasReport { owner: "a".into(), ..ReplicasReport::default() };
         assert_eq!(told("disk", &alone, false), "volume disk is owned by a, with replicas nowhere");
     }

@@ -1,6 +1,6 @@
 //! What `helio up` and `helio node` share: they tell where everything is, wait to be stopped, and take it back.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use client_lib::files;
@@ -20,14 +20,15 @@ pub(super) struct Served<'a> {
 /// Writes [`CLUSTER_FILE`] into `data`, prints a table and then the line that starts with `ready`, where that can be printed.
 pub(super) fn announce(data: &Path, served: &[Served<'_>]) -> anyhow::Result<()> {
     let shown = |address: Option<std::net::SocketAddr>| address.map_or_else(|| "-".to_owned(), |it| it.to_string());
+    let socket = |path: Option<PathBuf>| path.map_or_else(|| "-".to_owned(), |path| path.display().to_string());
     let nodes: Vec<ClusterNode> = served
         .iter()
         .map(|served| ClusterNode {
             name: served.name.to_owned(),
             nbd_tcp: shown(served.node.nbd_address()),
-            nbd_unix: served.node.nbd_path().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
+            nbd_unix: socket(served.node.nbd_path().map(from_anywhere)),
             http: shown(served.node.http_address()),
-            secret: served.node.http_address().map(|_| served.node.secret_path()),
+            secret: served.node.http_address().map(|_| from_anywhere(&served.node.secret_path())),
             metrics: served.node.metrics_address().map(|address| address.to_string()),
         })
         .collect();
@@ -38,12 +39,19 @@ pub(super) fn announce(data: &Path, served: &[Served<'_>]) -> anyhow::Result<()>
         .with_context(|| format!("{} cannot be written", place.display()))?;
     let rows = file.nodes.iter().zip(served).map(|(node, served)| {
         let provider = served.provider.to_owned();
-        vec![node.name.clone(), provider, node.nbd_tcp.clone(), node.nbd_unix.clone(), node.http.clone()]
+        let unix = socket(served.node.nbd_path().map(Path::to_owned));
+        vec![node.name.clone(), provider, node.nbd_tcp.clone(), unix, node.http.clone()]
     });
     headed_table(&["node", "provider", "nbd", "nbd socket", "admin"], rows.collect()).iter().for_each(say);
     let count = if served.len() == 1 { "1 node".to_owned() } else { format!("{} nodes", served.len()) };
     say(format_args!("ready: {count}, data in {}", data.display()));
     Ok(())
+}
+
+/// As whoever reads the file finds it, in whatever directory they are.
+fn from_anywhere(path: &Path) -> PathBuf {
+    // Without a working directory a path stays as it was given.
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Returns at the first SIGINT or SIGTERM, with [`CLUSTER_FILE`] taken back; a second one ends the process at once.

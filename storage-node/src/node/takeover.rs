@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::METADATA_DEADLINE;
-use super::admin::{Busy, NodeAdmin, ask, names_of, node_named, volume_named};
+use super::admin::{Busy, NodeAdmin, ask, node_named, replicas_told, volume_named};
 use super::policy::SteppedDown;
 use super::reconcile::{discard, follow};
 use crate::ownership::chronicle::{End, Kind, Subject};
@@ -495,10 +495,10 @@ fn may_take_over(state: &MetaState, volume: &Volume, to: NodeId) -> Result<(), E
         format!("node {} owns volume {} already, in epoch {}", state.name_of(to), volume.name, volume.epoch)
     } else if !volume.replicas.contains(&to) {
         format!(
-            "node {} holds no replica of volume {}; its replicas are at {}",
+            "node {} holds no replica of volume {}; {}",
             state.name_of(to),
             volume.name,
-            names_of(state, &volume.replicas)
+            replicas_told(state, volume)
         )
     } else {
         return Ok(());

@@ -155,15 +155,10 @@ fn user_of(headers: &HeaderMap) -> String {
     headers.get(USER_HEADER).and_then(|user| user.to_str().ok()).map(cut).unwrap_or_default()
 }
 
-/// A request on one line, without the fields that were left open.
+/// A request on one line. A field that is null may take something away, a limit or a policy: it stays.
 fn on_a_line(body: &[u8]) -> String {
     match serde_json::from_slice::<Value>(body) {
-        Ok(mut asked) => {
-            if let Some(fields) = asked.as_object_mut() {
-                fields.retain(|_, value| !value.is_null());
-            }
-            asked.to_string()
-        }
+        Ok(asked) => asked.to_string(),
         Err(_) => String::from_utf8_lossy(body).split_whitespace().collect::<Vec<_>>().join(" "),
     }
 }
@@ -230,10 +225,11 @@ mod tests {
         assert_eq!(cut(&on_a_line("{\"to\":\"\u{9b}2J\"}".as_bytes())), "{\"to\":\"\u{fffd}2J\"}");
     }
 
-    /// `helio cluster audit` showed a request over as many lines as it had fields.
+    /// `helio cluster audit` showed a request over as many lines as it had fields; and later nothing of a limit that was taken away, which is null.
     #[test]
-    fn what_was_asked_for_is_told_on_a_line_without_what_was_left_out() {
-        assert_eq!(on_a_line(b"{\n  \"to\": \"b\",\n  \"deadline_ms\": null\n}"), r#"{"to":"b"}"#);
+    fn what_was_asked_for_is_told_on_a_line_and_whole() {
+        let asked = b"{\n  \"reason\": \"test\",\n  \"rate\": null\n}";
+        assert_eq!(on_a_line(asked), r#"{"rate":null,"reason":"test"}"#);
         assert_eq!(on_a_line(b""), "");
         assert_eq!(on_a_line(b"no\n JSON"), "no JSON");
     }

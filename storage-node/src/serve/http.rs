@@ -18,6 +18,7 @@ use client_lib::wire::admin::{
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
 
+use self::malformed::tell_malformed;
 use self::stale::tell_stale;
 use super::admin::{Admin, AskTrace};
 use super::audit::{AuditLog, note_acts};
@@ -29,6 +30,7 @@ pub mod caller;
 mod dashboard;
 mod guard;
 pub mod listener;
+mod malformed;
 mod openapi;
 pub mod permissions;
 pub mod remote;
@@ -97,6 +99,8 @@ fn api(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, proof: Proof) -> Router {
         .route("/v1/audit", get(audit_list))
         .route("/v1/openapi.json", get(openapi::serve))
         .merge(dashboard::routes())
+        .fallback(|| async { StatusCode::NOT_FOUND })
+        .layer(from_fn(tell_malformed))
         .layer(from_fn_with_state(audit, note_acts))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(from_fn(tell_stale))

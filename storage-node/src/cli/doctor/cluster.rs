@@ -1,10 +1,12 @@
 //! The cluster, if it runs: who is there, whether stores take writes, and whose volumes have lost their owner.
 
+use std::time::Duration;
+
 use client_lib::clock::{Clock, SystemClock};
 use client_lib::error::whole;
 use client_lib::rights::Role;
 use client_lib::wire::admin::{
-    ClientList, ClientStatus, ClusterStatus, MemberStatus, NodeSpace, StoreSpace, VolumeSummary,
+    ClientList, ClientStatus, ClusterStatus, MemberStatus, NodeSpace, Overview, StoreSpace, VolumeRow, VolumeSummary,
 };
 
 use super::Finding;
@@ -19,10 +21,17 @@ use crate::stores::FULL;
 /// A store with less than this part of its room left is short of it.
 const SHORT_SHARE: u64 = 10;
 
+/// How often, and after how long, owners are looked at again that have not told anything of their volumes yet.
+const LOOKS: u32 = 10;
+const LOOK: Duration = Duration::from_millis(200);
+/// Most volumes that are told of because something of them waits.
+const WAITING_MAX: usize = 10;
+
 /// A cluster that answers.
 pub(super) struct Running {
     status: ClusterStatus,
     volumes: Result<Vec<VolumeSummary>, String>,
+    waiting: Result<Overview, String>,
     /// By their names, of the nodes that answer others.
     spaces: Vec<(String, Result<NodeSpace, String>)>,
     clients: Result<ClientList, String>,
@@ -44,15 +53,31 @@ fn ask(common: &Common) -> anyhow::Result<Running> {
     let client = Client::find(common)?;
     let status: ClusterStatus = client.get("/v1/cluster")?;
     let volumes = client.get("/v1/volumes").map_err(|error| whole(error.as_ref()));
+    let waiting = waiting(&client).map_err(|error| whole(error.as_ref()));
     let reached = status.members.iter().filter(|member| member.reachable);
     let space = |name: &str| client.get(&format!("/v1/space?node={name}")).map_err(|error| whole(error.as_ref()));
     let spaces = reached.map(|member| (member.name.clone(), space(&member.name))).collect();
     let clients = client.get("/v1/clients").map_err(|error| whole(error.as_ref()));
-    Ok(Running { status, volumes, spaces, clients })
+    Ok(Running { status, volumes, waiting, spaces, clients })
+}
+
+/// The volumes of which something waits, as soon as each owner that answers has told.
+fn waiting(client: &Client) -> anyhow::Result<Overview> {
+    let mut left = LOOKS;
+    loop {
+        let overview: Overview = client.get(&format!("/v1/overview?waiting=true&limit={WAITING_MAX}"))?;
+        let is_untold =
+            overview.owners.iter().any(|it| it.volumes > 0 && it.seconds_old.is_none() && it.silence.is_none());
+        left -= 1;
+        if !is_untold || left == 0 {
+            return Ok(overview);
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 pub(super) fn findings(running: Option<&Result<Running, String>>) -> Vec<Finding> {
-    let Running { status, volumes, spaces, clients } = match running {
+    let Running { status, volumes, waiting, spaces, clients } = match running {
         None => return vec![Finding::ok("cluster", "none runs here, or none was named")],
         Some(Err(error)) => return vec![silent(error)],
         Some(Ok(running)) => running,
@@ -62,6 +87,10 @@ pub(super) fn findings(running: Option<&Result<Running, String>>) -> Vec<Finding
     findings.extend(match volumes {
         Ok(volumes) => lost_owners(volumes, status),
         Err(error) => vec![Finding::wrong("volumes", error.clone(), "see `helio cluster status`")],
+    });
+    findings.extend(match waiting {
+        Ok(waiting) => waits(waiting, status),
+        Err(error) => vec![untold("what volumes wait for", error, "`helio top` asks again")],
     });
     findings.extend(spaces.iter().flat_map(|(node, space)| stores(node, space)));
     match clients {
@@ -213,6 +242,22 @@ fn lost_owners(volumes: &[VolumeSummary], status: &ClusterStatus) -> Vec<Finding
     findings
 }
 
+/// Volumes that are not as they should be, but for those that have lost their owner.
+fn waits(overview: &Overview, status: &ClusterStatus) -> Vec<Finding> {
+    let answers = |row: &&VolumeRow| status.members.iter().any(|member| member.name == row.owner && member.reachable);
+    let told = |row: &VolumeRow| {
+        let advice = format!("`helio why {}` says more", row.name);
+        Finding::warning(format!("volume {}", row.name), row.waits.join("; "), advice)
+    };
+    let mut findings: Vec<Finding> = overview.rows.iter().filter(answers).map(told).collect();
+    let more = overview.matching.saturating_sub(overview.rows.len() as u64);
+    if more > 0 {
+        let advice = "`helio top` lists them: w shows those that wait";
+        findings.push(Finding::warning("volumes", format!("something waits of {more} more"), advice));
+    }
+    findings
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -318,15 +363,40 @@ mod tests {
     fn what_a_cluster_does_not_tell_of_itself_is_a_warning() {
         let (status, why) = (status(&[("a", true, true)]), || "no reply from node a".to_owned());
         let spaces = vec![("a".to_owned(), Err(why()))];
-        let running = Ok(Running { status, volumes: Ok(Vec::new()), spaces, clients: Err(why()) });
+        let running = Ok(Running { status, volumes: Ok(Vec::new()), waiting: Err(why()), spaces, clients: Err(why()) });
         let found = findings(Some(&running));
-        for what in ["stores of node a", "clients"] {
+        for what in ["stores of node a", "clients", "what volumes wait for"] {
             let finding = found.iter().find(|finding| finding.what == what).expect("is told");
             assert_eq!(
                 (finding.level, finding.found.as_str()),
                 (Level::Warning, "not looked at: no reply from node a")
             );
         }
+    }
+
+    /// Three blocks were damaged that nobody had any more, and nothing was wrong.
+    #[test]
+    fn a_volume_that_is_not_as_it_should_be_is_told_of_once() {
+        let members = status(&[("a", true, true), ("b", false, false)]);
+        let row = |name: &str, owner: &str, waits: &[&str]| VolumeRow {
+            name: name.to_owned(),
+            owner: owner.to_owned(),
+            waits: waits.iter().map(|wait| (*wait).to_owned()).collect(),
+            ..VolumeRow::default()
+        };
+        let rows = vec![
+            row("disk", "a", &["3 blocks are damaged", "a flush waits"]),
+            row("lost", "b", &["its owner is silent"]),
+        ];
+        let overview = Overview { matching: 5, rows, ..Overview::default() };
+        let found = waits(&overview, &members);
+        let told: Vec<(&str, &str)> =
+            found.iter().map(|finding| (finding.what.as_str(), finding.found.as_str())).collect();
+        assert_eq!(
+            told,
+            [("volume disk", "3 blocks are damaged; a flush waits"), ("volumes", "something waits of 3 more")]
+        );
+        assert!(found.iter().all(|finding| finding.level == Level::Warning));
     }
 
     fn common(data: &Path, cluster: Option<&str>) -> Common {

@@ -56,11 +56,21 @@ pub(super) fn draw(frame: &mut Frame<'_>, screen: &mut Screen, now: Instant) {
     .areas(body);
     let volumes_title = volumes_title(sample, screen);
     let detail_text = selected(sample, &screen.table);
-    table(frame, top, "nodes", &NODES, nodes, &mut TableState::default());
-    table(frame, middle, "links", &LINKS, links, &mut TableState::default());
+    table(frame, top, &fitting("nodes", &nodes, top), &NODES, nodes, &mut TableState::default());
+    table(frame, middle, &fitting("links", &links, middle), &LINKS, links, &mut TableState::default());
     table(frame, bottom, &volumes_title, &VOLUMES, volumes, &mut screen.table);
     let block = Block::default().borders(Borders::TOP);
     frame.render_widget(Paragraph::new(Text::from(detail_text)).wrap(Wrap { trim: true }).block(block), detail);
+}
+
+/// The title of a table that does not scroll, which says so where there is no room for all of it.
+fn fitting(title: &str, rows: &[Vec<String>], area: Rect) -> String {
+    let fit = usize::from(area.height.saturating_sub(FRAME_LINES));
+    if fit < rows.len() {
+        format!("{title}: {fit} of {}, a higher window shows all", rows.len())
+    } else {
+        title.to_owned()
+    }
 }
 
 fn table(
@@ -244,6 +254,9 @@ mod tests {
         assert!(has(&["a", "b", "2 MiB/s", "none", "6 MiB", "75 s"]), "{lines:#?}");
         assert!(has(&["volumes by lag"]) && has(&["disk", "10 GiB", "geo:1", "75 s", "3 MiB", "1 MiB"]), "{lines:#?}");
         assert!(has(&["disk: replica b does not answer"]), "{lines:#?}");
+        // Rows for which a low window has no room were left out without a word.
+        let is_cut = |lines: &[String]| lines.iter().any(|line| line.contains("a higher window shows all"));
+        assert!(!is_cut(&lines) && is_cut(&drawn(&mut screen, begun, (100, 16))));
         screen.tell(Err("connection refused".to_owned()));
         let lines = drawn(&mut screen, begun + Duration::from_secs(9), (100, 24));
         assert!(lines[0].contains("NO ANSWER FOR 8 s: connection refused"), "{lines:#?}");

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use client_lib::Error;
 use client_lib::transport::BoxFuture;
+use client_lib::{Error, ReadPart};
 use nbd_frontend::client::{Client, ClientOptions, NbdUri, ServerAddress};
 use nbd_frontend::{
-    AllocationExtent, ExportDirectory, ExportInfo, MemoryDirectory, MemoryExport, ReadPart, Server, ServerOptions,
-    Session, ZeroOptions,
+    AllocationExtent, ExportDirectory, ExportInfo, MemoryDirectory, MemoryExport, Server, ServerOptions, Session,
+    ZeroOptions,
 };
 
 use super::ends::{End, Target};

@@ -43,6 +43,14 @@ pub(in crate::node) fn node_named(state: &MetaState, name: &str) -> Result<NodeI
         .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no node {name:?}; the nodes are {}", known())))
 }
 
+/// Where the replicas of `volume` are, as a part of a sentence.
+pub(in crate::node) fn replicas_told(state: &MetaState, volume: &Volume) -> String {
+    match volume.replicas.is_empty() {
+        true => "it has no replicas".to_owned(),
+        false => format!("its replicas are at {}", names_of(state, &volume.replicas)),
+    }
+}
+
 /// The names of `nodes`, with commas between them.
 pub(in crate::node) fn names_of<'a>(state: &MetaState, nodes: impl IntoIterator<Item = &'a NodeId>) -> String {
     nodes.into_iter().map(|node| state.name_of(*node)).collect::<Vec<_>>().join(", ")

@@ -3,7 +3,7 @@
 use client_lib::wire::admin::{ScrubState, ScrubStatus};
 use client_lib::{BLOCK_SIZE, Error, ErrorKind, VolumeId};
 
-use super::{METADATA_DEADLINE, NodeAdmin, names_of, node_named, volume_named};
+use super::{METADATA_DEADLINE, NodeAdmin, node_named, replicas_told, volume_named};
 use crate::peer::message::AdminForward;
 use crate::serve::volume::store_failure;
 use crate::shard::scrub::{Pass, PassState, ScrubAction, ScrubReport};
@@ -26,10 +26,10 @@ impl NodeAdmin {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
                 format!(
-                    "node {} holds nothing of volume {name}; its owner is {}, its replicas are at {}",
+                    "node {} holds nothing of volume {name}; its owner is {}, {}",
                     state.name_of(at),
                     state.name_of(volume.owner),
-                    names_of(&state, &volume.replicas)
+                    replicas_told(&state, volume)
                 ),
             ));
         }
