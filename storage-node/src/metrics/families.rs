@@ -130,7 +130,7 @@ families! {
     VolumeFlushesWaiting: Gauge "volume_flushes_waiting" in Number by ["volume"] = "At the owner: flushes that wait for other nodes, in a class other than local (docs/durability.md)";
     VolumeDegraded: Gauge "volume_degraded" in Number by ["volume"] = "At the owner: 1 while flushes are answered though the class is not met";
     ReplicaLag: Gauge "replica_lag" in Seconds by ["volume", "replica"] = "At the owner: the age of the oldest write that the replica lacks; 0 when it lacks none";
-    ReplicaReachable: Gauge "replica_reachable" in Number by ["volume", "replica"] = "At the owner: 1 if the last call to the replica succeeded";
+    ReplicaReachable: Gauge "replica_reachable" in Number by ["volume", "replica"] = "At the owner: 1 if the replica is in reach: it has answered last, and less than 15 s ago";
     ReplicaStale: Gauge "replica_stale" in Bytes by ["volume", "replica"] = "At the owner: known at the replica in a version that it does not hold";
     ReplicaRejoining: Gauge "replica_rejoining" in Number by ["volume", "replica"] = "At the owner: 1 while the replica comes back to the volume, and holds no prefix of it";
     ReplicaTail: Gauge "replica_tail" in Bytes by ["volume", "replica"] = "At the owner: what the replica keeps that a takeover cut off; missing where it keeps nothing";

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::ThisNode;
 use super::lease::has_volumes;
+use super::reach;
 use super::reconcile::Reconciler;
 use crate::metrics::figures::{
     LeaseFigures, LinkFigures, MetadataView, NodeFigures, OwnedFigures, ReplicaFigures, VolumeView, VolumesFigures,
@@ -30,6 +31,7 @@ use crate::ownership::changes::Changes;
 use crate::ownership::gate::Phase;
 use crate::ownership::lease::LeaseCell;
 use crate::peer::client::PeerClient;
+use crate::peer::links::Links;
 use crate::propagation::watermarks::Watermarks;
 use crate::serve::observe::{Check, Health, Observe};
 use crate::serve::volume::ServedVolume;
@@ -221,7 +223,7 @@ impl Observer {
             name: volume.name.to_string(),
             stored: stored.get(&volume.id).copied(),
             tail_bytes: volume.standing.tail().map(|tail| tail.blocks * u64::from(BLOCK_SIZE)),
-            owned: marks.map(|marks| owned(state, volume, &marks)),
+            owned: marks.map(|marks| owned(state, volume, &marks, self.node.peers.links())),
             epoch: view.epoch.0,
         }
     }
@@ -260,7 +262,7 @@ impl Observer {
     }
 }
 
-fn owned(state: &MetaState, volume: &ServedVolume, marks: &Watermarks) -> OwnedFigures {
+fn owned(state: &MetaState, volume: &ServedVolume, marks: &Watermarks, links: &Links) -> OwnedFigures {
     let target = volume.pace.rpo().map(|rpo| Duration::from_millis(rpo.target_ms));
     let rpo = marks.highest().map(|watermark| marks.behind(watermark));
     let is_within = |target| rpo.is_some_and(|lag| lag <= target);
@@ -275,14 +277,17 @@ fn owned(state: &MetaState, volume: &ServedVolume, marks: &Watermarks) -> OwnedF
         flushes_waiting,
         is_degraded,
         fetched: Some(volume.puller.fetched()).filter(|fetched| fetched.stale > 0),
-        replicas: marks.each(|node, progress| ReplicaFigures {
-            replica: state.name_of(node),
-            lag: marks.behind(progress.position.watermark),
-            is_reachable: progress.reachable,
-            stale_bytes: progress.stale_blocks() * u64::from(BLOCK_SIZE),
-            is_rejoining: progress.rejoining.is_some(),
-            tail_bytes: progress.tail.map(|tail| tail.blocks * u64::from(BLOCK_SIZE)),
-        }),
+        replicas: reach::known(marks, links)
+            .into_iter()
+            .map(|(node, progress)| ReplicaFigures {
+                replica: state.name_of(node),
+                lag: marks.behind(progress.position.watermark),
+                is_reachable: progress.reachable,
+                stale_bytes: progress.stale_blocks() * u64::from(BLOCK_SIZE),
+                is_rejoining: progress.rejoining.is_some(),
+                tail_bytes: progress.tail.map(|tail| tail.blocks * u64::from(BLOCK_SIZE)),
+            })
+            .collect(),
     }
 }
 

@@ -156,12 +156,6 @@ impl Watermarks {
         self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What `f` makes of each replica.
-    pub fn each<T>(&self, f: impl Fn(NodeId, &Progress) -> T) -> Vec<T> {
-        let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
-        replicas.iter().map(|(node, progress)| f(*node, progress)).collect()
-    }
-
     /// Whether no replica lacks anything of a volume whose newest write is `head`.
     pub(super) fn is_level(&self, head: Lsn) -> bool {
         let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
