@@ -276,3 +276,40 @@ fn a_node_that_is_stopped_closes_its_stores() {
         assert!(log.contains("Shutdown complete"), "{store} was not closed");
     }
 }
+
+/// A client at another node than its volume's owner was told ESHUTDOWN by an owner that stopped, and EIO by one that had yet to start, at every
+/// restart: it had nothing to wait for. Reads, writes and flushes of a machine that was moved, and whose volume was moved on, failed like that.
+#[test]
+fn who_uses_a_volume_elsewhere_sees_no_error_when_its_owner_is_restarted() {
+    let mut nodes = Nodes::start(&["a", "b", "c"]).expect("three nodes start");
+    nodes.run("a", &["volume", "create", "disk", "--size", "64M", "--owner", "b"]).expect("is created");
+    let (ledger, stop) = (Mutex::new(Ledger::default()), AtomicBool::new(false));
+    let (socket, elsewhere) = (nodes.socket("b"), nodes.socket("c"));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_blocks(&socket, &ledger, &stop));
+        let reader = scope.spawn(|| {
+            let mut client = Client::connect(&elsewhere, "disk")?;
+            let mut block = 0;
+            while !stop.load(Ordering::SeqCst) {
+                client.read(block * BLOCK, BLOCK as u32)?;
+                block = (block + 1) % BLOCKS;
+            }
+            Ok::<_, nbd_client::Error>(())
+        });
+        progress(&ledger, 100);
+        nodes.run("b", &["volume", "migrate", "disk", "--to", "a"]).expect("is handed over");
+        for restart in 0..4 {
+            progress(&ledger, 200);
+            match restart % 2 {
+                0 => nodes.stop("a").expect("stops"),
+                _ => nodes.kill("a").expect("dies"),
+            }
+            nodes.start_node("a").expect("starts again");
+        }
+        progress(&ledger, 200);
+        stop.store(true, Ordering::SeqCst);
+        writer.join().expect("no panic").expect("who writes at another node sees no error");
+        reader.join().expect("no panic").expect("nor does who reads");
+    });
+    check_blocks(&nodes, "c", &mut ledger.into_inner().expect("no thread panics"));
+}

@@ -150,9 +150,7 @@ impl Reconciler {
     /// Ends everything that is sent; for shutdown.
     pub fn stop(&self) {
         self.propagation.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        for volume in self.volumes.all() {
-            volume.gate.close();
-        }
+        self.volumes.stop();
     }
 
     async fn apply(self: &Arc<Self>, state: &Arc<MetaState>, before: CarriedOut) -> CarriedOut {

@@ -67,7 +67,7 @@ impl PeerServer {
         let (head, payload) = match Message::<PeerRequest>::decode(frame) {
             Ok(request) => match self.answer(peer, request).await {
                 Ok(answer) => answer,
-                Err(error) => (PeerReply::Failed(error), Bytes::new()),
+                Err(error) => (PeerReply::Failed(self.volumes.told(error)), Bytes::new()),
             },
             Err(error) => (PeerReply::Failed(error), Bytes::new()),
         };

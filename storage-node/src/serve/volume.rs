@@ -7,7 +7,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use client_lib::geometry::IO_SIZE_MAX;
@@ -16,7 +15,6 @@ use client_lib::transport::Class;
 use client_lib::{Epoch, Error, ErrorKind, Lsn, NodeId, ReadPart, VolumeId, VolumeName, VolumeSize};
 use consensus::Volume;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use super::durability::FlushGate;
 use super::keys::SealedKeys;
@@ -30,7 +28,7 @@ use super::through;
 use crate::ownership::gate::{Gate, Phase, View};
 use crate::ownership::standing::Standing;
 use crate::ownership::writers::{Refusal, Writers};
-use crate::peer::client::{PeerClient, PeerError};
+use crate::peer::client::PeerClient;
 use crate::peer::message::{Message, Operation, PeerReply, PeerRequest};
 use crate::propagation::hearing::Hearing;
 use crate::propagation::intake::Intake;
@@ -45,16 +43,12 @@ use crate::volume::ledger::{Author, Writer};
 mod ahead;
 mod flush;
 mod on_write;
+mod patience;
 mod rescue;
 
+pub use patience::PATIENCE;
+use patience::{Patience, RETRY_PAUSE};
 pub use rescue::Rescue;
-
-/// How long an operation waits for an owner that cannot be reached before it fails. Long enough for a node
-/// to restart and recover; a guest's own disk time-out is usually 30 s, so a dead link shows there first.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Pause between attempts to reach the owner.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// A volume as this node serves it.
 pub struct ServedVolume {
@@ -626,30 +620,6 @@ impl ServedVolume {
         }
     }
 
-    /// After a forwarded request that was not answered as hoped: waits for a change and returns to try again, or fails.
-    async fn after_detour(
-        &self,
-        view: View,
-        answer: Result<Message<PeerReply>, PeerError>,
-        patience: &mut Patience,
-    ) -> Result<(), Error> {
-        let error = match answer {
-            Ok(Message { head: head @ PeerReply::NotOwner(_), .. }) => self.peers.unexpected(view.owner, &head),
-            Ok(message) => return Err(self.peers.unexpected(view.owner, &message.head)),
-            Err(error) => Error::from(error),
-        };
-        self.wait_for_owner(view, error, patience).await
-    }
-
-    /// Waits a moment for what failed with `error` to be worth another attempt, or fails.
-    async fn wait_for_owner(&self, view: View, error: Error, patience: &mut Patience) -> Result<(), Error> {
-        if patience.exhausted() {
-            return Err(error);
-        }
-        self.gate.changed_from(view, RETRY_PAUSE).await;
-        Ok(())
-    }
-
     /// How often `node` was started, as far as the metadata is known here.
     #[must_use]
     pub fn incarnation(&self, node: NodeId) -> Option<u64> {
@@ -745,21 +715,6 @@ pub trait SessionWriter: Sync {
     fn require_current(&self) -> Result<(), Error>;
     /// A forwarded attempt of `generation` may still be on its way.
     fn outcome_unknown(&self, generation: u64);
-}
-
-/// How long an operation has been waiting for an owner out of reach.
-struct Patience {
-    since: Instant,
-}
-
-impl Patience {
-    fn new() -> Patience {
-        Patience { since: Instant::now() }
-    }
-
-    fn exhausted(&self) -> bool {
-        self.since.elapsed() >= PATIENCE
-    }
 }
 
 /// The same refusal for a write: a disk says that there is no space beyond its end.

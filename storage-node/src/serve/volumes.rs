@@ -1,6 +1,7 @@
 //! The volumes that a node serves, by id.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub struct Volumes {
     troubles: Mutex<BTreeMap<VolumeId, (ErrorKind, String)>>,
     /// Who tells a collector of their operations.
     exporter: Option<Arc<Exporter>>,
+    /// The node stops: they are closed, and none of them was deleted.
+    is_stopping: AtomicBool,
 }
 
 impl Volumes {
@@ -108,5 +111,24 @@ impl Volumes {
                 volume.gate.close();
             }
         });
+    }
+
+    /// Closes all of them, since the node stops.
+    pub fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Release);
+        for volume in self.all() {
+            volume.gate.close();
+        }
+    }
+
+    /// What another node is told that asked for something which ended with `error`: who stops is to be asked again, or somebody else.
+    #[must_use]
+    pub fn told(&self, error: Error) -> Error {
+        match error.kind() {
+            ErrorKind::Closed if self.is_stopping.load(Ordering::Acquire) => {
+                Error::new(ErrorKind::Unavailable, "the node is stopping")
+            }
+            _ => error,
+        }
     }
 }

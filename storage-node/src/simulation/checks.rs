@@ -6,6 +6,7 @@ pub(super) mod damage;
 pub(super) mod durability;
 pub(super) mod groups;
 pub(super) mod linearizable;
+pub(super) mod patience;
 pub(super) mod positions;
 pub(super) mod sizes;
 pub(super) mod snapshots;

@@ -36,6 +36,8 @@ pub(crate) enum Rule {
     PartsTellChanges,
     /// Who gives a volume away that it cannot write tells of all that it acked.
     RescuesTellAll,
+    /// Who is refused by an owner that starts or stops asks again.
+    OwnersAreAwaited,
 }
 
 thread_local! {

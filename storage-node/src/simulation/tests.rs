@@ -8,7 +8,8 @@ use client_lib::wire::admin::ChangePolicy;
 
 use super::backlog;
 use super::checks::{
-    classes, convergence, damage, durability, groups, linearizable, positions, sizes, snapshots, watermarks, writers,
+    classes, convergence, damage, durability, groups, linearizable, patience, positions, sizes, snapshots, watermarks,
+    writers,
 };
 use super::guest::Ballast;
 use super::rules::Rule;
@@ -206,6 +207,7 @@ fn judge_all(world: &mut World, kind: Kind) -> Result<String, String> {
             linearizable::check(&book, volume)?;
             positions::check(&book, volume)?;
             damage::check(&book, volume)?;
+            patience::check(&book, volume)?;
             sizes += sizes::check(&book, volume)?;
             if matches!(kind, Kind::Losses | Kind::Replicas) {
                 flushed += classes::check(&book, volume)?;
@@ -426,4 +428,9 @@ fn parts_of_an_initial_sync_that_forget_what_has_changed_are_noticed() {
 #[test]
 fn rescues_that_do_not_tell_all_are_noticed() {
     is_noticed_in(Rule::RescuesTellAll, Kind::Failures, 1);
+}
+
+#[test]
+fn guests_that_do_not_wait_for_an_owner_that_starts_are_noticed() {
+    is_noticed_among(Rule::OwnersAreAwaited, Hazards::DEATHS, 1);
 }

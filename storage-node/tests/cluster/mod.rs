@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "no test uses all of it")]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,8 +25,8 @@ use storage_node::ownership::driver::{
 };
 use storage_node::ownership::lease::LeaseCell;
 use storage_node::peer::client::PeerClient;
-use storage_node::peer::message::AdminForward;
-use storage_node::peer::server::{ForwardedAdmin, PeerServer};
+use storage_node::peer::message::{AdminForward, Message, PeerReply};
+use storage_node::peer::server::{ForwardedAdmin, PeerServer, encode_reply};
 use storage_node::serve::client::ClientService;
 use storage_node::serve::client::rights::Asker;
 use storage_node::serve::exports::Exports;
@@ -255,7 +256,32 @@ impl ForwardedAdmin for TestAdmin {
 }
 
 #[derive(Default)]
-struct TestService(std::sync::OnceLock<PeerServer>, std::sync::OnceLock<Arc<ClientService>>);
+struct TestService(std::sync::OnceLock<PeerServer>, std::sync::OnceLock<Arc<ClientService>>, Arc<Refusing>);
+
+/// What a node answers others with while it starts or stops, and how many were answered so.
+#[derive(Default)]
+pub(crate) struct Refusing {
+    with: Mutex<Option<ErrorKind>>,
+    refused: AtomicU64,
+}
+
+impl Refusing {
+    /// From now on others are refused with this, or served.
+    pub(crate) fn set(&self, with: Option<ErrorKind>) {
+        *self.with.lock().expect("no test panics with the lock held") = with;
+    }
+
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::SeqCst)
+    }
+
+    fn refusal(&self) -> Option<Bytes> {
+        let kind = (*self.with.lock().expect("no test panics with the lock held"))?;
+        self.refused.fetch_add(1, Ordering::SeqCst);
+        let head = PeerReply::Failed(Error::new(kind, "not now"));
+        Some(encode_reply(Message { head, payload: Bytes::new() }))
+    }
+}
 
 impl Service for TestService {
     fn serve(&self, peer: Option<NodeId>, _class: Class, request: Bytes) -> BoxFuture<'_, Bytes> {
@@ -263,6 +289,9 @@ impl Service for TestService {
             let frame = Frame::decode(&request).expect("our own frames");
             if frame.service == ServiceId::Client {
                 return self.1.get().expect("set at start").serve(frame, Asker::Trusted).await;
+            }
+            if let Some(refusal) = self.2.refusal() {
+                return refusal;
             }
             self.0.get().expect("set at start").serve(peer.expect("nodes are known"), frame).await
         })
@@ -275,6 +304,7 @@ pub(crate) struct TestNode {
     pub(crate) exports: Exports,
     /// Held, this node hears of no change of the metadata.
     pub(crate) hearing: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) refusing: Arc<Refusing>,
     pub(crate) shard: ShardHandle,
     pub(crate) reconciler: Arc<Reconciler>,
     pub(crate) running: tokio::task::JoinHandle<()>,
@@ -346,6 +376,7 @@ impl Cluster {
                 reconciler,
                 running,
                 hearing,
+                refusing: service.2.clone(),
                 _directory: directory,
             };
             nodes.insert(id, node);
