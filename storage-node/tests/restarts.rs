@@ -82,3 +82,26 @@ async fn a_node_that_stops_says_so_to_others() {
     assert_eq!((error.kind(), error.message()), (ErrorKind::Unavailable, "the node is stopping"));
     cluster.stop().await;
 }
+
+/// A node that had passed writes on and was restarted knew of none: a flush there was answered without asking the owner, which had acked
+/// them and not synced them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_flush_of_a_process_asks_the_owner_for_what_an_earlier_one_may_have_passed_on() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let (at_b, refusing) = (cluster.session(2).await, &cluster.nodes[&1].refusing);
+    refusing.set(Some(ErrorKind::Internal));
+    assert_eq!(at_b.flush().await.expect_err("is asked").kind(), ErrorKind::Internal);
+    refusing.set(None);
+    at_b.flush().await.expect("is answered");
+    refusing.set(Some(ErrorKind::Internal));
+    at_b.flush().await.expect("nothing was passed on since");
+    // It may come by a write at c: then only a flush where it is written counts.
+    refusing.set(None);
+    cluster.meta.propose(Command::SetOnWrite { volume: cluster.volume, to: Some(NodeId(3)) }).expect("is allowed");
+    let at_c = cluster.served(3);
+    cluster.until(|| async { at_c.may_come.load(std::sync::atomic::Ordering::Relaxed) }).await;
+    refusing.set(Some(ErrorKind::Internal));
+    cluster.session(3).await.flush().await.expect("nobody is asked");
+    refusing.set(None);
+    cluster.stop().await;
+}

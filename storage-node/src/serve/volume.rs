@@ -5,7 +5,7 @@
 //! rather than answered from a copy that may be old. I/O waits through a handover and fails only when the
 //! owner stays out of reach for [`PATIENCE`].
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -46,6 +46,7 @@ mod on_write;
 mod patience;
 mod rescue;
 
+use flush::PassedOn;
 pub use patience::PATIENCE;
 use patience::{Patience, RETRY_PAUSE};
 pub use rescue::Rescue;
@@ -90,8 +91,8 @@ pub struct ServedVolume {
     pub puller: Puller,
     /// Asked before a client is refused for what this node may only not have heard of.
     metadata: Arc<NewestMetadata>,
-    /// Whether writes were passed on that a FLUSH here must make durable there.
-    forwarded: AtomicBool,
+    /// The writes that were passed on: a FLUSH here must make them durable there.
+    passed_on: PassedOn,
     /// What opens it, sealed, if it is encrypted: everything below has ciphertext.
     pub keys: SealedKeys,
     /// Whether it comes here when it is written here, as far as this node has heard.
@@ -188,7 +189,7 @@ impl ServedVolume {
             shard,
             peers,
             metadata,
-            forwarded: AtomicBool::new(false),
+            passed_on: PassedOn::new(meta.owner != me),
             keys: SealedKeys::default(),
             may_come: AtomicBool::new(false),
             follows: AtomicBool::new(false),
@@ -383,7 +384,6 @@ impl ServedVolume {
                     let origin = sent.get_or_insert_with(|| writer.numbers().take()).origin(writer.session());
                     let credentials = Writer { origin, generation, right };
                     let (operation, payload) = change.to_operation(credentials);
-                    self.forwarded.store(true, Ordering::Release);
                     trace.spent(Stage::Queue);
                     let answer = self.ask_there(view, operation, payload).await?;
                     self.waited_for(trace, view.owner);
@@ -392,8 +392,14 @@ impl ServedVolume {
                         continue;
                     };
                     match answer {
-                        Ok(Message { head: PeerReply::Written(_), .. }) => return Ok(()),
-                        Ok(Message { head: PeerReply::Waiting, .. }) => return self.flush(trace).await,
+                        Ok(Message { head: PeerReply::Written(_), .. }) => {
+                            self.passed_on.note();
+                            return Ok(());
+                        }
+                        Ok(Message { head: PeerReply::Waiting, .. }) => {
+                            self.passed_on.note();
+                            return self.flush(trace).await;
+                        }
                         // An older attempt of this very session: try again with the present generation.
                         Ok(Message { head: PeerReply::Done, .. }) => {}
                         Ok(Message { head: PeerReply::Superseded(epoch), .. }) => {

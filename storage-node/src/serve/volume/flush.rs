@@ -1,6 +1,6 @@
 //! FLUSH and FUA of a volume at one node: durable here, then in the volume's class, or wherever the volume is by then.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,48 @@ use crate::serve::durability::Outcome;
 
 /// How long a flush for another node waits for the volume's class before that node is told to ask again: less than a call may take.
 const PEER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Writes that were passed on to an owner elsewhere and acked by it, and up to which of them a flush has followed. They are counted: a
+/// flush vouches for those that there were when it began, and for no later one.
+#[derive(Debug)]
+pub(super) struct PassedOn {
+    /// Whether the process before this one may have passed some on.
+    earlier: bool,
+    acked: AtomicU64,
+    durable: AtomicU64,
+}
+
+impl PassedOn {
+    /// None by this process; perhaps some by an `earlier` one, which count as one.
+    pub(super) fn new(earlier: bool) -> PassedOn {
+        PassedOn { earlier, acked: AtomicU64::new(u64::from(earlier)), durable: AtomicU64::new(0) }
+    }
+
+    /// One was acked.
+    pub(super) fn note(&self) {
+        self.acked.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How many there are: asked before it is looked who owns the volume, so that all of them belong to that ownership or one before.
+    fn count(&self) -> u64 {
+        self.acked.load(Ordering::Acquire)
+    }
+
+    /// Whether some of the first `count` may not be durable.
+    fn is_due(&self, count: u64) -> bool {
+        self.durable.load(Ordering::Acquire) < count
+    }
+
+    /// Whether all that may be due is of an earlier process.
+    fn is_earlier(&self, count: u64) -> bool {
+        self.earlier && count == 1
+    }
+
+    /// The first `count` are durable.
+    fn made_durable(&self, count: u64) {
+        self.durable.fetch_max(count, Ordering::AcqRel);
+    }
+}
 
 impl ServedVolume {
     /// Whether what was written here, up to `lsn`, is as durable as it was asked to be; waits for that. False when the volume was
@@ -67,11 +109,12 @@ impl ServedVolume {
     }
 
     /// Makes every acked write durable in the volume's class. In class `local` there is nothing to do at a node that does not own
-    /// the volume and passed nothing on: the handover synced what was written here (DESIGN, "late FLUSH"). In any other the
-    /// owner is asked.
+    /// the volume and passed nothing on that was not flushed since: the handover synced what was written here (DESIGN, "late FLUSH"). In any
+    /// other the owner is asked.
     pub async fn flush(&self, trace: &Trace) -> Result<(), Error> {
         let mut patience = Patience::new();
         loop {
+            let passed_on = self.passed_on.count();
             let view = self.gate.view();
             let waits = self.flushes.waits();
             match view.phase {
@@ -81,7 +124,7 @@ impl ServedVolume {
                 Phase::Transferring(_) | Phase::Activating if waits => drop(self.gate.settled(Epoch(0)).await?),
                 Phase::Owner if waits => {
                     if self.flush_here(trace, view).await? {
-                        self.forwarded.store(false, Ordering::Release);
+                        self.passed_on.made_durable(passed_on);
                         return Ok(());
                     }
                 }
@@ -93,18 +136,21 @@ impl ServedVolume {
                             continue;
                         }
                     }
-                    if !self.forwarded.load(Ordering::Acquire) {
+                    if !self.passed_on.is_due(passed_on) {
                         return Ok(());
                     }
                     // Writes went elsewhere before the volume came here: they were synced by that handover.
                     if view.phase == Phase::Owner {
-                        self.forwarded.store(false, Ordering::Release);
+                        self.passed_on.made_durable(passed_on);
                         return Ok(());
                     }
                     self.gate.settled(Epoch(0)).await?;
                 }
                 Phase::Elsewhere => {
-                    if !waits && !self.forwarded.load(Ordering::Acquire) {
+                    // Where the volume may come by a write, a flush of what may be nothing must not be taken for that of a machine that stops.
+                    let is_due = self.passed_on.is_due(passed_on)
+                        && !(self.passed_on.is_earlier(passed_on) && self.may_come.load(Ordering::Relaxed));
+                    if !waits && !is_due {
                         return Ok(());
                     }
                     let request = PeerRequest::Flush { volume: self.id, epoch: view.epoch };
@@ -112,7 +158,10 @@ impl ServedVolume {
                     let answer = self.peers.ask(view.owner, Class::Pull, request, Bytes::new()).await;
                     self.waited_for(trace, view.owner);
                     match answer {
-                        Ok(Message { head: PeerReply::Done, .. }) => return Ok(()),
+                        Ok(Message { head: PeerReply::Done, .. }) => {
+                            self.passed_on.made_durable(passed_on);
+                            return Ok(());
+                        }
                         // The owner is there, and does what it can.
                         Ok(Message { head: PeerReply::Waiting, .. }) => patience = Patience::new(),
                         answer => self.after_detour(view, answer, &mut patience).await?,
@@ -138,5 +187,25 @@ impl ServedVolume {
             return Ok(None);
         }
         tokio::time::timeout(PEER_PATIENCE, self.flush_here(trace, view)).await.unwrap_or(Ok(false)).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A flush that was nearly done at the owner when the volume left, and ended afterwards, cleared the mark that a write had been passed on
+    /// since: the next flush was answered without asking the new owner, which could lose that write with its power.
+    #[test]
+    fn a_flush_vouches_for_nothing_that_was_passed_on_after_it_began() {
+        let passed_on = PassedOn::new(false);
+        let first = passed_on.count();
+        passed_on.note();
+        passed_on.made_durable(first);
+        let second = passed_on.count();
+        assert!(passed_on.is_due(second));
+        passed_on.made_durable(second);
+        passed_on.made_durable(first);
+        assert!(!passed_on.is_due(passed_on.count()));
     }
 }

@@ -82,6 +82,6 @@ impl ServedVolume {
 
     /// What was acked here is not durable, and never will be here: flushes go to the owner from now on.
     pub fn owe_flush(&self) {
-        self.forwarded.store(true, Ordering::Release);
+        self.passed_on.note();
     }
 }
