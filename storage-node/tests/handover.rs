@@ -187,6 +187,35 @@ async fn a_volume_comes_with_the_first_write_where_it_may_go_once_it_was_flushed
     cluster.stop().await;
 }
 
+/// A rollback, and the zeroes of a shrink, counted as something that a client had written and not flushed. The machine that was started at another
+/// node afterwards could not write its disk, and nobody was left where the volume was who could have flushed it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_comes_with_the_first_write_also_after_a_rollback_and_a_shrink() {
+    let cluster = Cluster::start(Duration::from_millis(2)).await;
+    let (at_a, at_b) = (cluster.session(1).await, cluster.session(2).await);
+    let shard = &cluster.nodes[&1].shard;
+    write(&at_a, 1, 1).await;
+    let (snapshot, _) = cluster.snapshot("before").await;
+    write(&at_a, 1, 2).await;
+    shard.roll_back(cluster.volume, snapshot).await.expect("goes back");
+    cluster.meta.propose(Command::SetOnWrite { volume: cluster.volume, to: Some(NodeId(2)) }).expect("is allowed");
+    let refused = at_b.write(0, block(2), false).await.expect_err("was in use when it went back");
+    assert!(refused.message().contains("since the last flush"), "{refused}");
+
+    write(&at_a, SIZE / BLOCK as u64 - 1, 3).await;
+    at_a.flush().await.expect("as a machine does that stops");
+    shard.roll_back(cluster.volume, snapshot).await.expect("goes back");
+    cluster.meta.propose(Command::DeleteSnapshot { volume: cluster.volume, snapshot }).expect("is deleted");
+    cluster.until(|| async { shard.snapshots(cluster.volume).await.expect("lists").is_empty() }).await;
+    let head = shard.report(cluster.volume).await.expect("reports").head;
+    cluster.resize(1, SIZE / 2).await;
+    assert!(shard.report(cluster.volume).await.expect("reports").head > head, "zeroes were written");
+    at_b.write(0, block(4), false).await.expect("it comes");
+    assert_eq!(cluster.meta.state().volume(cluster.volume).expect("exists").owner, NodeId(2));
+    assert_eq!((read(&at_a, 0).await, read(&at_a, 1).await), (block(4).to_vec(), block(1).to_vec()));
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_goes_round_all_nodes_under_load() {
     let cluster = Cluster::start(Duration::from_millis(2)).await;

@@ -176,6 +176,7 @@ impl Core {
                     // Of an owner, what was refused for want of space is not there and never will be; after another failure it may be.
                     if run.role == Role::Replica || (*error == StoreError::OutOfSpace && run.flights.is_empty()) {
                         run.head = run.state.known;
+                        run.flushed = run.flushed.min(run.head);
                     }
                 }
             }

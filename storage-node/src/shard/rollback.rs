@@ -107,7 +107,7 @@ impl Core {
             Stage::Draining => {
                 may(run, snapshot)?;
                 let lsn = Lsn::new(run.epoch, run.head.sequence + 1);
-                run.head = lsn;
+                run.assigned(lsn, true);
                 let (reply, applied) = Reply::channel();
                 let entry = Entry::RolledBack { volume, lsn, snapshot };
                 self.append(entry, Vec::new(), false, None, Done::Known(reply)).map_err(|(error, _)| error)?;

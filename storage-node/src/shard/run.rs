@@ -59,7 +59,7 @@ pub(super) struct VolumeRun {
     pub(super) frozen: bool,
     /// How it was asked to be frozen last.
     pub(super) freezes: FreezeWhen,
-    /// Owner: the newest write when it was flushed last, with nothing under way.
+    /// Owner: the newest write when it was flushed last, with nothing under way; or what the node itself has done to it since.
     pub(super) flushed: Lsn,
     /// The number of lapses under which the ownership was taken up.
     pub(super) acts_under: Option<u64>,
@@ -150,6 +150,15 @@ impl VolumeRun {
     /// Whether the last that was done to it was a flush, and nothing is under way.
     pub(super) fn is_flushed(&self) -> bool {
         self.is_quiet() && self.flushed == self.head
+    }
+
+    /// `lsn` is the newest assigned position from now on, of something that is the node's own and no client's if `is_own`: who had flushed
+    /// everything before still has.
+    pub(super) fn assigned(&mut self, lsn: Lsn, is_own: bool) {
+        if is_own && self.flushed == self.head {
+            self.flushed = lsn;
+        }
+        self.head = lsn;
     }
 
     /// Refuses what only an owner may do.

@@ -304,6 +304,7 @@ impl Core {
         if let Err(error) = self.claim(&job) {
             return job.fail(error);
         }
+        let is_own = matches!(job.author, Author::Shard);
         let WriteJob { volume, fua, reply, .. } = job;
         let (mut reply, pieces_len) = (Some(reply), pieces.len());
         for (index, (first, last, data)) in pieces.into_iter().enumerate() {
@@ -317,7 +318,7 @@ impl Core {
             match self.append(entry, data, fua, Some((first, last)), done) {
                 Ok(()) => {
                     if let Some(run) = self.volumes.get_mut(&volume) {
-                        run.head = lsn;
+                        run.assigned(lsn, is_own);
                     }
                 }
                 Err((error, done)) => {
