@@ -25,7 +25,7 @@ mod sealed;
 pub use answer::{
     DamagedBlocks, MadeSnapshot, MappedExtent, Residency, ResidentExtent, Role, SnapshotReport, Versions, VolumeReport,
 };
-pub use error::StoreError;
+pub use error::{NOT_FLUSHED, StoreError};
 pub use reply::{Answer, Reply};
 pub use request::{FreezeWhen, Request};
 pub use sealed::{Blocks, LackingSince, Part, Seal, Sealed, SealedDelta, UnsyncedEnd};

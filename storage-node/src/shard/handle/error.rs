@@ -4,6 +4,9 @@ use client_lib::{BlockIndex, Epoch, Lsn, SnapshotId, VolumeId, VolumeSize};
 
 use crate::propagation::manifest::BlockRun;
 
+/// What is said of a volume that is not flushed. Whoever wants it to come by a write, at another node, knows by these words that it is in use.
+pub const NOT_FLUSHED: &str = "something was written there since the last flush";
+
 /// Why a shard refused or failed an operation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -35,7 +38,7 @@ pub enum StoreError {
     )]
     SteppedDown(VolumeId),
     /// Something was written since the last flush, or is under way.
-    #[error("the volume is in use where it is: something was written there since the last flush")]
+    #[error("the volume is in use where it is: {}", NOT_FLUSHED)]
     NotFlushed(VolumeId),
     /// The range lies beyond the end.
     #[error("{length} bytes at {offset} lie beyond the end of the volume, which has {} bytes", size.bytes())]

@@ -33,14 +33,12 @@ pub(in crate::node) struct UnderWay {
 }
 
 impl UnderWay {
-    /// Whether a request for this one means the same. Only those that wait for the new owner are joined: of any other a second request is a mistake.
+    /// Whether a request for this one means the same. Only those are joined that wait for the new owner, and those that the new owner asks for because it is
+    /// written there: it asks again when the answer was lost. Of any other a second request is a mistake.
     pub(super) fn is_meant(&self, volumes: &[(VolumeId, Epoch)], to: NodeId, how: How) -> bool {
         let is_limited = |how: How| how.deadline.is_some();
-        self.how.synced
-            && how.synced
-            && is_limited(self.how) == is_limited(how)
-            && self.to == to
-            && self.volumes == volumes
+        let is_joined = (self.how.synced && how.synced) || (self.how.flushed && how.flushed);
+        is_joined && is_limited(self.how) == is_limited(how) && self.to == to && self.volumes == volumes
     }
 
     /// What it comes to.
@@ -140,6 +138,19 @@ mod tests {
         assert!(!under_way.is_meant(&volumes, NodeId(2), How::default()), "at once");
         let two = [(VolumeId(1), Epoch(1)), (VolumeId(2), Epoch(1))];
         assert!(!under_way.is_meant(&two, NodeId(2), how(None)), "of more volumes");
+    }
+
+    /// The metadata had no leader for a while in the middle of it. The node where the first write waited gave its call up and asked again, was told that
+    /// the volume is being handed over already, and refused the write, moments before the volume came.
+    #[test]
+    fn a_handover_for_a_write_is_joined_by_the_node_that_asks_again() {
+        let flushed = How { flushed: true, ..How::default() };
+        let (_told, under_way) = under_way(flushed);
+        let volumes = [(VolumeId(1), Epoch(1))];
+        assert!(under_way.is_meant(&volumes, NodeId(2), flushed));
+        assert!(!under_way.is_meant(&volumes, NodeId(3), flushed), "by another node");
+        assert!(!under_way.is_meant(&volumes, NodeId(2), How::default()), "by an operator");
+        assert!(!under_way.is_meant(&volumes, NodeId(2), how(None)), "by one who waits");
     }
 
     /// The deadline was kept by whoever waited for the answer, so that a handover whose answer was given up had none.
