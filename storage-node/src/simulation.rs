@@ -18,6 +18,7 @@ mod client;
 mod guest;
 pub(crate) mod history;
 mod lagging;
+mod hung;
 mod late;
 mod machine;
 mod network;

@@ -24,8 +24,10 @@ use crate::propagation::watermarks::Watermarks;
 use crate::serve::volume::ServedVolume;
 use crate::shard::handle::FreezeWhen;
 
+mod beginning;
 mod member;
 
+pub use beginning::FREEZE_DEADLINE;
 pub use member::Member;
 
 /// How long the destination may take to answer the last manifest before the handover is given up.
@@ -334,26 +336,11 @@ impl Driver {
         // Whoever waits for the destination does not wait for its policy or its link's.
         let waited_for = self.members.iter().filter(|member| member.synced.is_some());
         let _hurry: Vec<_> = waited_for.map(|member| member.volume.sending.hurry(self.to)).collect();
-        // Before anything is held: is the destination there, and near? What is sent now need not be sent frozen.
-        self.enter(chronicle::Phase::Asking);
-        try_join_all(self.members.iter_mut().map(Member::ask_position)).await?;
-        if self.members.iter().any(|member| member.synced.is_some()) {
-            self.enter(chronicle::Phase::CatchingUp);
-        }
-        let asked = Instant::now();
-        try_join_all(self.members.iter().map(|member| member.catch_up(None, &self.cancel))).await?;
-        self.caught_up = asked.elapsed();
-        let tells_first = match self.when {
-            FreezeWhen::Always => true,
-            FreezeWhen::Flushed => self.members.iter().any(Member::is_new),
-            // It could say of nothing that it is durable.
-            FreezeWhen::Unsynced => false,
-        };
-        if tells_first {
-            // Else nobody writes, so nobody would be held up by what is sent frozen; but all of a volume is too much for that.
-            self.enter(chronicle::Phase::Telling);
-            self.peers().make_way(self.to);
-            try_join_all(self.members.iter_mut().map(Member::send_manifest)).await?;
+        let cancel = self.cancel.clone();
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(beginning::cancelled()),
+            ready = self.make_ready() => ready?,
         }
         let outcome = self.hand_over().await;
         self.peers().end_way(self.to);
@@ -406,14 +393,7 @@ impl Driver {
             Effect::Thaw(_) | Effect::Release { .. } => {}
         }
         Ok(match step {
-            Effect::Freeze => {
-                // All of them, before it is looked what came of any: whatever fails, none is left half way.
-                let frozen = join_all(self.members.iter().map(|member| member.freeze(self.when))).await;
-                match frozen.into_iter().collect() {
-                    Ok(final_lsns) => Event::Frozen(final_lsns),
-                    Err(error) => Event::Failed(error),
-                }
-            }
+            Effect::Freeze => self.freeze().await,
             Effect::Prepare { final_lsns } => self.prepare(&final_lsns).await,
             Effect::Propose { final_lsns } => {
                 // From here on this node must not answer reads from its own copies either.
@@ -446,7 +426,7 @@ impl Driver {
         let all = try_join_all(members.map(|(member, final_lsn)| member.prepare(*final_lsn, room, &cancel)));
         tokio::select! {
             biased;
-            () = cancel.cancelled() => Event::Failed(Error::new(ErrorKind::Closed, "the handover was cancelled")),
+            () = cancel.cancelled() => Event::Failed(beginning::cancelled()),
             prepared = tokio::time::timeout(PREPARE_DEADLINE, all) => match prepared {
                 Ok(Ok(known)) => Event::Prepared(known),
                 Ok(Err(error)) => Event::Failed(error),

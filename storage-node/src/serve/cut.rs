@@ -14,7 +14,7 @@ use futures_util::future::{join_all, try_join_all};
 
 use super::snapshots::{Cutting, now_ms};
 use super::volume::{ServedVolume, store_failure};
-use crate::ownership::driver::OwnershipLog;
+use crate::ownership::driver::{FREEZE_DEADLINE, OwnershipLog};
 use crate::shard::handle::FreezeWhen;
 
 /// Pause before consensus is told again of what nobody may have heard.
@@ -50,7 +50,14 @@ pub async fn snapshot_together(
     let snapshot = log.snapshot_group(group, name, members.clone(), nonce).await?;
 
     let began = tokio::time::Instant::now();
-    let made = make(volumes, snapshot).await;
+    // A volume whose disk does not answer holds the writers of the others no longer than a handover would.
+    let made = tokio::time::timeout(FREEZE_DEADLINE, make(volumes, snapshot)).await.unwrap_or_else(|_| {
+        let what = format!(
+            "the volumes could not be held within {FREEZE_DEADLINE:?}, and the snapshot is made of none of them: is a disk slow, or a volume being \
+             rolled back?"
+        );
+        Err(Error::new(ErrorKind::Unavailable, what))
+    });
     // Whatever came of it, also of those that could not be frozen.
     let thawed = join_all(volumes.iter().map(|(volume, _)| volume.thaw())).await;
     let held = began.elapsed();
