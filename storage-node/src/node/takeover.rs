@@ -11,6 +11,7 @@ use client_lib::clock::{Clock, SystemClock};
 use client_lib::watch;
 use client_lib::wire::admin::{AskTakeover, Rejoin, TailStatus, TakeoverProgress, TakeoverReport};
 use client_lib::{BLOCK_SIZE, Epoch, Error, ErrorKind, Lsn, NodeId, VolumeId};
+use consensus::state::Origin;
 use consensus::{MetaRaft, MetaState, Places, Volume};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
@@ -195,7 +196,7 @@ impl LastSurvey {
         let (tail, heard, is_rejoining) = (None, None, false);
         let own = Holding { known: start, watermark: start, held: start, tail, is_rejoining, heard };
         surveys.push(Survey { node: self.me, name: state.name_of(self.me), answer: Ok(own) });
-        let chosen = choose(volume, state.places(), &surveys, Some(self.me), self.me, false)?;
+        let chosen = choose(&state, volume, &surveys, Some(self.me), self.me, false)?;
         require_heard(&state, volume, &surveys, chosen)
     }
 }
@@ -212,7 +213,7 @@ impl NodeAdmin {
         let (mut is_last, mut is_asked, mut is_again) = (request.to.is_some(), false, false);
         let (surveys, to, holding, shown, taken) = loop {
             let surveys = join_all(volume.replicas.iter().map(|node| self.survey(&state, volume.id, *node))).await;
-            let chosen = choose(volume, state.places(), &surveys, to, self.this.id, request.behind)?;
+            let chosen = choose(&state, volume, &surveys, to, self.this.id, request.behind)?;
             if !request.behind {
                 require_heard(&state, volume, &surveys, chosen)?;
             }
@@ -274,7 +275,7 @@ impl NodeAdmin {
     /// Why there is none.
     pub(super) async fn outlook(&self, state: &MetaState, volume: &Volume) -> Result<String, Error> {
         let surveys = join_all(volume.replicas.iter().map(|node| self.survey(state, volume.id, *node))).await;
-        let chosen = choose(volume, state.places(), &surveys, None, self.this.id, false)?;
+        let chosen = choose(state, volume, &surveys, None, self.this.id, false)?;
         require_heard(state, volume, &surveys, chosen)?;
         Ok(chosen.name.clone())
     }
@@ -508,13 +509,14 @@ fn may_take_over(state: &MetaState, volume: &Volume, to: NodeId) -> Result<(), E
 
 /// The replica that is to take over: `to`, or the one that holds most; this node, if there are several.
 fn choose<'a>(
+    state: &MetaState,
     volume: &Volume,
-    places: &Places,
     surveys: &'a [Survey],
     to: Option<NodeId>,
     me: NodeId,
     behind: bool,
 ) -> Result<&'a Survey, Error> {
+    let places = state.places();
     let may = |survey: &Survey| match &survey.answer {
         Ok(Holding { tail: Some(tail), .. }) => Err(tail.refusal(&survey.name)),
         Ok(_) if places.is_joining(volume.id, survey.node) && !behind => Err(joins(survey)),
@@ -522,7 +524,7 @@ fn choose<'a>(
         Ok(holding) if holding.held > holding.watermark => {
             Err(incomplete(&survey.name, holding.watermark, holding.held))
         }
-        Ok(holding) if lacks_all(volume, holding) && !behind => Err(begins_empty(&survey.name)),
+        Ok(holding) if lacks_all(state, volume, holding) && !behind => Err(begins_empty(&survey.name)),
         Ok(holding) => Ok(holding.watermark),
         Err(error) => Err(Error::new(ErrorKind::Unavailable, format!("node {} does not answer: {error}", survey.name))),
     };
@@ -549,17 +551,25 @@ fn choose<'a>(
 }
 
 /// Whether the replica has nothing of a volume in which something was written, by what the metadata shows: its disk was replaced, or it has been away
-/// since the volume was made.
-fn lacks_all(volume: &Volume, holding: &Holding) -> bool {
+/// since the volume was made, or the volume is a clone of which it has been told nothing yet.
+fn lacks_all(state: &MetaState, volume: &Volume, holding: &Holding) -> bool {
     let made = volume.snapshots.iter().filter_map(|snapshot| snapshot.made);
     let written = made.map(|made| made.lsn).fold(volume.final_lsn, Lsn::max);
-    holding.watermark.sequence == 0 && written.sequence > 0
+    holding.watermark.sequence == 0
+        && (written.sequence > 0 || volume.origin.is_some_and(|of| began_written(state, of)))
+}
+
+/// Whether a clone may have begun with something: it has not only where its snapshot is still listed, and of an empty volume.
+fn began_written(state: &MetaState, origin: Origin) -> bool {
+    let listed = state.volume(origin.volume).map_or(&[][..], |volume| &volume.snapshots);
+    let made = listed.iter().find(|snapshot| snapshot.id == origin.snapshot).and_then(|snapshot| snapshot.made);
+    made.is_none_or(|made| made.lsn.sequence > 0)
 }
 
 fn begins_empty(name: &str) -> Error {
     let what = format!(
-        "node {name} has nothing of what was written, as one whose disk was replaced: a takeover there would begin with an empty volume. Bring a node \
-         that has something back, or add --behind if that is meant"
+        "node {name} has nothing of what was written, as one whose disk was replaced, or which has been sent nothing of a clone yet: a takeover there would \
+         begin with an empty volume. Bring a node that has something back, or add --behind if that is meant"
     );
     Error::new(ErrorKind::Unavailable, what)
 }
@@ -678,7 +688,7 @@ mod tests {
     }
 
     fn chosen(surveys: &[Survey], to: Option<u64>, behind: bool) -> Result<u64, String> {
-        let chosen = choose(&Volume::example(), &Places::default(), surveys, to.map(NodeId), ME, behind);
+        let chosen = choose(&MetaState::default(), &Volume::example(), surveys, to.map(NodeId), ME, behind);
         chosen.map(|survey| survey.node.0).map_err(|error| error.message().to_owned())
     }
 
@@ -701,7 +711,7 @@ mod tests {
         let heard = |class, surveys: &[Survey]| {
             let durability = Durability { class, unmet: Unmet::Block };
             let volume = Volume { durability, ..Volume::example() };
-            let chosen = choose(&volume, &Places::default(), surveys, None, ME, false).expect("one is able");
+            let chosen = choose(&state, &volume, surveys, None, ME, false).expect("one is able");
             require_heard(&state, &volume, surveys, chosen).map_err(|error| error.message().to_owned())
         };
         let silent = [survey(2, 9, 4, 4), silent(3)];
@@ -733,7 +743,7 @@ mod tests {
         let ended = consensus::EpochRecord { epoch: Epoch(1), owner: NodeId(1), final_lsn: lsn(9), manifest_digest: 0 };
         let volume = Volume { durability, owner: NodeId(2), history: vec![ended], ..Volume::example() };
         let heard = |surveys: &[Survey]| {
-            let chosen = choose(&volume, &Places::default(), surveys, None, NodeId(4), false).expect("one is able");
+            let chosen = choose(&state, &volume, surveys, None, NodeId(4), false).expect("one is able");
             require_heard(&state, &volume, surveys, chosen).map_err(|error| error.message().to_owned())
         };
         let refused = heard(&[silent(1), silent(3), survey(4, 9, 4, 4)]).expect_err("they may be the ones");
@@ -758,7 +768,7 @@ mod tests {
         let kept = Volume { snapshots: vec![snapshot], ..Volume::example() };
         let empty = || survey(2, 0, 0, 0);
         let chosen = |volume: &Volume, surveys: &[Survey], to: Option<u64>, behind| {
-            let chosen = choose(volume, &Places::default(), surveys, to.map(NodeId), ME, behind);
+            let chosen = choose(&MetaState::default(), volume, surveys, to.map(NodeId), ME, behind);
             chosen.map(|survey| survey.node.0).map_err(|error| error.message().to_owned())
         };
         for volume in [&written, &kept] {
@@ -770,6 +780,53 @@ mod tests {
             assert_eq!(chosen(volume, &[empty(), survey(3, 9, 1, 1)], None, false), Ok(3));
         }
         assert_eq!(chosen(&Volume::example(), &[empty()], None, false), Ok(2), "nothing was written");
+    }
+
+    /// A clone begins empty at a replica that lacks part of its snapshot. Its owner was lost before it had told of any of it, and the replica, a complete
+    /// one to the metadata, took the clone over by itself: a machine was given zeroes, and the report said that nothing was lost.
+    #[test]
+    fn a_replica_that_has_been_told_nothing_of_a_clone_does_not_take_it_over_unasked() {
+        use consensus::Command;
+        let name = |text: &str| text.parse().expect("a name");
+        let (owner, epoch, size) = (NodeId(1), Epoch(1), client_lib::VolumeSize::try_from(1 << 20).expect("a size"));
+        // A clone of a snapshot with so many writes.
+        let clone_of = |writes| {
+            let mut state = MetaState::default();
+            let provider = "p".parse().expect("a name");
+            let (disk, id) = (VolumeId(2), client_lib::SnapshotId(3));
+            let made = consensus::Made { lsn: lsn(writes), size, at_ms: 0 };
+            let commands = [
+                Command::RegisterNode {
+                    id: owner,
+                    name: "n1".parse().expect("a name"),
+                    provider,
+                    address: String::new(),
+                },
+                Command::CreateVolume { name: name("disk"), size, owner, replicas: [].into(), nonce: 2 },
+                Command::CreateSnapshot { volume: disk, name: "before".parse().expect("a name"), nonce: 3 },
+                Command::SnapshotMade { volume: disk, snapshot: id, from: owner, epoch, made },
+                Command::CloneVolume { name: name("clone"), origin: disk, snapshot: id, from: owner, epoch, nonce: 5 },
+                Command::CloneMade { volume: VolumeId(5), from: owner, epoch },
+            ];
+            for (command, index) in commands.into_iter().zip(1..) {
+                state.apply(index, command).into_result().expect("is applied");
+            }
+            state
+        };
+        let chosen = |state: &MetaState, behind| {
+            let clone = state.volume(VolumeId(5)).expect("is made").clone();
+            let surveys = [survey(2, 0, 0, 0)];
+            let chosen = choose(state, &clone, &surveys, None, ME, behind);
+            chosen.map(|survey| survey.node.0).map_err(|error| error.message().to_owned())
+        };
+        let (written, empty) = (clone_of(9), clone_of(0));
+        let refused = chosen(&written, false).expect_err("it has nothing");
+        assert!(refused.contains("nothing of what was written") && refused.contains("--behind"), "{refused}");
+        assert_eq!(chosen(&written, true), Ok(2), "it was asked for");
+        assert_eq!(chosen(&empty, false), Ok(2), "there is nothing to have");
+        let mut gone = empty;
+        gone.apply(7, Command::DeleteVolume { volume: VolumeId(2) }).into_result().expect("is applied");
+        assert!(chosen(&gone, false).is_err(), "nobody knows any more what it began with");
     }
 
     #[test]
