@@ -12,6 +12,7 @@
 //!
 //! `HELIO_SEED=n cargo nextest run -p storage-node simulation` runs one seed again; `HELIO_SEEDS` says how many are run.
 
+mod at_once;
 pub(crate) mod backlog;
 mod checks;
 mod client;

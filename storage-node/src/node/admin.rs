@@ -74,6 +74,7 @@ pub(super) use members::Standing;
 pub(super) use names::{node_named, replicas_told, volume_named};
 use overview::Glances;
 use recall::LastMiss;
+use replicas::Floor;
 
 /// How long an administrative request waits for the owner to be known, across a handover under way.
 const OWNER_PATIENCE: Duration = Duration::from_secs(20);
@@ -269,7 +270,7 @@ fn call_deadline(request: &AdminForward) -> Duration {
         AdminForward::Migrate { .. } | AdminForward::MigrateGroup { .. } => handover::ANSWER_PATIENCE,
         // Until the size before is in force, and until the new one is.
         AdminForward::Resize { .. } => resize::SIZE_PATIENCE * 2,
-        AdminForward::ChangeReplicas { .. } => outcome::PATIENCE,
+        AdminForward::ChangeReplicas { .. } | AdminForward::ChangeReplicasIfEnough { .. } => outcome::PATIENCE,
         AdminForward::SnapshotGroup { .. } => groups::SNAPSHOT_PATIENCE,
         AdminForward::RollBack { .. } => snapshots::ROLL_BACK_PATIENCE,
         _ => Duration::ZERO,
@@ -633,7 +634,12 @@ impl ForwardedAdmin for NodeAdmin {
                 AdminForward::Audit { limit } => json(&self.audit_here(limit)?),
                 AdminForward::StepDown { volume, epoch } => json(&self.step_down_here(volume, epoch).await?),
                 AdminForward::ChangeReplicas { volumes, add, remove } => {
-                    json(&self.change_replicas_here(volumes, replicas::Wanted { add, remove }).await?)
+                    let wanted = replicas::Wanted { add, remove };
+                    json(&self.change_replicas_down_to(volumes, wanted, Floor::Nothing).await?)
+                }
+                AdminForward::ChangeReplicasIfEnough { volumes, add, remove } => {
+                    let wanted = replicas::Wanted { add, remove };
+                    json(&self.change_replicas_down_to(volumes, wanted, Floor::Enough).await?)
                 }
             }
         })

@@ -200,6 +200,12 @@ pub enum AdminForward {
     Trace { volume: VolumeId, kinds: Vec<String>, for_ms: u64, slowest: u32 },
     /// The node asked is to step down as the owner of a volume in `epoch`, if its store has failed.
     StepDown { volume: VolumeId, epoch: Epoch },
+    /// As `ChangeReplicas`, if enough are left when it is done: whoever asks has looked at that, and so have others.
+    ChangeReplicasIfEnough {
+        volumes: Vec<VolumeId>,
+        add: BTreeSet<client_lib::NodeId>,
+        remove: BTreeSet<client_lib::NodeId>,
+    },
 }
 
 /// One block of a [`PeerRequest::Blocks`] or [`PeerReply::Blocks`].

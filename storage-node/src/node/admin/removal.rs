@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::names::node_named;
-use super::replicas::Wanted;
+use super::replicas::{Floor, Wanted};
 use super::{NodeAdmin, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::propagation::classes;
@@ -84,7 +84,7 @@ impl NodeAdmin {
             return Ok(removal);
         }
         if !request.lost {
-            removal.waiting_for = self.give_up_replicas(&state, node).await?;
+            removal.waiting_for = self.give_up_replicas(&state, node, Floor::asked(request.accept_fewer)).await?;
             if !removal.waiting_for.is_empty() {
                 removal.state = "waiting".to_owned();
                 return Ok(removal);
@@ -246,7 +246,7 @@ impl NodeAdmin {
 
     /// Has the owners of what `node` follows give its replicas up; returns what is still to happen. From then on no flush counts on what it
     /// holds.
-    async fn give_up_replicas(&self, state: &MetaState, node: NodeId) -> Result<Vec<String>, Error> {
+    async fn give_up_replicas(&self, state: &MetaState, node: NodeId, floor: Floor) -> Result<Vec<String>, Error> {
         if let Err(why) = self.require_places_known(state).await {
             // In the middle of an upgrade: they are given up with the node.
             tracing::info!(%why, "replicas are given up with their node");
@@ -256,7 +256,8 @@ impl NodeAdmin {
         let given: Vec<(String, Vec<VolumeId>)> =
             followed.filter_map(|volume| Some((volume.name.to_string(), state.led_by(volume.id)?))).collect();
         let asked = given.into_iter().map(|(name, ids)| async move {
-            match self.have_replicas_changed(ids, Wanted { add: BTreeSet::new(), remove: [node].into() }).await {
+            let wanted = Wanted { add: BTreeSet::new(), remove: [node].into() };
+            match self.have_replicas_changed(ids, wanted, floor).await {
                 Ok(report) => report.waiting_for,
                 Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
                 Err(error) => vec![format!("volume {name}: its owner does not give the replica up ({error})")],

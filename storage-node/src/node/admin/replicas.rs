@@ -42,6 +42,41 @@ pub(in crate::node) struct Wanted {
     pub(in crate::node) remove: BTreeSet<NodeId>,
 }
 
+/// What must be left of a volume where replicas are taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::node) enum Floor {
+    /// Whatever is: that was accepted.
+    Nothing,
+    /// What [`require_enough`] asks for.
+    Enough,
+    /// As many complete copies as the volume's rule of placement wants.
+    Rule,
+}
+
+impl Floor {
+    /// What somebody asks for who accepts fewer, or does not.
+    pub(in crate::node) fn asked(accept_fewer: bool) -> Floor {
+        if accept_fewer { Floor::Nothing } else { Floor::Enough }
+    }
+
+    fn require(self, state: &MetaState, volume: &Volume, wanted: &Wanted) -> Result<(), Error> {
+        let rule = state.places().wanted(volume.id);
+        match (self, rule) {
+            (Floor::Nothing, _) => Ok(()),
+            (Floor::Enough, _) | (Floor::Rule, None) => require_enough(state, volume, wanted),
+            (Floor::Rule, Some(rule)) => {
+                let copies: usize = rule.shares.iter().map(|share| usize::from(share.copies)).sum();
+                let stay = volume.replicas.difference(&wanted.remove);
+                if stay.filter(|node| !state.places().is_joining(volume.id, **node)).count() + 1 >= copies {
+                    return Ok(());
+                }
+                let text = format!("the replicas of volume {} have changed meanwhile", volume.name);
+                Err(Error::new(ErrorKind::Busy, text))
+            }
+        }
+    }
+}
+
 /// Replicas that count for no flush while they are about to be removed.
 struct LeftOut {
     volumes: Vec<Arc<ServedVolume>>,
@@ -108,26 +143,48 @@ impl NodeAdmin {
             }
         }
         self.require_places_known(state).await?;
-        self.have_replicas_changed(volumes.iter().map(|volume| volume.id).collect(), wanted).await
+        let floor = Floor::asked(request.accept_fewer);
+        self.have_replicas_changed(volumes.iter().map(|volume| volume.id).collect(), wanted, floor).await
     }
 
-    /// Has the owner of `ids`, which are one volume or all of a group, change their replicas.
+    /// Has the owner of `ids`, which are one volume or all of a group, change their replicas if `floor` is left then.
     pub(super) async fn have_replicas_changed(
         &self,
         ids: Vec<VolumeId>,
         wanted: Wanted,
+        floor: Floor,
     ) -> Result<ReplicasReport, Error> {
         let Some(first) = ids.first().copied() else { return Ok(ReplicasReport::default()) };
-        let Wanted { add, remove } = wanted.clone();
-        let forward = AdminForward::ChangeReplicas { volumes: ids.clone(), add, remove };
-        self.at_owner(first, forward, |_| self.change_replicas_here(ids.clone(), wanted.clone())).await
+        let here = |_| self.change_replicas_down_to(ids.clone(), wanted.clone(), floor);
+        let (Wanted { add, remove }, volumes) = (wanted.clone(), ids.clone());
+        if floor == Floor::Enough && !remove.is_empty() {
+            let forward = AdminForward::ChangeReplicasIfEnough { volumes, add, remove };
+            match self.at_owner(first, forward, here).await {
+                // The owner runs a program that does not know the condition: it does without, as before.
+                Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                answer => return answer,
+            }
+        }
+        let (Wanted { add, remove }, volumes) = (wanted.clone(), ids.clone());
+        self.at_owner(first, AdminForward::ChangeReplicas { volumes, add, remove }, here).await
     }
 
-    /// Changes the replicas of volumes that this node owns, all of them.
+    /// Changes the replicas of volumes that this node owns, all of them, as their rule of placement wants it.
     pub(in crate::node) async fn change_replicas_here(
         &self,
         ids: Vec<VolumeId>,
         wanted: Wanted,
+    ) -> Result<ReplicasReport, Error> {
+        self.change_replicas_down_to(ids, wanted, Floor::Rule).await
+    }
+
+    /// Changes the replicas of volumes that this node owns, all of them. Whoever wants that has looked at what is left, and so has whoever changed them
+    /// in between: it is looked again when no other change can be under way.
+    pub(super) async fn change_replicas_down_to(
+        &self,
+        ids: Vec<VolumeId>,
+        wanted: Wanted,
+        floor: Floor,
     ) -> Result<ReplicasReport, Error> {
         let mut volumes = Vec::with_capacity(ids.len());
         for id in ids {
@@ -153,9 +210,14 @@ impl NodeAdmin {
         let busy: Vec<Busy> = busy.collect::<Result<_, _>>()?;
         // A task of its own: the volumes stay marked until it is known what came of it, whoever stops waiting.
         let (ownership, reconciler, changed) = (self.ownership.clone(), self.reconciler.clone(), volumes.clone());
-        let asked = wanted.clone();
+        let (asked, meta) = (wanted.clone(), self.meta.clone());
         let task = tokio::spawn(async move {
             let (_busy, _left_out) = (busy, left_out);
+            if floor != Floor::Nothing && !asked.remove.is_empty() {
+                let state = meta.linearizable(METADATA_DEADLINE).await?;
+                let metas = changed.iter().filter_map(|volume| state.volume(volume.id));
+                metas.map(|volume| floor.require(&state, volume, &asked)).collect::<Result<(), Error>>()?;
+            }
             let members = changed.iter().map(|volume| (volume.id, volume.gate.view().epoch)).collect();
             let change = ReplicaChange { members, add: asked.add.clone(), remove: asked.remove.clone() };
             ownership.change_replicas(change).await?;
@@ -318,7 +380,7 @@ fn require_enough(state: &MetaState, volume: &Volume, wanted: &Wanted) -> Result
         );
         return Err(Error::new(ErrorKind::InvalidRequest, text));
     }
-    if wanted.remove.is_empty() {
+    if !wanted.remove.iter().any(is_whole) {
         return Ok(());
     }
     let whole = left.into_iter().filter(is_whole);
@@ -338,4 +400,49 @@ fn apart(volumes: &[Arc<ServedVolume>], error: Error) -> Error {
         "the other volumes are not where volume {first} is: bring the group together with `helio group migrate` first"
     );
     Error::new(ErrorKind::InvalidRequest, text).caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use client_lib::VolumeSize;
+    use consensus::Command;
+
+    use super::*;
+
+    fn ids(ids: &[u64]) -> BTreeSet<NodeId> {
+        ids.iter().copied().map(NodeId).collect()
+    }
+
+    /// Volume 10 of node 1, with a rule for two copies.
+    fn state(replicas: &[u64]) -> MetaState {
+        let mut state = MetaState::default();
+        let mut apply = |index, command| state.apply(index, command).into_result().expect("is applied");
+        for id in 1..=3 {
+            let (name, provider) = (format!("n{id}").parse().expect("a name"), "p".parse().expect("a name"));
+            apply(id, Command::RegisterNode { id: NodeId(id), name, provider, address: String::new() });
+        }
+        let (name, size) = ("disk".parse().expect("a name"), VolumeSize::try_from(1 << 20).expect("a size"));
+        let replicas = ids(replicas);
+        apply(10, Command::CreateVolume { name, size, owner: NodeId(1), replicas, nonce: 10 });
+        let placement = Some("2 in p".parse().expect("a rule"));
+        apply(11, Command::SetPlacement { volumes: [VolumeId(10)].into(), placement });
+        state
+    }
+
+    /// A rule gave up what there was too much of while somebody removed the replica that was to stay: the volume had none.
+    #[test]
+    fn what_is_to_be_left_is_looked_at_in_the_state_at_the_change() {
+        let wanted = Wanted { add: ids(&[]), remove: ids(&[3]) };
+        let refused = |replicas: &[u64], floor: Floor| {
+            let state = state(replicas);
+            let volume = state.volume(VolumeId(10)).expect("exists");
+            floor.require(&state, volume, &wanted).err().map(|error| error.kind())
+        };
+        for floor in [Floor::Nothing, Floor::Enough, Floor::Rule] {
+            assert_eq!(refused(&[2, 3], floor), None, "{floor:?}");
+        }
+        assert_eq!(refused(&[3], Floor::Nothing), None, "that was accepted");
+        assert_eq!(refused(&[3], Floor::Enough), Some(ErrorKind::InvalidRequest));
+        assert_eq!(refused(&[3], Floor::Rule), Some(ErrorKind::Busy));
+    }
 }
