@@ -33,6 +33,9 @@ use crate::store::types::{LogId, Member, MetaTypes, Snapshot, StoredMembership, 
 /// The version of requests and replies.
 const WIRE_VERSION: u8 = 1;
 
+/// How an answer begins that a request cannot be read: the same words in every program, since others go by them.
+pub(crate) const UNREADABLE: &str = "a message of consensus cannot be read";
+
 /// Longest time for sending a snapshot, or a part of one ([`parts`]).
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -80,6 +83,8 @@ pub(crate) enum LeaderRequest {
     Enrol(u64, Member),
     /// Have just these vote, and another than this node lead.
     Retire(u64, BTreeSet<u64>),
+    /// Apply the one if what it sets is still as the other one would set it. An older program cannot read this, and says so.
+    Replace { command: Command, read: Command },
 }
 
 impl LeaderRequest {
@@ -135,8 +140,7 @@ pub(crate) fn encode<T: Serialize>(group: GroupId, message: &T) -> Bytes {
 /// # Errors
 /// `Corrupt` for another version or group, or bytes that are no message.
 pub(crate) fn decode<T: DeserializeOwned>(group: GroupId, bytes: &[u8]) -> Result<T, Error> {
-    let corrupt =
-        |what: String| Error::new(ErrorKind::Corrupt, format!("a message of consensus cannot be read: {what}"));
+    let corrupt = |what: String| Error::new(ErrorKind::Corrupt, format!("{UNREADABLE}: {what}"));
     let (version, rest) = bytes.split_first().ok_or_else(|| corrupt("it is empty".into()))?;
     if *version != WIRE_VERSION {
         return Err(corrupt(format!("it has version {version}, this program speaks {WIRE_VERSION}")));

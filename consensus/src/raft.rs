@@ -8,6 +8,7 @@ mod electorate;
 mod figures;
 mod leader;
 mod leadership;
+mod replace;
 mod retirement;
 #[cfg(test)]
 mod tests;
@@ -87,6 +88,8 @@ struct Inner {
     parts: Parts,
     /// Who was told to vote no more while this node led, and when.
     retired: Mutex<BTreeMap<NodeId, Instant>>,
+    /// One value is replaced at a time.
+    replacing: tokio::sync::Mutex<()>,
 }
 
 impl MetaRaft {
@@ -111,6 +114,7 @@ impl MetaRaft {
             changing: tokio::sync::Mutex::new(()),
             parts: Parts::default(),
             retired: Mutex::default(),
+            replacing: tokio::sync::Mutex::new(()),
         };
         tokio::spawn(forward_states(published, states));
         Ok(MetaRaft { inner: Arc::new(inner) })

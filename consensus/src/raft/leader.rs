@@ -75,6 +75,7 @@ impl MetaRaft {
         until: Instant,
     ) -> Result<(LeaderReply, usize), Error> {
         let (mut attempt, mut named, mut namer, mut silent) = (0, None, None, None);
+        let mut request = request.clone();
         loop {
             attempt += 1;
             // Who leads by what this node heard last may lead no more: it hears nothing of others that it has not joined, or that cannot
@@ -96,6 +97,9 @@ impl MetaRaft {
                 Err(NotHere::Refused(reason)) => return Err(Error::new(ErrorKind::Busy, reason)),
                 Err(why) => why,
             };
+            if let Some(older) = request.for_older(&why) {
+                request = older;
+            }
             (named, silent) = match &why {
                 NotHere::Leader(leader) => (leader.map(NodeId).filter(|leader| Some(*leader) != asked), None),
                 NotHere::Stranger(_) | NotHere::Failed(_) | NotHere::Refused(_) => (None, target),
@@ -117,6 +121,10 @@ impl MetaRaft {
         match request {
             LeaderRequest::Propose(command) => {
                 let (index, response) = self.propose_here(command).await?;
+                Ok(LeaderReply::Proposed(index, response))
+            }
+            LeaderRequest::Replace { command, read } => {
+                let (index, response) = self.replace_here(command, &read).await?;
                 Ok(LeaderReply::Proposed(index, response))
             }
             LeaderRequest::ReadIndex => self.read_index_here().await.map(LeaderReply::ReadIndex),
@@ -153,7 +161,7 @@ impl MetaRaft {
     }
 
     /// Up to where must be applied to read what is newest now; confirmed with a quorum.
-    async fn read_index_here(&self) -> Result<Option<u64>, NotHere> {
+    pub(super) async fn read_index_here(&self) -> Result<Option<u64>, NotHere> {
         let linearizer: Linearizer<MetaTypes> = match self.core().get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => linearizer,
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {

@@ -1,5 +1,7 @@
 //! Three nodes over in-memory calls with a delay: election, forwarding, reads, loss of the leader, restart.
 
+mod replace;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

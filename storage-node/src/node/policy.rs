@@ -36,6 +36,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long the owner may take to keep to a new class before the change is reported without that.
 const IN_FORCE_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How often what is asked for is worked out anew, when somebody else has changed the same policy meanwhile.
+pub(super) const ATTEMPTS_MAX: usize = 5;
+
 /// The shortest target: a replica is some deltas behind even when all is well.
 const RPO_TARGET_MS_MIN: u64 = 500;
 
@@ -158,7 +161,21 @@ impl NodeAdmin {
         Ok(policy(&state, volume_named(&state, name)?))
     }
 
+    /// What is not asked for stays as it is: also what somebody else asks for at this moment.
     pub(super) async fn set_policy_of(&self, name: &str, wanted: ChangePolicy) -> Result<VolumePolicy, Error> {
+        for _ in 1..ATTEMPTS_MAX {
+            match self.change_policy_of(name, &wanted).await {
+                Err(error) if error.kind() == ErrorKind::Busy => {
+                    tracing::debug!(%error, "the policy is looked at again")
+                }
+                outcome => return outcome,
+            }
+        }
+        self.change_policy_of(name, &wanted).await
+    }
+
+    /// The same, if nobody else changes the policy between the look at it and the change: `Busy` then.
+    async fn change_policy_of(&self, name: &str, wanted: &ChangePolicy) -> Result<VolumePolicy, Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let volume = volume_named(&state, name)?;
         let id = volume.id;
@@ -177,29 +194,44 @@ impl NodeAdmin {
         if (rpo, &propagation) != (volume.rpo, &volume.propagation) {
             require_within(rpo, &propagation, volume.replicas.iter().copied())?;
         }
-        let mut commands = Vec::new();
         if let Some(after_ms) = wanted.takeover_after_ms {
-            commands.push(Command::SetTakeover { volume: id, after_ms });
-        }
-        if durability != volume.durability {
-            commands.push(Command::SetDurability { volume: id, durability });
-        }
-        if rpo != volume.rpo {
-            commands.push(Command::SetRpo { volume: id, rpo });
-        }
-        if propagation != volume.propagation {
-            commands.push(Command::SetPropagation { volume: id, propagation });
-        }
-        for command in commands {
+            let command = Command::SetTakeover { volume: id, after_ms };
             match self.meta.carry_out(command, METADATA_DEADLINE).await? {
-                Response::TakeoverSet | Response::PolicySet => {}
+                Response::TakeoverSet => {}
+                other => return Err(out_of_turn(&other)),
+            }
+        }
+        let set_durability = |durability| Command::SetDurability { volume: id, durability };
+        let set_rpo = |rpo| Command::SetRpo { volume: id, rpo };
+        let set_propagation = |propagation| Command::SetPropagation { volume: id, propagation };
+        let changes = [
+            (set_durability(durability), set_durability(volume.durability)),
+            (set_rpo(rpo), set_rpo(volume.rpo)),
+            (set_propagation(propagation), set_propagation(volume.propagation.clone())),
+        ];
+        for (command, read) in changes.into_iter().filter(|(command, read)| command != read) {
+            match self.meta.replace(command, read, METADATA_DEADLINE).await? {
+                Response::PolicySet => {}
                 other => return Err(out_of_turn(&other)),
             }
         }
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
-        let policy = policy(&state, volume_named(&state, name)?);
+        let now = volume_named(&state, name)?;
+        let policy = policy(&state, now);
         if durability != volume.durability {
             self.until_in_force(id, &policy).await?;
+        }
+        // Replicas may have been given up between the first look and the change.
+        let has_less = now.owner != volume.owner || !now.replicas.is_superset(&volume.replicas);
+        if durability.class != volume.durability.class && !wanted.accept_unmet && has_less {
+            require_possible(&state, name, durability.class, now.owner, now.replicas.iter().copied()).map_err(
+                |error| {
+                    Error::new(
+                        error.kind(),
+                        format!("the class was set, but its replicas have changed meanwhile: {error}"),
+                    )
+                },
+            )?;
         }
         Ok(policy)
     }

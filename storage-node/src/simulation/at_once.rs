@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use client_lib::wire::admin::ChangeReplicas;
+use client_lib::policy::{Class, Durability, Unmet};
+use client_lib::wire::admin::{ChangeLabels, ChangePolicy, ChangeReplicas};
 use client_lib::{Error, NodeId};
 
-use super::world::{NAMES, World};
+use super::world::{NAMES, World, text};
 use crate::serve::admin::Admin;
 
 /// One way between any two of the machines, but for the slow one.
@@ -48,4 +49,40 @@ fn of_two_removals_that_leave_nothing_together_the_second_is_refused() {
     let refused = far_told.expect_err("nothing would be left");
     assert!(refused.contains("no replica") && refused.contains("--accept-fewer"), "{refused}");
     assert_eq!(world.newest(volume).expect("exists").replicas, [far].into());
+}
+
+/// Two administrators changed one part of a volume's policy each. Both wrote the whole of it back, so that one of the changes was gone, and nobody was told:
+/// a class was local again after it was said to be in force. The same of the labels of a node.
+#[test]
+fn two_who_change_one_part_each_of_a_policy_at_once_both_have_their_way() {
+    let mut world = World::found_at(1, 3, false, None);
+    let volume = world.create_unused("v", NodeId(1), 64);
+    let policies = [
+        ChangePolicy { durability: Some("geo:1".into()), ..ChangePolicy::default() },
+        ChangePolicy { unmet: Some("degrade".into()), degrade_after_ms: Some(5000), ..ChangePolicy::default() },
+    ];
+    let set = [NodeId(2), NodeId(3)].into_iter().zip(policies).map(|(node, policy)| {
+        world.ask(node, |running| {
+            let admin = running.parts.admin.clone();
+            let label = format!("asked-of-{}", node.0);
+            async move {
+                admin.set_policy("v", policy).await?;
+                let labels = ChangeLabels { add: vec![label], ..ChangeLabels::default() };
+                admin.label_node(NAMES[0], labels).await.map(drop)
+            }
+        })
+    });
+    let set: Vec<_> = set.collect();
+    assert!(world.run_until(PATIENCE, |_| set.iter().all(|set| set.get().is_some())));
+    assert!(set.iter().all(|set| set.get().is_some_and(Result::is_ok)), "{set:?}");
+    let durability = world.newest(volume).expect("exists").durability;
+    assert_eq!(durability, Durability { class: Class::Geo(1), unmet: Unmet::Degrade { after_ms: 5000 } });
+    let labels =
+        world.answer(NodeId(1), PATIENCE, |running| {
+            let meta = running.parts.meta.clone();
+            async move {
+                meta.linearizable(PATIENCE).await.map(|state| state.places().labels(NodeId(1)).count()).map_err(text)
+            }
+        });
+    assert_eq!(labels, Some(Ok(2)));
 }

@@ -12,9 +12,24 @@ use super::names::{group_named, node_named, volume_named};
 use super::{NodeAdmin, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::node::placement::{plan, sites, waits_for};
+use crate::node::policy::ATTEMPTS_MAX;
 
 impl NodeAdmin {
+    /// Labels that are not named stay: also those that somebody else gives or takes at this moment.
     pub(super) async fn change_labels(&self, name: &str, request: ChangeLabels) -> Result<NodeLabels, Error> {
+        for _ in 1..ATTEMPTS_MAX {
+            match self.change_labels_read(name, &request).await {
+                Err(error) if error.kind() == ErrorKind::Busy => {
+                    tracing::debug!(%error, "the labels are looked at again")
+                }
+                outcome => return outcome,
+            }
+        }
+        self.change_labels_read(name, &request).await
+    }
+
+    /// The same, if nobody else changes them between the look at them and the change: `Busy` then.
+    async fn change_labels_read(&self, name: &str, request: &ChangeLabels) -> Result<NodeLabels, Error> {
         let state = self.meta.linearizable(METADATA_DEADLINE).await?;
         let node = node_named(&state, name)?;
         let parsed =
@@ -24,7 +39,11 @@ impl NodeAdmin {
         let labels: BTreeSet<Label> = before.union(&add).filter(|label| !remove.contains(label)).cloned().collect();
         if labels != before {
             self.require_places_known(&state).await?;
-            self.propose_of_places(Command::LabelNode { node, labels: labels.clone() }).await?;
+            let set = |labels| Command::LabelNode { node, labels };
+            match self.meta.replace(set(labels.clone()), set(before), METADATA_DEADLINE).await? {
+                Response::PolicySet => {}
+                other => return Err(out_of_turn(&other)),
+            }
         }
         Ok(NodeLabels { node: name.to_owned(), labels: labels.iter().map(ToString::to_string).collect() })
     }
