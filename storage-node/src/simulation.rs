@@ -22,6 +22,7 @@ mod hung;
 mod lagging;
 mod late;
 mod machine;
+mod made_again;
 mod network;
 mod newcomers;
 mod partial;

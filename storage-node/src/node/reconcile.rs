@@ -165,6 +165,11 @@ impl Reconciler {
             return before;
         }
         let concerned = if acts_as_before { before.concerned(state) } else { state.volumes().collect() };
+        let is_listed = before.is_clean && state.has_volumes_of(&before.state);
+        if !is_listed {
+            // First: nobody is to find one here that was deleted beside the one that has its name now.
+            self.close_unlisted(state);
+        }
         let mut open = BTreeSet::new();
         for volume in concerned {
             #[cfg(test)]
@@ -187,23 +192,22 @@ impl Reconciler {
                 open.insert(volume.id);
             }
         }
-        let is_clean = (before.is_clean && state.has_volumes_of(&before.state)) || self.drop_unlisted(state).await;
+        let is_clean = is_listed || self.delete_unlisted(state).await;
         CarriedOut { state: state.clone(), acts_under, open, is_clean }
     }
 
-    /// Ends the volumes that are not listed any more, and deletes what is stored of them. Returns whether nothing is left.
-    async fn drop_unlisted(&self, state: &MetaState) -> bool {
-        let wanted: BTreeSet<VolumeId> = state.volumes().map(|volume| volume.id).collect();
-        for gone in self.volumes.all().into_iter().filter(|volume| !wanted.contains(&volume.id)) {
+    /// Ends the volumes that are not listed any more.
+    fn close_unlisted(&self, state: &MetaState) {
+        for gone in self.volumes.all().into_iter().filter(|volume| state.volume(volume.id).is_none()) {
             self.volumes.remove(gone.id);
             self.volumes.set_trouble(gone.id, None);
             self.stop_propagation(gone.id);
         }
-        self.delete_all_but(&wanted).await
     }
 
-    /// Deletes what is stored and not `wanted`, also what was deleted while this node was down. Returns whether nothing is left of it.
-    async fn delete_all_but(&self, wanted: &BTreeSet<VolumeId>) -> bool {
+    /// Deletes what is stored and not listed, also what was deleted while this node was down. Returns whether nothing is left of it.
+    async fn delete_unlisted(&self, state: &MetaState) -> bool {
+        let wanted: BTreeSet<VolumeId> = state.volumes().map(|volume| volume.id).collect();
         let mut is_gone = true;
         for shard in self.shards.all() {
             let stored = match shard.list().await {

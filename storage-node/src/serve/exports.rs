@@ -24,6 +24,10 @@ use super::volumes::Volumes;
 /// of the NBD handshake.
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a client waits until it is known which volume has a name now. If nobody says so, the one that is here is taken: by then the lease is out, in a
+/// cluster of short round trips, by which this node might still act for one that was deleted. Shorter than the patience of the NBD handshake, too.
+const NAME_PATIENCE: Duration = Duration::from_secs(9);
+
 /// The volumes as exports.
 pub struct Exports {
     volumes: Arc<Volumes>,
@@ -101,12 +105,19 @@ impl Exports {
         Ok((volume.clone(), Arc::new(ReadOnly(KeptSnapshot::new(volume, &snapshot)))))
     }
 
-    /// The volume called `name`, also one that was made this moment at another node.
+    /// The volume called `name`, also one that was made this moment at another node, in the place of one that is still here.
     async fn named(&self, name: &str) -> Result<Arc<ServedVolume>, Error> {
-        if let Some(volume) = self.volumes.named(name) {
-            return Ok(volume);
-        }
-        let state = self.metadata.get().await?;
+        let here = self.volumes.named(name);
+        let state = match (here, self.metadata.get()) {
+            (None, newest) => newest.await?,
+            (Some(here), newest) => match tokio::time::timeout(NAME_PATIENCE, newest).await {
+                Ok(Ok(state)) => match state.volume(here.id) {
+                    Some(volume) if volume.name == here.name => return Ok(here),
+                    _ => state,
+                },
+                Ok(Err(_)) | Err(_) => return Ok(here),
+            },
+        };
         let Some(volume) = state.volumes().find(|volume| volume.name.as_str() == name) else {
             return Err(Error::new(
                 ErrorKind::NotFound,

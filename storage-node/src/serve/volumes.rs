@@ -46,10 +46,10 @@ impl Volumes {
         arrived.ok()?.ok()?.get(&id).cloned()
     }
 
-    /// The volume called `name`.
+    /// The volume called `name`. One of that name that was deleted may still be here, beside the one that was made after it.
     #[must_use]
     pub fn named(&self, name: &str) -> Option<Arc<ServedVolume>> {
-        self.by_id.borrow().values().find(|volume| volume.name.as_str() == name).cloned()
+        self.by_id.borrow().values().rev().find(|volume| volume.name.as_str() == name).cloned()
     }
 
     /// The volume `id`, for somebody elsewhere who knows of it.
