@@ -1,6 +1,6 @@
 //! What administrators ask of this node: answered from metadata, from the shard, or by the volume's owner.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -100,6 +100,8 @@ pub struct NodeAdmin {
     /// What owners told of their volumes.
     glances: Arc<Glances>,
     last_miss: LastMiss,
+    /// For what goes on when whoever asked has gone.
+    itself: Weak<NodeAdmin>,
     /// Counts what became of handovers and takeovers.
     pub(super) changes: Arc<Changes>,
     /// Set once NBD listens, which is after everything that it serves.
@@ -138,6 +140,7 @@ impl NodeAdmin {
             changes,
             glances,
             last_miss: LastMiss::default(),
+            itself: Weak::new(),
             nbd,
             audit,
         }
@@ -153,6 +156,12 @@ impl NodeAdmin {
     #[must_use]
     pub(super) fn standing(self, standing: Standing) -> NodeAdmin {
         NodeAdmin { standing, ..self }
+    }
+
+    /// The same, shared.
+    #[must_use]
+    pub(super) fn shared(self) -> Arc<NodeAdmin> {
+        Arc::new_cyclic(|itself| NodeAdmin { itself: itself.clone(), ..self })
     }
 
     /// What is counted of handovers and takeovers.

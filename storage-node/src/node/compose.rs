@@ -166,8 +166,7 @@ impl Parts {
         let admin = NodeAdmin::new(this, clock, meta.clone(), volumes.clone(), reconciler.clone(), peers.clone(), log);
         let is_of_up = place.bootstrap.as_ref().is_some_and(|founders| founders.len() > 1);
         let holds_authority = admission.holds_authority() && !is_of_up;
-        let admin = admin.counting(place.wan_bytes).standing(Standing { holds_authority, is_of_up });
-        let admin = Arc::new(admin);
+        let admin = admin.counting(place.wan_bytes).standing(Standing { holds_authority, is_of_up }).shared();
         let observer = Arc::new(Observer::new(Observed {
             this: admin.this.clone(),
             meta: meta.clone(),

@@ -1,9 +1,9 @@
-//! Administrators who ask for things at once, each of whom would be right alone.
+//! Administrators who ask for things at once, each of whom would be right alone; and one who goes before he is answered.
 
 use std::time::Duration;
 
 use client_lib::policy::{Class, Durability, Unmet};
-use client_lib::wire::admin::{ChangeLabels, ChangePolicy, ChangeReplicas};
+use client_lib::wire::admin::{ChangeLabels, ChangePolicy, ChangeReplicas, OverviewQuery};
 use client_lib::{Error, NodeId};
 
 use super::world::{NAMES, World, text};
@@ -85,4 +85,27 @@ fn two_who_change_one_part_each_of_a_policy_at_once_both_have_their_way() {
             }
         });
     assert_eq!(labels, Some(Ok(2)));
+}
+
+/// Whoever asked for the overview had gone before its own node had looked at its volumes. That node and those after it counted as asked for ever, and what
+/// they had told last was shown until the node was restarted.
+#[test]
+fn all_owners_are_asked_again_after_whoever_asked_before_has_gone() {
+    let mut world = World::found_at(1, 3, false, None);
+    world.create_unused("v", NodeId(1), 64);
+    let told = world.answer(NodeId(1), PATIENCE, |running| {
+        let admin = running.parts.admin.clone();
+        async move {
+            let gone = tokio::time::timeout(Duration::ZERO, admin.overview(OverviewQuery::default())).await;
+            assert!(gone.is_err(), "its shard has yet to be asked");
+            loop {
+                let overview = admin.overview(OverviewQuery::default()).await.map_err(text)?;
+                if overview.owners.iter().all(|owner| owner.seconds_old.is_some()) {
+                    return Ok::<_, String>(overview.owners.len());
+                }
+                tokio::time::sleep(ONE_WAY).await;
+            }
+        }
+    });
+    assert_eq!(told, Some(Ok(3)));
 }

@@ -15,6 +15,7 @@ use consensus::{MetaState, Volume};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::elsewhere::elsewhere;
@@ -112,11 +113,11 @@ impl NodeAdmin {
         let order = Order::asked(query.sort.as_deref())?;
         let state = self.meta.state();
         let due: Vec<NodeId> = state.nodes().map(|node| node.id).filter(|node| self.glances.begin(*node)).collect();
-        let mut asked = Vec::new();
+        let (mut own, mut asked) = (None, Vec::new());
+        // Whoever asks may go away. Who counts as asked is asked all the same, this node too, and nothing is waited for before.
         for node in due {
             if node == self.this.id {
-                let told = self.glances_here().await;
-                self.glances.end(node, told.map(|told| (told, self.store_faults())));
+                own = Some(self.look_here());
                 continue;
             }
             let (glances, peers) = (self.glances.clone(), self.peers.clone());
@@ -126,9 +127,24 @@ impl NodeAdmin {
                 glances.end(node, told.unwrap_or_else(late));
             }));
         }
+        if let Some(own) = own {
+            let _ = own.await;
+        }
         // Whoever has not told by then is asked on, and is in the next answer.
         let _ = tokio::time::timeout(PATIENCE, join_all(asked)).await;
         Ok(self.overview_of(&state, &query, order))
+    }
+
+    /// Has this node tell of its own volumes.
+    fn look_here(&self) -> JoinHandle<()> {
+        let (glances, admin, node) = (self.glances.clone(), self.itself.clone(), self.this.id);
+        tokio::spawn(async move {
+            let told = match admin.upgrade() {
+                Some(admin) => admin.glances_here().await.map(|told| (told, admin.store_faults())),
+                None => Err(Error::new(ErrorKind::Closed, "the node stops")),
+            };
+            glances.end(node, told);
+        })
     }
 
     fn overview_of(&self, state: &MetaState, query: &OverviewQuery, order: Order) -> Overview {
