@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use client_lib::Error;
 use client_lib::transport::BoxFuture;
+use client_lib::{Error, ErrorKind};
 use consensus::MetaState;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -23,7 +23,7 @@ pub trait Metadata: Send + Sync + 'static {
     fn here(&self) -> Arc<MetaState>;
 }
 
-/// [`Metadata`] that many may ask for at once: one read is under way at a time, and serves all who asked before it began.
+/// [`Metadata`] that many may ask for at once: one read is under way at a time, and serves all who asked before it began, also where it fails.
 pub struct NewestMetadata {
     source: Arc<dyn Metadata>,
     last: Mutex<Option<Read>>,
@@ -31,7 +31,8 @@ pub struct NewestMetadata {
 
 struct Read {
     began: Instant,
-    state: Arc<MetaState>,
+    /// What it came to; why, if it failed.
+    outcome: Result<Arc<MetaState>, (ErrorKind, String)>,
 }
 
 impl NewestMetadata {
@@ -58,12 +59,14 @@ impl NewestMetadata {
         let asked = Instant::now();
         let mut last = self.last.lock().await;
         if let Some(read) = last.as_ref().filter(|read| read.began > asked) {
-            return Ok(read.state.clone());
+            return read.outcome.clone().map_err(|(kind, why)| Error::new(kind, why));
         }
         let began = Instant::now();
-        let state = self.source.linearizable().await?;
-        *last = Some(Read { began, state: state.clone() });
-        Ok(state)
+        let read = self.source.linearizable().await;
+        // Also where it failed, after a long time: those who wait behind it would each try for as long.
+        let outcome = read.as_ref().map(Arc::clone).map_err(|error| (error.kind(), error.to_string()));
+        *last = Some(Read { began, outcome });
+        read
     }
 }
 
@@ -77,6 +80,7 @@ mod tests {
     #[derive(Default)]
     struct Slow {
         reads: AtomicU64,
+        has_no_leader: bool,
     }
 
     impl Metadata for Slow {
@@ -84,7 +88,8 @@ mod tests {
             Box::pin(async {
                 self.reads.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                Ok(Arc::default())
+                let no_leader = || Error::new(ErrorKind::Unavailable, "the metadata has no leader");
+                if self.has_no_leader { Err(no_leader()) } else { Ok(Arc::default()) }
             })
         }
 
@@ -102,5 +107,22 @@ mod tests {
         assert_eq!(source.reads.load(Ordering::Relaxed), 2, "one for the first, one for the ninety-nine behind it");
         newest.get().await.expect("reads");
         assert_eq!(source.reads.load(Ordering::Relaxed), 3, "what was read before is old");
+    }
+
+    /// Without a leader a read takes twenty seconds to fail, and each of those who waited began one of his own: of fifty clients the last one heard after a
+    /// quarter of an hour that nothing could be read.
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_fails_serves_those_who_asked_before_it_began_too() {
+        let source = Arc::new(Slow { has_no_leader: true, ..Slow::default() });
+        let newest = NewestMetadata::new(source.clone());
+        let all = futures_util::future::join_all((0..100).map(|_| newest.get())).await;
+        let is_told = |read: &Result<Arc<MetaState>, Error>| {
+            read.as_ref()
+                .is_err_and(|error| error.kind() == ErrorKind::Unavailable && error.message().contains("leader"))
+        };
+        assert!(all.iter().all(is_told));
+        assert_eq!(source.reads.load(Ordering::Relaxed), 2, "one for the first, one for the ninety-nine behind it");
+        assert!(is_told(&newest.get().await));
+        assert_eq!(source.reads.load(Ordering::Relaxed), 3, "there may be a leader by now");
     }
 }
