@@ -207,6 +207,8 @@ function factsOf(status) {
   ];
   if (status.elsewhere) {
     facts.push({ name: "To fetch", text: toFetch(status.elsewhere), kind: "warn" });
+  } else if (status.stale_bytes > 0) {
+    facts.push({ name: "To fetch", text: `${bytes(status.stale_bytes)}; until then ${status.source_needed ?? "who has it"} is needed`, kind: "warn" });
   } else {
     facts.push({ name: "To fetch", text: "nothing: its owner has everything", kind: "good" });
   }
@@ -222,6 +224,7 @@ function factsOf(status) {
 
 function toFetch({ bytes: rest, all_at: all, some_at: some }) {
   if (all.length > 0) return `${bytes(rest)}; until then ${all.join(" or ")} is needed`;
+  if (some.length === 0) return `${bytes(rest)}; no node that is left is known to have any of it`;
   return `${bytes(rest)}; until then ${some.join(" and ")} ${some.length === 1 ? "is" : "are"} needed`;
 }
 

@@ -30,6 +30,8 @@ async fn who_uses_a_volume_elsewhere_sees_the_restart_of_its_owner_as_a_pause() 
     let refusing = cluster.nodes[&2].refusing.clone();
     for (round, kind) in [ErrorKind::Closed, ErrorKind::Unavailable].into_iter().enumerate() {
         let fill = 10 + round as u8;
+        // So that a flush has something to ask for.
+        write(&at_a, 3, fill).await;
         refusing.set(Some(kind));
         let before = refusing.refused();
         let reading = tokio::spawn({

@@ -467,7 +467,8 @@ fn a_volume_that_cannot_be_given_away_says_why_and_goes_when_it_can() {
         );
         for command in [["volume", "status", failing].as_slice(), &["why", failing]] {
             let said = nodes.run("c", command).expect("tells");
-            assert!(said.contains(&format!("it could not be given to a replica: {why}")), "{said}");
+            // It is tried again meanwhile, and b may be silent in another way by then.
+            assert!(said.contains("it could not be given to a replica: node b does not say what it has: "), "{said}");
         }
         nodes.start_node("b").expect("starts");
         until("it goes to b", PATIENCE, || owner_of(&nodes, failing) == "b");

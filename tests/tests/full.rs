@@ -257,7 +257,7 @@ fn damage_in_a_full_store_is_read_through_and_repaired_and_writes_go_on_with_spa
         damage_of(&nodes, "disk").0 == 0
     });
     drop(filler);
-    nodes.run("b", &["volume", "delete", "filler"]).expect("a volume can be deleted");
+    nodes.run("b", &["volume", "delete", "filler", "--yes"]).expect("a volume can be deleted");
     (0..full / 2).for_each(|number| write_when_there_is_room(&mut disk, chunks + 1 + number, 1));
     (0..=chunks + full / 2).for_each(|number| verify(&mut disk, number, 1));
     let status = json(&nodes, &["volume", "status", "disk"]);

@@ -233,17 +233,12 @@ struct Calls {
 }
 
 impl Calls {
-    /// Nobody waits for this one any more. Where the task has taken it, all of it is sent: half a request would be the end of the connection.
-    fn give_up(&mut self, number: u64) {
+    /// Nobody waits for this one any more. Where the task has taken it, all of it is sent: half a request would be the end of the connection. Whether it
+    /// has not, and never will.
+    fn give_up(&mut self, number: u64) -> bool {
         self.waiting.remove(&number);
-        if let Some(at) = self.queued(number) {
-            self.queue.remove(at);
-        }
-    }
-
-    /// Where it waits, if it does.
-    fn queued(&self, number: u64) -> Option<usize> {
-        self.queue.binary_search_by_key(&number, |(queued, _)| *queued).ok()
+        let queued = self.queue.binary_search_by_key(&number, |(queued, _)| *queued);
+        queued.is_ok_and(|at| self.queue.remove(at).is_some())
     }
 }
 
@@ -403,7 +398,7 @@ impl UnixTransport {
         match tokio::time::timeout_at(end, receiver).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(unknown("the connection ended")),
-            Err(_) if connection.calls().queued(number).is_some() => {
+            Err(_) if connection.calls().give_up(number) => {
                 Err(unreachable("the deadline passed before it could be sent".to_owned()))
             }
             Err(_) => Err(unknown("the deadline passed")),

@@ -71,7 +71,7 @@ mod tests {
             ..AuditEntry::default()
         };
         let told = row(&entry)[1..].join("|");
-        assert_eq!(told, "|\u{fffd}2J|failed: \u{fffd}no JSON|POST /v1/volumes {\u{fffd}[1A");
+        assert_eq!(told, "|\u{fffd}2J|POST /v1/volumes {\u{fffd}[1A|failed: \u{fffd}no JSON");
     }
 
     #[test]

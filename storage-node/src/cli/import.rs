@@ -266,7 +266,7 @@ mod tests {
         let mut state = state(8 * MIB);
         let copied = copy(&import(&[]), source.end(), &volume.uri, &file, &mut state).await;
         let said = whole(copied.expect_err("its end cannot be read").as_ref());
-        assert!(said.contains("how far it is cannot be noted in") && said.contains("cannot be read"), "{said}");
+        assert!(said.contains("how far it is cannot be noted in") && said.contains("the share is gone"), "{said}");
         assert_eq!(state.progress.position_bytes, 6 * MIB, "so that the volume stays");
     }
 

@@ -204,7 +204,7 @@ mod tests {
         }
         for (wrong, what, expected) in [
             ("command = secret\n", "settings", "line 5 of them is wrong"),
-            ("[keys]\ncomand = \"secret\"\n", "settings", "line 6 of them is wrong"),
+            ("[keys]\ncomand = \"secret\"\n", "settings", "line 5 of them is wrong"),
             ("[trace]\nendpoint = \"https://user:secret@collector\"\n", "doctor", "is no address of a collector"),
         ] {
             write(&format!("{LEAST}{wrong}"));

@@ -334,7 +334,10 @@ mod tests {
         assert!(of_status(&of_full_store)[0].contains("of node a is full: writes to it fail with ENOSPC; make room"));
         let all = of_status(&status(vec![left, away, slow]));
         assert!(all[0].contains("helio volume rejoin disk --node b --discard-tail"), "{all:?}");
-        assert!(all[1].contains("node c cannot be reached") && all[2].contains("node d is 70 s behind"), "{all:?}");
+        assert!(
+            all[1].contains("node c has not been heard of yet") && all[2].contains("node d is 70 s behind"),
+            "{all:?}"
+        );
     }
 
     #[test]

@@ -99,7 +99,6 @@ fn api(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, proof: Proof) -> Router {
         .route("/v1/audit", get(audit_list))
         .route("/v1/openapi.json", get(openapi::serve))
         .merge(dashboard::routes())
-        .fallback(|| async { StatusCode::NOT_FOUND })
         .layer(from_fn(tell_malformed))
         .layer(from_fn_with_state(audit, note_acts))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

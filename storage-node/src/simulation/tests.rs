@@ -392,7 +392,7 @@ fn flushes_that_do_not_wait_for_their_class_are_noticed() {
 
 #[test]
 fn takeovers_that_do_not_hear_of_those_who_may_hold_more_are_noticed() {
-    is_noticed_in(Rule::AllAreHeard, Kind::Losses, 1);
+    is_noticed_in(Rule::AllAreHeard, Kind::Losses, 147);
 }
 
 #[test]

@@ -217,6 +217,7 @@ impl Elsewhere {
         match (self.all_at.as_slice(), self.some_at.as_slice()) {
             ([_], _) => format!("{}: keep it running", nodes(&self.all_at)),
             ([], [_]) => format!("{}: keep it running", nodes(&self.some_at)),
+            ([], []) => "nowhere: no node that is left is known to have any of it".to_owned(),
             ([], _) => format!("{}, of which each may have some: keep all of them running", nodes(&self.some_at)),
             _ => format!("{}, of which each has all of it: keep one of them running", nodes(&self.all_at)),
         }
@@ -341,6 +342,7 @@ mod tests {
         assert_eq!(several.told(), "nodes a, d, of which each has all of it: keep one of them running");
         let unknown = at(&[], &["a", "b"]);
         assert!(needs(&unknown, &["a"]) && needs(&unknown, &["b"]) && !needs(&unknown, &["c"]));
+        assert!(at(&[], &[]).told().starts_with("nowhere") && !needs(&at(&[], &[]), &["a"]));
         assert_eq!(unknown.told(), "nodes a, b, of which each may have some: keep all of them running");
     }
 }

@@ -6,20 +6,10 @@
 use std::collections::BTreeMap;
 
 use client_lib::wire::admin::Elsewhere;
-use client_lib::{BLOCK_SIZE, Error, Lsn, NodeId};
+use client_lib::{BLOCK_SIZE, Lsn, NodeId};
 use consensus::state::{MetaState, Volume};
 
 use crate::propagation::progress::Progress;
-use crate::serve::volume::{ServedVolume, store_failure};
-
-/// How many blocks of its snapshots the owner has yet to fetch.
-pub(super) async fn lacked_by_snapshots(meta: &Volume, volume: &ServedVolume) -> Result<u64, Error> {
-    if meta.snapshots.is_empty() {
-        return Ok(0);
-    }
-    let snapshots = volume.shard.snapshots(volume.id).await.map_err(store_failure)?;
-    Ok(snapshots.iter().map(|snapshot| snapshot.stale_blocks).sum())
-}
 
 /// Who has the `lacking` blocks of the volume that the owner lacks; none if it lacks none.
 pub(super) fn elsewhere(
@@ -32,7 +22,9 @@ pub(super) fn elsewhere(
         return None;
     }
     let others = volume.source.into_iter().filter(|source| !volume.replicas.contains(source));
-    let nodes = volume.replicas.iter().copied().chain(others);
+    // One that has told that it has nothing has none of them.
+    let may_have = |node: &NodeId| progress.get(node).is_none_or(|it| !it.reachable || it.position.known > Lsn::ZERO);
+    let nodes = volume.replicas.iter().copied().chain(others).filter(may_have);
     let (all, some): (Vec<NodeId>, Vec<NodeId>) =
         nodes.partition(|node| progress.get(node).is_some_and(|progress| has_all(progress, volume.final_lsn)));
     let named = |nodes: Vec<NodeId>| nodes.into_iter().map(|node| state.name_of(node)).collect();

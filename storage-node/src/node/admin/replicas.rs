@@ -215,8 +215,9 @@ impl NodeAdmin {
             let (_busy, _left_out) = (busy, left_out);
             if floor != Floor::Nothing && !asked.remove.is_empty() {
                 let state = meta.linearizable(METADATA_DEADLINE).await?;
-                let metas = changed.iter().filter_map(|volume| state.volume(volume.id));
-                metas.map(|volume| floor.require(&state, volume, &asked)).collect::<Result<(), Error>>()?;
+                for volume in changed.iter().filter_map(|volume| state.volume(volume.id)) {
+                    floor.require(&state, volume, &asked)?;
+                }
             }
             let members = changed.iter().map(|volume| (volume.id, volume.gate.view().epoch)).collect();
             let change = ReplicaChange { members, add: asked.add.clone(), remove: asked.remove.clone() };

@@ -15,7 +15,7 @@ use consensus::state::{MetaState, Origin};
 use consensus::{Command, Response};
 
 use super::durability::{asked_for, require_possible};
-use super::elsewhere::{elsewhere, lacked_by_snapshots};
+use super::elsewhere::elsewhere;
 use super::links::{fetch_told, freight_told};
 use super::names::{node_named, volume_named};
 use super::placement::require_few;
@@ -151,8 +151,8 @@ impl NodeAdmin {
             marks.note_head(report.head);
         }
         let mut progress = marks.as_ref().map(|marks| reach::known(marks, self.peers.links())).unwrap_or_default();
-        let lacking = report.stale_blocks + lacked_by_snapshots(meta, &volume).await?;
-        let elsewhere = elsewhere(&state, meta, lacking, &progress);
+        // Those that only a snapshot lacks are among them.
+        let elsewhere = elsewhere(&state, meta, report.stale_blocks, &progress);
         let now_ms = SystemClock::new().unix_ms();
         let mut replicas = Vec::with_capacity(meta.replicas.len());
         for replica in &meta.replicas {

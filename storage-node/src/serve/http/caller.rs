@@ -19,6 +19,7 @@ use client_lib::rights::Role;
 use client_lib::wire::admin::Failure;
 use client_lib::{ClientName, ErrorKind, files};
 
+use super::malformed::absent;
 use super::permissions::needed;
 use crate::serve::admin::Admin;
 
@@ -126,9 +127,11 @@ pub(super) struct Gate {
 /// Lets a request through that whoever asks may ask.
 pub(super) async fn authorise(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
     let Some(path) = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()) else {
-        return StatusCode::NOT_FOUND.into_response();
+        return absent(StatusCode::NOT_FOUND, &request);
     };
-    let Some(needs) = needed(request.method(), &path) else { return StatusCode::METHOD_NOT_ALLOWED.into_response() };
+    let Some(needs) = needed(request.method(), &path) else {
+        return absent(StatusCode::METHOD_NOT_ALLOWED, &request);
+    };
     let (who, role) = match gate.asks(&request) {
         Ok(asks) => asks,
         Err(message) => return unknown(message),
