@@ -267,10 +267,20 @@ impl Push {
     }
 
     async fn send(&self, runs: Vec<BlockRun>, offers: Vec<Alike>) -> Result<(), Error> {
-        // Before it is read: what waits takes no memory.
-        let (taken, _share) = self.way.turn(runs.iter().map(|run| u64::from(run.count)).sum()).await;
-        let blocks = read_sealed(&self.way.volume, &self.delta, &runs).await?;
-        self.way.send(blocks, taken, &offers).await
+        let volume = &self.way.volume;
+        let mut is_noted = false;
+        loop {
+            // Before it is read: what waits takes no memory.
+            let (taken, share) = self.way.turn(runs.iter().map(|run| u64::from(run.count)).sum()).await;
+            let lacks = match volume.shard.read_sealed(volume.id, self.delta.pin, runs.clone()).await {
+                Ok(blocks) => return self.way.send(blocks, taken, &offers).await,
+                Err(error) => error,
+            };
+            // A holder that is silent is waited for without a share: with a few such volumes nothing else would get to this replica.
+            drop(share);
+            volume.peers.links().give_back(self.way.replica, taken);
+            bring(volume, &self.delta, lacks, &mut is_noted).await?;
+        }
     }
 }
 
@@ -286,16 +296,28 @@ pub(super) async fn read_sealed(
     delta: &SealedDelta,
     runs: &[BlockRun],
 ) -> Result<Vec<VersionedBlock>, Error> {
-    let moment = delta.snapshot.map_or(Moment::Now, Moment::Snapshot);
-    let mut is_found = false;
+    let mut is_noted = false;
     loop {
         match volume.shard.read_sealed(volume.id, delta.pin, runs.to_vec()).await {
             Ok(blocks) => return Ok(blocks),
-            Err(StoreError::Stale { runs }) => volume.puller.pull(moment, &runs, Class::Bulk, &[]).await?,
-            Err(StoreError::Damaged { runs, .. }) => volume.puller.repair(moment, &runs, Class::Bulk, &[]).await?,
-            // Noted by now, unless it was overwritten since it was sealed: then the next delta has it.
-            Err(StoreError::Corrupt { .. }) if !std::mem::replace(&mut is_found, true) => {}
-            Err(error) => return Err(store_failure(error)),
+            Err(lacks) => bring(volume, delta, lacks, &mut is_noted).await?,
         }
+    }
+}
+
+/// Fetches what was not read of a sealed delta since it is stale or damaged here. What is damaged is noted by who reads it, once.
+async fn bring(
+    volume: &ServedVolume,
+    delta: &SealedDelta,
+    lacks: StoreError,
+    is_noted: &mut bool,
+) -> Result<(), Error> {
+    let moment = delta.snapshot.map_or(Moment::Now, Moment::Snapshot);
+    match lacks {
+        StoreError::Stale { runs } => volume.puller.pull(moment, &runs, Class::Bulk, &[]).await,
+        StoreError::Damaged { runs, .. } => volume.puller.repair(moment, &runs, Class::Bulk, &[]).await,
+        // Noted by now, unless it was overwritten since it was sealed: then the next delta has it.
+        StoreError::Corrupt { .. } if !std::mem::replace(is_noted, true) => Ok(()),
+        error => Err(store_failure(error)),
     }
 }
