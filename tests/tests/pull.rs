@@ -154,6 +154,4 @@ fn the_node_that_has_what_the_owner_lacks_is_the_one_that_is_needed() {
     assert!(refused.contains("from node a: keep it running"), "{refused}");
     let told = up.run(&["node", "drain", "b"]).expect("nobody needs that");
     assert!(told.contains("b: owns nothing, and nobody needs it"), "{told}");
-    let removal = up.json(&["node", "remove", "a", "--lost", "--dry-run", "--json"]).expect("is looked at");
-    assert_eq!(removal["incomplete"], serde_json::json!(["disk"]), "{removal}");
 }
