@@ -27,7 +27,14 @@ const HOMES: [(&str, &[&str]); 11] = [
     ("zstd", &["storage-node/src/peer/packing"]),
     ("prometheus_client", &["storage-node/src/metrics/exposition.rs"]),
     ("prost", &["storage-node/src/trace/otlp.rs", "tests/tests/otlp.rs"]),
-    ("hyper", &["storage-node/src/serve/observe/listener.rs", "storage-node/src/serve/http/remote.rs"]),
+    (
+        "hyper",
+        &[
+            "storage-node/src/serve/observe/listener.rs",
+            "storage-node/src/serve/http/listener.rs",
+            "storage-node/src/serve/http/remote.rs",
+        ],
+    ),
     (
         "schemars",
         &[
