@@ -1,5 +1,6 @@
 //! What a node serves: volumes to NBD clients and to other nodes, and its administrators.
 
+mod accepting;
 pub mod admin;
 pub mod audit;
 pub mod client;

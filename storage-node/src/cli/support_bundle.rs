@@ -178,19 +178,18 @@ mod tests {
     /// What a node cannot do without.
     const LEAST: &str = "name = \"a\"\nprovider = \"a\"\ndata = \"data\"\nlisten = \"127.0.0.1:10810\"\n";
 
+    /// As given by somebody who names a data directory alone.
+    fn common(data: &Path) -> Common {
+        Common { data: Some(data.to_owned()), cluster: None, secret_file: None, log: None, log_format: LogFormat::Text }
+    }
+
     /// Only the command was looked for: a collector that wants a user or a token is named with it, and the bundle had that, as it had what stood
     /// in comments, and in the line that the doctor could not read.
     #[test]
     fn what_lets_in_somewhere_is_left_out_of_the_settings() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("a.toml");
-        let common = Common {
-            data: Some(directory.path().to_owned()),
-            cluster: None,
-            secret_file: None,
-            log: None,
-            log_format: LogFormat::Text,
-        };
+        let common = common(directory.path());
         let write = |settings: &str| std::fs::write(&path, settings).expect("is written");
         for settings in [
             "[keys]\ncommand = \"\"\"curl -H 'Token: secret'\nelsewhere\"\"\"\n",
@@ -218,13 +217,7 @@ mod tests {
     #[test]
     fn what_cannot_be_had_is_an_error_in_its_place() {
         let directory = tempfile::tempdir().expect("a directory");
-        let common = Common {
-            data: Some(directory.path().to_owned()),
-            cluster: None,
-            secret_file: None,
-            log: None,
-            log_format: LogFormat::Text,
-        };
+        let common = common(directory.path());
         let arguments = SupportBundle { out: "-".into(), force: false, config: Some("/does/not/exist".into()) };
         let bundle = bundle(&arguments, &common);
         for part in ["doctor", "settings", "cluster"] {

@@ -36,8 +36,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long the owner may take to keep to a new class before the change is reported without that.
 const IN_FORCE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often what is asked for is worked out anew, when somebody else has changed the same policy meanwhile.
-pub(super) const ATTEMPTS_MAX: usize = 5;
+/// How often what is asked for is worked out anew, when somebody else has changed the same thing meanwhile.
+const ATTEMPTS_MAX: usize = 5;
 
 /// The shortest target: a replica is some deltas behind even when all is well.
 const RPO_TARGET_MS_MIN: u64 = 500;
@@ -163,15 +163,7 @@ impl NodeAdmin {
 
     /// What is not asked for stays as it is: also what somebody else asks for at this moment.
     pub(super) async fn set_policy_of(&self, name: &str, wanted: ChangePolicy) -> Result<VolumePolicy, Error> {
-        for _ in 1..ATTEMPTS_MAX {
-            match self.change_policy_of(name, &wanted).await {
-                Err(error) if error.kind() == ErrorKind::Busy => {
-                    tracing::debug!(%error, "the policy is looked at again")
-                }
-                outcome => return outcome,
-            }
-        }
-        self.change_policy_of(name, &wanted).await
+        until_not_overtaken(|| self.change_policy_of(name, &wanted)).await
     }
 
     /// The same, if nobody else changes the policy between the look at it and the change: `Busy` then.
@@ -255,6 +247,19 @@ impl NodeAdmin {
         // One that hears so late is as good as out of reach.
         tokio::time::timeout(IN_FORCE_PATIENCE, is_so).await.unwrap_or(Ok(()))
     }
+}
+
+/// Attempts a change of what is read and written back, again where somebody else was faster: `Busy` then.
+pub(super) async fn until_not_overtaken<T, F: Future<Output = Result<T, Error>>>(
+    attempt: impl Fn() -> F,
+) -> Result<T, Error> {
+    for _ in 1..ATTEMPTS_MAX {
+        match attempt().await {
+            Err(error) if error.kind() == ErrorKind::Busy => tracing::debug!(%error, "it is looked at again"),
+            outcome => return outcome,
+        }
+    }
+    attempt().await
 }
 
 /// The target that is asked for, where `present` is in force. What is not given stays.

@@ -393,9 +393,14 @@ fn answer<T: serde::Serialize>(result: Result<T, Error>) -> Response {
         Ok(body) => Json(body).into_response(),
         Err(error) => {
             let status = status_of(error.kind());
-            (status, Json(Failure { kind: error.kind(), message: error.to_string() })).into_response()
+            refused(status, error.kind(), error.to_string())
         }
     }
+}
+
+/// The answer to what is not done, as programs read it.
+fn refused(status: StatusCode, kind: ErrorKind, message: String) -> Response {
+    (status, Json(Failure { kind, message })).into_response()
 }
 
 /// The status of a failure.

@@ -12,20 +12,12 @@ use super::names::{group_named, node_named, volume_named};
 use super::{NodeAdmin, out_of_turn};
 use crate::node::METADATA_DEADLINE;
 use crate::node::placement::{plan, sites, waits_for};
-use crate::node::policy::ATTEMPTS_MAX;
+use crate::node::policy::until_not_overtaken;
 
 impl NodeAdmin {
     /// Labels that are not named stay: also those that somebody else gives or takes at this moment.
     pub(super) async fn change_labels(&self, name: &str, request: ChangeLabels) -> Result<NodeLabels, Error> {
-        for _ in 1..ATTEMPTS_MAX {
-            match self.change_labels_read(name, &request).await {
-                Err(error) if error.kind() == ErrorKind::Busy => {
-                    tracing::debug!(%error, "the labels are looked at again")
-                }
-                outcome => return outcome,
-            }
-        }
-        self.change_labels_read(name, &request).await
+        until_not_overtaken(|| self.change_labels_read(name, &request)).await
     }
 
     /// The same, if nobody else changes them between the look at them and the change: `Busy` then.

@@ -9,18 +9,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use client_lib::pki::{self, Fingerprint};
 use client_lib::rights::Role;
-use client_lib::wire::admin::Failure;
 use client_lib::{ClientName, ErrorKind, files};
 
 use super::malformed::absent;
 use super::permissions::needed;
+use super::refused;
 use crate::serve::admin::Admin;
 
 /// The secret of a node's admin API, in its data directory: mode 0600, 64 hexadecimal digits.
@@ -146,7 +145,7 @@ pub(super) async fn authorise(State(gate): State<Gate>, mut request: Request, ne
     let message = format!(
         "{who} has role {role}, and this needs {least}: `helio cluster client role {name} {least}`, by an administrator, gives it that"
     );
-    (StatusCode::FORBIDDEN, Json(Failure { kind: ErrorKind::InvalidRequest, message })).into_response()
+    refused(StatusCode::FORBIDDEN, ErrorKind::InvalidRequest, message)
 }
 
 impl Gate {
@@ -171,8 +170,8 @@ impl Gate {
 }
 
 fn unknown(message: String) -> Response {
-    let failure = Json(Failure { kind: ErrorKind::InvalidRequest, message });
-    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], failure).into_response()
+    let refused = refused(StatusCode::UNAUTHORIZED, ErrorKind::InvalidRequest, message);
+    ([(header::WWW_AUTHENTICATE, "Bearer")], refused).into_response()
 }
 
 #[cfg(test)]

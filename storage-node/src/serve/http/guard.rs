@@ -5,13 +5,13 @@
 //! something must be JSON, which a page of another site cannot send unasked. Answers say that they are for nobody else, and the page
 //! that it may load nothing but its own files.
 
-use axum::Json;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use client_lib::ErrorKind;
-use client_lib::wire::admin::Failure;
+
+use super::refused;
 
 /// What the page may do: use its own files and this API, nothing else, and be shown in no other page.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
@@ -30,10 +30,7 @@ pub(super) async fn guard(request: Request, next: Next) -> Response {
     let host = request.uri().host().map(|_| request.uri().authority().map_or("", |authority| authority.as_str()));
     let mut response = match refusal(request.method(), host, request.headers()) {
         None => next.run(request).await,
-        Some((status, message)) => {
-            let failure = Failure { kind: ErrorKind::InvalidRequest, message };
-            (status, Json(failure)).into_response()
-        }
+        Some((status, message)) => refused(status, ErrorKind::InvalidRequest, message),
     };
     let headers = response.headers_mut();
     for (name, value) in HEADERS {

@@ -16,11 +16,12 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use super::caller::Secret;
 use super::local;
+use crate::serve::accepting::accept;
 use crate::serve::admin::Admin;
 use crate::serve::audit::AuditLog;
 use crate::serve::observe::Observe;
@@ -36,9 +37,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes that are kept of a request before it is understood; one with a larger head is refused. A browser's has a few KiB.
 const HEAD_BYTES_MAX: usize = 32 << 10;
-
-/// How long accepting rests after it failed for want of something, such as file descriptors.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A listening admin API; dropped, it ends.
 #[derive(Debug)]
@@ -81,7 +79,14 @@ impl HttpServer {
         let address = listener
             .local_addr()
             .map_err(|error| Error::new(ErrorKind::Internal, "the admin API has no address").caused_by(error))?;
-        Ok(HttpServer { address, task: tokio::spawn(accept(listener, router, connections_max)) })
+        let connections = accept(listener, "the admin API", connections_max, move |stream, _, place| {
+            let router = router.clone();
+            async move {
+                serve(stream, router).await;
+                drop(place);
+            }
+        });
+        Ok(HttpServer { address, task: tokio::spawn(connections) })
     }
 
     /// Where it listens.
@@ -101,30 +106,6 @@ impl HttpServer {
 impl Drop for HttpServer {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-async fn accept(listener: TcpListener, router: Router, connections_max: usize) {
-    let places = Arc::new(Semaphore::new(connections_max));
-    // Ended with this task.
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let accepted = loop {
-            match listener.accept().await {
-                Ok((stream, _)) => break stream,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection for the admin API");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            }
-        };
-        while connections.try_join_next().is_some() {}
-        let router = router.clone();
-        connections.spawn(async move {
-            serve(accepted, router).await;
-            drop(place);
-        });
     }
 }
 
@@ -166,6 +147,7 @@ mod tests {
 
     use axum::routing::get;
     use tokio::io::AsyncReadExt;
+    use tokio::sync::Semaphore;
 
     use super::*;
 

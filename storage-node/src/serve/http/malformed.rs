@@ -1,13 +1,13 @@
 //! Requests that no handler has seen, as every other failure is told: what axum says of them is plain text, or nothing.
 
-use axum::Json;
 use axum::body::to_bytes;
 use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use client_lib::ErrorKind;
-use client_lib::wire::admin::Failure;
+
+use super::refused;
 
 /// What is kept of what axum says.
 const REASON_BYTES_MAX: usize = 4 << 10;
@@ -16,7 +16,7 @@ const REASON_BYTES_MAX: usize = 4 << 10;
 pub(super) fn absent(status: StatusCode, request: &Request) -> Response {
     let asked = format!("{} {}", request.method(), request.uri().path());
     let message = format!("there is no {asked}: GET /v1/openapi.json describes what there is");
-    (status, Json(Failure { kind: ErrorKind::NotFound, message })).into_response()
+    refused(status, ErrorKind::NotFound, message)
 }
 
 /// Puts what axum says of a request that it cannot read into words that programs read.
@@ -33,5 +33,5 @@ pub(super) async fn tell_malformed(request: Request, next: Next) -> Response {
     let message = format!("{asked}: {}", String::from_utf8_lossy(&said));
     // A body that is JSON and not what is asked for is a request that is wrong, as any other.
     let status = if status == StatusCode::UNPROCESSABLE_ENTITY { StatusCode::BAD_REQUEST } else { status };
-    (status, Json(Failure { kind: ErrorKind::InvalidRequest, message })).into_response()
+    refused(status, ErrorKind::InvalidRequest, message)
 }

@@ -11,22 +11,22 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::middleware::{Next, from_fn};
-use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json, Router};
+use axum::response::Response;
+use axum::{Extension, Router};
 use client_lib::pki::{CertificateHolder, ClusterId, Fingerprint, NodeIdentity, certificate_holder, tls};
-use client_lib::wire::admin::Failure;
 use client_lib::{Error, ErrorKind};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::caller::{Proof, Shown};
-use super::{AuditLog, api};
+use super::{AuditLog, api, refused};
+use crate::serve::accepting::accept;
 use crate::serve::admin::Admin;
 
 /// Handshakes at a time, with those that are done and wait for a place; further connections wait to be accepted.
@@ -46,9 +46,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection may take with everything, the answer included. Beyond what a command waits for.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// How long accepting rests after it failed for want of something, such as file descriptors.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A listener that runs; dropped, it ends.
 #[derive(Debug)]
@@ -86,7 +83,11 @@ impl RemoteServer {
             router: api(admin, audit, Proof::Certificate).layer(from_fn(no_pages)),
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         });
-        Ok(RemoteServer { address, task: tokio::spawn(accept(listener, door)) })
+        let connections = accept(listener, "the admin API", HANDSHAKES_MAX, move |stream, from, handshake| {
+            let door = door.clone();
+            async move { door.serve(stream, from, handshake).await }
+        });
+        Ok(RemoteServer { address, task: tokio::spawn(connections) })
     }
 
     /// Where it listens.
@@ -109,27 +110,6 @@ struct Door {
     admin: Arc<dyn Admin>,
     router: Router,
     places: Arc<Semaphore>,
-}
-
-async fn accept(listener: TcpListener, door: Arc<Door>) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    // Ended with this task.
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok(handshake) = handshakes.clone().acquire_owned().await else { return };
-        let accepted = loop {
-            match listener.accept().await {
-                Ok((stream, from)) => break (stream, from),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection for the admin API");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            }
-        };
-        while connections.try_join_next().is_some() {}
-        let (door, (stream, from)) = (door.clone(), accepted);
-        connections.spawn(async move { door.serve(stream, from, handshake).await });
-    }
 }
 
 impl Door {
@@ -186,7 +166,7 @@ async fn answer(stream: TlsStream<TcpStream>, from: SocketAddr, router: Router, 
 async fn full() -> Response {
     let message =
         format!("the node answers {CONNECTIONS_MAX} requests from other machines already: try again in a moment");
-    (StatusCode::SERVICE_UNAVAILABLE, Json(Failure { kind: ErrorKind::Busy, message })).into_response()
+    refused(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Busy, message)
 }
 
 /// Refuses what a page in a browser asks: one that has the certificate would ask with it, whoever's the page is.
@@ -198,6 +178,5 @@ async fn no_pages(request: Request, next: Next) -> Response {
         return next.run(request).await;
     }
     let message = "a page in a browser may not use the admin API from another machine; the dashboard is on loopback (docs/dashboard.md)";
-    (StatusCode::FORBIDDEN, Json(Failure { kind: ErrorKind::InvalidRequest, message: message.to_owned() }))
-        .into_response()
+    refused(StatusCode::FORBIDDEN, ErrorKind::InvalidRequest, message.to_owned())
 }

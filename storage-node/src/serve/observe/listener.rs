@@ -12,10 +12,10 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
 use super::{Observe, routes};
+use crate::serve::accepting::accept;
 
 /// Connections at a time; further ones wait to be accepted.
 const CONNECTIONS_MAX: usize = 32;
@@ -31,9 +31,6 @@ const REQUEST_BYTES_MAX: usize = 8 << 10;
 
 /// Most headers of a request; one with more is refused.
 const HEADERS_MAX: usize = 64;
-
-/// How long accepting rests after it failed for want of something, such as file descriptors.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A listener that runs; dropped, it ends.
 #[derive(Debug)]
@@ -55,7 +52,14 @@ impl ObserveServer {
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         tracing::info!(%address, "metrics and health are served");
-        Ok(ObserveServer { address, task: tokio::spawn(accept(listener, observe)) })
+        let connections = accept(listener, "metrics", CONNECTIONS_MAX, move |stream, _, place| {
+            let observe = observe.clone();
+            async move {
+                serve(stream, observe).await;
+                drop(place);
+            }
+        });
+        Ok(ObserveServer { address, task: tokio::spawn(connections) })
     }
 
     /// Where it listens.
@@ -68,30 +72,6 @@ impl ObserveServer {
 impl Drop for ObserveServer {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-async fn accept(listener: TcpListener, observe: Arc<dyn Observe>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    // Ended with this task.
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let accepted = loop {
-            match listener.accept().await {
-                Ok((stream, _)) => break stream,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection for metrics");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            }
-        };
-        while connections.try_join_next().is_some() {}
-        let observe = observe.clone();
-        connections.spawn(async move {
-            serve(accepted, observe).await;
-            drop(place);
-        });
     }
 }
 
