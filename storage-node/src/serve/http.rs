@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -18,7 +18,7 @@ use client_lib::wire::admin::{
 use client_lib::{Error, ErrorKind};
 use serde::Deserialize;
 
-use self::malformed::tell_malformed;
+use self::malformed::{absent, tell_malformed};
 use self::stale::tell_stale;
 use super::admin::{Admin, AskTrace};
 use super::audit::{AuditLog, note_acts};
@@ -99,6 +99,8 @@ fn api(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, proof: Proof) -> Router {
         .route("/v1/audit", get(audit_list))
         .route("/v1/openapi.json", get(openapi::serve))
         .merge(dashboard::routes())
+        // Named: where routers are merged, one that is not would be left out of what follows.
+        .fallback(nothing)
         .layer(from_fn(tell_malformed))
         .layer(from_fn_with_state(audit, note_acts))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -106,6 +108,10 @@ fn api(admin: Arc<dyn Admin>, audit: Arc<AuditLog>, proof: Proof) -> Router {
         // Before the body is read, and before anything is noted: nobody writes into the list of acts who may not act.
         .layer(from_fn_with_state(gate, authorise))
         .with_state(admin)
+}
+
+async fn nothing(request: Request) -> Response {
+    absent(StatusCode::NOT_FOUND, &request)
 }
 
 async fn volumes(State(admin): Shared) -> Response {
